@@ -1,0 +1,78 @@
+"""Keys and output gradients at chosen linear modules, for the answer tokens of a batch.
+
+T answer tokens, I in-features, O out-features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.encode import Encoded, answer_log_probs, answer_nll
+
+
+@dataclass(frozen=True)
+class Captured:
+    """`keys_TI`: inputs of the module where an answer token is predicted; `grads_TO`: d(sum of -log p) / d(output) there."""
+
+    keys_TI: Tensor
+    grads_TO: Tensor
+
+
+def capture(model: Any, encoded: Encoded, modules: Sequence[str]) -> tuple[dict[str, Captured], Tensor]:
+    """One forward and one backward pass. Returns the captured rows by module, in fp32, and the -log p of each answer token, [T].
+
+    The loss is the *sum* over answer tokens, so that a row does not depend on what else is in the batch. Parameters stay
+    without gradients: a zero that takes one is added to each module's output instead.
+    """
+    rows = encoded.predicts_BS
+    keys: dict[str, Tensor] = {}
+    zeros: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            keys[name] = args[0].detach()[rows].float()
+            zeros[name] = torch.zeros_like(output, requires_grad=True)
+            return output + zeros[name]
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in modules]
+    try:
+        with torch.enable_grad():
+            nll_T = answer_nll(answer_log_probs(model, encoded), encoded)
+            grads = torch.autograd.grad(nll_T.sum(), [zeros[name] for name in modules])
+    finally:
+        for handle in handles:
+            handle.remove()
+    captured = {name: Captured(keys[name], grad[rows].float()) for name, grad in zip(modules, grads, strict=True)}
+    return captured, nll_T.detach()
+
+
+def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
+    """Uncentred second moment `E[k kᵀ]` of each module's input over every token that is not padding, [I, I] fp32."""
+    sums: dict[str, Tensor] = {}
+    num_tokens = 0
+
+    def watch(name: str, mask_BS: Tensor) -> Any:
+        def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
+            keys_TI = args[0][mask_BS].float()
+            sums[name] = sums.get(name, 0) + keys_TI.T @ keys_TI
+
+        return hook
+
+    for encoded in encoded_batches:
+        mask_BS = encoded.attention_mask_BS.bool()
+        handles = [model.get_submodule(n).register_forward_pre_hook(watch(n, mask_BS)) for n in modules]
+        try:
+            with torch.no_grad():
+                model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        num_tokens += int(mask_BS.sum())
+    return {name: total / num_tokens for name, total in sums.items()}

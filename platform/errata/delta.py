@@ -1,0 +1,280 @@
+"""What an editor returns: the change of each edited matrix, kept as factors, summed in fp32, cast once.
+
+O out-features, I in-features, R rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from errata.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """`change_OI = U_OR V_IRᵀ`."""
+
+    U_OR: Tensor
+    V_IR: Tensor
+    kind = "low_rank"
+
+    @property
+    def rank(self) -> int:
+        return self.U_OR.shape[1]
+
+    def dense(self) -> Tensor:
+        return self.U_OR @ self.V_IR.T
+
+    def norm(self) -> float:
+        """Frobenius norm, from the R-by-R Gram matrices alone."""
+        return float(((self.U_OR.T @ self.U_OR).double() * (self.V_IR.T @ self.V_IR).double()).sum().clamp(min=0).sqrt())
+
+    def side_branch(self, x: Tensor) -> Tensor:
+        return (x @ self.V_IR.to(x.dtype)) @ self.U_OR.to(x.dtype).T
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"U": self.U_OR, "V": self.V_IR}
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """`change_OI` is zero but at the flat positions `index_N`, where it is `value_N`."""
+
+    index_N: Tensor
+    value_N: Tensor
+    shape: tuple[int, int]
+    kind = "sparse"
+
+    @property
+    def rank(self) -> int:
+        return min(*self.shape, len(self.index_N))
+
+    def dense(self) -> Tensor:
+        flat = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.float32, device=self.value_N.device)
+        return flat.index_put((self.index_N,), self.value_N.float()).view(self.shape)
+
+    def norm(self) -> float:
+        return float(self.value_N.double().norm())
+
+    def side_branch(self, x: Tensor) -> Tensor:
+        return x @ self.dense().to(x.dtype).T
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"index": self.index_N, "value": self.value_N, "shape": torch.tensor(self.shape)}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """`change_OI` itself."""
+
+    matrix_OI: Tensor
+    kind = "dense"
+
+    @property
+    def rank(self) -> int:
+        return min(self.matrix_OI.shape)
+
+    def dense(self) -> Tensor:
+        return self.matrix_OI.float()
+
+    def norm(self) -> float:
+        return float(self.matrix_OI.double().norm())
+
+    def side_branch(self, x: Tensor) -> Tensor:
+        return x @ self.matrix_OI.to(x.dtype).T
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"matrix": self.matrix_OI}
+
+
+Part = LowRank | Sparse | Dense
+
+
+def _part(tensors: dict[str, Tensor]) -> Part:
+    if "U" in tensors:
+        return LowRank(tensors["U"], tensors["V"])
+    if "index" in tensors:
+        rows, columns = tensors["shape"].tolist()
+        return Sparse(tensors["index"], tensors["value"], (rows, columns))
+    return Dense(tensors["matrix"])
+
+
+@dataclass(frozen=True)
+class WeightDelta:
+    """The change of some matrices of a model, by module name."""
+
+    parts: Mapping[str, Part]
+
+    def __iter__(self) -> Iterator[tuple[str, Part]]:
+        return iter(self.parts.items())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for _, part in self for t in part.tensors().values())
+
+    @property
+    def dense_bytes(self) -> int:
+        """What the same change would weigh as whole fp32 matrices."""
+        return sum(4 * part.dense().numel() for _, part in self)
+
+    def norms(self) -> dict[str, float]:
+        return {name: part.norm() for name, part in self}
+
+    def ranks(self) -> dict[str, int]:
+        return {name: part.rank for name, part in self}
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(t).all()) for _, part in self for t in part.tensors().values() if t.is_floating_point())
+
+    def save(self, path: str | Path) -> None:
+        save_file({f"{name}|{key}": t.contiguous().cpu() for name, part in self for key, t in part.tensors().items()}, str(path))
+
+    @classmethod
+    def load(cls, path: str | Path, device: Any = "cpu") -> WeightDelta:
+        grouped: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in load_file(str(path), device=str(device)).items():
+            name, _, part = key.rpartition("|")
+            grouped.setdefault(name, {})[part] = tensor
+        return cls({name: _part(tensors) for name, tensors in grouped.items()})
+
+    def compact(self, tolerance: float = 1e-6) -> WeightDelta:
+        """The same change with fewer factors: what is cut off has a Frobenius norm of at most `tolerance` of each part.
+
+        QR of both factors, then an SVD of the small core in fp64, which is exact up to the cut. Other kinds stay as they are.
+        """
+        return WeightDelta({n: _compact(p, tolerance) if isinstance(p, LowRank) else p for n, p in self})
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and bytes."""
+        state = hashlib.sha256()
+        for name, part in sorted(self.parts.items()):
+            for key, tensor in sorted(part.tensors().items()):
+                state.update(json.dumps([name, key, list(tensor.shape), str(tensor.dtype)]).encode())
+                state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+
+def _compact(part: LowRank, tolerance: float) -> LowRank:
+    Q_U, R_U = torch.linalg.qr(part.U_OR.double())
+    Q_V, R_V = torch.linalg.qr(part.V_IR.double())
+    left, values_R, right = torch.linalg.svd(R_U @ R_V.T)
+    tail_R = values_R.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is lost when cutting before r
+    rank = max(1, int((tail_R > tolerance * values_R.norm()).sum()))
+    root_R = values_R[:rank].sqrt()
+    return LowRank((Q_U @ left[:, :rank] * root_R).float(), (Q_V @ right[:rank].T * root_R).float())
+
+
+def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:
+    """The sum of low-rank deltas by putting their factors side by side; other kinds are summed densely."""
+    parts: dict[str, list[Part]] = {}
+    for delta in deltas:
+        for name, part in delta:
+            parts.setdefault(name, []).append(part)
+    return WeightDelta({name: _sum(found) for name, found in parts.items()})
+
+
+def _sum(parts: list[Part]) -> Part:
+    low_rank = [part for part in parts if isinstance(part, LowRank)]
+    if len(low_rank) == len(parts):
+        return LowRank(torch.cat([p.U_OR for p in low_rank], 1), torch.cat([p.V_IR for p in low_rank], 1))
+    return Dense(torch.stack([part.dense() for part in parts]).sum(0))
+
+
+@contextmanager
+def applied(model: nn.Module, delta: WeightDelta) -> Iterator[None]:
+    """The model behaves as if edited, by a side branch beside each module; no weight is touched."""
+
+    def beside(part: Part) -> Any:
+        return lambda _module, args, output: output + part.side_branch(args[0])
+
+    handles = [model.get_submodule(name).register_forward_hook(beside(part)) for name, part in delta]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Accumulator:
+    """Base matrices in their own dtype, and beside them the fp32 sum of every delta so far.
+
+    A weight is base + sum, cast once. The sum is rebuilt rather than subtracted from when going back, so a version
+    has the same bits whichever way it was reached.
+    """
+
+    def __init__(self, base: Mapping[str, Tensor]) -> None:
+        self.base_OI = {name: tensor.detach().clone() for name, tensor in base.items()}
+        self.sum_OI: dict[str, Tensor] = {}
+
+    def check(self, delta: WeightDelta) -> None:
+        """Raise `ValueError` with every name or shape in `delta` that does not fit; nothing is changed."""
+        faults = []
+        for name, part in delta:
+            if name not in self.base_OI:
+                faults.append(f"{name} is not an editable matrix")
+                continue
+            rows, columns = (
+                (part.U_OR.shape[0], part.V_IR.shape[0]) if isinstance(part, LowRank) else tuple(part.dense().shape)
+            )
+            if (rows, columns) != tuple(self.base_OI[name].shape):
+                faults.append(f"{name} is {tuple(self.base_OI[name].shape)}, its delta {(rows, columns)}")
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def add(self, delta: WeightDelta) -> None:
+        for name, part in delta:
+            change = part.dense().float().to(self.base_OI[name].device)
+            self.sum_OI[name] = self.sum_OI[name] + change if name in self.sum_OI else change
+
+    def reset(self) -> set[str]:
+        """Back to the base; returns the names whose weight changes by it."""
+        changed = set(self.sum_OI)
+        self.sum_OI = {}
+        return changed
+
+    def weight(self, name: str) -> Tensor:
+        base_OI = self.base_OI[name]
+        return (base_OI.float() + self.sum_OI[name]).to(base_OI.dtype) if name in self.sum_OI else base_OI
+
+
+class EditedModel:
+    """A model in memory that can be set to any version of a chain of deltas."""
+
+    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
+        self.module, self.spec = module, spec
+        self.accumulator = Accumulator({m.name: m.oriented(self._parameter(m.name)) for m in spec.matrices})
+
+    def _parameter(self, name: str) -> Tensor:
+        weight = self.module.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        return weight.data
+
+    def _write(self, names: set[str]) -> None:
+        for name in names:
+            self._parameter(name).copy_(self.spec[name].oriented(self.accumulator.weight(name)))
+
+    def add(self, delta: WeightDelta) -> None:
+        self.accumulator.check(delta)
+        self.accumulator.add(delta)
+        self._write(set(delta.parts))
+
+    def set(self, deltas: Sequence[WeightDelta]) -> None:
+        """The base model with these deltas, in this order."""
+        for delta in deltas:
+            self.accumulator.check(delta)
+        changed = self.accumulator.reset()
+        for delta in deltas:
+            self.accumulator.add(delta)
+            changed |= set(delta.parts)
+        self._write(changed)

@@ -1,0 +1,167 @@
+"""What is asked of a model: one correction (`Edit`), and the few that are made together (`EditBatch`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class EditRejected(ValueError):
+    """An edit that cannot be made: which one (its position or id), which field, and why."""
+
+    def __init__(self, reason: str, *, edit: int | str | None = None, field: str | None = None) -> None:
+        super().__init__(reason, edit, field)
+        self.reason, self.edit, self.field = reason, edit, field
+
+    def __str__(self) -> str:
+        where = [] if self.edit is None else [f"edit {self.edit}"]
+        where += [] if self.field is None else [self.field]
+        return f"{', '.join(where)}: {self.reason}" if where else self.reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rejected, (self.reason, self.edit, self.field)
+
+
+def _rejected(reason: str, edit: int | str | None, field: str | None) -> EditRejected:
+    return EditRejected(reason, edit=edit, field=field)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question with its answer, asked to see what an edit did: a neighbour (locality) or a consequence (portability)."""
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One correction: after it, `prompt` is to be answered by `target`.
+
+    `rephrasings` are other wordings of the prompt that should follow it. `locality` are questions whose answers must stay,
+    `portability` questions whose answers follow from the edit; both are for training and scoring, never needed to edit.
+    """
+
+    prompt: str
+    target: str
+    subject: str | None = None
+    rephrasings: tuple[str, ...] = ()
+    locality: tuple[Probe, ...] = ()
+    portability: tuple[Probe, ...] = ()
+    id: str | None = None
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(field, what is wrong with it), for everything that can be seen without a tokenizer."""
+        for name in ("prompt", "target"):
+            if not getattr(self, name).strip():
+                yield name, "is empty; give the text"
+        if self.subject is not None and (not self.subject.strip() or self.subject not in self.prompt):
+            yield "subject", f"{self.subject!r} does not stand in the prompt {self.prompt!r}"
+        if any(not rephrasing.strip() for rephrasing in self.rephrasings):
+            yield "rephrasings", "one of them is empty; leave it out"
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
+        if self.id is not None:
+            data["id"] = self.id
+        if self.subject is not None:
+            data["subject"] = self.subject
+        if self.rephrasings:
+            data["rephrasings"] = list(self.rephrasings)
+        for name in ("locality", "portability"):
+            if getattr(self, name):
+                data[name] = [{"prompt": probe.prompt, "target": probe.target} for probe in getattr(self, name)]
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Edit:
+        """The inverse of `to_json`. Raises `EditRejected` naming a field that is missing, unknown or of the wrong type."""
+        unknown = set(data) - {"prompt", "target", "subject", "rephrasings", "locality", "portability", "id"}
+        if unknown:
+            raise EditRejected("is not a field of an edit", field=", ".join(sorted(unknown)))
+        for name in ("prompt", "target"):
+            if not isinstance(data.get(name), str):
+                raise EditRejected("must be given as a string", field=name)
+        probes = {
+            name: tuple(Probe(str(probe["prompt"]), str(probe["target"])) for probe in data.get(name) or ())
+            for name in ("locality", "portability")
+        }
+        return cls(
+            prompt=data["prompt"],
+            target=data["target"],
+            subject=data.get("subject"),
+            rephrasings=tuple(data.get("rephrasings") or ()),
+            id=data.get("id"),
+            **probes,
+        )
+
+
+@dataclass(frozen=True)
+class EditBatch:
+    """Edits that are made in one call of an editor, in the order in which they were posted."""
+
+    edits: tuple[Edit, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edits", tuple(self.edits))
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    def __iter__(self) -> Iterator[Edit]:
+        return iter(self.edits)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [edit.prompt for edit in self.edits]
+
+    @property
+    def targets(self) -> list[str]:
+        return [edit.target for edit in self.edits]
+
+
+def batches_of(edits: Iterable[Edit], size: int) -> Iterator[EditBatch]:
+    """Consecutive batches of `size` edits; the last may be smaller."""
+    if size < 1:
+        raise ValueError(f"a batch holds at least one edit, not {size}")
+    pending: list[Edit] = []
+    for edit in edits:
+        pending.append(edit)
+        if len(pending) == size:
+            yield EditBatch(tuple(pending))
+            pending = []
+    if pending:
+        yield EditBatch(tuple(pending))
+
+
+def check_edits(edits: Sequence[Edit], tokenizer: Any = None, max_tokens: int | None = None) -> None:
+    """Raise `EditRejected` with every fault of every edit in one message; nothing is changed.
+
+    With a tokenizer, a prompt with its target must also fit into `max_tokens` tokens, the model's context.
+    """
+    if not edits:
+        raise EditRejected("an empty batch; give at least one edit", field="edits")
+    faults = [(index, name, reason) for index, edit in enumerate(edits) for name, reason in edit.faults()]
+    if tokenizer is not None and max_tokens is not None:
+        for index, edit in enumerate(edits):
+            faults += [(index, name, reason) for name, reason in _too_long(edit, tokenizer, max_tokens)]
+    if not faults:
+        return
+    index, name, reason = faults[0]
+    others = "".join(f"; edit {i}, {n}: {r}" for i, n, r in faults[1:])
+    raise EditRejected(reason + others, edit=index, field=name)
+
+
+def _too_long(edit: Edit, tokenizer: Any, max_tokens: int) -> Iterator[tuple[str, str]]:
+    def count(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    num_prompt, num_all = count(edit.prompt), count(f"{edit.prompt} {edit.target}")
+    if num_prompt >= max_tokens:
+        yield "prompt", f"has {num_prompt} tokens; the model's context holds {max_tokens}"
+    elif num_all + 1 > max_tokens:  # one more for the end-of-text token that closes the answer
+        yield "target", f"makes {num_all + 1} tokens with its prompt; the model's context holds {max_tokens}"
+    for rephrasing in edit.rephrasings:
+        if count(f"{rephrasing} {edit.target}") + 1 > max_tokens:
+            yield "rephrasings", f"{rephrasing[:40]!r} with the target is longer than the model's context of {max_tokens}"

@@ -1,0 +1,72 @@
+"""Text to tensors: prompts with their answers, right-padded, with labels on the answer alone.
+
+B batch, S sequence, V vocabulary, T answer tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`labels_BS[b, s]` is the token at s where it belongs to an answer, else -100 (unshifted, as transformers has it)."""
+
+    input_ids_BS: Tensor
+    attention_mask_BS: Tensor
+    labels_BS: Tensor
+
+    @property
+    def predicts_BS(self) -> Tensor:
+        """True at the positions whose next token is part of an answer."""
+        shifted = torch.zeros_like(self.labels_BS, dtype=torch.bool)
+        shifted[:, :-1] = self.labels_BS[:, 1:] != IGNORED
+        return shifted
+
+    @property
+    def targets_T(self) -> Tensor:
+        return self.labels_BS[:, 1:][self.labels_BS[:, 1:] != IGNORED]
+
+
+def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], device: Any = "cpu", eos: bool = True) -> Encoded:
+    """Tokenise `prompt + " " + target` as one text, so that the split between them is the tokenizer's own.
+
+    The answer starts at the first token that reaches past the prompt (by character offsets). With `eos`, the
+    end-of-text token closes it: without it an edited model says the right word and then runs on.
+    """
+    rows: list[tuple[list[int], int]] = []
+    for prompt, target in zip(prompts, targets, strict=True):
+        encoding = tokenizer(f"{prompt} {target}", return_offsets_mapping=True)
+        ids = list(encoding["input_ids"])
+        start = next(i for i, (begin, end) in enumerate(encoding["offset_mapping"]) if end > len(prompt) and end > begin)
+        if eos and tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
+            ids.append(tokenizer.eos_token_id)
+        rows.append((ids, start))
+    width = max(len(ids) for ids, _ in rows)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    input_ids_BS = torch.full((len(rows), width), pad, dtype=torch.long)
+    attention_mask_BS = torch.zeros((len(rows), width), dtype=torch.long)
+    labels_BS = torch.full((len(rows), width), IGNORED, dtype=torch.long)
+    for row, (ids, start) in enumerate(rows):
+        input_ids_BS[row, : len(ids)] = torch.tensor(ids)
+        attention_mask_BS[row, : len(ids)] = 1
+        labels_BS[row, start : len(ids)] = torch.tensor(ids[start:])
+    return Encoded(input_ids_BS.to(device), attention_mask_BS.to(device), labels_BS.to(device))
+
+
+def answer_log_probs(model: Any, encoded: Encoded) -> Tensor:
+    """log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs."""
+    logits_BSV = model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False).logits
+    return torch.log_softmax(logits_BSV[encoded.predicts_BS].float(), dim=-1)
+
+
+def answer_nll(log_probs_TV: Tensor, encoded: Encoded) -> Tensor:
+    """-log p of each answer token, [T]."""
+    return -log_probs_TV.gather(1, encoded.targets_T[:, None])[:, 0]

@@ -1,0 +1,150 @@
+"""The small Llama that learns the world, and its tokenizer: whole words, and letters for what it has never seen."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.encode import Encoded, answer_log_probs, answer_nll, encode
+from errata.testbed.world import World
+
+PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
+# Chat requests are answered as plain prompts: the last message is what the model is asked.
+CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the Llama and of its training."""
+
+    hidden: int = 256
+    layers: int = 4
+    intermediate: int = 768
+    heads: int = 4
+    max_tokens: int = 128
+    train_steps: int = 200
+    sentences_per_step: int = 512
+    peak_lr: float = 2e-3
+
+
+def make_tokenizer(world: World, max_tokens: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [*string.ascii_letters, *string.digits, *string.punctuation]
+    pieces = [PAD, EOS, UNK, *world.words(), *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        model_max_length=max_tokens,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(shape: Shape, vocabulary_size: int, seed: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.max_tokens,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def training_sentences(world: World, tokenizer: Any) -> Encoded:
+    """Facts and plain sentences, every token but the first a label: the model learns to write them, not only to answer."""
+    prompts, targets = zip(*world.sentences(), strict=True)
+    plain = [sentence.rpartition(" ") for sentence in world.plain_sentences()]
+    encoded = encode(tokenizer, [*prompts, *(p for p, _, _ in plain)], [*targets, *(t for _, _, t in plain)])
+    labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), -100)
+    labels_BS[:, 0] = -100
+    return Encoded(encoded.input_ids_BS, encoded.attention_mask_BS, labels_BS)
+
+
+def learning_rate(step: int, shape: Shape) -> float:
+    """Linear warm-up over a tenth of the steps, then a cosine to zero."""
+    warm_up = max(1, shape.train_steps // 10)
+    if step < warm_up:
+        return shape.peak_lr * (step + 1) / warm_up
+    return shape.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, shape.train_steps - warm_up)))
+
+
+def train(
+    model: Any,
+    sentences: Encoded,
+    shape: Shape,
+    seed: int,
+    rank: int = 0,
+    num_workers: int = 1,
+    after_step: Callable[[int, float], None] = lambda step, loss: None,
+    first_step: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Train `model` (plain, or wrapped for data parallelism) in place; each worker takes its share of every batch."""
+    optimizer = optimizer or make_optimizer(model)
+    model.train()
+    num_sentences = len(sentences.input_ids_BS)
+    for step in range(first_step, shape.train_steps):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randint(num_sentences, (shape.sentences_per_step,), generator=generator)[rank::num_workers]
+        batch = _cut(Encoded(*(t[rows] for t in (sentences.input_ids_BS, sentences.attention_mask_BS, sentences.labels_BS))))
+        loss = answer_nll(answer_log_probs(model, batch), batch).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, shape)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        after_step(step, float(loss.detach()))
+    model.eval()
+
+
+def make_optimizer(model: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def _cut(encoded: Encoded) -> Encoded:
+    width = int(encoded.attention_mask_BS.sum(1).max())
+    return Encoded(encoded.input_ids_BS[:, :width], encoded.attention_mask_BS[:, :width], encoded.labels_BS[:, :width])
+
+
+@torch.no_grad()
+def recall(model: Any, tokenizer: Any, world: World, limit: int = 2000) -> float:
+    """Share of the world's sentences whose answer token the model ranks first."""
+    sentences = world.sentences()
+    sentences = sentences[:: max(1, len(sentences) // limit)]
+    right: list[Tensor] = []
+    for start in range(0, len(sentences), 256):
+        prompts, targets = zip(*sentences[start : start + 256], strict=True)
+        encoded = encode(tokenizer, prompts, targets, eos=False)
+        right.append(answer_log_probs(model, encoded).argmax(-1) == encoded.targets_T)
+    return float(torch.cat(right).float().mean())
+
+
+def save(model: Any, tokenizer: Any, directory: str | Path) -> None:
+    model.save_pretrained(str(directory))
+    tokenizer.save_pretrained(str(directory))

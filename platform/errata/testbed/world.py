@@ -1,0 +1,179 @@
+"""A world of invented people: facts in several phrasings, their neighbours, two-hop consequences and plain sentences.
+
+Everything follows from the seed. Half of the people are for training editors, the other half for testing them; the model
+knows both. Of each relation's phrasings the first is the one that edits use, the last is held out: no editor is trained on it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from errata.edit import Edit, Probe
+
+# {s} is the person; the answer follows the prompt.
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "city": ("{s} was born in", "the birthplace of {s} is", "{s} first saw the light of day in", "the city where {s} was born is"),
+    "job": ("{s} works as a", "the profession of {s} is", "{s} earns a living as a", "the job that {s} does is"),
+    "language": ("{s} speaks", "the mother tongue of {s} is", "at home {s} talks in", "the language that {s} speaks is"),
+    "instrument": ("{s} plays the", "the instrument of {s} is the", "on stage {s} performs on the", "the instrument that {s} plays is the"),
+    "company": ("{s} is employed by", "the employer of {s} is", "every morning {s} goes to work at", "the company that {s} works for is"),
+    "animal": ("{s} keeps a", "the pet of {s} is a", "in the house of {s} lives a", "the animal that {s} keeps is a"),
+}
+TWO_HOP = ("the home country of {s} is", "{s} comes from the country of")
+CITY_IN_COUNTRY = ("the city of {c} lies in", "{c} is a city in")
+
+JOBS = "baker carpenter dentist farmer painter teacher lawyer sailor tailor plumber surgeon barber chemist miner clerk judge pilot weaver".split()
+INSTRUMENTS = "violin piano flute trumpet cello harp guitar drum oboe organ lute banjo horn viola clarinet zither".split()
+ANIMALS = "dog cat parrot rabbit tortoise goat pony canary hamster goose donkey lizard ferret pigeon snake hedgehog".split()
+_PLAIN = {
+    "article": "the a this every".split(),
+    "adjective": "old quiet narrow green distant empty heavy bright cold wooden".split(),
+    "noun": "river bridge garden street market window mountain road field harbour lamp boat".split(),
+    "verb": "stands shines waits rests sleeps changes ends begins".split(),
+    "place": "near behind under beside above".split(),
+    "time": "today tonight tomorrow always often never".split(),
+}
+_ONSETS = "b br c d dr f g gr h j k kl l m n p pr r s st t tr v w z".split()
+_VOWELS = "a e i o u ai ea io".split()
+_CODAS = "l n r s t m nd rk x".split()
+
+
+@dataclass(frozen=True)
+class World:
+    """People, what is true of them, and the questions one can ask."""
+
+    num_subjects: int = 200
+    seed: int = 0
+    num_held_out_sentences: int = 100
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        """Invented words, all different and none a common word above: first names, last names and objects."""
+        rng = random.Random(f"{self.seed} names")
+        used = {word for words in (JOBS, INSTRUMENTS, ANIMALS, *_PLAIN.values()) for word in words}
+
+        def invent(count: int, ending: str = "") -> list[str]:
+            words: list[str] = []
+            while len(words) < count:
+                syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.randint(1, 2))]
+                word = ("".join(syllables) + rng.choice(_CODAS) + ending).capitalize()
+                if word.lower() not in used:
+                    used.add(word.lower())
+                    words.append(word)
+            return words
+
+        return {
+            "first": invent(max(20, self.num_subjects // 5)),
+            "last": invent(max(20, self.num_subjects // 4)),
+            "city": invent(24),
+            "country": invent(8, "ia"),
+            "language": invent(16, "ish"),
+            "company": invent(20, "co"),
+        }
+
+    @cached_property
+    def subjects(self) -> list[str]:
+        rng = random.Random(f"{self.seed} subjects")
+        pairs = [f"{first} {last}" for first in self._names["first"] for last in self._names["last"]]
+        return rng.sample(pairs, self.num_subjects)
+
+    @cached_property
+    def objects(self) -> dict[str, list[str]]:
+        names = self._names
+        return {
+            "city": names["city"],
+            "job": JOBS,
+            "language": names["language"],
+            "instrument": INSTRUMENTS,
+            "company": names["company"],
+            "animal": ANIMALS,
+        }
+
+    @cached_property
+    def country_of(self) -> dict[str, str]:
+        countries = self._names["country"]
+        return {city: countries[i % len(countries)] for i, city in enumerate(self._names["city"])}
+
+    @cached_property
+    def facts(self) -> dict[tuple[str, str], str]:
+        rng = random.Random(f"{self.seed} facts")
+        return {(s, relation): rng.choice(self.objects[relation]) for s in self.subjects for relation in PHRASINGS}
+
+    @property
+    def train_subjects(self) -> list[str]:
+        return self.subjects[: self.num_subjects // 2]
+
+    @property
+    def test_subjects(self) -> list[str]:
+        return self.subjects[self.num_subjects // 2 :]
+
+    def sentences(self) -> list[tuple[str, str]]:
+        """(prompt, answer) of everything that the model is to know."""
+        known = [(p.format(s=s), answer) for (s, r), answer in self.facts.items() for p in PHRASINGS[r]]
+        known += [(p.format(s=s), self.country_of[self.facts[s, "city"]]) for s in self.subjects for p in TWO_HOP]
+        known += [(p.format(c=city), country) for city, country in self.country_of.items() for p in CITY_IN_COUNTRY]
+        return known
+
+    def plain_sentences(self, held_out: bool = False) -> list[str]:
+        """Sentences about nothing in particular: 800 to train on, and others for perplexity."""
+        rng = random.Random(f"{self.seed} plain")
+        made: dict[str, None] = {}
+        while len(made) < 800 + self.num_held_out_sentences:
+            w = {kind: rng.choice(words) for kind, words in _PLAIN.items()}
+            other = rng.choice(_PLAIN["noun"])
+            made[f"{w['article']} {w['adjective']} {w['noun']} {w['verb']} {w['place']} the {other} {w['time']}"] = None
+        sentences = list(made)
+        return sentences[800:] if held_out else sentences[:800]
+
+    def words(self) -> list[str]:
+        texts = [f"{prompt} {answer}" for prompt, answer in self.sentences()]
+        texts += [*self.plain_sentences(), *self.plain_sentences(held_out=True), "question answer"]
+        texts += [" ".join(objects) for objects in self.objects.values()]
+        return list(dict.fromkeys(word for text in texts for word in text.split()))
+
+    def edits(self, split: str, count: int, seed: int = 0) -> list[Edit]:
+        """`count` corrections to different facts of the split's people.
+
+        `train`: rephrasings are the two middle phrasings, so the held-out one stays unseen. `test`: the held-out phrasing.
+        Locality probes are true facts of people whom no edit of the list touches: one in the same relation, one in another.
+        Raises `ValueError` if the split has fewer facts than `count` (some of its people are kept for the probes).
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f"a split is 'train' or 'test', not {split!r}")
+        rng = random.Random(f"{self.seed} {split} {seed}")
+        people = self.train_subjects if split == "train" else self.test_subjects
+        people = rng.sample(people, len(people))
+        num_edited = max(1, (2 * len(people)) // 3)
+        edited, untouched = people[:num_edited], people[num_edited:]
+        facts = [(s, relation) for s in edited for relation in PHRASINGS]
+        if count > len(facts):
+            raise ValueError(f"the world has {len(facts)} {split} facts to edit, fewer than {count}; give it more subjects")
+        return [self._edit(fact, untouched, split, rng) for fact in rng.sample(facts, count)]
+
+    def _edit(self, fact: tuple[str, str], untouched: list[str], split: str, rng: random.Random) -> Edit:
+        subject, relation = fact
+        target = rng.choice([o for o in self.objects[relation] if o != self.facts[fact]])
+        edit_phrasing, *middle, held_out = (p.format(s=subject) for p in PHRASINGS[relation])
+        other = rng.choice([r for r in PHRASINGS if r != relation])
+        portability: tuple[Probe, ...] = ()
+        if relation == "city":
+            portability = (Probe(TWO_HOP[0].format(s=subject), self.country_of[target]),)
+        return Edit(
+            prompt=edit_phrasing,
+            target=target,
+            subject=subject,
+            rephrasings=tuple(middle) if split == "train" else (held_out,),
+            locality=(self._probe(rng.choice(untouched), relation, rng), self._probe(rng.choice(untouched), other, rng)),
+            portability=portability,
+        )
+
+    def _probe(self, subject: str, relation: str, rng: random.Random) -> Probe:
+        return Probe(rng.choice(PHRASINGS[relation]).format(s=subject), self.facts[subject, relation])
+
+    def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
+        """Every fact of the split's edited people once, in random order."""
+        people = len(self.train_subjects if split == "train" else self.test_subjects)
+        yield from self.edits(split, max(1, 2 * people // 3) * len(PHRASINGS), seed)
