@@ -66,8 +66,8 @@ class World:
             return words
 
         return {
-            "first": invent(max(20, self.num_subjects // 5)),
-            "last": invent(max(20, self.num_subjects // 4)),
+            "first": invent(max(20, self.num_subjects // 2)),
+            "last": invent(max(20, self.num_subjects // 2)),
             "city": invent(24),
             "country": invent(8, "ia"),
             "language": invent(16, "ish"),

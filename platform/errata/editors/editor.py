@@ -1,0 +1,55 @@
+"""What every editor is: hyper-parameters in a frozen dataclass, and two functions without side effects.
+
+1. The model's parameters are bit-identical before and after `edit`.
+2. Everything remembered between calls is in `EditorState`, which is saved with each version and goes back with it.
+3. The same inputs and seed give the same delta. What cannot be made raises `EditRejected`, naming the edit and the reason.
+4. Trained weights (a hypernetwork) belong to the editor, loaded from an artifact; `edit` does not change them.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from errata.delta import WeightDelta
+from errata.edit import EditBatch
+from errata.model import LanguageModel, ModelSpec
+
+
+@dataclass(frozen=True)
+class EditorState:
+    """What an editor remembers: tensors by name, and how many edits it has made."""
+
+    num_edits: int = 0
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()}
+        save_file(tensors, str(path), metadata={"state": json.dumps({"num_edits": self.num_edits})})
+
+    @classmethod
+    def load(cls, path: str | Path) -> EditorState:
+        with safe_open(str(path), framework="pt") as file:
+            meta = json.loads(file.metadata()["state"])
+            return cls(meta["num_edits"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+class Editor(ABC):
+    """Two functions; see the contract at the top of this file."""
+
+    spec: ModelSpec
+
+    @abstractmethod
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        """The state before the first edit. Raises `ValueError` if the editor was not made for this model."""
+
+    @abstractmethod
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        """The change that makes `model`, as it is now, follow `batch`, and what is remembered after it."""

@@ -1,0 +1,40 @@
+"""Running mean and standard deviation of captured rows; frozen when edits are made.
+
+Chan's parallel update in fp64, with the sum of squares (not a running variance), so that one-row batches are exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Normaliser(nn.Module):
+    """Standardises rows of a fixed width: `(x - mean) / std`, with the statistics of every row shown to `update`."""
+
+    count: Tensor
+    mean_F: Tensor
+    squares_F: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean_F", torch.zeros(num_features, dtype=torch.float64))
+        self.register_buffer("squares_F", torch.zeros(num_features, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, rows_TF: Tensor) -> None:
+        rows_TF = rows_TF.double()
+        num_new, mean_F = len(rows_TF), rows_TF.mean(0)
+        total = self.count + num_new
+        shift_F = mean_F - self.mean_F
+        self.squares_F += (rows_TF - mean_F).square().sum(0) + shift_F.square() * self.count * num_new / total
+        self.mean_F += shift_F * num_new / total
+        self.count.copy_(total)
+
+    def forward(self, rows_TF: Tensor) -> Tensor:
+        """Rows as they are until two have been seen."""
+        if self.count < 2:
+            return rows_TF
+        std_F = (self.squares_F / (self.count - 1)).sqrt()
+        return ((rows_TF.double() - self.mean_F) / (std_F + 1e-7)).to(rows_TF.dtype)

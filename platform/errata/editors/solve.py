@@ -1,0 +1,87 @@
+"""The two solvers: ridge, and ridge in a metric that protects what must not move. Both in the dual, n by n, in fp64.
+
+n rows (edited tokens), m past rows, I in-features, O out-features. Rows of `keys_nI` are inputs of the matrix, rows of
+`wanted_nO` what its output shall change by there. The answer is a change `ΔW = Z_nOᵀ V_nI`, kept as these two factors.
+
+* ridge:  argmin |K S - D|² + λ|S|²           V = K,    Z = (K Kᵀ + λ I)⁻¹ D
+* metric: the same with |S|² = tr(Sᵀ P⁻¹ S)   V = K P,  Z = (K P Kᵀ + λ I)⁻¹ D
+  with P = (c C + Σ past kkᵀ + I)⁻¹, C the second moment of keys of the unedited model: it costs to move what the
+  model already uses, and what earlier edits wrote.
+
+Source: normal equations of MALMEN (2311.04661) and AlphaEdit/MEMIT (2410.02355, 2210.07229) in their dual form.
+The primal solve is I by I, and in fp32 its gradient by λ is rounding noise; the dual one is exact (tests).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`P = (B⁻¹ + Σ past kkᵀ)⁻¹`, with `B = (c C + I)⁻¹` held as `base_II` and the past in Woodbury form.
+
+    `past_mI` are keys of earlier edits, `seen_mI = past B`, `factor_mm` the Cholesky factor of `I + past B pastᵀ`.
+    """
+
+    base_II: Tensor
+    past_mI: Tensor
+    seen_mI: Tensor
+    factor_mm: Tensor
+
+    @classmethod
+    def start(cls, base_II: Tensor) -> Metric:
+        none = base_II.new_zeros((0, base_II.shape[0]))
+        return cls(base_II, none, none, base_II.new_zeros((0, 0)))
+
+    @classmethod
+    def resume(cls, base_II: Tensor, past_mI: Tensor) -> Metric:
+        return cls.start(base_II).remember(past_mI)
+
+    def remember(self, keys_nI: Tensor) -> Metric:
+        """With more past rows: the Cholesky factor grows by a block, at m²n + n³ instead of (m+n)³."""
+        keys_nI = keys_nI.to(self.base_II)
+        new_nI = keys_nI @ self.base_II
+        cross_mn = self.past_mI @ new_nI.T
+        corner_nn = keys_nI @ new_nI.T + torch.eye(len(keys_nI), dtype=keys_nI.dtype, device=keys_nI.device)
+        left_mn = torch.linalg.solve_triangular(self.factor_mm, cross_mn, upper=False)
+        right_nn = torch.linalg.cholesky(corner_nn - left_mn.T @ left_mn)
+        top = torch.cat([self.factor_mm, torch.zeros_like(left_mn)], 1)
+        factor = torch.cat([top, torch.cat([left_mn.T, right_nn], 1)], 0)
+        return Metric(self.base_II, torch.cat([self.past_mI, keys_nI]), torch.cat([self.seen_mI, new_nI]), factor)
+
+    def apply(self, keys_nI: Tensor) -> Tensor:
+        """`K P`, row by row."""
+        keys_nI = keys_nI.to(self.base_II)
+        plain_nI = keys_nI @ self.base_II
+        if not len(self.past_mI):
+            return plain_nI
+        weights_mn = torch.cholesky_solve(self.seen_mI @ keys_nI.T, self.factor_mm)
+        return plain_nI - weights_mn.T @ self.seen_mI
+
+
+def metric_base(moment_II: Tensor, strength: float) -> Tensor:
+    """`(c C + I)⁻¹` in fp64: once per matrix, and never again."""
+    moment_II = moment_II.double()
+    eye = torch.eye(len(moment_II), dtype=torch.float64, device=moment_II.device)
+    return torch.cholesky_inverse(torch.linalg.cholesky(strength * moment_II + eye))
+
+
+def ridge_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> tuple[Tensor, Tensor]:
+    """(V_nI, Z_nO); Z carries gradients to `wanted_nO` and `log_ridge`."""
+    return keys_nI, _solve(keys_nI.double() @ keys_nI.double().T, wanted_nO, log_ridge)
+
+
+def metric_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+    """(V_nI, Z_nO) in the metric; Z carries gradients to `wanted_nO` and `log_ridge`."""
+    V_nI = metric.apply(keys_nI)
+    return V_nI.float(), _solve(V_nI @ keys_nI.to(V_nI).T, wanted_nO, log_ridge)
+
+
+def _solve(gram_nn: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
+    gram_nn = 0.5 * (gram_nn + gram_nn.T)
+    ridged_nn = gram_nn + log_ridge.double().exp() * torch.eye(len(gram_nn), dtype=torch.float64, device=gram_nn.device)
+    return torch.cholesky_solve(wanted_nO.double(), torch.linalg.cholesky(ridged_nn)).float()
