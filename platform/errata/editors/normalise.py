@@ -1,4 +1,4 @@
-"""Running mean and standard deviation of captured rows; frozen when edits are made.
+"""Running statistics of captured rows; frozen when edits are made.
 
 Chan's parallel update in fp64, with the sum of squares (not a running variance), so that one-row batches are exact.
 """
@@ -10,14 +10,19 @@ from torch import Tensor, nn
 
 
 class Normaliser(nn.Module):
-    """Standardises rows of a fixed width: `(x - mean) / std`, with the statistics of every row shown to `update`."""
+    """Scales each of a fixed number of features by the statistics of every row shown to `update`.
+
+    `centred` standardises, `(x - mean) / std`, as MEND and its successors do. Otherwise rows are divided by their root mean
+    square, so that a gradient of zero, a fact the model already knows, stays an update of zero.
+    """
 
     count: Tensor
     mean_F: Tensor
     squares_F: Tensor
 
-    def __init__(self, num_features: int) -> None:
+    def __init__(self, num_features: int, centred: bool) -> None:
         super().__init__()
+        self.centred = centred
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean_F", torch.zeros(num_features, dtype=torch.float64))
         self.register_buffer("squares_F", torch.zeros(num_features, dtype=torch.float64))
@@ -36,5 +41,8 @@ class Normaliser(nn.Module):
         """Rows as they are until two have been seen."""
         if self.count < 2:
             return rows_TF
-        std_F = (self.squares_F / (self.count - 1)).sqrt()
-        return ((rows_TF.double() - self.mean_F) / (std_F + 1e-7)).to(rows_TF.dtype)
+        if self.centred:
+            std_F = (self.squares_F / (self.count - 1)).sqrt()
+            return ((rows_TF.double() - self.mean_F) / (std_F + 1e-7)).to(rows_TF.dtype)
+        rms_F = (self.squares_F / self.count + self.mean_F.square()).sqrt()
+        return (rows_TF.double() / (rms_F + 1e-7)).to(rows_TF.dtype)
