@@ -138,15 +138,23 @@ class WeightDelta:
         return all(bool(torch.isfinite(t).all()) for _, part in self for t in part.tensors().values() if t.is_floating_point())
 
     def save(self, path: str | Path) -> None:
-        save_file({f"{name}|{key}": t.contiguous().cpu() for name, part in self for key, t in part.tensors().items()}, str(path))
+        save_file(self.to_tensors(), str(path))
 
     @classmethod
     def load(cls, path: str | Path, device: Any = "cpu") -> WeightDelta:
+        return cls.from_tensors(load_file(str(path), device=str(device)))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Every tensor under `module|key`, on the CPU; copies, because safetensors refuses tensors that share memory."""
+        return {f"{n}|{k}": t.detach().cpu().contiguous().clone() for n, part in self for k, t in part.tensors().items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightDelta:
         grouped: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in load_file(str(path), device=str(device)).items():
+        for key, tensor in tensors.items():
             name, _, part = key.rpartition("|")
             grouped.setdefault(name, {})[part] = tensor
-        return cls({name: _part(tensors) for name, tensors in grouped.items()})
+        return cls({name: _part(found) for name, found in grouped.items()})
 
     def compact(self, tolerance: float = 1e-6) -> WeightDelta:
         """The same change with fewer factors: what is cut off has a Frobenius norm of at most `tolerance` of each part.
@@ -161,7 +169,8 @@ class WeightDelta:
         for name, part in sorted(self.parts.items()):
             for key, tensor in sorted(part.tensors().items()):
                 state.update(json.dumps([name, key, list(tensor.shape), str(tensor.dtype)]).encode())
-                state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+                as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bf16
+                state.update(as_bytes.numpy().tobytes())
         return state.hexdigest()
 
 

@@ -31,7 +31,7 @@ class EditorState:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.tensors.items()}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
         save_file(tensors, str(path), metadata={"state": json.dumps({"num_edits": self.num_edits})})
 
     @classmethod

@@ -29,8 +29,8 @@ class Shape:
     intermediate: int = 768
     heads: int = 4
     max_tokens: int = 128
-    train_steps: int = 200
-    sentences_per_step: int = 512
+    train_steps: int = 300
+    sentences_per_step: int = 256
     peak_lr: float = 2e-3
 
 

@@ -1,0 +1,47 @@
+# `make demo` and `make test` are all that a newcomer needs; each sets up first.
+PYTHON ?= python3.11
+REQUIREMENTS ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+export ERRATA_HOME ?= $(CURDIR)/runs
+export RAY_AUTH_MODE := disabled
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: setup demo serve test unit lint clean
+
+setup: $(VENV)/.$(REQUIREMENTS)
+
+# Torch's CPU build is not on every index: what pip already finds comes first, PyTorch's own index second.
+$(VENV)/.cpu: requirements/cpu.txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps "$$(grep '^torch==' requirements/cpu.txt)" \
+	  || $(BIN)/pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/cpu "$$(grep '^torch==' requirements/cpu.txt)"
+	$(BIN)/pip install --no-deps --progress-bar off -r requirements/cpu.txt -r requirements/dev.txt | grep -v "^Requirement already" | tail -n 1
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@
+
+$(VENV)/.gpu: requirements/gpu.txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --no-deps --progress-bar off -r requirements/gpu.txt -r requirements/dev.txt | tail -n 1
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@
+
+ARGS ?=
+
+demo: setup
+	$(BIN)/python jobs/demo.py plan=demo $(ARGS)
+
+serve: setup
+	$(BIN)/errata serve $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit tests/contract tests/architecture
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,156 @@
+"""Named plans: complete descriptions of a run. A job takes `plan=NAME` and `field=value` overrides, dots for nested fields.
+
+A new plan is a function here; it is found by its name.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.training import Schedule
+from errata.editors.hypernet.trajectory import Reward
+from errata.testbed.language_model import Shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Editor x model x stream x run size.
+
+    `model` is a Hugging Face folder or name, `edits` a file of training edits and `text` one of plain sentences (a line each);
+    left empty, the testbed's world of `num_subjects` people stands in for all three.
+    """
+
+    name: str
+    editor: RLEdit
+    schedule: Schedule = field(default_factory=Schedule)
+    model: str = ""
+    edits: str = ""
+    text: str = ""
+    dtype: str = "float32"
+    num_subjects: int = 150
+    shape: Shape = field(default_factory=Shape)
+    seed: int = 0
+    num_workers: int = 2
+    use_gpu: bool = False
+    checkpoint_every: int = 10
+    mlflow: str = ""
+
+    def digest(self, *fields: str) -> str:
+        """A short hash of some fields, or of all that change the result."""
+        chosen = dataclasses.asdict(replace(self, editor=replace(self.editor, policy=None)))
+        chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in ("mlflow", "checkpoint_every", "name"))}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the model is: as given, or the testbed's place in the cache."""
+        return Path(self.model) if self.model else home() / "testbed" / self.digest("num_subjects", "shape")
+
+    @property
+    def artifact_dir(self) -> Path:
+        return home() / "hypernets" / f"{self.name}-{self.digest()}"
+
+
+def home() -> Path:
+    """Where models, artifacts and ledgers are kept: $ERRATA_HOME, else ~/.cache/errata."""
+    return Path(os.environ.get("ERRATA_HOME") or Path.home() / ".cache" / "errata").absolute()
+
+
+def tiny() -> Plan:
+    """The smallest run that does everything, for tests: minutes of training are seconds here, and the scores are poor."""
+    shape = Shape(hidden=64, layers=2, intermediate=192, heads=2, train_steps=60, sentences_per_step=128, peak_lr=5e-3)
+    editor = RLEdit(modules=("layers.1.mlp.down_proj",), rank=32, reward=Reward(backtrack_depth=1))
+    return Plan("tiny", editor, Schedule(train_steps=4, batches=3, batch_size=4), num_subjects=20, shape=shape, checkpoint_every=2)
+
+
+def demo() -> Plan:
+    """What `make demo` trains: the last down-projection of the testbed's Llama."""
+    editor = RLEdit(modules=("layers.3.mlp.down_proj",), reward=Reward(backtrack_depth=2, locality_weight=2.0))
+    return Plan("demo", editor, Schedule(train_steps=30))
+
+
+def demo_gate_up() -> Plan:
+    """The demo with the matrices that the paper edits, gate and up, which a serving engine fuses."""
+    plan = demo()
+    editor = replace(plan.editor, modules=("layers.3.mlp.gate_proj", "layers.3.mlp.up_proj"))
+    return replace(plan, name="demo_gate_up", editor=editor)
+
+
+def llama3_8b() -> Plan:
+    """Llama-3-8B-Instruct on a GPU: gate and up of layers 22 to 30, 20 edits a batch (RLEdit's CounterFact setting)."""
+    modules = tuple(f"layers.{layer}.mlp.{matrix}" for layer in range(22, 31) for matrix in ("gate_proj", "up_proj"))
+    return Plan(
+        "llama3_8b",
+        RLEdit(modules=modules, rank=1024, num_blocks=4, learning_rate=1e-4),
+        Schedule(train_steps=400, batches=20, batch_size=20),
+        model="meta-llama/Meta-Llama-3-8B-Instruct",
+        dtype="bfloat16",
+        use_gpu=True,
+        num_workers=1,
+    )
+
+
+PLANS: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up, llama3_8b)}
+
+
+def from_arguments(arguments: Sequence[str]) -> Plan:
+    """A plan from `plan=NAME field=value ...`. Raises `ValueError` naming an unknown plan or field and what there is."""
+    pairs = [argument.partition("=") for argument in arguments]
+    wrong = [argument for argument, (_, sign, _) in zip(arguments, pairs, strict=True) if not sign]
+    if wrong:
+        raise ValueError(f"arguments are written field=value; not so: {', '.join(wrong)}")
+    values = {name: value for name, _, value in pairs}
+    chosen = values.pop("plan", "demo")
+    if chosen not in PLANS:
+        raise ValueError(f"no plan is named {chosen!r}; there are {', '.join(PLANS)}")
+    plan = PLANS[chosen]()
+    for name, value in values.items():
+        plan = _with(plan, name.split("."), value, name)
+    return plan
+
+
+def _with(record: Any, path: list[str], value: str, full: str) -> Any:
+    names = [f.name for f in dataclasses.fields(record) if f.name != "policy"]
+    if path[0] not in names:
+        raise ValueError(f"{full}: {type(record).__name__} has no field {path[0]!r}; it has {', '.join(names)}")
+    now = getattr(record, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(now):
+            raise ValueError(f"{full}: {path[0]} has no fields of its own")
+        return replace(record, **{path[0]: _with(now, path[1:], value, full)})
+    return replace(record, **{path[0]: _parsed(value, now, full)})
+
+
+def _parsed(value: str, now: Any, full: str) -> Any:
+    if isinstance(now, str):
+        return value
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = tuple(value.split(",")) if isinstance(now, tuple) else value
+    if isinstance(now, float) and isinstance(parsed, int) and not isinstance(parsed, bool):
+        parsed = float(parsed)
+    if isinstance(now, tuple) and isinstance(parsed, list | tuple):
+        parsed = tuple(parsed)
+    if now is not None and type(parsed) is not type(now):
+        raise ValueError(f"{full}: {value!r} is no {type(now).__name__}")
+    return parsed
+
+
+def main(run: Callable[[Plan], None]) -> None:
+    """What every job's `__main__` does: a plan from the command line, or a line that says what was wrong with it."""
+    try:
+        plan = from_arguments(sys.argv[1:])
+    except ValueError as wrong:
+        sys.exit(f"{Path(sys.argv[0]).name}: {wrong}")
+    run(plan)

@@ -1,0 +1,83 @@
+"""Make the testbed's model: `python jobs/pretrain.py plan=demo`. Data-parallel on Ray Train; nothing to do if it is there.
+
+A killed run continues from its last checkpoint when it is started again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from errata.encode import Encoded
+from errata.testbed import language_model as testbed
+from errata.testbed.world import World
+from jobs.plans import Plan, main
+from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads
+
+
+def work(config: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    plan: Plan = config["plan"]
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    set_threads(num_workers)
+    world, shape = World(plan.num_subjects), plan.shape
+    tokenizer = testbed.make_tokenizer(world, shape.max_tokens)
+    plain = testbed.make_model(shape, len(tokenizer), plan.seed)
+    model = torch.nn.parallel.DistributedDataParallel(plain) if num_workers > 1 else plain
+    optimizer = testbed.make_optimizer(model)
+    first_step = 0
+    saved = latest_checkpoint()
+    if saved is not None:
+        plain.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first_step = saved["step"]
+    started = time.monotonic()
+
+    def after_step(step: int, loss: float) -> None:
+        done = step + 1
+        if done % 20 and done != shape.train_steps:
+            return
+        if rank == 0:
+            left = (time.monotonic() - started) / (done - first_step) * (shape.train_steps - done)
+            print(f"pretrain: step {done}/{shape.train_steps}, loss {loss:.3f}, about {left:.0f} s left", flush=True)
+        metrics = {"loss": loss, "step": done}
+        if done % 100 and done != shape.train_steps:
+            return
+        state = {"model": plain.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+        with checkpoint_files(state if rank == 0 else None) as checkpoint:
+            if rank == 0 and done == shape.train_steps:
+                finish(plan, plain, tokenizer, world)
+            ray.train.report(metrics, checkpoint=checkpoint)
+
+    sentences: Encoded = testbed.training_sentences(world, tokenizer)
+    testbed.train(model, sentences, shape, plan.seed, rank, num_workers, after_step, first_step, optimizer)
+
+
+def finish(plan: Plan, model: Any, tokenizer: Any, world: World) -> None:
+    """Save under a temporary name and rename: the folder is there whole or not at all."""
+    model.eval()
+    print(f"pretrain: the model knows {testbed.recall(model, tokenizer, world):.1%} of its world", flush=True)
+    plan.model_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=plan.model_dir.parent) as unfinished:
+        testbed.save(model, tokenizer, Path(unfinished) / "model")
+        (Path(unfinished) / "model").rename(plan.model_dir)
+
+
+def run(plan: Plan) -> None:
+    if plan.model:
+        print(f"pretrain: the plan names a model of its own ({plan.model}); nothing to do")
+    elif plan.model_dir.exists():
+        print(f"pretrain: the model is there: {plan.model_dir}")
+    else:
+        run_on_workers(work, plan, f"pretrain-{plan.digest('num_subjects', 'shape')}")
+        print(f"pretrain: the model is in {plan.model_dir}")
+
+
+if __name__ == "__main__":
+    main(run)

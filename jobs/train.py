@@ -1,0 +1,128 @@
+"""Train an RLEdit policy: `ray job submit --working-dir . -- python jobs/train.py plan=demo field=value`.
+
+Each worker plays its own episodes on its own copy of the frozen model; gradients are averaged. A killed worker is replaced and
+training goes on from the last checkpoint; so does a job that is started again. The policy is an artifact with plan, seed and
+training curve inside, in $ERRATA_HOME and, with `mlflow=URI`, in MLflow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from errata.edit import batches_of
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.training import Trainer
+from errata.encode import Encoded, encode
+from errata.model import LanguageModel, load
+from errata.registry import Registry
+from errata.stream import read_edits, write_parquet
+from errata.testbed.world import World
+from jobs import pretrain
+from jobs.plans import Plan, home, main
+from jobs.workers import average_gradients, checkpoint_files, latest_checkpoint, run_on_workers, set_threads
+
+NUM_FIRST_BATCHES = 10  # batches that set the normaliser and the first scales
+NUM_TEXTS = 1024  # sentences that the metric's second moment is measured on
+
+
+def work(config: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    plan: Plan = config["plan"]
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    set_threads(num_workers)
+    model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
+    edits = list(read_edits(edits_file(plan)))
+    first = list(batches_of(edits, plan.schedule.batch_size))[:NUM_FIRST_BATCHES]
+    editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed)
+    trainer = Trainer(editor, model, edits, plan.schedule, plan.seed)
+    curve: list[dict[str, float]] = []
+    saved = latest_checkpoint()
+    if saved is not None:
+        trainer.load_state_dict(saved["trainer"])
+        curve = saved["curve"]
+    started, first_step, total = time.monotonic(), trainer.train_step, plan.schedule.train_steps
+    while trainer.train_step < total:
+        losses = trainer.step(rank, num_workers, average_gradients if num_workers > 1 else lambda net: None)
+        done = trainer.train_step
+        curve.append({"train_step": done, **losses})
+        if rank == 0:
+            left = (time.monotonic() - started) / (done - first_step) * (total - done)
+            print(f"train: {done}/{total}  {described(losses)}  about {left:.0f} s left", flush=True)
+        if done % plan.checkpoint_every == 0 or done == total:
+            if rank == 0 and done == total:
+                save_artifact(plan, editor, curve, num_workers)
+            state = {"trainer": trainer.state_dict(), "curve": curve}
+            with checkpoint_files(state if rank == 0 else None) as checkpoint:
+                ray.train.report({"train_step": done, **losses}, checkpoint=checkpoint)
+
+
+def described(losses: dict[str, float]) -> str:
+    return f"edit loss {losses['edit_loss']:.3f}, locality KL {losses['locality_kl']:.3f}, |update|² {losses['update_norm2']:.3g}"
+
+
+def edits_file(plan: Plan) -> Path:
+    return Path(plan.edits) if plan.edits else home() / "streams" / f"world-{plan.num_subjects}-train.parquet"
+
+
+def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
+    """Sentences of the model's own kind, for the second moment of its keys."""
+    if plan.text:
+        lines = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
+    else:
+        world = World(plan.num_subjects)
+        lines = [list(pair) for pair in world.sentences()] + [s.split(" ", 1) for s in world.plain_sentences()]
+    lines = lines[:: max(1, len(lines) // NUM_TEXTS)]
+    chunks = [lines[i : i + 64] for i in range(0, len(lines), 64)]
+    return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
+
+
+def save_artifact(plan: Plan, editor: RLEdit, curve: list[dict[str, float]], num_workers: int) -> None:
+    """Under a temporary name, then renamed: the folder is there whole or not at all."""
+    described_plan = dataclasses.asdict(replace(plan, editor=replace(editor, policy=None)))
+    record = {"plan": described_plan, "seed": plan.seed, "num_workers": num_workers, "model": str(plan.model_dir.name), "curve": curve}
+    plan.artifact_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=plan.artifact_dir.parent) as unfinished:
+        editor.save(Path(unfinished) / "artifact", record)
+        (Path(unfinished) / "artifact").rename(plan.artifact_dir)
+
+
+def prepare(plan: Plan) -> None:
+    """The model and the stream of training edits, made if they are the testbed's and not there yet."""
+    pretrain.run(plan)
+    if not plan.edits and not edits_file(plan).exists():
+        write_parquet(World(plan.num_subjects).stream("train"), edits_file(plan))
+
+
+def run(plan: Plan) -> None:
+    if plan.artifact_dir.exists():
+        print(f"train: the policy is there: {plan.artifact_dir}")
+        return
+    prepare(plan)
+    run_on_workers(work, plan, f"train-{plan.name}-{plan.digest()}")
+    if plan.mlflow:
+        log_to_mlflow(plan)
+    print(f"train: the policy is in {plan.artifact_dir}")
+
+
+def log_to_mlflow(plan: Plan) -> None:
+    record = json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]
+    settings = {k: v for k, v in record["plan"].items() if not isinstance(v, dict)}
+    settings |= {f"editor.{k}": v for k, v in record["plan"]["editor"].items()}
+    with Registry(plan.mlflow, "errata").training_run(f"train-{plan.name}", settings, {"artifact": plan.artifact_dir.name}) as log:
+        for point in record["curve"]:
+            log.log({k: v for k, v in point.items() if k != "train_step"}, int(point["train_step"]))
+        log.artifact(plan.artifact_dir, "policy")
+
+
+if __name__ == "__main__":
+    main(run)

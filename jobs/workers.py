@@ -1,0 +1,82 @@
+"""What the training jobs share: starting Ray Train workers, checkpoints, and gradients in common."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from jobs.plans import Plan, home
+
+# report() is paced by the controller's poll of 2 s otherwise; prints would come out twice.
+ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+
+
+def run_on_workers(work: Callable[[dict[str, Any]], None], plan: Plan, name: str) -> ray.train.Result:
+    """`work({"plan": plan})` on the plan's workers. A run of the same name continues; a lost worker is replaced twice."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= ENVIRONMENT
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
+    cpus = float(ray.cluster_resources().get("CPU", 1))
+    # Below one CPU a worker where two must share the cluster with a service or with a driver.
+    per_worker = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * cpus / plan.num_workers)}
+    environment = {"OMP_NUM_THREADS": "", "TOKENIZERS_PARALLELISM": "false"}
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"plan": plan},
+        torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=per_worker),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(home() / "train"),
+            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": {k: v for k, v in environment.items() if v}},
+        ),
+    )
+    return trainer.fit()
+
+
+def set_threads(num_workers: int) -> None:
+    """The machine's cores shared among the workers; Ray's own default is one thread each."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_workers))
+
+
+def average_gradients(net: torch.nn.Module) -> None:
+    """Mean over the workers, in one message."""
+    parameters = [p for p in net.parameters() if p.grad is not None]
+    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = grad.view_as(parameter)
+
+
+def latest_checkpoint() -> dict[str, Any] | None:
+    """What the last committed checkpoint of this run holds, if it has one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as directory:
+        return torch.load(Path(directory) / "state.pt", weights_only=True, map_location="cpu")
+
+
+@contextmanager
+def checkpoint_files(state: dict[str, Any] | None) -> Iterator[ray.train.Checkpoint | None]:
+    """A checkpoint of `state` for `ray.train.report`; None on the workers that have none."""
+    if state is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        torch.save(state, Path(directory) / "state.pt")
+        yield ray.train.Checkpoint.from_directory(directory)

@@ -1,0 +1,120 @@
+"""Asking the model: what every generator can do, and the one that runs in this process (for tests and benchmarks)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from errata.delta import EditedModel
+from errata.ledger import Ledger
+from errata.model import LanguageModel, ModelSpec
+
+
+class SwapFailed(RuntimeError):
+    """A version that is not served everywhere: by which replicas it is not, and why."""
+
+    def __init__(self, version: int, replicas: Sequence[str], reason: str = "") -> None:
+        super().__init__(version, tuple(replicas), reason)
+        self.version, self.replicas, self.reason = version, tuple(replicas), reason
+
+    def __str__(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        return f"version {self.version} is not served by {', '.join(self.replicas) or 'any replica'}{why}"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`text` follows `prompt`; its tokens were sampled under versions from `version_min` to `version_max`."""
+
+    prompt: str
+    text: str
+    version_min: int
+    version_max: int
+
+
+class Generator(Protocol):
+    """What serves the model."""
+
+    def swap(self, version: int) -> None:
+        """Serve `version` everywhere, or raise `SwapFailed`. Asking for the version that is served does nothing."""
+
+    def generate(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> list[Completion]:
+        """Greedy completions in the order of `prompts`, by version `at_least` or a newer one."""
+
+
+class HFGenerator:
+    """A transformers model in this process, at any version of a ledger; starts at the ledger's head.
+
+    `language_model` must hold the base weights when it is given, and is edited in place.
+    """
+
+    def __init__(self, language_model: LanguageModel, spec: ModelSpec, ledger: Ledger, batch_size: int = 64) -> None:
+        self.language_model, self.ledger, self.batch_size = language_model, ledger, batch_size
+        self.version = 0
+        self._edited = EditedModel(language_model.module, spec)
+        self.swap(ledger.head)
+
+    def swap(self, version: int) -> None:
+        """Raises `UnknownVersion`, and `ValueError` if a delta does not fit the model; the version served then stays."""
+        if version == self.version:
+            return
+        if self.ledger.version(version).parent == self.version:
+            self._edited.add(self.ledger.delta(version))
+        else:
+            self._edited.set(self.ledger.segments(version))
+        self.version = version
+
+    def generate(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> list[Completion]:
+        """As `Generator` has it; raises `SwapFailed` if the ledger's head is older than `at_least`."""
+        if at_least is not None and self.version < at_least:
+            self.swap(self.ledger.head)
+            if self.version < at_least:
+                raise SwapFailed(at_least, ("this process",), f"the head is version {self.version}")
+        decode = self.language_model.tokenizer.decode
+        texts = [decode(ids, skip_special_tokens=True) for ids in self.token_ids(prompts, max_tokens)]
+        return [Completion(p, text, self.version, self.version) for p, text in zip(prompts, texts, strict=True)]
+
+    def token_ids(self, prompts: Sequence[str], max_tokens: int = 8) -> list[list[int]]:
+        """The greedy tokens after each prompt, at most `max_tokens`, without the end-of-text token.
+
+        Raises `ValueError` naming the prompts that leave no room for them in the model's context.
+        """
+        rows = [list(self.language_model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+        limit = self.language_model.max_tokens - max_tokens
+        if too_long := [prompt[:40] for prompt, ids in zip(prompts, rows, strict=True) if not 0 < len(ids) <= limit]:
+            raise ValueError(f"a prompt must have 1 to {limit} tokens; these do not: {too_long}")
+        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        return [ids for batch in batches for ids in self._continue(batch, max_tokens)]
+
+    @torch.no_grad()
+    def _continue(self, rows: list[list[int]], max_tokens: int) -> list[list[int]]:
+        module, tokenizer = self.language_model.module, self.language_model.tokenizer
+        width = max(len(ids) for ids in rows)
+        pad = tokenizer.pad_token_id or 0
+        input_ids_BS = torch.tensor([[pad] * (width - len(ids)) + ids for ids in rows])
+        attention_mask_BS = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows])
+        output_BS = module.generate(
+            input_ids=input_ids_BS.to(module.device),
+            attention_mask=attention_mask_BS.to(module.device),
+            max_new_tokens=max_tokens,
+            pad_token_id=pad,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+        ends = _end_tokens(module, tokenizer)
+        return [_until(ends, ids) for ids in output_BS[:, width:].tolist()]
+
+
+def _end_tokens(module: Any, tokenizer: Any) -> set[int]:
+    configured = module.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return {token for token in (*configured, tokenizer.eos_token_id) if token is not None}
+
+
+def _until(ends: set[int], ids: list[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

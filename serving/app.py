@@ -1,0 +1,111 @@
+"""The graph: `serve run serving.app:build model=… ledger=… editor=RLEdit artifact=…`, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ray import serve
+from ray.serve import Application
+
+from serving.edit_worker import EditWorker, WorkerOptions
+from serving.generator import Generator, ServingOptions
+from serving.workshop import WorkshopOptions
+
+
+class Arguments(BaseModel):
+    """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str
+    ledger: str
+    editor: str = "RLEdit"
+    artifact: str | None = None
+    mlflow: str | None = None
+    mlflow_name: str = "errata"
+    journal: str | None = None
+    served_name: str = "errata"
+    replicas: int = Field(1, ge=1)
+    dtype: str = "float32"
+    device: str = "cpu"
+    gpus: int = Field(0, ge=0)
+    gpu_memory: float = Field(0.9, gt=0, le=1)
+    max_model_len: int | None = Field(None, ge=1)
+    pause: str = Field("keep", pattern="^(keep|wait)$")
+    max_batch: int = Field(16, ge=1)
+    batch_window_s: float = Field(0.02, ge=0)
+    wait_timeout_s: float = Field(60.0, gt=0)
+    num_cpus: float = Field(0.2, ge=0)
+    threads: int = Field(2, ge=1)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Raises `ValueError` naming every key that is unknown, missing or of the wrong kind."""
+    try:
+        arguments = Arguments.model_validate(args)
+    except ValidationError as faults:
+        listed = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors())
+        raise ValueError(f"serving.app:build cannot start with these arguments: {listed}") from None
+    worker = serve.deployment(EditWorker).options(
+        num_replicas=1,
+        ray_actor_options=_resources(arguments, 1 if arguments.device.startswith("cuda") else 0),
+        max_ongoing_requests=256,
+        max_queued_requests=1024,
+        health_check_period_s=2,
+    )
+    generator = serve.deployment(serve.ingress()(Generator)).options(
+        name="Generator",
+        num_replicas=arguments.replicas,
+        ray_actor_options=_resources(arguments, arguments.gpus),
+        max_ongoing_requests=256,
+        max_queued_requests=1024,
+        health_check_period_s=2,
+    )
+    return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
+
+
+def _resources(arguments: Arguments, num_gpus: int) -> dict[str, Any]:
+    environment = {"OMP_NUM_THREADS": str(arguments.threads), "RAY_USAGE_STATS_ENABLED": "0"}
+    if Path(arguments.model).is_dir():
+        environment["HF_HUB_OFFLINE"] = "1"
+    if not arguments.gpus:  # one engine process instead of two, and a KV cache of one GiB
+        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment |= {name: os.environ[name] for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_LEVEL") if name in os.environ}
+    return {"num_cpus": arguments.num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": environment}}
+
+
+def _serving_options(arguments: Arguments) -> ServingOptions:
+    return ServingOptions(
+        model=arguments.model,
+        ledger=arguments.ledger,
+        served_name=arguments.served_name,
+        dtype=arguments.dtype,
+        max_model_len=arguments.max_model_len,
+        tensor_parallel=max(1, arguments.gpus),
+        gpu_memory=arguments.gpu_memory,
+        enforce_eager=not arguments.gpus,
+        pause=arguments.pause,
+    )
+
+
+def _worker_options(arguments: Arguments) -> WorkerOptions:
+    shop = WorkshopOptions(
+        model=arguments.model,
+        ledger=arguments.ledger,
+        editor=arguments.editor,
+        artifact=arguments.artifact,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        max_tokens=arguments.max_model_len,
+    )
+    return WorkerOptions(
+        workshop=shop,
+        journal=arguments.journal or f"{arguments.ledger.rstrip('/')}.journal",
+        max_batch=arguments.max_batch,
+        batch_window_s=arguments.batch_window_s,
+        wait_timeout_s=arguments.wait_timeout_s,
+        mlflow=arguments.mlflow,
+        mlflow_name=arguments.mlflow_name,
+    )

@@ -1,0 +1,245 @@
+"""The single writer: takes queued edits in small batches, makes them, appends a version, has every replica serve it.
+
+The journal says what was accepted, the ledger what was made. A crash between the two is settled at start by the edits'
+ids; a crash between the append and the swap by the replicas, which follow the ledger's head by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from errata.edit import Edit, EditRejected, check_edits
+from errata.generate import SwapFailed
+from errata.ledger import LedgerConflict, Version
+from errata.registry import Registry, RegistryUnavailable
+from serving.journal import Entry, Journal
+from serving.workshop import Workshop, WorkshopOptions
+
+logger = logging.getLogger("ray.serve")
+
+SWAP_ATTEMPTS = 5
+SWAP_TIMEOUT_S = 30.0
+MIRROR_PERIOD_S = 5.0
+NUM_TIMINGS = 200
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """`max_batch` edits at most go into one version, and none waits longer than `batch_window_s` for company."""
+
+    workshop: WorkshopOptions
+    journal: str
+    max_batch: int = 16
+    batch_window_s: float = 0.02
+    wait_timeout_s: float = 60.0
+    mlflow: str | None = None
+    mlflow_name: str = "errata"
+
+
+class EditWorker:
+    """Serve deployment, one replica. The loop `_work` and `rollback` exclude each other by `_writing`."""
+
+    async def __init__(self, options: WorkerOptions) -> None:
+        self.options = options
+        self.shop = await asyncio.to_thread(Workshop, options.workshop)
+        self.journal = Journal(options.journal)
+        self._writing = asyncio.Lock()
+        self._arrived = asyncio.Event()
+        self._settled = asyncio.Condition()
+        self._appended = asyncio.Event()
+        self.timings: deque[dict[str, Any]] = deque(maxlen=NUM_TIMINGS)
+        self.replicas: list[dict[str, Any]] = []
+        self.mirrored: dict[str, Any] = {}
+        self._reconcile()
+        self._tasks = [asyncio.create_task(self._work())]
+        if options.mlflow is not None:
+            self._tasks.append(asyncio.create_task(self._mirror(Registry(options.mlflow, options.mlflow_name))))
+        for task in self._tasks:
+            task.add_done_callback(_end_process)
+
+    def _reconcile(self) -> None:
+        """What a dead predecessor was making is either in the ledger already, or queued again."""
+        for entry in self.journal.pending():
+            version = self.shop.ledger.find_edit(entry.id)
+            if version is not None:
+                self.journal.finish([entry.id], version)
+        self.journal.requeue_applying()
+        self._arrived.set()
+
+    # -- called by the replicas ---------------------------------------------------------------------------------------
+
+    async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None) -> list[dict[str, Any]]:
+        """Queue the edits durably; with `wait`, until they are served, refused, or `wait_timeout_s` has passed.
+
+        Raises `EditRejected` before anything is queued, `KeyReused`.
+        """
+        check_edits([Edit.from_json(edit) for edit in edits], self.shop.model.tokenizer, self.shop.max_tokens)
+        ids = self.journal.submit(edits, key)
+        self._arrived.set()
+        if wait:
+            await self._until_settled(ids)
+        return [self.journal.get(id).to_json() for id in ids]
+
+    async def _until_settled(self, ids: Sequence[str]) -> None:
+        try:
+            async with asyncio.timeout(self.options.wait_timeout_s), self._settled:
+                await self._settled.wait_for(lambda: all(self.journal.get(id).is_settled for id in ids))
+        except TimeoutError:
+            logger.warning("%d edits were not settled in %s s", len(ids), self.options.wait_timeout_s)
+
+    async def edit_status(self, id: str) -> dict[str, Any]:
+        return self.journal.get(id).to_json()
+
+    async def rollback(self, version: int) -> dict[str, Any]:
+        """Serve an earlier version, or once more a later one. Raises `UnknownVersion`, `SwapFailed`."""
+        async with self._writing:
+            await asyncio.to_thread(self.shop.move_to, version)
+            begin = time.perf_counter()
+            await self._broadcast(self.shop.ledger.version(version))
+            self._appended.set()
+        return {"version": version, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
+
+    async def status(self) -> dict[str, Any]:
+        ledger = self.shop.ledger
+        return {
+            "head": ledger.head,
+            "newest": ledger.newest,
+            "queue_depth": self.journal.depth,
+            "replicas": self.replicas,
+            "timings": list(self.timings),
+            "mirror": self.mirrored,
+            "worker": {"pid": os.getpid(), "editor": self.options.workshop.editor},
+        }
+
+    async def check_health(self) -> None:
+        if any(task.done() for task in self._tasks):
+            raise RuntimeError("a background task of the edit worker has ended")
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """Waits for `_arrived`, then for company within the batch window; is unblocked by `submit`."""
+        await self._catch_up()
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while (depth := self.journal.depth) > 0:
+                if depth < self.options.max_batch:
+                    await asyncio.sleep(self.options.batch_window_s)
+                async with self._writing:
+                    await self._apply(self.journal.take(self.options.max_batch))
+
+    async def _catch_up(self) -> None:
+        try:
+            await self._broadcast(self.shop.ledger.version(self.shop.ledger.head))
+        except SwapFailed as fault:
+            logger.warning("%s; the replicas follow the ledger when they are up", fault)
+
+    async def _apply(self, entries: list[Entry]) -> None:
+        """One version of these edits, or of what is left without those that are refused.
+
+        A refusal that names an edit costs that edit; one that names none is traced to its cause by halving.
+        """
+        if not entries:
+            return
+        begin = time.perf_counter()
+        try:
+            made = await asyncio.to_thread(self.shop.make, [Edit.from_json(entry.edit) for entry in entries])
+            edit_s = time.perf_counter() - begin
+            version = await asyncio.to_thread(self.shop.append, made)
+        except EditRejected as refusal:
+            return await self._refused(entries, refusal)
+        except LedgerConflict as fault:
+            logger.error("%s; the edits are made again on the new head", fault)
+            self.journal.requeue([entry.id for entry in entries])
+            return await asyncio.to_thread(self.shop.move_to, self.shop.ledger.head)
+        timing = {"version": version.number, "num_edits": len(entries), "edit_s": round(edit_s, 4)}
+        timing["append_s"] = round(time.perf_counter() - begin - edit_s, 4)
+        await self._publish(version, timing)
+        self.journal.finish([entry.id for entry in entries], version.number)
+        await self._wake()
+
+    async def _publish(self, version: Version, timing: dict[str, Any]) -> None:
+        begin = time.perf_counter()
+        try:
+            await self._broadcast(version)
+        except SwapFailed as fault:  # the edit is made and durable; the replicas follow when they can
+            timing["swap_error"] = str(fault)
+            logger.error("%s", fault)
+        timing["swap_ms"] = round((time.perf_counter() - begin) * 1e3, 2)
+        replicas = [replica for replica in self.replicas if replica.get("bytes")]
+        timing |= {name: replica[name] for replica in replicas[:1] for name in ("bytes", "dense_bytes")}
+        self.timings.append(timing)
+        self._appended.set()
+
+    async def _refused(self, entries: list[Entry], refusal: EditRejected) -> None:
+        guilty = [e for i, e in enumerate(entries) if refusal.edit in (i, e.id)] if refusal.edit is not None else []
+        guilty = entries if len(entries) == 1 else guilty
+        for entry in guilty:
+            self.journal.reject(entry.id, refusal.reason, refusal.field)
+        if guilty:
+            await self._wake()
+            return await self._apply([entry for entry in entries if entry not in guilty])
+        half = len(entries) // 2
+        await self._apply(entries[:half])
+        await self._apply(entries[half:])
+
+    async def _wake(self) -> None:
+        async with self._settled:
+            self._settled.notify_all()
+
+    # -- the replicas and the mirror ----------------------------------------------------------------------------------
+
+    async def _broadcast(self, version: Version) -> None:
+        """Returns when every replica reports the version and its fingerprint. Raises `SwapFailed` naming those that do not."""
+        application = serve.get_replica_context().app_name
+        fault = "no replica is up"
+        for attempt in range(SWAP_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(0.05 * 2**attempt)
+            try:
+                handle = serve.get_deployment_handle("Generator", application)
+                response = handle.broadcast("swap", version.number)
+                self.replicas = await response.results_async(timeout_s=SWAP_TIMEOUT_S)
+            except (RayError, RayServeException, TimeoutError) as error:
+                fault = f"{type(error).__name__}"
+                continue
+            behind = [r for r in self.replicas if (r["version"], r["fingerprint"]) != (version.number, version.fingerprint)]
+            if self.replicas and not behind:
+                return
+            fault = "; ".join(f"{r['replica']}: {r.get('error', r['version'])}" for r in behind) or fault
+        raise SwapFailed(f"version {version.number} is not served everywhere: {fault}")
+
+    async def _mirror(self, registry: Registry) -> None:
+        """Copies new versions to MLflow; is unblocked by an append, and every few seconds to catch up after an outage."""
+        while True:
+            try:
+                await asyncio.to_thread(registry.mirror, self.shop.ledger)
+                self.mirrored = {"version": self.shop.ledger.newest, "error": None}
+            except RegistryUnavailable as fault:
+                self.mirrored = {**self.mirrored, "error": str(fault)}
+                logger.warning("MLflow cannot be reached, edits go on: %s", fault)
+            try:
+                async with asyncio.timeout(MIRROR_PERIOD_S):
+                    await self._appended.wait()
+            except TimeoutError:
+                continue
+            self._appended.clear()
+
+
+def _end_process(task: asyncio.Task[None]) -> None:
+    """A background task ends only by a fault: Serve then replaces the process, which starts from journal and ledger."""
+    if not task.cancelled():
+        logger.error("the edit worker's background task has failed", exc_info=task.exception())
+        os._exit(1)

@@ -1,0 +1,236 @@
+"""The vLLM plugin: weight deltas in, edited matrices reloaded, inside every vLLM worker. Every weight call is here.
+
+An update names its parent version and the files of its deltas (factors, not matrices). It is read and checked while the
+engine still generates; only then are the edited modules reloaded, a whole fused group at a time, from the base matrices
+(read from the checkpoint, since a packed CPU linear has no weight to read back) plus an fp32 sum. A failure inside the
+reload leaves the worker unusable and says so (`intact`): the replica must then be replaced.
+
+`load_weights` shards by itself, so each tensor-parallel worker is given whole matrices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from errata.delta import Accumulator, WeightDelta
+from errata.ledger import read_segments
+from errata.model import ModelSpec, find_matrices, fused_partners
+
+BACKEND = "errata"
+EXTENSION = "serving.weight_engine.WorkerExtension"
+
+
+def register() -> None:
+    """The entry point of group `vllm.general_plugins`: called once in every vLLM process."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "serving.weight_engine", "DeltaEngine")
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """The checkpoint folder that vLLM loaded, the module names that may be edited, and the base's fingerprint."""
+
+    model: str
+    matrices: list[str]
+    fingerprint: str
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """From `parent` to `version` by the deltas of `files`; with `reset`, from the base model instead."""
+
+    parent: int
+    version: int
+    reset: bool
+    files: list[str]
+    fingerprint: str
+
+
+@dataclass
+class _State:
+    """What the worker's weights are: `intact` is False from the start of a reload until its end. `dense_bytes` is what
+    the last update would have weighed as whole matrices."""
+
+    version: int
+    fingerprint: str
+    intact: bool = True
+    dense_bytes: int = 0
+
+
+@dataclass
+class _Prepared:
+    update: UpdateInfo
+    deltas: list[WeightDelta] = field(default_factory=list)
+
+
+class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Keeps base matrices and sums in host memory: the GPU's was given to the KV cache, and the bits are then the same on
+    every device and equal to those of `EditedModel`."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+    supports_draft_weight_update = False
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Read the base of the editable matrices and of their fused partners. Raises `ValueError` naming what is missing."""
+        names = list(dict.fromkeys(partner for name in init_info.matrices for partner in fused_partners(name)))
+        self.checkpoint = Checkpoint(init_info.model)
+        self.spec = _spec_of(init_info.model, names)
+        self.accumulator = Accumulator({name: self._base(name) for name in names})
+        self.beside = {name: self.checkpoint.beside(name) for name in names}
+        self.targets = {name: _served_module(self.model, name) for name in names}
+        self.base_fingerprint = init_info.fingerprint
+        self.state = _State(0, init_info.fingerprint)
+        self.prepared: _Prepared | None = None
+
+    def _base(self, name: str) -> Tensor:
+        return self.spec[name].oriented(self.checkpoint.weight(name)).to(self.model_config.dtype)
+
+    def prepare(self, update_info: dict[str, Any]) -> str | None:
+        """Read and check an update, changing nothing. Returns what is wrong with it, or None."""
+        update = self.parse_update_info(update_info)
+        if not update.reset and update.parent != self.state.version:
+            return f"the update starts from version {update.parent}, this worker has version {self.state.version}"
+        try:
+            deltas = [delta for path in update.files for delta in read_segments(Path(path))]
+            for delta in deltas:
+                self.accumulator.check(delta)
+        except (ValueError, OSError, SafetensorError) as fault:
+            return f"{type(fault).__name__}: {fault}"
+        lineage = self.base_fingerprint if update.reset else self.state.fingerprint
+        for delta in deltas:
+            lineage = hashlib.sha256((lineage + delta.digest()).encode()).hexdigest()
+        if lineage != update.fingerprint:
+            return f"the files make {lineage}, not version {update.version}, which is {update.fingerprint}"
+        self.prepared = _Prepared(update, deltas)
+        return None
+
+    def start_weight_update(self) -> None:
+        """Nothing: the reload is opened in `receive_weights`, after everything that can be refused has been."""
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Reload what changes. Raises `ValueError` before anything is touched if the update cannot be made."""
+        if self.prepared is None or self.prepared.update != update_info:
+            fault = self.prepare(asdict(update_info))
+            if fault is not None:
+                raise ValueError(fault)
+        assert self.prepared is not None
+        deltas, self.prepared = self.prepared.deltas, None
+        self.state.intact = False
+        changed = self.accumulator.reset() if update_info.reset else set()
+        for delta in deltas:
+            self.accumulator.add(delta)
+            changed |= set(delta.parts)
+        dense_bytes = self._reload(changed)
+        self.state = _State(update_info.version, update_info.fingerprint, dense_bytes=dense_bytes)
+
+    def finish_weight_update(self) -> None:
+        """Nothing: see `start_weight_update`."""
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":  # the base class synchronises always, which a CPU has no accelerator for
+            torch.accelerator.synchronize(self.device)
+
+    def shutdown(self) -> None:
+        """Nothing is held that the process does not free."""
+
+    def _reload(self, changed: set[str]) -> int:
+        """Give vLLM the changed matrices, completed to whole fused groups, with their biases: a module that is reloaded
+        without one of its tensors raises nothing and answers wrongly. Returns the bytes of the changed matrices."""
+        names = list(dict.fromkeys(partner for name in sorted(changed) for partner in fused_partners(name)))
+        modules = list({id(self.targets[name]): self.targets[name] for name in names}.values())
+        for module in modules:
+            initialize_layerwise_reload(module)
+        self.model.load_weights(self._tensors(names))  # type: ignore[operator]
+        for module in modules:
+            finalize_layerwise_reload(module, self.model_config)
+        return sum(self.accumulator.base_OI[name].nbytes for name in changed)
+
+    def _tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield self.checkpoint.key_of(name), self.spec[name].oriented(self.accumulator.weight(name)).to(self.device)
+            yield from ((key, tensor.to(self.device)) for key, tensor in self.beside[name])
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its workers, for `collective_rpc`: they answer, where the interface's own return nothing."""
+
+    weight_transfer_engine: DeltaEngine
+
+    def errata_prepare(self, update_info: dict[str, Any]) -> str | None:
+        return self.weight_transfer_engine.prepare(update_info)
+
+    def errata_state(self) -> dict[str, Any]:
+        return asdict(self.weight_transfer_engine.state)
+
+
+class Checkpoint:
+    """Tensors of a folder of safetensors files, by name."""
+
+    def __init__(self, directory: str | Path) -> None:
+        directory = Path(directory)
+        index = directory / "model.safetensors.index.json"
+        if index.exists():
+            files = json.loads(index.read_text())["weight_map"]
+            self.files = {key: directory / file for key, file in files.items()}
+        elif (directory / "model.safetensors").exists():
+            with safe_open(str(directory / "model.safetensors"), framework="pt") as file:
+                self.files = {key: directory / "model.safetensors" for key in file.keys()}  # noqa: SIM118
+        else:
+            raise ValueError(f"{directory} holds no model.safetensors; edits are served from a safetensors checkpoint")
+
+    def key_of(self, name: str) -> str:
+        """The key of a module's weight; some checkpoints leave the first part of the name out."""
+        for key in (f"{name}.weight", f"{name.partition('.')[2]}.weight"):
+            if key in self.files:
+                return key
+        raise ValueError(f"the checkpoint has no tensor {name}.weight")
+
+    def weight(self, name: str) -> Tensor:
+        return self._read(self.key_of(name))
+
+    def beside(self, name: str) -> list[tuple[str, Tensor]]:
+        """The module's other tensors, such as its bias."""
+        weight = self.key_of(name)
+        stem = weight.removesuffix("weight")
+        return [(key, self._read(key)) for key in self.files if key.startswith(stem) and key != weight]
+
+    def _read(self, key: str) -> Tensor:
+        with safe_open(str(self.files[key]), framework="pt") as file:
+            return file.get_tensor(key)
+
+
+def _spec_of(model: str, names: Iterable[str]) -> ModelSpec:
+    """Orientation and sizes, from the architecture alone: no weight is loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return find_matrices(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)), names)
+
+
+def _served_module(model: nn.Module, name: str) -> nn.Module:
+    """vLLM's module that holds a matrix: `…mlp.up_proj` is a part of `…mlp.gate_up_proj`."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    mapped = mapper.map_name(f"{name}.weight") if mapper is not None else f"{name}.weight"
+    candidates = [] if mapped is None else [mapped.removesuffix(".weight")]
+    stem, _, last = name.rpartition(".")
+    packed = getattr(model, "packed_modules_mapping", None) or {}
+    candidates += [f"{stem}.{fused}" for fused, members in packed.items() if last in members]
+    modules = dict(model.named_modules())
+    found = next((modules[candidate] for candidate in candidates if candidate in modules), None)
+    if found is None:
+        raise ValueError(f"vLLM's {type(model).__name__} has no module for {name}")
+    return found

@@ -1,0 +1,127 @@
+"""Where an edit is made: the model in memory, the editor and its state, the guard, the ledger. Plain, synchronous code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errata import model as models
+from errata.delta import EditedModel, WeightDelta
+from errata.edit import Edit, EditBatch, EditRejected
+from errata.editors import EDITORS
+from errata.editors.editor import Editor, EditorState
+from errata.guard import Guard
+from errata.ledger import Ledger, Version
+
+
+@dataclass(frozen=True)
+class WorkshopOptions:
+    """`editor` is a name of `EDITORS`, or `package.module:Class`; `artifact` is what its `load` takes."""
+
+    model: str
+    ledger: str
+    editor: str
+    artifact: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """An accepted update that is not yet a version."""
+
+    parent: int
+    edits: tuple[Edit, ...]
+    delta: WeightDelta
+    state: EditorState
+    scorecard: dict[str, Any]
+
+
+class Workshop:
+    """Stands at the ledger's head: `model` is edited as the head is, `state` is the editor's after it."""
+
+    def __init__(self, options: WorkshopOptions) -> None:
+        self.options = options
+        self.model = models.load(options.model, getattr(torch, options.dtype), options.device)
+        self.max_tokens = min(options.max_tokens or self.model.max_tokens, self.model.max_tokens)
+        self.editor = load_editor(options.editor, options.artifact)
+        self.ledger = self._open()
+        self.spec = models.find_matrices(self.model.module, self.ledger.base["matrices"])
+        self.edited = EditedModel(self.model.module, self.spec)
+        self.base_norms = {name: float(t.double().norm()) for name, t in self.edited.accumulator.base_OI.items()}
+        self.guard = Guard()
+        self._stand_at(self.ledger.head)
+
+    def _open(self) -> Ledger:
+        """The ledger that is there, if it is over this model and these matrices, else a new one."""
+        patterns = getattr(self.editor, "modules")  # noqa: B009, no part of the Editor contract
+        names = models.find_matrices(self.model.module, patterns).names
+        base = {"model": self.options.model, "fingerprint": _fingerprint(self.options.model), "matrices": list(names)}
+        return Ledger.create(self.options.ledger, base)
+
+    def _stand_at(self, version: int) -> None:
+        self.edited.set(self.ledger.segments(version))
+        self.state = self.ledger.state(version) or self.editor.start(self.model, self.spec)
+        self.version = version
+
+    def move_to(self, version: int) -> None:
+        """Make `version` the head, weights and state together. Raises `UnknownVersion`."""
+        self.ledger.move_head(version)
+        self._stand_at(version)
+
+    def make(self, edits: Sequence[Edit]) -> Made:
+        """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
+        batch = EditBatch(tuple(edits))
+        try:
+            delta, state = self.editor.edit(self.model, batch, self.state)
+        except (ArithmeticError, RuntimeError) as fault:  # a singular solve, a tensor that does not fit in memory
+            raise EditRejected(f"{type(fault).__name__} in the editor: {fault}") from fault
+        scorecard = self._score(batch, delta)
+        verdict = self.guard.check(delta, self.base_norms, scorecard)
+        if not verdict.publish:
+            raise EditRejected(f"the guard refuses it: {'; '.join(verdict.reasons)}")
+        return Made(self.version, batch.edits, delta, state, scorecard)
+
+    def _score(self, batch: EditBatch, delta: WeightDelta) -> dict[str, Any]:
+        return {}
+
+    def append(self, made: Made) -> Version:
+        """Raises `LedgerConflict` if the head is no longer where the update was made."""
+        version = self.ledger.append(
+            made.parent, made.delta, made.state, made.edits, made.scorecard, self.options.editor, "serving"
+        )
+        self.edited.add(made.delta)
+        self.state, self.version = made.state, version.number
+        return version
+
+
+def load_editor(name: str, artifact: str | None) -> Editor:
+    """Raises `ValueError` naming the editors there are."""
+    module, _, attribute = name.partition(":")
+    if attribute:
+        kind: Any = getattr(importlib.import_module(module), attribute)
+    elif name in EDITORS:
+        kind = EDITORS[name]
+    else:
+        raise ValueError(f"no editor is named {name!r}; there are {', '.join(EDITORS)}")
+    if artifact is not None:
+        return kind.load(artifact)
+    return kind()
+
+
+def _fingerprint(model: str) -> str:
+    """SHA-256 over the checkpoint's weight files; of the name where it is not a local folder."""
+    digest = hashlib.sha256()
+    files = sorted(Path(model).glob("*.safetensors"))
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest() if files else hashlib.sha256(model.encode()).hexdigest()
