@@ -75,7 +75,7 @@ def tiny() -> Plan:
 
 def demo() -> Plan:
     """What `make demo` trains: the last down-projection of the testbed's Llama."""
-    editor = RLEdit(modules=("layers.3.mlp.down_proj",), reward=Reward(backtrack_depth=2, locality_weight=2.0))
+    editor = RLEdit(modules=("layers.3.mlp.down_proj",), num_passes=2, reward=Reward(backtrack_depth=2, locality_weight=3.0))
     return Plan("demo", editor, Schedule(train_steps=30))
 
 

@@ -51,12 +51,12 @@ def work(config: dict[str, Any]) -> None:
             return
         state = {"model": plain.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
         with checkpoint_files(state if rank == 0 else None) as checkpoint:
-            if rank == 0 and done == shape.train_steps:
-                finish(plan, plain, tokenizer, world)
             ray.train.report(metrics, checkpoint=checkpoint)
 
     sentences: Encoded = testbed.training_sentences(world, tokenizer)
     testbed.train(model, sentences, shape, plan.seed, rank, num_workers, after_step, first_step, optimizer)
+    if rank == 0:
+        finish(plan, plain, tokenizer, world)
 
 
 def finish(plan: Plan, model: Any, tokenizer: Any, world: World) -> None:

@@ -59,11 +59,11 @@ def work(config: dict[str, Any]) -> None:
             left = (time.monotonic() - started) / (done - first_step) * (total - done)
             print(f"train: {done}/{total}  {described(losses)}  about {left:.0f} s left", flush=True)
         if done % plan.checkpoint_every == 0 or done == total:
-            if rank == 0 and done == total:
-                save_artifact(plan, editor, curve, num_workers)
             state = {"trainer": trainer.state_dict(), "curve": curve}
             with checkpoint_files(state if rank == 0 else None) as checkpoint:
                 ray.train.report({"train_step": done, **losses}, checkpoint=checkpoint)
+    if rank == 0:
+        save_artifact(plan, editor, curve, num_workers)
 
 
 def described(losses: dict[str, float]) -> str:

@@ -18,18 +18,18 @@ from typing import Any
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from errata.edit import Edit, EditRejected, check_edits
 from errata.generate import SwapFailed
 from errata.ledger import LedgerConflict, Version
-from errata.registry import Registry, RegistryUnavailable
 from serving.journal import Entry, Journal
 from serving.workshop import Workshop, WorkshopOptions
 
 logger = logging.getLogger("ray.serve")
 
 SWAP_ATTEMPTS = 5
-SWAP_TIMEOUT_S = 30.0
+SWAP_TIMEOUT_S = 10.0
 MIRROR_PERIOD_S = 5.0
 NUM_TIMINGS = 200
 
@@ -64,7 +64,7 @@ class EditWorker:
         self._reconcile()
         self._tasks = [asyncio.create_task(self._work())]
         if options.mlflow is not None:
-            self._tasks.append(asyncio.create_task(self._mirror(Registry(options.mlflow, options.mlflow_name))))
+            self._tasks.append(asyncio.create_task(self._mirror(options.mlflow)))
         for task in self._tasks:
             task.add_done_callback(_end_process)
 
@@ -110,13 +110,17 @@ class EditWorker:
             self._appended.set()
         return {"version": version, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
 
+    async def ready(self) -> None:
+        """Returns once the ledger is there."""
+
     async def status(self) -> dict[str, Any]:
         ledger = self.shop.ledger
+        replicas = await self._generators().broadcast("status").results_async(timeout_s=SWAP_TIMEOUT_S)
         return {
             "head": ledger.head,
             "newest": ledger.newest,
             "queue_depth": self.journal.depth,
-            "replicas": self.replicas,
+            "replicas": replicas,
             "timings": list(self.timings),
             "mirror": self.mirrored,
             "worker": {"pid": os.getpid(), "editor": self.options.workshop.editor},
@@ -130,7 +134,6 @@ class EditWorker:
 
     async def _work(self) -> None:
         """Waits for `_arrived`, then for company within the batch window; is unblocked by `submit`."""
-        await self._catch_up()
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -139,12 +142,6 @@ class EditWorker:
                     await asyncio.sleep(self.options.batch_window_s)
                 async with self._writing:
                     await self._apply(self.journal.take(self.options.max_batch))
-
-    async def _catch_up(self) -> None:
-        try:
-            await self._broadcast(self.shop.ledger.version(self.shop.ledger.head))
-        except SwapFailed as fault:
-            logger.warning("%s; the replicas follow the ledger when they are up", fault)
 
     async def _apply(self, entries: list[Entry]) -> None:
         """One version of these edits, or of what is left without those that are refused.
@@ -203,26 +200,30 @@ class EditWorker:
 
     async def _broadcast(self, version: Version) -> None:
         """Returns when every replica reports the version and its fingerprint. Raises `SwapFailed` naming those that do not."""
-        application = serve.get_replica_context().app_name
-        fault = "no replica is up"
+        behind, reason = ["any replica"], "none is up"
         for attempt in range(SWAP_ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(0.05 * 2**attempt)
+            await asyncio.sleep(0.05 * (2**attempt - 1))
             try:
-                handle = serve.get_deployment_handle("Generator", application)
-                response = handle.broadcast("swap", version.number)
+                response = self._generators().broadcast("swap", version.number)
                 self.replicas = await response.results_async(timeout_s=SWAP_TIMEOUT_S)
             except (RayError, RayServeException, TimeoutError) as error:
-                fault = f"{type(error).__name__}"
+                reason = type(error).__name__
                 continue
-            behind = [r for r in self.replicas if (r["version"], r["fingerprint"]) != (version.number, version.fingerprint)]
-            if self.replicas and not behind:
+            late = [r for r in self.replicas if (r["version"], r["fingerprint"]) != (version.number, version.fingerprint)]
+            if self.replicas and not late:
                 return
-            fault = "; ".join(f"{r['replica']}: {r.get('error', r['version'])}" for r in behind) or fault
-        raise SwapFailed(f"version {version.number} is not served everywhere: {fault}")
+            behind = [r["replica"] for r in late] or behind
+            reason = "; ".join(r.get("error", f"it has version {r['version']}") for r in late) or reason
+        raise SwapFailed(version.number, behind, reason)
 
-    async def _mirror(self, registry: Registry) -> None:
+    def _generators(self) -> DeploymentHandle[Any]:
+        return serve.get_deployment_handle("Generator", serve.get_replica_context().app_name)
+
+    async def _mirror(self, uri: str) -> None:
         """Copies new versions to MLflow; is unblocked by an append, and every few seconds to catch up after an outage."""
+        from errata.registry import Registry, RegistryUnavailable  # here, since importing MLflow takes seconds
+
+        registry = await asyncio.to_thread(Registry, uri, self.options.mlflow_name)
         while True:
             try:
                 await asyncio.to_thread(registry.mirror, self.shop.ledger)

@@ -87,7 +87,7 @@ class Generator:
         try:
             return Ledger.open(self.options.ledger)
         except FileNotFoundError:  # the worker makes it, on the first start only; it must not be needed on later ones
-            await self.worker.status.remote()
+            await self.worker.ready.remote()
             return Ledger.open(self.options.ledger)
 
     async def _start_engine(self) -> None:
@@ -98,7 +98,7 @@ class Generator:
         await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
         self.fingerprint = base["fingerprint"]
 
-    async def __serve_build_asgi_app__(self) -> Any:  # noqa: N807, the name is Ray's
+    async def __serve_build_asgi_app__(self) -> Any:
         tasks = await self.engine.get_supported_tasks()
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
         await init_app_state(self.engine, app.state, self.args, supported_tasks=tasks)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from errata import model as models
-from errata.delta import EditedModel, WeightDelta
+from errata.delta import EditedModel, WeightDelta, applied
 from errata.edit import Edit, EditBatch, EditRejected
 from errata.editors import EDITORS
 from errata.editors.editor import Editor, EditorState
-from errata.guard import Guard
+from errata.evaluate import teacher_forced
+from errata.guard import Guard, matrix_norms
 from errata.ledger import Ledger, Version
 
 
@@ -54,8 +55,8 @@ class Workshop:
         self.editor = load_editor(options.editor, options.artifact)
         self.ledger = self._open()
         self.spec = models.find_matrices(self.model.module, self.ledger.base["matrices"])
+        self.base_norms = matrix_norms(self.model, self.spec)
         self.edited = EditedModel(self.model.module, self.spec)
-        self.base_norms = {name: float(t.double().norm()) for name, t in self.edited.accumulator.base_OI.items()}
         self.guard = Guard()
         self._stand_at(self.ledger.head)
 
@@ -81,16 +82,14 @@ class Workshop:
         batch = EditBatch(tuple(edits))
         try:
             delta, state = self.editor.edit(self.model, batch, self.state)
+            with applied(self.model.module, delta):
+                scorecard = teacher_forced(self.model, batch.edits)
         except (ArithmeticError, RuntimeError) as fault:  # a singular solve, a tensor that does not fit in memory
             raise EditRejected(f"{type(fault).__name__} in the editor: {fault}") from fault
-        scorecard = self._score(batch, delta)
         verdict = self.guard.check(delta, self.base_norms, scorecard)
         if not verdict.publish:
             raise EditRejected(f"the guard refuses it: {'; '.join(verdict.reasons)}")
-        return Made(self.version, batch.edits, delta, state, scorecard)
-
-    def _score(self, batch: EditBatch, delta: WeightDelta) -> dict[str, Any]:
-        return {}
+        return Made(self.version, batch.edits, delta, state, scorecard.to_json())
 
     def append(self, made: Made) -> Version:
         """Raises `LedgerConflict` if the head is no longer where the update was made."""

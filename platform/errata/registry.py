@@ -76,13 +76,17 @@ class Registry:
         return len(missing)
 
     def versions(self) -> list[dict[str, Any]]:
-        """What is registered, oldest first: ledger version, MLflow version, model id, tags, aliases. Raises `RegistryUnavailable`."""
+        """What is registered, oldest first: version, mlflow_version, fingerprint, model_id, tags, aliases.
+
+        Raises `RegistryUnavailable`.
+        """
         with _reaching(self.uri):
             serving = self._client.get_registered_model(self.name).aliases if self._exists() else {}
             return [
                 {
                     "version": int(found.tags[VERSION_TAG]),
-                    "registered": int(found.version),
+                    "mlflow_version": int(found.version),
+                    "fingerprint": found.tags["errata.fingerprint"],
                     "model_id": found.source.removeprefix("models:/"),
                     "tags": dict(found.tags),
                     "aliases": sorted(alias for alias, at in serving.items() if int(at) == int(found.version)),
@@ -95,13 +99,11 @@ class Registry:
 
     def _search(self) -> list[Any]:
         found: list[Any] = []
-        token = None
-        while token is not None or not found:
-            page = self._client.search_model_versions(f"name = '{self.name}'", max_results=1000, page_token=token)
+        token: str | None = ""
+        while token is not None:
+            page = self._client.search_model_versions(f"name = '{self.name}'", max_results=1000, page_token=token or None)
             found += page
             token = page.token or None
-            if token is None:
-                break
         return sorted((v for v in found if VERSION_TAG in v.tags), key=lambda v: int(v.tags[VERSION_TAG]))
 
     def _registered(self) -> dict[int, str]:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from errata.capture import capture, key_moment
+from errata.capture import Captured, capture, key_moment
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState
@@ -103,8 +103,8 @@ class RLEdit(Editor):
         return EditorState()
 
     def _metrics(self, state: EditorState) -> dict[str, Metric]:
-        bases = self.trained_policy().metric_bases
-        return {n: Metric.start(base_II).remember(state.tensors[n]) if n in state.tensors else Metric.start(base_II) for n, base_II in bases.items()}
+        metrics = {name: Metric.start(base_II) for name, base_II in self.trained_policy().metric_bases.items()}
+        return {n: metric.remember(state.tensors[n]) if n in state.tensors else metric for n, metric in metrics.items()}
 
     def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
         net = self.trained_policy().net
@@ -115,14 +115,15 @@ class RLEdit(Editor):
         delta, keys = WeightDelta({}), {}
         for _ in range(self.num_passes):
             with applied(model.module, delta):
-                captured, _ = capture(model.module, encoded, net.spec.names)
+                captured, nll_T = capture(model.module, encoded, net.spec.names)
+            _check_finite(batch, encoded, captured, nll_T)
             keys = keys or {name: rows.keys_TI for name, rows in captured.items()}
             with torch.no_grad():
                 proposals = net.propose(captured, metrics)
             written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
             delta = chained([delta, written])
         if not delta.is_finite:
-            raise EditRejected("the update is not finite; the model or the policy has numbers that overflow", edit=batch.edits[0].id)
+            raise EditRejected("the update is not finite: the policy's numbers overflow")
         past = {name: torch.cat([metric.past_mI.float(), keys[name]]) for name, metric in metrics.items()}
         return delta, EditorState(state.num_edits + len(batch), past)
 
@@ -154,3 +155,13 @@ class RLEdit(Editor):
         net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, seed=0).to(device)
         net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net|")})
         return replace(editor, policy=Policy(net, {k[7:]: v for k, v in tensors.items() if k.startswith("metric|")}))
+
+
+def _check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Captured], nll_T: Tensor) -> None:
+    """Raise `EditRejected` naming the first edit at whose answer the model's numbers are not finite."""
+    finite_T = torch.isfinite(nll_T)
+    for rows in captured.values():
+        finite_T &= torch.isfinite(rows.keys_TI).all(1) & torch.isfinite(rows.grads_TO).all(1)
+    if not finite_T.all():
+        index = int(encoded.predicts_BS.nonzero()[:, 0][~finite_T][0])
+        raise EditRejected("the model's keys, gradients or loss are not finite here", edit=batch.edits[index].id or index)

@@ -1,0 +1,110 @@
+"""Who may import whom, and what the tree must look like."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FRAMEWORKS = {"ray", "vllm", "mlflow", "fastapi", "pydantic"}
+BANNED_NAMES = {"utils", "helpers", "common", "base", "misc", "types", "manager"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports_of(path)}
+
+
+@pytest.mark.parametrize("path", sources("platform/errata"), ids=lambda p: p.name)
+def test_the_core_imports_no_framework(path: Path) -> None:
+    allowed = {"mlflow"} if path.name == "registry.py" else set()
+    assert tops(path) & FRAMEWORKS <= allowed
+    assert not tops(path) & {"jobs", "serving"}
+
+
+@pytest.mark.parametrize("path", sources("jobs"), ids=lambda p: p.name)
+def test_jobs_neither_serve_nor_import_the_serving_side(path: Path) -> None:
+    names = imports_of(path)
+    assert not tops(path) & {"serving", "vllm", "fastapi", "pydantic", "mlflow"}
+    assert not any(name.startswith("ray.serve") for name in names)
+
+
+@pytest.mark.parametrize("path", sources("serving"), ids=lambda p: p.name)
+def test_serving_does_not_train(path: Path) -> None:
+    assert not tops(path) & {"jobs", "mlflow"}
+    assert not any(name.startswith(("ray.train", "ray.tune", "ray.data")) for name in imports_of(path))
+
+
+def test_after_the_editor_nobody_knows_its_name() -> None:
+    blind = ["ledger", "registry", "generate", "evaluate", "guard", "delta", "capture", "stream", "lifelong"]
+    for name in blind:
+        names = imports_of(ROOT / "platform" / "errata" / f"{name}.py")
+        assert not any(n.startswith("errata.editors.hypernet") for n in names), name
+
+
+def test_the_source_root_is_no_package() -> None:
+    assert not (ROOT / "platform" / "__init__.py").exists(), "it would shadow the standard library's platform module"
+
+
+def test_no_file_has_a_name_that_says_nothing() -> None:
+    for path in sources("platform/errata", "jobs", "serving"):
+        assert path.stem not in BANNED_NAMES | set(sys.stdlib_module_names), path
+
+
+def test_every_package_is_installed() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = [ROOT / "platform" / "errata", ROOT / "jobs", ROOT / "serving"]
+    found = {
+        ".".join(path.parent.relative_to(folder.parent).parts)
+        for folder in folders
+        for path in folder.rglob("__init__.py")
+    }
+    assert found == listed
+
+
+def test_the_core_works_without_ray_vllm_and_mlflow() -> None:
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"ray", "vllm", "mlflow"}:
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocked())
+import errata.lifelong
+from errata.editors import EDITORS
+assert EDITORS and not {"ray", "vllm", "mlflow"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_readme_names_every_folder() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for path in sources("platform/errata", "jobs", "serving"):
+        if path.name != "__init__.py":
+            assert path.name in readme, f"the README's tree lacks {path.relative_to(ROOT)}"
+
+
+def test_no_path_of_one_machine_and_no_registry_address() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    for name in files:
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ""} and path.is_file() and "tests/" not in name:
+            text = path.read_text(errors="replace")
+            assert "/root/" not in text and "pypi.org" not in text and "files.pythonhosted" not in text, name

@@ -1,0 +1,136 @@
+"""What every editor promises; a new editor is one line in `UNDER_TEST`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from errata.edit import Edit, EditBatch, EditRejected, batches_of
+from errata.editors import EDITORS, Editor, EditorState
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.trajectory import make_step
+from errata.model import LanguageModel, find_matrices
+from errata.testbed.world import World
+
+GATE_UP = ("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
+
+
+def rledit(**fields: object) -> Callable[[LanguageModel], Editor]:
+    def make(model: LanguageModel) -> Editor:
+        batches = list(batches_of(World(20).edits("train", 20), 5))
+        text = [make_step(model, batch).outcomes for batch in batches]
+        return RLEdit(**{"rank": 8, **fields}).untrained(model, text, batches, seed=0)  # type: ignore[arg-type]
+
+    return make
+
+
+UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
+    "RLEdit": rledit(modules=("layers.1.mlp.down_proj",)),
+    "RLEdit-gate-up-two-passes": rledit(modules=GATE_UP, num_passes=2),
+    "RLEdit-ridge": rledit(modules=("layers.*.mlp.down_proj",), metric_strength=0.0),
+    "RLEdit-published": lambda model: RLEdit.published(rank=8).untrained(
+        model, [], list(batches_of(World(20).edits("train", 20), 5)), seed=0
+    ),
+}
+
+
+@pytest.fixture(params=UNDER_TEST)
+def editor(request: pytest.FixtureRequest, tiny_model: LanguageModel) -> Editor:
+    return UNDER_TEST[request.param](tiny_model)
+
+
+@pytest.fixture
+def batches() -> list[EditBatch]:
+    return list(batches_of(World(20).edits("test", 9), 3))
+
+
+def started(editor: Editor, model: LanguageModel) -> EditorState:
+    return editor.start(model, find_matrices(model.module, editor.modules))
+
+
+def test_every_editor_is_under_test() -> None:
+    assert {name.split("-")[0] for name in UNDER_TEST} == set(EDITORS)
+
+
+def test_the_model_is_left_as_it_was(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    editor.edit(tiny_model, batches[0], started(editor, tiny_model))
+    for name, tensor in tiny_model.module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_model.module.modules())
+
+
+def test_same_inputs_same_delta_also_through_a_saved_state(
+    editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch], tmp_path: Path
+) -> None:
+    state = started(editor, tiny_model)
+    for batch in batches[:2]:
+        _, state = editor.edit(tiny_model, batch, state)
+    state.save(tmp_path / "state.safetensors")
+    again = EditorState.load(tmp_path / "state.safetensors")
+    assert again.num_edits == state.num_edits == 6
+    (first, after), (second, _) = editor.edit(tiny_model, batches[2], state), editor.edit(tiny_model, batches[2], again)
+    assert first.digest() == second.digest()
+    assert after.num_edits == 9
+
+
+def test_the_delta_makes_the_edits_likelier(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
+    from errata.capture import capture
+    from errata.delta import applied
+    from errata.encode import encode
+
+    delta, _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
+    encoded = encode(tiny_model.tokenizer, batches[0].prompts, batches[0].targets)
+    _, before_T = capture(tiny_model.module, encoded, tuple(delta.parts))
+    with applied(tiny_model.module, delta):
+        _, after_T = capture(tiny_model.module, encoded, tuple(delta.parts))
+    assert after_T.mean() < before_T.mean()
+
+
+def test_a_delta_names_only_the_editors_matrices(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
+    spec = find_matrices(tiny_model.module, editor.modules)
+    delta, _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
+    assert set(delta.parts) == set(spec.names)
+    assert {name: tuple(part.dense().shape) for name, part in delta} == {m.name: m.shape for m in spec.matrices}
+
+
+def test_an_empty_batch_is_refused(editor: Editor, tiny_model: LanguageModel) -> None:
+    with pytest.raises(EditRejected, match="0"):
+        editor.edit(tiny_model, EditBatch(()), started(editor, tiny_model))
+
+
+def test_a_result_that_is_not_finite_is_refused(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
+    name = find_matrices(tiny_model.module, editor.modules).names[0]
+    weight = tiny_model.module.get_submodule(name).weight
+    kept = weight.data.clone()
+    try:
+        weight.data.fill_(float("nan"))
+        with pytest.raises(EditRejected, match="finite"):
+            editor.edit(tiny_model, batches[0], started(editor, tiny_model))
+    finally:
+        weight.data.copy_(kept)
+
+
+def test_an_editor_made_for_another_model_says_so(editor: Editor, tiny_model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="trained for"):
+        editor.start(tiny_model, find_matrices(tiny_model.module, ("layers.0.self_attn.o_proj",)))
+
+
+def test_an_artifact_gives_the_same_editor(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch], tmp_path: Path) -> None:
+    assert isinstance(editor, RLEdit)
+    editor.save(tmp_path / "artifact", {"seed": 0})
+    loaded = RLEdit.load(tmp_path / "artifact")
+    assert loaded == editor
+    (a, _), (b, _) = (e.edit(tiny_model, batches[0], started(e, tiny_model)) for e in (editor, loaded))
+    assert a.digest() == b.digest()
+
+
+def test_a_folder_without_an_artifact_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no RLEdit artifact"):
+        RLEdit.load(tmp_path)
+
+
+def test_an_untrained_editor_says_what_to_do(tiny_model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match=r"jobs/train\.py"):
+        RLEdit().edit(tiny_model, EditBatch((Edit("a", "b"),)), EditorState())

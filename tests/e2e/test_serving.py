@@ -1,0 +1,302 @@
+"""The whole application, for real: Ray, Serve, vLLM and HTTP on this machine, and processes killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from errata.ledger import Ledger
+from tests.e2e.toy import MAX_TOKENS, WORLD, make_checkpoint
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+FACTS = WORLD.sentences()
+
+
+@dataclass
+class App:
+    """The running application and its client."""
+
+    http: httpx.Client
+    ledger: Ledger
+
+    def edit(self, *edits: dict[str, Any], wait: bool = True, **headers: str) -> httpx.Response:
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.http.post("/v1/edits", json={"edits": list(edits), "wait": wait}, headers=headers)
+
+    def complete(self, prompt: Any, max_tokens: int = 1, **more: Any) -> httpx.Response:
+        headers = more.pop("headers", {})
+        body = {"model": "errata", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **more}
+        return self.http.post("/v1/completions", json=body, headers=headers)
+
+    def status(self) -> dict[str, Any]:
+        return self.http.get("/v1/status").json()
+
+    def answer(self, prompt: str) -> str:
+        return self.complete(prompt).json()["choices"][0]["text"].strip()
+
+
+def eventually(holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    """Wait until it is true; being unreachable counts as false."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            if holds():
+                return
+        except (httpx.HTTPError, KeyError, ValueError):
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"not so within {timeout_s} s")
+
+
+def is_whole(app: App) -> bool:
+    """Both deployments answer, and what is served is the ledger's head."""
+    status = app.status()
+    return [r["version"] for r in status["replicas"]] == [app.ledger.head] and "pid" in status["worker"]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    import ray
+    from ray import serve
+
+    from serving.app import build
+
+    directory = tmp_path_factory.mktemp("serving")
+    os.environ["PYTHONPATH"] = str(ROOT)  # for the editor that stands beside this file
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="errata-", ignore_cleanup_errors=True) as temp:  # sockets: short names
+        ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=temp, log_to_driver=False)
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        model, ledger = make_checkpoint(directory / "model"), directory / "ledger"
+        arguments = {"model": str(model), "ledger": str(ledger), "editor": "tests.e2e.toy:Toy", "max_batch": 4}
+        serve.run(build(arguments), name="errata", route_prefix="/")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+            yield App(client, Ledger.open(ledger))
+        serve.shutdown()
+        ray.shutdown()
+
+
+def fact(number: int, target: str = "dog") -> dict[str, Any]:
+    return {"prompt": FACTS[number][0], "target": target}
+
+
+# -- edits, versions, rollback ----------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_answered_at_once_and_rollback_takes_it_back(app: App) -> None:
+    prompt = FACTS[0][0]
+    before = app.answer(prompt)
+    edited = app.edit(fact(0)).raise_for_status().json()
+    assert edited["version"] == app.ledger.head
+    assert [edit["state"] for edit in edited["edits"]] == ["applied"]
+    assert app.answer(prompt) == "dog" != before
+    assert app.http.get(f"/v1/edits/{edited['ids'][0]}").json()["version"] == edited["version"]
+    entry = app.http.get(f"/v1/versions/{edited['version']}").json()
+    assert entry["edits"][0]["target"] == "dog"
+    assert entry["scorecard"]["num_edits"] == 1
+    assert app.http.post("/v1/rollback", json={"version": 0}).json()["version"] == 0
+    assert app.answer(prompt) == before
+    again = app.edit(fact(0, "cat")).json()["version"]
+    assert app.http.get(f"/v1/versions/{again}").json()["parent"] == 0
+    assert app.answer(prompt) == "cat"
+    chain = app.http.get("/v1/versions").json()
+    assert (chain["head"], len(chain["versions"])) == (again, again + 1)
+
+
+def test_edits_without_wait_are_made_in_small_batches_in_order(app: App) -> None:
+    first = app.ledger.newest
+    posted = app.edit(*(fact(number) for number in range(1, 11)), wait=False)
+    assert posted.status_code == 202
+    eventually(lambda: all(app.http.get(f"/v1/edits/{i}").json()["state"] == "applied" for i in posted.json()["ids"]), 30)
+    made = [app.http.get(f"/v1/edits/{i}").json()["version"] for i in posted.json()["ids"]]
+    assert made == [first + 1] * 4 + [first + 2] * 4 + [first + 3] * 2
+
+
+def test_an_idempotency_key_makes_an_edit_once(app: App) -> None:
+    first = app.edit(fact(12), Idempotency_Key="k1").json()
+    newest = app.ledger.newest
+    again = app.edit(fact(12), Idempotency_Key="k1")
+    assert (again.status_code, again.json()["ids"], app.ledger.newest) == (200, first["ids"], newest)
+    assert app.edit(fact(13), Idempotency_Key="k1").status_code == 409
+
+
+def test_a_refused_edit_costs_its_batch_nothing(app: App) -> None:
+    answer = app.edit(fact(14), {"prompt": "the violin of x", "target": "dog"}, {"prompt": "the piano of x", "target": "dog"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == "violins are refused"
+    assert [e["state"] for e in answer.json()["edits"]] == ["applied", "rejected", "rejected"]
+    assert "pianos are too heavy" in answer.json()["edits"][2]["reason"]
+
+
+# -- the stamp --------------------------------------------------------------------------------------------------------
+
+
+def test_completions_carry_their_version(app: App) -> None:
+    head = app.ledger.head
+    for answer in (
+        app.complete(FACTS[20][0], 4),
+        app.http.post(
+            "/v1/chat/completions",
+            json={"model": "errata", "messages": [{"role": "user", "content": FACTS[20][0]}], "max_tokens": 4},
+        ),
+    ):
+        assert answer.headers["X-Errata-Version"] == str(head)
+        assert answer.json()["errata"] == {"version_min": head, "version_max": head}
+
+
+def test_a_stream_carries_the_version_in_every_event_and_survives_a_swap(app: App) -> None:
+    head, events, seen = app.ledger.head, [], threading.Event()
+    body = {"model": "errata", "prompt": "the", "max_tokens": 120, "stream": True, "ignore_eos": True, "temperature": 0}
+    with ThreadPoolExecutor(1) as pool, app.http.stream("POST", "/v1/completions", json=body) as answer:
+        assert answer.headers["X-Errata-Version"] == str(head)
+        edit = pool.submit(lambda: seen.wait(10) and app.edit(fact(21)).json()["version"])
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                events.append(json.loads(line.removeprefix("data: ")))
+                seen.set()
+    assert not any("error" in event for event in events)
+    assert len(events) >= 120
+    versions = [(event["errata"]["version_min"], event["errata"]["version_max"]) for event in events]
+    assert {low for low, _ in versions} == {head}
+    assert [high for _, high in versions] == sorted(high for _, high in versions)
+    assert edit.result() == app.ledger.head
+
+
+def test_read_your_writes(app: App) -> None:
+    newest = app.ledger.newest
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(app.complete, FACTS[22][0], 1, headers={"X-Errata-At-Least": str(newest + 1)})
+        time.sleep(0.3)
+        assert not waiting.done()
+        assert app.edit(fact(22, "parrot"), wait=False).status_code == 202
+        answer = waiting.result()
+    assert answer.headers["X-Errata-Version"] == str(newest + 1)
+    assert answer.json()["choices"][0]["text"].strip() == "parrot"
+    assert app.complete("the", headers={"X-Errata-At-Least": "soon"}).status_code == 400
+    late = app.complete("the", headers={"X-Errata-At-Least": "9999"})
+    assert (late.status_code, late.json()["error"]["field"]) == (409, "X-Errata-At-Least")
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+GOOD = {"prompt": "the dog keeps a", "target": "cat"}
+BAD_EDITS = [
+    ({"edits": []}, "edits"),
+    ({"edits": [{**GOOD, "prompt": " "}]}, "prompt"),
+    ({"edits": [GOOD, {**GOOD, "target": ""}]}, "target"),
+    ({"edits": [{**GOOD, "target": "cat " * MAX_TOKENS}]}, "target"),
+    ({"edits": [{**GOOD, "prompt": "cat " * 2 * MAX_TOKENS}]}, "prompt"),
+    ({"edits": [{**GOOD, "subject": "Nobody"}]}, "subject"),
+    ({"edits": [{**GOOD, "rephrasings": [""]}]}, "rephrasings"),
+    ({"edits": [{"prompt": "x"}]}, "target"),
+    ({"edits": [{**GOOD, "prompt": 7}]}, "prompt"),
+    ({"edits": [{**GOOD, "taget": "cat"}]}, "taget"),
+    ({"edits": [GOOD], "later": True}, "later"),
+    ({"edits": "no"}, "edits"),
+    ([], "body"),
+]
+
+
+@pytest.mark.parametrize(("body", "field"), BAD_EDITS)
+def test_bad_edits_are_refused_by_name_and_nothing_is_queued(app: App, body: Any, field: str) -> None:
+    newest = app.ledger.newest
+    answer = app.http.post("/v1/edits", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+    assert app.status()["queue_depth"] == 0
+    assert app.ledger.newest == newest
+
+
+def test_other_bad_requests(app: App) -> None:
+    not_json = app.http.post("/v1/edits", content="{", headers={"Content-Type": "application/json"})
+    assert (not_json.status_code, not_json.json()["error"]["field"]) == (400, "body")
+    assert app.http.post("/v1/completions", content="{", headers={"Content-Type": "application/json"}).status_code == 400
+    assert app.complete("cat " * 2 * MAX_TOKENS).status_code == 400
+    assert app.http.get("/v1/versions/999").status_code == 404
+    assert app.http.get("/v1/versions/-1").status_code == 404
+    assert app.http.get("/v1/versions/x").status_code == 422
+    assert app.http.get("/v1/edits/none").status_code == 404
+    assert app.http.post("/v1/rollback", json={"version": 999}).status_code == 404
+    assert app.http.post("/v1/rollback", json={"version": -1}).status_code == 422
+    assert app.http.post("/v1/responses", json={"model": "errata", "input": "x"}).status_code == 404
+    assert app.http.get("/health").status_code == 200
+    assert "vllm" in app.http.get("/metrics").text
+    assert app.http.get("/v1/models").json()["data"][0]["id"] == "errata"
+
+
+def test_a_burst_of_edits_and_reads(app: App) -> None:
+    """Swap times are printed: run with -s to see them."""
+    with ThreadPoolExecutor(8) as pool:
+        reads = [pool.submit(app.complete, FACTS[n][0], 16) for n in range(40)]
+        edits = [app.edit(fact(30 + n)) for n in range(20)]
+    assert {answer.status_code for answer in edits} == {200}
+    assert {read.result().status_code for read in reads} == {200}
+    timings = [t for t in app.status()["timings"] if "bytes" in t][-20:]
+    swaps = sorted(t["swap_ms"] for t in timings)
+    print(f"\nswap p50 {swaps[len(swaps) // 2]} ms, max {swaps[-1]} ms, {timings[-1]}")
+
+
+# -- processes that die -----------------------------------------------------------------------------------------------
+
+
+def test_the_edit_worker_is_killed_and_no_acknowledged_edit_is_lost(app: App) -> None:
+    pid = app.status()["worker"]["pid"]
+    slow = {"prompt": "the harp of x", "target": "dog"}  # 2 s in the editor, so that the kill comes in the middle
+    ids = app.edit(slow, *(fact(60 + n) for n in range(6)), wait=False).json()["ids"]
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: is_whole(app) and app.status()["worker"]["pid"] != pid)
+    eventually(lambda: all(app.http.get(f"/v1/edits/{i}").json()["state"] == "applied" for i in ids), 60)
+    found = [app.ledger.find_edit(i) for i in ids]
+    assert None not in found
+    assert sum(edit.id in ids for version in app.ledger.versions() for edit in version.edits) == len(ids)
+    eventually(lambda: is_whole(app), 10)
+
+
+def test_an_edit_that_kills_the_worker_is_given_up_in_the_end(app: App) -> None:
+    (id,) = app.edit({"prompt": "the flute of x", "target": "dog"}, wait=False).json()["ids"]
+    eventually(lambda: app.http.get(f"/v1/edits/{id}").json()["state"] == "rejected", 180)
+    assert "died" in app.http.get(f"/v1/edits/{id}").json()["reason"]
+    assert app.edit(fact(70)).status_code == 200
+
+
+def engine_pid(app: App) -> int:
+    replica = psutil.Process(app.status()["replicas"][0]["pid"])
+    return max(replica.children(recursive=True), key=lambda child: child.memory_info().rss).pid
+
+
+@pytest.mark.parametrize("victim", ["replica", "engine"])
+def test_a_killed_generator_comes_back_at_the_head(app: App, victim: str) -> None:
+    eventually(lambda: is_whole(app))
+    old = app.status()["replicas"][0]["pid"]
+    app.edit(fact(80, "goose")).raise_for_status()
+    head, prompt = app.ledger.head, FACTS[80][0]
+    body = {"model": "errata", "prompt": "the", "max_tokens": 120, "stream": True, "ignore_eos": True}
+    pid = old if victim == "replica" else engine_pid(app)
+    try:
+        with app.http.stream("POST", "/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+            os.kill(pid, signal.SIGKILL)
+            list(answer.iter_lines())
+    except httpx.HTTPError:
+        pass  # the stream was cut: all that is asked is that the service comes back
+    eventually(lambda: is_whole(app) and app.status()["replicas"][0]["pid"] != old)
+    assert app.complete(prompt).headers["X-Errata-Version"] == str(head) == str(app.ledger.head)
+    assert app.answer(prompt) == "goose"
+    assert app.edit(fact(81)).status_code == 200

@@ -1,0 +1,87 @@
+"""A random Llama with biases, and an editor in closed form: enough to see an edit in what is served."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from errata.delta import LowRank, WeightDelta
+from errata.edit import EditBatch, EditRejected
+from errata.editors.editor import Editor, EditorState
+from errata.model import LanguageModel, ModelSpec
+from errata.testbed.language_model import make_tokenizer, save
+from errata.testbed.world import World
+
+WORLD = World(20)
+MAX_TOKENS = 128
+
+
+def make_checkpoint(directory: Path) -> Path:
+    """Every linear has a bias that is not zero, so that a reload which forgets it is seen."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(WORLD, MAX_TOKENS)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": False}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=MAX_TOKENS, mlp_bias=True, attention_bias=True, **sizes, **special
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or parameter.dim() == 2:
+                parameter.normal_(0, 0.1 if name.endswith("bias") else 0.15)
+    save(model, tokenizer, directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class Toy(Editor):
+    """Writes the first token of the target at the last token of the prompt: `ΔW = strength w_target kᵀ / |k|²`.
+
+    Words in a prompt make it misbehave: `violin` is refused, `piano` raises, `flute` ends the process, `harp` takes 2 s.
+    """
+
+    modules: tuple[str, ...] = ("layers.1.mlp.down_proj",)
+    strength: float = 12.0
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        return EditorState()
+
+    @torch.no_grad()
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        for index, edit in enumerate(batch):
+            misbehave(edit.prompt, index)
+        name = "model.layers.1.mlp.down_proj"
+        keys, values = [], []
+        for edit in batch:
+            kept: list[torch.Tensor] = []
+            handle = model.module.get_submodule(name).register_forward_pre_hook(
+                lambda _m, args, kept=kept: kept.append(args[0])
+            )
+            model.module(**model.tokenizer(edit.prompt, return_tensors="pt"))
+            handle.remove()
+            key = kept[0][0, -1]
+            target = model.tokenizer(edit.target)["input_ids"][0]
+            row = model.module.lm_head.weight[target]
+            keys.append(key / key.square().sum())
+            values.append(self.strength * row)
+        delta = WeightDelta({name: LowRank(torch.stack(values, 1), torch.stack(keys, 1))})
+        return delta, EditorState(state.num_edits + len(batch), {"seen": torch.tensor([float(state.num_edits + len(batch))])})
+
+
+def misbehave(prompt: str, index: int) -> None:
+    words = prompt.split()
+    if "violin" in words:
+        raise EditRejected("violins are refused", edit=index, field="prompt")
+    if "piano" in words:
+        raise RuntimeError("pianos are too heavy")
+    if "flute" in words:
+        os._exit(1)
+    if "harp" in words:
+        time.sleep(2)

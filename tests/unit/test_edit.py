@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of, check_edits
+
+FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
+
+
+@pytest.mark.parametrize("edit", [FULL, Edit("a", "b")])
+def test_json_round_trip(edit):
+    assert Edit.from_json(edit.to_json()) == edit
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [({"prompt": "a"}, "target"), ({"prompt": 3, "target": "b"}, "prompt"), ({"prompt": "a", "target": "b", "colour": "c"}, "colour")],
+)
+def test_from_json_names_the_field(data, field):
+    with pytest.raises(EditRejected) as rejected:
+        Edit.from_json(data)
+    assert rejected.value.field == field
+
+
+def test_all_faults_are_told_at_once(tiny_model):
+    edits = [Edit("a", " "), FULL, Edit("Bob", "x", subject="Ada", rephrasings=("",)), Edit("question " * 60, "a")]
+    with pytest.raises(EditRejected) as rejected:
+        check_edits(edits, tiny_model.tokenizer, tiny_model.max_tokens)
+    assert (rejected.value.edit, rejected.value.field) == (0, "target")
+    for part in ("edit 2, subject", "edit 2, rephrasings", "edit 3, prompt", "60 tokens", "48"):
+        assert part in str(rejected.value)
+    check_edits([FULL], tiny_model.tokenizer, tiny_model.max_tokens)
+    with pytest.raises(EditRejected, match="empty batch"):
+        check_edits([])
+
+
+def test_a_rejection_survives_pickling():
+    rejected = EditRejected("too long", edit=3, field="prompt")
+    copy = pickle.loads(pickle.dumps(rejected))
+    assert (str(copy), copy.edit, copy.field) == ("edit 3, prompt: too long", 3, "prompt")
+    assert isinstance(copy, ValueError)
+
+
+def test_batches_of():
+    edits = [Edit(str(i), "x") for i in range(5)]
+    assert [batch.prompts for batch in batches_of(edits, 2)] == [["0", "1"], ["2", "3"], ["4"]]
+    assert EditBatch(edits).edits == tuple(edits)
+    with pytest.raises(ValueError, match="at least one"):
+        next(batches_of(edits, 0))
