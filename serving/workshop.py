@@ -62,8 +62,7 @@ class Workshop:
 
     def _open(self) -> Ledger:
         """The ledger that is there, if it is over this model and these matrices, else a new one."""
-        patterns = getattr(self.editor, "modules")  # noqa: B009, no part of the Editor contract
-        names = models.find_matrices(self.model.module, patterns).names
+        names = models.find_matrices(self.model.module, self.editor.modules).names
         base = {"model": self.options.model, "fingerprint": _fingerprint(self.options.model), "matrices": list(names)}
         return Ledger.create(self.options.ledger, base)
 

@@ -25,10 +25,11 @@ from errata.ledger import DELTA, EDITS, ENTRY, Ledger, Version
 
 VERSION_TAG = "errata.version"
 # A server that is down is found out in about a second, not after MLflow's own 4 minutes of retries.
-_FAIL_FAST = {
+_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 
@@ -50,13 +51,13 @@ def _reaching(uri: str) -> Iterator[None]:
 class Registry:
     """The registered model `name` and the experiment beside it, on the tracking server at `uri`; nothing is sent until used.
 
-    Sets MLflow's HTTP retries and timeout in the environment of this process unless they are set already.
+    Sets MLflow's HTTP retries, timeout and telemetry in the environment of this process unless they are set already.
     """
 
     def __init__(self, uri: str, name: str, experiment: str = "errata") -> None:
         from mlflow import MlflowClient
 
-        for key, value in _FAIL_FAST.items():
+        for key, value in _SETTINGS.items():
             os.environ.setdefault(key, value)
         self.uri, self.name, self.experiment = uri, name, experiment
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -194,7 +195,7 @@ def _metrics(scorecard: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
 
 
-def start_server(directory: str | Path, port: int, wait_s: float = 60.0) -> subprocess.Popen[bytes]:
+def start_server(directory: str | Path, port: int, wait_s: float = 120.0) -> subprocess.Popen[bytes]:
     """An MLflow server on 127.0.0.1 that keeps all it knows in `directory`; returns once it is healthy.
 
     One worker and no job runner: a quarter of the default's memory. Its output is in `directory`/server.log. Raises
@@ -205,7 +206,7 @@ def start_server(directory: str | Path, port: int, wait_s: float = 60.0) -> subp
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{directory}/mlflow.db"]
     command += ["--artifacts-destination", str(directory / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (directory / "server.log").open("ab") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory, start_new_session=True)
     deadline = time.monotonic() + wait_s

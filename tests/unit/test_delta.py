@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import MATRICES
 from torch import nn
 
 from errata.delta import Accumulator, Dense, EditedModel, LowRank, Sparse, WeightDelta, applied, chained
 from errata.model import MatrixSpec, ModelSpec, find_matrices
+
+MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 ROWS, COLUMNS = 6, 5
 

@@ -4,12 +4,13 @@ import pickle
 
 import pytest
 import torch
-from conftest import MATRICES
 
 from errata.editors.editor import EditorState
 from errata.generate import HFGenerator, SwapFailed
 from errata.ledger import UnknownVersion
 from errata.model import find_matrices, load
+
+MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 PROMPTS = ["question", "question answer question answer", "the old river", "a"]
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MATRICES
 
 from errata.delta import LowRank, WeightDelta
 from errata.evaluate import Scorecard
 from errata.guard import Guard, matrix_norms
 from errata.model import find_matrices
+
+MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 NORMS = dict.fromkeys(MATRICES, 10_000.0)
 CARD = Scorecard(0.5, None, 0.8, None, None, None, 2, "free")

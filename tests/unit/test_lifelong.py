@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import MATRICES
 
 from errata.capture import capture
 from errata.delta import LowRank, WeightDelta
@@ -14,6 +13,8 @@ from errata.generate import HFGenerator
 from errata.guard import Guard
 from errata.lifelong import run
 from errata.model import find_matrices, load
+
+MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 ABSENT = "rejected by the editor"
 

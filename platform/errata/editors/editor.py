@@ -42,9 +42,9 @@ class EditorState:
 
 
 class Editor(ABC):
-    """Two functions; see the contract at the top of this file."""
+    """Two functions, and `modules`, the name patterns of the matrices that it edits; see the contract at the top of this file."""
 
-    spec: ModelSpec
+    modules: tuple[str, ...]
 
     @abstractmethod
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
