@@ -103,6 +103,7 @@ class Generator:
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
         await init_app_state(self.engine, app.state, self.args, supported_tasks=tasks)
         app.state.server = SimpleNamespace()  # vLLM's error handler reads it
+        app.middleware_stack = None  # vLLM's bootstrap has built it already; it is built again with what is added here
         gateway.install(app, self)
         app.add_middleware(Stamp, served=self)
         return app

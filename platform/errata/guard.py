@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ class Guard:
             if name not in base_norms:
                 yield f"{name} is not an editable matrix"
             elif not norm <= self.max_relative_norm * base_norms[name]:
-                yield f"{name} would change by {norm:.3g}, its norm is {base_norms[name]:.3g}, the bound {self.max_relative_norm:g}"
+                relative = norm / base_norms[name] if base_norms[name] else math.inf
+                yield f"{name} would change by {relative:.3g} of its norm, more than {self.max_relative_norm:g}"
         if scorecard is None:
             return
         for name, share, least in (

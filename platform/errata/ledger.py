@@ -86,7 +86,7 @@ class Ledger:
 
     @classmethod
     def create(cls, directory: str | Path, base: Mapping[str, Any], snapshot_every: int = 20) -> Ledger:
-        """A new ledger over `base` = {"model": path, "fingerprint": str, "matrices": [names]}; an old one over the same is opened.
+        """A ledger over `base`, {"model": path, "fingerprint": str, "matrices": [names]}: new, or the one that is there.
 
         Raises `ValueError` if `base` lacks one of these, or a ledger over another base is there.
         """

@@ -148,7 +148,9 @@ class Registry:
         return registered.version
 
     @contextmanager
-    def training_run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> Iterator[TrainingRun]:
+    def training_run(
+        self, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    ) -> Iterator[TrainingRun]:
         """A run to log into, FINISHED at the end of the block, FAILED if it raises. Raises `RegistryUnavailable`."""
         with _reaching(self.uri):
             run_id = self._client.create_run(self._experiment_id(), tags=dict(tags or {}), run_name=name).info.run_id

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from errata.delta import LowRank, WeightDelta
 from errata.edit import Edit
 from errata.editors.editor import EditorState
@@ -83,7 +82,9 @@ def test_a_version_can_be_had_from_mlflow_alone(uri, ledger, tmp_path):
     assert (model.status.value, model.tags["errata.version"]) == ("READY", "1")
     assert {metric.key: metric.value for metric in model.metrics} == {"efficacy": 0.75, "num_edits": 1.0}
     folder = tmp_path / "fetched"
-    subprocess.run([sys.executable, "-c", FETCH, row["model_id"], str(folder)], check=True, env={**os.environ, "MLFLOW_TRACKING_URI": uri})
+    subprocess.run(
+        [sys.executable, "-c", FETCH, row["model_id"], str(folder)], check=True, env={**os.environ, "MLFLOW_TRACKING_URI": uri}
+    )
     assert WeightDelta.load(folder / "delta.safetensors").digest() == ledger.delta(1).digest()
     assert json.loads((folder / "entry.json").read_text())["number"] == 1
     assert (folder / "edits.jsonl").exists()

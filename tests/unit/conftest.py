@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from errata.delta import LowRank, WeightDelta
 from errata.ledger import Ledger
 from errata.model import LanguageModel, load

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pickle
 
 import pytest
-
 from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of, check_edits
 
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
@@ -16,7 +15,11 @@ def test_json_round_trip(edit):
 
 @pytest.mark.parametrize(
     ("data", "field"),
-    [({"prompt": "a"}, "target"), ({"prompt": 3, "target": "b"}, "prompt"), ({"prompt": "a", "target": "b", "colour": "c"}, "colour")],
+    [
+        ({"prompt": "a"}, "target"),
+        ({"prompt": 3, "target": "b"}, "prompt"),
+        ({"prompt": "a", "target": "b", "colour": "c"}, "colour"),
+    ],
 )
 def test_from_json_names_the_field(data, field):
     with pytest.raises(EditRejected) as rejected:

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from errata.edit import Edit, Probe
 from errata.evaluate import Questions, normalise_answer, perplexity, predictions, prompts_of, score, teacher_forced
 
@@ -32,7 +31,14 @@ def test_normalise_answer(text, expected):
 
 
 def test_score_counts_each_kind():
-    answers = {"capital?": "paris.", "chief town?": "Paris", "seat?": "Lyon", "river?": "Loire", "food?": "meat", "grain?": "Wheat"}
+    answers = {
+        "capital?": "paris.",
+        "chief town?": "Paris",
+        "seat?": "Lyon",
+        "river?": "Loire",
+        "food?": "meat",
+        "grain?": "Wheat",
+    }
     card = score(EDITS, answers, BASE, first=EDITS[:1])
     assert (card.efficacy, card.generalisation, card.portability, card.retention) == (0.5, 0.5, 1.0, 1.0)
     assert (card.locality, card.locality_gold) == (1.0, 0.0)

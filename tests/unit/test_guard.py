@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from errata.delta import LowRank, WeightDelta
 from errata.evaluate import Scorecard
 from errata.guard import Guard, matrix_norms
@@ -44,7 +43,10 @@ def test_an_overflowing_norm_is_refused():
 
 def test_low_shares_are_refused_and_unmeasured_ones_are_not(random_delta):
     guard = Guard(min_batch_efficacy=0.6, min_locality=0.9)
-    assert guard.check(random_delta(0), NORMS, CARD).reasons == ("efficacy is 0.50, less than 0.6", "locality is 0.80, less than 0.9")
+    assert guard.check(random_delta(0), NORMS, CARD).reasons == (
+        "efficacy is 0.50, less than 0.6",
+        "locality is 0.80, less than 0.9",
+    )
     assert guard.check(random_delta(0), NORMS, replace(CARD, efficacy=None, locality=None)).publish
     assert guard.check(random_delta(0), NORMS).publish
 

@@ -7,7 +7,6 @@ import threading
 
 import pytest
 import torch
-
 from errata.delta import EditedModel
 from errata.edit import Edit
 from errata.editors.editor import EditorState
@@ -56,7 +55,13 @@ def test_a_version_comes_back_whole(ledger, random_delta):
     found = Ledger.open(ledger.directory).version(1)
     assert found == made
     assert found.edits == edits
-    assert (found.number, found.parent, found.editor, found.plan, found.scorecard) == (1, 0, "RLEdit", "test", {"efficacy": 1.0})
+    assert (found.number, found.parent, found.editor, found.plan, found.scorecard) == (
+        1,
+        0,
+        "RLEdit",
+        "test",
+        {"efficacy": 1.0},
+    )
     assert (found.num_bytes, found.ranks, found.norms) == (delta.num_bytes, delta.ranks(), delta.norms())
     assert found.created.endswith("+00:00")
     assert ledger.delta(1).digest() == delta.digest()

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from errata.capture import capture
 from errata.delta import LowRank, WeightDelta
-from errata.edit import EditRejected, batches_of
+from errata.edit import Edit, EditRejected, batches_of
 from errata.editors.editor import Editor, EditorState
 from errata.encode import encode
-from errata.evaluate import score
 from errata.generate import HFGenerator
 from errata.guard import Guard
 from errata.lifelong import run
@@ -30,7 +28,7 @@ class Gradient(Editor):
             raise EditRejected(ABSENT, edit=0)
         encoded = encode(model.tokenizer, batch.prompts, batch.targets)
         captured, _ = capture(model.module, encoded, MATRICES)
-        parts = {name: LowRank(-20 * rows.grads_TO.T, rows.keys_TI) for name, rows in captured.items()}
+        parts = {name: LowRank(-20 * rows.grads_TO.T, rows.keys_TI.T) for name, rows in captured.items()}
         return WeightDelta(parts), EditorState(state.num_edits + len(batch))
 
 
@@ -50,20 +48,20 @@ def test_the_loop_serves_each_version_and_goes_on_where_it_was(tiny_model, ledge
         weights = [m.module.get_submodule(name).weight for m in (model, again.language_model, plain.language_model)]
         assert torch.equal(weights[0], weights[1])
         assert torch.equal(weights[0], weights[2])
-    answers = {c.prompt: c.text for c in again.generate([edits[3].prompt])}
-    bare = [type(edits[3])(edits[3].prompt, edits[3].target)]
-    assert score(bare, answers, {}).efficacy in (0.0, 1.0)
 
 
 def test_what_is_refused_leaves_no_trace(tiny_model, ledger, world):
     spec = find_matrices(tiny_model.module, MATRICES)
     generator = HFGenerator(tiny_model, spec, ledger)
     edits = world.edits("test", 2)
-    edits[0] = type(edits[0])(ABSENT, "x")
+    edits[0] = Edit(ABSENT, "x")
     refused = []
-    loop = run(tiny_model, spec, Gradient(), batches_of(edits, 1), ledger, generator, Guard(1e-9), "", lambda *why: refused.append(why))
+    loop = run(
+        tiny_model, spec, Gradient(), batches_of(edits, 1), ledger, generator, Guard(1e-9), "", lambda *why: refused.append(why)
+    )
     assert list(loop) == []
-    assert [str(why).split(":")[0] for _, why in refused] == ["edit 0", MATRICES[0] + " would change by 1"] or len(refused) == 2
+    assert [batch.prompts for batch, _ in refused] == [[ABSENT], [edits[1].prompt]]
+    assert "would change" in str(refused[1][1])
     assert (ledger.newest, generator.version) == (0, 0)
     with pytest.raises(EditRejected, match="would change"):
         list(run(tiny_model, spec, Gradient(), batches_of(edits[1:], 1), ledger, generator, Guard(1e-9)))
