@@ -62,11 +62,11 @@ class EditWorker:
         self.replicas: list[dict[str, Any]] = []
         self.mirrored: dict[str, Any] = {}
         self._reconcile()
-        self._tasks = [asyncio.create_task(self._work())]
+        self._worker = asyncio.create_task(self._work())
+        self._worker.add_done_callback(_end_process)
         if options.mlflow is not None:
-            self._tasks.append(asyncio.create_task(self._mirror(options.mlflow)))
-        for task in self._tasks:
-            task.add_done_callback(_end_process)
+            self._mirrorer = asyncio.create_task(self._mirror(options.mlflow))
+            self._mirrorer.add_done_callback(_report)
 
     def _reconcile(self) -> None:
         """What a dead predecessor was making is either in the ledger already, or queued again."""
@@ -127,8 +127,8 @@ class EditWorker:
         }
 
     async def check_health(self) -> None:
-        if any(task.done() for task in self._tasks):
-            raise RuntimeError("a background task of the edit worker has ended")
+        if self._worker.done():
+            raise RuntimeError("the edit worker's loop has ended")
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -239,8 +239,13 @@ class EditWorker:
             self._appended.clear()
 
 
-def _end_process(task: asyncio.Task[None]) -> None:
-    """A background task ends only by a fault: Serve then replaces the process, which starts from journal and ledger."""
+def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
-        logger.error("the edit worker's background task has failed", exc_info=task.exception())
+        logger.error("a background task of the edit worker has failed", exc_info=task.exception())
+
+
+def _end_process(task: asyncio.Task[None]) -> None:
+    """The loop ends only by a fault: Serve then replaces the process, which starts from journal and ledger."""
+    _report(task)
+    if not task.cancelled():
         os._exit(1)

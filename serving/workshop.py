@@ -83,7 +83,7 @@ class Workshop:
             delta, state = self.editor.edit(self.model, batch, self.state)
             with applied(self.model.module, delta):
                 scorecard = teacher_forced(self.model, batch.edits)
-        except (ArithmeticError, RuntimeError) as fault:  # a singular solve, a tensor that does not fit in memory
+        except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:  # a singular solve, a batch too large
             raise EditRejected(f"{type(fault).__name__} in the editor: {fault}") from fault
         verdict = self.guard.check(delta, self.base_norms, scorecard)
         if not verdict.publish:
@@ -95,7 +95,7 @@ class Workshop:
         version = self.ledger.append(
             made.parent, made.delta, made.state, made.edits, made.scorecard, self.options.editor, "serving"
         )
-        self.edited.add(made.delta)
+        self.edited.add(self.ledger.delta(version.number))  # from the file, as the replicas read it: the same bits
         self.state, self.version = made.state, version.number
         return version
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+
+RETRY_S = 60.0
 
 
 class ErrataError(RuntimeError):
@@ -38,8 +42,20 @@ class Client:
         return response.json() if response.content else {}
 
     def edit(self, edits: Sequence[dict[str, Any]], wait: bool = True, key: str | None = None) -> dict[str, Any]:
-        headers = {"Idempotency-Key": key} if key else {}
-        return self._call("POST", "/v1/edits", json={"edits": list(edits), "wait": wait}, headers=headers)
+        """Post edits; with `wait`, until they are served or refused.
+
+        A server that is just being restarted is asked again for up to a minute, under one Idempotency-Key, so that nothing is
+        queued twice.
+        """
+        body, headers = {"edits": list(edits), "wait": wait}, {"Idempotency-Key": key or uuid.uuid4().hex}
+        deadline = time.monotonic() + RETRY_S
+        while True:
+            try:
+                return self._call("POST", "/v1/edits", json=body, headers=headers)
+            except ErrataError as refused:
+                if refused.status != 503 or time.monotonic() > deadline:
+                    raise
+            time.sleep(1.0)
 
     def edit_status(self, edit_id: str) -> dict[str, Any]:
         return self._call("GET", f"/v1/edits/{edit_id}")

@@ -29,6 +29,10 @@ class LowRank:
     kind = "low_rank"
 
     @property
+    def shape(self) -> tuple[int, int]:
+        return self.U_OR.shape[0], self.V_IR.shape[0]
+
+    @property
     def rank(self) -> int:
         return self.U_OR.shape[1]
 
@@ -81,8 +85,12 @@ class Dense:
     kind = "dense"
 
     @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix_OI.shape[0], self.matrix_OI.shape[1]
+
+    @property
     def rank(self) -> int:
-        return min(self.matrix_OI.shape)
+        return min(self.shape)
 
     def dense(self) -> Tensor:
         return self.matrix_OI.float()
@@ -125,7 +133,7 @@ class WeightDelta:
     @property
     def dense_bytes(self) -> int:
         """What the same change would weigh as whole fp32 matrices."""
-        return sum(4 * part.dense().numel() for _, part in self)
+        return sum(4 * part.shape[0] * part.shape[1] for _, part in self)
 
     def norms(self) -> dict[str, float]:
         return {name: part.norm() for name, part in self}
@@ -233,11 +241,8 @@ class Accumulator:
             if name not in self.base_OI:
                 faults.append(f"{name} is not an editable matrix")
                 continue
-            rows, columns = (
-                (part.U_OR.shape[0], part.V_IR.shape[0]) if isinstance(part, LowRank) else tuple(part.dense().shape)
-            )
-            if (rows, columns) != tuple(self.base_OI[name].shape):
-                faults.append(f"{name} is {tuple(self.base_OI[name].shape)}, its delta {(rows, columns)}")
+            if part.shape != tuple(self.base_OI[name].shape):
+                faults.append(f"{name} is {tuple(self.base_OI[name].shape)}, its delta {part.shape}")
         if faults:
             raise ValueError("; ".join(faults))
 

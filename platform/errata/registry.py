@@ -73,7 +73,9 @@ class Registry:
             run_id = self._mirror_run() if missing else ""
             for number in missing:
                 registered[number] = self._add(ledger.version(number), run_id)
-            self._client.set_registered_model_alias(self.name, "serving", registered[ledger.head])
+            head = ledger.head  # an append in the meantime is for the next call
+            if head in registered:
+                self._client.set_registered_model_alias(self.name, "serving", registered[head])
         return len(missing)
 
     def versions(self) -> list[dict[str, Any]]:
