@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from serving.edit_worker import EditWorker, WorkerOptions
 from serving.generator import Generator, ServingOptions
@@ -33,7 +33,7 @@ class Arguments(BaseModel):
     gpus: int = Field(0, ge=0)
     gpu_memory: float = Field(0.9, gt=0, le=1)
     max_model_len: int | None = Field(None, ge=1)
-    pause: str = Field("keep", pattern="^(keep|wait)$")
+    pause: Literal["keep", "wait"] = "keep"
     max_batch: int = Field(16, ge=1)
     batch_window_s: float = Field(0.02, ge=0)
     wait_timeout_s: float = Field(60.0, gt=0)
@@ -48,22 +48,22 @@ def build(args: dict[str, Any]) -> Application:
     except ValidationError as faults:
         listed = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors())
         raise ValueError(f"serving.app:build cannot start with these arguments: {listed}") from None
-    worker = serve.deployment(EditWorker).options(
-        num_replicas=1,
-        ray_actor_options=_resources(arguments, 1 if arguments.device.startswith("cuda") else 0),
-        max_ongoing_requests=256,
-        max_queued_requests=1024,
-        health_check_period_s=2,
-    )
-    generator = serve.deployment(serve.ingress()(Generator)).options(
-        name="Generator",
-        num_replicas=arguments.replicas,
-        ray_actor_options=_resources(arguments, arguments.gpus),
-        max_ongoing_requests=256,
-        max_queued_requests=1024,
-        health_check_period_s=2,
-    )
+    worker_gpus = int(arguments.device.startswith("cuda"))
+    worker = _deployed(EditWorker, 1, _resources(arguments, worker_gpus))
+    generator = _deployed(serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus))
     return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
+
+
+def _deployed(kind: type, num_replicas: int, resources: dict[str, Any]) -> Deployment:
+    """The limits are far above a burst: Serve answers 503 beyond them."""
+    return serve.deployment(
+        name=kind.__name__,
+        num_replicas=num_replicas,
+        ray_actor_options=resources,
+        max_ongoing_requests=256,
+        max_queued_requests=1024,
+        health_check_period_s=2,
+    )(kind)
 
 
 def _resources(arguments: Arguments, num_gpus: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class WorkerOptions:
 class EditWorker:
     """Serve deployment, one replica. The loop `_work` and `rollback` exclude each other by `_writing`."""
 
-    async def __init__(self, options: WorkerOptions) -> None:
+    async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         self.options = options
         self.shop = await asyncio.to_thread(Workshop, options.workshop)
         self.journal = Journal(options.journal)

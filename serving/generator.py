@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from ray import serve
 from ray.exceptions import RayError
@@ -55,7 +55,7 @@ class ServingOptions:
     tensor_parallel: int = 1
     gpu_memory: float = 0.9
     enforce_eager: bool = True
-    pause: str = "keep"
+    pause: Literal["keep", "wait"] = "keep"
 
     def vllm_arguments(self) -> list[str]:
         arguments = ["--model", self.model, "--served-model-name", self.served_name, "--dtype", self.dtype]
@@ -69,7 +69,7 @@ class ServingOptions:
 class Generator:
     """Serve's ingress; see the top of this file."""
 
-    async def __init__(self, worker: DeploymentHandle, options: ServingOptions) -> None:
+    async def __init__(self, worker: DeploymentHandle, options: ServingOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         self.worker, self.options = worker, options
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.version, self.fingerprint, self.epoch = 0, "", 0

@@ -83,7 +83,7 @@ class Workshop:
             delta, state = self.editor.edit(self.model, batch, self.state)
             with applied(self.model.module, delta):
                 scorecard = teacher_forced(self.model, batch.edits)
-        except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:  # a singular solve, a batch too large
+        except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
             raise EditRejected(f"{type(fault).__name__} in the editor: {fault}") from fault
         verdict = self.guard.check(delta, self.base_norms, scorecard)
         if not verdict.publish:

@@ -48,7 +48,7 @@ class Toy(Editor):
     """
 
     modules: tuple[str, ...] = ("layers.1.mlp.down_proj",)
-    strength: float = 12.0
+    strength: float = 40.0
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         return EditorState()
@@ -80,7 +80,7 @@ def misbehave(prompt: str, index: int) -> None:
     if "violin" in words:
         raise EditRejected("violins are refused", edit=index, field="prompt")
     if "piano" in words:
-        raise RuntimeError("pianos are too heavy")
+        raise torch.linalg.LinAlgError("pianos are too heavy")
     if "flute" in words:
         os._exit(1)
     if "harp" in words:

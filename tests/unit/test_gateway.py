@@ -178,7 +178,7 @@ def openai(served: Served) -> tuple[FastAPI, list[Any]]:
         async def events() -> AsyncIterator[str]:
             yield 'data: {"n": 1}\n\ndata: {"n"'  # the split between two parts may fall anywhere
             served.version += 1
-            yield ': 2}\n\n: comment\n\n'
+            yield ": 2}\n\n: comment\n\n"
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")

@@ -1,0 +1,81 @@
+"""The training jobs as a user runs them, with a worker killed on the way."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from errata.editors.hypernet.rledit import RLEdit
+from errata.stream import read_edits
+
+ROOT = Path(__file__).parents[2]
+ARGUMENTS = ["plan=tiny", "schedule.train_steps=12", "checkpoint_every=2"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def lines_of(home: Path, *command: str) -> Iterator[str]:
+    """Run a job in a Ray of its own; yields its output line by line, and fails with it if the job fails."""
+    environment = {**os.environ, "ERRATA_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    job = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    seen = []
+    try:
+        assert job.stdout is not None
+        for line in job.stdout:
+            seen.append(line)
+            yield line
+        assert job.wait(timeout=60) == 0, "".join(seen[-60:])
+    finally:
+        if job.poll() is None:
+            job.send_signal(signal.SIGINT)
+            job.wait(timeout=60)
+
+
+def test_training_goes_on_when_a_worker_is_killed(home: Path) -> None:
+    killed, after = None, []
+    for line in lines_of(home, "jobs/train.py", *ARGUMENTS):
+        found = re.search(r"pid=(\d+).*train: (\d+)/12", line)
+        if found and killed is None and int(found[2]) >= 5:
+            killed = int(found[2])
+            os.kill(int(found[1]), signal.SIGKILL)
+        elif found and killed is not None:
+            after.append(int(found[2]))
+    assert killed is not None and after[-1] == 12
+    assert after[0] > 1, "training started from nothing instead of from its last checkpoint"
+    (artifact,) = (home / "hypernets").iterdir()
+    record = json.loads((artifact / "artifact.json").read_text())["record"]
+    assert [point["train_step"] for point in record["curve"]] == list(range(1, 13))
+    assert record["seed"] == 0 and record["plan"]["schedule"]["train_steps"] == 12
+    assert RLEdit.load(artifact).trained_policy().metric_bases
+    assert len(list(read_edits(home / "streams" / "world-20-train.parquet"))) == 36
+
+
+def test_a_second_run_finds_everything_there(home: Path) -> None:
+    output = "".join(lines_of(home, "jobs/train.py", *ARGUMENTS))
+    assert "the policy is there" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan=huge"], "no plan is named 'huge'"),
+        (["plan=tiny", "sead=1"], "has no field 'sead'"),
+        (["plan=tiny", "seed=one"], "'one' is no int"),
+        (["plan"], "field=value"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments: list[str], says: str) -> None:
+    done = subprocess.run([sys.executable, "jobs/train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
