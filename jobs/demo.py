@@ -151,7 +151,9 @@ def start(demo: Demo) -> None:
 
 def play(demo: Demo, edits: list[Edit]) -> Registry:
     probes = [probe.prompt for edit in edits for probe in edit.locality]
-    asked = list(dict.fromkeys(p for e in edits for p in (e.prompt, *e.rephrasings, *(q.prompt for q in e.portability)))) + probes
+    asked = (
+        list(dict.fromkeys(p for e in edits for p in (e.prompt, *e.rephrasings, *(q.prompt for q in e.portability)))) + probes
+    )
     before = demo.answers(list(dict.fromkeys(asked)))
     model = load(demo.plan.model_dir)
     ledger = Ledger.open(demo.directory / "ledger")
@@ -160,7 +162,10 @@ def play(demo: Demo, edits: list[Edit]) -> Registry:
     demo.check_parity(reference, 0, parity_prompts)
     traffic = Traffic(demo.stack.url, asked)
     answers_at: dict[int, dict[str, str]] = {0: before}
-    with demo.stage("edits", f"{len(edits)} edits in {NUM_BATCHES} batches over HTTP, under a steady stream of requests"), traffic.flowing():
+    with (
+        demo.stage("edits", f"{len(edits)} edits in {NUM_BATCHES} batches over HTTP, under a steady stream of requests"),
+        traffic.flowing(),
+    ):
         done: list[Edit] = []
         for batch in batches_of(edits, BATCH_SIZE):
             done += batch
@@ -214,7 +219,10 @@ def fill(demo: Demo, traffic: Traffic, versions: int) -> None:
     ledger = Ledger.open(demo.directory / "ledger")
     demo.report |= {
         "seed": demo.plan.seed,
-        **{name: last.get(name) for name in ("efficacy", "generalisation", "locality", "portability", "retention", "locality_gold")},
+        **{
+            name: last.get(name)
+            for name in ("efficacy", "generalisation", "locality", "portability", "retention", "locality_gold")
+        },
         "edits": int(last["edits"]),
         "versions": versions,
         "swap_ms_p50": swaps[len(swaps) // 2],
@@ -254,7 +262,9 @@ def draw(demo: Demo) -> Path:
     axes = figure.subplots()
     for name in ("efficacy", "generalisation", "locality"):
         axes.plot([p["edits"] for p in demo.curve], [p[name] for p in demo.curve], marker="o", label=name)
-    axes.set(xlabel="edits applied", ylabel="share of free-running answers", ylim=(0, 1.03), title="Served by vLLM, edit by edit")
+    axes.set(
+        xlabel="edits applied", ylabel="share of free-running answers", ylim=(0, 1.03), title="Served by vLLM, edit by edit"
+    )
     axes.legend(loc="lower left")
     axes.grid(alpha=0.3)
     path = demo.directory / "scores.png"
@@ -268,7 +278,9 @@ def show_scores(demo: Demo) -> None:
         if report[name] is not None:
             table.add_row(name, f"{report[name]:.3f}")
     table.add_row("swap, median / p99", f"{report['swap_ms_p50']:.0f} / {report['swap_ms_p99']:.0f} ms")
-    table.add_row("payload of a swap", f"{max(report['delta_bytes']):,} bytes of factors ({max(report['dense_bytes']):,} dense)")
+    table.add_row(
+        "payload of a swap", f"{max(report['delta_bytes']):,} bytes of factors ({max(report['dense_bytes']):,} dense)"
+    )
     table.add_row("requests during the edits", f"{report['requests']}, failed {report['failed_requests']}")
     table.add_row("vLLM against transformers", f"{report['parity_checked']} prompts compared, {report['parity_failed']} differ")
     console.print(table)
@@ -289,7 +301,8 @@ def run(plan: Plan) -> None:
     demo.report["seconds"] = demo.seconds
     demo.report["peak_client_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     (directory / "report.json").write_text(json.dumps(demo.report, indent=1))
-    console.print(f"{directory / 'report.json'} and {draw(demo)} written, {demo.seconds['total']:.0f} s in all; `make serve` keeps it running")
+    console.print(f"{demo.seconds['total']:.0f} s in all; written: {directory / 'report.json'}, {draw(demo)}")
+    console.print("`make serve` starts the service and keeps it up")
 
 
 if __name__ == "__main__":

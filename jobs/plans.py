@@ -48,7 +48,9 @@ class Plan:
     def digest(self, *fields: str) -> str:
         """A short hash of some fields, or of all that change the result."""
         chosen = dataclasses.asdict(replace(self, editor=replace(self.editor, policy=None)))
-        chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in ("mlflow", "checkpoint_every", "name"))}
+        chosen = {
+            k: v for k, v in chosen.items() if (k in fields if fields else k not in ("mlflow", "checkpoint_every", "name"))
+        }
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -70,7 +72,9 @@ def tiny() -> Plan:
     """The smallest run that does everything, for tests: minutes of training are seconds here, and the scores are poor."""
     shape = Shape(hidden=64, layers=2, intermediate=192, heads=2, train_steps=60, sentences_per_step=128, peak_lr=5e-3)
     editor = RLEdit(modules=("layers.1.mlp.down_proj",), rank=32, reward=Reward(backtrack_depth=1))
-    return Plan("tiny", editor, Schedule(train_steps=4, batches=3, batch_size=4), num_subjects=20, shape=shape, checkpoint_every=2)
+    return Plan(
+        "tiny", editor, Schedule(train_steps=4, batches=3, batch_size=4), num_subjects=20, shape=shape, checkpoint_every=2
+    )
 
 
 def demo() -> Plan:

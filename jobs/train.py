@@ -67,7 +67,9 @@ def work(config: dict[str, Any]) -> None:
 
 
 def described(losses: dict[str, float]) -> str:
-    return f"edit loss {losses['edit_loss']:.3f}, locality KL {losses['locality_kl']:.3f}, |update|² {losses['update_norm2']:.3g}"
+    return (
+        f"edit loss {losses['edit_loss']:.3f}, locality KL {losses['locality_kl']:.3f}, |update|² {losses['update_norm2']:.3g}"
+    )
 
 
 def edits_file(plan: Plan) -> Path:
@@ -89,7 +91,13 @@ def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
 def save_artifact(plan: Plan, editor: RLEdit, curve: list[dict[str, float]], num_workers: int) -> None:
     """Under a temporary name, then renamed: the folder is there whole or not at all."""
     described_plan = dataclasses.asdict(replace(plan, editor=replace(editor, policy=None)))
-    record = {"plan": described_plan, "seed": plan.seed, "num_workers": num_workers, "model": str(plan.model_dir.name), "curve": curve}
+    record = {
+        "plan": described_plan,
+        "seed": plan.seed,
+        "num_workers": num_workers,
+        "model": str(plan.model_dir.name),
+        "curve": curve,
+    }
     plan.artifact_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=plan.artifact_dir.parent) as unfinished:
         editor.save(Path(unfinished) / "artifact", record)
@@ -118,7 +126,9 @@ def log_to_mlflow(plan: Plan) -> None:
     record = json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]
     settings = {k: v for k, v in record["plan"].items() if not isinstance(v, dict)}
     settings |= {f"editor.{k}": v for k, v in record["plan"]["editor"].items()}
-    with Registry(plan.mlflow, "errata").training_run(f"train-{plan.name}", settings, {"artifact": plan.artifact_dir.name}) as log:
+    with Registry(plan.mlflow, "errata").training_run(
+        f"train-{plan.name}", settings, {"artifact": plan.artifact_dir.name}
+    ) as log:
         for point in record["curve"]:
             log.log({k: v for k, v in point.items() if k != "train_step"}, int(point["train_step"]))
         log.artifact(plan.artifact_dir, "policy")

@@ -30,18 +30,19 @@ def run_on_workers(work: Callable[[dict[str, Any]], None], plan: Plan, name: str
     cpus = float(ray.cluster_resources().get("CPU", 1))
     # Below one CPU a worker where two must share the cluster with a service or with a driver.
     per_worker = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * cpus / plan.num_workers)}
-    environment = {"OMP_NUM_THREADS": "", "TOKENIZERS_PARALLELISM": "false"}
     trainer = TorchTrainer(
         work,
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=per_worker),
-        run_config=ray.train.RunConfig(
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its types are still those of Train V1
             name=name,
             storage_path=str(home() / "train"),
-            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),
+            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),  # type: ignore[call-arg]
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            worker_runtime_env={"env_vars": {k: v for k, v in environment.items() if v}},
+            worker_runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
         ),
     )
     return trainer.fit()

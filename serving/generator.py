@@ -140,6 +140,8 @@ class Generator:
             await self.engine.start_weight_update()
             await self.engine.update_weights(WeightTransferUpdateRequest(update))
             await self.engine.finish_weight_update(weight_version=str(version))
+            # Before generation goes on: an answer must not end under new weights with the old version's stamp.
+            self.version, self.fingerprint, self.epoch = version, update["fingerprint"], self.epoch + 1
             is_whole = True
         finally:
             if not is_whole:
@@ -147,7 +149,6 @@ class Generator:
                 os._exit(1)
             await self.engine.resume_generation()
         (state, *_) = await self.engine.collective_rpc("errata_state")
-        self.version, self.fingerprint, self.epoch = version, state["fingerprint"], self.epoch + 1
         num_bytes = sum(Path(file).stat().st_size for file in update["files"])
         return {"bytes": num_bytes, "dense_bytes": state["dense_bytes"], "reset": update["reset"]}
 

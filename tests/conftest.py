@@ -1,6 +1,18 @@
-"""The environment of every test: no network, no usage reports, no token for Ray, and a small KV cache."""
+"""The environment of every test: no network, no usage reports, no token for Ray, and a small KV cache.
+
+And a random Llama so small that a test takes milliseconds, its tokenizer that of a world of 20 people.
+"""
 
 import os
+from pathlib import Path
+
+import pytest
+
+from errata.model import LanguageModel, load
+from errata.testbed.language_model import Shape, make_model, make_tokenizer, save
+from errata.testbed.world import World
+
+SHAPE = Shape(hidden=64, layers=2, intermediate=96, heads=2, max_tokens=48)
 
 os.environ |= {
     "RAY_AUTH_MODE": "disabled",
@@ -12,3 +24,22 @@ os.environ |= {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    return World(20)
+
+
+@pytest.fixture(scope="session")
+def model_dir(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    tokenizer = make_tokenizer(world, SHAPE.max_tokens)
+    save(make_model(SHAPE, len(tokenizer), seed=0), tokenizer, directory)
+    return directory
+
+
+@pytest.fixture
+def tiny_model(model_dir: Path) -> LanguageModel:
+    """Loaded anew for each test, because generators edit it in place."""
+    return load(model_dir)

@@ -24,7 +24,7 @@ class Captured:
 
 
 def capture(model: Any, encoded: Encoded, modules: Sequence[str]) -> tuple[dict[str, Captured], Tensor]:
-    """One forward and one backward pass. Returns the captured rows by module, in fp32, and the -log p of each answer token, [T].
+    """One forward and one backward pass: the captured rows by module, in fp32, and the -log p of each answer token, [T].
 
     The loss is the *sum* over answer tokens, so that a row does not depend on what else is in the batch. Parameters stay
     without gradients: a zero that takes one is added to each module's output instead.

@@ -84,9 +84,11 @@ def versions(url: Url = DEFAULT_URL) -> None:
     answer = _called(lambda: Client(url).versions())
     table = Table("", "version", "parent", "edits", "bytes", "made")
     for version in answer["versions"]:
-        live = "●" if version["number"] == answer["head"] else ""
-        size, parent = f"{version['num_bytes']:,}", "" if version["parent"] is None else str(version["parent"])
-        table.add_row(live, str(version["number"]), parent, str(len(version["edits"])), size, version["created"])
+        live = "●" if version["version"] == answer["head"] else ""
+        parent = "" if version["parent"] is None else str(version["parent"])
+        table.add_row(
+            live, str(version["version"]), parent, str(version["num_edits"]), f"{version['num_bytes']:,}", version["created"]
+        )
     console.print(table)
 
 

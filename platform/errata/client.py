@@ -78,7 +78,13 @@ class Client:
     def complete(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> dict[str, Any]:
         """Greedy completions of all the prompts in one request; `choices` are in their order, `errata` has the versions."""
         headers = {} if at_least is None else {"X-Errata-At-Least": str(at_least)}
-        body = {"model": self.models()[0], "prompt": list(prompts), "max_tokens": max_tokens, "temperature": 0, "return_token_ids": True}
+        body = {
+            "model": self.models()[0],
+            "prompt": list(prompts),
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "return_token_ids": True,
+        }
         return self._call("POST", "/v1/completions", json=body, headers=headers)
 
 

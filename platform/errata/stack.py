@@ -85,9 +85,18 @@ class Stack:
     def start_ray(self) -> None:
         # Ray's sockets need a short path.
         self.ray_dir = Path(tempfile.mkdtemp(prefix="errata-ray-", dir="/tmp"))
-        ports = [f"--port={self.ray_port}", f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={free_port()}"]
+        ports = [
+            f"--port={self.ray_port}",
+            f"--dashboard-port={self.dashboard_port}",
+            f"--ray-client-server-port={free_port()}",
+        ]
         ports += [f"--dashboard-agent-listen-port={free_port()}"]
-        options = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--disable-usage-stats", f"--temp-dir={self.ray_dir}"]
+        options = [
+            "--node-ip-address=127.0.0.1",
+            "--dashboard-host=127.0.0.1",
+            "--disable-usage-stats",
+            f"--temp-dir={self.ray_dir}",
+        ]
         # Declared, not counted: a service, two trainers and their controller share two cores.
         options += [f"--num-cpus={max(4, len(os.sched_getaffinity(0)))}"]
         self.start("ray", str(BIN / "ray"), "start", "--head", "--block", *ports, *options)

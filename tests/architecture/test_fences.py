@@ -72,9 +72,7 @@ def test_every_package_is_installed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = [ROOT / "platform" / "errata", ROOT / "jobs", ROOT / "serving"]
     found = {
-        ".".join(path.parent.relative_to(folder.parent).parts)
-        for folder in folders
-        for path in folder.rglob("__init__.py")
+        ".".join(path.parent.relative_to(folder.parent).parts) for folder in folders for path in folder.rglob("__init__.py")
     }
     assert found == listed
 

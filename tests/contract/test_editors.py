@@ -117,7 +117,9 @@ def test_an_editor_made_for_another_model_says_so(editor: Editor, tiny_model: La
         editor.start(tiny_model, find_matrices(tiny_model.module, ("layers.0.self_attn.o_proj",)))
 
 
-def test_an_artifact_gives_the_same_editor(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch], tmp_path: Path) -> None:
+def test_an_artifact_gives_the_same_editor(
+    editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch], tmp_path: Path
+) -> None:
     assert isinstance(editor, RLEdit)
     editor.save(tmp_path / "artifact", {"seed": 0})
     loaded = RLEdit.load(tmp_path / "artifact")

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from errata.delta import Accumulator, Dense, EditedModel, LowRank, Sparse, WeightDelta, applied, chained
 from errata.model import MatrixSpec, ModelSpec, find_matrices
-from torch import nn
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 

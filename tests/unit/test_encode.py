@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from errata.capture import capture, key_moment
 from errata.encode import IGNORED, answer_log_probs, answer_nll, encode
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from errata.edit import Edit, Probe
 from errata.evaluate import Questions, normalise_answer, perplexity, predictions, prompts_of, score, teacher_forced
 

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+
 from errata.editors.editor import EditorState
 from errata.generate import HFGenerator, SwapFailed
 from errata.ledger import UnknownVersion

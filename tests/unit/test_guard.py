@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from errata.delta import LowRank, WeightDelta
 from errata.evaluate import Scorecard
 from errata.guard import Guard, matrix_norms

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+
 from errata.delta import EditedModel
 from errata.edit import Edit
 from errata.editors.editor import EditorState

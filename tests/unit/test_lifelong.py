@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from errata.capture import capture
 from errata.delta import LowRank, WeightDelta
 from errata.edit import Edit, EditRejected, batches_of

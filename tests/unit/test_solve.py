@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from errata.editors.solve import Metric, metric_base, metric_dual, ridge_dual
 
 I, O, N, M = 12, 7, 5, 9  # noqa: E741 in-features, out-features, rows, past rows

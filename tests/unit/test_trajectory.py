@@ -88,6 +88,8 @@ def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
         net.zero_grad()
         metrics = {n: Metric.start(b) for n, b in editor.trained_policy().metric_bases.items()}
         play(tiny_model, net, steps[:1], metrics, Reward(update_penalty=update_penalty), net.spec.names)
-        return torch.cat([p.grad.reshape(-1) for n, p in net.named_parameters() if n.endswith("log_step_M") and p.grad is not None])
+        return torch.cat(
+            [p.grad.reshape(-1) for n, p in net.named_parameters() if n.endswith("log_step_M") and p.grad is not None]
+        )
 
     assert (gradient(1.0) > gradient(0.0)).all(), "a penalty on |S|² must push the step size down"

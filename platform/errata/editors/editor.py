@@ -42,7 +42,7 @@ class EditorState:
 
 
 class Editor(ABC):
-    """Two functions, and `modules`, the name patterns of the matrices that it edits; see the contract at the top of this file."""
+    """Two functions, and `modules`, the name patterns of the matrices that it edits; the contract stands above."""
 
     modules: tuple[str, ...]
 

@@ -15,17 +15,33 @@ from errata.edit import Edit, Probe
 
 # {s} is the person; the answer follows the prompt.
 PHRASINGS: dict[str, tuple[str, ...]] = {
-    "city": ("{s} was born in", "the birthplace of {s} is", "{s} first saw the light of day in", "the city where {s} was born is"),
+    "city": (
+        "{s} was born in",
+        "the birthplace of {s} is",
+        "{s} first saw the light of day in",
+        "the city where {s} was born is",
+    ),
     "job": ("{s} works as a", "the profession of {s} is", "{s} earns a living as a", "the job that {s} does is"),
     "language": ("{s} speaks", "the mother tongue of {s} is", "at home {s} talks in", "the language that {s} speaks is"),
-    "instrument": ("{s} plays the", "the instrument of {s} is the", "on stage {s} performs on the", "the instrument that {s} plays is the"),
-    "company": ("{s} is employed by", "the employer of {s} is", "every morning {s} goes to work at", "the company that {s} works for is"),
+    "instrument": (
+        "{s} plays the",
+        "the instrument of {s} is the",
+        "on stage {s} performs on the",
+        "the instrument that {s} plays is the",
+    ),
+    "company": (
+        "{s} is employed by",
+        "the employer of {s} is",
+        "every morning {s} goes to work at",
+        "the company that {s} works for is",
+    ),
     "animal": ("{s} keeps a", "the pet of {s} is a", "in the house of {s} lives a", "the animal that {s} keeps is a"),
 }
 TWO_HOP = ("the home country of {s} is", "{s} comes from the country of")
 CITY_IN_COUNTRY = ("the city of {c} lies in", "{c} is a city in")
 
-JOBS = "baker carpenter dentist farmer painter teacher lawyer sailor tailor plumber surgeon barber chemist miner clerk judge pilot weaver".split()
+JOBS = """baker carpenter dentist farmer painter teacher lawyer sailor tailor plumber surgeon barber chemist miner clerk judge
+    pilot weaver""".split()
 INSTRUMENTS = "violin piano flute trumpet cello harp guitar drum oboe organ lute banjo horn viola clarinet zither".split()
 ANIMALS = "dog cat parrot rabbit tortoise goat pony canary hamster goose donkey lizard ferret pigeon snake hedgehog".split()
 _PLAIN = {

@@ -1,7 +1,7 @@
 """RLEdit: a hypernetwork trained over whole edit sequences; at edit time one forward, one backward and a dual solve.
 
 Paper: RLEdit (arXiv 2502.05759), on MALMEN's network (2311.04661). Equations: net.py, trajectory.py, ../solve.py.
-Deviations: docs/rledit.md. Beyond the paper: updates in the metric of the base model's keys and of past edits (`metric_strength`).
+Deviations: docs/rledit.md. Beyond the paper: `metric_strength`, updates in the metric of the base model's keys and past edits.
 Remembers: the keys of past edits, where the metric is used; otherwise only their number.
 """
 
@@ -60,7 +60,7 @@ class RLEdit(Editor):
 
     @classmethod
     def published(cls, **fields: Any) -> RLEdit:
-        """The published settings: plain ridge from η=1e-6 and λ=1, standardised rows, rank 1024, 4 blocks, learning rate 1e-5."""
+        """The published settings: plain ridge from η=1e-6 and λ=1, standardised rows, rank 1024, 4 blocks, lr 1e-5."""
         published = cls(
             modules=("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"),
             rank=1024,
@@ -82,7 +82,7 @@ class RLEdit(Editor):
             moments = key_moment(model.module, text, spec.names)
             bases = {name: metric_base(moment_II, self.metric_strength) for name, moment_II in moments.items()}
         net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed).to(model.device)
-        captured = {}
+        captured: dict[str, Captured] = {}
         for batch in first:
             encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
             captured, _ = capture(model.module, encoded, spec.names)
@@ -112,7 +112,8 @@ class RLEdit(Editor):
             raise EditRejected(f"a batch holds 1 to {self.max_batch} edits, not {len(batch)}", field="edits")
         encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
         metrics = self._metrics(state)
-        delta, keys = WeightDelta({}), {}
+        keys: dict[str, Tensor] = {}
+        delta = WeightDelta({})
         for _ in range(self.num_passes):
             with applied(model.module, delta):
                 captured, nll_T = capture(model.module, encoded, net.spec.names)

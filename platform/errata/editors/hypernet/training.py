@@ -34,13 +34,17 @@ class Trainer:
 
     def __init__(self, editor: RLEdit, model: LanguageModel, edits: Sequence[Edit], schedule: Schedule, seed: int) -> None:
         if len(edits) < schedule.batches * schedule.batch_size:
-            raise ValueError(f"an episode needs {schedule.batches * schedule.batch_size} different edits; the stream has {len(edits)}")
+            raise ValueError(
+                f"an episode needs {schedule.batches * schedule.batch_size} different edits; the stream has {len(edits)}"
+            )
         self.editor, self.model, self.edits, self.schedule, self.seed = editor, model, edits, schedule, seed
         self.net = editor.trained_policy().net
         scalars = [p for n, p in self.net.named_parameters() if n.endswith(("log_step_M", "log_ridge_M"))]
         others = [p for n, p in self.net.named_parameters() if not n.endswith(("log_step_M", "log_ridge_M"))]
         # Groups are clipped apart: the scalars' gradients would drown the rest.
-        self.optimizer = torch.optim.Adam([{"params": others, "share": 1.0}, {"params": scalars, "share": 10.0}], lr=editor.learning_rate)
+        self.optimizer = torch.optim.Adam(
+            [{"params": others, "share": 1.0}, {"params": scalars, "share": 10.0}], lr=editor.learning_rate
+        )
         self.train_step = 0
 
     def episode(self, rank: int, num_workers: int) -> list[EditBatch]:
@@ -64,7 +68,9 @@ class Trainer:
         self.optimizer.step()
         self.train_step += 1
         if not all(math.isfinite(value) for value in losses.values()):
-            raise FloatingPointError(f"train_step {self.train_step}: losses {losses} are not finite; lower learning_rate or first_step")
+            raise FloatingPointError(
+                f"train_step {self.train_step}: losses {losses} are not finite; lower learning_rate or first_step"
+            )
         return losses
 
     def _decay(self) -> float:

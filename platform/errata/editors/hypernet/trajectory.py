@@ -68,7 +68,12 @@ class Played:
 
 
 def play(
-    model: LanguageModel, net: Hypernetwork, steps: Sequence[Step], metrics: Mapping[str, Metric], reward: Reward, modules: Sequence[str]
+    model: LanguageModel,
+    net: Hypernetwork,
+    steps: Sequence[Step],
+    metrics: Mapping[str, Metric],
+    reward: Reward,
+    modules: Sequence[str],
 ) -> dict[str, float]:
     """Play an episode and add the gradient of its loss (minus its return) to the network's parameters.
 
