@@ -1,0 +1,100 @@
+"""The commands against a small HTTP server that answers as the service does."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from errata.cli import app
+from errata.client import Client, ErrataError
+from errata.stack import free_port
+
+VERSIONS = [
+    {"version": 0, "parent": None, "num_edits": 0, "num_bytes": 0, "created": "2026-01-01"},
+    {"version": 1, "parent": 0, "num_edits": 2, "num_bytes": 4096, "created": "2026-01-02"},
+]
+
+
+class Service(BaseHTTPRequestHandler):
+    """Refuses an edit without a target, is unavailable once for each key, and applies the rest in version 1."""
+
+    posted: list[tuple[str, Any]] = []  # noqa: RUF012, shared on purpose
+    refuse_once = True
+
+    def do_GET(self) -> None:
+        answers = {"/v1/models": {"data": [{"id": "errata"}]}, "/v1/versions": {"head": 1, "versions": VERSIONS}}
+        self.answer(200, answers.get(self.path, {}))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/completions":
+            choices = [{"text": f" {prompt}!"} for prompt in body["prompt"]]
+            return self.answer(200, {"choices": choices, "errata": {"version_min": 1, "version_max": 1}})
+        self.posted.append((self.headers["Idempotency-Key"], body))
+        if not body["edits"][0]["target"]:
+            return self.answer(422, {"error": {"message": "target: is empty", "field": "target"}})
+        if type(self).refuse_once:
+            type(self).refuse_once = False
+            return self.answer(503, {"error": {"message": "is being restarted"}})
+        self.answer(200, {"version": 1, "ids": ["a"]})
+
+    def answer(self, code: int, body: Any) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    Service.posted, Service.refuse_once = [], True
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def errata(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_an_edit_is_posted_again_under_one_key_when_the_worker_restarts(url: str) -> None:
+    done = errata("edit", "a b", "c", "--subject", "a", "--url", url)
+    assert done.exit_code == 0 and "version 1" in done.output
+    (first_key, body), (second_key, _) = Service.posted
+    assert first_key == second_key
+    assert body == {"edits": [{"prompt": "a b", "target": "c", "subject": "a"}], "wait": True}
+
+
+def test_a_refusal_is_shown_and_ends_with_one(url: str) -> None:
+    done = errata("edit", "a b", "", "--url", url)
+    assert done.exit_code == 1 and "target: is empty" in done.output and "422" in done.output
+    with pytest.raises(ErrataError) as refused:
+        Client(url).edit([{"prompt": "a", "target": ""}])
+    assert refused.value.status == 422
+
+
+def test_ask_and_versions(url: str) -> None:
+    assert "hello hello!" in errata("ask", "hello", "--url", url).output
+    shown = errata("versions", "--url", url).output
+    assert "4,096" in shown and "●" in shown
+
+
+def test_no_service_is_said_plainly() -> None:
+    done = errata("status", "--url", f"http://127.0.0.1:{free_port()}")
+    assert done.exit_code == 1 and "make serve" in done.output
+
+
+def test_serving_before_anything_was_made_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    done = errata("serve")
+    assert done.exit_code == 2 and "make demo" in done.output
