@@ -16,13 +16,14 @@ $(VENV)/.cpu: requirements/cpu.txt requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps "$$(grep '^torch==' requirements/cpu.txt)" \
 	  || $(BIN)/pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/cpu "$$(grep '^torch==' requirements/cpu.txt)"
-	$(BIN)/pip install --no-deps --progress-bar off -r requirements/cpu.txt -r requirements/dev.txt | grep -v "^Requirement already" | tail -n 1
+	@echo "installing the pinned packages: some minutes"
+	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.txt -r requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps -e .
 	touch $@
 
 $(VENV)/.gpu: requirements/gpu.txt requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --no-deps --progress-bar off -r requirements/gpu.txt -r requirements/dev.txt | tail -n 1
+	$(BIN)/pip install --quiet --no-deps -r requirements/gpu.txt -r requirements/dev.txt
 	$(BIN)/pip install --quiet --no-deps -e .
 	touch $@
 

@@ -61,6 +61,7 @@ class EditWorker:
         self.timings: deque[dict[str, Any]] = deque(maxlen=NUM_TIMINGS)
         self.replicas: list[dict[str, Any]] = []
         self.mirrored: dict[str, Any] = {}
+        self._unserved = False
         self._reconcile()
         self._worker = asyncio.create_task(self._work())
         self._worker.add_done_callback(_end_process)
@@ -82,13 +83,15 @@ class EditWorker:
     async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None) -> list[dict[str, Any]]:
         """Queue the edits durably; with `wait`, until they are served, refused, or `wait_timeout_s` has passed.
 
-        Raises `EditRejected` before anything is queued, `KeyReused`.
+        Raises `EditRejected` before anything is queued, `KeyReused`, and `SwapFailed` if the edits are made and durable but
+        replicas do not serve them yet.
         """
         check_edits([Edit.from_json(edit) for edit in edits], self.shop.model.tokenizer, self.shop.max_tokens)
         ids = self.journal.submit(edits, key)
         self._arrived.set()
         if wait:
             await self._until_settled(ids)
+            await self._until_served()
         return [self.journal.get(id).to_json() for id in ids]
 
     async def _until_settled(self, ids: Sequence[str]) -> None:
@@ -97,6 +100,12 @@ class EditWorker:
                 await self._settled.wait_for(lambda: all(self.journal.get(id).is_settled for id in ids))
         except TimeoutError:
             logger.warning("%d edits were not settled in %s s", len(ids), self.options.wait_timeout_s)
+
+    async def _until_served(self) -> None:
+        """A swap that failed is tried once more. Raises `SwapFailed`."""
+        if self._unserved:
+            async with self._writing:
+                await self._broadcast(self.shop.ledger.version(self.shop.ledger.head))
 
     async def edit_status(self, id: str) -> dict[str, Any]:
         return self.journal.get(id).to_json()
@@ -172,6 +181,7 @@ class EditWorker:
         try:
             await self._broadcast(version)
         except SwapFailed as fault:  # the edit is made and durable; the replicas follow when they can
+            self._unserved = True
             timing["swap_error"] = str(fault)
             logger.error("%s", fault)
         timing["swap_ms"] = round((time.perf_counter() - begin) * 1e3, 2)
@@ -211,6 +221,7 @@ class EditWorker:
                 continue
             late = [r for r in self.replicas if (r["version"], r["fingerprint"]) != (version.number, version.fingerprint)]
             if self.replicas and not late:
+                self._unserved = False
                 return
             behind = [r["replica"] for r in late] or behind
             reason = "; ".join(r.get("error", f"it has version {r['version']}") for r in late) or reason

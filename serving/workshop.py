@@ -52,7 +52,7 @@ class Workshop:
         self.options = options
         self.model = models.load(options.model, getattr(torch, options.dtype), options.device)
         self.max_tokens = min(options.max_tokens or self.model.max_tokens, self.model.max_tokens)
-        self.editor = load_editor(options.editor, options.artifact)
+        self.editor = load_editor(options.editor, options.artifact, options.device)
         self.ledger = self._open()
         self.spec = models.find_matrices(self.model.module, self.ledger.base["matrices"])
         self.base_norms = matrix_norms(self.model, self.spec)
@@ -100,7 +100,7 @@ class Workshop:
         return version
 
 
-def load_editor(name: str, artifact: str | None) -> Editor:
+def load_editor(name: str, artifact: str | None, device: str = "cpu") -> Editor:
     """Raises `ValueError` naming the editors there are."""
     module, _, attribute = name.partition(":")
     if attribute:
@@ -110,7 +110,7 @@ def load_editor(name: str, artifact: str | None) -> Editor:
     else:
         raise ValueError(f"no editor is named {name!r}; there are {', '.join(EDITORS)}")
     if artifact is not None:
-        return kind.load(artifact)
+        return kind.load(artifact, device)
     return kind()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from errata.delta import LowRank, WeightDelta
 from errata.edit import Edit
 from errata.editors.editor import EditorState
