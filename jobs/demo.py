@@ -25,7 +25,7 @@ from rich.table import Table
 
 from errata.client import Client, ErrataError
 from errata.edit import Edit, EditBatch, batches_of
-from errata.evaluate import normalise_answer, score
+from errata.evaluate import normalise_answer, perplexity, score
 from errata.generate import HFGenerator
 from errata.ledger import Ledger
 from errata.model import find_matrices, load
@@ -201,6 +201,10 @@ def play(demo: Demo, edits: list[Edit]) -> Registry:
             same = sum(again[p] == answers_at[version][p] for p in again)
             demo.report.setdefault("rollback_same_answers", {})[str(version)] = f"{same}/{len(again)}"
             console.print(f"  version {version}: {same} of {len(again)} answers as they were at that version")
+    sentences = World(demo.plan.num_subjects).plain_sentences(held_out=True)
+    for name, version in (("perplexity_base", 0), ("perplexity", newest)):
+        reference.swap(version)
+        demo.report[name] = perplexity(reference.language_model, sentences)
     show_facts(edits, before, answers_at[newest])
     fill(demo, traffic, newest)
     return Registry(demo.stack.mlflow_url, "errata")
@@ -294,6 +298,7 @@ def show_scores(demo: Demo) -> None:
     for name in ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention"):
         if report[name] is not None:
             table.add_row(name, f"{report[name]:.3f}")
+    table.add_row("perplexity of other sentences", f"{report['perplexity_base']:.2f} before, {report['perplexity']:.2f} after")
     table.add_row("swap, median / p99", f"{report['swap_ms_p50']:.0f} / {report['swap_ms_p99']:.0f} ms")
     table.add_row(
         "payload of a swap", f"{max(report['delta_bytes']):,} bytes of factors ({max(report['dense_bytes']):,} dense)"

@@ -92,9 +92,8 @@ class Workshop:
 
     def append(self, made: Made) -> Version:
         """Raises `LedgerConflict` if the head is no longer where the update was made."""
-        version = self.ledger.append(
-            made.parent, made.delta, made.state, made.edits, made.scorecard, self.options.editor, "serving"
-        )
+        plan = Path(self.options.artifact).name if self.options.artifact else ""
+        version = self.ledger.append(made.parent, made.delta, made.state, made.edits, made.scorecard, self.options.editor, plan)
         self.edited.add(self.ledger.delta(version.number))  # from the file, as the replicas read it: the same bits
         self.state, self.version = made.state, version.number
         return version

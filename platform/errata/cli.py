@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -23,15 +24,15 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="Hugging Face folder or name; without it, the testbed's.")] = "",
-    artifact: Annotated[str, typer.Option(help="Folder of the editor's trained policy; without it, the demo's.")] = "",
+    model: Annotated[str, typer.Option(help="Folder of the model; without it, the one the policy was trained on.")] = "",
+    artifact: Annotated[str, typer.Option(help="Folder of the editor's trained policy; without it, the newest.")] = "",
     ledger: Annotated[str, typer.Option(help="Folder of the versions; made if it is not there.")] = "",
     port: Annotated[int, typer.Option(help="HTTP port on 127.0.0.1.")] = 8000,
 ) -> None:
     """Start Ray, MLflow and the Serve application on this machine; Ctrl-C stops them."""
     home = Path(os.environ.get("ERRATA_HOME") or Path.home() / ".cache" / "errata").absolute()
-    model = model or _newest(home / "testbed", "model")
-    artifact = artifact or _newest(home / "hypernets", "policy")
+    artifact = artifact or _newest(home / "hypernets")
+    model = model or str(home / "testbed" / json.loads((Path(artifact) / "artifact.json").read_text())["record"]["model"])
     with Stack(home / "serve", http_port=port) as stack:
         console.print("starting MLflow, Ray and vLLM (about a minute) …")
         stack.start_mlflow()
@@ -49,10 +50,10 @@ def serve(
         console.print("stopping …")
 
 
-def _newest(folder: Path, what: str) -> str:
+def _newest(folder: Path) -> str:
     found = sorted(folder.glob("*/"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise typer.BadParameter(f"there is no {what} in {folder} yet: run `make demo` first, or name one")
+        raise typer.BadParameter(f"there is no trained policy in {folder} yet: run `make demo` first, or name one")
     return str(found[-1])
 
 
