@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from errata import model as models
-from errata.delta import EditedModel, WeightDelta, applied
+from errata.delta import EditedModel, WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected
 from errata.editors import EDITORS
 from errata.editors.editor import Editor, EditorState
-from errata.evaluate import teacher_forced
 from errata.guard import Guard, matrix_norms
 from errata.ledger import Ledger, Version
+from errata.lifelong import attempt
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,9 @@ class Workshop:
         """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
         batch = EditBatch(tuple(edits))
         try:
-            delta, state = self.editor.edit(self.model, batch, self.state)
-            with applied(self.model.module, delta):
-                scorecard = teacher_forced(self.model, batch.edits)
+            delta, state, scorecard = attempt(self.model, self.editor, batch, self.state, self.guard, self.base_norms)
         except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
             raise EditRejected(f"{type(fault).__name__} in the editor: {fault}") from fault
-        verdict = self.guard.check(delta, self.base_norms, scorecard)
-        if not verdict.publish:
-            raise EditRejected(f"the guard refuses it: {'; '.join(verdict.reasons)}")
         return Made(self.version, batch.edits, delta, state, scorecard.to_json())
 
     def append(self, made: Made) -> Version:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from errata.delta import applied
+from errata.delta import WeightDelta, applied
 from errata.edit import EditBatch, EditRejected
-from errata.editors.editor import Editor
-from errata.evaluate import teacher_forced
+from errata.editors.editor import Editor, EditorState
+from errata.evaluate import Scorecard, teacher_forced
 from errata.generate import Generator, HFGenerator
 from errata.guard import Guard, matrix_norms
 from errata.ledger import Ledger, Version
@@ -17,6 +17,27 @@ from errata.model import LanguageModel, ModelSpec
 def stop(batch: EditBatch, why: EditRejected) -> None:
     """What `run` does with a rejected batch unless told otherwise."""
     raise why
+
+
+def attempt(
+    model: LanguageModel,
+    editor: Editor,
+    batch: EditBatch,
+    state: EditorState,
+    guard: Guard,
+    base_norms: Mapping[str, float],
+) -> tuple[WeightDelta, EditorState, Scorecard]:
+    """An update that the guard lets through, the state after it, and its teacher-forced scores; nothing is changed.
+
+    Raises `EditRejected`, from the editor or with the guard's reasons.
+    """
+    delta, state = editor.edit(model, batch, state)
+    with applied(model.module, delta):
+        scorecard = teacher_forced(model, batch.edits)
+    verdict = guard.check(delta, base_norms, scorecard)
+    if not verdict.publish:
+        raise EditRejected(f"the guard refuses it: {'; '.join(verdict.reasons)}")
+    return delta, state, scorecard
 
 
 def run(
@@ -46,12 +67,7 @@ def run(
         copy.swap(head)
         state = ledger.state(head) or editor.start(model, spec)
         try:
-            delta, state = editor.edit(model, batch, state)
-            with applied(model.module, delta):
-                scorecard = teacher_forced(model, batch.edits)
-            verdict = guard.check(delta, base_norms, scorecard)
-            if not verdict.publish:
-                raise EditRejected("; ".join(verdict.reasons))
+            delta, state, scorecard = attempt(model, editor, batch, state, guard, base_norms)
         except EditRejected as rejected:
             on_rejected(batch, rejected)
             continue

@@ -123,10 +123,10 @@ class RLEdit(Editor):
                 proposals = net.propose(captured, metrics)
             written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
             delta = chained([delta, written])
-        if self.num_passes > 1:  # the passes write at nearly the same keys: fewer factors hold them
-            delta = delta.compact()
         if not delta.is_finite:
             raise EditRejected("the update is not finite: the policy's numbers overflow")
+        if self.num_passes > 1:  # the passes write at nearly the same keys: fewer factors hold them
+            delta = delta.compact()
         past = {name: torch.cat([metric.past_mI.float(), keys[name]]) for name, metric in metrics.items()}
         return delta, EditorState(state.num_edits + len(batch), past)
 
