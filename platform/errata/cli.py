@@ -109,9 +109,13 @@ def status(url: Url = DEFAULT_URL) -> None:
 @app.command()
 def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(help="Folder of the versions.")]) -> None:
     """Write a version as a plain Hugging Face checkpoint."""
-    from errata.ledger import Ledger
+    from errata.ledger import Ledger, UnknownVersion
 
-    Ledger.open(ledger).export(version, directory)
+    try:
+        Ledger.open(ledger).export(version, directory)
+    except (UnknownVersion, ValueError, FileNotFoundError) as wrong:
+        console.print(f"[red]{wrong}[/red]")
+        raise typer.Exit(1) from None
     console.print(f"version {version} is in {directory}")
 
 

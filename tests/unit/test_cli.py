@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from errata.cli import app
 from errata.client import Client, ErrataError
+from errata.ledger import Ledger
 from errata.stack import free_port
 
 VERSIONS = [
@@ -92,6 +93,13 @@ def test_ask_and_versions(url: str) -> None:
 def test_no_service_is_said_plainly() -> None:
     done = errata("status", "--url", f"http://127.0.0.1:{free_port()}")
     assert done.exit_code == 1 and "make serve" in done.output
+
+
+def test_exporting_what_is_not_there_says_so(tmp_path: Path) -> None:
+    Ledger.create(tmp_path / "ledger", {"model": "m", "fingerprint": "f", "matrices": []})
+    for ledger, says in ((tmp_path / "ledger", "there is no version 3"), (tmp_path / "none", "none")):
+        done = errata("export", "3", str(tmp_path / "out"), "--ledger", str(ledger))
+        assert done.exit_code == 1 and says in done.output.replace("\n", "") and not (tmp_path / "out").exists()
 
 
 def test_serving_before_anything_was_made_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
