@@ -96,7 +96,7 @@ def test_no_service_is_said_plainly() -> None:
 
 
 def test_exporting_what_is_not_there_says_so(tmp_path: Path) -> None:
-    Ledger.create(tmp_path / "ledger", {"model": "m", "fingerprint": "f", "matrices": []})
+    Ledger.create(tmp_path / "ledger", {"model": "m", "fingerprint": "f", "matrices": ["a"]})
     for ledger, says in ((tmp_path / "ledger", "there is no version 3"), (tmp_path / "none", "none")):
         done = errata("export", "3", str(tmp_path / "out"), "--ledger", str(ledger))
         assert done.exit_code == 1 and says in done.output.replace("\n", "") and not (tmp_path / "out").exists()
