@@ -74,13 +74,9 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._connection:  # commits at the end, rolls back if something is raised
+            self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
     def submit(self, edits: Sequence[dict[str, Any]], key: str | None = None) -> list[str]:
         """Queue all edits or none. The same key with the same edits gives the same ids again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
@@ -110,16 +110,7 @@ def score(
         return [normalise_answer(answers[prompt]) == normalise_answer(target) for prompt, target in kind]
 
     same = [normalise_answer(answers[p]) == normalise_answer(base_answers[p]) for p, _ in questions.locality]
-    return Scorecard(
-        _share(right(questions.efficacy)),
-        _share(right(questions.generalisation)),
-        _share(same),
-        _share(right(questions.locality)),
-        _share(right(questions.portability)),
-        _share(right(questions.retention)),
-        questions.num_edits,
-        "free",
-    )
+    return _scorecard(questions, right, same, "free")
 
 
 def teacher_forced(
@@ -138,15 +129,25 @@ def teacher_forced(
         return [predicted[question] == wanted[question] for question in kind]
 
     same = [] if base is None else [predicted[question] == base[question] for question in questions.locality]
+    return _scorecard(questions, right, same, "teacher-forced")
+
+
+def _scorecard(
+    questions: Questions,
+    right: Callable[[Iterable[Question]], list[bool]],
+    same: list[bool],
+    method: Literal["free", "teacher-forced"],
+) -> Scorecard:
+    """`right` says of each question of a kind whether it was answered truly, `same` of each probe whether as before."""
     return Scorecard(
-        _share(right(questions.efficacy)),
-        _share(right(questions.generalisation)),
-        _share(same),
-        _share(right(questions.locality)),
-        _share(right(questions.portability)),
-        _share(right(questions.retention)),
-        questions.num_edits,
-        "teacher-forced",
+        efficacy=_share(right(questions.efficacy)),
+        generalisation=_share(right(questions.generalisation)),
+        locality=_share(same),
+        locality_gold=_share(right(questions.locality)),
+        portability=_share(right(questions.portability)),
+        retention=_share(right(questions.retention)),
+        num_edits=questions.num_edits,
+        method=method,
     )
 
 
