@@ -31,7 +31,6 @@ from errata.ledger import Ledger
 from errata.model import find_matrices, load
 from errata.registry import Registry
 from errata.stack import Stack, free_port
-from errata.testbed.world import World
 from jobs.plans import Plan, home, main
 
 NUM_BATCHES, BATCH_SIZE, NUM_PARITY, NUM_STREAMS, MAX_TOKENS = 10, 10, 20, 2, 5
@@ -201,7 +200,7 @@ def play(demo: Demo, edits: list[Edit]) -> Registry:
             same = sum(again[p] == answers_at[version][p] for p in again)
             demo.report.setdefault("rollback_same_answers", {})[str(version)] = f"{same}/{len(again)}"
             console.print(f"  version {version}: {same} of {len(again)} answers as they were at that version")
-    sentences = World(demo.plan.num_subjects).plain_sentences(held_out=True)
+    sentences = demo.plan.corpus.plain_sentences(held_out=True)
     for name, version in (("perplexity_base", 0), ("perplexity", newest)):
         reference.swap(version)
         demo.report[name] = perplexity(reference.language_model, sentences)
@@ -312,7 +311,7 @@ def run(plan: Plan) -> None:
     began, memory = time.monotonic(), Memory()
     directory = home() / "demo"
     shutil.rmtree(directory, ignore_errors=True)
-    edits = World(plan.num_subjects).edits("test", NUM_BATCHES * BATCH_SIZE, plan.seed)
+    edits = plan.corpus.edits("test", NUM_BATCHES * BATCH_SIZE, plan.seed)
     with Stack(directory, http_port=free_port()) as stack:
         demo = Demo(plan, stack, directory, Client(stack.url))
         start(demo)

@@ -16,10 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
 from errata.editors.hypernet.trajectory import Reward
+from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
+from errata.testbed.world import World
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,17 @@ class Plan:
     """Editor x model x stream x run size.
 
     `model` is a Hugging Face folder or name, `edits` a file of training edits and `text` one of plain sentences (a line each);
-    left empty, the testbed's world of `num_subjects` people stands in for all three.
+    left empty, `corpus` stands in for all three, with a Llama of `shape` that has learned it.
     """
 
     name: str
-    editor: RLEdit
+    editor: Learned
     schedule: Schedule = field(default_factory=Schedule)
     model: str = ""
     edits: str = ""
     text: str = ""
     dtype: str = "float32"
-    num_subjects: int = 150
+    corpus: World | CounterFact = field(default_factory=lambda: World(150))
     shape: Shape = field(default_factory=Shape)
     seed: int = 0
     num_workers: int = 2
@@ -56,7 +59,7 @@ class Plan:
     @property
     def model_dir(self) -> Path:
         """Where the model is: as given, or the testbed's place in the cache."""
-        return Path(self.model) if self.model else home() / "testbed" / self.digest("num_subjects", "shape")
+        return Path(self.model) if self.model else home() / "testbed" / self.digest("corpus", "shape")
 
     @property
     def artifact_dir(self) -> Path:
@@ -73,7 +76,7 @@ def tiny() -> Plan:
     shape = Shape(hidden=64, layers=2, intermediate=192, heads=2, train_steps=60, sentences_per_step=128, peak_lr=5e-3)
     editor = RLEdit(modules=("layers.1.mlp.down_proj",), rank=32, reward=Reward(backtrack_depth=1))
     return Plan(
-        "tiny", editor, Schedule(train_steps=4, batches=3, batch_size=4), num_subjects=20, shape=shape, checkpoint_every=2
+        "tiny", editor, Schedule(train_steps=4, batches=3, batch_size=4), corpus=World(20), shape=shape, checkpoint_every=2
     )
 
 

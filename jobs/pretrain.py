@@ -15,7 +15,7 @@ import torch
 
 from errata.encode import Encoded
 from errata.testbed import language_model as testbed
-from errata.testbed.world import World
+from errata.testbed.corpus import Corpus
 from jobs.plans import Plan, main
 from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads
 
@@ -26,8 +26,8 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(num_workers)
-    world, shape = World(plan.num_subjects), plan.shape
-    tokenizer = testbed.make_tokenizer(world, shape.max_tokens)
+    corpus, shape = plan.corpus, plan.shape
+    tokenizer = testbed.make_tokenizer(corpus, shape)
     plain = testbed.make_model(shape, len(tokenizer), plan.seed)
     model = torch.nn.parallel.DistributedDataParallel(plain) if num_workers > 1 else plain
     optimizer = testbed.make_optimizer(model)
@@ -53,16 +53,16 @@ def work(config: dict[str, Any]) -> None:
         with checkpoint_files(state if rank == 0 else None) as checkpoint:
             ray.train.report(metrics, checkpoint=checkpoint)
 
-    sentences: Encoded = testbed.training_sentences(world, tokenizer)
+    sentences: Encoded = testbed.training_sentences(corpus, tokenizer)
     testbed.train(model, sentences, shape, plan.seed, rank, num_workers, after_step, first_step, optimizer)
     if rank == 0:
-        finish(plan, plain, tokenizer, world)
+        finish(plan, plain, tokenizer, corpus)
 
 
-def finish(plan: Plan, model: Any, tokenizer: Any, world: World) -> None:
+def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus) -> None:
     """Save under a temporary name and rename: the folder is there whole or not at all."""
     model.eval()
-    print(f"pretrain: the model knows {testbed.recall(model, tokenizer, world):.1%} of its world", flush=True)
+    print(f"pretrain: the model knows {testbed.recall(model, tokenizer, corpus):.1%} of its corpus", flush=True)
     plan.model_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=plan.model_dir.parent) as unfinished:
         testbed.save(model, tokenizer, Path(unfinished) / "model")
@@ -75,7 +75,7 @@ def run(plan: Plan) -> None:
     elif plan.model_dir.exists():
         print(f"pretrain: the model is there: {plan.model_dir}")
     else:
-        run_on_workers(work, plan, f"pretrain-{plan.digest('num_subjects', 'shape')}")
+        run_on_workers(work, plan, f"pretrain-{plan.digest('corpus', 'shape')}")
         print(f"pretrain: the model is in {plan.model_dir}")
 
 

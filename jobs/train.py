@@ -1,6 +1,6 @@
-"""Train an RLEdit policy: `ray job submit --working-dir . -- python jobs/train.py plan=demo field=value`.
+"""Train the policy of a learned editor: `ray job submit --working-dir . -- python jobs/train.py plan=demo field=value`.
 
-Each worker plays its own episodes on its own copy of the frozen model; gradients are averaged. A killed worker is replaced and
+Each worker plays its own episodes on its own copy of the frozen model; gradients are summed. A killed worker is replaced and
 training goes on from the last checkpoint; so does a job that is started again. The policy is an artifact with plan, seed and
 training curve inside, in $ERRATA_HOME and, with `mlflow=URI`, in MLflow.
 """
@@ -19,16 +19,15 @@ import ray.train
 import torch
 
 from errata.edit import batches_of
-from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.training import Trainer
 from errata.encode import Encoded, encode
 from errata.model import LanguageModel, load
 from errata.registry import Registry
 from errata.stream import read_edits, write_parquet
-from errata.testbed.world import World
 from jobs import pretrain
 from jobs.plans import Plan, home, main
-from jobs.workers import average_gradients, checkpoint_files, latest_checkpoint, run_on_workers, set_threads
+from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_gradients
 
 NUM_FIRST_BATCHES = 10  # batches that set the normaliser and the first scales
 NUM_TEXTS = 1024  # sentences that the metric's second moment is measured on
@@ -52,7 +51,7 @@ def work(config: dict[str, Any]) -> None:
         curve = saved["curve"]
     started, first_step, total = time.monotonic(), trainer.train_step, plan.schedule.train_steps
     while trainer.train_step < total:
-        losses = trainer.step(rank, num_workers, average_gradients if num_workers > 1 else lambda net: None)
+        losses = trainer.step(rank, num_workers, sum_gradients if num_workers > 1 else lambda net: None)
         done = trainer.train_step
         curve.append({"train_step": done, **losses})
         if rank == 0:
@@ -73,7 +72,7 @@ def described(losses: dict[str, float]) -> str:
 
 
 def edits_file(plan: Plan) -> Path:
-    return Path(plan.edits) if plan.edits else home() / "streams" / f"world-{plan.num_subjects}-train.parquet"
+    return Path(plan.edits) if plan.edits else home() / "streams" / f"{plan.corpus.name}-train.parquet"
 
 
 def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
@@ -81,14 +80,14 @@ def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
     if plan.text:
         lines = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
     else:
-        world = World(plan.num_subjects)
-        lines = [list(pair) for pair in world.sentences()] + [s.split(" ", 1) for s in world.plain_sentences()]
+        lines = [list(pair) for pair in plan.corpus.sentences()]
+        lines += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
     lines = lines[:: max(1, len(lines) // NUM_TEXTS)]
     chunks = [lines[i : i + 64] for i in range(0, len(lines), 64)]
     return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
 
 
-def save_artifact(plan: Plan, editor: RLEdit, curve: list[dict[str, float]], num_workers: int) -> None:
+def save_artifact(plan: Plan, editor: Learned, curve: list[dict[str, float]], num_workers: int) -> None:
     """Under a temporary name, then renamed: the folder is there whole or not at all."""
     described_plan = dataclasses.asdict(replace(plan, editor=replace(editor, policy=None)))
     record = {
@@ -108,7 +107,7 @@ def prepare(plan: Plan) -> None:
     """The model and the stream of training edits, made if they are the testbed's and not there yet."""
     pretrain.run(plan)
     if not plan.edits and not edits_file(plan).exists():
-        write_parquet(World(plan.num_subjects).stream("train"), edits_file(plan))
+        write_parquet(plan.corpus.stream("train"), edits_file(plan))
 
 
 def run(plan: Plan) -> None:

@@ -53,12 +53,11 @@ def set_threads(num_workers: int) -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_workers))
 
 
-def average_gradients(net: torch.nn.Module) -> None:
-    """Mean over the workers, in one message."""
+def sum_gradients(net: torch.nn.Module) -> None:
+    """Over the workers, in one message."""
     parameters = [p for p in net.parameters() if p.grad is not None]
     flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
     torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
     for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = grad.view_as(parameter)
 

@@ -34,7 +34,7 @@ def world() -> World:
 @pytest.fixture(scope="session")
 def model_dir(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
-    tokenizer = make_tokenizer(world, SHAPE.max_tokens)
+    tokenizer = make_tokenizer(world, SHAPE)
     save(make_model(SHAPE, len(tokenizer), seed=0), tokenizer, directory)
     return directory
 

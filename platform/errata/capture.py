@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from errata.encode import Encoded, answer_log_probs, answer_nll
+from errata.model import input_sources
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,30 @@ class Captured:
     keys_TI: Tensor
     grads_TO: Tensor
 
+    def with_gradient(self) -> Captured:
+        """The rows whose gradient is not zero."""
+        chosen_T = (self.grads_TO != 0).any(1)
+        return Captured(self.keys_TI[chosen_T], self.grads_TO[chosen_T])
 
-def capture(model: Any, encoded: Encoded, modules: Sequence[str]) -> tuple[dict[str, Captured], Tensor]:
+
+def capture(
+    model: Any, encoded: Encoded, modules: Sequence[str], all_tokens: bool = False
+) -> tuple[dict[str, Captured], Tensor]:
     """One forward and one backward pass: the captured rows by module, in fp32, and the -log p of each answer token, [T].
 
-    The loss is the *sum* over answer tokens, so that a row does not depend on what else is in the batch. Parameters stay
+    Rows are the positions that predict an answer token or, with `all_tokens`, all that the answers have a gradient at.
+    Modules with the same input share one tensor of keys, unless rows are left out. The loss is the *sum* over answer tokens, so that a row does not depend on what else is in the batch. Parameters stay
     without gradients: a zero that takes one is added to each module's output instead.
     """
-    rows = encoded.predicts_BS
+    rows = encoded.attention_mask_BS.bool() if all_tokens else encoded.predicts_BS
+    sources = input_sources(modules)
     keys: dict[str, Tensor] = {}
     zeros: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
         def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            keys[name] = args[0].detach()[rows].float()
+            source = sources[name]
+            keys[name] = keys[source] if source in keys else args[0].detach()[rows].float()
             zeros[name] = torch.zeros_like(output, requires_grad=True)
             return output + zeros[name]
 
@@ -50,6 +61,8 @@ def capture(model: Any, encoded: Encoded, modules: Sequence[str]) -> tuple[dict[
         for handle in handles:
             handle.remove()
     captured = {name: Captured(keys[name], grad[rows].float()) for name, grad in zip(modules, grads, strict=True)}
+    if all_tokens:
+        captured = {name: found.with_gradient() for name, found in captured.items()}
     return captured, nll_T.detach()
 
 

@@ -171,6 +171,10 @@ class WeightDelta:
         """
         return WeightDelta({n: _compact(p, tolerance) if isinstance(p, LowRank) else p for n, p in self})
 
+    def folded(self) -> WeightDelta:
+        """The same change, as whole matrices where the factors have become larger than those."""
+        return WeightDelta({n: p if p.rank * sum(p.shape) < p.shape[0] * p.shape[1] else Dense(p.dense()) for n, p in self})
+
     def digest(self) -> str:
         """SHA-256 over names, shapes and bytes."""
         state = hashlib.sha256()
@@ -209,13 +213,13 @@ def _sum(parts: list[Part]) -> Part:
 
 
 @contextmanager
-def applied(model: nn.Module, delta: WeightDelta) -> Iterator[None]:
-    """The model behaves as if edited, by a side branch beside each module; no weight is touched."""
+def applied(model: nn.Module, *deltas: WeightDelta) -> Iterator[None]:
+    """The model behaves as if edited, by side branches beside each module; no weight is touched."""
 
     def beside(part: Part) -> Any:
         return lambda _module, args, output: output + part.side_branch(args[0])
 
-    handles = [model.get_submodule(name).register_forward_hook(beside(part)) for name, part in delta]
+    handles = [model.get_submodule(name).register_forward_hook(beside(part)) for d in deltas for name, part in d]
     try:
         yield
     finally:

@@ -103,6 +103,12 @@ def _is_linear(child: nn.Module) -> bool:
     return isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D"
 
 
+def input_sources(names: Iterable[str]) -> dict[str, str]:
+    """Each name with the first of `names` that reads the same input: matrices that an engine fuses have one input."""
+    names = tuple(names)
+    return {name: next(other for other in names if other in fused_partners(name)) for name in names}
+
+
 def fused_partners(name: str) -> tuple[str, ...]:
     """The whole fused group that a matrix belongs to, itself included: `…mlp.up_proj` gives gate and up."""
     stem, _, last = name.rpartition(".")

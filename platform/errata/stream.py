@@ -7,13 +7,14 @@ The Parquet schema: `prompt` and `target` (string), and optionally `subject`, `i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from errata.edit import Edit, EditRejected
+from errata.edit import Edit, EditRejected, Probe
 
 _PROBES = pa.list_(pa.struct([("prompt", pa.string()), ("target", pa.string())]))
 SCHEMA = pa.schema(
@@ -45,12 +46,28 @@ def read_edits(path: str | Path) -> Iterator[Edit]:
         raise FileNotFoundError(f"no file {path}")
     for index, record in enumerate(_records(path)):
         try:
-            edit = Edit.from_json(record)
+            edit = from_counterfact(record) if "target_new" in record else Edit.from_json(record)
         except EditRejected as rejected:
             raise EditRejected(f"{rejected.reason} ({path.name})", edit=index, field=rejected.field) from rejected
         for name, reason in edit.faults():
             raise EditRejected(f"{reason} ({path.name})", edit=index, field=name)
         yield edit
+
+
+def from_counterfact(record: Mapping[str, Any]) -> Edit:
+    """An edit from a flat CounterFact record. Raises `EditRejected` naming a field that is missing or not a string."""
+    names = ("prompt", "target_new", "subject", "rephrase_prompt", "locality_prompt", "locality_ground_truth")
+    for name in names:
+        if not isinstance(record.get(name), str):
+            raise EditRejected("must be given as a string in a CounterFact record", field=name)
+    return Edit(
+        prompt=record["prompt"],
+        target=record["target_new"].strip(),
+        subject=record["subject"],
+        rephrasings=(record["rephrase_prompt"],),
+        locality=(Probe(record["locality_prompt"], record["locality_ground_truth"].strip()),),
+        id=f"counterfact-{record['case_id']}" if "case_id" in record else None,
+    )
 
 
 def _records(path: Path) -> Iterator[dict]:

@@ -13,7 +13,7 @@ from errata.delta import LowRank, WeightDelta
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState
 from errata.model import LanguageModel, ModelSpec
-from errata.testbed.language_model import make_tokenizer, save
+from errata.testbed.language_model import Shape, make_tokenizer, save
 from errata.testbed.world import World
 
 WORLD = World(20)
@@ -24,7 +24,7 @@ def make_checkpoint(directory: Path) -> Path:
     """Every linear has a bias that is not zero, so that a reload which forgets it is seen."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = make_tokenizer(WORLD, MAX_TOKENS)
+    tokenizer = make_tokenizer(WORLD, Shape(max_tokens=MAX_TOKENS))
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
     special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "tie_word_embeddings": False}

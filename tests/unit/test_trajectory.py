@@ -6,7 +6,7 @@ from errata.capture import capture
 from errata.delta import LowRank, WeightDelta, applied
 from errata.edit import batches_of
 from errata.editors.hypernet.rledit import RLEdit
-from errata.editors.hypernet.trajectory import Reward, Step, make_step, play
+from errata.editors.hypernet.trajectory import Reward, Step, play
 from errata.editors.solve import Metric
 from errata.encode import answer_log_probs, answer_nll
 from errata.model import LanguageModel
@@ -19,13 +19,13 @@ REWARD = Reward(discount=0.9, backtrack_decay=0.7, backtrack_depth=2, update_pen
 def ready(model: LanguageModel, metric_strength: float) -> tuple[RLEdit, list[Step]]:
     batches = list(batches_of(World(20).edits("train", 12), 3))
     editor = RLEdit(modules=MODULES, rank=8, reward=REWARD, metric_strength=metric_strength)
-    text = [make_step(model, batch).outcomes for batch in batches]
+    text = [Step(model, batch).outcomes for batch in batches]
     editor = editor.untrained(model, text, batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
         if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
             parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return editor, [make_step(model, batch) for batch in batches]
+    return editor, [Step(model, batch) for batch in batches]
 
 
 def naive_loss(model: LanguageModel, editor: RLEdit, steps: list[Step]) -> torch.Tensor:
@@ -62,7 +62,7 @@ def check_gradients(model: LanguageModel, metric_strength: float) -> None:
     editor, steps = ready(model, metric_strength)
     net = editor.trained_policy().net
     metrics = {n: Metric.start(b) for n, b in editor.trained_policy().metric_bases.items()}
-    play(model, net, steps, metrics, REWARD, net.spec.names)
+    play(model, net, steps, metrics, REWARD)
     played = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
     naive_loss(model, editor, steps).backward()
@@ -87,7 +87,7 @@ def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
     def gradient(update_penalty: float) -> torch.Tensor:
         net.zero_grad()
         metrics = {n: Metric.start(b) for n, b in editor.trained_policy().metric_bases.items()}
-        play(tiny_model, net, steps[:1], metrics, Reward(update_penalty=update_penalty), net.spec.names)
+        play(tiny_model, net, steps[:1], metrics, Reward(update_penalty=update_penalty))
         return torch.cat(
             [p.grad.reshape(-1) for n, p in net.named_parameters() if n.endswith("log_step_M") and p.grad is not None]
         )

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -25,10 +26,14 @@ from errata.model import LanguageModel, ModelSpec
 
 @dataclass(frozen=True)
 class EditorState:
-    """What an editor remembers: tensors by name, and how many edits it has made."""
+    """What an editor remembers: tensors by name, and how many edits it has made.
+
+    `derived` is what follows from these and would only be slow to make again; it is not saved.
+    """
 
     num_edits: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    derived: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def save(self, path: str | Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}

@@ -70,18 +70,32 @@ def metric_base(moment_II: Tensor, strength: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(strength * moment_II + eye))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a solve needs of the keys alone, once for all matrices with this input: `V_nI` and the Gram matrix `V Kᵀ`, fp64."""
+
+    V_nI: Tensor
+    gram_nn: Tensor
+
+    @classmethod
+    def of(cls, keys_nI: Tensor, metric: Metric | None = None) -> Rows:
+        V_nI = metric.apply(keys_nI) if metric else keys_nI.double()
+        gram_nn = V_nI @ keys_nI.to(V_nI).T
+        return cls(V_nI.float(), 0.5 * (gram_nn + gram_nn.T))
+
+    def solve(self, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
+        """`Z_nO` in fp32; it carries gradients to `wanted_nO` and `log_ridge`."""
+        eye_nn = torch.eye(len(self.gram_nn), dtype=torch.float64, device=self.gram_nn.device)
+        factor_nn = torch.linalg.cholesky(self.gram_nn + log_ridge.double().exp() * eye_nn)
+        return torch.cholesky_solve(wanted_nO.double(), factor_nn).float()
+
+
 def ridge_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> tuple[Tensor, Tensor]:
     """(V_nI, Z_nO); Z carries gradients to `wanted_nO` and `log_ridge`."""
-    return keys_nI, _solve(keys_nI.double() @ keys_nI.double().T, wanted_nO, log_ridge)
+    return keys_nI, Rows.of(keys_nI).solve(wanted_nO, log_ridge)
 
 
 def metric_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """(V_nI, Z_nO) in the metric; Z carries gradients to `wanted_nO` and `log_ridge`."""
-    V_nI = metric.apply(keys_nI)
-    return V_nI.float(), _solve(V_nI @ keys_nI.to(V_nI).T, wanted_nO, log_ridge)
-
-
-def _solve(gram_nn: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
-    gram_nn = 0.5 * (gram_nn + gram_nn.T)
-    ridged_nn = gram_nn + log_ridge.double().exp() * torch.eye(len(gram_nn), dtype=torch.float64, device=gram_nn.device)
-    return torch.cholesky_solve(wanted_nO.double(), torch.linalg.cholesky(ridged_nn)).float()
+    rows = Rows.of(keys_nI, metric)
+    return rows.V_nI, rows.solve(wanted_nO, log_ridge)

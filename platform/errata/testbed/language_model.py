@@ -1,4 +1,4 @@
-"""The small Llama that learns the world, and its tokenizer: whole words, and letters for what it has never seen."""
+"""The small Llama that learns a corpus, and its tokenizer: whole words of a closed vocabulary, or byte-level BPE."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.encode import Encoded, answer_log_probs, answer_nll, encode
-from errata.testbed.world import World
+from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, encode
+from errata.testbed.corpus import Corpus
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 # Chat requests are answered as plain prompts: the last message is what the model is asked.
@@ -22,7 +22,7 @@ CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the Llama and of its training."""
+    """Sizes of the Llama and of its training. `vocabulary_size` counts where the corpus leaves the words open."""
 
     hidden: int = 256
     layers: int = 4
@@ -32,27 +32,52 @@ class Shape:
     train_steps: int = 300
     sentences_per_step: int = 256
     peak_lr: float = 2e-3
+    vocabulary_size: int = 6144
+    bf16: bool = False
 
 
-def make_tokenizer(world: World, max_tokens: int) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def make_tokenizer(corpus: Corpus, shape: Shape) -> Any:
     from transformers import PreTrainedTokenizerFast
 
+    words = corpus.words()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_pairs(corpus, shape.vocabulary_size) if words is None else _whole_words(words),
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        model_max_length=shape.max_tokens,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _whole_words(words: list[str]) -> Any:
+    """Each word a token, and letters for what is no word."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     letters = [*string.ascii_letters, *string.digits, *string.punctuation]
-    pieces = [PAD, EOS, UNK, *world.words(), *letters, *(f"##{letter}" for letter in letters)]
+    pieces = [PAD, EOS, UNK, *words, *letters, *(f"##{letter}" for letter in letters)]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        model_max_length=max_tokens,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
+    return tokenizer
+
+
+def _byte_pairs(corpus: Corpus, vocabulary_size: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[PAD, EOS, UNK],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    tokenizer.train_from_iterator([*(f"{p} {a}" for p, a in corpus.sentences()), *corpus.plain_sentences()], trainer)
+    return tokenizer
 
 
 def make_model(shape: Shape, vocabulary_size: int, seed: int) -> Any:
@@ -75,13 +100,13 @@ def make_model(shape: Shape, vocabulary_size: int, seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def training_sentences(world: World, tokenizer: Any) -> Encoded:
+def training_sentences(corpus: Corpus, tokenizer: Any) -> Encoded:
     """Facts and plain sentences, every token but the first a label: the model learns to write them, not only to answer."""
-    prompts, targets = zip(*world.sentences(), strict=True)
-    plain = [sentence.rpartition(" ") for sentence in world.plain_sentences()]
+    prompts, targets = zip(*corpus.sentences(), strict=True)
+    plain = [sentence.rpartition(" ") for sentence in corpus.plain_sentences()]
     encoded = encode(tokenizer, [*prompts, *(p for p, _, _ in plain)], [*targets, *(t for _, _, t in plain)])
-    labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), -100)
-    labels_BS[:, 0] = -100
+    labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), IGNORED)
+    labels_BS[:, 0] = IGNORED
     return Encoded(encoded.input_ids_BS, encoded.attention_mask_BS, labels_BS)
 
 
@@ -108,19 +133,32 @@ def train(
     optimizer = optimizer or make_optimizer(model)
     model.train()
     num_sentences = len(sentences.input_ids_BS)
+    lengths = sentences.attention_mask_BS.sum(1)
+    num_parts = 4 if int(lengths.max()) > 2 * int(lengths.median()) else 1
     for step in range(first_step, shape.train_steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(num_sentences, (shape.sentences_per_step,), generator=generator)[rank::num_workers]
-        batch = _cut(Encoded(*(t[rows] for t in (sentences.input_ids_BS, sentences.attention_mask_BS, sentences.labels_BS))))
-        loss = answer_nll(answer_log_probs(model, batch), batch).mean()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, shape)
         optimizer.zero_grad()
-        loss.backward()
+        loss = _backward(model, sentences, rows, num_parts, shape.bf16)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        after_step(step, float(loss.detach()))
+        after_step(step, loss)
     model.eval()
+
+
+def _backward(model: Any, sentences: Encoded, rows: Tensor, num_parts: int, bf16: bool) -> float:
+    """Gradients of the mean loss per token, in parts of like length so that little is padding."""
+    num_tokens = int((sentences.labels_BS[rows] != IGNORED).sum())
+    total = 0.0
+    for part in rows[sentences.attention_mask_BS[rows].sum(1).argsort(stable=True)].chunk(num_parts):
+        batch = _cut(Encoded(*(t[part] for t in (sentences.input_ids_BS, sentences.attention_mask_BS, sentences.labels_BS))))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = answer_nll(answer_log_probs(model, batch), batch).sum() / num_tokens
+        loss.backward()
+        total += float(loss.detach())
+    return total
 
 
 def make_optimizer(model: Any) -> torch.optim.Optimizer:
@@ -133,9 +171,9 @@ def _cut(encoded: Encoded) -> Encoded:
 
 
 @torch.no_grad()
-def recall(model: Any, tokenizer: Any, world: World, limit: int = 2000) -> float:
-    """Share of the world's sentences whose answer token the model ranks first."""
-    sentences = world.sentences()
+def recall(model: Any, tokenizer: Any, corpus: Corpus, limit: int = 2000) -> float:
+    """Share of the corpus' answer tokens that the model ranks first."""
+    sentences = corpus.sentences()
     sentences = sentences[:: max(1, len(sentences) // limit)]
     right: list[Tensor] = []
     for start in range(0, len(sentences), 256):

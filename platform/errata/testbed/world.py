@@ -65,6 +65,10 @@ class World:
     seed: int = 0
     num_held_out_sentences: int = 100
 
+    @property
+    def name(self) -> str:
+        return f"world-{self.num_subjects}" + (f"-{self.seed}" if self.seed else "")
+
     @cached_property
     def _names(self) -> dict[str, list[str]]:
         """Invented words, all different and none a common word above: first names, last names and objects."""
@@ -153,14 +157,15 @@ class World:
     def edits(self, split: str, count: int, seed: int = 0) -> list[Edit]:
         """`count` corrections to different facts of the split's people.
 
-        `train`: rephrasings are the two middle phrasings, so the held-out one stays unseen. `test`: the held-out phrasing.
+        `train`: rephrasings are the two middle phrasings, so the held-out one stays unseen. `validation`: the same people and
+        phrasings, other targets, another order and other people untouched. `test`: the other people, the held-out phrasing.
         Locality probes are true facts of people whom no edit of the list touches: one in the same relation, one in another.
         Raises `ValueError` if the split has fewer facts than `count` (some of its people are kept for the probes).
         """
-        if split not in ("train", "test"):
-            raise ValueError(f"a split is 'train' or 'test', not {split!r}")
+        if split not in ("train", "validation", "test"):
+            raise ValueError(f"a split is one of train, validation, test, not {split!r}")
         rng = random.Random(f"{self.seed} {split} {seed}")
-        people = self.train_subjects if split == "train" else self.test_subjects
+        people = self.test_subjects if split == "test" else self.train_subjects
         people = rng.sample(people, len(people))
         num_edited = max(1, (2 * len(people)) // 3)
         edited, untouched = people[:num_edited], people[num_edited:]
@@ -181,7 +186,7 @@ class World:
             prompt=edit_phrasing,
             target=target,
             subject=subject,
-            rephrasings=tuple(middle) if split == "train" else (held_out,),
+            rephrasings=(held_out,) if split == "test" else tuple(middle),
             locality=(self._probe(rng.choice(untouched), relation, rng), self._probe(rng.choice(untouched), other, rng)),
             portability=portability,
         )
@@ -191,5 +196,5 @@ class World:
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
         """Every fact of the split's edited people once, in random order."""
-        people = len(self.train_subjects if split == "train" else self.test_subjects)
+        people = len(self.test_subjects if split == "test" else self.train_subjects)
         yield from self.edits(split, max(1, 2 * people // 3) * len(PHRASINGS), seed)

@@ -1,9 +1,12 @@
 """The policy: from what an edit does to a matrix (its keys and output gradients) to how that matrix shall change.
 
-Paper: MALMEN (2311.04661) and RLEdit (2502.05759); the network is MEND's (2110.11309).
-For each row of keys k and gradients g:  [k̃ | g̃] = blocks([k | g] normalised),  D = -η <k, k̃> g̃,  then a dual solve.
+Papers: MEND (2110.11309), MALMEN (2311.04661), RLEdit (2502.05759). For each row of keys k and gradients g:
+    [k̃ | g̃] = blocks([k | g] normalised)
+    outer (MEND):             ΔW = -η Σ g̃ k̃ᵀ
+    solve (MALMEN, RLEdit):   D = -η <k, k̃> g̃, the change of the output that MEND would make there, then a dual solve.
 Deviations: η and λ are trained as logarithms (as plain numbers they dominate the clipped gradient 1e5-fold), and are first
-set by a few batches, so that one setting fits models of any scale; random projections are scaled by 1/sqrt(width).
+set by a few batches, so that one setting fits models of any scale; random projections are scaled by 1/sqrt(width); all three
+share MALMEN's block, whose scale and shift stand after the rectifier.
 Remembers nothing: the normaliser is trained with the network and frozen afterwards.
 """
 
@@ -12,19 +15,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from errata.capture import Captured
 from errata.editors.normalise import Normaliser
-from errata.editors.solve import Metric, metric_dual, ridge_dual
-from errata.model import MatrixSpec, ModelSpec
+from errata.editors.solve import Metric, Rows
+from errata.model import MatrixSpec, ModelSpec, input_sources
+
+Rule = Literal["outer", "solve"]
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """One matrix's change, `ΔW = Z_nOᵀ V_nI`; `Z_nO` carries the gradient to the network. `keys_nI` are what was written at."""
+    """One matrix's change, `ΔW = Z_nOᵀ V_nI`, its factors carrying gradients to the network; written at `keys_nI`."""
 
     V_nI: Tensor
     Z_nO: Tensor
@@ -64,21 +70,20 @@ class ShapeNet(nn.Module):
         self.log_step_M = nn.Parameter(torch.full((len(matrices),), math.log(1e-6)))
         self.log_ridge_M = nn.Parameter(torch.zeros(len(matrices)))
 
-    def directions(self, name: str, captured: Captured) -> Tensor:
-        """`-<k, k̃> g̃`, the wanted change of the output before the step size, [n, O]."""
+    def forward(self, name: str, captured: Captured) -> tuple[Tensor, Tensor]:
+        """k̃ [n, I] and g̃ [n, O] of a matrix's rows."""
         x_nF = self.normaliser(torch.cat([captured.keys_TI, captured.grads_TO], 1))
         for block in self.blocks:
             x_nF = block(x_nF, self.index[name])
-        k_nI, g_nO = x_nF[:, : self.num_in], x_nF[:, self.num_in :]
-        return -(captured.keys_TI * k_nI).sum(1, keepdim=True) * g_nO
+        return x_nF[:, : self.num_in], x_nF[:, self.num_in :]
 
 
 class Hypernetwork(nn.Module):
     """One `ShapeNet` per shape of matrix; seeded."""
 
-    def __init__(self, spec: ModelSpec, rank: int, num_blocks: int, centred: bool, seed: int) -> None:
+    def __init__(self, spec: ModelSpec, rank: int, num_blocks: int, centred: bool, seed: int, rule: Rule = "solve") -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.rule = spec, rule
         shapes: dict[str, list[MatrixSpec]] = {}
         for matrix in spec.matrices:
             shapes.setdefault(f"{matrix.num_out}x{matrix.num_in}", []).append(matrix)
@@ -86,6 +91,7 @@ class Hypernetwork(nn.Module):
             torch.manual_seed(seed)
             self.nets = nn.ModuleDict({key: ShapeNet(found, rank, num_blocks, centred) for key, found in shapes.items()})
         self._shape_of = {matrix.name: key for key, found in shapes.items() for matrix in found}
+        self._source_of = input_sources(spec.names)
 
     def _net(self, name: str) -> ShapeNet:
         net = self.nets[self._shape_of[name]]
@@ -98,17 +104,22 @@ class Hypernetwork(nn.Module):
             self._net(name).normaliser.update(torch.cat([rows.keys_TI, rows.grads_TO], 1))
 
     def propose(self, captured: Mapping[str, Captured], metrics: Mapping[str, Metric]) -> dict[str, Proposal]:
-        """The change of every captured matrix: ridge, or in a matrix's metric where `metrics` has one."""
+        """The change of every captured matrix. `metrics` are by input: of matrices that read the same, the first's name."""
+        shared: dict[str, Rows] = {}
         proposals = {}
         for name, rows in captured.items():
             net = self._net(name)
             i = net.index[name]
-            wanted_nO = net.log_step_M[i].exp() * net.directions(name, rows)
-            if name in metrics:
-                V_nI, Z_nO = metric_dual(rows.keys_TI, wanted_nO, net.log_ridge_M[i], metrics[name])
-            else:
-                V_nI, Z_nO = ridge_dual(rows.keys_TI, wanted_nO, net.log_ridge_M[i])
-            proposals[name] = Proposal(V_nI, Z_nO, rows.keys_TI)
+            k_nI, g_nO = net(name, rows)
+            step = net.log_step_M[i].exp()
+            if self.rule == "outer":
+                proposals[name] = Proposal(k_nI, -step * g_nO, rows.keys_TI)
+                continue
+            source = self._source_of[name]
+            if source not in shared:
+                shared[source] = Rows.of(rows.keys_TI, metrics.get(source))
+            Z_nO = shared[source].solve(-step * (rows.keys_TI * k_nI).sum(1, keepdim=True) * g_nO, net.log_ridge_M[i])
+            proposals[name] = Proposal(shared[source].V_nI, Z_nO, rows.keys_TI)
         return proposals
 
     @torch.no_grad()
@@ -118,7 +129,11 @@ class Hypernetwork(nn.Module):
         for name, rows in captured.items():
             net = self._net(name)
             i = net.index[name]
-            wanted = net.directions(name, rows).square().mean().sqrt()
-            net.log_step_M[i] = math.log(step / float(wanted))
-            V_nI = metrics[name].apply(rows.keys_TI) if name in metrics else rows.keys_TI
-            net.log_ridge_M[i] = math.log(ridge * float((V_nI * rows.keys_TI).sum(1).mean()))
+            k_nI, g_nO = net(name, rows)
+            if self.rule == "outer":
+                moved_nO = (rows.keys_TI @ k_nI.T) @ g_nO
+            else:
+                moved_nO = (rows.keys_TI * k_nI).sum(1, keepdim=True) * g_nO
+            net.log_step_M[i] = math.log(step / float(moved_nO.square().mean().sqrt()))
+            gram_nn = Rows.of(rows.keys_TI, metrics.get(self._source_of[name])).gram_nn
+            net.log_ridge_M[i] = math.log(ridge * float(gram_nn.diagonal().mean()))

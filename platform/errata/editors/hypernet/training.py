@@ -1,7 +1,8 @@
 """Training of the policy: many short episodes, one optimiser step each, on one worker of any number.
 
-Every worker plays an episode of its own on its own copy of the frozen model; `average` makes the gradients common. The same
-seed, number of workers and train_step give the same episode, so that training resumes where a checkpoint stands.
+A train_step's episodes are shared among the workers, each on its own copy of the frozen model; `sum_up` adds their gradients.
+The episodes follow from seed and train_step alone: any number of workers makes the same policy, and training resumes where a
+checkpoint stands.
 """
 
 from __future__ import annotations
@@ -13,30 +14,37 @@ from typing import Any
 
 import torch
 
-from errata.edit import Edit, EditBatch
-from errata.editors.hypernet.rledit import RLEdit
-from errata.editors.hypernet.trajectory import make_step, play
+from errata.edit import Edit, batches_of
+from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.trajectory import Step, play
 from errata.editors.solve import Metric
 from errata.model import LanguageModel
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much is played: `train_steps` episodes a worker, of `batches` batches of `batch_size` edits."""
+    """How much is played: in each of `train_steps`, `episodes` of `batches` batches of `batch_size` edits.
+
+    An episode starts from the base model, or from one that as many as `burn_in` batches, played without being scored, have
+    changed: a policy that has only seen early states does not know what its hundredth batch meets.
+    """
 
     train_steps: int = 60
+    episodes: int = 2
     batches: int = 8
     batch_size: int = 10
+    burn_in: int = 0
 
 
 class Trainer:
     """The policy, its optimiser, and where training stands. The policy of `editor` is trained in place."""
 
-    def __init__(self, editor: RLEdit, model: LanguageModel, edits: Sequence[Edit], schedule: Schedule, seed: int) -> None:
-        if len(edits) < schedule.batches * schedule.batch_size:
-            raise ValueError(
-                f"an episode needs {schedule.batches * schedule.batch_size} different edits; the stream has {len(edits)}"
-            )
+    def __init__(self, editor: Learned, model: LanguageModel, edits: Sequence[Edit], schedule: Schedule, seed: int) -> None:
+        longest = (schedule.batches + schedule.burn_in) * schedule.batch_size
+        if len(edits) < longest:
+            raise ValueError(f"an episode needs {longest} different edits; the stream has {len(edits)}")
+        if schedule.batches + schedule.burn_in > 1 and not editor.trains_on_sequences:
+            raise ValueError(f"{type(editor).__name__} is trained on single batches: schedule.batches is 1 and burn_in 0")
         self.editor, self.model, self.edits, self.schedule, self.seed = editor, model, edits, schedule, seed
         self.net = editor.trained_policy().net
         scalars = [p for n, p in self.net.named_parameters() if n.endswith(("log_step_M", "log_ridge_M"))]
@@ -47,31 +55,41 @@ class Trainer:
         )
         self.train_step = 0
 
-    def episode(self, rank: int, num_workers: int) -> list[EditBatch]:
-        """Distinct edits, drawn anew for each train_step and worker."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.train_step) * max(1, num_workers) + rank)
-        order = torch.randperm(len(self.edits), generator=generator)
-        size = self.schedule.batch_size
-        picked = [self.edits[int(i)] for i in order[: self.schedule.batches * size]]
-        return [EditBatch(tuple(picked[i : i + size])) for i in range(0, len(picked), size)]
-
-    def step(self, rank: int = 0, num_workers: int = 1, average: Callable[[Any], None] = lambda net: None) -> dict[str, float]:
-        """Play one episode and take one optimiser step. Returns the episode's losses; raises if they are not finite."""
-        steps = [make_step(self.model, batch) for batch in self.episode(rank, num_workers)]
-        metrics = {name: Metric.start(base_II) for name, base_II in self.editor.trained_policy().metric_bases.items()}
+    def step(self, rank: int = 0, num_workers: int = 1, sum_up: Callable[[Any], None] = lambda net: None) -> dict[str, float]:
+        """Play this worker's episodes and take one optimiser step. Returns their mean losses; raises if not finite."""
+        if num_workers > self.schedule.episodes:
+            raise ValueError(f"{num_workers} workers cannot share {self.schedule.episodes} episodes: raise schedule.episodes")
         self.optimizer.zero_grad()
-        losses = play(self.model, self.net, steps, metrics, self.editor.reward, self.net.spec.names)
-        average(self.net)
+        own = range(rank, self.schedule.episodes, num_workers)
+        losses = [self._play(index) for index in own]
+        sum_up(self.net)
+        for parameter in self.net.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= self.schedule.episodes
         for group in self.optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
             group["lr"] = self.editor.learning_rate * group["share"] * self._decay()
         self.optimizer.step()
         self.train_step += 1
-        if not all(math.isfinite(value) for value in losses.values()):
+        means = {name: sum(each[name] for each in losses) / len(losses) for name in losses[0]}
+        if not all(math.isfinite(value) for value in means.values()):
             raise FloatingPointError(
-                f"train_step {self.train_step}: losses {losses} are not finite; lower learning_rate or first_step"
+                f"train_step {self.train_step}: losses {means} are not finite; lower learning_rate or first_step"
             )
-        return losses
+        return means
+
+    def _play(self, index: int) -> dict[str, float]:
+        """An episode of different edits, drawn anew for each train_step and index."""
+        seed = (self.seed * 1_000_003 + self.train_step) * self.schedule.episodes + index
+        generator = torch.Generator().manual_seed(seed)
+        burn_in = int(torch.randint(self.schedule.burn_in + 1, (), generator=generator))
+        size = self.schedule.batch_size
+        order = torch.randperm(len(self.edits), generator=generator)[: (burn_in + self.schedule.batches) * size]
+        batches = batches_of((self.edits[int(i)] for i in order), size)
+        editor, policy = self.editor, self.editor.trained_policy()
+        steps = [Step(self.model, batch, editor.reward.score_prompts) for batch in batches]
+        metrics = {name: Metric.start(base_II) for name, base_II in policy.metric_bases.items()}
+        return play(self.model, policy.net, steps, metrics, editor.reward, editor.memory, burn_in, seed)
 
     def _decay(self) -> float:
         """A cosine from 1 to 0.1."""

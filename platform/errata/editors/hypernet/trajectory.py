@@ -8,15 +8,17 @@ Deviations: see docs/rledit.md. Nothing is remembered; the network's parameters 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from errata.capture import capture
-from errata.delta import LowRank, WeightDelta, applied
+from errata.capture import Captured, capture
+from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch
 from errata.editors.hypernet.net import Hypernetwork, Proposal
 from errata.editors.solve import Metric
@@ -26,45 +28,88 @@ from errata.model import LanguageModel
 
 @dataclass(frozen=True)
 class Reward:
-    """What an episode is scored by; symbols as in the paper."""
+    """What an episode is scored by; symbols as in the paper.
+
+    With `backtrack_uniform` the k earlier batches are drawn from all of the episode instead of being the last ones: in a long
+    sequence it is the old edits that are forgotten. `edit_weight` scales CE, `score_prompts` says whether it counts the edit
+    prompts or their rephrasings alone.
+    """
 
     discount: float = 1.0  # gamma
     backtrack_decay: float = 0.95  # mu
     backtrack_depth: int = 10  # k
     update_penalty: float = 1e-4  # eta
     locality_weight: float = 0.6  # c
+    backtrack_uniform: bool = False
+    edit_weight: float = 1.0
+    score_prompts: bool = True
+
+    def backtracked(self, t: int, generator: random.Random) -> list[int]:
+        """The batches that step t is scored on: itself, then up to k earlier ones."""
+        earlier = list(range(t - 1, -1, -1))
+        depth = min(t, self.backtrack_depth)
+        return [t, *(generator.sample(earlier, depth) if self.backtrack_uniform else earlier[:depth])]
 
 
-@dataclass(frozen=True)
 class Step:
-    """One edit batch, tokenised: what the editor sees, what follows from it, and what must stay."""
+    """One edit batch, tokenised when first asked for: what the editor sees, what follows from it, and what must stay.
 
-    seen: Encoded
-    outcomes: Encoded
-    unrelated: Encoded | None
-    base_log_probs_TV: Tensor | None
+    `model` must be the base model, without side branches, whenever the base's log-probabilities are first asked for.
+    """
 
+    def __init__(self, model: LanguageModel, batch: EditBatch, score_prompts: bool = True) -> None:
+        self.model, self.batch, self.score_prompts = model, batch, score_prompts
 
-def make_step(model: LanguageModel, batch: EditBatch) -> Step:
-    """Tokenise a batch; the KL reference is the base model, which `model` must be when this is called."""
-    device, tokenizer = model.device, model.tokenizer
-    pairs = [(p, edit.target) for edit in batch for p in (edit.prompt, *edit.rephrasings)]
-    outcomes = encode(tokenizer, [p for p, _ in pairs], [t for _, t in pairs], device)
-    probes = [probe for edit in batch for probe in edit.locality]
-    unrelated = reference_TV = None
-    if probes:
-        unrelated = encode(tokenizer, [p.prompt for p in probes], [p.target for p in probes], device)
+    def _encode(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
+        return encode(self.model.tokenizer, [p for p, _ in pairs], [t for _, t in pairs], self.model.device)
+
+    @cached_property
+    def seen(self) -> Encoded:
+        return self._encode([(edit.prompt, edit.target) for edit in self.batch])
+
+    @cached_property
+    def outcomes(self) -> Encoded:
+        prompts = [
+            (p, edit.target)
+            for edit in self.batch
+            for p in ((edit.prompt, *edit.rephrasings) if self.score_prompts or not edit.rephrasings else edit.rephrasings)
+        ]
+        return self._encode(prompts)
+
+    @cached_property
+    def unrelated(self) -> Encoded | None:
+        probes = [(probe.prompt, probe.target) for edit in self.batch for probe in edit.locality]
+        return self._encode(probes) if probes else None
+
+    @cached_property
+    def base_log_probs_TV(self) -> Tensor | None:
+        if self.unrelated is None:
+            return None
         with torch.no_grad():
-            reference_TV = answer_log_probs(model.module, unrelated)
-    return Step(encode(tokenizer, batch.prompts, batch.targets, device), outcomes, unrelated, reference_TV)
+            return answer_log_probs(self.model.module, self.unrelated)
 
 
 @dataclass
 class Played:
-    """What is kept of an update: the graph to the network ends at `proposal.Z_nO`, the graph from the losses at `leaf_nO`."""
+    """What is kept of an update: the graph to the network ends at `proposal`, the graph from the losses at `leaf`."""
 
     proposal: Proposal
-    leaf_nO: Tensor
+    leaf: Proposal
+
+    @classmethod
+    def of(cls, proposal: Proposal) -> Played:
+        factors = (t.detach().requires_grad_(t.requires_grad) for t in (proposal.V_nI, proposal.Z_nO))
+        return cls(proposal, Proposal(*factors, proposal.keys_nI))
+
+    def surrogate(self) -> Tensor:
+        """Its gradient by the network's parameters is that of the losses."""
+        pairs = ((self.proposal.V_nI, self.leaf.V_nI), (self.proposal.Z_nO, self.leaf.Z_nO))
+        return torch.stack([(made * leaf.grad).sum() for made, leaf in pairs if leaf.grad is not None]).sum()
+
+
+def remembered(metrics: Mapping[str, Metric], keys: Mapping[str, Tensor], memory: float) -> dict[str, Metric]:
+    """The metrics after keys were written at; `memory` is the weight of an edited key beside the base model's."""
+    return {name: metric.remember(memory**0.5 * keys[name]) if memory else metric for name, metric in metrics.items()}
 
 
 def play(
@@ -73,58 +118,74 @@ def play(
     steps: Sequence[Step],
     metrics: Mapping[str, Metric],
     reward: Reward,
-    modules: Sequence[str],
+    memory: float = 1.0,
+    num_burn_in: int = 0,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Play an episode and add the gradient of its loss (minus its return) to the network's parameters.
 
-    The losses are back-propagated one by one to the updates, and those once to the network, so memory does not grow with
-    the backtracking depth. Returns means over the steps: edit loss, locality KL and squared norm of the update.
+    The first `num_burn_in` steps only bring the model into the state from which the others are played. The losses are
+    back-propagated one by one to the updates, and those once to the network, so memory does not grow with the backtracking
+    depth. Returns means over the scored steps: edit loss, locality KL and squared norm of the update.
     """
-    played: list[dict[str, Played]] = []
+    generator = random.Random(seed)
+    before, played = WeightDelta({}), list[dict[str, Played]]()
     sums = {"edit_loss": 0.0, "locality_kl": 0.0, "update_norm2": 0.0}
-    metrics = dict(metrics)
     for t, step in enumerate(steps):
-        with applied(model.module, _branch(played, detached=True)):
-            captured, _ = capture(model.module, step.seen, modules)
-        proposals = net.propose(captured, metrics)
-        played.append({name: Played(p, p.Z_nO.detach().requires_grad_()) for name, p in proposals.items()})
-        metrics = {name: metric.remember(captured[name].keys_TI) for name, metric in metrics.items()}
-        for age in range(min(t, reward.backtrack_depth) + 1):
-            edit_loss, kl = _score(model.module, steps[t - age], played)
-            weight = reward.discount**t * reward.backtrack_decay**age
-            (weight * (edit_loss + reward.locality_weight * kl)).backward()
+        captured = _capture(model, net, step, before, played)
+        if t < num_burn_in:
+            with torch.no_grad():
+                proposals = net.propose(captured, metrics)
+            before = chained([before, _delta(proposals)]).folded()
+        else:
+            played.append({name: Played.of(p) for name, p in net.propose(captured, metrics).items()})
+        metrics = remembered(metrics, {name: captured[name].keys_TI for name in metrics}, memory)
+        if t < num_burn_in:
+            continue
+        discount = reward.discount ** (t - num_burn_in)
+        for age, index in enumerate(reward.backtracked(t, generator)):
+            edit_loss, kl = _score(model.module, steps[index], before, played)
+            loss = reward.edit_weight * edit_loss + reward.locality_weight * kl
+            (discount * reward.backtrack_decay**age * loss).backward()
             if age == 0:
                 sums["edit_loss"] += float(edit_loss.detach())
                 sums["locality_kl"] += float(kl.detach())
     surrogate = torch.zeros((), device=model.device)
     for t, updates in enumerate(played):
         for update in updates.values():
-            assert update.leaf_nO.grad is not None
             norm2 = update.proposal.squared_norm()
-            penalty = reward.discount**t * reward.update_penalty * norm2
-            surrogate = surrogate + (update.proposal.Z_nO * update.leaf_nO.grad).sum() + penalty
+            surrogate = surrogate + update.surrogate() + reward.discount**t * reward.update_penalty * norm2
             sums["update_norm2"] += float(norm2.detach())
     surrogate.backward()
-    return {name: total / len(steps) for name, total in sums.items()}
+    return {name: total / len(played) for name, total in sums.items()}
 
 
-def _branch(played: Sequence[dict[str, Played]], detached: bool) -> WeightDelta:
-    """Every update so far beside the model, in one low-rank side branch for each matrix."""
-    names = played[0] if played else ()
-    parts = {}
-    for name in names:
-        Z_NO = torch.cat([updates[name].leaf_nO for updates in played])
-        V_NI = torch.cat([updates[name].proposal.V_nI for updates in played])
-        parts[name] = LowRank((Z_NO.detach() if detached else Z_NO).T, V_NI.T)
-    return WeightDelta(parts)
+def _capture(
+    model: LanguageModel, net: Hypernetwork, step: Step, before: WeightDelta, played: Sequence[dict[str, Played]]
+) -> dict[str, Captured]:
+    with torch.no_grad():
+        branch = _branch(played)
+    with applied(model.module, before, branch):
+        captured, _ = capture(model.module, step.seen, net.spec.names, all_tokens=net.rule == "outer")
+    return captured
 
 
-def _score(module: Any, step: Step, played: Sequence[dict[str, Played]]) -> tuple[Tensor, Tensor]:
+def _delta(proposals: Mapping[str, Proposal]) -> WeightDelta:
+    return WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
+
+
+def _branch(played: Sequence[dict[str, Played]]) -> WeightDelta:
+    """Every scored update so far beside the model, in one low-rank side branch for each matrix."""
+    return chained([_delta({name: update.leaf for name, update in updates.items()}) for updates in played])
+
+
+def _score(module: Any, step: Step, before: WeightDelta, played: Sequence[dict[str, Played]]) -> tuple[Tensor, Tensor]:
     """(mean -log p of the answers, mean KL to the base model on the unrelated ones) of the model so far."""
-    with applied(module, _branch(played, detached=False)):
+    base_TV = step.base_log_probs_TV
+    with applied(module, before, _branch(played)):
         edit_loss = answer_nll(answer_log_probs(module, step.outcomes), step.outcomes).mean()
-        if step.unrelated is None or step.base_log_probs_TV is None:
+        if step.unrelated is None or base_TV is None:
             return edit_loss, torch.zeros_like(edit_loss)
         now_TV = answer_log_probs(module, step.unrelated)
-    kl = (step.base_log_probs_TV.exp() * (step.base_log_probs_TV - now_TV)).sum(-1).mean()
+    kl = (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
     return edit_loss, kl

@@ -1,0 +1,193 @@
+"""What the learned editors share: their hyper-parameters, the policy that training makes, its artifact, and the edit.
+
+At edit time: one forward and one backward pass for the rows of keys and gradients, the network, and a solve with as many
+unknowns as there are rows; with `num_passes` above one, again on the model that was left, for what is still missing.
+Remembers: the keys of past edits, where `metric_strength` and `memory` are not zero; otherwise only their number.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from errata.capture import Captured, capture, key_moment
+from errata.delta import LowRank, WeightDelta, applied, chained
+from errata.edit import EditBatch, EditRejected
+from errata.editors.editor import Editor, EditorState
+from errata.editors.hypernet.net import Hypernetwork, Rule
+from errata.editors.hypernet.trajectory import Reward, remembered
+from errata.editors.solve import Metric, metric_base
+from errata.encode import Encoded, encode
+from errata.model import LanguageModel, MatrixSpec, ModelSpec, find_matrices, input_sources
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What training makes: the network, and the fixed part of each input's metric, `(c C + I)⁻¹`."""
+
+    net: Hypernetwork
+    metric_bases: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Learned(Editor):
+    """Hyper-parameters, and the trained policy.
+
+    `modules` are patterns of module names. `first_step` and `first_ridge` set the scale that training starts from, or None
+    for the published constants. `metric_strength` is c of the metric, 0 for the plain ridge solve, and `memory` the weight in
+    it of the keys of past edits. With `num_passes` above one, an edit is repeated on the model that it left.
+    """
+
+    modules: tuple[str, ...] = ("mlp.down_proj",)
+    rank: int = 128
+    num_blocks: int = 2
+    centred: bool = False
+    first_step: float | None = 0.5
+    first_ridge: float | None = 0.1
+    metric_strength: float = 0.0
+    memory: float = 1.0
+    num_passes: int = 1
+    reward: Reward = field(default_factory=Reward)
+    learning_rate: float = 3e-3
+    max_batch: int = 1000
+    policy: Policy | None = field(default=None, compare=False, repr=False)
+
+    rule: ClassVar[Rule] = "solve"
+    trains_on_sequences: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def published(cls, **fields: Any) -> Self:
+        """With the published settings, and `fields` in place of some."""
+
+    def untrained(self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int) -> Self:
+        """With a new policy: the metric from `text`, the normaliser and first scales from the batches `first`."""
+        spec = find_matrices(model.module, self.modules)
+        bases: dict[str, Tensor] = {}
+        if self.metric_strength > 0:
+            inputs = tuple(dict.fromkeys(input_sources(spec.names).values()))
+            moments = key_moment(model.module, text, inputs)
+            bases = {name: metric_base(moment_II, self.metric_strength) for name, moment_II in moments.items()}
+        net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
+        captured: dict[str, Captured] = {}
+        for batch in first:
+            encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
+            captured, _ = capture(model.module, encoded, spec.names, all_tokens=self.rule == "outer")
+            net.observe(captured)
+        if self.first_step is not None and self.first_ridge is not None:
+            net.set_scale(captured, {n: Metric.start(b) for n, b in bases.items()}, self.first_step, self.first_ridge)
+        return replace(self, policy=Policy(net, bases))
+
+    def trained_policy(self) -> Policy:
+        if self.policy is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} has no trained policy: load one with {name}.load(artifact), or train one (jobs/train.py)")
+        return self.policy
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        known = self.trained_policy().net.spec
+        if known != spec:
+            raise ValueError(f"the policy was trained for {known.matrices}, the model offers {spec.matrices}")
+        return EditorState()
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        net = self.trained_policy().net
+        if not 1 <= len(batch) <= self.max_batch:
+            raise EditRejected(f"a batch holds 1 to {self.max_batch} edits, not {len(batch)}", field="edits")
+        encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
+        metrics = self._metrics(state)
+        keys: dict[str, Tensor] = {}
+        delta = WeightDelta({})
+        for _ in range(self.num_passes):
+            with applied(model.module, delta):
+                captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
+            _check_finite(batch, encoded, captured, nll_T)
+            keys = keys or {name: captured[name].keys_TI for name in metrics}
+            with torch.no_grad():
+                proposals = net.propose(captured, metrics)
+            written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
+            delta = chained([delta, written])
+        if not delta.is_finite:
+            raise EditRejected("the update is not finite: the policy's numbers overflow")
+        if self.num_passes > 1:  # the passes write at nearly the same keys: fewer factors hold them
+            delta = delta.compact()
+        return delta, self._remember(state, len(batch), metrics, keys)
+
+    def _metrics(self, state: EditorState) -> dict[str, Metric]:
+        """As they stand in memory, or made again, block by block as they grew, from the keys of a saved state."""
+        if "metrics" in state.derived:
+            found: dict[str, Metric] = state.derived["metrics"]
+            return found
+        metrics = {name: Metric.start(base_II) for name, base_II in self.trained_policy().metric_bases.items()}
+        if "num_rows" in state.tensors:
+            counts = state.tensors["num_rows"].tolist()
+            blocks = {name: state.tensors[name].to(metric.base_II.device).split(counts) for name, metric in metrics.items()}
+            for i in range(len(counts)):
+                metrics = remembered(metrics, {name: parts[i] for name, parts in blocks.items()}, self.memory)
+        return metrics
+
+    def _remember(
+        self, state: EditorState, num_edits: int, metrics: Mapping[str, Metric], keys: Mapping[str, Tensor]
+    ) -> EditorState:
+        num_edits += state.num_edits
+        if not metrics or not self.memory:
+            return EditorState(num_edits)
+        past = {n: torch.cat([state.tensors[n].to(k), k]) if n in state.tensors else k for n, k in keys.items()}
+        num_rows = torch.tensor([len(next(iter(keys.values())))])
+        if "num_rows" in state.tensors:
+            num_rows = torch.cat([state.tensors["num_rows"].cpu(), num_rows])
+        return EditorState(num_edits, {**past, "num_rows": num_rows}, {"metrics": remembered(metrics, keys, self.memory)})
+
+    def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
+        """The policy as an artifact; `record` is how it was made: plan, seed, training curve, model."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        policy = self.trained_policy()
+        tensors = {f"net|{k}": v for k, v in policy.net.state_dict().items()}
+        tensors |= {f"metric|{k}": v for k, v in policy.metric_bases.items()}
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(directory / "policy.safetensors"))
+        fields = {k: v for k, v in asdict(replace(self, policy=None)).items() if k != "policy"}
+        matrices = [asdict(matrix) for matrix in policy.net.spec.matrices]
+        text = json.dumps({"editor": type(self).__name__, "fields": fields, "matrices": matrices, "record": record}, indent=1)
+        (directory / "artifact.json").write_text(text)
+
+    @classmethod
+    def load(cls, directory: str | Path, device: Any = "cpu") -> Self:
+        """An editor with its policy, from `save`. Raises `ValueError` if the folder holds none of this editor's."""
+        path = Path(directory) / "artifact.json"
+        description = json.loads(path.read_text()) if path.exists() else {"editor": None}
+        if description["editor"] != cls.__name__:
+            found = f"it is one of {description['editor']}" if description["editor"] else "no artifact.json"
+            raise ValueError(f"{directory} holds no {cls.__name__} artifact ({found}); train one with jobs/train.py")
+        fields = description["fields"]
+        fields |= {"modules": tuple(fields["modules"]), "reward": Reward(**fields["reward"])}
+        editor = cls(**fields)
+        tensors = load_file(str(Path(directory) / "policy.safetensors"), device=str(device))
+        spec = ModelSpec(tuple(MatrixSpec(**matrix) for matrix in description["matrices"]))
+        net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, seed=0, rule=cls.rule).to(device)
+        net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net|")})
+        return replace(editor, policy=Policy(net, {k[7:]: v for k, v in tensors.items() if k.startswith("metric|")}))
+
+
+def _check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Captured], nll_T: Tensor) -> None:
+    """Raise `EditRejected` naming the first edit at whose answer the model's numbers are not finite."""
+    finite_T = torch.isfinite(nll_T)
+    whole = True
+    for rows in captured.values():
+        finite_R = torch.isfinite(rows.keys_TI).all(1) & torch.isfinite(rows.grads_TO).all(1)
+        whole &= bool(finite_R.all())
+        if len(finite_R) == len(finite_T):
+            finite_T = finite_T & finite_R
+    if not finite_T.all():
+        index = int(encoded.predicts_BS.nonzero()[:, 0][~finite_T][0])
+        raise EditRejected("the model's keys, gradients or loss are not finite here", edit=batch.edits[index].id or index)
+    if not whole:
+        raise EditRejected("the model's keys or gradients are not finite before an answer", field="edits")

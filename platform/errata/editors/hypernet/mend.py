@@ -1,0 +1,44 @@
+"""MEND: a hypernetwork that turns the gradient of each token into a rank-one change; the changes are added up.
+
+Paper: MEND (arXiv 2110.11309). Equations: net.py (the rule `outer`); rows of every token that has a gradient.
+Deviations: the step is a descent from the start (published code starts as an ascent and must learn the sign) and trained as a
+logarithm; the block's scale and shift stand after the rectifier, as in MALMEN; edit prompts count in the loss beside rephrasings.
+Remembers: only the number of edits. It is trained on single batches, each edited into the unedited model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.net import Rule
+from errata.editors.hypernet.trajectory import Reward
+
+# The published weights, 0.1 and 1.
+REWARD = Reward(edit_weight=0.1, locality_weight=1.0, update_penalty=0.0)
+
+
+@dataclass(frozen=True)
+class MEND(Learned):
+    reward: Reward = field(default_factory=lambda: REWARD)
+
+    rule: ClassVar[Rule] = "outer"
+
+    def __post_init__(self) -> None:
+        if self.metric_strength:
+            raise ValueError("MEND solves nothing that a metric could enter: metric_strength must be 0")
+
+    @classmethod
+    def published(cls, **fields: Any) -> MEND:
+        """Llama-3-8B's setting: all three matrices of the last three layers, rank 1920, step 1e-4, learning rate 1e-6."""
+        published = cls(
+            modules=tuple(f"layers.{i}.mlp.{matrix}" for i in (29, 30, 31) for matrix in ("gate_proj", "up_proj", "down_proj")),
+            rank=1920,
+            centred=True,
+            first_step=None,
+            first_ridge=None,
+            reward=replace(REWARD, score_prompts=False),
+            learning_rate=1e-6,
+        )
+        return replace(published, **fields)
