@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve test unit lint clean
+.PHONY: setup demo serve bench-solver test unit lint clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -34,6 +34,10 @@ demo: setup
 
 serve: setup
 	$(BIN)/errata serve $(ARGS)
+
+# The public form of the solve against ours, with seconds, bytes and errors; FULL=1 runs the slow sizes for every number of rows.
+bench-solver: setup
+	$(BIN)/python -m benchmarks.solver $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest

@@ -64,13 +64,13 @@ def test_the_source_root_is_no_package() -> None:
 
 
 def test_no_file_has_a_name_that_says_nothing() -> None:
-    for path in sources("platform/errata", "jobs", "serving"):
+    for path in sources("platform/errata", "jobs", "serving", "benchmarks"):
         assert path.stem not in BANNED_NAMES | set(sys.stdlib_module_names), path
 
 
 def test_every_package_is_installed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = [ROOT / "platform" / "errata", ROOT / "jobs", ROOT / "serving"]
+    folders = [ROOT / "platform" / "errata", ROOT / "jobs", ROOT / "serving", ROOT / "benchmarks"]
     found = {
         ".".join(path.parent.relative_to(folder.parent).parts) for folder in folders for path in folder.rglob("__init__.py")
     }
@@ -94,7 +94,7 @@ assert EDITORS and not {"ray", "vllm", "mlflow"} & set(sys.modules)
 
 def test_the_readme_names_every_folder() -> None:
     readme = (ROOT / "README.md").read_text()
-    for path in sources("platform/errata", "jobs", "serving"):
+    for path in sources("platform/errata", "jobs", "serving", "benchmarks"):
         if path.name != "__init__.py":
             assert path.name in readme, f"the README's tree lacks {path.relative_to(ROOT)}"
 

@@ -1,0 +1,124 @@
+"""Memory and time of one training episode by backtracking depth: ours, which back-propagates loss by loss, and one graph.
+
+Both play the same batches on the same small random Llama and give the same gradient. T answer tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import SavedTensors
+from errata.capture import capture
+from errata.delta import LowRank, WeightDelta, applied, chained
+from errata.edit import batches_of
+from errata.editors.hypernet.net import Hypernetwork, Proposal
+from errata.editors.hypernet.trajectory import Reward, Step, play
+from errata.encode import answer_log_probs, answer_nll
+from errata.model import LanguageModel, find_matrices
+from errata.testbed.language_model import Shape, make_model, make_tokenizer
+from errata.testbed.world import World
+
+SMALL = Shape(hidden=64, layers=2, intermediate=192, heads=2, max_tokens=48)
+MODULES = ("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """How long an episode is played on how large a model."""
+
+    depths: tuple[int, ...] = (0, 2, 8)
+    num_batches: int = 10
+    batch_size: int = 4
+    shape: Shape = SMALL
+    num_subjects: int = 60
+    seed: int = 0
+
+
+def measure_episodes(episode: Episode) -> list[dict[str, Any]]:
+    """A row for each depth: bytes that graphs hold at most, seconds, and the difference of the two gradients."""
+    rows = []
+    for depth in episode.depths:
+        ours, naive = (_measure(episode, depth, one_graph) for one_graph in (False, True))
+        difference = (ours["grad"] - naive["grad"]).norm() / naive["grad"].norm()
+        rows.append(
+            {
+                "backtrack_depth": depth,
+                "saved_bytes_ours": ours["saved_bytes"],
+                "saved_bytes_one_graph": naive["saved_bytes"],
+                "seconds_ours": ours["seconds"],
+                "seconds_one_graph": naive["seconds"],
+                "gradient_difference": float(difference),
+            }
+        )
+    return rows
+
+
+def _measure(episode: Episode, depth: int, one_graph: bool) -> dict[str, Any]:
+    model = _small_model(episode)
+    net, steps = _ready(model, episode)
+    reward = Reward(discount=0.9, backtrack_depth=depth)
+    run = _play_in_one_graph if one_graph else play
+    saved, seconds = SavedTensors(model.module), []
+    with saved.watching():
+        run(model, net, steps, {}, reward)
+    for _ in range(3):  # the hooks cost time, so memory and time are measured apart
+        net.zero_grad()
+        start = time.perf_counter()
+        run(model, net, steps, {}, reward)
+        seconds.append(time.perf_counter() - start)
+    grad = torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])
+    return {"saved_bytes": saved.peak_bytes, "seconds": median(seconds), "grad": grad}
+
+
+def _small_model(episode: Episode) -> LanguageModel:
+    tokenizer = make_tokenizer(World(episode.num_subjects), episode.shape)
+    module = make_model(episode.shape, len(tokenizer), seed=episode.seed)
+    return LanguageModel(module.eval().requires_grad_(False), tokenizer, "")
+
+
+def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[Step]]:
+    edits = World(episode.num_subjects).edits("train", episode.num_batches * episode.batch_size, seed=episode.seed)
+    steps = [Step(model, batch) for batch in batches_of(edits, episode.batch_size)]
+    net = Hypernetwork(find_matrices(model.module, MODULES), rank=32, num_blocks=2, centred=False, seed=episode.seed)
+    for step in steps:
+        assert step.base_log_probs_TV is not None  # made now, while the model is the base model
+        captured, _ = capture(model.module, step.seen, net.spec.names)
+        net.observe(captured)
+    net.set_scale(captured, {}, step=0.5, ridge=0.1)
+    return net, steps
+
+
+def _play_in_one_graph(model: LanguageModel, net: Hypernetwork, steps: Sequence[Step], metrics: Any, reward: Reward) -> None:
+    """The plain way: every loss of the episode in one graph, and one backward pass at its end."""
+    loss, played = torch.zeros(()), list[dict[str, Proposal]]()
+    for t, step in enumerate(steps):
+        with torch.no_grad():
+            so_far = _branch(played)
+        with applied(model.module, so_far):
+            captured, _ = capture(model.module, step.seen, net.spec.names)
+        played.append(net.propose(captured, metrics))
+        for age in range(min(t, reward.backtrack_depth) + 1):
+            with applied(model.module, _branch(played)):
+                loss = loss + reward.discount**t * reward.backtrack_decay**age * _score(model, steps[t - age], reward)
+        norm2 = torch.stack([proposal.squared_norm() for proposal in played[-1].values()]).sum()
+        loss = loss + reward.discount**t * reward.update_penalty * norm2
+    loss.backward()
+
+
+def _branch(played: Sequence[dict[str, Proposal]]) -> WeightDelta:
+    return chained([WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in made.items()}) for made in played])
+
+
+def _score(model: LanguageModel, step: Step, reward: Reward) -> Tensor:
+    edit_loss = answer_nll(answer_log_probs(model.module, step.outcomes), step.outcomes).mean()
+    assert step.unrelated is not None and step.base_log_probs_TV is not None
+    now_TV = answer_log_probs(model.module, step.unrelated)
+    kl = (step.base_log_probs_TV.exp() * (step.base_log_probs_TV - now_TV)).sum(-1).mean()
+    return edit_loss + reward.locality_weight * kl

@@ -1,0 +1,103 @@
+"""Seconds and bytes of a piece of work, each in a process of its own so that nothing before it is counted."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def in_fresh_process(work: Callable[..., Any], *args: Any) -> Any:
+    """What `work(*args)` returns, from a new interpreter."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
+
+
+class Phases:
+    """Seconds by the name of a phase, one entry a repetition."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+
+    def medians(self) -> dict[str, float]:
+        return {name: median(found) for name, found in self.seconds.items()}
+
+
+class PeakMemory:
+    """The highest resident memory inside the block, above what was resident when it began, as Linux counts it.
+
+    It sees LAPACK's workspaces, which torch's profiler does not. What the allocator kept of earlier work is handed back first.
+    """
+
+    num_bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+        self._before = _status_bytes("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.num_bytes = _status_bytes("VmHWM") - self._before
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+class SavedTensors:
+    """Bytes that graphs built inside the block hold for their backward pass: now, and at most.
+
+    A storage saved several times counts once; the model's own tensors, which are there anyway, do not count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        self._held: dict[int, int] = {}
+        self.now_bytes = self.peak_bytes = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[SavedTensors]:
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held.tensor):
+            yield self
+
+    def _pack(self, tensor: Tensor) -> _Held:
+        return _Held(self, tensor)
+
+    def hold(self, address: int, num_bytes: int, change: int) -> None:
+        if address in self._own:
+            return
+        before = self._held.get(address, 0)
+        self._held[address] = before + change
+        if 0 in (before, before + change):
+            self.now_bytes += change * num_bytes
+            self.peak_bytes = max(self.peak_bytes, self.now_bytes)
+
+
+class _Held:
+    """One saved tensor; it is let go of when its graph is."""
+
+    def __init__(self, watch: SavedTensors, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self.watch, self.tensor = watch, tensor.detach()
+        self.storage = storage.data_ptr(), storage.nbytes()
+        watch.hold(*self.storage, 1)
+
+    def __del__(self) -> None:
+        self.watch.hold(*self.storage, -1)
