@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.clock import stage
 from errata.encode import Encoded, answer_log_probs, answer_nll
 from errata.model import input_sources
 
@@ -29,6 +30,7 @@ class Captured:
         return Captured(self.keys_TI[chosen_T], self.grads_TO[chosen_T])
 
 
+@stage("capture")
 def capture(
     model: Any, encoded: Encoded, modules: Sequence[str], all_tokens: bool = False
 ) -> tuple[dict[str, Captured], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -170,7 +171,8 @@ def predictions(
 def perplexity(language_model: LanguageModel, sentences: Sequence[str], batch_size: int = 64) -> float:
     """Median over sentences of exp(mean -log p of every token but the first). Raises `ValueError` without sentences.
 
-    The median, because one sentence that an edit broke would otherwise hide all others.
+    The median, because one sentence that an edit broke would otherwise hide all others. Infinite where the model's numbers
+    are not finite.
     """
     if not sentences:
         raise ValueError("perplexity needs at least one sentence")
@@ -179,7 +181,7 @@ def perplexity(language_model: LanguageModel, sentences: Sequence[str], batch_si
         encoded = _whole(language_model, sentences[start : start + batch_size])
         nll_T = answer_nll(answer_log_probs(language_model.module, encoded), encoded)
         counts = (encoded.labels_BS != IGNORED).sum(1).tolist()
-        found += [float(part.mean().exp()) for part in nll_T.split(counts)]
+        found += [float(part.mean().exp().nan_to_num(math.inf, math.inf)) for part in nll_T.split(counts)]
     return median(found)
 
 

@@ -78,36 +78,42 @@ class HFGenerator:
         return [Completion(p, text, self.version, self.version) for p, text in zip(prompts, texts, strict=True)]
 
     def token_ids(self, prompts: Sequence[str], max_tokens: int = 8) -> list[list[int]]:
-        """The greedy tokens after each prompt, at most `max_tokens`, without the end-of-text token.
+        """As `greedy` has it."""
+        return greedy(self.language_model, prompts, max_tokens, self.batch_size)
 
-        Raises `ValueError` naming the prompts that leave no room for them in the model's context.
-        """
-        rows = [list(self.language_model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
-        limit = self.language_model.max_tokens - max_tokens
-        if too_long := [prompt[:40] for prompt, ids in zip(prompts, rows, strict=True) if not 0 < len(ids) <= limit]:
-            raise ValueError(f"a prompt must have 1 to {limit} tokens; these do not: {too_long}")
-        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        return [ids for batch in batches for ids in self._continue(batch, max_tokens)]
 
-    @torch.no_grad()
-    def _continue(self, rows: list[list[int]], max_tokens: int) -> list[list[int]]:
-        module, tokenizer = self.language_model.module, self.language_model.tokenizer
-        width = max(len(ids) for ids in rows)
-        pad = tokenizer.pad_token_id or 0
-        input_ids_BS = torch.tensor([[pad] * (width - len(ids)) + ids for ids in rows])
-        attention_mask_BS = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows])
-        output_BS = module.generate(
-            input_ids=input_ids_BS.to(module.device),
-            attention_mask=attention_mask_BS.to(module.device),
-            max_new_tokens=max_tokens,
-            pad_token_id=pad,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-        )
-        ends = _end_tokens(module, tokenizer)
-        return [_until(ends, ids) for ids in output_BS[:, width:].tolist()]
+def greedy(language_model: LanguageModel, prompts: Sequence[str], max_tokens: int = 8, batch_size: int = 64) -> list[list[int]]:
+    """The greedy tokens after each prompt, at most `max_tokens`, without the end-of-text token.
+
+    Raises `ValueError` naming the prompts that leave no room for them in the model's context.
+    """
+    rows = [list(language_model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    limit = language_model.max_tokens - max_tokens
+    if too_long := [prompt[:40] for prompt, ids in zip(prompts, rows, strict=True) if not 0 < len(ids) <= limit]:
+        raise ValueError(f"a prompt must have 1 to {limit} tokens; these do not: {too_long}")
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return [ids for batch in batches for ids in _continue(language_model, batch, max_tokens)]
+
+
+@torch.no_grad()
+def _continue(language_model: LanguageModel, rows: list[list[int]], max_tokens: int) -> list[list[int]]:
+    module, tokenizer = language_model.module, language_model.tokenizer
+    width = max(len(ids) for ids in rows)
+    pad = tokenizer.pad_token_id or 0
+    input_ids_BS = torch.tensor([[pad] * (width - len(ids)) + ids for ids in rows])
+    attention_mask_BS = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows])
+    output_BS = module.generate(
+        input_ids=input_ids_BS.to(module.device),
+        attention_mask=attention_mask_BS.to(module.device),
+        max_new_tokens=max_tokens,
+        pad_token_id=pad,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
+    ends = _end_tokens(module, tokenizer)
+    return [_until(ends, ids) for ids in output_BS[:, width:].tolist()]
 
 
 def _end_tokens(module: Any, tokenizer: Any) -> set[int]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from errata.capture import Captured, capture, key_moment
+from errata.clock import stage
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState
@@ -111,7 +112,7 @@ class Learned(Editor):
                 captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
             _check_finite(batch, encoded, captured, nll_T)
             keys = keys or {name: captured[name].keys_TI for name in metrics}
-            with torch.no_grad():
+            with torch.no_grad(), stage("solve"):
                 proposals = net.propose(captured, metrics)
             written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
             delta = chained([delta, written])
