@@ -5,7 +5,6 @@ A new plan is a function here; it is found by its name.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
@@ -14,12 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
 from errata.editors.hypernet.trajectory import Reward
+from errata.overrides import overridden
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
@@ -122,36 +121,8 @@ def from_arguments(arguments: Sequence[str]) -> Plan:
         raise ValueError(f"no plan is named {chosen!r}; there are {', '.join(PLANS)}")
     plan = PLANS[chosen]()
     for name, value in values.items():
-        plan = _with(plan, name.split("."), value, name)
+        plan = overridden(plan, name, value)
     return plan
-
-
-def _with(record: Any, path: list[str], value: str, full: str) -> Any:
-    names = [f.name for f in dataclasses.fields(record) if f.name != "policy"]
-    if path[0] not in names:
-        raise ValueError(f"{full}: {type(record).__name__} has no field {path[0]!r}; it has {', '.join(names)}")
-    now = getattr(record, path[0])
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(now):
-            raise ValueError(f"{full}: {path[0]} has no fields of its own")
-        return replace(record, **{path[0]: _with(now, path[1:], value, full)})
-    return replace(record, **{path[0]: _parsed(value, now, full)})
-
-
-def _parsed(value: str, now: Any, full: str) -> Any:
-    if isinstance(now, str):
-        return value
-    try:
-        parsed = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        parsed = tuple(value.split(",")) if isinstance(now, tuple) else value
-    if isinstance(now, float) and isinstance(parsed, int) and not isinstance(parsed, bool):
-        parsed = float(parsed)
-    if isinstance(now, tuple) and isinstance(parsed, list | tuple):
-        parsed = tuple(parsed)
-    if now is not None and type(parsed) is not type(now):
-        raise ValueError(f"{full}: {value!r} is no {type(now).__name__}")
-    return parsed
 
 
 def main(run: Callable[[Plan], None]) -> None:

@@ -30,7 +30,7 @@ from jobs.plans import Plan, home, main
 from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_gradients
 
 NUM_FIRST_BATCHES = 10  # batches that set the normaliser and the first scales
-NUM_TEXTS = 1024  # sentences that the metric's second moment is measured on
+NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second moment is measured on
 
 
 def work(config: dict[str, Any]) -> None:
@@ -40,15 +40,16 @@ def work(config: dict[str, Any]) -> None:
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(num_workers)
     model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
-    edits = list(read_edits(edits_file(plan)))
+    edits, began = list(read_edits(edits_file(plan))), time.monotonic()
     first = list(batches_of(edits, plan.schedule.batch_size))[:NUM_FIRST_BATCHES]
     editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed)
     trainer = Trainer(editor, model, edits, plan.schedule, plan.seed)
     curve: list[dict[str, float]] = []
+    spent = 0.0  # seconds before this worker took over
     saved = latest_checkpoint()
     if saved is not None:
         trainer.load_state_dict(saved["trainer"])
-        curve = saved["curve"]
+        curve, spent = saved["curve"], saved.get("train_s", 0.0)
     started, first_step, total = time.monotonic(), trainer.train_step, plan.schedule.train_steps
     while trainer.train_step < total:
         losses = trainer.step(rank, num_workers, sum_gradients if num_workers > 1 else lambda net: None)
@@ -58,11 +59,12 @@ def work(config: dict[str, Any]) -> None:
             left = (time.monotonic() - started) / (done - first_step) * (total - done)
             print(f"train: {done}/{total}  {described(losses)}  about {left:.0f} s left", flush=True)
         if done % plan.checkpoint_every == 0 or done == total:
-            state = {"trainer": trainer.state_dict(), "curve": curve}
+            train_s = spent + time.monotonic() - began
+            state = {"trainer": trainer.state_dict(), "curve": curve, "train_s": train_s}
             with checkpoint_files(state if rank == 0 else None) as checkpoint:
                 ray.train.report({"train_step": done, **losses}, checkpoint=checkpoint)
     if rank == 0:
-        save_artifact(plan, editor, curve, num_workers)
+        save_artifact(plan, editor, curve, num_workers, spent + time.monotonic() - began)
 
 
 def described(losses: dict[str, float]) -> str:
@@ -87,13 +89,14 @@ def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
     return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
 
 
-def save_artifact(plan: Plan, editor: Learned, curve: list[dict[str, float]], num_workers: int) -> None:
-    """Under a temporary name, then renamed: the folder is there whole or not at all."""
+def save_artifact(plan: Plan, editor: Learned, curve: list[dict[str, float]], num_workers: int, train_s: float) -> None:
+    """Under a temporary name, then renamed: the folder is there whole or not at all. `train_s`: from the loaded model on."""
     described_plan = dataclasses.asdict(replace(plan, editor=replace(editor, policy=None)))
     record = {
         "plan": described_plan,
         "seed": plan.seed,
         "num_workers": num_workers,
+        "train_s": train_s,
         "model": str(plan.model_dir.name),
         "curve": curve,
     }

@@ -16,9 +16,9 @@ import torch
 
 from errata.clock import measured
 from errata.delta import EditedModel, WeightDelta
-from errata.edit import Edit, EditBatch, EditRejected
+from errata.edit import Edit, EditBatch, EditRejected, check_edits
 from errata.editors.editor import Editor, EditorState
-from errata.evaluate import Predictions, Questions, perplexity, predictions, score, teacher_forced
+from errata.evaluate import Predictions, Questions, Scorecard, perplexity, predictions, score, teacher_forced
 from errata.generate import greedy
 from errata.hardware import PeakMemory
 from errata.model import LanguageModel, ModelSpec, find_matrices
@@ -29,11 +29,11 @@ UNEDITED = "unedited"
 
 @dataclass(frozen=True)
 class Contender:
-    """An editor that is ready to edit, or None for the model as it is. `train_s` is what its training took, in seconds."""
+    """An editor that is ready to edit, or None for the model as it is. `train_s`: seconds of its training, None if unknown."""
 
     name: str
     editor: Editor | None
-    train_s: float = 0.0
+    train_s: float | None = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -89,7 +89,8 @@ class Base:
 
     @classmethod
     def of(cls, model: LanguageModel, course: Course) -> Base:
-        """`model` must hold the base weights. Raises `ValueError` naming the prompts that do not fit its context."""
+        """`model` must hold the base weights. Raises `ValueError` naming the edits and prompts that do not fit its context."""
+        check_edits(course.edits, model.tokenizer, model.max_tokens)
         questions = Questions.of(course.edits, course.first)
         longest = max(len(model.tokenizer(f" {answer}")["input_ids"]) for _, answer in questions.all)
         max_tokens = course.max_answer_tokens or longest + 1
@@ -121,7 +122,7 @@ class Row:
     harmonic_mean: float | None
     ppl_ratio: float
     edit_ms: float | None
-    train_s: float
+    train_s: float | None
     efficacy_tf: float | None
     generalisation_tf: float | None
     locality_tf: float | None
@@ -210,6 +211,8 @@ class Run:
         prompts = Questions.of(edits, first).prompts
         free = score(edits, answers(self.model, prompts, self.base.max_tokens), self.base.answers, first)
         forced = teacher_forced(self.model, edits, first, self.base.predictions)
+        if not gives_numbers(self.model, self.course.sentences[0]):
+            free, forced = _nothing(free), _nothing(forced)
         growth, change = self._norms()
         return Row(
             editor=self.contender.name,
@@ -294,6 +297,19 @@ def answers(model: LanguageModel, prompts: Sequence[str], max_tokens: int) -> di
     """The greedy text after each prompt."""
     ids = greedy(model, prompts, max_tokens)
     return {prompt: model.tokenizer.decode(row, skip_special_tokens=True) for prompt, row in zip(prompts, ids, strict=True)}
+
+
+@torch.no_grad()
+def gives_numbers(model: LanguageModel, text: str) -> bool:
+    """Whether its logits are finite: the largest of NaNs is token 0, which may by accident be an answer."""
+    ids_BS = torch.tensor([model.tokenizer(text)["input_ids"]], device=model.device)
+    return bool(torch.isfinite(model.module(input_ids=ids_BS, use_cache=False).logits).all())
+
+
+def _nothing(card: Scorecard) -> Scorecard:
+    """The same questions, and none answered."""
+    shares = {name: 0.0 for name, value in card.to_json().items() if isinstance(value, float)}
+    return dataclasses.replace(card, **shares)  # type: ignore[arg-type]
 
 
 def harmonic_mean(*shares: float | None) -> float | None:

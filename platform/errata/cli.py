@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -117,6 +119,42 @@ def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(h
         console.print(f"[red]{wrong}[/red]")
         raise typer.Exit(1) from None
     console.print(f"version {version} is in {directory}")
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="Hugging Face folder or name of the model.")],
+    edits: Annotated[Path, typer.Option(help="Parquet, JSONL or JSON file of edits, with their probes.")],
+    editor: Annotated[list[str], typer.Option(help="Name of an editor, or folder of a trained one; may be repeated.")],
+    text: Annotated[Path, typer.Option(help="File of plain sentences, a line each, for the perplexity.")],
+    out: Annotated[Path, typer.Option(help="Folder for rows.parquet, report.json, table.md and curves.png.")],
+    batch_size: Annotated[int, typer.Option(help="Edits a batch.")] = 10,
+    checkpoints: Annotated[str, typer.Option(help="Numbers of edits after which all so far are scored.")] = "",
+    limit: Annotated[int, typer.Option(help="Take that many edits of the file; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Shuffles the edits; 0 leaves them in their order.")] = 0,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.field=value; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="Where the model is: cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Play one stream of edits with several editors and score all edits so far at checkpoints; needs no service."""
+    from errata.bench_files import contenders_of, course_of, model_of
+    from errata.benchmark import run_all
+    from errata.hardware import hardware
+    from errata.standings import described, markdown, standings, write
+
+    try:
+        contenders = contenders_of(editor, settings or [], device)
+        course = course_of(edits, text, batch_size, checkpoints, limit, seed)
+        machine = hardware()
+        rows = run_all(model_of(model, dtype, device), contenders, course, lambda row: console.print(described(row)))
+    except (ValueError, OSError) as wrong:
+        console.print(f"[red]{wrong}[/red]")
+        raise typer.Exit(1) from None
+    by_editor = {contender.name: contender.settings for contender in contenders}
+    meta = {"command": shlex.join(["errata", *sys.argv[1:]]), "seeds": [seed], "hardware": machine, "settings": by_editor}
+    write(rows, out, meta)
+    console.print(markdown(standings(rows)), soft_wrap=True)
+    console.print(f"written to {out}")
 
 
 def _called(call):  # type: ignore[no-untyped-def]

@@ -98,9 +98,18 @@ def _number(name: str, value: float) -> str:
         return "∞"
     if name == "peak_bytes":
         return f"{value / 2**20:.1f}"
-    if name in ("rejected",):
+    if name == "rejected":
         return f"{value:g}"
     return f"{value:.1f}" if name in ("edit_ms", "precompute_s", "train_s") else f"{value:.3f}"
+
+
+def described(row: Row) -> str:
+    """A line for a person who waits."""
+    shares = ("efficacy", "generalisation", "locality", "harmonic_mean")
+    known = [f"{COLUMNS[name]} {getattr(row, name):.3f}" for name in shares if getattr(row, name) is not None]
+    time = [] if row.edit_ms is None else [f"{row.edit_ms:.1f} ms per edit"]
+    refused = [f"{row.rejected} refused"] if row.rejected else []
+    return f"{row.editor}, seed {row.seed}, {row.edits} edits: {', '.join([*known, *time, *refused])}"
 
 
 def write(rows: Sequence[Row], directory: str | Path, meta: Mapping[str, Any], note: str = "") -> None:

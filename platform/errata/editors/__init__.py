@@ -1,10 +1,32 @@
 """Editors by name. A new one is a file beside these and one line here."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 from errata.editors.editor import Editor, EditorState
+from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.malmen import MALMEN
+from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 
 EDITORS: dict[str, type[Editor]] = {
     "RLEdit": RLEdit,
+    "MALMEN": MALMEN,
+    "MEND": MEND,
 }
 
-__all__ = ["EDITORS", "Editor", "EditorState"]
+
+def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[Learned, dict[str, Any]]:
+    """A learned editor with its policy, and the record of how it was made. Raises `ValueError` if the folder holds none."""
+    path = Path(directory) / "artifact.json"
+    if not path.exists():
+        raise ValueError(f"{directory} is no artifact of a learned editor: it has no artifact.json")
+    description = json.loads(path.read_text())
+    editor = EDITORS.get(description["editor"])
+    if editor is None or not issubclass(editor, Learned):
+        raise ValueError(f"{directory} was made for {description['editor']!r}, which is no learned editor of this version")
+    return editor.load(directory, device), description["record"]
+
+
+__all__ = ["EDITORS", "Editor", "EditorState", "load_artifact"]

@@ -1,0 +1,233 @@
+"""The benchmark on a random model, with editors whose deltas are known."""
+
+import json
+import math
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from errata.benchmark import UNEDITED, Contender, Course, Row, fingerprint, harmonic_mean, run, run_all, settings_of
+from errata.clock import measured, stage
+from errata.delta import Dense, LowRank, WeightDelta
+from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of
+from errata.editors import Editor, EditorState
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.trajectory import Step
+from errata.hardware import PeakMemory
+from errata.model import LanguageModel, ModelSpec
+from errata.standings import markdown, read, standings, write
+from errata.testbed.world import World
+
+MODULE = "model.layers.1.mlp.down_proj"
+
+
+@dataclass(frozen=True)
+class Known(Editor):
+    """Adds `change` to every weight, or refuses the batches whose number of edits is in `refuses`."""
+
+    modules: tuple[str, ...] = ("layers.1.mlp.down_proj",)
+    change: float = 0.01
+    refuses: tuple[int, ...] = ()
+    fails: bool = False
+    seen: list[EditBatch] = field(default_factory=list, compare=False, repr=False)
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        return EditorState()
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        self.seen.append(batch)
+        if len(batch) in self.refuses:
+            raise EditRejected("not today")
+        if self.fails:
+            torch.linalg.cholesky(-torch.eye(2))
+        with stage("capture"):
+            weight_OI = model.module.get_submodule(MODULE).weight
+        with stage("solve"):
+            delta = WeightDelta({MODULE: Dense(torch.full_like(weight_OI, self.change))})
+        return delta, EditorState(state.num_edits + len(batch))
+
+
+@dataclass(frozen=True)
+class Vandal(Known):
+    """Breaks the contract: it writes into the model."""
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        model.module.get_submodule("model.layers.0.mlp.down_proj").weight.data[0, 0] += 1
+        return super().edit(model, batch, state)
+
+
+@pytest.fixture
+def course(world: World) -> Course:
+    return Course(tuple(world.edits("test", 12)), tuple(world.plain_sentences(held_out=True)[:20]), 5, checkpoints=(1, 5, 99))
+
+
+def untrained(model: LanguageModel) -> RLEdit:
+    batches = list(batches_of(World(20).edits("train", 20), 5))
+    editor = RLEdit(("layers.1.mlp.down_proj",), rank=8, num_passes=2)
+    return editor.untrained(model, [Step(model, batch).outcomes for batch in batches], batches, seed=0)
+
+
+def known(name: str = "Known", **fields: object) -> Contender:
+    return Contender(name, Known(**fields))  # type: ignore[arg-type]
+
+
+def test_the_course_meets_every_checkpoint_and_ends(course: Course) -> None:
+    assert course.stops == (1, 5, 12)
+    assert [(len(batch), done) for batch, done in course.batches()] == [(1, 1), (4, 5), (5, 10), (2, 12)]
+    assert tuple(edit for batch, _ in course.batches() for edit in batch) == course.edits
+    for wrong in ({"batch_size": 0}, {"edits": ()}, {"checkpoints": (0,)}):
+        with pytest.raises(ValueError, match="at least"):
+            replace(course, **wrong)  # type: ignore[arg-type]
+
+
+def test_the_unedited_model_stands_first_and_agrees_with_itself(tiny_model: LanguageModel, course: Course) -> None:
+    rows = run_all(tiny_model, [known()], course)
+    assert [(row.editor, row.edits) for row in rows] == [(n, e) for n in (UNEDITED, "Known") for e in (1, 5, 12)]
+    for row in rows[:3]:
+        assert row.locality == row.locality_tf == row.ppl_ratio == row.norm_growth == 1.0
+        assert row.delta_norm == row.rejected == 0 and row.edit_ms is row.solve_ms is row.peak_bytes is None
+
+
+def test_a_known_change_is_measured_and_gone_afterwards(tiny_model: LanguageModel, course: Course) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    *_, last = run(tiny_model, known(change=0.02), course)
+    base_OI = before[f"{MODULE}.weight"]
+    assert last.delta_norm == pytest.approx(float((torch.full_like(base_OI, 4 * 0.02)).norm() / base_OI.norm()), rel=1e-5)
+    assert last.norm_growth == pytest.approx(float((base_OI + 0.08).norm() / base_OI.norm()), rel=1e-5)
+    assert last.edit_ms is not None and last.rest_ms is not None and last.capture_ms is not None and last.solve_ms is not None
+    assert last.edit_ms == pytest.approx(last.capture_ms + last.solve_ms + last.rest_ms) and last.solve_ms > 0
+    for name, tensor in tiny_model.module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_everybody_gets_the_same_batches_in_the_same_order(tiny_model: LanguageModel, course: Course) -> None:
+    one, other = known("a", change=0.01), known("b", change=-0.02, refuses=(2,))
+    run_all(tiny_model, [one, other], course)
+    assert isinstance(one.editor, Known) and isinstance(other.editor, Known)
+    batches = [batch for batch, _ in course.batches()]
+    # the batch before a checkpoint comes twice: its repetition shows the memory
+    assert one.editor.seen == [batches[0], batches[0], batches[1], batches[1], batches[2], batches[3], batches[3]]
+    assert other.editor.seen == [batches[0], batches[0], batches[1], batches[1], batches[2], batches[3]]
+
+
+def test_a_learned_editor_edits_the_random_model(tiny_model: LanguageModel, course: Course) -> None:
+    editor = untrained(tiny_model)
+    contender = Contender("RLEdit", editor, train_s=3.0, settings=settings_of(editor))
+    *_, last = run(tiny_model, contender, course)
+    assert last.efficacy_tf is not None and last.efficacy_tf > 0.5 and last.train_s == 3.0 and last.rejected == 0
+    assert last.capture_ms and last.solve_ms and last.edit_ms and last.capture_ms + last.solve_ms < last.edit_ms
+    assert last.peak_bytes is not None and last.delta_norm > 0
+    assert contender.settings["num_passes"] == 2 and "policy" not in contender.settings
+    assert contender.settings["reward"]["discount"] == 1.0
+    again = run(tiny_model, contender, course)[-1]
+    assert (again.efficacy, again.locality, again.delta_norm) == (last.efficacy, last.locality, last.delta_norm)
+
+
+@pytest.mark.parametrize(("fields", "count"), [({"refuses": (4,)}, 4), ({"refuses": (1, 4, 5, 2)}, 12), ({"fails": True}, 12)])
+def test_a_refused_batch_is_counted_and_the_stream_goes_on(
+    tiny_model: LanguageModel, course: Course, fields: dict, count: int
+) -> None:
+    *_, last = run(tiny_model, known(**fields), course)
+    assert last.rejected == count and last.edits == 12
+    if count == 12:
+        assert last.edit_ms is None and last.delta_norm == 0.0 and last.locality == 1.0
+
+
+def test_a_model_that_says_nan_scores_nothing_and_stops_nothing(
+    tiny_model: LanguageModel, course: Course, tmp_path: Path
+) -> None:
+    before = fingerprint(tiny_model)
+    rows = run_all(tiny_model, [known(change=math.nan)], course)
+    last = rows[-1]
+    assert last.efficacy == last.generalisation == last.locality == last.efficacy_tf == last.harmonic_mean == 0.0
+    assert last.ppl_ratio == last.norm_growth == last.delta_norm == math.inf
+    assert fingerprint(tiny_model) == before
+    write(rows, tmp_path, {})
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert report["rows"][-1]["ppl_ratio"] is None and [len(rows) - 1, "ppl_ratio"] in report["not_finite"]
+    assert "∞" in (tmp_path / "table.md").read_text()
+
+
+def test_an_editor_that_writes_into_the_model_is_caught(tiny_model: LanguageModel, course: Course) -> None:
+    with pytest.raises(AssertionError, match=r"Vandal.*layers\.0\.mlp\.down_proj"):
+        run(tiny_model, Contender("Vandal", Vandal()), course)
+
+
+def test_the_base_comes_back_when_a_run_breaks_off(tiny_model: LanguageModel, course: Course) -> None:
+    before = fingerprint(tiny_model)
+
+    def stop(row: Row) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, known(), course, after_row=stop)
+    assert fingerprint(tiny_model) == before
+
+
+def test_an_edit_that_does_not_fit_is_named(tiny_model: LanguageModel, course: Course) -> None:
+    long = Edit(" ".join(["river"] * 60), "bridge", locality=(Probe("the river", "ends"),))
+    with pytest.raises(EditRejected, match="60 tokens"):
+        run(tiny_model, known(), replace(course, edits=(long,)))
+
+
+def test_files_can_be_read_again(tiny_model: LanguageModel, course: Course, tmp_path: Path) -> None:
+    rows = [row for seed in (0, 1) for row in run_all(tiny_model, [known(change=0.01 * seed)], replace(course, seed=seed))]
+    write(rows, tmp_path, {"command": "errata bench", "seeds": [0, 1], "settings": {"Known": {}}}, "a note")
+    assert read(tmp_path / "rows.parquet") == rows
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["command"] == "errata bench" and len(report["rows"]) == 12 and report["rows"][0]["editor"] == UNEDITED
+    assert [one["editor"] for one in report["standings"]] == [UNEDITED, "Known"] and report["standings"][0]["edits"] == 12
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    table = (tmp_path / "table.md").read_text()
+    assert table.index("| unedited | 12 | 2 |") < table.index("| Known | 12 | 2 |") and table.endswith("a note\n")
+
+
+def test_a_standing_is_mean_smallest_and_largest_over_seeds(tiny_model: LanguageModel, course: Course) -> None:
+    row = run(tiny_model, Contender(UNEDITED, None), course)[-1]
+    rows = [replace(row, editor="a", seed=seed, efficacy=value) for seed, value in enumerate((0.2, 0.4, 0.9))]
+    (one,) = standings(rows)
+    spread = one.spreads["efficacy"]
+    assert spread is not None and (spread.min, spread.max) == (0.2, 0.9) and spread.mean == pytest.approx(0.5)
+    assert one.seeds == (0, 1, 2) and "0.500 (0.200–0.900)" in markdown([one])
+    assert standings(rows, edits=7) == []
+
+
+def test_harmonic_mean() -> None:
+    assert harmonic_mean(1.0, 0.5, None) == pytest.approx(2 / 3)
+    assert harmonic_mean(1.0, 0.0) == 0.0 and harmonic_mean(None) is None
+
+
+def test_time_is_counted_by_stage_only_while_somebody_measures() -> None:
+    @stage("work")
+    def work() -> int:
+        return threading.active_count()
+
+    work()
+    with measured() as seconds:
+        work()
+        work()
+        with pytest.raises(KeyError), stage("failing"):
+            raise KeyError
+    assert set(seconds) == {"work", "failing", "total"} and seconds["total"] >= seconds["work"] > 0
+    with measured() as other:
+        pass
+    assert set(other) == {"total"}
+
+
+def test_a_peak_of_memory_is_seen_after_it_is_gone() -> None:
+    with PeakMemory() as memory:
+        torch.ones(4_000_000).sum()
+    assert memory.num_bytes is None or 12_000_000 < memory.num_bytes < 40_000_000
+
+
+def test_low_rank_and_dense_changes_are_the_same_to_the_benchmark(tiny_model: LanguageModel, course: Course) -> None:
+    class AsFactors(Known):
+        def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+            rows, columns = model.module.get_submodule(MODULE).weight.shape
+            return WeightDelta({MODULE: LowRank(torch.full((rows, 1), 0.01), torch.ones(columns, 1))}), state
+
+    factors, dense = (run(tiny_model, Contender("x", e), course)[-1] for e in (AsFactors(), Known(change=0.01)))
+    assert factors.delta_norm == pytest.approx(dense.delta_norm) and factors.locality == dense.locality

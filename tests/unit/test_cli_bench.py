@@ -1,0 +1,88 @@
+"""`errata bench` on a random model: what it writes, and what it says of bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from errata.cli import app
+from errata.edit import batches_of
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.trajectory import Step
+from errata.model import load
+from errata.standings import read
+from errata.stream import write_parquet
+from errata.testbed.world import World
+
+MODULES = ("layers.1.mlp.down_proj",)
+
+
+@pytest.fixture(scope="module")
+def files(model_dir: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The options of a run that works."""
+    folder = tmp_path_factory.mktemp("bench")
+    write_parquet(world.edits("test", 8), folder / "edits.parquet")
+    (folder / "plain.txt").write_text("\n".join(world.plain_sentences(held_out=True)[:5]) + "\n\n")
+    model = load(model_dir)
+    batches = list(batches_of(world.edits("train", 10), 5))
+    editor = RLEdit(MODULES, rank=8).untrained(model, [Step(model, b).outcomes for b in batches], batches, seed=0)
+    for name in ("one", "two"):
+        editor.save(folder / name, {"train_s": 12.5})
+    return {
+        "--model": str(model_dir),
+        "--edits": str(folder / "edits.parquet"),
+        "--editor": str(folder / "one"),
+        "--text": str(folder / "plain.txt"),
+        "--out": str(folder / "out"),
+    }
+
+
+def bench(options: dict[str, str], *more: str) -> Any:
+    return CliRunner().invoke(app, ["bench", *(part for option in options.items() for part in option), *more])
+
+
+def test_a_trained_editor_is_scored(files: dict[str, str]) -> None:
+    done = bench(files, "--batch-size", "4", "--checkpoints", "1,4", "--seed", "3")
+    assert done.exit_code == 0, done.output
+    rows = read(Path(files["--out"]) / "rows.parquet")
+    assert [(row.editor, row.edits, row.seed) for row in rows] == [(n, e, 3) for n in ("unedited", "RLEdit") for e in (1, 4, 8)]
+    assert rows[-1].train_s == 12.5 and rows[-1].rejected == 0
+    report = json.loads((Path(files["--out"]) / "report.json").read_text())
+    assert report["settings"]["RLEdit"]["modules"] == list(MODULES) and report["hardware"]["num_cores"]
+    assert "| RLEdit | 8 |" in done.output
+
+
+def test_two_of_a_class_are_called_by_their_folders(files: dict[str, str]) -> None:
+    second = Path(files["--editor"]).with_name("two")
+    done = bench(files, "--editor", str(second), "--limit", "4")
+    assert done.exit_code == 0 and "one, seed 0, 4 edits" in done.output and "two, seed 0, 4 edits" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "says"),
+    [
+        ({"--editor": "ROMEO"}, [], "'ROMEO' is neither a folder nor an editor; there are RLEdit"),
+        ({"--editor": "RLEdit"}, [], "has to be trained"),
+        ({"--editor": "tests"}, [], "no artifact.json"),
+        ({"--edits": "none.parquet"}, [], "no file none.parquet"),
+        ({"--edits": "README.md"}, [], "edits are read from .parquet, .jsonl and .json"),
+        ({"--text": "none.txt"}, [], "none.txt"),
+        ({"--model": "/no/model"}, [], "/no/model"),
+        ({}, ["--batch-size", "0"], "at least 1"),
+        ({}, ["--checkpoints", "1,ten"], "not '1,ten'"),
+        ({}, ["--dtype", "float99"], "'float99' is no dtype"),
+        ({}, ["--set", "RLEdit.rank=3"], "was trained with its settings"),
+        ({}, ["--set", "FTL.rank=3"], "no editor here is named 'FTL'"),
+        ({}, ["--set", "rank"], "EDITOR.field=value"),
+    ],
+)
+def test_bad_input_is_named(files: dict[str, str], options: dict[str, str], more: list[str], says: str) -> None:
+    done = bench({**files, **options}, *more)
+    assert done.exit_code == 1 and says in done.output.replace("\n", " "), done.output
+
+
+def test_the_same_editor_twice_is_refused(files: dict[str, str]) -> None:
+    done = bench(files, "--editor", files["--editor"])
+    assert done.exit_code == 1 and "named twice" in done.output
