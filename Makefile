@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver test unit lint clean
+.PHONY: setup demo serve bench-solver bench-lifelong bench-counterfact bench-ablation test unit lint clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -38,6 +38,18 @@ serve: setup
 # The public form of the solve against ours, with seconds, bytes and errors; FULL=1 runs the slow sizes for every number of rows.
 bench-solver: setup
 	$(BIN)/python -m benchmarks.solver $(ARGS)
+
+# Every editor on one stream of edits; FULL=1 is the large run, of hours. A run that was broken off goes on, ARGS=fresh=1 starts anew.
+bench-lifelong: setup
+	$(BIN)/python jobs/bench.py suite=lifelong $(ARGS)
+
+# The same on CounterFact: ERRATA_COUNTERFACT names the folder with counterfact_train.json, counterfact_edit.json and me_ppl_1k.json.
+bench-counterfact: setup
+	$(BIN)/python jobs/bench.py suite=counterfact $(ARGS)
+
+# RLEdit with one part taken away at a time.
+bench-ablation: setup
+	$(BIN)/python jobs/bench.py suite=ablation $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest

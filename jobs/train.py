@@ -113,12 +113,17 @@ def prepare(plan: Plan) -> None:
         write_parquet(plan.corpus.stream("train"), edits_file(plan))
 
 
+def run_name(plan: Plan) -> str:
+    """Under which Ray Train keeps the checkpoints."""
+    return f"train-{plan.name}-{plan.digest()}"
+
+
 def run(plan: Plan) -> None:
     if plan.artifact_dir.exists():
         print(f"train: the policy is there: {plan.artifact_dir}")
         return
     prepare(plan)
-    run_on_workers(work, plan, f"train-{plan.name}-{plan.digest()}")
+    run_on_workers(work, plan, run_name(plan))
     if plan.mlflow:
         log_to_mlflow(plan)
     print(f"train: the policy is in {plan.artifact_dir}")

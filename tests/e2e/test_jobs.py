@@ -13,6 +13,7 @@ import pytest
 
 from errata.editors.hypernet.rledit import RLEdit
 from errata.stream import read_edits
+from jobs.suites import SUITES, from_arguments
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["plan=tiny", "schedule.train_steps=12", "checkpoint_every=2"]
@@ -79,3 +80,49 @@ def test_a_second_run_finds_everything_there(home: Path) -> None:
 def test_a_wrong_argument_is_named(arguments: list[str], says: str) -> None:
     done = subprocess.run([sys.executable, "jobs/train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
+    command = ["jobs/bench.py", "suite=tiny", "budget=1", "seeds=3"]
+    output = "".join(lines_of(home, *command))
+    assert "bench: untrained, seed 3, 8 edits" in output
+    report = json.loads((home / "bench-tiny" / "report.json").read_text())
+    assert [(row["editor"], row["edits"]) for row in report["rows"]] == [
+        (name, edits) for name in ("unedited", "RLEdit", "untrained") for edits in (1, 8)
+    ]
+    assert report["rows"][2]["train_s"] > 0 and report["settings"]["RLEdit"]["schedule"]["train_steps"] == 1
+    again = "".join(lines_of(home, *command))
+    assert "bench: RLEdit, seed" not in again and "| RLEdit | 8 | 1 |" in again
+    assert json.loads((home / "bench-tiny" / "report.json").read_text())["rows"] == report["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["suite=huge"], "no suite is named 'huge'; there are lifelong, counterfact, ablation, tiny"),
+        (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, untrained"),
+        (["suite=tiny", "budget=9"], "more than these have: RLEdit, untrained"),
+        (["suite=tiny", "num_edits=900"], "fewer than 900"),
+        (["suite=tiny", "num_edit=9"], "has no field 'num_edit'"),
+        (["suite=tiny", "full"], "field=value, or FULL"),
+        (["suite=counterfact", "corpus.directory=/none"], "no file /none/counterfact_edit.json"),
+    ],
+)
+def test_a_wrong_argument_of_a_benchmark_is_named(arguments: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        from_arguments(arguments)
+
+
+@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("full", [False, True])
+def test_every_contestant_of_a_suite_has_the_same_budget(name: str, full: bool) -> None:
+    suite = SUITES[name](full)
+    assert all(len(contestant.candidates) >= suite.budget for contestant in suite.contestants)
+    assert len({contestant.name for contestant in suite.contestants}) == len(suite.contestants)
+    plans = [
+        suite.plan(candidate, 0)
+        for contestant in suite.contestants
+        for candidate in contestant.candidates
+        if candidate.schedule
+    ]
+    assert len({plan.artifact_dir for plan in plans}) == len(plans)

@@ -1,0 +1,197 @@
+"""The lifelong benchmark of a suite: `python jobs/bench.py suite=lifelong seeds=0,1,2 editors=RLEdit,MEND FULL`.
+
+Trains what learns (on Ray, which is stopped before anything is timed), chooses each contestant's settings on a validation
+stream, and plays the test stream for every seed, one editor after the other on all cores. What is finished is kept in
+$ERRATA_HOME/bench and not done again, so a run that was broken off goes on; `fresh=1` does all of it anew but the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import Progress
+
+from errata.benchmark import CHECKPOINTS, UNEDITED, Base, Contender, Course, Row, run, settings_of
+from errata.editors import load_artifact
+from errata.hardware import hardware
+from errata.model import LanguageModel, load
+from errata.standings import described, markdown, standings, write
+from jobs import pretrain, train
+from jobs.plans import home
+from jobs.suites import Candidate, Contestant, Suite, from_arguments
+from jobs.workers import set_threads
+
+# A Console over a pipe would wrap tables to 80 columns and cut words.
+console = Console(width=200 if not sys.stdout.isatty() else None)
+
+
+@dataclass
+class Bench:
+    """A suite being run: the base model, what it says on each course, and what has been trained by this process."""
+
+    suite: Suite
+    model: LanguageModel
+    bases: dict[tuple[str, int], Base] = field(default_factory=dict)
+    trained: set[Path] = field(default_factory=set)
+
+    def course(self, split: str, seed: int) -> Course:
+        suite = self.suite
+        count = suite.num_edits if split == "test" else suite.num_validation
+        edits = suite.corpus.edits(split, count, seed)
+        sentences = suite.corpus.plain_sentences(held_out=True)
+        checkpoints = suite.checkpoints if split == "test" else CHECKPOINTS[:0]
+        return Course(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
+
+    def train(self, candidate: Candidate, seed: int) -> None:
+        if candidate.schedule is None:
+            return
+        plan = self.suite.plan(candidate, seed)
+        if self.suite.fresh and plan.artifact_dir not in self.trained:
+            shutil.rmtree(plan.artifact_dir, ignore_errors=True)
+            shutil.rmtree(home() / "train" / train.run_name(plan), ignore_errors=True)
+        self.trained.add(plan.artifact_dir)
+        train.run(plan)
+
+    def contender(self, name: str, candidate: Candidate, seed: int) -> Contender:
+        if candidate.schedule is None:
+            return Contender(name, candidate.editor, settings=settings_of(candidate.editor))
+        editor, record = load_artifact(self.suite.plan(candidate, seed).artifact_dir)
+        return Contender(name, editor, record.get("train_s"), settings_of(editor))
+
+    def rows(self, name: str, candidate: Candidate | None, split: str, seed: int) -> list[Row]:
+        """The rows of one run, from the cache if it has been done; `candidate` None is the unedited model."""
+        path = home() / "bench" / split / f"{self.digest(candidate, split, seed)}.json"
+        if path.exists() and not self.suite.fresh:
+            return [replace(Row(**record), editor=name) for record in json.loads(path.read_text())["rows"]]
+        course = self.course(split, seed)
+        if (split, seed) not in self.bases:
+            self.bases[split, seed] = Base.of(self.model, course)
+        base = self.bases[split, seed]
+        contender = self.contender(name, candidate, seed) if candidate else Contender(name, None)
+        done = run(self.model, contender, course, base, lambda row: print(f"bench: {described(row)}", flush=True))
+        _write_whole(
+            path, {"editor": name, "settings": _settings(candidate), "rows": [dataclasses.asdict(row) for row in done]}
+        )
+        return done
+
+    def digest(self, candidate: Candidate | None, split: str, seed: int) -> str:
+        """Of all that changes the rows, but the code."""
+        suite = self.suite
+        sizes = (suite.num_edits, suite.checkpoints) if split == "test" else (suite.num_validation, ())
+        what = [suite.model_plan.digest("corpus", "shape"), _settings(candidate), split, sizes, suite.batch_size, seed]
+        if candidate and candidate.schedule:
+            what.append(suite.plan(candidate, seed).digest())
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def choose(bench: Bench, contestant: Contestant) -> tuple[Candidate, list[float]]:
+    """The candidate with the best harmonic mean at the end of the validation stream, and every one's; ties go to the first."""
+    tried = contestant.candidates[: bench.suite.budget]
+    if len(tried) == 1:
+        return tried[0], []
+    names = [f"{contestant.name} [{i + 1}/{len(tried)}]" for i in range(len(tried))]
+    last = [bench.rows(name, candidate, "validation", 0)[-1] for name, candidate in zip(names, tried, strict=True)]
+    scores = [row.harmonic_mean or 0.0 for row in last]
+    return tried[scores.index(max(scores))], scores
+
+
+def run_suite(suite: Suite) -> Path:
+    """Everything, to the four files in `$ERRATA_HOME/bench-NAME`; returns that folder."""
+    began = time.monotonic()
+    pretrain.run(suite.model_plan)
+    set_threads(1)
+    machine = hardware()
+    bench = Bench(suite, load(suite.model_plan.model_dir))
+    for contestant in suite.chosen:
+        for candidate in contestant.candidates[: suite.budget]:
+            bench.train(candidate, 0)
+    ray.shutdown()  # nothing else runs while edits are timed
+    chosen = {contestant.name: choose(bench, contestant) for contestant in suite.chosen}
+    for candidate, _ in chosen.values():
+        for seed in suite.seeds:
+            bench.train(candidate, seed)
+    ray.shutdown()
+    rows = play(bench, {name: candidate for name, (candidate, _) in chosen.items()})
+    directory = home() / f"bench-{suite.name}"
+    meta = {
+        "command": shlex.join(["python", *sys.argv]),
+        "suite": suite.name,
+        "seeds": suite.seeds,
+        "hardware": machine,
+        "corpus": dataclasses.asdict(suite.corpus),
+        "shape": dataclasses.asdict(suite.shape),
+        "batch_size": suite.batch_size,
+        "settings": {name: _settings(candidate) for name, (candidate, _) in chosen.items()},
+        "validation": {name: scores for name, (_, scores) in chosen.items()},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    write(rows, directory, meta, note(suite))
+    console.print(markdown(standings(rows), note(suite)), soft_wrap=True, highlight=False)
+    console.print(f"bench: {meta['seconds']:.0f} s; written to {directory}")
+    return directory
+
+
+def play(bench: Bench, chosen: Mapping[str, Candidate]) -> list[Row]:
+    """The test stream for every seed: the unedited model, then each contestant."""
+    everybody: dict[str, Candidate | None] = {UNEDITED: None, **chosen}
+    rows: list[Row] = []
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("test streams", total=len(everybody) * len(bench.suite.seeds))
+        for seed in bench.suite.seeds:
+            for name, candidate in everybody.items():
+                progress.update(task, description=f"seed {seed}: {name}")
+                rows += bench.rows(name, candidate, "test", seed)
+                progress.advance(task)
+    return sorted(rows, key=lambda row: list(everybody).index(row.editor))
+
+
+def note(suite: Suite) -> str:
+    """What a reader of the table has to know."""
+    tried = f"the best of {suite.budget} candidate settings for every editor, by the harmonic mean on {suite.num_validation} "
+    tried += "validation edits (seed 0)"
+    return (
+        f"{suite.corpus.name}, {suite.num_edits} edits in batches of {suite.batch_size} (cut at checkpoints), seeds "
+        f"{', '.join(map(str, suite.seeds))}. By free generation, and teacher-forced (tf). Settings: "
+        f"{tried if suite.budget > 1 else 'one candidate for every editor, not chosen by any score'}; test facts are in no "
+        "training and no choice. A cell is the mean over the seeds (smallest–largest)."
+    )
+
+
+def _settings(candidate: Candidate | None) -> dict[str, Any]:
+    if candidate is None:
+        return {}
+    schedule = dataclasses.asdict(candidate.schedule) if candidate.schedule else None
+    return {"editor": type(candidate.editor).__name__, **settings_of(candidate.editor), "schedule": schedule}
+
+
+def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.rename(path)
+
+
+def main() -> None:
+    try:
+        suite = from_arguments(sys.argv[1:])
+    except ValueError as wrong:
+        sys.exit(f"{Path(sys.argv[0]).name}: {wrong}")
+    run_suite(suite)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Named suites: which editors are compared on what. A job takes `suite=NAME`, `field=value`, and FULL for the large run.
+
+Every contestant has the same number of candidate settings; the best on a validation stream is the one that is tested.
+A new suite is a function here; it is found by its name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from errata.benchmark import CHECKPOINTS
+from errata.editors import EDITORS, Editor
+from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.malmen import MALMEN
+from errata.editors.hypernet.mend import MEND
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.training import Schedule
+from errata.editors.hypernet.trajectory import Reward
+from errata.overrides import overridden
+from errata.testbed.counterfact import CounterFact
+from errata.testbed.language_model import Shape
+from errata.testbed.world import World
+from jobs.plans import Plan
+from jobs.plans import tiny as tiny_plan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings of an editor and, if it learns, of its training."""
+
+    editor: Editor
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.editor, Learned) != (self.schedule is not None):
+            raise ValueError(f"{type(self.editor).__name__}: a schedule goes with an editor that learns, and only with one")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A row of the table: its candidates, the likeliest first."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A model, its edits, and who competes. `budget` candidates of each contestant are tried on `num_validation` edits.
+
+    `editors` chooses contestants by name; empty, all take part. `fresh` does everything anew but the model.
+    """
+
+    name: str
+    corpus: World | CounterFact
+    shape: Shape
+    contestants: tuple[Contestant, ...] = field(compare=False)  # so that no argument is taken for them
+    num_edits: int = 100
+    num_validation: int = 100
+    budget: int = 1
+    batch_size: int = 10
+    checkpoints: tuple[int, ...] = CHECKPOINTS
+    seeds: tuple[int, ...] = (0,)
+    editors: tuple[str, ...] = ()
+    num_workers: int = 2
+    fresh: bool = False
+
+    def check(self) -> None:
+        """Raise `ValueError` with what cannot be run."""
+        names = [contestant.name for contestant in self.contestants]
+        if unknown := [name for name in self.editors if name not in names]:
+            raise ValueError(f"suite {self.name} has no {', '.join(unknown)}; it has {', '.join(names)}")
+        if few := [c.name for c in self.chosen if len(c.candidates) < self.budget]:
+            raise ValueError(f"a budget of {self.budget} candidates is more than these have: {', '.join(few)}")
+        if self.budget < 1 or not self.seeds:
+            raise ValueError("a suite needs at least one candidate of each contestant, and one seed")
+        for split, count in (("test", self.num_edits), ("validation", self.num_validation)):
+            self.corpus.edits(split, count)
+
+    @property
+    def chosen(self) -> tuple[Contestant, ...]:
+        return tuple(c for c in self.contestants if not self.editors or c.name in self.editors)
+
+    def plan(self, candidate: Candidate, seed: int) -> Plan:
+        """The plan that trains a candidate. Its name is the editor's class: what suites have in common is trained once."""
+        editor, schedule = candidate.editor, candidate.schedule
+        assert isinstance(editor, Learned) and schedule is not None
+        return replace(self.model_plan, name=type(editor).__name__, editor=editor, schedule=schedule, seed=seed)
+
+    @property
+    def model_plan(self) -> Plan:
+        """A plan with the model and the corpus alone; there is one model, whatever the seed."""
+        return Plan(self.name, RLEdit(), corpus=self.corpus, shape=self.shape, num_workers=self.num_workers)
+
+
+def _learned(editor: Learned, schedule: Schedule, *others: Mapping[str, Any]) -> Contestant:
+    """Called by its class. `others` change fields of the first candidate: of the editor, or of the schedule."""
+    first = Candidate(editor, schedule)
+    return Contestant(type(editor).__name__, (first, *(_varied(first, fields) for fields in others)))
+
+
+def _varied(candidate: Candidate, fields: Mapping[str, Any]) -> Candidate:
+    """With some fields of the editor, its reward or its schedule changed, by their names."""
+    editor, schedule = candidate.editor, candidate.schedule
+    assert isinstance(editor, Learned) and schedule is not None
+    in_schedule = {name: value for name, value in fields.items() if hasattr(schedule, name)}
+    in_reward = {name: value for name, value in fields.items() if hasattr(editor.reward, name)}
+    in_editor = {name: value for name, value in fields.items() if name not in in_schedule | in_reward}
+    varied = replace(editor, **in_editor, reward=replace(editor.reward, **in_reward))
+    return Candidate(varied, replace(schedule, **in_schedule))
+
+
+def _solved(name: str, modules: tuple[str, ...], *candidates: Mapping[str, Any]) -> Contestant:
+    """An editor that learns nothing, by its name in EDITORS."""
+    make: Any = EDITORS[name]
+    return Contestant(name, tuple(Candidate(make(modules=modules, **fields)) for fields in candidates))
+
+
+def _rledit(modules: tuple[str, ...]) -> RLEdit:
+    return RLEdit(modules, num_passes=2, reward=Reward(backtrack_depth=2, locality_weight=3.0))
+
+
+def _everyone(modules: tuple[str, ...], train_steps: int) -> tuple[Contestant, ...]:
+    """Four candidates each. MALMEN and MEND are trained on single batches, eight times as many as RLEdit's episodes hold."""
+    single = Schedule(train_steps=8 * train_steps, batches=1)
+    return (
+        _learned(
+            _rledit(modules),
+            Schedule(train_steps=train_steps),
+            {"locality_weight": 10.0},
+            {"memory": 10.0},
+            {"metric_strength": 10000.0},
+        ),
+        _learned(MALMEN(modules), single, {"first_ridge": 1.0}, {"first_step": 1.0}, {"locality_weight": 3.0}),
+        _learned(MEND(modules), single, {"first_step": 0.1}, {"first_step": 0.05}, {"locality_weight": 3.0}),
+    )
+
+
+def _size(full: bool) -> dict[str, Any]:
+    return {"num_edits": 500, "budget": 4, "seeds": (0, 1, 2)} if full else {}
+
+
+def _world(full: bool) -> dict[str, Any]:
+    """The testbed and how much of it: the demo's model, or one of twice as many people."""
+    corpus = World(300) if full else World(150)
+    shape = Shape(train_steps=250, sentences_per_step=512) if full else Shape()
+    return {"corpus": corpus, "shape": shape, **_size(full)}
+
+
+def lifelong(full: bool) -> Suite:
+    """Every editor on the testbed's world."""
+    modules = ("layers.3.mlp.down_proj",)
+    return Suite("lifelong", contestants=_everyone(modules, 60 if full else 30), **_world(full))
+
+
+def counterfact(full: bool) -> Suite:
+    """Every editor on CounterFact; its folder is $ERRATA_COUNTERFACT, or `corpus.directory=`."""
+    directory = os.environ.get("ERRATA_COUNTERFACT", "")
+    if full:
+        shape = Shape(288, 6, 864, 6, train_steps=1000, sentences_per_step=256, bf16=True, peak_lr=1.5e-3)
+        contestants = _everyone(("layers.5.mlp.down_proj",), 60)
+        return Suite("counterfact", CounterFact(directory), shape, contestants, **_size(True) | {"num_edits": 1000})
+    corpus = CounterFact(directory, num_train=500, num_test=150)
+    shape = Shape(192, 4, 576, 4, train_steps=240, sentences_per_step=256, bf16=True)
+    return Suite("counterfact", corpus, shape, _everyone(("layers.3.mlp.down_proj",), 20), num_edits=150)
+
+
+def ablation(full: bool) -> Suite:
+    """RLEdit with a part taken away at a time, at settings that are not chosen anew."""
+    modules = ("layers.3.mlp.down_proj",)
+    whole = Candidate(_rledit(modules), Schedule(train_steps=60 if full else 12))
+    assert whole.schedule is not None
+    single = {"batches": 1, "burn_in": 0, "train_steps": 8 * whole.schedule.train_steps}
+    variants = {
+        "full": whole,
+        "without sequence-level training": _varied(whole, single),
+        "without backtracking": _varied(whole, {"backtrack_depth": 0}),
+        "without regulariser": _varied(whole, {"update_penalty": 0.0}),
+        "without metric": _varied(whole, {"metric_strength": 0.0}),
+        "without memory": _varied(whole, {"memory": 0.0}),
+        "published settings": Candidate(RLEdit.published(modules=modules), whole.schedule),
+        "untrained": _varied(whole, {"train_steps": 0}),
+    }
+    contestants = tuple(Contestant(name, (candidate,)) for name, candidate in variants.items())
+    return Suite("ablation", contestants=contestants, **_world(full) | {"budget": 1})
+
+
+def tiny(full: bool) -> Suite:
+    """The smallest that does everything, for tests: two candidates of an editor, and the same untrained."""
+    plan = tiny_plan()
+    first = Candidate(plan.editor, replace(plan.schedule, train_steps=1))
+    contestants = (
+        Contestant("RLEdit", (first, _varied(first, {"num_passes": 2}))),
+        Contestant("untrained", (_varied(first, {"train_steps": 0}), _varied(first, {"train_steps": 0, "first_step": 0.1}))),
+    )
+    return Suite("tiny", plan.corpus, plan.shape, contestants, 8, 8, budget=2, batch_size=4, num_workers=1)
+
+
+SUITES: dict[str, Callable[[bool], Suite]] = {suite.__name__: suite for suite in (lifelong, counterfact, ablation, tiny)}
+
+
+def from_arguments(arguments: Sequence[str]) -> Suite:
+    """A suite from `suite=NAME field=value ... [FULL]`; FULL=1 in the environment counts, too.
+
+    Raises `ValueError` naming an unknown suite, field or contestant and what there is.
+    """
+    full = "FULL" in arguments or os.environ.get("FULL", "0") not in ("", "0")
+    pairs = [argument.partition("=") for argument in arguments if argument != "FULL"]
+    if wrong := [name for name, sign, _ in pairs if not sign]:
+        raise ValueError(f"arguments are written field=value, or FULL; not so: {', '.join(wrong)}")
+    values = {name: "True" if (name, value) == ("fresh", "1") else value for name, _, value in pairs}
+    chosen = values.pop("suite", "lifelong")
+    if chosen not in SUITES:
+        raise ValueError(f"no suite is named {chosen!r}; there are {', '.join(SUITES)}")
+    suite = SUITES[chosen](full)
+    for name, value in values.items():
+        suite = overridden(suite, name, value)
+    suite.check()
+    return suite
