@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -36,29 +34,6 @@ class Phases:
 
     def medians(self) -> dict[str, float]:
         return {name: median(found) for name, found in self.seconds.items()}
-
-
-class PeakMemory:
-    """The highest resident memory inside the block, above what was resident when it began, as Linux counts it.
-
-    It sees LAPACK's workspaces, which torch's profiler does not. What the allocator kept of earlier work is handed back first.
-    """
-
-    num_bytes = 0
-
-    def __enter__(self) -> PeakMemory:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
-        self._before = _status_bytes("VmRSS")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.num_bytes = _status_bytes("VmHWM") - self._before
-
-
-def _status_bytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 class SavedTensors:

@@ -1,17 +1,13 @@
-"""What every benchmark shares: the machine in words, a table on the terminal, `$ERRATA_HOME/NAME/report.json`."""
+"""What every benchmark shares: a table on the terminal, `$ERRATA_HOME/NAME/report.json`."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -19,22 +15,6 @@ from jobs.plans import home
 
 # A Console over a pipe would wrap tables to 80 columns and cut words.
 console = Console(width=160 if not sys.stdout.isatty() else None)
-
-
-def hardware() -> dict[str, Any]:
-    """The machine, the threads in use, and how busy it is: a load above 0 before the start is somebody else's."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "num_cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "num_threads": torch.get_num_threads(),
-        "load_at_start": round(os.getloadavg()[0], 2),
-    }
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.episode import Episode, measure_episodes
-from benchmarks.measure import PeakMemory, Phases, in_fresh_process
-from benchmarks.report import console, hardware, show, write_report
+from benchmarks.measure import Phases, in_fresh_process
+from benchmarks.report import console, show, write_report
 from benchmarks.sharing import measure_pair
 from errata.delta import LowRank
 from errata.editors.solve import ridge_dual
+from errata.hardware import PeakMemory, hardware
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def errors(found: Gradients, true: Gradients) -> tuple[float, float]:
     return wanted, abs(found.log_ridge - true.log_ridge) / abs(true.log_ridge)
 
 
-def measure(form: str, case: Case, repeats: int) -> dict[str, float]:
+def measure(form: str, case: Case, repeats: int) -> dict[str, Any]:
     """Median seconds of each phase, peak memory of one whole step, errors. With `repeats` 0 the first run is the timed one."""
     run = FORMS[form]
     run(make_given(Case(64, 64, 8)), Phases())  # libraries and threads start here
