@@ -37,8 +37,9 @@ def capture(
     """One forward and one backward pass: the captured rows by module, in fp32, and the -log p of each answer token, [T].
 
     Rows are the positions that predict an answer token or, with `all_tokens`, all that the answers have a gradient at.
-    Modules with the same input share one tensor of keys, unless rows are left out. The loss is the *sum* over answer tokens, so that a row does not depend on what else is in the batch. Parameters stay
-    without gradients: a zero that takes one is added to each module's output instead.
+    Modules with the same input share one tensor of keys, unless rows are left out. The loss is the *sum* over answer tokens,
+    so that a row does not depend on what else is in the batch. Parameters stay without gradients: a zero that takes one is
+    added to each module's output instead.
     """
     rows = encoded.attention_mask_BS.bool() if all_tokens else encoded.predicts_BS
     sources = input_sources(modules)
@@ -69,7 +70,11 @@ def capture(
 
 
 def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
-    """Uncentred second moment `E[k kᵀ]` of each module's input over every token that is not padding, [I, I] fp32."""
+    """Uncentred second moment `E[k kᵀ]` of each module's input where an answer token is predicted, [I, I] fp32.
+
+    Where a text is a question with its answer, only there can an edit change what the model says; of plain text, encoded
+    with its first word as the prompt, that is every token.
+    """
     sums: dict[str, Tensor] = {}
     num_tokens = 0
 
@@ -81,7 +86,7 @@ def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence
         return hook
 
     for encoded in encoded_batches:
-        mask_BS = encoded.attention_mask_BS.bool()
+        mask_BS = encoded.predicts_BS
         handles = [model.get_submodule(n).register_forward_pre_hook(watch(n, mask_BS)) for n in modules]
         try:
             with torch.no_grad():

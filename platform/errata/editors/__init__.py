@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.editor import Editor, EditorState
+from errata.editors.finetuned.ftl import FTL
+from errata.editors.finetuned.locft import LocFT
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
@@ -14,6 +17,9 @@ EDITORS: dict[str, type[Editor]] = {
     "RLEdit": RLEdit,
     "MALMEN": MALMEN,
     "MEND": MEND,
+    "UltraEdit": UltraEdit,
+    "FT-L": FTL,
+    "LocFT": LocFT,
 }
 
 

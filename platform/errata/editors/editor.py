@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from errata.capture import Captured
 from errata.delta import WeightDelta
-from errata.edit import EditBatch
-from errata.model import LanguageModel, ModelSpec
+from errata.edit import EditBatch, EditRejected
+from errata.encode import Encoded
+from errata.model import LanguageModel, ModelSpec, find_matrices
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,32 @@ class Editor(ABC):
     @abstractmethod
     def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
         """The change that makes `model`, as it is now, follow `batch`, and what is remembered after it."""
+
+
+def check_batch(batch: EditBatch, max_batch: int) -> None:
+    """Raise `EditRejected` if the batch is empty or too large."""
+    if not 1 <= len(batch) <= max_batch:
+        raise EditRejected(f"a batch holds 1 to {max_batch} edits, not {len(batch)}", field="edits")
+
+
+def check_modules(modules: Sequence[str], model: LanguageModel, spec: ModelSpec) -> None:
+    """Raise `ValueError` if the editor's name patterns find other matrices in the model than `spec` has."""
+    own = find_matrices(model.module, modules)
+    if own != spec:
+        raise ValueError(f"the editor was made for {', '.join(own.names)}, the model offers {', '.join(spec.names)}")
+
+
+def check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Captured], nll_T: Tensor) -> None:
+    """Raise `EditRejected` naming the first edit at whose answer the model's numbers are not finite."""
+    finite_T = torch.isfinite(nll_T)
+    whole = True
+    for rows in captured.values():
+        finite_R = torch.isfinite(rows.keys_TI).all(1) & torch.isfinite(rows.grads_TO).all(1)
+        whole &= bool(finite_R.all())
+        if len(finite_R) == len(finite_T):
+            finite_T = finite_T & finite_R
+    if not finite_T.all():
+        index = int(encoded.predicts_BS.nonzero()[:, 0][~finite_T][0])
+        raise EditRejected("the model's keys, gradients or loss are not finite here", edit=batch.edits[index].id or index)
+    if not whole:
+        raise EditRejected("the model's keys or gradients are not finite before an answer", field="edits")

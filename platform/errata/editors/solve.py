@@ -15,6 +15,7 @@ The primal solve is I by I, and in fp32 its gradient by λ is rounding noise; th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,9 +86,31 @@ class Rows:
 
     def solve(self, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
         """`Z_nO` in fp32; it carries gradients to `wanted_nO` and `log_ridge`."""
-        eye_nn = torch.eye(len(self.gram_nn), dtype=torch.float64, device=self.gram_nn.device)
-        factor_nn = torch.linalg.cholesky(self.gram_nn + log_ridge.double().exp() * eye_nn)
-        return torch.cholesky_solve(wanted_nO.double(), factor_nn).float()
+        return _RidgeSolve.apply(self.gram_nn, wanted_nO, log_ridge)
+
+
+class _RidgeSolve(torch.autograd.Function):
+    """`Z = M⁻¹ D`, M = gram + λ I, with its gradients written out: dD = B = M⁻¹ dZ, dlog λ = -λ <B, Z>.
+
+    M⁻¹ is made, n by n in fp64, and multiplied with: twice as fast as triangular solves with O right-hand sides, whose
+    automatic gradient would also be taken by the keys, which need none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gram_nn: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
+        ridged_nn = gram_nn.clone()
+        ridged_nn.diagonal().add_(log_ridge.double().exp())
+        inverse_nn = torch.cholesky_inverse(torch.linalg.cholesky(ridged_nn))
+        Z_nO = (inverse_nn @ wanted_nO.double()).float()
+        ctx.save_for_backward(inverse_nn, Z_nO, wanted_nO, log_ridge)
+        return Z_nO
+
+    @staticmethod
+    def backward(ctx: Any, grad_nO: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
+        inverse_nn, Z_nO, wanted_nO, log_ridge = ctx.saved_tensors
+        B_nO = inverse_nn @ grad_nO.double()
+        grad_ridge = -log_ridge.double().exp() * (B_nO * Z_nO.double()).sum()
+        return None, B_nO.to(wanted_nO.dtype), grad_ridge.to(log_ridge.dtype)
 
 
 def ridge_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> tuple[Tensor, Tensor]:

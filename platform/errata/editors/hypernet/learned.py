@@ -22,7 +22,7 @@ from errata.capture import Captured, capture, key_moment
 from errata.clock import stage
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch, EditRejected
-from errata.editors.editor import Editor, EditorState
+from errata.editors.editor import Editor, EditorState, check_batch, check_finite
 from errata.editors.hypernet.net import Hypernetwork, Rule
 from errata.editors.hypernet.trajectory import Reward, remembered
 from errata.editors.solve import Metric, metric_base
@@ -101,8 +101,7 @@ class Learned(Editor):
 
     def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
         net = self.trained_policy().net
-        if not 1 <= len(batch) <= self.max_batch:
-            raise EditRejected(f"a batch holds 1 to {self.max_batch} edits, not {len(batch)}", field="edits")
+        check_batch(batch, self.max_batch)
         encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
         metrics = self._metrics(state)
         keys: dict[str, Tensor] = {}
@@ -110,7 +109,7 @@ class Learned(Editor):
         for _ in range(self.num_passes):
             with applied(model.module, delta):
                 captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
-            _check_finite(batch, encoded, captured, nll_T)
+            check_finite(batch, encoded, captured, nll_T)
             keys = keys or {name: captured[name].keys_TI for name in metrics}
             with torch.no_grad(), stage("solve"):
                 proposals = net.propose(captured, metrics)
@@ -164,7 +163,7 @@ class Learned(Editor):
     def load(cls, directory: str | Path, device: Any = "cpu") -> Self:
         """An editor with its policy, from `save`. Raises `ValueError` if the folder holds none of this editor's."""
         path = Path(directory) / "artifact.json"
-        description = json.loads(path.read_text()) if path.exists() else {"editor": None}
+        description: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"editor": None}
         if description["editor"] != cls.__name__:
             found = f"it is one of {description['editor']}" if description["editor"] else "no artifact.json"
             raise ValueError(f"{directory} holds no {cls.__name__} artifact ({found}); train one with jobs/train.py")
@@ -176,19 +175,3 @@ class Learned(Editor):
         net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, seed=0, rule=cls.rule).to(device)
         net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net|")})
         return replace(editor, policy=Policy(net, {k[7:]: v for k, v in tensors.items() if k.startswith("metric|")}))
-
-
-def _check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Captured], nll_T: Tensor) -> None:
-    """Raise `EditRejected` naming the first edit at whose answer the model's numbers are not finite."""
-    finite_T = torch.isfinite(nll_T)
-    whole = True
-    for rows in captured.values():
-        finite_R = torch.isfinite(rows.keys_TI).all(1) & torch.isfinite(rows.grads_TO).all(1)
-        whole &= bool(finite_R.all())
-        if len(finite_R) == len(finite_T):
-            finite_T = finite_T & finite_R
-    if not finite_T.all():
-        index = int(encoded.predicts_BS.nonzero()[:, 0][~finite_T][0])
-        raise EditRejected("the model's keys, gradients or loss are not finite here", edit=batch.edits[index].id or index)
-    if not whole:
-        raise EditRejected("the model's keys or gradients are not finite before an answer", field="edits")

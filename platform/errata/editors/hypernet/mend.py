@@ -2,7 +2,7 @@
 
 Paper: MEND (arXiv 2110.11309). Equations: net.py (the rule `outer`); rows of every token that has a gradient.
 Deviations: the step is a descent from the start (published code starts as an ascent and must learn the sign) and trained as a
-logarithm; the block's scale and shift stand after the rectifier, as in MALMEN; edit prompts count in the loss beside rephrasings.
+logarithm; the block's scale and shift stand after the rectifier, as in MALMEN; edit prompts count beside rephrasings.
 Remembers: only the number of edits. It is trained on single batches, each edited into the unedited model.
 """
 

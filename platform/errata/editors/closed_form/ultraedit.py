@@ -1,0 +1,94 @@
+"""UltraEdit: the gradient at each answer token, normalised over all edits so far, and one ridge solve; nothing is trained.
+
+Paper: UltraEdit (arXiv 2505.14679); the solve is MALMEN's with an identity for the network.
+Equations: [k̂ | ĝ] = ([k | g] - μ) / (σ + 1e-7),  D = -η |k̂|² ĝ,  S = (Kᵀ K + λ I)⁻¹ Kᵀ D with the keys K as they are.
+Deviations: the dual n-by-n solve in fp64; rows of the sum over answer tokens, whose scale the normaliser takes out; the end of
+the answer is an answer token.
+Remembers: count, mean and squares of the rows of every edit so far, one set for all matrices of a shape; not the keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.capture import Captured, capture
+from errata.clock import stage
+from errata.delta import LowRank, WeightDelta
+from errata.edit import EditBatch, EditRejected
+from errata.editors.editor import Editor, EditorState, check_batch, check_finite, check_modules
+from errata.editors.normalise import Normaliser
+from errata.editors.solve import Rows
+from errata.encode import encode
+from errata.model import LanguageModel, ModelSpec, find_matrices, input_sources
+
+
+@dataclass(frozen=True)
+class UltraEdit(Editor):
+    """`step` is η, `ridge` λ. As |k̂|² is about the number of in-features, the step counts in units of that."""
+
+    modules: tuple[str, ...] = ("mlp.down_proj",)
+    step: float = 1e-6
+    ridge: float = 1.0
+    max_batch: int = 1000
+
+    @classmethod
+    def published(cls, **fields: Any) -> UltraEdit:
+        """Llama-3-8B's setting: gate of layers 11 to 15 and up of 18 to 24, η = 1e-6, λ = 1."""
+        gates = tuple(f"layers.{layer}.mlp.gate_proj" for layer in range(11, 16))
+        ups = tuple(f"layers.{layer}.mlp.up_proj" for layer in range(18, 25))
+        return replace(cls(modules=gates + ups), **fields)
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        check_modules(self.modules, model, spec)
+        return EditorState()
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        check_batch(batch, self.max_batch)
+        spec = find_matrices(model.module, self.modules)
+        encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
+        captured, nll_T = capture(model.module, encoded, spec.names)
+        check_finite(batch, encoded, captured, nll_T)
+        with stage("solve"), torch.no_grad():
+            normalisers = self._normalisers(spec, captured, state)
+            delta = self._solve(spec, captured, normalisers)
+        if not delta.is_finite:
+            raise EditRejected("the update is not finite: lower step or raise ridge")
+        tensors = {f"{shape}|{key}": t for shape, norm in normalisers.items() for key, t in norm.state_dict().items()}
+        return delta, EditorState(state.num_edits + len(batch), tensors)
+
+    def _normalisers(self, spec: ModelSpec, captured: Mapping[str, Captured], state: EditorState) -> dict[str, Normaliser]:
+        """By shape, as the state has them and with this batch's rows."""
+        normalisers: dict[str, Normaliser] = {}
+        for matrix in spec.matrices:
+            shape = _shape(matrix.shape)
+            if shape not in normalisers:
+                normaliser = Normaliser(sum(matrix.shape), centred=True)
+                if state.tensors:
+                    normaliser.load_state_dict({key: state.tensors[f"{shape}|{key}"] for key in normaliser.state_dict()})
+                normalisers[shape] = normaliser.to(captured[matrix.name].keys_TI.device)
+            rows = captured[matrix.name]
+            normalisers[shape].update(torch.cat([rows.keys_TI, rows.grads_TO], 1))
+        return normalisers
+
+    def _solve(self, spec: ModelSpec, captured: Mapping[str, Captured], normalisers: Mapping[str, Normaliser]) -> WeightDelta:
+        sources, shared, parts = input_sources(spec.names), dict[str, Rows](), dict[str, LowRank]()
+        for matrix in spec.matrices:
+            rows, source = captured[matrix.name], sources[matrix.name]
+            x_nF: Tensor = normalisers[_shape(matrix.shape)](torch.cat([rows.keys_TI, rows.grads_TO], 1))
+            k_nI, g_nO = x_nF[:, : matrix.num_in], x_nF[:, matrix.num_in :]
+            if source not in shared:
+                shared[source] = Rows.of(rows.keys_TI)
+            log_ridge = torch.tensor(math.log(self.ridge), device=rows.keys_TI.device)
+            Z_nO = shared[source].solve(-self.step * k_nI.square().sum(1, keepdim=True) * g_nO, log_ridge)
+            parts[matrix.name] = LowRank(Z_nO.T, shared[source].V_nI.T)
+        return WeightDelta(parts)
+
+
+def _shape(shape: tuple[int, int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
