@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from errata.benchmark import CHECKPOINTS, UNEDITED, Base, Contender, Course, Row, run, settings_of
-from errata.editors import load_artifact
+from errata.editors import load_artifact, name_of
 from errata.hardware import hardware
 from errata.model import LanguageModel, load
 from errata.standings import described, markdown, standings, write
@@ -174,7 +174,7 @@ def _settings(candidate: Candidate | None) -> dict[str, Any]:
     if candidate is None:
         return {}
     schedule = dataclasses.asdict(candidate.schedule) if candidate.schedule else None
-    return {"editor": type(candidate.editor).__name__, **settings_of(candidate.editor), "schedule": schedule}
+    return {"editor": name_of(candidate.editor), **settings_of(candidate.editor), "schedule": schedule}
 
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from errata.benchmark import CHECKPOINTS
-from errata.editors import EDITORS, Editor
+from errata.editors import EDITORS, Editor, name_of
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
@@ -36,7 +36,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if isinstance(self.editor, Learned) != (self.schedule is not None):
-            raise ValueError(f"{type(self.editor).__name__}: a schedule goes with an editor that learns, and only with one")
+            raise ValueError(f"{name_of(self.editor)}: a schedule goes with an editor that learns, and only with one")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Suite:
         """The plan that trains a candidate. Its name is the editor's class: what suites have in common is trained once."""
         editor, schedule = candidate.editor, candidate.schedule
         assert isinstance(editor, Learned) and schedule is not None
-        return replace(self.model_plan, name=type(editor).__name__, editor=editor, schedule=schedule, seed=seed)
+        return replace(self.model_plan, name=name_of(editor), editor=editor, schedule=schedule, seed=seed)
 
     @property
     def model_plan(self) -> Plan:
@@ -99,7 +99,7 @@ class Suite:
 def _learned(editor: Learned, schedule: Schedule, *others: Mapping[str, Any]) -> Contestant:
     """Called by its class. `others` change fields of the first candidate: of the editor, or of the schedule."""
     first = Candidate(editor, schedule)
-    return Contestant(type(editor).__name__, (first, *(_varied(first, fields) for fields in others)))
+    return Contestant(name_of(editor), (first, *(_varied(first, fields) for fields in others)))
 
 
 def _varied(candidate: Candidate, fields: Mapping[str, Any]) -> Candidate:
@@ -119,6 +119,14 @@ def _solved(name: str, modules: tuple[str, ...], *candidates: Mapping[str, Any])
     return Contestant(name, tuple(Candidate(make(modules=modules, **fields)) for fields in candidates))
 
 
+# Editors that learn nothing: four settings each, by the names of EDITORS.
+SOLVED: dict[str, tuple[dict[str, Any], ...]] = {
+    "UltraEdit": ({"step": 3e-4}, {"step": 1e-4}, {"step": 1e-3}, {"step": 1e-3, "ridge": 10.0}),
+    "FT-L": tuple({"epsilon": size, "learning_rate": size} for size in (1e-2, 5e-3, 2e-2, 5e-4)),
+    "LocFT": ({}, {"learning_rate": 1e-3, "num_epochs": 20}, {"learning_rate": 1e-4}, {"loss_floor": 1e-1}),
+}
+
+
 def _rledit(modules: tuple[str, ...]) -> RLEdit:
     return RLEdit(modules, num_passes=2, reward=Reward(backtrack_depth=2, locality_weight=3.0))
 
@@ -136,6 +144,7 @@ def _everyone(modules: tuple[str, ...], train_steps: int) -> tuple[Contestant, .
         ),
         _learned(MALMEN(modules), single, {"first_ridge": 1.0}, {"first_step": 1.0}, {"locality_weight": 3.0}),
         _learned(MEND(modules), single, {"first_step": 0.1}, {"first_step": 0.05}, {"locality_weight": 3.0}),
+        *(_solved(name, modules, *candidates) for name, candidates in SOLVED.items()),
     )
 
 
@@ -189,12 +198,12 @@ def ablation(full: bool) -> Suite:
 
 
 def tiny(full: bool) -> Suite:
-    """The smallest that does everything, for tests: two candidates of an editor, and the same untrained."""
+    """The smallest that does everything, for tests: two candidates of an editor that learns and of one that does not."""
     plan = tiny_plan()
     first = Candidate(plan.editor, replace(plan.schedule, train_steps=1))
     contestants = (
         Contestant("RLEdit", (first, _varied(first, {"num_passes": 2}))),
-        Contestant("untrained", (_varied(first, {"train_steps": 0}), _varied(first, {"train_steps": 0, "first_step": 0.1}))),
+        _solved("LocFT", plan.editor.modules, {"num_epochs": 5}, {"num_epochs": 10}),
     )
     return Suite("tiny", plan.corpus, plan.shape, contestants, 8, 8, budget=2, batch_size=4, num_workers=1)
 

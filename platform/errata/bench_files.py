@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from errata.benchmark import CHECKPOINTS, Contender, Course, settings_of
-from errata.editors import EDITORS, Editor, load_artifact
+from errata.editors import EDITORS, Editor, load_artifact, name_of
 from errata.editors.hypernet.learned import Learned
 from errata.model import LanguageModel, load
 from errata.overrides import overridden
@@ -25,8 +25,8 @@ def contenders_of(editors: Sequence[str], settings: Sequence[str], device: str) 
     Two trained ones of a class are called by their folders. Raises `ValueError` naming what is unknown.
     """
     found = [_found(editor, device) for editor in editors]
-    counts = Counter(type(editor).__name__ for editor, _, _ in found)
-    names = [type(editor).__name__ if counts[type(editor).__name__] == 1 else label for editor, _, label in found]
+    counts = Counter(name_of(editor) for editor, _, _ in found)
+    names = [name_of(editor) if counts[name_of(editor)] == 1 else label for editor, _, label in found]
     if len(set(names)) < len(names):
         raise ValueError(f"an editor is named twice: {', '.join(editors)}")
     changed = _changed(dict(zip(names, (editor for editor, _, _ in found), strict=True)), settings)

@@ -85,12 +85,15 @@ def test_a_wrong_argument_is_named(arguments: list[str], says: str) -> None:
 def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
     command = ["jobs/bench.py", "suite=tiny", "budget=1", "seeds=3"]
     output = "".join(lines_of(home, *command))
-    assert "bench: untrained, seed 3, 8 edits" in output
+    assert "bench: LocFT, seed 3, 8 edits" in output
     report = json.loads((home / "bench-tiny" / "report.json").read_text())
     assert [(row["editor"], row["edits"]) for row in report["rows"]] == [
-        (name, edits) for name in ("unedited", "RLEdit", "untrained") for edits in (1, 8)
+        (name, edits) for name in ("unedited", "RLEdit", "LocFT") for edits in (1, 8)
     ]
-    assert report["rows"][2]["train_s"] > 0 and report["settings"]["RLEdit"]["schedule"]["train_steps"] == 1
+    assert (
+        report["rows"][2]["train_s"] > report["rows"][4]["train_s"] == 0
+        and report["settings"]["RLEdit"]["schedule"]["train_steps"] == 1
+    )
     again = "".join(lines_of(home, *command))
     assert "bench: RLEdit, seed" not in again and "| RLEdit | 8 | 1 |" in again
     assert json.loads((home / "bench-tiny" / "report.json").read_text())["rows"] == report["rows"]
@@ -100,8 +103,8 @@ def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
     ("arguments", "says"),
     [
         (["suite=huge"], "no suite is named 'huge'; there are lifelong, counterfact, ablation, tiny"),
-        (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, untrained"),
-        (["suite=tiny", "budget=9"], "more than these have: RLEdit, untrained"),
+        (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, LocFT"),
+        (["suite=tiny", "budget=9"], "more than these have: RLEdit, LocFT"),
         (["suite=tiny", "num_edits=900"], "fewer than 900"),
         (["suite=tiny", "num_edit=9"], "has no field 'num_edit'"),
         (["suite=tiny", "full"], "field=value, or FULL"),

@@ -60,6 +60,15 @@ def test_two_of_a_class_are_called_by_their_folders(files: dict[str, str]) -> No
     assert done.exit_code == 0 and "one, seed 0, 4 edits" in done.output and "two, seed 0, 4 edits" in done.output
 
 
+def test_settings_of_an_editor_that_learns_nothing(files: dict[str, str]) -> None:
+    settings = ("modules=layers.1.mlp.down_proj", "num_epochs=2")
+    more = [part for setting in settings for part in ("--set", f"FT-L.{setting}")]
+    done = bench(files, "--editor", "FT-L", *more, "--limit", "3")
+    assert done.exit_code == 0, done.output
+    report = json.loads((Path(files["--out"]) / "report.json").read_text())
+    assert report["settings"]["FT-L"]["num_epochs"] == 2 and report["settings"]["FT-L"]["modules"] == list(MODULES)
+
+
 @pytest.mark.parametrize(
     ("options", "more", "says"),
     [
@@ -76,6 +85,9 @@ def test_two_of_a_class_are_called_by_their_folders(files: dict[str, str]) -> No
         ({}, ["--set", "RLEdit.rank=3"], "was trained with its settings"),
         ({}, ["--set", "FTL.rank=3"], "no editor here is named 'FTL'"),
         ({}, ["--set", "rank"], "EDITOR.field=value"),
+        ({"--editor": "LocFT"}, ["--set", "LocFT.epochs=3"], "LocFT has no field 'epochs'; it has modules, num_epochs"),
+        ({"--editor": "LocFT"}, ["--set", "LocFT.num_epochs=few"], "'few' is no int"),
+        ({"--editor": "LocFT"}, ["--set", "LocFT.modules=layers.9.x"], "no linear module of the model is named layers.9.x"),
     ],
 )
 def test_bad_input_is_named(files: dict[str, str], options: dict[str, str], more: list[str], says: str) -> None:

@@ -23,6 +23,11 @@ EDITORS: dict[str, type[Editor]] = {
 }
 
 
+def name_of(editor: Editor) -> str:
+    """As EDITORS has it, or the class's own."""
+    return next((name for name, known in EDITORS.items() if type(editor) is known), type(editor).__name__)
+
+
 def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[Learned, dict[str, Any]]:
     """A learned editor with its policy, and the record of how it was made. Raises `ValueError` if the folder holds none."""
     path = Path(directory) / "artifact.json"
@@ -35,4 +40,4 @@ def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[Learned, 
     return editor.load(directory, device), description["record"]
 
 
-__all__ = ["EDITORS", "Editor", "EditorState", "load_artifact"]
+__all__ = ["EDITORS", "Editor", "EditorState", "load_artifact", "name_of"]
