@@ -136,6 +136,7 @@ def run_suite(suite: Suite) -> Path:
         "batch_size": suite.batch_size,
         "settings": {name: _settings(candidate) for name, (candidate, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
+        "load_at_end": round(os.getloadavg()[0], 2),
         "seconds": round(time.monotonic() - began, 1),
     }
     write(rows, directory, meta, note(suite))
