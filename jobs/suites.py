@@ -119,37 +119,42 @@ def _solved(name: str, modules: tuple[str, ...], *candidates: Mapping[str, Any])
     return Contestant(name, tuple(Candidate(make(modules=modules, **fields)) for fields in candidates))
 
 
-# Editors that learn nothing: four settings each, by the names of EDITORS.
+# Editors that learn nothing: settings by the names of EDITORS, the likeliest first.
 SOLVED: dict[str, tuple[dict[str, Any], ...]] = {
-    "UltraEdit": ({"step": 3e-4}, {"step": 1e-4}, {"step": 1e-3}, {"step": 1e-3, "ridge": 10.0}),
-    "FT-L": tuple({"epsilon": size, "learning_rate": size} for size in (1e-2, 5e-3, 2e-2, 5e-4)),
-    "LocFT": ({}, {"learning_rate": 1e-3, "num_epochs": 20}, {"learning_rate": 1e-4}, {"loss_floor": 1e-1}),
+    "UltraEdit": ({"step": 3e-4}, {"step": 1e-4}, {"step": 3e-4, "ridge": 10.0}),
+    "FT-L": tuple({"epsilon": size, "learning_rate": size} for size in (1e-2, 5e-3, 2e-2)),
+    "LocFT": ({}, {"learning_rate": 1e-4}, {"loss_floor": 1e-1}),
 }
 
 
 def _rledit(modules: tuple[str, ...]) -> RLEdit:
-    return RLEdit(modules, num_passes=2, reward=Reward(backtrack_depth=2, locality_weight=3.0))
+    return RLEdit(
+        modules,
+        metric_strength=1e4,
+        first_ridge=0.5,
+        num_passes=2,
+        reward=Reward(backtrack_depth=2, backtrack_uniform=True, locality_weight=10.0),
+    )
 
 
-def _everyone(modules: tuple[str, ...], train_steps: int) -> tuple[Contestant, ...]:
-    """Four candidates each. MALMEN and MEND are trained on single batches, eight times as many as RLEdit's episodes hold."""
-    single = Schedule(train_steps=8 * train_steps, batches=1)
+def _everyone(modules: tuple[str, ...], schedule: Schedule) -> tuple[Contestant, ...]:
+    """Three candidates each. MALMEN and MEND are trained on as many batches as RLEdit's episodes score, one at a time."""
+    single = replace(schedule, train_steps=schedule.batches * schedule.train_steps, batches=1, burn_in=0)
     return (
-        _learned(
-            _rledit(modules),
-            Schedule(train_steps=train_steps),
-            {"locality_weight": 10.0},
-            {"memory": 10.0},
-            {"metric_strength": 10000.0},
-        ),
-        _learned(MALMEN(modules), single, {"first_ridge": 1.0}, {"first_step": 1.0}, {"locality_weight": 3.0}),
-        _learned(MEND(modules), single, {"first_step": 0.1}, {"first_step": 0.05}, {"locality_weight": 3.0}),
+        _learned(_rledit(modules), schedule, {"locality_weight": 5.0}, {"first_step": 0.4}),
+        _learned(MALMEN(modules), single, {"locality_weight": 10.0}, {"first_ridge": 0.5, "locality_weight": 10.0}),
+        _learned(MEND(modules, first_step=0.1), single, {"locality_weight": 3.0}, {"first_step": 0.05}),
         *(_solved(name, modules, *candidates) for name, candidates in SOLVED.items()),
     )
 
 
 def _size(full: bool) -> dict[str, Any]:
-    return {"num_edits": 500, "budget": 4, "seeds": (0, 1, 2)} if full else {}
+    return {"num_edits": 500, "num_validation": 300, "budget": 3, "seeds": (0, 1, 2)} if full else {}
+
+
+def _schedule(full: bool) -> Schedule:
+    """Long episodes for long streams: the test stream of 500 edits has 50 batches."""
+    return Schedule(train_steps=30, burn_in=42) if full else Schedule(train_steps=12, burn_in=10)
 
 
 def _world(full: bool) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def _world(full: bool) -> dict[str, Any]:
 def lifelong(full: bool) -> Suite:
     """Every editor on the testbed's world."""
     modules = ("layers.3.mlp.down_proj",)
-    return Suite("lifelong", contestants=_everyone(modules, 60 if full else 30), **_world(full))
+    return Suite("lifelong", contestants=_everyone(modules, _schedule(full)), **_world(full))
 
 
 def counterfact(full: bool) -> Suite:
@@ -170,31 +175,34 @@ def counterfact(full: bool) -> Suite:
     directory = os.environ.get("ERRATA_COUNTERFACT", "")
     if full:
         shape = Shape(288, 6, 864, 6, train_steps=1000, sentences_per_step=256, bf16=True, peak_lr=1.5e-3)
-        contestants = _everyone(("layers.5.mlp.down_proj",), 60)
-        return Suite("counterfact", CounterFact(directory), shape, contestants, **_size(True) | {"num_edits": 1000})
+        contestants = _everyone(("layers.5.mlp.down_proj",), _schedule(True))
+        sizes = {"num_edits": 1000, "seeds": (0,)}
+        return Suite("counterfact", CounterFact(directory), shape, contestants, **_size(True) | sizes)
     corpus = CounterFact(directory, num_train=500, num_test=150)
     shape = Shape(192, 4, 576, 4, train_steps=240, sentences_per_step=256, bf16=True)
-    return Suite("counterfact", corpus, shape, _everyone(("layers.3.mlp.down_proj",), 20), num_edits=150)
+    return Suite("counterfact", corpus, shape, _everyone(("layers.3.mlp.down_proj",), _schedule(False)), num_edits=150)
 
 
 def ablation(full: bool) -> Suite:
     """RLEdit with a part taken away at a time, at settings that are not chosen anew."""
     modules = ("layers.3.mlp.down_proj",)
-    whole = Candidate(_rledit(modules), Schedule(train_steps=60 if full else 12))
-    assert whole.schedule is not None
-    single = {"batches": 1, "burn_in": 0, "train_steps": 8 * whole.schedule.train_steps}
+    schedule = _schedule(full)
+    whole = Candidate(_rledit(modules), schedule)
+    single = {"batches": 1, "burn_in": 0, "train_steps": schedule.batches * schedule.train_steps}
     variants = {
         "full": whole,
         "without sequence-level training": _varied(whole, single),
+        "without burn-in": _varied(whole, {"burn_in": 0}),
         "without backtracking": _varied(whole, {"backtrack_depth": 0}),
         "without regulariser": _varied(whole, {"update_penalty": 0.0}),
         "without metric": _varied(whole, {"metric_strength": 0.0}),
         "without memory": _varied(whole, {"memory": 0.0}),
-        "published settings": Candidate(RLEdit.published(modules=modules), whole.schedule),
+        "one pass": _varied(whole, {"num_passes": 1}),
+        "published settings": Candidate(RLEdit.published(modules=modules), schedule),
         "untrained": _varied(whole, {"train_steps": 0}),
     }
     contestants = tuple(Contestant(name, (candidate,)) for name, candidate in variants.items())
-    return Suite("ablation", contestants=contestants, **_world(full) | {"budget": 1})
+    return Suite("ablation", contestants=contestants, **_world(full) | {"budget": 1, "seeds": (0,)})
 
 
 def tiny(full: bool) -> Suite:

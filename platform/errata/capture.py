@@ -5,12 +5,13 @@ T answer tokens, I in-features, O out-features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from errata.clock import stage
 from errata.encode import Encoded, answer_log_probs, answer_nll
@@ -67,6 +68,42 @@ def capture(
     if all_tokens:
         captured = {name: found.with_gradient() for name, found in captured.items()}
     return captured, nll_T.detach()
+
+
+@contextmanager
+def unchanged_before(model: nn.Module, modules: Sequence[str]) -> Iterator[None]:
+    """Within it, passes over one and the same input run the blocks before the first of `modules` only once.
+
+    For passes between which only `modules` change: what comes before them gives the same again. Where the model has no list
+    of blocks, nothing is left out.
+    """
+    blocks = _blocks_before(model, modules)
+    outputs: dict[int, Any] = {}
+
+    def once(index: int, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if index not in outputs:
+                outputs[index] = forward(*args, **kwargs)
+            return outputs[index]
+
+        return run
+
+    for index, block in enumerate(blocks):
+        block.forward = once(index, block.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _blocks_before(model: nn.Module, modules: Sequence[str]) -> list[nn.Module]:
+    lists = {name: child for name, child in model.named_modules() if isinstance(child, nn.ModuleList)}
+    for name, blocks in lists.items():
+        inside = [module.removeprefix(f"{name}.").split(".")[0] for module in modules if module.startswith(f"{name}.")]
+        if len(inside) == len(modules):
+            return list(blocks)[: min(int(index) for index in inside)]
+    return []
 
 
 def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:

@@ -197,7 +197,7 @@ def _compact(part: LowRank, tolerance: float) -> LowRank:
 
 
 def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:
-    """The sum of low-rank deltas by putting their factors side by side; other kinds are summed densely."""
+    """The sum of low-rank deltas by putting their factors side by side, or adding where V is one; of other kinds, densely."""
     parts: dict[str, list[Part]] = {}
     for delta in deltas:
         for name, part in delta:
@@ -205,9 +205,15 @@ def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:
     return WeightDelta({name: _sum(found) for name, found in parts.items()})
 
 
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
+
+
 def _sum(parts: list[Part]) -> Part:
     low_rank = [part for part in parts if isinstance(part, LowRank)]
     if len(low_rank) == len(parts):
+        if all(_same_memory(part.V_IR, low_rank[0].V_IR) for part in low_rank):
+            return LowRank(torch.stack([part.U_OR for part in low_rank]).sum(0), low_rank[0].V_IR)
         return LowRank(torch.cat([p.U_OR for p in low_rank], 1), torch.cat([p.V_IR for p in low_rank], 1))
     return Dense(torch.stack([part.dense() for part in parts]).sum(0))
 

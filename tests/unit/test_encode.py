@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.capture import capture, key_moment
+from errata.capture import capture, key_moment, unchanged_before
+from errata.delta import Dense, WeightDelta, applied
 from errata.encode import IGNORED, answer_log_probs, answer_nll, encode
 
 MODULE = "model.layers.1.mlp.down_proj"
@@ -58,3 +59,21 @@ def test_key_moment_leaves_padding_out(tiny_model):
     one = key_moment(tiny_model.module, [padded], [MODULE])[MODULE]
     torch.testing.assert_close(one, key_moment(tiny_model.module, batches, [MODULE])[MODULE])
     torch.testing.assert_close(one, one.T)
+
+
+def test_what_comes_before_the_edited_matrices_runs_once(tiny_model):
+    encoded = encode(tiny_model.tokenizer, ["Vais Prais was born in"], ["Kurk"])
+    name, calls = "model.layers.1.mlp.down_proj", []
+    handle = tiny_model.module.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
+    delta = WeightDelta({name: Dense(0.1 * torch.randn(64, 96, generator=torch.Generator().manual_seed(0)))})
+    with applied(tiny_model.module, delta):
+        expected, _ = capture(tiny_model.module, encoded, [name])
+    calls.clear()
+    with unchanged_before(tiny_model.module, [name]):
+        capture(tiny_model.module, encoded, [name])
+        with applied(tiny_model.module, delta):
+            found, _ = capture(tiny_model.module, encoded, [name])
+    handle.remove()
+    assert len(calls) == 1
+    assert torch.equal(found[name].grads_TO, expected[name].grads_TO)
+    assert "forward" not in vars(tiny_model.module.model.layers[0])

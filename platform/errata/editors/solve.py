@@ -25,18 +25,16 @@ from torch import Tensor
 class Metric:
     """`P = (B⁻¹ + Σ past kkᵀ)⁻¹`, with `B = (c C + I)⁻¹` held as `base_II` and the past in Woodbury form.
 
-    `past_mI` are keys of earlier edits, `seen_mI = past B`, `factor_mm` the Cholesky factor of `I + past B pastᵀ`.
+    Of the keys of earlier edits it holds `seen_mI = past B`, and in `factor_mm` the Cholesky factor of `I + past B pastᵀ`.
     """
 
     base_II: Tensor
-    past_mI: Tensor
     seen_mI: Tensor
     factor_mm: Tensor
 
     @classmethod
     def start(cls, base_II: Tensor) -> Metric:
-        none = base_II.new_zeros((0, base_II.shape[0]))
-        return cls(base_II, none, none, base_II.new_zeros((0, 0)))
+        return cls(base_II, base_II.new_zeros((0, base_II.shape[0])), base_II.new_zeros((0, 0)))
 
     @classmethod
     def resume(cls, base_II: Tensor, past_mI: Tensor) -> Metric:
@@ -46,19 +44,19 @@ class Metric:
         """With more past rows: the Cholesky factor grows by a block, at m²n + n³ instead of (m+n)³."""
         keys_nI = keys_nI.to(self.base_II)
         new_nI = keys_nI @ self.base_II
-        cross_mn = self.past_mI @ new_nI.T
+        cross_mn = self.seen_mI @ keys_nI.T
         corner_nn = keys_nI @ new_nI.T + torch.eye(len(keys_nI), dtype=keys_nI.dtype, device=keys_nI.device)
         left_mn = torch.linalg.solve_triangular(self.factor_mm, cross_mn, upper=False)
         right_nn = torch.linalg.cholesky(corner_nn - left_mn.T @ left_mn)
         top = torch.cat([self.factor_mm, torch.zeros_like(left_mn)], 1)
         factor = torch.cat([top, torch.cat([left_mn.T, right_nn], 1)], 0)
-        return Metric(self.base_II, torch.cat([self.past_mI, keys_nI]), torch.cat([self.seen_mI, new_nI]), factor)
+        return Metric(self.base_II, torch.cat([self.seen_mI, new_nI]), factor)
 
     def apply(self, keys_nI: Tensor) -> Tensor:
         """`K P`, row by row."""
         keys_nI = keys_nI.to(self.base_II)
         plain_nI = keys_nI @ self.base_II
-        if not len(self.past_mI):
+        if not len(self.seen_mI):
             return plain_nI
         weights_mn = torch.cholesky_solve(self.seen_mI @ keys_nI.T, self.factor_mm)
         return plain_nI - weights_mn.T @ self.seen_mI
@@ -75,6 +73,7 @@ def metric_base(moment_II: Tensor, strength: float) -> Tensor:
 class Rows:
     """What a solve needs of the keys alone, once for all matrices with this input: `V_nI` and the Gram matrix `V Kᵀ`, fp64."""
 
+    keys_nI: Tensor
     V_nI: Tensor
     gram_nn: Tensor
 
@@ -82,7 +81,7 @@ class Rows:
     def of(cls, keys_nI: Tensor, metric: Metric | None = None) -> Rows:
         V_nI = metric.apply(keys_nI) if metric else keys_nI.double()
         gram_nn = V_nI @ keys_nI.to(V_nI).T
-        return cls(V_nI.float(), 0.5 * (gram_nn + gram_nn.T))
+        return cls(keys_nI, V_nI.float(), 0.5 * (gram_nn + gram_nn.T))
 
     def solve(self, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
         """`Z_nO` in fp32; it carries gradients to `wanted_nO` and `log_ridge`."""

@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from errata.capture import Captured, capture, key_moment
+from errata.capture import Captured, capture, key_moment, unchanged_before
 from errata.clock import stage
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState, check_batch, check_finite
 from errata.editors.hypernet.net import Hypernetwork, Rule
 from errata.editors.hypernet.trajectory import Reward, remembered
-from errata.editors.solve import Metric, metric_base
+from errata.editors.solve import Metric, Rows, metric_base
 from errata.encode import Encoded, encode
 from errata.model import LanguageModel, MatrixSpec, ModelSpec, find_matrices, input_sources
 
@@ -105,19 +105,22 @@ class Learned(Editor):
         encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
         metrics = self._metrics(state)
         keys: dict[str, Tensor] = {}
+        shared: dict[str, Rows] = {}
         delta = WeightDelta({})
-        for _ in range(self.num_passes):
-            with applied(model.module, delta):
-                captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
-            check_finite(batch, encoded, captured, nll_T)
-            keys = keys or {name: captured[name].keys_TI for name in metrics}
-            with torch.no_grad(), stage("solve"):
-                proposals = net.propose(captured, metrics)
-            written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
-            delta = chained([delta, written])
+        with unchanged_before(model.module, net.spec.names):
+            for _ in range(self.num_passes):
+                with applied(model.module, delta):
+                    captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
+                check_finite(batch, encoded, captured, nll_T)
+                keys = keys or {name: captured[name].keys_TI for name in metrics}
+                with torch.no_grad(), stage("solve"):
+                    proposals = net.propose(captured, metrics, shared)
+                written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
+                delta = chained([delta, written])
         if not delta.is_finite:
             raise EditRejected("the update is not finite: the policy's numbers overflow")
-        if self.num_passes > 1:  # the passes write at nearly the same keys: fewer factors hold them
+        if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
+            # Passes that wrote at nearly the same keys: fewer factors hold them.
             delta = delta.compact()
         return delta, self._remember(state, len(batch), metrics, keys)
 

@@ -103,9 +103,14 @@ class Hypernetwork(nn.Module):
         for name, rows in captured.items():
             self._net(name).normaliser.update(torch.cat([rows.keys_TI, rows.grads_TO], 1))
 
-    def propose(self, captured: Mapping[str, Captured], metrics: Mapping[str, Metric]) -> dict[str, Proposal]:
-        """The change of every captured matrix. `metrics` are by input: of matrices that read the same, the first's name."""
-        shared: dict[str, Rows] = {}
+    def propose(
+        self, captured: Mapping[str, Captured], metrics: Mapping[str, Metric], shared: dict[str, Rows] | None = None
+    ) -> dict[str, Proposal]:
+        """The change of every captured matrix. `metrics` are by input: of matrices that read the same, the first's name.
+
+        `shared` keeps, by input too, what a solve makes of the keys, for as long as they and the metrics stay the same.
+        """
+        shared = {} if shared is None else shared
         proposals = {}
         for name, rows in captured.items():
             net = self._net(name)
@@ -116,7 +121,7 @@ class Hypernetwork(nn.Module):
                 proposals[name] = Proposal(k_nI, -step * g_nO, rows.keys_TI)
                 continue
             source = self._source_of[name]
-            if source not in shared:
+            if source not in shared or not torch.equal(shared[source].keys_nI, rows.keys_TI):
                 shared[source] = Rows.of(rows.keys_TI, metrics.get(source))
             Z_nO = shared[source].solve(-step * (rows.keys_TI * k_nI).sum(1, keepdim=True) * g_nO, net.log_ridge_M[i])
             proposals[name] = Proposal(shared[source].V_nI, Z_nO, rows.keys_TI)

@@ -89,7 +89,7 @@ class Trainer:
         editor, policy = self.editor, self.editor.trained_policy()
         steps = [Step(self.model, batch, editor.reward.score_prompts) for batch in batches]
         metrics = {name: Metric.start(base_II) for name, base_II in policy.metric_bases.items()}
-        return play(self.model, policy.net, steps, metrics, editor.reward, editor.memory, burn_in, seed)
+        return play(self.model, policy.net, steps, metrics, editor.reward, editor.memory, editor.num_passes, burn_in, seed)
 
     def _decay(self) -> float:
         """A cosine from 1 to 0.1."""

@@ -98,8 +98,8 @@ class Played:
 
     @classmethod
     def of(cls, proposal: Proposal) -> Played:
-        factors = (t.detach().requires_grad_(t.requires_grad) for t in (proposal.V_nI, proposal.Z_nO))
-        return cls(proposal, Proposal(*factors, proposal.keys_nI))
+        V_nI, Z_nO = (t.detach().requires_grad_(t.requires_grad) for t in (proposal.V_nI, proposal.Z_nO))
+        return cls(proposal, Proposal(V_nI, Z_nO, proposal.keys_nI))
 
     def surrogate(self) -> Tensor:
         """Its gradient by the network's parameters is that of the losses."""
@@ -119,6 +119,7 @@ def play(
     metrics: Mapping[str, Metric],
     reward: Reward,
     memory: float = 1.0,
+    num_passes: int = 1,
     num_burn_in: int = 0,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -132,14 +133,16 @@ def play(
     before, played = WeightDelta({}), list[dict[str, Played]]()
     sums = {"edit_loss": 0.0, "locality_kl": 0.0, "update_norm2": 0.0}
     for t, step in enumerate(steps):
-        captured = _capture(model, net, step, before, played)
-        if t < num_burn_in:
-            with torch.no_grad():
-                proposals = net.propose(captured, metrics)
-            before = chained([before, _delta(proposals)]).folded()
-        else:
-            played.append({name: Played.of(p) for name, p in net.propose(captured, metrics).items()})
-        metrics = remembered(metrics, {name: captured[name].keys_TI for name in metrics}, memory)
+        keys: dict[str, Tensor] = {}
+        for _ in range(num_passes):
+            captured = _capture(model, net, step, before, played)
+            keys = keys or {name: captured[name].keys_TI for name in metrics}
+            if t < num_burn_in:
+                with torch.no_grad():
+                    before = chained([before, _delta(net.propose(captured, metrics))]).folded()
+            else:
+                played.append({name: Played.of(p) for name, p in net.propose(captured, metrics).items()})
+        metrics = remembered(metrics, keys, memory)
         if t < num_burn_in:
             continue
         discount = reward.discount ** (t - num_burn_in)
@@ -154,10 +157,11 @@ def play(
     for t, updates in enumerate(played):
         for update in updates.values():
             norm2 = update.proposal.squared_norm()
-            surrogate = surrogate + update.surrogate() + reward.discount**t * reward.update_penalty * norm2
+            weight = reward.discount ** (t // num_passes) * reward.update_penalty
+            surrogate = surrogate + update.surrogate() + weight * norm2
             sums["update_norm2"] += float(norm2.detach())
     surrogate.backward()
-    return {name: total / len(played) for name, total in sums.items()}
+    return {name: total / (len(steps) - num_burn_in) for name, total in sums.items()}
 
 
 def _capture(
