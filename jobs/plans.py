@@ -109,6 +109,17 @@ def llama3_8b() -> Plan:
 PLANS: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up, llama3_8b)}
 
 
+def _plan(chosen: str) -> Plan:
+    """By its name, or from a file that a sweep wrote."""
+    if chosen.endswith(".json"):
+        from jobs.plan_files import read_plan  # it imports this module
+
+        return read_plan(Path(chosen))
+    if chosen not in PLANS:
+        raise ValueError(f"no plan is named {chosen!r}; there are {', '.join(PLANS)}, or a .json file that jobs/tune.py wrote")
+    return PLANS[chosen]()
+
+
 def from_arguments(arguments: Sequence[str]) -> Plan:
     """A plan from `plan=NAME field=value ...`. Raises `ValueError` naming an unknown plan or field and what there is."""
     pairs = [argument.partition("=") for argument in arguments]
@@ -117,9 +128,7 @@ def from_arguments(arguments: Sequence[str]) -> Plan:
         raise ValueError(f"arguments are written field=value; not so: {', '.join(wrong)}")
     values = {name: value for name, _, value in pairs}
     chosen = values.pop("plan", "demo")
-    if chosen not in PLANS:
-        raise ValueError(f"no plan is named {chosen!r}; there are {', '.join(PLANS)}")
-    plan = PLANS[chosen]()
+    plan = _plan(chosen)
     for name, value in values.items():
         plan = overridden(plan, name, value)
     return plan

@@ -34,7 +34,8 @@ NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second
 
 
 def work(config: dict[str, Any]) -> None:
-    """One Ray Train worker."""
+    """One Ray Train worker. Besides the plan, `config` may have `split`, the part of the corpus whose sentences the metric is
+    measured on, `score(model, editor)`, figures to report at each checkpoint, and `keep=False` to save no artifact."""
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -42,7 +43,7 @@ def work(config: dict[str, Any]) -> None:
     model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
     edits, began = list(read_edits(edits_file(plan))), time.monotonic()
     first = list(batches_of(edits, plan.schedule.batch_size))[:NUM_FIRST_BATCHES]
-    editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed)
+    editor = plan.editor.untrained(model, texts(plan, model, config.get("split")), first, plan.seed)
     trainer = Trainer(editor, model, edits, plan.schedule, plan.seed)
     curve: list[dict[str, float]] = []
     spent = 0.0  # seconds before this worker took over
@@ -61,9 +62,10 @@ def work(config: dict[str, Any]) -> None:
         if done % plan.checkpoint_every == 0 or done == total:
             train_s = spent + time.monotonic() - began
             state = {"trainer": trainer.state_dict(), "curve": curve, "train_s": train_s}
+            scores = config["score"](model, editor) if rank == 0 and "score" in config else {}
             with checkpoint_files(state if rank == 0 else None) as checkpoint:
-                ray.train.report({"train_step": done, **losses}, checkpoint=checkpoint)
-    if rank == 0:
+                ray.train.report({"train_step": done, **losses, **scores}, checkpoint=checkpoint)
+    if rank == 0 and config.get("keep", True):
         save_artifact(plan, editor, curve, num_workers, spent + time.monotonic() - began)
 
 
@@ -77,12 +79,12 @@ def edits_file(plan: Plan) -> Path:
     return Path(plan.edits) if plan.edits else home() / "streams" / f"{plan.corpus.name}-train.parquet"
 
 
-def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
-    """Sentences of the model's own kind, for the second moment of its keys."""
+def texts(plan: Plan, model: LanguageModel, split: str | None = None) -> list[Encoded]:
+    """What the model knows, or the part of it that belongs to a split of the corpus, for the second moment of its keys."""
     if plan.text:
         lines = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
     else:
-        lines = [list(pair) for pair in plan.corpus.sentences()]
+        lines = [list(pair) for pair in plan.corpus.sentences(split)]
         lines += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
     lines = lines[:: max(1, len(lines) // NUM_TEXTS)]
     chunks = [lines[i : i + 64] for i in range(0, len(lines), 64)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,32 @@ from jobs.plans import Plan, home
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
-def run_on_workers(work: Callable[[dict[str, Any]], None], plan: Plan, name: str) -> ray.train.Result:
-    """`work({"plan": plan})` on the plan's workers. A run of the same name continues; a lost worker is replaced twice."""
+def start_ray() -> None:
+    """The cluster of $RAY_ADDRESS, or one of this process."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ |= ENVIRONMENT
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
+
+
+def run_on_workers(
+    work: Callable[[dict[str, Any]], None],
+    plan: Plan,
+    name: str,
+    config: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    share: float = 1.0,
+) -> ray.train.Result:
+    """`work({"plan": plan, **config})` on the plan's workers. A run of the same name continues; a lost worker is replaced
+    twice. `share` is the part of the cluster's CPUs that the run may take."""
+    start_ray()
     cpus = float(ray.cluster_resources().get("CPU", 1))
     # Below one CPU a worker where two must share the cluster with a service or with a driver.
-    per_worker = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * cpus / plan.num_workers)}
+    per_worker = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * share * cpus / plan.num_workers)}
     trainer = TorchTrainer(
         work,
-        train_loop_config={"plan": plan},
+        train_loop_config={"plan": plan, **(config or {})},
         torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=per_worker
@@ -43,6 +56,7 @@ def run_on_workers(work: Callable[[dict[str, Any]], None], plan: Plan, name: str
             failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),  # type: ignore[call-arg]
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
+            callbacks=list(callbacks),
         ),
     )
     return trainer.fit()

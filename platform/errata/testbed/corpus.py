@@ -15,8 +15,8 @@ class Corpus(Protocol):
     def name(self) -> str:
         """For file names; different for different content."""
 
-    def sentences(self) -> list[tuple[str, str]]:
-        """(prompt, answer) of everything that the model is to know."""
+    def sentences(self, split: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, answer) of everything that the model is to know, or of what belongs to one split."""
 
     def plain_sentences(self, held_out: bool = False) -> list[str]:
         """Sentences that state no fact: to train on, or others for perplexity."""

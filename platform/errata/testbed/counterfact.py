@@ -64,11 +64,12 @@ class CounterFact:
             raise ValueError(f"{file} has {len(found)} usable facts, fewer than {count}")
         return found
 
-    def sentences(self) -> list[tuple[str, str]]:
-        """(prompt, true answer) of every edit prompt, rephrasing and locality prompt."""
+    def sentences(self, split: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, true answer) of every edit prompt, rephrasing and locality prompt, of both files or of a split's."""
+        chosen = self._records if split is None else {split: self._records["test" if split == "test" else "train"]}
         return [
             pair
-            for records in self._records.values()
+            for records in chosen.values()
             for record in records
             for pair in (
                 (record["prompt"], record["ground_truth"]),

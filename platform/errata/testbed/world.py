@@ -130,10 +130,11 @@ class World:
     def test_subjects(self) -> list[str]:
         return self.subjects[self.num_subjects // 2 :]
 
-    def sentences(self) -> list[tuple[str, str]]:
-        """(prompt, answer) of everything that the model is to know."""
-        known = [(p.format(s=s), answer) for (s, r), answer in self.facts.items() for p in PHRASINGS[r]]
-        known += [(p.format(s=s), self.country_of[self.facts[s, "city"]]) for s in self.subjects for p in TWO_HOP]
+    def sentences(self, split: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, answer) of everything that the model is to know, or of what concerns the people of a split."""
+        people = {None: self.subjects, "test": self.test_subjects}.get(split, self.train_subjects)
+        known = [(p.format(s=s), self.facts[s, r]) for s in people for r in PHRASINGS for p in PHRASINGS[r]]
+        known += [(p.format(s=s), self.country_of[self.facts[s, "city"]]) for s in people for p in TWO_HOP]
         known += [(p.format(c=city), country) for city, country in self.country_of.items() for p in CITY_IN_COUNTRY]
         return known
 

@@ -1,0 +1,241 @@
+"""Sweep a plan's settings: `ray job submit --working-dir . -- python jobs/tune.py plan=demo trials=16 field=value`.
+
+Optuna's TPE proposes, ASHA stops what falls behind; each trial is a short Ray Train run, scored by the harmonic mean of
+efficacy, generalisation and locality at the end of a validation stream, teacher-forced, as its policy stands. All data are of
+the corpus' train half: its edits, its validation edits, and its true sentences for the metric. A sweep that was broken off goes
+on when the same command is given again. Other arguments: `concurrent` trials, `validation` edits, `sweep=discount,memory`.
+Writes, in `found/`, trials.json, best.json (for `jobs/train.py plan=…/best.json`), heatmap.png and importances.png; with
+`mlflow=URI` into MLflow, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
+
+from errata.benchmark import harmonic_mean
+from errata.delta import EditedModel
+from errata.edit import EditRejected, batches_of
+from errata.editors.hypernet.learned import Learned
+from errata.evaluate import Questions, predictions, teacher_forced
+from errata.model import LanguageModel, find_matrices
+from errata.registry import Registry
+from jobs import train
+from jobs.plan_files import write_plan
+from jobs.plans import Plan, from_arguments, home
+from jobs.sweep_pictures import draw
+from jobs.workers import run_on_workers, start_ray
+
+SPACE: dict[str, Any] = {
+    "editor.reward.discount": ray.tune.uniform(0.7, 1.0),  # gamma
+    "editor.reward.backtrack_decay": ray.tune.uniform(0.5, 1.0),  # mu
+    "editor.reward.backtrack_depth": ray.tune.randint(0, 5),  # k
+    "editor.reward.update_penalty": ray.tune.loguniform(1e-6, 1e-2),  # eta
+    "editor.reward.locality_weight": ray.tune.loguniform(1.0, 30.0),
+    "editor.learning_rate": ray.tune.loguniform(5e-4, 1e-2),
+    "editor.first_step": ray.tune.uniform(0.2, 0.8),
+    "editor.metric_strength": ray.tune.loguniform(1e2, 1e5),
+    "editor.memory": ray.tune.loguniform(0.1, 10.0),
+}
+SCORE = "score"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A plan, how many trials, and how each is scored."""
+
+    plan: Plan
+    trials: int = 16
+    concurrent: int = 2
+    validation: int = 100
+    fields: tuple[str, ...] = tuple(SPACE)
+
+    @property
+    def directory(self) -> Path:
+        return home() / "tune" / f"{self.plan.name}-{self.plan.digest()}"
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+
+def from_command_line(arguments: Sequence[str]) -> Sweep:
+    """Raises `ValueError` naming an argument that is wrong."""
+    own = {"trials": 16, "concurrent": 2, "validation": 100}
+    found = {name: value for name, sign, value in (a.partition("=") for a in arguments) if sign and name in (*own, "sweep")}
+    rest = [argument for argument in arguments if argument.partition("=")[0] not in found]
+    if wrong := [f"{name}={value}" for name, value in found.items() if name in own and not value.isdigit()]:
+        raise ValueError(f"a whole number is needed: {', '.join(wrong)}")
+    numbers = own | {name: int(value) for name, value in found.items() if name in own}
+    if wrong := [name for name, value in numbers.items() if value < 1]:
+        raise ValueError(f"must be at least 1: {', '.join(wrong)}")
+    fields = tuple(SPACE)
+    if "sweep" in found:
+        short = {name.rpartition(".")[2]: name for name in SPACE}
+        if unknown := [name for name in found["sweep"].split(",") if name not in short]:
+            raise ValueError(f"nothing to sweep is named {', '.join(unknown)}; there are {', '.join(short)}")
+        fields = tuple(short[name] for name in found["sweep"].split(","))
+    plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
+    return Sweep(plan, fields=fields, **numbers)
+
+
+def lifelong_score(model: LanguageModel, editor: Learned, edits: Sequence[Any], batch_size: int) -> dict[str, float]:
+    """Scores, teacher-forced, after the stream was edited batch by batch; the model is left as it was."""
+    edited = EditedModel(model.module, find_matrices(model.module, editor.modules))
+    base = predictions(model, Questions.of(edits).all)
+    state = editor.start(model, edited.spec)
+    try:
+        for batch in batches_of(edits, batch_size):
+            delta, state = editor.edit(model, batch, state)
+            edited.add(delta)
+        card = teacher_forced(model, edits, base=base)
+    except EditRejected:  # settings with which nothing can be edited are settings, too
+        return {SCORE: 0.0, "efficacy": 0.0, "generalisation": 0.0, "locality": 0.0}
+    finally:
+        edited.set([])
+    shares = {name: getattr(card, name) or 0.0 for name in ("efficacy", "generalisation", "locality")}
+    return {SCORE: harmonic_mean(*shares.values()) or 0.0, **shares}
+
+
+def with_settings(plan: Plan, settings: Mapping[str, Any]) -> Plan:
+    """`plan` with fields such as `editor.reward.discount` set."""
+    editor = {name.split(".")[1]: value for name, value in settings.items() if name.count(".") == 1}
+    reward = {name.split(".")[2]: value for name, value in settings.items() if name.count(".") == 2}
+    return replace(plan, editor=replace(plan.editor, **editor, reward=replace(plan.editor.reward, **reward)))
+
+
+def work(config: dict[str, Any]) -> None:
+    """One Ray Train worker of a trial: `train.work` on the train half, scored at every checkpoint."""
+    plan: Plan = config["plan"]
+    edits = plan.corpus.edits("validation", config["validation"], plan.seed)
+
+    def score(model: LanguageModel, editor: Learned) -> dict[str, float]:
+        return lifelong_score(model, editor, edits, plan.schedule.batch_size)
+
+    train.work({"plan": plan, "split": "train", "score": score, "keep": False})
+
+
+def trial(settings: dict[str, Any], sweep: Sweep) -> None:
+    """Its inner run bears its name, so that a trial that was broken off goes on from its last checkpoint."""
+    name = f"{sweep.name}-{ray.tune.get_context().get_trial_id()}"
+    plan = with_settings(sweep.plan, settings)
+    config = {"validation": sweep.validation}
+    run_on_workers(work, plan, name, config, [TuneReportCallback()], share=1.0 / sweep.concurrent)
+
+
+class Progress(ray.tune.Callback):
+    """A line for each report."""
+
+    def __init__(self, trials: int) -> None:
+        self.trials, self.started, self.done, self.best = trials, time.monotonic(), 0, 0.0
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self.best = max(self.best, result.get(SCORE, 0.0))
+        print(
+            f"tune: {trial.trial_id} at train_step {result.get('train_step', 0)}: score {result.get(SCORE, 0.0):.3f}"
+            f" (best {self.best:.3f})",
+            flush=True,
+        )
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.done += 1
+        left = (time.monotonic() - self.started) / self.done * max(0, self.trials - self.done)
+        print(f"tune: {self.done}/{self.trials} trials ended, about {left:.0f} s left", flush=True)
+
+
+def run(sweep: Sweep) -> None:
+    train.prepare(sweep.plan)
+    start_ray()
+    storage, name = str(sweep.directory.parent), sweep.name
+    # The driver of a trial only waits; a whole CPU for each would leave none for the inner runs.
+    trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, sweep=sweep), {"CPU": 0.01})
+    if ray.tune.Tuner.can_restore(f"{storage}/{name}"):
+        print(f"tune: going on with {sweep.directory}", flush=True)
+        tuner = ray.tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True)
+    else:
+        search = OptunaSearch(metric=SCORE, mode="max", sampler=_sampler(sweep.plan.seed))
+        steps = sweep.plan.schedule.train_steps
+        tuner = ray.tune.Tuner(
+            trainable,
+            param_space={field: SPACE[field] for field in sweep.fields},
+            tune_config=ray.tune.TuneConfig(
+                search_alg=ConcurrencyLimiter(search, max_concurrent=sweep.concurrent),
+                scheduler=ASHAScheduler(
+                    time_attr="train_step",
+                    metric=SCORE,
+                    mode="max",
+                    max_t=steps + 1,
+                    grace_period=sweep.plan.checkpoint_every,
+                    reduction_factor=2,
+                ),
+                num_samples=sweep.trials,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=ray.tune.RunConfig(name=name, storage_path=storage, verbose=0, callbacks=[Progress(sweep.trials)]),
+        )
+    report(sweep, tuner.fit())
+
+
+def _sampler(seed: int) -> Any:
+    import optuna
+
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=6, multivariate=True)
+
+
+def report(sweep: Sweep, results: Any) -> None:
+    """What the sweep found, in files, on the terminal and in MLflow."""
+    trials: list[dict[str, Any]] = []
+    for result in results:
+        curve = result.metrics_dataframe
+        points = [] if curve is None or SCORE not in curve else curve[["train_step", SCORE]].dropna().values.tolist()
+        trials.append({"settings": dict(result.config or {}), "curve": points, "score": points[-1][1] if points else None})
+    scored = sorted((t for t in trials if t["score"] is not None), key=lambda t: -t["score"])
+    if not scored:
+        raise RuntimeError(f"no trial of {sweep.name} came to a score; Ray Tune's folder has their errors: {sweep.directory}")
+    directory = sweep.directory / "found"
+    directory.mkdir(exist_ok=True)
+    (directory / "trials.json").write_text(json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
+    best = replace(with_settings(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best")
+    write_plan(best, directory / "best.json")
+    importances = draw(scored, {field: SPACE[field] for field in sweep.fields}, directory)
+    for place, each in enumerate(scored[:5], 1):
+        settings = "  ".join(f"{name.rpartition('.')[2]} {value:.3g}" for name, value in each["settings"].items())
+        print(f"tune: {place}. score {each['score']:.3f} at train_step {each['curve'][-1][0]:.0f}: {settings}")
+    print("tune: importance: " + ", ".join(f"{n.rpartition('.')[2]} {v:.2f}" for n, v in importances.items()))
+    if sweep.plan.mlflow:
+        log_to_mlflow(sweep, trials)
+    print(f"tune: the best plan: python jobs/train.py plan={directory / 'best.json'}")
+
+
+def log_to_mlflow(sweep: Sweep, trials: Sequence[Mapping[str, Any]]) -> None:
+    """A run for the sweep, and one in it for each trial."""
+    registry = Registry(sweep.plan.mlflow, "errata")
+    with registry.training_run(f"tune-{sweep.name}", {"trials": len(trials), "plan": sweep.plan.name}) as parent:
+        for index, each in enumerate(trials):
+            tags = {"mlflow.parentRunId": parent.run_id}
+            with registry.training_run(f"trial-{index}", each["settings"], tags) as log:
+                for step, score in each["curve"]:
+                    log.log({SCORE: score}, int(step))
+        parent.artifact(sweep.directory / "found", "sweep")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    try:
+        chosen = from_command_line(sys.argv[1:])
+    except ValueError as wrong:
+        sys.exit(f"tune.py: {wrong}")
+    run(chosen)
