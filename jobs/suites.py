@@ -113,18 +113,30 @@ def _varied(candidate: Candidate, fields: Mapping[str, Any]) -> Candidate:
     return Candidate(varied, replace(schedule, **in_schedule))
 
 
-def _solved(name: str, modules: tuple[str, ...], *candidates: Mapping[str, Any]) -> Contestant:
+def _solved(name: str, *candidates: Mapping[str, Any]) -> Contestant:
     """An editor that learns nothing, by its name in EDITORS."""
     make: Any = EDITORS[name]
-    return Contestant(name, tuple(Candidate(make(modules=modules, **fields)) for fields in candidates))
+    return Contestant(name, tuple(Candidate(make(**fields)) for fields in candidates))
 
 
-# Editors that learn nothing: settings by the names of EDITORS, the likeliest first.
-SOLVED: dict[str, tuple[dict[str, Any], ...]] = {
-    "UltraEdit": ({"step": 3e-4}, {"step": 1e-4}, {"step": 3e-4, "ridge": 10.0}),
-    "FT-L": tuple({"epsilon": size, "learning_rate": size} for size in (1e-2, 5e-3, 2e-2)),
-    "LocFT": ({}, {"learning_rate": 1e-4}, {"loss_floor": 1e-1}),
-}
+def _solved_everywhere(layers: int) -> tuple[Contestant, ...]:
+    """Editors that learn nothing, at three places each, the likeliest first: where to write matters to them most."""
+    last, middle = f"layers.{layers - 1}.mlp.down_proj", f"layers.{layers // 2}.mlp.down_proj"
+    early = f"layers.{layers // 2 - 1}.mlp.up_proj"
+    descent = {"num_epochs": 60, "loss_floor": 5e-2}
+    return (
+        _solved(
+            "UltraEdit",
+            {"modules": (middle,), "step": 3e-4},
+            {"modules": (last,), "step": 3e-4},
+            {"modules": (early,), "step": 1e-3},
+        ),
+        _solved(
+            "FT-L",
+            *({"modules": (m,), "epsilon": e, "learning_rate": e} for m, e in ((early, 1e-2), (early, 5e-3), (last, 1e-2))),
+        ),
+        _solved("LocFT", {"modules": (early,), **descent}, {"modules": (middle,), **descent}, {"modules": (last,), **descent}),
+    )
 
 
 def _rledit(modules: tuple[str, ...]) -> RLEdit:
@@ -137,14 +149,17 @@ def _rledit(modules: tuple[str, ...]) -> RLEdit:
     )
 
 
-def _everyone(modules: tuple[str, ...], schedule: Schedule) -> tuple[Contestant, ...]:
+def _everyone(layers: int, schedule: Schedule) -> tuple[Contestant, ...]:
     """Three candidates each. MALMEN and MEND are trained on as many batches as RLEdit's episodes score, one at a time."""
+    last, middle = (f"layers.{layers - 1}.mlp.down_proj",), (f"layers.{layers // 2}.mlp.down_proj",)
+    early = (f"layers.{layers // 2 - 1}.mlp.up_proj",)
     single = replace(schedule, train_steps=schedule.batches * schedule.train_steps, batches=1, burn_in=0)
+    careful = Reward(locality_weight=10.0, update_penalty=0.0)
     return (
-        _learned(_rledit(modules), schedule, {"locality_weight": 5.0}, {"first_step": 0.4}),
-        _learned(MALMEN(modules), single, {"locality_weight": 10.0}, {"first_ridge": 0.5, "locality_weight": 10.0}),
-        _learned(MEND(modules, first_step=0.1), single, {"locality_weight": 3.0}, {"first_step": 0.05}),
-        *(_solved(name, modules, *candidates) for name, candidates in SOLVED.items()),
+        _learned(_rledit(last), schedule, {"first_step": 0.4}, {"locality_weight": 5.0}),
+        _learned(MALMEN(last, reward=careful), single, {"modules": middle}, {"modules": early}),
+        _learned(MEND(last, first_step=0.1), single, {"modules": middle}, {"modules": early}),
+        *_solved_everywhere(layers),
     )
 
 
@@ -166,8 +181,7 @@ def _world(full: bool) -> dict[str, Any]:
 
 def lifelong(full: bool) -> Suite:
     """Every editor on the testbed's world."""
-    modules = ("layers.3.mlp.down_proj",)
-    return Suite("lifelong", contestants=_everyone(modules, _schedule(full)), **_world(full))
+    return Suite("lifelong", contestants=_everyone(4, _schedule(full)), **_world(full))
 
 
 def counterfact(full: bool) -> Suite:
@@ -175,12 +189,12 @@ def counterfact(full: bool) -> Suite:
     directory = os.environ.get("ERRATA_COUNTERFACT", "")
     if full:
         shape = Shape(288, 6, 864, 6, train_steps=1000, sentences_per_step=256, bf16=True, peak_lr=1.5e-3)
-        contestants = _everyone(("layers.5.mlp.down_proj",), _schedule(True))
+        contestants = _everyone(6, _schedule(True))
         sizes = {"num_edits": 1000, "seeds": (0,)}
         return Suite("counterfact", CounterFact(directory), shape, contestants, **_size(True) | sizes)
     corpus = CounterFact(directory, num_train=500, num_test=150)
     shape = Shape(192, 4, 576, 4, train_steps=240, sentences_per_step=256, bf16=True)
-    return Suite("counterfact", corpus, shape, _everyone(("layers.3.mlp.down_proj",), _schedule(False)), num_edits=150)
+    return Suite("counterfact", corpus, shape, _everyone(4, _schedule(False)), num_edits=150)
 
 
 def ablation(full: bool) -> Suite:
@@ -211,7 +225,7 @@ def tiny(full: bool) -> Suite:
     first = Candidate(plan.editor, replace(plan.schedule, train_steps=1))
     contestants = (
         Contestant("RLEdit", (first, _varied(first, {"num_passes": 2}))),
-        _solved("LocFT", plan.editor.modules, {"num_epochs": 5}, {"num_epochs": 10}),
+        _solved("LocFT", *({"modules": plan.editor.modules, "num_epochs": epochs} for epochs in (5, 10))),
     )
     return Suite("tiny", plan.corpus, plan.shape, contestants, 8, 8, budget=2, batch_size=4, num_workers=1)
 

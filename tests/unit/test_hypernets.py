@@ -1,0 +1,160 @@
+"""MEND and MALMEN, and what training has in common: who plays which episode, and what a burn-in leaves out."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from errata.capture import capture
+from errata.delta import LowRank, WeightDelta, applied
+from errata.edit import batches_of
+from errata.editors import Editor, EditorState
+from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.malmen import MALMEN
+from errata.editors.hypernet.mend import MEND
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.training import Schedule, Trainer
+from errata.editors.hypernet.trajectory import Reward, Step, play
+from errata.encode import answer_log_probs, answer_nll, encode
+from errata.model import LanguageModel
+from errata.testbed.world import World
+
+MODULES = ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj")
+EDITS = World(20).edits("train", 24)
+REWARD = Reward(backtrack_depth=1, locality_weight=0.5, update_penalty=1e-3)
+
+
+def ready(model: LanguageModel, editor: Learned) -> Learned:
+    batches = list(batches_of(EDITS, 4))
+    editor = editor.untrained(model, [Step(model, batch).outcomes for batch in batches], batches, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in editor.trained_policy().net.named_parameters():
+        if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
+            parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return editor
+
+
+def gradients(editor: Learned) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in editor.trained_policy().net.named_parameters() if p.grad is not None}
+
+
+def test_untrained_mend_adds_up_rank_one_changes(tiny_model: LanguageModel) -> None:
+    batch = next(batches_of(EDITS, 4))
+    editor = MEND(MODULES, rank=8).untrained(tiny_model, [], [batch], seed=0)
+    delta, _ = editor.edit(tiny_model, batch, EditorState())
+    net = editor.trained_policy().net
+    captured, _ = capture(tiny_model.module, encode(tiny_model.tokenizer, batch.prompts, batch.targets), net.spec.names, True)
+    for i, name in enumerate(net.spec.names):
+        rows = torch.cat([captured[name].keys_TI, captured[name].grads_TO], 1)
+        assert (captured[name].grads_TO != 0).any(1).all()
+        shape_net = next(iter(net.nets.values()))
+        normal = shape_net.normaliser(rows)
+        keys_nI, grads_nO = normal[:, : shape_net.num_in], normal[:, shape_net.num_in :]
+        expected_OI = -shape_net.log_step_M[i].exp() * sum(torch.outer(g, k) for g, k in zip(grads_nO, keys_nI, strict=True))
+        torch.testing.assert_close(delta.parts[name].dense(), expected_OI.detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_mend_has_no_metric() -> None:
+    with pytest.raises(ValueError, match="metric_strength"):
+        MEND(metric_strength=1.0)
+
+
+@pytest.mark.parametrize("make", [MEND, MALMEN])
+def test_single_batch_editors_refuse_sequences(tiny_model: LanguageModel, make: type[Learned]) -> None:
+    editor = ready(tiny_model, make(MODULES, rank=8))
+    with pytest.raises(ValueError, match="single batches"):
+        Trainer(editor, tiny_model, EDITS, Schedule(batches=2, batch_size=4), seed=0)
+    trainer = Trainer(editor, tiny_model, EDITS, Schedule(batches=1, batch_size=4), seed=0)
+    before = {n: p.detach().clone() for n, p in trainer.net.named_parameters()}
+    trainer.step()
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.net.named_parameters())
+    assert all(bool(torch.isfinite(p).all()) for p in trainer.net.parameters())
+
+
+@pytest.mark.parametrize("editor", [MEND(MODULES, rank=8, reward=REWARD), RLEdit(MODULES, rank=8, num_passes=2, reward=REWARD)])
+@pytest.mark.parametrize("burn_in", [0, 1])
+def test_the_gradient_of_an_episode(tiny_model: LanguageModel, editor: Editor, burn_in: int) -> None:
+    """Against one graph over all updates that are scored; those of the burn-in are constants."""
+    assert isinstance(editor, Learned)
+    editor = ready(tiny_model, editor)
+    net = editor.trained_policy().net
+    steps = [Step(tiny_model, batch) for batch in list(batches_of(EDITS, 4))[:3]]
+    play(tiny_model, net, steps, {}, REWARD, num_passes=editor.num_passes, num_burn_in=burn_in)
+    played = gradients(editor)
+    net.zero_grad()
+    made: list[dict[str, LowRank]] = []
+    loss = torch.zeros(())
+    for t, step in enumerate(steps):
+        for _ in range(editor.num_passes):
+            with torch.no_grad():
+                frozen = [WeightDelta({n: LowRank(p.U_OR.detach(), p.V_IR.detach()) for n, p in d.items()}) for d in made]
+            with applied(tiny_model.module, *frozen):
+                captured, _ = capture(tiny_model.module, step.seen, net.spec.names, all_tokens=net.rule == "outer")
+            with torch.set_grad_enabled(t >= burn_in):
+                proposals = net.propose(captured, {})
+            made.append({n: LowRank(p.Z_nO.T, p.V_nI.T) for n, p in proposals.items()})
+            if t >= burn_in:
+                loss = loss + REWARD.update_penalty * sum(p.squared_norm() for p in proposals.values())
+        for age in range(min(t, 1) + 1 if t >= burn_in else 0):
+            old = steps[t - age]
+            base_TV = old.base_log_probs_TV
+            with applied(tiny_model.module, *(WeightDelta(d) for d in made)):
+                nll = answer_nll(answer_log_probs(tiny_model.module, old.outcomes), old.outcomes).mean()
+                now_TV = answer_log_probs(tiny_model.module, old.unrelated)
+            kl = (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
+            loss = loss + REWARD.backtrack_decay**age * (nll + REWARD.locality_weight * kl)
+    loss.backward()
+    for name, grad in gradients(editor).items():
+        torch.testing.assert_close(played[name], grad, rtol=2e-3, atol=2e-5 * max(1.0, float(grad.abs().max())), msg=name)
+
+
+def add_gradients(summed: dict[str, torch.Tensor], net: torch.nn.Module) -> None:
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        summed[name] = summed.get(name, torch.zeros(())) + parameter.grad
+
+
+def test_two_workers_have_the_gradient_of_one(tiny_model: LanguageModel) -> None:
+    schedule = Schedule(batches=2, batch_size=4, episodes=2, burn_in=1)
+    found = []
+    for num_workers in (1, 2):
+        editor = ready(tiny_model, RLEdit(MODULES, rank=8, reward=REWARD))
+        summed: dict[str, torch.Tensor] = {}
+        for rank in range(num_workers):
+            trainer = Trainer(editor, tiny_model, EDITS, schedule, seed=3)
+            trainer.optimizer.step = lambda *_: None  # type: ignore[method-assign]
+            trainer.step(rank, num_workers, partial(add_gradients, summed))
+        found.append(summed)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_more_workers_than_episodes_are_refused(tiny_model: LanguageModel) -> None:
+    trainer = Trainer(ready(tiny_model, RLEdit(MODULES, rank=8)), tiny_model, EDITS, Schedule(batches=2, batch_size=4), seed=0)
+    with pytest.raises(ValueError, match=r"schedule\.episodes"):
+        trainer.step(0, 3)
+
+
+def test_which_batches_are_backtracked() -> None:
+    recent = Reward(backtrack_depth=2)
+    assert recent.backtracked(5, random.Random(0)) == [5, 4, 3] and recent.backtracked(1, random.Random(0)) == [1, 0]
+    uniform = replace(recent, backtrack_uniform=True)
+    drawn = [uniform.backtracked(9, random.Random(seed)) for seed in range(40)]
+    assert all(b[0] == 9 and len(set(b)) == 3 and max(b[1:]) < 9 for b in drawn)
+    assert {i for b in drawn for i in b[1:]} == set(range(9))
+    assert drawn[3] == uniform.backtracked(9, random.Random(3))
+
+
+def test_memory_is_kept_or_not(tiny_model: LanguageModel) -> None:
+    first, second = list(batches_of(EDITS, 4))[:2]
+    editor = ready(tiny_model, RLEdit(MODULES, rank=8))
+    _, none = replace(editor, memory=0.0).edit(tiny_model, first, EditorState())
+    assert not none.tensors and none.num_edits == 4
+    _, state = editor.edit(tiny_model, first, EditorState())
+    forgotten, kept = (editor.edit(tiny_model, second, s)[0].norms() for s in (none, state))
+    assert forgotten != kept
+    bare = EditorState(state.num_edits, state.tensors)  # as it comes back from a file
+    assert editor.edit(tiny_model, second, bare)[0].digest() == editor.edit(tiny_model, second, state)[0].digest()
