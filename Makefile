@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-lifelong bench-counterfact bench-ablation test unit lint clean
+.PHONY: setup demo serve bench-solver bench-lifelong bench-counterfact bench-ablation tune test unit lint clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -50,6 +50,10 @@ bench-counterfact: setup
 # RLEdit with one part taken away at a time.
 bench-ablation: setup
 	$(BIN)/python jobs/bench.py suite=ablation $(ARGS)
+
+# Sweep a plan's settings with Ray Tune; started again with the same ARGS it goes on.
+tune: setup
+	$(BIN)/python jobs/tune.py $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest

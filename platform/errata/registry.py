@@ -97,6 +97,15 @@ class Registry:
                 for found in self._search()
             ]
 
+    def runs(self) -> list[dict[str, Any]]:
+        """Every run of the experiment: its id, name, params and tags. Raises `RegistryUnavailable`."""
+        with _reaching(self.uri):
+            found = self._client.search_runs([self._experiment_id()], max_results=1000)
+        return [
+            {"id": run.info.run_id, "name": run.info.run_name, "params": run.data.params, "tags": run.data.tags}
+            for run in found
+        ]
+
     def _exists(self) -> bool:
         return bool(self._client.search_registered_models(f"name = '{self.name}'", max_results=1))
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from errata.editors.hypernet.rledit import RLEdit
 from errata.stream import read_edits
@@ -66,6 +68,18 @@ def test_training_goes_on_when_a_worker_is_killed(home: Path) -> None:
 def test_a_second_run_finds_everything_there(home: Path) -> None:
     output = "".join(lines_of(home, "jobs/train.py", *ARGUMENTS))
     assert "the policy is there" in output
+
+
+def test_two_workers_make_the_policy_of_one(home: Path) -> None:
+    """With half the episodes each."""
+    found = {}
+    for num_workers in (1, 2):
+        output = "".join(lines_of(home, "jobs/train.py", "plan=tiny", "schedule.train_steps=2", f"num_workers={num_workers}"))
+        artifact = re.findall(r"the policy is in (\S+)", output)[-1]
+        found[num_workers] = load_file(Path(artifact) / "policy.safetensors")
+    assert found[1].keys() == found[2].keys()
+    for name, tensor in found[1].items():
+        torch.testing.assert_close(tensor, found[2][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""A sweep's parts without Ray's cluster: its arguments, its data, its plan files, its pictures."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from errata.edit import batches_of
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.trajectory import Step
+from errata.model import LanguageModel
+from errata.testbed.counterfact import CounterFact
+from errata.testbed.world import World
+from jobs import tune
+from jobs.plan_files import read_plan, write_plan
+from jobs.plans import PLANS, from_arguments
+from jobs.sweep_pictures import draw
+
+
+def test_arguments() -> None:
+    sweep = tune.from_command_line(["plan=tiny", "trials=3", "sweep=discount,memory", "schedule.train_steps=2"])
+    assert (sweep.trials, sweep.fields) == (3, ("editor.reward.discount", "editor.memory"))
+    assert sweep.plan.schedule.train_steps == 2 and sweep.plan.num_workers == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [("trials=0", "at least 1"), ("trials=many", "whole number"), ("sweep=colour", "nothing to sweep"), ("sead=1", "no field")],
+)
+def test_a_wrong_argument_is_named(argument: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tune.from_command_line(["plan=tiny", argument])
+
+
+def test_settings_go_where_they_belong() -> None:
+    plan = tune.with_settings(PLANS["tiny"](), {"editor.reward.discount": 0.8, "editor.memory": 2.0})
+    assert (plan.editor.reward.discount, plan.editor.memory) == (0.8, 2.0)
+
+
+def test_a_sweep_sees_no_test_fact() -> None:
+    """Neither in the edits it learns from, nor in those it is scored by, nor in the sentences of the metric."""
+    world = World(20)
+    seen = [*world.stream("train"), *world.edits("validation", 30)]
+    texts = [f"{edit.prompt} {edit.target} {edit.rephrasings} {edit.locality} {edit.portability}" for edit in seen]
+    texts += [f"{prompt} {answer}" for prompt, answer in world.sentences("train")]
+    assert not [name for name in world.test_subjects if any(name in text for text in texts)]
+    assert len(world.sentences("train")) < len(world.sentences())
+
+
+def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel) -> None:
+    world = World(20)
+    batches = list(batches_of(world.edits("train", 20), 5))
+    editor = RLEdit(("layers.1.mlp.down_proj",), rank=8)
+    editor = editor.untrained(tiny_model, [Step(tiny_model, b).outcomes for b in batches], batches, seed=0)
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    scores = tune.lifelong_score(tiny_model, editor, world.edits("validation", 10), 5)
+    assert set(scores) == {"score", "efficacy", "generalisation", "locality"} and 0 <= scores["score"] <= 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS])
+def test_a_plan_file_is_the_plan(name: str, tmp_path: Path) -> None:
+    plan = PLANS[name]()
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert from_arguments([f"plan={tmp_path / 'plan.json'}", "seed=4"]).seed == 4
+
+
+def test_a_plan_file_for_a_dataset(tmp_path: Path) -> None:
+    plan = PLANS["tiny"]()
+    object.__setattr__(plan, "corpus", CounterFact("somewhere", num_train=10))
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json").corpus == plan.corpus
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "no JSON"), ("{}", "no plan"), (json.dumps({"editor": {"name": "None"}, "corpus": {}}), "no plan")],
+)
+def test_a_bad_plan_file_is_named(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match=says):
+        from_arguments([f"plan={tmp_path / 'plan.json'}"])
+    with pytest.raises(ValueError, match="no plan file"):
+        from_arguments([f"plan={tmp_path / 'other.json'}"])
+
+
+def test_pictures_show_what_matters(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    fields = ("editor.reward.discount", "editor.reward.update_penalty")
+    trials = []
+    for _ in range(12):
+        discount, penalty = rng.uniform(0.7, 1.0), 10 ** rng.uniform(-6, -2)
+        trials.append({"settings": {fields[0]: discount, fields[1]: penalty}, "score": discount})
+    importances = draw(trials, {field: tune.SPACE[field] for field in fields}, tmp_path)
+    assert importances[fields[0]] > 0.8 > importances[fields[1]]
+    assert (tmp_path / "heatmap.png").stat().st_size > 5000 and (tmp_path / "importances.png").exists()
