@@ -81,8 +81,15 @@ def tiny() -> Plan:
 
 def demo() -> Plan:
     """What `make demo` trains: the last down-projection of the testbed's Llama."""
-    editor = RLEdit(modules=("layers.3.mlp.down_proj",), num_passes=2, reward=Reward(backtrack_depth=2, locality_weight=3.0))
-    return Plan("demo", editor, Schedule(train_steps=30))
+    editor = RLEdit(
+        modules=("layers.3.mlp.down_proj",),
+        metric_strength=1e4,
+        first_step=0.4,
+        first_ridge=0.5,
+        num_passes=2,
+        reward=Reward(backtrack_depth=2, backtrack_uniform=True, locality_weight=10.0),
+    )
+    return Plan("demo", editor, Schedule(train_steps=30, burn_in=6))
 
 
 def demo_gate_up() -> Plan:

@@ -23,7 +23,7 @@ from errata.overrides import overridden
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
-from jobs.plans import Plan
+from jobs.plans import Plan, demo
 from jobs.plans import tiny as tiny_plan
 
 
@@ -139,14 +139,9 @@ def _solved_everywhere(layers: int) -> tuple[Contestant, ...]:
     )
 
 
-def _rledit(modules: tuple[str, ...]) -> RLEdit:
-    return RLEdit(
-        modules,
-        metric_strength=1e4,
-        first_ridge=0.5,
-        num_passes=2,
-        reward=Reward(backtrack_depth=2, backtrack_uniform=True, locality_weight=10.0),
-    )
+def _rledit(modules: tuple[str, ...]) -> Learned:
+    """The demo's, elsewhere."""
+    return replace(demo().editor, modules=modules, first_step=0.5)
 
 
 def _everyone(layers: int, schedule: Schedule) -> tuple[Contestant, ...]:
@@ -156,7 +151,12 @@ def _everyone(layers: int, schedule: Schedule) -> tuple[Contestant, ...]:
     single = replace(schedule, train_steps=schedule.batches * schedule.train_steps, batches=1, burn_in=0)
     careful = Reward(locality_weight=10.0, update_penalty=0.0)
     return (
-        _learned(_rledit(last), schedule, {"first_step": 0.4}, {"locality_weight": 5.0}),
+        _learned(
+            _rledit(last),
+            schedule,
+            {"first_step": 0.4},
+            {"num_passes": 3, "first_step": 0.4, "first_ridge": 1.0, "metric_strength": 1e5, "locality_weight": 5.0},
+        ),
         _learned(MALMEN(last, reward=careful), single, {"modules": middle}, {"modules": early}),
         _learned(MEND(last, first_step=0.1), single, {"modules": middle}, {"modules": early}),
         *_solved_everywhere(layers),
@@ -164,7 +164,7 @@ def _everyone(layers: int, schedule: Schedule) -> tuple[Contestant, ...]:
 
 
 def _size(full: bool) -> dict[str, Any]:
-    return {"num_edits": 500, "num_validation": 300, "budget": 3, "seeds": (0, 1, 2)} if full else {}
+    return {"num_edits": 500, "num_validation": 500, "budget": 3, "seeds": (0, 1, 2)} if full else {}
 
 
 def _schedule(full: bool) -> Schedule:
