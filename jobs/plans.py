@@ -83,11 +83,11 @@ def demo() -> Plan:
     """What `make demo` trains: the last down-projection of the testbed's Llama."""
     editor = RLEdit(
         modules=("layers.3.mlp.down_proj",),
-        metric_strength=1e4,
+        metric_strength=1e5,
         first_step=0.4,
-        first_ridge=0.5,
-        num_passes=2,
-        reward=Reward(backtrack_depth=2, backtrack_uniform=True, locality_weight=10.0),
+        first_ridge=1.0,
+        num_passes=3,
+        reward=Reward(backtrack_depth=2, backtrack_uniform=True, locality_weight=7.0),
     )
     return Plan("demo", editor, Schedule(train_steps=30, burn_in=6))
 

@@ -141,7 +141,7 @@ def _solved_everywhere(layers: int) -> tuple[Contestant, ...]:
 
 def _rledit(modules: tuple[str, ...]) -> Learned:
     """The demo's, elsewhere."""
-    return replace(demo().editor, modules=modules, first_step=0.5)
+    return replace(demo().editor, modules=modules)
 
 
 def _everyone(layers: int, schedule: Schedule) -> tuple[Contestant, ...]:
@@ -154,8 +154,8 @@ def _everyone(layers: int, schedule: Schedule) -> tuple[Contestant, ...]:
         _learned(
             _rledit(last),
             schedule,
-            {"first_step": 0.4},
-            {"num_passes": 3, "first_step": 0.4, "first_ridge": 1.0, "metric_strength": 1e5, "locality_weight": 5.0},
+            {"locality_weight": 5.0},
+            {"num_passes": 2, "first_step": 0.5, "first_ridge": 0.5, "metric_strength": 1e4, "locality_weight": 10.0},
         ),
         _learned(MALMEN(last, reward=careful), single, {"modules": middle}, {"modules": early}),
         _learned(MEND(last, first_step=0.1), single, {"modules": middle}, {"modules": early}),
