@@ -164,7 +164,7 @@ def _everyone(layers: int, schedule: Schedule) -> tuple[Contestant, ...]:
 
 
 def _size(full: bool) -> dict[str, Any]:
-    return {"num_edits": 500, "num_validation": 500, "budget": 3, "seeds": (0, 1, 2)} if full else {}
+    return {"num_edits": 500, "num_validation": 300, "budget": 3, "seeds": (0, 1, 2)} if full else {}
 
 
 def _schedule(full: bool) -> Schedule:
