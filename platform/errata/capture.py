@@ -72,38 +72,59 @@ def capture(
 
 @contextmanager
 def unchanged_before(model: nn.Module, modules: Sequence[str]) -> Iterator[None]:
-    """Within it, passes over one and the same input run the blocks before the first of `modules` only once.
+    """Within it, passes over one and the same input run what comes before the first of `modules` only once.
 
-    For passes between which only `modules` change: what comes before them gives the same again. Where the model has no list
-    of blocks, nothing is left out.
+    For passes between which only `modules` change: what was ready before the first of them began is the same again, down to
+    the parts of the block that it is in.
     """
-    blocks = _blocks_before(model, modules)
-    outputs: dict[int, Any] = {}
+    changing = [model.get_submodule(name) for name in modules]
+    parts = list(dict.fromkeys(_parts_without(model, set(changing))))
+    ready: list[Any] = []  # the first pass's outputs, in the order in which they were made
+    replay: Iterator[Any] = iter(())
+    recording = True
 
-    def once(index: int, forward: Any) -> Any:
+    def begin_pass(*_: Any) -> None:
+        nonlocal replay
+        if not recording:
+            replay = iter(ready)
+
+    def end_recording(*_: Any) -> None:
+        nonlocal recording
+        recording = False
+
+    def once(forward: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            if index not in outputs:
-                outputs[index] = forward(*args, **kwargs)
-            return outputs[index]
+            if recording:
+                ready.append(forward(*args, **kwargs))
+                return ready[-1]
+            output = next(replay, None)
+            return forward(*args, **kwargs) if output is None else output
 
         return run
 
-    for index, block in enumerate(blocks):
-        block.forward = once(index, block.forward)  # type: ignore[method-assign]
+    handles = [model.register_forward_pre_hook(begin_pass)]
+    handles += [module.register_forward_pre_hook(end_recording) for module in changing]
+    own = {part: vars(part).get("forward") for part in parts}  # accelerate, for one, gives modules a forward of their own
+    for part in parts:
+        part.forward = once(part.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for handle in handles:
+            handle.remove()
+        for part, forward in own.items():
+            del part.forward
+            if forward is not None:
+                part.forward = forward  # type: ignore[method-assign]
 
 
-def _blocks_before(model: nn.Module, modules: Sequence[str]) -> list[nn.Module]:
-    lists = {name: child for name, child in model.named_modules() if isinstance(child, nn.ModuleList)}
-    for name, blocks in lists.items():
-        inside = [module.removeprefix(f"{name}.").split(".")[0] for module in modules if module.startswith(f"{name}.")]
-        if len(inside) == len(modules):
-            return list(blocks)[: min(int(index) for index in inside)]
-    return []
+def _parts_without(module: nn.Module, changing: set[nn.Module]) -> Iterator[nn.Module]:
+    """The largest parts of `module` that have none of `changing` in them."""
+    for child in module.children():
+        if changing.isdisjoint(child.modules()):
+            yield child
+        elif child not in changing:
+            yield from _parts_without(child, changing)
 
 
 def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:

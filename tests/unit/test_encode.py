@@ -61,10 +61,13 @@ def test_key_moment_leaves_padding_out(tiny_model):
     torch.testing.assert_close(one, one.T)
 
 
-def test_what_comes_before_the_edited_matrices_runs_once(tiny_model):
+def test_what_comes_before_the_edited_matrices_runs_once(tiny_model, monkeypatch):
     encoded = encode(tiny_model.tokenizer, ["Vais Prais was born in"], ["Kurk"])
     name, calls = "model.layers.1.mlp.down_proj", []
-    handle = tiny_model.module.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
+    blocks = tiny_model.module.model.layers
+    attention, up, forward = blocks[0].self_attn, blocks[1].mlp.up_proj, blocks[1].mlp.up_proj.forward
+    handle = attention.register_forward_hook(lambda *_: calls.append("attention"))
+    monkeypatch.setattr(up, "forward", own := lambda x: (calls.append("up"), forward(x))[1])
     delta = WeightDelta({name: Dense(0.1 * torch.randn(64, 96, generator=torch.Generator().manual_seed(0)))})
     with applied(tiny_model.module, delta):
         expected, _ = capture(tiny_model.module, encoded, [name])
@@ -74,6 +77,6 @@ def test_what_comes_before_the_edited_matrices_runs_once(tiny_model):
         with applied(tiny_model.module, delta):
             found, _ = capture(tiny_model.module, encoded, [name])
     handle.remove()
-    assert len(calls) == 1
+    assert calls == ["attention", "up"]
     assert torch.equal(found[name].grads_TO, expected[name].grads_TO)
-    assert "forward" not in vars(tiny_model.module.model.layers[0])
+    assert up.forward is own and "forward" not in vars(blocks[0])
