@@ -70,52 +70,61 @@ def capture(
     return captured, nll_T.detach()
 
 
-@contextmanager
-def unchanged_before(model: nn.Module, modules: Sequence[str]) -> Iterator[None]:
-    """Within it, passes over one and the same input run what comes before the first of `modules` only once.
+class Trunk:
+    """What a model computes before the first of `modules`, run once for each text and kept as long as this object.
 
-    For passes between which only `modules` change: what was ready before the first of them began is the same again, down to
-    the parts of the block that it is in.
+    For many passes over the same texts between which only `modules` change: what is ready before the first of them begins is
+    the same again, down to the parts of the block that it stands in.
     """
-    changing = [model.get_submodule(name) for name in modules]
-    parts = list(dict.fromkeys(_parts_without(model, set(changing))))
-    ready: list[Any] = []  # the first pass's outputs, in the order in which they were made
-    replay: Iterator[Any] = iter(())
-    recording = True
 
-    def begin_pass(*_: Any) -> None:
-        nonlocal replay
-        if not recording:
-            replay = iter(ready)
+    def __init__(self, model: nn.Module, modules: Sequence[str]) -> None:
+        self.model = model
+        self.changing = [model.get_submodule(name) for name in modules]
+        self.parts = list(dict.fromkeys(_parts_without(model, set(self.changing))))
+        self.kept: dict[int, tuple[Encoded, list[Any]]] = {}  # by identity of the text, which is held so that it stays unique
 
-    def end_recording(*_: Any) -> None:
-        nonlocal recording
-        recording = False
+    @contextmanager
+    def once(self, text: Encoded) -> Iterator[None]:
+        """Within it, every pass of the model is over `text`; only the first of all runs the trunk."""
+        _, outputs = self.kept.get(id(text), (text, []))  # in the order in which the first pass made them
+        recording, replay = id(text) not in self.kept, iter(())
 
-    def once(forward: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def begin_pass(*_: Any) -> None:
+            nonlocal replay
             if recording:
-                ready.append(forward(*args, **kwargs))
-                return ready[-1]
-            output = next(replay, None)
-            return forward(*args, **kwargs) if output is None else output
+                outputs.clear()
+            else:
+                replay = iter(outputs)
 
-        return run
+        def end_trunk(*_: Any) -> None:
+            nonlocal recording
+            recording = False
+            self.kept[id(text)] = text, outputs
 
-    handles = [model.register_forward_pre_hook(begin_pass)]
-    handles += [module.register_forward_pre_hook(end_recording) for module in changing]
-    own = {part: vars(part).get("forward") for part in parts}  # accelerate, for one, gives modules a forward of their own
-    for part in parts:
-        part.forward = once(part.forward)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for part, forward in own.items():
-            del part.forward
-            if forward is not None:
-                part.forward = forward  # type: ignore[method-assign]
+        def kept(forward: Any) -> Any:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if recording:
+                    outputs.append(forward(*args, **kwargs))
+                    return outputs[-1]
+                output = next(replay, None)
+                return forward(*args, **kwargs) if output is None else output
+
+            return run
+
+        handles = [self.model.register_forward_pre_hook(begin_pass)]
+        handles += [module.register_forward_pre_hook(end_trunk) for module in self.changing]
+        own = {part: vars(part).get("forward") for part in self.parts}  # accelerate gives modules a forward of their own
+        for part in self.parts:
+            part.forward = kept(part.forward)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for part, forward in own.items():
+                del part.forward
+                if forward is not None:
+                    part.forward = forward  # type: ignore[method-assign]
 
 
 def _parts_without(module: nn.Module, changing: set[nn.Module]) -> Iterator[nn.Module]:

@@ -62,9 +62,19 @@ def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], devic
 
 
 def answer_log_probs(model: Any, encoded: Encoded) -> Tensor:
-    """log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs."""
-    logits_BSV = model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False).logits
-    return torch.log_softmax(logits_BSV[encoded.predicts_BS].float(), dim=-1)
+    """log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs.
+
+    The output embedding, the largest matrix of many a model, is run at these positions alone.
+    """
+    predicts_BS = encoded.predicts_BS
+    head = getattr(model, "module", model).get_output_embeddings()  # a data-parallel wrapper has the model as its module
+    chosen = head.register_forward_pre_hook(lambda _head, args: (args[0][predicts_BS.to(args[0].device)], *args[1:]))
+    try:
+        inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS}
+        logits_TV = model(**inputs, use_cache=False).logits
+    finally:
+        chosen.remove()
+    return torch.log_softmax(logits_TV.float(), dim=-1)
 
 
 def answer_nll(log_probs_TV: Tensor, encoded: Encoded) -> Tensor:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.capture import capture, key_moment, unchanged_before
+from errata.capture import Trunk, capture, key_moment
 from errata.delta import Dense, WeightDelta, applied
 from errata.encode import IGNORED, answer_log_probs, answer_nll, encode
 
@@ -72,10 +72,11 @@ def test_what_comes_before_the_edited_matrices_runs_once(tiny_model, monkeypatch
     with applied(tiny_model.module, delta):
         expected, _ = capture(tiny_model.module, encoded, [name])
     calls.clear()
-    with unchanged_before(tiny_model.module, [name]):
+    trunk = Trunk(tiny_model.module, [name])
+    with trunk.once(encoded):
         capture(tiny_model.module, encoded, [name])
-        with applied(tiny_model.module, delta):
-            found, _ = capture(tiny_model.module, encoded, [name])
+    with trunk.once(encoded), applied(tiny_model.module, delta):
+        found, _ = capture(tiny_model.module, encoded, [name])
     handle.remove()
     assert calls == ["attention", "up"]
     assert torch.equal(found[name].grads_TO, expected[name].grads_TO)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from errata.capture import Captured, capture, key_moment, unchanged_before
+from errata.capture import Captured, Trunk, capture, key_moment
 from errata.clock import stage
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch, EditRejected
@@ -107,7 +107,7 @@ class Learned(Editor):
         keys: dict[str, Tensor] = {}
         shared: dict[str, Rows] = {}
         delta = WeightDelta({})
-        with unchanged_before(model.module, net.spec.names):
+        with Trunk(model.module, net.spec.names).once(encoded):
             for _ in range(self.num_passes):
                 with applied(model.module, delta):
                     captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.capture import Captured, capture
+from errata.capture import Captured, Trunk, capture
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch
 from errata.editors.hypernet.net import Hypernetwork, Proposal
@@ -129,13 +129,13 @@ def play(
     back-propagated one by one to the updates, and those once to the network, so memory does not grow with the backtracking
     depth. Returns means over the scored steps: edit loss, locality KL and squared norm of the update.
     """
-    generator = random.Random(seed)
+    generator, trunk = random.Random(seed), Trunk(model.module, net.spec.names)
     before, played = WeightDelta({}), list[dict[str, Played]]()
     sums = {"edit_loss": 0.0, "locality_kl": 0.0, "update_norm2": 0.0}
     for t, step in enumerate(steps):
         keys: dict[str, Tensor] = {}
         for _ in range(num_passes):
-            captured = _capture(model, net, step, before, played)
+            captured = _capture(model, net, step, trunk, before, played)
             keys = keys or {name: captured[name].keys_TI for name in metrics}
             if t < num_burn_in:
                 with torch.no_grad():
@@ -147,7 +147,7 @@ def play(
             continue
         discount = reward.discount ** (t - num_burn_in)
         for age, index in enumerate(reward.backtracked(t, generator)):
-            edit_loss, kl = _score(model.module, steps[index], before, played)
+            edit_loss, kl = _score(model.module, steps[index], trunk, before, played)
             loss = reward.edit_weight * edit_loss + reward.locality_weight * kl
             (discount * reward.backtrack_decay**age * loss).backward()
             if age == 0:
@@ -165,11 +165,16 @@ def play(
 
 
 def _capture(
-    model: LanguageModel, net: Hypernetwork, step: Step, before: WeightDelta, played: Sequence[dict[str, Played]]
+    model: LanguageModel,
+    net: Hypernetwork,
+    step: Step,
+    trunk: Trunk,
+    before: WeightDelta,
+    played: Sequence[dict[str, Played]],
 ) -> dict[str, Captured]:
     with torch.no_grad():
         branch = _branch(played)
-    with applied(model.module, before, branch):
+    with trunk.once(step.seen), applied(model.module, before, branch):
         captured, _ = capture(model.module, step.seen, net.spec.names, all_tokens=net.rule == "outer")
     return captured
 
@@ -183,13 +188,19 @@ def _branch(played: Sequence[dict[str, Played]]) -> WeightDelta:
     return chained([_delta({name: update.leaf for name, update in updates.items()}) for updates in played])
 
 
-def _score(module: Any, step: Step, before: WeightDelta, played: Sequence[dict[str, Played]]) -> tuple[Tensor, Tensor]:
+def _score(
+    module: Any, step: Step, trunk: Trunk, before: WeightDelta, played: Sequence[dict[str, Played]]
+) -> tuple[Tensor, Tensor]:
     """(mean -log p of the answers, mean KL to the base model on the unrelated ones) of the model so far."""
-    base_TV = step.base_log_probs_TV
-    with applied(module, before, _branch(played)):
+    branch = _branch(played)
+    with trunk.once(step.outcomes), applied(module, before, branch):
         edit_loss = answer_nll(answer_log_probs(module, step.outcomes), step.outcomes).mean()
-        if step.unrelated is None or base_TV is None:
-            return edit_loss, torch.zeros_like(edit_loss)
-        now_TV = answer_log_probs(module, step.unrelated)
+    if step.unrelated is None:
+        return edit_loss, torch.zeros_like(edit_loss)
+    with trunk.once(step.unrelated):
+        base_TV = step.base_log_probs_TV
+        assert base_TV is not None
+        with applied(module, before, branch):
+            now_TV = answer_log_probs(module, step.unrelated)
     kl = (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
     return edit_loss, kl
