@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 
 from errata.encode import Encoded
@@ -29,6 +30,7 @@ def work(config: dict[str, Any]) -> None:
     corpus, shape = plan.corpus, plan.shape
     tokenizer = testbed.make_tokenizer(corpus, shape)
     plain = testbed.make_model(shape, len(tokenizer), plan.seed)
+    plain.to(device := ray.train.torch.get_device())
     model = torch.nn.parallel.DistributedDataParallel(plain) if num_workers > 1 else plain
     optimizer = testbed.make_optimizer(model)
     first_step = 0
@@ -53,7 +55,7 @@ def work(config: dict[str, Any]) -> None:
         with checkpoint_files(state if rank == 0 else None) as checkpoint:
             ray.train.report(metrics, checkpoint=checkpoint)
 
-    sentences: Encoded = testbed.training_sentences(corpus, tokenizer)
+    sentences: Encoded = testbed.training_sentences(corpus, tokenizer, device)
     testbed.train(model, sentences, shape, plan.seed, rank, num_workers, after_step, first_step, optimizer)
     if rank == 0:
         finish(plan, plain, tokenizer, corpus)

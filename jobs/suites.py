@@ -75,9 +75,14 @@ class Suite:
             raise ValueError(f"suite {self.name} has no {', '.join(unknown)}; it has {', '.join(names)}")
         if few := [c.name for c in self.chosen if len(c.candidates) < self.budget]:
             raise ValueError(f"a budget of {self.budget} candidates is more than these have: {', '.join(few)}")
-        if self.budget < 1 or not self.seeds:
-            raise ValueError("a suite needs at least one candidate of each contestant, and one seed")
-        for split, count in (("test", self.num_edits), ("validation", self.num_validation)):
+        counts = {name: getattr(self, name) for name in ("num_edits", "num_validation", "budget", "batch_size", "num_workers")}
+        counts |= {f"checkpoints {stop!r}": stop for stop in self.checkpoints}
+        if wrong := [name for name, count in counts.items() if not isinstance(count, int) or count < 1]:
+            raise ValueError(f"must be a whole number of at least 1: {', '.join(wrong)}")
+        if not self.seeds or not all(isinstance(seed, int) for seed in self.seeds):
+            raise ValueError(f"seeds are whole numbers, at least one: {self.seeds}")
+        longest = max((c.schedule.longest for one in self.chosen for c in one.candidates if c.schedule), default=1)
+        for split, count in (("test", self.num_edits), ("validation", self.num_validation), ("train", longest)):
             self.corpus.edits(split, count)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import tempfile
 import time
 from dataclasses import replace
@@ -34,8 +35,8 @@ NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second
 
 
 def work(config: dict[str, Any]) -> None:
-    """One Ray Train worker. Besides the plan, `config` may have `split`, the part of the corpus whose sentences the metric is
-    measured on, `score(model, editor)`, figures to report at each checkpoint, and `keep=False` to save no artifact."""
+    """One Ray Train worker. Besides the plan, `config` may have `score(model, editor)`, figures to report at each checkpoint,
+    and `keep=False` to save no artifact."""
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -43,7 +44,7 @@ def work(config: dict[str, Any]) -> None:
     model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
     edits, began = list(read_edits(edits_file(plan))), time.monotonic()
     first = list(batches_of(edits, plan.schedule.batch_size))[:NUM_FIRST_BATCHES]
-    editor = plan.editor.untrained(model, texts(plan, model, config.get("split")), first, plan.seed)
+    editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed)
     trainer = Trainer(editor, model, edits, plan.schedule, plan.seed)
     curve: list[dict[str, float]] = []
     spent = 0.0  # seconds before this worker took over
@@ -79,14 +80,15 @@ def edits_file(plan: Plan) -> Path:
     return Path(plan.edits) if plan.edits else home() / "streams" / f"{plan.corpus.name}-train.parquet"
 
 
-def texts(plan: Plan, model: LanguageModel, split: str | None = None) -> list[Encoded]:
-    """What the model knows, or the part of it that belongs to a split of the corpus, for the second moment of its keys."""
+def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
+    """At most `NUM_TEXTS` texts of what the model knows, or of the plan's part of it, for the second moment of its keys."""
     if plan.text:
         lines = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
     else:
-        lines = [list(pair) for pair in plan.corpus.sentences(split)]
+        lines = [list(pair) for pair in plan.corpus.sentences(plan.metric_split or None)]
         lines += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
-    lines = lines[:: max(1, len(lines) // NUM_TEXTS)]
+    if len(lines) > NUM_TEXTS:
+        lines = random.Random(plan.seed).sample(lines, NUM_TEXTS)
     chunks = [lines[i : i + 64] for i in range(0, len(lines), 64)]
     return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
 

@@ -1,15 +1,17 @@
 """Sweep a plan's settings: `ray job submit --working-dir . -- python jobs/tune.py plan=demo trials=16 field=value`.
 
 Optuna's TPE proposes, ASHA stops what falls behind; each trial is a short Ray Train run, scored by the harmonic mean of
-efficacy, generalisation and locality at the end of a validation stream, teacher-forced, as its policy stands. All data are of
-the corpus' train half: its edits, its validation edits, and its true sentences for the metric. A sweep that was broken off goes
-on when the same command is given again. Other arguments: `concurrent` trials, `validation` edits, `sweep=discount,memory`.
+efficacy, generalisation and locality at the end of a validation stream, as its policy stands. The best of those that ASHA let
+run to the end wins. All data are of the corpus' train half: its edits, its validation edits, and its true sentences for the
+metric. A sweep that was broken off goes on when the same command is given again. Other arguments: `concurrent` trials,
+`validation` edits, `sweep=discount,memory`.
 Writes, in `found/`, trials.json, best.json (for `jobs/train.py plan=…/best.json`), heatmap.png and importances.png; with
 `mlflow=URI` into MLflow, too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -26,12 +28,10 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from errata.benchmark import harmonic_mean
-from errata.delta import EditedModel
-from errata.edit import EditRejected, batches_of
+from errata import benchmark
+from errata.benchmark import Contender, Course
 from errata.editors.hypernet.learned import Learned
-from errata.evaluate import Questions, predictions, teacher_forced
-from errata.model import LanguageModel, find_matrices
+from errata.model import LanguageModel
 from errata.registry import Registry
 from jobs import train
 from jobs.plan_files import write_plan
@@ -65,7 +65,9 @@ class Sweep:
 
     @property
     def directory(self) -> Path:
-        return home() / "tune" / f"{self.plan.name}-{self.plan.digest()}"
+        """Another sweep has another: of one that goes on, nothing may have changed."""
+        what = [self.plan.digest(), self.plan.checkpoint_every, self.trials, self.validation, self.fields]
+        return home() / "tune" / f"{self.plan.name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
     @property
     def name(self) -> str:
@@ -89,25 +91,22 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
             raise ValueError(f"nothing to sweep is named {', '.join(unknown)}; there are {', '.join(short)}")
         fields = tuple(short[name] for name in found["sweep"].split(","))
     plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
-    return Sweep(plan, fields=fields, **numbers)
+    if plan.model or plan.edits:
+        raise ValueError("a sweep is scored on validation edits of the plan's corpus: leave model= and edits= out")
+    if plan.schedule.train_steps < plan.checkpoint_every:
+        raise ValueError(
+            f"trials are scored every checkpoint_every={plan.checkpoint_every} steps, and these have "
+            f"{plan.schedule.train_steps}: lower it, or raise schedule.train_steps"
+        )
+    plan.corpus.edits("validation", numbers["validation"], plan.seed)
+    return Sweep(replace(plan, metric_split="train"), fields=fields, **numbers)
 
 
-def lifelong_score(model: LanguageModel, editor: Learned, edits: Sequence[Any], batch_size: int) -> dict[str, float]:
-    """Scores, teacher-forced, after the stream was edited batch by batch; the model is left as it was."""
-    edited = EditedModel(model.module, find_matrices(model.module, editor.modules))
-    base = predictions(model, Questions.of(edits).all)
-    state = editor.start(model, edited.spec)
-    try:
-        for batch in batches_of(edits, batch_size):
-            delta, state = editor.edit(model, batch, state)
-            edited.add(delta)
-        card = teacher_forced(model, edits, base=base)
-    except EditRejected:  # settings with which nothing can be edited are settings, too
-        return {SCORE: 0.0, "efficacy": 0.0, "generalisation": 0.0, "locality": 0.0}
-    finally:
-        edited.set([])
-    shares = {name: getattr(card, name) or 0.0 for name in ("efficacy", "generalisation", "locality")}
-    return {SCORE: harmonic_mean(*shares.values()) or 0.0, **shares}
+def lifelong_score(model: LanguageModel, editor: Learned, course: Course) -> dict[str, float]:
+    """The benchmark's scores at the end of the course, by free generation; the model is left as it was."""
+    row = benchmark.run(model, Contender(type(editor).__name__, editor), course)[-1]
+    shares = {name: getattr(row, name) or 0.0 for name in ("efficacy", "generalisation", "locality")}
+    return {SCORE: row.harmonic_mean or 0.0, **shares}
 
 
 def with_settings(plan: Plan, settings: Mapping[str, Any]) -> Plan:
@@ -122,10 +121,13 @@ def work(config: dict[str, Any]) -> None:
     plan: Plan = config["plan"]
     edits = plan.corpus.edits("validation", config["validation"], plan.seed)
 
-    def score(model: LanguageModel, editor: Learned) -> dict[str, float]:
-        return lifelong_score(model, editor, edits, plan.schedule.batch_size)
+    sentences = plan.corpus.plain_sentences(held_out=True)
+    course = Course(tuple(edits), tuple(sentences), plan.schedule.batch_size, checkpoints=(), seed=plan.seed)
 
-    train.work({"plan": plan, "split": "train", "score": score, "keep": False})
+    def score(model: LanguageModel, editor: Learned) -> dict[str, float]:
+        return lifelong_score(model, editor, course)
+
+    train.work({"plan": plan, "score": score, "keep": False})
 
 
 def trial(settings: dict[str, Any], sweep: Sweep) -> None:
@@ -202,7 +204,8 @@ def report(sweep: Sweep, results: Any) -> None:
         curve = result.metrics_dataframe
         points = [] if curve is None or SCORE not in curve else curve[["train_step", SCORE]].dropna().values.tolist()
         trials.append({"settings": dict(result.config or {}), "curve": points, "score": points[-1][1] if points else None})
-    scored = sorted((t for t in trials if t["score"] is not None), key=lambda t: -t["score"])
+    # Those that went furthest first: what ASHA stopped has been trained less, and is not what a whole training would give.
+    scored = sorted((t for t in trials if t["curve"]), key=lambda t: (-t["curve"][-1][0], -t["score"]))
     if not scored:
         raise RuntimeError(f"no trial of {sweep.name} came to a score; Ray Tune's folder has their errors: {sweep.directory}")
     directory = sweep.directory / "found"

@@ -192,11 +192,11 @@ class Run:
     def _edit(
         self, editor: Editor, batch: EditBatch, state: EditorState, probe_memory: bool
     ) -> tuple[WeightDelta, EditorState]:
-        """An update, or none where the editor refuses or its numbers fail; memory from a repetition that changes nothing."""
+        """An update, or none where the editor refuses; memory from a repetition that changes nothing."""
         try:
             with measured() as seconds:
                 delta, after = editor.edit(self.model, batch, state)
-        except (EditRejected, torch.linalg.LinAlgError):
+        except EditRejected:
             self.spent.num_rejected += len(batch)
             return WeightDelta({}), state
         self.spent.add(seconds, len(batch))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,12 @@ class Trunk:
         self.parts = list(dict.fromkeys(_parts_without(model, set(self.changing))))
         self.kept: dict[int, tuple[Encoded, list[Any]]] = {}  # by identity of the text, which is held so that it stays unique
 
+    def anew(self) -> Trunk:
+        """The same parts, and nothing kept."""
+        other = copy(self)
+        other.kept = {}
+        return other
+
     @contextmanager
     def once(self, text: Encoded) -> Iterator[None]:
         """Within it, every pass of the model is over `text`; only the first of all runs the trunk."""
@@ -140,7 +147,7 @@ def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence
     """Uncentred second moment `E[k kᵀ]` of each module's input where an answer token is predicted, [I, I] fp32.
 
     Where a text is a question with its answer, only there can an edit change what the model says; of plain text, encoded
-    with its first word as the prompt, that is every token.
+    with its first word as the prompt, that is every token. Raises `ValueError` if there is none.
     """
     sums: dict[str, Tensor] = {}
     num_tokens = 0
@@ -162,4 +169,6 @@ def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence
             for handle in handles:
                 handle.remove()
         num_tokens += int(mask_BS.sum())
+    if not num_tokens:
+        raise ValueError("no text to measure the keys on: give lines of at least two words, or set metric_strength to 0")
     return {name: total / num_tokens for name, total in sums.items()}

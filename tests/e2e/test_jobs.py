@@ -97,9 +97,9 @@ def test_a_wrong_argument_is_named(arguments: list[str], says: str) -> None:
 
 
 def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
-    command = ["jobs/bench.py", "suite=tiny", "budget=1", "seeds=3"]
+    command = ["jobs/bench.py", "suite=tiny", "seeds=3"]
     output = "".join(lines_of(home, *command))
-    assert "bench: LocFT, seed 3, 8 edits" in output
+    assert "bench: RLEdit [2/2], seed 0, 8 edits" in output and "bench: LocFT, seed 3, 8 edits" in output
     report = json.loads((home / "bench-tiny" / "report.json").read_text())
     assert [(row["editor"], row["edits"]) for row in report["rows"]] == [
         (name, edits) for name in ("unedited", "RLEdit", "LocFT") for edits in (1, 8)
@@ -122,6 +122,10 @@ def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
         (["suite=tiny", "num_edits=900"], "fewer than 900"),
         (["suite=tiny", "num_edit=9"], "has no field 'num_edit'"),
         (["suite=tiny", "full"], "field=value, or FULL"),
+        (["suite=tiny", "batch_size=0"], "at least 1: batch_size"),
+        (["suite=tiny", "checkpoints=1,0"], "at least 1: checkpoints 0"),
+        (["suite=tiny", "seeds=0,x"], "seeds are whole numbers"),
+        (["FULL", "corpus.num_subjects=200", "num_edits=300"], "fewer than 500"),
         (["suite=counterfact", "corpus.directory=/none"], "no file /none/counterfact_edit.json"),
     ],
 )

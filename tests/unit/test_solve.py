@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from errata.edit import EditRejected
 from errata.editors.solve import Metric, metric_base, metric_dual, ridge_dual
 
 I, O, N, M = 12, 7, 5, 9  # noqa: E741 in-features, out-features, rows, past rows
@@ -103,3 +104,15 @@ def test_the_metric_spares_what_the_model_uses(keys_nI, wanted_nO, log_ridge):
     spared = metric_dual(keys_nI, wanted_nO, log_ridge, metric)
     moved = [float((Z.detach().double().T @ (V.double() @ used_I)).norm()) for V, Z in (plain, spared)]
     assert moved[1] < 0.05 * moved[0]
+
+
+@pytest.mark.parametrize("log_ridge", [-60.0, float("nan")])
+def test_a_solve_without_a_solution_is_refused(log_ridge):
+    keys_nI = 1e3 * randn(1, I).expand(N, I)
+    with pytest.raises(EditRejected, match="no solution: the ridge"):
+        ridge_dual(keys_nI, randn(N, O), torch.tensor(log_ridge, dtype=torch.float64))
+
+
+def test_keys_that_are_not_finite_are_not_remembered(moment_II):
+    with pytest.raises(EditRejected, match="keys of the edits are not finite"):
+        Metric.start(metric_base(moment_II, 1.0)).remember(randn(N, I) * float("nan"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.benchmark import Course
 from errata.edit import batches_of
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.trajectory import Step
@@ -22,18 +23,32 @@ from jobs.sweep_pictures import draw
 
 
 def test_arguments() -> None:
-    sweep = tune.from_command_line(["plan=tiny", "trials=3", "sweep=discount,memory", "schedule.train_steps=2"])
+    sweep = tune.from_command_line(["plan=tiny", "validation=8", "trials=3", "sweep=discount,memory", "schedule.train_steps=2"])
     assert (sweep.trials, sweep.fields) == (3, ("editor.reward.discount", "editor.memory"))
     assert sweep.plan.schedule.train_steps == 2 and sweep.plan.num_workers == 1
 
 
 @pytest.mark.parametrize(
     ("argument", "says"),
-    [("trials=0", "at least 1"), ("trials=many", "whole number"), ("sweep=colour", "nothing to sweep"), ("sead=1", "no field")],
+    [
+        ("trials=0", "at least 1"),
+        ("trials=many", "whole number"),
+        ("sweep=colour", "nothing to sweep"),
+        ("sead=1", "no field"),
+        ("model=elsewhere", "validation edits of the plan's corpus"),
+        ("checkpoint_every=20", "checkpoint_every=20"),
+        ("validation=100000", "fewer than 100000"),
+    ],
 )
 def test_a_wrong_argument_is_named(argument: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         tune.from_command_line(["plan=tiny", argument])
+
+
+def test_another_sweep_is_kept_elsewhere() -> None:
+    others = ([], ["trials=3"], ["sweep=memory"], ["validation=9"])
+    sweeps = [tune.from_command_line(["plan=tiny", "validation=8", *arguments]) for arguments in others]
+    assert len({sweep.directory for sweep in sweeps}) == len(sweeps)
 
 
 def test_settings_go_where_they_belong() -> None:
@@ -49,6 +64,7 @@ def test_a_sweep_sees_no_test_fact() -> None:
     texts += [f"{prompt} {answer}" for prompt, answer in world.sentences("train")]
     assert not [name for name in world.test_subjects if any(name in text for text in texts)]
     assert len(world.sentences("train")) < len(world.sentences())
+    assert tune.from_command_line(["plan=tiny", "validation=8"]).plan.metric_split == "train"
 
 
 def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel) -> None:
@@ -57,7 +73,8 @@ def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel
     editor = RLEdit(("layers.1.mlp.down_proj",), rank=8)
     editor = editor.untrained(tiny_model, [Step(tiny_model, b).outcomes for b in batches], batches, seed=0)
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
-    scores = tune.lifelong_score(tiny_model, editor, world.edits("validation", 10), 5)
+    course = Course(tuple(world.edits("validation", 10)), tuple(world.plain_sentences(held_out=True)), 5, checkpoints=())
+    scores = tune.lifelong_score(tiny_model, editor, course)
     assert set(scores) == {"score", "efficacy", "generalisation", "locality"} and 0 <= scores["score"] <= 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.edit import EditRejected
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -41,13 +43,16 @@ class Metric:
         return cls.start(base_II).remember(past_mI)
 
     def remember(self, keys_nI: Tensor) -> Metric:
-        """With more past rows: the Cholesky factor grows by a block, at m²n + n³ instead of (m+n)³."""
+        """With more past rows: the Cholesky factor grows by a block, at m²n + n³ instead of (m+n)³.
+
+        Raises `EditRejected` if the keys are not finite.
+        """
         keys_nI = keys_nI.to(self.base_II)
         new_nI = keys_nI @ self.base_II
         cross_mn = self.seen_mI @ keys_nI.T
         corner_nn = keys_nI @ new_nI.T + torch.eye(len(keys_nI), dtype=keys_nI.dtype, device=keys_nI.device)
         left_mn = torch.linalg.solve_triangular(self.factor_mm, cross_mn, upper=False)
-        right_nn = torch.linalg.cholesky(corner_nn - left_mn.T @ left_mn)
+        right_nn = _cholesky(corner_nn - left_mn.T @ left_mn, "the keys of the edits are not finite or too large")
         top = torch.cat([self.factor_mm, torch.zeros_like(left_mn)], 1)
         factor = torch.cat([top, torch.cat([left_mn.T, right_nn], 1)], 0)
         return Metric(self.base_II, torch.cat([self.seen_mI, new_nI]), factor)
@@ -84,7 +89,7 @@ class Rows:
         return cls(keys_nI, V_nI.float(), 0.5 * (gram_nn + gram_nn.T))
 
     def solve(self, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
-        """`Z_nO` in fp32; it carries gradients to `wanted_nO` and `log_ridge`."""
+        """`Z_nO` in fp32; it carries gradients to `wanted_nO` and `log_ridge`. Raises `EditRejected` if it has no solution."""
         return _RidgeSolve.apply(self.gram_nn, wanted_nO, log_ridge)
 
 
@@ -99,7 +104,7 @@ class _RidgeSolve(torch.autograd.Function):
     def forward(ctx: Any, gram_nn: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
         ridged_nn = gram_nn.clone()
         ridged_nn.diagonal().add_(log_ridge.double().exp())
-        inverse_nn = torch.cholesky_inverse(torch.linalg.cholesky(ridged_nn))
+        inverse_nn = torch.cholesky_inverse(_cholesky(ridged_nn, "the ridge is too small for keys so alike, or not finite"))
         Z_nO = (inverse_nn @ wanted_nO.double()).float()
         ctx.save_for_backward(inverse_nn, Z_nO, wanted_nO, log_ridge)
         return Z_nO
@@ -110,6 +115,13 @@ class _RidgeSolve(torch.autograd.Function):
         B_nO = inverse_nn @ grad_nO.double()
         grad_ridge = -log_ridge.double().exp() * (B_nO * Z_nO.double()).sum()
         return None, B_nO.to(wanted_nO.dtype), grad_ridge.to(log_ridge.dtype)
+
+
+def _cholesky(matrix_nn: Tensor, failure: str) -> Tensor:
+    factor_nn, info = torch.linalg.cholesky_ex(matrix_nn)
+    if int(info) or not bool(torch.isfinite(factor_nn).all()):
+        raise EditRejected(f"the update has no solution: {failure}")
+    return factor_nn
 
 
 def ridge_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ rephrase_prompt, locality_prompt, locality_ground_truth) and, for plain text, `m
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -36,7 +37,8 @@ class CounterFact:
 
     @property
     def name(self) -> str:
-        return f"counterfact-{self.num_train}-{self.num_test}"
+        content = hashlib.sha256(json.dumps(self._records, sort_keys=True).encode()).hexdigest()[:8]
+        return f"counterfact-{self.num_train}-{self.num_test}-{content}"
 
     @cached_property
     def _records(self) -> dict[str, list[dict[str, Any]]]:

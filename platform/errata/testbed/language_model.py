@@ -100,11 +100,11 @@ def make_model(shape: Shape, vocabulary_size: int, seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def training_sentences(corpus: Corpus, tokenizer: Any) -> Encoded:
+def training_sentences(corpus: Corpus, tokenizer: Any, device: Any = "cpu") -> Encoded:
     """Facts and plain sentences, every token but the first a label: the model learns to write them, not only to answer."""
     prompts, targets = zip(*corpus.sentences(), strict=True)
     plain = [sentence.rpartition(" ") for sentence in corpus.plain_sentences()]
-    encoded = encode(tokenizer, [*prompts, *(p for p, _, _ in plain)], [*targets, *(t for _, _, t in plain)])
+    encoded = encode(tokenizer, [*prompts, *(p for p, _, _ in plain)], [*targets, *(t for _, _, t in plain)], device)
     labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), IGNORED)
     labels_BS[:, 0] = IGNORED
     return Encoded(encoded.input_ids_BS, encoded.attention_mask_BS, labels_BS)
@@ -138,6 +138,7 @@ def train(
     for step in range(first_step, shape.train_steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(num_sentences, (shape.sentences_per_step,), generator=generator)[rank::num_workers]
+        rows = rows.to(lengths.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, shape)
         optimizer.zero_grad()
@@ -154,7 +155,7 @@ def _backward(model: Any, sentences: Encoded, rows: Tensor, num_parts: int, bf16
     total = 0.0
     for part in rows[sentences.attention_mask_BS[rows].sum(1).argsort(stable=True)].chunk(num_parts):
         batch = _cut(Encoded(*(t[part] for t in (sentences.input_ids_BS, sentences.attention_mask_BS, sentences.labels_BS))))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(rows.device.type, torch.bfloat16, enabled=bf16):
             loss = answer_nll(answer_log_probs(model, batch), batch).sum() / num_tokens
         loss.backward()
         total += float(loss.detach())
@@ -178,7 +179,7 @@ def recall(model: Any, tokenizer: Any, corpus: Corpus, limit: int = 2000) -> flo
     right: list[Tensor] = []
     for start in range(0, len(sentences), 256):
         prompts, targets = zip(*sentences[start : start + 256], strict=True)
-        encoded = encode(tokenizer, prompts, targets, eos=False)
+        encoded = encode(tokenizer, prompts, targets, model.device, eos=False)
         right.append(answer_log_probs(model, encoded).argmax(-1) == encoded.targets_T)
     return float(torch.cat(right).float().mean())
 

@@ -26,6 +26,8 @@ from errata.editors.solve import Metric, Rows
 from errata.model import MatrixSpec, ModelSpec, input_sources
 
 Rule = Literal["outer", "solve"]
+# Published; the sign of MEND's is in the rule.
+FIRST_STEP: dict[Rule, float] = {"outer": 1e-4, "solve": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,14 @@ class Block(nn.Module):
 class ShapeNet(nn.Module):
     """The network of all matrices of one shape."""
 
-    def __init__(self, matrices: list[MatrixSpec], rank: int, num_blocks: int, centred: bool) -> None:
+    def __init__(self, matrices: list[MatrixSpec], rank: int, num_blocks: int, centred: bool, rule: Rule) -> None:
         super().__init__()
         width = matrices[0].num_in + matrices[0].num_out
         self.index = {matrix.name: i for i, matrix in enumerate(matrices)}
         self.num_in = matrices[0].num_in
         self.normaliser = Normaliser(width, centred)
         self.blocks = nn.ModuleList(Block(width, rank, len(matrices)) for _ in range(num_blocks))
-        self.log_step_M = nn.Parameter(torch.full((len(matrices),), math.log(1e-6)))
+        self.log_step_M = nn.Parameter(torch.full((len(matrices),), math.log(FIRST_STEP[rule])))
         self.log_ridge_M = nn.Parameter(torch.zeros(len(matrices)))
 
     def forward(self, name: str, captured: Captured) -> tuple[Tensor, Tensor]:
@@ -89,7 +91,7 @@ class Hypernetwork(nn.Module):
             shapes.setdefault(f"{matrix.num_out}x{matrix.num_in}", []).append(matrix)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.nets = nn.ModuleDict({key: ShapeNet(found, rank, num_blocks, centred) for key, found in shapes.items()})
+            self.nets = nn.ModuleDict({key: ShapeNet(m, rank, num_blocks, centred, rule) for key, m in shapes.items()})
         self._shape_of = {matrix.name: key for key, found in shapes.items() for matrix in found}
         self._source_of = input_sources(spec.names)
 

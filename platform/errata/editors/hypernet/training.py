@@ -35,14 +35,18 @@ class Schedule:
     batch_size: int = 10
     burn_in: int = 0
 
+    @property
+    def longest(self) -> int:
+        """Edits of the longest episode; all are different."""
+        return (self.batches + self.burn_in) * self.batch_size
+
 
 class Trainer:
     """The policy, its optimiser, and where training stands. The policy of `editor` is trained in place."""
 
     def __init__(self, editor: Learned, model: LanguageModel, edits: Sequence[Edit], schedule: Schedule, seed: int) -> None:
-        longest = (schedule.batches + schedule.burn_in) * schedule.batch_size
-        if len(edits) < longest:
-            raise ValueError(f"an episode needs {longest} different edits; the stream has {len(edits)}")
+        if len(edits) < schedule.longest:
+            raise ValueError(f"an episode needs {schedule.longest} different edits; the stream has {len(edits)}")
         if schedule.batches + schedule.burn_in > 1 and not editor.trains_on_sequences:
             raise ValueError(f"{type(editor).__name__} is trained on single batches: schedule.batches is 1 and burn_in 0")
         self.editor, self.model, self.edits, self.schedule, self.seed = editor, model, edits, schedule, seed

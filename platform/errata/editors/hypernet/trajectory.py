@@ -126,14 +126,16 @@ def play(
     """Play an episode and add the gradient of its loss (minus its return) to the network's parameters.
 
     The first `num_burn_in` steps only bring the model into the state from which the others are played. The losses are
-    back-propagated one by one to the updates, and those once to the network, so memory does not grow with the backtracking
-    depth. Returns means over the scored steps: edit loss, locality KL and squared norm of the update.
+    back-propagated one by one to the updates, and those once to the network, so graphs do not grow with the backtracking
+    depth; what stays as long as the episode is each scored batch's trunk (`capture.Trunk`). Returns means over the scored
+    steps: edit loss, locality KL and squared norm of the update.
     """
-    generator, trunk = random.Random(seed), Trunk(model.module, net.spec.names)
+    generator, scored = random.Random(seed), Trunk(model.module, net.spec.names)
     before, played = WeightDelta({}), list[dict[str, Played]]()
     sums = {"edit_loss": 0.0, "locality_kl": 0.0, "update_norm2": 0.0}
     for t, step in enumerate(steps):
         keys: dict[str, Tensor] = {}
+        trunk = scored.anew()
         for _ in range(num_passes):
             captured = _capture(model, net, step, trunk, before, played)
             keys = keys or {name: captured[name].keys_TI for name in metrics}
@@ -147,7 +149,7 @@ def play(
             continue
         discount = reward.discount ** (t - num_burn_in)
         for age, index in enumerate(reward.backtracked(t, generator)):
-            edit_loss, kl = _score(model.module, steps[index], trunk, before, played)
+            edit_loss, kl = _score(model.module, steps[index], scored, before, played)
             loss = reward.edit_weight * edit_loss + reward.locality_weight * kl
             (discount * reward.backtrack_decay**age * loss).backward()
             if age == 0:
