@@ -6,7 +6,7 @@ Both play the same batches on the same small random Llama and give the same grad
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import SavedTensors
-from errata.capture import capture
-from errata.delta import LowRank, WeightDelta, applied, chained
+from errata.capture import Captured, capture
+from errata.delta import LowRank, WeightDelta, applied
 from errata.edit import batches_of
 from errata.editors.hypernet.net import Hypernetwork, Proposal
 from errata.editors.hypernet.trajectory import Reward, Step, play
+from errata.editors.solve import Metric
 from errata.encode import answer_log_probs, answer_nll
 from errata.model import LanguageModel, find_matrices
 from errata.testbed.language_model import Shape, make_model, make_tokenizer
@@ -64,7 +65,7 @@ def _measure(episode: Episode, depth: int, one_graph: bool) -> dict[str, Any]:
     model = _small_model(episode)
     net, steps = _ready(model, episode)
     reward = Reward(discount=0.9, backtrack_depth=depth)
-    run = _play_in_one_graph if one_graph else play
+    run = play_in_one_graph if one_graph else play
     saved, seconds = SavedTensors(model.module), []
     with saved.watching():
         run(model, net, steps, {}, reward)
@@ -95,30 +96,52 @@ def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[S
     return net, steps
 
 
-def _play_in_one_graph(model: LanguageModel, net: Hypernetwork, steps: Sequence[Step], metrics: Any, reward: Reward) -> None:
-    """The plain way: every loss of the episode in one graph, and one backward pass at its end."""
-    loss, played = torch.zeros(()), list[dict[str, Proposal]]()
+def play_in_one_graph(
+    model: LanguageModel,
+    net: Hypernetwork,
+    steps: Sequence[Step],
+    metrics: Mapping[str, Metric],
+    reward: Reward,
+    num_passes: int = 1,
+    num_burn_in: int = 0,
+) -> None:
+    """The plain way: every loss of the episode in one graph, and one backward pass at its end.
+
+    `trajectory.play` with its default memory must give the same gradient; tests hold it to that.
+    """
+    loss, made = torch.zeros(()), list[dict[str, Proposal]]()
     for t, step in enumerate(steps):
-        with torch.no_grad():
-            so_far = _branch(played)
-        with applied(model.module, so_far):
-            captured, _ = capture(model.module, step.seen, net.spec.names)
-        played.append(net.propose(captured, metrics))
+        discount, first = reward.discount ** (t - num_burn_in), dict[str, Captured]()
+        for _ in range(num_passes):
+            with torch.no_grad():
+                so_far = _branch(made)
+            with applied(model.module, so_far):
+                captured, _ = capture(model.module, step.seen, net.spec.names, all_tokens=net.rule == "outer")
+            with torch.set_grad_enabled(t >= num_burn_in):
+                made.append(net.propose(captured, metrics))
+            first = first or captured
+        metrics = {name: metric.remember(first[name].keys_TI) for name, metric in metrics.items()}
+        if t < num_burn_in:
+            continue
         for age in range(min(t, reward.backtrack_depth) + 1):
-            with applied(model.module, _branch(played)):
-                loss = loss + reward.discount**t * reward.backtrack_decay**age * _score(model, steps[t - age], reward)
-        norm2 = torch.stack([proposal.squared_norm() for proposal in played[-1].values()]).sum()
-        loss = loss + reward.discount**t * reward.update_penalty * norm2
+            loss = loss + discount * reward.backtrack_decay**age * _score(model, _branch(made), steps[t - age], reward)
+        for proposals in made[-num_passes:]:
+            norm2 = torch.stack([proposal.squared_norm() for proposal in proposals.values()]).sum()
+            loss = loss + discount * reward.update_penalty * norm2
     loss.backward()
 
 
-def _branch(played: Sequence[dict[str, Proposal]]) -> WeightDelta:
-    return chained([WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in made.items()}) for made in played])
+def _branch(made: Sequence[Mapping[str, Proposal]]) -> WeightDelta:
+    """Every update so far, its factors side by side."""
+    factors = {n: ([p[n].Z_nO.T for p in made], [p[n].V_nI.T for p in made]) for n in (made[0] if made else ())}
+    return WeightDelta({n: LowRank(torch.cat(U, 1), torch.cat(V, 1)) for n, (U, V) in factors.items()})
 
 
-def _score(model: LanguageModel, step: Step, reward: Reward) -> Tensor:
-    edit_loss = answer_nll(answer_log_probs(model.module, step.outcomes), step.outcomes).mean()
-    assert step.unrelated is not None and step.base_log_probs_TV is not None
-    now_TV = answer_log_probs(model.module, step.unrelated)
-    kl = (step.base_log_probs_TV.exp() * (step.base_log_probs_TV - now_TV)).sum(-1).mean()
-    return edit_loss + reward.locality_weight * kl
+def _score(model: LanguageModel, branch: WeightDelta, step: Step, reward: Reward) -> Tensor:
+    base_TV = step.base_log_probs_TV
+    assert step.unrelated is not None and base_TV is not None
+    with applied(model.module, branch):
+        edit_loss = answer_nll(answer_log_probs(model.module, step.outcomes), step.outcomes).mean()
+        now_TV = answer_log_probs(model.module, step.unrelated)
+    kl = (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
+    return reward.edit_weight * edit_loss + reward.locality_weight * kl

@@ -17,13 +17,16 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
+import errata
 from errata.benchmark import CHECKPOINTS, UNEDITED, Base, Contender, Course, Row, run, settings_of
 from errata.editors import load_artifact, name_of
 from errata.hardware import hardware
@@ -88,10 +91,11 @@ class Bench:
         return done
 
     def digest(self, candidate: Candidate | None, split: str, seed: int) -> str:
-        """Of all that changes the rows, but the code."""
+        """Of all that changes the rows: what is done on what, the package's code, and the machine."""
         suite = self.suite
         sizes = (suite.num_edits, suite.checkpoints) if split == "test" else (suite.num_validation, ())
         what = [suite.model_plan.digest("corpus", "shape"), _settings(candidate), split, sizes, suite.batch_size, seed]
+        what += [_code(), hardware()["cpu"], str(torch.__version__)]
         if candidate and candidate.schedule:
             what.append(suite.plan(candidate, seed).digest())
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -111,9 +115,9 @@ def choose(bench: Bench, contestant: Contestant) -> tuple[Candidate, list[float]
 def run_suite(suite: Suite) -> Path:
     """Everything, to the four files in `$ERRATA_HOME/bench-NAME`; returns that folder."""
     began = time.monotonic()
-    pretrain.run(suite.model_plan)
     set_threads(1)
     machine = hardware()
+    pretrain.run(suite.model_plan)
     bench = Bench(suite, load(suite.model_plan.model_dir))
     for contestant in suite.chosen:
         for candidate in contestant.candidates[: suite.budget]:
@@ -127,13 +131,13 @@ def run_suite(suite: Suite) -> Path:
     rows = play(bench, {name: candidate for name, (candidate, _) in chosen.items()})
     directory = home() / f"bench-{suite.name}"
     meta = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join([*([f"FULL={full}"] if (full := os.environ.get("FULL")) else []), "python", *sys.argv]),
         "suite": suite.name,
         "seeds": suite.seeds,
         "hardware": machine,
         "corpus": dataclasses.asdict(suite.corpus),
         "shape": dataclasses.asdict(suite.shape),
-        "batch_size": suite.batch_size,
+        **{name: getattr(suite, name) for name in ("batch_size", "num_edits", "num_validation", "budget")},
         "settings": {name: _settings(candidate) for name, (candidate, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
         "load_at_end": round(os.getloadavg()[0], 2),
@@ -166,8 +170,9 @@ def note(suite: Suite) -> str:
     return (
         f"{suite.corpus.name}, {suite.num_edits} edits in batches of {suite.batch_size} (cut at checkpoints), seeds "
         f"{', '.join(map(str, suite.seeds))}. By free generation, and teacher-forced (tf). Settings: "
-        f"{tried if suite.budget > 1 else 'one candidate for every editor, not chosen by any score'}; test facts are in no "
-        "training and no choice. A cell is the mean over the seeds (smallest–largest)."
+        f"{tried if suite.budget > 1 else 'one candidate for every editor, not chosen by any score'}; no training "
+        "and no choice sees a test edit. RLEdit's metric is measured on all true sentences that the model was made from, or on "
+        "the train half's where a row says so. A cell is the mean over the seeds (smallest–largest)."
     )
 
 
@@ -175,7 +180,15 @@ def _settings(candidate: Candidate | None) -> dict[str, Any]:
     if candidate is None:
         return {}
     schedule = dataclasses.asdict(candidate.schedule) if candidate.schedule else None
-    return {"editor": name_of(candidate.editor), **settings_of(candidate.editor), "schedule": schedule}
+    metric = {"metric_split": candidate.metric_split} if candidate.metric_split else {}
+    return {"editor": name_of(candidate.editor), **settings_of(candidate.editor), "schedule": schedule, **metric}
+
+
+@cache
+def _code() -> str:
+    """A hash of the package's source."""
+    files = sorted(Path(errata.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:

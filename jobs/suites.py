@@ -29,10 +29,11 @@ from jobs.plans import tiny as tiny_plan
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings of an editor and, if it learns, of its training."""
+    """Settings of an editor and, if it learns, of its training; `metric_split` is `Plan.metric_split`."""
 
     editor: Editor
     schedule: Schedule | None = None
+    metric_split: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.editor, Learned) != (self.schedule is not None):
@@ -93,7 +94,8 @@ class Suite:
         """The plan that trains a candidate. Its name is the editor's class: what suites have in common is trained once."""
         editor, schedule = candidate.editor, candidate.schedule
         assert isinstance(editor, Learned) and schedule is not None
-        return replace(self.model_plan, name=name_of(editor), editor=editor, schedule=schedule, seed=seed)
+        plan = replace(self.model_plan, name=name_of(editor), editor=editor, schedule=schedule, seed=seed)
+        return replace(plan, metric_split=candidate.metric_split)
 
     @property
     def model_plan(self) -> Plan:
@@ -108,14 +110,15 @@ def _learned(editor: Learned, schedule: Schedule, *others: Mapping[str, Any]) ->
 
 
 def _varied(candidate: Candidate, fields: Mapping[str, Any]) -> Candidate:
-    """With some fields of the editor, its reward or its schedule changed, by their names."""
+    """With some fields of the editor, its reward, its schedule or its own changed, by their names."""
     editor, schedule = candidate.editor, candidate.schedule
     assert isinstance(editor, Learned) and schedule is not None
+    own = {name: value for name, value in fields.items() if hasattr(candidate, name)}
     in_schedule = {name: value for name, value in fields.items() if hasattr(schedule, name)}
     in_reward = {name: value for name, value in fields.items() if hasattr(editor.reward, name)}
-    in_editor = {name: value for name, value in fields.items() if name not in in_schedule | in_reward}
+    in_editor = {name: value for name, value in fields.items() if name not in own | in_schedule | in_reward}
     varied = replace(editor, **in_editor, reward=replace(editor.reward, **in_reward))
-    return Candidate(varied, replace(schedule, **in_schedule))
+    return replace(candidate, editor=varied, schedule=replace(schedule, **in_schedule), **own)
 
 
 def _solved(name: str, *candidates: Mapping[str, Any]) -> Contestant:
@@ -125,7 +128,7 @@ def _solved(name: str, *candidates: Mapping[str, Any]) -> Contestant:
 
 
 def _solved_everywhere(layers: int) -> tuple[Contestant, ...]:
-    """Editors that learn nothing, at three places each, the likeliest first: where to write matters to them most."""
+    """Editors that learn nothing, at two or three places each, the likeliest first: where to write matters to them most."""
     last, middle = f"layers.{layers - 1}.mlp.down_proj", f"layers.{layers // 2}.mlp.down_proj"
     early = f"layers.{layers // 2 - 1}.mlp.up_proj"
     descent = {"num_epochs": 60, "loss_floor": 5e-2}
@@ -215,9 +218,10 @@ def ablation(full: bool) -> Suite:
         "without backtracking": _varied(whole, {"backtrack_depth": 0}),
         "without regulariser": _varied(whole, {"update_penalty": 0.0}),
         "without metric": _varied(whole, {"metric_strength": 0.0}),
+        "metric of the train half": _varied(whole, {"metric_split": "train"}),
         "without memory": _varied(whole, {"memory": 0.0}),
         "one pass": _varied(whole, {"num_passes": 1}),
-        "published settings": Candidate(RLEdit.published(modules=modules), schedule),
+        "published constants": Candidate(RLEdit.published(modules=modules), schedule),
         "untrained": _varied(whole, {"train_steps": 0}),
     }
     contestants = tuple(Contestant(name, (candidate,)) for name, candidate in variants.items())

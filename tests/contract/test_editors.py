@@ -1,11 +1,13 @@
 """What every editor promises; a new editor is one line in `UNDER_TEST`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from errata.delta import Dense, EditedModel, LowRank, Part, WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected, batches_of
 from errata.editors import EDITORS, Editor, EditorState
 from errata.editors.closed_form.ultraedit import UltraEdit
@@ -16,6 +18,7 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.trajectory import Step
+from errata.encode import Encoded, encode
 from errata.model import LanguageModel, find_matrices, load
 from errata.testbed.world import World
 
@@ -34,6 +37,7 @@ def learned(editor: Learned) -> Callable[[LanguageModel], Editor]:
 UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "RLEdit": learned(RLEdit(("layers.1.mlp.down_proj",), rank=8)),
     "RLEdit-gate-up-two-passes": learned(RLEdit(GATE_UP, rank=8, num_passes=2, memory=0.5)),
+    "RLEdit-three-passes": learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, num_passes=3)),
     "RLEdit-ridge": learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, metric_strength=0.0)),
     "RLEdit-published": learned(RLEdit.published(rank=8)),
     "MALMEN": learned(MALMEN(("layers.*.mlp.down_proj",), rank=8)),
@@ -44,6 +48,25 @@ UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "LocFT": lambda model: LocFT(("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), num_epochs=3, batch_size=2),
     "MEND": learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)),
     "MEND-published": learned(MEND.published(rank=8, modules=GATE_UP)),
+}
+
+
+def answer_tokens(encoded: Encoded) -> int:
+    return int(encoded.predicts_BS.sum())
+
+
+def all_tokens(encoded: Encoded) -> int:
+    return int(encoded.attention_mask_BS.sum())
+
+
+# What the parts of a delta are and, where they are low-rank, how many rows a pass has to make them of.
+MADE_OF: dict[type[Editor], tuple[type[Part], Callable[[Encoded], int] | None]] = {
+    RLEdit: (LowRank, answer_tokens),
+    MALMEN: (LowRank, answer_tokens),
+    MEND: (LowRank, all_tokens),
+    UltraEdit: (LowRank, answer_tokens),
+    FTL: (Dense, None),
+    LocFT: (Dense, None),
 }
 
 
@@ -61,8 +84,22 @@ def started(editor: Editor, model: LanguageModel) -> EditorState:
     return editor.start(model, find_matrices(model.module, editor.modules))
 
 
+def play(
+    editor: Editor, model: LanguageModel, batches: list[EditBatch]
+) -> tuple[EditedModel, list[WeightDelta], list[EditorState]]:
+    """The batches, edited into the model one after the other: their deltas, and the states before, between and after them."""
+    edited = EditedModel(model.module, find_matrices(model.module, editor.modules))
+    deltas, states = [], [started(editor, model)]
+    for batch in batches:
+        delta, state = editor.edit(model, batch, states[-1])
+        edited.add(delta)
+        deltas.append(delta)
+        states.append(state)
+    return edited, deltas, states
+
+
 def test_every_editor_is_under_test(model_dir: Path) -> None:
-    assert {type(UNDER_TEST[name](load(model_dir))) for name in UNDER_TEST} == set(EDITORS.values())
+    assert {type(UNDER_TEST[name](load(model_dir))) for name in UNDER_TEST} == set(MADE_OF) == set(EDITORS.values())
 
 
 def test_the_model_is_left_as_it_was(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
@@ -87,6 +124,21 @@ def test_same_inputs_same_delta_also_through_a_saved_state(
     assert after.num_edits == 9
 
 
+@pytest.mark.parametrize("num_kept", [0, 1])
+def test_what_is_rolled_back_was_never_applied(
+    editor: Editor, tiny_model: LanguageModel, model_dir: Path, batches: list[EditBatch], num_kept: int
+) -> None:
+    other = load(model_dir)
+    _, _, never = play(editor, other, batches[:num_kept])
+    edited, deltas, states = play(editor, tiny_model, batches[:2])
+    edited.set(deltas[:num_kept])
+    for name, tensor in tiny_model.module.state_dict().items():
+        assert torch.equal(tensor, other.module.state_dict()[name]), name
+    again, _ = editor.edit(tiny_model, batches[2], states[num_kept])
+    expected, _ = editor.edit(other, batches[2], never[num_kept])
+    assert again.digest() == expected.digest()
+
+
 def test_the_delta_makes_the_edits_likelier(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
     from errata.capture import capture
     from errata.delta import applied
@@ -107,9 +159,28 @@ def test_a_delta_names_only_the_editors_matrices(editor: Editor, tiny_model: Lan
     assert {name: tuple(part.dense().shape) for name, part in delta} == {m.name: m.shape for m in spec.matrices}
 
 
+def test_a_delta_is_made_of_the_rows_that_the_editor_may_use(
+    editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]
+) -> None:
+    delta, _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
+    kind, rows_of = MADE_OF[type(editor)]
+    assert {type(part) for _, part in delta} == {kind}
+    if rows_of:
+        num_rows = rows_of(encode(tiny_model.tokenizer, batches[0].prompts, batches[0].targets))
+        num_passes = editor.num_passes if isinstance(editor, Learned) else 1
+        assert max(delta.ranks().values()) <= num_passes * num_rows
+
+
 def test_an_empty_batch_is_refused(editor: Editor, tiny_model: LanguageModel) -> None:
-    with pytest.raises(EditRejected, match="0"):
+    with pytest.raises(EditRejected, match="not 0"):
         editor.edit(tiny_model, EditBatch(()), started(editor, tiny_model))
+
+
+def test_a_batch_above_the_limit_is_refused(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
+    limited = replace(editor, max_batch=2)
+    with pytest.raises(EditRejected, match="1 to 2 edits, not 3"):
+        limited.edit(tiny_model, batches[0], started(limited, tiny_model))
+    limited.edit(tiny_model, EditBatch(batches[0].edits[:2]), started(limited, tiny_model))
 
 
 def test_a_result_that_is_not_finite_is_refused(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:

@@ -1,92 +1,67 @@
 """The episode's gradient against plain automatic differentiation through every update."""
 
+import pytest
 import torch
 
-from errata.capture import capture
-from errata.delta import LowRank, WeightDelta, applied
+from benchmarks.episode import play_in_one_graph
 from errata.edit import batches_of
+from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.mend import MEND
+from errata.editors.hypernet.net import Proposal
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.trajectory import Reward, Step, play
 from errata.editors.solve import Metric
-from errata.encode import answer_log_probs, answer_nll
 from errata.model import LanguageModel
 from errata.testbed.world import World
 
 MODULES = ("layers.0.mlp.down_proj", "layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
-REWARD = Reward(discount=0.9, backtrack_decay=0.7, backtrack_depth=2, update_penalty=1e-3, locality_weight=0.5)
+REWARD = Reward(discount=0.9, backtrack_decay=0.7, backtrack_depth=2, update_penalty=1e-3, locality_weight=0.5, edit_weight=0.8)
+UNDER_TEST = {
+    "in-the-metric": RLEdit(MODULES, rank=8, metric_strength=10.0),
+    "in-the-metric-two-passes": RLEdit(MODULES, rank=8, metric_strength=10.0, num_passes=2),
+    "by-ridge": RLEdit(MODULES, rank=8, metric_strength=0.0),
+    "by-ridge-two-passes": RLEdit(MODULES, rank=8, metric_strength=0.0, num_passes=2),
+    "by-MEND": MEND(MODULES, rank=8),
+}
 
 
-def ready(model: LanguageModel, metric_strength: float) -> tuple[RLEdit, list[Step]]:
+def ready(model: LanguageModel, editor: Learned) -> tuple[Learned, list[Step], dict[str, Metric]]:
     batches = list(batches_of(World(20).edits("train", 12), 3))
-    editor = RLEdit(modules=MODULES, rank=8, reward=REWARD, metric_strength=metric_strength)
-    text = [Step(model, batch).outcomes for batch in batches]
-    editor = editor.untrained(model, text, batches, seed=0)
+    steps = [Step(model, batch) for batch in batches]
+    editor = editor.untrained(model, [step.outcomes for step in steps], batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
         if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
             parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return editor, [Step(model, batch) for batch in batches]
+    return editor, steps, {n: Metric.start(b) for n, b in editor.trained_policy().metric_bases.items()}
 
 
-def naive_loss(model: LanguageModel, editor: RLEdit, steps: list[Step]) -> torch.Tensor:
-    """The loss of the episode as one graph: states enter only through the weights, captured features are constants."""
+@pytest.mark.parametrize("num_burn_in", [0, 1])
+@pytest.mark.parametrize("editor", UNDER_TEST.values(), ids=UNDER_TEST)
+def test_every_update_is_credited_with_every_later_loss(tiny_model: LanguageModel, editor: Learned, num_burn_in: int) -> None:
+    editor, steps, metrics = ready(tiny_model, editor)
     net = editor.trained_policy().net
-    metrics = {n: Metric.start(b) for n, b in editor.trained_policy().metric_bases.items()}
-    loss, parts = torch.zeros(()), []
-
-    def so_far(detached: bool) -> WeightDelta:
-        names = parts[0] if parts else ()
-        U = {n: torch.cat([p[n].Z_nO.T for p in parts], 1) for n in names}
-        V = {n: torch.cat([p[n].V_nI.T for p in parts], 1) for n in names}
-        return WeightDelta({n: LowRank(U[n].detach() if detached else U[n], V[n]) for n in names})
-
-    for t, step in enumerate(steps):
-        with applied(model.module, so_far(True)):
-            captured, _ = capture(model.module, step.seen, net.spec.names)
-        parts.append(net.propose(captured, metrics))
-        metrics = {n: m.remember(captured[n].keys_TI) for n, m in metrics.items()}
-        for age in range(min(t, REWARD.backtrack_depth) + 1):
-            old = steps[t - age]
-            with applied(model.module, so_far(False)):
-                nll = answer_nll(answer_log_probs(model.module, old.outcomes), old.outcomes).mean()
-                now = answer_log_probs(model.module, old.unrelated)
-            kl = (old.base_log_probs_TV.exp() * (old.base_log_probs_TV - now)).sum(-1).mean()
-            loss = loss + REWARD.discount**t * REWARD.backtrack_decay**age * (nll + REWARD.locality_weight * kl)
-        for proposal in parts[-1].values():
-            dense_IO = proposal.V_nI.T @ proposal.Z_nO
-            loss = loss + REWARD.discount**t * REWARD.update_penalty * dense_IO.square().sum()
-    return loss
-
-
-def check_gradients(model: LanguageModel, metric_strength: float) -> None:
-    editor, steps = ready(model, metric_strength)
-    net = editor.trained_policy().net
-    metrics = {n: Metric.start(b) for n, b in editor.trained_policy().metric_bases.items()}
-    play(model, net, steps, metrics, REWARD)
+    play(tiny_model, net, steps, metrics, REWARD, num_passes=editor.num_passes, num_burn_in=num_burn_in)
     played = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
-    naive_loss(model, editor, steps).backward()
+    play_in_one_graph(tiny_model, net, steps, metrics, REWARD, editor.num_passes, num_burn_in)
     expected = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
     assert played.keys() == expected.keys()
     for name, grad in expected.items():
         torch.testing.assert_close(played[name], grad, rtol=2e-3, atol=2e-5 * max(1.0, float(grad.abs().max())), msg=name)
 
 
-def test_every_update_is_credited_with_every_later_loss_in_the_metric(tiny_model: LanguageModel) -> None:
-    check_gradients(tiny_model, metric_strength=10.0)
-
-
-def test_every_update_is_credited_with_every_later_loss_by_ridge(tiny_model: LanguageModel) -> None:
-    check_gradients(tiny_model, metric_strength=0.0)
+def test_the_size_of_an_update_is_that_of_its_matrix() -> None:
+    V_nI, Z_nO = torch.randn(3, 5), torch.randn(3, 4)
+    torch.testing.assert_close(Proposal(V_nI, Z_nO, V_nI).squared_norm(), (V_nI.T @ Z_nO).square().sum())
 
 
 def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
-    editor, steps = ready(tiny_model, 10.0)
+    editor, steps, metrics = ready(tiny_model, UNDER_TEST["in-the-metric"])
     net = editor.trained_policy().net
 
     def gradient(update_penalty: float) -> torch.Tensor:
         net.zero_grad()
-        metrics = {n: Metric.start(b) for n, b in editor.trained_policy().metric_bases.items()}
         play(tiny_model, net, steps[:1], metrics, Reward(update_penalty=update_penalty))
         return torch.cat(
             [p.grad.reshape(-1) for n, p in net.named_parameters() if n.endswith("log_step_M") and p.grad is not None]
