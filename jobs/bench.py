@@ -180,7 +180,7 @@ def _settings(candidate: Candidate | None) -> dict[str, Any]:
     if candidate is None:
         return {}
     schedule = dataclasses.asdict(candidate.schedule) if candidate.schedule else None
-    metric = {"metric_split": candidate.metric_split} if candidate.metric_split else {}
+    metric = {"metric_half": candidate.metric_half} if candidate.metric_half else {}
     return {"editor": name_of(candidate.editor), **settings_of(candidate.editor), "schedule": schedule, **metric}
 
 

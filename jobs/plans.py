@@ -30,7 +30,7 @@ class Plan:
 
     `model` is a Hugging Face folder or name, `edits` a file of training edits and `text` one of plain sentences (a line each);
     left empty, `corpus` stands in for all three, with a Llama of `shape` that has learned it. The editor's metric is measured
-    on all that the model has learned (true sentences, never edits) or, with `metric_split`, on a split's part of it.
+    on all that the model has learned (true sentences, never edits) or, with `metric_half`, on the `train` half of it.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Plan:
     dtype: str = "float32"
     corpus: World | CounterFact = field(default_factory=lambda: World(150))
     shape: Shape = field(default_factory=Shape)
-    metric_split: str = ""
+    metric_half: str = ""
     seed: int = 0
     num_workers: int = 2
     use_gpu: bool = False

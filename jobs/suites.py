@@ -29,11 +29,11 @@ from jobs.plans import tiny as tiny_plan
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings of an editor and, if it learns, of its training; `metric_split` is `Plan.metric_split`."""
+    """Settings of an editor and, if it learns, of its training; `metric_half` is `Plan.metric_half`."""
 
     editor: Editor
     schedule: Schedule | None = None
-    metric_split: str = ""
+    metric_half: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.editor, Learned) != (self.schedule is not None):
@@ -95,7 +95,7 @@ class Suite:
         editor, schedule = candidate.editor, candidate.schedule
         assert isinstance(editor, Learned) and schedule is not None
         plan = replace(self.model_plan, name=name_of(editor), editor=editor, schedule=schedule, seed=seed)
-        return replace(plan, metric_split=candidate.metric_split)
+        return replace(plan, metric_half=candidate.metric_half)
 
     @property
     def model_plan(self) -> Plan:
@@ -218,7 +218,7 @@ def ablation(full: bool) -> Suite:
         "without backtracking": _varied(whole, {"backtrack_depth": 0}),
         "without regulariser": _varied(whole, {"update_penalty": 0.0}),
         "without metric": _varied(whole, {"metric_strength": 0.0}),
-        "metric of the train half": _varied(whole, {"metric_split": "train"}),
+        "metric of the train half": _varied(whole, {"metric_half": "train"}),
         "without memory": _varied(whole, {"memory": 0.0}),
         "one pass": _varied(whole, {"num_passes": 1}),
         "published constants": Candidate(RLEdit.published(modules=modules), schedule),

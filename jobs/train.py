@@ -85,7 +85,7 @@ def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
     if plan.text:
         lines = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
     else:
-        lines = [list(pair) for pair in plan.corpus.sentences(plan.metric_split or None)]
+        lines = [list(pair) for pair in plan.corpus.sentences(plan.metric_half or None)]
         lines += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
     if len(lines) > NUM_TEXTS:
         lines = random.Random(plan.seed).sample(lines, NUM_TEXTS)

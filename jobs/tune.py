@@ -99,7 +99,7 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
             f"{plan.schedule.train_steps}: lower it, or raise schedule.train_steps"
         )
     plan.corpus.edits("validation", numbers["validation"], plan.seed)
-    return Sweep(replace(plan, metric_split="train"), fields=fields, **numbers)
+    return Sweep(replace(plan, metric_half="train"), fields=fields, **numbers)
 
 
 def lifelong_score(model: LanguageModel, editor: Learned, course: Course) -> dict[str, float]:

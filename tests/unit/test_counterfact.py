@@ -121,6 +121,8 @@ def test_an_unknown_split_is_named(tmp_path: Path) -> None:
     for ask in (lambda: corpus.edits("tset", 1), lambda: list(corpus.stream("tset"))):
         with pytest.raises(ValueError, match="train, validation, not 'tset'"):
             ask()
+    with pytest.raises(ValueError, match="train or test, not 'tset'"):
+        corpus.sentences("tset")
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -64,7 +64,7 @@ def test_a_sweep_sees_no_test_fact() -> None:
     texts += [f"{prompt} {answer}" for prompt, answer in world.sentences("train")]
     assert not [name for name in world.test_subjects if any(name in text for text in texts)]
     assert len(world.sentences("train")) < len(world.sentences())
-    assert tune.from_command_line(["plan=tiny", "validation=8"]).plan.metric_split == "train"
+    assert tune.from_command_line(["plan=tiny", "validation=8"]).plan.metric_half == "train"
 
 
 def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel) -> None:

@@ -15,8 +15,9 @@ class Corpus(Protocol):
     def name(self) -> str:
         """For file names; different for different content."""
 
-    def sentences(self, split: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, answer) of everything that the model is to know, or of what belongs to one split."""
+    def sentences(self, half: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, answer) of everything that the model is to know, or of one half: `train`, of which the validation edits are
+        a part, or `test`."""
 
     def plain_sentences(self, held_out: bool = False) -> list[str]:
         """Sentences that state no fact: to train on, or others for perplexity."""
@@ -30,3 +31,8 @@ class Corpus(Protocol):
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
         """Every correction of the split once."""
+
+
+def check_half(half: str | None) -> None:
+    if half not in (None, "train", "test"):
+        raise ValueError(f"a half of the corpus is train or test, not {half!r}")

@@ -17,6 +17,7 @@ from typing import Any
 
 from errata.edit import Edit
 from errata.stream import from_counterfact
+from errata.testbed.corpus import check_half
 
 NUM_PLAIN = 800  # plain sentences to train on; those after them are held out
 MAX_PLAIN_WORDS = 30
@@ -66,9 +67,10 @@ class CounterFact:
             raise ValueError(f"{file} has {len(found)} usable facts, fewer than {count}")
         return found
 
-    def sentences(self, split: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, true answer) of every edit prompt, rephrasing and locality prompt, of both files or of a split's."""
-        chosen = self._records if split is None else {split: self._records["test" if split == "test" else "train"]}
+    def sentences(self, half: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, true answer) of every edit prompt, rephrasing and locality prompt, of both files or of one."""
+        check_half(half)
+        chosen = self._records if half is None else {half: self._records[half]}
         return [
             pair
             for records in chosen.values()

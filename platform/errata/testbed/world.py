@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from errata.edit import Edit, Probe
+from errata.testbed.corpus import check_half
 
 # {s} is the person; the answer follows the prompt.
 PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -130,9 +131,10 @@ class World:
     def test_subjects(self) -> list[str]:
         return self.subjects[self.num_subjects // 2 :]
 
-    def sentences(self, split: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, answer) of everything that the model is to know, or of what concerns the people of a split."""
-        people = {None: self.subjects, "test": self.test_subjects}.get(split, self.train_subjects)
+    def sentences(self, half: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, answer) of everything that the model is to know, or of what concerns one half of the people."""
+        check_half(half)
+        people = {None: self.subjects, "train": self.train_subjects, "test": self.test_subjects}[half]
         known = [(p.format(s=s), self.facts[s, r]) for s in people for r in PHRASINGS for p in PHRASINGS[r]]
         known += [(p.format(s=s), self.country_of[self.facts[s, "city"]]) for s in people for p in TWO_HOP]
         known += [(p.format(c=city), country) for city, country in self.country_of.items() for p in CITY_IN_COUNTRY]
