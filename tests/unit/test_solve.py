@@ -116,3 +116,15 @@ def test_a_solve_without_a_solution_is_refused(log_ridge):
 def test_keys_that_are_not_finite_are_not_remembered(moment_II):
     with pytest.raises(EditRejected, match="keys of the edits are not finite"):
         Metric.start(metric_base(moment_II, 1.0)).remember(randn(N, I) * float("nan"))
+
+
+def test_a_past_of_more_rows_than_features_is_folded_into_the_base(moment_II):
+    base_II = metric_base(moment_II, 2.0)
+    blocks = [randn(5, I, seed=seed) for seed in range(8)]
+    metric = Metric.start(base_II)
+    for block_nI in blocks:
+        metric = metric.remember(block_nI)
+    past_mI = torch.cat(blocks)
+    truth_II = torch.linalg.inv(torch.linalg.inv(base_II) + past_mI.T @ past_mI)
+    torch.testing.assert_close(metric.apply(torch.eye(I, dtype=torch.float64)), truth_II)
+    assert len(metric.seen_mI) <= I + 5 < len(past_mI)

@@ -43,10 +43,12 @@ class Metric:
         return cls.start(base_II).remember(past_mI)
 
     def remember(self, keys_nI: Tensor) -> Metric:
-        """With more past rows: the Cholesky factor grows by a block, at m²n + n³ instead of (m+n)³.
+        """With more past rows: the Cholesky factor grows by a block, at m²n + n³ instead of (m+n)³, until it is folded.
 
         Raises `EditRejected` if the keys are not finite.
         """
+        if len(self.seen_mI) > len(self.base_II):
+            return self.folded().remember(keys_nI)
         keys_nI = keys_nI.to(self.base_II)
         new_nI = keys_nI @ self.base_II
         cross_mn = self.seen_mI @ keys_nI.T
@@ -56,6 +58,11 @@ class Metric:
         top = torch.cat([self.factor_mm, torch.zeros_like(left_mn)], 1)
         factor = torch.cat([top, torch.cat([left_mn.T, right_nn], 1)], 0)
         return Metric(self.base_II, torch.cat([self.seen_mI, new_nI]), factor)
+
+    def folded(self) -> Metric:
+        """The same metric with its past in `base_II`: with more past rows than in-features, I by I is the smaller form."""
+        P_II = self.base_II - self.seen_mI.T @ torch.cholesky_solve(self.seen_mI, self.factor_mm)
+        return Metric.start(0.5 * (P_II + P_II.T))
 
     def apply(self, keys_nI: Tensor) -> Tensor:
         """`K P`, row by row."""
