@@ -288,7 +288,13 @@ def run_all(
     course: Course,
     after_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """The unedited model first, then every contender on the same course."""
+    """The unedited model first, then every contender on the same course.
+
+    Raises `ValueError`, before any of them runs, for one whose matrices the model does not have.
+    """
+    for contender in contenders:
+        if contender.editor is not None:
+            find_matrices(model.module, contender.editor.modules)
     base = Base.of(model, course)
     return [row for one in (Contender(UNEDITED, None), *contenders) for row in run(model, one, course, base, after_row)]
 

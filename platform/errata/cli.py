@@ -146,6 +146,7 @@ def bench(
         contenders = contenders_of(editor, settings or [], device)
         course = course_of(edits, text, batch_size, checkpoints, limit, seed)
         machine = hardware()
+        out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is seen before hours of work
         rows = run_all(model_of(model, dtype, device), contenders, course, lambda row: console.print(described(row)))
     except (ValueError, OSError) as wrong:
         console.print(f"[red]{wrong}[/red]")

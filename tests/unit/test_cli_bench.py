@@ -88,11 +88,17 @@ def test_settings_of_an_editor_that_learns_nothing(files: dict[str, str]) -> Non
         ({"--editor": "LocFT"}, ["--set", "LocFT.epochs=3"], "LocFT has no field 'epochs'; it has modules, num_epochs"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.num_epochs=few"], "'few' is no int"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.modules=layers.9.x"], "no linear module of the model is named layers.9.x"),
+        ({"--out": "README.md"}, [], "README.md"),
     ],
 )
 def test_bad_input_is_named(files: dict[str, str], options: dict[str, str], more: list[str], says: str) -> None:
     done = bench({**files, **options}, *more)
     assert done.exit_code == 1 and says in done.output.replace("\n", " "), done.output
+
+
+def test_what_cannot_run_is_named_before_others_have_run(files: dict[str, str]) -> None:
+    done = bench(files, "--editor", "LocFT", "--set", "LocFT.modules=layers.9.x")
+    assert done.exit_code == 1 and "named layers.9.x" in done.output and "edits:" not in done.output
 
 
 def test_the_same_editor_twice_is_refused(files: dict[str, str]) -> None:
