@@ -24,7 +24,8 @@ from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState, check_batch, check_finite
 from errata.editors.hypernet.net import Hypernetwork, Rule
-from errata.editors.hypernet.trajectory import Reward, remembered
+from errata.editors.hypernet.trajectory import Reward
+from errata.editors.past import after, metrics_of
 from errata.editors.solve import Metric, Rows, metric_base
 from errata.encode import Encoded, encode
 from errata.model import LanguageModel, MatrixSpec, ModelSpec, find_matrices, input_sources
@@ -103,7 +104,7 @@ class Learned(Editor):
         net = self.trained_policy().net
         check_batch(batch, self.max_batch)
         encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
-        metrics = self._metrics(state)
+        metrics = metrics_of(state, lambda: self.trained_policy().metric_bases, self.memory)
         keys: dict[str, Tensor] = {}
         shared: dict[str, Rows] = {}
         delta = WeightDelta({})
@@ -122,32 +123,7 @@ class Learned(Editor):
         if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
             # Passes that wrote at nearly the same keys: fewer factors hold them.
             delta = delta.compact()
-        return delta, self._remember(state, len(batch), metrics, keys)
-
-    def _metrics(self, state: EditorState) -> dict[str, Metric]:
-        """As they stand in memory, or made again, block by block as they grew, from the keys of a saved state."""
-        if "metrics" in state.derived:
-            found: dict[str, Metric] = state.derived["metrics"]
-            return found
-        metrics = {name: Metric.start(base_II) for name, base_II in self.trained_policy().metric_bases.items()}
-        if "num_rows" in state.tensors:
-            counts = state.tensors["num_rows"].tolist()
-            blocks = {name: state.tensors[name].to(metric.base_II.device).split(counts) for name, metric in metrics.items()}
-            for i in range(len(counts)):
-                metrics = remembered(metrics, {name: parts[i] for name, parts in blocks.items()}, self.memory)
-        return metrics
-
-    def _remember(
-        self, state: EditorState, num_edits: int, metrics: Mapping[str, Metric], keys: Mapping[str, Tensor]
-    ) -> EditorState:
-        num_edits += state.num_edits
-        if not metrics or not self.memory:
-            return EditorState(num_edits)
-        past = {n: torch.cat([state.tensors[n].to(k), k]) if n in state.tensors else k for n, k in keys.items()}
-        num_rows = torch.tensor([len(next(iter(keys.values())))])
-        if "num_rows" in state.tensors:
-            num_rows = torch.cat([state.tensors["num_rows"].cpu(), num_rows])
-        return EditorState(num_edits, {**past, "num_rows": num_rows}, {"metrics": remembered(metrics, keys, self.memory)})
+        return delta, after(state, len(batch), metrics, keys, self.memory)
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
         """The policy as an artifact; `record` is how it was made: plan, seed, training curve, model."""

@@ -21,6 +21,7 @@ from errata.capture import Captured, Trunk, capture
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch
 from errata.editors.hypernet.net import Hypernetwork, Proposal
+from errata.editors.past import remembered
 from errata.editors.solve import Metric
 from errata.encode import Encoded, answer_log_probs, answer_nll, encode
 from errata.model import LanguageModel
@@ -105,11 +106,6 @@ class Played:
         """Its gradient by the network's parameters is that of the losses."""
         pairs = ((self.proposal.V_nI, self.leaf.V_nI), (self.proposal.Z_nO, self.leaf.Z_nO))
         return torch.stack([(made * leaf.grad).sum() for made, leaf in pairs if leaf.grad is not None]).sum()
-
-
-def remembered(metrics: Mapping[str, Metric], keys: Mapping[str, Tensor], memory: float) -> dict[str, Metric]:
-    """The metrics after keys were written at; `memory` is the weight of an edited key beside the base model's."""
-    return {name: metric.remember(memory**0.5 * keys[name]) if memory else metric for name, metric in metrics.items()}
 
 
 def play(

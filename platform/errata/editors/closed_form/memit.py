@@ -1,0 +1,49 @@
+"""MEMIT: many facts at once, each written into several layers, against the second moment of the model's keys.
+
+Paper: MEMIT (arXiv 2210.07229). Equations: located.py with A = λ C. With `memory` 1, past keys protect earlier batches
+(the sequential variant of AlphaEdit's authors); with 0, as published, nothing is remembered.
+Deviations: targets of a batch are found together; contexts are seeded; `eos` ends the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from errata.editors.closed_form.located import Located
+from errata.editors.closed_form.moments import inverse
+from errata.editors.closed_form.targets import Search
+
+
+@dataclass(frozen=True)
+class MEMIT(Located):
+    """`moment_weight` is λ; `floor` is added to the diagonal of λ C, for moments of too little text to have an inverse."""
+
+    moment_weight: float = 15_000.0
+    floor: float = 0.0
+    memory: float = 0.0
+
+    @classmethod
+    def llama3_8b(cls, **fields: Any) -> MEMIT:
+        modules = tuple(f"layers.{layer}.mlp.down_proj" for layer in range(4, 9))
+        return replace(cls(modules, Search()), **fields)
+
+    @classmethod
+    def gpt_j(cls, **fields: Any) -> MEMIT:
+        modules = tuple(f"h.{layer}.mlp.fc_out" for layer in range(3, 9))
+        return replace(cls(modules, Search(learning_rate=0.5)), **fields)
+
+    @classmethod
+    def gpt2_xl(cls, **fields: Any) -> MEMIT:
+        modules = tuple(f"h.{layer}.mlp.c_proj" for layer in range(13, 18))
+        return replace(cls(modules, Search(num_steps=20, learning_rate=0.5), moment_weight=20_000.0), **fields)
+
+    @property
+    def remembers(self) -> float:
+        return self.memory
+
+    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: inverse(C_II, self.moment_weight, self.floor) for name, C_II in moments.items()}

@@ -1,0 +1,49 @@
+"""The keys of past edits, for every editor that protects them: in the state as tensors, and in memory as metrics.
+
+Of a saved state the metrics are made again, block by block as they grew, to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from errata.editors.editor import EditorState
+from errata.editors.solve import Metric
+
+
+def remembered(metrics: Mapping[str, Metric], keys: Mapping[str, Tensor], memory: float) -> dict[str, Metric]:
+    """The metrics after keys were written at; `memory` is the weight of an edited key beside the base model's."""
+    return {name: metric.remember(memory**0.5 * keys[name]) if memory else metric for name, metric in metrics.items()}
+
+
+def metrics_of(state: EditorState, bases: Callable[[], Mapping[str, Tensor]], memory: float) -> dict[str, Metric]:
+    """By input, with every past key of the state. `bases` gives the metrics without a past, when they are needed."""
+    if "metrics" in state.derived:
+        found: dict[str, Metric] = state.derived["metrics"]
+        return found
+    metrics = {name: Metric.start(base_II) for name, base_II in bases().items()}
+    if "num_rows" in state.tensors:
+        counts = state.tensors["num_rows"].tolist()
+        blocks = {name: state.tensors[name].to(metric.base_II.device).split(counts) for name, metric in metrics.items()}
+        for i in range(len(counts)):
+            metrics = remembered(metrics, {name: parts[i] for name, parts in blocks.items()}, memory)
+    return metrics
+
+
+def after(
+    state: EditorState, num_edits: int, metrics: Mapping[str, Metric], keys: Mapping[str, Tensor], memory: float
+) -> EditorState:
+    """The state when `num_edits` more have been written at `keys`. Without memory no key is kept; other tensors of it stay."""
+    num_edits += state.num_edits
+    if not metrics or not memory:
+        return EditorState(num_edits, state.tensors, {"metrics": metrics} if metrics else {})
+    past = {n: torch.cat([state.tensors[n].to(k), k]) if n in state.tensors else k for n, k in keys.items()}
+    num_rows = torch.tensor([len(next(iter(keys.values())))])
+    if "num_rows" in state.tensors:
+        num_rows = torch.cat([state.tensors["num_rows"].cpu(), num_rows])
+    return EditorState(
+        num_edits, {**state.tensors, **past, "num_rows": num_rows}, {"metrics": remembered(metrics, keys, memory)}
+    )
