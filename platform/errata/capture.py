@@ -5,7 +5,7 @@ T answer tokens, I in-features, O out-features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -143,12 +143,12 @@ def _parts_without(module: nn.Module, changing: set[nn.Module]) -> Iterator[nn.M
             yield from _parts_without(child, changing)
 
 
-def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
-    """Uncentred second moment `E[k kᵀ]` of each module's input where an answer token is predicted, [I, I] fp32.
-
-    Where a text is a question with its answer, only there can an edit change what the model says; of plain text, encoded
-    with its first word as the prompt, that is every token. Raises `ValueError` if there is none.
-    """
+@torch.no_grad()
+def key_sums(
+    model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str], all_tokens: bool = False
+) -> tuple[dict[str, Tensor], int]:
+    """`Σ k kᵀ` of each module's input, [I, I] fp32, and over how many tokens: the positions where an answer token is predicted
+    or, with `all_tokens`, every one that is no padding."""
     sums: dict[str, Tensor] = {}
     num_tokens = 0
 
@@ -160,15 +160,24 @@ def key_moment(model: Any, encoded_batches: Sequence[Encoded], modules: Sequence
         return hook
 
     for encoded in encoded_batches:
-        mask_BS = encoded.predicts_BS
+        mask_BS = encoded.attention_mask_BS.bool() if all_tokens else encoded.predicts_BS
         handles = [model.get_submodule(n).register_forward_pre_hook(watch(n, mask_BS)) for n in modules]
         try:
-            with torch.no_grad():
-                model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False)
+            model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
         num_tokens += int(mask_BS.sum())
+    return sums, num_tokens
+
+
+def key_moment(model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
+    """Uncentred second moment `E[k kᵀ]` of each module's input where an answer token is predicted, [I, I] fp32.
+
+    Where a text is a question with its answer, only there can an edit change what the model says; of plain text, encoded
+    with its first word as the prompt, that is every token. Raises `ValueError` if there is none.
+    """
+    sums, num_tokens = key_sums(model, encoded_batches, modules)
     if not num_tokens:
         raise ValueError("no text to measure the keys on: give lines of at least two words, or set metric_strength to 0")
     return {name: total / num_tokens for name, total in sums.items()}
