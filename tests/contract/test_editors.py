@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from errata.capture import key_moment
 from errata.delta import Dense, EditedModel, LowRank, Part, WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected, batches_of
 from errata.editors import EDITORS, Editor, EditorState
+from errata.editors.closed_form.alphaedit import AlphaEdit
+from errata.editors.closed_form.located import Located
+from errata.editors.closed_form.memit import MEMIT
+from errata.editors.closed_form.moments import Moments
+from errata.editors.closed_form.targets import Search
 from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.finetuned.ftl import FTL
 from errata.editors.finetuned.locft import LocFT
@@ -34,6 +40,18 @@ def learned(editor: Learned) -> Callable[[LanguageModel], Editor]:
     return make
 
 
+def located(editor: Located) -> Callable[[LanguageModel], Editor]:
+    def make(model: LanguageModel) -> Editor:
+        names = find_matrices(model.module, editor.modules).names
+        text = [Step(model, batch).outcomes for batch in batches_of(World(20).edits("train", 20), 5)]
+        return editor.with_moments(Moments(key_moment(model.module, text, names)))
+
+    return make
+
+
+FIRST = ("layers.0.mlp.down_proj",)
+SEARCH = Search(num_steps=12, learning_rate=0.03, decay=0.0, clamp=4.0)
+
 UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "RLEdit": learned(RLEdit(("layers.1.mlp.down_proj",), rank=8)),
     "RLEdit-gate-up-two-passes": learned(RLEdit(GATE_UP, rank=8, num_passes=2, memory=0.5)),
@@ -44,6 +62,9 @@ UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "MALMEN-published": learned(MALMEN.published(rank=8, modules=("layers.*.mlp.down_proj",))),
     "UltraEdit": lambda model: UltraEdit(("layers.1.mlp.down_proj",), step=1e-4),
     "UltraEdit-gate-up": lambda model: UltraEdit(GATE_UP, step=1e-4),
+    "MEMIT": located(MEMIT(FIRST, SEARCH, ("the", "a"), 3, moment_weight=1.0, floor=1e-2)),
+    "MEMIT-with-memory": located(MEMIT(FIRST, SEARCH, ("the",), 3, moment_weight=1.0, floor=1e-2, memory=1.0)),
+    "AlphaEdit": located(AlphaEdit(FIRST, SEARCH, ("the", "a"), 3, ridge=1e-2, threshold=0.5, relative=True)),
     "FT-L": lambda model: FTL(("layers.1.mlp.down_proj",), num_epochs=3),
     "LocFT": lambda model: LocFT(("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), num_epochs=3, batch_size=2),
     "MEND": learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)),
@@ -59,12 +80,18 @@ def all_tokens(encoded: Encoded) -> int:
     return int(encoded.attention_mask_BS.sum())
 
 
+def one_row_an_edit(encoded: Encoded) -> int:
+    return len(encoded.input_ids_BS)
+
+
 # What the parts of a delta are and, where they are low-rank, how many rows a pass has to make them of.
 MADE_OF: dict[type[Editor], tuple[type[Part], Callable[[Encoded], int] | None]] = {
     RLEdit: (LowRank, answer_tokens),
     MALMEN: (LowRank, answer_tokens),
     MEND: (LowRank, all_tokens),
     UltraEdit: (LowRank, answer_tokens),
+    MEMIT: (LowRank, one_row_an_edit),
+    AlphaEdit: (LowRank, one_row_an_edit),
     FTL: (Dense, None),
     LocFT: (Dense, None),
 }

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from errata.editors.closed_form.alphaedit import AlphaEdit
+from errata.editors.closed_form.memit import MEMIT
 from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.editor import Editor, EditorState
 from errata.editors.finetuned.ftl import FTL
@@ -18,6 +20,8 @@ EDITORS: dict[str, type[Editor]] = {
     "MALMEN": MALMEN,
     "MEND": MEND,
     "UltraEdit": UltraEdit,
+    "MEMIT": MEMIT,
+    "AlphaEdit": AlphaEdit,
     "FT-L": FTL,
     "LocFT": LocFT,
 }

@@ -70,13 +70,18 @@ def _token_at(tokenizer: Any, text: str, character: int) -> int:
 
 @torch.no_grad()
 def sample_contexts(model: LanguageModel, words: Sequence[str], num_tokens: int, seed: int, top_k: int = 5) -> list[str]:
-    """The bare prompt's, which is empty, and one text for each word: what the model makes of it, closed by a full stop."""
+    """The bare prompt's, which is empty, and one text for each word: what the model makes of it, closed by a full stop.
+
+    Raises `EditRejected` if the model's numbers are not finite.
+    """
     generator = torch.Generator().manual_seed(seed)
     contexts = [""]
     for word in words:
         ids = list(model.tokenizer(word)["input_ids"])
         for _ in range(num_tokens):
             logits_V = model.module(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float().cpu()
+            if not bool(torch.isfinite(logits_V).all()):
+                raise EditRejected("the model's logits are not finite")
             values_k, tokens_k = logits_V.topk(top_k)
             token = int(tokens_k[torch.multinomial(values_k.softmax(0), 1, generator=generator)])
             if token == model.tokenizer.eos_token_id:
