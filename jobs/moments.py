@@ -12,7 +12,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from errata.capture import key_sums
 from errata.editors.closed_form.moments import Moments
-from errata.model import LanguageModel, find_matrices, load
+from errata.model import find_matrices, load
 from jobs import pretrain
 from jobs.plans import Plan, from_arguments, home
 from jobs.train import texts
@@ -31,15 +30,9 @@ from jobs.workers import start_ray
 Sums = tuple[dict[str, Tensor], int]
 
 
-@cache
-def _model(path: str, dtype: str, device: str) -> LanguageModel:
-    """Loaded once in each of Ray's worker processes."""
-    return load(path, getattr(torch, dtype), device)
-
-
 @ray.remote
 def shard(plan: Plan, names: Sequence[str], index: int, num_shards: int) -> Sums:
-    model = _model(str(plan.model_dir), plan.dtype, "cuda" if plan.use_gpu else "cpu")
+    model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
     sums, count = key_sums(model.module, texts(plan, model)[index::num_shards], names, all_tokens=True)
     return {name: total.cpu() for name, total in sums.items()}, count
 

@@ -7,15 +7,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from errata.capture import key_sums
+from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.rledit import RLEdit
+from errata.model import find_matrices, load
 from errata.stream import read_edits
+from jobs.plans import PLANS
 from jobs.suites import SUITES, from_arguments
+from jobs.train import texts
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["plan=tiny", "schedule.train_steps=12", "checkpoint_every=2"]
@@ -147,3 +153,18 @@ def test_every_contestant_of_a_suite_has_the_same_budget(name: str, full: bool) 
         if candidate.schedule
     ]
     assert len({plan.artifact_dir for plan in plans}) == len(plans)
+
+
+def test_moments_are_those_of_one_pass_and_start_an_editor(home: Path) -> None:
+    modules = "modules=layers.0.mlp.down_proj"
+    assert "moments: 1 matrices over" in "".join(lines_of(home, "jobs/moments.py", "plan=tiny", modules))
+    assert "they are there" in "".join(lines_of(home, "jobs/moments.py", "plan=tiny", modules))
+    (found,) = (home / "moments").iterdir()
+    editor = replace(AlphaEdit.load(found), modules=("layers.0.mlp.down_proj",), context_words=("the",))
+    plan = PLANS["tiny"]()
+    model = load(home / "testbed" / plan.digest("corpus", "shape"))
+    sums, count = key_sums(model.module, texts(plan, model), ["model.layers.0.mlp.down_proj"], all_tokens=True)
+    assert editor.moments is not None and editor.moments.record["num_tokens"] == count
+    expected_II = sums["model.layers.0.mlp.down_proj"] / count
+    torch.testing.assert_close(editor.moments.by_input["model.layers.0.mlp.down_proj"], expected_II, rtol=1e-4, atol=1e-5)
+    assert editor.start(model, find_matrices(model.module, editor.modules)).num_edits == 0
