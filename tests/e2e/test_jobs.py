@@ -160,7 +160,7 @@ def test_moments_are_those_of_one_pass_and_start_an_editor(home: Path) -> None:
     assert "moments: 1 matrices over" in "".join(lines_of(home, "jobs/moments.py", "plan=tiny", modules))
     assert "they are there" in "".join(lines_of(home, "jobs/moments.py", "plan=tiny", modules))
     (found,) = (home / "moments").iterdir()
-    editor = replace(AlphaEdit.load(found), modules=("layers.0.mlp.down_proj",), context_words=("the",))
+    editor = replace(AlphaEdit.load(found), context_words=("the",))
     plan = PLANS["tiny"]()
     model = load(home / "testbed" / plan.digest("corpus", "shape"))
     sums, count = key_sums(model.module, texts(plan, model), ["model.layers.0.mlp.down_proj"], all_tokens=True)

@@ -54,7 +54,9 @@ class Located(Editor):
 
     @classmethod
     def load(cls, directory: str | Path, device: Any = "cpu") -> Self:
-        return cls(moments=Moments.load(directory, device))
+        """With the moments of a folder, editing the matrices that it has moments of."""
+        moments = Moments.load(directory, device)
+        return cls(modules=tuple(moments.by_input), moments=moments)
 
     @abstractmethod
     def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
