@@ -9,14 +9,12 @@ absolute one means another number of directions in every model and layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from errata.editors.closed_form.located import Located
 from errata.editors.closed_form.moments import null_space
-from errata.editors.closed_form.targets import Search
 
 
 @dataclass(frozen=True)
@@ -27,21 +25,6 @@ class AlphaEdit(Located):
     threshold: float = 2e-2
     relative: bool = False
     memory: float = 1.0
-
-    @classmethod
-    def llama3_8b(cls, **fields: Any) -> AlphaEdit:
-        modules = tuple(f"layers.{layer}.mlp.down_proj" for layer in range(4, 9))
-        return replace(cls(modules, Search()), **fields)
-
-    @classmethod
-    def gpt_j(cls, **fields: Any) -> AlphaEdit:
-        modules = tuple(f"h.{layer}.mlp.fc_out" for layer in range(3, 9))
-        return replace(cls(modules, Search(learning_rate=0.5)), **fields)
-
-    @classmethod
-    def gpt2_xl(cls, **fields: Any) -> AlphaEdit:
-        modules = tuple(f"h.{layer}.mlp.c_proj" for layer in range(13, 18))
-        return replace(cls(modules, Search(num_steps=20, learning_rate=0.5)), **fields)
 
     @property
     def remembers(self) -> float:

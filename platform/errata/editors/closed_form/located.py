@@ -58,6 +58,21 @@ class Located(Editor):
         moments = Moments.load(directory, device)
         return cls(modules=tuple(moments.by_input), moments=moments)
 
+    @classmethod
+    def llama3_8b(cls, **fields: Any) -> Self:
+        modules = tuple(f"layers.{layer}.mlp.down_proj" for layer in range(4, 9))
+        return cls(**{"modules": modules, "search": Search(), **fields})
+
+    @classmethod
+    def gpt_j(cls, **fields: Any) -> Self:
+        modules = tuple(f"h.{layer}.mlp.fc_out" for layer in range(3, 9))
+        return cls(**{"modules": modules, "search": Search(learning_rate=0.5), **fields})
+
+    @classmethod
+    def gpt2_xl(cls, **fields: Any) -> Self:
+        modules = tuple(f"h.{layer}.mlp.c_proj" for layer in range(13, 18))
+        return cls(**{"modules": modules, "search": Search(num_steps=20, learning_rate=0.5), **fields})
+
     @abstractmethod
     def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """P of each matrix before the first edit, in fp64."""

@@ -8,14 +8,13 @@ Deviations: targets of a batch are found together; contexts are seeded; `eos` en
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor
 
 from errata.editors.closed_form.located import Located
 from errata.editors.closed_form.moments import inverse
-from errata.editors.closed_form.targets import Search
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,8 @@ class MEMIT(Located):
     memory: float = 0.0
 
     @classmethod
-    def llama3_8b(cls, **fields: Any) -> MEMIT:
-        modules = tuple(f"layers.{layer}.mlp.down_proj" for layer in range(4, 9))
-        return replace(cls(modules, Search()), **fields)
-
-    @classmethod
-    def gpt_j(cls, **fields: Any) -> MEMIT:
-        modules = tuple(f"h.{layer}.mlp.fc_out" for layer in range(3, 9))
-        return replace(cls(modules, Search(learning_rate=0.5)), **fields)
-
-    @classmethod
-    def gpt2_xl(cls, **fields: Any) -> MEMIT:
-        modules = tuple(f"h.{layer}.mlp.c_proj" for layer in range(13, 18))
-        return replace(cls(modules, Search(num_steps=20, learning_rate=0.5), moment_weight=20_000.0), **fields)
+    def gpt2_xl(cls, **fields: Any) -> Self:
+        return super().gpt2_xl(**{"moment_weight": 20_000.0, **fields})
 
     @property
     def remembers(self) -> float:
