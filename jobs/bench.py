@@ -32,6 +32,7 @@ from errata.editors import load_artifact, name_of
 from errata.hardware import hardware
 from errata.model import LanguageModel, load
 from errata.standings import described, markdown, standings, write
+from errata.testbed.corpus import FOLDS
 from jobs import pretrain, train
 from jobs.plans import home
 from jobs.suites import Candidate, Contestant, Suite, from_arguments
@@ -68,10 +69,15 @@ class Bench:
         self.trained.add(plan.artifact_dir)
         train.run(plan)
 
-    def contender(self, name: str, candidate: Candidate, seed: int) -> Contender:
+    def contender(self, name: str, candidate: Candidate, split: str, seed: int) -> Contender:
+        """A metric that is not to know the test facts does not know those of the validation stream when settings are chosen."""
         if candidate.schedule is None:
             return Contender(name, candidate.editor, settings=settings_of(candidate.editor))
-        editor, record = load_artifact(self.suite.plan(candidate, seed).artifact_dir)
+        plan = self.suite.plan(candidate, seed)
+        editor, record = load_artifact(plan.artifact_dir)
+        if split == "validation" and candidate.metric_part == "train":
+            text = train.texts(replace(plan, metric_part=FOLDS[0]), self.model)
+            editor = editor.with_metric(editor.measured_bases(self.model, text))
         return Contender(name, editor, record.get("train_s"), settings_of(editor))
 
     def rows(self, name: str, candidate: Candidate | None, split: str, seed: int) -> list[Row]:
@@ -83,7 +89,7 @@ class Bench:
         if (split, seed) not in self.bases:
             self.bases[split, seed] = Base.of(self.model, course)
         base = self.bases[split, seed]
-        contender = self.contender(name, candidate, seed) if candidate else Contender(name, None)
+        contender = self.contender(name, candidate, split, seed) if candidate else Contender(name, None)
         done = run(self.model, contender, course, base, lambda row: print(f"bench: {described(row)}", flush=True))
         _write_whole(
             path, {"editor": name, "settings": _settings(candidate), "rows": [dataclasses.asdict(row) for row in done]}
@@ -180,7 +186,7 @@ def _settings(candidate: Candidate | None) -> dict[str, Any]:
     if candidate is None:
         return {}
     schedule = dataclasses.asdict(candidate.schedule) if candidate.schedule else None
-    metric = {"metric_half": candidate.metric_half} if candidate.metric_half else {}
+    metric = {name: value for name in ("metric_part", "cross_fit") if (value := getattr(candidate, name))}
     return {"editor": name_of(candidate.editor), **settings_of(candidate.editor), "schedule": schedule, **metric}
 
 

@@ -43,7 +43,7 @@ def add(one: Sums, other: Sums) -> Sums:
 
 
 def directory_of(plan: Plan, modules: Sequence[str]) -> Path:
-    what = [str(plan.model_dir), plan.dtype, plan.text, plan.corpus.name, plan.metric_half, plan.seed, sorted(modules)]
+    what = [str(plan.model_dir), plan.dtype, plan.text, plan.corpus.name, plan.metric_part, plan.seed, sorted(modules)]
     return home() / "moments" / f"{plan.name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
 

@@ -30,7 +30,9 @@ class Plan:
 
     `model` is a Hugging Face folder or name, `edits` a file of training edits and `text` one of plain sentences (a line each);
     left empty, `corpus` stands in for all three, with a Llama of `shape` that has learned it. The editor's metric is measured
-    on all that the model has learned (true sentences, never edits) or, with `metric_half`, on the `train` half of it.
+    on all that the model has learned (true sentences, never edits) or, with `metric_part`, on a part of it such as `train`.
+    With `cross_fit` it is trained on edits that its metric knows nothing of: an episode's edits are of one fold of the
+    corpus' train half, the metric that it is played in is of the other.
     """
 
     name: str
@@ -42,12 +44,17 @@ class Plan:
     dtype: str = "float32"
     corpus: World | CounterFact = field(default_factory=lambda: World(150))
     shape: Shape = field(default_factory=Shape)
-    metric_half: str = ""
+    metric_part: str = ""
+    cross_fit: bool = False
     seed: int = 0
     num_workers: int = 2
     use_gpu: bool = False
     checkpoint_every: int = 10
     mlflow: str = ""
+
+    def __post_init__(self) -> None:
+        if self.cross_fit and (self.edits or self.text):
+            raise ValueError("cross_fit divides the plan's corpus: leave it out, or edits= and text=")
 
     def digest(self, *fields: str) -> str:
         """A short hash of some fields, or of all that change the result."""

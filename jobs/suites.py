@@ -29,11 +29,12 @@ from jobs.plans import tiny as tiny_plan
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings of an editor and, if it learns, of its training; `metric_half` is `Plan.metric_half`."""
+    """Settings of an editor and, if it learns, of its training; `metric_part` and `cross_fit` are the plan's."""
 
     editor: Editor
     schedule: Schedule | None = None
-    metric_half: str = ""
+    metric_part: str = ""
+    cross_fit: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.editor, Learned) != (self.schedule is not None):
@@ -95,7 +96,7 @@ class Suite:
         editor, schedule = candidate.editor, candidate.schedule
         assert isinstance(editor, Learned) and schedule is not None
         plan = replace(self.model_plan, name=name_of(editor), editor=editor, schedule=schedule, seed=seed)
-        return replace(plan, metric_half=candidate.metric_half)
+        return replace(plan, metric_part=candidate.metric_part, cross_fit=candidate.cross_fit)
 
     @property
     def model_plan(self) -> Plan:
@@ -218,7 +219,7 @@ def ablation(full: bool) -> Suite:
         "without backtracking": _varied(whole, {"backtrack_depth": 0}),
         "without regulariser": _varied(whole, {"update_penalty": 0.0}),
         "without metric": _varied(whole, {"metric_strength": 0.0}),
-        "metric of the train half": _varied(whole, {"metric_half": "train"}),
+        "metric of the train half": _varied(whole, {"metric_part": "train"}),
         "without memory": _varied(whole, {"memory": 0.0}),
         "one pass": _varied(whole, {"num_passes": 1}),
         "published constants": Candidate(RLEdit.published(modules=modules), schedule),

@@ -21,11 +21,12 @@ import torch
 
 from errata.edit import batches_of
 from errata.editors.hypernet.learned import Learned
-from errata.editors.hypernet.training import Trainer
+from errata.editors.hypernet.training import Fold, Trainer
 from errata.encode import Encoded, encode
 from errata.model import LanguageModel, load
 from errata.registry import Registry
 from errata.stream import read_edits, write_parquet
+from errata.testbed.corpus import FOLDS
 from jobs import pretrain
 from jobs.plans import Plan, home, main
 from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_gradients
@@ -42,10 +43,9 @@ def work(config: dict[str, Any]) -> None:
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(num_workers)
     model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
-    edits, began = list(read_edits(edits_file(plan))), time.monotonic()
-    first = list(batches_of(edits, plan.schedule.batch_size))[:NUM_FIRST_BATCHES]
-    editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed)
-    trainer = Trainer(editor, model, edits, plan.schedule, plan.seed)
+    began = time.monotonic()
+    editor, folds = begin(plan, model)
+    trainer = Trainer(editor, model, folds, plan.schedule, plan.seed)
     curve: list[dict[str, float]] = []
     spent = 0.0  # seconds before this worker took over
     saved = latest_checkpoint()
@@ -76,8 +76,26 @@ def described(losses: dict[str, float]) -> str:
     )
 
 
-def edits_file(plan: Plan) -> Path:
-    return Path(plan.edits) if plan.edits else home() / "streams" / f"{plan.corpus.name}-train.parquet"
+def begin(plan: Plan, model: LanguageModel) -> tuple[Learned, list[Fold]]:
+    """The untrained editor in its metric, and what episodes are played on. The first scales are set as training will be."""
+    edits = [list(read_edits(edits_file(plan, split))) for split in splits(plan)]
+    first = list(batches_of(edits[0], plan.schedule.batch_size))[:NUM_FIRST_BATCHES]
+    if not plan.cross_fit:
+        editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed)
+        return editor, [Fold(edits[0], editor.trained_policy().metric_bases)]
+    crossed = [texts(replace(plan, metric_part=part), model) for part in reversed(FOLDS)]
+    editor = plan.editor.untrained(model, crossed[0], first, plan.seed)
+    folds = [Fold(own, editor.measured_bases(model, text)) for own, text in zip(edits, crossed, strict=True)]
+    return editor.with_metric(editor.measured_bases(model, texts(plan, model))), folds
+
+
+def splits(plan: Plan) -> tuple[str, ...]:
+    """The streams of edits that training reads."""
+    return FOLDS if plan.cross_fit else ("train",)
+
+
+def edits_file(plan: Plan, split: str = "train") -> Path:
+    return Path(plan.edits) if plan.edits else home() / "streams" / f"{plan.corpus.name}-{split}.parquet"
 
 
 def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
@@ -85,7 +103,7 @@ def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
     if plan.text:
         lines = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
     else:
-        lines = [list(pair) for pair in plan.corpus.sentences(plan.metric_half or None)]
+        lines = [list(pair) for pair in plan.corpus.sentences(plan.metric_part or None)]
         lines += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
     if len(lines) > NUM_TEXTS:
         lines = random.Random(plan.seed).sample(lines, NUM_TEXTS)
@@ -111,10 +129,11 @@ def save_artifact(plan: Plan, editor: Learned, curve: list[dict[str, float]], nu
 
 
 def prepare(plan: Plan) -> None:
-    """The model and the stream of training edits, made if they are the testbed's and not there yet."""
+    """The model and the streams of training edits, made if they are the testbed's and not there yet."""
     pretrain.run(plan)
-    if not plan.edits and not edits_file(plan).exists():
-        write_parquet(plan.corpus.stream("train"), edits_file(plan))
+    for split in splits(plan):
+        if not plan.edits and not edits_file(plan, split).exists():
+            write_parquet(plan.corpus.stream(split), edits_file(plan, split))
 
 
 def run_name(plan: Plan) -> str:

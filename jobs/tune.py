@@ -1,10 +1,10 @@
 """Sweep a plan's settings: `ray job submit --working-dir . -- python jobs/tune.py plan=demo trials=16 field=value`.
 
 Optuna's TPE proposes, ASHA stops what falls behind; each trial is a short Ray Train run, scored by the harmonic mean of
-efficacy, generalisation and locality at the end of a validation stream, as its policy stands. The best of those that ASHA let
-run to the end wins. All data are of the corpus' train half: its edits, its validation edits, and its true sentences for the
-metric. A sweep that was broken off goes on when the same command is given again. Other arguments: `concurrent` trials,
-`validation` edits, `sweep=discount,memory`.
+efficacy, generalisation and locality at the end of a validation stream, as its policy stands. The best of those that ran to the
+end wins. All data are of the corpus' train half, and trials are cross-fitted: neither in training nor when it is scored does
+a trial's metric know the facts that it is asked for, as it would not in use. A sweep that was broken off goes on when the same
+command is given again. Other arguments: `concurrent` trials, `validation` edits, `sweep=discount,memory`.
 Writes, in `found/`, trials.json, best.json (for `jobs/train.py plan=…/best.json`), heatmap.png and importances.png; with
 `mlflow=URI` into MLflow, too.
 """
@@ -33,6 +33,7 @@ from errata.benchmark import Contender, Course
 from errata.editors.hypernet.learned import Learned
 from errata.model import LanguageModel
 from errata.registry import Registry
+from errata.testbed.corpus import FOLDS
 from jobs import train
 from jobs.plan_files import write_plan
 from jobs.plans import Plan, from_arguments, home
@@ -73,6 +74,11 @@ class Sweep:
     def name(self) -> str:
         return self.directory.name
 
+    @property
+    def crossed(self) -> Plan:
+        """As trials run it: validation edits are of the second fold, the metric that they are scored in is of the first."""
+        return replace(self.plan, cross_fit=True, metric_part=FOLDS[0])
+
 
 def from_command_line(arguments: Sequence[str]) -> Sweep:
     """Raises `ValueError` naming an argument that is wrong."""
@@ -99,7 +105,7 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
             f"{plan.schedule.train_steps}: lower it, or raise schedule.train_steps"
         )
     plan.corpus.edits("validation", numbers["validation"], plan.seed)
-    return Sweep(replace(plan, metric_half="train"), fields=fields, **numbers)
+    return Sweep(plan, fields=fields, **numbers)
 
 
 def lifelong_score(model: LanguageModel, editor: Learned, course: Course) -> dict[str, float]:
@@ -133,7 +139,7 @@ def work(config: dict[str, Any]) -> None:
 def trial(settings: dict[str, Any], sweep: Sweep) -> None:
     """Its inner run bears its name, so that a trial that was broken off goes on from its last checkpoint."""
     name = f"{sweep.name}-{ray.tune.get_context().get_trial_id()}"
-    plan = with_settings(sweep.plan, settings)
+    plan = with_settings(sweep.crossed, settings)
     config = {"validation": sweep.validation}
     run_on_workers(work, plan, name, config, [TuneReportCallback()], share=1.0 / sweep.concurrent)
 
@@ -159,7 +165,7 @@ class Progress(ray.tune.Callback):
 
 
 def run(sweep: Sweep) -> None:
-    train.prepare(sweep.plan)
+    train.prepare(sweep.crossed)
     start_ray()
     storage, name = str(sweep.directory.parent), sweep.name
     # The driver of a trial only waits; a whole CPU for each would leave none for the inner runs.
@@ -211,7 +217,7 @@ def report(sweep: Sweep, results: Any) -> None:
     directory = sweep.directory / "found"
     directory.mkdir(exist_ok=True)
     (directory / "trials.json").write_text(json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
-    best = replace(with_settings(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best")
+    best = replace(with_settings(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best", cross_fit=True)
     write_plan(best, directory / "best.json")
     importances = draw(scored, {field: SPACE[field] for field in sweep.fields}, directory)
     for place, each in enumerate(scored[:5], 1):

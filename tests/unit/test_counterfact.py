@@ -119,9 +119,9 @@ def test_more_facts_than_a_file_has_are_refused(tmp_path: Path, sizes: dict[str,
 def test_an_unknown_split_is_named(tmp_path: Path) -> None:
     corpus = a_corpus(tmp_path)
     for ask in (lambda: corpus.edits("tset", 1), lambda: list(corpus.stream("tset"))):
-        with pytest.raises(ValueError, match="train, validation, not 'tset'"):
+        with pytest.raises(ValueError, match="train-b, validation, not 'tset'"):
             ask()
-    with pytest.raises(ValueError, match="train or test, not 'tset'"):
+    with pytest.raises(ValueError, match="train, test, train-a, train-b, not 'tset'"):
         corpus.sentences("tset")
 
 

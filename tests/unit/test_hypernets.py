@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +14,17 @@ import torch
 from errata.capture import capture
 from errata.edit import batches_of
 from errata.editors import EditorState
+from errata.editors.hypernet import training
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
-from errata.editors.hypernet.training import Schedule, Trainer
-from errata.editors.hypernet.trajectory import Reward, Step
+from errata.editors.hypernet.training import Fold, Schedule, Trainer
+from errata.editors.hypernet.trajectory import Reward, Step, play
+from errata.editors.solve import Metric
 from errata.encode import encode
 from errata.model import LanguageModel
+from errata.testbed.corpus import FOLDS
 from errata.testbed.world import World
 
 MODULES = ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj")
@@ -35,6 +40,10 @@ def ready(model: LanguageModel, editor: Learned) -> Learned:
         if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
             parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return editor
+
+
+def fold(editor: Learned) -> list[Fold]:
+    return [Fold(EDITS, editor.trained_policy().metric_bases)]
 
 
 def test_untrained_mend_adds_up_rank_one_changes(tiny_model: LanguageModel) -> None:
@@ -69,8 +78,8 @@ def test_mend_has_no_metric() -> None:
 def test_single_batch_editors_refuse_sequences(tiny_model: LanguageModel, make: type[Learned]) -> None:
     editor = ready(tiny_model, make(MODULES, rank=8))
     with pytest.raises(ValueError, match="single batches"):
-        Trainer(editor, tiny_model, EDITS, Schedule(batches=2, batch_size=4), seed=0)
-    trainer = Trainer(editor, tiny_model, EDITS, Schedule(batches=1, batch_size=4), seed=0)
+        Trainer(editor, tiny_model, fold(editor), Schedule(batches=2, batch_size=4), seed=0)
+    trainer = Trainer(editor, tiny_model, fold(editor), Schedule(batches=1, batch_size=4), seed=0)
     before = {n: p.detach().clone() for n, p in trainer.net.named_parameters()}
     trainer.step()
     assert any(not torch.equal(p, before[n]) for n, p in trainer.net.named_parameters())
@@ -90,7 +99,7 @@ def test_two_workers_have_the_gradient_of_one(tiny_model: LanguageModel) -> None
         editor = ready(tiny_model, RLEdit(MODULES, rank=8, reward=REWARD))
         summed: dict[str, torch.Tensor] = {}
         for rank in range(num_workers):
-            trainer = Trainer(editor, tiny_model, EDITS, schedule, seed=3)
+            trainer = Trainer(editor, tiny_model, fold(editor), schedule, seed=3)
             trainer.optimizer.step = lambda *_: None  # type: ignore[method-assign]
             trainer.step(rank, num_workers, partial(add_gradients, summed))
         found.append(summed)
@@ -98,9 +107,32 @@ def test_two_workers_have_the_gradient_of_one(tiny_model: LanguageModel) -> None
 
 
 def test_more_workers_than_episodes_are_refused(tiny_model: LanguageModel) -> None:
-    trainer = Trainer(ready(tiny_model, RLEdit(MODULES, rank=8)), tiny_model, EDITS, Schedule(batches=2, batch_size=4), seed=0)
+    editor = ready(tiny_model, RLEdit(MODULES, rank=8))
+    trainer = Trainer(editor, tiny_model, fold(editor), Schedule(batches=2, batch_size=4), seed=0)
     with pytest.raises(ValueError, match=r"schedule\.episodes"):
         trainer.step(0, 3)
+
+
+def test_folds_take_turns_each_in_its_own_metric(tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, editor = World(20), ready(tiny_model, RLEdit(MODULES, rank=8, reward=REWARD))
+    folds = []
+    for own, other in (FOLDS, FOLDS[::-1]):
+        text = [Step(tiny_model, batch).outcomes for batch in batches_of(world.edits(other, 12), 4)]
+        folds.append(Fold(world.edits(own, 12), editor.measured_bases(tiny_model, text)))
+    seen: list[tuple[set[str | None], Mapping[str, Metric]]] = []
+
+    def watch(model: LanguageModel, net: Any, steps: list[Step], metrics: Mapping[str, Metric], *rest: Any) -> Any:
+        seen.append(({edit.subject for step in steps for edit in step.batch}, metrics))
+        return play(model, net, steps, metrics, *rest)
+
+    monkeypatch.setattr(training, "play", watch)
+    trainer = Trainer(editor, tiny_model, folds, Schedule(batches=2, batch_size=4, episodes=1), seed=0)
+    for _ in range(4):
+        trainer.step()
+    for index, (subjects, metrics) in enumerate(seen):
+        own = folds[index % 2]
+        assert subjects <= set(world.people(FOLDS[index % 2]))
+        assert all(torch.equal(metric.base_II, own.metric_bases[name]) for name, metric in metrics.items())
 
 
 def test_which_batches_are_backtracked() -> None:

@@ -32,6 +32,7 @@ def test_arguments() -> None:
     ("argument", "says"),
     [
         ("trials=0", "at least 1"),
+        ("text=a.txt", "cross_fit divides"),
         ("trials=many", "whole number"),
         ("sweep=colour", "nothing to sweep"),
         ("sead=1", "no field"),
@@ -59,12 +60,13 @@ def test_settings_go_where_they_belong() -> None:
 def test_a_sweep_sees_no_test_fact() -> None:
     """Neither in the edits it learns from, nor in those it is scored by, nor in the sentences of the metric."""
     world = World(20)
-    seen = [*world.stream("train"), *world.edits("validation", 30)]
+    seen = [*world.stream("train"), *world.stream("train-a"), *world.stream("train-b"), *world.edits("validation", 18)]
     texts = [f"{edit.prompt} {edit.target} {edit.rephrasings} {edit.locality} {edit.portability}" for edit in seen]
     texts += [f"{prompt} {answer}" for prompt, answer in world.sentences("train")]
-    assert not [name for name in world.test_subjects if any(name in text for text in texts)]
+    assert not [name for name in world.people("test") if any(name in text for text in texts)]
     assert len(world.sentences("train")) < len(world.sentences())
-    assert tune.from_command_line(["plan=tiny", "validation=8"]).plan.metric_half == "train"
+    plan = tune.from_command_line(["plan=tiny", "validation=8"]).crossed
+    assert plan.metric_part == "train-a" and plan.cross_fit
 
 
 def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel) -> None:

@@ -7,6 +7,11 @@ from typing import Protocol
 
 from errata.edit import Edit
 
+# Two halves, and the two folds of the first.
+FOLDS = ("train-a", "train-b")
+PARTS = ("train", "test", *FOLDS)
+SPLITS = (*PARTS, "validation")
+
 
 class Corpus(Protocol):
     """A world, or a dataset standing in for one."""
@@ -15,9 +20,8 @@ class Corpus(Protocol):
     def name(self) -> str:
         """For file names; different for different content."""
 
-    def sentences(self, half: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, answer) of everything that the model is to know, or of one half: `train`, of which the validation edits are
-        a part, or `test`."""
+    def sentences(self, part: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, answer) of everything that the model is to know, or of a part of it: one of `PARTS`."""
 
     def plain_sentences(self, held_out: bool = False) -> list[str]:
         """Sentences that state no fact: to train on, or others for perplexity."""
@@ -26,13 +30,19 @@ class Corpus(Protocol):
         """Every word, if the vocabulary is closed."""
 
     def edits(self, split: str, count: int, seed: int = 0) -> list[Edit]:
-        """`count` corrections of a split: `train` (hypernetworks learn on it), `validation` (settings are chosen on it), or
-        `test`. Only `test` has facts that no training and no choice has seen. Raises `ValueError` if there are too few."""
+        """`count` corrections of a split: `train` (hypernetworks learn on it) or one fold of it, `validation` (settings are
+        chosen on it), or `test`. Only `test` has facts that no training and no choice has seen; of the facts of `validation`
+        the sentences of `train-a` say nothing. Raises `ValueError` if there are too few."""
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
         """Every correction of the split once."""
 
 
-def check_half(half: str | None) -> None:
-    if half not in (None, "train", "test"):
-        raise ValueError(f"a half of the corpus is train or test, not {half!r}")
+def check_part(part: str | None) -> None:
+    if part is not None and part not in PARTS:
+        raise ValueError(f"a part of the corpus is {', '.join(PARTS)}, not {part!r}")
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"a split is one of {', '.join(SPLITS)}, not {split!r}")

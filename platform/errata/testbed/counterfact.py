@@ -17,7 +17,7 @@ from typing import Any
 
 from errata.edit import Edit
 from errata.stream import from_counterfact
-from errata.testbed.corpus import check_half
+from errata.testbed.corpus import check_part, check_split
 
 NUM_PLAIN = 800  # plain sentences to train on; those after them are held out
 MAX_PLAIN_WORDS = 30
@@ -67,14 +67,22 @@ class CounterFact:
             raise ValueError(f"{file} has {len(found)} usable facts, fewer than {count}")
         return found
 
-    def sentences(self, half: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, true answer) of every edit prompt, rephrasing and locality prompt, of both files or of one."""
-        check_half(half)
-        chosen = self._records if half is None else {half: self._records[half]}
+    def _part(self, part: str) -> list[dict[str, Any]]:
+        """The train file is `train-a`, `train-b` and, its last fifth, `validation`."""
+        if part in self._records:
+            return self._records[part]
+        learned = self.num_train - self.num_train // 5
+        ends = {"train-a": (0, learned // 2), "train-b": (learned // 2, learned), "validation": (learned, self.num_train)}
+        begin, end = ends[part]
+        return self._records["train"][begin:end]
+
+    def sentences(self, part: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, true answer) of every edit prompt, rephrasing and locality prompt, of both files or of a part."""
+        check_part(part)
         return [
             pair
-            for records in chosen.values()
-            for record in records
+            for chosen in (("test", "train") if part is None else (part,))
+            for record in self._part(chosen)
             for pair in (
                 (record["prompt"], record["ground_truth"]),
                 (record["rephrase_prompt"], record["ground_truth"]),
@@ -94,15 +102,7 @@ class CounterFact:
     def edits(self, split: str, count: int, seed: int = 0) -> list[Edit]:
         """`count` edits in an order that `seed` shuffles: of the edit file (`test`), or of the train file, whose last fifth is
         kept from training for `validation`."""
-        num_learned = self.num_train - self.num_train // 5
-        records = {
-            "test": self._records["test"],
-            "train": self._records["train"][:num_learned],
-            "validation": self._records["train"][num_learned:],
-        }
-        if split not in records:
-            raise ValueError(f"a split is one of {', '.join(records)}, not {split!r}")
-        chosen = records[split]
+        chosen = self._split(split)
         if count > len(chosen):
             raise ValueError(f"the corpus has {len(chosen)} {split} facts to edit, fewer than {count}")
         order = random.Random(f"counterfact {split} {seed}").sample(range(len(chosen)), count)
@@ -110,5 +110,8 @@ class CounterFact:
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
         """Every edit of the split once."""
-        counts = {"test": self.num_test, "train": self.num_train - self.num_train // 5, "validation": self.num_train // 5}
-        yield from self.edits(split, counts.get(split, 0), seed)
+        yield from self.edits(split, len(self._split(split)), seed)
+
+    def _split(self, split: str) -> list[dict[str, Any]]:
+        check_split(split)
+        return self._part("train-a") + self._part("train-b") if split == "train" else self._part(split)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from errata.edit import Edit, Probe
-from errata.testbed.corpus import check_half
+from errata.testbed.corpus import check_part, check_split
 
 # {s} is the person; the answer follows the prompt.
 PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -123,18 +123,16 @@ class World:
         rng = random.Random(f"{self.seed} facts")
         return {(s, relation): rng.choice(self.objects[relation]) for s in self.subjects for relation in PHRASINGS}
 
-    @property
-    def train_subjects(self) -> list[str]:
-        return self.subjects[: self.num_subjects // 2]
+    def people(self, part: str | None = None) -> list[str]:
+        """Those of one of `PARTS`; the validation edits are about those of `train-b`."""
+        train, test = self.subjects[: self.num_subjects // 2], self.subjects[self.num_subjects // 2 :]
+        a, b = train[: len(train) // 2], train[len(train) // 2 :]
+        return {None: self.subjects, "train": train, "test": test, "train-a": a, "train-b": b, "validation": b}[part]
 
-    @property
-    def test_subjects(self) -> list[str]:
-        return self.subjects[self.num_subjects // 2 :]
-
-    def sentences(self, half: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, answer) of everything that the model is to know, or of what concerns one half of the people."""
-        check_half(half)
-        people = {None: self.subjects, "train": self.train_subjects, "test": self.test_subjects}[half]
+    def sentences(self, part: str | None = None) -> list[tuple[str, str]]:
+        """(prompt, answer) of everything that the model is to know, or of what concerns a part of the people."""
+        check_part(part)
+        people = self.people(part)
         known = [(p.format(s=s), self.facts[s, r]) for s in people for r in PHRASINGS for p in PHRASINGS[r]]
         known += [(p.format(s=s), self.country_of[self.facts[s, "city"]]) for s in people for p in TWO_HOP]
         known += [(p.format(c=city), country) for city, country in self.country_of.items() for p in CITY_IN_COUNTRY]
@@ -160,15 +158,15 @@ class World:
     def edits(self, split: str, count: int, seed: int = 0) -> list[Edit]:
         """`count` corrections to different facts of the split's people.
 
-        `train`: rephrasings are the two middle phrasings, so the held-out one stays unseen. `validation`: the same people and
-        phrasings, other targets, another order and other people untouched. `test`: the other people, the held-out phrasing.
+        `train` and its folds: rephrasings are the two middle phrasings, so the held-out one stays unseen. `validation`: people
+        of the second fold, the same phrasings, other targets and other people untouched. `test`: the other people, the held-out
+        phrasing.
         Locality probes are true facts of people whom no edit of the list touches: one in the same relation, one in another.
         Raises `ValueError` if the split has fewer facts than `count` (some of its people are kept for the probes).
         """
-        if split not in ("train", "validation", "test"):
-            raise ValueError(f"a split is one of train, validation, test, not {split!r}")
+        check_split(split)
         rng = random.Random(f"{self.seed} {split} {seed}")
-        people = self.test_subjects if split == "test" else self.train_subjects
+        people = self.people(split)
         people = rng.sample(people, len(people))
         num_edited = max(1, (2 * len(people)) // 3)
         edited, untouched = people[:num_edited], people[num_edited:]
@@ -199,5 +197,5 @@ class World:
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
         """Every fact of the split's edited people once, in random order."""
-        people = len(self.test_subjects if split == "test" else self.train_subjects)
+        people = len(self.people(split))
         yield from self.edits(split, max(1, 2 * people // 3) * len(PHRASINGS), seed)

@@ -72,12 +72,7 @@ class Learned(Editor):
 
     def untrained(self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int) -> Self:
         """With a new policy: the metric from `text`, the normaliser and first scales from the batches `first`."""
-        spec = find_matrices(model.module, self.modules)
-        bases: dict[str, Tensor] = {}
-        if self.metric_strength > 0:
-            inputs = tuple(dict.fromkeys(input_sources(spec.names).values()))
-            moments = key_moment(model.module, text, inputs)
-            bases = {name: metric_base(moment_II, self.metric_strength) for name, moment_II in moments.items()}
+        spec, bases = find_matrices(model.module, self.modules), self.measured_bases(model, text)
         net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
         captured: dict[str, Captured] = {}
         for batch in first:
@@ -87,6 +82,18 @@ class Learned(Editor):
         if self.first_step is not None and self.first_ridge is not None:
             net.set_scale(captured, {n: Metric.start(b) for n, b in bases.items()}, self.first_step, self.first_ridge)
         return replace(self, policy=Policy(net, bases))
+
+    def measured_bases(self, model: LanguageModel, text: Sequence[Encoded]) -> dict[str, Tensor]:
+        """The fixed part of each input's metric, from the keys of `text`; none if the editor has no metric."""
+        if not self.metric_strength:
+            return {}
+        inputs = dict.fromkeys(input_sources(find_matrices(model.module, self.modules).names).values())
+        moments = key_moment(model.module, text, tuple(inputs))
+        return {name: metric_base(moment_II, self.metric_strength) for name, moment_II in moments.items()}
+
+    def with_metric(self, bases: Mapping[str, Tensor]) -> Self:
+        """The same policy in another metric, from `measured_bases`."""
+        return replace(self, policy=Policy(self.trained_policy().net, bases))
 
     def trained_policy(self) -> Policy:
         if self.policy is None:

@@ -8,11 +8,12 @@ checkpoint stands.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from errata.edit import Edit, batches_of
 from errata.editors.hypernet.learned import Learned
@@ -41,15 +42,27 @@ class Schedule:
         return (self.batches + self.burn_in) * self.batch_size
 
 
+@dataclass(frozen=True)
+class Fold:
+    """What an episode is played on: edits, and the metric without a past. Folds take turns.
+
+    A metric that knows the locality probes of its own episodes protects them better than those that a policy will meet; with
+    the edits of a fold in the metric of another, training sees what use will see.
+    """
+
+    edits: Sequence[Edit]
+    metric_bases: Mapping[str, Tensor]
+
+
 class Trainer:
     """The policy, its optimiser, and where training stands. The policy of `editor` is trained in place."""
 
-    def __init__(self, editor: Learned, model: LanguageModel, edits: Sequence[Edit], schedule: Schedule, seed: int) -> None:
-        if len(edits) < schedule.longest:
-            raise ValueError(f"an episode needs {schedule.longest} different edits; the stream has {len(edits)}")
+    def __init__(self, editor: Learned, model: LanguageModel, folds: Sequence[Fold], schedule: Schedule, seed: int) -> None:
+        if (fewest := min(len(fold.edits) for fold in folds)) < schedule.longest:
+            raise ValueError(f"an episode needs {schedule.longest} different edits; the stream has {fewest}")
         if schedule.batches + schedule.burn_in > 1 and not editor.trains_on_sequences:
             raise ValueError(f"{type(editor).__name__} is trained on single batches: schedule.batches is 1 and burn_in 0")
-        self.editor, self.model, self.edits, self.schedule, self.seed = editor, model, edits, schedule, seed
+        self.editor, self.model, self.folds, self.schedule, self.seed = editor, model, folds, schedule, seed
         self.net = editor.trained_policy().net
         scalars = [p for n, p in self.net.named_parameters() if n.endswith(("log_step_M", "log_ridge_M"))]
         others = [p for n, p in self.net.named_parameters() if not n.endswith(("log_step_M", "log_ridge_M"))]
@@ -84,15 +97,16 @@ class Trainer:
 
     def _play(self, index: int) -> dict[str, float]:
         """An episode of different edits, drawn anew for each train_step and index."""
+        fold = self.folds[(self.train_step * self.schedule.episodes + index) % len(self.folds)]
         seed = (self.seed * 1_000_003 + self.train_step) * self.schedule.episodes + index
         generator = torch.Generator().manual_seed(seed)
         burn_in = int(torch.randint(self.schedule.burn_in + 1, (), generator=generator))
         size = self.schedule.batch_size
-        order = torch.randperm(len(self.edits), generator=generator)[: (burn_in + self.schedule.batches) * size]
-        batches = batches_of((self.edits[int(i)] for i in order), size)
+        order = torch.randperm(len(fold.edits), generator=generator)[: (burn_in + self.schedule.batches) * size]
+        batches = batches_of((fold.edits[int(i)] for i in order), size)
         editor, policy = self.editor, self.editor.trained_policy()
         steps = [Step(self.model, batch, editor.reward.score_prompts) for batch in batches]
-        metrics = {name: Metric.start(base_II) for name, base_II in policy.metric_bases.items()}
+        metrics = {name: Metric.start(base_II) for name, base_II in fold.metric_bases.items()}
         return play(self.model, policy.net, steps, metrics, editor.reward, editor.memory, editor.num_passes, burn_in, seed)
 
     def _decay(self) -> float:
