@@ -97,8 +97,8 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
             raise ValueError(f"nothing to sweep is named {', '.join(unknown)}; there are {', '.join(short)}")
         fields = tuple(short[name] for name in found["sweep"].split(","))
     plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
-    if plan.model or plan.edits:
-        raise ValueError("a sweep is scored on validation edits of the plan's corpus: leave model= and edits= out")
+    if plan.model or plan.edits or plan.text:
+        raise ValueError("a sweep is scored on validation edits of the plan's corpus: leave model=, edits= and text= out")
     if plan.schedule.train_steps < plan.checkpoint_every:
         raise ValueError(
             f"trials are scored every checkpoint_every={plan.checkpoint_every} steps, and these have "

@@ -32,7 +32,7 @@ def test_arguments() -> None:
     ("argument", "says"),
     [
         ("trials=0", "at least 1"),
-        ("text=a.txt", "cross_fit divides"),
+        ("text=a.txt", "leave model=, edits= and text= out"),
         ("trials=many", "whole number"),
         ("sweep=colour", "nothing to sweep"),
         ("sead=1", "no field"),

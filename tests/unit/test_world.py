@@ -46,6 +46,11 @@ def test_a_world_too_small_says_so() -> None:
         World(20).edits("test", 1000)
 
 
+def test_only_a_corpus_has_folds_to_cross() -> None:
+    with pytest.raises(ValueError, match="cross_fit divides the plan's corpus"):
+        plans.from_arguments(["plan=tiny", "cross_fit=True", "edits=a.jsonl"])
+
+
 @pytest.mark.parametrize("name", plans.PLANS)
 def test_every_plan_is_named_as_its_function(name: str) -> None:
     assert plans.from_arguments([f"plan={name}"]).name == name
