@@ -121,7 +121,7 @@ def choose(bench: Bench, contestant: Contestant) -> tuple[Candidate, list[float]
 def run_suite(suite: Suite) -> Path:
     """Everything, to the four files in `$ERRATA_HOME/bench-NAME`; returns that folder."""
     began = time.monotonic()
-    set_threads(1)
+    set_threads()
     machine = hardware()
     pretrain.run(suite.model_plan)
     bench = Bench(suite, load(suite.model_plan.model_dir))

@@ -1,8 +1,9 @@
 """Measure what the closed-form editors protect: `ray job submit --working-dir . -- python jobs/moments.py plan=NAME modules=…`.
 
 The second moments of the keys of any matrices, in one pass of the model over text: Ray tasks over shards of it, their sums
-added in pairs. The text is the plan's `text` or, of a corpus, what its model has learned. The artifact's name holds the model,
-the text and the matrices; nothing is measured that is there.
+added in pairs. The text is the plan's `text` or, of a corpus, what its model has learned; of more than `texts` lines (100,000
+is published) so many are drawn. With `directions=1` a backward pass goes along, for the output directions of O-Edit. The
+artifact's name holds the model's fingerprint, the text, the number of tokens and the dtype; what is there is not done again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,67 +21,127 @@ import ray
 import torch
 from torch import Tensor
 
-from errata.capture import key_sums
-from errata.editors.closed_form.moments import Moments
-from errata.model import find_matrices, load
+from errata.capture import gradient_sums, key_sums
+from errata.editors.closed_form.moments import Moments, leading_outputs
+from errata.model import LanguageModel, checkpoint_fingerprint, find_matrices, load
 from jobs import pretrain
 from jobs.plans import Plan, from_arguments, home
-from jobs.train import texts
+from jobs.train import encoded_lines, lines
 from jobs.workers import start_ray
 
-Sums = tuple[dict[str, Tensor], int]
+
+@dataclass(frozen=True)
+class Sums:
+    """Of one shard or of several: Σ k kᵀ [I, I], the sum of the weights' gradients [O, I], if asked for, and tokens."""
+
+    moments: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    num_tokens: int
+
+    def __add__(self, other: Sums) -> Sums:
+        moments = {name: total + other.moments[name] for name, total in self.moments.items()}
+        gradients = {name: total + other.gradients[name] for name, total in self.gradients.items()}
+        return Sums(moments, gradients, self.num_tokens + other.num_tokens)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured on what."""
+
+    plan: Plan
+    modules: tuple[str, ...]
+    directions: bool = False
+    texts: int = 100_000
+
+    def model(self) -> LanguageModel:
+        return load(self.plan.model_dir, getattr(torch, self.plan.dtype), "cuda" if self.plan.use_gpu else "cpu")
+
+    def chosen(self) -> list[list[str]]:
+        return lines(self.plan, self.texts)
+
+    def directory(self, num_tokens: int) -> Path:
+        plan = self.plan
+        text = Path(plan.text).read_bytes() if plan.text else json.dumps(self.chosen()).encode()
+        what = [sorted(self.modules), self.directions, self.texts, plan.seed, hashlib.sha256(text).hexdigest()]
+        source = Path(plan.text).stem if plan.text else plan.corpus.name + (f"-{plan.metric_part}" if plan.metric_part else "")
+        model = f"{plan.model_dir.name}-{checkpoint_fingerprint(plan.model_dir)[:12]}"
+        tail = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+        return home() / "moments" / f"{model}-{source}-{num_tokens}t-{plan.dtype}-{tail}"
 
 
 @ray.remote
-def shard(plan: Plan, names: Sequence[str], index: int, num_shards: int) -> Sums:
-    model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
-    sums, count = key_sums(model.module, texts(plan, model)[index::num_shards], names, all_tokens=True)
-    return {name: total.cpu() for name, total in sums.items()}, count
+def shard(what: Measurement, names: Sequence[str], index: int, num_shards: int) -> Sums:
+    model = what.model()
+    texts = encoded_lines(what.plan, model, what.chosen()[index::num_shards])
+    sums, count = key_sums(model.module, texts, names, all_tokens=True)
+    gradients = gradient_sums(model.module, texts, names) if what.directions else {}
+    cpu = [{name: total.cpu() for name, total in found.items()} for found in (sums, gradients)]
+    return Sums(cpu[0], cpu[1], count)
 
 
 @ray.remote
 def add(one: Sums, other: Sums) -> Sums:
-    return {name: one[0][name] + other[0][name] for name in one[0]}, one[1] + other[1]
+    return one + other
 
 
-def directory_of(plan: Plan, modules: Sequence[str]) -> Path:
-    what = [str(plan.model_dir), plan.dtype, plan.text, plan.corpus.name, plan.metric_part, plan.seed, sorted(modules)]
-    return home() / "moments" / f"{plan.name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
-
-
-def run(plan: Plan, modules: Sequence[str]) -> Path:
+def run(what: Measurement) -> Path:
     """The folder of the moments; raises `ValueError` naming a pattern of `modules` that the model has no matrix for."""
+    plan = what.plan
     pretrain.run(plan)
-    directory = directory_of(plan, modules)
+    model = load(plan.model_dir)
+    names = find_matrices(model.module, what.modules).names
+    num_tokens = sum(int(text.attention_mask_BS.sum()) for text in encoded_lines(plan, model, what.chosen()))
+    directory = what.directory(num_tokens)
     if directory.exists():
         print(f"moments: they are there: {directory}")
         return directory
-    names = find_matrices(load(plan.model_dir).module, modules).names
-    start_ray()
-    num_shards = max(1, int(ray.cluster_resources().get("GPU" if plan.use_gpu else "CPU", 1)))
-    resources = {"num_gpus": 1} if plan.use_gpu else {"num_cpus": 1}
-    parts: list[Any] = [shard.options(**resources).remote(plan, names, index, num_shards) for index in range(num_shards)]
-    while len(parts) > 1:  # in pairs, where the sums are
-        parts = [add.remote(*parts[i : i + 2]) if i + 1 < len(parts) else parts[i] for i in range(0, len(parts), 2)]
-    sums, num_tokens = ray.get(parts[0])
+    sums = measure(what, names)
+    moments = {name: total / sums.num_tokens for name, total in sums.moments.items()}
+    directions = {name: leading_outputs(total) for name, total in sums.gradients.items()}
     record = {
         "model": plan.model_dir.name,
+        "fingerprint": checkpoint_fingerprint(plan.model_dir),
         "text": plan.text or plan.corpus.name,
-        "num_tokens": num_tokens,
+        "num_tokens": sums.num_tokens,
         "dtype": plan.dtype,
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as unfinished:
-        Moments({name: total / num_tokens for name, total in sums.items()}, record).save(Path(unfinished) / "moments")
+        Moments(moments, record, directions).save(Path(unfinished) / "moments")
         (Path(unfinished) / "moments").rename(directory)
-    print(f"moments: {len(names)} matrices over {num_tokens} tokens, in {directory}")
+    print(f"moments: {len(names)} matrices over {sums.num_tokens} tokens, in {directory}")
     return directory
+
+
+def measure(what: Measurement, names: Sequence[str]) -> Sums:
+    start_ray()
+    num_shards = max(1, int(ray.cluster_resources().get("GPU" if what.plan.use_gpu else "CPU", 1)))
+    resources = {"num_gpus": 1} if what.plan.use_gpu else {"num_cpus": 1}
+    parts: list[Any] = [shard.options(**resources).remote(what, names, index, num_shards) for index in range(num_shards)]
+    waiting = list(parts)
+    while waiting:
+        _, waiting = ray.wait(waiting)
+        print(f"moments: {num_shards - len(waiting)} of {num_shards} shards are done", flush=True)
+    while len(parts) > 1:  # in pairs, where the sums are
+        parts = [add.remote(*parts[i : i + 2]) if i + 1 < len(parts) else parts[i] for i in range(0, len(parts), 2)]
+    found: Sums = ray.get(parts[0])
+    return found
+
+
+def from_command_line(arguments: Sequence[str]) -> Measurement:
+    """Raises `ValueError` naming an argument that is wrong."""
+    pairs = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
+    own = {name: pairs[name] for name in ("modules", "directions", "texts") if name in pairs}
+    plan = from_arguments([argument for argument in arguments if argument.partition("=")[0] not in own])
+    if not own.get("texts", "1").isdigit() or own.get("texts") == "0":
+        raise ValueError(f"texts is a number of lines, at least 1, not {own['texts']!r}")
+    modules = tuple(own["modules"].split(",")) if "modules" in own else plan.editor.modules
+    directions = own.get("directions", "0") not in ("", "0", "False")
+    return Measurement(plan, modules, directions, int(own.get("texts", "100000")))
 
 
 if __name__ == "__main__":
     try:
-        given = [argument.removeprefix("modules=") for argument in sys.argv[1:] if argument.startswith("modules=")]
-        chosen = from_arguments([argument for argument in sys.argv[1:] if not argument.startswith("modules=")])
-        run(chosen, tuple(given[0].split(",")) if given else chosen.editor.modules)
+        run(from_command_line(sys.argv[1:]))
     except ValueError as wrong:
         sys.exit(f"moments.py: {wrong}")

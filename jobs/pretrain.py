@@ -26,7 +26,7 @@ def work(config: dict[str, Any]) -> None:
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    set_threads(num_workers)
+    set_threads(config["threads"])
     corpus, shape = plan.corpus, plan.shape
     tokenizer = testbed.make_tokenizer(corpus, shape)
     plain = testbed.make_model(shape, len(tokenizer), plan.seed)

@@ -12,6 +12,7 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from errata.edit import batches_of
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.training import Fold, Trainer
-from errata.encode import Encoded, encode
+from errata.encode import Encoded, encode, encode_text
 from errata.model import LanguageModel, load
 from errata.registry import Registry
 from errata.stream import read_edits, write_parquet
@@ -36,12 +37,12 @@ NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second
 
 
 def work(config: dict[str, Any]) -> None:
-    """One Ray Train worker. Besides the plan, `config` may have `score(model, editor)`, figures to report at each checkpoint,
-    and `keep=False` to save no artifact."""
+    """One Ray Train worker. Besides what `run_on_workers` gives, `config` may have `score(model, editor)`, figures to report at
+    each checkpoint, and `keep=False` to save no artifact."""
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    set_threads(num_workers)
+    set_threads(config["threads"])
     model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
     began = time.monotonic()
     editor, folds = begin(plan, model)
@@ -100,14 +101,26 @@ def edits_file(plan: Plan, split: str = "train") -> Path:
 
 def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
     """At most `NUM_TEXTS` texts of what the model knows, or of the plan's part of it, for the second moment of its keys."""
+    return encoded_lines(plan, model, lines(plan, NUM_TEXTS))
+
+
+def lines(plan: Plan, limit: int) -> list[list[str]]:
+    """What the model knows, or the plan's part of it, at most `limit` drawn by the seed: questions with their answers, and
+    sentences as their first word and the rest."""
     if plan.text:
-        lines = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
+        found = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
     else:
-        lines = [list(pair) for pair in plan.corpus.sentences(plan.metric_part or None)]
-        lines += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
-    if len(lines) > NUM_TEXTS:
-        lines = random.Random(plan.seed).sample(lines, NUM_TEXTS)
-    chunks = [lines[i : i + 64] for i in range(0, len(lines), 64)]
+        found = [list(pair) for pair in plan.corpus.sentences(plan.metric_part or None)]
+        found += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
+    return random.Random(plan.seed).sample(found, limit) if len(found) > limit else found
+
+
+def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[list[str]]) -> list[Encoded]:
+    """In batches of 64. Lines of a file of text are cut to the model's context."""
+    chunks = [chosen[i : i + 64] for i in range(0, len(chosen), 64)]
+    if plan.text:
+        joined = ([" ".join(line) for line in chunk] for chunk in chunks)
+        return [encode_text(model.tokenizer, chunk, model.max_tokens, model.device) for chunk in joined]
     return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
 
 

@@ -133,7 +133,7 @@ def work(config: dict[str, Any]) -> None:
     def score(model: LanguageModel, editor: Learned) -> dict[str, float]:
         return lifelong_score(model, editor, course)
 
-    train.work({"plan": plan, "score": score, "keep": False})
+    train.work({**config, "score": score, "keep": False})
 
 
 def trial(settings: dict[str, Any], sweep: Sweep) -> None:

@@ -23,6 +23,8 @@ class Arguments(BaseModel):
     ledger: str
     editor: str = "RLEdit"
     artifact: str | None = None
+    preset: str | None = None
+    settings: dict[str, str] = Field(default_factory=dict)
     mlflow: str | None = None
     mlflow_name: str = "errata"
     journal: str | None = None
@@ -96,6 +98,8 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         ledger=arguments.ledger,
         editor=arguments.editor,
         artifact=arguments.artifact,
+        preset=arguments.preset,
+        settings=arguments.settings,
         dtype=arguments.dtype,
         device=arguments.device,
         max_tokens=arguments.max_model_len,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from errata import model as models
 from errata.delta import EditedModel, WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected
-from errata.editors import EDITORS
+from errata.editors import make_editor
 from errata.editors.editor import Editor, EditorState
 from errata.guard import Guard, matrix_norms
 from errata.ledger import Ledger, Version
@@ -23,12 +22,14 @@ from errata.lifelong import attempt
 
 @dataclass(frozen=True)
 class WorkshopOptions:
-    """`editor` is a name of `EDITORS`, or `package.module:Class`; `artifact` is what its `load` takes."""
+    """`editor` is a name as `make_editor` takes it, or `package.module:Class`; so are the artifact, the preset and settings."""
 
     model: str
     ledger: str
     editor: str
     artifact: str | None = None
+    preset: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
     dtype: str = "float32"
     device: str = "cpu"
     max_tokens: int | None = None
@@ -52,7 +53,7 @@ class Workshop:
         self.options = options
         self.model = models.load(options.model, getattr(torch, options.dtype), options.device)
         self.max_tokens = min(options.max_tokens or self.model.max_tokens, self.model.max_tokens)
-        self.editor = load_editor(options.editor, options.artifact, options.device)
+        self.editor = load_editor(options)
         self.ledger = self._open()
         self.spec = models.find_matrices(self.model.module, self.ledger.base["matrices"])
         self.base_norms = matrix_norms(self.model, self.spec)
@@ -63,7 +64,11 @@ class Workshop:
     def _open(self) -> Ledger:
         """The ledger that is there, if it is over this model and these matrices, else a new one."""
         names = models.find_matrices(self.model.module, self.editor.modules).names
-        base = {"model": self.options.model, "fingerprint": _fingerprint(self.options.model), "matrices": list(names)}
+        base = {
+            "model": self.options.model,
+            "fingerprint": models.checkpoint_fingerprint(self.options.model),
+            "matrices": list(names),
+        }
         return Ledger.create(self.options.ledger, base)
 
     def _stand_at(self, version: int) -> None:
@@ -94,26 +99,10 @@ class Workshop:
         return version
 
 
-def load_editor(name: str, artifact: str | None, device: str = "cpu") -> Editor:
-    """Raises `ValueError` naming the editors there are."""
-    module, _, attribute = name.partition(":")
-    if attribute:
-        kind: Any = getattr(importlib.import_module(module), attribute)
-    elif name in EDITORS:
-        kind = EDITORS[name]
-    else:
-        raise ValueError(f"no editor is named {name!r}; there are {', '.join(EDITORS)}")
-    if artifact is not None:
-        return kind.load(artifact, device)
-    return kind()
-
-
-def _fingerprint(model: str) -> str:
-    """SHA-256 over the checkpoint's weight files; of the name where it is not a local folder."""
-    digest = hashlib.sha256()
-    files = sorted(Path(model).glob("*.safetensors"))
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest() if files else hashlib.sha256(model.encode()).hexdigest()
+def load_editor(options: WorkshopOptions) -> Editor:
+    """Raises `ValueError` naming the editors there are, or what is missing."""
+    module, _, attribute = options.editor.partition(":")
+    if not attribute:
+        return make_editor(options.editor, options.artifact, options.preset, options.settings, options.device)
+    kind: Any = getattr(importlib.import_module(module), attribute)
+    return kind.made(options.artifact, options.preset, options.device)

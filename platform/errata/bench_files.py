@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from errata.benchmark import CHECKPOINTS, Contender, Course, settings_of
-from errata.editors import EDITORS, Editor, load_artifact, name_of
+from errata.editors import EDITORS, Editor, load_artifact, make_editor, name_of
 from errata.editors.hypernet.learned import Learned
 from errata.model import LanguageModel, load
 from errata.overrides import overridden
@@ -20,7 +20,8 @@ from errata.stream import read_edits
 
 
 def contenders_of(editors: Sequence[str], settings: Sequence[str], device: str) -> list[Contender]:
-    """From names of editors and folders of trained ones; `settings` are `EDITOR.field=value`.
+    """From folders of trained editors and from `NAME`, `NAME=ARTIFACT` and `NAME:PRESET=ARTIFACT`, as `make_editor` has them;
+    `settings` are `EDITOR.field=value`.
 
     Two trained ones of a class are called by their folders. Raises `ValueError` naming what is unknown.
     """
@@ -40,12 +41,11 @@ def _found(editor: str, device: str) -> tuple[Editor, dict[str, Any], str]:
     """(editor, the record of its training, a label)."""
     if Path(editor).is_dir():
         return *load_artifact(editor, device), Path(editor).name
-    if editor not in EDITORS:
+    named, _, artifact = editor.partition("=")
+    name, _, preset = named.partition(":")
+    if name.partition("/")[0] not in EDITORS:
         raise ValueError(f"{editor!r} is neither a folder nor an editor; there are {', '.join(EDITORS)}")
-    made = EDITORS[editor]()
-    if isinstance(made, Learned):
-        raise ValueError(f"{editor} has to be trained: name the folder of a trained one (jobs/train.py makes it)")
-    return made, {}, editor
+    return make_editor(name, artifact or None, preset or None, None, device), {}, named
 
 
 def _changed(editors: dict[str, Editor], settings: Sequence[str]) -> dict[str, Editor]:

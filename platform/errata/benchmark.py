@@ -326,10 +326,10 @@ def harmonic_mean(*shares: float | None) -> float | None:
     return len(known) / sum(1 / share for share in known) if all(known) else 0.0
 
 
-def settings_of(editor: Editor) -> dict[str, Any]:
-    """The hyper-parameters of an editor, without what was trained."""
-    values = {f.name: getattr(editor, f.name) for f in dataclasses.fields(editor) if f.compare}  # type: ignore[arg-type]
-    return {name: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for name, v in values.items()}  # type: ignore[arg-type]
+def settings_of(editor: Any) -> dict[str, Any]:
+    """The hyper-parameters of an editor (and of what it is made of), without what was trained or measured."""
+    values = {f.name: getattr(editor, f.name) for f in dataclasses.fields(editor) if f.compare}
+    return {name: settings_of(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
 def fingerprint(model: LanguageModel) -> dict[str, int]:

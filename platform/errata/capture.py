@@ -171,6 +171,16 @@ def key_sums(
     return sums, num_tokens
 
 
+def gradient_sums(model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
+    """The gradient of the sum of -log p over all answer tokens by each matrix, `Σ g kᵀ`, [O, I] fp32."""
+    sums: dict[str, Tensor] = {}
+    for encoded in encoded_batches:
+        captured, _ = capture(model, encoded, modules, all_tokens=True)
+        for name, rows in captured.items():
+            sums[name] = sums.get(name, 0) + rows.grads_TO.T @ rows.keys_TI
+    return sums
+
+
 def key_moment(model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
     """Uncentred second moment `E[k kᵀ]` of each module's input where an answer token is predicted, [I, I] fp32.
 

@@ -125,7 +125,7 @@ def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(h
 def bench(
     model: Annotated[str, typer.Option(help="Hugging Face folder or name of the model.")],
     edits: Annotated[Path, typer.Option(help="Parquet, JSONL or JSON file of edits, with their probes.")],
-    editor: Annotated[list[str], typer.Option(help="Name of an editor, or folder of a trained one; may be repeated.")],
+    editor: Annotated[list[str], typer.Option(help="Folder of a trained one, or NAME[:PRESET][=ARTIFACT]; may be repeated.")],
     text: Annotated[Path, typer.Option(help="File of plain sentences, a line each, for the perplexity.")],
     out: Annotated[Path, typer.Option(help="Folder for rows.parquet, report.json, table.md and curves.png.")],
     batch_size: Annotated[int, typer.Option(help="Edits a batch.")] = 10,

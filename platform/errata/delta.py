@@ -46,6 +46,9 @@ class LowRank:
     def side_branch(self, x: Tensor) -> Tensor:
         return (x @ self.V_IR.to(x.dtype)) @ self.U_OR.to(x.dtype).T
 
+    def scaled(self, factor: float) -> LowRank:
+        return LowRank(factor * self.U_OR, self.V_IR)
+
     def tensors(self) -> dict[str, Tensor]:
         return {"U": self.U_OR, "V": self.V_IR}
 
@@ -72,6 +75,9 @@ class Sparse:
 
     def side_branch(self, x: Tensor) -> Tensor:
         return x @ self.dense().to(x.dtype).T
+
+    def scaled(self, factor: float) -> Sparse:
+        return Sparse(self.index_N, factor * self.value_N, self.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"index": self.index_N, "value": self.value_N, "shape": torch.tensor(self.shape)}
@@ -100,6 +106,9 @@ class Dense:
 
     def side_branch(self, x: Tensor) -> Tensor:
         return x @ self.matrix_OI.to(x.dtype).T
+
+    def scaled(self, factor: float) -> Dense:
+        return Dense(factor * self.matrix_OI)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"matrix": self.matrix_OI}
@@ -164,6 +173,9 @@ class WeightDelta:
             grouped.setdefault(name, {})[part] = tensor
         return cls({name: _part(found) for name, found in grouped.items()})
 
+    def scaled(self, factor: float) -> WeightDelta:
+        return WeightDelta({name: part.scaled(factor) for name, part in self})
+
     def compact(self, tolerance: float = 1e-6) -> WeightDelta:
         """The same change with fewer factors: what is cut off has a Frobenius norm of at most `tolerance` of each part.
 
@@ -187,13 +199,22 @@ class WeightDelta:
 
 
 def _compact(part: LowRank, tolerance: float) -> LowRank:
-    Q_U, R_U = torch.linalg.qr(part.U_OR.double())
-    Q_V, R_V = torch.linalg.qr(part.V_IR.double())
-    left, values_R, right = torch.linalg.svd(R_U @ R_V.T)
+    left_OR, values_R, right_IR = svd(part)
     tail_R = values_R.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is lost when cutting before r
     rank = max(1, int((tail_R > tolerance * values_R.norm()).sum()))
     root_R = values_R[:rank].sqrt()
-    return LowRank((Q_U @ left[:, :rank] * root_R).float(), (Q_V @ right[:rank].T * root_R).float())
+    return LowRank((left_OR[:, :rank] * root_R).float(), (right_IR[:, :rank] * root_R).float())
+
+
+def svd(part: Part) -> tuple[Tensor, Tensor, Tensor]:
+    """(left [O, R], values [R], right [I, R]) of the change, in fp64; of factors by QR and the small core."""
+    if not isinstance(part, LowRank):
+        left_OR, values_R, right_RI = torch.linalg.svd(part.dense().double(), full_matrices=False)
+        return left_OR, values_R, right_RI.T
+    Q_U, R_U = torch.linalg.qr(part.U_OR.double())
+    Q_V, R_V = torch.linalg.qr(part.V_IR.double())
+    left, values_R, right = torch.linalg.svd(R_U @ R_V.T, full_matrices=False)
+    return Q_U @ left, values_R, Q_V @ right.T
 
 
 def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:

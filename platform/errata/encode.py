@@ -61,6 +61,20 @@ def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], devic
     return Encoded(input_ids_BS.to(device), attention_mask_BS.to(device), labels_BS.to(device))
 
 
+def encode_text(tokenizer: Any, lines: Sequence[str], max_tokens: int, device: Any = "cpu") -> Encoded:
+    """Plain text, each line cut to `max_tokens`: every token but a line's first is an answer to what stands before it."""
+    rows = [tokenizer(line, truncation=True, max_length=max_tokens)["input_ids"] for line in lines]
+    width = max(len(ids) for ids in rows)
+    input_ids_BS = torch.zeros((len(rows), width), dtype=torch.long)
+    attention_mask_BS = torch.zeros_like(input_ids_BS)
+    for row, ids in enumerate(rows):
+        input_ids_BS[row, : len(ids)] = torch.tensor(ids)
+        attention_mask_BS[row, : len(ids)] = 1
+    labels_BS = input_ids_BS.masked_fill(attention_mask_BS == 0, IGNORED)
+    labels_BS[:, 0] = IGNORED
+    return Encoded(input_ids_BS.to(device), attention_mask_BS.to(device), labels_BS.to(device))
+
+
 def answer_log_probs(model: Any, encoded: Encoded) -> Tensor:
     """log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs.
 

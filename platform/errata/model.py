@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,6 +79,17 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cp
     module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
     module.to(device).eval().requires_grad_(False)
     return LanguageModel(module, tokenizer, str(path))
+
+
+def checkpoint_fingerprint(path: str | Path) -> str:
+    """SHA-256 over the checkpoint's weight files; of the name where it is not a local folder."""
+    digest = hashlib.sha256()
+    files = sorted(Path(path).glob("*.safetensors"))
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest() if files else hashlib.sha256(str(path).encode()).hexdigest()
 
 
 def find_matrices(module: nn.Module, patterns: Iterable[str]) -> ModelSpec:

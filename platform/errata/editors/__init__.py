@@ -1,11 +1,18 @@
 """Editors by name. A new one is a file beside these and one line here."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from errata.editors.closed_form.alphaedit import AlphaEdit
+from errata.editors.closed_form.composed import Composed
 from errata.editors.closed_form.memit import MEMIT
+from errata.editors.closed_form.nse import NSE
+from errata.editors.closed_form.oedit import OEdit, OEditPlus
+from errata.editors.closed_form.prune import PRUNE
+from errata.editors.closed_form.rect import RECT
+from errata.editors.closed_form.rome import ROME, RROME
 from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.editor import Editor, EditorState
 from errata.editors.finetuned.ftl import FTL
@@ -14,22 +21,66 @@ from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.overrides import overridden
 
 EDITORS: dict[str, type[Editor]] = {
     "RLEdit": RLEdit,
     "MALMEN": MALMEN,
     "MEND": MEND,
     "UltraEdit": UltraEdit,
+    "ROME": ROME,
+    "R-ROME": RROME,
     "MEMIT": MEMIT,
+    "RECT": RECT,
+    "PRUNE": PRUNE,
     "AlphaEdit": AlphaEdit,
+    "NSE": NSE,
+    "O-Edit": OEdit,
+    "O-Edit+": OEditPlus,
     "FT-L": FTL,
     "LocFT": LocFT,
 }
 
 
 def name_of(editor: Editor) -> str:
-    """As EDITORS has it, or the class's own."""
-    return next((name for name, known in EDITORS.items() if type(editor) is known), type(editor).__name__)
+    """As EDITORS has it, with its host where that is another than usual; or the class's own."""
+    name = next((name for name, known in EDITORS.items() if type(editor) is known), type(editor).__name__)
+    if isinstance(editor, Composed) and type(editor.host) is not editor.usual_host():
+        return f"{name}/{name_of(editor.host)}"
+    return name
+
+
+def make_editor(
+    name: str,
+    artifact: str | Path | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    device: Any = "cpu",
+) -> Editor:
+    """An editor by its name in `EDITORS`, ready to start; `RECT/AlphaEdit` is RECT over AlphaEdit.
+
+    `artifact` is the folder of a trained policy or of key moments, `preset` a name such as `llama3_8b`, for editors that have
+    them; `settings` are fields with their values as text. Raises `ValueError` that says what is unknown or missing.
+    """
+    outer, _, inner = name.partition("/")
+    kind: Any = EDITORS.get(outer)
+    if kind is None:
+        raise ValueError(f"no editor is named {outer!r}; there are {', '.join(EDITORS)}")
+    editor: Any
+    if issubclass(kind, Composed):
+        usual = next(known for known, its in EDITORS.items() if its is kind.usual_host())
+        editor = kind(make_editor(inner or usual, artifact, preset, None, device))
+    elif inner:
+        raise ValueError(f"{outer} is not made of another editor: {name!r}")
+    else:
+        editor = kind.made(artifact, preset, device)
+    for field, value in (settings or {}).items():
+        if isinstance(editor, Learned):
+            raise ValueError(
+                f"{outer} was trained with its settings: train another one (jobs/train.py) instead of {field}={value}"
+            )
+        editor = overridden(editor, field, value)
+    return editor
 
 
 def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[Learned, dict[str, Any]]:
@@ -44,4 +95,4 @@ def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[Learned, 
     return editor.load(directory, device), description["record"]
 
 
-__all__ = ["EDITORS", "Editor", "EditorState", "load_artifact", "name_of"]
+__all__ = ["EDITORS", "Editor", "EditorState", "load_artifact", "make_editor", "name_of"]

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import safe_open
@@ -53,6 +53,17 @@ class Editor(ABC):
     """Two functions, and `modules`, the name patterns of the matrices that it edits; the contract stands above."""
 
     modules: tuple[str, ...]
+
+    @classmethod
+    def made(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
+        """One that can start, from the folder that it needs, if any, and one of its presets, if it has some.
+
+        Raises `ValueError` that says what is missing, unknown or too much.
+        """
+        if artifact is not None or preset is not None:
+            given = f"the artifact {artifact}" if artifact is not None else f"the preset {preset!r}"
+            raise ValueError(f"{cls.__name__} needs no artifact and has no presets; it is given {given}")
+        return cls()
 
     @abstractmethod
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:

@@ -1,6 +1,6 @@
 """AlphaEdit: as MEMIT, but only in directions that the model's own keys hardly have, and keeping what earlier batches wrote.
 
-Paper: AlphaEdit (arXiv 2410.02355). Equations: located.py with A = λ on the null space of C, so P = (λ + Σ past k kᵀ)⁻¹
+Paper: AlphaEdit (arXiv 2410.02355). Equations: spread.py with A = λ on the null space of C, so P = (λ + Σ past k kᵀ)⁻¹
 there and 0 elsewhere; the published primal is (N (K Kᵀ + past) + λ I)⁻¹ N K Rᵀ, N the projector.
 Deviations: the projector by a symmetric eigensolver in fp64; its threshold may be relative to the largest eigenvalue, as an
 absolute one means another number of directions in every model and layer.
@@ -10,21 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor
 
-from errata.editors.closed_form.located import Located
 from errata.editors.closed_form.moments import null_space
+from errata.editors.closed_form.spread import Spread
 
 
 @dataclass(frozen=True)
-class AlphaEdit(Located):
+class AlphaEdit(Spread):
     """`ridge` is λ, `threshold` the eigenvalue of C below which a direction is free."""
 
     ridge: float = 10.0
     threshold: float = 2e-2
     relative: bool = False
     memory: float = 1.0
+
+    @classmethod
+    def testbed(cls, **fields: Any) -> Self:
+        return super().testbed(**{"ridge": 1.0, "threshold": 1e-3, "relative": True, **fields})
 
     @property
     def remembers(self) -> float:

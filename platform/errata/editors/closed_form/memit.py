@@ -1,8 +1,9 @@
 """MEMIT: many facts at once, each written into several layers, against the second moment of the model's keys.
 
-Paper: MEMIT (arXiv 2210.07229). Equations: located.py with A = λ C. With `memory` 1, past keys protect earlier batches
+Paper: MEMIT (arXiv 2210.07229). Equations: spread.py with A = λ C. With `memory` 1, past keys protect earlier batches
 (the sequential variant of AlphaEdit's authors); with 0, as published, nothing is remembered.
 Deviations: targets of a batch are found together; contexts are seeded; `eos` ends the answer.
+EMMET (arXiv 2403.14236) as its code has it is MEMIT with λ the product of its two weights.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from errata.editors.closed_form.located import Located
 from errata.editors.closed_form.moments import inverse
+from errata.editors.closed_form.spread import Spread
 
 
 @dataclass(frozen=True)
-class MEMIT(Located):
+class MEMIT(Spread):
     """`moment_weight` is λ; `floor` is added to the diagonal of λ C, for moments of too little text to have an inverse."""
 
     moment_weight: float = 15_000.0
@@ -28,6 +29,10 @@ class MEMIT(Located):
     @classmethod
     def gpt2_xl(cls, **fields: Any) -> Self:
         return super().gpt2_xl(**{"moment_weight": 20_000.0, **fields})
+
+    @classmethod
+    def testbed(cls, **fields: Any) -> Self:
+        return super().testbed(**{"moment_weight": 300.0, "floor": 1e-2, **fields})
 
     @property
     def remembers(self) -> float:

@@ -1,6 +1,7 @@
-"""Second moments of keys, `C = E[k kᵀ]`, of the unedited model: what the closed-form editors protect.
+"""What the unedited model uses: second moments of keys, `C = E[k kᵀ]`, which the closed-form editors protect, and, for O-Edit,
+the directions of output that a loss on plain text would move, most first.
 
-An artifact: a folder with the moments and how they were measured, read by an editor's `load`.
+An artifact: a folder with both and how they were measured, read by an editor's `load`.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """`by_input[name]` is C of the matrix `name`, [I, I] in fp32; `record` says of which model, text and how many tokens."""
+    """`by_input[name]` is C of the matrix `name`, [I, I] in fp32; `directions[name]` the left singular vectors of its gradient
+    on text, [O, O] in fp32, if they were measured; `record` says of which model, text and how many tokens."""
 
     by_input: Mapping[str, Tensor]
     record: Mapping[str, Any] = field(default_factory=dict)
+    directions: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: C_II.contiguous().cpu() for name, C_II in self.by_input.items()}, str(directory / "moments.safetensors")
-        )
+        for name, tensors in (("moments", self.by_input), ("directions", self.directions)):
+            if tensors:
+                save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, str(directory / f"{name}.safetensors"))
         (directory / "moments.json").write_text(json.dumps(dict(self.record), indent=1))
 
     @classmethod
@@ -38,7 +41,9 @@ class Moments:
         if not (path / "moments.json").exists():
             raise ValueError(f"{directory} holds no key moments (no moments.json); jobs/moments.py measures them")
         tensors = load_file(str(path / "moments.safetensors"), device=str(device))
-        return cls(tensors, json.loads((path / "moments.json").read_text()))
+        more = path / "directions.safetensors"
+        directions = load_file(str(more), device=str(device)) if more.exists() else {}
+        return cls(tensors, json.loads((path / "moments.json").read_text()), directions)
 
 
 def inverse(moment_II: Tensor, strength: float, floor: float = 0.0) -> Tensor:
@@ -57,3 +62,9 @@ def null_space(moment_II: Tensor, threshold: float, relative: bool = False) -> T
     limit = threshold * float(values_I[-1]) if relative else threshold
     kept_IR = vectors_II[:, values_I < limit]
     return kept_IR @ kept_IR.T
+
+
+def leading_outputs(grad_OI: Tensor) -> Tensor:
+    """The left singular vectors of a gradient, [O, O] in fp32, the largest singular value first."""
+    _, vectors_OO = torch.linalg.eigh(grad_OI.double() @ grad_OI.double().T)
+    return vectors_OO.flip(1).float()

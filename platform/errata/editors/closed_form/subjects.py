@@ -13,9 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Edit, EditBatch, EditRejected
 from errata.encode import Encoded, encode
 from errata.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What is put before a prompt; the first is nothing, the bare prompt.
+
+    In a mean over an edit's rows the bare prompt weighs `bare_share`, the others the rest; with None all weigh the same. With
+    `fall_back` an edit without a subject is written at the last token of its prompt, otherwise it is refused.
+    """
+
+    texts: tuple[str, ...] = ("",)
+    bare_share: float | None = None
+    fall_back: bool = False
+
+    @property
+    def weights(self) -> list[float]:
+        others = len(self.texts) - 1
+        if self.bare_share is None or not others:
+            return [1.0 / len(self.texts)] * len(self.texts)
+        return [self.bare_share, *[(1.0 - self.bare_share) / others] * others]
+
+    def bare(self) -> Contexts:
+        return Contexts(fall_back=self.fall_back)
 
 
 @dataclass(frozen=True)
@@ -34,22 +57,21 @@ class Asked:
         weight_B = self.weight_B.to(rows_BF).view(-1, *[1] * (rows_BF.dim() - 1))
         return means_nF.index_add(0, self.edit_B, weight_B * rows_BF)
 
+    def at_subject(self, rows_BSF: Tensor) -> Tensor:
+        """Of each row what stands at its subject's last token, [B, F] in fp32 at least."""
+        rows_BF = rows_BSF[torch.arange(len(self.subject_B), device=rows_BSF.device), self.subject_B]
+        return rows_BF.to(torch.promote_types(rows_BF.dtype, torch.float32))
 
-def ask(model: LanguageModel, batch: EditBatch, contexts: Sequence[str] = ("",), eos: bool = True) -> Asked:
-    """Every edit in every context. The first context, the bare prompt, weighs as much as all others together.
 
-    Raises `EditRejected` for an edit without a subject.
-    """
-    others = len(contexts) - 1
-    weights = [0.5 if others else 1.0] + [0.5 / max(1, others)] * others
+def ask(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = True) -> Asked:
+    """Every edit in every context. Raises `EditRejected` for an edit without a subject, unless the contexts fall back."""
     prompts, targets, ends, owners = [], [], [], []
     for index, edit in enumerate(batch):
-        if edit.subject is None:
-            raise EditRejected("this method writes at the subject: name it", edit=edit.id or index, field="subject")
-        for context in contexts:
+        end = _end_of_subject(edit, index, contexts.fall_back)
+        for context in contexts.texts:
             prompts.append(context + edit.prompt)
             targets.append(edit.target)
-            ends.append(len(context) + edit.prompt.index(edit.subject) + len(edit.subject))
+            ends.append(len(context) + end)
             owners.append(index)
     encoded = encode(model.tokenizer, prompts, targets, model.device, eos)
     positions = [_token_at(model.tokenizer, f"{p} {t}", end - 1) for p, t, end in zip(prompts, targets, ends, strict=True)]
@@ -58,8 +80,17 @@ def ask(model: LanguageModel, batch: EditBatch, contexts: Sequence[str] = ("",),
         encoded,
         torch.tensor(owners, device=device),
         torch.tensor(positions, device=device),
-        torch.tensor(weights * len(batch), device=device),
+        torch.tensor(contexts.weights * len(batch), device=device),
     )
+
+
+def _end_of_subject(edit: Edit, index: int, fall_back: bool) -> int:
+    """The number of characters of the prompt up to the end of its subject."""
+    if edit.subject is not None:
+        return edit.prompt.index(edit.subject) + len(edit.subject)
+    if fall_back:
+        return len(edit.prompt.rstrip())
+    raise EditRejected("this method writes at the subject: name it", edit=edit.id or index, field="subject")
 
 
 def _token_at(tokenizer: Any, text: str, character: int) -> int:
@@ -69,24 +100,27 @@ def _token_at(tokenizer: Any, text: str, character: int) -> int:
 
 
 @torch.no_grad()
-def sample_contexts(model: LanguageModel, words: Sequence[str], num_tokens: int, seed: int, top_k: int = 5) -> list[str]:
-    """The bare prompt's, which is empty, and one text for each word: what the model makes of it, closed by a full stop.
+def sample_contexts(
+    model: LanguageModel, words: Sequence[str], lengths: Sequence[int], seed: int, top_k: int = 5
+) -> tuple[str, ...]:
+    """The bare prompt's, which is empty, and a text for each length and word: what the model makes of the word in so many
+    tokens, closed by a full stop.
 
     Raises `EditRejected` if the model's numbers are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    contexts = [""]
-    for word in words:
-        ids = list(model.tokenizer(word)["input_ids"])
-        for _ in range(num_tokens):
-            logits_V = model.module(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float().cpu()
-            if not bool(torch.isfinite(logits_V).all()):
-                raise EditRejected("the model's logits are not finite")
-            values_k, tokens_k = logits_V.topk(top_k)
-            token = int(tokens_k[torch.multinomial(values_k.softmax(0), 1, generator=generator)])
-            if token == model.tokenizer.eos_token_id:
-                break
-            ids.append(token)
-        text = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        contexts.append(f"{text}. ")
-    return contexts
+    return ("", *(_sampled(model, word, length, top_k, generator) for length in lengths for word in words))
+
+
+def _sampled(model: LanguageModel, word: str, length: int, top_k: int, generator: torch.Generator) -> str:
+    ids = list(model.tokenizer(word)["input_ids"])
+    for _ in range(length):
+        logits_V = model.module(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float().cpu()
+        if not bool(torch.isfinite(logits_V).all()):
+            raise EditRejected("the model's logits are not finite")
+        values_k, tokens_k = logits_V.topk(top_k)
+        token = int(tokens_k[torch.multinomial(values_k.softmax(0), 1, generator=generator)])
+        if token == model.tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    return f"{model.tokenizer.decode(ids, skip_special_tokens=True).strip()}. "

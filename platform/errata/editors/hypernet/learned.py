@@ -146,6 +146,14 @@ class Learned(Editor):
         (directory / "artifact.json").write_text(text)
 
     @classmethod
+    def made(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
+        if artifact is None or preset is not None:
+            raise ValueError(
+                f"{cls.__name__} is trained: give it the folder of a trained policy (jobs/train.py), and no preset"
+            )
+        return cls.load(artifact, device)
+
+    @classmethod
     def load(cls, directory: str | Path, device: Any = "cpu") -> Self:
         """An editor with its policy, from `save`. Raises `ValueError` if the folder holds none of this editor's."""
         path = Path(directory) / "artifact.json"

@@ -1,0 +1,132 @@
+"""NSE: MEMIT with past keys, targets that are always found on the unedited model, chosen neurons, and a second try.
+
+Paper: NSE (arXiv 2410.04045). Equations: spread.py with A = λ C, and
+  rewinding   the targets Z of every edit are those of the model before the first edit of all;
+  neurons     of each matrix only the inputs I change that have the largest Σ_j |k_j|, up to a share p of its sum:
+              A and the past are restricted to I, and rows of ΔWᵀ outside I are zero;
+  iteration   facts with α < |z - h| < upper are written again, until none is left or after `max_iterations` - 1 passes.
+Deviations: an edit whose target is `upper` or further away is refused by name (public code skips it in silence); with
+`relative`, α and upper count in units of |h|, since absolute ones mean another thing in every model.
+Remembers: contexts, past keys, and the sum of what was written (to look back at the unedited model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from errata.delta import LowRank, WeightDelta, applied, chained
+from errata.edit import EditBatch, EditRejected
+from errata.editors.closed_form.located import block_of, output_at
+from errata.editors.closed_form.moments import inverse
+from errata.editors.closed_form.spread import Spread, spread
+from errata.editors.closed_form.subjects import Contexts, ask
+from errata.editors.closed_form.targets import Avoided, find_targets
+from errata.editors.editor import EditorState
+from errata.editors.solve import Metric, Rows
+from errata.editors.written import added, with_written, written
+from errata.model import LanguageModel, find_matrices
+
+
+@dataclass(frozen=True)
+class NSE(Spread):
+    """`moment_weight` is λ, `neurons` p; `alpha` and `upper` say which facts are written in a pass."""
+
+    moment_weight: float = 15_000.0
+    floor: float = 0.0
+    memory: float = 1.0
+    neurons: float = 1.0
+    alpha: float = 2.5
+    upper: float = 50.0
+    relative: bool = False
+    max_iterations: int = 3
+
+    @classmethod
+    def gpt_j(cls, **fields: Any) -> Self:
+        return super().gpt_j(**{"neurons": 0.8, "alpha": 15.0, "upper": 100.0, **fields})
+
+    @classmethod
+    def gpt2_xl(cls, **fields: Any) -> Self:
+        return super().gpt2_xl(**{"moment_weight": 10_000.0, "alpha": 35.0, "upper": 150.0, **fields})
+
+    @classmethod
+    def testbed(cls, **fields: Any) -> Self:
+        far = {"alpha": 0.1, "upper": float("inf"), "relative": True}
+        return super().testbed(**{"moment_weight": 300.0, "floor": 1e-2, **far, **fields})
+
+    @property
+    def remembers(self) -> float:
+        return self.memory
+
+    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: inverse(C_II, self.moment_weight, self.floor) for name, C_II in moments.items()}
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        delta, after = super().edit(model, batch, state)
+        return delta, with_written(after, added(state, delta))
+
+    def write(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        metrics: Mapping[str, Metric],
+        avoided: Sequence[Avoided] = (),
+    ) -> WeightDelta:
+        spec, contexts = find_matrices(model.module, self.modules), self.contexts(state)
+        site = block_of(spec.names[-1])
+        with applied(model.module, written(state).scaled(-1.0)):
+            wanted_nD = find_targets(model, batch, site, contexts, self.search, avoided).wanted_nD
+
+        def rows_of(name: str, keys_nI: Tensor) -> Rows:
+            if self.neurons >= 1.0:
+                return Rows.of(keys_nI, metrics[name])
+            return self._rows_of_neurons(name, keys_nI, state)
+
+        delta = WeightDelta(
+            {m.name: LowRank(wanted_nD.new_zeros(m.num_out, 0), wanted_nD.new_zeros(m.num_in, 0)) for m in spec.matrices}
+        )
+        for iteration in range(self.max_iterations - 1):
+            with applied(model.module, delta):
+                chosen = self._unfinished(model, batch, contexts, site, wanted_nD, first=iteration == 0)
+                if not chosen:
+                    break
+                part = EditBatch(tuple(batch.edits[index] for index in chosen))
+                delta = chained([delta, spread(model, part, contexts, spec.names, wanted_nD[chosen], rows_of)])
+        return delta
+
+    def _unfinished(
+        self, model: LanguageModel, batch: EditBatch, contexts: Contexts, site: str, wanted_nD: Tensor, first: bool
+    ) -> list[int]:
+        """The edits whose target is more than `alpha` away. Raises `EditRejected` for one that begins `upper` away."""
+        now_nD = output_at(model, ask(model, batch, contexts.bare()), site)
+        away_n = (wanted_nD - now_nD).norm(dim=1)
+        if self.relative:
+            away_n = away_n / now_nD.norm(dim=1)
+        too_far = (away_n >= self.upper).nonzero()[:, 0].tolist()
+        if first and too_far:
+            name = batch.edits[too_far[0]].id or too_far[0]
+            raise EditRejected(f"its target is {float(away_n[too_far[0]]):.3g} away, and upper is {self.upper:g}", edit=name)
+        return [index for index in (away_n > self.alpha).nonzero()[:, 0].tolist() if index not in too_far]
+
+    def _rows_of_neurons(self, name: str, keys_nI: Tensor, state: EditorState) -> Rows:
+        assert self.moments is not None
+        index_J = chosen_neurons(keys_nI, self.neurons)
+        P_JJ = inverse(self.moments.by_input[name][index_J][:, index_J], self.moment_weight, self.floor)
+        metric = Metric.start(P_JJ)
+        if name in state.tensors:
+            metric = metric.remember(self.memory**0.5 * state.tensors[name][:, index_J].to(P_JJ))
+        rows = Rows.of(keys_nI[:, index_J], metric)
+        V_nI = torch.zeros_like(keys_nI, dtype=rows.V_nI.dtype).index_copy(1, index_J, rows.V_nI)
+        return Rows(keys_nI, V_nI, rows.gram_nn)
+
+
+def chosen_neurons(keys_nI: Tensor, share: float) -> Tensor:
+    """The inputs with the largest Σ_j |k_j|, in order of size, whose sum is at most `share` of the whole; at least one."""
+    score_I, order_I = keys_nI.abs().sum(0).double().sort(descending=True, stable=True)
+    count = int((score_I.cumsum(0) <= share * score_I.sum()).sum())
+    return order_I[: max(1, count)]

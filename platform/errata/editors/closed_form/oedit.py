@@ -1,0 +1,138 @@
+"""O-Edit and O-Edit+: what an edit writes stands at right angles to what earlier edits wrote and to what the model knows.
+
+Paper: O-Edit (arXiv 2410.11469). Known of it from its abstract, its reviews and a third-party port of the soft form: two
+protected sets of output directions, one of the accumulated edits, one of a gradient on general text ("implicit knowledge"),
+from which O-Edit keeps the change away by a loss and O-Edit+ by a projection after the solve. The rest is our choice:
+    H   the leading left singular vectors of the sum S of all changes so far, as many as edits were made, up to `past_rank`;
+    B   the leading ⌊β t⌋ left singular vectors, up to `knowledge_rank`, of the weights' gradient on plain text, measured
+        once on the unedited model (`Moments.directions`), with what is in H taken out;
+    O-Edit    adds  λ1 mean_j |cos(h_j, δ)| + λ2 mean_j |cos(b_j, δ)|  to the search for the target (λ1 = λ2 = 50);
+    O-Edit+   U ← (I - [H B] [H B]ᵀ) U  of a change U Vᵀ.
+The limit follows: a matrix has O output directions, so t (1 + β) edits fill it, and O-Edit+ then refuses more, by name.
+Output directions at right angles do not keep old changes from answering new keys: they are added up in the output all the same.
+Remembers what its host remembers, and S. The parts of a change keep their rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.delta import LowRank, WeightDelta, svd
+from errata.edit import EditBatch, EditRejected
+from errata.editors.closed_form.composed import Composed
+from errata.editors.closed_form.located import Located
+from errata.editors.closed_form.rome import ROME
+from errata.editors.closed_form.targets import Avoided
+from errata.editors.editor import Editor, EditorState, check_batch
+from errata.editors.written import added, with_written, written
+from errata.model import LanguageModel, ModelSpec
+
+
+@dataclass(frozen=True)
+class Protected(Composed):
+    """What both forms share: the directions. `knowledge_rate` is β; 0 needs no gradient and protects the edits alone."""
+
+    host: Located
+    knowledge_rate: float = 1.0
+    past_rank: int | None = None
+    knowledge_rank: int | None = None
+
+    @classmethod
+    def usual_host(cls) -> type[Editor]:
+        return ROME
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        state = self.host.start(model, spec)
+        directions = self.host.moments.directions if self.host.moments is not None else {}
+        if missing := [name for name in spec.names if self.knowledge_rate and name not in directions]:
+            raise ValueError(
+                f"{type(self).__name__} needs the directions of {', '.join(missing)}: measure moments with directions=1 "
+                "(jobs/moments.py), or set knowledge_rate to 0"
+            )
+        return state
+
+    def directions(self, state: EditorState, num_edits: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each matrix (H [O, R], B [O, Q]), orthonormal together, before an edit that brings the number to `num_edits`."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, part in written(state):
+            left_OR, values_R, _ = svd(part)
+            rank = min(state.num_edits, int((values_R > 1e-6 * values_R[:1]).sum()), _limit(self.past_rank))
+            found[name] = (left_OR[:, :rank], left_OR[:, :0])
+        if self.knowledge_rate and self.host.moments is not None:
+            count = min(int(self.knowledge_rate * num_edits), _limit(self.knowledge_rank))
+            for name, basis_OO in self.host.moments.directions.items():
+                H_OR, _ = found.get(name, (basis_OO[:, :0].double(), None))
+                B_OQ = basis_OO[:, :count].double()
+                found[name] = (H_OR, orthonormal(B_OQ - H_OR @ (H_OR.T @ B_OQ)))
+        return found
+
+
+def _limit(rank: int | None) -> float | int:
+    return float("inf") if rank is None else rank
+
+
+@dataclass(frozen=True)
+class OEdit(Protected):
+    """`past_weight` is λ1, `knowledge_weight` λ2."""
+
+    past_weight: float = 50.0
+    knowledge_weight: float = 50.0
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        check_batch(batch, self.host.max_batch)
+        metrics = self.host.metrics(model, state)
+        avoided = []
+        for H_OR, B_OQ in list(self.directions(state, state.num_edits + len(batch)).values())[-1:]:
+            avoided = [Avoided(w, b) for w, b in ((self.past_weight, H_OR), (self.knowledge_weight, B_OQ)) if b.shape[1]]
+        delta = self.host.write(model, batch, state, metrics, avoided)
+        delta, after = self.host.remember(model, batch, state, metrics, delta)
+        return delta, with_written(after, added(state, delta))
+
+
+@dataclass(frozen=True)
+class OEditPlus(Protected):
+    """Refuses a batch of whose change less than `least_kept` (of its norm) would be left."""
+
+    least_kept: float = 1e-3
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        check_batch(batch, self.host.max_batch)
+        metrics = self.host.metrics(model, state)
+        written_freely = self.host.write(model, batch, state, metrics)
+        delta = orthogonal(written_freely, self.directions(state, state.num_edits + len(batch)))
+        for name, norm in written_freely.norms().items():
+            if delta.parts[name].norm() < self.least_kept * norm:
+                raise EditRejected(
+                    f"{name} has no free output directions left after {state.num_edits} edits: roll back, or set past_rank "
+                    "and knowledge_rank lower",
+                    field="edits",
+                )
+        delta, after = self.host.remember(model, batch, state, metrics, delta)
+        return delta, with_written(after, added(state, delta))
+
+
+def orthogonal(delta: WeightDelta, directions: Mapping[str, tuple[Tensor, Tensor]]) -> WeightDelta:
+    """`delta` without its part in the given output directions; they are orthonormal together."""
+    parts: dict[str, Any] = {}
+    for name, part in delta:
+        taken_OR = torch.cat(directions[name], 1) if name in directions else None
+        if taken_OR is None:
+            parts[name] = part
+            continue
+        assert isinstance(part, LowRank), "the host's changes are factors"
+        U_OR = part.U_OR.double()
+        parts[name] = LowRank((U_OR - taken_OR @ (taken_OR.T @ U_OR)).float(), part.V_IR)
+    return WeightDelta(parts)
+
+
+def orthonormal(columns_OQ: Tensor) -> Tensor:
+    """A basis of the columns' span, those that depend on the others left out."""
+    if not columns_OQ.shape[1]:
+        return columns_OQ
+    left_OR, values_R, _ = torch.linalg.svd(columns_OQ, full_matrices=False)
+    return left_OR[:, values_R > 1e-8]

@@ -1,0 +1,121 @@
+"""ROME and R-ROME: one fact, one matrix, a change of rank one that gives the wanted output at the subject's key.
+
+Papers: ROME (arXiv 2202.05262), R-ROME (arXiv 2403.07175). With C the moment of the matrix's keys, k̄ the mean of an edit's
+keys over its contexts, k the key in the bare prompt, and v* the target of the matrix's output there:
+
+    ROME     u = C⁻¹ k̄,   ΔW = (v* - W k) uᵀ / (uᵀ k)
+    R-ROME   u = C⁻¹ k̄,   ΔW = (v* - W k̄) uᵀ / (uᵀ k̄), W k̄ the mean of the outputs; or k in place of every k̄
+
+ROME mixes two keys: where they differ, uᵀ k is small and the change huge, its known flaw ("disabling edits"), kept as it is.
+Deviations: C by Cholesky in fp64; the targets of a batch are found together on the model before the batch, and then written
+one after the other, each on what the earlier ones left (with batches of one this is the published order).
+Remembers: the contexts; nothing of past edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from errata.clock import stage
+from errata.delta import LowRank, WeightDelta
+from errata.edit import EditBatch
+from errata.editors.closed_form.located import Located, inputs_at, output_at
+from errata.editors.closed_form.moments import inverse
+from errata.editors.closed_form.spread import TESTBED_SEARCH
+from errata.editors.closed_form.subjects import ask
+from errata.editors.closed_form.targets import Avoided, Search, find_targets
+from errata.editors.editor import EditorState
+from errata.editors.solve import Metric
+from errata.model import LanguageModel, find_matrices
+
+ROME_SEARCH = Search(num_steps=20, learning_rate=0.5, decay=0.5, clamp=4.0)
+
+
+@dataclass(frozen=True)
+class ROME(Located):
+    """`use_moments` False takes the identity for C, as the public Llama-3 setting does. `floor` as in MEMIT, beside C."""
+
+    search: Search = ROME_SEARCH
+    context_lengths: tuple[int, ...] = (5, 5, 10, 10)
+    bare_share: float | None = None
+    use_moments: bool = True
+    floor: float = 0.0
+
+    one_matrix: ClassVar[bool] = True
+
+    @classmethod
+    def llama3_8b(cls, **fields: Any) -> Self:
+        search = Search(num_steps=25, learning_rate=0.5, decay=1e-3, clamp=4.0)
+        return cls(**{"modules": ("layers.5.mlp.down_proj",), "search": search, "use_moments": False, **fields})
+
+    @classmethod
+    def gpt_j(cls, **fields: Any) -> Self:
+        return cls(**{"modules": ("h.5.mlp.fc_out",), **fields})
+
+    @classmethod
+    def gpt2_xl(cls, **fields: Any) -> Self:
+        return cls(**{"modules": ("h.17.mlp.c_proj",), **fields})
+
+    @classmethod
+    def testbed(cls, **fields: Any) -> Self:
+        return cls(
+            **{"modules": ("layers.1.mlp.down_proj",), "search": TESTBED_SEARCH, "context_words": (), "floor": 1e-4, **fields}
+        )
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.use_moments
+
+    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: inverse(C_II, 1.0, self.floor) for name, C_II in moments.items()}
+
+    def write(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        metrics: Mapping[str, Metric],
+        avoided: Sequence[Avoided] = (),
+    ) -> WeightDelta:
+        (name,) = find_matrices(model.module, self.modules).names
+        wanted_nO = find_targets(model, batch, name, self.contexts(state), self.search, avoided).wanted_nD
+        with stage("capture"):
+            direction_nI, keys_nI, now_nO = self.keys(model, batch, state, name)
+        with stage("solve"), torch.no_grad():
+            u_nI = metrics[name].apply(direction_nI) if name in metrics else direction_nI.double()
+            return WeightDelta({name: one_by_one(u_nI, keys_nI.double(), (wanted_nO - now_nO).double())})
+
+    def keys(self, model: LanguageModel, batch: EditBatch, state: EditorState, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The key that gives u, the key that is answered by the target, and what answers that key now."""
+        contexts = self.contexts(state)
+        asked, bare = ask(model, batch, contexts), ask(model, batch, contexts.bare())
+        mean_nI = asked.mean(inputs_at(model, asked, [name])[name])
+        return mean_nI, inputs_at(model, bare, [name])[name], output_at(model, bare, name)
+
+
+@dataclass(frozen=True)
+class RROME(ROME):
+    """`prompt_keys` takes the key of the bare prompt everywhere, otherwise it is the mean over the contexts."""
+
+    prompt_keys: bool = False
+
+    def keys(self, model: LanguageModel, batch: EditBatch, state: EditorState, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        contexts = self.contexts(state)
+        asked = ask(model, batch, contexts.bare() if self.prompt_keys else contexts)
+        mean_nI = asked.mean(inputs_at(model, asked, [name])[name])
+        return mean_nI, mean_nI, asked.mean(output_at(model, asked, name))
+
+
+def one_by_one(u_nI: Tensor, keys_nI: Tensor, missing_nO: Tensor) -> LowRank:
+    """Σ_j r_j u_jᵀ / (u_jᵀ k_j), r_j being what is missing at k_j when the earlier ones have been written."""
+    factors: list[Tensor] = []
+    answers_nn = u_nI @ keys_nI.T  # [j, i]: how much the change of j answers the key of i
+    for j in range(len(keys_nI)):
+        moved_O = sum((answers_nn[i, j] * factors[i] for i in range(j)), torch.zeros_like(missing_nO[j]))
+        factors.append((missing_nO[j] - moved_O) / answers_nn[j, j])
+    return LowRank(torch.stack(factors, 1).float(), u_nI.T.float())

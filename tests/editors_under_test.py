@@ -1,0 +1,130 @@
+"""Every editor, ready on a small model: what the contract tests and the parity tests run over. A new editor is a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from errata.capture import gradient_sums, key_moment
+from errata.delta import Dense, LowRank, Part, Sparse
+from errata.edit import batches_of
+from errata.editors import Editor
+from errata.editors.closed_form.alphaedit import AlphaEdit
+from errata.editors.closed_form.located import Located
+from errata.editors.closed_form.memit import MEMIT
+from errata.editors.closed_form.moments import Moments, leading_outputs
+from errata.editors.closed_form.nse import NSE
+from errata.editors.closed_form.oedit import OEdit, OEditPlus
+from errata.editors.closed_form.prune import PRUNE
+from errata.editors.closed_form.rect import RECT
+from errata.editors.closed_form.rome import ROME, RROME
+from errata.editors.closed_form.targets import Search
+from errata.editors.closed_form.ultraedit import UltraEdit
+from errata.editors.finetuned.ftl import FTL
+from errata.editors.finetuned.locft import LocFT
+from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.malmen import MALMEN
+from errata.editors.hypernet.mend import MEND
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.trajectory import Step
+from errata.encode import Encoded
+from errata.model import LanguageModel, find_matrices
+from errata.testbed.world import World
+
+GATE_UP = ("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
+
+
+def learned(editor: Learned) -> Callable[[LanguageModel], Editor]:
+    def make(model: LanguageModel) -> Editor:
+        batches = list(batches_of(World(20).edits("train", 20), 5))
+        text = [Step(model, batch).outcomes for batch in batches]
+        return editor.untrained(model, text, batches, seed=0)
+
+    return make
+
+
+def measured(model: LanguageModel, modules: tuple[str, ...]) -> Moments:
+    names = find_matrices(model.module, modules).names
+    text = [Step(model, batch).outcomes for batch in batches_of(World(20).edits("train", 20), 5)]
+    gradients = gradient_sums(model.module, text, names)
+    directions = {name: leading_outputs(grad_OI) for name, grad_OI in gradients.items()}
+    return Moments(key_moment(model.module, text, names), {}, directions)
+
+
+def located(editor: Located, over: Callable[[Located], Editor] = lambda host: host) -> Callable[[LanguageModel], Editor]:
+    """With moments of the model, and in what it is the host of."""
+    return lambda model: over(editor.with_moments(measured(model, editor.modules)))
+
+
+FIRST = ("layers.0.mlp.down_proj",)
+SEARCH = Search(num_steps=12, learning_rate=0.03, decay=0.0, clamp=4.0)
+
+MEMIT_HOST = MEMIT(FIRST, SEARCH, ("the", "a"), (3,), moment_weight=1.0, floor=1e-2)
+ALPHAEDIT = AlphaEdit(FIRST, SEARCH, ("the", "a"), (3,), ridge=1e-2, threshold=0.5, relative=True)
+ROME_HOST = ROME(FIRST, SEARCH, ("the", "a"), (2, 3), floor=1e-2)
+NSE_ALL = NSE(FIRST, SEARCH, ("the",), (3,), moment_weight=1.0, floor=1e-2, alpha=0.01, upper=1e3, relative=True)
+
+UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
+    "RLEdit": learned(RLEdit(("layers.1.mlp.down_proj",), rank=8)),
+    "RLEdit-gate-up-two-passes": learned(RLEdit(GATE_UP, rank=8, num_passes=2, memory=0.5)),
+    "RLEdit-three-passes": learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, num_passes=3)),
+    "RLEdit-ridge": learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, metric_strength=0.0)),
+    "RLEdit-published": learned(RLEdit.published(rank=8)),
+    "MALMEN": learned(MALMEN(("layers.*.mlp.down_proj",), rank=8)),
+    "MALMEN-published": learned(MALMEN.published(rank=8, modules=("layers.*.mlp.down_proj",))),
+    "UltraEdit": lambda model: UltraEdit(("layers.1.mlp.down_proj",), step=1e-4),
+    "UltraEdit-gate-up": lambda model: UltraEdit(GATE_UP, step=1e-4),
+    "MEMIT": located(MEMIT_HOST),
+    "MEMIT-with-memory": located(replace(MEMIT_HOST, context_words=("the",), memory=1.0)),
+    "AlphaEdit": located(ALPHAEDIT),
+    "ROME": located(ROME_HOST),
+    "ROME-without-moments": lambda model: replace(ROME_HOST, use_moments=False, context_words=()),
+    "R-ROME": located(RROME(FIRST, SEARCH, ("the", "a"), (3,), floor=1e-2)),
+    "R-ROME-prompt-keys": located(RROME(FIRST, SEARCH, ("the",), (3,), floor=1e-2, prompt_keys=True)),
+    "NSE": located(NSE_ALL),
+    "NSE-some-neurons": located(replace(NSE_ALL, neurons=0.8)),
+    "RECT": located(MEMIT_HOST, lambda host: RECT(host, kept=0.2)),
+    "RECT-of-AlphaEdit": located(ALPHAEDIT, RECT),
+    "RECT-of-RLEdit": lambda model: RECT(learned(RLEdit(("layers.1.mlp.down_proj",), rank=8))(model), kept=0.9),
+    "PRUNE": located(MEMIT_HOST, PRUNE),
+    "PRUNE-at-work": located(ROME_HOST, lambda host: PRUNE(host, restraint="linear")),
+    "O-Edit": located(ROME_HOST, lambda host: OEdit(host, past_weight=0.5, knowledge_weight=0.5)),
+    "O-Edit-of-MEMIT": located(MEMIT_HOST, lambda host: OEdit(host, knowledge_rate=0.0, past_weight=0.5)),
+    "O-Edit+": located(ROME_HOST, lambda host: OEditPlus(host, knowledge_rate=0.5)),
+    "FT-L": lambda model: FTL(("layers.1.mlp.down_proj",), num_epochs=3),
+    "LocFT": lambda model: LocFT(("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), num_epochs=3, batch_size=2),
+    "MEND": learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)),
+    "MEND-published": learned(MEND.published(rank=8, modules=GATE_UP)),
+}
+
+
+def answer_tokens(encoded: Encoded) -> int:
+    return int(encoded.predicts_BS.sum())
+
+
+def all_tokens(encoded: Encoded) -> int:
+    return int(encoded.attention_mask_BS.sum())
+
+
+def one_row_an_edit(encoded: Encoded) -> int:
+    return len(encoded.input_ids_BS)
+
+
+# What the parts of a delta may be and, where they are low-rank, how many rows a pass has to make them of.
+MADE_OF: dict[type[Editor], tuple[set[type[Part]], Callable[[Encoded], int] | None]] = {
+    RLEdit: ({LowRank}, answer_tokens),
+    MALMEN: ({LowRank}, answer_tokens),
+    MEND: ({LowRank}, all_tokens),
+    UltraEdit: ({LowRank}, answer_tokens),
+    MEMIT: ({LowRank}, one_row_an_edit),
+    AlphaEdit: ({LowRank}, one_row_an_edit),
+    ROME: ({LowRank}, one_row_an_edit),
+    RROME: ({LowRank}, one_row_an_edit),
+    NSE: ({LowRank}, one_row_an_edit),
+    RECT: ({Sparse, Dense}, None),
+    PRUNE: ({LowRank, Dense}, None),
+    OEdit: ({LowRank}, one_row_an_edit),
+    OEditPlus: ({LowRank}, one_row_an_edit),
+    FTL: ({Dense}, None),
+    LocFT: ({Dense}, None),
+}
