@@ -29,13 +29,14 @@ from rich.progress import Progress
 import errata
 from errata.benchmark import CHECKPOINTS, UNEDITED, Base, Contender, Course, Row, run, settings_of
 from errata.editors import load_artifact, name_of
+from errata.editors.closed_form.moments import Moments
 from errata.hardware import hardware
 from errata.model import LanguageModel, load
 from errata.standings import described, markdown, standings, write
-from errata.testbed.corpus import FOLDS
-from jobs import pretrain, train
+from jobs import moments, pretrain, train
+from jobs.contestants import Candidate, Contestant
 from jobs.plans import home
-from jobs.suites import Candidate, Contestant, Suite, from_arguments
+from jobs.suites import Suite, from_arguments
 from jobs.workers import set_threads
 
 # A Console over a pipe would wrap tables to 80 columns and cut words.
@@ -44,12 +45,14 @@ console = Console(width=200 if not sys.stdout.isatty() else None)
 
 @dataclass
 class Bench:
-    """A suite being run: the base model, what it says on each course, and what has been trained by this process."""
+    """A suite being run: the base model, what it says on each course, what has been trained by this process, and the moments
+    of the keys by the part of the corpus that they were measured on."""
 
     suite: Suite
     model: LanguageModel
     bases: dict[tuple[str, int], Base] = field(default_factory=dict)
     trained: set[Path] = field(default_factory=set)
+    measured: dict[str, Moments] = field(default_factory=dict)
 
     def course(self, split: str, seed: int) -> Course:
         suite = self.suite
@@ -59,8 +62,11 @@ class Bench:
         checkpoints = suite.checkpoints if split == "test" else CHECKPOINTS[:0]
         return Course(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
 
-    def train(self, candidate: Candidate, seed: int) -> None:
+    def prepare(self, candidate: Candidate, seed: int) -> None:
+        """What is done once, before the first edit, and on Ray: a policy is trained, or moments are measured."""
         if candidate.schedule is None:
+            for split in ("validation", "test") if candidate.protects else ():
+                self.measure(candidate.part(split))
             return
         plan = self.suite.plan(candidate, seed)
         if self.suite.fresh and plan.artifact_dir not in self.trained:
@@ -69,14 +75,24 @@ class Bench:
         self.trained.add(plan.artifact_dir)
         train.run(plan)
 
+    def measure(self, part: str) -> None:
+        """One artifact for all whom it may concern."""
+        if part not in self.measured:
+            plan = replace(self.suite.model_plan, metric_part=part)
+            self.measured[part] = Moments.load(moments.run(moments.Measurement(plan, self.suite.protected, directions=True)))
+
     def contender(self, name: str, candidate: Candidate, split: str, seed: int) -> Contender:
         """A metric that is not to know the test facts does not know those of the validation stream when settings are chosen."""
         if candidate.schedule is None:
-            return Contender(name, candidate.editor, settings=settings_of(candidate.editor))
+            if not candidate.protects:
+                return Contender(name, candidate.editor, settings=settings_of(candidate.editor))
+            found = self.measured[candidate.part(split)]
+            ready = candidate.editor.with_moments(found)
+            return Contender(name, ready, found.record["seconds"], settings_of(ready))
         plan = self.suite.plan(candidate, seed)
         editor, record = load_artifact(plan.artifact_dir)
-        if split == "validation" and candidate.metric_part == "train":
-            text = train.texts(replace(plan, metric_part=FOLDS[0]), self.model)
+        if (part := candidate.part(split)) != candidate.metric_part:
+            text = train.texts(replace(plan, metric_part=part), self.model)
             editor = editor.with_metric(editor.measured_bases(self.model, text))
         return Contender(name, editor, record.get("train_s"), settings_of(editor))
 
@@ -127,12 +143,12 @@ def run_suite(suite: Suite) -> Path:
     bench = Bench(suite, load(suite.model_plan.model_dir))
     for contestant in suite.chosen:
         for candidate in contestant.candidates[: suite.budget]:
-            bench.train(candidate, 0)
+            bench.prepare(candidate, 0)
     ray.shutdown()  # nothing else runs while edits are timed
     chosen = {contestant.name: choose(bench, contestant) for contestant in suite.chosen}
     for candidate, _ in chosen.values():
         for seed in suite.seeds:
-            bench.train(candidate, seed)
+            bench.prepare(candidate, seed)
     ray.shutdown()
     rows = play(bench, {name: candidate for name, (candidate, _) in chosen.items()})
     directory = home() / f"bench-{suite.name}"
@@ -177,8 +193,9 @@ def note(suite: Suite) -> str:
         f"{suite.corpus.name}, {suite.num_edits} edits in batches of {suite.batch_size} (cut at checkpoints), seeds "
         f"{', '.join(map(str, suite.seeds))}. By free generation, and teacher-forced (tf). Settings: "
         f"{tried if suite.budget > 1 else 'one candidate for every editor, not chosen by any score'}; no training "
-        "and no choice sees a test edit. RLEdit's metric is measured on all true sentences that the model was made from, or on "
-        "the train half's where a row says so. A cell is the mean over the seeds (smallest–largest)."
+        "and no choice sees a test edit. RLEdit's metric and the moments of the closed-form editors are of all true sentences "
+        "that the model was made from, or of the train half's where a row says so; training, or measuring moments, is done "
+        "once, before the first edit. A cell is the mean over the seeds (smallest–largest)."
     )
 
 

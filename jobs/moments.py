@@ -12,6 +12,7 @@ import hashlib
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,7 @@ def run(what: Measurement) -> Path:
     if directory.exists():
         print(f"moments: they are there: {directory}")
         return directory
+    began = time.monotonic()
     sums = measure(what, names)
     moments = {name: total / sums.num_tokens for name, total in sums.moments.items()}
     directions = {name: leading_outputs(total) for name, total in sums.gradients.items()}
@@ -104,6 +106,7 @@ def run(what: Measurement) -> Path:
         "text": plan.text or plan.corpus.name,
         "num_tokens": sums.num_tokens,
         "dtype": plan.dtype,
+        "seconds": time.monotonic() - began,
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as unfinished:

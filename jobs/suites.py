@@ -7,46 +7,24 @@ A new suite is a function here; it is found by its name.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from errata.benchmark import CHECKPOINTS
-from errata.editors import EDITORS, Editor, name_of
+from errata.editors import name_of
+from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.learned import Learned
-from errata.editors.hypernet.malmen import MALMEN
-from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
-from errata.editors.hypernet.trajectory import Reward
 from errata.overrides import overridden
+from errata.testbed.corpus import FOLDS
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
-from jobs.plans import Plan, demo
+from jobs.contestants import Candidate, Contestant, everyone, located, of_settings, rledit, solved, varied
+from jobs.plans import Plan
 from jobs.plans import tiny as tiny_plan
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Settings of an editor and, if it learns, of its training; `metric_part` and `cross_fit` are the plan's."""
-
-    editor: Editor
-    schedule: Schedule | None = None
-    metric_part: str = ""
-    cross_fit: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.editor, Learned) != (self.schedule is not None):
-            raise ValueError(f"{name_of(self.editor)}: a schedule goes with an editor that learns, and only with one")
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A row of the table: its candidates, the likeliest first."""
-
-    name: str
-    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -83,13 +61,23 @@ class Suite:
             raise ValueError(f"must be a whole number of at least 1: {', '.join(wrong)}")
         if not self.seeds or not all(isinstance(seed, int) for seed in self.seeds):
             raise ValueError(f"seeds are whole numbers, at least one: {self.seeds}")
-        longest = max((c.schedule.longest for one in self.chosen for c in one.candidates if c.schedule), default=1)
-        for split, count in (("test", self.num_edits), ("validation", self.num_validation), ("train", longest)):
+        needed = {"test": self.num_edits, "validation": self.num_validation}
+        for candidate in (c for one in self.chosen for c in one.candidates if c.schedule is not None):
+            assert candidate.schedule is not None
+            for split in FOLDS if candidate.cross_fit else ("train",):
+                needed[split] = max(needed.get(split, 1), candidate.schedule.longest)
+        for split, count in needed.items():
             self.corpus.edits(split, count)
 
     @property
     def chosen(self) -> tuple[Contestant, ...]:
         return tuple(c for c in self.contestants if not self.editors or c.name in self.editors)
+
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """The matrices whose moments somebody is given."""
+        asked = (c.editor.modules for one in self.contestants for c in one.candidates if c.protects)
+        return tuple(sorted({module for modules in asked for module in modules}))
 
     def plan(self, candidate: Candidate, seed: int) -> Plan:
         """The plan that trains a candidate. Its name is the editor's class: what suites have in common is trained once."""
@@ -102,74 +90,6 @@ class Suite:
     def model_plan(self) -> Plan:
         """A plan with the model and the corpus alone; there is one model, whatever the seed."""
         return Plan(self.name, RLEdit(), corpus=self.corpus, shape=self.shape, num_workers=self.num_workers)
-
-
-def _learned(editor: Learned, schedule: Schedule, *others: Mapping[str, Any]) -> Contestant:
-    """Called by its class. `others` change fields of the first candidate: of the editor, or of the schedule."""
-    first = Candidate(editor, schedule)
-    return Contestant(name_of(editor), (first, *(_varied(first, fields) for fields in others)))
-
-
-def _varied(candidate: Candidate, fields: Mapping[str, Any]) -> Candidate:
-    """With some fields of the editor, its reward, its schedule or its own changed, by their names."""
-    editor, schedule = candidate.editor, candidate.schedule
-    assert isinstance(editor, Learned) and schedule is not None
-    own = {name: value for name, value in fields.items() if hasattr(candidate, name)}
-    in_schedule = {name: value for name, value in fields.items() if hasattr(schedule, name)}
-    in_reward = {name: value for name, value in fields.items() if hasattr(editor.reward, name)}
-    in_editor = {name: value for name, value in fields.items() if name not in own | in_schedule | in_reward}
-    varied = replace(editor, **in_editor, reward=replace(editor.reward, **in_reward))
-    return replace(candidate, editor=varied, schedule=replace(schedule, **in_schedule), **own)
-
-
-def _solved(name: str, *candidates: Mapping[str, Any]) -> Contestant:
-    """An editor that learns nothing, by its name in EDITORS."""
-    make: Any = EDITORS[name]
-    return Contestant(name, tuple(Candidate(make(**fields)) for fields in candidates))
-
-
-def _solved_everywhere(layers: int) -> tuple[Contestant, ...]:
-    """Editors that learn nothing, at two or three places each, the likeliest first: where to write matters to them most."""
-    last, middle = f"layers.{layers - 1}.mlp.down_proj", f"layers.{layers // 2}.mlp.down_proj"
-    early = f"layers.{layers // 2 - 1}.mlp.up_proj"
-    descent = {"num_epochs": 60, "loss_floor": 5e-2}
-    return (
-        _solved(
-            "UltraEdit",
-            {"modules": (middle,), "step": 3e-4},
-            {"modules": (last,), "step": 3e-4},
-            {"modules": (early,), "step": 1e-3},
-        ),
-        _solved(
-            "FT-L",
-            *({"modules": (m,), "epsilon": e, "learning_rate": e} for m, e in ((early, 1e-2), (early, 5e-3), (last, 1e-2))),
-        ),
-        _solved("LocFT", {"modules": (early,), **descent}, {"modules": (middle,), **descent}, {"modules": (last,), **descent}),
-    )
-
-
-def _rledit(modules: tuple[str, ...]) -> Learned:
-    """The demo's, elsewhere."""
-    return replace(demo().editor, modules=modules)
-
-
-def _everyone(layers: int, schedule: Schedule) -> tuple[Contestant, ...]:
-    """Three candidates each. MALMEN and MEND are trained on as many batches as RLEdit's episodes score, one at a time."""
-    last, middle = (f"layers.{layers - 1}.mlp.down_proj",), (f"layers.{layers // 2}.mlp.down_proj",)
-    early = (f"layers.{layers // 2 - 1}.mlp.up_proj",)
-    single = replace(schedule, train_steps=schedule.batches * schedule.train_steps, batches=1, burn_in=0)
-    careful = Reward(locality_weight=10.0, update_penalty=0.0)
-    return (
-        _learned(
-            _rledit(last),
-            schedule,
-            {"locality_weight": 5.0},
-            {"num_passes": 2, "first_step": 0.5, "first_ridge": 0.5, "metric_strength": 1e4, "locality_weight": 10.0},
-        ),
-        _learned(MALMEN(last, reward=careful), single, {"modules": middle}, {"modules": early}),
-        _learned(MEND(last, first_step=0.1), single, {"modules": middle}, {"modules": early}),
-        *_solved_everywhere(layers),
-    )
 
 
 def _size(full: bool) -> dict[str, Any]:
@@ -190,7 +110,7 @@ def _world(full: bool) -> dict[str, Any]:
 
 def lifelong(full: bool) -> Suite:
     """Every editor on the testbed's world."""
-    return Suite("lifelong", contestants=_everyone(4, _schedule(full)), **_world(full))
+    return Suite("lifelong", contestants=everyone(4, _schedule(full), located()), **_world(full))
 
 
 def counterfact(full: bool) -> Suite:
@@ -198,32 +118,41 @@ def counterfact(full: bool) -> Suite:
     directory = os.environ.get("ERRATA_COUNTERFACT", "")
     if full:
         shape = Shape(288, 6, 864, 6, train_steps=1000, sentences_per_step=256, bf16=True, peak_lr=1.5e-3)
-        contestants = _everyone(6, _schedule(True))
+        contestants = everyone(6, _schedule(True), located(modules=("layers.3.mlp.down_proj",)))
         sizes = {"num_edits": 1000, "seeds": (0,)}
         return Suite("counterfact", CounterFact(directory), shape, contestants, **_size(True) | sizes)
     corpus = CounterFact(directory, num_train=500, num_test=150)
     shape = Shape(192, 4, 576, 4, train_steps=240, sentences_per_step=256, bf16=True)
-    return Suite("counterfact", corpus, shape, _everyone(4, _schedule(False)), num_edits=150)
+    return Suite(
+        "counterfact",
+        corpus,
+        shape,
+        everyone(4, _schedule(False), located(modules=("layers.2.mlp.down_proj",))),
+        num_edits=150,
+    )
 
 
 def ablation(full: bool) -> Suite:
     """RLEdit with a part taken away at a time, at settings that are not chosen anew."""
     modules = ("layers.3.mlp.down_proj",)
     schedule = _schedule(full)
-    whole = Candidate(_rledit(modules), schedule)
+    whole = Candidate(rledit(modules), schedule)
     single = {"batches": 1, "burn_in": 0, "train_steps": schedule.batches * schedule.train_steps}
+    crossed = {"cross_fit": True, "burn_in": schedule.burn_in // 2}
     variants = {
         "full": whole,
-        "without sequence-level training": _varied(whole, single),
-        "without burn-in": _varied(whole, {"burn_in": 0}),
-        "without backtracking": _varied(whole, {"backtrack_depth": 0}),
-        "without regulariser": _varied(whole, {"update_penalty": 0.0}),
-        "without metric": _varied(whole, {"metric_strength": 0.0}),
-        "metric of the train half": _varied(whole, {"metric_part": "train"}),
-        "without memory": _varied(whole, {"memory": 0.0}),
-        "one pass": _varied(whole, {"num_passes": 1}),
+        "without sequence-level training": varied(whole, single),
+        "without burn-in": varied(whole, {"burn_in": 0}),
+        "without backtracking": varied(whole, {"backtrack_depth": 0}),
+        "without regulariser": varied(whole, {"update_penalty": 0.0}),
+        "without metric": varied(whole, {"metric_strength": 0.0}),
+        "metric of the train half": varied(whole, {"metric_part": "train"}),
+        "metric of the train half, untrained": varied(whole, {"metric_part": "train", "train_steps": 0}),
+        "metric of the train half, cross-fitted": varied(whole, {"metric_part": "train", **crossed}),
+        "without memory": varied(whole, {"memory": 0.0}),
+        "one pass": varied(whole, {"num_passes": 1}),
         "published constants": Candidate(RLEdit.published(modules=modules), schedule),
-        "untrained": _varied(whole, {"train_steps": 0}),
+        "untrained": varied(whole, {"train_steps": 0}),
     }
     contestants = tuple(Contestant(name, (candidate,)) for name, candidate in variants.items())
     return Suite("ablation", contestants=contestants, **_world(full) | {"budget": 1, "seeds": (0,)})
@@ -234,8 +163,9 @@ def tiny(full: bool) -> Suite:
     plan = tiny_plan()
     first = Candidate(plan.editor, replace(plan.schedule, train_steps=1))
     contestants = (
-        Contestant("RLEdit", (first, _varied(first, {"num_passes": 2}))),
-        _solved("LocFT", *({"modules": plan.editor.modules, "num_epochs": epochs} for epochs in (5, 10))),
+        Contestant("RLEdit", (first, varied(first, {"num_passes": 2}))),
+        solved("LocFT", *({"modules": plan.editor.modules, "num_epochs": epochs} for epochs in (5, 10))),
+        of_settings("AlphaEdit", *(AlphaEdit.testbed(modules=plan.editor.modules, ridge=ridge) for ridge in (1.0, 3.0))),
     )
     return Suite("tiny", plan.corpus, plan.shape, contestants, 8, 8, budget=2, batch_size=4, num_workers=1)
 

@@ -7,37 +7,30 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from errata.capture import key_moment
-from errata.delta import EditedModel
-from errata.edit import Edit, EditBatch, EditRejected, batches_of
+from errata.edit import Edit, EditBatch, EditRejected
 from errata.editors.closed_form.alphaedit import AlphaEdit
-from errata.editors.closed_form.located import Located, block_of, contexts_of
+from errata.editors.closed_form.located import Located, block_of
 from errata.editors.closed_form.memit import MEMIT
-from errata.editors.closed_form.moments import Moments
-from errata.editors.closed_form.targets import Search, find_targets
-from errata.encode import encode
+from errata.editors.closed_form.subjects import Contexts
+from errata.editors.closed_form.targets import find_targets
 from errata.model import LanguageModel, find_matrices
-from errata.testbed.language_model import Shape, make_model, make_tokenizer
-from errata.testbed.world import World
-
-SEARCH = Search(num_steps=6, learning_rate=0.5)
-WORDS = ("the", "a")
-BATCHES = list(batches_of(World(20).edits("test", 9), 3))
-MODULES = {"llama": ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), "gpt2": ("h.0.mlp.c_proj", "h.1.mlp.c_proj")}
-SHAPE = Shape(hidden=32, layers=3, intermediate=48, heads=2, max_tokens=48)
-
-
-def a_model(kind: str) -> LanguageModel:
-    """Random, of three layers, in fp64: what is compared are the equations, not the rounding."""
-    tokenizer = make_tokenizer(World(20), SHAPE)
-    torch.manual_seed(0)
-    if kind == "gpt2":
-        module = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=48, n_embd=32, n_layer=3, n_head=2))
-    else:
-        module = make_model(SHAPE, len(tokenizer), seed=0)
-    return LanguageModel(module.double().eval().requires_grad_(False), tokenizer, kind)
+from tests.unit.small_models import (
+    BATCHES,
+    EXACT,
+    MODULES,
+    SEARCH,
+    WORDS,
+    a_model,
+    at_subject,
+    check_close,
+    keys,
+    modules_of,
+    played,
+    subjects_of,
+    with_moments,
+    write,
+)
 
 
 @pytest.fixture(params=MODULES)
@@ -48,43 +41,6 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 @pytest.fixture
 def llama() -> LanguageModel:
     return a_model("llama")
-
-
-def modules_of(model: LanguageModel) -> tuple[str, ...]:
-    return MODULES["gpt2" if "GPT2" in type(model.module).__name__ else "llama"]
-
-
-def with_moments(editor: Located, model: LanguageModel) -> Located:
-    names = find_matrices(model.module, editor.modules).names
-    pairs = World(20).sentences()
-    chunks = [pairs[i : i + 64] for i in range(0, len(pairs), 64)]
-    text = [encode(model.tokenizer, [p for p, _ in chunk], [a for _, a in chunk]) for chunk in chunks]
-    return editor.with_moments(Moments(key_moment(model.module, text, names)))
-
-
-def at_subject(model: LanguageModel, prompts: Sequence[str], subjects: Sequence[str], name: str, output: bool) -> Tensor:
-    """One prompt at a time: what goes into a module, or comes out of it, at the subject's last word."""
-    found: list[Tensor] = []
-    module = model.module.get_submodule(name)
-    for prompt, subject in zip(prompts, subjects, strict=True):
-        ids = model.tokenizer(prompt)["input_ids"]
-        position = len(model.tokenizer(prompt[: prompt.index(subject) + len(subject)])["input_ids"]) - 1
-
-        def watch(_m: object, args: tuple[Tensor, ...], out: object, at: int = position) -> None:
-            value = (out[0] if isinstance(out, tuple) else out) if output else args[0]
-            found.append(value[0, at])
-
-        handle = module.register_forward_hook(watch)
-        model.module(torch.tensor([ids]))
-        handle.remove()
-    return torch.stack(found)
-
-
-def keys(model: LanguageModel, batch: EditBatch, contexts: Sequence[str], name: str) -> Tensor:
-    """Half the bare prompt's, half the mean over the others."""
-    subjects = [edit.subject or "" for edit in batch]
-    bare, *others = [at_subject(model, [c + p for p in batch.prompts], subjects, name, False) for c in contexts]
-    return 0.5 * bare + 0.5 * torch.stack(others).mean(0)
 
 
 def published(
@@ -101,15 +57,14 @@ def published(
     past = {m.name: torch.zeros(m.num_in, m.num_in, dtype=torch.float64) for m in spec.matrices}
     changes = []
     for batch in batches:
-        wanted_nD = find_targets(model, batch, site, contexts, editor.search).wanted_nD.double()
+        wanted_nD = find_targets(model, batch, site, Contexts(tuple(contexts)), editor.search).wanted_nD.double()
         change: dict[str, Tensor] = {}
         for index, matrix in enumerate(spec.matrices):
             K_In = keys(model, batch, contexts, matrix.name).T
-            now_nD = at_subject(model, batch.prompts, [edit.subject or "" for edit in batch], site, True)
+            now_nD = at_subject(model, batch.prompts, subjects_of(batch), site, True)
             R_On = ((wanted_nD - now_nD) / (len(spec.matrices) - index)).T
             change[matrix.name] = R_On @ solve(matrix.name, K_In, past[matrix.name]).T
-            weight = model.module.get_submodule(matrix.name).weight
-            weight += matrix.oriented(change[matrix.name])
+            write(model, matrix.name, change[matrix.name])
         if remembers:
             for name in past:
                 K_In = keys(model, batch, contexts, name).T
@@ -119,19 +74,9 @@ def published(
 
 
 def check_same(model: LanguageModel, editor: Located, solve: Callable[[str, Tensor, Tensor], Tensor], remembers: bool) -> None:
-    spec = find_matrices(model.module, editor.modules)
-    edited, state = EditedModel(model.module, spec), editor.start(model, spec)
-    contexts, deltas = contexts_of(state), []
+    deltas, _, contexts = played(editor, model, BATCHES)
     assert len(contexts) == 3 and contexts[0] == "" and all(context.endswith(". ") for context in contexts[1:])
-    for batch in BATCHES:
-        delta, state = editor.edit(model, batch, state)
-        edited.add(delta)
-        deltas.append(delta)
-    edited.set([])
-    for delta, change in zip(deltas, published(model, editor, BATCHES, contexts, solve, remembers), strict=True):
-        for name, part in delta:
-            error = (part.dense().double() - change[name]).norm() / change[name].norm()
-            assert float(error) < 1e-6, (name, float(error))
+    check_close(deltas, published(model, editor, BATCHES, contexts, solve, remembers), EXACT)
 
 
 @pytest.mark.parametrize("memory", [0.0, 1.0])
@@ -163,7 +108,7 @@ def test_alphaedit_is_the_published_solve(model: LanguageModel) -> None:
 
 
 def test_targets_of_a_batch_are_those_of_its_edits_alone(llama: LanguageModel) -> None:
-    batch, site, contexts = BATCHES[0], "model.layers.1", ["", "the river shines. "]
+    batch, site, contexts = BATCHES[0], "model.layers.1", Contexts(("", "the river shines. "))
     together = find_targets(llama, batch, site, contexts, SEARCH)
     assert float(together.change_nD.norm(dim=1).min()) > 0
     for index, edit in enumerate(batch):

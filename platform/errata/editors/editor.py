@@ -69,6 +69,10 @@ class Editor(ABC):
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         """The state before the first edit. Raises `ValueError` if the editor was not made for this model."""
 
+    def with_moments(self, moments: Any) -> Self:
+        """With the `Moments` of a model's keys, for those that protect what it uses; the others are as they were."""
+        return self
+
     @abstractmethod
     def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
         """The change that makes `model`, as it is now, follow `batch`, and what is remembered after it."""

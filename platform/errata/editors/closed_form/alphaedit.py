@@ -29,7 +29,7 @@ class AlphaEdit(Spread):
 
     @classmethod
     def testbed(cls, **fields: Any) -> Self:
-        return super().testbed(**{"ridge": 1.0, "threshold": 1e-3, "relative": True, **fields})
+        return super().testbed(**{"ridge": 1.0, "threshold": 1e-4, "relative": True, **fields})
 
     @property
     def remembers(self) -> float:

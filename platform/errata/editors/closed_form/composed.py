@@ -7,7 +7,8 @@ The host is a value, not a parent: any editor will do, also one that is composed
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from errata.editors.editor import Editor, EditorState
 from errata.model import LanguageModel, ModelSpec
@@ -27,6 +28,9 @@ class Composed(Editor):
     @property
     def modules(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.host.modules
+
+    def with_moments(self, moments: Any) -> Self:
+        return replace(self, host=self.host.with_moments(moments))
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         return self.host.start(model, spec)

@@ -1,4 +1,4 @@
-"""What the locate-then-edit editors share: keys and outputs at the subject's last token, contexts, moments, and the past.
+"""What the locate-then-edit editors share: keys and outputs where an edit is written, contexts, moments, and the past.
 
 An editor of this family says in `bases` what protects a matrix and in `write` how a batch is written; the rest is here.
 Remembers: the contexts and, with a memory, the keys of past edits, measured after each on the edited model.
@@ -21,7 +21,7 @@ from errata.clock import stage
 from errata.delta import WeightDelta, applied
 from errata.edit import EditBatch, EditRejected
 from errata.editors.closed_form.moments import Moments
-from errata.editors.closed_form.subjects import Asked, Contexts, ask, sample_contexts
+from errata.editors.closed_form.subjects import Asked, Contexts, Position, ask, sample_contexts
 from errata.editors.closed_form.targets import Avoided, Search
 from errata.editors.editor import Editor, EditorState, check_batch, check_modules
 from errata.editors.past import after, metrics_of
@@ -36,8 +36,8 @@ class Located(Editor):
     """`modules` are down-projections. `moments` are the keys' second moments, from `made` or `with_moments`.
 
     Of the contexts that a prompt is put into, one is sampled by the model for each of `context_lengths` (in tokens) after each
-    of `context_words`; the bare prompt is another, of weight `bare_share` (None: as each other one). With `fall_back` an edit
-    without a subject is written at the last token of its prompt instead of being refused.
+    of `context_words`; the bare prompt is another, of weight `bare_share` (None: as each other one). An edit is written at its
+    subject's last token or, as `position` says, at its prompt's.
     """
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
@@ -45,7 +45,7 @@ class Located(Editor):
     context_words: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
     context_lengths: tuple[int, ...] = (10,)
     bare_share: float | None = 0.5
-    fall_back: bool = False
+    position: Position = "subject"
     seed: int = 0
     max_batch: int = 1000
     moments: Moments | None = field(default=None, compare=False, repr=False)
@@ -118,7 +118,8 @@ class Located(Editor):
         known = self.moments.by_input if self.moments is not None else {}
         if missing := [matrix for matrix in spec.names if self.needs_moments and matrix not in known]:
             raise ValueError(f"{name} needs the key moments of {', '.join(missing)}: give it the folder of jobs/moments.py")
-        check_is_read(model, block_of(spec.names[-1]))
+        if self.position != "prompt":
+            check_is_read(model, block_of(spec.names[-1]))
         texts = sample_contexts(model, self.context_words, self.context_lengths, self.seed)
         written = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
         return EditorState(0, {"contexts": written}, {"metrics": self._metrics(spec)})
@@ -152,7 +153,7 @@ class Located(Editor):
         return delta, after(state, len(batch), metrics, keys, self.remembers)
 
     def contexts(self, state: EditorState) -> Contexts:
-        return Contexts(contexts_of(state), self.bare_share, self.fall_back)
+        return Contexts(contexts_of(state), self.bare_share, self.position)
 
     def _metrics(self, spec: ModelSpec) -> dict[str, Metric]:
         if not self.needs_moments:
@@ -185,11 +186,11 @@ def check_is_read(model: LanguageModel, block: str) -> None:
 
 @torch.no_grad()
 def inputs_at(model: LanguageModel, asked: Asked, names: Sequence[str]) -> dict[str, Tensor]:
-    """What goes into each module at the subject's last token of every row, [B, I] in fp32 at least."""
+    """What goes into each module where every row is written, [B, I] in fp32 at least."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
-        return lambda _module, args: found.update({name: asked.at_subject(args[0])})
+        return lambda _module, args: found.update({name: asked.at_place(args[0])})
 
     handles = [model.module.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     _forward(model, asked, handles)
@@ -202,7 +203,7 @@ def output_at(model: LanguageModel, asked: Asked, name: str) -> Tensor:
     found: list[Tensor] = []
 
     def watch(_module: Any, _args: Any, output: Any) -> None:
-        found.append(asked.at_subject(output[0] if isinstance(output, tuple) else output))
+        found.append(asked.at_place(output[0] if isinstance(output, tuple) else output))
 
     _forward(model, asked, [model.module.get_submodule(name).register_forward_hook(watch)])
     return found[0]

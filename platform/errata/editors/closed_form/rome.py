@@ -26,7 +26,7 @@ from errata.delta import LowRank, WeightDelta
 from errata.edit import EditBatch
 from errata.editors.closed_form.located import Located, inputs_at, output_at
 from errata.editors.closed_form.moments import inverse
-from errata.editors.closed_form.spread import TESTBED_SEARCH
+from errata.editors.closed_form.spread import TESTBED
 from errata.editors.closed_form.subjects import ask
 from errata.editors.closed_form.targets import Avoided, Search, find_targets
 from errata.editors.editor import EditorState
@@ -63,9 +63,7 @@ class ROME(Located):
 
     @classmethod
     def testbed(cls, **fields: Any) -> Self:
-        return cls(
-            **{"modules": ("layers.1.mlp.down_proj",), "search": TESTBED_SEARCH, "context_words": (), "floor": 1e-4, **fields}
-        )
+        return cls(**{**TESTBED, "floor": 1e-4, **fields})
 
     @property
     def needs_moments(self) -> bool:

@@ -1,4 +1,4 @@
-"""Where an edit's subject stands: each prompt in several contexts, and the last token of the subject in each.
+"""Where an edit is written: each prompt in several contexts, and in each the last token of the subject, or of the prompt.
 
 B rows (an edit in a context), S sequence, n edits. Contexts are sampled once by the model itself, from a seed, and belong
 to the editor's state, so that a later edit meets the same ones.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,18 +17,21 @@ from errata.edit import Edit, EditBatch, EditRejected
 from errata.encode import Encoded, encode
 from errata.model import LanguageModel
 
+Position = Literal["subject", "either", "prompt"]
+
 
 @dataclass(frozen=True)
 class Contexts:
     """What is put before a prompt; the first is nothing, the bare prompt.
 
-    In a mean over an edit's rows the bare prompt weighs `bare_share`, the others the rest; with None all weigh the same. With
-    `fall_back` an edit without a subject is written at the last token of its prompt, otherwise it is refused.
+    In a mean over an edit's rows the bare prompt weighs `bare_share`, the others the rest; with None all weigh the same. At
+    the `subject`, an edit without one is refused; at `either`, such an edit alone is written at the last token of its prompt;
+    at the `prompt`, every edit is.
     """
 
     texts: tuple[str, ...] = ("",)
     bare_share: float | None = None
-    fall_back: bool = False
+    position: Position = "subject"
 
     @property
     def weights(self) -> list[float]:
@@ -38,17 +41,29 @@ class Contexts:
         return [self.bare_share, *[(1.0 - self.bare_share) / others] * others]
 
     def bare(self) -> Contexts:
-        return Contexts(fall_back=self.fall_back)
+        return Contexts(position=self.position)
+
+    def are_at_subject(self, edit: Edit) -> bool:
+        return self.position != "prompt" and edit.subject is not None
+
+    def place(self, edit: Edit, index: int) -> int:
+        """The number of characters of the prompt up to where it is written. Raises `EditRejected` if a subject is missing."""
+        if self.are_at_subject(edit):
+            assert edit.subject is not None
+            return edit.prompt.index(edit.subject) + len(edit.subject)
+        if self.position == "subject":
+            raise EditRejected("this method writes at the subject: name it", edit=edit.id or index, field="subject")
+        return len(edit.prompt.rstrip())
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Row b is edit `edit_B[b]` with its answer; its subject's last token is `subject_B[b]`, and it counts `weight_B[b]` in a
-    mean over the edit's rows."""
+    """Row b is edit `edit_B[b]` with its answer; it is written at token `place_B[b]`, and counts `weight_B[b]` in a mean over
+    the edit's rows."""
 
     encoded: Encoded
     edit_B: Tensor
-    subject_B: Tensor
+    place_B: Tensor
     weight_B: Tensor
 
     def mean(self, rows_BF: Tensor) -> Tensor:
@@ -57,17 +72,17 @@ class Asked:
         weight_B = self.weight_B.to(rows_BF).view(-1, *[1] * (rows_BF.dim() - 1))
         return means_nF.index_add(0, self.edit_B, weight_B * rows_BF)
 
-    def at_subject(self, rows_BSF: Tensor) -> Tensor:
-        """Of each row what stands at its subject's last token, [B, F] in fp32 at least."""
-        rows_BF = rows_BSF[torch.arange(len(self.subject_B), device=rows_BSF.device), self.subject_B]
+    def at_place(self, rows_BSF: Tensor) -> Tensor:
+        """Of each row what stands where it is written, [B, F] in fp32 at least."""
+        rows_BF = rows_BSF[torch.arange(len(self.place_B), device=rows_BSF.device), self.place_B]
         return rows_BF.to(torch.promote_types(rows_BF.dtype, torch.float32))
 
 
 def ask(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = True) -> Asked:
-    """Every edit in every context. Raises `EditRejected` for an edit without a subject, unless the contexts fall back."""
+    """Every edit in every context. Raises `EditRejected` for an edit without the subject that it is to be written at."""
     prompts, targets, ends, owners = [], [], [], []
     for index, edit in enumerate(batch):
-        end = _end_of_subject(edit, index, contexts.fall_back)
+        end = contexts.place(edit, index)
         for context in contexts.texts:
             prompts.append(context + edit.prompt)
             targets.append(edit.target)
@@ -82,15 +97,6 @@ def ask(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = 
         torch.tensor(positions, device=device),
         torch.tensor(contexts.weights * len(batch), device=device),
     )
-
-
-def _end_of_subject(edit: Edit, index: int, fall_back: bool) -> int:
-    """The number of characters of the prompt up to the end of its subject."""
-    if edit.subject is not None:
-        return edit.prompt.index(edit.subject) + len(edit.subject)
-    if fall_back:
-        return len(edit.prompt.rstrip())
-    raise EditRejected("this method writes at the subject: name it", edit=edit.id or index, field="subject")
 
 
 def _token_at(tokenizer: Any, text: str, character: int) -> int:

@@ -1,4 +1,4 @@
-"""Target vectors: what a module's output at the subject's last token should become, for every edit of a batch at once.
+"""Target vectors: what a module's output where an edit is written should become, for every edit of a batch at once.
 
 Papers: ROME (2202.05262, section 3.1), MEMIT (2210.07229, section 4.2). With h the output as it is and δ the change,
 
@@ -7,7 +7,7 @@ Papers: ROME (2202.05262, section 3.1), MEMIT (2210.07229, section 4.2). With h 
 by Adam from δ = 0; p is the model's next word after "{subject} is a". The edits of a batch are independent, so one forward pass
 serves all of them in each step; an edit whose loss is below the floor stays as it is while the others go on.
 Deviations: the KL is taken at the last token of its prompt, as the papers say (public code reads it at the subject), and left
-out for an edit without a subject; with `eos` the end of the answer is part of the answer; logits in fp32.
+out for an edit that is not written at its subject; with `eos` the end of the answer is part of the answer; logits in fp32.
 n edits, B rows, T answer tokens, D features of the output, V vocabulary.
 """
 
@@ -105,7 +105,7 @@ def find_targets(
 
 
 class Site:
-    """A module whose output is changed at the subject, and the prompts that show what follows from it.
+    """A module whose output is changed where edits are written, and the prompts that show what follows from it.
 
     The rows are the edits in their contexts, then the anchors, "{subject} is a", that must go on as before. Of an anchor's
     answer the first token marks the place where its next word is read.
@@ -113,7 +113,7 @@ class Site:
 
     def __init__(self, model: LanguageModel, batch: EditBatch, site: str, contexts: Contexts, eos: bool) -> None:
         asked = ask(model, batch, contexts, eos)
-        self.with_anchor = [index for index, edit in enumerate(batch) if edit.subject is not None]
+        self.with_anchor = [index for index, edit in enumerate(batch) if contexts.are_at_subject(edit)]
         anchors = [_anchor(batch.edits[index]) for index in self.with_anchor]
         self.rows = _stacked(asked, _first_token_only(_anchored(model, anchors, self.with_anchor))) if anchors else asked
         self.model, self.module, self.num_contexts = model, model.module.get_submodule(site), len(contexts.texts)
@@ -133,7 +133,7 @@ class Site:
         found: list[Tensor] = []
 
         def watch(_module: Any, _args: Any, output: Any) -> None:
-            found.append(self.rows.at_subject(_tensor(output)))
+            found.append(self.rows.at_place(_tensor(output)))
 
         with self._hooked(watch):
             log_probs_TV = answer_log_probs(self.model.module, self.rows.encoded)
@@ -146,7 +146,7 @@ class Site:
         def add(_module: Any, _args: Any, output: Any) -> Any:
             tensor = _tensor(output)
             change_BD = change_nD[self.rows.edit_B].to(tensor.dtype)
-            added = tensor.index_put((rows, self.rows.subject_B), change_BD, accumulate=True)
+            added = tensor.index_put((rows, self.rows.place_B), change_BD, accumulate=True)
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         with self._hooked(add):
@@ -198,5 +198,5 @@ def _stacked(first: Asked, second: Asked) -> Asked:
         return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
     encoded = Encoded(together("input_ids_BS", 0), together("attention_mask_BS", 0), together("labels_BS", IGNORED))
-    joined = [torch.cat([getattr(first, name), getattr(second, name)]) for name in ("edit_B", "subject_B", "weight_B")]
+    joined = [torch.cat([getattr(first, name), getattr(second, name)]) for name in ("edit_B", "place_B", "weight_B")]
     return Asked(encoded, *joined)

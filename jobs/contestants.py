@@ -1,0 +1,171 @@
+"""Who competes in a suite: editors with their candidate settings, the likeliest first.
+
+A contestant is a name and some `Candidate`s; the best on a validation stream is the one that is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from errata.editors import EDITORS, Editor, name_of
+from errata.editors.closed_form.alphaedit import AlphaEdit
+from errata.editors.closed_form.composed import Composed
+from errata.editors.closed_form.located import Located
+from errata.editors.closed_form.memit import MEMIT
+from errata.editors.closed_form.nse import NSE
+from errata.editors.closed_form.oedit import OEdit, OEditPlus
+from errata.editors.closed_form.prune import PRUNE
+from errata.editors.closed_form.rect import RECT
+from errata.editors.closed_form.rome import ROME, RROME
+from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.malmen import MALMEN
+from errata.editors.hypernet.mend import MEND
+from errata.editors.hypernet.training import Schedule
+from errata.editors.hypernet.trajectory import Reward
+from errata.testbed.corpus import FOLDS
+from jobs.plans import demo
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings of an editor and, if it learns, of its training; `metric_part` and `cross_fit` are as in a plan."""
+
+    editor: Editor
+    schedule: Schedule | None = None
+    metric_part: str = ""
+    cross_fit: bool = False
+
+    @property
+    def protects(self) -> bool:
+        """Whether the editor is given the moments of the model's keys."""
+        return isinstance(self.editor, Located | Composed)
+
+    def part(self, split: str) -> str:
+        """Of which part of the corpus its metric or moments are: one that is not to know the test facts does not know those of
+        the validation stream either."""
+        return FOLDS[0] if split == "validation" and self.metric_part == "train" else self.metric_part
+
+    def __post_init__(self) -> None:
+        if isinstance(self.editor, Learned) != (self.schedule is not None):
+            raise ValueError(f"{name_of(self.editor)}: a schedule goes with an editor that learns, and only with one")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A row of the table: its candidates, the likeliest first."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+
+
+def learned(editor: Learned, schedule: Schedule, *others: Mapping[str, Any]) -> Contestant:
+    """Called by its class. `others` change fields of the first candidate: of the editor, or of the schedule."""
+    first = Candidate(editor, schedule)
+    return Contestant(name_of(editor), (first, *(varied(first, fields) for fields in others)))
+
+
+def varied(candidate: Candidate, fields: Mapping[str, Any]) -> Candidate:
+    """With some fields of the editor, its reward, its schedule or its own changed, by their names."""
+    editor, schedule = candidate.editor, candidate.schedule
+    assert isinstance(editor, Learned) and schedule is not None
+    own = {name: value for name, value in fields.items() if hasattr(candidate, name)}
+    in_schedule = {name: value for name, value in fields.items() if hasattr(schedule, name)}
+    in_reward = {name: value for name, value in fields.items() if hasattr(editor.reward, name)}
+    in_editor = {name: value for name, value in fields.items() if name not in own | in_schedule | in_reward}
+    changed = replace(editor, **in_editor, reward=replace(editor.reward, **in_reward))
+    return replace(candidate, editor=changed, schedule=replace(schedule, **in_schedule), **own)
+
+
+def solved(name: str, *candidates: Mapping[str, Any]) -> Contestant:
+    """An editor that learns nothing, by its name in EDITORS."""
+    make: Any = EDITORS[name]
+    return Contestant(name, tuple(Candidate(make(**fields)) for fields in candidates))
+
+
+def solved_everywhere(layers: int) -> tuple[Contestant, ...]:
+    """Editors that learn nothing, at two or three places each, the likeliest first: where to write matters to them most."""
+    last, middle = f"layers.{layers - 1}.mlp.down_proj", f"layers.{layers // 2}.mlp.down_proj"
+    early = f"layers.{layers // 2 - 1}.mlp.up_proj"
+    descent = {"num_epochs": 60, "loss_floor": 5e-2}
+    return (
+        solved(
+            "UltraEdit",
+            {"modules": (middle,), "step": 3e-4},
+            {"modules": (last,), "step": 3e-4},
+            {"modules": (early,), "step": 1e-3},
+        ),
+        solved(
+            "FT-L",
+            *({"modules": (m,), "epsilon": e, "learning_rate": e} for m, e in ((early, 1e-2), (early, 5e-3), (last, 1e-2))),
+        ),
+        solved("LocFT", {"modules": (early,), **descent}, {"modules": (middle,), **descent}, {"modules": (last,), **descent}),
+    )
+
+
+def of_settings(name: str, *editors: Editor, metric_part: str = "") -> Contestant:
+    return Contestant(name, tuple(Candidate(editor, metric_part=metric_part) for editor in editors))
+
+
+def located(**places: Any) -> tuple[Contestant, ...]:
+    """The closed-form editors at the testbed's settings, or with other `places`: fields that say where to write."""
+
+    def memit(weight: float) -> MEMIT:
+        return MEMIT.testbed(moment_weight=weight, **places)
+
+    def alphaedit(threshold: float, ridge: float) -> AlphaEdit:
+        return AlphaEdit.testbed(threshold=threshold, ridge=ridge, **places)
+
+    one = {**places, "modules": places["modules"][-1:]} if "modules" in places else places
+    words: dict[str, Any] = {"context_words": ("the", "every"), "context_lengths": (5,)}
+    rome, alphaedits = ROME.testbed(**one), (alphaedit(1e-4, 1.0), alphaedit(1e-4, 3.0), alphaedit(3e-4, 3.0))
+    return (
+        of_settings("ROME", rome, replace(rome, floor=1e-5), replace(rome, **words)),
+        of_settings("R-ROME", *(RROME.testbed(**one, **fields) for fields in ({}, {"floor": 1e-5}, words))),
+        of_settings("MEMIT", memit(1000.0), memit(300.0), memit(3000.0)),
+        of_settings("RECT", RECT(memit(1000.0)), RECT(memit(300.0)), RECT(memit(1000.0), kept=0.6)),
+        of_settings("PRUNE", PRUNE(memit(1000.0), base=1.2), PRUNE(memit(300.0), base=1.2), PRUNE(memit(1000.0), "linear")),
+        of_settings("AlphaEdit", *alphaedits),
+        of_settings("AlphaEdit, train half", *alphaedits, metric_part="train"),
+        of_settings(
+            "NSE",
+            *(NSE.testbed(moment_weight=w, neurons=p, **places) for w, p in ((1000.0, 1.0), (3000.0, 1.0), (1000.0, 0.8))),
+        ),
+        of_settings("O-Edit", *(OEdit(rome, past_weight=w, knowledge_weight=w) for w in (50.0, 200.0, 10.0))),
+        of_settings("O-Edit+", OEditPlus(rome, 0.0), OEditPlus(rome, 0.0, past_rank=64), OEditPlus(rome, 0.25, 64, 32)),
+    )
+
+
+def rledit(modules: tuple[str, ...]) -> Learned:
+    """The demo's, elsewhere."""
+    return replace(demo().editor, modules=modules)
+
+
+def cross_fitted(editor: Learned, schedule: Schedule) -> Contestant:
+    """RLEdit with a metric that knows nothing of the test facts, trained on edits that its metric did not know."""
+    half_as_long = replace(schedule, burn_in=schedule.burn_in // 2)
+    first = Candidate(editor, half_as_long, metric_part="train", cross_fit=True)
+    others = ({"metric_strength": 1e3, "locality_weight": 15.0}, {"metric_strength": 1e4, "locality_weight": 15.0})
+    return Contestant("RLEdit, train half", (first, *(varied(first, fields) for fields in others)))
+
+
+def everyone(layers: int, schedule: Schedule, closed: tuple[Contestant, ...]) -> tuple[Contestant, ...]:
+    """Three candidates each. MALMEN and MEND are trained on as many batches as RLEdit's episodes score, one at a time."""
+    last, middle = (f"layers.{layers - 1}.mlp.down_proj",), (f"layers.{layers // 2}.mlp.down_proj",)
+    early = (f"layers.{layers // 2 - 1}.mlp.up_proj",)
+    single = replace(schedule, train_steps=schedule.batches * schedule.train_steps, batches=1, burn_in=0)
+    careful = Reward(locality_weight=10.0, update_penalty=0.0)
+    return (
+        learned(
+            rledit(last),
+            schedule,
+            {"locality_weight": 5.0},
+            {"num_passes": 2, "first_step": 0.5, "first_ridge": 0.5, "metric_strength": 1e4, "locality_weight": 10.0},
+        ),
+        cross_fitted(rledit(last), schedule),
+        learned(MALMEN(last, reward=careful), single, {"modules": middle}, {"modules": early}),
+        learned(MEND(last, first_step=0.1), single, {"modules": middle}, {"modules": early}),
+        *solved_everywhere(layers),
+        *closed,
+    )

@@ -1,0 +1,142 @@
+"""What the tests of the located editors share: small random models of two architectures, and plain ways to look into them.
+
+Written after the published descriptions and not after the package: one prompt at a time, everything in fp64. I in-features, O
+out-features, n edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from errata.capture import key_moment
+from errata.delta import EditedModel, WeightDelta
+from errata.edit import EditBatch, batches_of
+from errata.editors import Editor, EditorState
+from errata.editors.closed_form.located import contexts_of
+from errata.editors.closed_form.moments import Moments
+from errata.editors.closed_form.targets import Search
+from errata.encode import encode
+from errata.model import LanguageModel, find_matrices
+from errata.testbed.language_model import Shape, make_model, make_tokenizer
+from errata.testbed.world import World
+
+SEARCH = Search(num_steps=6, learning_rate=0.5)
+WORDS = ("the", "a")
+BATCHES = list(batches_of(World(20).edits("test", 9), 3))
+MODULES = {"llama": ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), "gpt2": ("h.0.mlp.c_proj", "h.1.mlp.c_proj")}
+SHAPE = Shape(hidden=32, layers=3, intermediate=48, heads=2, max_tokens=48)
+
+EXACT = 1e-6  # relative, of a model in fp64: only a delta's factors are rounded, to fp32
+
+
+def a_model(kind: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
+    """Random, of three layers; in fp64 what is compared are the equations, not the rounding. The same numbers in fp32."""
+    tokenizer = make_tokenizer(World(20), SHAPE)
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_positions=48, n_embd=32, n_layer=3, n_head=2, bos_token_id=1, eos_token_id=1
+        )
+        module: Any = GPT2LMHeadModel(config)
+    else:
+        module = make_model(SHAPE, len(tokenizer), seed=0)
+    return LanguageModel(module.to(dtype).eval().requires_grad_(False), tokenizer, kind)
+
+
+def modules_of(model: LanguageModel) -> tuple[str, ...]:
+    return MODULES["gpt2" if "GPT2" in type(model.module).__name__ else "llama"]
+
+
+def moments_of(model: LanguageModel, modules: Sequence[str]) -> Moments:
+    names = find_matrices(model.module, modules).names
+    pairs = World(20).sentences()
+    chunks = [pairs[i : i + 64] for i in range(0, len(pairs), 64)]
+    text = [encode(model.tokenizer, [p for p, _ in chunk], [a for _, a in chunk]) for chunk in chunks]
+    return Moments(key_moment(model.module, text, names))
+
+
+def with_moments(editor: Any, model: LanguageModel) -> Any:
+    return editor.with_moments(moments_of(model, editor.modules))
+
+
+def at_subject(model: LanguageModel, prompts: Sequence[str], subjects: Sequence[str], name: str, output: bool) -> Tensor:
+    """One prompt at a time: what goes into a module, or comes out of it, at the subject's last word."""
+    found: list[Tensor] = []
+    module = model.module.get_submodule(name)
+    for prompt, subject in zip(prompts, subjects, strict=True):
+        ids = model.tokenizer(prompt)["input_ids"]
+        position = len(model.tokenizer(prompt[: prompt.index(subject) + len(subject)])["input_ids"]) - 1
+
+        def watch(_m: object, args: tuple[Tensor, ...], out: object, at: int = position) -> None:
+            value = (out[0] if isinstance(out, tuple) else out) if output else args[0]
+            found.append(value[0, at])
+
+        handle = module.register_forward_hook(watch)
+        model.module(torch.tensor([ids]))
+        handle.remove()
+    return torch.stack(found)
+
+
+def subjects_of(batch: EditBatch) -> list[str]:
+    return [edit.subject or "" for edit in batch]
+
+
+def keys(model: LanguageModel, batch: EditBatch, contexts: Sequence[str], name: str) -> Tensor:
+    """Half the bare prompt's, half the mean over the others."""
+    bare, *others = in_contexts(model, batch, contexts, name, False)
+    return 0.5 * bare + 0.5 * torch.stack(others).mean(0)
+
+
+def in_contexts(model: LanguageModel, batch: EditBatch, contexts: Sequence[str], name: str, output: bool) -> list[Tensor]:
+    """What goes into a module, or comes out of it, at every edit's subject, [n, I] or [n, O], in each context."""
+    subjects = subjects_of(batch)
+    return [at_subject(model, [context + prompt for prompt in batch.prompts], subjects, name, output) for context in contexts]
+
+
+def weight_of(model: LanguageModel, name: str) -> Tensor:
+    """A copy, [O, I], in fp64."""
+    (matrix,) = (m for m in find_matrices(model.module, [name]).matrices if m.name == name)
+    return matrix.oriented(model.module.get_submodule(name).weight).double().clone()
+
+
+def write(model: LanguageModel, name: str, change_OI: Tensor) -> None:
+    """Into the weights, for good."""
+    (matrix,) = (m for m in find_matrices(model.module, [name]).matrices if m.name == name)
+    weight = model.module.get_submodule(name).weight
+    weight += matrix.oriented(change_OI).to(weight)
+
+
+def played(
+    editor: Editor, model: LanguageModel, batches: Sequence[EditBatch]
+) -> tuple[list[WeightDelta], list[EditorState], tuple[str, ...]]:
+    """The batches edited one after the other, each on what the earlier ones left; the model is then as it was.
+
+    The deltas, the states before, between and after them, and the contexts, () where the editor has none.
+    """
+    spec = find_matrices(model.module, editor.modules)
+    edited, states, deltas = EditedModel(model.module, spec), [editor.start(model, spec)], []
+    for batch in batches:
+        delta, state = editor.edit(model, batch, states[-1])
+        edited.add(delta)
+        deltas.append(delta)
+        states.append(state)
+    edited.set([])
+    return deltas, states, contexts_of(states[0]) if "contexts" in states[0].tensors else ()
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """The error of `found`, in units of the norm of `wanted`."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def check_close(deltas: Sequence[WeightDelta], changes: Sequence[dict[str, Tensor]], bound: float) -> None:
+    """Every delta is the change of its batch, matrix by matrix, up to a relative error of `bound`."""
+    for delta, change in zip(deltas, changes, strict=True):
+        assert set(delta.parts) == set(change)
+        for name, part in delta:
+            assert relative(part.dense(), change[name]) < bound, (name, relative(part.dense(), change[name]))
