@@ -81,7 +81,9 @@ class Trunk:
     def __init__(self, model: nn.Module, modules: Sequence[str]) -> None:
         self.model = model
         self.changing = [model.get_submodule(name) for name in modules]
-        self.parts = list(dict.fromkeys(_parts_without(model, set(self.changing))))
+        names = {name.rsplit(".", depth)[0] for name in modules for depth in range(1, name.count(".") + 1)}
+        above = {model, *(model.get_submodule(name) for name in names)}
+        self.parts = list(dict.fromkeys(_parts_without(model, above, set(self.changing))))
         self.kept: dict[int, tuple[Encoded, list[Any]]] = {}  # by identity of the text, which is held so that it stays unique
 
     def anew(self) -> Trunk:
@@ -134,13 +136,13 @@ class Trunk:
                     part.forward = forward  # type: ignore[method-assign]
 
 
-def _parts_without(module: nn.Module, changing: set[nn.Module]) -> Iterator[nn.Module]:
-    """The largest parts of `module` that have none of `changing` in them."""
+def _parts_without(module: nn.Module, above: set[nn.Module], changing: set[nn.Module]) -> Iterator[nn.Module]:
+    """The largest parts of `module` that have none of `changing` in them; `above` are all modules that have."""
     for child in module.children():
-        if changing.isdisjoint(child.modules()):
-            yield child
+        if child in above:
+            yield from _parts_without(child, above, changing)
         elif child not in changing:
-            yield from _parts_without(child, changing)
+            yield child
 
 
 @torch.no_grad()

@@ -42,10 +42,11 @@ def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], devic
     end-of-text token closes it: without it an edited model says the right word and then runs on.
     """
     rows: list[tuple[list[int], int]] = []
-    for prompt, target in zip(prompts, targets, strict=True):
-        encoding = tokenizer(f"{prompt} {target}", return_offsets_mapping=True)
-        ids = list(encoding["input_ids"])
-        start = next(i for i, (begin, end) in enumerate(encoding["offset_mapping"]) if end > len(prompt) and end > begin)
+    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
+    encoding = tokenizer(texts, return_offsets_mapping=True)
+    for prompt, tokens, offsets in zip(prompts, encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        ids = list(tokens)
+        start = next(i for i, (begin, end) in enumerate(offsets) if end > len(prompt) and end > begin)
         if eos and tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
             ids.append(tokenizer.eos_token_id)
         rows.append((ids, start))

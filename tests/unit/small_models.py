@@ -100,15 +100,49 @@ def in_contexts(model: LanguageModel, batch: EditBatch, contexts: Sequence[str],
 
 def weight_of(model: LanguageModel, name: str) -> Tensor:
     """A copy, [O, I], in fp64."""
-    (matrix,) = (m for m in find_matrices(model.module, [name]).matrices if m.name == name)
+    (matrix,) = find_matrices(model.module, [name]).matrices
     return matrix.oriented(model.module.get_submodule(name).weight).double().clone()
 
 
 def write(model: LanguageModel, name: str, change_OI: Tensor) -> None:
     """Into the weights, for good."""
-    (matrix,) = (m for m in find_matrices(model.module, [name]).matrices if m.name == name)
+    (matrix,) = find_matrices(model.module, [name]).matrices
     weight = model.module.get_submodule(name).weight
     weight += matrix.oriented(change_OI).to(weight)
+
+
+def rome_batch(
+    model: LanguageModel,
+    batch: EditBatch,
+    contexts: Sequence[str],
+    name: str,
+    wanted_nO: Tensor,
+    moment_II: Tensor | None,
+    flavour: str = "ROME",
+    projector_OO: Tensor | None = None,
+) -> Tensor:
+    """ROME's change of the matrix `name`, [O, I], fact by fact into the weights: what a fact finds there, the model is asked.
+
+    u = C⁻¹ k̄ / |C⁻¹ k̄|, or k̄ / |k̄| without a moment, and ΔW = (v* - W k) uᵀ / (uᵀ k). In u stands the mean of the keys over
+    the contexts, beside v* the bare prompt's; R-ROME has one key everywhere, the mean (and the mean of W k) or the bare one.
+    A projector is applied to what has been solved for, before it is written.
+    """
+    change_OI = torch.zeros_like(weight_of(model, name))
+    for index, edit in enumerate(batch):
+        fact = EditBatch((edit,))
+        keys_CI = torch.cat(in_contexts(model, fact, contexts, name, False))
+        outputs_CO = torch.cat(in_contexts(model, fact, contexts, name, True))
+        mean_I, bare_I = keys_CI.mean(0), keys_CI[0]
+        direction_I = bare_I if flavour == "R-ROME, prompt keys" else mean_I
+        answered_I, now_O = (mean_I, outputs_CO.mean(0)) if flavour == "R-ROME" else (bare_I, outputs_CO[0])
+        u_I = direction_I if moment_II is None else torch.linalg.solve(moment_II, direction_I)
+        u_I = u_I / u_I.norm()
+        fact_OI = torch.outer(wanted_nO[index] - now_O, u_I) / (u_I @ answered_I)
+        if projector_OO is not None:
+            fact_OI = projector_OO @ fact_OI
+        write(model, name, fact_OI)
+        change_OI = change_OI + fact_OI
+    return change_OI
 
 
 def played(

@@ -89,7 +89,8 @@ def ask(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = 
             ends.append(len(context) + end)
             owners.append(index)
     encoded = encode(model.tokenizer, prompts, targets, model.device, eos)
-    positions = [_token_at(model.tokenizer, f"{p} {t}", end - 1) for p, t, end in zip(prompts, targets, ends, strict=True)]
+    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
+    positions = _tokens_at(model.tokenizer, texts, [end - 1 for end in ends])
     device = model.device
     return Asked(
         encoded,
@@ -99,10 +100,13 @@ def ask(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = 
     )
 
 
-def _token_at(tokenizer: Any, text: str, character: int) -> int:
-    """The token that holds a character: by offsets, whatever special tokens the tokenizer puts before."""
-    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    return next(i for i, (begin, end) in enumerate(offsets) if begin <= character < end)
+def _tokens_at(tokenizer: Any, texts: Sequence[str], characters: Sequence[int]) -> list[int]:
+    """The token of each text that holds a character: by offsets, whatever special tokens the tokenizer puts before."""
+    offsets = tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
+    return [
+        next(i for i, (begin, end) in enumerate(row) if begin <= character < end)
+        for row, character in zip(offsets, characters, strict=True)
+    ]
 
 
 @torch.no_grad()
