@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-lifelong bench-counterfact bench-ablation tune test unit lint clean
+.PHONY: setup demo serve bench-solver bench-targets bench-lifelong bench-counterfact bench-ablation tune test unit lint clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -38,6 +38,10 @@ serve: setup
 # The public form of the solve against ours, with seconds, bytes and errors; FULL=1 runs the slow sizes for every number of rows.
 bench-solver: setup
 	$(BIN)/python -m benchmarks.solver $(ARGS)
+
+# The search for closed-form targets, a batch at once against one edit at a time.
+bench-targets: setup
+	$(BIN)/python -m benchmarks.targets $(ARGS)
 
 # Every editor on one stream of edits; FULL=1 is the large run, of hours. A run that was broken off goes on, ARGS=fresh=1 starts anew.
 bench-lifelong: setup

@@ -76,17 +76,17 @@ def encode_text(tokenizer: Any, lines: Sequence[str], max_tokens: int, device: A
     return Encoded(input_ids_BS.to(device), attention_mask_BS.to(device), labels_BS.to(device))
 
 
-def answer_log_probs(model: Any, encoded: Encoded) -> Tensor:
+def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
     """log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs.
 
-    The output embedding, the largest matrix of many a model, is run at these positions alone.
+    The output embedding, the largest matrix of many a model, is run at these positions alone. `arguments` go to the model.
     """
     predicts_BS = encoded.predicts_BS
     head = getattr(model, "module", model).get_output_embeddings()  # a data-parallel wrapper has the model as its module
     chosen = head.register_forward_pre_hook(lambda _head, args: (args[0][predicts_BS.to(args[0].device)], *args[1:]))
     try:
-        inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS}
-        logits_TV = model(**inputs, use_cache=False).logits
+        inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS, "use_cache": False}
+        logits_TV = model(**(inputs | arguments)).logits
     finally:
         chosen.remove()
     return torch.log_softmax(logits_TV.float(), dim=-1)

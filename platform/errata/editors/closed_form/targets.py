@@ -8,24 +8,21 @@ by Adam from δ = 0; p is the model's next word after "{subject} is a". The edit
 serves all of them in each step; an edit whose loss is below the floor stays as it is while the others go on.
 Deviations: the KL is taken at the last token of its prompt, as the papers say (public code reads it at the subject), and left
 out for an edit that is not written at its subject; with `eos` the end of the answer is part of the answer; logits in fp32.
-n edits, B rows, T answer tokens, D features of the output, V vocabulary.
+n edits, D features of the output, R columns of a basis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from errata.capture import Trunk
 from errata.clock import stage
-from errata.edit import Edit, EditBatch, EditRejected
-from errata.editors.closed_form.subjects import Asked, Contexts, ask
-from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll
+from errata.edit import EditBatch, EditRejected
+from errata.editors.closed_form.place import Place
+from errata.editors.closed_form.subjects import Contexts
 from errata.model import LanguageModel
 
 
@@ -77,15 +74,15 @@ def find_targets(
     avoided: Sequence[Avoided] = (),
 ) -> Targets:
     """The targets of a batch at the output of module `site`. Raises `EditRejected` naming an edit whose loss is no number."""
-    site_of = Site(model, batch, site, contexts, search.eos)
-    before_nD, anchor_mV = site_of.as_it_is()
+    written_at = Place(model, batch, site, contexts, search.eos)
+    before_nD = written_at.before_nD
     norm_n = before_nD.norm(dim=1)
     change_nD = torch.zeros_like(before_nD, requires_grad=True)
     optimizer = torch.optim.Adam([change_nD], lr=search.learning_rate)
     finished_n = torch.zeros(len(batch), dtype=torch.bool, device=model.device)
     for step in range(search.num_steps):
         with torch.enable_grad():
-            nll_n, kl_n = site_of.losses(change_nD, anchor_mV)
+            nll_n, kl_n = written_at.losses(change_nD)
             loss_n = nll_n + search.kl_weight * kl_n + search.decay * change_nD.norm(dim=1) / norm_n.square()
             loss_n = loss_n + sum(each.cost(change_nD) for each in avoided)
         if not bool(torch.isfinite(loss_n).all()):
@@ -102,101 +99,3 @@ def find_targets(
             change_nD *= (search.clamp * norm_n / change_nD.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None]
             change_nD[finished_n] = kept_nD[finished_n]
     return Targets(before_nD, change_nD.detach(), loss_n.detach())
-
-
-class Site:
-    """A module whose output is changed where edits are written, and the prompts that show what follows from it.
-
-    The rows are the edits in their contexts, then the anchors, "{subject} is a", that must go on as before. Of an anchor's
-    answer the first token marks the place where its next word is read.
-    """
-
-    def __init__(self, model: LanguageModel, batch: EditBatch, site: str, contexts: Contexts, eos: bool) -> None:
-        asked = ask(model, batch, contexts, eos)
-        self.with_anchor = [index for index, edit in enumerate(batch) if contexts.are_at_subject(edit)]
-        anchors = [_anchor(batch.edits[index]) for index in self.with_anchor]
-        self.rows = _stacked(asked, _first_token_only(_anchored(model, anchors, self.with_anchor))) if anchors else asked
-        self.model, self.module, self.num_contexts = model, model.module.get_submodule(site), len(contexts.texts)
-        self.num_edits, num_asked = len(batch), len(asked.edit_B)
-        self.bare_n = torch.arange(0, num_asked, self.num_contexts, device=model.device)
-        self.trunk = Trunk(model.module, [site])
-        tokens_B = self.rows.encoded.predicts_BS.sum(1)
-        row_T = torch.repeat_interleave(torch.arange(len(tokens_B), device=model.device), tokens_B)
-        self.is_answer_T = row_T < num_asked
-        answer_T = row_T[self.is_answer_T]
-        self.edit_T = self.rows.edit_B[answer_T]
-        self.share_T = 1.0 / (tokens_B[answer_T] * self.num_contexts)  # contexts count the same, and their answer tokens
-
-    @torch.no_grad()
-    def as_it_is(self) -> tuple[Tensor, Tensor]:
-        """The module's output in the bare prompts, [n, D] in fp32 at least, and log p after the m anchors, [m, V]."""
-        found: list[Tensor] = []
-
-        def watch(_module: Any, _args: Any, output: Any) -> None:
-            found.append(self.rows.at_place(_tensor(output)))
-
-        with self._hooked(watch):
-            log_probs_TV = answer_log_probs(self.model.module, self.rows.encoded)
-        return found[0][self.bare_n], log_probs_TV[~self.is_answer_T]
-
-    def losses(self, change_nD: Tensor, anchor_mV: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each edit the mean -log p of its answer and the KL of its anchor, with the module's output changed."""
-        rows = torch.arange(len(self.rows.edit_B), device=change_nD.device)
-
-        def add(_module: Any, _args: Any, output: Any) -> Any:
-            tensor = _tensor(output)
-            change_BD = change_nD[self.rows.edit_B].to(tensor.dtype)
-            added = tensor.index_put((rows, self.rows.place_B), change_BD, accumulate=True)
-            return (added, *output[1:]) if isinstance(output, tuple) else added
-
-        with self._hooked(add):
-            log_probs_TV = answer_log_probs(self.model.module, self.rows.encoded)
-        nll_T = answer_nll(log_probs_TV, self.rows.encoded)[self.is_answer_T]
-        nothing_n = change_nD.new_zeros(self.num_edits)
-        nll_n = nothing_n.index_add(0, self.edit_T, (self.share_T * nll_T).to(nothing_n))
-        kl_m = (anchor_mV.exp() * (anchor_mV - log_probs_TV[~self.is_answer_T])).sum(1)
-        owner_m = torch.tensor(self.with_anchor, device=change_nD.device, dtype=torch.long)
-        return nll_n, nothing_n.index_add(0, owner_m, kl_m.to(nothing_n))
-
-    @contextmanager
-    def _hooked(self, hook: Any) -> Iterator[None]:
-        handle = self.module.register_forward_hook(hook)
-        try:
-            with self.trunk.once(self.rows.encoded):
-                yield
-        finally:
-            handle.remove()
-
-
-def _tensor(output: Any) -> Tensor:
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
-    return tensor
-
-
-def _anchor(edit: Edit) -> Edit:
-    return Edit(f"{edit.subject} is a", ".", edit.subject)
-
-
-def _anchored(model: LanguageModel, anchors: Sequence[Edit], owners: Sequence[int]) -> Asked:
-    asked = ask(model, EditBatch(tuple(anchors)), Contexts(), eos=False)
-    return replace(asked, edit_B=torch.tensor(owners, device=model.device))
-
-
-def _first_token_only(asked: Asked) -> Asked:
-    labels_BS = asked.encoded.labels_BS
-    marked_BS = labels_BS != IGNORED
-    first_BS = marked_BS & (marked_BS.cumsum(1) == 1)
-    return replace(asked, encoded=replace(asked.encoded, labels_BS=labels_BS.masked_fill(~first_BS, IGNORED)))
-
-
-def _stacked(first: Asked, second: Asked) -> Asked:
-    """One batch of both, the shorter padded on the right."""
-    width = max(first.encoded.input_ids_BS.shape[1], second.encoded.input_ids_BS.shape[1])
-
-    def together(name: str, fill: int) -> Tensor:
-        parts = [getattr(asked.encoded, name) for asked in (first, second)]
-        return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
-
-    encoded = Encoded(together("input_ids_BS", 0), together("attention_mask_BS", 0), together("labels_BS", IGNORED))
-    joined = [torch.cat([getattr(first, name), getattr(second, name)]) for name in ("edit_B", "place_B", "weight_B")]
-    return Asked(encoded, *joined)
