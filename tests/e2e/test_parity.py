@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from errata.delta import EditedModel, LowRank, WeightDelta
+from errata.edit import batches_of
 from errata.editors.editor import EditorState
 from errata.ledger import Ledger
 from errata.model import find_matrices, load
 from tests.e2e.toy import WORLD, make_checkpoint
+from tests.editors_under_test import UNDER_TEST
 
 pytestmark = pytest.mark.e2e
 DOWN, GATE, UP = "model.layers.1.mlp.down_proj", "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"
 QUERY = "model.layers.0.self_attn.q_proj"
-NAMES = [GATE, UP, DOWN, QUERY]
+NAMES = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", QUERY]
 NUM_TOKENS = 12
 PROMPTS = [prompt for prompt, _ in WORLD.sentences()][::7][:30]
 
@@ -71,8 +73,13 @@ class Pair:
         def noise(size: int) -> torch.Tensor:
             return torch.randn(size, 3, generator=generator) * 0.3
 
-        delta = WeightDelta({n: LowRank(noise(self.spec[n].num_out), noise(self.spec[n].num_in)) for n in names})
-        return self.ledger.append(self.ledger.head, delta, EditorState(), [], {}, "noise", "test").number
+        return self.written(
+            WeightDelta({n: LowRank(noise(self.spec[n].num_out), noise(self.spec[n].num_in)) for n in names}), EditorState()
+        )
+
+    def written(self, delta: WeightDelta, state: EditorState) -> int:
+        """The version that a change makes."""
+        return self.ledger.append(self.ledger.head, delta, state, [], {}, "an editor", "test").number
 
     def merge(self, version: int) -> None:
         self.edited.set(self.ledger.segments(version))
@@ -115,6 +122,28 @@ def test_tokens_equal_after_every_swap_and_after_rollback(pair: Pair, names: tup
         after = pair.vllm_tokens()
         assert after == pair.hf_tokens()
         assert sum(a != b for a, b in zip(after, before, strict=True)) >= 20
+    pair.swap(0, reset=True)
+    assert pair.vllm_tokens() == before
+
+
+def visible(delta: WeightDelta) -> WeightDelta:
+    """Some published steps are too small to change a word of a random model: these are made larger, of the same kind."""
+    return delta.scaled(max(1.0, 5.0 / max(delta.norms().values())))
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_what_an_editor_writes_is_what_is_served(pair: Pair, name: str) -> None:
+    """Two batches of each editor, and back: vLLM and transformers agree, and something has changed."""
+    before = pair.vllm_tokens()
+    editor = UNDER_TEST[name](pair.model)
+    state = editor.start(pair.model, find_matrices(pair.model.module, editor.modules))
+    for batch in batches_of(WORLD.edits("test", 6), 3):
+        delta, state = editor.edit(pair.model, batch, state)
+        version = pair.written(visible(delta), state)
+        pair.swap(version)
+        pair.merge(version)
+        assert pair.vllm_tokens() == pair.hf_tokens()
+    assert pair.vllm_tokens() != before
     pair.swap(0, reset=True)
     assert pair.vllm_tokens() == before
 
