@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ray import serve
 from ray.serve import Application, Deployment
 
@@ -16,7 +16,10 @@ from serving.workshop import WorkshopOptions
 
 
 class Arguments(BaseModel):
-    """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly."""
+    """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly.
+
+    `editor`, `artifact`, `preset` and `settings` are `make_editor`'s; settings also as text, `field=value;field=value`.
+    """
 
     model_config = ConfigDict(extra="forbid")
     model: str
@@ -41,6 +44,16 @@ class Arguments(BaseModel):
     wait_timeout_s: float = Field(60.0, gt=0)
     num_cpus: float = Field(0.2, ge=0)
     threads: int = Field(2, ge=1)
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        pairs = [pair.partition("=") for pair in given.split(";") if pair.strip()]
+        if wrong := [name for name, sign, _ in pairs if not sign]:
+            raise ValueError(f"settings are written field=value;field=value; not so: {', '.join(wrong)}")
+        return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -26,22 +26,38 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="Folder of the model; without it, the one the policy was trained on.")] = "",
-    artifact: Annotated[str, typer.Option(help="Folder of the editor's trained policy; without it, the newest.")] = "",
+    model: Annotated[str, typer.Option(help="Folder of the model; without it, the one that the artifact was made on.")] = "",
+    artifact: Annotated[str, typer.Option(help="Folder of a trained policy or of key moments; without it, the newest.")] = "",
+    editor: Annotated[str, typer.Option(help="Name of the editor; docs/editors.md has them.")] = "RLEdit",
+    preset: Annotated[str, typer.Option(help="Settings of an editor that has presets: llama3_8b, testbed, ...")] = "",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="field=value of the editor; may be repeated.")] = None,
     ledger: Annotated[str, typer.Option(help="Folder of the versions; made if it is not there.")] = "",
     port: Annotated[int, typer.Option(help="HTTP port on 127.0.0.1.")] = 8000,
 ) -> None:
     """Start Ray, MLflow and the Serve application on this machine; Ctrl-C stops them."""
+    from errata.editors import needs
+
     home = Path(os.environ.get("ERRATA_HOME") or Path.home() / ".cache" / "errata").absolute()
-    artifact = artifact or _newest(home / "hypernets")
-    model = model or str(home / "testbed" / json.loads((Path(artifact) / "artifact.json").read_text())["record"]["model"])
+    try:
+        kept = needs(editor)
+    except ValueError as wrong:
+        raise typer.BadParameter(str(wrong)) from None
+    artifact = artifact or (_newest(home / kept) if kept else "")
+    if not model and not artifact:
+        raise typer.BadParameter(f"{editor} has no artifact that names a model: name its folder (--model)")
+    model = model or str(home / "testbed" / _made_on(Path(artifact)))
+    given = {"artifact": artifact, "preset": preset, "settings": ";".join(settings or [])}
     with Stack(home / "serve", http_port=port) as stack:
         console.print("starting MLflow, Ray and vLLM (about a minute) …")
         stack.start_mlflow()
         stack.start_ray()
         stack.wait_mlflow()
         stack.start_serve(
-            model=model, artifact=artifact, ledger=ledger or home / "serve" / "ledger", editor="RLEdit", mlflow=stack.mlflow_url
+            model=model,
+            editor=editor,
+            ledger=ledger or home / "serve" / f"ledger-{_fit(editor)}",
+            mlflow=stack.mlflow_url,
+            **{name: value for name, value in given.items() if value},
         )
         stack.wait_serve()
         console.print(f"[bold]ready:[/bold] {stack.url} (MLflow: {stack.mlflow_url}); Ctrl-C stops all of it")
@@ -55,8 +71,24 @@ def serve(
 def _newest(folder: Path) -> str:
     found = sorted(folder.glob("*/"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise typer.BadParameter(f"there is no trained policy in {folder} yet: run `make demo` first, or name one")
+        how = "run `make demo` first" if folder.name == "hypernets" else "run jobs/moments.py first"
+        raise typer.BadParameter(f"there is no artifact in {folder} yet: {how}, or name one (--artifact)")
     return str(found[-1])
+
+
+def _made_on(artifact: Path) -> str:
+    """The name of the testbed's model that a policy was trained on, or moments measured."""
+    trained, measured = artifact / "artifact.json", artifact / "moments.json"
+    if trained.exists():
+        return str(json.loads(trained.read_text())["record"]["model"])
+    if measured.exists():
+        return str(json.loads(measured.read_text())["model"])
+    raise typer.BadParameter(f"{artifact} is no artifact of an editor: it has neither artifact.json nor moments.json")
+
+
+def _fit(name: str) -> str:
+    """For a folder's name."""
+    return name.lower().replace("/", "-of-").replace("+", "-plus")
 
 
 @app.command()

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from errata.capture import key_sums
+from errata.capture import gradient_sums, key_sums
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.rledit import RLEdit
-from errata.model import find_matrices, load
+from errata.model import checkpoint_fingerprint, find_matrices, load
 from errata.stream import read_edits
+from jobs import moments
 from jobs.plans import PLANS
 from jobs.suites import SUITES, from_arguments
 from jobs.train import texts
@@ -105,10 +106,11 @@ def test_a_wrong_argument_is_named(arguments: list[str], says: str) -> None:
 def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
     command = ["jobs/bench.py", "suite=tiny", "seeds=3"]
     output = "".join(lines_of(home, *command))
-    assert "bench: RLEdit [2/2], seed 0, 8 edits" in output and "bench: LocFT, seed 3, 8 edits" in output
+    for name in ("RLEdit [2/2], seed 0", "LocFT, seed 3", "AlphaEdit, seed 3"):
+        assert f"bench: {name}, 8 edits" in output
     report = json.loads((home / "bench-tiny" / "report.json").read_text())
     assert [(row["editor"], row["edits"]) for row in report["rows"]] == [
-        (name, edits) for name in ("unedited", "RLEdit", "LocFT") for edits in (1, 8)
+        (name, edits) for name in ("unedited", "RLEdit", "LocFT", "AlphaEdit") for edits in (1, 8)
     ]
     assert (
         report["rows"][2]["train_s"] > report["rows"][4]["train_s"] == 0
@@ -123,15 +125,15 @@ def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
     ("arguments", "says"),
     [
         (["suite=huge"], "no suite is named 'huge'; there are lifelong, counterfact, ablation, tiny"),
-        (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, LocFT"),
-        (["suite=tiny", "budget=9"], "more than these have: RLEdit, LocFT"),
+        (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, LocFT, AlphaEdit"),
+        (["suite=tiny", "budget=9"], "more than these have: RLEdit, LocFT, AlphaEdit"),
         (["suite=tiny", "num_edits=900"], "fewer than 900"),
         (["suite=tiny", "num_edit=9"], "has no field 'num_edit'"),
         (["suite=tiny", "full"], "field=value, or FULL"),
         (["suite=tiny", "batch_size=0"], "at least 1: batch_size"),
         (["suite=tiny", "checkpoints=1,0"], "at least 1: checkpoints 0"),
         (["suite=tiny", "seeds=0,x"], "seeds are whole numbers"),
-        (["FULL", "corpus.num_subjects=200", "num_edits=300"], "fewer than 500"),
+        (["FULL", "corpus.num_subjects=200", "num_edits=300"], "fewer than 300"),
         (["suite=counterfact", "corpus.directory=/none"], "no file /none/counterfact_edit.json"),
     ],
 )
@@ -156,15 +158,41 @@ def test_every_contestant_of_a_suite_has_the_same_budget(name: str, full: bool) 
 
 
 def test_moments_are_those_of_one_pass_and_start_an_editor(home: Path) -> None:
-    modules = "modules=layers.0.mlp.down_proj"
-    assert "moments: 1 matrices over" in "".join(lines_of(home, "jobs/moments.py", "plan=tiny", modules))
-    assert "they are there" in "".join(lines_of(home, "jobs/moments.py", "plan=tiny", modules))
-    (found,) = (home / "moments").iterdir()
-    editor = replace(AlphaEdit.load(found), context_words=("the",))
+    command = ["jobs/moments.py", "plan=tiny", "modules=layers.0.mlp.down_proj", "directions=1"]
+    assert "moments: 1 matrices over" in "".join(lines_of(home, *command))
+    assert "they are there" in "".join(lines_of(home, *command))
     plan = PLANS["tiny"]()
+    fingerprint = checkpoint_fingerprint(home / "testbed" / plan.digest("corpus", "shape"))[:12]
+    (found,) = (home / "moments").glob(f"*{fingerprint}-world-20-*t-float32-*")
+    editor = replace(AlphaEdit.made(found), context_words=("the",))
     model = load(home / "testbed" / plan.digest("corpus", "shape"))
     sums, count = key_sums(model.module, texts(plan, model), ["model.layers.0.mlp.down_proj"], all_tokens=True)
-    assert editor.moments is not None and editor.moments.record["num_tokens"] == count
+    assert editor.moments is not None and editor.moments.record["num_tokens"] == count and f"-{count}t-" in found.name
     expected_II = sums["model.layers.0.mlp.down_proj"] / count
     torch.testing.assert_close(editor.moments.by_input["model.layers.0.mlp.down_proj"], expected_II, rtol=1e-4, atol=1e-5)
     assert editor.start(model, find_matrices(model.module, editor.modules)).num_edits == 0
+    directions_OO = editor.moments.directions["model.layers.0.mlp.down_proj"]
+    grad_OI = gradient_sums(model.module, texts(plan, model), ["model.layers.0.mlp.down_proj"])["model.layers.0.mlp.down_proj"]
+    sizes_O = (directions_OO.T @ grad_OI).norm(dim=1)
+    torch.testing.assert_close(sizes_O, torch.linalg.svdvals(grad_OI), rtol=1e-2, atol=1e-2 * float(sizes_O[0]))
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [("texts=many", "number of lines"), ("modules=layers.9.mlp.down_proj", "no linear module"), ("textz=1", "no field")],
+)
+def test_a_wrong_argument_of_the_moments_is_named(home: Path, argument: str, says: str) -> None:
+    model = home / "testbed" / PLANS["tiny"]().digest("corpus", "shape")
+    with pytest.raises(ValueError, match=says):
+        moments.run(moments.from_command_line(["plan=tiny", f"model={model}", argument]))
+
+
+def test_crossed_training_ends_in_the_plans_own_metric(home: Path) -> None:
+    """A policy trained on the folds' metrics is used in the one of its plan."""
+    arguments = ["plan=tiny", "schedule.train_steps=2", "cross_fit=True", "metric_part=train"]
+    output = "".join(lines_of(home, "jobs/train.py", *arguments))
+    editor = RLEdit.load(re.findall(r"the policy is in (\S+)", output)[-1])
+    plan = replace(PLANS["tiny"](), metric_part="train")
+    model = load(home / "testbed" / plan.digest("corpus", "shape"))
+    for name, base_II in editor.measured_bases(model, texts(plan, model)).items():
+        torch.testing.assert_close(editor.trained_policy().metric_bases[name], base_II, rtol=1e-4, atol=1e-6)

@@ -104,5 +104,11 @@ def test_exporting_what_is_not_there_says_so(tmp_path: Path) -> None:
 
 def test_serving_before_anything_was_made_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    done = errata("serve")
-    assert done.exit_code == 2 and "make demo" in done.output
+    for editor, says in (
+        ("RLEdit", "make demo"),
+        ("RECT/AlphaEdit", "jobs/moments.py"),
+        ("LocFT", "--model"),
+        ("ROMEO", "R-ROME"),
+    ):
+        done = errata("serve", "--editor", editor)
+        assert done.exit_code == 2 and says in done.output.replace("│", "").replace("\n", ""), done.output

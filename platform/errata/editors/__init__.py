@@ -7,6 +7,7 @@ from typing import Any
 
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.closed_form.composed import Composed
+from errata.editors.closed_form.located import Located
 from errata.editors.closed_form.memit import MEMIT
 from errata.editors.closed_form.nse import NSE
 from errata.editors.closed_form.oedit import OEdit, OEditPlus
@@ -44,10 +45,22 @@ EDITORS: dict[str, type[Editor]] = {
 
 def name_of(editor: Editor) -> str:
     """As EDITORS has it, with its host where that is another than usual; or the class's own."""
-    name = next((name for name, known in EDITORS.items() if type(editor) is known), type(editor).__name__)
+    name = _named(type(editor))
     if isinstance(editor, Composed) and type(editor.host) is not editor.usual_host():
         return f"{name}/{name_of(editor.host)}"
     return name
+
+
+def _named(kind: type[Editor]) -> str:
+    return next((name for name, known in EDITORS.items() if kind is known), kind.__name__)
+
+
+def _kinds(name: str) -> tuple[Any, str, str]:
+    """(class, its name, the name of its host) of a name; raises `ValueError` if there is none."""
+    outer, _, inner = name.partition("/")
+    if outer not in EDITORS:
+        raise ValueError(f"no editor is named {outer!r}; there are {', '.join(EDITORS)}")
+    return EDITORS[outer], outer, inner
 
 
 def make_editor(
@@ -62,14 +75,10 @@ def make_editor(
     `artifact` is the folder of a trained policy or of key moments, `preset` a name such as `llama3_8b`, for editors that have
     them; `settings` are fields with their values as text. Raises `ValueError` that says what is unknown or missing.
     """
-    outer, _, inner = name.partition("/")
-    kind: Any = EDITORS.get(outer)
-    if kind is None:
-        raise ValueError(f"no editor is named {outer!r}; there are {', '.join(EDITORS)}")
+    kind, outer, inner = _kinds(name)
     editor: Any
     if issubclass(kind, Composed):
-        usual = next(known for known, its in EDITORS.items() if its is kind.usual_host())
-        editor = kind(make_editor(inner or usual, artifact, preset, None, device))
+        editor = kind(make_editor(inner or _named(kind.usual_host()), artifact, preset, None, device))
     elif inner:
         raise ValueError(f"{outer} is not made of another editor: {name!r}")
     else:
@@ -81,6 +90,17 @@ def make_editor(
             )
         editor = overridden(editor, field, value)
     return editor
+
+
+def needs(name: str) -> str:
+    """Where $ERRATA_HOME keeps the artifacts that an editor is made with: `hypernets`, `moments`, or nowhere, an empty text.
+
+    Raises `ValueError` if no editor has the name.
+    """
+    kind, _, inner = _kinds(name)
+    if issubclass(kind, Composed):
+        return needs(inner or _named(kind.usual_host()))
+    return "hypernets" if issubclass(kind, Learned) else "moments" if issubclass(kind, Located) else ""
 
 
 def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[Learned, dict[str, Any]]:
@@ -95,4 +115,4 @@ def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[Learned, 
     return editor.load(directory, device), description["record"]
 
 
-__all__ = ["EDITORS", "Editor", "EditorState", "load_artifact", "make_editor", "name_of"]
+__all__ = ["EDITORS", "Editor", "EditorState", "load_artifact", "make_editor", "name_of", "needs"]
