@@ -30,7 +30,7 @@ from errata.editors.closed_form.rome import ROME
 from errata.editors.closed_form.targets import Avoided
 from errata.editors.editor import Editor, EditorState, check_batch
 from errata.editors.written import added, with_written, written
-from errata.model import LanguageModel, ModelSpec
+from errata.model import LanguageModel, ModelSpec, find_matrices
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,21 @@ class Protected(Composed):
             )
         return state
 
-    def directions(self, state: EditorState, num_edits: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def directions(self, model: LanguageModel, state: EditorState, num_edits: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each matrix (H [O, R], B [O, Q]), orthonormal together, before an edit that brings the number to `num_edits`."""
+        total = written(state).parts
+        num_known = min(int(self.knowledge_rate * num_edits), _limit(self.knowledge_rank))
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, part in written(state):
-            left_OR, values_R, _ = svd(part)
-            rank = min(state.num_edits, int((values_R > 1e-6 * values_R[:1]).sum()), _limit(self.past_rank))
-            found[name] = (left_OR[:, :rank], left_OR[:, :0])
-        if self.knowledge_rate and self.host.moments is not None:
-            count = min(int(self.knowledge_rate * num_edits), _limit(self.knowledge_rank))
-            for name, basis_OO in self.host.moments.directions.items():
-                H_OR, _ = found.get(name, (basis_OO[:, :0].double(), None))
-                B_OQ = basis_OO[:, :count].double()
-                found[name] = (H_OR, orthonormal(B_OQ - H_OR @ (H_OR.T @ B_OQ)))
+        for matrix in find_matrices(model.module, self.modules).matrices:
+            H_OR = B_OQ = torch.zeros(matrix.num_out, 0, dtype=torch.float64, device=model.device)
+            if matrix.name in total:
+                left_OR, values_R, _ = svd(total[matrix.name])
+                rank = min(state.num_edits, int((values_R > 1e-6 * values_R[:1]).sum()), _limit(self.past_rank))
+                H_OR = left_OR[:, :rank].to(model.device)
+            if num_known and self.host.moments is not None:
+                B_OQ = self.host.moments.directions[matrix.name][:, :num_known].to(H_OR)
+                B_OQ = orthonormal(B_OQ - H_OR @ (H_OR.T @ B_OQ))
+            found[matrix.name] = (H_OR, B_OQ)
         return found
 
 
@@ -86,9 +88,8 @@ class OEdit(Protected):
     def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.host.max_batch)
         metrics = self.host.metrics(model, state)
-        avoided = []
-        for H_OR, B_OQ in list(self.directions(state, state.num_edits + len(batch)).values())[-1:]:
-            avoided = [Avoided(w, b) for w, b in ((self.past_weight, H_OR), (self.knowledge_weight, B_OQ)) if b.shape[1]]
+        *_, (H_OR, B_OQ) = self.directions(model, state, state.num_edits + len(batch)).values()  # of the matrix at the target
+        avoided = [Avoided(w, b) for w, b in ((self.past_weight, H_OR), (self.knowledge_weight, B_OQ)) if b.shape[1]]
         delta = self.host.write(model, batch, state, metrics, avoided)
         delta, after = self.host.remember(model, batch, state, metrics, delta)
         return delta, with_written(after, added(state, delta))
@@ -104,7 +105,7 @@ class OEditPlus(Protected):
         check_batch(batch, self.host.max_batch)
         metrics = self.host.metrics(model, state)
         written_freely = self.host.write(model, batch, state, metrics)
-        delta = orthogonal(written_freely, self.directions(state, state.num_edits + len(batch)))
+        delta = orthogonal(written_freely, self.directions(model, state, state.num_edits + len(batch)))
         for name, norm in written_freely.norms().items():
             if delta.parts[name].norm() < self.least_kept * norm:
                 raise EditRejected(
@@ -120,12 +121,8 @@ def orthogonal(delta: WeightDelta, directions: Mapping[str, tuple[Tensor, Tensor
     """`delta` without its part in the given output directions; they are orthonormal together."""
     parts: dict[str, Any] = {}
     for name, part in delta:
-        taken_OR = torch.cat(directions[name], 1) if name in directions else None
-        if taken_OR is None:
-            parts[name] = part
-            continue
         assert isinstance(part, LowRank), "the host's changes are factors"
-        U_OR = part.U_OR.double()
+        taken_OR, U_OR = torch.cat(directions[name], 1), part.U_OR.double()
         parts[name] = LowRank((U_OR - taken_OR @ (taken_OR.T @ U_OR)).float(), part.V_IR)
     return WeightDelta(parts)
 
