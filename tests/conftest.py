@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from errata.model import LanguageModel, load
 from errata.testbed.language_model import Shape, make_model, make_tokenizer, save
@@ -24,6 +25,9 @@ os.environ |= {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+torch.set_num_threads(1)  # models of a few thousand weights: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

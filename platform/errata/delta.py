@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from errata.model import ModelSpec
+from errata.model import MatrixSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -243,15 +243,32 @@ def _sum(parts: list[Part]) -> Part:
 def applied(model: nn.Module, *deltas: WeightDelta) -> Iterator[None]:
     """The model behaves as if edited, by side branches beside each module; no weight is touched."""
 
-    def beside(part: Part) -> Any:
-        return lambda _module, args, output: output + part.side_branch(args[0])
-
-    handles = [model.get_submodule(name).register_forward_hook(beside(part)) for d in deltas for name, part in d]
+    handles = [model.get_submodule(name).register_forward_hook(_Beside(part)) for d in deltas for name, part in d]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A hook that adds the side branch of a part."""
+
+    part: Part
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return output + self.part.side_branch(args[0])
+
+
+def weight_now(model: nn.Module, matrix: MatrixSpec) -> Tensor:
+    """A matrix [O, I] with the side branches that `applied` has put beside it: in fp32 with one, else as it is stored."""
+    module = model.get_submodule(matrix.name)
+    weight_OI: Tensor = matrix.oriented(module.weight.detach())  # type: ignore[arg-type, union-attr, operator]
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, _Beside):
+            weight_OI = weight_OI.float() + hook.part.dense()
+    return weight_OI
 
 
 class Accumulator:

@@ -7,6 +7,7 @@ out-features, n edits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from errata.capture import key_moment
 from errata.delta import EditedModel, WeightDelta
 from errata.edit import EditBatch, batches_of
 from errata.editors import Editor, EditorState
+from errata.editors.closed_form.composed import hosts
 from errata.editors.closed_form.located import contexts_of
 from errata.editors.closed_form.moments import Moments
 from errata.editors.closed_form.targets import Search
@@ -52,7 +54,10 @@ def modules_of(model: LanguageModel) -> tuple[str, ...]:
     return MODULES["gpt2" if "GPT2" in type(model.module).__name__ else "llama"]
 
 
-def moments_of(model: LanguageModel, modules: Sequence[str]) -> Moments:
+@cache
+def moments_of(kind: str, modules: tuple[str, ...], dtype: torch.dtype = torch.float64) -> Moments:
+    """Of the model as it is made, where its own sentences have their answers."""
+    model = a_model(kind, dtype)
     names = find_matrices(model.module, modules).names
     pairs = World(20).sentences()
     chunks = [pairs[i : i + 64] for i in range(0, len(pairs), 64)]
@@ -61,7 +66,7 @@ def moments_of(model: LanguageModel, modules: Sequence[str]) -> Moments:
 
 
 def with_moments(editor: Any, model: LanguageModel) -> Any:
-    return editor.with_moments(moments_of(model, editor.modules))
+    return editor.with_moments(moments_of(model.path, editor.modules, model.module.dtype))
 
 
 def at_subject(model: LanguageModel, prompts: Sequence[str], subjects: Sequence[str], name: str, output: bool) -> Tensor:
@@ -160,7 +165,8 @@ def played(
         deltas.append(delta)
         states.append(state)
     edited.set([])
-    return deltas, states, contexts_of(states[0]) if "contexts" in states[0].tensors else ()
+    own = next((state for state in (states[0], hosts(states[0])) if "contexts" in state.tensors), None)
+    return deltas, states, contexts_of(own) if own else ()
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -33,15 +33,15 @@ from tests.unit.small_models import (
     write,
 )
 
-EDITS = World(20).edits("test", 9)
-BATCHES = [EditBatch(tuple(EDITS[:1])), EditBatch(tuple(EDITS[1:5])), EditBatch(tuple(EDITS[5:]))]
+EDITS = World(20).edits("test", 6)
+BATCHES = [EditBatch(tuple(EDITS[:1])), EditBatch(tuple(EDITS[1:4])), EditBatch(tuple(EDITS[4:]))]
 FLOOR = 1e-5  # of the size of C's smaller eigenvalues in these models: without C or without the floor u is another
 FLAVOURS: dict[str, tuple[type[ROME], dict[str, bool]]] = {
     "ROME": (ROME, {}),
     "R-ROME": (RROME, {}),
     "R-ROME, prompt keys": (RROME, {"prompt_keys": True}),
 }
-IN_FP32 = 1e-2
+IN_FP32 = 1.5e-4  # seen: 1.3e-5
 
 
 def an_editor(flavour: str, model: LanguageModel, use_moments: bool = True) -> ROME:
@@ -86,11 +86,12 @@ def test_every_flavour_is_the_published_equation(model: LanguageModel, flavour: 
 
 
 @pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("use_moments", [True, False])
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_model_in_fp32_gives_the_same_up_to_rounding(kind: str, flavour: str) -> None:
+def test_a_model_in_fp32_gives_the_same_up_to_rounding(kind: str, flavour: str, use_moments: bool) -> None:
     """The editor in fp32 against the equations in fp64, targets included."""
     model = a_model(kind, torch.float32)
-    editor = an_editor(flavour, model)
+    editor = an_editor(flavour, model, use_moments)
     deltas, _, contexts = played(editor, model, BATCHES)
     check_close(deltas, published(a_model(kind), editor, contexts, flavour), IN_FP32)
 
@@ -128,10 +129,12 @@ def test_several_matrices_are_refused(model: LanguageModel, flavour: str) -> Non
 
 @pytest.mark.parametrize("kind", [ROME, RROME])
 def test_there_are_twenty_one_contexts(model: LanguageModel, kind: type[ROME]) -> None:
-    """The bare prompt, ten of up to five more tokens than the word that they begin with and ten of up to ten, all different."""
+    """The bare prompt, ten texts of at most five tokens and ten of ten, their word counted, all of the same weight."""
     editor = kind(modules_of(model)[:1], use_moments=False)
-    contexts = contexts_of(editor.start(model, find_matrices(model.module, editor.modules)))
-    assert len(contexts) == 21 and contexts[0] == ""
-    assert editor.contexts(editor.start(model, find_matrices(model.module, editor.modules))).weights == [1 / 21] * 21
-    assert sum(editor.context_lengths[:2]) == 10 and editor.context_lengths == (5, 5, 10, 10)
-    assert len(set(contexts)) > 11
+    state = editor.start(model, find_matrices(model.module, editor.modules))
+    bare, *others = contexts_of(state)
+    assert bare == "" and len(others) == 20
+    for short, long in zip(others[:10], others[10:], strict=True):
+        assert short[0] == long[0]  # of the same word
+        assert len(model.tokenizer(short)["input_ids"]) <= len(model.tokenizer(long)["input_ids"])
+    assert editor.contexts(state).weights == [1 / 21] * 21

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -76,6 +76,16 @@ class Editor(ABC):
     @abstractmethod
     def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
         """The change that makes `model`, as it is now, follow `batch`, and what is remembered after it."""
+
+    def edit_through(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+    ) -> tuple[WeightDelta, EditorState]:
+        """As `edit`, with the change altered before it is written, for editors that are made of this one.
+
+        An editor that remembers what was written, or the model after it, overrides this: it must remember the altered change.
+        """
+        delta, after = self.edit(model, batch, state)
+        return alter(delta), after
 
 
 def check_batch(batch: EditBatch, max_batch: int) -> None:

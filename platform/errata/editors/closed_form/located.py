@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -125,9 +125,20 @@ class Located(Editor):
         return EditorState(0, {"contexts": written}, {"metrics": self._metrics(spec)})
 
     def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        return self.edit_through(model, batch, state, lambda delta: delta)
+
+    def edit_through(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        alter: Callable[[WeightDelta], WeightDelta],
+        avoided: Sequence[Avoided] = (),
+    ) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.max_batch)
         metrics = self.metrics(model, state)
-        return self.remember(model, batch, state, metrics, self.write(model, batch, state, metrics))
+        delta = alter(self.write(model, batch, state, metrics, avoided))
+        return self.remember(model, batch, state, metrics, delta)
 
     def metrics(self, model: LanguageModel, state: EditorState) -> dict[str, Metric]:
         """By matrix, with every past key of the state."""
@@ -142,7 +153,7 @@ class Located(Editor):
         metrics: Mapping[str, Metric],
         delta: WeightDelta,
     ) -> tuple[WeightDelta, EditorState]:
-        """What `edit` returns, once `delta` is what will be written. Raises `EditRejected` if it is not finite."""
+        """What an edit returns, once `delta` is what will be written. Raises `EditRejected` if it is not finite."""
         if not delta.is_finite:
             raise EditRejected("the update is not finite")
         keys: dict[str, Tensor] = {}

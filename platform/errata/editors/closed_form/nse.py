@@ -5,7 +5,8 @@ Paper: NSE (arXiv 2410.04045). Equations: spread.py with A = λ C, and
   neurons     of each matrix only the inputs I change that have the largest Σ_j |k_j|, up to a share p of its sum:
               A and the past are restricted to I, and rows of ΔWᵀ outside I are zero;
   iteration   facts with α < |z - h| < upper are written again, until none is left or after `max_iterations` - 1 passes.
-Deviations: an edit whose target is `upper` or further away is refused by name (public code skips it in silence); with
+Deviations: an edit whose target is `upper` or further away is refused by name (public code skips it in silence; in later passes
+it stays as it is); with
 `relative`, α and upper count in units of |h|, since absolute ones mean another thing in every model.
 Remembers: contexts, past keys, and the sum of what was written (to look back at the unedited model).
 """
@@ -65,8 +66,15 @@ class NSE(Spread):
     def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: inverse(C_II, self.moment_weight, self.floor) for name, C_II in moments.items()}
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
-        delta, after = super().edit(model, batch, state)
+    def remember(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        metrics: Mapping[str, Metric],
+        delta: WeightDelta,
+    ) -> tuple[WeightDelta, EditorState]:
+        delta, after = super().remember(model, batch, state, metrics, delta)
         return delta, with_written(after, added(state, delta))
 
     def write(
@@ -87,9 +95,8 @@ class NSE(Spread):
                 return Rows.of(keys_nI, metrics[name])
             return self._rows_of_neurons(name, keys_nI, state)
 
-        delta = WeightDelta(
-            {m.name: LowRank(wanted_nD.new_zeros(m.num_out, 0), wanted_nD.new_zeros(m.num_in, 0)) for m in spec.matrices}
-        )
+        none = torch.zeros(0, device=model.device)
+        delta = WeightDelta({m.name: LowRank(none.view(m.num_out, 0), none.view(m.num_in, 0)) for m in spec.matrices})
         for iteration in range(self.max_iterations - 1):
             with applied(model.module, delta):
                 chosen = self._unfinished(model, batch, contexts, site, wanted_nD, first=iteration == 0)

@@ -15,7 +15,7 @@ Remembers what its host remembers, and S. The parts of a change keep their rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,11 @@ from torch import Tensor
 
 from errata.delta import LowRank, WeightDelta, svd
 from errata.edit import EditBatch, EditRejected
-from errata.editors.closed_form.composed import Composed
+from errata.editors.closed_form.composed import Composed, around, hosts
 from errata.editors.closed_form.located import Located
 from errata.editors.closed_form.rome import ROME
 from errata.editors.closed_form.targets import Avoided
-from errata.editors.editor import Editor, EditorState, check_batch
+from errata.editors.editor import Editor, EditorState
 from errata.editors.written import added, with_written, written
 from errata.model import LanguageModel, ModelSpec, find_matrices
 
@@ -42,12 +42,18 @@ class Protected(Composed):
     past_rank: int | None = None
     knowledge_rank: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.host, Located):
+            name = type(self.host).__name__
+            raise ValueError(f"{type(self).__name__} needs a host that searches for targets, such as ROME or MEMIT, not {name}")
+
     @classmethod
     def usual_host(cls) -> type[Editor]:
         return ROME
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
-        state = self.host.start(model, spec)
+        state = around(self.host.start(model, spec))
         directions = self.host.moments.directions if self.host.moments is not None else {}
         if missing := [name for name in spec.names if self.knowledge_rate and name not in directions]:
             raise ValueError(
@@ -57,7 +63,7 @@ class Protected(Composed):
         return state
 
     def directions(self, model: LanguageModel, state: EditorState, num_edits: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of each matrix (H [O, R], B [O, Q]), orthonormal together, before an edit that brings the number to `num_edits`."""
+        """Of each matrix (H [O, R], B [O, Q]), unit vectors, before an edit that brings the number to `num_edits`."""
         total = written(state).parts
         num_known = min(int(self.knowledge_rate * num_edits), _limit(self.knowledge_rank))
         found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -69,7 +75,7 @@ class Protected(Composed):
                 H_OR = left_OR[:, :rank].to(model.device)
             if num_known and self.host.moments is not None:
                 B_OQ = self.host.moments.directions[matrix.name][:, :num_known].to(H_OR)
-                B_OQ = orthonormal(B_OQ - H_OR @ (H_OR.T @ B_OQ))
+                B_OQ = unit(B_OQ - H_OR @ (H_OR.T @ B_OQ))
             found[matrix.name] = (H_OR, B_OQ)
         return found
 
@@ -85,14 +91,13 @@ class OEdit(Protected):
     past_weight: float = 50.0
     knowledge_weight: float = 50.0
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
-        check_batch(batch, self.host.max_batch)
-        metrics = self.host.metrics(model, state)
+    def edit_through(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+    ) -> tuple[WeightDelta, EditorState]:
         *_, (H_OR, B_OQ) = self.directions(model, state, state.num_edits + len(batch)).values()  # of the matrix at the target
         avoided = [Avoided(w, b) for w, b in ((self.past_weight, H_OR), (self.knowledge_weight, B_OQ)) if b.shape[1]]
-        delta = self.host.write(model, batch, state, metrics, avoided)
-        delta, after = self.host.remember(model, batch, state, metrics, delta)
-        return delta, with_written(after, added(state, delta))
+        delta, after = self.host.edit_through(model, batch, hosts(state), alter, avoided)
+        return delta, with_written(around(after), added(state, delta))
 
 
 @dataclass(frozen=True)
@@ -101,35 +106,38 @@ class OEditPlus(Protected):
 
     least_kept: float = 1e-3
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
-        check_batch(batch, self.host.max_batch)
-        metrics = self.host.metrics(model, state)
-        written_freely = self.host.write(model, batch, state, metrics)
-        delta = orthogonal(written_freely, self.directions(model, state, state.num_edits + len(batch)))
-        for name, norm in written_freely.norms().items():
-            if delta.parts[name].norm() < self.least_kept * norm:
-                raise EditRejected(
-                    f"{name} has no free output directions left after {state.num_edits} edits: roll back, or set past_rank "
-                    "and knowledge_rank lower",
-                    field="edits",
-                )
-        delta, after = self.host.remember(model, batch, state, metrics, delta)
-        return delta, with_written(after, added(state, delta))
+    def edit_through(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+    ) -> tuple[WeightDelta, EditorState]:
+        directions = self.directions(model, state, state.num_edits + len(batch))
+
+        def free(delta: WeightDelta) -> WeightDelta:
+            left = orthogonal(delta, directions)
+            for name, norm in delta.norms().items():
+                if left.parts[name].norm() < self.least_kept * norm:
+                    raise EditRejected(
+                        f"{name} has no free output directions left after {state.num_edits} edits: roll back, or set "
+                        "past_rank and knowledge_rank lower",
+                        field="edits",
+                    )
+            return alter(left)
+
+        delta, after = self.host.edit_through(model, batch, hosts(state), free)
+        return delta, with_written(around(after), added(state, delta))
 
 
-def orthogonal(delta: WeightDelta, directions: Mapping[str, tuple[Tensor, Tensor]]) -> WeightDelta:
-    """`delta` without its part in the given output directions; they are orthonormal together."""
+def orthogonal(delta: WeightDelta, directions: Mapping[str, Sequence[Tensor]]) -> WeightDelta:
+    """`delta`, of factors, without its part in the span of each matrix's directions, columns of [O, R]."""
     parts: dict[str, Any] = {}
     for name, part in delta:
         assert isinstance(part, LowRank), "the host's changes are factors"
-        taken_OR, U_OR = torch.cat(directions[name], 1), part.U_OR.double()
+        left_OR, values_R, _ = torch.linalg.svd(torch.cat(tuple(directions[name]), 1), full_matrices=False)
+        taken_OR, U_OR = left_OR[:, values_R > 1e-6], part.U_OR.double()
         parts[name] = LowRank((U_OR - taken_OR @ (taken_OR.T @ U_OR)).float(), part.V_IR)
     return WeightDelta(parts)
 
 
-def orthonormal(columns_OQ: Tensor) -> Tensor:
-    """A basis of the columns' span, those that depend on the others left out."""
-    if not columns_OQ.shape[1]:
-        return columns_OQ
-    left_OR, values_R, _ = torch.linalg.svd(columns_OQ, full_matrices=False)
-    return left_OR[:, values_R > 1e-8]
+def unit(columns_OQ: Tensor) -> Tensor:
+    """Columns of length one, without those of which nothing is left."""
+    norms_Q = columns_OQ.norm(dim=0)
+    return columns_OQ[:, norms_Q > 1e-6] / norms_Q[norms_Q > 1e-6]

@@ -3,7 +3,7 @@
 Paper: PRUNE (arXiv 2405.16821). Equation: with S = W_t - W_0 = Σ σ_j a_j b_jᵀ the sum of all changes so far and σ_max the
 largest singular value of W_0,
     F(S) = Σ f(σ_j) a_j b_jᵀ,   f(σ) = σ below σ_max, else  log_α σ - log_α σ_max + σ_max;   "linear": (σ + σ_max) / 2
-and the weights are W_0 + F(S).
+and the weights are W_0 + F(S). (Where σ_max ln α < 1, values just above σ_max grow by it: the formula is as published.)
 Deviations: in a stream every version is restrained, not just the last: the host always sees the model as it would be without,
 W_0 + S, and the change of a batch is F(S_t) - F(S_{t-1}); after any number of batches the weights are what restraining the
 finished sequence would give. (Public ports add F(S) to weights that S is in already.)
@@ -13,16 +13,16 @@ Remembers what its host remembers, σ_max of each matrix, and S.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from errata.delta import Dense, LowRank, Part, WeightDelta, applied, chained, svd
 from errata.edit import EditBatch
-from errata.editors.closed_form.composed import Composed
+from errata.editors.closed_form.composed import Composed, around, hosts
 from errata.editors.closed_form.memit import MEMIT
 from errata.editors.editor import Editor, EditorState
 from errata.editors.written import added, with_written, written
@@ -38,7 +38,10 @@ class PRUNE(Composed):
     restraint: Restraint = "log"
     base: float = math.e
 
+    outermost: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.restraint not in ("log", "linear") or self.base <= 1:
             raise ValueError(f"restraint is log or linear, and base above 1: {self.restraint!r}, {self.base}")
 
@@ -47,22 +50,25 @@ class PRUNE(Composed):
         return MEMIT
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
-        state = self.host.start(model, spec)
         tops = {m.name: largest_singular_value(model.module.get_submodule(m.name).weight) for m in spec.matrices}
-        return replace(state, tensors={**state.tensors, **{f"top|{name}": torch.tensor(top) for name, top in tops.items()}})
+        own = {f"top|{name}": torch.tensor(top, dtype=torch.float64) for name, top in tops.items()}
+        return around(self.host.start(model, spec), own)
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
-        tops = {key[4:]: float(top) for key, top in state.tensors.items() if key.startswith("top|")}
+    def edit_through(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+    ) -> tuple[WeightDelta, EditorState]:
+        own = {key: top for key, top in state.tensors.items() if key.startswith("top|")}
+        tops = {key.removeprefix("top|"): float(top) for key, top in own.items()}
         total = written(state)
         before = prune(total, tops, self.restraint, self.base)
         held = WeightDelta({n: minus(part, before.parts[n]) for n, part in total if before.parts[n] is not part})
         with applied(model.module, held):
-            delta, after = self.host.edit(model, batch, state)
+            delta, after = self.host.edit(model, batch, hosts(state))
         total = added(state, delta)
         now = prune(total, tops, self.restraint, self.base)
         restrained = {n for n, part in now if n in held.parts or part is not total.parts[n]}
         parts = {n: minus(now.parts[n], before.parts.get(n)) if n in restrained else part for n, part in delta}
-        return WeightDelta(parts), with_written(after, total)
+        return alter(WeightDelta(parts)), with_written(around(after, own), total)
 
 
 def prune(delta: WeightDelta, tops: Mapping[str, float], restraint: Restraint = "log", base: float = math.e) -> WeightDelta:

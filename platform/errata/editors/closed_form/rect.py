@@ -8,11 +8,12 @@ Remembers what its host remembers. A change of low rank becomes one of full rank
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from errata.delta import Dense, Sparse, WeightDelta
+from errata.delta import Dense, Sparse, WeightDelta, weight_now
 from errata.edit import EditBatch
 from errata.editors.closed_form.composed import Composed
 from errata.editors.closed_form.memit import MEMIT
@@ -25,6 +26,7 @@ class RECT(Composed):
     kept: float = 0.4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.kept <= 1:
             raise ValueError(f"kept is a share of the entries, above 0 and at most 1, not {self.kept}")
 
@@ -32,14 +34,15 @@ class RECT(Composed):
     def usual_host(cls) -> type[Editor]:
         return MEMIT
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
-        delta, after = self.host.edit(model, batch, state)
+    def edit_through(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+    ) -> tuple[WeightDelta, EditorState]:
         spec = find_matrices(model.module, self.modules)
-        weights = {m.name: m.oriented(model.module.get_submodule(m.name).weight) for m in spec.matrices}
-        return rect(delta, weights, self.kept), after
+        weights = {matrix.name: weight_now(model.module, matrix) for matrix in spec.matrices}
+        return self.host.edit_through(model, batch, state, lambda delta: alter(rect(delta, weights, self.kept)))
 
 
-def rect(delta: WeightDelta, weights: dict[str, Tensor], kept: float) -> WeightDelta:
+def rect(delta: WeightDelta, weights: Mapping[str, Tensor], kept: float) -> WeightDelta:
     """`delta` with the share `kept` of its entries; `weights` are [O, I], as they are before it."""
     return WeightDelta({name: _rect(part.dense(), weights[name], kept) for name, part in delta})
 

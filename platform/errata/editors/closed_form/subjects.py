@@ -113,8 +113,8 @@ def _tokens_at(tokenizer: Any, texts: Sequence[str], characters: Sequence[int]) 
 def sample_contexts(
     model: LanguageModel, words: Sequence[str], lengths: Sequence[int], seed: int, top_k: int = 5
 ) -> tuple[str, ...]:
-    """The bare prompt's, which is empty, and a text for each length and word: what the model makes of the word in so many
-    tokens, closed by a full stop.
+    """The bare prompt's, which is empty, and a text for each length and word: what the model makes of the word, so many tokens
+    in all, closed by a full stop.
 
     Raises `EditRejected` if the model's numbers are not finite.
     """
@@ -124,7 +124,7 @@ def sample_contexts(
 
 def _sampled(model: LanguageModel, word: str, length: int, top_k: int, generator: torch.Generator) -> str:
     ids = list(model.tokenizer(word)["input_ids"])
-    for _ in range(length):
+    while len(ids) < length:
         logits_V = model.module(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float().cpu()
         if not bool(torch.isfinite(logits_V).all()):
             raise EditRejected("the model's logits are not finite")

@@ -41,7 +41,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Avoided:
-    """Adds `weight` times the mean of |cos(δ, b)| over the columns b of `basis_DR`, which are orthonormal, to the loss."""
+    """Adds `weight` times the mean of |cos(δ, b)| over the columns b of `basis_DR`, unit vectors, to the loss."""
 
     weight: float
     basis_DR: Tensor
