@@ -54,6 +54,15 @@ def work(config: dict[str, Any]) -> None:
         trainer.load_state_dict(saved["trainer"])
         curve, spent = saved["curve"], saved.get("train_s", 0.0)
     started, first_step, total = time.monotonic(), trainer.train_step, plan.schedule.train_steps
+
+    def report(losses: dict[str, float]) -> None:
+        state = {"trainer": trainer.state_dict(), "curve": curve, "train_s": spent + time.monotonic() - began}
+        scores = config["score"](model, editor) if rank == 0 and "score" in config else {}
+        with checkpoint_files(state if rank == 0 else None) as checkpoint:
+            ray.train.report({"train_step": trainer.train_step, **losses, **scores}, checkpoint=checkpoint)
+
+    if saved is not None and first_step == total:  # all is done, but who was told of it may be gone
+        report({name: value for name, value in curve[-1].items() if name != "train_step"} if curve else {})
     while trainer.train_step < total:
         losses = trainer.step(rank, num_workers, sum_gradients if num_workers > 1 else lambda net: None)
         done = trainer.train_step
@@ -62,11 +71,7 @@ def work(config: dict[str, Any]) -> None:
             left = (time.monotonic() - started) / (done - first_step) * (total - done)
             print(f"train: {done}/{total}  {described(losses)}  about {left:.0f} s left", flush=True)
         if done % plan.checkpoint_every == 0 or done == total:
-            train_s = spent + time.monotonic() - began
-            state = {"trainer": trainer.state_dict(), "curve": curve, "train_s": train_s}
-            scores = config["score"](model, editor) if rank == 0 and "score" in config else {}
-            with checkpoint_files(state if rank == 0 else None) as checkpoint:
-                ray.train.report({"train_step": done, **losses, **scores}, checkpoint=checkpoint)
+            report(losses)
     if rank == 0 and config.get("keep", True):
         save_artifact(plan, editor, curve, num_workers, spent + time.monotonic() - began)
 
