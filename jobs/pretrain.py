@@ -26,7 +26,7 @@ def work(config: dict[str, Any]) -> None:
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    set_threads(config["threads"])
+    set_threads(config["share"], context.get_local_world_size())
     corpus, shape = plan.corpus, plan.shape
     tokenizer = testbed.make_tokenizer(corpus, shape)
     plain = testbed.make_model(shape, len(tokenizer), plan.seed)

@@ -42,7 +42,7 @@ def work(config: dict[str, Any]) -> None:
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    set_threads(config["threads"])
+    set_threads(config["share"], context.get_local_world_size())
     model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
     began = time.monotonic()
     editor, folds = begin(plan, model)
@@ -62,7 +62,7 @@ def work(config: dict[str, Any]) -> None:
             ray.train.report({"train_step": trainer.train_step, **losses, **scores}, checkpoint=checkpoint)
 
     if saved is not None and first_step == total:  # all is done, but who was told of it may be gone
-        report({name: value for name, value in curve[-1].items() if name != "train_step"} if curve else {})
+        report({name: value for name, value in curve[-1].items() if name != "train_step"})
     while trainer.train_step < total:
         losses = trainer.step(rank, num_workers, sum_gradients if num_workers > 1 else lambda net: None)
         done = trainer.train_step

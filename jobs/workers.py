@@ -37,9 +37,8 @@ def run_on_workers(
     callbacks: Sequence[Any] = (),
     share: float = 1.0,
 ) -> ray.train.Result:
-    """`work({"plan": plan, "threads": number, **config})` on the plan's workers, each to compute with so many threads.
-
-    A run of the same name continues; a lost worker is replaced twice. `share` is the part of the cluster's CPUs that it takes.
+    """`work({"plan": plan, "share": share, **config})` on the plan's workers. A run of the same name continues; a lost worker is
+    replaced twice. `share` is the part of the cluster's CPUs that the run takes.
     """
     start_ray()
     cpus = float(ray.cluster_resources().get("CPU", 1))
@@ -47,7 +46,7 @@ def run_on_workers(
     per_worker = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * share * cpus / plan.num_workers)}
     trainer = TorchTrainer(
         work,
-        train_loop_config={"plan": plan, "threads": max(1, int(share * cpus / plan.num_workers)), **(config or {})},
+        train_loop_config={"plan": plan, "share": share, **(config or {})},
         torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=per_worker
@@ -64,10 +63,12 @@ def run_on_workers(
     return trainer.fit()
 
 
-def set_threads(num_threads: int | None = None) -> None:
-    """Ray's own default is one thread a worker; None takes all of the machine's cores, and no number takes more."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(min(num_threads or cores, cores))
+def set_threads(share: float = 1.0, num_workers: int = 1) -> None:
+    """A share of the machine's cores, counted and not as Ray declares them, for each of the workers on it.
+
+    Ray's own default is one thread a worker; more threads than cores are many times slower than one.
+    """
+    torch.set_num_threads(max(1, int(share * len(os.sched_getaffinity(0)) / num_workers)))
 
 
 def sum_gradients(net: torch.nn.Module) -> None:
