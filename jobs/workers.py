@@ -37,8 +37,8 @@ def run_on_workers(
     callbacks: Sequence[Any] = (),
     share: float = 1.0,
 ) -> ray.train.Result:
-    """`work({"plan": plan, "share": share, **config})` on the plan's workers. A run of the same name continues; a lost worker is
-    replaced twice. `share` is the part of the cluster's CPUs that the run takes.
+    """`work({"plan": plan, "share": share, **config})` on the plan's workers. A run of the same name continues; a lost worker
+    is replaced twice. `share` is the part of the cluster's CPUs that the run takes.
     """
     start_ray()
     cpus = float(ray.cluster_resources().get("CPU", 1))
