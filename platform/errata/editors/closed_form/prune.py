@@ -50,9 +50,10 @@ class PRUNE(Composed):
         return MEMIT
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        host = self.host.start(model, spec)  # says what is wrong with the model, if something is
         tops = {m.name: largest_singular_value(model.module.get_submodule(m.name).weight) for m in spec.matrices}
         own = {f"top|{name}": torch.tensor(top, dtype=torch.float64) for name, top in tops.items()}
-        return around(self.host.start(model, spec), own)
+        return around(host, own)
 
     def edit_through(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
