@@ -73,7 +73,7 @@ def test_settings_of_an_editor_that_learns_nothing(files: dict[str, str]) -> Non
     ("options", "more", "says"),
     [
         ({"--editor": "ROMEO"}, [], "'ROMEO' is neither a folder nor an editor; there are RLEdit"),
-        ({"--editor": "RLEdit"}, [], "has to be trained"),
+        ({"--editor": "RLEdit"}, [], "RLEdit is trained: give it the folder"),
         ({"--editor": "tests"}, [], "no artifact.json"),
         ({"--edits": "none.parquet"}, [], "no file none.parquet"),
         ({"--edits": "README.md"}, [], "edits are read from .parquet, .jsonl and .json"),
