@@ -16,7 +16,7 @@ from errata.editors.solve import Metric
 
 def remembered(metrics: Mapping[str, Metric], keys: Mapping[str, Tensor], memory: float) -> dict[str, Metric]:
     """The metrics after keys were written at; `memory` is the weight of an edited key beside the base model's."""
-    return {name: metric.remember(memory**0.5 * keys[name]) if memory else metric for name, metric in metrics.items()}
+    return {name: metric.remember(keys[name], memory) if memory else metric for name, metric in metrics.items()}
 
 
 def metrics_of(state: EditorState, bases: Callable[[], Mapping[str, Tensor]], memory: float) -> dict[str, Metric]:

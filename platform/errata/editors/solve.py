@@ -14,7 +14,7 @@ The primal solve is I by I, and in fp32 its gradient by λ is rounding noise; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,12 +27,13 @@ from errata.edit import EditRejected
 class Metric:
     """`P = (B⁻¹ + Σ past kkᵀ)⁻¹`, with `B = (c C + I)⁻¹` held as `base_II` and the past in Woodbury form.
 
-    Of the keys of earlier edits it holds `seen_mI = past B`, and in `factor_mm` the Cholesky factor of `I + past B pastᵀ`.
+    Of the keys of earlier edits it holds `seen_mI = past B`, and in `factor_mm` F, the Cholesky factor of `I + past B pastᵀ`.
     """
 
     base_II: Tensor
     seen_mI: Tensor
     factor_mm: Tensor
+    _last: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def start(cls, base_II: Tensor) -> Metric:
@@ -42,18 +43,18 @@ class Metric:
     def resume(cls, base_II: Tensor, past_mI: Tensor) -> Metric:
         return cls.start(base_II).remember(past_mI)
 
-    def remember(self, keys_nI: Tensor) -> Metric:
-        """With more past rows: the Cholesky factor grows by a block, at m²n + n³ instead of (m+n)³, until it is folded.
+    def remember(self, keys_nI: Tensor, weight: float = 1.0) -> Metric:
+        """With more past rows, `weight` times as heavy as the base model's: the Cholesky factor grows by a block, at m²n + n³
+        instead of (m+n)³, until it is folded.
 
         Raises `EditRejected` if the keys are not finite.
         """
         if len(self.seen_mI) > len(self.base_II):
-            return self.folded().remember(keys_nI)
-        keys_nI = keys_nI.to(self.base_II)
-        new_nI = keys_nI @ self.base_II
-        cross_mn = self.seen_mI @ keys_nI.T
-        corner_nn = keys_nI @ new_nI.T + torch.eye(len(keys_nI), dtype=keys_nI.dtype, device=keys_nI.device)
-        left_mn = torch.linalg.solve_triangular(self.factor_mm, cross_mn, upper=False)
+            return self.folded().remember(keys_nI, weight)
+        scale = weight**0.5
+        plain_nI, left_mn = self._projected(keys_nI)
+        new_nI, left_mn = scale * plain_nI, scale * left_mn
+        corner_nn = scale * (keys_nI.to(new_nI) @ new_nI.T) + torch.eye(len(keys_nI), dtype=new_nI.dtype, device=new_nI.device)
         right_nn = _cholesky(corner_nn - left_mn.T @ left_mn, "the keys of the edits are not finite or too large")
         top = torch.cat([self.factor_mm, torch.zeros_like(left_mn)], 1)
         factor = torch.cat([top, torch.cat([left_mn.T, right_nn], 1)], 0)
@@ -66,12 +67,20 @@ class Metric:
 
     def apply(self, keys_nI: Tensor) -> Tensor:
         """`K P`, row by row."""
-        keys_nI = keys_nI.to(self.base_II)
-        plain_nI = keys_nI @ self.base_II
-        if not len(self.seen_mI):
+        plain_nI, left_mn = self._projected(keys_nI)
+        if not len(left_mn):
             return plain_nI
-        weights_mn = torch.cholesky_solve(self.seen_mI @ keys_nI.T, self.factor_mm)
+        weights_mn = torch.linalg.solve_triangular(self.factor_mm.T, left_mn, upper=True)
         return plain_nI - weights_mn.T @ self.seen_mI
+
+    def _projected(self, keys_nI: Tensor) -> tuple[Tensor, Tensor]:
+        """`K B` [n, I], and `F⁻¹ past B Kᵀ` [m, n]: what a solve makes of these keys, and remembering them needs again."""
+        if self._last and self._last[0] is keys_nI:
+            return self._last[1]
+        keys_64 = keys_nI.to(self.base_II)
+        left_mn = torch.linalg.solve_triangular(self.factor_mm, self.seen_mI @ keys_64.T, upper=False)
+        self._last[:] = keys_nI, (keys_64 @ self.base_II, left_mn)
+        return self._last[1]
 
 
 def metric_base(moment_II: Tensor, strength: float) -> Tensor:
