@@ -15,8 +15,9 @@ import ray.train.torch
 import torch
 
 from errata.encode import Encoded
+from errata.probes import FILE as PROBES
 from errata.testbed import language_model as testbed
-from errata.testbed.corpus import Corpus
+from errata.testbed.corpus import Corpus, probes_of
 from jobs.plans import Plan, main
 from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads
 
@@ -68,6 +69,7 @@ def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus) -> None:
     plan.model_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=plan.model_dir.parent) as unfinished:
         testbed.save(model, tokenizer, Path(unfinished) / "model")
+        probes_of(corpus).save(Path(unfinished) / "model" / PROBES)
         (Path(unfinished) / "model").rename(plan.model_dir)
 
 

@@ -18,7 +18,8 @@ from serving.workshop import WorkshopOptions
 class Arguments(BaseModel):
     """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly.
 
-    `editor`, `artifact`, `preset` and `settings` are `make_editor`'s; settings also as text, `field=value;field=value`.
+    `editor`, `artifact`, `preset` and `settings` are `make_editor`'s; `guard` sets the `Guard`'s fields. Settings are also
+    taken as text, `field=value;field=value`. `probes` is a file of what no edit may change.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -28,6 +29,8 @@ class Arguments(BaseModel):
     artifact: str | None = None
     preset: str | None = None
     settings: dict[str, str] = Field(default_factory=dict)
+    guard: dict[str, str] = Field(default_factory=dict)
+    probes: str | None = None
     mlflow: str | None = None
     mlflow_name: str = "errata"
     journal: str | None = None
@@ -45,7 +48,7 @@ class Arguments(BaseModel):
     num_cpus: float = Field(0.2, ge=0)
     threads: int = Field(2, ge=1)
 
-    @field_validator("settings", mode="before")
+    @field_validator("settings", "guard", mode="before")
     @classmethod
     def _from_text(cls, given: Any) -> Any:
         if not isinstance(given, str):
@@ -113,6 +116,8 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         artifact=arguments.artifact,
         preset=arguments.preset,
         settings=arguments.settings,
+        guard=arguments.guard,
+        probes=arguments.probes,
         dtype=arguments.dtype,
         device=arguments.device,
         max_tokens=arguments.max_model_len,

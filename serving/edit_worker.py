@@ -22,6 +22,7 @@ from ray.serve.handle import DeploymentHandle
 
 from errata.edit import Edit, EditRejected, check_edits
 from errata.generate import SwapFailed
+from errata.guard import after_refusal
 from errata.ledger import LedgerConflict, Version
 from serving.journal import Entry, Journal
 from serving.workshop import Workshop, WorkshopOptions
@@ -153,10 +154,7 @@ class EditWorker:
                     await self._apply(self.journal.take(self.options.max_batch))
 
     async def _apply(self, entries: list[Entry]) -> None:
-        """One version of these edits, or of what is left without those that are refused.
-
-        A refusal that names an edit costs that edit; one that names none is traced to its cause by halving.
-        """
+        """One version of these edits; if they are refused, several of what is left without those that are to blame."""
         if not entries:
             return
         begin = time.perf_counter()
@@ -191,16 +189,15 @@ class EditWorker:
         self._appended.set()
 
     async def _refused(self, entries: list[Entry], refusal: EditRejected) -> None:
-        guilty = [e for i, e in enumerate(entries) if refusal.edit in (i, e.id)] if refusal.edit is not None else []
-        guilty = entries if len(entries) == 1 else guilty
-        for entry in guilty:
-            self.journal.reject(entry.id, refusal.reason, refusal.field)
-        if guilty:
+        edits = [Edit.from_json(entry.edit) for entry in entries]
+        split = after_refusal(edits, refusal)
+        for i in split.refused:
+            await asyncio.to_thread(self.shop.ledger.refuse, self.shop.version, edits[i], refusal)
+            self.journal.reject(entries[i].id, refusal.reason, refusal.field)
+        if split.refused:
             await self._wake()
-            return await self._apply([entry for entry in entries if entry not in guilty])
-        half = len(entries) // 2
-        await self._apply(entries[:half])
-        await self._apply(entries[half:])
+        for group in split.again:
+            await self._apply([entries[i] for i in group])
 
     async def _wake(self) -> None:
         async with self._settled:

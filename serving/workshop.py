@@ -11,18 +11,25 @@ from typing import Any
 import torch
 
 from errata import model as models
-from errata.delta import EditedModel, WeightDelta
+from errata.delta import EditedModel
 from errata.edit import Edit, EditBatch, EditRejected
 from errata.editors import make_editor
-from errata.editors.editor import Editor, EditorState
-from errata.guard import Guard, matrix_norms
+from errata.editors.editor import Editor
+from errata.guard import Guard
+from errata.inspection import Inspector
 from errata.ledger import Ledger, Version
-from errata.lifelong import attempt
+from errata.lifelong import Attempt, attempt
+from errata.overrides import overridden
+from errata.probes import Probes
 
 
 @dataclass(frozen=True)
 class WorkshopOptions:
-    """`editor` is a name as `make_editor` takes it, or `package.module:Class`; so are the artifact, the preset and settings."""
+    """`editor` is a name as `make_editor` takes it, or `package.module:Class`; so are the artifact, the preset and settings.
+
+    `guard` sets fields of the `Guard`, such as `perplexity.refuse`; `probes` is a file of what no edit may change, without
+    it the one beside the model.
+    """
 
     model: str
     ledger: str
@@ -30,6 +37,8 @@ class WorkshopOptions:
     artifact: str | None = None
     preset: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    guard: Mapping[str, str] = field(default_factory=dict)
+    probes: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
     max_tokens: int | None = None
@@ -41,9 +50,7 @@ class Made:
 
     parent: int
     edits: tuple[Edit, ...]
-    delta: WeightDelta
-    state: EditorState
-    scorecard: dict[str, Any]
+    update: Attempt
 
 
 class Workshop:
@@ -56,9 +63,9 @@ class Workshop:
         self.editor = load_editor(options)
         self.ledger = self._open()
         self.spec = models.find_matrices(self.model.module, self.ledger.base["matrices"])
-        self.base_norms = matrix_norms(self.model, self.spec)
+        probes = Probes.load(options.probes) if options.probes else Probes.beside(options.model)
+        self.inspector = Inspector(self.model, self.spec, made_guard(options.guard), probes)
         self.edited = EditedModel(self.model.module, self.spec)
-        self.guard = Guard()
         self._stand_at(self.ledger.head)
 
     def _open(self) -> Ledger:
@@ -74,6 +81,7 @@ class Workshop:
     def _stand_at(self, version: int) -> None:
         self.edited.set(self.ledger.segments(version))
         self.state = self.ledger.state(version) or self.editor.start(self.model, self.spec)
+        self.inspector.stand_at(self.ledger.edits(version))
         self.version = version
 
     def move_to(self, version: int) -> None:
@@ -85,18 +93,27 @@ class Workshop:
         """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
         batch = EditBatch(tuple(edits))
         try:
-            delta, state, scorecard = attempt(self.model, self.editor, batch, self.state, self.guard, self.base_norms)
+            return Made(self.version, batch.edits, attempt(self.editor, batch, self.state, self.inspector))
         except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
             raise EditRejected(f"{type(fault).__name__} in the editor: {fault}") from fault
-        return Made(self.version, batch.edits, delta, state, scorecard.to_json())
 
     def append(self, made: Made) -> Version:
         """Raises `LedgerConflict` if the head is no longer where the update was made."""
         plan = Path(self.options.artifact).name if self.options.artifact else ""
-        version = self.ledger.append(made.parent, made.delta, made.state, made.edits, made.scorecard, self.options.editor, plan)
+        update, editor = made.update, self.options.editor
+        version = self.ledger.append(made.parent, update.delta, update.state, made.edits, update.scorecard, editor, plan)
         self.edited.add(self.ledger.delta(version.number))  # from the file, as the replicas read it: the same bits
-        self.state, self.version = made.state, version.number
+        self.inspector.published(EditBatch(made.edits))
+        self.state, self.version = update.state, version.number
         return version
+
+
+def made_guard(settings: Mapping[str, str]) -> Guard:
+    """Raises `ValueError` naming a field that is unknown, or a value that is none."""
+    guard = Guard()
+    for name, value in settings.items():
+        guard = overridden(guard, name, value)
+    return guard
 
 
 def load_editor(options: WorkshopOptions) -> Editor:

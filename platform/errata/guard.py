@@ -1,61 +1,169 @@
-"""Whether a change may be published: finite, not too large, and doing what was asked."""
+"""Whether a change may be published: bounds on what was measured of it, and who is to blame when it may not.
+
+What is measured, and how, is in `inspection.py`; here it is judged.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from errata.delta import WeightDelta
-from errata.evaluate import Scorecard
+from errata.edit import Edit, EditRejected
 from errata.model import LanguageModel, ModelSpec
+
+SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "lost_retention", "lost_locality")
+
+
+class VersionRefused(EditRejected):
+    """An update that the guard does not let through: why, and what was measured of it."""
+
+    def __init__(self, reasons: Sequence[str], scores: Mapping[str, Any]) -> None:
+        super().__init__(f"the guard refuses it: {'; '.join(reasons)}")
+        self.reasons, self.scores = tuple(reasons), dict(scores)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return VersionRefused, (self.reasons, self.scores)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A version above `warn` is published with a warning, one above `refuse` not at all."""
+
+    warn: float
+    refuse: float
+
+    def __post_init__(self) -> None:
+        if not self.warn <= self.refuse:
+            raise ValueError(f"a limit warns no later than it refuses, not at {self.warn:g} and {self.refuse:g}")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to publish; if not, every reason."""
+    """Whether to publish; if not, every reason, and if so, every warning."""
 
     publish: bool
     reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of one version. None is what was not measured, and is not held against it.
+
+    `relative_norm`: |delta| / |W0| of each matrix (Frobenius), and `norm_growth`: |W| / |W0| after it. `ppl_ratio`: median
+    over held-out sentences of the perplexity by that of the unedited model. Shares, 0 to 1: `efficacy` of the batch's edits
+    that the new version answers by their targets, `failed` naming the others; `retention` of a sample of earlier edits;
+    `locality` of the questions that are answered as by the unedited model. `lost_retention` and `lost_locality` are shares of
+    the same samples, taken as no smaller than `inspection.FEW`, that held at the version before and no longer do.
+    """
+
+    relative_norm: Mapping[str, float] = field(default_factory=dict)
+    norm_growth: Mapping[str, float] = field(default_factory=dict)
+    is_finite: bool = True
+    efficacy: float | None = None
+    retention: float | None = None
+    locality: float | None = None
+    ppl_ratio: float | None = None
+    lost_retention: float | None = None
+    lost_locality: float | None = None
+    failed: tuple[Mapping[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What was measured, flat but for the matrices; JSON has no infinity: there it is None."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in SCORES if getattr(self, name) is not None}
+        for name in ("relative_norm", "norm_growth"):
+            found[name] = {matrix: v if math.isfinite(v) else None for matrix, v in getattr(self, name).items()}
+        if self.ppl_ratio is not None and not math.isfinite(self.ppl_ratio):
+            found["ppl_ratio"] = None
+        return {**found, "failed": [dict(one) for one in self.failed]}
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Bounds on one version: `|delta| / |W0|` of each matrix (Frobenius), and shares that its scorecard must reach.
+    """Limits on one version; every one can be set. What is sampled for them is set here, too.
 
-    A share that was not measured (None) is not held against the version. The bound on the norm is a backstop against overflow:
-    an update along directions that the model hardly uses may be larger than the matrix and harm nothing.
+    `perplexity`, `growth` and `change` are of `ppl_ratio`, `norm_growth` and `relative_norm`; `change` is a backstop against
+    overflow: an update along directions that the model hardly uses may be larger than the matrix and harm nothing. `forgotten`
+    and `disturbed` are the shares of earlier edits and of unrelated questions that one version may lose; `unanswered` is
+    the share of its own edits that it does not answer, which by default is told and not refused. Perplexity: the share by
+    which it rises tells a model that breaks (2402.09656, The Butterfly Effect of Model Editing).
     """
 
-    max_relative_norm: float = 10.0
-    min_batch_efficacy: float = 0.0
-    min_locality: float = 0.0
+    perplexity: Limit = Limit(1.05, 1.5)
+    change: Limit = Limit(10.0, 10.0)
+    growth: Limit = Limit(2.0, 10.0)
+    forgotten: Limit = Limit(0.15, 0.35)
+    disturbed: Limit = Limit(0.05, 0.15)
+    unanswered: Limit = Limit(0.0, 1.0)
+    num_retained: int = 16
+    num_questions: int = 64
+    num_sentences: int = 16
 
-    def check(self, delta: WeightDelta, base_norms: Mapping[str, float], scorecard: Scorecard | None = None) -> Verdict:
-        """`base_norms` as `matrix_norms` gives them; `scorecard` of the version's own edits, if they were scored."""
-        reasons = tuple(self._faults(delta, base_norms, scorecard))
-        return Verdict(not reasons, reasons)
+    def check(self, found: Measured) -> Verdict:
+        if not found.is_finite:
+            return Verdict(False, ("the change, or what the model says with it, is not finite",))
+        above = list(self._above(found))
+        reasons = tuple(f"{text}, more than {limit.refuse:g}" for text, value, limit in above if not value <= limit.refuse)
+        warnings = tuple(f"{text}, more than {limit.warn:g}" for text, value, limit in above if value <= limit.refuse)
+        return Verdict(not reasons, reasons, warnings)
 
-    def _faults(self, delta: WeightDelta, base_norms: Mapping[str, float], scorecard: Scorecard | None) -> Iterator[str]:
-        if not delta.is_finite:
-            yield "the change is not finite"
-            return
-        for name, norm in delta.norms().items():
-            if name not in base_norms:
-                yield f"{name} is not an editable matrix"
-            elif not norm <= self.max_relative_norm * base_norms[name]:
-                relative = norm / base_norms[name] if base_norms[name] else math.inf
-                yield f"{name} would change by {relative:.3g} of its norm, more than {self.max_relative_norm:g}"
-        if scorecard is None:
-            return
-        for name, share, least in (
-            ("efficacy", scorecard.efficacy, self.min_batch_efficacy),
-            ("locality", scorecard.locality, self.min_locality),
-        ):
-            if share is not None and share < least:
-                yield f"{name} is {share:.2f}, less than {least:g}"
+    def _above(self, found: Measured) -> Iterator[tuple[str, float, Limit]]:
+        """What is above a limit's `warn`, or is no number at all."""
+        for text, value, limit in self._all(found):
+            if value is not None and not value <= limit.warn:
+                yield text.format(value), value, limit
+
+    def _all(self, found: Measured) -> Iterator[tuple[str, float | None, Limit]]:
+        for name, value in found.relative_norm.items():
+            yield f"{name} would change by {{:.3g}} of its norm", value, self.change
+        for name, value in found.norm_growth.items():
+            yield f"the norm of {name} would grow to {{:.3g}} of the unedited one", value, self.growth
+        yield "the perplexity of other sentences would be {:.3g} times the unedited model's", found.ppl_ratio, self.perplexity
+        yield "{:.2f} of a sample of earlier edits would be lost", found.lost_retention, self.forgotten
+        yield "{:.2f} of the answers to unrelated questions would change", found.lost_locality, self.disturbed
+        unanswered = None if found.efficacy is None else 1 - found.efficacy
+        yield "{:.2f} of the edits would not be answered by their targets", unanswered, self.unanswered
+
+
+def check_norms(delta: WeightDelta, base_norms: Mapping[str, float]) -> Measured:
+    """What can be seen of a change without running the model. Raises `EditRejected` for a matrix that is not editable."""
+    if unknown := [name for name, _ in delta if name not in base_norms]:
+        raise EditRejected(f"not an editable matrix: {', '.join(unknown)}")
+    if not delta.is_finite:
+        return Measured(is_finite=False)
+    norms = {name: norm / base_norms[name] if base_norms[name] else math.inf for name, norm in delta.norms().items()}
+    return Measured(relative_norm=norms)
 
 
 def matrix_norms(model: LanguageModel, spec: ModelSpec) -> dict[str, float]:
     """Frobenius norm of each editable matrix as the model holds it now; take them before anything is edited."""
     return {name: float(model.module.get_submodule(name).weight.double().norm()) for name in spec.names}
+
+
+def superseded(edits: Sequence[Edit]) -> dict[int, int]:
+    """Positions of edits to whose prompt a later one of the batch gives another answer, and the position of that one."""
+    last = {edit.prompt: position for position, edit in enumerate(edits)}
+    return {i: last[e.prompt] for i, e in enumerate(edits) if edits[last[e.prompt]].target != e.target}
+
+
+@dataclass(frozen=True)
+class Split:
+    """What to do after a refusal, by positions in the batch: who is refused, and the groups to try again, in order."""
+
+    refused: tuple[int, ...]
+    again: tuple[tuple[int, ...], ...]
+
+
+def after_refusal(edits: Sequence[Edit], refusal: EditRejected) -> Split:
+    """A refusal that names an edit, by position or id, costs that edit; one that names none is traced by halving."""
+    everyone = range(len(edits))
+    named = tuple(i for i in everyone if refusal.edit is not None and refusal.edit in (i, edits[i].id))
+    refused = named or (tuple(everyone) if len(edits) == 1 else ())
+    if refused:
+        rest = tuple(i for i in everyone if i not in refused)
+        return Split(refused, (rest,) if rest else ())
+    half = len(edits) // 2
+    return Split((), (tuple(everyone[:half]), tuple(everyone[half:])))

@@ -7,6 +7,7 @@ Reading needs no lock; one writer at a time holds `lock`. What a version is neve
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -25,11 +26,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from errata.delta import EditedModel, WeightDelta
-from errata.edit import Edit
+from errata.edit import Edit, EditRejected
 from errata.editors.editor import EditorState
 from errata.model import find_matrices, load
 
 ENTRY, DELTA, STATE, EDITS = "entry.json", "delta.safetensors", "state.safetensors", "edits.jsonl"
+REFUSALS = "refusals.jsonl"
 TEMPORARY = ".new-"
 
 
@@ -232,6 +234,25 @@ class Ledger:
             _replace(self.directory / "HEAD")
             with (self.directory / "moves.jsonl").open("a") as log:
                 log.write(json.dumps({**move, "before": before, "time": _now()}) + "\n")
+
+    def edits(self, number: int) -> Iterator[Edit]:
+        """Those of every version that makes `number`, in order."""
+        for ancestor in self.chain(number):
+            yield from self.version(ancestor).edits
+
+    def refuse(self, parent: int, edit: Edit, refusal: EditRejected) -> None:
+        """Note down an edit that was not made on `parent`, and why: for the record, versions are as they were."""
+        scores = getattr(refusal, "scores", {})
+        record = {"time": _now(), "parent": parent, "edit": edit.to_json(), "reason": refusal.reason, "field": refusal.field}
+        with self._only_writer(), (self.directory / REFUSALS).open("a") as log:
+            log.write(json.dumps({**record, "scores": scores}) + "\n")
+
+    def refusals(self) -> Iterator[dict[str, Any]]:
+        """{"time", "parent", "edit", "reason", "field", "scores"} of every edit that was refused, oldest first."""
+        path = self.directory / REFUSALS
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # a crash may have left half a line
+                yield json.loads(line)
 
     def find_edit(self, edit_id: str) -> int | None:
         """The version that first applied the edit with this id, whether or not it is part of the head."""

@@ -204,7 +204,8 @@ def _lineage(version: Version) -> dict[str, str]:
 
 
 def _metrics(scorecard: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {key: value for key, value in scorecard.items() if isinstance(value, int | float)}
+    nested = {f"{name}/{key}": v for name, value in scorecard.items() if isinstance(value, Mapping) for key, v in value.items()}
+    numbers = {key: value for key, value in {**scorecard, **nested}.items() if isinstance(value, int | float)}
     return {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
 
 

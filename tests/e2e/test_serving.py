@@ -145,6 +145,23 @@ def test_a_refused_edit_costs_its_batch_nothing(app: App) -> None:
     assert "pianos are too heavy" in answer.json()["edits"][2]["reason"]
 
 
+def test_what_the_guard_refuses_is_told_with_what_was_measured(app: App) -> None:
+    head = app.ledger.head
+    answer = app.edit(
+        fact(16), {"prompt": "the organ of x", "target": "dog"}, fact(17), {"prompt": FACTS[17][0], "target": "cat"}
+    )
+    assert answer.status_code == 422
+    assert [e["state"] for e in answer.json()["edits"]] == ["applied", "rejected", "rejected", "applied"]
+    giant, earlier = (answer.json()["edits"][i]["reason"] for i in (1, 2))
+    assert "the guard refuses it: model.layers.1.mlp.down_proj would change by" in giant
+    assert "answers this prompt by 'cat'; the later one counts" in earlier
+    assert [app.answer(FACTS[i][0]) for i in (16, 17)] == ["dog", "cat"]
+    refused = [(r["edit"]["prompt"], r["parent"] >= head) for r in app.ledger.refusals()][-2:]
+    assert sorted(refused) == sorted([(FACTS[17][0], True), ("the organ of x", True)])
+    card = app.http.get(f"/v1/versions/{app.ledger.head}").json()["scorecard"]
+    assert card["warnings"] == [] and card["efficacy"] == 1.0 and card["guard_s"] > 0
+
+
 # -- the stamp --------------------------------------------------------------------------------------------------------
 
 

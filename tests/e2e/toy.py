@@ -13,6 +13,8 @@ from errata.delta import LowRank, WeightDelta
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState
 from errata.model import LanguageModel, ModelSpec
+from errata.probes import FILE as PROBES
+from errata.probes import Probes
 from errata.testbed.language_model import Shape, make_tokenizer, save
 from errata.testbed.world import World
 
@@ -37,6 +39,7 @@ def make_checkpoint(directory: Path) -> Path:
             if name.endswith("bias") or parameter.dim() == 2:
                 parameter.normal_(0, 0.1 if name.endswith("bias") else 0.15)
     save(model, tokenizer, directory)
+    Probes((), ()).save(directory / PROBES)  # it is random: no edit can make it worse
     return directory
 
 
@@ -44,7 +47,8 @@ def make_checkpoint(directory: Path) -> Path:
 class Toy(Editor):
     """Writes the first token of the target at the last token of the prompt: `ΔW = strength w_target kᵀ / |k|²`.
 
-    Words in a prompt make it misbehave: `violin` is refused, `piano` raises, `flute` ends the process, `harp` takes 2 s.
+    Words in a prompt make it misbehave: `violin` is refused, `piano` raises, `flute` ends the process, `harp` takes 2 s, and
+    with `organ` the update is a million times as large.
     """
 
     modules: tuple[str, ...] = ("layers.1.mlp.down_proj",)
@@ -70,7 +74,7 @@ class Toy(Editor):
             target = model.tokenizer(edit.target)["input_ids"][0]
             row = model.module.lm_head.weight[target]
             keys.append(key / key.square().sum())
-            values.append(self.strength * row)
+            values.append(self.strength * row * (1e6 if "organ" in edit.prompt.split() else 1.0))
         delta = WeightDelta({name: LowRank(torch.stack(values, 1), torch.stack(keys, 1))})
         return delta, EditorState(state.num_edits + len(batch), {"seen": torch.tensor([float(state.num_edits + len(batch))])})
 

@@ -1,55 +1,115 @@
 from __future__ import annotations
 
+import math
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
 from errata.delta import LowRank, WeightDelta
-from errata.evaluate import Scorecard
-from errata.guard import Guard, matrix_norms
+from errata.edit import Edit, EditRejected
+from errata.guard import Guard, Limit, Measured, VersionRefused, after_refusal, check_norms, matrix_norms, superseded
 from errata.model import find_matrices
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 NORMS = dict.fromkeys(MATRICES, 10_000.0)
-CARD = Scorecard(0.5, None, 0.8, None, None, None, 2, "free")
+HEALTHY = Measured({MATRICES[0]: 0.1}, {MATRICES[0]: 1.01}, True, 1.0, 0.9, 0.95, 1.01, 0.0, 0.02)
 
 
 def test_a_modest_change_is_published(random_delta):
-    verdict = Guard().check(random_delta(0), NORMS, CARD)
-    assert verdict.publish
-    assert verdict.reasons == ()
+    assert Guard().check(check_norms(random_delta(0), NORMS)).publish
+    verdict = Guard().check(HEALTHY)
+    assert (verdict.publish, verdict.reasons, verdict.warnings) == (True, (), ())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused(value):
     delta = WeightDelta({MATRICES[0]: LowRank(torch.full((4, 1), value), torch.ones(5, 1))})
-    assert Guard().check(delta, NORMS).reasons == ("the change is not finite",)
+    (reason,) = Guard().check(check_norms(delta, NORMS)).reasons
+    assert "not finite" in reason
 
 
-def test_growth_over_the_bound_is_refused_by_name(random_delta):
+def test_a_change_over_the_bound_is_refused_by_name(random_delta):
     delta = random_delta(0)
     norms = {**NORMS, MATRICES[1]: delta.norms()[MATRICES[1]] / 2}
-    (reason,) = Guard(max_relative_norm=1.0).check(delta, norms).reasons
-    assert reason.startswith(MATRICES[1])
-    assert Guard(max_relative_norm=2.01).check(delta, norms).publish
-    assert not Guard().check(delta, {}).publish
+    (reason,) = Guard(change=Limit(1.0, 1.0)).check(check_norms(delta, norms)).reasons
+    assert reason.startswith(MATRICES[1]) and "would change by 2 of its norm, more than 1" in reason
+    assert Guard(change=Limit(1.0, 2.01)).check(check_norms(delta, norms)).publish
+    with pytest.raises(EditRejected, match=f"not an editable matrix: {MATRICES[0]}"):
+        check_norms(delta, {})
 
 
 def test_an_overflowing_norm_is_refused():
     big = WeightDelta({MATRICES[0]: LowRank(torch.full((4, 1), 3e38), torch.full((5, 1), 3e38))})
-    assert not Guard().check(big, NORMS).publish
+    assert not Guard().check(check_norms(big, NORMS)).publish
 
 
-def test_low_shares_are_refused_and_unmeasured_ones_are_not(random_delta):
-    guard = Guard(min_batch_efficacy=0.6, min_locality=0.9)
-    assert guard.check(random_delta(0), NORMS, CARD).reasons == (
-        "efficacy is 0.50, less than 0.6",
-        "locality is 0.80, less than 0.9",
-    )
-    assert guard.check(random_delta(0), NORMS, replace(CARD, efficacy=None, locality=None)).publish
-    assert guard.check(random_delta(0), NORMS).publish
+@pytest.mark.parametrize(
+    ("field", "warned", "refused", "says"),
+    [
+        ("ppl_ratio", 1.2, 1.51, "perplexity of other sentences would be {} times"),
+        ("lost_retention", 0.2, 0.5, "{:.2f} of a sample of earlier edits would be lost"),
+        ("lost_locality", 0.1, 0.25, "{:.2f} of the answers to unrelated questions would change"),
+        ("norm_growth", {MATRICES[0]: 3.0}, {MATRICES[0]: 11.0}, MATRICES[0]),
+    ],
+)
+def test_each_limit_warns_and_then_refuses(field, warned, refused, says):
+    verdict = Guard().check(replace(HEALTHY, **{field: warned}))
+    assert verdict.publish and len(verdict.warnings) == 1 and not verdict.reasons
+    verdict = Guard().check(replace(HEALTHY, **{field: refused}))
+    assert not verdict.publish and len(verdict.reasons) == 1
+    assert says.format(refused) in verdict.reasons[0]
+
+
+def test_edits_that_are_not_answered_are_told_and_refused_only_if_asked():
+    found = replace(HEALTHY, efficacy=0.25)
+    assert Guard().check(found).warnings == ("0.75 of the edits would not be answered by their targets, more than 0",)
+    (reason,) = Guard(unanswered=Limit(0.0, 0.5)).check(found).reasons
+    assert reason == "0.75 of the edits would not be answered by their targets, more than 0.5"
+
+
+def test_what_is_no_number_is_refused_and_what_was_not_measured_is_not():
+    assert not Guard().check(replace(HEALTHY, ppl_ratio=math.nan)).publish
+    assert Guard().check(Measured()).publish
+
+
+def test_a_limit_warns_no_later_than_it_refuses():
+    with pytest.raises(ValueError, match="not at 2 and 1"):
+        Limit(2.0, 1.0)
+
+
+def test_scores_are_json_without_infinity():
+    found = Measured({"a": math.inf}, {}, False, failed=({"prompt": "p", "target": "t", "answer": "x"},))
+    assert found.to_json() == {
+        "relative_norm": {"a": None},
+        "norm_growth": {},
+        "failed": [{"prompt": "p", "target": "t", "answer": "x"}],
+    }
+
+
+def test_a_refusal_survives_a_process_border():
+    refusal = VersionRefused(("too large", "too much"), {"efficacy": 0.5})
+    again = pickle.loads(pickle.dumps(refusal))
+    assert (again.reasons, again.scores, str(again)) == (refusal.reasons, refusal.scores, str(refusal))
+    assert again.reason == "the guard refuses it: too large; too much"
+
+
+def test_of_two_answers_to_one_prompt_the_later_counts():
+    edits = [Edit("a", "1"), Edit("b", "2"), Edit("a", "1"), Edit("a", "3"), Edit("b", "2")]
+    assert superseded(edits) == {0: 3, 2: 3}
+
+
+def test_a_named_edit_is_to_blame_and_otherwise_halves_are_tried():
+    edits = [Edit(str(i), "x", id=f"id-{i}") for i in range(5)]
+    for name in (2, "id-2"):
+        split = after_refusal(edits, EditRejected("no", edit=name))
+        assert (split.refused, split.again) == ((2,), ((0, 1, 3, 4),))
+    split = after_refusal(edits, EditRejected("no"))
+    assert (split.refused, split.again) == ((), ((0, 1), (2, 3, 4)))
+    split = after_refusal(edits[:1], EditRejected("no"))
+    assert (split.refused, split.again) == ((0,), ())
 
 
 def test_matrix_norms(tiny_model):

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from errata.capture import capture
 from errata.delta import LowRank, WeightDelta
-from errata.edit import Edit, EditRejected, batches_of
+from errata.edit import Edit, EditBatch, EditRejected, batches_of
 from errata.editors.editor import Editor, EditorState
 from errata.encode import encode
 from errata.generate import HFGenerator
-from errata.guard import Guard
+from errata.guard import Guard, Limit, VersionRefused
 from errata.lifelong import run
 from errata.model import find_matrices, load
+from errata.probes import Probes
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
 ABSENT = "rejected by the editor"
+NOTHING = Guard(change=Limit(1e-9, 1e-9))
 
 
 class Gradient(Editor):
@@ -37,7 +41,7 @@ class Gradient(Editor):
 def test_the_loop_serves_each_version_and_goes_on_where_it_was(tiny_model, ledger, world, model_dir, shared):
     spec = find_matrices(tiny_model.module, MATRICES)
     generator = HFGenerator(tiny_model if shared else load(model_dir), spec, ledger)
-    edits, guard = world.edits("test", 4), Guard(max_relative_norm=1e6)
+    edits, guard = world.edits("test", 4), Guard(change=Limit(1e6, 1e6), growth=Limit(1e6, 1e6))
     first = list(run(tiny_model, spec, Gradient(), batches_of(edits[:2], 1), ledger, generator, guard, "test"))
     again = generator if shared else HFGenerator(load(model_dir), spec, ledger)
     model = tiny_model if shared else load(model_dir)
@@ -58,11 +62,70 @@ def test_what_is_refused_leaves_no_trace(tiny_model, ledger, world):
     edits[0] = Edit(ABSENT, "x")
     refused = []
     loop = run(
-        tiny_model, spec, Gradient(), batches_of(edits, 1), ledger, generator, Guard(1e-9), "", lambda *why: refused.append(why)
+        tiny_model, spec, Gradient(), batches_of(edits, 1), ledger, generator, NOTHING, "", lambda *why: refused.append(why)
     )
     assert list(loop) == []
     assert [batch.prompts for batch, _ in refused] == [[ABSENT], [edits[1].prompt]]
     assert "would change" in str(refused[1][1])
     assert (ledger.newest, generator.version) == (0, 0)
     with pytest.raises(EditRejected, match="would change"):
-        list(run(tiny_model, spec, Gradient(), batches_of(edits[1:], 1), ledger, generator, Guard(1e-9)))
+        list(run(tiny_model, spec, Gradient(), batches_of(edits[1:], 1), ledger, generator, NOTHING))
+
+
+class Careless(Gradient):
+    """Writes nothing of importance, but for one prompt, with which it ruins the model."""
+
+    def edit(self, model, batch, state):
+        delta, state = super().edit(model, EditBatch(tuple(e for e in batch if e.prompt != POISON) or batch.edits), state)
+        return delta.scaled(50.0 if POISON in batch.prompts else 1e-5), state
+
+
+POISON = "question"
+
+
+@pytest.mark.parametrize("position", [0, 3, 6])
+def test_one_poisonous_edit_is_found_and_its_neighbours_are_made(tiny_model, ledger, world, position):
+    spec = find_matrices(tiny_model.module, MATRICES)
+    generator = HFGenerator(tiny_model, spec, ledger)
+    healthy = world.edits("test", 6)
+    poison = Edit(POISON, "answer", id="poison")
+    batch = EditBatch((*healthy[:position], poison, *healthy[position:]))
+    probes = Probes(tuple(p for p, _ in world.sentences("train")[:20]), tuple(world.plain_sentences(held_out=True)[:5]))
+    guard, refused = Guard(change=Limit(1e6, 1e6), growth=Limit(1e6, 1e6)), []
+    made = list(
+        run(tiny_model, spec, Careless(), [batch], ledger, generator, guard, "", lambda *why: refused.append(why), probes)
+    )
+    assert [edit for version in made for edit in version.edits] == healthy
+    ((culprit, why),) = refused
+    assert culprit.edits == (poison,) and isinstance(why, VersionRefused)
+    assert "of the answers to unrelated questions would change" in why.reason or "perplexity" in why.reason
+    (record,) = ledger.refusals()
+    assert (record["edit"]["id"], record["reason"]) == ("poison", why.reason)
+    assert record["scores"]["lost_locality"] == why.scores["lost_locality"]
+    assert (ledger.head, ledger.state(ledger.head).num_edits, generator.version) == (made[-1].number, 6, made[-1].number)
+    card = made[-1].scorecard
+    assert card["num_edits"] == len(made[-1].edits) and card["lost_locality"] <= 0.05
+    assert card["ppl_ratio"] == pytest.approx(1.0, abs=1e-2) and card["guard_s"] > 0
+
+
+def test_of_two_answers_in_a_batch_the_later_is_made(tiny_model, ledger, world):
+    spec = find_matrices(tiny_model.module, MATRICES)
+    first, second, *_ = world.edits("test", 2)
+    batch = EditBatch((first, second, replace(first, target=second.target)))
+    refused = []
+    loop = run(
+        tiny_model,
+        spec,
+        Careless(),
+        [batch],
+        ledger,
+        HFGenerator(tiny_model, spec, ledger),
+        Guard(),
+        "",
+        lambda *why: refused.append(why),
+    )
+    (version,) = loop
+    assert version.edits == (second, replace(first, target=second.target))
+    ((culprit, why),) = refused
+    assert culprit.edits == (first,) and (why.edit, why.field) == (0, "target")
+    assert "the later one counts" in why.reason

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from errata.edit import Edit
+from errata.probes import Probes
 
 # Two halves, and the two folds of the first.
 FOLDS = ("train-a", "train-b")
 PARTS = ("train", "test", *FOLDS)
 SPLITS = (*PARTS, "validation")
+NUM_QUESTIONS, NUM_SENTENCES = 256, 64
 
 
 class Corpus(Protocol):
@@ -36,6 +38,12 @@ class Corpus(Protocol):
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
         """Every correction of the split once."""
+
+
+def probes_of(corpus: Corpus) -> Probes:
+    """For the guard of a model that has learned the corpus: facts that no test edit touches, and sentences held out."""
+    questions = tuple(dict.fromkeys(prompt for prompt, _ in corpus.sentences("train")))
+    return Probes(questions, tuple(corpus.plain_sentences(held_out=True))).sample(NUM_QUESTIONS, NUM_SENTENCES)
 
 
 def check_part(part: str | None) -> None:
