@@ -58,13 +58,14 @@ class Workshop:
 
     def __init__(self, options: WorkshopOptions) -> None:
         self.options = options
+        guard = made_guard(options.guard)  # first what may be wrong: nothing is left behind
+        probes = Probes.load(options.probes) if options.probes else Probes.beside(options.model)
         self.model = models.load(options.model, getattr(torch, options.dtype), options.device)
         self.max_tokens = min(options.max_tokens or self.model.max_tokens, self.model.max_tokens)
         self.editor = load_editor(options)
         self.ledger = self._open()
         self.spec = models.find_matrices(self.model.module, self.ledger.base["matrices"])
-        probes = Probes.load(options.probes) if options.probes else Probes.beside(options.model)
-        self.inspector = Inspector(self.model, self.spec, made_guard(options.guard), probes)
+        self.inspector = Inspector(self.model, self.spec, guard, probes)
         self.edited = EditedModel(self.model.module, self.spec)
         self._stand_at(self.ledger.head)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from errata.editors.closed_form.located import Located
 from errata.editors.closed_form.rect import RECT
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.rledit import RLEdit
+from errata.guard import Guard, Limit
 from errata.model import LanguageModel, find_matrices
+from errata.probes import Probes
 from serving.app import Arguments
-from serving.workshop import WorkshopOptions, load_editor
+from serving.workshop import Workshop, WorkshopOptions, load_editor
 from tests.e2e.toy import Toy
 from tests.editors_under_test import UNDER_TEST, measured
 
@@ -64,8 +67,9 @@ def test_a_host_is_named_after_a_stroke(moments: Path) -> None:
 
 
 def test_settings_of_a_service_as_text() -> None:
-    arguments = Arguments(model="m", ledger="l", settings="search.learning_rate=0.5; ridge=5")  # type: ignore[arg-type]
+    arguments = Arguments(model="m", ledger="l", settings="search.learning_rate=0.5; ridge=5", guard="num_retained=3")  # type: ignore[arg-type]
     assert arguments.settings == {"search.learning_rate": "0.5", "ridge": "5"}
+    assert arguments.guard == {"num_retained": "3"}
     with pytest.raises(ValueError, match="not so: ridge"):
         Arguments(model="m", ledger="l", settings="ridge")  # type: ignore[arg-type]
 
@@ -95,3 +99,37 @@ def test_a_trained_editor_keeps_its_settings(tiny_model: LanguageModel, tmp_path
     trained.save(tmp_path, {})
     with pytest.raises(ValueError, match="trained with its settings"):
         make_editor("RLEdit", tmp_path, settings={"memory": "2"})
+
+
+def test_a_workshop_has_the_guard_that_it_is_told(model_dir: Path, tmp_path: Path) -> None:
+    Probes(("question",), ("one two three",)).save(tmp_path / "probes.jsonl")
+    options = WorkshopOptions(
+        str(model_dir),
+        str(tmp_path / "ledger"),
+        "LocFT",
+        settings={"modules": "layers.0.mlp.down_proj"},
+        guard={"perplexity.refuse": "1.2", "num_sentences": "1"},
+        probes=str(tmp_path / "probes.jsonl"),
+    )
+    inspector = Workshop(options).inspector
+    assert inspector.guard == Guard(perplexity=Limit(1.05, 1.2), num_sentences=1)
+    assert inspector.texts is not None and inspector.texts.questions == ("question",)
+    assert Workshop(replace(options, probes=None)).inspector.texts.questions == ()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("guard", "probes", "says"),
+    [
+        ({"perplexity": "2"}, None, "perplexity: '2' is no Limit"),
+        ({"perplexity.refuse": "high"}, None, "'high' is no float"),
+        ({"perplexity.refuse": "1"}, None, "warns no later than it refuses"),
+        ({"colour": "red"}, None, "Guard has no field 'colour'; it has perplexity, change"),
+        ({}, "nowhere.jsonl", "nowhere.jsonl cannot be read"),
+    ],
+)
+def test_a_guard_that_cannot_be_is_named(
+    model_dir: Path, tmp_path: Path, guard: dict[str, str], probes: str | None, says: str
+) -> None:
+    settings = {"modules": "layers.0.mlp.down_proj"}
+    with pytest.raises(ValueError, match=says):
+        Workshop(WorkshopOptions(str(model_dir), str(tmp_path / "ledger"), "LocFT", None, None, settings, guard, probes))

@@ -1,0 +1,189 @@
+"""A stream with poison in it, with the guard and without, beside the same stream without poison: `make bench-guard`.
+
+Poison is of three kinds, in equal parts: an edit that a later one of its batch contradicts; an edit of a single-token subject
+that begins its prompt, made by ROME as published; and an edit with which the editor takes a step that is `GIANT` times as
+long, for its whole batch. All others are made by the demo's RLEdit. Every answer is generated freely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jobs.train
+from benchmarks.report import console, show, write_report
+from errata.course import answers
+from errata.delta import EditedModel, WeightDelta, applied, chained
+from errata.edit import Edit, EditBatch, EditRejected, batches_of
+from errata.editors.closed_form.moments import Moments
+from errata.editors.closed_form.rome import ROME
+from errata.editors.editor import Editor, EditorState
+from errata.editors.hypernet.rledit import RLEdit
+from errata.evaluate import Questions, perplexity, score
+from errata.generate import HFGenerator
+from errata.guard import Guard
+from errata.hardware import hardware
+from errata.ledger import Ledger
+from errata.lifelong import run as edit_all
+from errata.model import LanguageModel, ModelSpec, find_matrices, load
+from errata.probes import Probes
+from errata.testbed.hard import hard_edits
+from errata.testbed.world import World
+from jobs import moments
+from jobs.plans import demo
+
+GIANT = 50.0
+BATCH_SIZE, POISON_SHARE, MAX_TOKENS = 10, 0.05, 5
+
+
+@dataclass(frozen=True)
+class Misset(Editor):
+    """`host`, but hard cases are made by `rome`, and a batch with a giant in it `GIANT` times as large."""
+
+    modules: tuple[str, ...]
+    host: Editor
+    rome: ROME
+    rome_state: EditorState
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        return self.host.start(model, find_matrices(model.module, self.host.modules))
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        hard = [edit for edit in batch if kind_of(edit) == "hard"]
+        usual = [edit for edit in batch if kind_of(edit) != "hard"]
+        delta = WeightDelta({})
+        if usual:
+            delta, state = self.host.edit(model, EditBatch(tuple(usual)), state)
+            delta = delta.scaled(GIANT) if any(kind_of(edit) == "giant" for edit in usual) else delta
+        if hard:
+            with applied(model.module, delta):
+                more, _ = self.rome.edit(model, EditBatch(tuple(hard)), self.rome_state)
+            delta = chained([delta, more])
+        return delta, state
+
+
+def kind_of(edit: Edit) -> str:
+    """`healthy`, or of which kind of poison it is."""
+    return (edit.id or "").split("-")[0] or "healthy"
+
+
+def poisoned(healthy: Sequence[Edit], world: World, seed: int) -> list[EditBatch]:
+    """The healthy edits in their batches, and poison at random places among them."""
+    rng = random.Random(f"poison {seed}")
+    batches = [list(batch) for batch in batches_of(healthy, BATCH_SIZE)]
+    count = max(3, round(len(healthy) * POISON_SHARE / (1 - POISON_SHARE)))
+    hard = hard_edits(world, count, seed)
+    for i, place in enumerate(rng.choices(range(len(batches)), k=count)):
+        batch, kind = batches[place], ("contradiction", "hard", "giant")[i % 3]
+        one = rng.choice([edit for edit in batch if kind_of(edit) == "healthy"])
+        if kind == "contradiction":
+            other = rng.choice([edit.target for edit in healthy if edit.target != one.target])
+            batch.insert(batch.index(one), Edit(one.prompt, other, one.subject, id=f"contradiction-{i}"))
+        elif kind == "hard":
+            batch.insert(rng.randrange(len(batch)), hard[i])
+        else:
+            (extra,) = world.edits("train", 1, seed=1000 + i)
+            batch.insert(rng.randrange(len(batch)), replace(extra, id=f"giant-{i}"))
+    return [EditBatch(tuple(batch)) for batch in batches]
+
+
+class Bench:
+    """What the runs share; each begins at the base model."""
+
+    def __init__(self, num_edits: int, seed: int) -> None:
+        self.plan = replace(demo(), seed=seed)
+        world = self.plan.corpus
+        assert isinstance(world, World)
+        jobs.train.run(self.plan)
+        rome = ROME.testbed(modules=("layers.1.mlp.down_proj",), position="subject", context_words=("the", "every", "question"))
+        rome = rome.with_moments(Moments.load(moments.run(moments.Measurement(self.plan, rome.modules))))
+        base = load(self.plan.model_dir)
+        start = rome.start(base, find_matrices(base.module, rome.modules))
+        host = RLEdit.load(self.plan.artifact_dir)
+        self.editor = Misset((*host.modules, *rome.modules), host, rome, start)
+        self.healthy = world.edits("test", num_edits, seed)
+        self.poisoned = poisoned(self.healthy, world, seed)
+        self.sentences = world.plain_sentences(held_out=True)
+        self.prompts = Questions.of(self.healthy).prompts
+        self.base_answers, self.base_perplexity = answers(base, self.prompts, MAX_TOKENS), perplexity(base, self.sentences)
+
+    def guarded(self, batches: Sequence[EditBatch]) -> dict[str, Any]:
+        """By the loop itself, on a ledger. `overhead`: the guard's seconds by all others from an edit to a served version."""
+        model, refused = load(self.plan.model_dir), list[Edit]()
+        spec = find_matrices(model.module, self.editor.modules)
+        with tempfile.TemporaryDirectory() as folder:
+            base = {"model": str(self.plan.model_dir), "fingerprint": "testbed", "matrices": list(spec.names)}
+            ledger = Ledger.create(Path(folder) / "ledger", base)
+            generator, probes = HFGenerator(model, spec, ledger), Probes.beside(self.plan.model_dir)
+
+            def note(batch: EditBatch, _why: EditRejected) -> None:
+                refused.extend(batch)
+
+            began = time.perf_counter()
+            loop = edit_all(model, spec, self.editor, batches, ledger, generator, Guard(), "", note, probes)
+            cards = [version.scorecard for version in loop]
+            total_s = time.perf_counter() - began
+        guard_s, edit_s = (sum(card[name] for card in cards) for name in ("guard_s", "edit_s"))
+        times = {"overhead": guard_s / (total_s - guard_s), "overhead_of_editing": guard_s / edit_s}
+        return self.scored(model, refused) | (times if not refused else {})
+
+    def unguarded(self, batches: Sequence[EditBatch]) -> dict[str, Any]:
+        """What the editor itself refuses is left out here, too."""
+        model, refused = load(self.plan.model_dir), list[Edit]()
+        spec = find_matrices(model.module, self.editor.modules)
+        edited, state = EditedModel(model.module, spec), self.editor.start(model, spec)
+        for batch in batches:
+            try:
+                delta, state = self.editor.edit(model, batch, state)
+            except EditRejected:
+                refused.extend(batch)
+                continue
+            edited.add(delta)
+        return self.scored(model, refused)
+
+    def scored(self, model: LanguageModel, refused: Sequence[Edit]) -> dict[str, Any]:
+        card = score(self.healthy, answers(model, self.prompts, MAX_TOKENS), self.base_answers)
+        return {
+            "efficacy": card.efficacy,
+            "generalisation": card.generalisation,
+            "locality": card.locality,
+            "ppl_ratio": perplexity(model, self.sentences) / self.base_perplexity,
+            "refused": len(refused),
+            "refused_healthy": sum(kind_of(edit) == "healthy" for edit in refused),
+            "overhead": None,
+            "overhead_of_editing": None,
+        }
+
+
+def run(num_edits: int, seed: int, command: str) -> Path:
+    about = {"command": command, "seed": seed, "hardware": hardware()}
+    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    bench = Bench(num_edits, seed)
+    runs = {
+        "clean": bench.guarded(list(batches_of(bench.healthy, BATCH_SIZE))),
+        "with_guard": bench.guarded(bench.poisoned),
+        "without_guard": bench.unguarded(bench.poisoned),
+    }
+    kinds = Counter(kind_of(edit) for batch in bench.poisoned for edit in batch)
+    show(f"{num_edits} healthy edits", [{"stream": name, **scores} for name, scores in runs.items()], f"poison: {dict(kinds)}")
+    rows = [{"stream": name, **scores} for name, scores in runs.items()]
+    return write_report("bench-guard", rows, **about, poison=dict(kinds), **runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A poisoned stream of edits with the guard and without.")
+    parser.add_argument("--seed", type=int, default=0)
+    seed, full = parser.parse_args().seed, os.environ.get("FULL", "") not in ("", "0")
+    run(280 if full else 200, seed, f"{'FULL=1 ' if full else ''}make bench-guard ARGS=--seed={seed}")
+
+
+if __name__ == "__main__":
+    main()
