@@ -96,7 +96,7 @@ def demo() -> Plan:
         first_step=0.4,
         first_ridge=1.0,
         num_passes=3,
-        reward=Reward(backtrack_depth=2, backtrack_uniform=True, locality_weight=7.0),
+        reward=Reward(backtrack_depth=2, backtrack_uniform=True, locality_weight=0.7),
     )
     return Plan("demo", editor, Schedule(train_steps=30, burn_in=6))
 
