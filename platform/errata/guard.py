@@ -85,16 +85,16 @@ class Measured:
 class Guard:
     """Limits on one version; every one can be set. What is sampled for them is set here, too.
 
-    `perplexity`, `growth` and `change` are of `ppl_ratio`, `norm_growth` and `relative_norm`; `change` is a backstop against
-    overflow: an update along directions that the model hardly uses may be larger than the matrix and harm nothing. `forgotten`
-    and `disturbed` are the shares of earlier edits and of unrelated questions that one version may lose; `unanswered` is
-    the share of its own edits that it does not answer, which by default is told and not refused. Perplexity: the share by
-    which it rises tells a model that breaks (2402.09656, The Butterfly Effect of Model Editing).
+    `perplexity` is of `ppl_ratio`, whose rise tells a model that breaks (2402.09656, The Butterfly Effect of Model Editing).
+    `change` and `growth`, of `relative_norm` and `norm_growth`, are backstops: an update along directions that the model hardly
+    uses may be larger than the matrix and harm nothing. `forgotten` and `disturbed` are the shares of earlier edits and of
+    unrelated questions that one version may lose; `unanswered` is the share of its own edits that it does not answer, which by
+    default is told and not refused.
     """
 
     perplexity: Limit = Limit(1.05, 1.5)
     change: Limit = Limit(10.0, 10.0)
-    growth: Limit = Limit(2.0, 10.0)
+    growth: Limit = Limit(20.0, 100.0)
     forgotten: Limit = Limit(0.15, 0.35)
     disturbed: Limit = Limit(0.05, 0.15)
     unanswered: Limit = Limit(0.0, 1.0)

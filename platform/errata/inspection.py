@@ -52,8 +52,13 @@ class Inspector:
         """The version that the model is at holds these edits, in this order."""
         self.earlier = Sample(self.guard.num_retained, self.seed)
         self.earlier.add(edits)
-        self.retained: dict[str, bool] = {}  # by prompt, for the version that the model is at
-        self.same: list[bool] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is known of the version that the model is at: it is asked when it has to be compared with."""
+        self.retained: dict[str, bool] = {}  # by prompt: the edits that it answers
+        self.same: list[bool] | None = None  # the questions that it answers as the unedited model does
+        self.measured: tuple[EditBatch, dict[str, bool], list[bool] | None] | None = None  # the last: batch, retained, same
 
     @torch.no_grad()
     def measure(self, batch: EditBatch, delta: WeightDelta) -> Measured:
@@ -67,6 +72,7 @@ class Inspector:
         right = self._answered([*own, *earlier], delta)
         if right is None:
             return replace(found, is_finite=False)
+        self.measured = batch, {e.prompt: held for e, held in zip((*own, *earlier), right, strict=True)}, None
         held = right[len(own) :]
         failed = [edit for edit, answered in zip(own, right, strict=False) if not answered]
         lost = [self.retained[edit.prompt] and not kept for edit, kept in zip(earlier, held, strict=True)]
@@ -77,7 +83,10 @@ class Inspector:
     def published(self, batch: EditBatch) -> None:
         """The model is now at a version that holds `batch`, too; call it when its weights have been changed."""
         self.earlier.add(batch)
-        self.retained, self.same = {}, None
+        known = self.measured
+        self._forget()
+        if known and known[0] == batch:  # what was measured of the update is true of the version that it has become
+            _, self.retained, self.same = known
 
     def _with_probes(self, found: Measured, batch: EditBatch, delta: WeightDelta) -> Measured:
         """With what the probes show, but for questions that the batch edits."""
@@ -86,6 +95,8 @@ class Inspector:
         if self.same is None:
             self.same, _ = self._probed(WeightDelta({}))
         same, perplexities = self._probed(delta)
+        if self.measured:
+            self.measured = *self.measured[:2], same
         asked = [question not in set(batch.prompts) for question in self.texts.questions]
         lost = [before and not now for before, now, counts in zip(self.same, same, asked, strict=True) if counts]
         found = replace(found, locality=_share(list(compress(same, asked))), lost_locality=_lost(lost))

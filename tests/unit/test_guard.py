@@ -52,7 +52,7 @@ def test_an_overflowing_norm_is_refused():
         ("ppl_ratio", 1.2, 1.51, "perplexity of other sentences would be {} times"),
         ("lost_retention", 0.2, 0.5, "{:.2f} of a sample of earlier edits would be lost"),
         ("lost_locality", 0.1, 0.25, "{:.2f} of the answers to unrelated questions would change"),
-        ("norm_growth", {MATRICES[0]: 3.0}, {MATRICES[0]: 11.0}, MATRICES[0]),
+        ("norm_growth", {MATRICES[0]: 30.0}, {MATRICES[0]: 101.0}, MATRICES[0]),
     ],
 )
 def test_each_limit_warns_and_then_refuses(field, warned, refused, says):

@@ -91,6 +91,20 @@ def test_earlier_edits_are_asked_again_until_they_are_edited_anew(tiny_model, wo
     assert again.retention == pytest.approx(1 / 2)
 
 
+def test_what_was_measured_of_an_update_is_known_of_its_version(tiny_model, world, probes, random_delta):
+    spec = find_matrices(tiny_model.module, MATRICES)
+    inspector, edited = Inspector(tiny_model, spec, LENIENT, probes), EditedModel(tiny_model.module, spec)
+    edits, deltas = world.edits("test", 6), [random_delta(seed, 0.3) for seed in (1, 2)]
+    first, second = EditBatch(tuple(edits[:3])), EditBatch(tuple(edits[3:]))
+    inspector.measure(first, deltas[0])
+    edited.add(deltas[0])
+    inspector.published(first)
+    known = inspector.measure(second, deltas[1])
+    inspector.stand_at(first)  # nothing is known any more
+    assert inspector.measure(second, deltas[1]) == known
+    assert known.lost_locality is not None and known.retention is not None
+
+
 def test_a_probe_that_is_edited_is_no_probe(tiny_model, probes, random_delta):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     every = EditBatch(tuple(Edit(question, "x") for question in probes.questions))

@@ -18,9 +18,9 @@ from errata.testbed.world import World
 def hard_cases(edits: Iterable[Edit], tokenizer: Any) -> Iterator[Edit]:
     """Those of a dataset's edits, such as CounterFact's, that are hard for a model with this tokenizer."""
     for edit in edits:
-        if edit.subject and edit.prompt.startswith(edit.subject):
-            if len(tokenizer(edit.subject, add_special_tokens=False)["input_ids"]) == 1:
-                yield edit
+        begins = bool(edit.subject) and edit.prompt.startswith(edit.subject or "")
+        if begins and len(tokenizer(edit.subject, add_special_tokens=False)["input_ids"]) == 1:
+            yield edit
 
 
 def hard_edits(world: World, count: int, seed: int = 0) -> list[Edit]:
