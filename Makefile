@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-lifelong bench-counterfact bench-ablation tune test unit lint clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-lifelong bench-counterfact bench-ablation bench-stream tune test unit lint clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -43,6 +43,10 @@ bench-solver: setup
 bench-targets: setup
 	$(BIN)/python -m benchmarks.targets $(ARGS)
 
+# A stream with poison in it, with the guard and without.
+bench-guard: setup
+	$(BIN)/python -m benchmarks.guarding $(ARGS)
+
 # Every editor on one stream of edits; FULL=1 is the large run, of hours. A run that was broken off goes on, ARGS=fresh=1 starts anew.
 bench-lifelong: setup
 	$(BIN)/python jobs/bench.py suite=lifelong $(ARGS)
@@ -54,6 +58,10 @@ bench-counterfact: setup
 # RLEdit with one part taken away at a time.
 bench-ablation: setup
 	$(BIN)/python jobs/bench.py suite=ablation $(ARGS)
+
+# A million edits in Parquet, read one by one: edits a second and peak memory, beside JSON lines and a check for conflicts.
+bench-stream: setup
+	$(BIN)/python -m benchmarks.records $(ARGS)
 
 # Sweep a plan's settings with Ray Tune; started again with the same ARGS it goes on.
 tune: setup

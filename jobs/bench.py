@@ -27,12 +27,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 import errata
-from errata.benchmark import CHECKPOINTS, UNEDITED, Base, Contender, Course, Row, run, settings_of
+from errata.benchmark import UNEDITED, Contender, run, settings_of
+from errata.course import CHECKPOINTS, Base, Course
 from errata.editors import load_artifact, name_of
 from errata.editors.closed_form.moments import Moments
 from errata.hardware import hardware
 from errata.model import LanguageModel, load
-from errata.standings import described, markdown, standings, write
+from errata.rows import Answer, Row
+from errata.standings import described, markdown, read_answers, standings, write, write_answers
 from jobs import moments, pretrain, train
 from jobs.contestants import Candidate, Contestant
 from jobs.plans import home
@@ -45,14 +47,15 @@ console = Console(width=200 if not sys.stdout.isatty() else None)
 
 @dataclass
 class Bench:
-    """A suite being run: the base model, what it says on each course, what has been trained by this process, and the moments
-    of the keys by the part of the corpus that they were measured on."""
+    """A suite being run: the base model, what it says on each course, what has been trained by this process, the moments of
+    the keys by the part of the corpus that they were measured on, and all answers at the ends of the test streams."""
 
     suite: Suite
     model: LanguageModel
     bases: dict[tuple[str, int], Base] = field(default_factory=dict)
     trained: set[Path] = field(default_factory=set)
     measured: dict[str, Moments] = field(default_factory=dict)
+    answered: list[Answer] = field(default_factory=list)
 
     def course(self, split: str, seed: int) -> Course:
         suite = self.suite
@@ -99,18 +102,30 @@ class Bench:
     def rows(self, name: str, candidate: Candidate | None, split: str, seed: int) -> list[Row]:
         """The rows of one run, from the cache if it has been done; `candidate` None is the unedited model."""
         path = home() / "bench" / split / f"{self.digest(candidate, split, seed)}.json"
+        said = path.with_suffix(".answers.parquet")
         if path.exists() and not self.suite.fresh:
+            self._keep(name, read_answers(said) if split == "test" else [])
             return [replace(Row(**record), editor=name) for record in json.loads(path.read_text())["rows"]]
         course = self.course(split, seed)
         if (split, seed) not in self.bases:
             self.bases[split, seed] = Base.of(self.model, course)
         base = self.bases[split, seed]
         contender = self.contender(name, candidate, split, seed) if candidate else Contender(name, None)
-        done = run(self.model, contender, course, base, lambda row: print(f"bench: {described(row)}", flush=True))
+        answers: list[Answer] = []
+        done = run(
+            self.model, contender, course, base, lambda row: print(f"bench: {described(row)}", flush=True), answers.extend
+        )
+        if split == "test":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_answers(answers, said)  # before the rows, without which it is not looked for
+            self._keep(name, answers)
         _write_whole(
             path, {"editor": name, "settings": _settings(candidate), "rows": [dataclasses.asdict(row) for row in done]}
         )
         return done
+
+    def _keep(self, name: str, answers: list[Answer]) -> None:
+        self.answered += [replace(answer, editor=name) for answer in answers]
 
     def digest(self, candidate: Candidate | None, split: str, seed: int) -> str:
         """Of all that changes the rows: what is done on what, the package's code, and the machine."""
@@ -135,7 +150,7 @@ def choose(bench: Bench, contestant: Contestant) -> tuple[Candidate, list[float]
 
 
 def run_suite(suite: Suite) -> Path:
-    """Everything, to the four files in `$ERRATA_HOME/bench-NAME`; returns that folder."""
+    """Everything, to the files in `$ERRATA_HOME/bench-NAME`; returns that folder."""
     began = time.monotonic()
     set_threads()
     machine = hardware()
@@ -165,7 +180,7 @@ def run_suite(suite: Suite) -> Path:
         "load_at_end": round(os.getloadavg()[0], 2),
         "seconds": round(time.monotonic() - began, 1),
     }
-    write(rows, directory, meta, note(suite))
+    write(rows, directory, meta, note(suite), bench.answered)
     console.print(markdown(standings(rows), note(suite)), soft_wrap=True, highlight=False)
     console.print(f"bench: {meta['seconds']:.0f} s; written to {directory}")
     return directory
@@ -195,7 +210,8 @@ def note(suite: Suite) -> str:
         f"{tried if suite.budget > 1 else 'one candidate for every editor, not chosen by any score'}; no training "
         "and no choice sees a test edit. RLEdit's metric and the moments of the closed-form editors are of all true sentences "
         "that the model was made from, or of the train half's where a row says so; training, or measuring moments, is done "
-        "once, before the first edit. A cell is the mean over the seeds (smallest–largest)."
+        "once, before the first edit. A cell is the mean over the seeds (smallest–largest); with one seed, the value and in "
+        "square brackets its 95 % interval over resampled edits."
     )
 
 

@@ -15,16 +15,30 @@ from typing import Any
 import torch
 
 from errata.clock import measured
+from errata.course import CHECKPOINTS as CHECKPOINTS
+from errata.course import Base, Course, answers, long_texts
 from errata.delta import EditedModel, WeightDelta
-from errata.edit import Edit, EditBatch, EditRejected, check_edits
+from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState
-from errata.evaluate import Predictions, Questions, Scorecard, perplexity, predictions, score, teacher_forced
-from errata.generate import greedy
+from errata.evaluate import Questions, Scorecard, same_answer, score, teacher_forced
 from errata.hardware import PeakMemory
+from errata.measures.fluency import consistency, fluency
+from errata.measures.forcing import Question, force
+from errata.measures.intervals import median_ratio_interval
+from errata.measures.likelihood import likelihood, pairs_of, questions_of
+from errata.measures.perplexity import perplexities
 from errata.model import LanguageModel, ModelSpec, find_matrices
+from errata.rows import Answer, Row, answers_of
 
-CHECKPOINTS = (1, 10, 100, 200, 500, 1000)
 UNEDITED = "unedited"
+_FREE = (
+    *("efficacy", "generalisation", "locality", "locality_gold", "retention", "portability"),
+    *("retention_every", "retention_ratio"),
+)
+_FORCED = (
+    *("efficacy", "generalisation", "locality", "retention", "portability"),
+    *("token_accuracy", "token_accuracy_generalisation", "token_accuracy_locality"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,108 +49,6 @@ class Contender:
     editor: Editor | None
     train_s: float | None = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Course:
-    """What every contender runs: the edits in order, in batches of `batch_size` that are cut at each checkpoint.
-
-    With batches of 10 and checkpoints 1, 10, 100, ... the batches are of 1, 9, 10, 10, ... edits: each checkpoint is met
-    exactly, and the batches are the same for everybody. The end of the stream is a checkpoint, too. `sentences` state no fact
-    and are for the perplexity; `max_answer_tokens` None is one more than the longest answer: what runs on is seen to.
-    """
-
-    edits: tuple[Edit, ...]
-    sentences: tuple[str, ...]
-    batch_size: int = 10
-    checkpoints: tuple[int, ...] = CHECKPOINTS
-    seed: int = 0
-    max_answer_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.edits or not self.sentences:
-            raise ValueError("a course needs at least one edit and one sentence")
-        if self.batch_size < 1 or any(checkpoint < 1 for checkpoint in self.checkpoints):
-            raise ValueError(f"batch_size and checkpoints are at least 1: {self.batch_size}, {self.checkpoints}")
-
-    @property
-    def stops(self) -> tuple[int, ...]:
-        """The checkpoints on the way, and the end."""
-        return tuple(sorted({stop for stop in self.checkpoints if stop < len(self.edits)} | {len(self.edits)}))
-
-    @property
-    def first(self) -> tuple[Edit, ...]:
-        """The edits that retention asks for."""
-        return self.edits[: self.batch_size]
-
-    def batches(self) -> Iterator[tuple[EditBatch, int]]:
-        """Each batch, and the number of edits after it."""
-        begin = 0
-        while begin < len(self.edits):
-            end = min(begin + self.batch_size, next(stop for stop in self.stops if stop > begin))
-            yield EditBatch(self.edits[begin:end]), end
-            begin = end
-
-
-@dataclass(frozen=True)
-class Base:
-    """What the unedited model says on a course: made once, for every contender."""
-
-    answers: Mapping[str, str]
-    predictions: Predictions
-    perplexity: float
-    max_tokens: int
-
-    @classmethod
-    def of(cls, model: LanguageModel, course: Course) -> Base:
-        """`model` must hold the base weights. Raises `ValueError` naming the edits and prompts that do not fit its context."""
-        check_edits(course.edits, model.tokenizer, model.max_tokens)
-        questions = Questions.of(course.edits, course.first)
-        longest = max(len(model.tokenizer(f" {answer}")["input_ids"]) for _, answer in questions.all)
-        max_tokens = course.max_answer_tokens or longest + 1
-        found = answers(model, questions.prompts, max_tokens)
-        return cls(found, predictions(model, questions.all), perplexity(model, course.sentences), max_tokens)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contender after `edits` edits of one course. Shares are of all questions on the edits so far, 0 to 1.
-
-    By free generation, and teacher-forced under the same name with `_tf`: `locality` is agreement with the unedited model,
-    `locality_gold` the true answers. `harmonic_mean` is of efficacy, generalisation and locality. `ppl_ratio`: perplexity now
-    by that of the base, infinite for a model that gives no numbers. `norm_growth`: |W| by |W0|, and `delta_norm`: |W - W0| by
-    |W0|, of the matrix where it is largest. `edit_ms`: `Editor.edit` per edit, mean over the stream so far, and of it
-    `capture_ms`, `solve_ms` and `rest_ms`; `precompute_s`: `Editor.start`. `rejected` edits were refused, the stream went on.
-    `peak_bytes`: memory of one more call with the last batch, not timed. None is what was not asked or is not known.
-    """
-
-    editor: str
-    seed: int
-    edits: int
-    efficacy: float | None
-    generalisation: float | None
-    locality: float | None
-    locality_gold: float | None
-    retention: float | None
-    portability: float | None
-    harmonic_mean: float | None
-    ppl_ratio: float
-    edit_ms: float | None
-    train_s: float | None
-    efficacy_tf: float | None
-    generalisation_tf: float | None
-    locality_tf: float | None
-    retention_tf: float | None
-    portability_tf: float | None
-    harmonic_mean_tf: float | None
-    norm_growth: float
-    delta_norm: float
-    precompute_s: float
-    capture_ms: float | None
-    solve_ms: float | None
-    rest_ms: float | None
-    peak_bytes: int | None
-    rejected: int
 
 
 @dataclass
@@ -164,13 +76,15 @@ class Spent:
 
 
 class Run:
-    """One contender on one course; `Run(...).rows()` yields a row at each checkpoint."""
+    """One contender on one course; `Run(...).rows()` yields a row at each checkpoint; `answered` is there after the last."""
 
     def __init__(self, model: LanguageModel, contender: Contender, course: Course, base: Base) -> None:
         self.model, self.contender, self.course, self.base = model, contender, course, base
         self.spent = Spent()
         self.spec = ModelSpec(()) if contender.editor is None else find_matrices(model.module, contender.editor.modules)
         self.edited = EditedModel(model.module, self.spec)
+        self.immediate: dict[Question, bool] = {}  # of the edits whose retention is measured against it
+        self.answered: list[Answer] = []
 
     def rows(self) -> Iterator[Row]:
         state = self._start()
@@ -178,8 +92,15 @@ class Run:
             if self.contender.editor is not None:
                 delta, state = self._edit(self.contender.editor, batch, state, probe_memory=done in self.course.stops)
                 self.edited.add(delta)
+            self._ask_at_once(done - len(batch), done)
             if done in self.course.stops:
                 yield self._row(done)
+
+    def _ask_at_once(self, begin: int, end: int) -> None:
+        """Whether the sampled ones of the edits that were just made are answered by their targets."""
+        asked = {edit.prompt: edit.target for edit in self.course.sampled(begin, end)}
+        said = answers(self.model, list(asked), self.base.max_tokens) if asked else {}
+        self.immediate |= {(prompt, target): same_answer(said[prompt], target, target) for prompt, target in asked.items()}
 
     def _start(self) -> EditorState:
         if self.contender.editor is None:
@@ -207,33 +128,17 @@ class Run:
         return delta, after
 
     def _row(self, done: int) -> Row:
-        edits, first, spent = self.course.edits[:done], self.course.first[:done], self.spent
-        prompts = Questions.of(edits, first).prompts
-        free = score(edits, answers(self.model, prompts, self.base.max_tokens), self.base.answers, first)
-        forced = teacher_forced(self.model, edits, first, self.base.predictions)
-        if not gives_numbers(self.model, self.course.sentences[0]):
-            free, forced = _nothing(free), _nothing(forced)
         growth, change = self._norms()
-        return Row(
+        spent, shares, questions, said = self.spent, *self._scores(done)
+        row = Row(
             editor=self.contender.name,
             seed=self.course.seed,
             edits=done,
-            efficacy=free.efficacy,
-            generalisation=free.generalisation,
-            locality=free.locality,
-            locality_gold=free.locality_gold,
-            retention=free.retention,
-            portability=free.portability,
-            harmonic_mean=harmonic_mean(free.efficacy, free.generalisation, free.locality),
-            ppl_ratio=perplexity(self.model, self.course.sentences) / self.base.perplexity,
+            **shares,
+            **self._perplexities(),
+            **(self._long() if done == len(self.course.edits) else {}),
             edit_ms=spent.per_edit_ms("total"),
             train_s=self.contender.train_s,
-            efficacy_tf=forced.efficacy,
-            generalisation_tf=forced.generalisation,
-            locality_tf=forced.locality,
-            retention_tf=forced.retention,
-            portability_tf=forced.portability,
-            harmonic_mean_tf=harmonic_mean(forced.efficacy, forced.generalisation, forced.locality),
             norm_growth=growth,
             delta_norm=change,
             precompute_s=spent.precompute_s,
@@ -243,6 +148,47 @@ class Run:
             peak_bytes=spent.peak_bytes,
             rejected=spent.num_rejected,
         )
+        if done == len(self.course.edits):
+            self.answered = answers_of(row, questions, said, self.base.answers)
+        return row
+
+    def _scores(self, done: int) -> tuple[dict[str, Any], Questions, dict[str, str]]:
+        """The columns of a row that are shares of questions; the questions and what was said to them."""
+        edits, first, earlier = self.course.edits[:done], self.course.first[:done], self.course.sampled(0, done)
+        questions = Questions.of(edits, first, earlier)
+        said = answers(self.model, questions.prompts, self.base.max_tokens)
+        free = score(edits, said, self.base.answers, first, earlier=earlier, immediate=self.immediate)
+        pairs = pairs_of(edits, self.base.answers)
+        known = force(self.model, list(dict.fromkeys((*questions.all, *questions_of(pairs)))))
+        forced = teacher_forced(self.model, edits, first, self.base.predictions, earlier=earlier, known=known)
+        compared = likelihood(self.model, edits, self.base.answers, known)
+        if not gives_numbers(self.model, self.course.sentences[0]):
+            free, forced, said = _nothing(free), _nothing(forced), dict.fromkeys(said, "")
+        shares = {name: getattr(free, name) for name in _FREE}
+        shares |= {f"{name}_tf": getattr(forced, name) for name in _FORCED}
+        shares |= {f"likelihood_{name}": getattr(compared, name) for name in ("efficacy", "generalisation", "locality")}
+        for name in ("efficacy", "generalisation", "locality", "retention", "portability"):
+            if name in free.intervals:
+                shares[f"{name}_low"], shares[f"{name}_high"] = free.intervals[name]
+        for card, suffix in ((free, ""), (forced, "_tf")):
+            shares[f"harmonic_mean{suffix}"] = harmonic_mean(card.efficacy, card.generalisation, card.locality)
+        return shares, questions, said
+
+    def _perplexities(self) -> dict[str, Any]:
+        now, before = perplexities(self.model, self.course.sentences), self.base.perplexities
+        low, high = median_ratio_interval(now.by_sentence, before.by_sentence)
+        return {
+            "ppl_ratio": now.median / before.median,
+            "ppl_ratio_low": low,
+            "ppl_ratio_high": high,
+            "ppl_ratio_mean": now.mean / before.mean,
+            "ppl_ratio_mean_log": now.mean_log / before.mean_log,
+            "ppl_ratio_max": now.max / before.max,
+        }
+
+    def _long(self) -> dict[str, Any]:
+        texts = long_texts(self.model, self.course)
+        return {"fluency": fluency(list(texts.values())), "consistency": consistency(texts, self.course.references)}
 
     def _norms(self) -> tuple[float, float]:
         """(|W| / |W0|, |W - W0| / |W0|) of the weights as they are, where they are largest; infinite if not finite."""
@@ -262,8 +208,10 @@ def run(
     course: Course,
     base: Base | None = None,
     after_row: Callable[[Row], None] = lambda row: None,
+    after_run: Callable[[list[Answer]], None] = lambda answered: None,
 ) -> list[Row]:
-    """A row at each checkpoint of `course`. `model` holds the base weights, before and after.
+    """A row at each checkpoint of `course`, and to `after_run` every answer at the last. `model` holds the base weights, before
+    and after.
 
     Raises `ValueError` if the editor was not made for the model, and `AssertionError` if it changed a parameter by itself.
     """
@@ -279,6 +227,7 @@ def run(
         one.edited.set([])
     changed = [name for name, bits in fingerprint(model).items() if bits != before[name]]
     assert not changed, f"{contender.name} left the model changed: {changed}"
+    after_run(one.answered)
     return rows
 
 
@@ -287,8 +236,9 @@ def run_all(
     contenders: Sequence[Contender],
     course: Course,
     after_row: Callable[[Row], None] = lambda row: None,
+    after_run: Callable[[list[Answer]], None] = lambda answered: None,
 ) -> list[Row]:
-    """The unedited model first, then every contender on the same course.
+    """The unedited model first, then every contender on the same course, with `after_row` and `after_run` as `run` has them.
 
     Raises `ValueError`, before any of them runs, for one whose matrices the model does not have.
     """
@@ -296,13 +246,8 @@ def run_all(
         if contender.editor is not None:
             find_matrices(model.module, contender.editor.modules)
     base = Base.of(model, course)
-    return [row for one in (Contender(UNEDITED, None), *contenders) for row in run(model, one, course, base, after_row)]
-
-
-def answers(model: LanguageModel, prompts: Sequence[str], max_tokens: int) -> dict[str, str]:
-    """The greedy text after each prompt."""
-    ids = greedy(model, prompts, max_tokens)
-    return {prompt: model.tokenizer.decode(row, skip_special_tokens=True) for prompt, row in zip(prompts, ids, strict=True)}
+    everybody = (Contender(UNEDITED, None), *contenders)
+    return [row for one in everybody for row in run(model, one, course, base, after_row, after_run)]
 
 
 @torch.no_grad()
@@ -314,8 +259,9 @@ def gives_numbers(model: LanguageModel, text: str) -> bool:
 
 def _nothing(card: Scorecard) -> Scorecard:
     """The same questions, and none answered."""
-    shares = {name: 0.0 for name, value in card.to_json().items() if isinstance(value, float)}
-    return dataclasses.replace(card, **shares)  # type: ignore[arg-type]
+    shares = {f.name: 0.0 for f in dataclasses.fields(card) if isinstance(getattr(card, f.name), float)}
+    by_kind, intervals = dict.fromkeys(card.portability_by_kind, 0.0), dict.fromkeys(card.intervals, (0.0, 0.0))
+    return dataclasses.replace(card, **shares, portability_by_kind=by_kind, intervals=intervals)  # type: ignore[arg-type]
 
 
 def harmonic_mean(*shares: float | None) -> float | None:

@@ -15,10 +15,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from errata import data_commands
 from errata.client import Client, ErrataError
+from errata.report_commands import report
 from errata.stack import Stack
 
 app = typer.Typer(help="Keep a served language model correct.", no_args_is_help=True, pretty_exceptions_show_locals=False)
+app.add_typer(data_commands.app, name="data")
+app.command()(report)
 console = Console()
 Url = Annotated[str, typer.Option(help="Address of the service.", envvar="ERRATA_URL")]
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -31,6 +35,8 @@ def serve(
     editor: Annotated[str, typer.Option(help="Name of the editor; docs/editors.md has them.")] = "RLEdit",
     preset: Annotated[str, typer.Option(help="Settings of an editor that has presets: llama3_8b, testbed, ...")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="field=value of the editor; may be repeated.")] = None,
+    guard: Annotated[list[str] | None, typer.Option(help="field=value of the guard, such as perplexity.refuse=2.")] = None,
+    probes: Annotated[str, typer.Option(help="File of what no edit may change; without it, the one beside the model.")] = "",
     ledger: Annotated[str, typer.Option(help="Folder of the versions; made if it is not there.")] = "",
     port: Annotated[int, typer.Option(help="HTTP port on 127.0.0.1.")] = 8000,
 ) -> None:
@@ -47,6 +53,7 @@ def serve(
         raise typer.BadParameter(f"{editor} has no artifact that names a model: name its folder (--model)")
     model = model or str(home / "testbed" / _made_on(Path(artifact)))
     given = {"artifact": artifact, "preset": preset, "settings": ";".join(settings or [])}
+    given |= {"guard": ";".join(guard or []), "probes": probes}
     with Stack(home / "serve", http_port=port) as stack:
         console.print("starting MLflow, Ray and vLLM (about a minute) …")
         stack.start_mlflow()
@@ -159,7 +166,7 @@ def bench(
     edits: Annotated[Path, typer.Option(help="Parquet, JSONL or JSON file of edits, with their probes.")],
     editor: Annotated[list[str], typer.Option(help="Folder of a trained one, or NAME[:PRESET][=ARTIFACT]; may be repeated.")],
     text: Annotated[Path, typer.Option(help="File of plain sentences, a line each, for the perplexity.")],
-    out: Annotated[Path, typer.Option(help="Folder for rows.parquet, report.json, table.md and curves.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for rows.parquet, answers.parquet, report.json, table.md, curves.png.")],
     batch_size: Annotated[int, typer.Option(help="Edits a batch.")] = 10,
     checkpoints: Annotated[str, typer.Option(help="Numbers of edits after which all so far are scored.")] = "",
     limit: Annotated[int, typer.Option(help="Take that many edits of the file; 0 for all.")] = 0,
@@ -172,6 +179,7 @@ def bench(
     from errata.bench_files import contenders_of, course_of, model_of
     from errata.benchmark import run_all
     from errata.hardware import hardware
+    from errata.rows import Answer
     from errata.standings import described, markdown, standings, write
 
     try:
@@ -179,15 +187,46 @@ def bench(
         course = course_of(edits, text, batch_size, checkpoints, limit, seed)
         machine = hardware()
         out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is seen before hours of work
-        rows = run_all(model_of(model, dtype, device), contenders, course, lambda row: console.print(described(row)))
+        language_model, answered = model_of(model, dtype, device), list[Answer]()
+        rows = run_all(language_model, contenders, course, lambda row: console.print(described(row)), answered.extend)
     except (ValueError, OSError) as wrong:
         console.print(f"[red]{wrong}[/red]")
         raise typer.Exit(1) from None
     by_editor = {contender.name: contender.settings for contender in contenders}
     meta = {"command": shlex.join(["errata", *sys.argv[1:]]), "seeds": [seed], "hardware": machine, "settings": by_editor}
-    write(rows, out, meta)
+    write(rows, out, meta, answered=answered)
     console.print(markdown(standings(rows)), soft_wrap=True)
     console.print(f"written to {out}")
+
+
+@app.command()
+def ability(
+    model: Annotated[Path, typer.Option(help="Folder of a checkpoint; `errata export` writes one of a version.")],
+    tasks: Annotated[str, typer.Option(help="Names with commas between them: of files in the task folder, or lm-eval's own.")],
+    out: Annotated[Path, typer.Option(help="Folder for ability.json.")],
+    backend: Annotated[str, typer.Option(help="What runs the model: hf (transformers) or vllm.")] = "hf",
+    task_folder: Annotated[Path | None, typer.Option(help="Folder of task files; without it, the three small ones.")] = None,
+    limit: Annotated[int, typer.Option(help="Take that many records of each task; 0 for all.")] = 0,
+    shots: Annotated[int | None, typer.Option(help="Examples before each question; without it, as the task says.")] = None,
+    device: Annotated[str, typer.Option(help="Where the model is with the backend hf: cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Score a checkpoint's general ability with lm-eval: GLUE and MMLU, or small tasks of their kinds; needs no service."""
+    from errata.ability import TASKS, measure, save
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found = measure(model, names, backend, task_folder or TASKS, limit or None, shots, device, dtype)
+    except (ValueError, OSError) as wrong:
+        console.print(str(wrong), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    table = Table("task", "score", "value", "standard error", "records")
+    for name, result in found["tasks"].items():
+        for score in (key for key in result if f"{key}_stderr" in result):
+            table.add_row(name, score, f"{result[score]:.3f}", f"{result[f'{score}_stderr']:.3f}", str(result["num_records"]))
+    console.print(table)
+    console.print(f"written to {save(found, out)}")
 
 
 def _called(call):  # type: ignore[no-untyped-def]

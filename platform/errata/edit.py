@@ -29,10 +29,17 @@ def _rejected(reason: str, edit: int | str | None, field: str | None) -> EditRej
 
 @dataclass(frozen=True)
 class Probe:
-    """A question with its answer, asked to see what an edit did: a neighbour (locality) or a consequence (portability)."""
+    """A question with its answer, asked to see what an edit did: a neighbour (locality) or a consequence (portability).
+
+    `kind` says of which sort: `two_hop`, `alias`, `reverse` or any other word; scores are then also given by kind.
+    """
 
     prompt: str
     target: str
+    kind: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return {"prompt": self.prompt, "target": self.target} | ({"kind": self.kind} if self.kind else {})
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Edit:
             data["rephrasings"] = list(self.rephrasings)
         for name in ("locality", "portability"):
             if getattr(self, name):
-                data[name] = [{"prompt": probe.prompt, "target": probe.target} for probe in getattr(self, name)]
+                data[name] = [probe.to_json() for probe in getattr(self, name)]
         return data
 
     @classmethod
@@ -84,7 +91,7 @@ class Edit:
             if not isinstance(data.get(name), str):
                 raise EditRejected("must be given as a string", field=name)
         probes = {
-            name: tuple(Probe(str(probe["prompt"]), str(probe["target"])) for probe in data.get(name) or ())
+            name: tuple(Probe(str(p["prompt"]), str(p["target"]), str(p.get("kind") or "")) for p in data.get(name) or ())
             for name in ("locality", "portability")
         }
         return cls(

@@ -1,33 +1,52 @@
-"""What edits did: scored on generated text, as a user sees it, or teacher-forced, as the papers report it."""
+"""What edits did: scored on generated text, as a user sees it, or teacher-forced, as the papers report it.
+
+docs/evaluation.md defines every measure.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import median
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-import torch
-
 from errata.edit import Edit
-from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, encode
+from errata.measures.forcing import Forced, Question, force
+from errata.measures.intervals import Interval, Mark, ratio_interval
+from errata.measures.perplexity import perplexities as perplexities
+from errata.measures.perplexity import perplexity as perplexity
 from errata.model import LanguageModel
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _END = re.compile(r"\n|\.(?=\s|$)")  # a period inside a number ends no sentence
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NO_NAME = re.compile(r"[^\w .-]+")  # what may not stand in a metric's name
 
-Question = tuple[str, str]  # prompt, answer
 Predictions = Mapping[Question, tuple[int, ...]]
+Method = Literal["free", "teacher-forced"]
 
 
-def normalise_answer(text: str) -> str:
-    """The first sentence or line, as SQuAD compares answers: lower case, without punctuation, articles and extra space."""
-    first = _END.split(text.strip(), maxsplit=1)[0]
-    return " ".join(_ARTICLES.sub(" ", first.lower().translate(_PUNCTUATION)).split())
+def first_sentence(text: str, like: str = "") -> str:
+    """Up to the first period or line's end. `like` is the answer wanted: "St. Louis" is allowed one more such end."""
+    allowed = sum(bool(part.strip()) for part in _END.split(like)) or 1
+    text = text.strip()
+    ends = [match.start() for match in _END.finditer(text)]
+    return text[: ends[allowed - 1]] if len(ends) >= allowed else text
+
+
+def normalise_answer(text: str, like: str = "") -> str:
+    """The first sentence, as SQuAD compares answers: lower case, without punctuation, articles and extra space.
+
+    A text that is nothing but those ("A", "?") stays as it is, in lower case: saying nothing must not be equal to it.
+    """
+    lower = first_sentence(text, like).lower()
+    return " ".join(_ARTICLES.sub(" ", lower.translate(_PUNCTUATION)).split()) or lower.strip()
+
+
+def same_answer(one: str, other: str, like: str = "") -> bool:
+    """Whether two texts give the same answer; `like` as `first_sentence` has it."""
+    return normalise_answer(one, like) == normalise_answer(other, like)
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,12 @@ class Scorecard:
 
     `efficacy`: edited prompts answered by their targets; `generalisation`: their rephrasings; `locality`: neighbours
     answered as the unedited model answers them, `locality_gold`: answered truly; `portability`: consequences of the edits;
-    `retention`: efficacy on the earliest edits, for as long as no later edit replaced them.
+    `retention`: efficacy on the earliest edits, for as long as no later edit replaced them; `retention_every`: on a sample of
+    all earlier batches, and `retention_ratio`: on these by what it was right after they were made.
+
+    `token_accuracy` (edited prompts, rephrasings, and neighbours by their true answers) is teacher-forced alone: the mean share
+    of an answer's tokens that are ranked first. `portability_by_kind` has the probes that name a kind. `intervals` are
+    (low, high) by name, 95 %, over resampled edits.
     """
 
     efficacy: float | None
@@ -46,15 +70,30 @@ class Scorecard:
     portability: float | None
     retention: float | None
     num_edits: int
-    method: Literal["free", "teacher-forced"]
+    method: Method
+    retention_every: float | None = None
+    retention_ratio: float | None = None
+    token_accuracy: float | None = None
+    token_accuracy_generalisation: float | None = None
+    token_accuracy_locality: float | None = None
+    portability_by_kind: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Flat: `portability/KIND`, and `NAME_low` and `NAME_high` for the intervals."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("portability_by_kind", "intervals")}
+        flat |= {f"portability/{kind}": share for kind, share in self.portability_by_kind.items()}
+        for name, (low, high) in self.intervals.items():
+            flat |= {f"{name}_low": low, f"{name}_high": high}
+        return flat
 
 
 @dataclass(frozen=True)
 class Questions:
-    """(prompt, answer) pairs by kind. Of two edits of one prompt, the later counts."""
+    """(prompt, answer) pairs by kind. Of two edits of one prompt, the later counts.
+
+    `owners` has, for each kind, the prompt of the edit that each question is about.
+    """
 
     efficacy: tuple[Question, ...]
     generalisation: tuple[Question, ...]
@@ -62,146 +101,151 @@ class Questions:
     portability: tuple[Question, ...]
     retention: tuple[Question, ...]
     num_edits: int
+    retention_every: tuple[Question, ...] = ()
+    owners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    portability_kinds: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, edits: Sequence[Edit], first: Sequence[Edit] = ()) -> Questions:
-        """`first` are the earliest edits ever made, for retention; they need not be among `edits`."""
-        latest = {edit.prompt: edit for edit in (*first, *edits)}
+    def of(cls, edits: Sequence[Edit], first: Sequence[Edit] = (), earlier: Sequence[Edit] = ()) -> Questions:
+        """`first` are the earliest edits ever made and `earlier` a sample of all batches since; neither need be in `edits`."""
+        latest = {edit.prompt: edit for edit in (*first, *earlier, *edits)}
         current = list({edit.prompt: edit for edit in edits}.values())
+        probes = [(edit, probe) for edit in current for probe in edit.portability]
+        asked = {
+            "efficacy": [(edit, (edit.prompt, edit.target)) for edit in current],
+            "generalisation": [(edit, (rephrasing, edit.target)) for edit in current for rephrasing in edit.rephrasings],
+            "locality": [(edit, (probe.prompt, probe.target)) for edit in current for probe in edit.locality],
+            "portability": [(edit, (probe.prompt, probe.target)) for edit, probe in probes],
+            "retention": [(edit, (edit.prompt, edit.target)) for edit in first],
+            "retention_every": [(edit, (edit.prompt, edit.target)) for edit in earlier],
+        }
+        for kind in ("retention", "retention_every"):
+            asked[kind] = [(edit, question) for edit, question in asked[kind] if latest[edit.prompt].target == edit.target]
         return cls(
-            tuple((edit.prompt, edit.target) for edit in current),
-            tuple((rephrasing, edit.target) for edit in current for rephrasing in edit.rephrasings),
-            tuple((probe.prompt, probe.target) for edit in current for probe in edit.locality),
-            tuple((probe.prompt, probe.target) for edit in current for probe in edit.portability),
-            tuple((edit.prompt, edit.target) for edit in first if latest[edit.prompt].target == edit.target),
-            len(edits),
+            **{kind: tuple(question for _, question in found) for kind, found in asked.items()},
+            num_edits=len(edits),
+            owners={kind: tuple(edit.prompt for edit, _ in found) for kind, found in asked.items()},
+            portability_kinds=tuple(probe.kind for _, probe in probes),
         )
+
+    @property
+    def kinds(self) -> dict[str, tuple[Question, ...]]:
+        names = ("efficacy", "generalisation", "locality", "portability", "retention", "retention_every")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def all(self) -> tuple[Question, ...]:
         """Each question once."""
-        kinds = (self.efficacy, self.generalisation, self.locality, self.portability, self.retention)
-        return tuple(dict.fromkeys(question for kind in kinds for question in kind))
+        return tuple(dict.fromkeys(question for asked in self.kinds.values() for question in asked))
 
     @property
     def prompts(self) -> list[str]:
         """Each prompt once."""
         return list(dict.fromkeys(prompt for prompt, _ in self.all))
 
+    def marks(self, kind: str, values: Iterable[float]) -> list[Mark]:
+        """A value for each question of a kind, in order, with whose question it is."""
+        return [(owner, float(value), 1.0) for owner, value in zip(self.owners[kind], values, strict=True)]
 
-def prompts_of(edits: Sequence[Edit], first: Sequence[Edit] = ()) -> list[str]:
+
+def prompts_of(edits: Sequence[Edit], first: Sequence[Edit] = (), earlier: Sequence[Edit] = ()) -> list[str]:
     """Every prompt that `score` needs an answer to, once."""
-    return Questions.of(edits, first).prompts
+    return Questions.of(edits, first, earlier).prompts
 
 
 def score(
-    edits: Sequence[Edit], answers: Mapping[str, str], base_answers: Mapping[str, str], first: Sequence[Edit] = ()
+    edits: Sequence[Edit],
+    answers: Mapping[str, str],
+    base_answers: Mapping[str, str],
+    first: Sequence[Edit] = (),
+    *,
+    earlier: Sequence[Edit] = (),
+    immediate: Mapping[Question, bool] | None = None,
 ) -> Scorecard:
     """Compare generated texts by prompt; `base_answers` are the unedited model's, needed for the locality prompts alone.
 
-    Raises `ValueError` with every prompt that has no answer.
+    `immediate` says of edits in `earlier` whether they were answered right after they had been made. Raises `ValueError` with
+    every prompt that has no answer.
     """
-    questions = Questions.of(edits, first)
+    questions = Questions.of(edits, first, earlier)
     missing = [prompt for prompt in questions.prompts if prompt not in answers]
     missing += [f"{prompt} (unedited)" for prompt, _ in questions.locality if prompt not in base_answers]
     if missing:
         raise ValueError(f"no answer was given to {len(missing)} prompts: {missing[:5]}")
-
-    def right(kind: Iterable[Question]) -> list[bool]:
-        return [normalise_answer(answers[prompt]) == normalise_answer(target) for prompt, target in kind]
-
-    same = [normalise_answer(answers[p]) == normalise_answer(base_answers[p]) for p, _ in questions.locality]
-    return _scorecard(questions, right, same, "free")
+    right = {(prompt, target): same_answer(answers[prompt], target, target) for prompt, target in questions.all}
+    same = [same_answer(answers[prompt], base_answers[prompt], target) for prompt, target in questions.locality]
+    return _scorecard(questions, right, same, "free", immediate or {})
 
 
 def teacher_forced(
-    language_model: LanguageModel, edits: Sequence[Edit], first: Sequence[Edit] = (), base: Predictions | None = None
+    language_model: LanguageModel,
+    edits: Sequence[Edit],
+    first: Sequence[Edit] = (),
+    base: Predictions | None = None,
+    *,
+    earlier: Sequence[Edit] = (),
+    known: Mapping[Question, Forced] | None = None,
 ) -> Scorecard:
     """The same shares where each answer token is predicted after the true ones before it, and all must be ranked first.
 
     The field's usual measure, and the kinder one: nothing here notices an answer that runs on (no end-of-text token is
-    asked for). `base` are `predictions` of the unedited model; without them, and without probes, `locality` is None.
+    asked for). `base` are `predictions` of the unedited model; without them, and without probes, `locality` is None. `known`
+    is what the caller has forced through the model already.
     """
-    questions = Questions.of(edits, first)
-    predicted = predictions(language_model, questions.all)
-    wanted = {question: tuple(_rows(_encode(language_model, [question]))[0]) for question in questions.all}
-
-    def right(kind: Iterable[Question]) -> list[bool]:
-        return [predicted[question] == wanted[question] for question in kind]
-
-    same = [] if base is None else [predicted[question] == base[question] for question in questions.locality]
-    return _scorecard(questions, right, same, "teacher-forced")
+    questions = Questions.of(edits, first, earlier)
+    found = force(language_model, questions.all) if known is None else known
+    same = None if base is None else [found[question].ranked_first == base[question] for question in questions.locality]
+    right = {question: found[question].right for question in questions.all}
+    shares = {question: found[question].share_right for question in questions.all}
+    return _scorecard(questions, right, same, "teacher-forced", {}, shares)
 
 
-def _scorecard(
-    questions: Questions,
-    right: Callable[[Iterable[Question]], list[bool]],
-    same: list[bool],
-    method: Literal["free", "teacher-forced"],
-) -> Scorecard:
-    """`right` says of each question of a kind whether it was answered truly, `same` of each probe whether as before."""
-    return Scorecard(
-        efficacy=_share(right(questions.efficacy)),
-        generalisation=_share(right(questions.generalisation)),
-        locality=_share(same),
-        locality_gold=_share(right(questions.locality)),
-        portability=_share(right(questions.portability)),
-        retention=_share(right(questions.retention)),
-        num_edits=questions.num_edits,
-        method=method,
-    )
-
-
-@torch.no_grad()
 def predictions(
     language_model: LanguageModel, questions: Sequence[Question], batch_size: int = 64
 ) -> dict[Question, tuple[int, ...]]:
     """The token ranked first at each position of the answer, given the true answer before it."""
-    found: dict[Question, tuple[int, ...]] = {}
-    for start in range(0, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
-        encoded = _encode(language_model, batch)
-        ids = iter(answer_log_probs(language_model.module, encoded).argmax(-1).tolist())
-        for question, wanted in zip(batch, _rows(encoded), strict=True):
-            found[question] = tuple(next(ids) for _ in wanted)
-    return found
+    return {question: made.ranked_first for question, made in force(language_model, questions, batch_size).items()}
 
 
-@torch.no_grad()
-def perplexity(language_model: LanguageModel, sentences: Sequence[str], batch_size: int = 64) -> float:
-    """Median over sentences of exp(mean -log p of every token but the first). Raises `ValueError` without sentences.
-
-    The median, because one sentence that an edit broke would otherwise hide all others. Infinite where the model's numbers
-    are not finite.
-    """
-    if not sentences:
-        raise ValueError("perplexity needs at least one sentence")
-    found: list[float] = []
-    for start in range(0, len(sentences), batch_size):
-        encoded = _whole(language_model, sentences[start : start + batch_size])
-        nll_T = answer_nll(answer_log_probs(language_model.module, encoded), encoded)
-        counts = (encoded.labels_BS != IGNORED).sum(1).tolist()
-        found += [float(part.mean().exp().nan_to_num(math.inf, math.inf)) for part in nll_T.split(counts)]
-    return median(found)
-
-
-def _whole(language_model: LanguageModel, sentences: Sequence[str]) -> Encoded:
-    heads, tails = zip(*(sentence.strip().split(" ", 1) for sentence in sentences), strict=True)
-    encoded = encode(language_model.tokenizer, heads, tails, language_model.device, eos=False)
-    labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), IGNORED)
-    labels_BS[:, 0] = IGNORED
-    return Encoded(encoded.input_ids_BS, encoded.attention_mask_BS, labels_BS)
-
-
-def _encode(language_model: LanguageModel, questions: Sequence[Question]) -> Encoded:
-    prompts, targets = zip(*questions, strict=True)
-    return encode(language_model.tokenizer, prompts, targets, language_model.device, eos=False)
-
-
-def _rows(encoded: Encoded) -> list[list[int]]:
-    """The answer's tokens, question by question."""
-    return [row[row != IGNORED].tolist() for row in encoded.labels_BS]
+def _scorecard(
+    questions: Questions,
+    right: Mapping[Question, bool],
+    same: Sequence[bool] | None,
+    method: Method,
+    immediate: Mapping[Question, bool],
+    token_shares: Mapping[Question, float] | None = None,
+) -> Scorecard:
+    """`right` says of each question whether it was answered truly, `same` of each neighbour whether as before."""
+    marks = {kind: questions.marks(kind, [right[q] for q in asked]) for kind, asked in questions.kinds.items()}
+    marks["locality_gold"] = marks["locality"]
+    marks["locality"] = [] if same is None else questions.marks("locality", same)
+    marks["retention_ratio"] = [
+        (owner, float(right[question]), float(immediate[question]))
+        for owner, question in zip(questions.owners["retention_every"], questions.retention_every, strict=True)
+        if question in immediate
+    ]
+    if token_shares is not None:
+        tokens = {"token_accuracy": "efficacy", "token_accuracy_generalisation": "generalisation"}
+        for name, kind in {**tokens, "token_accuracy_locality": "locality"}.items():
+            marks[name] = questions.marks(kind, [token_shares[question] for question in questions.kinds[kind]])
+    shares = {name: _ratio(found) for name, found in marks.items()}
+    return Scorecard(
+        **shares,  # type: ignore[arg-type]
+        num_edits=questions.num_edits,
+        method=method,
+        portability_by_kind=_by_kind(questions, right),
+        intervals={name: found for name, own in marks.items() if (found := ratio_interval(own)) is not None},
+    )
 
 
-def _share(right: Sequence[bool]) -> float | None:
-    return sum(right) / len(right) if right else None
+def _by_kind(questions: Questions, right: Mapping[Question, bool]) -> dict[str, float]:
+    by_kind: dict[str, list[bool]] = {}
+    for kind, question in zip(questions.portability_kinds, questions.portability, strict=True):
+        if kind:
+            by_kind.setdefault(_NO_NAME.sub("_", kind), []).append(right[question])
+    return {kind: sum(found) / len(found) for kind, found in by_kind.items()}
+
+
+def _ratio(marks: Sequence[Mark]) -> float | None:
+    whole = sum(mark[2] for mark in marks)
+    return sum(mark[1] for mark in marks) / whole if whole else None

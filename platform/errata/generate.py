@@ -82,21 +82,24 @@ class HFGenerator:
         return greedy(self.language_model, prompts, max_tokens, self.batch_size)
 
 
-def greedy(language_model: LanguageModel, prompts: Sequence[str], max_tokens: int = 8, batch_size: int = 64) -> list[list[int]]:
+def greedy(
+    language_model: LanguageModel, prompts: Sequence[str], max_tokens: int = 8, batch_size: int = 64, min_tokens: int = 0
+) -> list[list[int]]:
     """The greedy tokens after each prompt, at most `max_tokens`, without the end-of-text token.
 
-    Raises `ValueError` naming the prompts that leave no room for them in the model's context.
+    Before `min_tokens` of them the end-of-text token is never chosen, however likely. Raises `ValueError` naming the prompts
+    that leave no room for them in the model's context.
     """
     rows = [list(language_model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
     limit = language_model.max_tokens - max_tokens
     if too_long := [prompt[:40] for prompt, ids in zip(prompts, rows, strict=True) if not 0 < len(ids) <= limit]:
         raise ValueError(f"a prompt must have 1 to {limit} tokens; these do not: {too_long}")
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return [ids for batch in batches for ids in _continue(language_model, batch, max_tokens)]
+    return [ids for batch in batches for ids in _continue(language_model, batch, max_tokens, min_tokens)]
 
 
 @torch.no_grad()
-def _continue(language_model: LanguageModel, rows: list[list[int]], max_tokens: int) -> list[list[int]]:
+def _continue(language_model: LanguageModel, rows: list[list[int]], max_tokens: int, min_tokens: int) -> list[list[int]]:
     module, tokenizer = language_model.module, language_model.tokenizer
     width = max(len(ids) for ids in rows)
     pad = tokenizer.pad_token_id or 0
@@ -106,6 +109,7 @@ def _continue(language_model: LanguageModel, rows: list[list[int]], max_tokens: 
         input_ids=input_ids_BS.to(module.device),
         attention_mask=attention_mask_BS.to(module.device),
         max_new_tokens=max_tokens,
+        min_new_tokens=min_tokens or None,
         pad_token_id=pad,
         do_sample=False,
         temperature=None,

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: rows.parquet, report.json, table.md and curves.png, over all editors and seeds."""
+"""What a benchmark leaves behind, over editors and seeds: rows and answers as Parquet, report.json, table.md, curves.png."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from errata.benchmark import Row
+from errata.rows import Answer, Row
 
 COLUMNS = {
     "efficacy": "efficacy",
@@ -29,6 +29,10 @@ COLUMNS = {
     "efficacy_tf": "efficacy (tf)",
     "generalisation_tf": "generalisation (tf)",
     "locality_tf": "locality (tf)",
+    "token_accuracy_tf": "tokens (tf)",
+    "likelihood_efficacy": "likelihood",
+    "retention_ratio": "retained",
+    "fluency": "fluency",
     "norm_growth": "norm / base",
     "edit_ms": "ms per edit",
     "precompute_s": "precompute s",
@@ -41,16 +45,19 @@ DRAWN = ("efficacy", "generalisation", "locality", "harmonic_mean")
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one number over the seeds."""
+    """Of one number over the seeds; `interval` is the row's own where there is one seed: 95 %, over resampled edits."""
 
     mean: float
     min: float
     max: float
+    interval: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Spread | None:
-        known = [value for value in values if value is not None]
-        return cls(mean(known), min(known), max(known)) if known else None
+    def of(cls, name: str, rows: Sequence[Row]) -> Spread | None:
+        known = [value for row in rows if (value := getattr(row, name)) is not None]
+        low, high = (getattr(rows[0], f"{name}_{side}", None) if len(rows) == 1 else None for side in ("low", "high"))
+        interval = None if low is None or high is None else (low, high)
+        return cls(mean(known), min(known), max(known), interval) if known else None
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,13 @@ def standings(rows: Sequence[Row], edits: int | None = None) -> list[Standing]:
         own = [row for row in rows if row.editor == editor]
         at = max(row.edits for row in own) if edits is None else edits
         own = [row for row in own if row.edits == at]
-        spreads = {name: Spread.of(getattr(row, name) for row in own) for name in COLUMNS}
+        spreads = {name: Spread.of(name, own) for name in COLUMNS}
         found.append(Standing(editor, at, tuple(row.seed for row in own), spreads))
     return [standing for standing in found if standing.seeds]
 
 
 def markdown(found: Sequence[Standing], note: str = "") -> str:
-    """A table; with several seeds a cell is the mean and, in brackets, the smallest and the largest."""
+    """A table. With several seeds a cell is the mean (smallest–largest), with one the value [its interval, if it has one]."""
     lines = ["| editor | edits | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---:|" * (len(COLUMNS) + 2)]
     for one in found:
         cells = [_cell(name, one.spreads[name]) for name in COLUMNS]
@@ -87,13 +94,16 @@ def markdown(found: Sequence[Standing], note: str = "") -> str:
 def _cell(name: str, spread: Spread | None) -> str:
     if spread is None:
         return "–"
-    one = _number(name, spread.mean)
+    one = as_text(name, spread.mean)
+    if spread.interval is not None:
+        return f"{one} [{as_text(name, spread.interval[0])}–{as_text(name, spread.interval[1])}]"
     if spread.min == spread.max:
         return one
-    return f"{one} ({_number(name, spread.min)}–{_number(name, spread.max)})"
+    return f"{one} ({as_text(name, spread.min)}–{as_text(name, spread.max)})"
 
 
-def _number(name: str, value: float) -> str:
+def as_text(name: str, value: float) -> str:
+    """A number of the column `name`, as a table shows it."""
     if not math.isfinite(value):
         return "∞"
     if name == "peak_bytes":
@@ -112,8 +122,11 @@ def described(row: Row) -> str:
     return f"{row.editor}, seed {row.seed}, {row.edits} edits: {', '.join([*known, *time, *refused])}"
 
 
-def write(rows: Sequence[Row], directory: str | Path, meta: Mapping[str, Any], note: str = "") -> None:
-    """The four files. `meta` is what report.json says beside the rows: command, seeds, hardware, settings by editor.
+def write(
+    rows: Sequence[Row], directory: str | Path, meta: Mapping[str, Any], note: str = "", answered: Sequence[Answer] = ()
+) -> None:
+    """The files; answers.parquet only with answers. `meta` is what report.json says beside the rows: command, seeds, hardware,
+    settings by editor.
 
     JSON has no infinity: there it is null, and `not_finite` lists the rows and columns that it stands in.
     """
@@ -121,7 +134,9 @@ def write(rows: Sequence[Row], directory: str | Path, meta: Mapping[str, Any], n
     directory.mkdir(parents=True, exist_ok=True)
     found = standings(rows)
     records = [dataclasses.asdict(row) for row in rows]
-    pq.write_table(pa.Table.from_pylist(records, schema=_schema()), directory / "rows.parquet")
+    pq.write_table(pa.Table.from_pylist(records, schema=_schema(Row)), directory / "rows.parquet")
+    if answered:
+        write_answers(answered, directory / "answers.parquet")
     report = {
         **meta,
         "note": note,
@@ -135,15 +150,26 @@ def write(rows: Sequence[Row], directory: str | Path, meta: Mapping[str, Any], n
 
 
 def read(path: str | Path) -> list[Row]:
-    """The rows of a rows.parquet."""
+    """The rows of a rows.parquet, also of an older one that lacks the newer columns."""
     return [Row(**record) for record in pq.read_table(path).to_pylist()]
 
 
-def _schema() -> pa.Schema:
-    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    hints = typing.get_type_hints(Row)
+def write_answers(answered: Sequence[Answer], path: str | Path) -> None:
+    records = [dataclasses.asdict(answer) for answer in answered]
+    pq.write_table(pa.Table.from_pylist(records, schema=_schema(Answer)), path)
+
+
+def read_answers(path: str | Path) -> list[Answer]:
+    """The answers of an answers.parquet."""
+    return [Answer(**record) for record in pq.read_table(path).to_pylist()]
+
+
+def _schema(record: type) -> pa.Schema:
+    """Of a dataclass of plain fields; `X | None` is an X."""
+    kinds = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+    hints = typing.get_type_hints(record)
     return pa.schema(
-        [(f.name, kinds[(typing.get_args(hints[f.name]) or (hints[f.name],))[0]]) for f in dataclasses.fields(Row)]
+        [(f.name, kinds[(typing.get_args(hints[f.name]) or (hints[f.name],))[0]]) for f in dataclasses.fields(record)]
     )
 
 
@@ -160,27 +186,14 @@ def _without_infinity(value: Any) -> Any:
 
 
 def draw(rows: Sequence[Row], path: str | Path) -> None:
-    """Scores against the number of edits: a line for the mean over the seeds, a band from the smallest to the largest."""
+    """Four scores against the number of edits, as `curves` draws one, and whose line is whose."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, sharey=True).flatten()
-    editors = list(dict.fromkeys(row.editor for row in rows))
-    stops = sorted({row.edits for row in rows})
     for axes, name in zip(grid, DRAWN, strict=True):
-        for index, editor in enumerate(editors):
-            points = [(s.edits, s.spreads[name]) for stop in stops for s in standings(rows, stop) if s.editor == editor]
-            known = [(edits, spread) for edits, spread in points if spread is not None]
-            x = [edits for edits, _ in known]
-            colour = "0.6" if index == 0 else f"C{(index - 1) % 10}"
-            line = "--" if index == 0 else "-" if index <= 10 else ":"
-            axes.plot(x, [s.mean for _, s in known], line, marker="o", markersize=3.5, color=colour, label=editor)
-            axes.fill_between(x, [s.min for _, s in known], [s.max for _, s in known], color=colour, alpha=0.15, linewidth=0)
-        axes.set(title=COLUMNS[name], ylim=(-0.03, 1.03), xscale="log")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticks(stops, [str(stop) for stop in stops])
-        axes.grid(alpha=0.3)
+        curves(axes, rows, name)
+        axes.set(title=COLUMNS[name], ylim=(-0.03, 1.03))
     for axes in grid[2:]:
         axes.set_xlabel("edits so far")
     for axes in grid[::2]:
@@ -188,3 +201,38 @@ def draw(rows: Sequence[Row], path: str | Path) -> None:
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def curves(axes: Any, rows: Sequence[Row], name: str) -> dict[str, list[Any]]:
+    """Draw one column of the rows against the number of edits into matplotlib's `axes`; what was drawn of each editor.
+
+    A line is the mean over the seeds. A band goes from the smallest to the largest of them, or, where the rows have bootstrap
+    intervals (`NAME_low`, `NAME_high`), from the smallest low to the largest high. The first, the unedited model, is grey.
+    """
+    from matplotlib.ticker import NullLocator
+
+    drawn: dict[str, list[Any]] = {}
+    stops = sorted({row.edits for row in rows})
+    for index, editor in enumerate(dict.fromkeys(row.editor for row in rows)):
+        own = [row for row in rows if row.editor == editor and getattr(row, name) is not None]
+        found = {stop: [row for row in own if row.edits == stop] for stop in sorted({row.edits for row in own})}
+        line = [mean(getattr(row, name) for row in at) for at in found.values()]
+        low, high = ([end(_bound(row, name, side) for row in at) for at in found.values()] for end, side in _ENDS)
+        colour = "0.6" if index == 0 else f"C{(index - 1) % 10}"
+        style = "--" if index == 0 else "-" if index <= 10 else ":"
+        drawn[editor] = axes.plot(list(found), line, style, marker="o", markersize=3.5, color=colour, label=editor)
+        drawn[editor].append(axes.fill_between(list(found), low, high, color=colour, alpha=0.15, linewidth=0))
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(stops, [str(stop) for stop in stops])
+    axes.grid(alpha=0.3)
+    return drawn
+
+
+_ENDS: tuple[tuple[Any, str], ...] = ((min, "low"), (max, "high"))
+
+
+def _bound(row: Row, name: str, side: str) -> float:
+    """The end of the row's own interval, or its value where it has none."""
+    bound = getattr(row, f"{name}_{side}", None)
+    return float(getattr(row, name) if bound is None else bound)

@@ -1,11 +1,13 @@
 """The benchmark on a random model, with editors whose deltas are known."""
 
+import dataclasses
 import json
 import math
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,7 +20,8 @@ from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.trajectory import Step
 from errata.hardware import PeakMemory
 from errata.model import LanguageModel, ModelSpec
-from errata.standings import markdown, read, standings, write
+from errata.rows import Answer
+from errata.standings import markdown, read, read_answers, standings, write
 from errata.testbed.world import World
 
 MODULE = "model.layers.1.mlp.down_proj"
@@ -75,9 +78,50 @@ def test_the_course_meets_every_checkpoint_and_ends(course: Course) -> None:
     assert course.stops == (1, 5, 12)
     assert [(len(batch), done) for batch, done in course.batches()] == [(1, 1), (4, 5), (5, 10), (2, 12)]
     assert tuple(edit for batch, _ in course.batches() for edit in batch) == course.edits
-    for wrong in ({"batch_size": 0}, {"edits": ()}, {"checkpoints": (0,)}):
+    for wrong in ({"batch_size": 0}, {"edits": ()}, {"checkpoints": (0,)}, {"retain_every": 0}, {"long_tokens": 0}):
         with pytest.raises(ValueError, match="at least"):
             replace(course, **wrong)  # type: ignore[arg-type]
+
+
+def test_every_kth_batch_is_sampled_and_the_long_prompts_are_spread(course: Course) -> None:
+    thirds = replace(course, batch_size=2, retain_every=3, num_long=3)
+    places = [course.edits.index(edit) for edit in thirds.sampled(0, 12)]
+    assert places == [0, 1, 6, 7]
+    assert thirds.sampled(1, 7) == (course.edits[1], course.edits[6])
+    assert thirds.long_prompts() == [course.edits[i].prompt for i in (0, 4, 8)]
+    assert len(replace(course, num_long=99).long_prompts()) == 12 and replace(course, num_long=0).long_prompts() == []
+
+
+def test_a_row_has_intervals_and_every_further_score(tiny_model: LanguageModel, course: Course) -> None:
+    editor = Contender("RLEdit", untrained(tiny_model))
+    texts = {edit.prompt: f"a text about {edit.target}" for edit in course.edits[:3]}
+    *_, before, last = run(tiny_model, editor, replace(course, references=texts, num_long=4, long_tokens=20))
+    for name in ("efficacy", "generalisation", "locality", "retention", "ppl_ratio"):
+        low, high = getattr(last, f"{name}_low"), getattr(last, f"{name}_high")
+        assert low <= getattr(last, name) <= high, name
+    assert last.efficacy_low is not None and last.efficacy_high is not None and last.efficacy_low < last.efficacy_high
+    assert last.token_accuracy_tf is not None and last.efficacy_tf is not None and last.token_accuracy_tf >= last.efficacy_tf
+    assert last.likelihood_efficacy is not None and last.likelihood_efficacy >= 0.5 and last.likelihood_locality is not None
+    assert last.retention_every is not None and last.retention_ratio is not None and last.retention_ratio <= 1.5
+    assert last.ppl_ratio_mean and last.ppl_ratio_mean_log and last.ppl_ratio_max
+    assert last.fluency is not None and 0 < last.fluency <= (math.log2(19) + 2 * math.log2(18)) / 3
+    assert last.consistency is not None and 0 <= last.consistency <= 1
+    assert before.fluency is before.consistency is None  # asked at the end alone
+
+
+def test_every_answer_at_the_end_is_handed_over(tiny_model: LanguageModel, course: Course) -> None:
+    answered: list[Answer] = []
+    rows = run_all(tiny_model, [known(change=0.5)], course, after_run=answered.extend)
+    for row in (rows[2], rows[-1]):
+        own = [answer for answer in answered if answer.editor == row.editor]
+        assert {answer.edits for answer in own} == {12}
+        for kind in ("efficacy", "generalisation", "locality", "portability"):
+            marks = [answer.right for answer in own if answer.kind == kind]
+            assert sum(marks) / len(marks) == getattr(row, kind), kind
+        assert [answer.prompt for answer in own if answer.kind == "retention"] == [edit.prompt for edit in course.edits[:5]]
+    assert any(not answer.right for answer in answered if answer.kind == "locality")
+    unedited = [answer for answer in answered if answer.editor == UNEDITED and answer.kind == "locality"]
+    assert all(answer.answer.startswith(answer.wanted) for answer in unedited)
 
 
 def test_the_unedited_model_stands_first_and_agrees_with_itself(tiny_model: LanguageModel, course: Course) -> None:
@@ -180,6 +224,21 @@ def test_files_can_be_read_again(tiny_model: LanguageModel, course: Course, tmp_
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "table.md").read_text()
     assert table.index("| unedited | 12 | 2 |") < table.index("| Known | 12 | 2 |") and table.endswith("a note\n")
+
+
+def test_answers_can_be_read_again_and_older_rows_too(tiny_model: LanguageModel, course: Course, tmp_path: Path) -> None:
+    answered: list[Answer] = []
+    rows = run_all(tiny_model, [known()], course, after_run=answered.extend)
+    write(rows, tmp_path, {}, answered=answered)
+    assert read_answers(tmp_path / "answers.parquet") == answered
+    table = pq.read_table(tmp_path / "rows.parquet")
+    newer = [f.name for f in dataclasses.fields(Row) if f.default is None]
+    pq.write_table(table.drop_columns(newer), tmp_path / "older.parquet")
+    assert [row.efficacy for row in read(tmp_path / "older.parquet")] == [row.efficacy for row in rows]
+    assert read(tmp_path / "older.parquet")[0].efficacy_low is None
+    last = rows[-1]
+    low, high = f"{last.locality_low:.3f}", f"{last.locality_high:.3f}"
+    assert f"{last.locality:.3f} [{low}–{high}]" in (tmp_path / "table.md").read_text()
 
 
 def test_a_standing_is_mean_smallest_and_largest_over_seeds(tiny_model: LanguageModel, course: Course) -> None:

@@ -12,7 +12,7 @@ from errata.edit import batches_of
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.trajectory import Step
 from errata.model import load
-from errata.standings import read
+from errata.standings import read, read_answers
 from errata.stream import write_parquet
 from errata.testbed.world import World
 
@@ -49,6 +49,8 @@ def test_a_trained_editor_is_scored(files: dict[str, str]) -> None:
     rows = read(Path(files["--out"]) / "rows.parquet")
     assert [(row.editor, row.edits, row.seed) for row in rows] == [(n, e, 3) for n in ("unedited", "RLEdit") for e in (1, 4, 8)]
     assert rows[-1].train_s == 12.5 and rows[-1].rejected == 0
+    answered = read_answers(Path(files["--out"]) / "answers.parquet")
+    assert {(answer.editor, answer.edits) for answer in answered} == {("unedited", 8), ("RLEdit", 8)}
     report = json.loads((Path(files["--out"]) / "report.json").read_text())
     assert report["settings"]["RLEdit"]["modules"] == list(MODULES) and report["hardware"]["num_cores"]
     assert "| RLEdit | 8 |" in done.output
@@ -76,7 +78,7 @@ def test_settings_of_an_editor_that_learns_nothing(files: dict[str, str]) -> Non
         ({"--editor": "RLEdit"}, [], "RLEdit is trained: give it the folder"),
         ({"--editor": "tests"}, [], "no artifact.json"),
         ({"--edits": "none.parquet"}, [], "no file none.parquet"),
-        ({"--edits": "README.md"}, [], "edits are read from .parquet, .jsonl and .json"),
+        ({"--edits": "README.md"}, [], "is no file of edits: neither Parquet, JSON lines"),
         ({"--text": "none.txt"}, [], "none.txt"),
         ({"--model": "/no/model"}, [], "/no/model"),
         ({}, ["--batch-size", "0"], "at least 1"),

@@ -9,9 +9,18 @@ from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of, check_
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
 
 
-@pytest.mark.parametrize("edit", [FULL, Edit("a", "b")])
+KINDS = Edit("a", "b", portability=(Probe("p", "q", "two_hop"), Probe("r", "s"), Probe("t", "u", "any word")))
+
+
+@pytest.mark.parametrize("edit", [FULL, KINDS, Edit("a", "b")])
 def test_json_round_trip(edit):
     assert Edit.from_json(edit.to_json()) == edit
+
+
+def test_a_probe_without_a_kind_is_written_as_ever():
+    assert FULL.to_json()["portability"] == [{"prompt": "r", "target": "s"}]
+    old = {"prompt": "a", "target": "b", "portability": [{"prompt": "r", "target": "s", "kind": None}]}
+    assert Edit.from_json(old).portability == (Probe("r", "s"),)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from errata.edit import Edit, Probe
-from errata.evaluate import Questions, normalise_answer, perplexity, predictions, prompts_of, score, teacher_forced
+from errata.evaluate import (
+    Questions,
+    Scorecard,
+    normalise_answer,
+    perplexity,
+    predictions,
+    prompts_of,
+    same_answer,
+    score,
+    teacher_forced,
+)
+from errata.measures.likelihood import likelihood, pairs_of
 
 EDITS = [
     Edit("capital?", "Paris", rephrasings=("chief town?", "seat?"), locality=(Probe("river?", "Seine"),)),
@@ -25,10 +36,35 @@ BASE = {"river?": "Loire"}
         ("an  apple, a pear!", "apple pear"),
         ("", ""),
         ("Theatre", "theatre"),
+        ("A", "a"),
+        ("The.", "the"),
+        (" ?", "?"),
     ],
 )
 def test_normalise_answer(text, expected):
     assert normalise_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "right"),
+    [
+        ("St. Louis. It lies on", "St. Louis", True),
+        ("St. Petersburg", "St. Louis", False),
+        ("J. R. R. Tolkien", "J. R. R. Tolkien", True),
+        ("J. S. Bach", "J. R. R. Tolkien", False),
+        ("St. Louis\nQuestion:", "St. Louis", True),
+        ("Washington, D.C.", "Washington, D.C.", True),
+        ("Washington, D.C. is", "Washington, D.C.", True),
+        ("", "A", False),
+        ("the", "A", False),
+        ("a.", "A", True),
+        ("Paris and Lyon", "Paris", False),
+        ("Parisian", "Paris", False),
+        ("PARIS.", "Paris", True),
+    ],
+)
+def test_an_answer_is_compared_up_to_where_its_like_ends(said, wanted, right):
+    assert same_answer(said, wanted, wanted) is right
 
 
 def test_score_counts_each_kind():
@@ -44,6 +80,37 @@ def test_score_counts_each_kind():
     assert (card.efficacy, card.generalisation, card.portability, card.retention) == (0.5, 0.5, 1.0, 1.0)
     assert (card.locality, card.locality_gold) == (1.0, 0.0)
     assert (card.num_edits, card.method, card.to_json()["efficacy"]) == (2, "free", 0.5)
+
+
+def test_a_scorecard_is_written_down_flat():
+    card = score(EDITS, dict.fromkeys(prompts_of(EDITS), "Paris"), BASE)
+    flat = card.to_json()
+    assert all(value is None or isinstance(value, int | float | str) for value in flat.values())
+    assert (flat["efficacy"], flat["efficacy_low"], flat["efficacy_high"]) == (0.5, 0.0, 1.0)
+    assert "retention_low" not in flat and "portability_by_kind" not in flat
+    assert Scorecard(0.5, None, 0.8, None, None, None, 2, "free").to_json()["locality"] == 0.8
+
+
+def test_portability_is_also_counted_by_kind():
+    kinds = ("two_hop", "two_hop", "RippleEdits: Alias (1)", "")
+    edits = [Edit("a", "b", portability=tuple(Probe(f"p{i}", str(i), kind) for i, kind in enumerate(kinds)))]
+    flat = score(edits, {"a": "b", "p0": "0", "p1": "no", "p2": "2", "p3": "3"}, {}).to_json()
+    assert flat["portability"] == 0.75
+    assert {key: value for key, value in flat.items() if key.startswith("portability/")} == {
+        "portability/two_hop": 0.5,
+        "portability/RippleEdits_ Alias _1_": 1.0,
+    }
+
+
+def test_retention_is_compared_with_what_was_right_at_once():
+    earlier = [Edit("a", "1"), Edit("b", "2"), Edit("c", "3"), Edit("d", "4")]
+    later = [Edit("d", "5")]  # replaces the fourth, which is then not asked for
+    answers = {"a": "1", "b": "no", "c": "3", "d": "5"}
+    card = score(later, answers, {}, earlier=earlier, immediate={("a", "1"): True, ("b", "2"): True, ("c", "3"): False})
+    assert card.retention_every == pytest.approx(2 / 3)
+    assert card.retention_ratio == 1.0  # two are right now, two were: what is lost and what is found weigh the same
+    assert score(later, answers, {}, earlier=earlier, immediate={("b", "2"): False}).retention_ratio is None
+    assert score(later, answers, {}, earlier=earlier).retention_ratio is None
 
 
 def test_without_questions_there_is_no_share():
@@ -88,6 +155,22 @@ def test_teacher_forced_locality_is_agreement_with_the_base(tiny_model, world):
     assert teacher_forced(tiny_model, edits, base=other).locality == 0.0
 
 
+def test_what_cannot_be_compared_is_left_out_and_what_is_missing_named(tiny_model):
+    edits = [
+        Edit("Q", "dog", rephrasings=("R",), locality=(Probe("S", "Dog."), Probe("T", "cat"))),
+        Edit("silent", "dog", rephrasings=("R",)),
+        Edit("known", "dog"),
+    ]
+    pairs = pairs_of(edits, {"Q": " cat. It is", "silent": " ", "known": "a dog"})
+    assert pairs["efficacy"] == [("Q", ("Q", "dog"), ("Q", "cat"))]
+    assert pairs["generalisation"] == [("Q", ("R", "dog"), ("R", "cat"))]
+    assert pairs["locality"] == [("Q", ("T", "cat"), ("T", "dog"))]
+    with pytest.raises(ValueError, match=r"2 prompts: \['silent', 'known'\]"):
+        pairs_of(edits, {"Q": "cat"})
+    found = likelihood(tiny_model, [Edit("known", "dog")], {"known": "dog"})
+    assert (found.efficacy, found.efficacy_magnitude, found.locality, found.intervals) == (None, None, None, {})
+
+
 def test_perplexity_is_the_median_over_sentences(tiny_model, world):
     sentences = world.plain_sentences(held_out=True)[:5]
     alone = sorted(perplexity(tiny_model, [sentence]) for sentence in sentences)
@@ -97,3 +180,5 @@ def test_perplexity_is_the_median_over_sentences(tiny_model, world):
     assert perplexity(tiny_model, sentences[:1]) == pytest.approx(math.exp(loss), rel=1e-5)
     with pytest.raises(ValueError, match="sentence"):
         perplexity(tiny_model, [])
+    with pytest.raises(ValueError, match=r"two words.*\['Word'\]"):
+        perplexity(tiny_model, [*sentences, "Word"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.edit import Edit
-from errata.stream import from_counterfact
+from errata.formats.counterfact import flat
 from errata.testbed.corpus import check_part, check_split
 
 NUM_PLAIN = 800  # plain sentences to train on; those after them are held out
@@ -106,7 +106,7 @@ class CounterFact:
         if count > len(chosen):
             raise ValueError(f"the corpus has {len(chosen)} {split} facts to edit, fewer than {count}")
         order = random.Random(f"counterfact {split} {seed}").sample(range(len(chosen)), count)
-        return [from_counterfact(chosen[i]) for i in order]
+        return [flat(chosen[i]) for i in order]
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
         """Every edit of the split once."""

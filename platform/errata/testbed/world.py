@@ -182,7 +182,7 @@ class World:
         other = rng.choice([r for r in PHRASINGS if r != relation])
         portability: tuple[Probe, ...] = ()
         if relation == "city":
-            portability = (Probe(TWO_HOP[0].format(s=subject), self.country_of[target]),)
+            portability = (Probe(TWO_HOP[0].format(s=subject), self.country_of[target], "two_hop"),)
         return Edit(
             prompt=edit_phrasing,
             target=target,

@@ -1,0 +1,150 @@
+"""A stream of a million edits from Parquet, one by one and validated: `make bench-stream`.
+
+The file is made here, of invented facts with a subject, a rephrasing, a locality probe and an id each. Every reading is a
+process of its own that has imported no more than `errata.stream`, and its memory is the highest that Linux saw resident in
+it. Beside it, what looking for contradictions adds (`errata data check`), and the same edits read from JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from errata.edit import Edit, Probe
+from errata.stream import read_edits, write_parquet
+
+RELATIONS = (
+    ("The mother tongue of {} is", "Where {} is from, people speak"),
+    ("{} was born in the city of", "The city in which {} was born is"),
+    ("{} works in the field of", "The field that {} works in is"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`num_json` of the edits are also read from JSON lines; a reading is played `repeats` times, and their median counts."""
+
+    num_edits: int = 1_000_000
+    num_json: int = 200_000
+    repeats: int = 3
+    seed: int = 0
+
+
+def invented(count: int, seed: int) -> Iterator[Edit]:
+    """Edits as long as CounterFact's, no two about the same fact."""
+    draw = random.Random(seed)
+    for number in range(count):
+        prompt, rephrasing = RELATIONS[number % len(RELATIONS)]
+        subject = f"{draw.choice(('Ada', 'Boris', 'Chen', 'Dana'))} Person {number}"
+        neighbour = Probe(prompt.format(f"Neighbour {draw.randrange(count)}"), f"answer {draw.randrange(1000)}")
+        target = f"answer {draw.randrange(1000)}"
+        yield Edit(prompt.format(subject), target, subject, (rephrasing.format(subject),), (neighbour,), id=f"edit-{number}")
+
+
+def read(path: str, looks_for_conflicts: bool) -> dict[str, float]:
+    """What one process needs to take every edit of a file: seconds, seconds of its CPU, and its highest memory in bytes."""
+    started, used = time.perf_counter(), time.process_time()
+    if looks_for_conflicts:
+        from errata.reading.duplicates import Watch
+
+        watch = Watch()
+        for edit in read_edits(path):
+            watch.see(edit)
+        assert watch.repetitions().num_conflicts == 0
+        count = len(watch)
+    else:
+        count = sum(1 for _ in read_edits(path))
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return {
+        "num_edits": count,
+        "wall_s": time.perf_counter() - started,
+        "cpu_s": time.process_time() - used,
+        "peak_bytes": peak,
+    }
+
+
+def in_new_process(path: Path, looks_for_conflicts: bool = False) -> dict[str, float]:
+    """`read` in an interpreter that has nothing else loaded: not torch, which the reports import."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.records",
+        "--read",
+        str(path),
+        *(["--conflicts"] if looks_for_conflicts else []),
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def row(name: str, played: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over the readings; `records_per_cpu_s` is what an idle machine would come near to."""
+    return {
+        "what": name,
+        "num_edits": int(played[0]["num_edits"]),
+        "records_per_s": round(median(one["num_edits"] / one["wall_s"] for one in played)),
+        "records_per_cpu_s": round(median(one["num_edits"] / one["cpu_s"] for one in played)),
+        "peak_rss_mb": round(max(one["peak_bytes"] for one in played) / 1e6),
+    }
+
+
+def measure(settings: Settings, folder: Path) -> list[dict[str, Any]]:
+    parquet, lines = folder / "edits.parquet", folder / "edits.jsonl"
+    started = time.perf_counter()
+    write_parquet(invented(settings.num_edits, settings.seed), parquet)
+    print(f"{settings.num_edits:,} edits made and written in {time.perf_counter() - started:.0f} s")
+    with lines.open("w") as out:
+        out.writelines(json.dumps(edit.to_json()) + "\n" for edit in invented(settings.num_json, settings.seed))
+    return [
+        row("Parquet, edits", [in_new_process(parquet) for _ in range(settings.repeats)]),
+        row("Parquet, edits and conflicts", [in_new_process(parquet, looks_for_conflicts=True)]),
+        row("JSON lines, edits", [in_new_process(lines) for _ in range(settings.repeats)]),
+    ]
+
+
+def run(settings: Settings, command: str) -> Path:
+    """Everything, printed and written to `$ERRATA_HOME/bench-stream/report.json`."""
+    from benchmarks.report import console, show, write_report
+    from errata.hardware import hardware
+
+    about = {"command": command, "seed": settings.seed, "hardware": hardware()}
+    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(settings, Path(folder))
+    show(
+        "Edits taken one by one, validated",
+        rows,
+        "MB of 10^6 bytes, the whole process; per CPU second: without waiting for others.",
+    )
+    figures = {name: rows[0][name] for name in ("records_per_s", "records_per_cpu_s", "peak_rss_mb")}
+    return write_report("bench-stream", rows, **about, settings=asdict(settings), **figures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A million edits from Parquet.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--edits", type=int, default=Settings.num_edits)
+    parser.add_argument("--read", help=argparse.SUPPRESS)
+    parser.add_argument("--conflicts", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.read:
+        print(json.dumps(read(given.read, given.conflicts)))
+        return
+    settings = Settings(num_edits=given.edits, num_json=min(given.edits, Settings.num_json), seed=given.seed)
+    run(settings, f"make bench-stream ARGS='--seed={given.seed} --edits={given.edits}'")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""General ability of an exported checkpoint, by lm-eval (EleutherAI's harness): does it still answer GLUE and MMLU?
+
+An optional extra. A task is one of the YAML files of a folder, its data beside it, and then nothing is downloaded; or a name
+that lm-eval knows, whose data it takes from the Hugging Face cache or from the network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+TASKS = Path(__file__).parent / "tasks"
+_NEEDED = {"hf": ("lm_eval", "accelerate"), "vllm": ("lm_eval", "vllm")}
+
+
+def measure(
+    model: Path,
+    tasks: Sequence[str],
+    backend: str = "hf",
+    task_folder: Path = TASKS,
+    limit: int | None = None,
+    shots: int | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """What lm-eval finds, as JSON: for each task its scores, their standard errors and how many records they are of.
+
+    `limit`: that many records of each task; `shots`: examples before each question, None for what the task says. Raises
+    `ValueError` naming what is wrong with the model, a task or its data, and if lm-eval is not installed.
+    """
+    if not (model / "config.json").exists():
+        raise ValueError(
+            f"{model} is no Hugging Face checkpoint: it has no config.json; `errata export` writes one of a version"
+        )
+    if backend not in _NEEDED:
+        raise ValueError(f"the backend is {' or '.join(_NEEDED)}, not {backend!r}")
+    if not tasks or (limit is not None and limit < 1) or (shots is not None and shots < 0):
+        raise ValueError(f"at least one task, one record (not {limit}) and no fewer than 0 shots ({shots}) are needed")
+    if missing := [name for name in _NEEDED[backend] if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"not installed: {', '.join(missing)}; pip install 'errata[eval]', or 'lm-eval[hf]' beside errata")
+    chosen = [local_task(task_folder, name) or name for name in tasks]
+    _stay_offline(all(isinstance(task, dict) for task in chosen))
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=not all(isinstance(task, dict) for task in chosen))
+    if unknown := [task for task in chosen if isinstance(task, str) and task not in manager.all_tasks]:
+        own = ", ".join(sorted(path.stem for path in task_folder.glob("*.yaml"))) or "none"
+        raise ValueError(
+            f"no task is called {', '.join(unknown)}; {task_folder} has {own}, and lm-eval does not know it, either"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers, about its own defaults
+        found = simple_evaluate(
+            model=backend,
+            model_args=_arguments(model, backend, dtype),
+            tasks=chosen,
+            task_manager=manager,
+            limit=limit,
+            num_fewshot=shots,
+            device=device if backend == "hf" else None,
+            batch_size=16 if backend == "hf" else "auto",
+            bootstrap_iters=1000,
+            log_samples=False,
+        )
+    assert found is not None  # only another rank of a distributed run gets nothing
+    return _summary(found, model, backend, limit)
+
+
+def local_task(folder: Path, name: str) -> dict[str, Any] | None:
+    """The task of FOLDER/NAME.yaml, its data files by their whole paths; None if there is no such file.
+
+    Raises `ValueError` for a file that is no YAML of a task, and for data that is not there.
+    """
+    import yaml
+
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        return None
+    try:
+        task = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as wrong:
+        raise ValueError(f"{path} cannot be read: {wrong}") from None
+    if not isinstance(task, dict) or "dataset_path" not in task:
+        raise ValueError(f"{path} is no task of lm-eval: it has no dataset_path")
+    files = (task.get("dataset_kwargs") or {}).get("data_files")
+    if files is None:
+        return task
+    if not isinstance(files, dict):
+        raise ValueError(f"{path}: data_files gives a file for each split, such as `test: questions.jsonl`")
+    whole = {split: path.parent / file for split, file in files.items()}
+    if missing := [str(file) for file in whole.values() if not file.exists()]:
+        raise ValueError(f"{path}: there is no file {', '.join(missing)}")
+    kwargs = {**task["dataset_kwargs"], "data_files": {split: str(file.resolve()) for split, file in whole.items()}}
+    return {**task, "task": name, "dataset_kwargs": kwargs}
+
+
+def save(found: dict[str, Any], directory: Path) -> Path:
+    """ability.json; returns its path."""
+    path = directory / "ability.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    return path
+
+
+def _stay_offline(everything_is_here: bool) -> None:
+    """Libraries that look for newer data at every start are told not to; only before they are first imported do they listen."""
+    if everything_is_here:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+            os.environ.setdefault(name, "1")
+
+
+def _arguments(model: Path, backend: str, dtype: str) -> dict[str, Any]:
+    arguments = {"pretrained": str(model), "dtype": dtype}
+    return arguments if backend == "hf" else {**arguments, "gpu_memory_utilization": 0.8}
+
+
+def _summary(found: dict[str, Any], model: Path, backend: str, limit: int | None) -> dict[str, Any]:
+    """lm-eval calls a score `acc,none`, after a filter that nobody asked for, and its error `acc_stderr,none`."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for name, result in found["results"].items():
+        numbers = {key.removesuffix(",none"): value for key, value in result.items() if isinstance(value, float)}
+        tasks[name] = {**numbers, "num_records": found["n-samples"].get(name, {}).get("effective")}
+    versions = {package: version(package) for package in ("lm_eval", "transformers")}
+    return {"model": str(model), "backend": backend, "limit": limit, "tasks": tasks, "versions": versions}

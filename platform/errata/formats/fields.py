@@ -1,0 +1,102 @@
+"""Taking a field out of a record of somebody else's making: the value, or `EditRejected` that names the field and what it
+should be.
+
+A field inside a field is named by a path, `requested_rewrite.target_new.str`. What stands as null counts as not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from errata.edit import EditRejected
+
+Record = Mapping[str, Any]
+
+
+def value(record: Record, path: str) -> Any:
+    """What stands at `path`, or None. Raises `EditRejected` if something on the way is not an object."""
+    found: Any = record
+    passed: list[str] = []
+    for name in path.split("."):
+        if found is None:
+            return None
+        if not isinstance(found, Mapping):
+            raise EditRejected(f"must be an object, not {_kind(found)}", field=".".join(passed) or path)
+        found = found.get(name)
+        passed.append(name)
+    return found
+
+
+def string(record: Record, path: str) -> str:
+    """A string, which may be empty."""
+    found = value(record, path)
+    if not isinstance(found, str):
+        raise EditRejected(f"must be given as a string{_instead(found)}", field=path)
+    return found
+
+
+def text(record: Record, path: str) -> str:
+    """A string of more than white space."""
+    found = string(record, path)
+    if not found.strip():
+        raise EditRejected("is empty; give the text", field=path)
+    return found
+
+
+def optional_text(record: Record, path: str) -> str | None:
+    """None also for an empty string, which several datasets write for what they do not have."""
+    return None if value(record, path) in (None, "") else text(record, path)
+
+
+def texts(record: Record, path: str) -> tuple[str, ...]:
+    """A list of strings, none of them empty; an empty list if the field is not there."""
+    found = value(record, path)
+    if found is None:
+        return ()
+    if not isinstance(found, list):
+        raise EditRejected(f"must be a list of strings{_instead(found)}", field=path)
+    for index, one in enumerate(found):
+        if not isinstance(one, str):
+            raise EditRejected(f"must be a string, not {_kind(one)}", field=f"{path}[{index}]")
+        if not one.strip():
+            raise EditRejected("is empty; leave it out", field=f"{path}[{index}]")
+    return tuple(found)
+
+
+def objects(record: Record, path: str) -> list[Record]:
+    """A list of objects; an empty list if the field is not there."""
+    found = value(record, path)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise EditRejected(f"must be a list of objects{_instead(found)}", field=path)
+    for index, one in enumerate(found):
+        if not isinstance(one, Mapping):
+            raise EditRejected(f"must be an object, not {_kind(one)}", field=f"{path}[{index}]")
+    return found
+
+
+def first(record: Record, path: str) -> str:
+    """The first string of a list that must have one."""
+    found = texts(record, path)
+    if not found:
+        raise EditRejected("must be a list of at least one string", field=path)
+    return found[0]
+
+
+def identity(record: Record, path: str, prefix: str) -> str | None:
+    """`PREFIX-ID` where the record has an id, a number or a string."""
+    found = value(record, path)
+    return f"{prefix}-{found}" if isinstance(found, (int, str)) else None
+
+
+def _instead(found: Any) -> str:
+    return "" if found is None else f", not {_kind(found)}"
+
+
+def _kind(found: Any) -> str:
+    if found is None:
+        return "null"
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", int: "a number", float: "a number"}
+    return names.get(type(found), type(found).__name__)

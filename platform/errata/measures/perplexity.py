@@ -1,0 +1,67 @@
+"""Perplexity on sentences that state no fact: whether a model still writes as it did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import torch
+
+from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, encode
+from errata.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Perplexities:
+    """exp(mean -log p of every token but the first), by sentence; infinite where the model's numbers are not finite."""
+
+    by_sentence: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """What papers report; one sentence that an edit broke rules it."""
+        return fmean(self.by_sentence)
+
+    @property
+    def median(self) -> float:
+        return float(median(self.by_sentence))
+
+    @property
+    def mean_log(self) -> float:
+        """exp(mean log): the geometric mean, between the two others in how it takes an outlier."""
+        return math.exp(fmean(map(math.log, self.by_sentence)))
+
+    @property
+    def max(self) -> float:
+        return max(self.by_sentence)
+
+
+@torch.no_grad()
+def perplexities(language_model: LanguageModel, sentences: Sequence[str], batch_size: int = 64) -> Perplexities:
+    """Raises `ValueError` without sentences, and for one of a single word: it has no perplexity."""
+    if not sentences:
+        raise ValueError("perplexity needs at least one sentence")
+    if short := [sentence for sentence in sentences if len(sentence.split()) < 2]:
+        raise ValueError(f"a sentence needs two words to have a perplexity; these do not have them: {short[:5]}")
+    found: list[float] = []
+    for start in range(0, len(sentences), batch_size):
+        encoded = _whole(language_model, sentences[start : start + batch_size])
+        nll_T = answer_nll(answer_log_probs(language_model.module, encoded), encoded)
+        counts = (encoded.labels_BS != IGNORED).sum(1).tolist()
+        found += [float(part.mean().exp().nan_to_num(math.inf, math.inf)) for part in nll_T.split(counts)]
+    return Perplexities(tuple(found))
+
+
+def perplexity(language_model: LanguageModel, sentences: Sequence[str], batch_size: int = 64) -> float:
+    """The median over sentences: one that an edit broke would otherwise hide all others. Raises as `perplexities` does."""
+    return perplexities(language_model, sentences, batch_size).median
+
+
+def _whole(language_model: LanguageModel, sentences: Sequence[str]) -> Encoded:
+    heads, tails = zip(*(sentence.strip().split(" ", 1) for sentence in sentences), strict=True)
+    encoded = encode(language_model.tokenizer, heads, tails, language_model.device, eos=False)
+    labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), IGNORED)
+    labels_BS[:, 0] = IGNORED
+    return Encoded(encoded.input_ids_BS, encoded.attention_mask_BS, labels_BS)

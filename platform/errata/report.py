@@ -1,0 +1,55 @@
+"""`errata report`: one HTML page about a ledger or a benchmark, whole in itself, and its figures as PNGs beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from errata.reports.page import Page, html
+
+PAGE = "index.html"
+
+
+def page_of(path: str | Path) -> Page:
+    """What there is to say about the ledger or the benchmark in folder `path`.
+
+    Raises `FileNotFoundError` if there is no such folder, `ValueError` if it holds neither or a file of it is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path}")
+    if _is_ledger(path):
+        from errata.reports.ledger_page import ledger_page
+
+        return ledger_page(path)
+    if _is_benchmark(path):
+        from errata.reports.benchmark_page import benchmark_page
+
+        return benchmark_page(path)
+    inside = [str(one) for one in sorted(path.iterdir()) if one.is_dir() and (_is_ledger(one) or _is_benchmark(one))]
+    hint = f"; did you mean {' or '.join(inside[:3])}?" if inside else ""
+    raise ValueError(f"{path} is neither a ledger (no versions/00000000) nor a benchmark's folder (no rows.parquet){hint}")
+
+
+def write_report(path: str | Path, out: str | Path | None = None) -> Path:
+    """Write `index.html` and the PNGs into `out`, or into `report` inside `path`; the path of the page.
+
+    Raises what `page_of` raises, and `OSError` where `out` cannot be written. Files there of the same names are replaced.
+    """
+    folder = Path(path) / "report" if out is None else Path(out)
+    page = page_of(path)
+    text = html(page)
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in page.pictures:
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
+    target = folder / PAGE
+    temporary = target.with_name(f".{PAGE}")
+    temporary.write_text(text, encoding="utf-8")
+    return temporary.replace(target)
+
+
+def _is_ledger(path: Path) -> bool:
+    return (path / "versions" / "00000000").is_dir()
+
+
+def _is_benchmark(path: Path) -> bool:
+    return (path / "rows.parquet").is_file()

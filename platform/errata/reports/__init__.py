@@ -1,0 +1,1 @@
+"""Pages about a ledger or a benchmark: `errata.report` writes them."""

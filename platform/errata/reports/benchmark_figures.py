@@ -1,0 +1,156 @@
+"""The figures of a benchmark's page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from errata.reports.answers import Pair
+from errata.reports.figures import GRID, INK, MUTED, PALETTE, Drawn, Picture, logarithmic, picture
+from errata.reports.page import Series
+from errata.rows import Row
+from errata.standings import COLUMNS, Standing, curves
+
+MANY = 6  # editors whose bands can be told apart
+SHARES = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention", "harmonic_mean")
+
+
+def series_of(editors: Sequence[str]) -> list[Series]:
+    """Colours and lines as `standings.curves` draws them: the first, the model as it is, grey."""
+    named = [
+        (f"var(--s{index % len(PALETTE)})", "solid" if index < len(PALETTE) else "dotted") for index in range(len(editors))
+    ]
+    return [Series(name, *style) for name, style in zip(editors, [("var(--muted)", "dashed"), *named], strict=False)]
+
+
+def curve_picture(rows: Sequence[Row], name: str, title: str, editors: Sequence[str]) -> Picture | None:
+    """A column against the number of edits, or None if no row has it."""
+    if all(getattr(row, name) is None for row in rows):
+        return None
+
+    def draw(axes: Any) -> Drawn:
+        drawn = curves(axes, rows, name)
+        for _, band in drawn.values() if len(drawn) > MANY else ():
+            band.set_alpha(0.6 / len(drawn))
+        axes.set(title=title, xlabel="edits so far")
+        if name in SHARES:
+            axes.set_ylim(-0.03, 1.03)
+        elif _spans(rows, name) > 5:
+            logarithmic(axes.yaxis, _spans(rows, name))
+        return drawn
+
+    return picture(name, _alt(rows, name, title), draw, series=editors)
+
+
+def _spans(rows: Sequence[Row], name: str) -> float:
+    """The largest finite value by the smallest above 0."""
+    values = [v for row in rows if (v := getattr(row, name)) is not None and math.isfinite(v) and v > 0]
+    return max(values, default=1.0) / min(values, default=1.0)
+
+
+def _alt(rows: Sequence[Row], name: str, title: str) -> str:
+    last = max(row.edits for row in rows)
+    found = [(getattr(row, name), row.editor) for row in rows if row.edits == last and getattr(row, name) is not None]
+    edited = [one for one in found if one[1] != rows[0].editor]
+    if not edited:
+        return f"{title.capitalize()} over the edits."
+    (low, least), (high, most) = min(edited), max(edited)
+    count = len({editor for _, editor in edited})
+    return (
+        f"{title.capitalize()} over the edits, {count} editors; after {last} from {low:.3g} ({least}) to {high:.3g} ({most})."
+    )
+
+
+def trade_picture(found: Sequence[Standing], editors: Sequence[str]) -> Picture | None:
+    """Time of an edit against the harmonic mean, at the last checkpoint; None if no editor was timed."""
+    timed = []
+    for one in found:
+        time, score = one.spreads["edit_ms"], one.spreads["harmonic_mean"]
+        if time is not None and score is not None and time.mean > 0:
+            timed.append((one.editor, time.mean, score.mean))
+    if not timed:
+        return None
+
+    def draw(axes: Any) -> None:
+        times = [x for _, x, _ in timed]
+        logarithmic(axes.xaxis, max(times) / min(times))
+        for editor, x, y in timed:
+            place = editors.index(editor) - 1
+            marker = "o" if place < len(PALETTE) else "s"
+            (dot,) = axes.plot([x], [y], marker, color=PALETTE[place % len(PALETTE)], markersize=7)
+            dot.set_gid(f"series-{place + 1}")
+        axes.set(xlabel="ms per edit", ylabel="harmonic mean", ylim=(-0.03, 1.06), xlim=(min(times) / 1.3, max(times) * 1.9))
+        axes.grid(alpha=0.6)
+        _label(axes, timed, editors)
+
+    best = max(timed, key=lambda one: one[2])
+    alt = f"Milliseconds per edit against the harmonic mean of {len(timed)} editors; "
+    alt += f"the best, {best[0]}, takes {best[1]:.3g} ms and scores {best[2]:.3f}."
+    return picture("time", alt, draw, "To the left is faster, up is better.", size=(9, 4.6), wide=True)
+
+
+def _label(axes: Any, timed: Sequence[tuple[str, float, float]], editors: Sequence[str]) -> None:
+    """Names beside the dots, each at the first of some places where it covers neither a name nor a dot."""
+    from matplotlib.transforms import Bbox
+
+    figure = axes.figure
+    figure.draw_without_rendering()
+    dots = [axes.transData.transform((x, y)) for _, x, y in timed]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in dots]
+    places = [(sign * 7, 11 * step, "left" if sign > 0 else "right") for step in (0, 1, -1, 2, -2, 3, -3) for sign in (1, -1)]
+    for editor, x, y in timed:
+        for dx, dy, side in places:
+            text = axes.annotate(
+                editor,
+                (x, y),
+                (dx, dy),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=8,
+                gid=f"series-{editors.index(editor)}",
+            )
+            box = text.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
+        else:
+            axes.annotate(editor, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def pair_picture(found: Sequence[Pair], kind: str) -> Picture | None:
+    """The first editor against every other: a bar for each, divided by who is right."""
+    leader = found[0].first if found else ""
+    own = [pair for pair in found if pair.first == leader]
+    if not own:
+        return None
+    parts = {
+        "both are right": ([p.both for p in own], GRID),
+        f"only {leader}": ([p.only_first for p in own], PALETTE[0]),
+        "only the other": ([p.only_second for p in own], PALETTE[1]),
+        "neither": ([p.neither for p in own], MUTED),
+    }
+
+    def draw(axes: Any) -> None:
+        begin = [0] * len(own)
+        for label, (values, colour) in parts.items():
+            axes.barh(
+                [p.second for p in own], values, left=begin, color=colour, edgecolor=INK, linewidth=0.6, label=label, height=0.7
+            )
+            begin = [b + v for b, v in zip(begin, values, strict=True)]
+        axes.invert_yaxis()
+        axes.set(xlabel="questions", xlim=(0, max(begin)))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+
+    closest = min(own, key=lambda p: abs(p.only_first - p.only_second))
+    alt = (
+        f"{leader} against {len(own)} editors, {kind}; the closest is {closest.second}: {closest.both} both right, "
+        f"{closest.only_first} only {leader}, {closest.only_second} only {closest.second}, {closest.neither} neither."
+    )
+    return picture(f"pairs-{kind}", alt, draw, size=(9, 1.2 + 0.28 * len(own)), wide=True)
+
+
+TITLES = {name: COLUMNS[name] for name in SHARES} | {"ppl_ratio": "perplexity / base"}

@@ -1,0 +1,166 @@
+"""What a ledger's files tell of it: where each version stands, what the guard said, how the head was moved, which edits failed.
+
+Ledgers of earlier formats say less: what a scorecard lacks is None here, and nothing is made up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from errata.edit import EditRejected
+from errata.ledger import Ledger, UnknownVersion, Version
+
+Outcome = Literal["published", "warned", "refused"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A version, and the number of edits that were made up to and with it; `is_main` if the newest version comes from it."""
+
+    version: Version
+    edits: int
+    is_main: bool
+
+    def share(self, name: str) -> float | None:
+        return number(self.version.scorecard, name)
+
+
+@dataclass(frozen=True)
+class Event:
+    """The guard's word on an update: it became `version`, or it was refused, and then `version` is the one it was made on."""
+
+    time: str
+    outcome: Outcome
+    version: int
+    what: str
+    reasons: tuple[str, ...]
+    scores: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Move:
+    """The head was moved by hand, when `after` was the newest version."""
+
+    time: str
+    before: int
+    version: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An edit that the version which made it does not answer by its target, and what it says instead."""
+
+    version: int
+    prompt: str
+    target: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class History:
+    """All of it, in the order of time. `points` are without version 0, which holds no edits."""
+
+    directory: Path
+    base: Mapping[str, Any]
+    head: int
+    started: str
+    points: tuple[Point, ...]
+    events: tuple[Event, ...]
+    moves: tuple[Move, ...]
+
+    @classmethod
+    def read(cls, directory: str | Path) -> History:
+        """Raises `FileNotFoundError` if no ledger is there, `ValueError` naming a version whose files are damaged."""
+        ledger = Ledger.open(directory)
+        versions = list(_versions(ledger))
+        made = [_published(version) for version in versions[1:]]
+        events = sorted([*made, *map(_refused, ledger.refusals())], key=lambda event: event.time)
+        points = _points(versions)
+        return cls(
+            Path(directory),
+            ledger.base,
+            ledger.head,
+            versions[0].created,
+            points,
+            tuple(events),
+            tuple(_moves(ledger.directory)),
+        )
+
+    @property
+    def main(self) -> list[Point]:
+        return [point for point in self.points if point.is_main]
+
+    @property
+    def failed(self) -> list[Failed]:
+        """The newest first."""
+        found = []
+        for point in reversed(self.points):
+            for one in point.version.scorecard.get("failed") or ():
+                words = (str(one.get(name, "")) for name in ("prompt", "target", "answer"))
+                found.append(Failed(point.version.number, *words))
+        return found
+
+    def edits_at(self, version: int) -> int:
+        """How many edits `version` holds."""
+        return next((point.edits for point in self.points if point.version.number == version), 0)
+
+
+def number(card: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of a scorecard, if it has it."""
+    value = card.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _versions(ledger: Ledger) -> Iterator[Version]:
+    for one in range(ledger.newest + 1):
+        try:
+            yield ledger.version(one)
+        except (UnknownVersion, FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, EditRejected, TypeError) as wrong:
+            raise ValueError(f"version {one} of the ledger in {ledger.directory} cannot be read: {wrong}") from None
+
+
+def _points(versions: Sequence[Version]) -> tuple[Point, ...]:
+    edits = {0: 0}
+    for version in versions[1:]:
+        edits[version.number] = edits.get(version.parent or 0, 0) + len(version.edits)
+    main: set[int] = set()
+    ancestor = versions[-1].number
+    while ancestor:
+        main.add(ancestor)
+        ancestor = versions[ancestor].parent or 0
+    return tuple(Point(version, edits[version.number], version.number in main) for version in versions[1:])
+
+
+def _published(version: Version) -> Event:
+    warnings = tuple(str(warning) for warning in version.scorecard.get("warnings") or ())
+    count = len(version.edits)
+    what = f"{count} edit{'' if count == 1 else 's'}"
+    return Event(version.created, "warned" if warnings else "published", version.number, what, warnings, version.scorecard)
+
+
+def _refused(record: Mapping[str, Any]) -> Event:
+    edit = record.get("edit") or {}
+    where = f"{record['field']}: " if record.get("field") else ""
+    reason = where + str(record.get("reason", "")).removeprefix("the guard refuses it: ")
+    what = f"{edit.get('prompt', '')} → {edit.get('target', '')}"
+    return Event(
+        str(record.get("time", "")), "refused", int(record.get("parent") or 0), what, (reason,), record.get("scores") or {}
+    )
+
+
+def _moves(directory: Path) -> Iterator[Move]:
+    path = directory / "moves.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            move = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a crash may have left half a line
+        yield Move(move["time"], int(move["before"]), int(move["version"]), int(move["after"]))

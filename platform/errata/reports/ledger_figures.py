@@ -1,0 +1,223 @@
+"""The figures of a ledger's page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+from errata.guard import Limit
+from errata.reports.figures import BAD, INK, MUTED, OK, PALETTE, WARN, Drawn, Picture, logarithmic, picture
+from errata.reports.history import History, Move, Point, number
+
+MOST_POINTS = 80
+MOST_MOVES = 12
+Group = Sequence[Point]
+
+
+def grouped(points: Sequence[Point], most: int = MOST_POINTS) -> list[Group]:
+    """Runs of consecutive versions, all of one length but the last, and no more than `most` of them."""
+    size = max(1, -(-len(points) // most))
+    return [points[i : i + size] for i in range(0, len(points), size)]
+
+
+@cache
+def wilson(right: int, asked: int) -> tuple[float, float]:
+    """The 95 % interval of a share, after Wilson (1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, asked).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def score_picture(history: History, name: str, title: str) -> Picture | None:
+    """A share over the edits, or None if no version has it. For efficacy the counts are known, and so its interval."""
+    groups = [[p for p in group if p.share(name) is not None] for group in grouped(history.main)]
+    groups = [group for group in groups if group]
+    aside = [(p.edits, p.share(name)) for p in history.points if not p.is_main and p.share(name) is not None]
+    if not groups and not aside:
+        return None
+    x = [group[-1].edits for group in groups]
+    y = [_pooled(group, name) for group in groups]
+
+    def draw(axes: Any) -> None:
+        axes.plot(x, y, color=PALETTE[0], marker="o", markersize=3.5)
+        if name == "efficacy" and groups:
+            low, high = zip(*(_interval(group, share) for group, share in zip(groups, y, strict=True)), strict=True)
+            axes.fill_between(x, low, high, color=PALETTE[0], alpha=0.18, linewidth=0)
+        _beside(axes, aside)
+        axes.set(title=title, ylim=(-0.03, 1.03), xlabel="edits so far")
+        axes.grid(alpha=0.6)
+
+    ends = f" from {y[0]:.3f} after {x[0]} edits to {y[-1]:.3f} after {x[-1]}; lowest {min(y):.3f}" if y else ""
+    return picture(name, f"{title.capitalize()} over the edits{ends}.", draw)
+
+
+def _pooled(group: Group, name: str) -> float:
+    """The mean over the edits of the group."""
+    weights = [max(1, len(point.version.edits)) for point in group]
+    return fmean([point.share(name) or 0.0 for point in group], weights)
+
+
+def _interval(group: Group, share: float) -> tuple[float, float]:
+    asked = sum(max(1, len(point.version.edits)) for point in group)
+    return wilson(round(share * asked), asked)
+
+
+def _beside(axes: Any, points: Sequence[tuple[int, float | None]]) -> None:
+    """Versions of branches that were left: hollow, and joined to nothing."""
+    axes.plot([x for x, _ in points], [y for _, y in points], "o", color=MUTED, markerfacecolor="none", markersize=4)
+
+
+def limit_picture(history: History, name: str, title: str, limit: Limit) -> Picture | None:
+    """The worst of each group of versions, and what was refused, against the guard's limits; None if it was never measured."""
+    groups = [[v for p in group if (v := p.share(name)) is not None] for group in grouped(history.main)]
+    found = [(g[-1].edits, max(v)) for g, v in zip(grouped(history.main), groups, strict=True) if v]
+    refused = [
+        (history.edits_at(event.version), value)
+        for event in history.events
+        if event.outcome == "refused" and (value := number(event.scores, name)) is not None
+    ]
+    aside = [(p.edits, p.share(name)) for p in history.points if not p.is_main and p.share(name) is not None]
+    if not found and not refused:
+        return None
+    largest = max(value for _, value in [*found, *refused])
+
+    def draw(axes: Any) -> None:
+        axes.plot([x for x, _ in found], [y for _, y in found], color=PALETTE[0], marker="o", markersize=3.5)
+        axes.plot([x for x, _ in refused], [y for _, y in refused], "x", color=BAD, markersize=6, markeredgewidth=1.6)
+        _beside(axes, aside)
+        _draw_limit(axes, limit)
+        if largest > 4 * limit.refuse:
+            logarithmic(axes.yaxis, largest)
+        axes.set(title=title, xlabel="edits so far")
+        axes.margins(y=0.12)
+        axes.grid(alpha=0.6)
+
+    worst = f", {max(y for _, y in found):.3g} at most" if found else ""
+    what = f"{len(refused)} refused updates are crosses" if refused else "no refused update has one"
+    alt = f"{title.capitalize()} of the versions over the edits{worst}; {what}. "
+    alt += f"The guard warns above {limit.warn:g} and refuses above {limit.refuse:g}."
+    return picture(name, alt, draw)
+
+
+def _draw_limit(axes: Any, limit: Limit) -> None:
+    for bound, colour, word in ((limit.warn, WARN, "warns"), (limit.refuse, BAD, "refuses")):
+        if word == "refuses" or limit.warn < limit.refuse:
+            axes.axhline(bound, color=colour, linestyle="--", linewidth=1.2)
+            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+            axes.annotate(f"{word}: {bound:g}", (1, bound), (0, 2), color=colour, **place)
+
+
+def module_picture(
+    history: History, modules: Sequence[str], field: str, title: str, limit: Limit | None = None
+) -> Picture | None:
+    """A number of each module over the edits, the last of each group of versions, and the limit where one is anywhere near."""
+    read = _norms if field == "norms" else _of_card(field)
+    ends = [group[-1] for group in grouped(history.main)]
+    found = {m: [(p.edits, v) for p in ends if (v := read(p, m)) is not None] for m in modules}
+    found = {module: values for module, values in found.items() if values}
+    if not found:
+        return None
+
+    def draw(axes: Any) -> Drawn:
+        drawn = {}
+        for module, values in found.items():
+            style = module_style(modules.index(module))
+            x, y = zip(*values, strict=True)
+            drawn[module] = axes.plot(x, y, color=style[0], linestyle=style[1], marker="o", markersize=3, label=module)
+        if limit is not None and max(v for values in found.values() for _, v in values) > limit.refuse / 3:
+            _draw_limit(axes, limit)
+        axes.set(title=title, xlabel="edits so far")
+        axes.grid(alpha=0.6)
+        return drawn
+
+    last = {module: values[-1][1] for module, values in found.items()}
+    most = max(last, key=lambda module: last[module])
+    alt = f"{title.capitalize()} of {len(found)} modules over the edits; at the end {last[most]:.3g} of {most} is the largest."
+    return picture(field, alt, draw, series=modules)
+
+
+def module_style(index: int) -> tuple[str, str]:
+    """Colour and line of the module with this number."""
+    return PALETTE[index % len(PALETTE)], "-" if index < len(PALETTE) else ":"
+
+
+def _of_card(field: str) -> Callable[[Point, str], float | None]:
+    return lambda point, module: number(point.version.scorecard.get(field) or {}, module)
+
+
+def _norms(point: Point, module: str) -> float | None:
+    return number(point.version.norms, module)
+
+
+def strip_picture(history: History) -> Picture:
+    """One mark for every word of the guard, in the order of time."""
+    rows = {"published": (OK, "o"), "warned": (WARN, "^"), "refused": (BAD, "x")}
+    places = {outcome: [i for i, event in enumerate(history.events, 1) if event.outcome == outcome] for outcome in rows}
+
+    def draw(axes: Any) -> None:
+        for y, (outcome, (colour, marker)) in enumerate(rows.items()):
+            x = places[outcome]
+            axes.scatter(x, [-y] * len(x), s=34, color=colour, marker=marker, alpha=0.8, rasterized=len(x) > 1000)
+        axes.set_yticks([0, -1, -2], [f"{outcome} ({len(places[outcome])})" for outcome in rows])
+        axes.set(ylim=(-2.6, 0.6), xlabel="updates in the order of time")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(axis="y", alpha=0.6)
+
+    counts = ", ".join(f"{len(found)} {outcome}" for outcome, found in places.items())
+    return picture("guard", f"The guard's word on {len(history.events)} updates: {counts}.", draw, size=(10, 1.9), wide=True)
+
+
+def chain_picture(history: History) -> Picture:
+    """Versions from left to right, a lane for every branch; below, the newest moves of the head, each an arrow of its own."""
+    from matplotlib.collections import LineCollection
+
+    lane, moves = _lanes(history), list(enumerate(history.moves, 1))[-MOST_MOVES:]
+    lowest = max(lane.values())
+
+    def draw(axes: Any) -> None:
+        edges = [(point.version.parent or 0, point.version.number) for point in history.points]
+        lines = [[(parent, -lane[parent]), (child, -lane[child])] for parent, child in edges]
+        colours = [INK if point.is_main else MUTED for point in history.points]
+        axes.add_collection(LineCollection(lines, colors=colours, zorder=1, rasterized=len(lines) > 1000))
+        for is_main, colour in ((True, INK), (False, MUTED)):
+            shown = [n for n in lane if (n == 0 or history.points[n - 1].is_main) == is_main]
+            size = 8 if len(lane) > MOST_POINTS else 36
+            axes.scatter(shown, [-lane[n] for n in shown], s=size, color=colour, zorder=2, rasterized=len(shown) > 1000)
+        place = (history.head, -lane[history.head])
+        axes.scatter(*place, s=170, facecolor="none", edgecolor=PALETTE[0], linewidth=2, zorder=3)
+        axes.annotate("head", place, (0, 12), textcoords="offset points", ha="center", color=PALETTE[0])
+        for row, (number_of, move) in enumerate(moves):
+            _arrow(axes, move, number_of, -lowest - 0.8 - 0.6 * row)
+        axes.set(xlabel="version", yticks=[], ylim=(-lowest - 0.8 - 0.6 * len(moves), 0.9))
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    moved = "".join(f" Move {number_of}: from {move.before} to {move.version}." for number_of, move in moves)
+    alt = f"{len(history.points)} versions after the unedited one, in {lowest + 1} lanes; the head is {history.head}.{moved}"
+    return picture("chain", alt, draw, size=(10, 1.5 + 0.35 * lowest + 0.25 * len(moves)), wide=True)
+
+
+def _arrow(axes: Any, move: Move, number_of: int, y: float) -> None:
+    style = {"arrowstyle": "-|>", "color": BAD, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (move.version, y), (move.before, y), arrowprops=style)
+    place = ((move.before + move.version) / 2, y)
+    axes.annotate(f"{number_of}", place, (0, 2), textcoords="offset points", ha="center", color=BAD)
+
+
+def _lanes(history: History) -> dict[int, int]:
+    """A lane for each version: 0 for those that lead to the newest, for every other branch the first that is free there."""
+    lane, ends = {0: 0}, list[int]()
+    for point in history.points:
+        one, parent = point.version.number, point.version.parent or 0
+        if point.is_main:
+            lane[one] = 0
+            continue
+        own = lane[parent]
+        if own == 0 or ends[own - 1] != parent:
+            own = next((i for i, end in enumerate(ends, 1) if end < parent), len(ends) + 1)
+        ends[own - 1 : own] = [one]
+        lane[one] = own
+    return lane

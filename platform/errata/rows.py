@@ -1,0 +1,108 @@
+"""What the lifelong benchmark writes down: a row for each contender at each checkpoint, and every answer at the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from errata.evaluate import Questions, first_sentence, same_answer
+
+KINDS = ("efficacy", "generalisation", "locality", "portability", "retention")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender after `edits` edits of one course. Shares are of all questions on the edits so far, 0 to 1.
+
+    By free generation, and teacher-forced under the same name with `_tf`: `locality` is agreement with the unedited model,
+    `locality_gold` the true answers. `harmonic_mean` is of efficacy, generalisation and locality. `ppl_ratio`: perplexity now
+    by that of the base, infinite for a model that gives no numbers. `norm_growth`: |W| by |W0|, and `delta_norm`: |W - W0| by
+    |W0|, of the matrix where it is largest. `edit_ms`: `Editor.edit` per edit, mean over the stream so far, and of it
+    `capture_ms`, `solve_ms` and `rest_ms`; `precompute_s`: `Editor.start`. `rejected` edits were refused, the stream went on.
+    `peak_bytes`: memory of one more call with the last batch, not timed. None is what was not asked or is not known.
+
+    `_low` and `_high` bound the score of that name, 95 %, over resampled edits (of `ppl_ratio`: sentences). `retention_every`:
+    share right now of a sample of all batches, `retention_ratio`: by what it was right after each of them.
+    `token_accuracy_tf`: mean share of an answer's tokens that are right, as papers count; of rephrasings and of neighbours'
+    true answers beside it. `likelihood_`: shares of comparisons won, new against old answer. `fluency` in bits and
+    `consistency` are of longer texts, at the end alone. `ppl_ratio` is of medians, the others of what their names say.
+    """
+
+    editor: str
+    seed: int
+    edits: int
+    efficacy: float | None
+    generalisation: float | None
+    locality: float | None
+    locality_gold: float | None
+    retention: float | None
+    portability: float | None
+    harmonic_mean: float | None
+    ppl_ratio: float
+    edit_ms: float | None
+    train_s: float | None
+    efficacy_tf: float | None
+    generalisation_tf: float | None
+    locality_tf: float | None
+    retention_tf: float | None
+    portability_tf: float | None
+    harmonic_mean_tf: float | None
+    norm_growth: float
+    delta_norm: float
+    precompute_s: float
+    capture_ms: float | None
+    solve_ms: float | None
+    rest_ms: float | None
+    peak_bytes: int | None
+    rejected: int
+    efficacy_low: float | None = None
+    efficacy_high: float | None = None
+    generalisation_low: float | None = None
+    generalisation_high: float | None = None
+    locality_low: float | None = None
+    locality_high: float | None = None
+    retention_low: float | None = None
+    retention_high: float | None = None
+    portability_low: float | None = None
+    portability_high: float | None = None
+    ppl_ratio_low: float | None = None
+    ppl_ratio_high: float | None = None
+    ppl_ratio_mean: float | None = None
+    ppl_ratio_mean_log: float | None = None
+    ppl_ratio_max: float | None = None
+    retention_every: float | None = None
+    retention_ratio: float | None = None
+    token_accuracy_tf: float | None = None
+    token_accuracy_generalisation_tf: float | None = None
+    token_accuracy_locality_tf: float | None = None
+    likelihood_efficacy: float | None = None
+    likelihood_generalisation: float | None = None
+    likelihood_locality: float | None = None
+    fluency: float | None = None
+    consistency: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said to one question. `wanted` is its true answer, but for `locality` what the unedited model says."""
+
+    editor: str
+    seed: int
+    edits: int
+    kind: str
+    prompt: str
+    wanted: str
+    answer: str
+    right: bool
+
+
+def answers_of(row: Row, questions: Questions, said: Mapping[str, str], base: Mapping[str, str]) -> list[Answer]:
+    """One for each question of each of `KINDS`; retention is of the first batch and of the sampled ones."""
+    asked = {**questions.kinds, "retention": dict.fromkeys((*questions.retention, *questions.retention_every))}
+    found = []
+    for kind in KINDS:
+        for prompt, target in asked[kind]:
+            wanted = first_sentence(base[prompt], target).strip() if kind == "locality" else target
+            right = same_answer(said[prompt], wanted, target)
+            found.append(Answer(row.editor, row.seed, row.edits, kind, prompt, wanted, said[prompt].strip(), right))
+    return found
