@@ -108,8 +108,17 @@ def of_settings(name: str, *editors: Editor, metric_part: str = "") -> Contestan
     return Contestant(name, tuple(Candidate(editor, metric_part=metric_part) for editor in editors))
 
 
-def located(**places: Any) -> tuple[Contestant, ...]:
+WEIGHTS = (1000.0, 300.0, 3000.0)  # of the moment in MEMIT, the likeliest first
+NULL_SPACES = ((1e-4, 1.0), (1e-4, 3.0), (3e-4, 3.0))  # AlphaEdit's threshold and ridge
+
+
+def located(
+    weights: tuple[float, float, float] = WEIGHTS,
+    null_spaces: tuple[tuple[float, float], ...] = NULL_SPACES,
+    **places: Any,
+) -> tuple[Contestant, ...]:
     """The closed-form editors at the testbed's settings, or with other `places`: fields that say where to write."""
+    weight, lighter, heavier = weights
 
     def memit(weight: float) -> MEMIT:
         return MEMIT.testbed(moment_weight=weight, **places)
@@ -119,18 +128,18 @@ def located(**places: Any) -> tuple[Contestant, ...]:
 
     one = {**places, "modules": places["modules"][-1:]} if "modules" in places else places
     words: dict[str, Any] = {"context_words": ("the", "every"), "context_lengths": (5,)}
-    rome, alphaedits = ROME.testbed(**one), (alphaedit(1e-4, 1.0), alphaedit(1e-4, 3.0), alphaedit(3e-4, 3.0))
+    rome, alphaedits = ROME.testbed(**one), tuple(alphaedit(*chosen) for chosen in null_spaces)
     return (
         of_settings("ROME", rome, replace(rome, floor=1e-5), replace(rome, **words)),
         of_settings("R-ROME", *(RROME.testbed(**one, **fields) for fields in ({}, {"floor": 1e-5}, words))),
-        of_settings("MEMIT", memit(1000.0), memit(300.0), memit(3000.0)),
-        of_settings("RECT", RECT(memit(1000.0)), RECT(memit(300.0)), RECT(memit(1000.0), kept=0.6)),
-        of_settings("PRUNE", PRUNE(memit(1000.0), base=1.2), PRUNE(memit(300.0), base=1.2), PRUNE(memit(1000.0), "linear")),
+        of_settings("MEMIT", *(memit(w) for w in weights)),
+        of_settings("RECT", RECT(memit(weight)), RECT(memit(lighter)), RECT(memit(weight), kept=0.6)),
+        of_settings("PRUNE", PRUNE(memit(weight), base=1.2), PRUNE(memit(lighter), base=1.2), PRUNE(memit(weight), "linear")),
         of_settings("AlphaEdit", *alphaedits),
         of_settings("AlphaEdit, train half", *alphaedits, metric_part="train"),
         of_settings(
             "NSE",
-            *(NSE.testbed(moment_weight=w, neurons=p, **places) for w, p in ((1000.0, 1.0), (3000.0, 1.0), (1000.0, 0.8))),
+            *(NSE.testbed(moment_weight=w, neurons=p, **places) for w, p in ((weight, 1.0), (heavier, 1.0), (weight, 0.8))),
         ),
         of_settings("O-Edit", *(OEdit(rome, past_weight=w, knowledge_weight=w) for w in (50.0, 200.0, 10.0))),
         of_settings("O-Edit+", OEditPlus(rome, 0.0), OEditPlus(rome, 0.0, past_rank=64), OEditPlus(rome, 0.25, 64, 32)),

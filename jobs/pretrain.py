@@ -77,6 +77,8 @@ def run(plan: Plan) -> None:
     if plan.model:
         print(f"pretrain: the plan names a model of its own ({plan.model}); nothing to do")
     elif plan.model_dir.exists():
+        if not (plan.model_dir / PROBES).exists():  # a model that an earlier version made
+            probes_of(plan.corpus).save(plan.model_dir / PROBES)
         print(f"pretrain: the model is there: {plan.model_dir}")
     else:
         run_on_workers(work, plan, f"pretrain-{plan.digest('corpus', 'shape')}")
