@@ -18,11 +18,13 @@ from rich.table import Table
 from errata import data_commands
 from errata.client import Client, ErrataError
 from errata.report_commands import report
+from errata.score_commands import score
 from errata.stack import Stack
 
 app = typer.Typer(help="Keep a served language model correct.", no_args_is_help=True, pretty_exceptions_show_locals=False)
 app.add_typer(data_commands.app, name="data")
 app.command()(report)
+app.command()(score)
 console = Console()
 Url = Annotated[str, typer.Option(help="Address of the service.", envvar="ERRATA_URL")]
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -223,8 +225,9 @@ def ability(
         raise typer.Exit(1) from None
     table = Table("task", "score", "value", "standard error", "records")
     for name, result in found["tasks"].items():
-        for score in (key for key in result if f"{key}_stderr" in result):
-            table.add_row(name, score, f"{result[score]:.3f}", f"{result[f'{score}_stderr']:.3f}", str(result["num_records"]))
+        for metric in (key for key in result if f"{key}_stderr" in result):
+            value, error = result[metric], result[f"{metric}_stderr"]
+            table.add_row(name, metric, f"{value:.3f}", f"{error:.3f}", str(result["num_records"]))
     console.print(table)
     console.print(f"written to {save(found, out)}")
 

@@ -156,24 +156,28 @@ def prompts_of(edits: Sequence[Edit], first: Sequence[Edit] = (), earlier: Seque
 def score(
     edits: Sequence[Edit],
     answers: Mapping[str, str],
-    base_answers: Mapping[str, str],
+    base_answers: Mapping[str, str] | None,
     first: Sequence[Edit] = (),
     *,
     earlier: Sequence[Edit] = (),
     immediate: Mapping[Question, bool] | None = None,
 ) -> Scorecard:
-    """Compare generated texts by prompt; `base_answers` are the unedited model's, needed for the locality prompts alone.
+    """Compare generated texts by prompt; `base_answers` are the unedited model's, needed for the locality prompts alone: with
+    None, `locality` is None.
 
     `immediate` says of edits in `earlier` whether they were answered right after they had been made. Raises `ValueError` with
     every prompt that has no answer.
     """
     questions = Questions.of(edits, first, earlier)
     missing = [prompt for prompt in questions.prompts if prompt not in answers]
-    missing += [f"{prompt} (unedited)" for prompt, _ in questions.locality if prompt not in base_answers]
+    if base_answers is not None:
+        missing += [f"{prompt} (unedited)" for prompt, _ in questions.locality if prompt not in base_answers]
     if missing:
         raise ValueError(f"no answer was given to {len(missing)} prompts: {missing[:5]}")
     right = {(prompt, target): same_answer(answers[prompt], target, target) for prompt, target in questions.all}
-    same = [same_answer(answers[prompt], base_answers[prompt], target) for prompt, target in questions.locality]
+    same = None
+    if base_answers is not None:
+        same = [same_answer(answers[prompt], base_answers[prompt], target) for prompt, target in questions.locality]
     return _scorecard(questions, right, same, "free", immediate or {})
 
 
