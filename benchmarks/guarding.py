@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import tempfile
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ from errata.guard import Guard
 from errata.hardware import hardware
 from errata.ledger import Ledger
 from errata.lifelong import run as edit_all
-from errata.model import LanguageModel, ModelSpec, find_matrices, load
+from errata.model import LanguageModel, ModelSpec, checkpoint_fingerprint, find_matrices, load
 from errata.probes import Probes
 from errata.testbed.hard import hard_edits
 from errata.testbed.world import World
 from jobs import moments
-from jobs.plans import demo
+from jobs.plans import demo, home
 
 GIANT = 50.0
 BATCH_SIZE, POISON_SHARE, MAX_TOKENS = 10, 0.05, 5
@@ -115,22 +115,25 @@ class Bench:
         self.prompts = Questions.of(self.healthy).prompts
         self.base_answers, self.base_perplexity = answers(base, self.prompts, MAX_TOKENS), perplexity(base, self.sentences)
 
-    def guarded(self, batches: Sequence[EditBatch]) -> dict[str, Any]:
-        """By the loop itself, on a ledger. `overhead`: the guard's seconds by all others from an edit to a served version."""
+    def guarded(self, batches: Sequence[EditBatch], name: str) -> dict[str, Any]:
+        """By the loop itself, on a ledger that is kept (`errata report` shows it). Where nothing is refused, `overhead` is the
+        guard's seconds by all others from an edit to a version that this process serves."""
         model, refused = load(self.plan.model_dir), list[Edit]()
-        spec = find_matrices(model.module, self.editor.modules)
-        with tempfile.TemporaryDirectory() as folder:
-            base = {"model": str(self.plan.model_dir), "fingerprint": "testbed", "matrices": list(spec.names)}
-            ledger = Ledger.create(Path(folder) / "ledger", base)
-            generator, probes = HFGenerator(model, spec, ledger), Probes.beside(self.plan.model_dir)
+        spec, folder = find_matrices(model.module, self.editor.modules), home() / "bench-guard" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        fingerprint = checkpoint_fingerprint(self.plan.model_dir)
+        ledger = Ledger.create(
+            folder, {"model": str(self.plan.model_dir), "fingerprint": fingerprint, "matrices": list(spec.names)}
+        )
+        generator, probes = HFGenerator(model, spec, ledger), Probes.beside(self.plan.model_dir)
 
-            def note(batch: EditBatch, _why: EditRejected) -> None:
-                refused.extend(batch)
+        def note(batch: EditBatch, _why: EditRejected) -> None:
+            refused.extend(batch)
 
-            began = time.perf_counter()
-            loop = edit_all(model, spec, self.editor, batches, ledger, generator, Guard(), "", note, probes)
-            cards = [version.scorecard for version in loop]
-            total_s = time.perf_counter() - began
+        began = time.perf_counter()
+        loop = edit_all(model, spec, self.editor, batches, ledger, generator, Guard(), "bench-guard", note, probes)
+        cards = [version.scorecard for version in loop]
+        total_s = time.perf_counter() - began
         guard_s, edit_s = (sum(card[name] for card in cards) for name in ("guard_s", "edit_s"))
         times = {"overhead": guard_s / (total_s - guard_s), "overhead_of_editing": guard_s / edit_s}
         return self.scored(model, refused) | (times if not refused else {})
@@ -168,14 +171,14 @@ def run(num_edits: int, seed: int, command: str) -> Path:
     console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     bench = Bench(num_edits, seed)
     runs = {
-        "clean": bench.guarded(list(batches_of(bench.healthy, BATCH_SIZE))),
-        "with_guard": bench.guarded(bench.poisoned),
+        "clean": bench.guarded(list(batches_of(bench.healthy, BATCH_SIZE)), "clean"),
+        "with_guard": bench.guarded(bench.poisoned, "with_guard"),
         "without_guard": bench.unguarded(bench.poisoned),
     }
     kinds = Counter(kind_of(edit) for batch in bench.poisoned for edit in batch)
-    show(f"{num_edits} healthy edits", [{"stream": name, **scores} for name, scores in runs.items()], f"poison: {dict(kinds)}")
     rows = [{"stream": name, **scores} for name, scores in runs.items()]
-    return write_report("bench-guard", rows, **about, poison=dict(kinds), **runs)
+    show(f"{num_edits} healthy edits", rows, f"the poisoned stream: {dict(kinds)}")
+    return write_report("bench-guard", rows, **about, stream=dict(kinds), **runs)
 
 
 def main() -> None:
