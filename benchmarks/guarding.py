@@ -111,7 +111,8 @@ class Bench:
         self.editor = Misset((*host.modules, *rome.modules), host, rome, start)
         self.healthy = world.edits("test", num_edits, seed)
         self.poisoned = poisoned(self.healthy, world, seed)
-        self.sentences = world.plain_sentences(held_out=True)
+        guarded = set(Probes.beside(self.plan.model_dir).sentences)
+        self.sentences = [sentence for sentence in world.plain_sentences(held_out=True) if sentence not in guarded]
         self.prompts = Questions.of(self.healthy).prompts
         self.base_answers, self.base_perplexity = answers(base, self.prompts, MAX_TOKENS), perplexity(base, self.sentences)
 

@@ -20,9 +20,9 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from errata.docket import Docket, Group, Settled
 from errata.edit import Edit, EditRejected, check_edits
 from errata.generate import SwapFailed
-from errata.guard import after_refusal
 from errata.ledger import LedgerConflict, Version
 from serving.journal import Entry, Journal
 from serving.workshop import Workshop, WorkshopOptions
@@ -150,29 +150,49 @@ class EditWorker:
             while (depth := self.journal.depth) > 0:
                 if depth < self.options.max_batch:
                     await asyncio.sleep(self.options.batch_window_s)
-                async with self._writing:
-                    await self._apply(self.journal.take(self.options.max_batch))
+                await self._apply(self.journal.take(self.options.max_batch))
 
     async def _apply(self, entries: list[Entry]) -> None:
-        """One version of these edits; if they are refused, several of what is left without those that are to blame."""
-        if not entries:
-            return
+        """A version of these edits; if they are refused, several of what is left without those that are to blame.
+
+        Between two attempts a rollback may come in: what follows is made on the version that it went to.
+        """
+        edits = [Edit.from_json(entry.edit) for entry in entries]
+        docket = Docket(edits)
+        while (group := docket.next_group()) is not None:
+            async with self._writing:
+                try:
+                    settled = await self._try(docket, group)
+                except LedgerConflict as fault:
+                    logger.error("%s; the edits are made again on the new head", fault)
+                    self.journal.requeue([entries[i].id for i in (*group, *docket.left())])
+                    return await asyncio.to_thread(self.shop.move_to, self.shop.ledger.head)
+                if not isinstance(settled, Version):
+                    await self._refuse([(entries[i], edits[i], why) for i, why in settled])
+                    continue
+                self.journal.finish([entries[i].id for i in group], settled.number)
+                await self._refuse([(entries[i], edits[i], why) for i, why in docket.made(group)])
+
+    async def _try(self, docket: Docket, group: Group) -> Version | Settled:
+        """The version, which is served, or those that are refused now. Raises `LedgerConflict`."""
         begin = time.perf_counter()
         try:
-            made = await asyncio.to_thread(self.shop.make, [Edit.from_json(entry.edit) for entry in entries])
-            edit_s = time.perf_counter() - begin
-            version = await asyncio.to_thread(self.shop.append, made)
+            made = await asyncio.to_thread(self.shop.make, docket.batch(group).edits)
         except EditRejected as refusal:
-            return await self._refused(entries, refusal)
-        except LedgerConflict as fault:
-            logger.error("%s; the edits are made again on the new head", fault)
-            self.journal.requeue([entry.id for entry in entries])
-            return await asyncio.to_thread(self.shop.move_to, self.shop.ledger.head)
-        timing = {"version": version.number, "num_edits": len(entries), "edit_s": round(edit_s, 4)}
+            return docket.refused(group, refusal.with_traceback(None))  # the traceback would hold the update
+        edit_s = time.perf_counter() - begin
+        version = await asyncio.to_thread(self.shop.append, made)
+        timing = {"version": version.number, "num_edits": len(group), "edit_s": round(edit_s, 4)}
         timing["append_s"] = round(time.perf_counter() - begin - edit_s, 4)
         await self._publish(version, timing)
-        self.journal.finish([entry.id for entry in entries], version.number)
-        await self._wake()
+        return version
+
+    async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected]]) -> None:
+        for entry, edit, why in refused:
+            await asyncio.to_thread(self.shop.ledger.refuse, self.shop.version, edit, why)
+            self.journal.reject(entry.id, why.reason, why.field)
+        async with self._settled:
+            self._settled.notify_all()
 
     async def _publish(self, version: Version, timing: dict[str, Any]) -> None:
         begin = time.perf_counter()
@@ -187,21 +207,6 @@ class EditWorker:
         timing |= {name: replica[name] for replica in replicas[:1] for name in ("bytes", "dense_bytes")}
         self.timings.append(timing)
         self._appended.set()
-
-    async def _refused(self, entries: list[Entry], refusal: EditRejected) -> None:
-        edits = [Edit.from_json(entry.edit) for entry in entries]
-        split = after_refusal(edits, refusal)
-        for i in split.refused:
-            await asyncio.to_thread(self.shop.ledger.refuse, self.shop.version, edits[i], refusal)
-            self.journal.reject(entries[i].id, refusal.reason, refusal.field)
-        if split.refused:
-            await self._wake()
-        for group in split.again:
-            await self._apply([entries[i] for i in group])
-
-    async def _wake(self) -> None:
-        async with self._settled:
-            self._settled.notify_all()
 
     # -- the replicas and the mirror ----------------------------------------------------------------------------------
 

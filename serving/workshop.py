@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 
 from errata import model as models
 from errata.delta import EditedModel
-from errata.edit import Edit, EditBatch, EditRejected
+from errata.edit import Edit, EditBatch
 from errata.editors import make_editor
 from errata.editors.editor import Editor
-from errata.guard import Guard
+from errata.guard import Guard, Limit
 from errata.inspection import Inspector
 from errata.ledger import Ledger, Version
 from errata.lifelong import Attempt, attempt
@@ -93,10 +94,7 @@ class Workshop:
     def make(self, edits: Sequence[Edit]) -> Made:
         """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
         batch = EditBatch(tuple(edits))
-        try:
-            return Made(self.version, batch.edits, attempt(self.editor, batch, self.state, self.inspector))
-        except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
-            raise EditRejected(f"{type(fault).__name__} in the editor: {fault}") from fault
+        return Made(self.version, batch.edits, attempt(self.editor, batch, self.state, self.inspector))
 
     def append(self, made: Made) -> Version:
         """Raises `LedgerConflict` if the head is no longer where the update was made."""
@@ -111,8 +109,13 @@ class Workshop:
 
 def made_guard(settings: Mapping[str, str]) -> Guard:
     """Raises `ValueError` naming a field that is unknown, or a value that is none."""
-    guard = Guard()
-    for name, value in settings.items():
+    guard, wanted = Guard(), dict(settings)
+    for name in {name.partition(".")[0] for name in settings if "." in name}:
+        if isinstance(now := getattr(guard, name, None), Limit):
+            wanted = {f"{name}.warn": str(now.warn), f"{name}.refuse": str(now.refuse)} | wanted
+            anything: dict[str, Any] = {name: Limit(-math.inf, math.inf)}
+            guard = replace(guard, **anything)  # one side alone might pass the other on the way
+    for name, value in wanted.items():
         guard = overridden(guard, name, value)
     return guard
 

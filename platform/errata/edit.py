@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,14 @@ class Probe:
     def to_json(self) -> dict[str, str]:
         return {"prompt": self.prompt, "target": self.target} | ({"kind": self.kind} if self.kind else {})
 
+    @classmethod
+    def from_json(cls, data: Any, field: str) -> Probe:
+        """Raises `EditRejected` about `field` for what is no {prompt, target, kind?} of strings."""
+        parts: dict[str, Any] = {**data, "kind": data.get("kind") or ""} if isinstance(data, Mapping) else {}
+        if set(parts) != {"prompt", "target", "kind"} or not all(isinstance(part, str) for part in parts.values()):
+            raise EditRejected("must be a list of {prompt, target, kind?} with strings in them", field=field)
+        return cls(**parts)
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -67,6 +75,9 @@ class Edit:
             yield "subject", f"{self.subject!r} does not stand in the prompt {self.prompt!r}"
         if any(not rephrasing.strip() for rephrasing in self.rephrasings):
             yield "rephrasings", "one of them is empty; leave it out"
+        for name in ("locality", "portability"):
+            if any(not (probe.prompt.strip() and probe.target.strip()) for probe in getattr(self, name)):
+                yield name, "one of them has an empty prompt or target; leave it out"
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
@@ -90,9 +101,16 @@ class Edit:
         for name in ("prompt", "target"):
             if not isinstance(data.get(name), str):
                 raise EditRejected("must be given as a string", field=name)
+        for name in ("subject", "id"):
+            if not isinstance(data.get(name), str | None):
+                raise EditRejected("must be a string, or left out", field=name)
+        for name in ("rephrasings", "locality", "portability"):
+            if not isinstance(data.get(name), list | tuple | None):
+                raise EditRejected("must be a list, or left out", field=name)
+        if not all(isinstance(rephrasing, str) for rephrasing in data.get("rephrasings") or ()):
+            raise EditRejected("must be strings", field="rephrasings")
         probes = {
-            name: tuple(Probe(str(p["prompt"]), str(p["target"]), str(p.get("kind") or "")) for p in data.get(name) or ())
-            for name in ("locality", "portability")
+            name: tuple(Probe.from_json(probe, name) for probe in data.get(name) or ()) for name in ("locality", "portability")
         }
         return cls(
             prompt=data["prompt"],

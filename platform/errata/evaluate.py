@@ -90,7 +90,7 @@ class Scorecard:
 
 @dataclass(frozen=True)
 class Questions:
-    """(prompt, answer) pairs by kind. Of two edits of one prompt, the later counts.
+    """(prompt, answer) pairs by kind. Of two edits of one prompt, the later counts; a neighbour that is edited is none.
 
     `owners` has, for each kind, the prompt of the edit that each question is about.
     """
@@ -114,7 +114,7 @@ class Questions:
         asked = {
             "efficacy": [(edit, (edit.prompt, edit.target)) for edit in current],
             "generalisation": [(edit, (rephrasing, edit.target)) for edit in current for rephrasing in edit.rephrasings],
-            "locality": [(edit, (probe.prompt, probe.target)) for edit in current for probe in edit.locality],
+            "locality": [(e, (p.prompt, p.target)) for e in current for p in e.locality if p.prompt not in latest],
             "portability": [(edit, (probe.prompt, probe.target)) for edit, probe in probes],
             "retention": [(edit, (edit.prompt, edit.target)) for edit in first],
             "retention_every": [(edit, (edit.prompt, edit.target)) for edit in earlier],

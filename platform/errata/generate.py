@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -116,14 +116,15 @@ def _continue(language_model: LanguageModel, rows: list[list[int]], max_tokens: 
         top_p=None,
         top_k=None,
     )
-    ends = _end_tokens(module, tokenizer)
+    ends = end_tokens(language_model)
     return [_until(ends, ids) for ids in output_BS[:, width:].tolist()]
 
 
-def _end_tokens(module: Any, tokenizer: Any) -> set[int]:
-    configured = module.generation_config.eos_token_id
+def end_tokens(language_model: LanguageModel) -> set[int]:
+    """The tokens that end an answer: the tokenizer's, and those that the model's configuration names."""
+    configured = language_model.module.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
-    return {token for token in (*configured, tokenizer.eos_token_id) if token is not None}
+    return {token for token in (*configured, language_model.tokenizer.eos_token_id) if token is not None}
 
 
 def _until(ends: set[int], ids: list[int]) -> list[int]:

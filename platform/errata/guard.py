@@ -1,6 +1,6 @@
-"""Whether a change may be published: bounds on what was measured of it, and who is to blame when it may not.
+"""Whether a change may be published: limits on what was measured of it.
 
-What is measured, and how, is in `inspection.py`; here it is judged.
+What is measured, and how, is in `inspection.py`; here it is judged, and in `docket.py` it is found who is to blame.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from errata.delta import WeightDelta
-from errata.edit import Edit, EditRejected
+from errata.edit import EditRejected
 from errata.model import LanguageModel, ModelSpec
 
-SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "lost_retention", "lost_locality")
+SLACK = 1e-3  # by which a figure may differ from the version before and count as the same
+SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "broken_sentences", "lost_retention", "lost_locality")
 
 
 class VersionRefused(EditRejected):
@@ -58,6 +59,8 @@ class Measured:
     that the new version answers by their targets, `failed` naming the others; `retention` of a sample of earlier edits;
     `locality` of the questions that are answered as by the unedited model. `lost_retention` and `lost_locality` are shares of
     the same samples, taken as no smaller than `inspection.FEW`, that held at the version before and no longer do.
+    `broken_sentences`: the share of sentences whose own perplexity has passed the limit. `before` has what `ppl_ratio`,
+    `locality` and `broken_sentences` were at the version before.
     """
 
     relative_norm: Mapping[str, float] = field(default_factory=dict)
@@ -69,6 +72,8 @@ class Measured:
     ppl_ratio: float | None = None
     lost_retention: float | None = None
     lost_locality: float | None = None
+    broken_sentences: float | None = None
+    before: Mapping[str, float | None] = field(default_factory=dict)
     failed: tuple[Mapping[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -85,18 +90,24 @@ class Measured:
 class Guard:
     """Limits on one version; every one can be set. What is sampled for them is set here, too.
 
-    `perplexity` is of `ppl_ratio`, whose rise tells a model that breaks (2402.09656, The Butterfly Effect of Model Editing).
-    `change` and `growth`, of `relative_norm` and `norm_growth`, are backstops: an update along directions that the model hardly
-    uses may be larger than the matrix and harm nothing. `forgotten` and `disturbed` are the shares of earlier edits and of
-    unrelated questions that one version may lose; `unanswered` is the share of its own edits that it does not answer, which by
-    default is told and not refused.
+    `perplexity` is of `ppl_ratio`, whose rise tells a model that breaks (2402.09656, The Butterfly Effect of Model Editing);
+    `broken` is of the share of sentences beyond it, which a median does not see. `change` and `growth`, of `relative_norm` and
+    `norm_growth`, are backstops: an update along directions that the model hardly uses may be larger than the matrix and harm
+    nothing. `forgotten` and `disturbed` are the shares of earlier edits and of unrelated questions that one version may lose,
+    `drift` the share of questions that all versions together may; `unanswered` is the share of its own edits that a version
+    does not answer, which by default is told and not refused.
+
+    What all versions have done together (`perplexity`, `broken`, `drift`) is refused only if this one makes it worse: a model
+    that is past a limit can still be given what does not harm it.
     """
 
     perplexity: Limit = Limit(1.05, 1.5)
+    broken: Limit = Limit(0.1, 0.3)
     change: Limit = Limit(10.0, 10.0)
     growth: Limit = Limit(20.0, 100.0)
     forgotten: Limit = Limit(0.15, 0.35)
     disturbed: Limit = Limit(0.05, 0.15)
+    drift: Limit = Limit(0.2, 0.5)
     unanswered: Limit = Limit(0.0, 1.0)
     num_retained: int = 16
     num_questions: int = 64
@@ -105,27 +116,36 @@ class Guard:
     def check(self, found: Measured) -> Verdict:
         if not found.is_finite:
             return Verdict(False, ("the change, or what the model says with it, is not finite",))
-        above = list(self._above(found))
-        reasons = tuple(f"{text}, more than {limit.refuse:g}" for text, value, limit in above if not value <= limit.refuse)
-        warnings = tuple(f"{text}, more than {limit.warn:g}" for text, value, limit in above if value <= limit.refuse)
-        return Verdict(not reasons, reasons, warnings)
+        reasons, warnings = [], []
+        for text, value, limit, before in self._all(found):
+            if value is None or value <= limit.warn:
+                continue
+            worse = before is None or not value <= before * (1 + SLACK)
+            if not value <= limit.refuse and worse:
+                reasons.append(f"{text.format(value)}, more than {limit.refuse:g}")
+            else:
+                warnings.append(f"{text.format(value)}, more than {limit.warn:g}")
+        return Verdict(not reasons, tuple(reasons), tuple(warnings))
 
-    def _above(self, found: Measured) -> Iterator[tuple[str, float, Limit]]:
-        """What is above a limit's `warn`, or is no number at all."""
-        for text, value, limit in self._all(found):
-            if value is not None and not value <= limit.warn:
-                yield text.format(value), value, limit
-
-    def _all(self, found: Measured) -> Iterator[tuple[str, float | None, Limit]]:
+    def _all(self, found: Measured) -> Iterator[tuple[str, float | None, Limit, float | None]]:
+        """(what it is, its value, the limit, its value at the version before where that is an excuse)."""
         for name, value in found.relative_norm.items():
-            yield f"{name} would change by {{:.3g}} of its norm", value, self.change
+            yield f"{name} would change by {{:.3g}} of its norm", value, self.change, None
         for name, value in found.norm_growth.items():
-            yield f"the norm of {name} would grow to {{:.3g}} of the unedited one", value, self.growth
-        yield "the perplexity of other sentences would be {:.3g} times the unedited model's", found.ppl_ratio, self.perplexity
-        yield "{:.2f} of a sample of earlier edits would be lost", found.lost_retention, self.forgotten
-        yield "{:.2f} of the answers to unrelated questions would change", found.lost_locality, self.disturbed
-        unanswered = None if found.efficacy is None else 1 - found.efficacy
-        yield "{:.2f} of the edits would not be answered by their targets", unanswered, self.unanswered
+            yield f"the norm of {name} would grow to {{:.3g}} of the unedited one", value, self.growth, None
+        text = "the perplexity of other sentences would be {:.3g} times the unedited model's"
+        yield text, found.ppl_ratio, self.perplexity, found.before.get("ppl_ratio")
+        text = f"{{:.2f}} of other sentences would have more than {self.perplexity.refuse:g} times their perplexity"
+        yield text, found.broken_sentences, self.broken, found.before.get("broken_sentences")
+        yield "{:.2f} of a sample of earlier edits would be lost", found.lost_retention, self.forgotten, None
+        yield "{:.2f} of the answers to unrelated questions would change", found.lost_locality, self.disturbed, None
+        text = "{:.2f} of the answers to unrelated questions would have changed by all versions together"
+        yield text, _lack(found.locality), self.drift, _lack(found.before.get("locality"))
+        yield "{:.2f} of the edits would not be answered by their targets", _lack(found.efficacy), self.unanswered, None
+
+
+def _lack(share: float | None) -> float | None:
+    return None if share is None else 1 - share
 
 
 def check_norms(delta: WeightDelta, base_norms: Mapping[str, float]) -> Measured:
@@ -141,29 +161,3 @@ def check_norms(delta: WeightDelta, base_norms: Mapping[str, float]) -> Measured
 def matrix_norms(model: LanguageModel, spec: ModelSpec) -> dict[str, float]:
     """Frobenius norm of each editable matrix as the model holds it now; take them before anything is edited."""
     return {name: float(model.module.get_submodule(name).weight.double().norm()) for name in spec.names}
-
-
-def superseded(edits: Sequence[Edit]) -> dict[int, int]:
-    """Positions of edits to whose prompt a later one of the batch gives another answer, and the position of that one."""
-    last = {edit.prompt: position for position, edit in enumerate(edits)}
-    return {i: last[e.prompt] for i, e in enumerate(edits) if edits[last[e.prompt]].target != e.target}
-
-
-@dataclass(frozen=True)
-class Split:
-    """What to do after a refusal, by positions in the batch: who is refused, and the groups to try again, in order."""
-
-    refused: tuple[int, ...]
-    again: tuple[tuple[int, ...], ...]
-
-
-def after_refusal(edits: Sequence[Edit], refusal: EditRejected) -> Split:
-    """A refusal that names an edit, by position or id, costs that edit; one that names none is traced by halving."""
-    everyone = range(len(edits))
-    named = tuple(i for i in everyone if refusal.edit is not None and refusal.edit in (i, edits[i].id))
-    refused = named or (tuple(everyone) if len(edits) == 1 else ())
-    if refused:
-        rest = tuple(i for i in everyone if i not in refused)
-        return Split(refused, (rest,) if rest else ())
-    half = len(edits) // 2
-    return Split((), (tuple(everyone[:half]), tuple(everyone[half:])))

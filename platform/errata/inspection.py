@@ -1,9 +1,12 @@
 """What the guard measures of an update before it is published, on the model that the update would make.
 
 Three kinds of text: the batch's own edits with a sample of earlier ones, and the probes. All are scored as free greedy
-generation would answer, at the price of one forward pass each: an answer is generated exactly if each of its tokens, and the
-end-of-text token after it, is ranked first after those before it. For the probes the wanted answer is the one that the
-unedited model generates. Of the probes only what lies behind the first edited matrix is run, since the rest cannot change.
+generation would answer, at the price of one forward pass each: an answer is generated exactly if each of its tokens, and an
+end token after it, is ranked first after those before it. For the probes the wanted answer is the one that the unedited model
+generates, as far as its first sentence. Of the probes only what lies behind the first edited matrix is run, since the rest
+cannot change.
+
+In bf16 what is measured is the sum that the weights will be rounded from; the next update is compared with the weights.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +27,15 @@ from errata.capture import Trunk
 from errata.delta import LowRank, Part, WeightDelta, applied
 from errata.edit import Edit, EditBatch
 from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, encode
-from errata.generate import greedy
+from errata.evaluate import first_sentence
+from errata.generate import end_tokens, greedy
 from errata.guard import Guard, Measured, check_norms, matrix_norms
 from errata.model import LanguageModel, ModelSpec
 from errata.probes import Probes
 
 MAX_ANSWER_TOKENS = 8
 MAX_SENTENCE_TOKENS = 64
+CHUNK = 64  # edits in one pass
 FEW = 16  # what is lost of a smaller sample is counted as of so many: one edit of two is no half of all
 
 
@@ -43,9 +49,10 @@ class Inspector:
         self.model, self.spec, self.guard, self.seed = model, spec, guard, seed
         self.base_norms = matrix_norms(model, spec)
         self.trunk = Trunk(model.module, spec.names)
-        chosen = probes.sample(guard.num_questions, guard.num_sentences)
-        self.texts = _Texts.of(model, chosen)
-        self.base_perplexities = self._probed(WeightDelta({}))[1] if self.texts is not None else []
+        self.ends = torch.tensor(sorted(end_tokens(model)), device=model.device)
+        self.is_exact = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
+        self.texts = _Texts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
+        self.base = self._probed(WeightDelta({})) if self.texts is not None else None
         self.stand_at(())
 
     def stand_at(self, edits: Iterable[Edit]) -> None:
@@ -57,8 +64,8 @@ class Inspector:
     def _forget(self) -> None:
         """Nothing is known of the version that the model is at: it is asked when it has to be compared with."""
         self.retained: dict[str, bool] = {}  # by prompt: the edits that it answers
-        self.same: list[bool] | None = None  # the questions that it answers as the unedited model does
-        self.measured: tuple[EditBatch, dict[str, bool], list[bool] | None] | None = None  # the last: batch, retained, same
+        self.now: _Probed | None = None
+        self.measured: tuple[EditBatch, dict[str, bool], _Probed | None] | None = None  # of the last update, as above
 
     @torch.no_grad()
     def measure(self, batch: EditBatch, delta: WeightDelta) -> Measured:
@@ -67,7 +74,8 @@ class Inspector:
         if not found.is_finite or not self.guard.check(found).publish:
             return found
         found = replace(found, norm_growth=self._growth(delta))
-        own, earlier = batch.edits, [edit for edit in self.earlier if edit.prompt not in set(batch.prompts)]
+        asked = {prompt for edit in batch for prompt in (edit.prompt, *edit.rephrasings)}
+        own, earlier = batch.edits, [edit for edit in self.earlier if edit.prompt not in asked]
         self._learn_retained(earlier)
         right = self._answered([*own, *earlier], delta)
         if right is None:
@@ -85,56 +93,74 @@ class Inspector:
         self.earlier.add(batch)
         known = self.measured
         self._forget()
-        if known and known[0] == batch:  # what was measured of the update is true of the version that it has become
-            _, self.retained, self.same = known
+        if known and known[0] == batch and self.is_exact:  # what was measured of the update is true of its version
+            _, self.retained, self.now = known
 
     def _with_probes(self, found: Measured, batch: EditBatch, delta: WeightDelta) -> Measured:
-        """With what the probes show, but for questions that the batch edits."""
-        if self.texts is None:
+        """With what the probes show, but for questions that the batch is about."""
+        if self.texts is None or self.base is None or self.measured is None:
             return found
-        if self.same is None:
-            self.same, _ = self._probed(WeightDelta({}))
-        same, perplexities = self._probed(delta)
-        if self.measured:
-            self.measured = *self.measured[:2], same
-        asked = [question not in set(batch.prompts) for question in self.texts.questions]
-        lost = [before and not now for before, now, counts in zip(self.same, same, asked, strict=True) if counts]
-        found = replace(found, locality=_share(list(compress(same, asked))), lost_locality=_lost(lost))
-        ratios = [now / before for now, before in zip(perplexities, self.base_perplexities, strict=True)]
-        if not ratios:
-            return found
-        return replace(found, ppl_ratio=median(ratios), is_finite=math.isfinite(median(ratios)))
+        now = self.now = self.now or self._probed(WeightDelta({}))
+        then = self._probed(delta)
+        self.measured = *self.measured[:2], then
+        if not then.is_finite:
+            return replace(found, is_finite=False)
+        asked = {p for e in batch for p in (e.prompt, *e.rephrasings, *(probe.prompt for probe in e.portability))}
+        counts = [question not in asked for question in self.texts.questions]
+        same_now, same_then = (list(compress(probed.same_as(self.base), counts)) for probed in (now, then))
+        lost = [before and not after for before, after in zip(same_now, same_then, strict=True)]
+        ratios_now, ratios_then = now.ratios_to(self.base), then.ratios_to(self.base)
+        return replace(
+            found,
+            locality=_share(same_then),
+            lost_locality=_lost(lost),
+            ppl_ratio=median(ratios_then) if ratios_then else None,
+            broken_sentences=self._broken(ratios_then),
+            before={
+                "locality": _share(same_now),
+                "ppl_ratio": median(ratios_now) if ratios_now else None,
+                "broken_sentences": self._broken(ratios_now),
+            },
+        )
 
-    def _probed(self, delta: WeightDelta) -> tuple[list[bool], list[float]]:
-        """Of each question whether its answer is the unedited model's, and of each sentence the perplexity."""
+    def _broken(self, ratios: Sequence[float]) -> float | None:
+        return _share([not ratio <= self.guard.perplexity.refuse for ratio in ratios])
+
+    def _probed(self, delta: WeightDelta) -> _Probed:
         texts = self.texts
         assert texts is not None
         with self.trunk.once(texts.encoded), applied(self.model.module, delta):
             log_probs_TV = answer_log_probs(self.model.module, texts.encoded)
-        parts = _by_row(texts.encoded, log_probs_TV.argmax(-1) == texts.encoded.targets_T)
-        nll = _by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))
         num_questions = len(texts.questions)
-        same = [bool(part.all()) for part in parts[:num_questions]]
-        return same, [float(part.mean().exp().nan_to_num(math.inf, math.inf)) for part in nll[num_questions:]]
+        said = _by_row(texts.encoded, log_probs_TV.argmax(-1))[:num_questions]
+        nll = _by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
+        is_finite = bool(torch.isfinite(log_probs_TV).all())
+        return _Probed([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
 
     def _answered(self, edits: Sequence[Edit], delta: WeightDelta) -> list[bool] | None:
         """Of each edit whether its target, and nothing more, would be generated; None if there are no numbers."""
-        encoded = encode(self.model.tokenizer, [e.prompt for e in edits], [e.target for e in edits], self.model.device)
-        with applied(self.model.module, delta):
-            log_probs_TV = answer_log_probs(self.model.module, encoded)
-        if not torch.isfinite(log_probs_TV).all():
-            return None
-        return [bool(part.all()) for part in _by_row(encoded, log_probs_TV.argmax(-1) == encoded.targets_T)]
+        found: list[bool] = []
+        for begin in range(0, len(edits), CHUNK):
+            chunk = edits[begin : begin + CHUNK]
+            encoded = encode(self.model.tokenizer, [e.prompt for e in chunk], [e.target for e in chunk], self.model.device)
+            with applied(self.model.module, delta):
+                log_probs_TV = answer_log_probs(self.model.module, encoded)
+            if not torch.isfinite(log_probs_TV).all():
+                return None
+            said_T, wanted_T = log_probs_TV.argmax(-1), encoded.targets_T
+            right_T = (said_T == wanted_T) | (torch.isin(said_T, self.ends) & torch.isin(wanted_T, self.ends))
+            found += [bool(part.all()) for part in _by_row(encoded, right_T)]
+        return found
 
     def _instead(self, edits: Sequence[Edit], delta: WeightDelta) -> tuple[dict[str, str], ...]:
-        """What is said where the target is not."""
-        if not edits:
-            return ()
-        room = min(self.model.max_tokens - len(self.model.tokenizer(e.prompt)["input_ids"]) for e in edits)
+        """What is said where the target is not, as far as the context has room for it."""
+        rows: list[str] = []
         with applied(self.model.module, delta):
-            rows = greedy(self.model, [e.prompt for e in edits], min(MAX_ANSWER_TOKENS, room))
-        texts = [self.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows]
-        return tuple({"prompt": e.prompt, "target": e.target, "answer": t} for e, t in zip(edits, texts, strict=True))
+            for edit in edits:
+                room = self.model.max_tokens - len(self.model.tokenizer(edit.prompt)["input_ids"])
+                (ids,) = greedy(self.model, [edit.prompt], min(MAX_ANSWER_TOKENS, room))
+                rows.append(self.model.tokenizer.decode(ids, skip_special_tokens=True).strip())
+        return tuple({"prompt": e.prompt, "target": e.target, "answer": t} for e, t in zip(edits, rows, strict=True))
 
     def _learn_retained(self, earlier: Sequence[Edit]) -> None:
         """Which of the earlier edits the version that the model is at answers: asked once for each version."""
@@ -155,6 +181,22 @@ class Inspector:
 
 
 @dataclass(frozen=True)
+class _Probed:
+    """What one state of the model says to the probes: the tokens ranked first in each question's answer, and the perplexity of
+    each sentence."""
+
+    said: list[list[int]]
+    perplexities: list[float]
+    is_finite: bool
+
+    def same_as(self, base: _Probed) -> list[bool]:
+        return [now == then for now, then in zip(self.said, base.said, strict=True)]
+
+    def ratios_to(self, base: _Probed) -> list[float]:
+        return [now / then for now, then in zip(self.perplexities, base.perplexities, strict=True)]
+
+
+@dataclass(frozen=True)
 class _Texts:
     """The probes as one batch: questions with the unedited model's answers, then sentences."""
 
@@ -163,19 +205,31 @@ class _Texts:
 
     @classmethod
     def of(cls, model: LanguageModel, probes: Probes) -> _Texts | None:
+        """Raises `ValueError` naming probes that are too long for the context, or have too few tokens for a perplexity."""
         if not probes.questions and not probes.sentences:
             return None
         tokenizer = model.tokenizer
         answers = greedy(model, probes.questions, MAX_ANSWER_TOKENS) if probes.questions else []
         rows = []
         for prompt, ids in zip(probes.questions, answers, strict=True):
-            start = list(tokenizer(prompt)["input_ids"])
-            ends = len(ids) < MAX_ANSWER_TOKENS and tokenizer.eos_token_id is not None
-            rows.append((start, [*ids, tokenizer.eos_token_id] if ends else ids))
+            rows.append((list(tokenizer(prompt)["input_ids"]), _first_sentence(tokenizer, ids)))
         for sentence in probes.sentences:
             ids = tokenizer(sentence, truncation=True, max_length=min(MAX_SENTENCE_TOKENS, model.max_tokens))["input_ids"]
+            if len(ids) < 2:
+                raise ValueError(f"a sentence needs two tokens to have a perplexity; the probe {sentence!r} has {len(ids)}")
             rows.append((ids[:1], ids[1:]))
         return cls(_padded(rows, tokenizer.pad_token_id or 0, model.device), probes.questions)
+
+
+def _first_sentence(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The tokens of an answer up to the end of its first sentence, else all and the end token, if it came to one."""
+    whole = first_sentence(tokenizer.decode(ids, skip_special_tokens=True))
+    for count in range(1, len(ids)):
+        text = tokenizer.decode(ids[:count], skip_special_tokens=True)
+        if first_sentence(text) == whole and text.strip() != whole:
+            return ids[:count]
+    has_ended = len(ids) < MAX_ANSWER_TOKENS and tokenizer.eos_token_id is not None
+    return [*ids, tokenizer.eos_token_id] if has_ended else ids
 
 
 def _padded(rows: Sequence[tuple[list[int], list[int]]], pad: int, device: torch.device) -> Encoded:

@@ -29,6 +29,7 @@ from errata.delta import EditedModel, WeightDelta
 from errata.edit import Edit, EditRejected
 from errata.editors.editor import EditorState
 from errata.model import find_matrices, load
+from errata.probes import FILE as PROBES
 
 ENTRY, DELTA, STATE, EDITS = "entry.json", "delta.safetensors", "state.safetensors", "edits.jsonl"
 REFUSALS = "refusals.jsonl"
@@ -244,14 +245,21 @@ class Ledger:
         """Note down an edit that was not made on `parent`, and why: for the record, versions are as they were."""
         scores = getattr(refusal, "scores", {})
         record = {"time": _now(), "parent": parent, "edit": edit.to_json(), "reason": refusal.reason, "field": refusal.field}
-        with self._only_writer(), (self.directory / REFUSALS).open("a") as log:
-            log.write(json.dumps({**record, "scores": scores}) + "\n")
+        line = json.dumps({**record, "scores": scores}).encode() + b"\n"
+        with self._only_writer(), (self.directory / REFUSALS).open("a+b") as log:
+            if log.tell():
+                log.seek(-1, os.SEEK_END)
+                if log.read() != b"\n":  # a crash has left half a line
+                    line = b"\n" + line
+            log.write(line)
+            log.flush()
+            os.fsync(log.fileno())
 
     def refusals(self) -> Iterator[dict[str, Any]]:
         """{"time", "parent", "edit", "reason", "field", "scores"} of every edit that was refused, oldest first."""
         path = self.directory / REFUSALS
-        for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(json.JSONDecodeError):  # a crash may have left half a line
+        for line in path.read_bytes().split(b"\n") if path.exists() else ():
+            with contextlib.suppress(ValueError):  # half a line, or the nothing after the last
                 yield json.loads(line)
 
     def find_edit(self, edit_id: str) -> int | None:
@@ -279,6 +287,8 @@ class Ledger:
         with _renamed_to(target) as folder:
             model.module.save_pretrained(str(folder))
             model.tokenizer.save_pretrained(str(folder))
+            if (probes := Path(base["model"]) / PROBES).exists():
+                shutil.copy(probes, folder)
         return target
 
     @contextmanager

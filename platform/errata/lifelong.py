@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from errata.delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.docket import Docket
+from errata.edit import EditBatch, EditRejected, check_edits
 from errata.editors.editor import Editor, EditorState
 from errata.generate import Generator, HFGenerator
-from errata.guard import Guard, VersionRefused, after_refusal, superseded
+from errata.guard import Guard, VersionRefused
 from errata.inspection import Inspector
 from errata.ledger import Ledger, Version
 from errata.model import LanguageModel, ModelSpec
@@ -34,16 +37,14 @@ class Attempt:
 
 def attempt(editor: Editor, batch: EditBatch, state: EditorState, inspector: Inspector) -> Attempt:
     """Nothing is changed, whatever happens. Raises `EditRejected`, from the editor or with the guard's reasons."""
-    for position, other in superseded(batch.edits).items():
-        raise EditRejected(
-            f"another edit of the same batch answers this prompt by {batch.edits[other].target!r}; the later one counts",
-            edit=position,
-            field="target",
-        )
+    check_edits(batch.edits, inspector.model.tokenizer, inspector.model.max_tokens)
     began = time.perf_counter()
-    delta, after = editor.edit(inspector.model, batch, state)
-    edited = time.perf_counter()
-    found = inspector.measure(batch, delta)
+    try:
+        delta, after = editor.edit(inspector.model, batch, state)
+        edited = time.perf_counter()
+        found = inspector.measure(batch, delta)
+    except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
+        raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}") from fault
     verdict = inspector.guard.check(found)
     if not verdict.publish:
         raise VersionRefused(verdict.reasons, found.to_json())
@@ -74,32 +75,32 @@ def run(
     shared = isinstance(generator, HFGenerator) and generator.language_model is model
     if shared:
         generator.swap(0)  # the inspector looks at the base model first
-    inspector = Inspector(model, spec, guard, probes or Probes((), ()))
+    try:
+        inspector = Inspector(model, spec, guard, probes or Probes((), ()))
+    finally:
+        generator.swap(ledger.head)
     copy = generator if shared else HFGenerator(model, spec, ledger)
-    stands_at = 0
-    waiting = list[EditBatch]()
+    at, state = -1, EditorState()
     for fresh in batches:
-        waiting.append(fresh)
-        while waiting:
-            batch = waiting.pop()
-            head = ledger.head
-            copy.swap(head)
-            if head != stands_at:
+        docket = Docket(fresh.edits)
+        while (group := docket.next_group()) is not None:
+            batch, head = docket.batch(group), ledger.head
+            if head != at:
+                copy.swap(head)
                 inspector.stand_at(ledger.edits(head))
-            state = ledger.state(head) or editor.start(model, spec)
+                at, state = head, ledger.state(head) or editor.start(model, spec)
             try:
                 made = attempt(editor, batch, state, inspector)
             except EditRejected as refusal:
-                stands_at = head
-                split = after_refusal(batch.edits, refusal)
-                waiting += [EditBatch(tuple(batch.edits[i] for i in group)) for group in reversed(split.again)]
-                for i in split.refused:
-                    ledger.refuse(head, batch.edits[i], refusal)
-                    on_rejected(EditBatch((batch.edits[i],)), refusal)
-                continue
-            version = ledger.append(head, made.delta, made.state, batch.edits, made.scorecard, type(editor).__name__, plan)
-            copy.swap(version.number)
-            inspector.published(batch)
-            stands_at = version.number
-            generator.swap(version.number)
-            yield version
+                settled = docket.refused(group, refusal.with_traceback(None))
+            else:
+                version = ledger.append(head, made.delta, made.state, batch.edits, made.scorecard, type(editor).__name__, plan)
+                copy.swap(version.number)
+                inspector.published(batch)
+                at, state = version.number, made.state
+                generator.swap(version.number)
+                yield version
+                settled = docket.made(group)
+            for i, why in settled:
+                ledger.refuse(at, fresh.edits[i], why)
+                on_rejected(EditBatch((fresh.edits[i],)), why)

@@ -35,7 +35,7 @@ def score(
 
     try:
         chosen = list(islice(read_edits(edits), limit or None))
-        before = None if base is None else _saved(base)
+        before = None if base is None else _saved(base, max_tokens)
         found = _ask(Client(url), Questions.of(chosen).prompts, max_tokens)
         card = score(chosen, found["answers"], before)
         if save is not None:
@@ -66,13 +66,16 @@ def _ask(client: Client, prompts: Sequence[str], max_tokens: int) -> dict[str, A
         versions += [answer["errata"]["version_min"], answer["errata"]["version_max"]]
     if not versions:
         raise ValueError("there is no edit to score")
-    return {"version_min": min(versions), "version_max": max(versions), "answers": answers}
+    return {"version_min": min(versions), "version_max": max(versions), "max_tokens": max_tokens, "answers": answers}
 
 
-def _saved(path: Path) -> dict[str, str]:
-    """Raises `ValueError` for what `--save` did not write."""
+def _saved(path: Path, max_tokens: int) -> dict[str, str]:
+    """Raises `ValueError` for what `--save` did not write, and for answers that were cut elsewhere."""
     try:
-        answers = json.loads(path.read_text(encoding="utf-8"))["answers"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        answers, length = dict(found["answers"]), found["max_tokens"]
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} holds no answers: --save writes them") from None
-    return dict(answers)
+    if length != max_tokens:
+        raise ValueError(f"the answers in {path} have at most {length} tokens, not {max_tokens}: give --max-tokens {length}")
+    return answers

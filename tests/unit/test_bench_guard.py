@@ -6,11 +6,11 @@ import pytest
 
 from benchmarks.guarding import BATCH_SIZE, GIANT, Misset, kind_of, poisoned
 from errata.delta import WeightDelta
+from errata.docket import Docket
 from errata.edit import Edit, EditBatch
 from errata.editors.closed_form.rome import ROME
 from errata.editors.editor import EditorState
 from errata.editors.finetuned.locft import LocFT
-from errata.guard import superseded
 from errata.model import find_matrices
 from errata.testbed.world import World
 
@@ -27,8 +27,8 @@ def test_poison_stands_among_the_healthy_edits_which_keep_their_order():
     assert kinds == {"healthy": 100, "contradiction": 2, "hard": 2, "giant": 1}
     assert kinds.total() - 100 == pytest.approx(0.05 * kinds.total(), abs=1)
     for batch in batches:
-        assert {kind_of(batch.edits[i]) for i in superseded(batch.edits)} <= {"contradiction"}
-    assert sum(len(superseded(batch.edits)) for batch in batches) == kinds["contradiction"]
+        assert {kind_of(batch.edits[i]) for i in Docket(batch.edits).rivals} <= {"contradiction"}
+    assert sum(len(Docket(batch.edits).rivals) for batch in batches) == kinds["contradiction"]
     assert len(batches) == 100 // BATCH_SIZE
     assert poisoned(healthy, world, seed=0) == batches != poisoned(healthy, world, seed=1)
 

@@ -122,7 +122,13 @@ def test_the_served_model_is_scored_by_what_it_generates(url: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{", "holds no answers"), ('{"answers": {}}', "no answer was given to 1 prompts"), (None, "No such file")],
+    [
+        ("{", "holds no answers"),
+        ('{"answers": [1], "max_tokens": 16}', "holds no answers"),
+        ('{"answers": {}, "max_tokens": 16}', "no answer was given to 1 prompts"),
+        ('{"answers": {}, "max_tokens": 8}', "have at most 8 tokens, not 16: give --max-tokens 8"),
+        (None, "No such file"),
+    ],
 )
 def test_scoring_against_what_is_no_answers_says_so(url: str, tmp_path: Path, content: str | None, says: str) -> None:
     base = tmp_path / "base.json"

@@ -62,3 +62,29 @@ def test_batches_of():
     assert EditBatch(edits).edits == tuple(edits)
     with pytest.raises(ValueError, match="at least one"):
         next(batches_of(edits, 0))
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"subject": 3}, "subject"),
+        ({"id": 3}, "id"),
+        ({"rephrasings": "abc"}, "rephrasings"),
+        ({"rephrasings": ["a", 3]}, "rephrasings"),
+        ({"locality": {"prompt": "p", "target": "t"}}, "locality"),
+        ({"locality": ["p"]}, "locality"),
+        ({"portability": [{"prompt": "p"}]}, "portability"),
+        ({"portability": [{"prompt": "p", "target": 3}]}, "portability"),
+        ({"locality": [{"prompt": "p", "target": "t", "kind": 3}]}, "locality"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(more, field):
+    with pytest.raises(EditRejected) as refused:
+        Edit.from_json({"prompt": "p", "target": "t", **more})
+    assert refused.value.field == field and "must be" in refused.value.reason
+
+
+def test_a_probe_must_ask_and_answer_something():
+    for probe in (Probe(" ", "t"), Probe("p", "")):
+        edit = Edit("p", "t", locality=(probe,), portability=(Probe("p", "t"),))
+        assert [field for field, _ in edit.faults()] == ["locality"]

@@ -180,5 +180,5 @@ def test_perplexity_is_the_median_over_sentences(tiny_model, world):
     assert perplexity(tiny_model, sentences[:1]) == pytest.approx(math.exp(loss), rel=1e-5)
     with pytest.raises(ValueError, match="sentence"):
         perplexity(tiny_model, [])
-    with pytest.raises(ValueError, match=r"two words.*\['Word'\]"):
-        perplexity(tiny_model, [*sentences, "Word"])
+    with pytest.raises(ValueError, match=r"two tokens.*\['river'\]"):
+        perplexity(tiny_model, [*sentences, "river"])

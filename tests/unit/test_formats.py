@@ -48,7 +48,7 @@ FIRST = {
         id="counterfact-0",
     ),
     "zsre-mend": Edit(
-        "Which school did Ada Arden attend?", "East School", rephrasings=("What school was Ada Arden at?",), id="a1"
+        "Which school did Ada Arden attend?", "East School", rephrasings=("What school was Ada Arden at?",), id="zsre-a1"
     ),
     "zsre-memit": Edit(
         "Which school did Ada Arden attend?",

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from errata.delta import LowRank, WeightDelta
-from errata.edit import Edit, EditRejected
-from errata.guard import Guard, Limit, Measured, VersionRefused, after_refusal, check_norms, matrix_norms, superseded
+from errata.edit import EditRejected
+from errata.guard import Guard, Limit, Measured, VersionRefused, check_norms, matrix_norms
 from errata.model import find_matrices
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
@@ -96,20 +96,27 @@ def test_a_refusal_survives_a_process_border():
     assert again.reason == "the guard refuses it: too large; too much"
 
 
-def test_of_two_answers_to_one_prompt_the_later_counts():
-    edits = [Edit("a", "1"), Edit("b", "2"), Edit("a", "1"), Edit("a", "3"), Edit("b", "2")]
-    assert superseded(edits) == {0: 3, 2: 3}
+@pytest.mark.parametrize(
+    ("found", "before", "published"),
+    [
+        ({"ppl_ratio": 1.7}, {"ppl_ratio": 1.7}, True),
+        ({"ppl_ratio": 1.8}, {"ppl_ratio": 1.7}, False),
+        ({"ppl_ratio": 1.7}, {}, False),
+        ({"locality": 0.4}, {"locality": 0.4}, True),
+        ({"locality": 0.4}, {"locality": 0.45}, False),
+        ({"broken_sentences": 0.5}, {"broken_sentences": 0.5}, True),
+        ({"broken_sentences": 0.5}, {"broken_sentences": 0.4}, False),
+    ],
+)
+def test_a_model_that_is_past_a_limit_takes_what_does_not_harm_it(found, before, published):
+    verdict = Guard().check(replace(HEALTHY, **found, before=before))
+    assert verdict.publish == published and len(verdict.reasons + verdict.warnings) == 1
 
 
-def test_a_named_edit_is_to_blame_and_otherwise_halves_are_tried():
-    edits = [Edit(str(i), "x", id=f"id-{i}") for i in range(5)]
-    for name in (2, "id-2"):
-        split = after_refusal(edits, EditRejected("no", edit=name))
-        assert (split.refused, split.again) == ((2,), ((0, 1, 3, 4),))
-    split = after_refusal(edits, EditRejected("no"))
-    assert (split.refused, split.again) == ((), ((0, 1), (2, 3, 4)))
-    split = after_refusal(edits[:1], EditRejected("no"))
-    assert (split.refused, split.again) == ((0,), ())
+def test_what_many_versions_do_together_is_bounded():
+    guard = Guard()
+    assert guard.check(replace(HEALTHY, locality=0.75, before={"locality": 0.8})).warnings[0].startswith("0.25 of the answers")
+    assert "by all versions together" in guard.check(replace(HEALTHY, locality=0.45, before={"locality": 0.5})).reasons[0]
 
 
 def test_matrix_norms(tiny_model):

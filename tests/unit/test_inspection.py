@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from errata import inspection
 from errata.delta import EditedModel, LowRank, WeightDelta
-from errata.edit import Edit, EditBatch
+from errata.edit import Edit, EditBatch, Probe
 from errata.evaluate import perplexity
 from errata.generate import greedy
 from errata.guard import Guard, Limit
@@ -109,6 +111,10 @@ def test_a_probe_that_is_edited_is_no_probe(tiny_model, probes, random_delta):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     every = EditBatch(tuple(Edit(question, "x") for question in probes.questions))
     assert inspector.measure(every, random_delta(0)).lost_locality is None
+    probed, other, *rest = probes.questions
+    wordings = EditBatch((Edit("question", "x", rephrasings=(probed,), portability=(Probe(other, "y"),)),))
+    ruin = inspector.measure(wordings, random_delta(1, 30.0))
+    assert ruin.lost_locality is not None and ruin.lost_locality <= len(rest) / FEW
 
 
 @pytest.mark.parametrize("value", [1e30, math.nan])
@@ -118,6 +124,82 @@ def test_no_numbers_are_seen(tiny_model, probes, value):
     found = inspector.measure(EditBatch((Edit("question", "answer"),)), broken)
     assert not found.is_finite
     assert not LENIENT.check(found).publish
+
+
+def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch):
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
+    healthy = inspection.answer_log_probs
+
+    def broken(model, encoded, **more):
+        log_probs_TV = healthy(model, encoded, **more)
+        if encoded is inspector.texts.encoded:
+            log_probs_TV[-1] = math.nan
+        return log_probs_TV
+
+    monkeypatch.setattr(inspection, "answer_log_probs", broken)
+    found = inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({}))
+    assert not found.is_finite and not LENIENT.check(found).publish
+
+
+def test_a_few_broken_sentences_are_seen_where_the_median_is_as_it_was(tiny_model, probes, monkeypatch):
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
+    assert inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({})).broken_sentences == 0.0
+    healthy = inspector.base
+    now = replace(healthy, perplexities=[1e9 * p if i < 3 else p for i, p in enumerate(healthy.perplexities)])
+    monkeypatch.setattr(inspector, "_probed", lambda delta: now)
+    inspector.now = healthy
+    found = inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({}))
+    assert (found.ppl_ratio, found.broken_sentences) == (1.0, pytest.approx(3 / 7))
+    assert "0.43 of other sentences would have more than 1.5 times their perplexity" in LENIENT.check(found).reasons[0]
+
+
+def test_any_end_token_ends_an_answer(tiny_model, world):
+    (edit,) = world.edits("test", 1)
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
+    end, other = tiny_model.tokenizer.eos_token_id, 7
+    answer = tiny_model.tokenizer(edit.target)["input_ids"]
+    assert len(answer) == 1
+    for said, ends, right in ((end, [end], True), (other, [end], False), (other, [end, other], True)):
+        inspector.ends = torch.tensor(ends)
+
+        def rigged(model, encoded, said=said, **more):
+            return torch.nn.functional.one_hot(torch.tensor([answer[0], said]), len(tiny_model.tokenizer)).float()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inspection, "answer_log_probs", rigged)
+            assert inspector._answered([edit], WeightDelta({})) == [right]
+
+
+def test_of_an_answer_that_runs_on_only_its_first_sentence_counts(tiny_model):
+    class Words:
+        eos_token_id = 0
+
+        def decode(self, ids, skip_special_tokens):
+            return " ".join({1: "Paris", 2: ".", 3: "It", 4: "is", 5: "big"}[i] for i in ids).replace(" .", ".")
+
+    assert inspection._first_sentence(Words(), [1, 2, 3, 4, 5]) == [1, 2]
+    assert inspection._first_sentence(Words(), [3, 4, 5]) == [3, 4, 5, 0]
+    assert inspection._first_sentence(Words(), [1, 2]) == [1, 2, 0]
+    assert inspection._first_sentence(Words(), [5] * 8) == [5] * 8
+
+
+def test_a_sentence_of_one_token_is_named(tiny_model):
+    spec = find_matrices(tiny_model.module, MATRICES)
+    with pytest.raises(ValueError, match="needs two tokens to have a perplexity; the probe 'river'"):
+        Inspector(tiny_model, spec, LENIENT, Probes((), ("river",)))
+
+
+def test_what_was_rounded_is_asked_again(tiny_model, world, probes, random_delta):
+    tiny_model.module.to(torch.bfloat16)
+    spec = find_matrices(tiny_model.module, MATRICES)
+    inspector, edited = Inspector(tiny_model, spec, LENIENT, probes), EditedModel(tiny_model.module, spec)
+    first, second = (EditBatch((edit,)) for edit in world.edits("test", 2))
+    inspector.measure(first, random_delta(1, 0.3))
+    edited.add(random_delta(1, 0.3))
+    inspector.published(first)
+    known = inspector.measure(second, random_delta(2, 0.3))
+    inspector.stand_at(first)
+    assert inspector.measure(second, random_delta(2, 0.3)) == known
 
 
 def test_few_earlier_edits_are_not_enough_to_refuse(tiny_model, world, random_delta):
@@ -163,7 +245,6 @@ def test_probes_are_kept_in_a_file(tmp_path):
         (b'{"prompt": "a"}\n["b"]', "line 2: a probe is"),
         (b'{"question": "a"}', "a probe is"),
         (b'{"prompt": " "}', "the prompt must be a text"),
-        (b'{"sentence": "word"}', "at least two words"),
         (b'{"sentence": 3}', "the sentence must be a text"),
         (b"\xff\xfe", "cannot be read"),
     ],

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from errata.delta import EditedModel
-from errata.edit import Edit
+from errata.edit import Edit, EditRejected
 from errata.editors.editor import EditorState
-from errata.ledger import Ledger, LedgerConflict, UnknownVersion, read_segments
+from errata.guard import VersionRefused
+from errata.ledger import REFUSALS, Ledger, LedgerConflict, UnknownVersion, read_segments
 from errata.model import find_matrices, load
 
 STATE = EditorState(3, {"past": torch.arange(6.0).view(2, 3)})
@@ -197,3 +198,18 @@ def test_an_exported_version_is_a_plain_checkpoint(ledger, random_delta, model_d
     with pytest.raises(ValueError, match="not empty"):
         ledger.export(1, tmp_path / "out" / "v2")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["v2"]
+
+
+def test_refusals_are_kept_even_after_a_crash_in_the_middle_of_one(ledger):
+    refusal = VersionRefused(["too large"], {"ppl_ratio": 2.0})
+    ledger.refuse(0, Edit("one", "x", id="a"), refusal)
+    with (ledger.directory / REFUSALS).open("ab") as log:
+        log.write(b'{"time": "2026')
+    ledger.refuse(0, Edit("two\u2028lines", "x"), EditRejected("no room", field="prompt"))
+    found = list(Ledger.open(ledger.directory).refusals())
+    assert [(r["edit"]["prompt"], r["reason"], r["field"], r["parent"]) for r in found] == [
+        ("one", "the guard refuses it: too large", None, 0),
+        ("two\u2028lines", "no room", "prompt", 0),
+    ]
+    assert [r["scores"] for r in found] == [{"ppl_ratio": 2.0}, {}]
+    assert ledger.newest == 0

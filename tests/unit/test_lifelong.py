@@ -127,5 +127,51 @@ def test_of_two_answers_in_a_batch_the_later_is_made(tiny_model, ledger, world):
     (version,) = loop
     assert version.edits == (second, replace(first, target=second.target))
     ((culprit, why),) = refused
-    assert culprit.edits == (first,) and (why.edit, why.field) == (0, "target")
+    assert culprit.edits == (first,) and why.field == "target"
     assert "the later one counts" in why.reason
+
+
+class Overflowing(Gradient):
+    def edit(self, model, batch, state):
+        raise torch.linalg.LinAlgError("singular")
+
+
+def looped(model, ledger, editor, batches, **more):
+    spec, refused = find_matrices(model.module, MATRICES), []
+    generator = HFGenerator(model, spec, ledger)
+    made = list(run(model, spec, editor, batches, ledger, generator, Guard(), "", lambda *why: refused.append(why), **more))
+    return made, refused, generator
+
+
+def test_what_the_editor_cannot_compute_is_a_refusal(tiny_model, ledger, world):
+    made, refused, _ = looped(tiny_model, ledger, Overflowing(), batches_of(world.edits("test", 2), 2))
+    assert not made and [why.reason for _, why in refused] == ["LinAlgError in the editor: singular"] * 2
+
+
+def test_an_edit_that_does_not_fit_is_refused_by_name(tiny_model, ledger, world):
+    (fits,) = world.edits("test", 1)
+    too_long = Edit(" ".join(["river"] * tiny_model.max_tokens), "dog")
+    made, refused, _ = looped(tiny_model, ledger, Careless(), [EditBatch((too_long, fits))])
+    assert [version.edits for version in made] == [(fits,)]
+    ((batch, why),) = refused
+    assert batch.edits == (too_long,) and why.field == "prompt" and "context holds" in why.reason
+
+
+def test_an_edit_at_the_contexts_limit_is_made_and_what_is_said_instead_is_cut(tiny_model, ledger):
+    brink = Edit(" ".join(["river"] * (tiny_model.max_tokens - 2)), "dog")
+    ((version,), refused, _) = looped(tiny_model, ledger, Careless(), [EditBatch((brink,))])
+    assert not refused
+    (failed,) = version.scorecard["failed"]
+    assert failed["prompt"] == brink.prompt and len(tiny_model.tokenizer(failed["answer"])["input_ids"]) <= 2
+
+
+def test_without_batches_the_head_stays_served(tiny_model, ledger, world):
+    made, _, generator = looped(tiny_model, ledger, Careless(), batches_of(world.edits("test", 2), 1))
+    assert (len(made), generator.version) == (2, 2)
+    spec = generator.language_model and find_matrices(tiny_model.module, MATRICES)
+    assert list(run(tiny_model, spec, Careless(), [], ledger, generator, Guard())) == [] and generator.version == 2
+    assert list(run(tiny_model, spec, Careless(), [EditBatch(())], ledger, generator, Guard())) == []
+    long = Probes((" ".join(["river"] * tiny_model.max_tokens),), ())
+    with pytest.raises(ValueError, match="a prompt must have"):
+        list(run(tiny_model, spec, Careless(), [], ledger, generator, Guard(), probes=long))
+    assert generator.version == 2

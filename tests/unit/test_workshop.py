@@ -18,7 +18,7 @@ from errata.guard import Guard, Limit
 from errata.model import LanguageModel, find_matrices
 from errata.probes import Probes
 from serving.app import Arguments
-from serving.workshop import Workshop, WorkshopOptions, load_editor
+from serving.workshop import Workshop, WorkshopOptions, load_editor, made_guard
 from tests.e2e.toy import Toy
 from tests.editors_under_test import UNDER_TEST, measured
 
@@ -117,13 +117,20 @@ def test_a_workshop_has_the_guard_that_it_is_told(model_dir: Path, tmp_path: Pat
     assert Workshop(replace(options, probes=None)).inspector.texts.questions == ()  # type: ignore[union-attr]
 
 
+def test_both_sides_of_a_limit_can_be_moved_in_any_order() -> None:
+    up = {"perplexity.warn": "2", "perplexity.refuse": "3"}
+    down = {"perplexity.warn": "1.0", "perplexity.refuse": "1.01"}
+    for settings, limit in ((up, Limit(2.0, 3.0)), (down, Limit(1.0, 1.01))):
+        assert made_guard(settings) == made_guard(dict(reversed(settings.items()))) == Guard(perplexity=limit)
+
+
 @pytest.mark.parametrize(
     ("guard", "probes", "says"),
     [
         ({"perplexity": "2"}, None, "perplexity: '2' is no Limit"),
         ({"perplexity.refuse": "high"}, None, "'high' is no float"),
         ({"perplexity.refuse": "1"}, None, "warns no later than it refuses"),
-        ({"colour": "red"}, None, "Guard has no field 'colour'; it has perplexity, change"),
+        ({"colour": "red"}, None, "Guard has no field 'colour'; it has perplexity, broken"),
         ({}, "nowhere.jsonl", "nowhere.jsonl cannot be read"),
     ],
 )

@@ -10,7 +10,7 @@ alternatives; here it is the first of them, so that a file always gives the same
 from __future__ import annotations
 
 from errata.edit import Edit, Probe
-from errata.formats.fields import Record, first, optional_text, text, texts
+from errata.formats.fields import Record, first, identity, optional_text, text, texts
 
 
 def mend_matches(record: Record) -> bool:
@@ -28,7 +28,7 @@ def mend(record: Record) -> Edit:
         target=first(record, "alternatives").strip(),
         rephrasings=tuple(one for one in (*wordings, *([single] if single else [])) if one != prompt),
         locality=_neighbour(record),
-        id=optional_text(record, "id"),
+        id=identity(record, "id", "zsre"),
     )
 
 

@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 import torch
 
-from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, encode
+from errata.encode import IGNORED, answer_log_probs, answer_nll, encode_text
 from errata.model import LanguageModel
 
 
@@ -40,14 +40,16 @@ class Perplexities:
 
 @torch.no_grad()
 def perplexities(language_model: LanguageModel, sentences: Sequence[str], batch_size: int = 64) -> Perplexities:
-    """Raises `ValueError` without sentences, and for one of a single word: it has no perplexity."""
+    """Each sentence is cut to the model's context. Raises `ValueError` without sentences, and for one of a single token."""
     if not sentences:
         raise ValueError("perplexity needs at least one sentence")
-    if short := [sentence for sentence in sentences if len(sentence.split()) < 2]:
-        raise ValueError(f"a sentence needs two words to have a perplexity; these do not have them: {short[:5]}")
+    tokenizer, limit = language_model.tokenizer, language_model.max_tokens
     found: list[float] = []
     for start in range(0, len(sentences), batch_size):
-        encoded = _whole(language_model, sentences[start : start + batch_size])
+        batch = sentences[start : start + batch_size]
+        encoded = encode_text(tokenizer, batch, limit, language_model.device)
+        if short := [s for s, mask in zip(batch, encoded.attention_mask_BS, strict=True) if int(mask.sum()) < 2]:
+            raise ValueError(f"a sentence needs two tokens to have a perplexity; these do not have them: {short[:5]}")
         nll_T = answer_nll(answer_log_probs(language_model.module, encoded), encoded)
         counts = (encoded.labels_BS != IGNORED).sum(1).tolist()
         found += [float(part.mean().exp().nan_to_num(math.inf, math.inf)) for part in nll_T.split(counts)]
@@ -57,11 +59,3 @@ def perplexities(language_model: LanguageModel, sentences: Sequence[str], batch_
 def perplexity(language_model: LanguageModel, sentences: Sequence[str], batch_size: int = 64) -> float:
     """The median over sentences: one that an edit broke would otherwise hide all others. Raises as `perplexities` does."""
     return perplexities(language_model, sentences, batch_size).median
-
-
-def _whole(language_model: LanguageModel, sentences: Sequence[str]) -> Encoded:
-    heads, tails = zip(*(sentence.strip().split(" ", 1) for sentence in sentences), strict=True)
-    encoded = encode(language_model.tokenizer, heads, tails, language_model.device, eos=False)
-    labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), IGNORED)
-    labels_BS[:, 0] = IGNORED
-    return Encoded(encoded.input_ids_BS, encoded.attention_mask_BS, labels_BS)

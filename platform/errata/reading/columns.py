@@ -144,17 +144,19 @@ def _suspects(prompts: Sequence[Any], targets: Sequence[Any], subjects: Sequence
 
 
 def _lists_are_whole(columns: dict[str, pa.Array]) -> bool:
-    """No rephrasing is null or empty, and no probe is null or lacks a part."""
+    """No rephrasing is null or empty, and no probe is null, lacks a part or has an empty one."""
     wordings = _values(columns.get("rephrasings"))
     if not all(wording and wording.strip() for wording in wordings):
         return False
     for name in ("locality", "portability"):
         probes = _flat(columns.get(name))
-        if len(probes) and (
-            probes.null_count or any(pc.struct_field(probes, part).null_count for part in ("prompt", "target"))
-        ):
+        if len(probes) and (probes.null_count or not all(_has_text(pc.struct_field(probes, p)) for p in ("prompt", "target"))):
             return False
     return True
+
+
+def _has_text(strings: pa.Array) -> bool:
+    return not strings.null_count and bool(pc.all(pc.not_equal(pc.utf8_trim_whitespace(strings), "")).as_py())
 
 
 def _flat(column: pa.Array | None) -> pa.Array:

@@ -173,6 +173,7 @@ def _csv_rows(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
             else:
                 yield line
 
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # its own is 128 KiB
     reader = csv.reader(lines(), strict=True)
     header = _header(reader, faults)
     while True:
