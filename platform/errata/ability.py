@@ -43,7 +43,7 @@ def measure(
     if not tasks or (limit is not None and limit < 1) or (shots is not None and shots < 0):
         raise ValueError(f"at least one task, one record (not {limit}) and no fewer than 0 shots ({shots}) are needed")
     if missing := [name for name in _NEEDED[backend] if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"not installed: {', '.join(missing)}; pip install 'errata[eval]', or 'lm-eval[hf]' beside errata")
+        raise ValueError(f"not installed: {', '.join(missing)}; pip install 'lm-eval[hf]'")
     chosen = [local_task(task_folder, name) or name for name in tasks]
     _stay_offline(all(isinstance(task, dict) for task in chosen))
     from lm_eval import simple_evaluate
@@ -70,7 +70,8 @@ def measure(
             log_samples=False,
         )
     assert found is not None  # only another rank of a distributed run gets nothing
-    return _summary(found, model, backend, limit)
+    asked = {"limit": limit, "shots": shots, "task_folder": str(task_folder), "dtype": dtype}
+    return {"model": str(model), "backend": backend, **asked, **_summary(found)}
 
 
 def local_task(folder: Path, name: str) -> dict[str, Any] | None:
@@ -97,6 +98,9 @@ def local_task(folder: Path, name: str) -> dict[str, Any] | None:
     whole = {split: path.parent / file for split, file in files.items()}
     if missing := [str(file) for file in whole.values() if not file.exists()]:
         raise ValueError(f"{path}: there is no file {', '.join(missing)}")
+    named = {f"{use}_split": task[f"{use}_split"] for use in ("test", "validation", "fewshot") if f"{use}_split" in task}
+    if lost := [f"{use}: {split}" for use, split in named.items() if split not in files]:
+        raise ValueError(f"{path}: data_files has no file for {', '.join(lost)}; it has {', '.join(files)}")
     kwargs = {**task["dataset_kwargs"], "data_files": {split: str(file.resolve()) for split, file in whole.items()}}
     return {**task, "task": name, "dataset_kwargs": kwargs}
 
@@ -120,11 +124,11 @@ def _arguments(model: Path, backend: str, dtype: str) -> dict[str, Any]:
     return arguments if backend == "hf" else {**arguments, "gpu_memory_utilization": 0.8}
 
 
-def _summary(found: dict[str, Any], model: Path, backend: str, limit: int | None) -> dict[str, Any]:
+def _summary(found: dict[str, Any]) -> dict[str, Any]:
     """lm-eval calls a score `acc,none`, after a filter that nobody asked for, and its error `acc_stderr,none`."""
     tasks: dict[str, dict[str, Any]] = {}
     for name, result in found["results"].items():
         numbers = {key.removesuffix(",none"): value for key, value in result.items() if isinstance(value, float)}
         tasks[name] = {**numbers, "num_records": found["n-samples"].get(name, {}).get("effective")}
     versions = {package: version(package) for package in ("lm_eval", "transformers")}
-    return {"model": str(model), "backend": backend, "limit": limit, "tasks": tasks, "versions": versions}
+    return {"tasks": tasks, "versions": versions}

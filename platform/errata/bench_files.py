@@ -25,6 +25,8 @@ def contenders_of(editors: Sequence[str], settings: Sequence[str], device: str) 
 
     Two trained ones of a class are called by their folders. Raises `ValueError` naming what is unknown.
     """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"the device {device} is not there: torch {torch.__version__} finds no CUDA; give --device cpu")
     found = [_found(editor, device) for editor in editors]
     counts = Counter(name_of(editor) for editor, _, _ in found)
     names = [name_of(editor) if counts[name_of(editor)] == 1 else label for editor, _, label in found]
@@ -70,7 +72,10 @@ def course_of(edits: Path, text: Path, batch_size: int, checkpoints: str, limit:
     chosen = list(read_edits(edits))
     if seed:
         random.Random(seed).shuffle(chosen)
-    sentences = [line.strip() for line in text.read_text().splitlines() if len(line.split()) > 1]
+    try:
+        sentences = [line.strip() for line in text.read_text(encoding="utf-8").splitlines() if len(line.split()) > 1]
+    except UnicodeDecodeError as wrong:
+        raise ValueError(f"{text} is no UTF-8 text: {wrong.reason} at byte {wrong.start}") from None
     if not chosen or not sentences:
         raise ValueError(f"{text if chosen else edits} holds no {'sentence' if chosen else 'edit'}")
     course = Course(tuple(chosen[: limit or None]), tuple(sentences), batch_size, seed=seed)

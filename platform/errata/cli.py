@@ -165,13 +165,13 @@ def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(h
 @app.command()
 def bench(
     model: Annotated[str, typer.Option(help="Hugging Face folder or name of the model.")],
-    edits: Annotated[Path, typer.Option(help="Parquet, JSONL or JSON file of edits, with their probes.")],
+    edits: Annotated[Path, typer.Option(help="File of edits with their probes; docs/data.md has the formats.")],
     editor: Annotated[list[str], typer.Option(help="Folder of a trained one, or NAME[:PRESET][=ARTIFACT]; may be repeated.")],
     text: Annotated[Path, typer.Option(help="File of plain sentences, a line each, for the perplexity.")],
     out: Annotated[Path, typer.Option(help="Folder for rows.parquet, answers.parquet, report.json, table.md, curves.png.")],
-    batch_size: Annotated[int, typer.Option(help="Edits a batch.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Edits a batch.", min=1)] = 10,
     checkpoints: Annotated[str, typer.Option(help="Numbers of edits after which all so far are scored.")] = "",
-    limit: Annotated[int, typer.Option(help="Take that many edits of the file; 0 for all.")] = 0,
+    limit: Annotated[int, typer.Option(help="Take that many edits of the file; 0 for all.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Shuffles the edits; 0 leaves them in their order.")] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.field=value; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="Where the model is: cpu, cuda, ...")] = "cpu",
@@ -181,7 +181,7 @@ def bench(
     from errata.bench_files import contenders_of, course_of, model_of
     from errata.benchmark import run_all
     from errata.hardware import hardware
-    from errata.rows import Answer
+    from errata.rows import Answer, Row
     from errata.standings import described, markdown, standings, write
 
     try:
@@ -189,14 +189,23 @@ def bench(
         course = course_of(edits, text, batch_size, checkpoints, limit, seed)
         machine = hardware()
         out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is seen before hours of work
-        language_model, answered = model_of(model, dtype, device), list[Answer]()
-        rows = run_all(language_model, contenders, course, lambda row: console.print(described(row)), answered.extend)
+        language_model = model_of(model, dtype, device)
+        by_editor = {contender.name: contender.settings for contender in contenders}
+        meta = {"command": shlex.join(["errata", *sys.argv[1:]]), "seeds": [seed], "hardware": machine, "settings": by_editor}
+        rows, answered = list[Row](), list[Answer]()
+
+        def note(row: Row) -> None:
+            rows.append(row)
+            console.print(described(row), soft_wrap=True)
+
+        def save(said: list[Answer]) -> None:  # after every editor, so that nothing is lost with a later one
+            answered.extend(said)
+            write(rows, out, meta, answered=answered)
+
+        run_all(language_model, contenders, course, note, save)
     except (ValueError, OSError) as wrong:
-        console.print(f"[red]{wrong}[/red]")
+        console.print(str(wrong), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
-    by_editor = {contender.name: contender.settings for contender in contenders}
-    meta = {"command": shlex.join(["errata", *sys.argv[1:]]), "seeds": [seed], "hardware": machine, "settings": by_editor}
-    write(rows, out, meta, answered=answered)
     console.print(markdown(standings(rows)), soft_wrap=True)
     console.print(f"written to {out}")
 

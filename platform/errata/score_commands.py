@@ -40,7 +40,12 @@ def score(
         card = score(chosen, found["answers"], before)
         if save is not None:
             save.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except (ValueError, OSError, ErrataError, httpx.HTTPError) as wrong:
+    except httpx.HTTPError as failed:
+        console.print(
+            f"the service does not answer: {failed}. Is it running? `make serve` starts it.", style="red", markup=False
+        )
+        raise typer.Exit(1) from None
+    except (ValueError, OSError, ErrataError) as wrong:
         console.print(str(wrong), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     table = Table("score", "value", "95 %", title=f"{len(chosen)} edits, answered by version {found['version_max']}")

@@ -97,7 +97,7 @@ def test_bad_input_is_named(model_dir: Path, tmp_path: Path, options: list[str],
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
 def test_without_lm_eval_it_says_what_to_install(model_dir: Path, tmp_path: Path) -> None:
     done = ability("--model", str(model_dir), "--tasks", "sentiment", "--out", str(tmp_path))
-    assert done.exit_code == 1 and "not installed: lm_eval" in done.output and "'errata[eval]'" in done.output
+    assert done.exit_code == 1 and "not installed: lm_eval" in done.output and "pip install 'lm-eval[hf]'" in done.output
     assert not (tmp_path / "ability.json").exists()
 
 

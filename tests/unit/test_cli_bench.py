@@ -81,7 +81,7 @@ def test_settings_of_an_editor_that_learns_nothing(files: dict[str, str]) -> Non
         ({"--edits": "README.md"}, [], "is no file of edits: neither Parquet, JSON lines"),
         ({"--text": "none.txt"}, [], "none.txt"),
         ({"--model": "/no/model"}, [], "/no/model"),
-        ({}, ["--batch-size", "0"], "at least 1"),
+        ({}, ["--device", "cuda"], "finds no CUDA"),
         ({}, ["--checkpoints", "1,ten"], "not '1,ten'"),
         ({}, ["--dtype", "float99"], "'float99' is no dtype"),
         ({}, ["--set", "RLEdit.rank=3"], "was trained with its settings"),
@@ -106,3 +106,28 @@ def test_what_cannot_run_is_named_before_others_have_run(files: dict[str, str]) 
 def test_the_same_editor_twice_is_refused(files: dict[str, str]) -> None:
     done = bench(files, "--editor", files["--editor"])
     assert done.exit_code == 1 and "named twice" in done.output
+
+
+@pytest.mark.parametrize("option", [("--batch-size", "0"), ("--limit", "-3")])
+def test_a_number_out_of_range_is_named(files: dict[str, str], option: tuple[str, str]) -> None:
+    done = bench(files, *option)
+    assert done.exit_code == 2 and option[0] in done.output
+
+
+def test_a_sentence_file_of_another_encoding_is_named(files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("one caf\xe9 two".encode("latin-1"))
+    done = bench({**files, "--text": str(tmp_path / "latin.txt")})
+    assert done.exit_code == 1 and "latin.txt is no UTF-8 text" in done.output.replace("\n", "")
+
+
+PLACE = "AlphaEdit.modules=layers.0.mlp.down_proj"
+
+
+def test_what_was_played_before_an_editor_failed_is_kept(files: dict[str, str], tmp_path: Path) -> None:
+    """AlphaEdit has no moments, which shows when its turn comes."""
+    out = tmp_path / "kept"
+    done = bench(
+        {**files, "--editor": "LocFT", "--out": str(out)}, "--editor", "AlphaEdit:testbed", "--limit", "2", "--set", PLACE
+    )
+    assert done.exit_code == 1 and "moments" in done.output
+    assert {row.editor for row in read(out / "rows.parquet")} == {"unedited", "LocFT"}
