@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from errata.edit import Edit
+from errata.edit import Edit, EditRejected
 from errata.formats import FORMATS
 from errata.reading.duplicates import Repetitions, Watch
 from errata.reading.intake import Intake
@@ -40,8 +40,12 @@ def convert(
     """Convert a dataset of any known format to Parquet of our own schema."""
     if on_fault not in ("stop", "skip"):
         raise typer.BadParameter(f"--on-fault is stop or skip, not {on_fault!r}")
+    if out.is_dir():
+        raise typer.BadParameter(f"{out} is a folder; name a file to write")
+    if out.suffix.lower() != ".parquet":
+        raise typer.BadParameter(f"what is written is Parquet, so its name must end in .parquet: {out.name}")
     intake = Intake()
-    with _told():
+    with _told(intake):
         count = write_parquet(
             _counted(_edits(source, format_name, "skip" if on_fault == "skip" else "stop", intake, limit)), out
         )
@@ -53,7 +57,7 @@ def convert(
 def check(source: Source, format_name: FormatName = "", limit: Limit = 0) -> None:
     """Count edits, faults, duplicates and conflicts; the exit code is 1 if there is a fault or a conflict."""
     intake, watch = Intake(), Watch()
-    with _told():
+    with _told(intake):
         for edit in _counted(_edits(source, format_name, "skip", intake, limit)):
             watch.see(edit)
         found = watch.repetitions()
@@ -61,25 +65,33 @@ def check(source: Source, format_name: FormatName = "", limit: Limit = 0) -> Non
     _tell(intake)
     console.print(f"{len(watch):,} edits, {intake.num_skipped:,} records at fault", highlight=False)
     console.print(f"{found.num_duplicates:,} duplicates of an earlier edit", highlight=False)
-    _pairs(found.duplicates, examples)
+    _pairs(found.duplicates, found.num_duplicates, examples)
     console.print(f"{found.num_conflicts:,} conflicts, {found.num_in_conflict:,} edits in them", highlight=False)
-    _pairs(found.conflicts, examples)
+    _pairs(found.conflicts, found.num_conflicts, examples)
     if intake.num_skipped or found.num_conflicts:
         raise typer.Exit(1)
 
 
 def _edits(source: str, format_name: str, on_fault: OnFault, intake: Intake, limit: int) -> Iterator[Edit]:
-    return islice(read_edits(source, format_name=format_name, on_fault=on_fault, intake=intake), limit or None)
+    """Raises `EditRejected` if there is none: a table without rows would pass for a success."""
+    edits = islice(read_edits(source, format_name=format_name, on_fault=on_fault, intake=intake), limit or None)
+    first = next(edits, None)
+    if first is None:
+        why = "every record is at fault, so there is no edit" if intake.num_skipped else "the file holds no record"
+        raise EditRejected(f"{why} ({source})")
+    yield first
+    yield from edits
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """A failure is printed instead of a traceback; the intake is printed here, so its log is not wanted as well."""
+def _told(intake: Intake) -> Iterator[None]:
+    """A failure is printed instead of a traceback, after what was met until then; so the intake is not wanted in the log."""
     log = logging.getLogger("errata.stream")
     was_disabled, log.disabled = log.disabled, True
     try:
         yield
     except (ValueError, OSError) as wrong:
+        _tell(intake)
         console.print(str(wrong), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from None
     finally:
@@ -113,8 +125,10 @@ def _examples(source: str, format_name: str, found: Repetitions) -> dict[int, Ed
     return {number: edit for number, edit in enumerate(edits) if number in wanted}
 
 
-def _pairs(pairs: Iterable[tuple[int, int]], examples: dict[int, Edit]) -> None:
+def _pairs(pairs: Sequence[tuple[int, int]], num_pairs: int, examples: dict[int, Edit]) -> None:
     for pair in pairs:
         one, other = (examples[number] for number in pair)
         said = f"  edits {pair[0]} and {pair[1]}: {one.prompt!r} is {one.target!r} and {other.target!r}"
         console.print(said, markup=False, highlight=False)
+    if num_pairs > len(pairs):
+        console.print(f"  and {num_pairs - len(pairs):,} more", highlight=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
@@ -45,9 +46,9 @@ def read_edits(
 
     The format is seen from the content unless `format_name` gives it. A record at fault ends the reading with an
     `EditRejected` that names the record's number in its file, from 0, the field and the file; with `on_fault="skip"` it is
-    counted in `intake`, and a report is logged at the end. Damage after which nothing can be read (a Parquet file or a JSON
-    list that breaks off, an unknown format) always ends it. Raises `FileNotFoundError` or `ValueError` at once for a source
-    that is not there or not named rightly.
+    counted in `intake`, and a report is logged at the end. Damage after which nothing can be read (a packed or Parquet file
+    or a JSON list that breaks off, a quote in CSV that stays open, an unknown format) always ends it. Raises
+    `FileNotFoundError` or `ValueError` at once for a source that is not there or not named rightly.
     """
     if on_fault not in ("stop", "skip"):
         raise ValueError(f"a fault makes the reading stop or skip, not {on_fault!r}")
@@ -90,16 +91,30 @@ def _kept(found: Iterable[Edit | EditRejected], on_fault: OnFault, intake: Intak
 
 
 def _read(source: Source, known: Format | None, intake: Intake, max_bytes: int) -> Iterator[Edit | EditRejected]:
+    with source.filesystem.open_input_stream(source.path) as stream, _told_of(source.name):
+        is_parquet = stream.read(4) == b"PAR1"
+    if is_parquet:
+        yield from _read_parquet(source, known, intake)
+        return
     with source.filesystem.open_input_stream(source.path) as stream:
-        if stream.read(4) == b"PAR1":
-            yield from _read_parquet(source, known, intake)
-            return
-    with source.filesystem.open_input_stream(source.path) as stream:
-        try:
+        with _told_of(source.name):
             records = records_of(stream, max_bytes)
-        except EditRejected as rejected:
-            raise _located(rejected, None, source.name) from None
         yield from _converted(records, source.name, known, intake)
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """What is wrong with the bytes is an `EditRejected` that says which file, and record 0 as it begins."""
+    try:
+        yield
+    except EditRejected as rejected:
+        raise _located(rejected, None, name) from None
+    except (pa.ArrowException, OSError) as damaged:
+        raise _unreadable(damaged, 0, name) from damaged
+
+
+def _unreadable(damaged: Exception, index: int, name: str) -> EditRejected:
+    return EditRejected(f"the file cannot be read from here on: {damaged} ({name})", edit=index)
 
 
 def _read_parquet(source: Source, known: Format | None, intake: Intake) -> Iterator[Edit | EditRejected]:
@@ -171,6 +186,8 @@ def _numbered(records: Iterable[Found], name: str) -> Iterator[tuple[int, Found]
             num_seen += 1
     except EditRejected as rejected:
         raise rejected if rejected.edit is not None else _located(rejected, num_seen, name) from None
+    except (pa.ArrowException, OSError) as damaged:
+        raise _unreadable(damaged, num_seen, name) from damaged
 
 
 def _detected(ahead: list[Found], name: str) -> Format:

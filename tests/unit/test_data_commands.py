@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from errata.cli import app
 from errata.edit import Edit
 from errata.reading.duplicates import NUM_EXAMPLES, Watch
-from errata.stream import read_edits
+from errata.stream import read_edits, write_parquet
 
 DATA = Path(__file__).parents[1] / "data" / "formats"
 
@@ -47,7 +47,7 @@ def test_convert_stops_or_skips_and_leaves_nothing_half_done(tmp_path: Path) -> 
     assert "edit 1, target: must be given as a string (bad.jsonl)" in run("convert", bad, out, code=1)
     assert not list(out.parent.iterdir())
     said = run("convert", bad, out, "--on-fault", "skip")
-    assert "skipped 1 records" in said and "2 edits written" in said
+    assert "skipped 1 record\n" in said and "2 edits written" in said
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,42 @@ def test_what_cannot_be_read_is_said_without_a_traceback(words: tuple[str, ...],
 def test_on_fault_has_two_values(tmp_path: Path) -> None:
     run("convert", DATA / "plain.jsonl", tmp_path / "edits.parquet", "--on-fault", "ignore", code=2)
     assert not (tmp_path / "edits.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [({"prompt": "a", "target": ""}, "every record is at fault"), (None, "the file holds no record")],
+    ids=["at-fault", "none"],
+)
+def test_convert_of_no_edit_fails_and_leaves_an_old_file(tmp_path: Path, record: dict | None, said: str) -> None:
+    source, out = tmp_path / "edits.jsonl", tmp_path / "edits.parquet"
+    write_parquet([Edit("a", "b")], out)
+    source.write_text(f"{json.dumps(record)}\n" * 3 if record else "\n\n")
+    shown = run("convert", source, out, "--on-fault", "skip", code=1)
+    assert said in shown and ("skipped 3 records" in shown) == bool(record) and "written" not in shown
+    assert list(read_edits(out)) == [Edit("a", "b")] and sorted(tmp_path.iterdir()) == [source, out]
+
+
+@pytest.mark.parametrize("command", ["convert", "check"])
+def test_parquet_without_rows_holds_no_record(tmp_path: Path, command: str) -> None:
+    write_parquet([], tmp_path / "none.parquet")
+    words = [tmp_path / "out.parquet"] if command == "convert" else []
+    assert "the file holds no record" in run(command, tmp_path / "none.parquet", *words, code=1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "none.parquet"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out", "folder.parquet"])
+def test_convert_writes_into_a_file_named_parquet_only(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.parquet").mkdir()
+    said = run("convert", "none.json", tmp_path / name, code=2)
+    assert ("folder" if name == "folder.parquet" else "must end in") in said and "no file none.json" not in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder.parquet"]
+
+
+def test_check_says_how_many_pairs_it_does_not_show(tmp_path: Path) -> None:
+    write_parquet([Edit(f"fact {number // 2}", f"answer {number % 2}") for number in range(16)], tmp_path / "edits.parquet")
+    said = run("check", tmp_path / "edits.parquet", code=1)
+    assert "8 conflicts" in said and said.count("' is '") == NUM_EXAMPLES and "  and 3 more\n" in said
 
 
 def test_check_of_a_good_file() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
+import random
 import resource
 import sys
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from errata.edit import Edit, EditRejected, Probe, batches_of
 from errata.reading import columns
 from errata.reading.intake import MAX_REASONS, Intake
 from errata.reading.records import records_of
+from errata.reading.row_lines import MAX_CELL_LINES, MAX_ROW_LINES
 from errata.stream import read_edits, write_parquet
 from errata.testbed.world import World
 
@@ -83,8 +86,6 @@ def test_csv_has_lists_as_json_and_lines_within_quotes() -> None:
 
 
 def test_a_compressed_file_is_unpacked_by_its_name(tmp_path: Path) -> None:
-    import gzip
-
     assert list(read_edits(written(tmp_path / "edits.jsonl.gz", gzip.compress(lines(GOOD).encode())))) == EDITS
 
 
@@ -153,9 +154,48 @@ def test_a_bad_row_of_csv_stops_or_is_skipped(tmp_path: Path, row: bytes, reason
     assert intake.num_skipped == 1
 
 
-def test_a_quote_without_its_end_takes_no_more_than_a_cell_may_hold(tmp_path: Path) -> None:
-    path = written(tmp_path / "edits.csv", 'prompt,target\na b,c\n"d,e\n' + "g,h\n" * 50_000)
-    assert "not CSV" in rejection(path).reason
+@pytest.mark.parametrize("on_fault", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ({99: '"a99,b'}, f"line 101 has no end within {MAX_CELL_LINES} lines"),
+        ({99: '"a99,b', 199: 'x",b'}, f"line 101 has no end within {MAX_CELL_LINES} lines"),
+        ({99: '"two\nlines","b'}, f"line 102 has no end within {MAX_CELL_LINES} lines"),
+        ({99: '"a99,b', 120: '"a","b"'}, "line 101 is not closed as CSV does it in line 122"),
+        ({999: '"a,b'}, "line 1,001 has no end in the file"),
+    ],
+    ids=["open", "closed-far-away", "second-cell", "not-closed-well", "last-line"],
+)
+def test_a_quote_left_open_always_stops(tmp_path: Path, rows: dict[int, str], reason: str, on_fault: str) -> None:
+    content = "".join(f"{rows.get(number, f'a{number},b')}\n" for number in range(1000))
+    path = written(tmp_path / "edits.csv", "prompt,target\n" + content)
+    found: list[Edit] = []
+    with pytest.raises(EditRejected) as rejected:
+        found.extend(read_edits(path, on_fault=on_fault))  # type: ignore[arg-type]
+    assert reason in rejected.value.reason and "(edits.csv)" in rejected.value.reason
+    assert rejected.value.edit == min(rows)
+
+
+def test_a_cell_of_csv_may_have_many_lines_but_not_more(tmp_path: Path) -> None:
+    most = "\n".join(["x"] * MAX_CELL_LINES)
+    content = f'prompt,target\n"{most}","{most}"\nc,d\n'
+    assert list(read_edits(written(tmp_path / "edits.csv", content))) == [Edit(most, most), Edit("c", "d")]
+    more = content.replace(f'"{most}",', f'"{most}\nx",')
+    assert rejection(written(tmp_path / "edits.csv", more), on_fault="skip").edit == 0
+
+
+def test_a_row_of_csv_has_an_end(tmp_path: Path) -> None:
+    path = written(tmp_path / "edits.csv", 'prompt,target\n"a\n' + '","\n' * MAX_ROW_LINES)
+    assert "is of a row that has no end" in rejection(path, on_fault="skip").reason
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [("prompt;target", ";"), ("prompt\ttarget", "tabs"), ('"prompt";"target"', ";")],
+)
+def test_other_separators_are_named(tmp_path: Path, header: str, said: str) -> None:
+    path = written(tmp_path / "edits.csv", f"{header}\na,b\n")
+    assert f"cells are separated by commas; this header has {said} (" in rejection(path).reason
 
 
 @pytest.mark.parametrize(
@@ -193,14 +233,52 @@ def test_what_is_no_object_in_a_json_list_is_skipped(tmp_path: Path) -> None:
     assert intake.num_skipped == 3
 
 
-@pytest.mark.parametrize("content", ["", "[]", " [ ] ", "prompt,target\n", "\n"])
+@pytest.mark.parametrize("content", ["", "[]", " [ ] ", "prompt,target\n", "\n", " \n \n", "\n" * 100 + "prompt,target\n"])
 def test_a_file_without_records_is_refused(tmp_path: Path, content: str) -> None:
     reason = rejection(written(tmp_path / "edits.json", content)).reason
     assert "empty" in reason or "no record" in reason
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    assert "not UTF-8" in rejection(written(tmp_path / "edits", json.dumps(GOOD).encode("utf-16"))).reason
+    for encoding in ("utf-16", "utf-16-be"):
+        text = "\ufeff" * (encoding != "utf-16") + json.dumps(GOOD)
+        assert "is UTF-16, not UTF-8" in rejection(written(tmp_path / "edits", text.encode(encoding))).reason
+    assert "packed by gzip" in rejection(written(tmp_path / "edits", gzip.compress(b"{}"))).reason
+    assert "not UTF-8" in rejection(written(tmp_path / "edits", b"\xc3\x28,a\n")).reason
+
+
+@pytest.mark.parametrize("damage", ["short", "bytes", "start"])
+def test_a_packed_file_that_is_damaged_is_named_with_the_record(tmp_path: Path, damage: str) -> None:
+    draw = random.Random(0)
+    records = [{"prompt": f"p {draw.random()}", "target": str(draw.random())} for _ in range(20_000)]
+    packed = gzip.compress(lines(records).encode())
+    half = len(packed) // 2
+    content = {
+        "short": packed[:half],
+        "bytes": packed[:half] + b"\xff" * 2000 + packed[half + 2000 :],
+        "start": b"\xff" + packed[1:],
+    }
+    rejected = rejection(written(tmp_path / "edits.jsonl.gz", content[damage]), on_fault="skip")
+    assert "cannot be read from here on" in rejected.reason
+    assert rejected.edit == 0 if damage == "start" else 1_000 < rejected.edit < 12_000
+
+
+@pytest.mark.parametrize("as_list", [True, False], ids=["list", "lines"])
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        ('{"prompt": "x", "target": "y", "prompt": "z"}', "prompt"),
+        ('{"prompt": "x", "target": "y", "locality": [{"prompt": "q", "target": "r", "target": "s"}]}', "target"),
+    ],
+    ids=["field", "inside"],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, record: str, key: str, as_list: bool) -> None:
+    first, *rest = map(json.dumps, GOOD)
+    all_ = [first, record, *rest]
+    path = written(tmp_path / "edits", f"[{', '.join(all_)}]" if as_list else "\n".join(all_))
+    rejected = rejection(path)
+    assert rejected.edit == 1 and f"the key '{key}' more than once" in rejected.reason
+    assert list(read_edits(path, on_fault="skip")) == EDITS
 
 
 def test_json_lists_are_whole_at_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +447,21 @@ def test_what_was_skipped_is_counted_by_reason_and_reported(tmp_path: Path, capl
     assert all(len(examples) <= 3 for examples in intake.examples.values())
     assert "edit 3, subject:" in intake.report() and "5 × subject: … does not stand in the prompt …" in intake.report()
     assert intake.report() in caplog.text
+
+
+def test_only_numbers_that_vary_are_left_out_of_a_reason() -> None:
+    intake = Intake()
+    intake.skip(EditRejected("is not UTF-8 text: byte 12 of the line (a.jsonl)", field="rephrasings[1]"))
+    assert intake.report().splitlines()[:2] == [
+        "skipped 1 record",
+        "  1 × rephrasings[1]: is not UTF-8 text: byte 12 of the line",
+    ]
+    intake.skip(EditRejected("is not UTF-8 text: byte 1,345 of the line (a.jsonl)", field="rephrasings[1]"))
+    intake.skip(EditRejected("is not UTF-8 text: byte 12 of the line (a.jsonl)", field="rephrasings[2]"))
+    assert intake.report().splitlines()[:2] == [
+        "skipped 3 records",
+        "  3 × rephrasings[N]: is not UTF-8 text: byte N of the line",
+    ]
 
 
 def test_reasons_without_end_do_not_fill_the_memory() -> None:

@@ -3,8 +3,8 @@ name.
 
 Nothing longer than `max_bytes` is held, so a line of gigabytes is refused and not read into memory. A record at fault is
 yielded as an `EditRejected` where its neighbours can still be read (a line of JSON lines or of CSV); damage that ends the
-reading (a JSON list that breaks off, a CSV header) is raised. Either says where the file is wrong, not which record it is:
-the caller counts.
+reading (a JSON list that breaks off, a CSV header, a quote in CSV that stays open) is raised. Either says where the file is
+wrong, not which record it is: the caller counts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from errata.edit import EditRejected
+from errata.reading.row_lines import RowLines
 
 MAX_RECORD_BYTES = 16 * 2**20
 CHUNK_BYTES = 2**18
 BOM = b"\xef\xbb\xbf"
+OTHERS = {  # what a file begins with that is no UTF-8 text
+    b"\xff\xfe": "is UTF-16, not UTF-8 text; convert it (iconv -f UTF-16 -t UTF-8)",
+    b"\xfe\xff": "is UTF-16, not UTF-8 text; convert it (iconv -f UTF-16 -t UTF-8)",
+    b"\x1f\x8b": "is packed by gzip, and its name does not say so; let the name end in .gz, or unpack it",
+}
 LISTS = ("rephrasings", "locality", "portability")  # what a cell of CSV holds as a JSON list
 
 Found = dict[str, Any] | EditRejected
@@ -35,6 +41,9 @@ def records_of(stream: Any, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Found
     if buffered.peek(CHUNK_BYTES).startswith(BOM):
         buffered.read(len(BOM))
     start = buffered.peek(CHUNK_BYTES).lstrip()[:1]
+    for magic, other in OTHERS.items():
+        if buffered.peek(CHUNK_BYTES).startswith(magic):
+            raise EditRejected(other)
     if start == b"[":
         return _json_list(buffered, max_bytes)
     if start == b"{":
@@ -63,21 +72,39 @@ def _decoded(line: bytes) -> str | EditRejected:
 
 
 def _json_lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
+    keys = _Keys()
+    decoder = json.JSONDecoder(object_pairs_hook=keys)
     for line in _lines(stream, max_bytes):
         if isinstance(line, EditRejected):
             yield line
         elif line.strip():
+            keys.repeated = None
             try:
-                found = json.loads(line)
+                found = decoder.decode(line)
             except (ValueError, RecursionError) as wrong:
                 yield EditRejected(f"the line is not one whole JSON object: {wrong}")
             else:
-                yield _checked(found, line)
+                yield _checked(found, line, keys)
 
 
-def _checked(found: Any, text: str) -> Found:
+class _Keys:
+    """A hook of JSON's decoder that keeps which key an object has twice: Python would take the last and say nothing."""
+
+    repeated: str | None = None
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.repeated = next(name for name in names if names.count(name) > 1)
+        return found
+
+
+def _checked(found: Any, text: str, keys: _Keys) -> Found:
     if not isinstance(found, dict):
         return EditRejected(f"is not a JSON object but {type(found).__name__}")
+    if keys.repeated is not None:
+        return EditRejected(f"an object in it has the key {keys.repeated!r} more than once")
     if "\\ud" in text or "\\uD" in text:  # JSON can spell half of a surrogate pair, which is no text that can be written
         try:
             json.dumps(found, ensure_ascii=False).encode()
@@ -122,12 +149,13 @@ class _Characters:
 
 
 def _json_list(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
-    characters, decoder = _Characters(stream, max_bytes), json.JSONDecoder()
+    characters, keys = _Characters(stream, max_bytes), _Keys()
+    decoder = json.JSONDecoder(object_pairs_hook=keys)
     characters.next()
     characters.at += 1  # the bracket
     if characters.next() != "]":
         while True:
-            yield _element(characters, decoder)
+            yield _element(characters, decoder, keys)
             after = characters.next()
             characters.at += 1
             if after == "]":
@@ -141,9 +169,10 @@ def _json_list(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
         raise EditRejected(_broken(f"{left!r} stands after the list"))
 
 
-def _element(characters: _Characters, decoder: json.JSONDecoder) -> Found:
+def _element(characters: _Characters, decoder: json.JSONDecoder, keys: _Keys) -> Found:
     """The value at the next character. It is whole when it is followed by something: a number might go on."""
     while True:
+        keys.repeated = None
         try:
             found, end = decoder.raw_decode(characters.text, characters.at)
         except (ValueError, RecursionError) as wrong:
@@ -153,7 +182,7 @@ def _element(characters: _Characters, decoder: json.JSONDecoder) -> Found:
             if end < len(characters.text) or characters.is_at_end:
                 text = characters.text[characters.at : end]
                 characters.at = end
-                return _checked(found, text)
+                return _checked(found, text, keys)
         characters.more()
 
 
@@ -163,48 +192,58 @@ def _broken(why: str) -> str:
 
 def _csv_rows(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
     """A faulty line stays out of the row and is told before it."""
-    faults: list[EditRejected] = []
-
-    def lines() -> Iterator[str]:
-        for line in _lines(stream, max_bytes):
-            if isinstance(line, EditRejected):
-                faults.append(line)
-                yield "\n"  # keeps the reader from taking the next line for the answer to this one
-            else:
-                yield line
-
+    lines = RowLines(_lines(stream, max_bytes))
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # its own is 128 KiB
-    reader = csv.reader(lines(), strict=True)
-    header = _header(reader, faults)
+    reader = csv.reader(lines, strict=True)
+    header = _header(reader, lines)
     while True:
+        lines.of_row.clear()
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as wrong:
+            if lines.is_at_end:
+                raise lines.left_open("has no end in the file") from None
+            if len(lines.of_row) > 1:  # good records may stand between the quote and here
+                raise lines.left_open(f"is not closed as CSV does it in line {lines.num_read:,} ({wrong})") from None
             row = []
-            faults.append(EditRejected(f"the row is not CSV: {wrong}"))
-        if faults:
-            yield faults[0]  # a row over several lines is at fault once
-            faults.clear()
+            lines.faults.append(EditRejected(f"the row is not CSV: {wrong}"))
+        if lines.faults:
+            yield lines.faults[0]  # a row over several lines is at fault once
+            lines.faults.clear()
         elif row:
             yield _row(header, row)
 
 
-def _header(reader: Any, faults: list[EditRejected]) -> list[str]:
+def _header(reader: Any, lines: RowLines) -> list[str]:
+    header: list[str] = []
     try:
-        header = [name.strip() for name in next(reader, [])]
+        while not header and not lines.is_at_end:  # empty lines may stand before it
+            lines.of_row.clear()
+            header = [name.strip() for name in next(reader, [])]
     except csv.Error as wrong:
+        _check_separator(lines)
         raise EditRejected(f"the header is not CSV: {wrong}") from None
-    if faults:
-        raise faults[0]
+    if lines.faults:
+        raise lines.faults[0]
+    if header == [""]:
+        raise EditRejected("the file holds no record")
     if len(header) == 1:
+        _check_separator(lines)
         raise EditRejected(
             "is no file of edits: neither Parquet, JSON lines, a JSON list, nor CSV with a header of two columns or more"
         )
     if not all(header) or len(set(header)) < len(header):
         raise EditRejected(f"the CSV header must name every column, each once: {', '.join(header)[:200]}")
     return header
+
+
+def _check_separator(lines: RowLines) -> None:
+    line = "".join(lines.of_row[-1:])
+    for separator, name in {";": ";", "\t": "tabs"}.items():
+        if separator in line and "," not in line:
+            raise EditRejected(f"cells are separated by commas; this header has {name}")
 
 
 def _row(header: list[str], row: list[str]) -> Found:
