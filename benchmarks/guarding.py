@@ -116,11 +116,11 @@ class Bench:
         self.prompts = Questions.of(self.healthy).prompts
         self.base_answers, self.base_perplexity = answers(base, self.prompts, MAX_TOKENS), perplexity(base, self.sentences)
 
-    def guarded(self, batches: Sequence[EditBatch], name: str) -> dict[str, Any]:
+    def guarded(self, editor: Editor, batches: Sequence[EditBatch], name: str) -> dict[str, Any]:
         """By the loop itself, on a ledger that is kept (`errata report` shows it). Where nothing is refused, `overhead` is the
         guard's seconds by all others from an edit to a version that this process serves."""
         model, refused = load(self.plan.model_dir), list[Edit]()
-        spec, folder = find_matrices(model.module, self.editor.modules), home() / "bench-guard" / name
+        spec, folder = find_matrices(model.module, editor.modules), home() / "bench-guard" / name
         shutil.rmtree(folder, ignore_errors=True)
         fingerprint = checkpoint_fingerprint(self.plan.model_dir)
         ledger = Ledger.create(
@@ -132,7 +132,7 @@ class Bench:
             refused.extend(batch)
 
         began = time.perf_counter()
-        loop = edit_all(model, spec, self.editor, batches, ledger, generator, Guard(), "bench-guard", note, probes)
+        loop = edit_all(model, spec, editor, batches, ledger, generator, Guard(), "bench-guard", note, probes)
         cards = [version.scorecard for version in loop]
         total_s = time.perf_counter() - began
         guard_s, edit_s = (sum(card[name] for card in cards) for name in ("guard_s", "edit_s"))
@@ -172,8 +172,8 @@ def run(num_edits: int, seed: int, command: str) -> Path:
     console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     bench = Bench(num_edits, seed)
     runs = {
-        "clean": bench.guarded(list(batches_of(bench.healthy, BATCH_SIZE)), "clean"),
-        "with_guard": bench.guarded(bench.poisoned, "with_guard"),
+        "clean": bench.guarded(bench.editor.host, list(batches_of(bench.healthy, BATCH_SIZE)), "clean"),
+        "with_guard": bench.guarded(bench.editor, bench.poisoned, "with_guard"),
         "without_guard": bench.unguarded(bench.poisoned),
     }
     kinds = Counter(kind_of(edit) for batch in bench.poisoned for edit in batch)

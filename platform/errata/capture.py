@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from errata.clock import stage
-from errata.encode import Encoded, answer_log_probs, answer_nll
+from errata.edit import EditBatch
+from errata.encode import Encoded, answer_log_probs, answer_nll, encode
 from errata.model import input_sources
 
 
@@ -71,6 +72,17 @@ def capture(
     return captured, nll_T.detach()
 
 
+def shared_trunk(
+    model: nn.Module, modules: Sequence[str], batch: EditBatch, tokenizer: Any, device: Any
+) -> tuple[Trunk, Encoded]:
+    """The batch as tokens, and the trunk of a model over them, for an editor and, after it, for who looks at what it did."""
+    key = id(model), tuple(modules)
+    if key not in batch.shared:
+        batch.shared[key] = Trunk(model, modules), encode(tokenizer, batch.prompts, batch.targets, device)
+    found: tuple[Trunk, Encoded] = batch.shared[key]
+    return found
+
+
 class Trunk:
     """What a model computes before the first of `modules`, run once for each text and kept as long as this object.
 
@@ -85,6 +97,9 @@ class Trunk:
         above = {model, *(model.get_submodule(name) for name in names)}
         self.parts = list(dict.fromkeys(_parts_without(model, above, set(self.changing))))
         self.kept: dict[int, tuple[Encoded, list[Any]]] = {}  # by identity of the text, which is held so that it stays unique
+
+    def forget(self, text: Encoded) -> None:
+        self.kept.pop(id(text), None)
 
     def anew(self) -> Trunk:
         """The same parts, and nothing kept."""

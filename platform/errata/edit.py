@@ -124,9 +124,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditBatch:
-    """Edits that are made in one call of an editor, in the order in which they were posted."""
+    """Edits that are made in one call of an editor, in the order in which they were posted.
+
+    `shared` is room for what was computed of these texts and the next who looks at them can use: tokens, passes of a model.
+    """
 
     edits: tuple[Edit, ...] = field(default=())
+    shared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(self.edits))

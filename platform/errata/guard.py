@@ -110,8 +110,8 @@ class Guard:
     drift: Limit = Limit(0.2, 0.5)
     unanswered: Limit = Limit(0.0, 1.0)
     num_retained: int = 16
-    num_questions: int = 64
-    num_sentences: int = 16
+    num_questions: int = 40
+    num_sentences: int = 12
 
     def check(self, found: Measured) -> Verdict:
         if not found.is_finite:

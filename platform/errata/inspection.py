@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.capture import Trunk
+from errata.capture import Trunk, shared_trunk
 from errata.delta import LowRank, Part, WeightDelta, applied
 from errata.edit import Edit, EditBatch
 from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, encode
@@ -35,7 +35,7 @@ from errata.probes import Probes
 
 MAX_ANSWER_TOKENS = 8
 MAX_SENTENCE_TOKENS = 64
-CHUNK = 64  # edits in one pass
+REDRAWN_EVERY = 8  # batches for which a sample of earlier edits is kept
 FEW = 16  # what is lost of a smaller sample is counted as of so many: one edit of two is no half of all
 
 
@@ -53,6 +53,8 @@ class Inspector:
         self.is_exact = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
         self.texts = _Texts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
         self.base = self._probed(WeightDelta({})) if self.texts is not None else None
+        self.block: Encoded | None = None
+        self.since_drawn = 0
         self.stand_at(())
 
     def stand_at(self, edits: Iterable[Edit]) -> None:
@@ -60,6 +62,7 @@ class Inspector:
         self.earlier = Sample(self.guard.num_retained, self.seed)
         self.earlier.add(edits)
         self._forget()
+        self._draw()
 
     def _forget(self) -> None:
         """Nothing is known of the version that the model is at: it is asked when it has to be compared with."""
@@ -74,27 +77,49 @@ class Inspector:
         if not found.is_finite or not self.guard.check(found).publish:
             return found
         found = replace(found, norm_growth=self._growth(delta))
-        asked = {prompt for edit in batch for prompt in (edit.prompt, *edit.rephrasings)}
-        own, earlier = batch.edits, [edit for edit in self.earlier if edit.prompt not in asked]
-        self._learn_retained(earlier)
-        right = self._answered([*own, *earlier], delta)
-        if right is None:
+        trunk, encoded = shared_trunk(self.model.module, self.spec.names, batch, self.model.tokenizer, self.model.device)
+        right, held = self._answered(trunk, encoded, delta), self._held(delta)
+        if right is None or held is None:
             return replace(found, is_finite=False)
-        self.measured = batch, {e.prompt: held for e, held in zip((*own, *earlier), right, strict=True)}, None
-        held = right[len(own) :]
-        failed = [edit for edit, answered in zip(own, right, strict=False) if not answered]
-        lost = [self.retained[edit.prompt] and not kept for edit, kept in zip(earlier, held, strict=True)]
-        found = replace(found, efficacy=1 - len(failed) / len(own), failed=self._instead(failed, delta))
-        found = replace(found, retention=_share(held), lost_retention=_lost(lost))
+        failed = [edit for edit, answered in zip(batch, right, strict=True) if not answered]
+        found = replace(found, efficacy=1 - len(failed) / len(batch), failed=self._instead(failed, delta))
+        self.retained = self.retained or self._held(WeightDelta({})) or {}
+        self.measured = batch, held, None
+        asked = {prompt for edit in batch for prompt in (edit.prompt, *edit.rephrasings)}
+        counted = [prompt for prompt in held if prompt not in asked]
+        lost = [self.retained.get(prompt, False) and not held[prompt] for prompt in counted]
+        found = replace(found, retention=_share([held[prompt] for prompt in counted]), lost_retention=_lost(lost))
         return self._with_probes(found, batch, delta)
 
     def published(self, batch: EditBatch) -> None:
         """The model is now at a version that holds `batch`, too; call it when its weights have been changed."""
+        known, self.since_drawn = self.measured, self.since_drawn + 1
         self.earlier.add(batch)
-        known = self.measured
         self._forget()
-        if known and known[0] == batch and self.is_exact:  # what was measured of the update is true of its version
-            _, self.retained, self.now = known
+        if self._is_stale(batch):
+            self._draw()
+        elif known and known[0] == batch and self.is_exact:  # what was measured of the update is true of its version
+            self.retained = known[1]
+        if known and known[0] == batch and self.is_exact:
+            self.now = known[2]
+
+    def _is_stale(self, batch: EditBatch) -> bool:
+        """A sample stays for some batches, because a text that was looked at before costs less."""
+        drawn = {edit.prompt for edit in self.drawn}
+        return self.since_drawn >= REDRAWN_EVERY or len(drawn) < self.guard.num_retained or not drawn.isdisjoint(batch.prompts)
+
+    def _draw(self) -> None:
+        if self.block is not None:
+            self.trunk.forget(self.block)
+        self.drawn, self.since_drawn, self.block = tuple(self.earlier), 0, None
+        if self.drawn:
+            prompts, targets = zip(*((edit.prompt, edit.target) for edit in self.drawn), strict=True)
+            self.block = encode(self.model.tokenizer, prompts, targets, self.model.device)
+
+    def _held(self, delta: WeightDelta) -> dict[str, bool] | None:
+        """Of each of the earlier edits that are asked whether it is answered; None if there are no numbers."""
+        right = [] if self.block is None else self._answered(self.trunk, self.block, delta)
+        return None if right is None else dict(zip((edit.prompt for edit in self.drawn), right, strict=True))
 
     def _with_probes(self, found: Measured, batch: EditBatch, delta: WeightDelta) -> Measured:
         """With what the probes show, but for questions that the batch is about."""
@@ -137,20 +162,15 @@ class Inspector:
         is_finite = bool(torch.isfinite(log_probs_TV).all())
         return _Probed([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
 
-    def _answered(self, edits: Sequence[Edit], delta: WeightDelta) -> list[bool] | None:
-        """Of each edit whether its target, and nothing more, would be generated; None if there are no numbers."""
-        found: list[bool] = []
-        for begin in range(0, len(edits), CHUNK):
-            chunk = edits[begin : begin + CHUNK]
-            encoded = encode(self.model.tokenizer, [e.prompt for e in chunk], [e.target for e in chunk], self.model.device)
-            with applied(self.model.module, delta):
-                log_probs_TV = answer_log_probs(self.model.module, encoded)
-            if not torch.isfinite(log_probs_TV).all():
-                return None
-            said_T, wanted_T = log_probs_TV.argmax(-1), encoded.targets_T
-            right_T = (said_T == wanted_T) | (torch.isin(said_T, self.ends) & torch.isin(wanted_T, self.ends))
-            found += [bool(part.all()) for part in _by_row(encoded, right_T)]
-        return found
+    def _answered(self, trunk: Trunk, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
+        """Of each row whether its target, and nothing more, would be generated; None if there are no numbers."""
+        with trunk.once(encoded), applied(self.model.module, delta):
+            log_probs_TV = answer_log_probs(self.model.module, encoded)
+        if not torch.isfinite(log_probs_TV).all():
+            return None
+        said_T, wanted_T = log_probs_TV.argmax(-1), encoded.targets_T
+        right_T = (said_T == wanted_T) | (torch.isin(said_T, self.ends) & torch.isin(wanted_T, self.ends))
+        return [bool(part.all()) for part in _by_row(encoded, right_T)]
 
     def _instead(self, edits: Sequence[Edit], delta: WeightDelta) -> tuple[dict[str, str], ...]:
         """What is said where the target is not, as far as the context has room for it."""
@@ -161,13 +181,6 @@ class Inspector:
                 (ids,) = greedy(self.model, [edit.prompt], min(MAX_ANSWER_TOKENS, room))
                 rows.append(self.model.tokenizer.decode(ids, skip_special_tokens=True).strip())
         return tuple({"prompt": e.prompt, "target": e.target, "answer": t} for e, t in zip(edits, rows, strict=True))
-
-    def _learn_retained(self, earlier: Sequence[Edit]) -> None:
-        """Which of the earlier edits the version that the model is at answers: asked once for each version."""
-        unknown = [edit for edit in earlier if edit.prompt not in self.retained]
-        if unknown:
-            right = self._answered(unknown, WeightDelta({})) or [False] * len(unknown)
-            self.retained |= {edit.prompt: held for edit, held in zip(unknown, right, strict=True)}
 
     def _growth(self, delta: WeightDelta) -> dict[str, float]:
         """|W + delta| / |W0| of each matrix, from the inner product of W and delta instead of their sum."""

@@ -11,6 +11,7 @@ import torch
 from errata import inspection
 from errata.delta import EditedModel, LowRank, WeightDelta
 from errata.edit import Edit, EditBatch, Probe
+from errata.encode import encode
 from errata.evaluate import perplexity
 from errata.generate import greedy
 from errata.guard import Guard, Limit
@@ -167,7 +168,8 @@ def test_any_end_token_ends_an_answer(tiny_model, world):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inspection, "answer_log_probs", rigged)
-            assert inspector._answered([edit], WeightDelta({})) == [right]
+            encoded = encode(tiny_model.tokenizer, [edit.prompt], [edit.target])
+            assert inspector._answered(inspector.trunk.anew(), encoded, WeightDelta({})) == [right]
 
 
 def test_of_an_answer_that_runs_on_only_its_first_sentence_counts(tiny_model):

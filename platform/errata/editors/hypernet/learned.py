@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from errata.capture import Captured, Trunk, capture, key_moment
+from errata.capture import Captured, capture, key_moment, shared_trunk
 from errata.clock import stage
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch, EditRejected
@@ -110,12 +110,12 @@ class Learned(Editor):
     def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
         net = self.trained_policy().net
         check_batch(batch, self.max_batch)
-        encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
+        trunk, encoded = shared_trunk(model.module, net.spec.names, batch, model.tokenizer, model.device)
         metrics = metrics_of(state, lambda: self.trained_policy().metric_bases, self.memory)
         keys: dict[str, Tensor] = {}
         shared: dict[str, Rows] = {}
         delta = WeightDelta({})
-        with Trunk(model.module, net.spec.names).once(encoded):
+        with trunk.once(encoded):
             for _ in range(self.num_passes):
                 with applied(model.module, delta):
                     captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
