@@ -159,7 +159,9 @@ def test_what_the_guard_refuses_is_told_with_what_was_measured(app: App) -> None
     refused = [(r["edit"]["prompt"], r["parent"] >= head) for r in app.ledger.refusals()][-2:]
     assert sorted(refused) == sorted([(FACTS[17][0], True), ("the organ of x", True)])
     card = app.http.get(f"/v1/versions/{app.ledger.head}").json()["scorecard"]
-    assert card["warnings"] == [] and card["efficacy"] == 1.0 and card["guard_s"] > 0
+    # The toy writes an answer's first word and no end to it: published, and said to fail.
+    assert card["efficacy"] == 0.0 and [one["target"] for one in card["failed"]] == ["cat"] and card["guard_s"] > 0
+    assert "1.00 of the edits would not be answered by their targets, more than 0" in card["warnings"]
 
 
 # -- the stamp --------------------------------------------------------------------------------------------------------

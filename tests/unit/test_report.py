@@ -103,7 +103,7 @@ def lived(ledger: Ledger, tiny_model: LanguageModel, world: World) -> Ledger:
         batches = batches_of(some, 2)
         assert list(run(tiny_model, spec, Small(), batches, ledger, generator, guard, "", lambda *_: None, probes))
 
-    play(*edits[:2], *edits[2:3], Edit(f"poison {NASTY}", NASTY))
+    play(*edits[:2], *edits[2:3], Edit("poison <i>", NASTY))
     ledger.move_head(1)
     play(replace(edits[3], target=NASTY))
     return ledger
@@ -152,7 +152,7 @@ def test_a_ledger_has_a_page(lived: Ledger, tmp_path: Path) -> None:
     check_whole(page, tmp_path / "out")
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert {"efficacy", "locality", "guard", "ppl_ratio", "norm_growth", "relative_norm", "chain"} <= names
-    assert f"poison {NASTY} → {NASTY}" in page.text and "more than 10" in page.text
+    assert f"poison <i> → {NASTY}" in page.text and "more than 10" in page.text
     labels = " ".join(a["aria-label"] or "" for a in page.all("svg"))
     assert "0 published, 3 warned, 1 refused" in labels and "Move 1: from 2 to 1" in labels
     assert "The guard warns above 1.05 and refuses above 1.5" in labels
