@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-lifelong bench-counterfact bench-ablation bench-stream tune test unit lint clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving chaos tune test unit lint clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -47,6 +47,10 @@ bench-targets: setup
 bench-guard: setup
 	$(BIN)/python -m benchmarks.guarding $(ARGS)
 
+# Edits taken out of a model that holds 200 of them, and answers traced to the versions they are due to.
+bench-revert: setup
+	$(BIN)/python -m benchmarks.reverts $(ARGS)
+
 # Every editor on one stream of edits; FULL=1 is the large run, of hours. A run that was broken off goes on, ARGS=fresh=1 starts anew.
 bench-lifelong: setup
 	$(BIN)/python jobs/bench.py suite=lifelong $(ARGS)
@@ -62,6 +66,18 @@ bench-ablation: setup
 # A million edits in Parquet, read one by one: edits a second and peak memory, beside JSON lines and a check for conflicts.
 bench-stream: setup
 	$(BIN)/python -m benchmarks.records $(ARGS)
+
+# Streams that never stop, with and without a batch of edits a second among them; FULL=1 is the long run.
+bench-serving: setup
+	$(BIN)/python -m benchmarks.serving_load $(ARGS)
+
+# Parts killed, frozen and damaged at random moments while edits never stop; FULL=1 for fifty faults.
+chaos: setup
+	$(BIN)/python -m tests.chaos.run $(ARGS)
+
+# A ledger of 10,000 versions: milliseconds to append, seconds to open, bytes a version.
+bench-ledger: setup
+	$(BIN)/python -m benchmarks.ledger_growth $(ARGS)
 
 # Sweep a plan's settings with Ray Tune; started again with the same ARGS it goes on.
 tune: setup

@@ -105,7 +105,7 @@ class Bench:
         said = path.with_suffix(".answers.parquet")
         if path.exists() and not self.suite.fresh:
             self._keep(name, read_answers(said) if split == "test" else [])
-            return [replace(Row(**record), editor=name) for record in json.loads(path.read_text())["rows"]]
+            return [replace(Row.from_json(record), editor=name) for record in json.loads(path.read_text())["rows"]]
         course = self.course(split, seed)
         if (split, seed) not in self.bases:
             self.bases[split, seed] = Base.of(self.model, course)
@@ -119,9 +119,7 @@ class Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_answers(answers, said)  # before the rows, without which it is not looked for
             self._keep(name, answers)
-        _write_whole(
-            path, {"editor": name, "settings": _settings(candidate), "rows": [dataclasses.asdict(row) for row in done]}
-        )
+        _write_whole(path, {"editor": name, "settings": _settings(candidate), "rows": [row.to_json() for row in done]})
         return done
 
     def _keep(self, name: str, answers: list[Answer]) -> None:

@@ -54,7 +54,7 @@ class Traffic:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask_on(self, offset: int) -> None:
-        client, i = Client(self.url), offset
+        client, i = Client(self.url, retry_s=0), offset
         while not self.stopping.is_set():
             i, expected = i + 1, self.applied
             prompts = [self.prompts[(i * 4 + j) % len(self.prompts)] for j in range(4)]

@@ -12,6 +12,7 @@ from ray.serve import Application, Deployment
 
 from serving.edit_worker import EditWorker, WorkerOptions
 from serving.generator import Generator, ServingOptions
+from serving.logs import JSON
 from serving.workshop import WorkshopOptions
 
 
@@ -19,7 +20,8 @@ class Arguments(BaseModel):
     """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly.
 
     `editor`, `artifact`, `preset` and `settings` are `make_editor`'s; `guard` sets the `Guard`'s fields. Settings are also
-    taken as text, `field=value;field=value`. `probes` is a file of what no edit may change.
+    taken as text, `field=value;field=value`. `probes` is a file of what no edit may change. `keys` is a file of access keys,
+    which a service that other machines can reach must have.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,6 +36,7 @@ class Arguments(BaseModel):
     mlflow: str | None = None
     mlflow_name: str = "errata"
     journal: str | None = None
+    keys: str | None = None
     served_name: str = "errata"
     replicas: int = Field(1, ge=1)
     dtype: str = "float32"
@@ -44,6 +47,8 @@ class Arguments(BaseModel):
     pause: Literal["keep", "wait"] = "keep"
     max_batch: int = Field(16, ge=1)
     batch_window_s: float = Field(0.02, ge=0)
+    max_queue: int = Field(10_000, ge=1)
+    max_body_bytes: int = Field(2**20, ge=1024)
     wait_timeout_s: float = Field(60.0, gt=0)
     num_cpus: float = Field(0.2, ge=0)
     threads: int = Field(2, ge=1)
@@ -78,9 +83,10 @@ def _deployed(kind: type, num_replicas: int, resources: dict[str, Any]) -> Deplo
         name=kind.__name__,
         num_replicas=num_replicas,
         ray_actor_options=resources,
-        max_ongoing_requests=256,
-        max_queued_requests=1024,
+        max_ongoing_requests=1024,  # listeners to events are among them
+        max_queued_requests=4096,
         health_check_period_s=2,
+        logging_config=dict(JSON),
     )(kind)
 
 
@@ -105,6 +111,8 @@ def _serving_options(arguments: Arguments) -> ServingOptions:
         gpu_memory=arguments.gpu_memory,
         enforce_eager=not arguments.gpus,
         pause=arguments.pause,
+        keys=arguments.keys,
+        max_body_bytes=arguments.max_body_bytes,
     )
 
 
@@ -127,6 +135,7 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         journal=arguments.journal or f"{arguments.ledger.rstrip('/')}.journal",
         max_batch=arguments.max_batch,
         batch_window_s=arguments.batch_window_s,
+        max_queue=arguments.max_queue,
         wait_timeout_s=arguments.wait_timeout_s,
         mlflow=arguments.mlflow,
         mlflow_name=arguments.mlflow_name,

@@ -1,264 +1,195 @@
-"""The single writer: takes queued edits in small batches, makes them, appends a version, has every replica serve it.
-
-The journal says what was accepted, the ledger what was made. A crash between the two is settled at start by the edits'
-ids; a crash between the append and the swap by the replicas, which follow the ledger's head by themselves.
-"""
+"""The single writer, as a Serve deployment of one replica: what the generators ask of it. `Maker` does the work."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
-import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
-
-from errata.docket import Docket, Group, Settled
-from errata.edit import Edit, EditRejected, check_edits
-from errata.generate import SwapFailed
-from errata.ledger import LedgerConflict, Version
-from serving.journal import Entry, Journal
+from errata.edit import Edit, check_edits
+from errata.ledger import Ledger, Recovered
+from serving.journal import SETTLED, Journal, QueueFull
+from serving.logs import event
+from serving.maker import Maker
+from serving.metrics import WORKER
+from serving.outbox import Outbox
+from serving.tracing import current_traceparent
 from serving.workshop import Workshop, WorkshopOptions
 
 logger = logging.getLogger("ray.serve")
 
-SWAP_ATTEMPTS = 5
-SWAP_TIMEOUT_S = 10.0
-MIRROR_PERIOD_S = 5.0
-NUM_TIMINGS = 200
+MAX_RETRY_AFTER_S = 60
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """`max_batch` edits at most go into one version, and none waits longer than `batch_window_s` for company."""
+    """`max_batch` edits at most go into one version, and none waits longer than `batch_window_s` for company; `max_queue`
+    may wait, more are refused."""
 
     workshop: WorkshopOptions
     journal: str
     max_batch: int = 16
     batch_window_s: float = 0.02
+    max_queue: int = 10_000
     wait_timeout_s: float = 60.0
     mlflow: str | None = None
     mlflow_name: str = "errata"
 
 
 class EditWorker:
-    """Serve deployment, one replica. The loop `_work` and `rollback` exclude each other by `_writing`."""
+    """Edits are in the journal before `submit` returns; their later states are told to whoever waits or listens."""
 
     async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         self.options = options
-        self.shop = await asyncio.to_thread(Workshop, options.workshop)
         self.journal = Journal(options.journal)
-        self._writing = asyncio.Lock()
-        self._arrived = asyncio.Event()
-        self._settled = asyncio.Condition()
-        self._appended = asyncio.Event()
-        self.timings: deque[dict[str, Any]] = deque(maxlen=NUM_TIMINGS)
-        self.replicas: list[dict[str, Any]] = []
-        self.mirrored: dict[str, Any] = {}
-        self._unserved = False
-        self._reconcile()
-        self._worker = asyncio.create_task(self._work())
-        self._worker.add_done_callback(_end_process)
-        if options.mlflow is not None:
-            self._mirrorer = asyncio.create_task(self._mirror(options.mlflow))
-            self._mirrorer.add_done_callback(_report)
+        recovered = await asyncio.to_thread(_recovered, options.workshop.ledger)
+        self.shop = await asyncio.to_thread(Workshop, options.workshop)
+        self.outbox = Outbox(self.shop.ledger, options.mlflow, options.mlflow_name)
+        self.maker = Maker(self.shop, self.journal, self.outbox, options.max_batch, options.batch_window_s)
+        self.maker.reconcile(recovered)
+        self._loop = asyncio.create_task(self.maker.work())
+        self._loop.add_done_callback(_end_process)
+        self.outbox.start()
 
-    def _reconcile(self) -> None:
-        """What a dead predecessor was making is either in the ledger already, or queued again."""
-        for entry in self.journal.pending():
-            version = self.shop.ledger.find_edit(entry.id)
-            if version is not None:
-                self.journal.finish([entry.id], version)
-        self.journal.requeue_applying()
-        self._arrived.set()
+    # -- called by the replicas: edits --------------------------------------------------------------------------------
 
-    # -- called by the replicas ---------------------------------------------------------------------------------------
-
-    async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None) -> list[dict[str, Any]]:
+    async def submit(
+        self, edits: list[dict[str, Any]], wait: bool, key: str | None, poster: str | None = None
+    ) -> list[dict[str, Any]]:
         """Queue the edits durably; with `wait`, until they are served, refused, or `wait_timeout_s` has passed.
 
-        Raises `EditRejected` before anything is queued, `KeyReused`, and `SwapFailed` if the edits are made and durable but
-        replicas do not serve them yet.
+        Raises `EditRejected`, `KeyReused`, `QueueFull` or `JournalFailed` before anything is queued, and `SwapFailed` if the
+        edits are made and durable but replicas do not serve them yet.
         """
         check_edits([Edit.from_json(edit) for edit in edits], self.shop.model.tokenizer, self.shop.max_tokens)
-        ids = self.journal.submit(edits, key)
-        self._arrived.set()
+        try:
+            depth = self.journal.depth
+            ids = self.journal.submit(edits, key, poster, current_traceparent(), self.options.max_queue)
+        except QueueFull as full:
+            raise QueueFull(full.depth, full.num_edits, full.limit, self._seconds_for(full.num_edits)) from None
+        self.maker.metrics.settled("queued", self.journal.depth - depth)  # none if the key came before
+        event(logger, "edit.queued", edit_ids=ids, by=poster)
+        self.maker.wake()
+        await self.maker.tell(ids)
         if wait:
             await self._until_settled(ids)
             await self._until_served()
         return [self.journal.get(id).to_json() for id in ids]
 
+    def _seconds_for(self, num_edits: int) -> int:
+        """How long it takes to make room for so many, as the last versions went; whole seconds, at least one."""
+        spent = sum(t["edit_s"] + t["append_s"] + t["swap_ms"] / 1e3 for t in self.maker.timings)
+        made = sum(t["num_edits"] for t in self.maker.timings)
+        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(num_edits * spent / max(made, 1))))
+
     async def _until_settled(self, ids: Sequence[str]) -> None:
+        open_ids = list(ids)
+
+        def are_settled() -> bool:
+            open_ids[:] = [id for id in open_ids if not self.journal.get(id).is_settled]
+            return not open_ids
+
         try:
-            async with asyncio.timeout(self.options.wait_timeout_s), self._settled:
-                await self._settled.wait_for(lambda: all(self.journal.get(id).is_settled for id in ids))
+            async with asyncio.timeout(self.options.wait_timeout_s), self.maker.settled:
+                await self.maker.settled.wait_for(are_settled)
         except TimeoutError:
-            logger.warning("%d edits were not settled in %s s", len(ids), self.options.wait_timeout_s)
+            logger.warning("%d edits were not settled in %s s", len(open_ids), self.options.wait_timeout_s)
 
     async def _until_served(self) -> None:
         """A swap that failed is tried once more. Raises `SwapFailed`."""
-        if self._unserved:
-            async with self._writing:
-                await self._broadcast(self.shop.ledger.version(self.shop.ledger.head))
+        if self.maker.fleet.is_behind:
+            async with self.maker.writing:
+                await self.maker.fleet.swap(self.maker.head)
 
     async def edit_status(self, id: str) -> dict[str, Any]:
         return self.journal.get(id).to_json()
 
-    async def rollback(self, version: int) -> dict[str, Any]:
-        """Serve an earlier version, or once more a later one. Raises `UnknownVersion`, `SwapFailed`."""
-        async with self._writing:
-            await asyncio.to_thread(self.shop.move_to, version)
-            begin = time.perf_counter()
-            await self._broadcast(self.shop.ledger.version(version))
-            self._appended.set()
-        return {"version": version, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
+    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
+        """Newest first; `next` goes on after the last of them, None at the end."""
+        found = self.journal.newest(limit + 1, state, before)
+        shown = found[:limit]
+        return {"edits": [entry.to_json() for entry in shown], "next": shown[-1].seq if len(found) > limit else None}
 
-    async def ready(self) -> None:
-        """Returns once the ledger is there."""
+    async def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]:
+        """The state an edit is in, and each that it comes to, until it is settled. Raises `UnknownEdit`."""
+        with self.maker.feed.listener() as listener:
+            entry = self.journal.get(id)
+            yield entry.to_json()
+            if entry.is_settled:
+                return
+            async for told in listener:
+                if told.kind == "edit" and told.data["id"] == id:
+                    yield told.data
+                    if told.data["state"] in SETTLED:
+                        return
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """(kind, data) of everything that happens from now on."""
+        with self.maker.feed.listener() as listener:
+            async for told in listener:
+                yield told.kind, told.data
+
+    # -- called by the replicas: versions -----------------------------------------------------------------------------
+
+    async def rollback(self, version: int, by: str | None = None) -> dict[str, Any]:
+        return await self.maker.rollback(version, by)
+
+    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
+        return await self.maker.revert(edits, versions, mode, by)
+
+    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        """Which version brought the live answer; edits wait meanwhile."""
+        async with self.maker.writing:
+            return (await asyncio.to_thread(self.shop.blame, prompt, max_tokens)).to_json()
+
+    # -- called by the replicas: how it goes --------------------------------------------------------------------------
+
+    async def ready(self) -> str | None:
+        """Why no edits are made at the moment, or None. The ledger is there once this is answered."""
+        return self.maker.stalled
 
     async def status(self) -> dict[str, Any]:
         ledger = self.shop.ledger
-        replicas = await self._generators().broadcast("status").results_async(timeout_s=SWAP_TIMEOUT_S)
         return {
             "head": ledger.head,
             "newest": ledger.newest,
             "queue_depth": self.journal.depth,
-            "replicas": replicas,
-            "timings": list(self.timings),
-            "mirror": self.mirrored,
-            "worker": {"pid": os.getpid(), "editor": self.options.workshop.editor},
+            "queue": {"depth": self.journal.depth, "age_s": round(self.journal.age_s, 3), "limit": self.options.max_queue},
+            "stalled": self.maker.stalled,
+            "replicas": await self.maker.fleet.ask("status"),
+            "timings": list(self.maker.timings),
+            "mirror": self.outbox.state,
+            "worker": {"pid": os.getpid(), "editor": self.options.workshop.editor, "ledger": str(ledger.directory)},
         }
 
+    async def expositions(self) -> dict[str, str]:
+        """Everybody's Prometheus metrics, by the replica's name; the worker's own under `WORKER`."""
+        replicas = await self.maker.fleet.ask("exposition")
+        self.maker.metrics.waiting(self.journal.depth, self.journal.age_s)
+        ledger = self.shop.ledger
+        self.maker.metrics.stands_at(ledger.head, ledger.newest, {replica: version for replica, version, _ in replicas})
+        self.maker.metrics.mirrored(self.outbox.behind)
+        return {WORKER: self.maker.metrics.exposition()} | {replica: text for replica, _, text in replicas}
+
     async def check_health(self) -> None:
-        if self._worker.done():
+        if self._loop.done():
             raise RuntimeError("the edit worker's loop has ended")
-
-    # -- the loop -----------------------------------------------------------------------------------------------------
-
-    async def _work(self) -> None:
-        """Waits for `_arrived`, then for company within the batch window; is unblocked by `submit`."""
-        while True:
-            await self._arrived.wait()
-            self._arrived.clear()
-            while (depth := self.journal.depth) > 0:
-                if depth < self.options.max_batch:
-                    await asyncio.sleep(self.options.batch_window_s)
-                await self._apply(self.journal.take(self.options.max_batch))
-
-    async def _apply(self, entries: list[Entry]) -> None:
-        """A version of these edits; if they are refused, several of what is left without those that are to blame.
-
-        Between two attempts a rollback may come in: what follows is made on the version that it went to.
-        """
-        edits = [Edit.from_json(entry.edit) for entry in entries]
-        docket = Docket(edits)
-        while (group := docket.next_group()) is not None:
-            async with self._writing:
-                try:
-                    settled = await self._try(docket, group)
-                except LedgerConflict as fault:
-                    logger.error("%s; the edits are made again on the new head", fault)
-                    self.journal.requeue([entries[i].id for i in (*group, *docket.left())])
-                    return await asyncio.to_thread(self.shop.move_to, self.shop.ledger.head)
-                if not isinstance(settled, Version):
-                    await self._refuse([(entries[i], edits[i], why) for i, why in settled])
-                    continue
-                self.journal.finish([entries[i].id for i in group], settled.number)
-                await self._refuse([(entries[i], edits[i], why) for i, why in docket.made(group)])
-
-    async def _try(self, docket: Docket, group: Group) -> Version | Settled:
-        """The version, which is served, or those that are refused now. Raises `LedgerConflict`."""
-        begin = time.perf_counter()
-        try:
-            made = await asyncio.to_thread(self.shop.make, docket.batch(group).edits)
-        except EditRejected as refusal:
-            return docket.refused(group, refusal.with_traceback(None))  # the traceback would hold the update
-        edit_s = time.perf_counter() - begin
-        version = await asyncio.to_thread(self.shop.append, made)
-        timing = {"version": version.number, "num_edits": len(group), "edit_s": round(edit_s, 4)}
-        timing["append_s"] = round(time.perf_counter() - begin - edit_s, 4)
-        await self._publish(version, timing)
-        return version
-
-    async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected]]) -> None:
-        for entry, edit, why in refused:
-            await asyncio.to_thread(self.shop.ledger.refuse, self.shop.version, edit, why)
-            self.journal.reject(entry.id, why.reason, why.field)
-        async with self._settled:
-            self._settled.notify_all()
-
-    async def _publish(self, version: Version, timing: dict[str, Any]) -> None:
-        begin = time.perf_counter()
-        try:
-            await self._broadcast(version)
-        except SwapFailed as fault:  # the edit is made and durable; the replicas follow when they can
-            self._unserved = True
-            timing["swap_error"] = str(fault)
-            logger.error("%s", fault)
-        timing["swap_ms"] = round((time.perf_counter() - begin) * 1e3, 2)
-        replicas = [replica for replica in self.replicas if replica.get("bytes")]
-        timing |= {name: replica[name] for replica in replicas[:1] for name in ("bytes", "dense_bytes")}
-        self.timings.append(timing)
-        self._appended.set()
-
-    # -- the replicas and the mirror ----------------------------------------------------------------------------------
-
-    async def _broadcast(self, version: Version) -> None:
-        """Returns when every replica reports the version and its fingerprint. Raises `SwapFailed` naming those that do not."""
-        behind, reason = ["any replica"], "none is up"
-        for attempt in range(SWAP_ATTEMPTS):
-            await asyncio.sleep(0.05 * (2**attempt - 1))
-            try:
-                response = self._generators().broadcast("swap", version.number)
-                self.replicas = await response.results_async(timeout_s=SWAP_TIMEOUT_S)
-            except (RayError, RayServeException, TimeoutError) as error:
-                reason = type(error).__name__
-                continue
-            late = [r for r in self.replicas if (r["version"], r["fingerprint"]) != (version.number, version.fingerprint)]
-            if self.replicas and not late:
-                self._unserved = False
-                return
-            behind = [r["replica"] for r in late] or behind
-            reason = "; ".join(r.get("error", f"it has version {r['version']}") for r in late) or reason
-        raise SwapFailed(version.number, behind, reason)
-
-    def _generators(self) -> DeploymentHandle[Any]:
-        return serve.get_deployment_handle("Generator", serve.get_replica_context().app_name)
-
-    async def _mirror(self, uri: str) -> None:
-        """Copies new versions to MLflow; is unblocked by an append, and every few seconds to catch up after an outage."""
-        from errata.registry import Registry, RegistryUnavailable  # here, since importing MLflow takes seconds
-
-        registry = await asyncio.to_thread(Registry, uri, self.options.mlflow_name)
-        while True:
-            try:
-                await asyncio.to_thread(registry.mirror, self.shop.ledger)
-                self.mirrored = {"version": self.shop.ledger.newest, "error": None}
-            except RegistryUnavailable as fault:
-                self.mirrored = {**self.mirrored, "error": str(fault)}
-                logger.warning("MLflow cannot be reached, edits go on: %s", fault)
-            try:
-                async with asyncio.timeout(MIRROR_PERIOD_S):
-                    await self._appended.wait()
-            except TimeoutError:
-                continue
-            self._appended.clear()
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        logger.error("a background task of the edit worker has failed", exc_info=task.exception())
 
 
 def _end_process(task: asyncio.Task[None]) -> None:
     """The loop ends only by a fault: Serve then replaces the process, which starts from journal and ledger."""
-    _report(task)
     if not task.cancelled():
+        logger.error("the edit worker's loop has failed", exc_info=task.exception())
         os._exit(1)
+
+
+def _recovered(path: str) -> Recovered:
+    """The ledger, mended where it can be, before anybody stands on it. Raises `LedgerDamaged`."""
+    try:
+        return Ledger.open(path).recover()
+    except FileNotFoundError:  # the workshop makes it
+        return Recovered(0)

@@ -3,6 +3,9 @@
 Three things run beside the requests and meet at `_swapping`: `swap`, called by the edit worker on all replicas; `_watch`,
 which swaps by itself when the ledger's head stays ahead (a broadcast that was missed), and ends the process when the
 engine has died, so that Serve replaces it at once; and `admit`, which holds new requests back while a swap runs.
+
+A replica that cannot follow the head is out of rotation: first it turns requests away, then it fails its health check, and
+Serve replaces it.
 """
 
 from __future__ import annotations
@@ -12,15 +15,17 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from prometheus_client import generate_latest
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -29,10 +34,15 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+from errata.diff import diff
+from errata.keys import Keys, check_binding
 from errata.ledger import DELTA, Ledger, UnknownVersion, Version
 from serving import gateway
-from serving.stamp import Stamp
+from serving.access import UNLISTED, Access, AccessLimits, role_for, served_host
+from serving.metrics import ReplicaMetrics, merged
+from serving.stamp import OutOfRotation, RolledBack, Stamp
 from serving.weight_engine import BACKEND, EXTENSION
 
 logger = logging.getLogger("ray.serve")
@@ -40,6 +50,9 @@ logger = logging.getLogger("ray.serve")
 WATCH_PERIOD_S = 0.2
 # A broadcast normally comes within this time after the head has moved; later the replica helps itself.
 REPAIR_AFTER_S = 0.5
+# Behind the head, or in one swap, for so long: out of rotation; and for so long: to be replaced.
+OUT_AFTER_S = 5.0
+REPLACE_AFTER_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,8 @@ class ServingOptions:
     gpu_memory: float = 0.9
     enforce_eager: bool = True
     pause: Literal["keep", "wait"] = "keep"
+    keys: str | None = None
+    max_body_bytes: int = 2**20
 
     def vllm_arguments(self) -> list[str]:
         arguments = ["--model", self.model, "--served-model-name", self.served_name, "--dtype", self.dtype]
@@ -76,12 +91,20 @@ class Generator:
         self.boot = uuid.uuid4().hex[:12]
         self._swapping = asyncio.Lock()
         self._changed = asyncio.Condition()
+        self._behind_since: float | None = None
+        self.metrics = ReplicaMetrics()
+        self.keys = await self._keys()
         self.ledger = await self._open_ledger()
         await self._start_engine()
         result = await self.swap(self.ledger.head)
         if "error" in result:
             raise RuntimeError(f"cannot reach the ledger's head: {result['error']}")
         self._watching = asyncio.create_task(self._watch())
+
+    async def _keys(self) -> Keys | None:
+        """Raises `ValueError` if other machines can reach this one and nothing asks them for a key."""
+        check_binding(await asyncio.to_thread(served_host), self.options.keys)
+        return Keys.load(self.options.keys) if self.options.keys is not None else None
 
     async def _open_ledger(self) -> Ledger:
         try:
@@ -103,9 +126,11 @@ class Generator:
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
         await init_app_state(self.engine, app.state, self.args, supported_tasks=tasks)
         app.state.server = SimpleNamespace()  # vLLM's error handler reads it
+        app.title, app.router.routes[:] = "Errata", [route for route in app.router.routes if _is_listed(route)]
         app.middleware_stack = None  # vLLM's bootstrap has built it already; it is built again with what is added here
         gateway.install(app, self)
         app.add_middleware(Stamp, served=self)
+        app.add_middleware(Access, keys=self.keys, limits=AccessLimits(max_body_bytes=self.options.max_body_bytes))
         return app
 
     # -- swap ---------------------------------------------------------------------------------------------------------
@@ -126,7 +151,8 @@ class Generator:
                 if version != self.version:
                     sent = await self._swap(version)
             except (UnknownVersion, ValueError, OSError, EngineDeadError) as fault:
-                sent["error"] = f"{type(fault).__name__}: {fault}"
+                # What is wrong with the files is wrong for good; the others may pass.
+                sent |= {"error": f"{type(fault).__name__}: {fault}", "refused": isinstance(fault, ValueError | OSError)}
         async with self._changed:
             self._changed.notify_all()
         ms = round((time.perf_counter() - begin) * 1e3, 2)
@@ -172,25 +198,32 @@ class Generator:
         return [*updates, {**common, "reset": True, "files": [str(file) for file in self.ledger.files_to(version)]}]
 
     async def _watch(self) -> None:
-        behind_since: float | None = None
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
             if self.engine.errored:
                 logger.error("the engine has died; this replica ends")
                 os._exit(1)
-            head = self.ledger.head
-            if head == self.version or self._swapping.locked():
-                behind_since = None
+            if (head := self.ledger.head) == self.version:
+                self._behind_since = None
                 continue
-            behind_since = behind_since or time.monotonic()
-            if time.monotonic() - behind_since > REPAIR_AFTER_S:
+            self._behind_since = self._behind_since or time.monotonic()
+            if self._behind_s > REPAIR_AFTER_S and not self._swapping.locked():
                 result = await self.swap(head)
                 logger.warning("repaired from the ledger: %s", result)
+
+    @property
+    def _behind_s(self) -> float:
+        """How long the ledger's head has been another version than the one that is served, in seconds."""
+        return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
     async def admit(self, at_least: int) -> str:
         """See `stamp.Served`."""
+        if self._behind_s > OUT_AFTER_S:
+            raise OutOfRotation(self.version, self.ledger.head)
+        if self.ledger.head < at_least <= self.ledger.newest:
+            raise RolledBack(at_least, self.ledger.head)
         async with self._changed:
             await self._changed.wait_for(lambda: not self._swapping.locked() and self.version >= at_least)
         return f"{self.boot}-{self.epoch}"
@@ -199,6 +232,13 @@ class Generator:
         await self.engine.check_health()
         if self._watching.done():
             raise RuntimeError("the watch task has ended") from self._watching.exception()
+        if self._behind_s > REPLACE_AFTER_S:
+            raise RuntimeError(f"version {self.version} is served, {self._behind_s:.0f} s after the head has moved")
+
+    async def exposition(self) -> tuple[str, int, str]:
+        """This replica's name, version, and its metrics and vLLM's in Prometheus's form."""
+        self.metrics.serves(self.version)
+        return self.replica, self.version, self.metrics.exposition() + generate_latest(get_prometheus_registry()).decode()
 
     async def status(self) -> dict[str, Any]:
         (state, *_) = await self.engine.collective_rpc("errata_state")
@@ -213,14 +253,53 @@ class Generator:
 
     # -- what the gateway needs ---------------------------------------------------------------------------------------
 
-    async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None) -> list[dict[str, Any]]:
-        return await self.worker.submit.remote(edits, wait, key)
+    async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
+        return await self.worker.submit.remote(edits, wait, key, by)
+
+    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
+        return await self.worker.edits.remote(state, limit, before)
 
     async def edit_status(self, id: str) -> dict[str, Any]:
         return await self.worker.edit_status.remote(id)
 
-    async def rollback(self, version: int) -> dict[str, Any]:
-        return await self.worker.rollback.remote(version)
+    def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]:
+        return _streamed(self.worker.options(stream=True).edit_events, id)
+
+    def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        return _streamed(self.worker.options(stream=True).events)
+
+    async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
+        return await self.worker.rollback.remote(version, by)
+
+    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
+        return await self.worker.revert.remote(edits, versions, mode, by)
+
+    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        return await self.worker.blame.remote(prompt, max_tokens)
+
+    async def diff(self, low: int, high: int) -> dict[str, Any]:
+        return await asyncio.to_thread(diff, self.ledger, low, high)
+
+    async def unready(self) -> list[str]:
+        """Why this service is not ready; empty if it is."""
+        reasons = []
+        if self.version != self.ledger.head:
+            reasons.append(f"this replica serves version {self.version}, the head is {self.ledger.head}")
+        try:
+            async with asyncio.timeout(2):
+                stalled = await self.worker.ready.remote()
+        except (RayError, RayServeException, TimeoutError) as fault:
+            stalled = f"it does not answer: {type(fault).__name__}"
+        return [*reasons, f"the edit worker: {stalled}"] if stalled else reasons
+
+    async def all_metrics(self) -> str:
+        """Of all replicas and the worker; of this replica alone while the worker is being replaced."""
+        try:
+            async with asyncio.timeout(5):
+                return await asyncio.to_thread(merged, await self.worker.expositions.remote())
+        except (RayError, RayServeException, TimeoutError):
+            replica, _, text = await self.exposition()
+            return await asyncio.to_thread(merged, {replica: text})
 
     async def service_status(self) -> dict[str, Any]:
         """The worker's view of everything; this replica's own alone while the worker is being replaced."""
@@ -236,3 +315,21 @@ class Generator:
 
     def version_with_edits(self, number: int) -> Version:
         return self.ledger.version(number)
+
+
+def _is_listed(route: Any) -> bool:
+    """vLLM has more routes than anybody has thought about here; those that no role is named for are not served, and its
+    metrics are in ours."""
+    return getattr(route, "path", "") != "/metrics" and any(
+        role_for(method, route.path) != UNLISTED for method in getattr(route, "methods", None) or ()
+    )
+
+
+async def _streamed(method: DeploymentHandle, *arguments: Any) -> AsyncIterator[Any]:
+    """What another deployment yields; it is told when nobody listens any more."""
+    answers = cast(DeploymentResponseGenerator[Any], method.remote(*arguments))
+    try:
+        async for answer in answers:
+            yield answer
+    finally:
+        answers.cancel()

@@ -15,15 +15,20 @@ from typing import Any
 
 # An edit during which the worker process died this often is taken to be the cause of it.
 MAX_ATTEMPTS = 3
+OPEN, SETTLED = ("queued", "applying"), ("applied", "rejected", "superseded", "reverted")
+STATES = OPEN + SETTLED
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
-    version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
+    version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
+    poster TEXT, trace TEXT);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
+CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, ids TEXT NOT NULL);
 """
-_COLUMNS = "id, body, state, version, reason, field, attempts, created"
+_NEW_COLUMNS = ("poster", "trace")  # journals of earlier releases lack them
+_COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace"
 
 
 class KeyReused(ValueError):
@@ -34,10 +39,33 @@ class UnknownEdit(LookupError):
     """No edit of this id was ever accepted."""
 
 
+class QueueFull(RuntimeError):
+    """So many edits wait already that no more are taken; nothing of the submission is queued."""
+
+    def __init__(self, depth: int, num_edits: int, limit: int, retry_after_s: int = 1) -> None:
+        super().__init__(depth, num_edits, limit, retry_after_s)
+        self.depth, self.num_edits, self.limit, self.retry_after_s = depth, num_edits, limit, retry_after_s
+
+    def __str__(self) -> str:
+        if self.num_edits > self.limit:
+            return f"{self.num_edits} edits at once are more than the queue holds ({self.limit}); post fewer"
+        return f"{self.depth} edits wait already and {self.limit} may; ask again in {self.retry_after_s} s. Nothing was queued"
+
+
+class JournalFailed(RuntimeError):
+    """The disk did not take it; nothing of the submission is queued."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One edit with its fate: `queued`, `applying`, `applied` (in `version`) or `rejected` (for `reason`, about `field`)."""
+    """One edit with its fate.
 
+    `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`), `superseded` (by a later edit of
+    its batch that answers the same prompt otherwise, in `version`), or `reverted` (applied once, and taken out by `version`).
+    `poster` is the name of the key that it came with, `trace` its trace context.
+    """
+
+    seq: int
     id: str
     edit: dict[str, Any]
     state: str
@@ -46,27 +74,36 @@ class Entry:
     field: str | None
     attempts: int
     created: float
+    poster: str | None = None
+    trace: str | None = None
 
     @property
     def is_settled(self) -> bool:
-        return self.state in ("applied", "rejected")
+        return self.state in SETTLED
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"id": self.id, "state": self.state, "edit": self.edit, "created": self.created}
-        for name in ("version", "reason", "field"):
+        for name in ("version", "reason", "field", "poster"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         return data
 
 
 class Journal:
-    """SQLite in WAL mode, fsynced at every commit; one process writes. Every method is one transaction."""
+    """SQLite in WAL mode, fsynced at every commit; one process writes. Every method is one transaction.
+
+    Raises `JournalFailed` from whatever writes, if the disk is full or fails; the transaction is then as if it had not been.
+    """
 
     def __init__(self, path: str | Path) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
+        present = {row[1] for row in self._connection.execute("PRAGMA table_info(edits)")}
+        for column in _NEW_COLUMNS if present else ():
+            if column not in present:
+                self._connection.execute(f"ALTER TABLE edits ADD COLUMN {column} TEXT")
         self._connection.executescript(_SCHEMA)
 
     def close(self) -> None:
@@ -74,30 +111,43 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connection:  # commits at the end, rolls back if something is raised
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
+        try:
+            with self._connection:  # commits at the end, rolls back if something is raised
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+        except sqlite3.OperationalError as fault:
+            raise JournalFailed(f"the journal of edits cannot be written: {fault}") from fault
 
-    def submit(self, edits: Sequence[dict[str, Any]], key: str | None = None) -> list[str]:
-        """Queue all edits or none. The same key with the same edits gives the same ids again.
+    def submit(
+        self,
+        edits: Sequence[dict[str, Any]],
+        key: str | None = None,
+        poster: str | None = None,
+        trace: str | None = None,
+        limit: int | None = None,
+    ) -> list[str]:
+        """Queue all edits or none. The same key of the same poster, with the same edits, gives the same ids again.
 
-        Raises `KeyReused` if the key came with other edits.
+        Raises `KeyReused` if the key came with other edits, `QueueFull` if more than `limit` would wait.
         """
         digest = hashlib.sha256(json.dumps(list(edits), sort_keys=True).encode()).hexdigest()
+        scoped = key if poster is None else f"{poster}\n{key}"
         with self._transaction() as db:
             if key is not None:
-                known = db.execute("SELECT digest, ids FROM keys WHERE key = ?", (key,)).fetchone()
+                known = db.execute("SELECT digest, ids FROM keys WHERE key = ?", (scoped,)).fetchone()
                 if known is not None:
                     if known[0] != digest:
                         raise KeyReused(f"the Idempotency-Key {key!r} was used with other edits")
                     return list(json.loads(known[1]))
+            if limit is not None and (depth := self.depth) + len(edits) > limit:
+                raise QueueFull(depth, len(edits), limit)
             ids = [uuid.uuid4().hex for _ in edits]
             db.executemany(
-                "INSERT INTO edits (id, body, state, created) VALUES (?, ?, 'queued', ?)",
-                [(id, json.dumps({**edit, "id": id}), time.time()) for id, edit in zip(ids, edits, strict=True)],
+                "INSERT INTO edits (id, body, state, created, poster, trace) VALUES (?, ?, 'queued', ?, ?, ?)",
+                [(id, json.dumps({**edit, "id": id}), time.time(), poster, trace) for id, edit in zip(ids, edits, strict=True)],
             )
             if key is not None:
-                db.execute("INSERT INTO keys VALUES (?, ?, ?)", (key, digest, json.dumps(ids)))
+                db.execute("INSERT INTO keys VALUES (?, ?, ?)", (scoped, digest, json.dumps(ids)))
         return ids
 
     def take(self, limit: int) -> list[Entry]:
@@ -118,9 +168,35 @@ class Journal:
     def reject(self, id: str, reason: str, field: str | None = None) -> None:
         self._settle("state = 'rejected', reason = ?, field = ?", [(reason, field, id)])
 
+    def supersede(self, id: str, reason: str, version: int) -> None:
+        self._settle("state = 'superseded', reason = ?, version = ?", [(reason, version, id)])
+
+    def revert(self, ids: Iterable[str], version: int) -> None:
+        self._settle("state = 'reverted', version = ?", [(version, id) for id in ids])
+
     def requeue(self, ids: Iterable[str]) -> None:
         """Back to their old place, as if never taken."""
         self._settle("state = 'queued', attempts = attempts - 1", [(id,) for id in ids])
+
+    def retry(self, ids: Sequence[str], reason: str) -> None:
+        """Back to their old place, to be taken one at a time; those that were taken too often are rejected for `reason`."""
+        marks = ", ".join("?" for _ in ids)
+        with self._transaction() as db:
+            db.execute(
+                f"UPDATE edits SET state = 'rejected', reason = ? WHERE attempts >= ? AND id IN ({marks})",
+                (reason, MAX_ATTEMPTS, *ids),
+            )
+            db.execute(f"UPDATE edits SET state = 'queued' WHERE state = 'applying' AND id IN ({marks})", tuple(ids))
+
+    def reopen(self, version: int) -> int:
+        """Queue again what was applied in a version that is lost; returns how many edits that were."""
+        with self._transaction() as db:
+            query = "UPDATE edits SET state = 'queued', version = NULL, attempts = 0 WHERE state = 'applied' AND version = ?"
+            return db.execute(query, (version,)).rowcount
+
+    def reverted_by(self, version: int) -> list[str]:
+        """The ids of what this version took out."""
+        return [entry.id for entry in self._where("state = 'reverted' AND version = ?", version)]
 
     def _settle(self, assignment: str, rows: Sequence[tuple[Any, ...]]) -> None:
         with self._transaction() as db:
@@ -128,31 +204,41 @@ class Journal:
 
     def requeue_applying(self) -> None:
         """At start: what a dead process was making is queued again, or rejected if it killed the process too often."""
-        with self._transaction() as db:
-            reason = f"the worker died {MAX_ATTEMPTS} times while making it"
-            db.execute(
-                "UPDATE edits SET state = 'rejected', reason = ? WHERE state = 'applying' AND attempts >= ?",
-                (reason, MAX_ATTEMPTS),
-            )
-            db.execute("UPDATE edits SET state = 'queued' WHERE state = 'applying'")
+        taken = [entry.id for entry in self._where("state = 'applying' ORDER BY seq")]
+        self.retry(taken, f"the worker died {MAX_ATTEMPTS} times while making it")
 
     def pending(self) -> list[Entry]:
         """Everything accepted and not settled, oldest first."""
-        query = f"SELECT {_COLUMNS} FROM edits WHERE state IN ('queued', 'applying') ORDER BY seq"
-        return [_entry(row) for row in self._connection.execute(query)]
+        return self._where("state IN ('queued', 'applying') ORDER BY seq")
+
+    def newest(self, limit: int, state: str | None = None, before: int | None = None) -> list[Entry]:
+        """At most `limit` entries, newest first: those in `state` alone, those accepted before the entry `before` (a `seq`)."""
+        query = "seq < ? AND (? IS NULL OR state = ?) ORDER BY seq DESC LIMIT ?"
+        return self._where(query, before if before is not None else 2**62, state, state, limit)
 
     def get(self, id: str) -> Entry:
-        row = self._connection.execute(f"SELECT {_COLUMNS} FROM edits WHERE id = ?", (id,)).fetchone()
-        if row is None:
+        found = self._where("id = ?", id)
+        if not found:
             raise UnknownEdit(f"no edit {id!r} was accepted here")
-        return _entry(row)
+        return found[0]
+
+    def _where(self, condition: str, *values: Any) -> list[Entry]:
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM edits WHERE {condition}", values)
+        return [_entry(row) for row in rows]
 
     @property
     def depth(self) -> int:
         """How many edits wait to be taken."""
         return int(self._connection.execute("SELECT COUNT(*) FROM edits WHERE state = 'queued'").fetchone()[0])
 
+    @property
+    def age_s(self) -> float:
+        """How long the oldest of them has waited, in seconds; 0 if none waits."""
+        query = "SELECT created FROM edits WHERE state = 'queued' ORDER BY seq LIMIT 1"
+        oldest = self._connection.execute(query).fetchone()
+        return max(0.0, time.time() - oldest[0]) if oldest else 0.0
+
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    id, body, *rest = row
-    return Entry(id, json.loads(body), *rest)
+    seq, id, body, *rest = row
+    return Entry(seq, id, json.loads(body), *rest)

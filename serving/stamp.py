@@ -10,28 +10,52 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from serving.asgi import App, Disconnected, Message, Receive, Send, path_of, refuse, replayed, values_of, whole_body, without
+from serving.metrics import ReplicaMetrics, num_tokens
 
+# All routes that generate: the application has no other, since what would generate without a salt must not be reached.
 STAMPED = ("/v1/completions", "/v1/chat/completions")
-# Other routes that take a POST and start no generation. What generates without a salt must not be reached.
-HARMLESS = ("/tokenize", "/detokenize", "/ping", "/v1/edits", "/v1/rollback")
 AT_LEAST_TIMEOUT_S = 10.0
+MAX_DIGITS = 9
+
+
+class OutOfRotation(RuntimeError):
+    """This replica cannot follow the ledger's head, and answers nothing until it does."""
+
+    def __init__(self, version: int, head: int) -> None:
+        super().__init__(version, head)
+        self.version, self.head = version, head
+
+    def __str__(self) -> str:
+        return f"this replica is out of rotation: it has version {self.version}, and the live one is {self.head}. Ask again"
+
+
+class RolledBack(RuntimeError):
+    """A version was asked for that was live once, and is not any more."""
+
+    def __init__(self, wanted: int, head: int) -> None:
+        super().__init__(wanted, head)
+        self.wanted, self.head = wanted, head
+
+    def __str__(self) -> str:
+        return f"version {self.wanted} is not live any more: the service went back to version {self.head}"
 
 
 class Served(Protocol):
     """The replica, as the middleware sees it."""
 
     version: int
+    metrics: ReplicaMetrics
 
     async def admit(self, at_least: int) -> str:
-        """Wait until no swap runs and the version is at least this; returns the cache salt of now."""
+        """Wait until no swap runs and the version is at least this; returns the cache salt of now.
+
+        Raises `OutOfRotation`, and `RolledBack` if that version will not come.
+        """
 
 
 class Stamp:
@@ -41,30 +65,40 @@ class Stamp:
         self.app, self.served = app, served
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        if path in STAMPED:
+        if path_of(scope) in STAMPED:
             return await self._generate(scope, receive, send)
-        if path in HARMLESS:
-            return await self.app(scope, receive, send)
-        await _refuse(send, 404, f"POST {path} is not served here", None)
+        await self.app(scope, receive, send)
 
     async def _generate(self, scope: Message, receive: Receive, send: Send) -> None:
-        wanted = dict(scope["headers"]).get(b"x-errata-at-least", b"0").decode("latin-1")
-        if not wanted.isascii() or not wanted.isdigit():
-            return await _refuse(send, 400, f"{wanted!r} is not a version number", "X-Errata-At-Least")
-        body = await _whole_body(receive)
+        wanted = next(iter(values_of(scope, b"x-errata-at-least")), "0")
+        if not wanted.isascii() or not wanted.isdigit() or len(wanted) > MAX_DIGITS:
+            return await refuse(send, 400, f"{wanted[:100]!r} is not a version number", "X-Errata-At-Least")
+        try:
+            body = await whole_body(receive)
+        except Disconnected:
+            return
+        asked = time.perf_counter()
         try:
             async with asyncio.timeout(AT_LEAST_TIMEOUT_S):
                 salt = await self.served.admit(int(wanted))
         except TimeoutError:
             message = f"version {wanted} is not served yet; this replica has version {self.served.version}"
-            return await _refuse(send, 409, message, "X-Errata-At-Least")
-        body = _salted(body, salt)
-        headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
+            return await refuse(send, 409, message, "X-Errata-At-Least")
+        except RolledBack as gone:
+            return await refuse(send, 409, str(gone), "X-Errata-At-Least")
+        except OutOfRotation as out:
+            return await refuse(send, 503, str(out), None, ("Retry-After", "1"))
+        self.served.metrics.admitted(time.perf_counter() - asked)
+        body = _salted(body, scope["errata.json"] if "errata.json" in scope else _parsed(body), salt)
+        headers = without(scope["headers"], b"content-length")
         scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
-        await self.app(scope, _replayed(body, receive), _Answer(self.served, send).send)
+        answer = _Answer(self.served, send)
+        try:
+            await self.app(scope, replayed(body, receive), answer.send)
+        finally:
+            self.served.metrics.completed(answer.version_min, answer.version_max, answer.status)
 
 
 @dataclass
@@ -76,6 +110,7 @@ class _Answer:
     version_min: int = field(init=False)
     version_max: int = field(init=False)
     start: Message | None = None
+    status: int = 500  # if the application ends without a word
     is_stream: bool = False
     rest: bytes = b""
 
@@ -96,8 +131,9 @@ class _Answer:
             await self.forward(start)
 
     def _begin(self, message: Message) -> None:
-        headers = [(k, v) for k, v in message["headers"] if k.lower() != b"content-length"]
+        headers = without(message["headers"], b"content-length")
         kind = dict(message["headers"]).get(b"content-type", b"")
+        self.status = message["status"]
         self.is_stream = kind.startswith(b"text/event-stream")
         self.start = {**message, "headers": [*headers, (b"x-errata-version", str(self.version_min).encode())]}
 
@@ -130,6 +166,7 @@ class _Answer:
             return body
         self.version_min = min(self.version_min, self.served.version)  # a rollback goes down
         self.version_max = max(self.version_max, self.served.version)
+        self.served.metrics.generated(self.served.version, num_tokens(data, self.is_stream))
         data["errata"] = {"version_min": self.version_min, "version_max": self.version_max}
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -137,46 +174,13 @@ class _Answer:
 def _parsed(body: bytes) -> dict[str, Any] | None:
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 
 
-def _salted(body: bytes, salt: str) -> bytes:
+def _salted(body: bytes, data: Any, salt: str) -> bytes:
     """With our salt after the client's own; what is not a JSON object stays as it is, for vLLM to refuse."""
-    data = _parsed(body)
-    if data is None or not isinstance(data.get("cache_salt", ""), str | None):
+    if not isinstance(data, dict) or not isinstance(data.get("cache_salt", ""), str | None):
         return body
-    data["cache_salt"] = f"{data.get('cache_salt') or ''}|{salt}"
-    return json.dumps(data).encode()
-
-
-async def _whole_body(receive: Receive) -> bytes:
-    return b"".join([part async for part in _parts(receive)])
-
-
-async def _parts(receive: Receive) -> AsyncIterator[bytes]:
-    more = True
-    while more:
-        message = await receive()
-        yield message.get("body", b"")
-        more = message.get("more_body", False)
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body once, then whatever the client does: a disconnect must still be seen."""
-    waiting = [body]
-
-    async def replay() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return await receive()
-
-    return replay
-
-
-async def _refuse(send: Send, code: int, message: str, field: str | None) -> None:
-    body = json.dumps({"error": {"message": message, "field": field, "edit": None}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    return json.dumps({**data, "cache_salt": f"{data.get('cache_salt') or ''}|{salt}"}).encode()

@@ -197,6 +197,8 @@ class Checkpoint:
         index = directory / "model.safetensors.index.json"
         if index.exists():
             files = json.loads(index.read_text())["weight_map"]
+            if outside := sorted({file for file in files.values() if Path(file).name != file}):
+                raise ValueError(f"{index} names files that are not beside it: {', '.join(outside)}")
             self.files = {key: directory / file for key, file in files.items()}
         elif (directory / "model.safetensors").exists():
             with safe_open(str(directory / "model.safetensors"), framework="pt") as file:

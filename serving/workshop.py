@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from errata import model as models
+from errata.blame import Blamed, blamed
 from errata.delta import EditedModel
 from errata.edit import Edit, EditBatch
 from errata.editors import make_editor
@@ -20,8 +21,11 @@ from errata.guard import Guard, Limit
 from errata.inspection import Inspector
 from errata.ledger import Ledger, Version
 from errata.lifelong import Attempt, attempt
+from errata.lineage import live_edits
 from errata.overrides import overridden
 from errata.probes import Probes
+from errata.revert import Bench, revert
+from errata.walk import answered, away, check_question
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class WorkshopOptions:
 
 @dataclass(frozen=True)
 class Made:
-    """An accepted update that is not yet a version."""
+    """An accepted update that is not yet a version. It follows `parent`, which is the `head` that it was made at, unless a
+    revert branches off before it."""
 
     parent: int
     edits: tuple[Edit, ...]
     update: Attempt
+    head: int
 
 
 class Workshop:
@@ -70,6 +76,10 @@ class Workshop:
         self.edited = EditedModel(self.model.module, self.spec)
         self._stand_at(self.ledger.head)
 
+    @property
+    def plan(self) -> str:
+        return Path(self.options.artifact).name if self.options.artifact else ""
+
     def _open(self) -> Ledger:
         """The ledger that is there, if it is over this model and these matrices, else a new one."""
         names = models.find_matrices(self.model.module, self.editor.modules).names
@@ -83,24 +93,54 @@ class Workshop:
     def _stand_at(self, version: int) -> None:
         self.edited.set(self.ledger.segments(version))
         self.state = self.ledger.state(version) or self.editor.start(self.model, self.spec)
-        self.inspector.stand_at(self.ledger.edits(version))
+        self.inspector.stand_at(live_edits(self.ledger, version))
         self.version = version
 
-    def move_to(self, version: int) -> None:
-        """Make `version` the head, weights and state together. Raises `UnknownVersion`."""
-        self.ledger.move_head(version)
+    def move_to(self, version: int, by: str = "") -> None:
+        """Make `version` the head, weights and state together; `by` is who asked for it. Raises `UnknownVersion`."""
+        self.ledger.move_head(version, by)
         self._stand_at(version)
 
     def make(self, edits: Sequence[Edit]) -> Made:
         """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
         batch = EditBatch(tuple(edits))
-        return Made(self.version, batch.edits, attempt(self.editor, batch, self.state, self.inspector))
+        return Made(self.version, batch.edits, attempt(self.editor, batch, self.state, self.inspector), self.version)
+
+    def revert(self, ids: Sequence[str], versions: Sequence[int], mode: str = "auto") -> Made:
+        """The version without the edits of these ids and of these versions, for `append`; nothing is changed.
+
+        Raises `RevertRefused`, and `VersionRefused` from the guard.
+        """
+        names = self.options.editor, self.plan
+        bench = Bench(
+            self.ledger, self.version, self.model, self.spec, self.edited, self.editor, *names, self.state, self.inspector
+        )
+        reverted = revert(bench, ids, versions, mode)
+        return Made(reverted.parent, reverted.edits, reverted.update, self.version)
+
+    def blame(self, prompt: str, max_tokens: int = 8) -> Blamed:
+        """The version to which the live answer is due; the model is elsewhere meanwhile, and back when this returns or raises.
+
+        Raises `EditRejected` for a prompt that is empty, or that leaves no room for an answer in the model's context.
+        """
+        check_question(prompt, max_tokens, self.model)
+        with away(self.edited, self.ledger, self.version) as walk:
+
+            def answer(version: int) -> str:
+                walk.go(version)
+                return answered(self.model, [prompt], max_tokens)[0]
+
+            return blamed(self.ledger, self.version, prompt, answer)
 
     def append(self, made: Made) -> Version:
         """Raises `LedgerConflict` if the head is no longer where the update was made."""
-        plan = Path(self.options.artifact).name if self.options.artifact else ""
-        update, editor = made.update, self.options.editor
-        version = self.ledger.append(made.parent, update.delta, update.state, made.edits, update.scorecard, editor, plan)
+        update, names = made.update, (self.options.editor, self.plan)
+        version = self.ledger.append(
+            made.parent, update.delta, update.state, made.edits, update.scorecard, *names, expected_head=made.head
+        )
+        if "reverted" in update.scorecard:
+            self._stand_at(version.number)
+            return version
         self.edited.add(self.ledger.delta(version.number))  # from the file, as the replicas read it: the same bits
         self.inspector.published(EditBatch(made.edits))
         self.state, self.version = update.state, version.number

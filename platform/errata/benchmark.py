@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState
 from errata.evaluate import Questions, Scorecard, same_answer, score, teacher_forced
 from errata.hardware import PeakMemory
-from errata.measures.fluency import consistency, fluency
+from errata.measures.fluency import consistencies, fluencies
 from errata.measures.forcing import Question, force
-from errata.measures.intervals import median_ratio_interval
+from errata.measures.intervals import Interval, ratio_interval
 from errata.measures.likelihood import likelihood, pairs_of, questions_of
 from errata.measures.perplexity import perplexities
 from errata.model import LanguageModel, ModelSpec, find_matrices
@@ -32,13 +33,15 @@ from errata.rows import Answer, Row, answers_of
 
 UNEDITED = "unedited"
 _FREE = (
-    *("efficacy", "generalisation", "locality", "locality_gold", "retention", "portability"),
+    *("efficacy", "generalisation", "locality", "locality_gold", "retention", "portability", "harmonic_mean"),
     *("retention_every", "retention_ratio"),
 )
 _FORCED = (
-    *("efficacy", "generalisation", "locality", "retention", "portability"),
+    *("efficacy", "generalisation", "locality", "retention", "portability", "harmonic_mean"),
     *("token_accuracy", "token_accuracy_generalisation", "token_accuracy_locality"),
 )
+_COMPARED = ("efficacy", "generalisation", "locality")
+Scores = tuple[dict[str, Any], dict[str, Interval]]  # columns of a row, and the intervals of those that have one
 
 
 @dataclass(frozen=True)
@@ -129,14 +132,16 @@ class Run:
 
     def _row(self, done: int) -> Row:
         growth, change = self._norms()
-        spent, shares, questions, said = self.spent, *self._scores(done)
+        spent, (shares, bounds), questions, said = self.spent, *self._scores(done)
+        now, before = perplexities(self.model, self.course.sentences), self.base.perplexities
+        long, long_bounds = self._long() if done == len(self.course.edits) else ({}, {})
         row = Row(
             editor=self.contender.name,
             seed=self.course.seed,
             edits=done,
             **shares,
-            **self._perplexities(),
-            **(self._long() if done == len(self.course.edits) else {}),
+            **now.ratios_to(before),
+            **long,
             edit_ms=spent.per_edit_ms("total"),
             train_s=self.contender.train_s,
             norm_growth=growth,
@@ -147,13 +152,14 @@ class Run:
             rest_ms=spent.rest_ms,
             peak_bytes=spent.peak_bytes,
             rejected=spent.num_rejected,
+            intervals=bounds | now.intervals_to(before) | long_bounds,
         )
         if done == len(self.course.edits):
             self.answered = answers_of(row, questions, said, self.base.answers)
         return row
 
-    def _scores(self, done: int) -> tuple[dict[str, Any], Questions, dict[str, str]]:
-        """The columns of a row that are shares of questions; the questions and what was said to them."""
+    def _scores(self, done: int) -> tuple[Scores, Questions, dict[str, str]]:
+        """The columns of a row that are of questions; the questions and what was said to them."""
         edits, first, earlier = self.course.edits[:done], self.course.first[:done], self.course.sampled(0, done)
         questions = Questions.of(edits, first, earlier)
         said = answers(self.model, questions.prompts, self.base.max_tokens)
@@ -164,31 +170,19 @@ class Run:
         compared = likelihood(self.model, edits, self.base.answers, known)
         if not gives_numbers(self.model, self.course.sentences[0]):
             free, forced, said = _nothing(free), _nothing(forced), dict.fromkeys(said, "")
-        shares = {name: getattr(free, name) for name in _FREE}
-        shares |= {f"{name}_tf": getattr(forced, name) for name in _FORCED}
-        shares |= {f"likelihood_{name}": getattr(compared, name) for name in ("efficacy", "generalisation", "locality")}
-        for name in ("efficacy", "generalisation", "locality", "retention", "portability"):
-            if name in free.intervals:
-                shares[f"{name}_low"], shares[f"{name}_high"] = free.intervals[name]
-        for card, suffix in ((free, ""), (forced, "_tf")):
-            shares[f"harmonic_mean{suffix}"] = harmonic_mean(card.efficacy, card.generalisation, card.locality)
-        return shares, questions, said
+        shares: dict[str, Any] = {}
+        bounds: dict[str, Interval] = {}
+        for column, card, names in (("{}", free, _FREE), ("{}_tf", forced, _FORCED), ("likelihood_{}", compared, _COMPARED)):
+            shares |= {column.format(name): getattr(card, name) for name in names}
+            bounds |= {column.format(name): card.intervals[name] for name in names if name in card.intervals}
+        return (shares, bounds), questions, said
 
-    def _perplexities(self) -> dict[str, Any]:
-        now, before = perplexities(self.model, self.course.sentences), self.base.perplexities
-        low, high = median_ratio_interval(now.by_sentence, before.by_sentence)
-        return {
-            "ppl_ratio": now.median / before.median,
-            "ppl_ratio_low": low,
-            "ppl_ratio_high": high,
-            "ppl_ratio_mean": now.mean / before.mean,
-            "ppl_ratio_mean_log": now.mean_log / before.mean_log,
-            "ppl_ratio_max": now.max / before.max,
-        }
-
-    def _long(self) -> dict[str, Any]:
+    def _long(self) -> Scores:
         texts = long_texts(self.model, self.course)
-        return {"fluency": fluency(list(texts.values())), "consistency": consistency(texts, self.course.references)}
+        found = {"fluency": fluencies(texts), "consistency": consistencies(texts, self.course.references)}
+        known = {name: [(prompt, value, 1.0) for prompt, value in own.items()] for name, own in found.items() if own}
+        means = {name: fmean(value for _, value, _ in marks) for name, marks in known.items()}
+        return means, {name: bounds for name, marks in known.items() if (bounds := ratio_interval(marks)) is not None}
 
     def _norms(self) -> tuple[float, float]:
         """(|W| / |W0|, |W - W0| / |W0|) of the weights as they are, where they are largest; infinite if not finite."""
@@ -262,14 +256,6 @@ def _nothing(card: Scorecard) -> Scorecard:
     shares = {f.name: 0.0 for f in dataclasses.fields(card) if isinstance(getattr(card, f.name), float)}
     by_kind, intervals = dict.fromkeys(card.portability_by_kind, 0.0), dict.fromkeys(card.intervals, (0.0, 0.0))
     return dataclasses.replace(card, **shares, portability_by_kind=by_kind, intervals=intervals)  # type: ignore[arg-type]
-
-
-def harmonic_mean(*shares: float | None) -> float | None:
-    """Of the shares that were measured; 0 if one of them is."""
-    known = [share for share in shares if share is not None]
-    if not known:
-        return None
-    return len(known) / sum(1 / share for share in known) if all(known) else 0.0
 
 
 def settings_of(editor: Any) -> dict[str, Any]:

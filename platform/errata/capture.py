@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from errata.clock import stage
 from errata.edit import EditBatch
-from errata.encode import Encoded, answer_log_probs, answer_nll, encode
+from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, encode
 from errata.model import input_sources
 
 
@@ -41,20 +41,23 @@ def capture(
 
     Rows are the positions that predict an answer token or, with `all_tokens`, all that the answers have a gradient at.
     Modules with the same input share one tensor of keys, unless rows are left out. The loss is the *sum* over answer tokens,
-    so that a row does not depend on what else is in the batch. Parameters stay without gradients: a zero that takes one is
-    added to each module's output instead.
+    so that a row does not depend on what else is in the batch. Parameters stay without gradients: each module's output takes
+    one instead.
     """
-    rows = encoded.attention_mask_BS.bool() if all_tokens else encoded.predicts_BS
     sources = input_sources(modules)
     keys: dict[str, Tensor] = {}
-    zeros: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def rows_of(values_BSF: Tensor) -> Tensor:
+        found = values_BSF[encoded.attention_mask_BS.bool()] if all_tokens else at_answers(values_BSF, encoded)
+        return found.float()
 
     def watch(name: str) -> Any:
         def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             source = sources[name]
-            keys[name] = keys[source] if source in keys else args[0].detach()[rows].float()
-            zeros[name] = torch.zeros_like(output, requires_grad=True)
-            return output + zeros[name]
+            keys[name] = keys[source] if source in keys else rows_of(args[0].detach())
+            outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
+            return outputs[name]
 
         return hook
 
@@ -62,11 +65,11 @@ def capture(
     try:
         with torch.enable_grad():
             nll_T = answer_nll(answer_log_probs(model, encoded), encoded)
-            grads = torch.autograd.grad(nll_T.sum(), [zeros[name] for name in modules])
+            grads = torch.autograd.grad(nll_T.sum(), [outputs[name] for name in modules])
     finally:
         for handle in handles:
             handle.remove()
-    captured = {name: Captured(keys[name], grad[rows].float()) for name, grad in zip(modules, grads, strict=True)}
+    captured = {name: Captured(keys[name], rows_of(grad)) for name, grad in zip(modules, grads, strict=True)}
     if all_tokens:
         captured = {name: found.with_gradient() for name, found in captured.items()}
     return captured, nll_T.detach()
@@ -97,15 +100,58 @@ class Trunk:
         above = {model, *(model.get_submodule(name) for name in names)}
         self.parts = list(dict.fromkeys(_parts_without(model, above, set(self.changing))))
         self.kept: dict[int, tuple[Encoded, list[Any]]] = {}  # by identity of the text, which is held so that it stays unique
+        self.narrow: dict[int, Encoded] = {}
+
+    def has(self, text: Encoded) -> bool:
+        return id(text) in self.kept
 
     def forget(self, text: Encoded) -> None:
         self.kept.pop(id(text), None)
+        self.kept.pop(id(self.narrow.pop(id(text), None)), None)
 
     def anew(self) -> Trunk:
         """The same parts, and nothing kept."""
         other = copy(self)
-        other.kept = {}
+        other.kept, other.narrow = {}, {}
         return other
+
+    def is_pointwise(self, text: Encoded) -> bool:
+        """Whether what is run behind the trunk mixes no places, as behind the last attention.
+
+        Then what is predicted at one does not depend on what the trunk and the changing modules give at others. The gradient
+        of the last place of each row tells.
+        """
+        is_answer_BS = text.labels_BS != IGNORED
+        is_last_BS = is_answer_BS & (is_answer_BS.cumsum(1) == is_answer_BS.sum(1, keepdim=True))
+        last = replace(text, labels_BS=text.labels_BS.masked_fill(~is_last_BS, IGNORED))
+        if not last.predicts_BS[:, 1:].any():  # the first place of a text has no other to depend on
+            return False
+        trunk, given = self.anew(), list[Tensor]()
+        with torch.no_grad(), trunk.once(last):
+            answer_log_probs(self.model, last)
+        trunk.kept[id(last)] = last, [_watched(output, given) for output in trunk.kept[id(last)][1]]
+        handles = [module.register_forward_hook(lambda _m, _a, output: _watched(output, given)) for module in self.changing]
+        try:
+            with torch.enable_grad(), trunk.once(last):
+                loss = answer_nll(answer_log_probs(self.model, last), last).sum()
+        finally:
+            for handle in handles:
+                handle.remove()
+        grads = torch.autograd.grad(loss, given, allow_unused=True)
+        return not any(grad is not None and _is_elsewhere(grad, last) for grad in grads)
+
+    def narrowed(self, text: Encoded) -> Encoded:
+        """The places of `text` that predict an answer token, as one row; a pass over it runs the rest of the model there alone.
+
+        It is right where the rest is pointwise, and replays the trunk of `text`, which must have been passed over.
+        """
+        if id(text) not in self.narrow:
+            row_1T = text.targets_T[None]
+            labels_BS = torch.nn.functional.pad(row_1T, (1, 0), value=IGNORED)  # one longer, so that every place predicts
+            short = Encoded(row_1T, torch.ones_like(row_1T), labels_BS)
+            self.kept[id(short)] = short, [_at_answers(output, text) for output in self.kept[id(text)][1]]
+            self.narrow[id(text)] = short
+        return self.narrow[id(text)]
 
     @contextmanager
     def once(self, text: Encoded) -> Iterator[None]:
@@ -149,6 +195,33 @@ class Trunk:
                 del part.forward
                 if forward is not None:
                     part.forward = forward  # type: ignore[method-assign]
+
+
+def _watched(output: Any, given: list[Tensor]) -> Any:
+    """The same with every tensor in it taking a gradient, and put into `given`."""
+    if isinstance(output, tuple):
+        return tuple(_watched(one, given) for one in output)
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return output
+    given.append(output if output.requires_grad else output.detach().requires_grad_())
+    return given[-1]
+
+
+def _is_elsewhere(grad: Tensor, text: Encoded) -> bool:
+    """Whether a gradient is not zero where `text` predicts nothing, or is of something that has no places to tell."""
+    if grad.shape[:2] == text.predicts_BS.shape:
+        grad = grad[~text.predicts_BS]
+    return bool(grad.any())
+
+
+def _at_answers(output: Any, text: Encoded) -> Any:
+    """What a part gave for each place of `text`, at those that predict an answer token, as one row."""
+    if isinstance(output, tuple):
+        return tuple(_at_answers(one, text) for one in output)
+    num_rows, width = text.input_ids_BS.shape
+    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[0] not in (1, num_rows) or output.shape[1] != width:
+        return output
+    return at_answers(output.expand(num_rows, *output.shape[1:]), text)[None]
 
 
 def _parts_without(module: nn.Module, above: set[nn.Module], changing: set[nn.Module]) -> Iterator[nn.Module]:

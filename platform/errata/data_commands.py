@@ -50,7 +50,7 @@ def convert(
             _counted(_edits(source, format_name, "skip" if on_fault == "skip" else "stop", intake, limit)), out
         )
     _tell(intake)
-    console.print(f"{count:,} edits written to {out}", highlight=False)
+    console.print(f"{_count(count, 'edit')} written to {out}", highlight=False)
 
 
 @app.command()
@@ -63,13 +63,18 @@ def check(source: Source, format_name: FormatName = "", limit: Limit = 0) -> Non
         found = watch.repetitions()
         examples = _examples(source, format_name, found)
     _tell(intake)
-    console.print(f"{len(watch):,} edits, {intake.num_skipped:,} records at fault", highlight=False)
-    console.print(f"{found.num_duplicates:,} duplicates of an earlier edit", highlight=False)
+    console.print(f"{_count(len(watch), 'edit')}, {_count(intake.num_skipped, 'record')} at fault", highlight=False)
+    console.print(f"{_count(found.num_duplicates, 'duplicate')} of an earlier edit", highlight=False)
     _pairs(found.duplicates, found.num_duplicates, examples)
-    console.print(f"{found.num_conflicts:,} conflicts, {found.num_in_conflict:,} edits in them", highlight=False)
+    of_whom = f"{_count(found.num_in_conflict, 'edit')} in {'it' if found.num_conflicts == 1 else 'them'}"
+    console.print(f"{_count(found.num_conflicts, 'conflict')}, {of_whom}", highlight=False)
     _pairs(found.conflicts, found.num_conflicts, examples)
     if intake.num_skipped or found.num_conflicts:
         raise typer.Exit(1)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _edits(source: str, format_name: str, on_fault: OnFault, intake: Intake, limit: int) -> Iterator[Edit]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,64 @@ class Dense:
         return {"matrix": self.matrix_OI}
 
 
-Part = LowRank | Sparse | Dense
+@dataclass(frozen=True)
+class Series:
+    """Changes to add one after the other, in fp32: the sum then has the bits that it has when they come one by one."""
+
+    parts: tuple[LowRank | Sparse | Dense, ...]
+    kind = "series"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.parts[0].shape
+
+    @property
+    def rank(self) -> int:
+        return sum(part.rank for part in self.parts)
+
+    def merged(self) -> LowRank | Dense:
+        """The same change as one part, up to rounding."""
+        return _sum(self.parts)
+
+    def dense(self) -> Tensor:
+        return reduce(torch.add, (part.dense().float() for part in self.parts))
+
+    def norm(self) -> float:
+        return self.merged().norm()
+
+    def side_branch(self, x: Tensor) -> Tensor:
+        return self.merged().side_branch(x)
+
+    def scaled(self, factor: float) -> Series:
+        return Series(tuple(part.scaled(factor) for part in self.parts))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{index}.{key}": tensor for index, part in enumerate(self.parts) for key, tensor in part.tensors().items()}
+
+
+Part = LowRank | Sparse | Dense | Series
+
+
+def pieces(part: Part) -> tuple[LowRank | Sparse | Dense, ...]:
+    """What is added one after the other: the part itself, unless it is a series."""
+    return part.parts if isinstance(part, Series) else (part,)
 
 
 def _part(tensors: dict[str, Tensor]) -> Part:
+    if any("." in key for key in tensors):
+        return _series(tensors)
+    return _piece(tensors)
+
+
+def _series(tensors: dict[str, Tensor]) -> Series:
+    grouped: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, own = key.partition(".")
+        grouped.setdefault(int(index), {})[own] = tensor
+    return Series(tuple(_piece(grouped[index]) for index in sorted(grouped)))
+
+
+def _piece(tensors: dict[str, Tensor]) -> LowRank | Sparse | Dense:
     if "U" in tensors:
         return LowRank(tensors["U"], tensors["V"])
     if "index" in tensors:
@@ -194,7 +249,7 @@ class WeightDelta:
             for key, tensor in sorted(part.tensors().items()):
                 state.update(json.dumps([name, key, list(tensor.shape), str(tensor.dtype)]).encode())
                 as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bf16
-                state.update(as_bytes.numpy().tobytes())
+                state.update(as_bytes.numpy())
         return state.hexdigest()
 
 
@@ -219,18 +274,28 @@ def svd(part: Part) -> tuple[Tensor, Tensor, Tensor]:
 
 def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:
     """The sum of low-rank deltas by putting their factors side by side, or adding where V is one; of other kinds, densely."""
-    parts: dict[str, list[Part]] = {}
+    return WeightDelta({name: _sum(found) for name, found in _by_name(deltas).items()})
+
+
+def in_series(deltas: Sequence[WeightDelta]) -> WeightDelta:
+    """One delta that makes the sum of these, added in this order, bit by bit."""
+    found = _by_name(deltas)
+    return WeightDelta({name: parts[0] if len(parts) == 1 else Series(tuple(parts)) for name, parts in found.items()})
+
+
+def _by_name(deltas: Sequence[WeightDelta]) -> dict[str, list[LowRank | Sparse | Dense]]:
+    parts: dict[str, list[LowRank | Sparse | Dense]] = {}
     for delta in deltas:
         for name, part in delta:
-            parts.setdefault(name, []).append(part)
-    return WeightDelta({name: _sum(found) for name, found in parts.items()})
+            parts.setdefault(name, []).extend(pieces(part))
+    return parts
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
 
 
-def _sum(parts: list[Part]) -> Part:
+def _sum(parts: Sequence[LowRank | Sparse | Dense]) -> LowRank | Dense:
     low_rank = [part for part in parts if isinstance(part, LowRank)]
     if len(low_rank) == len(parts):
         if all(_same_memory(part.V_IR, low_rank[0].V_IR) for part in low_rank):
@@ -296,8 +361,9 @@ class Accumulator:
 
     def add(self, delta: WeightDelta) -> None:
         for name, part in delta:
-            change = part.dense().float().to(self.base_OI[name].device)
-            self.sum_OI[name] = self.sum_OI[name] + change if name in self.sum_OI else change
+            for piece in pieces(part):
+                change = piece.dense().float().to(self.base_OI[name].device)
+                self.sum_OI[name] = self.sum_OI[name] + change if name in self.sum_OI else change
 
     def reset(self) -> set[str]:
         """Back to the base; returns the names whose weight changes by it."""
@@ -331,11 +397,17 @@ class EditedModel:
         self.accumulator.add(delta)
         self._write(set(delta.parts))
 
-    def set(self, deltas: Sequence[WeightDelta]) -> None:
-        """The base model with these deltas, in this order."""
+    def sums(self) -> dict[str, Tensor]:
+        """What stands beside the base now, to come back to by `set`: never written into, so that it costs no copy."""
+        return dict(self.accumulator.sum_OI)
+
+    def set(self, deltas: Sequence[WeightDelta], sums: Mapping[str, Tensor] | None = None) -> None:
+        """The base model, or what it was when `sums` were taken, with these deltas, in this order."""
         for delta in deltas:
             self.accumulator.check(delta)
         changed = self.accumulator.reset()
+        self.accumulator.sum_OI = dict(sums or {})
+        changed |= set(self.accumulator.sum_OI)
         for delta in deltas:
             self.accumulator.add(delta)
             changed |= set(delta.parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -56,6 +56,7 @@ class Edit:
 
     `rephrasings` are other wordings of the prompt that should follow it. `locality` are questions whose answers must stay,
     `portability` questions whose answers follow from the edit; both are for training and scoring, never needed to edit.
+    `poster` is the name of the key that it was posted with, where one was needed.
     """
 
     prompt: str
@@ -65,6 +66,7 @@ class Edit:
     locality: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
     id: str | None = None
+    poster: str | None = None
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong with it), for everything that can be seen without a tokenizer."""
@@ -83,8 +85,9 @@ class Edit:
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
         if self.id is not None:
             data["id"] = self.id
-        if self.subject is not None:
-            data["subject"] = self.subject
+        for name in ("subject", "poster"):
+            if getattr(self, name) is not None:
+                data[name] = getattr(self, name)
         if self.rephrasings:
             data["rephrasings"] = list(self.rephrasings)
         for name in ("locality", "portability"):
@@ -95,13 +98,12 @@ class Edit:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Edit:
         """The inverse of `to_json`. Raises `EditRejected` naming a field that is missing, unknown or of the wrong type."""
-        unknown = set(data) - {"prompt", "target", "subject", "rephrasings", "locality", "portability", "id"}
-        if unknown:
+        if unknown := data.keys() - _FIELDS:
             raise EditRejected("is not a field of an edit", field=", ".join(sorted(unknown)))
         for name in ("prompt", "target"):
             if not isinstance(data.get(name), str):
                 raise EditRejected("must be given as a string", field=name)
-        for name in ("subject", "id"):
+        for name in ("subject", "id", "poster"):
             if not isinstance(data.get(name), str | None):
                 raise EditRejected("must be a string, or left out", field=name)
         for name in ("rephrasings", "locality", "portability"):
@@ -109,17 +111,20 @@ class Edit:
                 raise EditRejected("must be a list, or left out", field=name)
         if not all(isinstance(rephrasing, str) for rephrasing in data.get("rephrasings") or ()):
             raise EditRejected("must be strings", field="rephrasings")
-        probes = {
-            name: tuple(Probe.from_json(probe, name) for probe in data.get(name) or ()) for name in ("locality", "portability")
-        }
+        given = [name for name in ("locality", "portability") if data.get(name)]
+        probes = {name: tuple(Probe.from_json(probe, name) for probe in data[name]) for name in given}
         return cls(
             prompt=data["prompt"],
             target=data["target"],
             subject=data.get("subject"),
             rephrasings=tuple(data.get("rephrasings") or ()),
             id=data.get("id"),
+            poster=data.get("poster"),
             **probes,
         )
+
+
+_FIELDS = frozenset(each.name for each in fields(Edit))
 
 
 @dataclass(frozen=True)

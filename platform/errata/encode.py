@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,16 +24,21 @@ class Encoded:
     attention_mask_BS: Tensor
     labels_BS: Tensor
 
-    @property
+    @cached_property
     def predicts_BS(self) -> Tensor:
         """True at the positions whose next token is part of an answer."""
         shifted = torch.zeros_like(self.labels_BS, dtype=torch.bool)
         shifted[:, :-1] = self.labels_BS[:, 1:] != IGNORED
         return shifted
 
-    @property
+    @cached_property
+    def predicts_T(self) -> Tensor:
+        """The same positions as places in the flattened rows; every pass over a text looks there."""
+        return self.predicts_BS.flatten().nonzero()[:, 0]
+
+    @cached_property
     def targets_T(self) -> Tensor:
-        return self.labels_BS[:, 1:][self.labels_BS[:, 1:] != IGNORED]
+        return self.labels_BS.roll(-1, 1)[self.predicts_BS]
 
 
 def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], device: Any = "cpu", eos: bool = True) -> Encoded:
@@ -50,16 +56,20 @@ def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], devic
         if eos and tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
             ids.append(tokenizer.eos_token_id)
         rows.append((ids, start))
-    width = max(len(ids) for ids, _ in rows)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    input_ids_BS = torch.full((len(rows), width), pad, dtype=torch.long)
-    attention_mask_BS = torch.zeros((len(rows), width), dtype=torch.long)
-    labels_BS = torch.full((len(rows), width), IGNORED, dtype=torch.long)
-    for row, (ids, start) in enumerate(rows):
-        input_ids_BS[row, : len(ids)] = torch.tensor(ids)
-        attention_mask_BS[row, : len(ids)] = 1
-        labels_BS[row, start : len(ids)] = torch.tensor(ids[start:])
-    return Encoded(input_ids_BS.to(device), attention_mask_BS.to(device), labels_BS.to(device))
+    return padded([(ids[:start], ids[start:]) for ids, start in rows], pad, device)
+
+
+def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int, device: Any = "cpu") -> Encoded:
+    """One batch of rows of (tokens that are given, tokens that are an answer)."""
+    width = max(len(given) + len(answer) for given, answer in rows)
+    ids, mask, labels = [], [], []
+    for given, answer in rows:
+        rest = width - len(given) - len(answer)
+        ids.append(given + answer + [pad] * rest)
+        mask.append([1] * (width - rest) + [0] * rest)
+        labels.append([IGNORED] * len(given) + answer + [IGNORED] * rest)
+    return Encoded(*(torch.tensor(lists, device=device) for lists in (ids, mask, labels)))
 
 
 def encode_text(tokenizer: Any, lines: Sequence[str], max_tokens: int, device: Any = "cpu") -> Encoded:
@@ -81,15 +91,19 @@ def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
 
     The output embedding, the largest matrix of many a model, is run at these positions alone. `arguments` go to the model.
     """
-    predicts_BS = encoded.predicts_BS
     head = getattr(model, "module", model).get_output_embeddings()  # a data-parallel wrapper has the model as its module
-    chosen = head.register_forward_pre_hook(lambda _head, args: (args[0][predicts_BS.to(args[0].device)], *args[1:]))
+    chosen = head.register_forward_pre_hook(lambda _head, args: (at_answers(args[0], encoded), *args[1:]))
     try:
         inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS, "use_cache": False}
         logits_TV = model(**(inputs | arguments)).logits
     finally:
         chosen.remove()
     return torch.log_softmax(logits_TV.float(), dim=-1)
+
+
+def at_answers(values_BSF: Tensor, encoded: Encoded) -> Tensor:
+    """The rows [T, F] from which answer tokens are predicted."""
+    return values_BSF.flatten(0, 1).index_select(0, encoded.predicts_T.to(values_BSF.device))
 
 
 def answer_nll(log_probs_TV: Tensor, encoded: Encoded) -> Tensor:

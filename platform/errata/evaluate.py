@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from errata.edit import Edit
 from errata.measures.forcing import Forced, Question, force
-from errata.measures.intervals import Interval, Mark, ratio_interval
+from errata.measures.intervals import Interval, Mark, harmonic_interval, ratio_interval
 from errata.measures.perplexity import perplexities as perplexities
 from errata.measures.perplexity import perplexity as perplexity
 from errata.model import LanguageModel
@@ -60,7 +60,7 @@ class Scorecard:
 
     `token_accuracy` (edited prompts, rephrasings, and neighbours by their true answers) is teacher-forced alone: the mean share
     of an answer's tokens that are ranked first. `portability_by_kind` has the probes that name a kind. `intervals` are
-    (low, high) by name, 95 %, over resampled edits.
+    (low, high) by the names of `to_json`, 95 %, over resampled edits.
     """
 
     efficacy: float | None
@@ -79,13 +79,27 @@ class Scorecard:
     portability_by_kind: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
+    @property
+    def harmonic_mean(self) -> float | None:
+        """Of efficacy, generalisation and locality."""
+        return harmonic_mean(self.efficacy, self.generalisation, self.locality)
+
     def to_json(self) -> dict[str, Any]:
         """Flat: `portability/KIND`, and `NAME_low` and `NAME_high` for the intervals."""
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("portability_by_kind", "intervals")}
+        flat["harmonic_mean"] = self.harmonic_mean
         flat |= {f"portability/{kind}": share for kind, share in self.portability_by_kind.items()}
         for name, (low, high) in self.intervals.items():
             flat |= {f"{name}_low": low, f"{name}_high": high}
         return flat
+
+
+def harmonic_mean(*shares: float | None) -> float | None:
+    """Of the shares that were measured; 0 if one of them is."""
+    known = [share for share in shares if share is not None]
+    if not known:
+        return None
+    return len(known) / sum(1 / share for share in known) if all(known) else 0.0
 
 
 @dataclass(frozen=True)
@@ -233,21 +247,27 @@ def _scorecard(
         for name, kind in {**tokens, "token_accuracy_locality": "locality"}.items():
             marks[name] = questions.marks(kind, [token_shares[question] for question in questions.kinds[kind]])
     shares = {name: _ratio(found) for name, found in marks.items()}
+    by_kind = _by_kind(questions, right)
+    named = {**marks, **{f"portability/{kind}": own for kind, own in by_kind.items()}}
+    intervals = {name: ratio_interval(own) for name, own in named.items()}
+    intervals["harmonic_mean"] = harmonic_interval([marks[kind] for kind in ("efficacy", "generalisation", "locality")])
     return Scorecard(
         **shares,  # type: ignore[arg-type]
         num_edits=questions.num_edits,
         method=method,
-        portability_by_kind=_by_kind(questions, right),
-        intervals={name: found for name, own in marks.items() if (found := ratio_interval(own)) is not None},
+        portability_by_kind={kind: share for kind, own in by_kind.items() if (share := _ratio(own)) is not None},
+        intervals={name: found for name, found in intervals.items() if found is not None},
     )
 
 
-def _by_kind(questions: Questions, right: Mapping[Question, bool]) -> dict[str, float]:
-    by_kind: dict[str, list[bool]] = {}
-    for kind, question in zip(questions.portability_kinds, questions.portability, strict=True):
+def _by_kind(questions: Questions, right: Mapping[Question, bool]) -> dict[str, list[Mark]]:
+    """The marks of the probes that name a kind."""
+    marks = questions.marks("portability", [right[question] for question in questions.portability])
+    by_kind: dict[str, list[Mark]] = {}
+    for kind, mark in zip(questions.portability_kinds, marks, strict=True):
         if kind:
-            by_kind.setdefault(_NO_NAME.sub("_", kind), []).append(right[question])
-    return {kind: sum(found) / len(found) for kind, found in by_kind.items()}
+            by_kind.setdefault(_NO_NAME.sub("_", kind), []).append(mark)
+    return by_kind
 
 
 def _ratio(marks: Sequence[Mark]) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from errata.delta import WeightDelta
@@ -112,6 +112,12 @@ class Guard:
     num_retained: int = 16
     num_questions: int = 40
     num_sentences: int = 12
+
+    @property
+    def limits(self) -> dict[str, list[float | None]]:
+        """[warn, refuse] by name, as a scorecard has them; JSON has no infinity: there it is None."""
+        found = {f.name: limit for f in fields(self) if isinstance(limit := getattr(self, f.name), Limit)}
+        return {name: [v if math.isfinite(v) else None for v in (one.warn, one.refuse)] for name, one in found.items()}
 
     def check(self, found: Measured) -> Verdict:
         if not found.is_finite:

@@ -3,8 +3,8 @@
 Three kinds of text: the batch's own edits with a sample of earlier ones, and the probes. All are scored as free greedy
 generation would answer, at the price of one forward pass each: an answer is generated exactly if each of its tokens, and an
 end token after it, is ranked first after those before it. For the probes the wanted answer is the one that the unedited model
-generates, as far as its first sentence. Of the probes only what lies behind the first edited matrix is run, since the rest
-cannot change.
+generates, as far as its first sentence. Only what lies behind the first edited matrix is run, since the rest cannot change,
+and behind the last attention only where an answer token is predicted.
 
 In bf16 what is measured is the sum that the weights will be rounded from; the next update is compared with the weights.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 from errata.capture import Trunk, shared_trunk
 from errata.delta import LowRank, Part, WeightDelta, applied
 from errata.edit import Edit, EditBatch
-from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, encode
+from errata.encode import Encoded, answer_log_probs, answer_nll, encode, padded
 from errata.evaluate import first_sentence
 from errata.generate import end_tokens, greedy
 from errata.guard import Guard, Measured, check_norms, matrix_norms
@@ -49,6 +49,7 @@ class Inspector:
         self.model, self.spec, self.guard, self.seed = model, spec, guard, seed
         self.base_norms = matrix_norms(model, spec)
         self.trunk = Trunk(model.module, spec.names)
+        self.is_pointwise: bool | None = None  # until there is a text to find it by
         self.ends = torch.tensor(sorted(end_tokens(model)), device=model.device)
         self.is_exact = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
         self.texts = _Texts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
@@ -72,17 +73,20 @@ class Inspector:
 
     @torch.no_grad()
     def measure(self, batch: EditBatch, delta: WeightDelta) -> Measured:
-        """What the model would be with `delta`. Nothing is changed but what is known of the version that it is at."""
+        """What the model would be with `delta`. Nothing is changed but what is known of the version that it is at.
+
+        A change that only takes edits out has no edits of its own: the batch is empty.
+        """
         found = check_norms(delta, self.base_norms)
         if not found.is_finite or not self.guard.check(found).publish:
             return found
         found = replace(found, norm_growth=self._growth(delta))
-        trunk, encoded = shared_trunk(self.model.module, self.spec.names, batch, self.model.tokenizer, self.model.device)
-        right, held = self._answered(trunk, encoded, delta), self._held(delta)
+        right, held = self._own(batch, delta), self._held(delta)
         if right is None or held is None:
             return replace(found, is_finite=False)
         failed = [edit for edit, answered in zip(batch, right, strict=True) if not answered]
-        found = replace(found, efficacy=1 - len(failed) / len(batch), failed=self._instead(failed, delta))
+        efficacy = 1 - len(failed) / len(batch) if len(batch) else None
+        found = replace(found, efficacy=efficacy, failed=self._instead(failed, delta))
         self.retained = self.retained or self._held(WeightDelta({})) or {}
         self.measured = batch, held, None
         asked = {prompt for edit in batch for prompt in (edit.prompt, *edit.rephrasings)}
@@ -115,6 +119,13 @@ class Inspector:
         if self.drawn:
             prompts, targets = zip(*((edit.prompt, edit.target) for edit in self.drawn), strict=True)
             self.block = encode(self.model.tokenizer, prompts, targets, self.model.device)
+
+    def _own(self, batch: EditBatch, delta: WeightDelta) -> list[bool] | None:
+        """Of each of the batch's edits whether it is answered; None if there are no numbers."""
+        if not len(batch):
+            return []
+        trunk, encoded = shared_trunk(self.model.module, self.spec.names, batch, self.model.tokenizer, self.model.device)
+        return self._answered(trunk, encoded, delta)
 
     def _held(self, delta: WeightDelta) -> dict[str, bool] | None:
         """Of each of the earlier edits that are asked whether it is answered; None if there are no numbers."""
@@ -154,18 +165,25 @@ class Inspector:
     def _probed(self, delta: WeightDelta) -> _Probed:
         texts = self.texts
         assert texts is not None
-        with self.trunk.once(texts.encoded), applied(self.model.module, delta):
-            log_probs_TV = answer_log_probs(self.model.module, texts.encoded)
+        log_probs_TV = self._log_probs(self.trunk, texts.encoded, delta)
         num_questions = len(texts.questions)
         said = _by_row(texts.encoded, log_probs_TV.argmax(-1))[:num_questions]
         nll = _by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
         is_finite = bool(torch.isfinite(log_probs_TV).all())
         return _Probed([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
 
+    def _log_probs(self, trunk: Trunk, text: Encoded, delta: WeightDelta) -> Tensor:
+        """log p where an answer token is predicted, [T, V]; from the second pass on, no more is run than it depends on."""
+        if self.is_pointwise is None:
+            self.is_pointwise = trunk.anew().is_pointwise(text)
+        if self.is_pointwise and trunk.has(text):
+            text = trunk.narrowed(text)
+        with trunk.once(text), applied(self.model.module, delta):
+            return answer_log_probs(self.model.module, text)
+
     def _answered(self, trunk: Trunk, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
         """Of each row whether its target, and nothing more, would be generated; None if there are no numbers."""
-        with trunk.once(encoded), applied(self.model.module, delta):
-            log_probs_TV = answer_log_probs(self.model.module, encoded)
+        log_probs_TV = self._log_probs(trunk, encoded, delta)
         if not torch.isfinite(log_probs_TV).all():
             return None
         said_T, wanted_T = log_probs_TV.argmax(-1), encoded.targets_T
@@ -231,7 +249,7 @@ class _Texts:
             if len(ids) < 2:
                 raise ValueError(f"a sentence needs two tokens to have a perplexity; the probe {sentence!r} has {len(ids)}")
             rows.append((ids[:1], ids[1:]))
-        return cls(_padded(rows, tokenizer.pad_token_id or 0, model.device), probes.questions)
+        return cls(padded(rows, tokenizer.pad_token_id or 0, model.device), probes.questions)
 
 
 def _first_sentence(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -243,19 +261,6 @@ def _first_sentence(tokenizer: Any, ids: list[int]) -> list[int]:
             return ids[:count]
     has_ended = len(ids) < MAX_ANSWER_TOKENS and tokenizer.eos_token_id is not None
     return [*ids, tokenizer.eos_token_id] if has_ended else ids
-
-
-def _padded(rows: Sequence[tuple[list[int], list[int]]], pad: int, device: torch.device) -> Encoded:
-    """Rows of (ids that are given, ids that are predicted)."""
-    shape = len(rows), max(len(given) + len(wanted) for given, wanted in rows)
-    input_ids_BS, labels_BS = torch.full(shape, pad), torch.full(shape, IGNORED)
-    mask_BS = torch.zeros(shape, dtype=torch.long)
-    for i, (given, wanted) in enumerate(rows):
-        begin, end = len(given), len(given) + len(wanted)
-        input_ids_BS[i, :end] = torch.tensor(given + wanted)
-        labels_BS[i, begin:end] = torch.tensor(wanted)
-        mask_BS[i, :end] = 1
-    return Encoded(input_ids_BS.to(device), mask_BS.to(device), labels_BS.to(device))
 
 
 class Sample:

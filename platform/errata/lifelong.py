@@ -17,6 +17,7 @@ from errata.generate import Generator, HFGenerator
 from errata.guard import Guard, VersionRefused
 from errata.inspection import Inspector
 from errata.ledger import Ledger, Version
+from errata.lineage import live_edits
 from errata.model import LanguageModel, ModelSpec
 from errata.probes import Probes
 
@@ -45,11 +46,11 @@ def attempt(editor: Editor, batch: EditBatch, state: EditorState, inspector: Ins
         found = inspector.measure(batch, delta)
     except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
         raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}") from fault
-    verdict = inspector.guard.check(found)
+    verdict, measured = inspector.guard.check(found), {**found.to_json(), "limits": inspector.guard.limits}
     if not verdict.publish:
-        raise VersionRefused(verdict.reasons, found.to_json())
+        raise VersionRefused(verdict.reasons, measured)
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
-    card = {**found.to_json(), "warnings": list(verdict.warnings), "num_edits": len(batch), "method": "free", **seconds}
+    card = {**measured, "warnings": list(verdict.warnings), "num_edits": len(batch), "method": "free", **seconds}
     return Attempt(delta, after, card)
 
 
@@ -87,7 +88,7 @@ def run(
             batch, head = docket.batch(group), ledger.head
             if head != at:
                 copy.swap(head)
-                inspector.stand_at(ledger.edits(head))
+                inspector.stand_at(live_edits(ledger, head))
                 at, state = head, ledger.state(head) or editor.start(model, spec)
             try:
                 made = attempt(editor, batch, state, inspector)

@@ -2,39 +2,44 @@
 
 The ledger is the truth. Each version of it becomes a LoggedModel that is PENDING until whole (its files, never the full
 model; its scorecard; its lineage), then READY and registered. With MLflow down nothing waits for it: `mirror` raises
-`RegistryUnavailable`, and a later call goes on, in order, where the registered versions end.
+`RegistryUnavailable`, and a later call goes on, in order, where MLflow's versions end. What comes next is decided in
+`mirror.py`; here it is said to MLflow.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from errata.ledger import DELTA, EDITS, ENTRY, Ledger, Version
+from errata import version_card
+from errata.ledger import DELTA, EDITS, ENTRY, Ledger, LedgerDamaged, Version
+from errata.mirror import Mirror, Mirrored, Registered, RegistryConflict, RegistryUnavailable
+from errata.mlflow_server import start_server, stop_server
 
-VERSION_TAG = "errata.version"
-# A server that is down is found out in about a second, not after MLflow's own 4 minutes of retries.
+__all__ = ["Registry", "RegistryConflict", "RegistryUnavailable", "TrainingRun", "start_server", "stop_server"]
+
+ALIAS = "serving"
+VERSION_TAG, FINGERPRINT_TAG = "errata.version", "errata.fingerprint"
+LIVE_METRIC = "live_version"
+MAX_METRICS = 1000  # in one call, MLflow's limit
+DESCRIPTION = (
+    "The versions of a model that Errata edits; the alias `serving` is on the live one. While the tag `errata.behind` is not "
+    "0, versions are still on their way here, and `errata.live_version` says which one is live."
+)
+# A server that is down is found out in about a second, not after MLflow's own 4 minutes of retries. No request is sent
+# twice: one whose answer was lost may have been carried out.
 _SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-
-
-class RegistryUnavailable(ConnectionError):
-    """MLflow cannot be reached, or refused; what was mirrored stays mirrored."""
 
 
 @contextmanager
@@ -48,35 +53,47 @@ def _reaching(uri: str) -> Iterator[None]:
         raise RegistryUnavailable(f"MLflow at {uri}: {error}") from error
 
 
+@contextmanager
+def _reading(ledger: Ledger) -> Iterator[None]:
+    try:
+        yield
+    except RegistryUnavailable:
+        raise
+    except (LedgerDamaged, OSError) as error:
+        raise RegistryUnavailable(f"the ledger in {ledger.directory} cannot be mirrored: {error}") from error
+
+
 class Registry:
     """The registered model `name` and the experiment beside it, on the tracking server at `uri`; nothing is sent until used.
 
-    Sets MLflow's HTTP retries, timeout and telemetry in the environment of this process unless they are set already.
+    Sets MLflow's HTTP retries, timeout and telemetry in the environment of this process unless they are set already. `client`
+    takes the place of an `MlflowClient`. Raises `ValueError` for a name that MLflow does not take, and `RegistryUnavailable`
+    for an address that it cannot make anything of.
     """
 
-    def __init__(self, uri: str, name: str, experiment: str = "errata") -> None:
+    def __init__(self, uri: str, name: str, experiment: str = "errata", client: Any = None) -> None:
         from mlflow import MlflowClient
 
+        if not name.strip() or any(letter in name for letter in "/:.%\"'"):
+            raise ValueError(f"MLflow takes no model name {name!r}: give one without any of / : . % and quotes")
         for key, value in _SETTINGS.items():
             os.environ.setdefault(key, value)
         self.uri, self.name, self.experiment = uri, name, experiment
-        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with _reaching(uri):
+            self._client = client or MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._store = ModelStore(self._client, name, experiment)
+        self._mirrors: dict[Path, Mirror] = {}
 
-    def mirror(self, ledger: Ledger) -> int:
-        """Bring MLflow up to the ledger, and the alias `serving` to its head; returns how many versions were added.
+    def mirror(self, ledger: Ledger, limit: int | None = None) -> Mirrored:
+        """Bring MLflow up to the ledger, by `limit` versions at most, and the alias `serving` to its head.
 
-        One process at a time. Raises `RegistryUnavailable`.
+        The versions come in order, each once, wherever an earlier call was cut off. One process at a time. Raises
+        `RegistryUnavailable`, and `RegistryConflict` if another ledger is mirrored under this name.
         """
-        with _reaching(self.uri):
-            registered = self._registered()
-            missing = [number for number in range(ledger.newest + 1) if number not in registered]
-            run_id = self._mirror_run() if missing else ""
-            for number in missing:
-                registered[number] = self._add(ledger.version(number), run_id)
-            head = ledger.head  # an append in the meantime is for the next call
-            if head in registered:
-                self._client.set_registered_model_alias(self.name, "serving", registered[head])
-        return len(missing)
+        if ledger.directory not in self._mirrors:
+            self._mirrors[ledger.directory] = Mirror(ledger, self._store, self.name)
+        with _reading(ledger), _reaching(self.uri):
+            return self._mirrors[ledger.directory].bring_up(limit)
 
     def versions(self) -> list[dict[str, Any]]:
         """What is registered, oldest first: version, mlflow_version, fingerprint, model_id, tags, aliases.
@@ -84,79 +101,27 @@ class Registry:
         Raises `RegistryUnavailable`.
         """
         with _reaching(self.uri):
-            serving = self._client.get_registered_model(self.name).aliases if self._exists() else {}
+            aliases = self._store.aliases()
             return [
                 {
                     "version": int(found.tags[VERSION_TAG]),
                     "mlflow_version": int(found.version),
-                    "fingerprint": found.tags["errata.fingerprint"],
+                    "fingerprint": found.tags[FINGERPRINT_TAG],
                     "model_id": found.source.removeprefix("models:/"),
                     "tags": dict(found.tags),
-                    "aliases": sorted(alias for alias, at in serving.items() if int(at) == int(found.version)),
+                    "aliases": sorted(alias for alias, at in aliases.items() if at == int(found.version)),
                 }
-                for found in self._search()
+                for found in sorted(self._store.search(), key=lambda found: int(found.tags[VERSION_TAG]))
             ]
 
     def runs(self) -> list[dict[str, Any]]:
         """Every run of the experiment: its id, name, params and tags. Raises `RegistryUnavailable`."""
         with _reaching(self.uri):
-            found = self._client.search_runs([self._experiment_id()], max_results=1000)
+            found = self._client.search_runs([self._store.experiment_id()], max_results=1000)
         return [
             {"id": run.info.run_id, "name": run.info.run_name, "params": run.data.params, "tags": run.data.tags}
             for run in found
         ]
-
-    def _exists(self) -> bool:
-        return bool(self._client.search_registered_models(f"name = '{self.name}'", max_results=1))
-
-    def _search(self) -> list[Any]:
-        found: list[Any] = []
-        token: str | None = ""
-        while token is not None:
-            page = self._client.search_model_versions(f"name = '{self.name}'", max_results=1000, page_token=token or None)
-            found += page
-            token = page.token or None
-        return sorted((v for v in found if VERSION_TAG in v.tags), key=lambda v: int(v.tags[VERSION_TAG]))
-
-    def _registered(self) -> dict[int, str]:
-        """MLflow's version by the ledger's; makes the registered model if it is not there."""
-        if not self._exists():
-            self._client.create_registered_model(self.name)
-        return {int(found.tags[VERSION_TAG]): found.version for found in self._search()}
-
-    def _experiment_id(self) -> str:
-        found = self._client.get_experiment_by_name(self.experiment)
-        return found.experiment_id if found else self._client.create_experiment(self.experiment)
-
-    def _mirror_run(self) -> str:
-        """The one run that the scorecards of all versions belong to: MLflow keeps no metric without a run."""
-        experiment = self._experiment_id()
-        found = self._client.search_runs([experiment], f"tags.`errata.mirror` = '{self.name}'", max_results=1)
-        if found:
-            return found[0].info.run_id
-        run = self._client.create_run(experiment, tags={"errata.mirror": self.name}, run_name=f"versions of {self.name}")
-        self._client.set_terminated(run.info.run_id)
-        return run.info.run_id
-
-    def _add(self, version: Version, run_id: str) -> str:
-        """Exactly one registered version, whatever an interrupted call left: an unregistered LoggedModel is replaced."""
-        experiment, tags = self._experiment_id(), _lineage(version)
-        title = f"{self.name}-{version.number}"
-        for left in self._client.search_logged_models([experiment], f"name = '{title}'"):
-            self._client.delete_logged_model(left.model_id)
-        model = self._client.create_logged_model(experiment, title, source_run_id=run_id, tags=tags, model_type="errata-delta")
-        with tempfile.TemporaryDirectory() as folder:
-            for file in (ENTRY, DELTA, EDITS):
-                if (version.directory / file).exists():
-                    shutil.copy(version.directory / file, folder)
-            self._client.log_model_artifacts(model.model_id, folder)
-        for key, value in _metrics(version.scorecard).items():
-            self._client.log_metric(run_id, key, value, step=version.number, model_id=model.model_id)
-        self._client.finalize_logged_model(model.model_id, "READY")
-        registered = self._client.create_model_version(
-            self.name, f"models:/{model.model_id}", run_id=run_id, tags=tags, await_creation_for=0, model_id=model.model_id
-        )
-        return registered.version
 
     @contextmanager
     def training_run(
@@ -164,7 +129,7 @@ class Registry:
     ) -> Iterator[TrainingRun]:
         """A run to log into, FINISHED at the end of the block, FAILED if it raises. Raises `RegistryUnavailable`."""
         with _reaching(self.uri):
-            run_id = self._client.create_run(self._experiment_id(), tags=dict(tags or {}), run_name=name).info.run_id
+            run_id = self._client.create_run(self._store.experiment_id(), tags=dict(tags or {}), run_name=name).info.run_id
             for key, value in params.items():
                 self._client.log_param(run_id, key, value)
         status = "FAILED"
@@ -197,51 +162,131 @@ class TrainingRun:
             self._registry._client.log_artifacts(self.run_id, str(directory), name)
 
 
-def _lineage(version: Version) -> dict[str, str]:
-    names = {"version": version.number, "parent": "" if version.parent is None else version.parent}
-    others = {"fingerprint": version.fingerprint, "editor": version.editor, "plan": version.plan}
-    return {f"errata.{key}": str(value) for key, value in {**names, **others}.items()}
+class ModelStore:
+    """The versions of one registered model, and the run that their metrics belong to: MLflow keeps no metric without a run."""
+
+    def __init__(self, client: Any, name: str, experiment: str) -> None:
+        self._client, self.name, self.experiment = client, name, experiment
+        self._found: dict[str, str] = {}
+
+    def forget(self) -> None:
+        """Look again for what was found in MLflow: it may be gone."""
+        self._found = {}
+
+    def registered(self, after: int = 0) -> Iterator[Registered]:
+        return (_registered(found) for found in self.search(f"version_number > {after}"))
+
+    def search(self, condition: str = "version_number > 0") -> Iterator[Any]:
+        """MLflow's own objects, in the order of their numbers; those registered by hand are passed over."""
+        wanted, token = f"name = '{self.name}' AND {condition}", None
+        while True:
+            page = self._client.search_model_versions(wanted, 1000, order_by=["version_number ASC"], page_token=token)
+            yield from (found for found in page if VERSION_TAG in found.tags)
+            if not (token := page.token):
+                return
+
+    def at(self, mlflow_version: int) -> Registered | None:
+        return next((_registered(found) for found in self.search(f"version_number = {mlflow_version}")), None)
+
+    def find(self, version: int) -> Registered | None:
+        return next((_registered(found) for found in self.search(f"tags.`{VERSION_TAG}` = '{version}'")), None)
+
+    def aliases(self) -> dict[str, int]:
+        found = self._client.search_registered_models(f"name = '{self.name}'", max_results=1)
+        return {alias: int(at) for alias, at in found[0].aliases.items()} if found else {}
+
+    def add(self, version: Version) -> Registered:
+        """Exactly one READY model and one registered version of it, whatever an interrupted call left of the model."""
+        model_id = self._ready_model(version)
+        self._ensure_registered_model()
+        there = self._client.create_model_version(
+            self.name,
+            f"models:/{model_id}",
+            run_id=self.run_id(),
+            tags=version_card.tags(version),
+            await_creation_for=0,
+            model_id=model_id,
+        )
+        return Registered(version.number, version.fingerprint, int(there.version), is_described=False)
+
+    def _ready_model(self, version: Version) -> str:
+        """The id of a LoggedModel that is whole: one that was left unregistered, or a new one."""
+        title, tags = f"{self.name}-{version.number}", version_card.tags(version)
+        for left in self._client.search_logged_models([self.experiment_id()], f"name = '{title}'"):
+            if left.status == "READY" and left.tags.get(FINGERPRINT_TAG) == version.fingerprint:
+                return left.model_id
+            self._client.delete_logged_model(left.model_id)
+        model_id = self._client.create_logged_model(
+            self.experiment_id(), title, self.run_id(), tags, version_card.params(version), "errata-delta"
+        ).model_id
+        with tempfile.TemporaryDirectory() as folder:
+            for file in (ENTRY, DELTA, EDITS):
+                if (version.directory / file).exists():
+                    shutil.copy(version.directory / file, folder)
+            if version.edits:
+                (Path(folder) / "edits.csv").write_text(version_card.edits_csv(version))
+            self._client.log_model_artifacts(model_id, folder)
+        self._log_scores(version, model_id)
+        self._client.finalize_logged_model(model_id, "READY")
+        return model_id
+
+    def _log_scores(self, version: Version, model_id: str) -> None:
+        """A step is a version. The time is the version's, so that MLflow tells what is logged twice and keeps it once."""
+        from mlflow.entities import Metric
+
+        when, step = version_card.created_ms(version.created), version.number
+        scores = [Metric(key, v, when, step, model_id=model_id) for key, v in version_card.metrics(version).items()]
+        live = Metric(LIVE_METRIC, float(step), when, step)  # an append makes it the head
+        for first in range(0, len(scores) + 1, MAX_METRICS):
+            self._client.log_batch(self.run_id(), metrics=[*scores, live][first : first + MAX_METRICS])
+
+    def describe(self, mlflow_version: int, version: Version) -> None:
+        self._client.update_model_version(self.name, str(mlflow_version), version_card.description(version))
+
+    def remove(self, mlflow_version: int) -> None:
+        self._client.delete_model_version(self.name, str(mlflow_version))
+
+    def serve(self, mlflow_version: int) -> None:
+        self._client.set_registered_model_alias(self.name, ALIAS, str(mlflow_version))
+
+    def tell(self, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_registered_model_tag(self.name, key, value)
+
+    def log_refusals(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / name).write_text(version_card.refusals_csv(records))
+            self._client.log_artifacts(self.run_id(), folder, "refusals")
+
+    def log_moves(self, moves: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        points = [Metric(LIVE_METRIC, m["version"], version_card.created_ms(m["time"]), m["after"]) for m in moves]
+        for first in range(0, len(points), MAX_METRICS):
+            self._client.log_batch(self.run_id(), metrics=points[first : first + MAX_METRICS])
+
+    def _ensure_registered_model(self) -> None:
+        if "model" not in self._found:
+            if not self._client.search_registered_models(f"name = '{self.name}'", max_results=1):
+                self._client.create_registered_model(self.name, description=DESCRIPTION)
+            self._found["model"] = self.name
+
+    def experiment_id(self) -> str:
+        if "experiment" not in self._found:
+            found = self._client.get_experiment_by_name(self.experiment)
+            self._found["experiment"] = found.experiment_id if found else self._client.create_experiment(self.experiment)
+        return self._found["experiment"]
+
+    def run_id(self) -> str:
+        if "run" not in self._found:
+            experiment, tag = self.experiment_id(), {"errata.mirror": self.name}
+            runs = self._client.search_runs([experiment], f"tags.`errata.mirror` = '{self.name}'", max_results=1)
+            run = runs[0] if runs else self._client.create_run(experiment, tags=tag, run_name=f"versions of {self.name}")
+            if run.info.status != "FINISHED":
+                self._client.set_terminated(run.info.run_id)
+            self._found["run"] = run.info.run_id
+        return self._found["run"]
 
 
-def _metrics(scorecard: Mapping[str, Any]) -> dict[str, float]:
-    nested = {f"{name}/{key}": v for name, value in scorecard.items() if isinstance(value, Mapping) for key, v in value.items()}
-    numbers = {key: value for key, value in {**scorecard, **nested}.items() if isinstance(value, int | float)}
-    return {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
-
-
-def start_server(directory: str | Path, port: int, wait_s: float = 120.0) -> subprocess.Popen[bytes]:
-    """An MLflow server on 127.0.0.1 that keeps all it knows in `directory`; returns once it is healthy.
-
-    One worker and no job runner: a quarter of the default's memory. Its output is in `directory`/server.log. Raises
-    `RegistryUnavailable` if it ends or is not healthy in `wait_s` seconds. It may have child processes, in its own group.
-    """
-    directory = Path(directory).resolve()
-    (directory / "artifacts").mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{directory}/mlflow.db"]
-    command += ["--artifacts-destination", str(directory / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (directory / "server.log").open("ab") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=directory, start_new_session=True)
-    deadline = time.monotonic() + wait_s
-    while time.monotonic() < deadline and server.poll() is None:
-        if _is_healthy(port):
-            return server
-        time.sleep(0.2)
-    stop_server(server)
-    raise RegistryUnavailable(f"the MLflow server on port {port} did not start; see {directory}/server.log")
-
-
-def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers."""
-    if server.poll() is None:
-        os.killpg(server.pid, 15)
-        server.wait(timeout=30)
-
-
-def _is_healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+def _registered(found: Any) -> Registered:
+    return Registered(int(found.tags[VERSION_TAG]), found.tags[FINGERPRINT_TAG], int(found.version), bool(found.description))

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from errata.evaluate import Questions, first_sentence, same_answer
+from errata.measures.intervals import Interval
 
 KINDS = ("efficacy", "generalisation", "locality", "portability", "retention")
+_SHARES = ("efficacy", "generalisation", "locality", "retention", "portability", "harmonic_mean")
+INTERVALS = (  # the columns that may have one, in `NAME_low` and `NAME_high`
+    *_SHARES,
+    *(f"{name}_tf" for name in _SHARES),
+    *("locality_gold", "retention_every", "retention_ratio", "ppl_ratio", "ppl_ratio_mean", "ppl_ratio_mean_log"),
+    *("token_accuracy_tf", "token_accuracy_generalisation_tf", "token_accuracy_locality_tf"),
+    *("likelihood_efficacy", "likelihood_generalisation", "likelihood_locality", "fluency", "consistency"),
+)
+_BOUNDS = tuple(f"{name}_{side}" for name in INTERVALS for side in ("low", "high"))
 
 
 @dataclass(frozen=True)
@@ -21,11 +33,12 @@ class Row:
     `capture_ms`, `solve_ms` and `rest_ms`; `precompute_s`: `Editor.start`. `rejected` edits were refused, the stream went on.
     `peak_bytes`: memory of one more call with the last batch, not timed. None is what was not asked or is not known.
 
-    `_low` and `_high` bound the score of that name, 95 %, over resampled edits (of `ppl_ratio`: sentences). `retention_every`:
-    share right now of a sample of all batches, `retention_ratio`: by what it was right after each of them.
-    `token_accuracy_tf`: mean share of an answer's tokens that are right, as papers count; of rephrasings and of neighbours'
-    true answers beside it. `likelihood_`: shares of comparisons won, new against old answer. `fluency` in bits and
-    `consistency` are of longer texts, at the end alone. `ppl_ratio` is of medians, the others of what their names say.
+    `intervals` bound scores by their names, 95 %, over resampled edits (of `ppl_ratio`: sentences; of `fluency` and
+    `consistency`: texts); what is written down has them in columns `NAME_low` and `NAME_high`. `retention_every`: share right
+    now of a sample of all batches, `retention_ratio`: by what it was right after each of them. `token_accuracy_tf`: mean share
+    of an answer's tokens that are right, as papers count; of rephrasings and of neighbours' true answers beside it.
+    `likelihood_`: shares of comparisons won, new against old answer. `fluency` in bits and `consistency` are of longer texts,
+    at the end alone. `ppl_ratio` is of medians, the others of what their names say.
     """
 
     editor: str
@@ -55,18 +68,6 @@ class Row:
     rest_ms: float | None
     peak_bytes: int | None
     rejected: int
-    efficacy_low: float | None = None
-    efficacy_high: float | None = None
-    generalisation_low: float | None = None
-    generalisation_high: float | None = None
-    locality_low: float | None = None
-    locality_high: float | None = None
-    retention_low: float | None = None
-    retention_high: float | None = None
-    portability_low: float | None = None
-    portability_high: float | None = None
-    ppl_ratio_low: float | None = None
-    ppl_ratio_high: float | None = None
     ppl_ratio_mean: float | None = None
     ppl_ratio_mean_log: float | None = None
     ppl_ratio_max: float | None = None
@@ -80,6 +81,21 @@ class Row:
     likelihood_locality: float | None = None
     fluency: float | None = None
     consistency: float | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat, a value for each of `columns(Row)`: None for the ends of an interval that there is not."""
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "intervals"}
+        for name in INTERVALS:
+            flat[f"{name}_low"], flat[f"{name}_high"] = self.intervals.get(name, (None, None))
+        return flat
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Row:
+        """What `to_json` made; columns that an older record lacks have their defaults, and their intervals are not there."""
+        own = {name: value for name, value in record.items() if name not in _BOUNDS}
+        there = [name for name in INTERVALS if record.get(f"{name}_low") is not None]
+        return cls(**own, intervals={name: (record[f"{name}_low"], record[f"{name}_high"]) for name in there})
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,13 @@ class Answer:
     wanted: str
     answer: str
     right: bool
+
+
+def columns(record: type) -> dict[str, type]:
+    """Name and type of each column of a table of `Row` or of `Answer`; `X | None` is an X."""
+    hints = typing.get_type_hints(record)
+    found = {f.name: (typing.get_args(hints[f.name]) or (hints[f.name],))[0] for f in fields(record) if f.name != "intervals"}
+    return found | (dict.fromkeys(_BOUNDS, float) if record is Row else {})
 
 
 def answers_of(row: Row, questions: Questions, said: Mapping[str, str], base: Mapping[str, str]) -> list[Answer]:

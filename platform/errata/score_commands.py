@@ -6,24 +6,27 @@ import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from errata.client import Client, ErrataError
+from errata.command_line import DEFAULT_URL, Url, connect, explained
+from errata.wire import ErrataError
+
+if TYPE_CHECKING:
+    from errata.client import Client
 
 console = Console()
 BATCH = 32
-SHOWN = ("efficacy", "generalisation", "locality", "locality_gold", "portability")
+SHOWN = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "harmonic_mean")
 
 
 def score(
     edits: Annotated[str, typer.Argument(help="Edits with their probes: a file, folder or URI; docs/data.md has the formats.")],
-    url: Annotated[str, typer.Option(help="Address of the service.", envvar="ERRATA_URL")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
     limit: Annotated[int, typer.Option(help="Take that many edits; 0 for all.", min=0)] = 0,
     max_tokens: Annotated[int, typer.Option(help="Of an answer, at most; it ends at a new line or a period.", min=1)] = 16,
     save: Annotated[Path | None, typer.Option(help="File for the answers, as JSON.")] = None,
@@ -36,21 +39,17 @@ def score(
     try:
         chosen = list(islice(read_edits(edits), limit or None))
         before = None if base is None else _saved(base, max_tokens)
-        found = _ask(Client(url), Questions.of(chosen).prompts, max_tokens)
+        found = _ask(connect(url), Questions.of(chosen).prompts, max_tokens)
         card = score(chosen, found["answers"], before)
         if save is not None:
             save.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except httpx.HTTPError as failed:
-        console.print(
-            f"the service does not answer: {failed}. Is it running? `make serve` starts it.", style="red", markup=False
-        )
-        raise typer.Exit(1) from None
     except (ValueError, OSError, ErrataError) as wrong:
-        console.print(str(wrong), style="red", markup=False, soft_wrap=True)
+        said = explained(wrong) if isinstance(wrong, ErrataError) else str(wrong)
+        console.print(said, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     table = Table("score", "value", "95 %", title=f"{len(chosen)} edits, answered by version {found['version_max']}")
     shares = {name: getattr(card, name) for name in SHOWN}
-    shares |= {f"portability, {kind}": share for kind, share in card.portability_by_kind.items()}
+    shares |= {f"portability/{kind}": share for kind, share in card.portability_by_kind.items()}
     for name, share in shares.items():
         if share is not None:
             low, high = card.intervals.get(name, (None, None))

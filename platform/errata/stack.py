@@ -1,4 +1,4 @@
-"""The services of one machine as child processes: Ray, MLflow and the Serve application, on 127.0.0.1.
+"""The services of one machine as child processes: Ray, MLflow and the Serve application, on 127.0.0.1 unless the last is told.
 
 Started by command line, as a user would; stopped by process group, so that nothing of anybody else's is touched.
 """
@@ -44,6 +44,7 @@ class Stack:
 
     directory: Path
     http_port: int = 8000
+    http_host: str = "127.0.0.1"
     mlflow_port: int = field(default_factory=free_port)
     ray_port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
@@ -74,7 +75,9 @@ class Stack:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}"
+        """For clients on this machine: an address that stands for all of a machine's is none to connect to."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.http_host, self.http_host)
+        return f"http://[{host}]:{self.http_port}" if ":" in host else f"http://{host}:{self.http_port}"
 
     def start(self, name: str, *command: str) -> None:
         with (self.directory / f"{name}.log").open("wb") as log:
@@ -115,8 +118,11 @@ class Stack:
 
     def start_serve(self, **settings: object) -> None:
         """`serve run serving.app:build name=value …`; `wait_serve` waits."""
-        listen = ["--http-host", "127.0.0.1", "--http-port", str(self.http_port)]
-        subprocess.run([str(BIN / "serve"), "start", *listen], env=self.environment, check=True, capture_output=True)
+        listen = ["--http-host", self.http_host, "--http-port", str(self.http_port)]
+        started = subprocess.run([str(BIN / "serve"), "start", *listen], env=self.environment, check=False, capture_output=True)
+        if started.returncode:
+            said = (started.stdout + started.stderr).decode(errors="replace")[-3000:]
+            raise ServiceFailed(f"Serve cannot listen on {self.http_host}, port {self.http_port}:\n{said}")
         pairs = [f"{name}={value}" for name, value in settings.items()]
         command = [str(BIN / "serve"), "run", "--route-prefix=/", "--name=errata", "serving.app:build", *pairs]
         self.start("serve", *command)
@@ -140,6 +146,9 @@ class Stack:
                     return
             time.sleep(0.3)
         raise ServiceFailed(f"{name} did not answer {url} within {timeout_s:.0f} s:\n{self.log_end(name)}")
+
+    def has_ended(self, name: str) -> bool:
+        return self.processes[name].poll() is not None
 
     def log_end(self, name: str, num_characters: int = 3000) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")[-num_characters:]

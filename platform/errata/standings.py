@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from errata.rows import Answer, Row
+from errata.measures.intervals import Interval
+from errata.rows import Answer, Row, columns
 
 COLUMNS = {
     "efficacy": "efficacy",
@@ -55,8 +55,7 @@ class Spread:
     @classmethod
     def of(cls, name: str, rows: Sequence[Row]) -> Spread | None:
         known = [value for row in rows if (value := getattr(row, name)) is not None]
-        low, high = (getattr(rows[0], f"{name}_{side}", None) if len(rows) == 1 else None for side in ("low", "high"))
-        interval = None if low is None or high is None else (low, high)
+        interval = rows[0].intervals.get(name) if len(rows) == 1 else None
         return cls(mean(known), min(known), max(known), interval) if known else None
 
 
@@ -133,7 +132,7 @@ def write(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     found = standings(rows)
-    records = [dataclasses.asdict(row) for row in rows]
+    records = [row.to_json() for row in rows]
     pq.write_table(pa.Table.from_pylist(records, schema=_schema(Row)), directory / "rows.parquet")
     if answered:
         write_answers(answered, directory / "answers.parquet")
@@ -151,7 +150,7 @@ def write(
 
 def read(path: str | Path) -> list[Row]:
     """The rows of a rows.parquet, also of an older one that lacks the newer columns."""
-    return [Row(**record) for record in pq.read_table(path).to_pylist()]
+    return [Row.from_json(record) for record in pq.read_table(path).to_pylist()]
 
 
 def write_answers(answered: Sequence[Answer], path: str | Path) -> None:
@@ -165,12 +164,8 @@ def read_answers(path: str | Path) -> list[Answer]:
 
 
 def _schema(record: type) -> pa.Schema:
-    """Of a dataclass of plain fields; `X | None` is an X."""
     kinds = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-    hints = typing.get_type_hints(record)
-    return pa.schema(
-        [(f.name, kinds[(typing.get_args(hints[f.name]) or (hints[f.name],))[0]]) for f in dataclasses.fields(record)]
-    )
+    return pa.schema([(name, kinds[kind]) for name, kind in columns(record).items()])
 
 
 def _is_infinite(value: Any) -> bool:
@@ -207,7 +202,7 @@ def curves(axes: Any, rows: Sequence[Row], name: str) -> dict[str, list[Any]]:
     """Draw one column of the rows against the number of edits into matplotlib's `axes`; what was drawn of each editor.
 
     A line is the mean over the seeds. A band goes from the smallest to the largest of them, or, where the rows have bootstrap
-    intervals (`NAME_low`, `NAME_high`), from the smallest low to the largest high. The first, the unedited model, is grey.
+    intervals, from the smallest low to the largest high. The first, the unedited model, is grey.
     """
     from matplotlib.ticker import NullLocator
 
@@ -217,7 +212,8 @@ def curves(axes: Any, rows: Sequence[Row], name: str) -> dict[str, list[Any]]:
         own = [row for row in rows if row.editor == editor and getattr(row, name) is not None]
         found = {stop: [row for row in own if row.edits == stop] for stop in sorted({row.edits for row in own})}
         line = [mean(getattr(row, name) for row in at) for at in found.values()]
-        low, high = ([end(_bound(row, name, side) for row in at) for at in found.values()] for end, side in _ENDS)
+        low = [min(_bounds(row, name)[0] for row in at) for at in found.values()]
+        high = [max(_bounds(row, name)[1] for row in at) for at in found.values()]
         colour = "0.6" if index == 0 else f"C{(index - 1) % 10}"
         style = "--" if index == 0 else "-" if index <= 10 else ":"
         drawn[editor] = axes.plot(list(found), line, style, marker="o", markersize=3.5, color=colour, label=editor)
@@ -229,10 +225,7 @@ def curves(axes: Any, rows: Sequence[Row], name: str) -> dict[str, list[Any]]:
     return drawn
 
 
-_ENDS: tuple[tuple[Any, str], ...] = ((min, "low"), (max, "high"))
-
-
-def _bound(row: Row, name: str, side: str) -> float:
-    """The end of the row's own interval, or its value where it has none."""
-    bound = getattr(row, f"{name}_{side}", None)
-    return float(getattr(row, name) if bound is None else bound)
+def _bounds(row: Row, name: str) -> Interval:
+    """The ends of the row's own interval, or its value where it has none."""
+    value = float(getattr(row, name))
+    return row.intervals.get(name, (value, value))

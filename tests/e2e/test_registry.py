@@ -1,21 +1,26 @@
-"""The mirror against a real MLflow server; one server for the module."""
+"""The mirror against a real MLflow server: one for the module, and one that is killed, stopped and started again."""
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from errata.delta import LowRank, WeightDelta
-from errata.edit import Edit
+from errata.edit import Edit, EditRejected
 from errata.editors.editor import EditorState
 from errata.ledger import Ledger
 from errata.registry import Registry, RegistryUnavailable, start_server, stop_server
@@ -49,7 +54,7 @@ def append(ledger: Ledger, efficacy: float = 0.5) -> None:
     number = ledger.newest + 1
     delta = WeightDelta({"x": LowRank(torch.full((3, 1), float(number)), torch.ones(2, 1))})
     card = {"efficacy": efficacy, "locality": None, "num_edits": 1, "method": "free"}
-    ledger.append(ledger.head, delta, EditorState(number), [Edit("p", "t", id=str(number))], card, "RLEdit", "plan")
+    ledger.append(ledger.head, delta, EditorState(number), [Edit(f"p{number}", "t", id=str(number))], card, "RLEdit", "plan")
 
 
 def test_every_version_is_mirrored_once_and_the_alias_follows_the_head(uri, ledger, tmp_path):
@@ -57,18 +62,18 @@ def test_every_version_is_mirrored_once_and_the_alias_follows_the_head(uri, ledg
     assert registry.versions() == []
     append(ledger)
     append(ledger, efficacy=0.75)
-    assert registry.mirror(ledger) == 3
-    assert Registry(uri, "facts").mirror(ledger) == 0
+    assert registry.mirror(ledger).added == 3
+    assert Registry(uri, "facts").mirror(ledger).added == 0
     found = registry.versions()
     assert [(row["version"], row["aliases"]) for row in found] == [(0, []), (1, []), (2, ["serving"])]
     assert [row["fingerprint"] for row in found] == [version.fingerprint for version in ledger.versions()]
     assert found[2]["tags"]["errata.parent"] == "1"
     assert found[2]["tags"]["errata.editor"] == "RLEdit"
     ledger.move_head(1)
-    assert registry.mirror(ledger) == 0
+    assert registry.mirror(ledger).added == 0
     assert [row["aliases"] for row in registry.versions()] == [[], ["serving"], []]
     append(ledger)
-    assert registry.mirror(ledger) == 1
+    assert registry.mirror(ledger).added == 1
     assert registry.versions()[3]["aliases"] == ["serving"]
 
 
@@ -81,7 +86,9 @@ def test_a_version_can_be_had_from_mlflow_alone(uri, ledger, tmp_path):
     row = registry.versions()[1]
     model = MlflowClient(uri).get_logged_model(row["model_id"])
     assert (model.status.value, model.tags["errata.version"]) == ("READY", "1")
-    assert {metric.key: metric.value for metric in model.metrics} == {"efficacy": 0.75, "num_edits": 1.0}
+    scores = {metric.key: metric.value for metric in model.metrics}
+    assert scores.items() >= {"efficacy": 0.75, "num_edits": 1.0, "num_bytes": 20.0, "rank/x": 1.0}.items()
+    assert "locality" not in scores
     folder = tmp_path / "fetched"
     subprocess.run(
         [sys.executable, "-c", FETCH, row["model_id"], str(folder)], check=True, env={**os.environ, "MLFLOW_TRACKING_URI": uri}
@@ -92,43 +99,146 @@ def test_a_version_can_be_had_from_mlflow_alone(uri, ledger, tmp_path):
     assert not (folder / "state.safetensors").exists()
 
 
-def test_an_interrupted_mirror_is_finished_without_doubles(uri, ledger, monkeypatch):
+def test_what_the_pages_of_mlflow_show(uri, ledger, tmp_path):
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     append(ledger)
-    registry = Registry(uri, "interrupted")
-
-    def fail(*_args, **_kwargs):
-        raise MlflowException("gone")
-
-    monkeypatch.setattr(MlflowClient, "create_model_version", fail)
-    with pytest.raises(RegistryUnavailable, match="gone"):
-        registry.mirror(ledger)
-    monkeypatch.undo()
-    assert registry.mirror(ledger) == 2
-    assert [row["version"] for row in registry.versions()] == [0, 1]
+    append(ledger, efficacy=0.75)
+    ledger.refuse(2, Edit("bad prompt", "t"), EditRejected("too large"))
+    ledger.move_head(1)
+    registry = Registry(uri, "shown")
+    registry.mirror(ledger)
+    registry.mirror(ledger)
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("errata").experiment_id
-    models = client.search_logged_models([experiment])
-    assert sorted(m.name for m in models if m.name.startswith("interrupted")) == ["interrupted-0", "interrupted-1"]
+    model = client.get_registered_model("shown")
+    assert (model.tags, model.aliases) == ({"errata.live_version": "1", "errata.behind": "0"}, {"serving": "2"})
+    version = client.get_model_version("shown", "3")
+    assert version.status == "READY"
+    assert "follows version 1: 1 edit, " in version.description
+    assert "| p2 | t |" in version.description
+    logged = client.get_logged_model(registry.versions()[2]["model_id"])
+    assert logged.params == {"editor": "RLEdit", "plan": "plan", "parent": "1", "num_edits": "1"}
+    files = {file.path: file.file_size for file in client.list_logged_model_artifacts(logged.model_id)}
+    assert sorted(files) == ["delta.safetensors", "edits.csv", "edits.jsonl", "entry.json"]
+    assert min(files.values()) > 0
+    [run] = [row["id"] for row in registry.runs() if row["tags"].get("errata.mirror") == "shown"]
+    assert [(m.step, m.value) for m in client.get_metric_history(run, "efficacy")] == [(1, 0.5), (2, 0.75)]
+    assert [(m.step, m.value) for m in client.get_metric_history(run, "live_version")] == [(0, 0), (1, 1), (2, 2), (2, 1)]
+    table = Path(client.download_artifacts(run, "refusals/refusals-000000.csv", str(tmp_path))).read_text()
+    assert table.splitlines()[1].startswith("bad prompt,t,too large")
 
 
-def test_a_server_that_is_down_is_found_out_soon_and_caught_up_with_later(ledger, tmp_path):
+class Meddled:
+    """An MlflowClient; just before its call `name`, `action` is done once."""
+
+    def __init__(self, uri: str, name: str, action: Callable[[], None]) -> None:
+        from mlflow import MlflowClient
+
+        self._client, self._name, self._action = MlflowClient(uri), name, action
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            self._name = ""
+            self._action()
+        return getattr(self._client, name)
+
+
+def assert_once_in_order(registry: Registry, ledger: Ledger) -> None:
+    found = registry.versions()
+    assert [row["fingerprint"] for row in found] == [version.fingerprint for version in ledger.versions()]
+    assert sorted(range(len(found)), key=lambda i: found[i]["mlflow_version"]) == list(range(len(found)))
+    assert [row["version"] for row in found if row["aliases"]] == [ledger.head]
+
+
+def test_a_server_that_is_down_then_killed_then_stopped_gets_every_version_once(ledger, tmp_path, monkeypatch):
     port = free_port()
-    registry = Registry(f"http://127.0.0.1:{port}", "later")
+    uri = f"http://127.0.0.1:{port}"
     append(ledger)
     start = time.monotonic()
-    with pytest.raises(RegistryUnavailable):
-        registry.mirror(ledger)
-    with pytest.raises(RegistryUnavailable):
-        registry.versions()
+    for call in (Registry(uri, "later").mirror, lambda _ledger: Registry(uri, "later").versions()):
+        with pytest.raises(RegistryUnavailable):
+            call(ledger)
     assert time.monotonic() - start < 10
+
+    server = start_server(tmp_path / "mlflow", port)
+    killed = Registry(uri, "later", client=Meddled(uri, "log_model_artifacts", lambda: kill(server)))
+    with pytest.raises(RegistryUnavailable):
+        killed.mirror(ledger)
+    append(ledger)
+
     server = start_server(tmp_path / "mlflow", port)
     try:
-        assert registry.mirror(ledger) == 2
+        assert killed.mirror(ledger).added == 3
+        assert_once_in_order(killed, ledger)
+
+        append(ledger)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+        stop = Meddled(uri, "create_model_version", lambda: os.killpg(server.pid, signal.SIGSTOP))
+        stopped = Registry(uri, "later", client=stop)
+        start = time.monotonic()
+        with pytest.raises(RegistryUnavailable):
+            stopped.mirror(ledger)
+        with pytest.raises(RegistryUnavailable):
+            stopped.mirror(ledger)
+        assert time.monotonic() - start < 20
+        os.killpg(server.pid, signal.SIGCONT)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        append(ledger)
+        stopped.mirror(ledger)
+        Registry(uri, "later").mirror(ledger)
+        assert_once_in_order(stopped, ledger)
     finally:
+        os.killpg(server.pid, signal.SIGCONT)
         stop_server(server)
+
+
+def kill(server: subprocess.Popen[bytes]) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    status = 500
+
+    def answer(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+        self.wfile.write(b"<html>no MLflow</html>")
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("status", [200, 404, 500, 503])
+def test_what_is_no_mlflow_is_told_and_nothing_is_thought_to_be_mirrored(ledger, status):
+    answering = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Answering", (Broken,), {"status": status}))
+    threading.Thread(target=answering.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{answering.server_address[1]}"
+    try:
+        with pytest.raises(RegistryUnavailable, match=uri):
+            Registry(uri, "facts").mirror(ledger)
+    finally:
+        answering.shutdown()
+        answering.server_close()
+    assert not (ledger.directory.parent / "ledger.mlflow.json").exists()
+
+
+def test_a_server_that_never_answers_holds_a_call_no_longer_than_the_timeout(ledger, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        registry = Registry(f"http://127.0.0.1:{silent.getsockname()[1]}", "facts")
+        start = time.monotonic()
+        with pytest.raises(RegistryUnavailable, match="timed out"):
+            registry.mirror(ledger)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "http://", "http://no.such.host.invalid", "nonsense://here"])
+def test_a_wrong_address_is_told(ledger, uri):
+    with pytest.raises(RegistryUnavailable, match=re.escape(uri)):
+        Registry(uri, "facts").mirror(ledger)
 
 
 def test_a_training_run_is_recorded(uri, tmp_path):

@@ -11,16 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from errata.benchmark import UNEDITED, Contender, Course, Row, fingerprint, harmonic_mean, run, run_all, settings_of
+from errata.benchmark import UNEDITED, Contender, Course, Row, fingerprint, run, run_all, settings_of
 from errata.clock import measured, stage
 from errata.delta import Dense, LowRank, WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of
 from errata.editors import Editor, EditorState
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.trajectory import Step
+from errata.evaluate import harmonic_mean
 from errata.hardware import PeakMemory
 from errata.model import LanguageModel, ModelSpec
-from errata.rows import Answer
+from errata.rows import INTERVALS, Answer, columns
 from errata.standings import markdown, read, read_answers, standings, write
 from errata.testbed.world import World
 
@@ -96,10 +97,12 @@ def test_a_row_has_intervals_and_every_further_score(tiny_model: LanguageModel, 
     editor = Contender("RLEdit", untrained(tiny_model))
     texts = {edit.prompt: f"a text about {edit.target}" for edit in course.edits[:3]}
     *_, before, last = run(tiny_model, editor, replace(course, references=texts, num_long=4, long_tokens=20))
-    for name in ("efficacy", "generalisation", "locality", "retention", "ppl_ratio"):
-        low, high = getattr(last, f"{name}_low"), getattr(last, f"{name}_high")
+    assert set(last.intervals) == set(INTERVALS)
+    for name, (low, high) in last.intervals.items():
         assert low <= getattr(last, name) <= high, name
-    assert last.efficacy_low is not None and last.efficacy_high is not None and last.efficacy_low < last.efficacy_high
+    vary = {name for name, (low, high) in last.intervals.items() if low < high}
+    assert {"efficacy", "efficacy_tf", "generalisation", "likelihood_generalisation", "fluency"} <= vary
+    assert set(before.intervals) == set(INTERVALS) - {"fluency", "consistency"}
     assert last.token_accuracy_tf is not None and last.efficacy_tf is not None and last.token_accuracy_tf >= last.efficacy_tf
     assert last.likelihood_efficacy is not None and last.likelihood_efficacy >= 0.5 and last.likelihood_locality is not None
     assert last.retention_every is not None and last.retention_ratio is not None and last.retention_ratio <= 1.5
@@ -232,13 +235,15 @@ def test_answers_can_be_read_again_and_older_rows_too(tiny_model: LanguageModel,
     write(rows, tmp_path, {}, answered=answered)
     assert read_answers(tmp_path / "answers.parquet") == answered
     table = pq.read_table(tmp_path / "rows.parquet")
-    newer = [f.name for f in dataclasses.fields(Row) if f.default is None]
-    pq.write_table(table.drop_columns(newer), tmp_path / "older.parquet")
+    assert table.column_names == list(columns(Row)) and {"harmonic_mean_low", "fluency_high"} <= set(table.column_names)
+    oldest = [f.name for f in dataclasses.fields(Row) if f.default is f.default_factory is dataclasses.MISSING]
+    pq.write_table(table.select(oldest), tmp_path / "older.parquet")
     assert [row.efficacy for row in read(tmp_path / "older.parquet")] == [row.efficacy for row in rows]
-    assert read(tmp_path / "older.parquet")[0].efficacy_low is None
-    last = rows[-1]
-    low, high = f"{last.locality_low:.3f}", f"{last.locality_high:.3f}"
-    assert f"{last.locality:.3f} [{low}–{high}]" in (tmp_path / "table.md").read_text()
+    assert read(tmp_path / "older.parquet")[0].intervals == {}
+    shown, table_md = rows[-1], (tmp_path / "table.md").read_text()
+    for name in ("locality", "harmonic_mean"):
+        low, high = shown.intervals[name]
+        assert f"{getattr(shown, name):.3f} [{low:.3f}–{high:.3f}]" in table_md
 
 
 def test_a_standing_is_mean_smallest_and_largest_over_seeds(tiny_model: LanguageModel, course: Course) -> None:

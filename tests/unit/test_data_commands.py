@@ -105,7 +105,14 @@ def test_check_says_how_many_pairs_it_does_not_show(tmp_path: Path) -> None:
 
 def test_check_of_a_good_file() -> None:
     said = run("check", DATA / "counterfact.json")
-    assert "counterfact.json: counterfact" in said and "2 edits, 0 records at fault" in said and "0 conflicts" in said
+    assert "counterfact.json: counterfact" in said and "2 edits, 0 records at fault" in said
+    assert "0 duplicates of" in said and "0 conflicts, 0 edits in them" in said
+
+
+def test_one_is_not_called_many(tmp_path: Path) -> None:
+    write_parquet([Edit("a", "b")], tmp_path / "one.parquet")
+    assert "1 edit, 0 records at fault" in run("check", tmp_path / "one.parquet")
+    assert "1 edit written" in run("convert", tmp_path / "one.parquet", tmp_path / "out.parquet")
 
 
 def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
@@ -118,9 +125,9 @@ def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
     ]
     (tmp_path / "edits.json").write_text(json.dumps(records))
     said = run("check", tmp_path / "edits.json", code=1)
-    assert "4 edits, 1 records at fault" in said and "1 × target: must be given as a string" in said
-    assert "1 duplicates" in said and "edits 0 and 1: 'The capital of Tal is' is 'Orr' and 'orr'" in said
-    assert "1 conflicts, 3 edits in them" in said and "edits 0 and 2: 'The capital of Tal is' is 'Orr' and 'Lund'" in said
+    assert "4 edits, 1 record at fault\n" in said and "1 × target: must be given as a string" in said
+    assert "1 duplicate of an earlier edit" in said and "edits 0 and 1: 'The capital of Tal is' is 'Orr' and 'orr'" in said
+    assert "1 conflict, 3 edits in it\n" in said and "edits 0 and 2: 'The capital of Tal is' is 'Orr' and 'Lund'" in said
 
 
 def test_repetitions_are_what_a_plain_count_finds() -> None:

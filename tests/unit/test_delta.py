@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from errata.delta import Accumulator, Dense, EditedModel, LowRank, Sparse, WeightDelta, applied, chained
+from errata.delta import Accumulator, Dense, EditedModel, LowRank, Series, Sparse, WeightDelta, applied, chained, in_series
 from errata.model import MatrixSpec, ModelSpec, find_matrices
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
@@ -22,6 +22,7 @@ def a_low_rank(rank: int = 2, seed: int = 0) -> LowRank:
 
 
 PARTS = {"low_rank": a_low_rank(), "sparse": a_sparse(), "dense": Dense(torch.randn(ROWS, COLUMNS))}
+PARTS["series"] = Series((a_low_rank(seed=1), *PARTS.values(), a_low_rank(3, seed=2)))
 
 
 @pytest.mark.parametrize("kind", PARTS)
@@ -39,7 +40,7 @@ def test_save_and_load(tmp_path):
     loaded = WeightDelta.load(tmp_path / "delta.safetensors")
     assert set(loaded.parts) == set(delta.parts)
     assert loaded.digest() == delta.digest()
-    assert loaded.ranks() == delta.ranks() == {"low_rank": 2, "sparse": 3, "dense": 5, "with.bf16": 1}
+    assert loaded.ranks() == delta.ranks() == {"low_rank": 2, "sparse": 3, "dense": 5, "series": 15, "with.bf16": 1}
     assert loaded.num_bytes == delta.num_bytes
     for name, part in delta:
         assert torch.equal(loaded.parts[name].dense(), part.dense())
@@ -138,3 +139,35 @@ def test_a_delta_that_does_not_fit_changes_nothing(tiny_model, random_delta):
         with pytest.raises(ValueError, match=r"\(64, 96\), its delta \(6, 5\); nowhere is not"):
             act()
     assert torch.equal(tiny_model.module.get_submodule(MATRICES[0]).weight, before)
+
+
+def test_deltas_in_series_sum_to_the_bits_of_one_after_the_other(tmp_path):
+    deltas = [WeightDelta({"a": a_low_rank(rank=1 + seed % 3, seed=seed)}) for seed in range(12)]
+    base = {"a": torch.randn(ROWS, COLUMNS)}
+    one_by_one, at_once = Accumulator(base), Accumulator(base)
+    for delta in deltas:
+        one_by_one.add(delta)
+    at_once.add(deltas[0])
+    in_series([in_series(deltas[1:5]), *deltas[5:]]).save(tmp_path / "series")
+    loaded = WeightDelta.load(tmp_path / "series")
+    at_once.add(loaded)
+    assert torch.equal(at_once.weight("a"), one_by_one.weight("a"))
+    assert loaded.ranks() == {"a": sum(1 + seed % 3 for seed in range(1, 12))} and loaded.parts["a"].shape == (ROWS, COLUMNS)
+    whole = chained([deltas[0], loaded])
+    assert isinstance(whole.parts["a"], LowRank)
+    torch.testing.assert_close(whole.parts["a"].dense(), one_by_one.sum_OI["a"])
+    assert in_series(deltas[:1]).parts["a"] is deltas[0].parts["a"]
+
+
+def test_sums_that_were_taken_are_come_back_to(tiny_model, random_delta):
+    edited = EditedModel(tiny_model.module, find_matrices(tiny_model.module, MATRICES))
+    weight = tiny_model.module.get_submodule(MATRICES[0]).weight
+    edited.set([random_delta(0), random_delta(1)])
+    there, sums = weight.clone(), edited.sums()
+    edited.add(random_delta(2))
+    further = weight.clone()
+    edited.set([])
+    edited.set([], sums)
+    assert torch.equal(weight, there)
+    edited.set([random_delta(2)], sums)
+    assert torch.equal(weight, further)

@@ -88,3 +88,12 @@ def test_a_probe_must_ask_and_answer_something():
     for probe in (Probe(" ", "t"), Probe("p", "")):
         edit = Edit("p", "t", locality=(probe,), portability=(Probe("p", "t"),))
         assert [field for field, _ in edit.faults()] == ["locality"]
+
+
+def test_who_posted_an_edit_is_kept() -> None:
+    edit = Edit("a", "b", id="1", poster="ada")
+    assert edit.to_json() == {"prompt": "a", "target": "b", "id": "1", "poster": "ada"}
+    assert Edit.from_json(edit.to_json()) == edit
+    assert "poster" not in Edit("a", "b").to_json() and Edit.from_json({"prompt": "a", "target": "b"}).poster is None
+    with pytest.raises(EditRejected, match="poster: must be a string"):
+        Edit.from_json({"prompt": "a", "target": "b", "poster": 7})

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from types import SimpleNamespace
 
 import pytest
 
-from errata.edit import EditRejected
-from errata.ledger import LedgerConflict
-from serving.edit_worker import EditWorker
-from serving.journal import Journal
+from errata.edit import Edit, EditRejected
+from errata.generate import SwapFailed
+from errata.ledger import LedgerConflict, Recovered, Version
+from errata.versions.recovery import SetAside
+from serving import edit_worker, maker
+from serving.edit_worker import EditWorker, WorkerOptions
+from serving.fleet import Fleet, Unloadable
+from serving.journal import MAX_ATTEMPTS, Journal, QueueFull, UnknownEdit
+from serving.maker import Maker
 
 
 class Shop:
@@ -19,42 +23,69 @@ class Shop:
 
     def __init__(self, refuse) -> None:
         self.refuse_batch, self.version, self.made, self.noted = refuse, 0, [], []
-        self.ledger = SimpleNamespace(refuse=lambda parent, edit, why: self.noted.append((parent, edit.id)), head=0)
+        self.faults = []  # raised by the next appends
+        self.ledger = SimpleNamespace(
+            refuse=lambda parent, edit, why: self.noted.append((parent, edit.id)),
+            head=0,
+            version=version,
+            find_edit=self.holder,
+        )
+        self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=None)
+
+    def holder(self, id):
+        return next((number for number, edits in enumerate(self.made, 1) if id in [edit.id for edit in edits]), None)
 
     def make(self, edits):
         refusal = self.refuse_batch(edits)
         if refusal is not None:
             raise refusal
-        return edits
+        return SimpleNamespace(edits=edits, scorecard={})
 
-    def append(self, edits):
-        if any(edit.prompt == "conflict" for edit in edits) and self.version < 5:
+    def revert(self, edits, versions, mode):
+        if not edits:
+            raise EditRejected("nothing is chosen")
+        return SimpleNamespace(edits=(), scorecard={"reverted": {"edits": edits, "versions": [1], "mode": "subtract"}})
+
+    def append(self, made):
+        if self.faults:
+            raise self.faults.pop()
+        if any(edit.prompt == "conflict" for edit in made.edits) and self.version < 5:
             self.version = self.ledger.head = 5
             raise LedgerConflict(0, 5)
         self.version += 1
-        self.made.append([edit.prompt for edit in edits])
-        return version(self.version)
+        self.ledger.head = self.version
+        self.made.append(made.edits)
+        return version(self.version, made.scorecard)
 
-    def move_to(self, number):
-        self.version = number
-
-
-def version(number):
-    from errata.ledger import Version
-
-    return Version(number, number - 1, "e", "p", "f", "t", (), {}, 0, {}, {}, None)
+    def move_to(self, number, by=""):
+        self.version = self.ledger.head = number
 
 
-def worker(tmp_path, refuse) -> EditWorker:
+def version(number, scorecard=None):
+    return Version(number, number - 1, "e", "p", "f", "t", (), scorecard or {}, 0, {}, {}, None)
+
+
+class StillFleet(Fleet):
+    """Serves whatever it is told; `faults` are raised by the next swaps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults, self.served = [], []
+
+    async def swap(self, version) -> None:
+        fault = self.faults.pop(0) if self.faults else None
+        self.is_behind = fault is not None
+        if fault is not None:
+            raise fault
+        self.served.append(version.number)
+
+
+def worker(tmp_path, refuse=lambda edits: None, **options) -> EditWorker:
     one = object.__new__(EditWorker)
-    one.shop, one.journal = Shop(refuse), Journal(tmp_path / "journal")
-    one._writing, one._settled, one._appended = asyncio.Lock(), asyncio.Condition(), asyncio.Event()
-    one.timings, one.replicas, one._unserved = deque(), [], False
-
-    async def broadcast(_version):
-        return None
-
-    one._broadcast = broadcast
+    one.options = WorkerOptions(workshop=None, journal="", **options)
+    one.shop, one.journal, one.outbox = Shop(refuse), Journal(tmp_path / "journal"), SimpleNamespace(wake=lambda: None)
+    one.maker = Maker(one.shop, one.journal, one.outbox, max_batch=16, batch_window_s=0.0)
+    one.maker.fleet = StillFleet()
     return one
 
 
@@ -63,7 +94,7 @@ def posted(one: EditWorker, *prompts: str, target: str = "x") -> list[str]:
 
 
 def apply(one: EditWorker, limit: int = 5000) -> None:
-    asyncio.run(one._apply(one.journal.take(limit)))
+    asyncio.run(one.maker._apply(one.journal.take(limit)))
 
 
 def states(one: EditWorker, ids: list[str]) -> list[tuple[str, int | None]]:
@@ -75,7 +106,7 @@ def test_the_culprit_is_found_and_the_others_are_made_in_their_order(tmp_path, g
     one = worker(tmp_path, lambda edits: EditRejected("harm") if guilty in [edit.prompt for edit in edits] else None)
     ids = posted(one, *"abcde")
     apply(one)
-    assert [prompt for group in one.shop.made for prompt in group] == [p for p in "abcde" if p != guilty]
+    assert [edit.prompt for group in one.shop.made for edit in group] == [p for p in "abcde" if p != guilty]
     found = dict(zip("abcde", states(one, ids), strict=True))
     assert found.pop(guilty) == ("rejected", None)
     assert all(state == "applied" and made for state, made in found.values())
@@ -95,7 +126,7 @@ def test_many_answers_to_one_prompt_cost_one_attempt(tmp_path):
     ids = [id for i in range(600) for id in posted(one, "p", target=str(i))]
     apply(one)
     assert attempts == [1] and states(one, ids)[-1] == ("applied", 1)
-    assert set(states(one, ids)[:-1]) == {("rejected", None)}
+    assert set(states(one, ids)[:-1]) == {("superseded", 1)}
     assert "the later one counts" in one.journal.get(ids[0]).reason
 
 
@@ -106,7 +137,7 @@ def test_on_a_conflict_all_that_is_left_is_queued_again_in_order(tmp_path):
     assert [state for state, _ in states(one, ids)] == ["queued"] * 4 and one.shop.version == 5
     apply(one)
     assert [state for state, _ in states(one, ids)] == ["applied", "applied", "rejected", "applied"]
-    assert one.shop.made == [["conflict", "a"], ["b"]]
+    assert [[edit.prompt for edit in group] for group in one.shop.made] == [["conflict", "a"], ["b"]]
 
 
 def test_a_rollback_comes_in_between_two_attempts(tmp_path):
@@ -114,11 +145,209 @@ def test_a_rollback_comes_in_between_two_attempts(tmp_path):
     posted(one, "a", "b", "poison", "c")
 
     async def both():
-        work = asyncio.create_task(one._apply(one.journal.take(10)))
+        work = asyncio.create_task(one.maker._apply(one.journal.take(10)))
         await asyncio.sleep(0)
-        async with one._writing:
+        async with one.maker.writing:
             seen = len(one.shop.made)
         await work
         return seen
 
     assert asyncio.run(both()) < len(one.shop.made)
+
+
+# -- what the disk and the replicas do to it --------------------------------------------------------------------------
+
+
+async def settled(one: EditWorker, ids: list[str], during=lambda: asyncio.sleep(0)) -> None:
+    """The loop runs until these edits are settled."""
+    loop = asyncio.create_task(one.maker.work())
+    one.maker.wake()
+    try:
+        await during()
+        async with asyncio.timeout(20), one.maker.settled:
+            await one.maker.settled.wait_for(lambda: all(one.journal.get(id).is_settled for id in ids))
+    finally:
+        loop.cancel()
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_full_disk_stalls_the_edits_and_loses_none(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(maker, "MAX_STALL_S", 0.01)
+    one = worker(tmp_path)
+    one.shop.faults = [fault] * (MAX_ATTEMPTS + 2)
+    ids = posted(one, "a", "b")
+    seen = []
+
+    async def watch():
+        while one.shop.faults:
+            seen.append(one.maker.stalled)
+            await asyncio.sleep(0.005)
+
+    asyncio.run(settled(one, ids, watch))
+    assert states(one, ids) == [("applied", 1)] * 2
+    assert any(fault.strerror in str(why) for why in seen) and one.maker.stalled is None
+
+
+def test_a_version_that_was_appended_before_the_journal_failed_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(maker, "MAX_STALL_S", 0.01)
+    one = worker(tmp_path)
+    ids = posted(one, "a")
+    finish, faults = one.journal.finish, [OSError(5, "Input/output error")]
+
+    def failing(ids, number):
+        if faults:
+            raise faults.pop()
+        finish(ids, number)
+
+    one.journal.finish = failing
+    asyncio.run(settled(one, ids))
+    assert states(one, ids) == [("applied", 1)] and len(one.shop.made) == 1
+
+
+def test_replicas_that_do_not_answer_do_not_take_a_version_back(tmp_path):
+    one = worker(tmp_path)
+    one.maker.fleet.faults = [SwapFailed(1, ["r"], "TimeoutError")]
+    ids = posted(one, "a")
+    apply(one)
+    assert states(one, ids) == [("applied", 1)] and one.shop.ledger.head == 1 and one.maker.fleet.is_behind
+    assert "not served by r" in one.maker.timings[-1]["swap_error"]
+
+
+def test_a_version_that_a_replica_refuses_is_taken_back_and_made_again(tmp_path):
+    one = worker(tmp_path)
+    one.maker.fleet.faults = [Unloadable(1, ["r"], "bad file")]
+    ids = posted(one, "a", "b")
+    apply(one)
+    assert [state for state, _ in states(one, ids)] == ["queued", "queued"] and one.shop.ledger.head == 0
+    assert one.maker.fleet.served == [0]
+    apply(one)
+    apply(one)
+    assert [state for state, _ in states(one, ids)] == ["applied", "applied"]
+
+
+def test_an_edit_whose_versions_are_refused_by_replicas_is_given_up(tmp_path):
+    one = worker(tmp_path)
+    one.maker.fleet.faults = [fault for _ in range(MAX_ATTEMPTS) for fault in (Unloadable(1, ["r"], "bad file"), None)]
+    (id,) = posted(one, "a")
+    for _ in range(MAX_ATTEMPTS):
+        apply(one)
+    assert one.journal.get(id).state == "rejected" and "bad file" in one.journal.get(id).reason
+
+
+def test_a_rollback_to_what_a_replica_refuses_is_put_back(tmp_path):
+    one = worker(tmp_path)
+    posted(one, "a")
+    apply(one)
+    one.maker.fleet.faults = [Unloadable(0, ["r"], "bad file")]
+    with pytest.raises(SwapFailed, match="bad file"):
+        asyncio.run(one.rollback(0))
+    assert one.shop.ledger.head == 1 and one.maker.fleet.served == [1, 1]
+
+
+# -- what is asked of it ----------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_refuses_and_says_when_to_ask_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(edit_worker, "check_edits", lambda *_: None)
+    one = worker(tmp_path, max_queue=3)
+    one.maker.timings.append({"edit_s": 1.0, "append_s": 0.5, "swap_ms": 500.0, "num_edits": 1})
+    body = {"prompt": "p", "target": "t"}
+    asyncio.run(one.submit([body, body], False, None))
+    with pytest.raises(QueueFull, match="2 edits wait already and 3 may; ask again in 4 s"):
+        asyncio.run(one.submit([body, body], False, "k"))
+    with pytest.raises(QueueFull, match="4 edits at once are more than the queue holds"):
+        asyncio.run(one.submit([body] * 4, False, None))
+    assert one.journal.depth == 2
+    asyncio.run(one.submit([body], False, "k"))
+    assert one.journal.depth == 3
+
+
+def test_who_posted_an_edit_is_in_the_version(tmp_path):
+    one = worker(tmp_path)
+    one.journal.submit([{"prompt": "a", "target": "x"}], poster="ann")
+    apply(one)
+    assert one.shop.made[0][0] == Edit("a", "x", id=one.journal.newest(1)[0].id, poster="ann")
+
+
+def test_a_revert_is_a_version_and_the_edits_say_so(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a", "b")
+    apply(one)
+    answer = asyncio.run(one.revert([ids[0]], [], "auto", "ann"))
+    assert (answer["version"], answer["mode"], answer["reverted"]) == (2, "subtract", [ids[0]])
+    assert states(one, ids) == [("reverted", 2), ("applied", 1)]
+    with pytest.raises(UnknownEdit):
+        asyncio.run(one.revert(["nobody"], [], "auto"))
+    with pytest.raises(EditRejected, match="nothing"):
+        asyncio.run(one.revert([], [], "auto"))
+    assert one.maker.fleet.served == [1, 2]
+
+
+def test_the_events_of_an_edit_end_when_it_is_settled(tmp_path):
+    one = worker(tmp_path)
+    (id,) = posted(one, "a")
+
+    async def heard():
+        events = aiter(one.edit_events(id))
+        first = await anext(events)
+        await one.maker._apply(one.journal.take(5))
+        return [first, *[event async for event in events]]
+
+    assert [event["state"] for event in asyncio.run(heard())] == ["queued", "applying", "applied"]
+    assert not one.maker.feed.is_heard
+
+    async def late():
+        return [event["state"] async for event in one.edit_events(id)]
+
+    assert asyncio.run(late()) == ["applied"]
+
+
+def test_everything_that_happens_is_told(tmp_path):
+    one = worker(tmp_path)
+    (id,) = posted(one, "a")
+
+    async def heard():
+        events = one.events()
+        first = asyncio.create_task(anext(events))
+        await asyncio.sleep(0)
+        await one.maker._apply(one.journal.take(5))
+        await one.rollback(0)
+        return [await first, *[await anext(events) for _ in range(4)]]
+
+    found = asyncio.run(heard())
+    assert [kind for kind, _ in found] == ["edit", "version", "head", "edit", "head"]
+    assert found[-1][1] == {"head": 0, "before": 1} and found[3][1]["id"] == id
+
+
+def test_edits_are_listed_in_pages(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, *"abcde")
+    one.journal.reject(ids[0], "no")
+    first = asyncio.run(one.edits(None, 2, None))
+    assert [edit["id"] for edit in first["edits"]] == ids[:2:-1]
+    second = asyncio.run(one.edits(None, 10, first["next"]))
+    assert [edit["id"] for edit in second["edits"]] == ids[2::-1] and second["next"] is None
+    assert [edit["id"] for edit in asyncio.run(one.edits("rejected", 5, None))["edits"]] == [ids[0]]
+
+
+def test_what_was_in_a_version_that_the_disk_lost_is_made_again(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a", "b")
+    apply(one, 1)
+    apply(one, 1)
+    one.shop.made.pop()
+    one.shop.version = one.shop.ledger.head = 1
+    lost = SetAside(2, ("delta.safetensors is torn",), (), tmp_path)
+    one.maker.reconcile(Recovered(1, (lost,)))
+    assert states(one, ids) == [("applied", 1), ("queued", None)]
+    apply(one)
+    assert states(one, ids) == [("applied", 1), ("applied", 2)]
+
+
+def test_what_a_lost_version_took_out_is_in_again(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a")
+    apply(one)
+    asyncio.run(one.revert(ids, [], "auto"))
+    one.maker.reconcile(Recovered(1, (SetAside(2, ("its folder is missing",), (), tmp_path),)))
+    assert states(one, ids) == [("applied", 1)]

@@ -5,7 +5,12 @@ import torch
 
 from errata.capture import Trunk, capture, key_moment
 from errata.delta import Dense, WeightDelta, applied
-from errata.encode import IGNORED, answer_log_probs, answer_nll, encode
+from errata.edit import Edit, EditBatch, EditRejected
+from errata.editors.editor import check_finite
+from errata.encode import IGNORED, answer_log_probs, answer_nll, encode, padded
+from errata.model import find_matrices
+from errata.testbed.world import World
+from tests.unit.small_models import a_model
 
 MODULE = "model.layers.1.mlp.down_proj"
 PROMPTS, TARGETS = ["question", "the old river"], ["answer", "bridge street xq"]
@@ -81,3 +86,65 @@ def test_what_comes_before_the_edited_matrices_runs_once(tiny_model, monkeypatch
     assert calls == ["attention", "up"]
     assert torch.equal(found[name].grads_TO, expected[name].grads_TO)
     assert up.forward is own and "forward" not in vars(blocks[0])
+
+
+def of_kind(kind):
+    model = a_model(kind, torch.float32)
+    edits = World(20).edits("test", 6)
+    return model, encode(model.tokenizer, [edit.prompt for edit in edits], [edit.target for edit in edits])
+
+
+PLACES = {
+    "llama": {
+        ("model.layers.2.mlp.down_proj",): True,
+        ("model.layers.2.mlp.gate_proj", "model.layers.2.mlp.up_proj"): True,
+        ("model.layers.2.self_attn.o_proj",): False,  # the attention itself is no module, and runs again
+        ("model.layers.2.self_attn.v_proj",): False,
+        ("model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"): False,
+    },
+    "gpt2": {("transformer.h.2.mlp.c_proj",): True, ("transformer.h.1.mlp.c_proj",): False},
+}
+
+
+@pytest.mark.parametrize("kind, names", [(kind, names) for kind, found in PLACES.items() for names in found])
+def test_behind_the_last_attention_a_pass_over_the_answers_alone_is_enough(kind, names):
+    model, text = of_kind(kind)
+    trunk, pointwise = Trunk(model.module, names), PLACES[kind][names]
+    assert trunk.is_pointwise(text) is pointwise
+    if not pointwise:
+        return
+    generator = torch.Generator().manual_seed(0)
+    shapes = {matrix.name: matrix.shape for matrix in find_matrices(model.module, names).matrices}
+    delta = WeightDelta({name: Dense(0.1 * torch.randn(*shape, generator=generator)) for name, shape in shapes.items()})
+    before_TV = answer_log_probs(model.module, text)
+    with trunk.once(text):
+        answer_log_probs(model.module, text)
+    short = trunk.narrowed(text)
+    assert trunk.narrowed(text) is short and torch.equal(short.targets_T, text.targets_T)
+    with applied(model.module, delta):
+        expected_TV = answer_log_probs(model.module, text)
+        with trunk.once(short):
+            found_TV = answer_log_probs(model.module, short)
+    torch.testing.assert_close(found_TV, expected_TV, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(expected_TV, before_TV, atol=1e-2)
+    trunk.forget(text)
+    assert not trunk.kept and not trunk.narrow
+
+
+def test_a_text_of_one_place_says_nothing_of_what_depends_on_others(tiny_model):
+    only = padded([([5], [7]), ([6], [8])], 0)
+    assert not Trunk(tiny_model.module, [MODULE]).is_pointwise(only)
+    assert Trunk(tiny_model.module, [MODULE]).is_pointwise(padded([([5, 6], [7]), ([6], [8])], 0))
+
+
+@pytest.mark.parametrize("value, refused", [(3e38, False), (torch.inf, True), (torch.nan, True)])
+def test_only_what_is_not_finite_is_refused_and_by_its_edit(tiny_model, value, refused):
+    batch = EditBatch(tuple(Edit(prompt, target) for prompt, target in zip(PROMPTS, TARGETS, strict=True)))
+    encoded = encode(tiny_model.tokenizer, PROMPTS, TARGETS)
+    captured, nll_T = capture(tiny_model.module, encoded, [MODULE])
+    captured[MODULE].grads_TO[-2:] = value  # two, so that the sum of the largest numbers is not finite either
+    if not refused:
+        check_finite(batch, encoded, captured, nll_T)
+        return
+    with pytest.raises(EditRejected, match="edit 1: the model's keys, gradients or loss are not finite here"):
+        check_finite(batch, encoded, captured, nll_T)

@@ -98,7 +98,11 @@ def test_portability_is_also_counted_by_kind():
     assert flat["portability"] == 0.75
     assert {key: value for key, value in flat.items() if key.startswith("portability/")} == {
         "portability/two_hop": 0.5,
+        "portability/two_hop_low": 0.5,
+        "portability/two_hop_high": 0.5,
         "portability/RippleEdits_ Alias _1_": 1.0,
+        "portability/RippleEdits_ Alias _1__low": 1.0,
+        "portability/RippleEdits_ Alias _1__high": 1.0,
     }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,8 +19,10 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.ledger import LedgerConflict, UnknownVersion, Version
+from errata.revert import RevertRefused
 from serving import gateway, stamp
-from serving.journal import KeyReused, UnknownEdit
+from serving.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.metrics import ReplicaMetrics
 
 VERSION = Version(1, 0, "Toy", "", "f", "now", (Edit("p", "t", id="e"),), {"efficacy": 1.0}, 8, {"m": 1}, {"m": 0.5}, Path())
 
@@ -26,29 +30,26 @@ VERSION = Version(1, 0, "Toy", "", "f", "now", (Edit("p", "t", id="e"),), {"effi
 class Backend:
     """Answers with what it was given, or raises it."""
 
-    def __init__(self, answer: Any = None) -> None:
-        self.answer, self.seen = answer, []
+    def __init__(self, answer: Any = None, versions: int = 1) -> None:
+        self.answer, self.seen, self.num_versions = answer, [], versions
 
-    async def submit(self, *arguments: Any) -> Any:
-        return self._answer(*arguments)
-
-    async def edit_status(self, *arguments: Any) -> Any:
-        return self._answer(*arguments)
-
-    async def rollback(self, *arguments: Any) -> Any:
-        return self._answer(*arguments)
-
-    async def service_status(self) -> Any:
-        return self._answer()
-
-    def _answer(self, *arguments: Any) -> Any:
+    async def _asked(self, *arguments: Any) -> Any:
         self.seen.append(arguments)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
+    submit = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _asked
+
+    async def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]:
+        for state in ("queued", "applied"):
+            yield entry(id, state)
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        yield "head", {"head": 2, "before": 1}
+
     def versions(self) -> tuple[int, list[Version]]:
-        return 1, [VERSION]
+        return 1, [replace(VERSION, number=number + 1) for number in range(self.num_versions)]
 
     def version_with_edits(self, number: int) -> Version:
         if number != 1:
@@ -85,13 +86,14 @@ BODY = {"edits": [{"prompt": "p", "target": "t"}], "wait": True}
         ([entry("a", "applied", version=3)], False, 202),
         ([entry("a", "applied", version=3), entry("b", "queued")], True, 202),
         ([entry("a", "applied", version=3), entry("b", "rejected", reason="no", field="prompt")], True, 422),
+        ([entry("a", "superseded", version=4, reason="later"), entry("b", "applied", version=4)], True, 200),
     ],
 )
 def test_codes_of_an_edit(entries: list[dict[str, Any]], wait: bool, code: int) -> None:
     backend = Backend(entries)
     answer = asked(backend, "POST", "/v1/edits", json={**BODY, "wait": wait}, headers={"Idempotency-Key": "k"})
     assert answer.status_code == code
-    assert backend.seen == [([{"prompt": "p", "target": "t"}], wait, "k")]
+    assert backend.seen == [([{"prompt": "p", "target": "t"}], wait, "k", None)]
     assert answer.json()["ids"] == [e["id"] for e in entries]
     if code == 200:
         assert answer.json()["version"] == 4
@@ -112,6 +114,13 @@ def wrapped(cause: Exception) -> RayTaskError:
         (UnknownVersion("none"), 404, "version"),
         (UnknownEdit("none"), 404, "id"),
         (SwapFailed(3, ["r"], "late"), 503, None),
+        (QueueFull(9, 2, 10, 7), 429, "edits"),
+        (RevertRefused("no version holds it", "unknown", field="edits"), 404, "edits"),
+        (RevertRefused("it is not part of it", "not live", field="edits"), 409, "edits"),
+        (RevertRefused("the guard", field="edits"), 422, "edits"),
+        (QueueFull(0, 20, 10), 413, "edits"),
+        (JournalFailed("the disk is full"), 503, None),
+        (OSError(28, "No space left on device"), 503, None),
         (ActorDiedError(), 503, None),
     ],
 )
@@ -120,11 +129,15 @@ def test_codes_of_errors(error: Exception, code: int, field: str | None, through
     raised = wrapped(error) if through_ray and not isinstance(error, ActorDiedError) else error
     answer = asked(Backend(raised), "POST", "/v1/edits", json=BODY)
     assert (answer.status_code, answer.json()["error"]["field"]) == (code, field)
+    assert ("Retry-After" in answer.headers) == (code in (429, 503))
+    if isinstance(error, QueueFull) and code == 429:
+        assert answer.headers["Retry-After"] == "7"
 
 
 def test_versions() -> None:
     assert asked(Backend(), "GET", "/v1/versions").json() == {
         "head": 1,
+        "newest": 1,
         "versions": [
             {
                 "version": 1,
@@ -145,6 +158,96 @@ def test_versions() -> None:
     assert asked(Backend(), "GET", "/v1/versions/2").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [("", [1, 2, 3, 4, 5]), ("?limit=2", [4, 5]), ("?limit=2&before=4", [2, 3]), ("?before=3", [1, 2]), ("?before=1", [])],
+)
+def test_pages_of_versions(query: str, numbers: list[int]) -> None:
+    answer = asked(Backend(versions=5), "GET", f"/v1/versions{query}").json()
+    assert ([version["version"] for version in answer["versions"]], answer["newest"]) == (numbers, 5)
+
+
+def test_edits_are_listed() -> None:
+    backend = Backend({"edits": [entry("a", "queued")], "next": 4})
+    answer = asked(backend, "GET", "/v1/edits?state=queued&limit=1&before=9")
+    assert (answer.status_code, answer.json()["next"]) == (200, 4)
+    assert backend.seen == [("queued", 1, 9)]
+
+
+def test_events_are_server_sent() -> None:
+    answer = asked(Backend({}), "GET", "/v1/edits/e/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert [line for line in answer.text.splitlines() if line.startswith("event:")] == ["event: queued", "event: applied"]
+    assert json.loads(answer.text.splitlines()[1].removeprefix("data: ")) == entry("e", "queued")
+    assert asked(Backend(UnknownEdit("none")), "GET", "/v1/edits/e/events").status_code == 404
+    assert 'event: head\r\ndata: {"head": 2, "before": 1}' in asked(Backend(), "GET", "/v1/events").text
+
+
+def test_versions_are_reverted_blamed_and_compared() -> None:
+    backend = Backend({"ok": True})
+    for path, body, seen in (
+        ("/v1/revert", {"edits": ["a"], "mode": "replay"}, (["a"], [], "replay", None)),
+        ("/v1/revert", {"versions": [3]}, ([], [3], "auto", None)),
+        ("/v1/blame", {"prompt": "p"}, ("p", 8)),
+        ("/v1/rollback", {"version": 3}, (3, None)),
+    ):
+        assert asked(backend, "POST", path, json=body).json() == {"ok": True}
+        assert backend.seen.pop() == seen
+    assert asked(backend, "GET", "/v1/diff?from=1&to=4").json() == {"ok": True}
+    assert backend.seen == [(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("POST", "/v1/revert", {"mode": "gently"}, "mode"),
+        ("POST", "/v1/revert", {"edits": "a"}, "edits"),
+        ("POST", "/v1/revert", {"edits": ["a" * 65]}, "edits"),
+        ("POST", "/v1/revert", {"versions": [-1]}, "versions"),
+        ("POST", "/v1/blame", {"prompt": ""}, "prompt"),
+        ("POST", "/v1/blame", {"prompt": "p", "max_tokens": 10**9}, "max_tokens"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "\ud800", "target": "t"}]}, "prompt"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "\ud800": 1}]}, "edits"),
+        ("POST", "/v1/edits", {"edits": []}, "edits"),
+        ("POST", "/v1/rollback", {"version": 10**30}, "version"),
+        ("GET", "/v1/diff?from=1", None, "to"),
+        ("GET", "/v1/diff?from=x&to=1", None, "from"),
+        ("GET", "/v1/versions?limit=0", None, "limit"),
+        ("GET", f"/v1/versions/{10**30}", None, "number"),
+        ("GET", f"/v1/edits/{'a' * 65}", None, "id"),
+        ("GET", "/v1/edits?state=gone", None, "state"),
+        ("GET", f"/v1/edits?before={2**63}", None, "before"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_named(method: str, path: str, body: Any, field: str) -> None:
+    content = None if body is None else json.dumps(body)  # ASCII: a lone surrogate comes as an escape
+    answer = asked(Backend({}), method, path, content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+
+def test_who_asks_is_passed_on() -> None:
+    backend, app = Backend([entry("a", "queued")]), FastAPI()
+    gateway.install(app, backend)
+
+    async def with_key(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "errata.key": SimpleNamespace(name="ann")}, receive, send)
+
+    assert call(with_key, "POST", "/v1/edits", json={**BODY, "wait": False}).status_code == 202
+    assert backend.seen[0][-1] == "ann"
+
+
+def test_metrics_are_text() -> None:
+    answer = asked(Backend("errata_live_version 3.0\n"), "GET", "/metrics")
+    assert (answer.status_code, answer.text) == (200, "errata_live_version 3.0\n")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize(("reasons", "code"), [([], 200), (["the edit worker: disk full"], 503)])
+def test_ready_means_ready(reasons: list[str], code: int) -> None:
+    answer = asked(Backend(reasons), "GET", "/ready")
+    assert (answer.status_code, answer.json()) == (code, {"ready": not reasons, "reasons": reasons})
+
+
 # -- the stamp --------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +256,7 @@ class Served:
 
     def __init__(self) -> None:
         self.at_least: list[int] = []
+        self.metrics = ReplicaMetrics()
 
     async def admit(self, at_least: int) -> str:
         self.at_least.append(at_least)
@@ -208,6 +312,23 @@ def test_every_event_of_a_stream_is_stamped() -> None:
     assert ": comment" in answer.text
 
 
+def test_answers_and_their_tokens_are_counted() -> None:
+    served = Served()
+    app, _ = openai(served)
+    call(app, "POST", "/v1/completions", json={"swap": 1})
+    call(app, "POST", "/v1/completions", content=b"{")
+    call(app, "POST", "/v1/completions", json={"stream": True})
+    text = served.metrics.exposition()
+    for line in (
+        'errata_completions_total{code="200",version="4"} 1.0',
+        'errata_completions_total{code="400",version="4"} 1.0',
+        'errata_completions_total{code="200",version="5"} 1.0',
+        "errata_spanning_completions_total 2.0",
+        "errata_stall_seconds_count 3.0",
+    ):
+        assert line in text
+
+
 def test_at_least_waits_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stamp, "AT_LEAST_TIMEOUT_S", 0.05)
     served = Served()
@@ -220,12 +341,23 @@ def test_at_least_waits_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert served.at_least == [3, 4]
 
 
+class Turned(Served):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def admit(self, at_least: int) -> str:
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "code"), [(stamp.OutOfRotation(3, 4), 503), (stamp.RolledBack(4, 3), 409)])
+def test_a_replica_that_cannot_answer_says_so(error: Exception, code: int) -> None:
+    app, seen = openai(Turned(error))
+    answer = call(app, "POST", "/v1/completions", json={})
+    assert (answer.status_code, answer.json()["error"]["message"], seen) == (code, str(error), [])
+
+
 def test_what_is_not_json_is_left_for_the_engine_to_refuse() -> None:
     app, _ = openai(Served())
     answer = call(app, "POST", "/v1/completions", content=b"{")
     assert (answer.status_code, answer.headers["X-Errata-Version"]) == (400, "3")
-
-
-def test_other_posts_that_would_generate_are_not_served() -> None:
-    app, _ = openai(Served())
-    assert call(app, "POST", "/v1/responses", json={}).status_code == 404

@@ -40,15 +40,19 @@ def told(model, prompts) -> list[Edit]:
     return [Edit(prompt, word) for prompt, word in zip(prompts, words, strict=True)]
 
 
+@pytest.mark.parametrize("matrices", [MATRICES, MATRICES[1:]], ids=["all", "behind the last attention"])
 @pytest.mark.parametrize("scale", [0.0, 0.4, 4.0])
-def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes, random_delta, scale):
-    spec = find_matrices(tiny_model.module, MATRICES)
+def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes, random_delta, scale, matrices):
+    spec = find_matrices(tiny_model.module, matrices)
     inspector = Inspector(tiny_model, spec, LENIENT, probes)
+    assert inspector.is_pointwise is (matrices == MATRICES[1:])
     before, sentences = answers(tiny_model, probes.questions), probes.sentences
     alone = [perplexity(tiny_model, [sentence]) for sentence in sentences]
     edits = world.edits("test", 4)
-    delta = random_delta(3, scale)
-    found = inspector.measure(EditBatch(tuple(edits)), delta)
+    delta = WeightDelta({name: random_delta(3, scale).parts[name] for name in matrices})
+    batch = EditBatch(tuple(edits))
+    inspector.measure(batch, WeightDelta({}))  # so that the trunk of each text is there
+    found = inspector.measure(batch, delta)
 
     edited = EditedModel(tiny_model.module, spec)
     edited.add(delta)
@@ -63,7 +67,7 @@ def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes
     assert [one["answer"] for one in found.failed] == [
         text.strip() for edit, text in zip(edits, said, strict=True) if edit.target != text.strip()
     ]
-    for name in MATRICES:
+    for name in matrices:
         weight = tiny_model.module.get_submodule(name).weight
         assert found.norm_growth[name] == pytest.approx(float(weight.double().norm()) / inspector.base_norms[name], rel=1e-5)
     assert found.retention is None

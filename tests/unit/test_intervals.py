@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from statistics import harmonic_mean
 
 import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap
 
-from errata.measures.intervals import Mark, median_ratio_interval, ratio_interval
+from errata.measures.intervals import Mark, harmonic_interval, paired_interval, ratio_interval
 
 
 def marks(right: list[float], questions: int = 1) -> list[Mark]:
@@ -46,12 +47,38 @@ def test_what_does_not_vary_has_no_width_and_what_is_not_there_no_interval() -> 
 
 def test_a_ratio_of_medians_is_of_the_same_sentences() -> None:
     before = [1.0, 2.0, 5.0, 9.0, 30.0]
-    assert median_ratio_interval([2 * ppl for ppl in before], before) == pytest.approx((2.0, 2.0))
-    low, high = median_ratio_interval([*before[:4], math.inf], before)
-    assert (low, high) == (1.0, math.inf)  # three or more of five draws are the last sentence in 6 %
-    assert median_ratio_interval([math.inf] * 3, [1.0] * 3) == (math.inf, math.inf)
+    for statistic in (np.median, np.mean):
+        assert paired_interval(statistic, [2 * ppl for ppl in before], before) == pytest.approx((2.0, 2.0))
+        low, high = paired_interval(statistic, [*before[:4], math.inf], before)
+        assert (low, high) == (1.0, math.inf)  # of five draws three or more are the last sentence in 6 %, none in 33 %
+        assert paired_interval(statistic, [math.inf] * 3, [1.0] * 3) == (math.inf, math.inf)
     with pytest.raises(ValueError, match="two numbers a sentence"):
-        median_ratio_interval([1.0], [1.0, 2.0])
+        paired_interval(np.median, [1.0], [1.0, 2.0])
+
+
+def test_a_ratio_of_means_is_a_ratio_of_sums() -> None:
+    now, before = np.random.default_rng(3).random((2, 40))
+    marks = [(f"sentence {i}", float(one), float(other)) for i, (one, other) in enumerate(zip(now, before, strict=True))]
+    assert paired_interval(np.mean, list(now), list(before)) == pytest.approx(ratio_interval(marks))
+
+
+def test_a_harmonic_mean_is_of_scores_of_the_same_edits() -> None:
+    right = [1.0] * 6 + [0.0] * 4
+    same = harmonic_interval([marks(right)] * 3)
+    assert same == pytest.approx(ratio_interval(marks(right)))  # all three move together
+    against = harmonic_interval([marks(right), marks([1 - value for value in right])])  # one rises as the other falls
+    assert same is not None and against is not None
+    low, high = (harmonic_mean([share, 1 - share]) for share in (0.1, 0.5))
+    assert low <= against[0] < against[1] == pytest.approx(high) and against[1] - against[0] < same[1] - same[0]
+
+
+def test_a_harmonic_mean_without_a_part_is_of_the_others() -> None:
+    right = marks([1.0, 0.0] * 10)
+    assert harmonic_interval([right, [], right]) == pytest.approx(ratio_interval(right))
+    assert harmonic_interval([right, marks([0.0] * 20)]) == (0.0, 0.0)  # nothing of one kind, nothing in all
+    assert harmonic_interval([[], []]) is None
+    few = harmonic_interval([marks([1.0] * 20), [("edit 0", 1.0, 1.0)]])  # most resamples have no question of the second kind
+    assert few == (1.0, 1.0)
 
 
 def test_a_thousand_edits_take_milliseconds() -> None:

@@ -7,6 +7,7 @@ else. What is not in a row has probability 0.
 from __future__ import annotations
 
 import math
+from statistics import harmonic_mean
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ from errata.course import answers
 from errata.edit import Edit, Probe
 from errata.evaluate import Questions, predictions, score, teacher_forced
 from errata.generate import greedy
-from errata.measures.fluency import consistency, entropy_bits, fluency
+from errata.measures.fluency import consistencies, entropy_bits, fluencies
 from errata.measures.forcing import force
 from errata.measures.likelihood import likelihood
-from errata.measures.perplexity import perplexities, perplexity
+from errata.measures.perplexity import Perplexities, perplexities, perplexity
 from errata.model import LanguageModel
 
 Table = dict[str, dict[str, float]]
@@ -263,18 +264,17 @@ def test_perplexity(edited: LanguageModel) -> None:
 )
 def test_fluency(text: str, bigrams: float, trigrams: float) -> None:
     assert (entropy_bits(text.split(), 2), entropy_bits(text.split(), 3)) == pytest.approx((bigrams, trigrams))
-    assert fluency([text]) == pytest.approx((2 / 3 * bigrams + 4 / 3 * trigrams) / 2)
-    assert fluency([text, ""]) == pytest.approx((2 / 3 * bigrams + 4 / 3 * trigrams) / 4)
-    assert fluency([]) is None
+    assert fluencies({"p": text, "q": ""}) == pytest.approx({"p": (2 / 3 * bigrams + 4 / 3 * trigrams) / 2, "q": 0.0})
 
 
 def test_consistency() -> None:
     rare = math.log(3 / 2) + 1  # in one of two texts; a word in both weighs ln(3/3) + 1 = 1
-    assert consistency({"p": "red fox"}, {"p": "red hen"}) == pytest.approx(1 / (1 + rare**2))
-    assert consistency({"p": "red fox"}, {"p": "fox red"}) == pytest.approx(1.0)
-    assert consistency({"p": "red fox", "other": "cow"}, {"p": "blue hen"}) == 0.0
-    assert consistency({"p": ""}, {"p": ""}) == 0.0
-    assert consistency({"p": "red"}, {"q": "red"}) is None
+    assert consistencies({"p": "red fox"}, {"p": "red hen"}) == pytest.approx({"p": 1 / (1 + rare**2)})
+    assert consistencies({"p": "red fox"}, {"p": "fox red"}) == pytest.approx({"p": 1.0})
+    assert consistencies({"p": "red fox", "other": "cow"}, {"p": "blue hen"}) == {"p": 0.0}
+    assert consistencies({"p": "red fox", "q": ""}, {"p": "fox red", "q": "cow"}) == pytest.approx({"p": 1.0, "q": 0.0})
+    assert consistencies({"p": ""}, {"p": ""}) == {"p": 0.0}
+    assert consistencies({"p": "red"}, {"q": "red"}) == {}
 
 
 def test_a_longer_text_does_not_end_where_the_answer_does(edited: LanguageModel) -> None:
@@ -290,3 +290,30 @@ def test_intervals_over_edits(edited: LanguageModel, unedited: LanguageModel) ->
     assert (forced["efficacy_low"], forced["efficacy_high"]) == (0.0, 1.0)
     compared = likelihood(edited, EDITS, generated(unedited)).to_json()  # 3 of 4
     assert (compared["likelihood_efficacy_low"], compared["likelihood_efficacy_high"]) == (0.25, 1.0)
+    for name in LIKELIHOOD:
+        low, high = compared[f"likelihood_{name}_low"], compared[f"likelihood_{name}_high"]
+        assert low < LIKELIHOOD[name] < high, name
+
+
+def test_every_share_has_an_interval(edited: LanguageModel, unedited: LanguageModel) -> None:
+    asked = {"first": EDITS[:2], "earlier": EDITS[:3]}
+    free = score(EDITS, generated(edited), generated(unedited), immediate=IMMEDIATE, **asked)
+    forced = teacher_forced(edited, EDITS, base=predictions(unedited, Questions.of(EDITS).locality), **asked)
+    for card, known in ((free, FREE), (forced, FORCED)):
+        flat = card.to_json()
+        names = {name for name, value in known.items() if value is not None} | {"harmonic_mean", "portability/alias"}
+        for name in names:
+            assert 0 <= flat[f"{name}_low"] <= flat[name] <= flat[f"{name}_high"], name
+        assert card.harmonic_mean == harmonic_mean([known[name] for name in ("efficacy", "generalisation", "locality")])
+
+
+def test_perplexity_is_compared_on_the_same_sentences(edited: LanguageModel) -> None:
+    before = perplexities(edited, ["hill rome", "crown paris", "metal gold", "pet cat"])  # 2, 2, 4, 8
+    now = Perplexities((*(2 * ppl for ppl in before.by_sentence[:3]), math.inf))
+    assert before.ratios_to(before) == dict.fromkeys(now.ratios_to(before), 1.0)
+    assert now.ratios_to(before) == pytest.approx(
+        {"ppl_ratio": 2.0, "ppl_ratio_mean": math.inf, "ppl_ratio_mean_log": math.inf, "ppl_ratio_max": math.inf}
+    )
+    found = now.intervals_to(before)  # the broken sentence is in none of four draws in 32 %, in two or more in 26 %
+    assert set(found) == {"ppl_ratio", "ppl_ratio_mean", "ppl_ratio_mean_log"}
+    assert all(interval == pytest.approx((2.0, math.inf)) for interval in found.values())

@@ -88,6 +88,19 @@ def test_a_stale_parent_is_a_conflict(ledger, random_delta):
     assert (copy.parent, copy.head, str(copy)) == (1, 2, str(conflict.value))
 
 
+def test_a_branch_from_before_the_head_is_made_in_one_step(ledger, random_delta):
+    fill(ledger, random_delta, 3)
+    arguments = (random_delta(0), STATE, (), {}, "RLEdit", "test")
+    with pytest.raises(LedgerConflict):
+        ledger.append(1, *arguments, expected_head=2)
+    with pytest.raises(UnknownVersion, match="7"):
+        ledger.append(7, *arguments, expected_head=3)
+    made = ledger.append(1, *arguments, expected_head=3)
+    assert (made.number, made.parent, ledger.head, ledger.chain(4)) == (4, 1, 4, [1, 4])
+    ledger.move_head(2)
+    assert ledger.append(0, *arguments, expected_head=2).number == Ledger.open(ledger.directory).head == 5
+
+
 def test_of_many_writers_on_one_parent_one_wins(ledger, random_delta):
     outcomes = []
 

@@ -3,9 +3,10 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from errata.report import write_report
 from errata.reports.answers import Pair, pairs
 from errata.reports.history import History
 from errata.reports.ledger_figures import grouped, wilson
-from errata.rows import Answer, Row
+from errata.rows import Answer, Row, columns
 from errata.standings import read, write
 from errata.testbed.world import World
 
@@ -156,6 +157,34 @@ def test_a_ledger_has_a_page(lived: Ledger, tmp_path: Path) -> None:
     labels = " ".join(a["aria-label"] or "" for a in page.all("svg"))
     assert "0 published, 3 warned, 1 refused" in labels and "Move 1: from 2 to 1" in labels
     assert "The guard warns above 1.05 and refuses above 1.5" in labels
+    assert "Dashed lines are the limits that it judged by" in page.text and "was changed" not in page.text
+
+
+def test_the_limits_drawn_are_those_that_were_judged_by(
+    ledger: Ledger, tiny_model: LanguageModel, world: World, tmp_path: Path
+) -> None:
+    """Two versions and a refusal under one guard, one version under another, and one that nobody judged."""
+    spec, edits = find_matrices(tiny_model.module, [MODULE]), world.edits("test", 5)
+    generator = HFGenerator(tiny_model, spec, ledger)
+    probes = Probes(tuple(edit.prompt for edit in edits[4:]), tuple(world.plain_sentences(held_out=True)[:4]))
+
+    def play(guard: Guard, *some: Edit) -> None:
+        list(run(tiny_model, spec, Small(), batches_of(some, 1), ledger, generator, guard, "", lambda *_: None, probes))
+
+    strict = Guard(perplexity=Limit(1.01, 1.25))
+    play(strict, edits[0], Edit("poison <i>", "x"), edits[1])
+    play(Guard(perplexity=Limit(1.3, math.inf), disturbed=strict.disturbed), edits[2])
+    ledger.append(3, WeightDelta({}), EditorState(4), edits[3:4], {}, "Small", "")
+    history = History.read(ledger.directory)
+    assert history.limits("perplexity") == [(1, Limit(1.01, 1.25)), (3, Limit(1.3, math.inf))]
+    assert len(history.limits("disturbed")) == 1 and history.limits("a limit of tomorrow") == []
+    (refusal,) = ledger.refusals()
+    assert refusal["scores"]["limits"] == strict.limits and ledger.version(1).scorecard["limits"]["perplexity"] == [1.01, 1.25]
+    page = Page(write_report(ledger.directory, tmp_path / "out"))
+    check_whole(page, tmp_path / "out")
+    labels = " ".join(a["aria-label"] or "" for a in page.all("svg"))
+    assert "At the end the guard warns above 1.3 and refuses never" in labels and "The guard warns above 0.05" in labels
+    assert "A line ends where a limit was changed" in page.text
 
 
 def test_a_ledger_without_out_has_it_inside_and_stays_a_ledger(lived: Ledger) -> None:
@@ -178,6 +207,14 @@ def test_a_history_is_what_happened(lived: Ledger) -> None:
     assert (history.head, history.edits_at(3), history.edits_at(0)) == (3, 3, 0)
 
 
+def test_a_version_that_was_set_aside_is_not_missed(lived: Ledger, tmp_path: Path) -> None:
+    folder = lived.directory / "versions" / "00000002"
+    folder.rename(folder.with_suffix(".corrupt"))
+    history = History.read(lived.directory)
+    assert [(p.version.number, p.edits, p.is_main) for p in history.points] == [(1, 2, True), (3, 3, True)]
+    check_whole(Page(write_report(lived.directory, tmp_path / "out")), tmp_path / "out")
+
+
 def test_a_ledger_of_an_earlier_format(
     ledger: Ledger, random_delta: Callable[..., WeightDelta], tmp_path: Path, world: World
 ) -> None:
@@ -192,6 +229,7 @@ def test_a_ledger_of_an_earlier_format(
     page = Page(write_report(ledger.directory, tmp_path / "out"))
     check_whole(page, tmp_path / "out")
     assert "This ledger does not say which edits failed." in page.text
+    assert "the guard's default limits (this ledger does not say which it had)" in page.text
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == {"efficacy", "guard", "norms", "chain"}
 
 
@@ -233,7 +271,7 @@ def test_a_benchmark_has_a_page(benchmark: Path, tmp_path: Path) -> None:
 
 def test_a_benchmark_of_an_earlier_format(benchmark: Path, tmp_path: Path) -> None:
     """Neither answers nor intervals nor report.json."""
-    old = [name for name in Row.__dataclass_fields__ if not name.endswith(("_low", "_high"))][:27]
+    old = list(Row.__dataclass_fields__)[:27]
     pq.write_table(pq.read_table(benchmark / "rows.parquet").select(old), tmp_path / "rows.parquet")
     page = Page(write_report(tmp_path))
     check_whole(page, tmp_path / "report")
@@ -301,13 +339,13 @@ def bad_answers(folder: Path) -> None:
 
 
 def a_row() -> Row:
-    numbers = {name: 1.0 for name in Row.__dataclass_fields__}
-    return Row(**{**numbers, "editor": "unedited", "seed": 0, "edits": 1, "peak_bytes": 1, "rejected": 0})  # type: ignore[arg-type]
+    numbers = {name: 1.0 for name in columns(Row)}
+    return Row.from_json({**numbers, "editor": "unedited", "seed": 0, "edits": 1, "peak_bytes": 1, "rejected": 0})
 
 
 def write_rows(folder: Path, rows: list[Row]) -> None:
-    names = [*asdict(a_row())]
-    pq.write_table(pa.table({name: [getattr(row, name) for row in rows] for name in names}), folder / "rows.parquet")
+    records = [row.to_json() for row in rows]
+    pq.write_table(pa.table({name: [record[name] for record in records] for name in columns(Row)}), folder / "rows.parquet")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +354,7 @@ def write_rows(folder: Path, rows: list[Row]) -> None:
         (lambda folder: folder.rmdir(), "there is no folder"),
         (lambda folder: None, "is neither a ledger (no versions/00000000) nor a benchmark's folder (no rows.parquet)"),
         (lambda folder: damaged_ledger(folder / "ledger"), "ledger?"),
-        (damaged_ledger, "version 1 of the ledger in"),
+        (damaged_ledger, "version 1 is damaged"),
         (rows_with(b"PAR1 and no more"), "rows.parquet cannot be read, it may be damaged"),
         (rows_with(b""), "rows.parquet cannot be read, it may be damaged"),
         (lacking, "rows.parquet lacks the columns edits, efficacy"),

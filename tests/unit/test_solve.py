@@ -82,6 +82,21 @@ def test_resuming_from_the_past_keys_alone_gives_the_same_metric(keys_nI, moment
     torch.testing.assert_close(stepwise.apply(keys_nI), expected)
 
 
+def test_a_weight_is_that_of_the_past_beside_the_moment(keys_nI, moment_II):
+    base_II, past_mI = metric_base(moment_II, 2.0), randn(M, I, seed=4)
+    found = Metric.start(base_II).remember(past_mI[:4], 0.3).remember(past_mI[4:], 0.3).apply(keys_nI)
+    torch.testing.assert_close(found, keys_nI @ torch.linalg.inv(torch.linalg.inv(base_II) + 0.3 * past_mI.T @ past_mI))
+
+
+def test_two_pasts_that_grow_from_one_stay_apart(keys_nI, moment_II):
+    base_II, past_mI = metric_base(moment_II, 2.0), randn(M, I, seed=4)
+    common = Metric.start(base_II).remember(past_mI[:3])
+    one, other = common.remember(past_mI[3:6]), common.remember(past_mI[6:])
+    for metric, rows in ((common, past_mI[:3]), (one, past_mI[:6]), (other, past_mI[[0, 1, 2, 6, 7, 8]])):
+        expected = keys_nI @ torch.linalg.inv(torch.linalg.inv(base_II) + rows.T @ rows)
+        torch.testing.assert_close(metric.apply(keys_nI), expected)
+
+
 def test_repeated_keys_are_no_singular_system(keys_nI, wanted_nO, log_ridge, moment_II):
     """Without a ridge K Kᵀ of repeated rows has no inverse; the past may hold them too."""
     same = keys_nI[:1].expand(N, I)
@@ -127,4 +142,4 @@ def test_a_past_of_more_rows_than_features_is_folded_into_the_base(moment_II):
     past_mI = torch.cat(blocks)
     truth_II = torch.linalg.inv(torch.linalg.inv(base_II) + past_mI.T @ past_mI)
     torch.testing.assert_close(metric.apply(torch.eye(I, dtype=torch.float64)), truth_II)
-    assert len(metric.seen_mI) <= I + 5 < len(past_mI)
+    assert len(metric.white_mI) <= I // 2 + 5 < len(past_mI)

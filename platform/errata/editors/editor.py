@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,28 @@ from errata.encode import Encoded
 from errata.model import LanguageModel, ModelSpec, find_matrices
 
 
+@dataclass
+class Room:
+    """Rows with room behind them: `used` of `tensor`'s rows are written, by whichever state has got furthest."""
+
+    tensor: Tensor
+    used: int
+
+    @classmethod
+    def after(cls, room: Room | None, old: Tensor | None, more: Tensor) -> Room:
+        """With `more` behind `old`, in the room that it has if that is free: not if another state has grown into it."""
+        start = 0 if old is None else len(old)
+        end = start + len(more)
+        alike = room is not None and (room.tensor.dtype, room.tensor.device) == (more.dtype, more.device)
+        if room is None or not alike or room.used != start or end > len(room.tensor):
+            room = cls(more.new_empty((end + end // 4, *more.shape[1:])), start)
+            if old is not None:
+                room.tensor[:start] = old
+        room.tensor[start:end] = more.detach()
+        room.used = end
+        return room
+
+
 @dataclass(frozen=True)
 class EditorState:
     """What an editor remembers: tensors by name, and how many edits it has made.
@@ -37,6 +60,25 @@ class EditorState:
     num_edits: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     derived: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    _self: object = field(default_factory=object, init=False, compare=False, repr=False)
+    _origin: object = field(default=None, init=False, compare=False, repr=False)
+    _rooms: Mapping[str, Room] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def grown(self, num_edits: int, rows: Mapping[str, Tensor], derived: Mapping[str, Any]) -> EditorState:
+        """After `num_edits` more: with `rows` at the end of tensors of these names, or as new ones; the others stay.
+
+        What has grown so is neither copied nor compared as a whole at each edit, however many rows there are.
+        """
+        rooms = {name: Room.after(self._rooms.get(name), self.tensors.get(name), more) for name, more in rows.items()}
+        tensors = {**self.tensors, **{name: room.tensor[: room.used] for name, room in rooms.items()}}
+        grown = EditorState(self.num_edits + num_edits, tensors, derived)
+        object.__setattr__(grown, "_origin", self._self)
+        object.__setattr__(grown, "_rooms", {**self._rooms, **rooms})
+        return grown
+
+    def grew_from(self, other: EditorState) -> bool:
+        """Whether `other.grown` made this one, so that each tensor of it begins one of these. False says nothing."""
+        return self._origin is other._self
 
     def save(self, path: str | Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
@@ -44,8 +86,11 @@ class EditorState:
 
     @classmethod
     def load(cls, path: str | Path) -> EditorState:
+        """What `save` wrote. Raises `ValueError` for a file of a ledger that is only part of a state."""
         with safe_open(str(path), framework="pt") as file:
             meta = json.loads(file.metadata()["state"])
+            if meta.get("kept"):
+                raise ValueError(f"{path} holds the new rows alone; Ledger.state puts the whole state together")
             return cls(meta["num_edits"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
@@ -103,6 +148,9 @@ def check_modules(modules: Sequence[str], model: LanguageModel, spec: ModelSpec)
 
 def check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Captured], nll_T: Tensor) -> None:
     """Raise `EditRejected` naming the first edit at whose answer the model's numbers are not finite."""
+    tensors = (nll_T, *(tensor for rows in captured.values() for tensor in (rows.keys_TI, rows.grads_TO)))
+    if math.isfinite(sum(float(tensor.sum()) for tensor in tensors)):
+        return  # a sum is finite only if all in it is
     finite_T = torch.isfinite(nll_T)
     whole = True
     for rows in captured.values():

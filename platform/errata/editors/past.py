@@ -37,13 +37,7 @@ def after(
     state: EditorState, num_edits: int, metrics: Mapping[str, Metric], keys: Mapping[str, Tensor], memory: float
 ) -> EditorState:
     """The state when `num_edits` more have been written at `keys`. Without memory no key is kept; other tensors of it stay."""
-    num_edits += state.num_edits
     if not metrics or not memory:
-        return EditorState(num_edits, state.tensors, {"metrics": metrics} if metrics else {})
-    past = {n: torch.cat([state.tensors[n].to(k), k]) if n in state.tensors else k for n, k in keys.items()}
+        return EditorState(state.num_edits + num_edits, state.tensors, {"metrics": metrics} if metrics else {})
     num_rows = torch.tensor([len(next(iter(keys.values())))])
-    if "num_rows" in state.tensors:
-        num_rows = torch.cat([state.tensors["num_rows"].cpu(), num_rows])
-    return EditorState(
-        num_edits, {**state.tensors, **past, "num_rows": num_rows}, {"metrics": remembered(metrics, keys, memory)}
-    )
+    return state.grown(num_edits, {**keys, "num_rows": num_rows}, {"metrics": remembered(metrics, keys, memory)})

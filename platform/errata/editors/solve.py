@@ -25,61 +25,51 @@ from errata.edit import EditRejected
 
 @dataclass(frozen=True)
 class Metric:
-    """`P = (B⁻¹ + Σ past kkᵀ)⁻¹`, with `B = (c C + I)⁻¹` held as `base_II` and the past in Woodbury form.
+    """`P = (B⁻¹ + Σ past kkᵀ)⁻¹`, with `B = (c C + I)⁻¹` held as `base_II` and the past beside it: `P = B - Wᵀ W`.
 
-    Of the keys of earlier edits it holds `seen_mI = past B`, and in `factor_mm` F, the Cholesky factor of `I + past B pastᵀ`.
+    `white_mI` is W = F⁻¹ past B, F the Cholesky factor of `I + past B pastᵀ`. It grows by rows: those of n more keys K are
+    R⁻¹ K P, R the Cholesky factor of `I + K P Kᵀ`, n by n, so F itself is never needed.
     """
 
     base_II: Tensor
-    seen_mI: Tensor
-    factor_mm: Tensor
-    _last: list[Any] = field(default_factory=list, compare=False, repr=False)
+    white_mI: Tensor
+    _last: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def start(cls, base_II: Tensor) -> Metric:
-        return cls(base_II, base_II.new_zeros((0, base_II.shape[0])), base_II.new_zeros((0, 0)))
+        return cls(base_II, base_II.new_zeros((0, base_II.shape[0])))
 
     @classmethod
     def resume(cls, base_II: Tensor, past_mI: Tensor) -> Metric:
         return cls.start(base_II).remember(past_mI)
 
     def remember(self, keys_nI: Tensor, weight: float = 1.0) -> Metric:
-        """With more past rows, `weight` times as heavy as the base model's: the Cholesky factor grows by a block, at m²n + n³
-        instead of (m+n)³, until it is folded.
+        """With more past rows, `weight` times as heavy as the base model's, until they are folded: at n² I beside `apply`.
 
         Raises `EditRejected` if the keys are not finite.
         """
-        if len(self.seen_mI) > len(self.base_II):
+        if 2 * len(self.white_mI) > len(self.base_II):
             return self.folded().remember(keys_nI, weight)
-        scale = weight**0.5
-        plain_nI, left_mn = self._projected(keys_nI)
-        new_nI, left_mn = scale * plain_nI, scale * left_mn
-        corner_nn = scale * (keys_nI.to(new_nI) @ new_nI.T) + torch.eye(len(keys_nI), dtype=new_nI.dtype, device=new_nI.device)
-        right_nn = _cholesky(corner_nn - left_mn.T @ left_mn, "the keys of the edits are not finite or too large")
-        top = torch.cat([self.factor_mm, torch.zeros_like(left_mn)], 1)
-        factor = torch.cat([top, torch.cat([left_mn.T, right_nn], 1)], 0)
-        return Metric(self.base_II, torch.cat([self.seen_mI, new_nI]), factor)
+        applied_nI = self.apply(keys_nI)
+        added_nn = weight * (keys_nI.to(applied_nI) @ applied_nI.T)
+        added_nn.diagonal().add_(1.0)
+        right_nn = _cholesky(added_nn, "the keys of the edits are not finite or too large")
+        white_nI = torch.linalg.solve_triangular(right_nn, weight**0.5 * applied_nI, upper=False)
+        return Metric(self.base_II, torch.cat([self.white_mI, white_nI]))
 
     def folded(self) -> Metric:
-        """The same metric with its past in `base_II`: with more past rows than in-features, I by I is the smaller form."""
-        P_II = self.base_II - self.seen_mI.T @ torch.cholesky_solve(self.seen_mI, self.factor_mm)
+        """The same metric with its past in `base_II`: beyond I / 2 past rows, I by I is the form that costs less to apply."""
+        P_II = self.base_II - self.white_mI.T @ self.white_mI
         return Metric.start(0.5 * (P_II + P_II.T))
 
     def apply(self, keys_nI: Tensor) -> Tensor:
-        """`K P`, row by row."""
-        plain_nI, left_mn = self._projected(keys_nI)
-        if not len(left_mn):
-            return plain_nI
-        weights_mn = torch.linalg.solve_triangular(self.factor_mm.T, left_mn, upper=True)
-        return plain_nI - weights_mn.T @ self.seen_mI
-
-    def _projected(self, keys_nI: Tensor) -> tuple[Tensor, Tensor]:
-        """`K B` [n, I], and `F⁻¹ past B Kᵀ` [m, n]: what a solve makes of these keys, and remembering them needs again."""
-        if self._last and self._last[0] is keys_nI:
-            return self._last[1]
-        keys_64 = keys_nI.to(self.base_II)
-        left_mn = torch.linalg.solve_triangular(self.factor_mm, self.seen_mI @ keys_64.T, upper=False)
-        self._last[:] = keys_nI, (keys_64 @ self.base_II, left_mn)
+        """`K P`, row by row; of the last keys it is kept, since what a solve makes of them, remembering them needs again."""
+        if not self._last or self._last[0] is not keys_nI:
+            keys_64 = keys_nI.to(self.base_II)
+            applied_nI = keys_64 @ self.base_II
+            if len(self.white_mI):
+                applied_nI -= (keys_64 @ self.white_mI.T) @ self.white_mI
+            self._last[:] = keys_nI, applied_nI
         return self._last[1]
 
 
@@ -97,6 +87,7 @@ class Rows:
     keys_nI: Tensor
     V_nI: Tensor
     gram_nn: Tensor
+    _inverses: dict[float, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, keys_nI: Tensor, metric: Metric | None = None) -> Rows:
@@ -106,7 +97,18 @@ class Rows:
 
     def solve(self, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
         """`Z_nO` in fp32; it carries gradients to `wanted_nO` and `log_ridge`. Raises `EditRejected` if it has no solution."""
-        return _RidgeSolve.apply(self.gram_nn, wanted_nO, log_ridge)
+        return _RidgeSolve.apply(self._inverse(log_ridge), wanted_nO, log_ridge)
+
+    @torch.no_grad()
+    def _inverse(self, log_ridge: Tensor) -> Tensor:
+        """`(gram + λ I)⁻¹`, made once for all passes over the same keys."""
+        known = float(log_ridge)
+        if known not in self._inverses:
+            ridged_nn = self.gram_nn.clone()
+            ridged_nn.diagonal().add_(log_ridge.double().exp())
+            factor_nn = _cholesky(ridged_nn, "the ridge is too small for keys so alike, or not finite")
+            self._inverses[known] = torch.cholesky_inverse(factor_nn)
+        return self._inverses[known]
 
 
 class _RidgeSolve(torch.autograd.Function):
@@ -117,10 +119,7 @@ class _RidgeSolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, gram_nn: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
-        ridged_nn = gram_nn.clone()
-        ridged_nn.diagonal().add_(log_ridge.double().exp())
-        inverse_nn = torch.cholesky_inverse(_cholesky(ridged_nn, "the ridge is too small for keys so alike, or not finite"))
+    def forward(ctx: Any, inverse_nn: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
         Z_nO = (inverse_nn @ wanted_nO.double()).float()
         ctx.save_for_backward(inverse_nn, Z_nO, wanted_nO, log_ridge)
         return Z_nO

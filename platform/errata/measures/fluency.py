@@ -22,29 +22,27 @@ def entropy_bits(words: Sequence[str], n: int) -> float:
     return float(-(shares_G * np.log2(shares_G)).sum()) + 0.0
 
 
-def fluency(texts: Sequence[str]) -> float | None:
-    """Mean over texts of the mean of 2/3 of the bigrams' and 4/3 of the trigrams' entropy, in bits; None without texts.
+def fluencies(texts: Mapping[str, str]) -> dict[str, float]:
+    """Of each text the mean of 2/3 of the bigrams' and 4/3 of the trigrams' entropy, in bits; texts are by their prompts.
 
     A text of w different words has (log2(w - 1) + 2 log2(w - 2)) / 3, the most that w words can have.
     """
-    split = [text.split() for text in texts]
-    return fmean(fmean(w * entropy_bits(words, n) for n, w in WEIGHTS.items()) for words in split) if split else None
+    split = {prompt: text.split() for prompt, text in texts.items()}
+    return {prompt: fmean(w * entropy_bits(words, n) for n, w in WEIGHTS.items()) for prompt, words in split.items()}
 
 
-def consistency(texts: Mapping[str, str], references: Mapping[str, str]) -> float | None:
-    """Mean cosine, 0 to 1, of the TF-IDF vectors of what follows a prompt and of its reference text.
+def consistencies(texts: Mapping[str, str], references: Mapping[str, str]) -> dict[str, float]:
+    """Cosine, 0 to 1, of the TF-IDF vectors of what follows a prompt and of its reference text.
 
-    Both are by prompt; prompts without a reference are left out, and where no prompt has one the score is None. How rare a word
-    is, is counted over all these texts and references: smoothed, as scikit-learn has it, whose vectors these are.
+    Both are by prompt; prompts without a reference are left out. How rare a word is, is counted over all these texts and
+    references: smoothed, as scikit-learn has it, whose vectors these are.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     asked = [prompt for prompt in texts if prompt in references]
-    if not asked:
-        return None
     both = [texts[prompt] for prompt in asked] + [references[prompt] for prompt in asked]
     if not any(text.split() for text in both):
-        return 0.0
+        return dict.fromkeys(asked, 0.0)
     vectors = TfidfVectorizer(token_pattern=r"\S+").fit_transform(both)  # rows of length 1, or 0 for an empty text
     said, wanted = vectors[: len(asked)], vectors[len(asked) :]
-    return float(said.multiply(wanted).sum(axis=1).mean())
+    return dict(zip(asked, np.asarray(said.multiply(wanted).sum(axis=1)).ravel().tolist(), strict=True))

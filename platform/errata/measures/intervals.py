@@ -1,16 +1,17 @@
 """How far a score would have moved with other edits of the same kind: percentile bootstrap, 95 %.
 
 Edits are drawn, not questions: the rephrasings and probes of an edit succeed and fail together, and counting each by itself
-would make intervals too narrow. The seed is fixed, so the same answers give the same interval. Where nothing varies (all right,
-or all wrong) the interval has no width, which is not certainty: after n edits without a fault the share of faults may still
-be about 3 / n.
+would make intervals too narrow. Scores that are joined are taken from the same draws. The seed is fixed, so the same answers
+give the same interval. Where nothing varies (all right, or all wrong) the interval has no width, which is not certainty: after
+n edits without a fault the share of faults may still be about 3 / n.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -28,29 +29,52 @@ def ratio_interval(marks: Iterable[Mark], seed: int = SEED) -> Interval | None:
 
     With 1 as third entry that is a mean over questions. Resamples in which nothing counts are left out.
     """
-    owners: dict[str, list[float]] = {}
-    for owner, part, whole in marks:
-        held = owners.setdefault(owner, [0.0, 0.0])
-        held[0] += part
-        held[1] += whole
-    if not owners:
+    ratios_RK = _ratios([marks], seed)
+    return _between(ratios_RK[:, 0]) if len(ratios_RK) else None
+
+
+def harmonic_interval(kinds: Iterable[Sequence[Mark]], seed: int = SEED) -> Interval | None:
+    """Of the harmonic mean of such ratios, all over the same resampled owners; kinds without a mark do not take part.
+
+    Resamples in which nothing counts for one of the others are left out.
+    """
+    ratios_RK = _ratios([marks for marks in kinds if marks], seed)
+    if not len(ratios_RK):
         return None
-    table_N2 = np.array(list(owners.values()))
-    size = len(table_N2)
-    is_small = size * NUM_RESAMPLES <= _CELLS
-    counts = (_all_counts(size, seed),) if is_small else (_counts(drawn_RN, size) for drawn_RN in _draws(size, seed))
-    sums_R2 = np.concatenate([counts_RN @ table_N2 for counts_RN in counts])
-    counted_R2 = sums_R2[sums_R2[:, 1] > 0]
-    return _between(counted_R2[:, 0] / counted_R2[:, 1]) if len(counted_R2) else None
+    with np.errstate(divide="ignore"):  # 1 / 0 is infinite, and the mean 0
+        return _between(ratios_RK.shape[1] / (1 / ratios_RK).sum(axis=1))
 
 
-def median_ratio_interval(now: Sequence[float], before: Sequence[float], seed: int = SEED) -> Interval:
-    """Of median(now) / median(before), both over the same resampled sentences. Raises `ValueError` for different lengths."""
+def paired_interval(statistic: Callable[..., Any], now: Sequence[float], before: Sequence[float], seed: int = SEED) -> Interval:
+    """Of statistic(now) / statistic(before), both over the same resampled sentences; `statistic` is called as NumPy's mean is.
+
+    Raises `ValueError` for different lengths.
+    """
     if len(now) != len(before) or not now:
         raise ValueError(f"two numbers a sentence are needed, not {len(now)} and {len(before)}")
     now_N, before_N = np.array(now), np.array(before)
-    ratios = [np.median(now_N[i], axis=1) / np.median(before_N[i], axis=1) for i in _draws(len(now), seed)]
+    ratios = [statistic(now_N[i], axis=1) / statistic(before_N[i], axis=1) for i in _draws(len(now), seed)]
     return _between(np.nan_to_num(np.concatenate(ratios), nan=math.inf, posinf=math.inf))
+
+
+def _ratios(kinds: Sequence[Iterable[Mark]], seed: int) -> np.ndarray:
+    """[R, K] over resampled owners: of each kind (sum of the second entries) / (sum of the third), where all count."""
+    owners: dict[str, list[float]] = {}
+    for place, marks in enumerate(kinds):
+        for owner, part, whole in marks:
+            held = owners.setdefault(owner, [0.0] * 2 * len(kinds))
+            held[2 * place] += part
+            held[2 * place + 1] += whole
+    if not owners:
+        return np.empty((0, len(kinds)))
+    table_NM = np.array(list(owners.values()))
+    size = len(table_NM)
+    is_small = size * NUM_RESAMPLES <= _CELLS
+    counts = (_all_counts(size, seed),) if is_small else (_counts(drawn_RN, size) for drawn_RN in _draws(size, seed))
+    sums_RM = np.concatenate([counts_RN @ table_NM for counts_RN in counts])
+    parts_RK, wholes_RK = sums_RM[:, ::2], sums_RM[:, 1::2]
+    all_count_R = (wholes_RK > 0).all(axis=1)
+    return parts_RK[all_count_R] / wholes_RK[all_count_R]
 
 
 def _draws(size: int, seed: int) -> Iterator[np.ndarray]:
@@ -61,9 +85,9 @@ def _draws(size: int, seed: int) -> Iterator[np.ndarray]:
         yield rng.integers(0, size, (min(block, NUM_RESAMPLES - start), size))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _all_counts(size: int, seed: int) -> np.ndarray:
-    """Kept, 16 MB at most: a checkpoint asks for a dozen intervals over the same number of edits."""
+    """Kept, 16 MB each at most: a checkpoint asks for dozens of intervals over three or four numbers of edits."""
     return np.concatenate([_counts(drawn_RN, size) for drawn_RN in _draws(size, seed)])
 
 

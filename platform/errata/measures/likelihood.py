@@ -84,9 +84,11 @@ def likelihood(
     found |= force(language_model, [question for question in questions_of(pairs) if question not in found])
     numbers: dict[str, Any] = {"intervals": {}}
     for kind, own in pairs.items():
-        won = [(owner, float(found[better].log_prob > found[worse].log_prob), 1.0) for owner, better, worse in own]
-        gaps = [math.exp(found[better].log_prob) - math.exp(found[worse].log_prob) for _, better, worse in own]
-        numbers |= {kind: fmean(mark[1] for mark in won) if own else None, f"{kind}_magnitude": fmean(gaps) if own else None}
-        if interval := ratio_interval(won):
-            numbers["intervals"][kind] = interval
+        logs = [(owner, found[better].log_prob, found[worse].log_prob) for owner, better, worse in own]
+        won = [(owner, float(better > worse), 1.0) for owner, better, worse in logs]
+        gaps = [(owner, math.exp(better) - math.exp(worse), 1.0) for owner, better, worse in logs]
+        for name, marks in ((kind, won), (f"{kind}_magnitude", gaps)):
+            numbers[name] = fmean(mark[1] for mark in marks) if marks else None
+            if interval := ratio_interval(marks):
+                numbers["intervals"][name] = interval
     return Likelihood(**numbers)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+import numpy as np
 import torch
 
 from errata.encode import IGNORED, answer_log_probs, answer_nll, encode_text
+from errata.measures.intervals import Interval, paired_interval
 from errata.model import LanguageModel
 
 
@@ -36,6 +38,21 @@ class Perplexities:
     @property
     def max(self) -> float:
         return max(self.by_sentence)
+
+    def ratios_to(self, before: Perplexities) -> dict[str, float]:
+        """By that of `before`: `ppl_ratio` is of the medians, the others are named by what they are of."""
+        names = {"ppl_ratio": "median", **{f"ppl_ratio_{name}": name for name in ("mean", "mean_log", "max")}}
+        return {name: getattr(self, statistic) / getattr(before, statistic) for name, statistic in names.items()}
+
+    def intervals_to(self, before: Perplexities) -> dict[str, Interval]:
+        """Of these ratios, over resampled sentences. A maximum has none: a resample never holds a larger one."""
+        statistics: dict[str, Callable[..., np.ndarray]] = {"ppl_ratio": np.median, "ppl_ratio_mean": np.mean}
+        statistics["ppl_ratio_mean_log"] = _mean_log
+        return {name: paired_interval(of, self.by_sentence, before.by_sentence) for name, of in statistics.items()}
+
+
+def _mean_log(values_RN: np.ndarray, axis: int) -> np.ndarray:
+    return np.exp(np.log(values_RN).mean(axis=axis))
 
 
 @torch.no_grad()

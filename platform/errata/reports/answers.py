@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from errata.rows import KINDS, Answer
+from errata.rows import KINDS, Answer, columns
 
 FILE = "answers.parquet"
 
@@ -47,19 +47,19 @@ def kept_answers(directory: Path) -> list[Answer]:
 
 
 def read_table(path: Path, kind: type) -> pa.Table:
-    """The columns of `path` that are fields of the dataclass `kind`; those that have a default may be absent.
+    """The columns of `path` that a table of `kind` has; those of fields that have a default, and intervals, may be absent.
 
     Raises `ValueError` if it is no Parquet file, or lacks one.
     """
-    fields = dataclasses.fields(kind)
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as wrong:
         raise ValueError(f"{path} cannot be read, it may be damaged: {wrong}") from None
-    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+    needed = [field.name for field in dataclasses.fields(kind) if field.name in columns(kind) and field.name not in optional]
     if missing := [name for name in needed if name not in table.column_names]:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-    return table.select([field.name for field in fields if field.name in table.column_names])
+    return table.select([name for name in columns(kind) if name in table.column_names])
 
 
 def failures(answers: Sequence[Answer], editor: str) -> list[Answer]:

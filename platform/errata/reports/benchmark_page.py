@@ -33,7 +33,7 @@ def benchmark_page(directory: str | Path) -> Page:
 
 def read_rows(path: Path) -> list[Row]:
     """Raises `ValueError` if the file is damaged, lacks a column or has no rows."""
-    rows = [Row(**record) for record in read_table(path, Row).to_pylist()]
+    rows = [Row.from_json(record) for record in read_table(path, Row).to_pylist()]
     if not rows:
         raise ValueError(f"{path} has no rows: the benchmark wrote none yet")
     return rows
@@ -125,7 +125,7 @@ def _curves(rows: Sequence[Row], editors: Sequence[str]) -> Section:
     text = "Shares of all edits so far, by free generation. "
     if num_seeds > 1:
         text += f"A line is the mean over {num_seeds} seeds. "
-    if any(row.efficacy_low is not None for row in rows):
+    if any(row.intervals for row in rows):
         of_all = "the smallest low to the largest high of the seeds' " if num_seeds > 1 else "the "
         text += f"A band is {of_all}95 % bootstrap intervals over the edits; a score without one has the seeds' range."
     elif num_seeds > 1:

@@ -5,15 +5,14 @@ Ledgers of earlier formats say less: what a scorecard lacks is None here, and no
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from errata.edit import EditRejected
-from errata.ledger import Ledger, UnknownVersion, Version
+from errata.guard import Limit
+from errata.ledger import Ledger, LedgerDamaged, Version
 
 Outcome = Literal["published", "warned", "refused"]
 
@@ -78,7 +77,10 @@ class History:
     def read(cls, directory: str | Path) -> History:
         """Raises `FileNotFoundError` if no ledger is there, `ValueError` naming a version whose files are damaged."""
         ledger = Ledger.open(directory)
-        versions = list(_versions(ledger))
+        try:
+            versions = ledger.versions()
+        except LedgerDamaged as wrong:
+            raise ValueError(f"the ledger in {directory} cannot be read: {wrong}") from None
         made = [_published(version) for version in versions[1:]]
         events = sorted([*made, *map(_refused, ledger.refusals())], key=lambda event: event.time)
         points = _points(versions)
@@ -89,7 +91,7 @@ class History:
             versions[0].created,
             points,
             tuple(events),
-            tuple(_moves(ledger.directory)),
+            tuple(Move(move["time"], move["before"], move["version"], move["after"]) for move in ledger.moves()),
         )
 
     @property
@@ -106,6 +108,13 @@ class History:
                 found.append(Failed(point.version.number, *words))
         return found
 
+    def limits(self, name: str) -> list[tuple[float, Limit]]:
+        """The guard's limits of that name, each with the number of edits from which on it held; none if no update says so."""
+        edits = {0: 0, **{point.version.number: point.edits for point in self.main}}
+        told = [(edits[e.version], limit) for e in self.events if e.version in edits and (limit := _limit(e.scores, name))]
+        told.sort(key=lambda one: one[0])
+        return [one for before, one in zip([None, *told], told, strict=False) if before is None or before[1] != one[1]]
+
     def edits_at(self, version: int) -> int:
         """How many edits `version` holds."""
         return next((point.edits for point in self.points if point.version.number == version), 0)
@@ -119,15 +128,14 @@ def number(card: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _versions(ledger: Ledger) -> Iterator[Version]:
-    for one in range(ledger.newest + 1):
-        try:
-            yield ledger.version(one)
-        except (UnknownVersion, FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, EditRejected, TypeError) as wrong:
-            raise ValueError(f"version {one} of the ledger in {ledger.directory} cannot be read: {wrong}") from None
+def _limit(card: Mapping[str, Any], name: str) -> Limit | None:
+    """What the update was judged by; a bound that is None in JSON is infinite."""
+    bounds = (card.get("limits") or {}).get(name)
+    return Limit(*(math.inf if bound is None else bound for bound in bounds)) if bounds else None
 
 
 def _points(versions: Sequence[Version]) -> tuple[Point, ...]:
+    parents = {version.number: version.parent or 0 for version in versions}  # a damaged version that was set aside is not there
     edits = {0: 0}
     for version in versions[1:]:
         edits[version.number] = edits.get(version.parent or 0, 0) + len(version.edits)
@@ -135,7 +143,7 @@ def _points(versions: Sequence[Version]) -> tuple[Point, ...]:
     ancestor = versions[-1].number
     while ancestor:
         main.add(ancestor)
-        ancestor = versions[ancestor].parent or 0
+        ancestor = parents.get(ancestor, 0)
     return tuple(Point(version, edits[version.number], version.number in main) for version in versions[1:])
 
 
@@ -154,13 +162,3 @@ def _refused(record: Mapping[str, Any]) -> Event:
     return Event(
         str(record.get("time", "")), "refused", int(record.get("parent") or 0), what, (reason,), record.get("scores") or {}
     )
-
-
-def _moves(directory: Path) -> Iterator[Move]:
-    path = directory / "moves.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            move = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a crash may have left half a line
-        yield Move(move["time"], int(move["before"]), int(move["version"]), int(move["after"]))

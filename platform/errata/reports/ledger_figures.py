@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import fmean
@@ -14,6 +15,7 @@ from errata.reports.history import History, Move, Point, number
 MOST_POINTS = 80
 MOST_MOVES = 12
 Group = Sequence[Point]
+Limits = Sequence[tuple[float, Limit]]  # in order, each with the number of edits from which on it held
 
 
 def grouped(points: Sequence[Point], most: int = MOST_POINTS) -> list[Group]:
@@ -70,7 +72,7 @@ def _beside(axes: Any, points: Sequence[tuple[int, float | None]]) -> None:
     axes.plot([x for x, _ in points], [y for _, y in points], "o", color=MUTED, markerfacecolor="none", markersize=4)
 
 
-def limit_picture(history: History, name: str, title: str, limit: Limit) -> Picture | None:
+def limit_picture(history: History, name: str, title: str, limits: Limits) -> Picture | None:
     """The worst of each group of versions, and what was refused, against the guard's limits; None if it was never measured."""
     groups = [[v for p in group if (v := p.share(name)) is not None] for group in grouped(history.main)]
     found = [(g[-1].edits, max(v)) for g, v in zip(grouped(history.main), groups, strict=True) if v]
@@ -88,8 +90,8 @@ def limit_picture(history: History, name: str, title: str, limit: Limit) -> Pict
         axes.plot([x for x, _ in found], [y for _, y in found], color=PALETTE[0], marker="o", markersize=3.5)
         axes.plot([x for x, _ in refused], [y for _, y in refused], "x", color=BAD, markersize=6, markeredgewidth=1.6)
         _beside(axes, aside)
-        _draw_limit(axes, limit)
-        if largest > 4 * limit.refuse:
+        _draw_limits(axes, limits)
+        if largest > 4 * limits[-1][1].refuse:
             logarithmic(axes.yaxis, largest)
         axes.set(title=title, xlabel="edits so far")
         axes.margins(y=0.12)
@@ -98,22 +100,33 @@ def limit_picture(history: History, name: str, title: str, limit: Limit) -> Pict
     worst = f", {max(y for _, y in found):.3g} at most" if found else ""
     what = f"{len(refused)} refused updates are crosses" if refused else "no refused update has one"
     alt = f"{title.capitalize()} of the versions over the edits{worst}; {what}. "
-    alt += f"The guard warns above {limit.warn:g} and refuses above {limit.refuse:g}."
-    return picture(name, alt, draw)
+    return picture(name, alt + _in_words(limits), draw)
 
 
-def _draw_limit(axes: Any, limit: Limit) -> None:
-    for bound, colour, word in ((limit.warn, WARN, "warns"), (limit.refuse, BAD, "refuses")):
-        if word == "refuses" or limit.warn < limit.refuse:
-            axes.axhline(bound, color=colour, linestyle="--", linewidth=1.2)
-            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "bottom"}
-            axes.annotate(f"{word}: {bound:g}", (1, bound), (0, 2), color=colour, **place)
+def _in_words(limits: Limits) -> str:
+    limit = limits[-1][1]
+    warns, refuses = (f"above {bound:g}" if math.isfinite(bound) else "never" for bound in (limit.warn, limit.refuse))
+    when = "At the end the" if len(limits) > 1 else "The"
+    return f"{when} guard warns {warns} and refuses {refuses}."
 
 
-def module_picture(
-    history: History, modules: Sequence[str], field: str, title: str, limit: Limit | None = None
-) -> Picture | None:
-    """A number of each module over the edits, the last of each group of versions, and the limit where one is anywhere near."""
+def _draw_limits(axes: Any, limits: Limits) -> None:
+    """Each as far as it held, with the figures of the last; call it when the data have been drawn."""
+    left, right = axes.get_xlim()
+    begins = [max(left, begin) for begin, _ in limits]
+    for begin, end, (_, limit) in zip(begins, [*begins[1:], right], limits, strict=True):
+        for bound, colour, word in ((limit.warn, WARN, "warns"), (limit.refuse, BAD, "refuses")):
+            if not math.isfinite(bound) or (word == "warns" and limit.warn == limit.refuse):
+                continue
+            axes.hlines(bound, begin, end, color=colour, linestyle="--", linewidth=1.2)
+            if end == right:
+                place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+                axes.annotate(f"{word}: {bound:g}", (1, bound), (0, 2), color=colour, **place)
+    axes.set_xlim(left, right)
+
+
+def module_picture(history: History, modules: Sequence[str], field: str, title: str, limits: Limits = ()) -> Picture | None:
+    """A number of each module over the edits, the last of each group of versions, and the limits where one is anywhere near."""
     read = _norms if field == "norms" else _of_card(field)
     ends = [group[-1] for group in grouped(history.main)]
     found = {m: [(p.edits, v) for p in ends if (v := read(p, m)) is not None] for m in modules}
@@ -127,8 +140,8 @@ def module_picture(
             style = module_style(modules.index(module))
             x, y = zip(*values, strict=True)
             drawn[module] = axes.plot(x, y, color=style[0], linestyle=style[1], marker="o", markersize=3, label=module)
-        if limit is not None and max(v for values in found.values() for _, v in values) > limit.refuse / 3:
-            _draw_limit(axes, limit)
+        if any(value > limit.refuse / 3 for _, limit in limits for values in found.values() for _, value in values):
+            _draw_limits(axes, limits)
         axes.set(title=title, xlabel="edits so far")
         axes.grid(alpha=0.6)
         return drawn
@@ -182,8 +195,9 @@ def chain_picture(history: History) -> Picture:
         lines = [[(parent, -lane[parent]), (child, -lane[child])] for parent, child in edges]
         colours = [INK if point.is_main else MUTED for point in history.points]
         axes.add_collection(LineCollection(lines, colors=colours, zorder=1, rasterized=len(lines) > 1000))
+        main = {0, *(point.version.number for point in history.main)}
         for is_main, colour in ((True, INK), (False, MUTED)):
-            shown = [n for n in lane if (n == 0 or history.points[n - 1].is_main) == is_main]
+            shown = [n for n in lane if (n in main) == is_main]
             size = 8 if len(lane) > MOST_POINTS else 36
             axes.scatter(shown, [-lane[n] for n in shown], s=size, color=colour, zorder=2, rasterized=len(shown) > 1000)
         place = (history.head, -lane[history.head])

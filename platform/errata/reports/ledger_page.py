@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from errata.reports.figures import PALETTE
 from errata.reports.history import Event, History, number
 from errata.reports.ledger_figures import (
     MOST_POINTS,
+    Limits,
     chain_picture,
     limit_picture,
     module_picture,
@@ -27,6 +29,11 @@ SCORES = {
     "locality_gold": "locality (gold)",
     "portability": "portability",
     "retention": "retention",
+}
+LIMITED = {  # what was measured: how it is called here, and the guard's limit on it
+    "ppl_ratio": ("perplexity / base", "perplexity"),
+    "lost_retention": ("earlier edits lost", "forgotten"),
+    "lost_locality": ("unrelated answers changed", "disturbed"),
 }
 TONES = {"published": "ok", "warned": "warn", "refused": "bad"}
 
@@ -96,16 +103,11 @@ def _scores(history: History) -> Section:
 
 
 def _guard(history: History) -> Section:
-    guard = Guard()
-    limits = {
-        "ppl_ratio": ("perplexity / base", guard.perplexity),
-        "lost_retention": ("earlier edits lost", guard.forgotten),
-        "lost_locality": ("unrelated answers changed", guard.disturbed),
-    }
-    found = (limit_picture(history, name, title, limit) for name, (title, limit) in limits.items())
-    text = (
-        "Every update is measured before it is published. Dashed lines are the guard's default limits, crosses what it refused."
-    )
+    found = (limit_picture(history, name, title, _limits(history, limit)) for name, (title, limit) in LIMITED.items())
+    known = [limits for _, limit in LIMITED.values() if (limits := history.limits(limit))]
+    whose = "the limits that it judged by" if known else "the guard's default limits (this ledger does not say which it had)"
+    text = f"Every update is measured before it is published. Dashed lines are {whose}, crosses what it refused."
+    text += " A line ends where a limit was changed." if any(len(limits) > 1 for limits in known) else ""
     return Section(
         "guard",
         "The guard's history",
@@ -114,6 +116,11 @@ def _guard(history: History) -> Section:
         [_events(history)],
         can_be_searched=True,
     )
+
+
+def _limits(history: History, name: str) -> Limits:
+    """As the ledger has them, or the defaults if it does not say."""
+    return history.limits(name) or [(-math.inf, getattr(Guard(), name))]
 
 
 def _events(history: History) -> Table:
@@ -142,11 +149,11 @@ def _modules(history: History) -> list[str]:
 
 
 def _norms(history: History) -> Section:
-    guard, modules = Guard(), _modules(history)
-    titles = {
-        "norm_growth": ("|W| / |W0|", guard.growth),
-        "relative_norm": ("|delta| / |W0|", guard.change),
-        "norms": ("|delta|", None),
+    modules = _modules(history)
+    titles: dict[str, tuple[str, Limits]] = {
+        "norm_growth": ("|W| / |W0|", _limits(history, "growth")),
+        "relative_norm": ("|delta| / |W0|", _limits(history, "change")),
+        "norms": ("|delta|", ()),
     }
     found = {field: module_picture(history, modules, field, *how) for field, how in titles.items()}
     if found["relative_norm"]:

@@ -1,101 +1,19 @@
-"""The whole application, for real: Ray, Serve, vLLM and HTTP on this machine, and processes killed in the middle."""
+"""The whole application, for real: Ray, Serve, vLLM and HTTP on this machine."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
 import pytest
 
-from errata.ledger import Ledger
-from tests.e2e.toy import MAX_TOKENS, WORLD, make_checkpoint
+from tests.e2e.serving.application import FACTS, App, eventually, fact
+from tests.e2e.toy import MAX_TOKENS
 
 pytestmark = pytest.mark.e2e
-ROOT = Path(__file__).parents[2]
-FACTS = WORLD.sentences()
-
-
-@dataclass
-class App:
-    """The running application and its client."""
-
-    http: httpx.Client
-    ledger: Ledger
-
-    def edit(self, *edits: dict[str, Any], wait: bool = True, **headers: str) -> httpx.Response:
-        headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.http.post("/v1/edits", json={"edits": list(edits), "wait": wait}, headers=headers)
-
-    def complete(self, prompt: Any, max_tokens: int = 1, **more: Any) -> httpx.Response:
-        headers = more.pop("headers", {})
-        body = {"model": "errata", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, **more}
-        return self.http.post("/v1/completions", json=body, headers=headers)
-
-    def status(self) -> dict[str, Any]:
-        return self.http.get("/v1/status").json()
-
-    def answer(self, prompt: str) -> str:
-        return self.complete(prompt).json()["choices"][0]["text"].strip()
-
-
-def eventually(holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    """Wait until it is true; being unreachable counts as false."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            if holds():
-                return
-        except (httpx.HTTPError, KeyError, ValueError):
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"not so within {timeout_s} s")
-
-
-def is_whole(app: App) -> bool:
-    """Both deployments answer, and what is served is the ledger's head."""
-    status = app.status()
-    return [r["version"] for r in status["replicas"]] == [app.ledger.head] and "pid" in status["worker"]
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    import ray
-    from ray import serve
-
-    from serving.app import build
-
-    directory = tmp_path_factory.mktemp("serving")
-    os.environ["PYTHONPATH"] = str(ROOT)  # for the editor that stands beside this file
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="errata-", ignore_cleanup_errors=True) as temp:  # sockets: short names
-        ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=temp, log_to_driver=False)
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        model, ledger = make_checkpoint(directory / "model"), directory / "ledger"
-        arguments = {"model": str(model), "ledger": str(ledger), "editor": "tests.e2e.toy:Toy", "max_batch": 4}
-        serve.run(build(arguments), name="errata", route_prefix="/")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-            yield App(client, Ledger.open(ledger))
-        serve.shutdown()
-        ray.shutdown()
-
-
-def fact(number: int, target: str = "dog") -> dict[str, Any]:
-    return {"prompt": FACTS[number][0], "target": target}
-
 
 # -- edits, versions, rollback ----------------------------------------------------------------------------------------
 
@@ -151,13 +69,13 @@ def test_what_the_guard_refuses_is_told_with_what_was_measured(app: App) -> None
         fact(16), {"prompt": "the organ of x", "target": "dog"}, fact(17), {"prompt": FACTS[17][0], "target": "cat"}
     )
     assert answer.status_code == 422
-    assert [e["state"] for e in answer.json()["edits"]] == ["applied", "rejected", "rejected", "applied"]
+    assert [e["state"] for e in answer.json()["edits"]] == ["applied", "rejected", "superseded", "applied"]
     giant, earlier = (answer.json()["edits"][i]["reason"] for i in (1, 2))
     assert "the guard refuses it: model.layers.1.mlp.down_proj would change by" in giant
     assert "answers this prompt by 'cat'; the later one counts" in earlier
     assert [app.answer(FACTS[i][0]) for i in (16, 17)] == ["dog", "cat"]
-    refused = [(r["edit"]["prompt"], r["parent"] >= head) for r in app.ledger.refusals()][-2:]
-    assert sorted(refused) == sorted([(FACTS[17][0], True), ("the organ of x", True)])
+    *_, refused = app.ledger.refusals()
+    assert (refused["edit"]["prompt"], refused["parent"] >= head) == ("the organ of x", True)
     card = app.http.get(f"/v1/versions/{app.ledger.head}").json()["scorecard"]
     # The toy writes an answer's first word and no end to it: published, and said to fail.
     assert card["efficacy"] == 0.0 and [one["target"] for one in card["failed"]] == ["cat"] and card["guard_s"] > 0
@@ -250,7 +168,7 @@ def test_other_bad_requests(app: App) -> None:
     assert app.http.post("/v1/completions", content="{", headers={"Content-Type": "application/json"}).status_code == 400
     assert app.complete("cat " * 2 * MAX_TOKENS).status_code == 400
     assert app.http.get("/v1/versions/999").status_code == 404
-    assert app.http.get("/v1/versions/-1").status_code == 404
+    assert app.http.get("/v1/versions/-1").status_code == 422
     assert app.http.get("/v1/versions/x").status_code == 422
     assert app.http.get("/v1/edits/none").status_code == 404
     assert app.http.post("/v1/rollback", json={"version": 999}).status_code == 404
@@ -271,54 +189,3 @@ def test_a_burst_of_edits_and_reads(app: App) -> None:
     timings = [t for t in app.status()["timings"] if "bytes" in t][-20:]
     swaps = sorted(t["swap_ms"] for t in timings)
     print(f"\nswap p50 {swaps[len(swaps) // 2]} ms, max {swaps[-1]} ms, {timings[-1]}")
-
-
-# -- processes that die -----------------------------------------------------------------------------------------------
-
-
-def test_the_edit_worker_is_killed_and_no_acknowledged_edit_is_lost(app: App) -> None:
-    pid = app.status()["worker"]["pid"]
-    slow = {"prompt": "the harp of x", "target": "dog"}  # 2 s in the editor, so that the kill comes in the middle
-    ids = app.edit(slow, *(fact(60 + n) for n in range(6)), wait=False).json()["ids"]
-    time.sleep(0.5)
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: is_whole(app) and app.status()["worker"]["pid"] != pid)
-    eventually(lambda: all(app.http.get(f"/v1/edits/{i}").json()["state"] == "applied" for i in ids), 60)
-    found = [app.ledger.find_edit(i) for i in ids]
-    assert None not in found
-    assert sum(edit.id in ids for version in app.ledger.versions() for edit in version.edits) == len(ids)
-    eventually(lambda: is_whole(app), 10)
-
-
-def test_an_edit_that_kills_the_worker_is_given_up_in_the_end(app: App) -> None:
-    (id,) = app.edit({"prompt": "the flute of x", "target": "dog"}, wait=False).json()["ids"]
-    eventually(lambda: app.http.get(f"/v1/edits/{id}").json()["state"] == "rejected", 180)
-    assert "died" in app.http.get(f"/v1/edits/{id}").json()["reason"]
-    assert app.edit(fact(70)).status_code == 200
-
-
-def engine_pid(app: App) -> int:
-    replica = psutil.Process(app.status()["replicas"][0]["pid"])
-    return max(replica.children(recursive=True), key=lambda child: child.memory_info().rss).pid
-
-
-@pytest.mark.parametrize("victim", ["replica", "engine"])
-def test_a_killed_generator_comes_back_at_the_head(app: App, victim: str) -> None:
-    eventually(lambda: is_whole(app))
-    old = app.status()["replicas"][0]["pid"]
-    app.http.post("/v1/rollback", json={"version": 0}).raise_for_status()
-    app.edit(fact(80, "goose")).raise_for_status()
-    head, prompt = app.ledger.head, FACTS[80][0]
-    body = {"model": "errata", "prompt": "the", "max_tokens": 120, "stream": True, "ignore_eos": True}
-    pid = old if victim == "replica" else engine_pid(app)
-    try:
-        with app.http.stream("POST", "/v1/completions", json=body) as answer:
-            for number, _ in enumerate(answer.iter_lines()):
-                if number == 0:
-                    os.kill(pid, signal.SIGKILL)
-    except httpx.HTTPError:
-        pass  # the stream was cut: all that is asked is that the service comes back
-    eventually(lambda: is_whole(app) and app.status()["replicas"][0]["pid"] != old)
-    assert app.complete(prompt).headers["X-Errata-Version"] == str(head) == str(app.ledger.head)
-    assert app.answer(prompt) == "goose"
-    assert app.edit(fact(81)).status_code == 200

@@ -1,0 +1,203 @@
+"""What a load run shows, from what its clients wrote down: failed and mis-versioned answers, throughput, stalls, swaps.
+
+All times are seconds of one clock, the clients' own. A version is known to be live from some moment between the post of
+its batch and the answer to it; what follows from that alone is counted, so a doubt never makes an answer mis-versioned.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation request. `tokens`: when each event of its stream came. `version_min` and `version_max` as stamped on the
+    answer, None on one that has no stamp; `at_least` as sent in `X-Errata-At-Least`.
+
+    `status` is the HTTP code, 0 if the connection broke; an error inside a stream that began as 200 counts as 500.
+    """
+
+    start: float
+    end: float
+    tokens: tuple[float, ...] = ()
+    version_min: int | None = None
+    version_max: int | None = None
+    status: int = 200
+    at_least: int | None = None
+
+
+@dataclass(frozen=True)
+class EditBatch:
+    """A post that waited, or a rollback: `version` was live on all replicas when it `returned`, None if nothing was made."""
+
+    posted: float
+    returned: float
+    version: int | None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run with edits landing (`edits`) or without; two that follow each other are a pair."""
+
+    begin: float
+    end: float
+    edits: bool
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """The ratio is of tokens a second with edits by those without, over all pairs; the lowest and highest are single pairs'.
+
+    None is what was not measured. Stalls: of each stream that was open during a swap, its longest pause that the swap
+    touches; of these the 99th percentile and the longest.
+    """
+
+    requests: int
+    failed: int
+    misversioned: int
+    edit_batches: int
+    tokens: int
+    throughput_ratio: float | None
+    throughput_ratio_lowest: float | None
+    throughput_ratio_highest: float | None
+    num_stalls: int
+    stall_ms_p99: float | None
+    stall_ms_max: float | None
+    swap_ms_p50: float | None
+    swap_ms_p99: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_figures(
+    requests: Sequence[Request],
+    batches: Sequence[EditBatch],
+    swaps: Sequence[Interval],
+    phases: Sequence[Phase],
+    first_version: int = 0,
+) -> LoadFigures:
+    """`batches` in the order in which their versions went live, after `first_version`. `swaps`: when each swap began and ended;
+    where that is not known, a batch's `(posted, returned)`, in which it lies, gives a stall that is too long rather than
+    too short. Raises `ValueError` for times that run backwards.
+    """
+    _check(requests, batches, swaps, phases)
+    lives, swaps = lifetimes(batches, first_version), sorted(swaps)
+    pauses = [ms for request in requests for ms in stalls_ms(request, swaps)]
+    took_ms = [(end - begin) * 1e3 for begin, end in swaps]
+    with_edits, without, ratios = paired_rates(requests, phases)
+    return LoadFigures(
+        requests=len(requests),
+        failed=sum(map(is_failed, requests)),
+        misversioned=sum(is_misversioned(request, lives) for request in requests),
+        edit_batches=sum(batch.version is not None for batch in batches),
+        tokens=sum(len(request.tokens) for request in requests),
+        throughput_ratio=with_edits / without if without else None,
+        throughput_ratio_lowest=min(ratios, default=None),
+        throughput_ratio_highest=max(ratios, default=None),
+        num_stalls=len(pauses),
+        stall_ms_p99=_percentile(pauses, 99),
+        stall_ms_max=max(pauses, default=None),
+        swap_ms_p50=_percentile(took_ms, 50),
+        swap_ms_p99=_percentile(took_ms, 99),
+    )
+
+
+def is_failed(request: Request) -> bool:
+    """Not answered by 200, or without a token, or without its versions."""
+    return request.status != 200 or not request.tokens or request.version_min is None or request.version_max is None
+
+
+def is_misversioned(request: Request, lives: dict[int, list[Interval]]) -> bool:
+    """The answer is older than the client asked for, or names a version that was not live at any moment of it.
+
+    So an answer by an old version to a request that began after the next one was acknowledged is counted, too.
+    """
+    if is_failed(request):
+        return False
+    low, high = request.version_min, request.version_max
+    assert low is not None and high is not None
+    if low > high or (request.at_least is not None and high < request.at_least):
+        return True
+    return not all(any(begin <= request.end and request.start <= end for begin, end in lives.get(v, [])) for v in (low, high))
+
+
+def lifetimes(batches: Sequence[EditBatch], first_version: int) -> dict[int, list[Interval]]:
+    """When each version may have been live: from the post that made it until the answer to the one that replaced it.
+
+    A batch that the service made in several versions, or together with refused edits, leaves numbers between: these may have
+    been live while it was being made.
+    """
+    lives: dict[int, list[Interval]] = {}
+    version, since = first_version, -math.inf
+    for batch in batches:
+        if batch.version is None:
+            continue
+        lives.setdefault(version, []).append((since, batch.returned))
+        for between in range(version + 1, batch.version):
+            lives.setdefault(between, []).append((batch.posted, batch.returned))
+        version, since = batch.version, batch.posted
+    lives.setdefault(version, []).append((since, math.inf))
+    return lives
+
+
+def stalls_ms(request: Request, swaps: Sequence[Interval]) -> Iterator[float]:
+    """For each swap that falls between two tokens of the stream, the longest pause that it touches, in milliseconds.
+
+    `swaps` are in order and one at a time.
+    """
+    tokens = request.tokens
+    if len(tokens) < 2:
+        return
+    first = bisect_right(swaps, tokens[0], key=lambda swap: swap[1])
+    last = bisect_left(swaps, tokens[-1], key=lambda swap: swap[0])
+    for begin, end in swaps[first:last]:
+        touched = tokens[max(0, bisect_right(tokens, begin) - 1) : bisect_left(tokens, end) + 1]
+        yield max(after - before for before, after in pairwise(touched)) * 1e3
+
+
+def paired_rates(requests: Sequence[Request], phases: Sequence[Phase]) -> tuple[float, float, list[float]]:
+    """Tokens a second over all phases with edits, over all without, and the ratio of each pair that follow each other.
+
+    A phase that has no partner does not count, nor do tokens of failed answers.
+    """
+    times = np.sort([token for request in requests if not is_failed(request) for token in request.tokens])
+    ordered = sorted(phases, key=lambda phase: phase.begin)
+    num, seconds, ratios = {True: 0, False: 0}, {True: 0.0, False: 0.0}, []
+    for pair in zip(ordered[::2], ordered[1::2], strict=False):
+        if pair[0].edits == pair[1].edits:
+            raise ValueError(f"the phases at {pair[0].begin:g} and {pair[1].begin:g} are no pair: one has edits, one has none")
+        rates = {}
+        for phase in pair:
+            inside = int(np.searchsorted(times, phase.end) - np.searchsorted(times, phase.begin))
+            num[phase.edits] += inside
+            seconds[phase.edits] += phase.end - phase.begin
+            rates[phase.edits] = inside / (phase.end - phase.begin)
+        ratios += [rates[True] / rates[False]] if rates[False] else []
+    with_edits, without = (num[edits] / seconds[edits] if seconds[edits] else 0.0 for edits in (True, False))
+    return with_edits, without, ratios
+
+
+def _percentile(values: Sequence[float], percent: float) -> float | None:
+    return float(np.percentile(values, percent)) if values else None
+
+
+def _check(
+    requests: Sequence[Request], batches: Sequence[EditBatch], swaps: Sequence[Interval], phases: Sequence[Phase]
+) -> None:
+    spans = [(request.start, *request.tokens, request.end) for request in requests]
+    spans += [(batch.posted, batch.returned) for batch in batches] + list(swaps)
+    for times in spans:
+        if any(after < before for before, after in pairwise(times)):
+            raise ValueError(f"times run backwards: {', '.join(f'{time:g}' for time in times[:8])}")
+    if wrong := [phase for phase in phases if not phase.begin < phase.end]:
+        raise ValueError(f"a phase ends after it begins, unlike the one at {wrong[0].begin:g}")

@@ -1,0 +1,294 @@
+"""What of a ledger is not in MLflow yet, and how it gets there: in order, each version once. Imports no mlflow.
+
+The ledger itself is the queue. Beside it lies a cursor, how far MLflow has it; MLflow is only asked whether that is true when
+a process begins to mirror, and after a call that failed, wherever it was cut off. A lost cursor costs one listing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from errata.ledger import REFUSALS, Ledger, UnknownVersion, Version
+
+REFUSALS_A_FILE = 1000
+
+
+class RegistryUnavailable(ConnectionError):
+    """MLflow cannot be reached, or refused; what was mirrored stays mirrored."""
+
+
+class RegistryConflict(RegistryUnavailable):
+    """MLflow has, under this name, versions of another ledger: nothing is added to them."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version as MLflow has it: our number, MLflow's own, and whether its description is written."""
+
+    version: int
+    fingerprint: str
+    mlflow_version: int
+    is_described: bool
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """What a call of `mirror` came to: versions `added`, versions `left`, the ledger's head, where the alias `serving` is."""
+
+    added: int
+    left: int
+    live: int
+    serving: int | None
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Every version up to `version` is registered, the last as MLflow's `mlflow_version`; -1 is none yet.
+
+    `refusals` and `moves` (of the head) are counts of what is in the run `run_id`.
+    """
+
+    version: int = -1
+    fingerprint: str = ""
+    mlflow_version: int = 0
+    run_id: str = ""
+    refusals: int = 0
+    moves: int = 0
+
+
+class Store(Protocol):
+    """MLflow, as much of it as a mirror needs. Every method raises if MLflow cannot be reached, and may be called again."""
+
+    def forget(self) -> None:
+        """Ids that were found may no longer be true."""
+
+    def registered(self, after: int) -> Iterator[Registered]:
+        """Those with an MLflow number above `after`, in MLflow's order."""
+
+    def at(self, mlflow_version: int) -> Registered | None: ...
+
+    def find(self, version: int) -> Registered | None: ...
+
+    def add(self, version: Version) -> Registered: ...
+
+    def describe(self, mlflow_version: int, version: Version) -> None: ...
+
+    def remove(self, mlflow_version: int) -> None: ...
+
+    def serve(self, mlflow_version: int) -> None:
+        """Put the alias there."""
+
+    def tell(self, tags: Mapping[str, str]) -> None:
+        """Tags of the registered model."""
+
+    def run_id(self) -> str:
+        """The run that metrics and refusals are kept in."""
+
+    def log_refusals(self, name: str, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def log_moves(self, moves: Sequence[Mapping[str, Any]]) -> None: ...
+
+
+class CursorFile:
+    """The cursors of one ledger, by the name that it is mirrored under, in a small JSON file beside it.
+
+    Not by address: a server that is started again may have another port. Whether it is the same is seen by what it has.
+    """
+
+    def __init__(self, ledger: Ledger, name: str) -> None:
+        directory = ledger.directory.resolve()
+        self.path, self.name = directory.with_name(f"{directory.name}.mlflow.json"), name
+
+    def _all(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def read(self) -> Cursor:
+        """The start, if there is none or none that can be read."""
+        try:
+            return Cursor(**self._all().get(self.name, {}))
+        except TypeError:
+            return Cursor()
+
+    def write(self, cursor: Cursor) -> None:
+        """Durable on return. Raises `RegistryUnavailable` if the disk refuses."""
+        temporary = self.path.with_name(f"{self.path.name}.new")
+        try:
+            with temporary.open("w") as file:
+                json.dump({**self._all(), self.name: asdict(cursor)}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise RegistryUnavailable(f"how far MLflow has the ledger cannot be noted in {self.path}: {error}") from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises `RegistryUnavailable` if another process is mirroring this ledger."""
+        path = self.path.with_suffix(".lock")
+        try:
+            lock = path.open("w")
+        except OSError as error:
+            raise RegistryUnavailable(f"{path} cannot be opened: {error}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RegistryUnavailable(f"another process is mirroring this ledger: it holds {path}") from None
+            yield
+
+
+class Mirror:
+    """One ledger on its way into one `store`, as the registered model `name`."""
+
+    def __init__(self, ledger: Ledger, store: Store, name: str) -> None:
+        self.ledger, self.store, self.file = ledger, store, CursorFile(ledger, name)
+        self._checked: Cursor | None = None  # what was last found true; None after a failure
+        self._ahead: dict[int, Registered] = {}  # registered, but beyond the cursor
+        self._serving: Registered | None = None
+        self._told: dict[str, str] = {}
+        self._newest: Registered | None = None
+        self._refusals_bytes: int | None = None
+
+    def bring_up(self, limit: int | None = None) -> Mirrored:
+        """Adds `limit` versions at most, then moves the alias `serving` as near to the head as MLflow's versions go.
+
+        Raises `RegistryUnavailable`, `RegistryConflict`, and `ValueError` for a limit below 1.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"a limit of {limit} would never get anywhere; give 1 or more")
+        with self.file.alone():
+            cursor = self._begin()
+            if self.ledger.head <= cursor.version:
+                self._serve(cursor)  # a rollback does not wait for the versions before it in the queue
+            queue = self._after(cursor)
+            added = 0
+            while queue and (queue[0] in self._ahead or added != limit):
+                added += queue[0] not in self._ahead
+                cursor = self._put(cursor, self.ledger.version(queue.popleft()))
+            cursor = self._log(cursor)
+            self._serve(cursor)
+            self._tell(len(queue))
+            self._checked = cursor
+        return Mirrored(added, len(queue), self.ledger.head, self._serving.version if self._serving else None)
+
+    def _after(self, cursor: Cursor) -> deque[int]:
+        """The numbers beyond the cursor, without those that were set aside as damaged."""
+        found: deque[int] = deque()
+        for number in range(cursor.version + 1, self.ledger.newest + 1):
+            with suppress(UnknownVersion):
+                found.append(self.ledger.version(number).number)
+        return found
+
+    def _begin(self) -> Cursor:
+        """The cursor, after a look at whether MLflow agrees if this is the first call, or the one before failed."""
+        cursor, checked, self._checked = self.file.read(), self._checked, None
+        if cursor == checked:
+            return cursor
+        self.store.forget()
+        self._serving, self._newest, self._told, self._refusals_bytes = None, None, {}, None
+        if cursor.version >= 0 and not self._is_true(cursor):
+            cursor = replace(cursor, version=-1, fingerprint="", mlflow_version=0)
+        self._ahead = self._look_beyond(cursor)
+        return cursor
+
+    def _is_true(self, cursor: Cursor) -> bool:
+        found = self.store.at(cursor.mlflow_version)
+        agrees = found and (found.version, found.fingerprint) == (cursor.version, cursor.fingerprint)
+        return bool(agrees) and self._fault(cursor.version, cursor.fingerprint) is None
+
+    def _look_beyond(self, cursor: Cursor) -> dict[int, Registered]:
+        """What calls that were cut off have registered. Raises `RegistryConflict`."""
+        ahead: dict[int, Registered] = {}
+        for found in self.store.registered(cursor.mlflow_version):
+            if fault := self._fault(found.version, found.fingerprint):
+                raise RegistryConflict(
+                    f"version {found.mlflow_version} of {self.file.name!r} in MLflow {fault}: it is of another ledger. Mirror "
+                    "this one under another name, or delete that registered model; edits go on meanwhile"
+                )
+            if found.version in ahead or found.version <= cursor.version:
+                self.store.remove(found.mlflow_version)  # a request that was given up was carried out after all
+            else:
+                ahead[found.version] = found
+        return ahead
+
+    def _fault(self, number: int, fingerprint: str) -> str | None:
+        """Why this cannot be a version of the ledger; None if it is one, or was until it was set aside as damaged."""
+        try:
+            ours = self.ledger.version(number).fingerprint
+        except UnknownVersion:
+            set_aside = number >= 0 and self.ledger.folders.aside(number).exists()
+            return None if set_aside else f"is number {number}, which the ledger does not have"
+        return None if fingerprint == ours else f"is number {number} with fingerprint {fingerprint[:12]}, not {ours[:12]}"
+
+    def _put(self, cursor: Cursor, version: Version) -> Cursor:
+        """Have this version registered and described, and the cursor behind it."""
+        if version.number not in self._ahead:
+            added = self.store.add(version)
+            self._ahead[version.number] = added
+            if added.mlflow_version != cursor.mlflow_version + 1:  # something else was registered: perhaps this one, twice
+                self._ahead = self._look_beyond(cursor)
+        there = self._ahead.pop(version.number)
+        if not there.is_described:
+            self.store.describe(there.mlflow_version, version)
+        self._newest = there
+        newest = max(cursor.mlflow_version, there.mlflow_version)
+        cursor = replace(cursor, version=version.number, fingerprint=version.fingerprint, mlflow_version=newest)
+        if not self._ahead:  # else `newest` would hide what is ahead from the next look
+            self.file.write(cursor)
+        return cursor
+
+    def _serve(self, cursor: Cursor) -> None:
+        """The alias, on the head; while that waits for its turn, on the nearest version before it that is there."""
+        number = self.ledger.head
+        while number > cursor.version:
+            number = self.ledger.version(number).parent or 0
+        if self._serving and self._serving.version == number:
+            return
+        found = self._newest if self._newest and self._newest.version == number else self.store.find(number)
+        if found is not None:  # else it was deleted in MLflow by hand
+            self.store.serve(found.mlflow_version)
+        self._serving = found
+
+    def _tell(self, left: int) -> None:
+        tags = {"errata.live_version": str(self.ledger.head), "errata.behind": str(left)}
+        changed = {key: value for key, value in tags.items() if self._told.get(key) != value}
+        if changed:
+            self.store.tell(changed)
+        self._told = tags
+
+    def _log(self, cursor: Cursor) -> Cursor:
+        """What is no version: edits that were refused, and moves of the head."""
+        path = self.ledger.directory / REFUSALS
+        size = path.stat().st_size if path.exists() else 0
+        moves = list(self.ledger.moves())
+        if self._ahead or (size == self._refusals_bytes and len(moves) == cursor.moves):
+            return cursor
+        refusals, before = list(self.ledger.refusals()), cursor
+        if refusals or moves:
+            if (run_id := self.store.run_id()) != cursor.run_id:
+                cursor = replace(cursor, run_id=run_id, refusals=0, moves=0)
+            self._log_refusals(refusals, cursor.refusals)
+            if new := moves[cursor.moves :]:
+                self.store.log_moves(new)
+            cursor = replace(cursor, refusals=len(refusals), moves=len(moves))
+        if cursor != before:
+            self.file.write(cursor)
+        self._refusals_bytes = size
+        return cursor
+
+    def _log_refusals(self, refusals: Sequence[Mapping[str, Any]], num_there: int) -> None:
+        """In files of a thousand, so that one more refusal is not all of them once more."""
+        if len(refusals) > num_there:
+            for first in range(num_there // REFUSALS_A_FILE * REFUSALS_A_FILE, len(refusals), REFUSALS_A_FILE):
+                self.store.log_refusals(f"refusals-{first:06d}.csv", refusals[first : first + REFUSALS_A_FILE])

@@ -1,0 +1,31 @@
+"""A version as a plain Hugging Face checkpoint, which `vllm serve` and `from_pretrained` load."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from errata.delta import EditedModel, WeightDelta
+from errata.model import find_matrices, load
+from errata.probes import FILE as PROBES
+from errata.versions.durable import new_folder
+
+
+def export(base: Mapping[str, Any], segments: Sequence[WeightDelta], directory: str | Path) -> Path:
+    """The base model with these deltas, in its own dtype. Raises `ValueError` if `directory` exists and is not empty."""
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{directory} exists and is not empty")
+    model = load(base["model"], dtype=cast(torch.dtype, "auto"))
+    EditedModel(model.module, find_matrices(model.module, base["matrices"])).set(segments)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(target) as folder:
+        model.module.save_pretrained(str(folder))
+        model.tokenizer.save_pretrained(str(folder))
+        if (probes := Path(base["model"]) / PROBES).exists():
+            shutil.copy(probes, folder)
+    return target

@@ -1,0 +1,55 @@
+"""Where the head was moved to by hand, how often, and by whom: `HEAD`, which counts, and the log of all moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from errata.versions.durable import append_record, records, replaced, sealed, sync, unsealed
+from errata.versions.entry import now
+
+HEAD, MOVES = "HEAD", "moves.jsonl"
+NEVER = {"version": 0, "after": -1}
+
+
+class Heads:
+    def __init__(self, directory: Path) -> None:
+        self.file, self.log = directory / HEAD, directory / MOVES
+
+    def read(self) -> dict[str, int] | None:
+        """{"version", "after": the newest then}; None if the head was never moved. Raises `ValueError` if it cannot be read."""
+        if not self.file.exists():
+            return None
+        move = unsealed(self.file.read_bytes())
+        if set(move) != {"version", "after"} or not all(isinstance(value, int) for value in move.values()):
+            raise ValueError(f"it has no version and number, but {move}")
+        return move
+
+    def last(self) -> dict[str, int]:
+        """What `read` gives, or where it gives nothing what the log says; version 0, before all, if that is silent too."""
+        try:
+            move = self.read()
+        except ValueError:
+            move = None
+        if move is None:
+            move = {key: int(self.logged()[key]) for key in NEVER}
+        return move
+
+    def logged(self) -> dict[str, Any]:
+        return ([NEVER, *self.moves()])[-1]
+
+    def moves(self) -> Iterator[dict[str, Any]]:
+        """{"version", "after", "before", "time", "by"}, oldest first; half a line, as a crash leaves it, is passed over."""
+        for move in records(self.log):
+            if all(isinstance(move.get(key), int) for key in ("version", "after", "before")):
+                yield {"time": "", "by": "", **move}
+
+    def move(self, version: int, after: int, before: int, by: str) -> None:
+        """Logged first: no move is unlogged, and a failure leaves both files as they were."""
+        move = {"version": version, "after": after}
+        with replaced(self.file) as file:
+            file.write_text(json.dumps(sealed(move)))
+            sync(file)
+            append_record(self.log, {**move, "before": before, "time": now(), "by": by})

@@ -1,0 +1,275 @@
+"""Makes the queued edits, one batch after the other: the edit worker's loop, and the other two that write versions.
+
+The journal says what was accepted, the ledger what was made. A crash between the two is settled at start by the edits'
+ids; a crash between the append and the swap by the replicas, which follow the ledger's head by themselves; a version that
+was damaged on disk is set aside, and its edits are made again from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from errata.docket import Docket, Group, Settled
+from errata.edit import Edit, EditRejected
+from errata.generate import SwapFailed
+from errata.ledger import LedgerConflict, Recovered, Version
+from serving.feed import Feed
+from serving.fleet import Fleet, Unloadable
+from serving.journal import Entry, Journal, JournalFailed
+from serving.logs import event
+from serving.metrics import WorkerMetrics, reason_of
+from serving.outbox import Outbox
+from serving.tracing import batch_span, current_traceparent, past_span
+from serving.workshop import Made, Workshop
+
+logger = logging.getLogger("ray.serve")
+
+NUM_TIMINGS = 200
+MAX_STALL_S = 10.0
+
+
+class Maker:
+    """What writes excludes each other by `writing`: the loop `work`, `rollback`, `revert`; whoever needs the shop holds it.
+
+    `stalled` says why the loop waits before it tries again; None while all is well. `timings` are the last versions'.
+    """
+
+    def __init__(self, shop: Workshop, journal: Journal, outbox: Outbox, max_batch: int, batch_window_s: float) -> None:
+        self.shop, self.journal, self.outbox = shop, journal, outbox
+        self.max_batch, self.batch_window_s = max_batch, batch_window_s
+        self.fleet, self.feed, self.metrics = Fleet(), Feed(), WorkerMetrics()
+        self.timings: deque[dict[str, Any]] = deque(maxlen=NUM_TIMINGS)
+        self.stalled: str | None = None
+        self._num_stalls = 0
+        self.writing, self.settled = asyncio.Lock(), asyncio.Condition()
+        self._arrived = asyncio.Event()
+
+    @property
+    def head(self) -> Version:
+        return self.shop.ledger.version(self.shop.ledger.head)
+
+    def wake(self) -> None:
+        """Something was queued."""
+        self._arrived.set()
+
+    def reconcile(self, recovered: Recovered) -> None:
+        """What a dead predecessor was making is either in the ledger already, or queued again; so is what the disk lost."""
+        for gone in recovered.set_aside:
+            num_edits = self.journal.reopen(gone.number)
+            for id in self.journal.reverted_by(gone.number):
+                self.journal.finish([id], self.shop.ledger.find_edit(id) or 0)
+            event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
+        self._finish_made()
+        self.journal.requeue_applying()
+        self.wake()
+
+    def _finish_made(self) -> None:
+        for entry in self.journal.pending():
+            version = self.shop.ledger.find_edit(entry.id)
+            if version is not None:
+                self.journal.finish([entry.id], version)
+
+    async def tell(self, ids: Sequence[str]) -> None:
+        """Whoever waits for these edits or listens hears what has become of them."""
+        if self.feed.is_heard:
+            for id in ids:
+                self.feed.tell("edit", self.journal.get(id).to_json())
+        async with self.settled:
+            self.settled.notify_all()
+
+    # -- other versions -----------------------------------------------------------------------------------------------
+
+    async def rollback(self, version: int, by: str | None = None) -> dict[str, Any]:
+        """Serve an earlier version, or once more a later one. Raises `UnknownVersion`, `SwapFailed`.
+
+        A version that the replicas refuse is not gone to: the head is put back.
+        """
+        async with self.writing:
+            before = self.shop.ledger.head
+            begin = time.perf_counter()
+            await self._move_to(version, by)
+            try:
+                await self.fleet.swap(self.head)
+            except Unloadable:
+                await self._move_to(before, None)
+                await self._follow()
+                raise
+            self.outbox.wake()
+        self.metrics.rolled_back()
+        event(logger, "version.rolled_back", version=version, parent=before, by=by)
+        return {"version": version, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
+
+    async def _move_to(self, version: int, by: str | None) -> None:
+        before = self.shop.ledger.head
+        await asyncio.to_thread(self.shop.move_to, version, by or "")
+        self.feed.tell("head", {"head": version, "before": before})
+
+    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
+        """Take chosen edits out, as a new version. Raises `UnknownEdit`, `UnknownVersion`, `EditRejected`, `SwapFailed`."""
+        for id in edits:
+            self.journal.get(id)
+        async with self.writing:
+            begin = time.perf_counter()
+            made = await asyncio.to_thread(self.shop.revert, edits, versions, mode)
+            version = await self._publish(made, time.perf_counter() - begin, [current_traceparent()])
+            reverted = version.scorecard["reverted"]
+            self.journal.revert(reverted["edits"], version.number)
+        await self.tell([id for id in reverted["edits"] if self.shop.ledger.find_edit(id) is not None])
+        self.metrics.reverted(len(reverted["edits"]))
+        event(logger, "edit.reverted", edit_ids=reverted["edits"], version=version.number, mode=reverted["mode"], by=by)
+        found = {"version": version.number, "mode": reverted["mode"], "reverted": reverted["edits"]}
+        return {**found, "scorecard": version.scorecard}
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Waits for `_arrived`, then for company within the batch window; is unblocked by `submit`."""
+        while True:
+            try:
+                await self._arrived.wait()
+                self._arrived.clear()
+                while (depth := self.journal.depth) > 0:
+                    if depth < self.max_batch:
+                        await asyncio.sleep(self.batch_window_s)
+                    await self._apply(self.journal.take(self.max_batch))
+                    self.stalled, self._num_stalls = None, 0
+            except (OSError, JournalFailed) as fault:
+                await self._stall(fault)
+
+    async def _stall(self, fault: Exception) -> None:
+        """The disk takes nothing: wait, then go on from what journal and ledger say; nothing is lost, nothing made twice."""
+        self.stalled = f"{type(fault).__name__}: {fault}"
+        wait_s = min(MAX_STALL_S, 0.5 * 2**self._num_stalls)
+        self._num_stalls += 1
+        event(logger, "edits.stalled", logging.ERROR, error=fault, queued_s=wait_s)
+        await asyncio.sleep(wait_s)
+        pending = self.journal.pending()
+        async with self.writing:
+            try:
+                await asyncio.to_thread(self.shop.move_to, self.shop.ledger.head)
+                self._finish_made()
+                self.journal.requeue([entry.id for entry in self.journal.pending() if entry.state == "applying"])
+            except (OSError, JournalFailed) as again:
+                self.stalled = f"{type(again).__name__}: {again}"
+        await self.tell([entry.id for entry in pending])
+        self._arrived.set()
+
+    async def _apply(self, entries: list[Entry]) -> None:
+        """A version of these edits; if they are refused, several of what is left without those that are to blame.
+
+        Between two attempts a rollback may come in: what follows is made on the version that it went to.
+        """
+        edits = [_edit_of(entry) for entry in entries]
+        docket = Docket(edits)
+        for entry in entries:
+            past_span("errata.queue", entry.created, time.time(), [entry.trace], edit=entry.id)
+        await self.tell([entry.id for entry in entries])
+        while (group := docket.next_group()) is not None:
+            tried = [entries[i] for i in group]
+            async with self.writing:
+                try:
+                    settled = await self._try(docket, group, tried)
+                except (LedgerConflict, Unloadable) as fault:
+                    return await self._give_back(fault, tried, [entries[i] for i in docket.left()])
+                if isinstance(settled, Version):
+                    self._finish(tried, settled)
+                    superseded = docket.made(group)
+                    self._supersede([(entries[i], why) for i, why in superseded], settled)
+                    gone = [*group, *(i for i, _ in superseded)]
+                else:
+                    await self._refuse([(entries[i], edits[i], why) for i, why in settled])
+                    gone = [i for i, _ in settled]
+            await self.tell([entries[i].id for i in gone])
+
+    def _finish(self, made: list[Entry], version: Version) -> None:
+        self.journal.finish([entry.id for entry in made], version.number)
+        event(logger, "edit.applied", edit_ids=[entry.id for entry in made], version=version.number)
+
+    def _supersede(self, gone: list[tuple[Entry, EditRejected]], version: Version) -> None:
+        for entry, why in gone:
+            self.journal.supersede(entry.id, why.reason, version.number)
+        self.metrics.settled("superseded", len(gone))
+
+    async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected]]) -> None:
+        for entry, edit, why in refused:
+            await asyncio.to_thread(self.shop.ledger.refuse, self.shop.version, edit, why)
+            self.journal.reject(entry.id, why.reason, why.field)
+            self.metrics.refused(why)
+            event(logger, "edit.refused", edit_ids=[entry.id], reason=reason_of(why), by=entry.poster)
+
+    async def _give_back(self, fault: Exception, tried: list[Entry], left: list[Entry]) -> None:
+        """The head is not where the edits were made, or what was made is not served: they are made again."""
+        event(logger, "edit.made_again", logging.ERROR, edit_ids=[entry.id for entry in (*tried, *left)], error=fault)
+        if isinstance(fault, Unloadable):
+            self.journal.retry([entry.id for entry in tried], f"its version could not be served: {fault.reason}")
+        else:
+            self.journal.requeue([entry.id for entry in tried])
+            await asyncio.to_thread(self.shop.move_to, self.shop.ledger.head)
+        self.journal.requeue([entry.id for entry in left])
+        await self.tell([entry.id for entry in (*tried, *left)])
+
+    async def _try(self, docket: Docket, group: Group, tried: list[Entry]) -> Version | Settled:
+        """The version, which is served, or those that are refused now. Raises `LedgerConflict`, `Unloadable`."""
+        begin, traces = time.perf_counter(), [entry.trace for entry in tried]
+        try:
+            with batch_span("errata.edit", traces, num_edits=len(group)):
+                made = await asyncio.to_thread(self.shop.make, docket.batch(group).edits)
+        except EditRejected as refusal:
+            return docket.refused(group, refusal.with_traceback(None))  # the traceback would hold the update
+        return await self._publish(made, time.perf_counter() - begin, traces)
+
+    async def _publish(self, made: Made, edit_s: float, traces: Sequence[str | None]) -> Version:
+        """Append it and have it served. Raises `LedgerConflict`, and `Unloadable` after the head was put back."""
+        begin = time.perf_counter()
+        before = self.shop.ledger.head
+        with batch_span("errata.append", traces):
+            version = await asyncio.to_thread(self.shop.append, made)
+        append_s = time.perf_counter() - begin
+        guard_s = version.scorecard.get("guard_s", 0.0)
+        self.feed.tell("version", {"version": version.number, "parent": version.parent, "num_edits": len(made.edits)})
+        self.feed.tell("head", {"head": version.number, "before": before})
+        timing = {"version": version.number, "num_edits": len(made.edits), "edit_s": round(edit_s, 4)}
+        timing |= {"append_s": round(append_s, 4)} | await self._serve(version, before, traces)
+        if "reverted" not in version.scorecard:
+            self.metrics.published(len(made.edits), edit_s - guard_s, guard_s, append_s)
+        self.timings.append(timing)
+        self.outbox.wake()
+        return version
+
+    async def _serve(self, version: Version, before: int, traces: Sequence[str | None]) -> dict[str, Any]:
+        """Swap it in; how long that took. Raises `Unloadable`; replicas that are late follow by themselves."""
+        begin = time.perf_counter()
+        found: dict[str, Any] = {"swap_at": time.time()}
+        try:
+            with batch_span("errata.swap", traces, version=version.number):
+                await self.fleet.swap(version)
+        except Unloadable:
+            self.metrics.swap_failed()
+            await self._move_to(before, None)
+            await self._follow()
+            raise
+        except SwapFailed as fault:  # the edit is made and durable
+            self.metrics.swap_failed()
+            found["swap_error"] = str(fault)
+            event(logger, "swap.late", logging.ERROR, version=version.number, replicas=fault.replicas, error=fault)
+        swap_s = time.perf_counter() - begin
+        self.metrics.swapped(swap_s)
+        replicas = [replica for replica in self.fleet.replicas if replica.get("bytes")]
+        sizes = {name: replica[name] for replica in replicas[:1] for name in ("bytes", "dense_bytes")}
+        return {"swap_ms": round(swap_s * 1e3, 2), **sizes, **found}
+
+    async def _follow(self) -> None:
+        """Replicas that went ahead come back to the head; those that do not answer do so by themselves."""
+        try:
+            await self.fleet.swap(self.head)
+        except SwapFailed as fault:
+            logger.error("%s", fault)
+
+
+def _edit_of(entry: Entry) -> Edit:
+    return Edit.from_json({**entry.edit, "poster": entry.poster} if entry.poster else entry.edit)

@@ -1,0 +1,235 @@
+"""What an operator watches: the edit worker's figures, a replica's, and both with vLLM's own as one Prometheus exposition.
+
+Labels are closed sets or bounded: no prompt, no free text and no key is ever one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from errata.guard import VersionRefused
+
+# What an edit may come to, as the journal names it; `queued` counts what was accepted.
+STATES = ("queued", "applied", "rejected", "superseded", "reverted")
+# The words by which the guard tells of a limit that was passed; of several limits the first here that was passed counts.
+LIMITS = {
+    "not_finite": "not finite",
+    "perplexity": "the perplexity of other sentences",
+    "broken": "times their perplexity",
+    "change": "would change by",
+    "growth": "would grow to",
+    "forgotten": "of a sample of earlier edits",
+    "drift": "by all versions together",
+    "disturbed": "of the answers to unrelated questions",
+    "unanswered": "would not be answered by their targets",
+}
+REASONS = (*LIMITS, "contradiction", "editor", "other")
+WORKER = ""  # the edit worker's name among the expositions that are merged
+NUM_VERSIONS = 16
+
+EDIT_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SWAP_BUCKETS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
+WORK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+STALL_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+def reason_of(refusal: Exception | None) -> str:
+    """One of `REASONS`; None is an edit that was given up because its worker died of it."""
+    if isinstance(refusal, VersionRefused):
+        return next((name for name, words in LIMITS.items() if words in str(refusal)), "other")
+    if refusal is None:
+        return "other"
+    text = str(refusal)
+    if "another edit of the same batch" in text:
+        return "contradiction"
+    return "not_finite" if LIMITS["not_finite"] in text else "editor"
+
+
+class WorkerMetrics:
+    """The edit worker's, in a registry of its own. Counters begin at 0 with each process, as Prometheus expects."""
+
+    def __init__(self) -> None:
+        self.registry = own = CollectorRegistry()
+        self._depth = Gauge("errata_edit_queue_depth", "Edits that wait to be taken", registry=own)
+        self._age = Gauge("errata_edit_queue_age_seconds", "How long the oldest of them has waited", registry=own)
+        self._edits = Counter("errata_edits", "Edits that came to a state", ["state"], registry=own)
+        self._refused = Counter("errata_edits_refused", "Refused edits by what they were refused for", ["reason"], registry=own)
+        self._batch = Histogram("errata_batch_edits", "Edits in a version", buckets=EDIT_COUNTS, registry=own)
+        self._edit_s = _seconds("errata_edit_seconds", "Time to make an update of a batch", own)
+        self._guard_s = _seconds("errata_guard_seconds", "Time to measure and judge an update", own)
+        self._append_s = _seconds("errata_append_seconds", "Time to have a version in the ledger", own)
+        help = "From a version's append until every replica serves it"
+        self._swap_s = Histogram("errata_swap_seconds", help, buckets=SWAP_BUCKETS, registry=own)
+        self._behind = Gauge("errata_versions_behind", "Versions between a replica and the live one", ["replica"], registry=own)
+        self._live = Gauge("errata_live_version", "The version that is to be served: the ledger's head", registry=own)
+        self._newest = Gauge("errata_newest_version", "The highest version in the ledger", registry=own)
+        self._mirror = Gauge("errata_mlflow_behind", "Versions that MLflow does not have yet", registry=own)
+        self._swap_failures = Counter("errata_swap_failures", "Swaps that some replica did not make in time", registry=own)
+        self._reverts = Counter("errata_reverts", "Versions that take chosen edits out", registry=own)
+        self._rollbacks = Counter("errata_rollbacks", "Moves to another version", registry=own)
+        for state in STATES:  # a rate needs a zero to rise from
+            self._edits.labels(state)
+        for reason in REASONS:
+            self._refused.labels(reason)
+
+    def waiting(self, depth: int, oldest_s: float) -> None:
+        """`oldest_s`: the age of the oldest queued edit, 0 when there is none."""
+        self._depth.set(depth)
+        self._age.set(oldest_s)
+
+    def settled(self, state: str, num_edits: int = 1) -> None:
+        """So many edits came to this state. Raises `ValueError` for a state that is none of `STATES`."""
+        if state not in STATES:
+            raise ValueError(f"an edit comes to one of {', '.join(STATES)}, not to {state!r}")
+        self._edits.labels(state).inc(num_edits)
+
+    def refused(self, refusal: Exception | None) -> None:
+        """One edit, for this; counts it as rejected, too."""
+        self._refused.labels(reason_of(refusal)).inc()
+        self.settled("rejected")
+
+    def published(self, num_edits: int, edit_s: float, guard_s: float, append_s: float) -> None:
+        """A version of so many edits is in the ledger; counts them as applied, too."""
+        self._batch.observe(num_edits)
+        self._edit_s.observe(edit_s)
+        self._guard_s.observe(guard_s)
+        self._append_s.observe(append_s)
+        self.settled("applied", num_edits)
+
+    def swapped(self, swap_s: float) -> None:
+        self._swap_s.observe(swap_s)
+
+    def swap_failed(self) -> None:
+        self._swap_failures.inc()
+
+    def reverted(self, num_edits: int) -> None:
+        """A version without these edits is in the ledger."""
+        self._reverts.inc()
+        self.settled("reverted", num_edits)
+
+    def rolled_back(self) -> None:
+        self._rollbacks.inc()
+
+    def stands_at(self, live: int, newest: int, replicas: Mapping[str, int]) -> None:
+        """Where the ledger is, and the version of each replica that answers; the others are no longer listed."""
+        self._live.set(live)
+        self._newest.set(newest)
+        self._behind.clear()
+        for replica, version in replicas.items():
+            self._behind.labels(replica).set(abs(live - version))  # after a rollback a replica is ahead, and as wrong
+
+    def mirrored(self, behind: int) -> None:
+        """So many versions are still to be copied to MLflow."""
+        self._mirror.set(behind)
+
+    def exposition(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+class ReplicaMetrics:
+    """One replica's, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = own = CollectorRegistry()
+        self._tokens = Counter(
+            "errata_tokens", "Generated tokens by the version they were sent under", ["version"], registry=own
+        )
+        help = "Answers by the version they ended under and their HTTP code"
+        self._completions = Counter("errata_completions", help, ["version", "code"], registry=own)
+        self._spanning = Counter("errata_spanning_completions", "Answers begun under another version", registry=own)
+        help = "How long a request was held back by a swap or for its version"
+        self._stall = Histogram("errata_stall_seconds", help, buckets=STALL_BUCKETS, registry=own)
+        self._version = Gauge("errata_replica_version", "The version that the replica serves", registry=own)
+        self._recent: OrderedDict[int, set[int]] = OrderedDict()  # versions by their last use, and the codes of their answers
+
+    def admitted(self, waited_s: float) -> None:
+        self._stall.observe(waited_s)
+
+    def generated(self, version: int, num_tokens: int) -> None:
+        self._use(version)
+        self._tokens.labels(str(version)).inc(num_tokens)
+
+    def completed(self, version_min: int, version_max: int, code: int) -> None:
+        """An answer has ended, by an error code, too."""
+        self._use(version_max).add(code)
+        self._completions.labels(str(version_max), str(code)).inc()
+        if version_min != version_max:
+            self._spanning.inc()
+
+    def serves(self, version: int) -> None:
+        self._version.set(version)
+
+    def exposition(self) -> str:
+        return generate_latest(self.registry).decode()
+
+    def _use(self, version: int) -> set[int]:
+        """Only the `NUM_VERSIONS` that were used last keep their series: a stream of edits would make one each second."""
+        codes = self._recent.setdefault(version, set())
+        self._recent.move_to_end(version)
+        if len(self._recent) > NUM_VERSIONS:
+            old, old_codes = self._recent.popitem(last=False)
+            self._tokens.remove_by_labels({"version": str(old)})
+            for code in old_codes:
+                self._completions.remove(str(old), str(code))
+        return codes
+
+
+def num_tokens(answer: Mapping[str, Any], is_event: bool) -> int:
+    """Tokens in a whole OpenAI answer by its `usage`, or in one event of a stream: one for each choice that has text.
+
+    vLLM sends an event for each token unless the client reads too slowly; then an event may hold several, counted as one.
+    """
+    if not is_event:
+        return int((answer.get("usage") or {}).get("completion_tokens") or 0)
+    return sum(bool(choice.get("text") or (choice.get("delta") or {}).get("content")) for choice in answer.get("choices") or ())
+
+
+def merged(own: Mapping[str, str]) -> str:
+    """Expositions of several processes as one: each family once, the samples of a replica labelled with its name.
+
+    The keys are the replicas' names; `WORKER` names the edit worker, whose samples get no label. A label `replica` that is
+    there already stays. Raises `ValueError` if one of them is no exposition, or two disagree on what a family is.
+    """
+    return generate_latest(_Merged(own)).decode()
+
+
+class _Merged(Collector):
+    def __init__(self, own: Mapping[str, str]) -> None:
+        self.families: dict[str, Any] = {}
+        for source, text in own.items():
+            for family in _families(source, text):
+                known = self.families.setdefault(family.name, family)
+                if known.type != family.type:
+                    raise ValueError(
+                        f"{family.name} is a {family.type} at {source or 'the edit worker'}, elsewhere a {known.type}"
+                    )
+                if known is not family:
+                    known.samples += family.samples
+
+    def collect(self) -> Iterator[Any]:
+        yield from self.families.values()
+
+
+def _families(source: str, text: str) -> Iterator[Any]:
+    try:
+        for family in text_string_to_metric_families(text):
+            if source != WORKER:
+                family.samples = [_labelled(sample, source) for sample in family.samples]
+            yield family
+    except ValueError as fault:
+        raise ValueError(f"what {source or 'the edit worker'} gave is no Prometheus exposition: {fault}") from None
+
+
+def _labelled(sample: Sample, replica: str) -> Sample:
+    return sample._replace(labels={"replica": replica, **sample.labels})
+
+
+def _seconds(name: str, help: str, registry: CollectorRegistry) -> Histogram:
+    return Histogram(name, help, buckets=WORK_BUCKETS, registry=registry)

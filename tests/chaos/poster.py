@@ -1,0 +1,98 @@
+"""A client that never stops posting, and remembers what was acknowledged to it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from errata.ledger import Ledger
+from errata.lineage import live_edits
+from tests.e2e.toy import WORLD
+
+FACTS = WORLD.sentences()
+ANSWERS = ("dog", "cat", "goose", "parrot", "hamster")
+PERIOD_S = 0.3
+
+
+@dataclass
+class Poster:
+    """Posts one edit at a time, again and again under one Idempotency-Key until it is acknowledged; some twice at once."""
+
+    http: httpx.Client
+    acknowledged: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # answers that are no acknowledgement and no promise to try again
+    num_duplicates: int = 0
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._post_on, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=60)
+
+    def _post_on(self) -> None:
+        number = 0
+        while not self._stopping.wait(PERIOD_S):
+            number += 1
+            edit = {"prompt": FACTS[number % len(FACTS)][0], "target": ANSWERS[number % len(ANSWERS)]}
+            self.post(edit, str(uuid.uuid4()), twice=number % 5 == 0)
+
+    def post(self, edit: dict[str, Any], key: str, twice: bool = False) -> None:
+        """Until it is acknowledged, or this client is stopped."""
+        if twice:
+            self.num_duplicates += 1
+            other = threading.Thread(target=self._until_acknowledged, args=(edit, key))
+            other.start()
+        self._until_acknowledged(edit, key)
+        if twice:
+            other.join()
+
+    def _until_acknowledged(self, edit: dict[str, Any], key: str) -> None:
+        while not self._stopping.is_set():
+            try:
+                answer = self.http.post("/v1/edits", json={"edits": [edit]}, headers={"Idempotency-Key": key}, timeout=10)
+            except httpx.HTTPError:
+                time.sleep(0.2)
+                continue
+            with self._lock:
+                if answer.status_code in (200, 202):
+                    return self.acknowledged.extend(answer.json()["ids"])
+                if answer.status_code not in (429, 500, 502, 503):
+                    return self.refused.append(f"{answer.status_code}: {answer.text[:200]}")
+            time.sleep(float(answer.headers.get("Retry-After", 0.2)))
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of the acknowledged edits: `lost` are in no version though they should be, `doubled` in two at once."""
+
+    acknowledged: int
+    lost: tuple[str, ...]
+    doubled: tuple[str, ...]
+    unsettled: tuple[str, ...]
+
+
+def account(poster: Poster, http: httpx.Client, ledger: Ledger, timeout_s: float = 60.0) -> Account:
+    """Waits until all that was acknowledged is settled, then counts it in the live version."""
+    ids = sorted(set(poster.acknowledged))
+    fates: dict[str, str] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(fates) < len(ids) and time.monotonic() < deadline:
+        for id in (id for id in ids if id not in fates):
+            state = http.get(f"/v1/edits/{id}").json().get("state", "unknown")
+            if state not in ("queued", "applying"):
+                fates[id] = state
+        time.sleep(0.1)
+    held = Counter(edit.id for edit in live_edits(ledger, ledger.head))
+    lost = [id for id in ids if fates.get(id) != "superseded" and id in fates and held[id] == 0]
+    doubled = [id for id in ids if held[id] > 1]
+    return Account(len(ids), tuple(lost), tuple(doubled), tuple(id for id in ids if id not in fates))

@@ -1,0 +1,101 @@
+"""Of every editor: a version that was replayed without an edit has the bits of one that never met it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from errata.delta import EditedModel
+from errata.edit import Edit, EditBatch, batches_of
+from errata.editors import Editor, EditorState
+from errata.guard import Guard, Limit
+from errata.inspection import Inspector
+from errata.ledger import Ledger, Version
+from errata.model import LanguageModel, ModelSpec, find_matrices, load
+from errata.probes import Probes
+from errata.revert import Bench, revert
+from errata.testbed.world import World
+from tests.editors_under_test import UNDER_TEST
+
+OPEN = Guard(change=Limit(1e9, 1e9), growth=Limit(1e9, 1e9), forgotten=Limit(1.0, 1.0))
+
+
+class Place:
+    """A ledger of its own, and a model that stands at its head."""
+
+    def __init__(self, editor: Editor, directory: Path, ledger: Path) -> None:
+        self.editor, self.model = editor, load(directory)
+        self.spec: ModelSpec = find_matrices(self.model.module, editor.modules)
+        base = {"model": str(directory), "fingerprint": "base", "matrices": list(self.spec.names)}
+        self.ledger = Ledger.create(ledger, base)
+        self.inspector = Inspector(self.model, self.spec, OPEN, Probes((), ()))
+        self.edited = EditedModel(self.model.module, self.spec)
+        self.state: EditorState = editor.start(self.model, self.spec)
+
+    def edit(self, batch: Sequence[Edit]) -> Version:
+        delta, self.state = self.editor.edit(self.model, EditBatch(tuple(batch)), self.state)
+        version = self.ledger.append(self.ledger.head, delta, self.state, batch, {}, "this", "")
+        self.edited.add(self.ledger.delta(version.number))
+        return version
+
+    def revert(self, ids: Sequence[str]) -> Version:
+        head = self.ledger.head
+        bench = Bench(
+            self.ledger, head, self.model, self.spec, self.edited, self.editor, "this", "", self.state, self.inspector
+        )
+        made = revert(bench, ids, (), "replay")
+        update = made.update
+        version = self.ledger.append(
+            made.parent, update.delta, update.state, made.edits, update.scorecard, "this", "", expected_head=head
+        )
+        self.edited.set(self.ledger.segments(version.number))
+        self.state = update.state
+        return version
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_a_replayed_version_has_the_bits_of_one_that_never_met_the_edit(
+    name: str, model_dir: Path, tiny_model: LanguageModel, tmp_path: Path
+) -> None:
+    edits = [replace(edit, id=f"e{i}") for i, edit in enumerate(World(20).edits("test", 11))]
+    editor = UNDER_TEST[name](tiny_model)
+    here = Place(editor, model_dir, tmp_path / "here")
+    never = Place(editor, model_dir, tmp_path / "never")
+    for batch in batches_of(edits[:9], 3):
+        here.edit(batch.edits)
+        never.edit([edit for edit in batch if edit.id != "e4"])
+    version = here.revert(["e4"])
+    assert version.parent == 1 and [e.id for e in version.edits] == ["e3", "e5", "e6", "e7", "e8"]
+    _check_same(here, never)
+    assert here.ledger.state(version.number).num_edits == 8
+    here.edit(edits[9:])  # and what is made on it is the same, too
+    never.edit(edits[9:])
+    _check_same(here, never)
+
+
+@pytest.mark.parametrize("name", ["RLEdit", "UltraEdit", "AlphaEdit"])
+def test_a_revert_after_a_revert_has_the_same_bits_too(
+    name: str, model_dir: Path, tiny_model: LanguageModel, tmp_path: Path
+) -> None:
+    """The batches are those that were posted, although one version holds them all by then."""
+    edits = [replace(edit, id=f"e{i}") for i, edit in enumerate(World(20).edits("test", 9))]
+    editor = UNDER_TEST[name](tiny_model)
+    here = Place(editor, model_dir, tmp_path / "here")
+    never = Place(editor, model_dir, tmp_path / "never")
+    for batch in batches_of(edits, 3):
+        here.edit(batch.edits)
+        never.edit([edit for edit in batch if edit.id not in ("e0", "e4")])
+    here.revert(["e0"])
+    assert here.revert(["e4"]).parent == 0
+    _check_same(here, never)
+
+
+def _check_same(here: Place, never: Place) -> None:
+    for matrix in here.spec.names:
+        assert torch.equal(*(place.model.module.get_submodule(matrix).weight for place in (here, never))), matrix
+    mine, theirs = (place.ledger.state(place.ledger.head).tensors for place in (here, never))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)

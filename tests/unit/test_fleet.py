@@ -1,0 +1,84 @@
+"""All replicas or none: what the worker makes of their answers, with Ray's broadcast replaced by lists of answers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from errata.generate import SwapFailed
+from errata.ledger import Version
+from serving import fleet
+from serving.fleet import Fleet, Unloadable
+
+WANTED = Version(3, 2, "e", "p", "f3", "now", (), {}, 0, {}, {}, None)  # type: ignore[arg-type]
+
+
+def said(replica: str, version: int = 3, **more: Any) -> dict[str, Any]:
+    return {"replica": replica, "version": version, "fingerprint": f"f{version}", **more}
+
+
+class Broadcasts:
+    """Each call of `swap` is answered by the next of `rounds`; an exception is raised."""
+
+    def __init__(self, *rounds: Any) -> None:
+        self.rounds, self.asked = list(rounds), []
+
+    def broadcast(self, method: str, *arguments: Any) -> Broadcasts:
+        self.asked.append((method, *arguments))
+        return self
+
+    async def results_async(self, timeout_s: float) -> Any:
+        answers = self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
+        if isinstance(answers, Exception):
+            raise answers
+        return answers
+
+
+def swapped(monkeypatch: pytest.MonkeyPatch, *rounds: Any) -> tuple[Fleet, Broadcasts]:
+    replicas, one = Broadcasts(*rounds), Fleet()
+    monkeypatch.setattr(fleet, "_generators", lambda: replicas)
+    monkeypatch.setattr(fleet.asyncio, "sleep", _at_once)
+    try:
+        asyncio.run(one.swap(WANTED))
+    finally:
+        assert set(replicas.asked) == {("swap", 3)}
+    return one, replicas
+
+
+async def _at_once(_seconds: float) -> None:
+    return None
+
+
+def test_all_that_report_the_version_and_its_fingerprint_have_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, replicas = swapped(monkeypatch, [said("a"), said("b")])
+    assert not one.is_behind and len(replicas.asked) == 1
+
+
+@pytest.mark.parametrize("first", [TimeoutError(), [], [said("a"), said("b", 2)], [said("a", fingerprint="other")]])
+def test_who_is_late_is_asked_again(monkeypatch: pytest.MonkeyPatch, first: Any) -> None:
+    one, replicas = swapped(monkeypatch, first, [said("a"), said("b")])
+    assert not one.is_behind and len(replicas.asked) == 2
+
+
+def test_who_stays_behind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SwapFailed, match="not served by b: it has version 2") as late:
+        swapped(monkeypatch, [said("a"), said("b", 2)])
+    assert not isinstance(late.value, Unloadable)
+
+
+def test_no_replica_at_all_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SwapFailed, match="none is up"):
+        swapped(monkeypatch, [])
+
+
+def test_a_replica_that_refuses_the_files_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unloadable, match="by b: bad file"):
+        swapped(monkeypatch, [said("a"), said("b", 2, error="bad file", refused=True)])
+
+
+def test_an_engine_that_has_died_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = said("b", 2, error="EngineDeadError", refused=False)
+    one, _ = swapped(monkeypatch, [said("a"), dead], [said("a"), said("c")])
+    assert not one.is_behind
