@@ -43,7 +43,7 @@ class Settings:
     seed: int = 0
 
 
-FULL = {"num_pairs": 10, "phase_s": 20.0}
+FULL = Settings(num_pairs=10, phase_s=20.0)
 WARM_UP_S = 5.0
 
 
@@ -188,9 +188,9 @@ def run(settings: Settings, command: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    full = FULL if os.environ.get("FULL", "0") not in ("", "0") else {}
+    defaults = FULL if os.environ.get("FULL", "0") not in ("", "0") else Settings()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in asdict(Settings(**full)).items():
+    for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     settings = Settings(**vars(parser.parse_args()))
     run(settings, f"python -m benchmarks.serving_load {' '.join(sys.argv[1:])}".strip())

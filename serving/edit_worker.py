@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errata.edit import Edit, check_edits
-from errata.ledger import Ledger, Recovered
+from errata.ledger import Ledger
 from serving.journal import SETTLED, Journal, QueueFull
 from serving.logs import event
 from serving.maker import Maker
@@ -46,11 +47,11 @@ class EditWorker:
     async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         self.options = options
         self.journal = Journal(options.journal)
-        recovered = await asyncio.to_thread(_recovered, options.workshop.ledger)
+        await asyncio.to_thread(_recover, options.workshop.ledger)
         self.shop = await asyncio.to_thread(Workshop, options.workshop)
         self.outbox = Outbox(self.shop.ledger, options.mlflow, options.mlflow_name)
         self.maker = Maker(self.shop, self.journal, self.outbox, options.max_batch, options.batch_window_s)
-        self.maker.reconcile(recovered)
+        self.maker.reconcile()
         self._loop = asyncio.create_task(self.maker.work())
         self._loop.add_done_callback(_end_process)
         self.outbox.start()
@@ -187,9 +188,8 @@ def _end_process(task: asyncio.Task[None]) -> None:
         os._exit(1)
 
 
-def _recovered(path: str) -> Recovered:
-    """The ledger, mended where it can be, before anybody stands on it. Raises `LedgerDamaged`."""
-    try:
-        return Ledger.open(path).recover()
-    except FileNotFoundError:  # the workshop makes it
-        return Recovered(0)
+def _recover(path: str) -> None:
+    """Mend the ledger where it can be, before anybody stands on it. Raises `LedgerDamaged`."""
+    with contextlib.suppress(FileNotFoundError):  # the workshop makes it
+        for note in Ledger.open(path).recover().notes:
+            logger.warning("the ledger in %s: %s", path, note)

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,14 +188,15 @@ class Generator:
                 return update
         raise ValueError("; ".join(faults))
 
-    def _updates(self, version: int) -> list[dict[str, Any]]:
-        """What to try: only the new delta where the version follows the served one, else all from the base model."""
+    def _updates(self, version: int) -> Iterator[dict[str, Any]]:
+        """What to try: only the new delta where the version follows the served one, else all from the base model, by the
+        snapshots, which are copies, or without them."""
         entry = self.ledger.version(version)
         common = {"parent": self.version, "version": version, "fingerprint": entry.fingerprint}
-        updates = []
         if version and entry.parent == self.version:
-            updates = [{**common, "reset": False, "files": [str(entry.directory / DELTA)]}]
-        return [*updates, {**common, "reset": True, "files": [str(file) for file in self.ledger.files_to(version)]}]
+            yield {**common, "reset": False, "files": [str(entry.directory / DELTA)]}
+        for snapshots in (True, False):
+            yield {**common, "reset": True, "files": [str(file) for file in self.ledger.files_to(version, snapshots)]}
 
     async def _watch(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from typing import Any
 from errata.docket import Docket, Group, Settled
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
-from errata.ledger import LedgerConflict, Recovered, Version
+from errata.ledger import LedgerConflict, Version
 from serving.feed import Feed
 from serving.fleet import Fleet, Unloadable
 from serving.journal import Entry, Journal, JournalFailed
@@ -57,13 +57,17 @@ class Maker:
         """Something was queued."""
         self._arrived.set()
 
-    def reconcile(self, recovered: Recovered) -> None:
-        """What a dead predecessor was making is either in the ledger already, or queued again; so is what the disk lost."""
-        for gone in recovered.set_aside:
+    def reconcile(self) -> None:
+        """What a dead predecessor was making is either in the ledger already, or queued again; so is what the disk lost.
+
+        Every version that was ever set aside is looked at: a predecessor may have died before it had queued its edits.
+        """
+        for gone in self.shop.ledger.set_aside():
             num_edits = self.journal.reopen(gone.number)
             for id in self.journal.reverted_by(gone.number):
                 self.journal.finish([id], self.shop.ledger.find_edit(id) or 0)
-            event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
+            if num_edits:
+                event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
         self._finish_made()
         self.journal.requeue_applying()
         self.wake()

@@ -249,7 +249,7 @@ class WeightDelta:
             for key, tensor in sorted(part.tensors().items()):
                 state.update(json.dumps([name, key, list(tensor.shape), str(tensor.dtype)]).encode())
                 as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bf16
-                state.update(as_bytes.numpy())
+                state.update(as_bytes.numpy().data)
         return state.hexdigest()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
-from errata.ledger import LedgerConflict, Recovered, Version
+from errata.ledger import LedgerConflict, Version
 from errata.versions.recovery import SetAside
 from serving import edit_worker, maker
 from serving.edit_worker import EditWorker, WorkerOptions
@@ -337,8 +337,8 @@ def test_what_was_in_a_version_that_the_disk_lost_is_made_again(tmp_path):
     apply(one, 1)
     one.shop.made.pop()
     one.shop.version = one.shop.ledger.head = 1
-    lost = SetAside(2, ("delta.safetensors is torn",), (), tmp_path)
-    one.maker.reconcile(Recovered(1, (lost,)))
+    one.shop.ledger.set_aside = lambda: [SetAside(2, ("delta.safetensors is torn",), (), tmp_path)]
+    one.maker.reconcile()
     assert states(one, ids) == [("applied", 1), ("queued", None)]
     apply(one)
     assert states(one, ids) == [("applied", 1), ("applied", 2)]
@@ -349,5 +349,6 @@ def test_what_a_lost_version_took_out_is_in_again(tmp_path):
     ids = posted(one, "a")
     apply(one)
     asyncio.run(one.revert(ids, [], "auto"))
-    one.maker.reconcile(Recovered(1, (SetAside(2, ("its folder is missing",), (), tmp_path),)))
+    one.shop.ledger.set_aside = lambda: [SetAside(2, ("its folder is missing",), (), tmp_path)]
+    one.maker.reconcile()
     assert states(one, ids) == [("applied", 1)]

@@ -151,7 +151,8 @@ def test_a_journal_of_an_earlier_release_is_read(path: Path) -> None:
     old = sqlite3.connect(path)
     old.executescript(
         "CREATE TABLE edits (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL,"
-        " state TEXT NOT NULL, version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);"
+        " state TEXT NOT NULL, version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0,"
+        " created REAL NOT NULL);"
         "INSERT INTO edits (id, body, state, created) VALUES ('x', '{\"prompt\": \"a\"}', 'queued', 1.0);"
     )
     old.close()
