@@ -11,13 +11,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,22 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-import errata
 from errata.benchmark import UNEDITED, Contender, run, settings_of
 from errata.course import CHECKPOINTS, Base, Course
 from errata.editors import load_artifact, name_of
 from errata.editors.closed_form.moments import Moments
 from errata.hardware import hardware
 from errata.model import LanguageModel, load
+from errata.provenance import code_digest
+from errata.registry import TrainingRun
 from errata.rows import Answer, Row
 from errata.standings import described, markdown, read_answers, standings, write, write_answers
 from jobs import moments, pretrain, train
 from jobs.contestants import Candidate, Contestant
 from jobs.plans import home
+from jobs.record import log_run, made_from
 from jobs.suites import Suite, from_arguments
-from jobs.workers import set_threads
+from jobs.workers import forget_run, set_threads
 
 # A Console over a pipe would wrap tables to 80 columns and cut words.
 console = Console(width=200 if not sys.stdout.isatty() else None)
@@ -74,7 +76,7 @@ class Bench:
         plan = self.suite.plan(candidate, seed)
         if self.suite.fresh and plan.artifact_dir not in self.trained:
             shutil.rmtree(plan.artifact_dir, ignore_errors=True)
-            shutil.rmtree(home() / "train" / train.run_name(plan), ignore_errors=True)
+            forget_run(plan, train.run_name(plan))
         self.trained.add(plan.artifact_dir)
         train.run(plan)
 
@@ -130,7 +132,7 @@ class Bench:
         suite = self.suite
         sizes = (suite.num_edits, suite.checkpoints) if split == "test" else (suite.num_validation, ())
         what = [suite.model_plan.digest("corpus", "shape"), _settings(candidate), split, sizes, suite.batch_size, seed]
-        what += [_code(), hardware()["cpu"], str(torch.__version__)]
+        what += [code_digest(), hardware()["cpu"], str(torch.__version__)]
         if candidate and candidate.schedule:
             what.append(suite.plan(candidate, seed).digest())
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -163,6 +165,7 @@ def run_suite(suite: Suite) -> Path:
         for seed in suite.seeds:
             bench.prepare(candidate, seed)
     ray.shutdown()
+    made = made_from(suite.model_plan)
     rows = play(bench, {name: candidate for name, (candidate, _) in chosen.items()})
     directory = home() / f"bench-{suite.name}"
     meta = {
@@ -175,10 +178,12 @@ def run_suite(suite: Suite) -> Path:
         **{name: getattr(suite, name) for name in ("batch_size", "num_edits", "num_validation", "budget")},
         "settings": {name: _settings(candidate) for name, (candidate, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
+        "provenance": made,
         "load_at_end": round(os.getloadavg()[0], 2),
         "seconds": round(time.monotonic() - began, 1),
     }
     write(rows, directory, meta, note(suite), bench.answered)
+    log_to_mlflow(suite, rows, made, directory)
     console.print(markdown(standings(rows), note(suite)), soft_wrap=True, highlight=False)
     console.print(f"bench: {meta['seconds']:.0f} s; written to {directory}")
     return directory
@@ -196,6 +201,25 @@ def play(bench: Bench, chosen: Mapping[str, Candidate]) -> list[Row]:
                 rows += bench.rows(name, candidate, "test", seed)
                 progress.advance(task)
     return sorted(rows, key=lambda row: list(everybody).index(row.editor))
+
+
+def log_to_mlflow(suite: Suite, rows: Sequence[Row], made: Mapping[str, Any], directory: Path) -> None:
+    """A run with the files of the comparison, and each editor's harmonic mean after so many edits (of the first seed)."""
+
+    def fill(run: TrainingRun) -> None:
+        for row in (row for row in rows if row.seed == suite.seeds[0] and row.harmonic_mean is not None):
+            run.log({f"harmonic_mean.{metric_name(row.editor)}": row.harmonic_mean or 0.0}, row.edits)
+        run.artifact(directory, "bench")
+
+    played = hashlib.sha256(json.dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()[:12]
+    names = ("batch_size", "num_edits", "num_validation", "budget", "seeds", "editors")
+    params = {"suite": suite.name, **{name: getattr(suite, name) for name in names}}
+    log_run("bench", f"bench-{suite.name}-{played}", suite.model_plan, made, fill, params)
+
+
+def metric_name(editor: str) -> str:
+    """Without what MLflow takes in no name of a metric."""
+    return re.sub(r"[^\w\-. /]", "_", editor)
 
 
 def note(suite: Suite) -> str:
@@ -219,13 +243,6 @@ def _settings(candidate: Candidate | None) -> dict[str, Any]:
     schedule = dataclasses.asdict(candidate.schedule) if candidate.schedule else None
     metric = {name: value for name in ("metric_part", "cross_fit") if (value := getattr(candidate, name))}
     return {"editor": name_of(candidate.editor), **settings_of(candidate.editor), "schedule": schedule, **metric}
-
-
-@cache
-def _code() -> str:
-    """A hash of the package's source."""
-    files = sorted(Path(errata.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:

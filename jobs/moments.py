@@ -26,7 +26,8 @@ from errata.capture import gradient_sums, key_sums
 from errata.editors.closed_form.moments import Moments, leading_outputs
 from errata.model import LanguageModel, checkpoint_fingerprint, find_matrices, load
 from jobs import pretrain
-from jobs.plans import Plan, from_arguments, home
+from jobs.plans import MARK, Plan, from_arguments, home
+from jobs.record import log_run, made_from
 from jobs.train import encoded_lines, lines
 from jobs.workers import start_ray
 
@@ -95,8 +96,16 @@ def run(what: Measurement) -> Path:
     directory = what.directory(num_tokens)
     if directory.exists():
         print(f"moments: they are there: {directory}")
-        return directory
-    began = time.monotonic()
+    else:
+        make(what, names, directory)
+        print(f"moments: {len(names)} matrices over {num_tokens} tokens, in {directory}")
+    log_to_mlflow(what, directory)
+    return directory
+
+
+def make(what: Measurement, names: Sequence[str], directory: Path) -> None:
+    """Measure, and write the folder whole or not at all."""
+    plan, began = what.plan, time.monotonic()
     sums = measure(what, names)
     moments = {name: total / sums.num_tokens for name, total in sums.moments.items()}
     directions = {name: leading_outputs(total) for name, total in sums.gradients.items()}
@@ -107,19 +116,29 @@ def run(what: Measurement) -> Path:
         "num_tokens": sums.num_tokens,
         "dtype": plan.dtype,
         "seconds": time.monotonic() - began,
+        "provenance": made_from(plan),
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as unfinished:
         Moments(moments, record, directions).save(Path(unfinished) / "moments")
         (Path(unfinished) / "moments").rename(directory)
-    print(f"moments: {len(names)} matrices over {sums.num_tokens} tokens, in {directory}")
-    return directory
+
+
+def log_to_mlflow(what: Measurement, directory: Path) -> None:
+    record = json.loads((directory / "moments.json").read_text())
+    params = {"modules": what.modules, "directions": what.directions, "texts": what.texts}
+    figures = {name: record[name] for name in ("num_tokens", "seconds")}
+    log_run("moments", directory.name, what.plan, record.get("provenance", {}), lambda run: run.log(figures, 0), params)
 
 
 def measure(what: Measurement, names: Sequence[str]) -> Sums:
     start_ray()
-    num_shards = max(1, int(ray.cluster_resources().get("GPU" if what.plan.use_gpu else "CPU", 1)))
-    resources = {"num_gpus": 1} if what.plan.use_gpu else {"num_cpus": 1}
+    plan = what.plan
+    # On nodes that are set apart, of which there may be none until they are asked for, as many shards as the plan has workers.
+    there = int(ray.cluster_resources().get("GPU" if plan.use_gpu else "CPU", 1))
+    num_shards = max(1, plan.num_workers if plan.placement else there)
+    resources: dict[str, Any] = {"num_gpus": 1} if plan.use_gpu else {"num_cpus": 1}
+    resources["resources"] = {plan.placement: MARK} if plan.placement else {}
     parts: list[Any] = [shard.options(**resources).remote(what, names, index, num_shards) for index in range(num_shards)]
     waiting = list(parts)
     while waiting:

@@ -23,6 +23,9 @@ from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
 
+OF_THE_RUN = ("mlflow", "checkpoint_every", "name", "storage", "placement")  # fields of a plan that change no result
+MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,6 +36,9 @@ class Plan:
     on all that the model has learned (true sentences, never edits) or, with `metric_part`, on a part of it such as `train`.
     With `cross_fit` it is trained on edits that its metric knows nothing of: an episode's edits are of one fold of the
     corpus' train half, the metric that it is played in is of the other.
+
+    On a cluster: `storage` is where Ray keeps checkpoints, a folder that all nodes share or a URI that pyarrow opens;
+    `placement` a custom resource of the nodes that alone are to train, such as `train`; `mlflow` the tracking server.
     """
 
     name: str
@@ -51,17 +57,19 @@ class Plan:
     use_gpu: bool = False
     checkpoint_every: int = 10
     mlflow: str = ""
+    storage: str = ""
+    placement: str = ""
 
     def __post_init__(self) -> None:
+        if self.storage and "://" not in self.storage and not Path(self.storage).is_absolute():
+            raise ValueError(f"storage is an absolute path or a URI such as s3://bucket/folder, not {self.storage!r}")
         if self.cross_fit and (self.edits or self.text):
             raise ValueError("cross_fit divides the plan's corpus: leave it out, or edits= and text=")
 
     def digest(self, *fields: str) -> str:
         """A short hash of some fields, or of all that change the result."""
         chosen = dataclasses.asdict(replace(self, editor=replace(self.editor, policy=None)))
-        chosen = {
-            k: v for k, v in chosen.items() if (k in fields if fields else k not in ("mlflow", "checkpoint_every", "name"))
-        }
+        chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in OF_THE_RUN)}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -72,6 +80,10 @@ class Plan:
     @property
     def artifact_dir(self) -> Path:
         return home() / "hypernets" / f"{self.name}-{self.digest()}"
+
+    def storage_for(self, kind: str) -> str:
+        """The folder or URI for Ray's runs of a kind, `train` or `tune`: under `storage`, $ERRATA_STORAGE or $ERRATA_HOME."""
+        return f"{(self.storage or os.environ.get('ERRATA_STORAGE') or str(home())).rstrip('/')}/{kind}"
 
 
 def home() -> Path:

@@ -1,12 +1,15 @@
 """Make the testbed's model: `python jobs/pretrain.py plan=demo`. Data-parallel on Ray Train; nothing to do if it is there.
 
-A killed run continues from its last checkpoint when it is started again.
+A killed run continues from its last checkpoint when it is started again. How the model was made is in its `record.json`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,10 @@ from errata.probes import FILE as PROBES
 from errata.testbed import language_model as testbed
 from errata.testbed.corpus import Corpus, probes_of
 from jobs.plans import Plan, main
+from jobs.record import log_run, made_from
 from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads
+
+RECORD = "record.json"
 
 
 def work(config: dict[str, Any]) -> None:
@@ -59,30 +65,45 @@ def work(config: dict[str, Any]) -> None:
     sentences: Encoded = testbed.training_sentences(corpus, tokenizer, device)
     testbed.train(model, sentences, shape, plan.seed, rank, num_workers, after_step, first_step, optimizer)
     if rank == 0:
-        finish(plan, plain, tokenizer, corpus)
+        finish(plan, plain, tokenizer, corpus, config.get("provenance", {}))
 
 
-def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus) -> None:
+def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus, provenance: Mapping[str, Any]) -> None:
     """Save under a temporary name and rename: the folder is there whole or not at all."""
     model.eval()
-    print(f"pretrain: the model knows {testbed.recall(model, tokenizer, corpus):.1%} of its corpus", flush=True)
+    recall = testbed.recall(model, tokenizer, corpus)
+    print(f"pretrain: the model knows {recall:.1%} of its corpus", flush=True)
+    made = {"corpus": dataclasses.asdict(plan.corpus), "shape": dataclasses.asdict(plan.shape)}
+    record = {**made, "seed": plan.seed, "recall": recall, "provenance": dict(provenance)}
     plan.model_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=plan.model_dir.parent) as unfinished:
         testbed.save(model, tokenizer, Path(unfinished) / "model")
         probes_of(corpus).save(Path(unfinished) / "model" / PROBES)
+        (Path(unfinished) / "model" / RECORD).write_text(json.dumps(record, indent=1))
         (Path(unfinished) / "model").rename(plan.model_dir)
 
 
 def run(plan: Plan) -> None:
     if plan.model:
         print(f"pretrain: the plan names a model of its own ({plan.model}); nothing to do")
-    elif plan.model_dir.exists():
+        return
+    if plan.model_dir.exists():
         if not (plan.model_dir / PROBES).exists():  # a model that an earlier version made
             probes_of(plan.corpus).save(plan.model_dir / PROBES)
         print(f"pretrain: the model is there: {plan.model_dir}")
     else:
-        run_on_workers(work, plan, f"pretrain-{plan.digest('corpus', 'shape')}")
+        name = f"pretrain-{plan.digest('corpus', 'shape')}"
+        run_on_workers(work, plan, name, {"provenance": made_from(plan)})
         print(f"pretrain: the model is in {plan.model_dir}")
+    log_to_mlflow(plan)
+
+
+def log_to_mlflow(plan: Plan) -> None:
+    path = plan.model_dir / RECORD
+    if path.exists():  # models that an earlier version made have none
+        record = json.loads(path.read_text())
+        name = f"model-{plan.model_dir.name}"
+        log_run("pretrain", name, plan, record["provenance"], lambda run: run.log({"recall": record["recall"]}, 0))
 
 
 if __name__ == "__main__":

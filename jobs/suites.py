@@ -31,7 +31,8 @@ from jobs.plans import tiny as tiny_plan
 class Suite:
     """A model, its edits, and who competes. `budget` candidates of each contestant are tried on `num_validation` edits.
 
-    `editors` chooses contestants by name; empty, all take part. `fresh` does everything anew but the model.
+    `editors` chooses contestants by name; empty, all take part. `fresh` does everything anew but the model. `mlflow` is the
+    tracking server that is told.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Suite:
     editors: tuple[str, ...] = ()
     num_workers: int = 2
     fresh: bool = False
+    mlflow: str = ""
 
     def check(self) -> None:
         """Raise `ValueError` with what cannot be run."""
@@ -89,7 +91,8 @@ class Suite:
     @property
     def model_plan(self) -> Plan:
         """A plan with the model and the corpus alone; there is one model, whatever the seed."""
-        return Plan(self.name, RLEdit(), corpus=self.corpus, shape=self.shape, num_workers=self.num_workers)
+        plan = Plan(self.name, RLEdit(), corpus=self.corpus, shape=self.shape, num_workers=self.num_workers)
+        return replace(plan, mlflow=self.mlflow)
 
 
 def _size(full: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.training import Fold, Trainer
 from errata.encode import Encoded, encode, encode_text
 from errata.model import LanguageModel, load
-from errata.registry import Registry
+from errata.registry import TrainingRun
 from errata.stream import read_edits, write_parquet
 from errata.testbed.corpus import FOLDS
 from jobs import pretrain
 from jobs.plans import Plan, home, main
+from jobs.record import log_run, made_from
 from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_gradients
 
 NUM_FIRST_BATCHES = 10  # batches that set the normaliser and the first scales
@@ -38,7 +39,7 @@ NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second
 
 def work(config: dict[str, Any]) -> None:
     """One Ray Train worker. Besides what `run_on_workers` gives, `config` may have `score(model, editor)`, figures to report at
-    each checkpoint, and `keep=False` to save no artifact."""
+    each checkpoint, `provenance` for the artifact's record, and `keep=False` to save no artifact."""
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -73,7 +74,8 @@ def work(config: dict[str, Any]) -> None:
         if done % plan.checkpoint_every == 0 or done == total:
             report(losses)
     if rank == 0 and config.get("keep", True):
-        save_artifact(plan, editor, curve, num_workers, spent + time.monotonic() - began)
+        train_s = spent + time.monotonic() - began
+        save_artifact(plan, editor, curve, num_workers, train_s, config.get("provenance", {}))
 
 
 def described(losses: dict[str, float]) -> str:
@@ -100,8 +102,9 @@ def splits(plan: Plan) -> tuple[str, ...]:
     return FOLDS if plan.cross_fit else ("train",)
 
 
-def edits_file(plan: Plan, split: str = "train") -> Path:
-    return Path(plan.edits) if plan.edits else home() / "streams" / f"{plan.corpus.name}-{split}.parquet"
+def edits_file(plan: Plan, split: str = "train") -> str:
+    """A path, or the URI that the plan names."""
+    return plan.edits or str(home() / "streams" / f"{plan.corpus.name}-{split}.parquet")
 
 
 def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
@@ -129,7 +132,9 @@ def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[list[str]])
     return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
 
 
-def save_artifact(plan: Plan, editor: Learned, curve: list[dict[str, float]], num_workers: int, train_s: float) -> None:
+def save_artifact(
+    plan: Plan, editor: Learned, curve: list[dict[str, float]], num_workers: int, train_s: float, provenance: Mapping[str, Any]
+) -> None:
     """Under a temporary name, then renamed: the folder is there whole or not at all. `train_s`: from the loaded model on."""
     described_plan = dataclasses.asdict(replace(plan, editor=replace(editor, policy=None)))
     record = {
@@ -139,6 +144,7 @@ def save_artifact(plan: Plan, editor: Learned, curve: list[dict[str, float]], nu
         "train_s": train_s,
         "model": str(plan.model_dir.name),
         "curve": curve,
+        "provenance": dict(provenance),
     }
     plan.artifact_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=plan.artifact_dir.parent) as unfinished:
@@ -150,7 +156,7 @@ def prepare(plan: Plan) -> None:
     """The model and the streams of training edits, made if they are the testbed's and not there yet."""
     pretrain.run(plan)
     for split in splits(plan):
-        if not plan.edits and not edits_file(plan, split).exists():
+        if not plan.edits and not Path(edits_file(plan, split)).exists():
             write_parquet(plan.corpus.stream(split), edits_file(plan, split))
 
 
@@ -162,24 +168,23 @@ def run_name(plan: Plan) -> str:
 def run(plan: Plan) -> None:
     if plan.artifact_dir.exists():
         print(f"train: the policy is there: {plan.artifact_dir}")
-        return
-    prepare(plan)
-    run_on_workers(work, plan, run_name(plan))
-    if plan.mlflow:
-        log_to_mlflow(plan)
-    print(f"train: the policy is in {plan.artifact_dir}")
+    else:
+        prepare(plan)
+        edits = {f"edits.{split}": edits_file(plan, split) for split in splits(plan)}
+        run_on_workers(work, plan, run_name(plan), {"provenance": made_from(plan, edits)})
+        print(f"train: the policy is in {plan.artifact_dir}")
+    log_to_mlflow(plan)
 
 
 def log_to_mlflow(plan: Plan) -> None:
     record = json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]
-    settings = {k: v for k, v in record["plan"].items() if not isinstance(v, dict)}
-    settings |= {f"editor.{k}": v for k, v in record["plan"]["editor"].items()}
-    with Registry(plan.mlflow, "errata").training_run(
-        f"train-{plan.name}", settings, {"artifact": plan.artifact_dir.name}
-    ) as log:
+
+    def fill(run: TrainingRun) -> None:
         for point in record["curve"]:
-            log.log({k: v for k, v in point.items() if k != "train_step"}, int(point["train_step"]))
-        log.artifact(plan.artifact_dir, "policy")
+            run.log({k: v for k, v in point.items() if k != "train_step"}, int(point["train_step"]))
+        run.artifact(plan.artifact_dir, "policy")
+
+    log_run("train", plan.artifact_dir.name, plan, record.get("provenance", {}), fill)
 
 
 if __name__ == "__main__":

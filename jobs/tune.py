@@ -32,11 +32,12 @@ from errata import benchmark
 from errata.benchmark import Contender, Course
 from errata.editors.hypernet.learned import Learned
 from errata.model import LanguageModel
-from errata.registry import Registry
+from errata.registry import Registry, TrainingRun
 from errata.testbed.corpus import FOLDS
 from jobs import train
 from jobs.plan_files import write_plan
 from jobs.plans import Plan, from_arguments, home
+from jobs.record import log_run, made_from
 from jobs.sweep_pictures import draw
 from jobs.workers import run_on_workers, start_ray
 
@@ -167,7 +168,7 @@ class Progress(ray.tune.Callback):
 def run(sweep: Sweep) -> None:
     train.prepare(sweep.crossed)
     start_ray()
-    storage, name = str(sweep.directory.parent), sweep.name
+    storage, name = sweep.plan.storage_for("tune"), sweep.name
     # The driver of a trial only waits; a whole CPU for each would leave none for the inner runs.
     trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, sweep=sweep), {"CPU": 0.01})
     if ray.tune.Tuner.can_restore(f"{storage}/{name}"):
@@ -213,9 +214,10 @@ def report(sweep: Sweep, results: Any) -> None:
     # Those that went furthest first: what ASHA stopped has been trained less, and is not what a whole training would give.
     scored = sorted((t for t in trials if t["curve"]), key=lambda t: (-t["curve"][-1][0], -t["score"]))
     if not scored:
-        raise RuntimeError(f"no trial of {sweep.name} came to a score; Ray Tune's folder has their errors: {sweep.directory}")
+        errors = f"{sweep.plan.storage_for('tune')}/{sweep.name}"
+        raise RuntimeError(f"no trial of {sweep.name} came to a score; Ray Tune's folder has their errors: {errors}")
     directory = sweep.directory / "found"
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "trials.json").write_text(json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
     best = replace(with_settings(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best", cross_fit=True)
     write_plan(best, directory / "best.json")
@@ -224,21 +226,26 @@ def report(sweep: Sweep, results: Any) -> None:
         settings = "  ".join(f"{name.rpartition('.')[2]} {value:.3g}" for name, value in each["settings"].items())
         print(f"tune: {place}. score {each['score']:.3f} at train_step {each['curve'][-1][0]:.0f}: {settings}")
     print("tune: importance: " + ", ".join(f"{n.rpartition('.')[2]} {v:.2f}" for n, v in importances.items()))
-    if sweep.plan.mlflow:
-        log_to_mlflow(sweep, trials)
+    made = made_from(sweep.crossed, {f"edits.{split}": train.edits_file(sweep.plan, split) for split in FOLDS})
+    (directory / "provenance.json").write_text(json.dumps(made, indent=1))
+    log_to_mlflow(sweep, trials, made)
     print(f"tune: the best plan: python jobs/train.py plan={directory / 'best.json'}")
 
 
-def log_to_mlflow(sweep: Sweep, trials: Sequence[Mapping[str, Any]]) -> None:
+def log_to_mlflow(sweep: Sweep, trials: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> None:
     """A run for the sweep, and one in it for each trial."""
-    registry = Registry(sweep.plan.mlflow, "errata")
-    with registry.training_run(f"tune-{sweep.name}", {"trials": len(trials), "plan": sweep.plan.name}) as parent:
+
+    def fill(parent: TrainingRun) -> None:
+        registry = Registry(sweep.plan.mlflow, "errata")
         for index, each in enumerate(trials):
             tags = {"mlflow.parentRunId": parent.run_id}
             with registry.training_run(f"trial-{index}", each["settings"], tags) as log:
                 for step, score in each["curve"]:
                     log.log({SCORE: score}, int(step))
         parent.artifact(sweep.directory / "found", "sweep")
+
+    params = {"trials": sweep.trials, "concurrent": sweep.concurrent, "validation": sweep.validation, "sweep": sweep.fields}
+    log_run("tune", sweep.name, sweep.plan, made, fill, params)
 
 
 if __name__ == "__main__":

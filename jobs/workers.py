@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from jobs.plans import Plan, home
+from jobs.plans import MARK, Plan
 
 # report() is paced by the controller's poll of 2 s otherwise; prints would come out twice.
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
@@ -41,9 +42,7 @@ def run_on_workers(
     is replaced twice. `share` is the part of the cluster's CPUs that the run takes.
     """
     start_ray()
-    cpus = float(ray.cluster_resources().get("CPU", 1))
-    # Below one CPU a worker where two must share the cluster with a service or with a driver.
-    per_worker = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * share * cpus / plan.num_workers)}
+    per_worker = worker_resources(plan, share * float(ray.cluster_resources().get("CPU", 1)))
     trainer = TorchTrainer(
         work,
         train_loop_config={"plan": plan, "share": share, **(config or {})},
@@ -53,7 +52,7 @@ def run_on_workers(
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its types are still those of Train V1
             name=name,
-            storage_path=str(home() / "train"),
+            storage_path=plan.storage_for("train"),
             failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),  # type: ignore[call-arg]
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
@@ -61,6 +60,20 @@ def run_on_workers(
         ),
     )
     return trainer.fit()
+
+
+def worker_resources(plan: Plan, cpus: float) -> dict[str, float]:
+    """What a worker asks of Ray, of the `cpus` that the run may take: below one CPU where workers must share the cluster with
+    a service or with a driver."""
+    per_worker = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * cpus / plan.num_workers)}
+    return per_worker | ({plan.placement: MARK} if plan.placement else {})
+
+
+def forget_run(plan: Plan, name: str) -> None:
+    """Remove the checkpoints of a run, so that one of this name begins anew."""
+    filesystem, folder = pyarrow.fs.FileSystem.from_uri(plan.storage_for("train"))
+    if filesystem.get_file_info(f"{folder}/{name}").type == pyarrow.fs.FileType.Directory:
+        filesystem.delete_dir(f"{folder}/{name}")
 
 
 def set_threads(share: float = 1.0, num_workers: int = 1) -> None:

@@ -15,13 +15,16 @@ from serving.generator import Generator, ServingOptions
 from serving.logs import JSON
 from serving.workshop import WorkshopOptions
 
+MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
+
 
 class Arguments(BaseModel):
     """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly.
 
     `editor`, `artifact`, `preset` and `settings` are `make_editor`'s; `guard` sets the `Guard`'s fields. Settings are also
     taken as text, `field=value;field=value`. `probes` is a file of what no edit may change. `keys` is a file of access keys,
-    which a service that other machines can reach must have.
+    which a service that other machines can reach must have. `placement` is a custom resource of the nodes that alone are to
+    serve, such as `serve`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,6 +45,7 @@ class Arguments(BaseModel):
     dtype: str = "float32"
     device: str = "cpu"
     gpus: int = Field(0, ge=0)
+    placement: str | None = Field(None, min_length=1)
     gpu_memory: float = Field(0.9, gt=0, le=1)
     max_model_len: int | None = Field(None, ge=1)
     pause: Literal["keep", "wait"] = "keep"
@@ -97,7 +101,8 @@ def _resources(arguments: Arguments, num_gpus: int) -> dict[str, Any]:
     if not arguments.gpus:  # one engine process instead of two, and a KV cache of one GiB
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment |= {name: os.environ[name] for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_LEVEL") if name in os.environ}
-    return {"num_cpus": arguments.num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": environment}}
+    placed = {arguments.placement: MARK} if arguments.placement else {}
+    return {"num_cpus": arguments.num_cpus, "num_gpus": num_gpus, "resources": placed, "runtime_env": {"env_vars": environment}}
 
 
 def _serving_options(arguments: Arguments) -> ServingOptions:

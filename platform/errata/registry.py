@@ -123,6 +123,12 @@ class Registry:
             for run in found
         ]
 
+    def has_run(self, tag: str, value: str) -> bool:
+        """Whether a run that is FINISHED bears this tag. Raises `RegistryUnavailable`."""
+        wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
+        with _reaching(self.uri):
+            return bool(self._client.search_runs([self._store.experiment_id()], wanted, max_results=1))
+
     @contextmanager
     def training_run(
         self, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None

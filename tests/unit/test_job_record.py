@@ -1,0 +1,173 @@
+"""What jobs leave beside their results: provenance in a record, one finished run in MLflow; and where checkpoints are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import pytest
+from mlflow import MlflowClient
+from ray.train import Checkpoint
+from ray.train.v2._internal.execution.storage import StorageContext
+
+from errata.model import checkpoint_fingerprint
+from errata.provenance import data_digest
+from errata.registry import Registry, RegistryUnavailable, TrainingRun
+from errata.testbed import language_model as testbed
+from jobs import moments, pretrain, train
+from jobs.bench import metric_name
+from jobs.plan_files import read_plan
+from jobs.plans import Plan, from_arguments, tiny
+from jobs.record import RESULT_TAG, log_run, made_from, params_of
+from jobs.workers import forget_run, worker_resources
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MLflow's own store in a file. Artifacts go where the process stood when the experiment was made."""
+    folder, before = tmp_path_factory.mktemp("mlflow"), Path.cwd()
+    os.chdir(folder)
+    yield f"sqlite:///{folder}/mlflow.db"
+    os.chdir(before)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    monkeypatch.delenv("ERRATA_STORAGE", raising=False)
+    return tmp_path
+
+
+def runs_of(uri: str, result: str) -> list[Any]:
+    client = MlflowClient(uri)
+    (experiment,) = [found for found in client.search_experiments() if found.name == "errata"]
+    return list(client.search_runs([experiment.experiment_id], f"tags.`{RESULT_TAG}` = '{result}'"))
+
+
+def artifact(uri: str, run: Any, path: str) -> Path:
+    return Path(MlflowClient(uri).download_artifacts(run.info.run_id, path))
+
+
+def test_a_run_holds_what_it_takes_to_repeat_it(uri: str, home: Path, model_dir: Path, tmp_path: Path) -> None:
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text('{"prompt": "p", "target": "t"}\n')
+    plan = replace(tiny(), model=str(model_dir), edits=str(edits), seed=5, mlflow=uri)
+    made = made_from(plan, {"edits.train": train.edits_file(plan)})
+    assert log_run("train", "one", plan, made, lambda run: run.log({"loss": 1.5}, 3))
+    (run,) = runs_of(uri, "one")
+    assert (run.info.run_name, run.info.status, run.data.metrics) == ("train-tiny", "FINISHED", {"loss": 1.5})
+    assert run.data.params["seed"] == "5" and run.data.params["editor.reward.backtrack_depth"] == "1"
+    assert run.data.tags["errata.data.edits.train"] == data_digest(str(edits))
+    assert run.data.tags["errata.data.model"] == checkpoint_fingerprint(model_dir)
+    assert read_plan(artifact(uri, run, "repeat/plan.json")) == plan
+    assert json.loads(artifact(uri, run, "repeat/provenance.json").read_text()) == made
+
+
+def test_a_job_that_is_started_again_logs_nothing_twice(uri: str, home: Path) -> None:
+    plan = replace(tiny(), mlflow=uri)
+    assert log_run("train", "two", plan, {}) and not log_run("train", "two", plan, {})
+    assert len(runs_of(uri, "two")) == 1
+
+
+def test_a_run_that_was_cut_off_is_logged_again(uri: str, home: Path) -> None:
+    def break_off(run: TrainingRun) -> None:
+        raise OSError("the disk is full")
+
+    plan = replace(tiny(), mlflow=uri)
+    with pytest.raises(OSError, match="disk is full"):
+        log_run("train", "three", plan, {}, break_off)
+    assert log_run("train", "three", plan, {})
+    assert sorted(run.info.status for run in runs_of(uri, "three")) == ["FAILED", "FINISHED"]
+
+
+def test_without_mlflow_nothing_is_logged_and_with_none_there_it_is_said(home: Path) -> None:
+    assert not log_run("train", "four", tiny(), {})
+    with pytest.raises(RegistryUnavailable, match=r"127\.0\.0\.1:1"):
+        log_run("train", "four", replace(tiny(), mlflow="http://127.0.0.1:1"), {})
+
+
+def test_pretraining_records_how_the_model_was_made(uri: str, home: Path) -> None:
+    plan = replace(tiny(), mlflow=uri)
+    tokenizer = testbed.make_tokenizer(plan.corpus, plan.shape)
+    pretrain.finish(plan, testbed.make_model(plan.shape, len(tokenizer), 0), tokenizer, plan.corpus, made_from(plan))
+    for _ in range(2):  # the job, started twice: the model is there
+        pretrain.run(plan)
+    (run,) = runs_of(uri, f"model-{plan.model_dir.name}")
+    record = json.loads((plan.model_dir / pretrain.RECORD).read_text())
+    assert run.data.metrics == {"recall": record["recall"]} and run.data.tags["errata.data.text"] == "world-20"
+    (plan.model_dir / pretrain.RECORD).unlink()
+    pretrain.run(plan)  # one that an earlier version made
+
+
+def test_moments_record_how_they_were_measured(uri: str, home: Path, tmp_path: Path) -> None:
+    record = {"num_tokens": 7, "seconds": 0.5, "provenance": made_from(tiny())}
+    (tmp_path / "m-7t").mkdir()
+    (tmp_path / "m-7t" / "moments.json").write_text(json.dumps(record))
+    measured = moments.Measurement(replace(tiny(), mlflow=uri), ("layers.1.mlp.down_proj",))
+    moments.log_to_mlflow(measured, tmp_path / "m-7t")
+    (run,) = runs_of(uri, "m-7t")
+    assert run.data.metrics == {"num_tokens": 7, "seconds": 0.5} and run.data.params["texts"] == "100000"
+
+
+def test_the_names_of_a_plans_fields_are_those_of_the_command_line() -> None:
+    params = params_of(tiny())
+    own = {name: str(value) for name, value in params.items() if name in ("schedule.train_steps", "editor.rank", "seed")}
+    assert from_arguments(["plan=tiny", *(f"{name}={value}" for name, value in own.items())]) == tiny()
+    assert "editor.policy" not in params
+
+
+def test_a_name_that_mlflow_takes_for_a_metric(uri: str) -> None:
+    with Registry(uri, "errata").training_run("names", {}) as run:
+        run.log({f"harmonic_mean.{metric_name('O-Edit+ [1/2], train half')}": 0.5}, 1)
+    assert metric_name("RLEdit, train half") == "RLEdit_ train half"
+
+
+def test_where_checkpoints_are_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tiny()
+    assert plan.storage_for("train") == str(home / "train")
+    monkeypatch.setenv("ERRATA_STORAGE", "s3://bucket/errata/")
+    assert plan.storage_for("tune") == "s3://bucket/errata/tune"
+    named = from_arguments(["plan=tiny", "storage=file:///shared", "placement=train"])
+    assert named.storage_for("train") == "file:///shared/train" and named.digest() == plan.digest()
+    with pytest.raises(ValueError, match="absolute path or a URI"):
+        from_arguments(["plan=tiny", "storage=runs"])
+
+
+def test_checkpoints_go_to_a_uri_and_are_forgotten_there(home: Path, tmp_path: Path) -> None:
+    """By Ray's own writer of checkpoints, as its workers use it."""
+    plan = replace(tiny(), storage=f"file://{tmp_path / 'elsewhere'}")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "state.pt").write_text("weights")
+    storage = StorageContext(plan.storage_for("train"), "a run")
+    kept = storage.persist_current_checkpoint(Checkpoint.from_directory(tmp_path / "state"), "checkpoint_0")
+    assert (tmp_path / "elsewhere" / "train" / "a run" / "checkpoint_0" / "state.pt").read_text() == "weights"
+    with kept.as_directory() as found:
+        assert (Path(found) / "state.pt").read_text() == "weights"
+    forget_run(plan, "a run")
+    forget_run(plan, "a run that never was")
+    assert not (tmp_path / "elsewhere" / "train" / "a run").exists()
+    assert pyarrow.fs.FileSystem.from_uri(plan.storage_for("train"))[1] == str(tmp_path / "elsewhere" / "train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cpus", "asked"),
+    [
+        ([], 4, {"CPU": 1.0}),
+        (["num_workers=4"], 2, {"CPU": 0.4}),
+        (["use_gpu=True"], 2, {"CPU": 1.0, "GPU": 1.0}),
+        (["use_gpu=True", "placement=train"], 2, {"CPU": 1.0, "GPU": 1.0, "train": 0.001}),
+    ],
+)
+def test_what_a_worker_asks_for(arguments: list[str], cpus: float, asked: dict[str, float]) -> None:
+    plan: Plan = from_arguments(["plan=tiny", *arguments])
+    assert worker_resources(plan, cpus) == pytest.approx(asked)
+
+
+def test_edits_of_a_plan_may_be_at_a_uri(home: Path) -> None:
+    assert train.edits_file(from_arguments(["plan=tiny", "edits=s3://bucket/edits.parquet"])) == "s3://bucket/edits.parquet"
+    assert train.edits_file(tiny(), "train-a") == str(home / "streams" / "world-20-train-a.parquet")
