@@ -16,6 +16,7 @@ import random
 import shutil
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,6 +46,7 @@ class Settings:
 
 FULL = Settings(num_pairs=10, phase_s=20.0)
 WARM_UP_S = 5.0
+SETTLE_S = 2.0
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Run:
     batches: list[EditBatch] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     swaps: dict[float, Interval] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+    asks_for_versions: bool = True
     is_over: bool = False
 
     async def play(self) -> None:
@@ -110,15 +114,21 @@ class Run:
             self.swaps[timing["swap_at"]] = (timing["swap_at"], timing["swap_at"] + timing["swap_ms"] / 1e3)
 
     async def _roll_back(self) -> None:
+        """Nobody asks for a version that is about to go: such a request would rightly be refused."""
+        self.asks_for_versions = False
+        await asyncio.sleep(SETTLE_S)
         posted = time.time()
         (await self.http.post("/v1/rollback", json={"version": 0})).raise_for_status()
         self.batches.append(EditBatch(posted, time.time(), 0))
+        self.asks_for_versions = True
 
     async def _ask_on(self, number: int) -> None:
         draw = random.Random(f"{self.settings.seed}-{number}")
         while not self.is_over:
             last = next((batch.version for batch in reversed(self.batches) if batch.version is not None), 0)
-            self.requests.append(await self._asked(draw.choice(self.prompts), last if draw.random() < 0.5 else None))
+            self.requests.append(
+                await self._asked(draw.choice(self.prompts), last if self.asks_for_versions and draw.random() < 0.5 else None)
+            )
 
     async def _asked(self, prompt: str, at_least: int | None) -> Request:
         body = {"model": "errata", "prompt": prompt, "max_tokens": self.settings.num_tokens, "stream": True}
@@ -128,14 +138,19 @@ class Run:
         try:
             async with self.http.stream("POST", "/v1/completions", json=body, headers=headers) as answer:
                 status = answer.status_code
+                if answer.is_error:
+                    self.failures[f"{status}: {(await answer.aread()).decode()[:200]}"] += 1
                 async for line in answer.aiter_lines():
                     if line.startswith("data: {"):
                         event = json.loads(line.removeprefix("data: "))
-                        status = 500 if "error" in event else status
+                        if "error" in event:
+                            status = 500
+                            self.failures[str(event["error"])[:200]] += 1
                         tokens.append(time.time())
                         stamps.append(event.get("errata", {}))
-        except httpx.HTTPError:
+        except httpx.HTTPError as fault:
             status = 0
+            self.failures[repr(fault)[:200]] += 1
         low = min((stamp["version_min"] for stamp in stamps if stamp), default=None)
         high = max((stamp["version_max"] for stamp in stamps if stamp), default=None)
         return Request(start, time.time(), tuple(tokens), low, high, status, at_least)
@@ -183,6 +198,8 @@ def run(settings: Settings, command: str) -> dict[str, Any]:
     row = {**figures.to_json(), "edit_batches": sum(batch.version not in (None, 0) for batch in batches)}
     for names in (("requests", "failed", "misversioned", "edit_batches", "tokens"), tuple(row)[5:]):
         show("Serving under a stream of edits", [{name: row[name] for name in names}])
+    for said, times in found.failures.items():
+        console.print(f"failed {times} times: {said}", highlight=False)
     write_report("bench-serving", [row], **about, settings=asdict(settings), **row)
     return row
 

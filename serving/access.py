@@ -2,6 +2,7 @@
 
 In this order: the route and the role that it needs, the key, the key's rate, the size of the body, its JSON. The key goes
 no further than here: the application behind gets neither the header nor anything to make it from, so no log can hold it.
+Without a file of keys, first of all: that the request names this machine as its `Host`, and comes from no other page.
 `scope["errata.key"]` says who asks (a `Key`; None without a file of keys), `scope["errata.json"]` is the parsed body.
 """
 
@@ -10,10 +11,9 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
@@ -25,6 +25,7 @@ from serving.strict_json import BadRequest, check_json_headers, parse_json, read
 
 CHALLENGE = 'Bearer realm="errata"'
 OPEN = "open"
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
 UNLISTED = "admin"  # vLLM has routes that nobody here knows of, and may get more
 _ROLES = {
     OPEN: ("GET /health", "GET /ready"),
@@ -78,7 +79,7 @@ class AccessLimits:
 
 class Access:
     """The middleware itself. Without keys everybody is admin: `errata.keys.check_binding` sees to it that only this machine
-    can ask then, and a page in this machine's browser cannot."""
+    can ask then, and `_check_local` that a page in this machine's browser cannot."""
 
     def __init__(self, app: App, keys: Keys | None, limits: AccessLimits | None = None) -> None:
         self.app, self.keys, self.limits = app, keys, limits or AccessLimits()
@@ -121,7 +122,7 @@ class Access:
         method, path = scope["method"], path_of(scope)
         role = role_for(method, path)
         if self.keys is None:
-            _check_origin(values_of(scope, b"origin"))
+            _check_local(values_of(scope, b"host"), values_of(scope, b"origin"))
         if self.keys is None or role == OPEN:
             return None
         key = self.keys.find(_bearer(values_of(scope, b"authorization")), datetime.now(UTC))
@@ -154,14 +155,22 @@ def _bearer(given: Iterable[str]) -> str:
     return bearer.strip()
 
 
-def _check_origin(origins: Iterable[str]) -> None:
-    """A browser names the page that asks; without keys, one from elsewhere must not edit the model of whoever reads it."""
+def _check_local(hosts: Sequence[str], origins: Iterable[str]) -> None:
+    """Raises `BadRequest` for what a page in a browser on this machine could ask for; without keys it would be admin.
+
+    A page whose own name was made to stand for 127.0.0.1 (DNS rebinding) is to its browser of one origin with this service,
+    so may ask and read; but its name is then the `Host`. A page from anywhere else has another `Origin`: another port of
+    this machine is another page too.
+    """
+    host = hosts[0].lower() if len(hosts) == 1 else ""
+    named = _HOST.fullmatch(host)
+    if named is None or not is_loopback(named[1]):
+        message = (
+            f"without keys this service answers to 127.0.0.1, [::1] and localhost alone, not to {', '.join(hosts)[:100]!r}"
+        )
+        raise BadRequest(403, f"{message}; start it with --keys to use another name", "Host")
     for origin in origins:
-        try:
-            host = urlsplit(origin).hostname or ""
-        except ValueError:
-            host = ""
-        if not is_loopback(host):
+        if origin.lower() not in (f"http://{host}", f"https://{host}"):
             raise BadRequest(403, f"pages of {origin[:100]!r} may not use this service, which runs without keys", "Origin")
 
 

@@ -52,6 +52,7 @@ class Arguments(BaseModel):
     max_batch: int = Field(16, ge=1)
     batch_window_s: float = Field(0.02, ge=0)
     max_queue: int = Field(10_000, ge=1)
+    nice: int = Field(10, ge=0, le=19)
     max_body_bytes: int = Field(2**20, ge=1024)
     wait_timeout_s: float = Field(60.0, gt=0)
     num_cpus: float = Field(0.2, ge=0)
@@ -141,6 +142,7 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         max_batch=arguments.max_batch,
         batch_window_s=arguments.batch_window_s,
         max_queue=arguments.max_queue,
+        nice=arguments.nice,
         wait_timeout_s=arguments.wait_timeout_s,
         mlflow=arguments.mlflow,
         mlflow_name=arguments.mlflow_name,

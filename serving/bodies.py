@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 
 def _encodable(text: str) -> str:
@@ -16,12 +16,16 @@ def _encodable(text: str) -> str:
     return text
 
 
-MAX_EDITS = 10_000
+# All texts of a post are tokenised by the one writer, which does nothing else meanwhile.
+MAX_EDITS = 1_000
+MAX_REPHRASINGS = 64  # of one edit
+MAX_REPHRASINGS_POSTED = 4_096  # of all edits of a post
+MAX_CHARACTERS = 16_384
 Name = Annotated[str, Field(max_length=64)]
 Number = Annotated[int, Field(ge=0, le=2**31)]
 StrictNumber = Annotated[int, Field(ge=0, le=2**31, strict=True)]  # in a body: there `true` is no number
 Cursor = Annotated[int, Field(ge=0, le=2**62)]
-Text = Annotated[str, AfterValidator(_encodable)]
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_encodable)]
 
 
 class EditIn(BaseModel):
@@ -31,16 +35,26 @@ class EditIn(BaseModel):
     prompt: Text
     target: Text
     subject: Text | None = None
-    rephrasings: list[Text] = Field(default_factory=list)
+    rephrasings: list[Text] = Field(default_factory=list, max_length=MAX_REPHRASINGS)
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(exclude_defaults=True)
 
 
 class EditsIn(BaseModel):
+    """Edits have at most 4,096 rephrasings in all."""
+
     model_config = ConfigDict(extra="forbid")
     edits: list[EditIn] = Field(min_length=1, max_length=MAX_EDITS)
     wait: StrictBool = False
+
+    @model_validator(mode="after")
+    def _is_moderate(self) -> EditsIn:
+        if (posted := sum(len(edit.rephrasings) for edit in self.edits)) > MAX_REPHRASINGS_POSTED:
+            raise ValueError(
+                f"the edits have {posted:,} rephrasings, and a post at most {MAX_REPHRASINGS_POSTED:,}; post fewer"
+            )
+        return self
 
 
 class RollbackIn(BaseModel):
@@ -52,8 +66,8 @@ class RevertIn(BaseModel):
     """Edits by their ids, or all edits of versions; `mode` says how they are taken out."""
 
     model_config = ConfigDict(extra="forbid")
-    edits: list[Name] = Field(default_factory=list)
-    versions: list[StrictNumber] = Field(default_factory=list)
+    edits: list[Name] = Field(default_factory=list, max_length=MAX_EDITS)
+    versions: list[StrictNumber] = Field(default_factory=list, max_length=MAX_EDITS)
     mode: Literal["auto", "subtract", "replay"] = "auto"
 
 

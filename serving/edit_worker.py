@@ -13,6 +13,9 @@ from typing import Any
 
 from errata.edit import Edit, check_edits
 from errata.ledger import Ledger
+from errata.revert import RevertRefused
+from serving.audience import Busy
+from serving.feed import TooManyListeners
 from serving.journal import SETTLED, Journal, QueueFull
 from serving.logs import event
 from serving.maker import Maker
@@ -29,13 +32,14 @@ MAX_RETRY_AFTER_S = 60
 @dataclass(frozen=True)
 class WorkerOptions:
     """`max_batch` edits at most go into one version, and none waits longer than `batch_window_s` for company; `max_queue`
-    may wait, more are refused."""
+    may wait, more are refused. The worker gives way to whatever is `nice` less polite, such as engines on the same cores."""
 
     workshop: WorkshopOptions
     journal: str
     max_batch: int = 16
     batch_window_s: float = 0.02
     max_queue: int = 10_000
+    nice: int = 10
     wait_timeout_s: float = 60.0
     mlflow: str | None = None
     mlflow_name: str = "errata"
@@ -46,12 +50,16 @@ class EditWorker:
 
     async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         self.options = options
-        self.journal = Journal(options.journal)
+        os.nice(options.nice)
+        self.journal = await asyncio.to_thread(Journal, options.journal)
         await asyncio.to_thread(_recover, options.workshop.ledger)
         self.shop = await asyncio.to_thread(Workshop, options.workshop)
         self.outbox = Outbox(self.shop.ledger, options.mlflow, options.mlflow_name)
         self.maker = Maker(self.shop, self.journal, self.outbox, options.max_batch, options.batch_window_s)
         self.maker.reconcile()
+        self._is_blaming = False
+        self._following = asyncio.create_task(self.maker.follow())
+        self._following.add_done_callback(_end_process)
         self._loop = asyncio.create_task(self.maker.work())
         self._loop.add_done_callback(_end_process)
         self.outbox.start()
@@ -75,10 +83,10 @@ class EditWorker:
         self.maker.metrics.settled("queued", self.journal.depth - depth)  # none if the key came before
         event(logger, "edit.queued", edit_ids=ids, by=poster)
         self.maker.wake()
-        await self.maker.tell(ids)
+        self.maker.audience.tell(ids)
         if wait:
             await self._until_settled(ids)
-            await self._until_served()
+            await self.maker.served()
         return [self.journal.get(id).to_json() for id in ids]
 
     def _seconds_for(self, num_edits: int) -> int:
@@ -88,23 +96,12 @@ class EditWorker:
         return max(1, min(MAX_RETRY_AFTER_S, math.ceil(num_edits * spent / max(made, 1))))
 
     async def _until_settled(self, ids: Sequence[str]) -> None:
-        open_ids = list(ids)
-
-        def are_settled() -> bool:
-            open_ids[:] = [id for id in open_ids if not self.journal.get(id).is_settled]
-            return not open_ids
-
-        try:
-            async with asyncio.timeout(self.options.wait_timeout_s), self.maker.settled:
-                await self.maker.settled.wait_for(are_settled)
-        except TimeoutError:
-            logger.warning("%d edits were not settled in %s s", len(open_ids), self.options.wait_timeout_s)
-
-    async def _until_served(self) -> None:
-        """A swap that failed is tried once more. Raises `SwapFailed`."""
-        if self.maker.fleet.is_behind:
-            async with self.maker.writing:
-                await self.maker.fleet.swap(self.maker.head)
+        with self.maker.audience.waiter(ids) as waiter:
+            try:
+                async with asyncio.timeout(self.options.wait_timeout_s):
+                    await waiter.done.wait()
+            except TimeoutError:
+                logger.warning("%d edits were not settled in %s s", len(waiter.open_ids), self.options.wait_timeout_s)
 
     async def edit_status(self, id: str) -> dict[str, Any]:
         return self.journal.get(id).to_json()
@@ -115,37 +112,55 @@ class EditWorker:
         shown = found[:limit]
         return {"edits": [entry.to_json() for entry in shown], "next": shown[-1].seq if len(found) > limit else None}
 
-    async def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]:
-        """The state an edit is in, and each that it comes to, until it is settled. Raises `UnknownEdit`."""
-        with self.maker.feed.listener() as listener:
-            entry = self.journal.get(id)
-            yield entry.to_json()
-            if entry.is_settled:
-                return
-            async for told in listener:
-                if told.kind == "edit" and told.data["id"] == id:
-                    yield told.data
-                    if told.data["state"] in SETTLED:
+    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """(state, edit): the state that an edit is in, and each that it comes to, until it is settled. Raises `UnknownEdit`."""
+        try:
+            with self.maker.audience.feed.listener([id]) as listener:
+                entry = self.journal.get(id)
+                yield entry.state, entry.to_json()
+                if entry.is_settled:
+                    return
+                async for told in listener:
+                    state = told.data.get("state", told.kind)
+                    yield state, told.data
+                    if state in SETTLED:
                         return
+        except TooManyListeners as many:
+            yield "error", {"message": str(many)}
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """(kind, data) of everything that happens from now on."""
-        with self.maker.feed.listener() as listener:
-            async for told in listener:
-                yield told.kind, told.data
+        try:
+            with self.maker.audience.feed.listener() as listener:
+                async for told in listener:
+                    yield told.kind, told.data
+        except TooManyListeners as many:
+            yield "error", {"message": str(many)}
 
     # -- called by the replicas: versions -----------------------------------------------------------------------------
 
     async def rollback(self, version: int, by: str | None = None) -> dict[str, Any]:
-        return await self.maker.rollback(version, by)
+        return await self.maker.whole(self.maker.rollback(version, by))
 
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
-        return await self.maker.revert(edits, versions, mode, by)
+        for id in edits:
+            self.journal.get(id)
+        try:
+            return await self.maker.whole(self.maker.revert(edits, versions, mode, by))
+        except RevertRefused as refused:
+            if refused.kind == "unknown" and refused.edit in edits:  # it was accepted here, and is in no version
+                raise RevertRefused(refused.reason, "not live", edit=refused.edit, field=refused.field) from None
+            raise
 
     async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
-        """Which version brought the live answer; edits wait meanwhile."""
-        async with self.maker.writing:
-            return (await asyncio.to_thread(self.shop.blame, prompt, max_tokens)).to_json()
+        """One at a time, since edits wait meanwhile. Raises `Busy`."""
+        if self._is_blaming:
+            raise Busy("another answer is being looked into")
+        self._is_blaming = True
+        try:
+            return await self.maker.whole(self.maker.blame(prompt, max_tokens))
+        finally:
+            self._is_blaming = False
 
     # -- called by the replicas: how it goes --------------------------------------------------------------------------
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 # A listener that is so far behind does not read; it is told so and let go, for it would fill the memory.
 MAX_WAITING = 10_000
+MAX_LISTENERS = 256  # each is told everything on the writer's own loop
 END: None = None
+
+
+class TooManyListeners(RuntimeError):
+    """So many listen already that no more may."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +27,25 @@ class Event:
 
 
 class Listener:
-    """An iterator over the events since it was made; ends after `lagged`."""
+    """An iterator over the events since it was made, or over those of the edits `ids` alone; ends after `lagged`."""
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Collection[str] | None = None) -> None:
+        self._ids = None if ids is None else frozenset(ids)
         self._waiting: asyncio.Queue[Event | None] = asyncio.Queue()
 
     def put(self, event: Event) -> bool:
         """False once it is too far behind to be told anything more."""
+        if not self._wants(event):
+            return True
         if self._waiting.qsize() < MAX_WAITING:
             self._waiting.put_nowait(event)
             return True
         self._waiting.put_nowait(Event("lagged", {"message": f"{MAX_WAITING} events were not read; connect again"}))
         self._waiting.put_nowait(END)
         return False
+
+    def _wants(self, event: Event) -> bool:
+        return self._ids is None or (event.kind == "edit" and event.data["id"] in self._ids)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while (event := await self._waiting.get()) is not END:
@@ -43,7 +54,7 @@ class Listener:
 
 @dataclass
 class Feed:
-    """Everything is told to every listener, in order, and never waits for one."""
+    """Everything is told to every listener that wants it, in order, and never waits for one."""
 
     _listeners: set[Listener] = field(default_factory=set)
 
@@ -56,9 +67,14 @@ class Feed:
         self._listeners = {listener for listener in self._listeners if listener.put(event)}
 
     @contextmanager
-    def listener(self) -> Iterator[Listener]:
-        """Hears from the beginning of the block to its end."""
-        listener = Listener()
+    def listener(self, ids: Collection[str] | None = None) -> Iterator[Listener]:
+        """Hears from the beginning of the block to its end: everything, or of the edits `ids` alone.
+
+        Raises `TooManyListeners`.
+        """
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise TooManyListeners(f"{MAX_LISTENERS} streams of events are open, and no more may be; ask again later")
+        listener = Listener(ids)
         self._listeners |= {listener}
         try:
             yield listener

@@ -20,27 +20,29 @@ from errata.ledger import Version
 
 SWAP_ATTEMPTS = 5
 SWAP_TIMEOUT_S = 10.0
+ASK_TIMEOUT_S = 3.0
 
 
 class Unloadable(SwapFailed):
-    """A replica has read the version's files and will not have them: it cannot be served at all."""
+    """Every replica that answers has read the version's files and will not have them: it cannot be served at all."""
 
 
 class Fleet:
-    """`replicas` is what each answered to the last swap; `is_behind` is True until all of them have made it."""
+    """`replicas` is what each answered to the last swap; `is_behind` is True until all of them are known to have made it."""
 
     def __init__(self) -> None:
         self.replicas: list[dict[str, Any]] = []
-        self.is_behind = False
+        self.is_behind = True
 
-    async def swap(self, version: Version) -> None:
+    async def swap(self, version: Version, attempts: int = SWAP_ATTEMPTS) -> None:
         """Returns when every replica reports the version and its fingerprint.
 
-        Raises `Unloadable` if one refuses it, `SwapFailed` if some do not get there in time: they follow by themselves.
+        Raises `Unloadable` if they refuse it, `SwapFailed` if some do not get there in time: they follow by themselves. One
+        that refuses what others serve is at fault itself, and is late.
         """
         self.is_behind = True
         behind, reason = ["any replica"], "none is up"
-        for attempt in range(SWAP_ATTEMPTS):
+        for attempt in range(attempts):
             await asyncio.sleep(0.05 * (2**attempt - 1))
             try:
                 response = _generators().broadcast("swap", version.number)
@@ -53,13 +55,17 @@ class Fleet:
                 self.is_behind = False
                 return
             behind, reason = _named(late) or behind, _reasons(late) or reason
-            if refusing := [replica for replica in late if replica.get("refused")]:
-                raise Unloadable(version.number, _named(refusing), _reasons(refusing))
+            if late and len(late) == len(self.replicas) and all(replica.get("refused") for replica in late):
+                raise Unloadable(version.number, behind, reason)
         raise SwapFailed(version.number, behind, reason)
 
     async def ask(self, method: str) -> list[Any]:
-        """Every replica's answer to a method without arguments. Raises Ray's errors, `TimeoutError`."""
-        return list(await _generators().broadcast(method).results_async(timeout_s=SWAP_TIMEOUT_S))
+        """What the replicas that answer say to a method without arguments; nothing if one of them does not in time."""
+        try:
+            answers = await _generators().broadcast(method).results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
+        except (RayError, RayServeException, TimeoutError):
+            return []
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def _generators() -> DeploymentHandle[Any]:

@@ -16,8 +16,9 @@ from sse_starlette import EventSourceResponse
 
 from errata.edit import EditRejected
 from errata.generate import SwapFailed
-from errata.ledger import LedgerConflict, UnknownVersion, Version
+from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion, Version
 from errata.revert import RevertRefused
+from serving.audience import Busy
 from serving.bodies import BlameIn, Cursor, EditOut, EditsIn, EditsOut, EditsPage, Name, Number, Refusal, RevertIn, RollbackIn
 from serving.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 
@@ -40,7 +41,7 @@ class Backend(Protocol):
 
     async def edit_status(self, id: str) -> dict[str, Any]: ...
 
-    def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]: ...
+    def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]: ...
 
     def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]: ...
 
@@ -134,7 +135,7 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
     async def get_edit_events(id: Name) -> EventSourceResponse:
         """The edit's state, and each that it comes to, as server-sent events; ends when it is settled."""
         await unwrapped(backend.edit_status(id))  # an unknown one is a 404, and no stream
-        return _stream((entry["state"], entry) async for entry in backend.edit_events(id))
+        return _stream(backend.edit_events(id))
 
     @routes.get("/v1/events", response_class=EventSourceResponse)
     async def get_events() -> EventSourceResponse:
@@ -254,7 +255,9 @@ def answer_for(error: Exception) -> tuple[int, dict[str, Any]]:
             return 409, _error(str(error))
         case QueueFull():
             return (429 if error.num_edits <= error.limit else 413), _error(str(error), "edits")
-        case SwapFailed() | JournalFailed() | OSError():
+        case Busy():
+            return 429, _error(str(error))
+        case SwapFailed() | JournalFailed() | OSError() | LedgerDamaged():
             return 503, _error(str(error))
     return 503, _error(f"the edit worker cannot be reached and is being restarted: {type(error).__name__}")
 
@@ -275,16 +278,7 @@ def install(app: FastAPI, backend: Backend) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     unreachable = (RayActorError, DeploymentUnavailableError, BackPressureError)
-    house = (
-        EditRejected,
-        UnknownVersion,
-        UnknownEdit,
-        KeyReused,
-        LedgerConflict,
-        SwapFailed,
-        QueueFull,
-        JournalFailed,
-        OSError,
-    )
-    for kind in (*house, *unreachable):
+    house = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
+    strained = (SwapFailed, QueueFull, JournalFailed, OSError, Busy)
+    for kind in (*house, *strained, *unreachable):
         app.add_exception_handler(kind, ours)

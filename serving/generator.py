@@ -11,6 +11,7 @@ Serve replaces it.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 import os
 import time
@@ -38,9 +39,10 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from errata.diff import diff
 from errata.keys import Keys, check_binding
-from errata.ledger import DELTA, Ledger, UnknownVersion, Version
+from errata.ledger import DELTA, Ledger, LedgerDamaged, UnknownVersion, Version
 from serving import gateway
 from serving.access import UNLISTED, Access, AccessLimits, role_for, served_host
+from serving.audience import Busy
 from serving.metrics import ReplicaMetrics, merged
 from serving.stamp import OutOfRotation, RolledBack, Stamp
 from serving.weight_engine import BACKEND, EXTENSION
@@ -50,9 +52,11 @@ logger = logging.getLogger("ray.serve")
 WATCH_PERIOD_S = 0.2
 # A broadcast normally comes within this time after the head has moved; later the replica helps itself.
 REPAIR_AFTER_S = 0.5
-# Behind the head, or in one swap, for so long: out of rotation; and for so long: to be replaced.
+# Behind the head for so long, without a swap: out of rotation; and for so long: to be replaced.
 OUT_AFTER_S = 5.0
 REPLACE_AFTER_S = 30.0
+# A swap that takes longer hangs; with `wait` it takes as long as the longest answer.
+MAX_SWAP_S = {"keep": 60.0, "wait": 600.0}
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Generator:
         self._swapping = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._behind_since: float | None = None
+        self._swap_began = 0.0
+        self._comparing = asyncio.Lock()
         self.metrics = ReplicaMetrics()
         self.keys = await self._keys()
         self.ledger = await self._open_ledger()
@@ -146,13 +152,14 @@ class Generator:
     async def _swap_alone(self, version: int) -> dict[str, Any]:
         begin = time.perf_counter()
         async with self._swapping:
+            self._swap_began = time.monotonic()
             sent: dict[str, Any] = {"bytes": 0, "dense_bytes": 0}
             try:
-                if version != self.version:
+                if (version, self.ledger.version(version).fingerprint) != (self.version, self.fingerprint):
                     sent = await self._swap(version)
-            except (UnknownVersion, ValueError, OSError, EngineDeadError) as fault:
-                # What is wrong with the files is wrong for good; the others may pass.
-                sent |= {"error": f"{type(fault).__name__}: {fault}", "refused": isinstance(fault, ValueError | OSError)}
+            except (UnknownVersion, LedgerDamaged, ValueError, OSError, EngineDeadError) as fault:
+                # What is wrong with the files is wrong for good; the others, a disk's among them, may pass.
+                sent |= {"error": f"{type(fault).__name__}: {fault}", "refused": isinstance(fault, ValueError)}
         async with self._changed:
             self._changed.notify_all()
         ms = round((time.perf_counter() - begin) * 1e3, 2)
@@ -162,7 +169,8 @@ class Generator:
         update = await self._prepared(version)
         is_whole = False
         try:
-            await self.engine.pause_generation(mode=self.options.pause, clear_cache=self.options.pause == "wait")
+            # With the cache cleared, vLLM computes the keys and values of what goes on again, under the new weights.
+            await self.engine.pause_generation(mode=self.options.pause, clear_cache=True)
             await self.engine.start_weight_update()
             await self.engine.update_weights(WeightTransferUpdateRequest(update))
             await self.engine.finish_weight_update(weight_version=str(version))
@@ -179,14 +187,19 @@ class Generator:
         return {"bytes": num_bytes, "dense_bytes": state["dense_bytes"], "reset": update["reset"]}
 
     async def _prepared(self, version: int) -> dict[str, Any]:
-        """An update that every worker has read and accepted, while generation goes on. Raises `ValueError` if none is."""
+        """An update that every worker has read and accepted, while generation goes on.
+
+        Raises `ValueError` if none is, `OSError` if one could not be read.
+        """
         faults: list[str] = []
         for update in self._updates(version):
             answers = await self.engine.collective_rpc("errata_prepare", args=(update,))
             faults = [fault for fault in answers if fault is not None]
             if not faults:
                 return update
-        raise ValueError("; ".join(faults))
+        kinds = [getattr(builtins, fault.partition(":")[0], None) for fault in faults]
+        is_disks = any(isinstance(kind, type) and issubclass(kind, OSError) for kind in kinds)
+        raise (OSError if is_disks else ValueError)("; ".join(faults))
 
     def _updates(self, version: int) -> Iterator[dict[str, Any]]:
         """What to try: only the new delta where the version follows the served one, else all from the base model, by the
@@ -199,23 +212,33 @@ class Generator:
             yield {**common, "reset": True, "files": [str(file) for file in self.ledger.files_to(version, snapshots)]}
 
     async def _watch(self) -> None:
+        last = -1
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
             if self.engine.errored:
                 logger.error("the engine has died; this replica ends")
                 os._exit(1)
-            if (head := self.ledger.head) == self.version:
-                self._behind_since = None
+            try:
+                head = self.ledger.head
+            except (OSError, ValueError) as fault:  # the folder cannot be read at the moment
+                logger.warning("the ledger's head cannot be read: %s", fault)
+                continue
+            if head == self.version or self.epoch != last or self._swapping.locked():
+                self._behind_since, last = None, self.epoch  # it is there, or on its way
                 continue
             self._behind_since = self._behind_since or time.monotonic()
-            if self._behind_s > REPAIR_AFTER_S and not self._swapping.locked():
+            if self._behind_s > REPAIR_AFTER_S:
                 result = await self.swap(head)
                 logger.warning("repaired from the ledger: %s", result)
 
     @property
     def _behind_s(self) -> float:
-        """How long the ledger's head has been another version than the one that is served, in seconds."""
+        """How long the ledger's head has been another version than the one that is served, without a swap, in seconds."""
         return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
+
+    @property
+    def _swapping_s(self) -> float:
+        return time.monotonic() - self._swap_began if self._swapping.locked() else 0.0
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -235,6 +258,8 @@ class Generator:
             raise RuntimeError("the watch task has ended") from self._watching.exception()
         if self._behind_s > REPLACE_AFTER_S:
             raise RuntimeError(f"version {self.version} is served, {self._behind_s:.0f} s after the head has moved")
+        if self._swapping_s > MAX_SWAP_S[self.options.pause]:
+            raise RuntimeError(f"a swap has been under way for {self._swapping_s:.0f} s")
 
     async def exposition(self) -> tuple[str, int, str]:
         """This replica's name, version, and its metrics and vLLM's in Prometheus's form."""
@@ -263,7 +288,7 @@ class Generator:
     async def edit_status(self, id: str) -> dict[str, Any]:
         return await self.worker.edit_status.remote(id)
 
-    def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]:
+    def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         return _streamed(self.worker.options(stream=True).edit_events, id)
 
     def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -279,7 +304,11 @@ class Generator:
         return await self.worker.blame.remote(prompt, max_tokens)
 
     async def diff(self, low: int, high: int) -> dict[str, Any]:
-        return await asyncio.to_thread(diff, self.ledger, low, high)
+        """One at a time, since it reads every version in between. Raises `Busy`."""
+        if self._comparing.locked():
+            raise Busy("other versions are being compared")
+        async with self._comparing:
+            return await asyncio.to_thread(diff, self.ledger, low, high)
 
     async def unready(self) -> list[str]:
         """Why this service is not ready; empty if it is."""
@@ -296,7 +325,7 @@ class Generator:
     async def all_metrics(self) -> str:
         """Of all replicas and the worker; of this replica alone while the worker is being replaced."""
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(10):
                 return await asyncio.to_thread(merged, await self.worker.expositions.remote())
         except (RayError, RayServeException, TimeoutError):
             replica, _, text = await self.exposition()
@@ -306,7 +335,7 @@ class Generator:
         """The worker's view of everything; this replica's own alone while the worker is being replaced."""
         own = {"head": self.ledger.head, "answered_by": await self.status()}
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(10):
                 return own | await self.worker.status.remote()
         except (RayError, RayServeException, TimeoutError) as fault:
             return own | {"worker": {"error": f"{type(fault).__name__}"}}

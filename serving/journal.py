@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from errata.lockfile import Held, hold
+
+WAIT_S = 30.0  # a redeploy overlaps with the worker that it replaces
 # An edit during which the worker process died this often is taken to be the cause of it.
 MAX_ATTEMPTS = 3
 OPEN, SETTLED = ("queued", "applying"), ("applied", "rejected", "superseded", "reverted")
@@ -53,7 +56,7 @@ class QueueFull(RuntimeError):
 
 
 class JournalFailed(RuntimeError):
-    """The disk did not take it; nothing of the submission is queued."""
+    """The journal cannot be written, read or had for oneself; nothing of the submission is queued."""
 
 
 @dataclass(frozen=True)
@@ -90,33 +93,41 @@ class Entry:
 
 
 class Journal:
-    """SQLite in WAL mode, fsynced at every commit; one process writes. Every method is one transaction.
+    """SQLite in WAL mode, fsynced at every commit. Every method is one transaction.
 
-    Raises `JournalFailed` from whatever writes, if the disk is full or fails; the transaction is then as if it had not been.
+    One at a time: `<path>.lock` is held until `close`, or until the process dies, so that a worker which is being replaced and
+    the one that replaces it never take the same edits. Raises `JournalFailed` from every method if the disk is full or fails,
+    or the file is damaged; a transaction is then as if it had not been.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        present = {row[1] for row in self._connection.execute("PRAGMA table_info(edits)")}
-        for column in _NEW_COLUMNS if present else ():
-            if column not in present:
-                self._connection.execute(f"ALTER TABLE edits ADD COLUMN {column} TEXT")
-        self._connection.executescript(_SCHEMA)
+    def __init__(self, path: str | Path, wait_s: float = WAIT_S) -> None:
+        """Waits up to `wait_s` for whoever has it open. Raises `JournalFailed` saying which process that is."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = hold(path.with_name(f"{path.name}.lock"), wait_s)
+        except Held as held:
+            raise JournalFailed(f"the journal of edits has one writer, and after {wait_s:g} s {held}; end it first") from None
+        try:
+            with _told("opened"):
+                self._connection = _opened(path)
+        except JournalFailed:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         self._connection.close()
+        self._lock.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._connection:  # commits at the end, rolls back if something is raised
-                self._connection.execute("BEGIN IMMEDIATE")
-                yield self._connection
-        except sqlite3.OperationalError as fault:
-            raise JournalFailed(f"the journal of edits cannot be written: {fault}") from fault
+        with _told("written"), self._connection:  # commits at the end, rolls back if something is raised
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+
+    def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with _told("read"):
+            return self._connection.execute(query, values).fetchall()
 
     def submit(
         self,
@@ -175,8 +186,10 @@ class Journal:
         self._settle("state = 'reverted', version = ?", [(version, id) for id in ids])
 
     def requeue(self, ids: Iterable[str]) -> None:
-        """Back to their old place, as if never taken."""
-        self._settle("state = 'queued', attempts = attempts - 1", [(id,) for id in ids])
+        """Back to their old place, as if never taken. What is settled already stays so: it must not be made twice."""
+        with self._transaction() as db:
+            query = "UPDATE edits SET state = 'queued', attempts = attempts - 1 WHERE id = ? AND state = 'applying'"
+            db.executemany(query, [(id,) for id in ids])
 
     def retry(self, ids: Sequence[str], reason: str) -> None:
         """Back to their old place, to be taken one at a time; those that were taken too often are rejected for `reason`."""
@@ -193,6 +206,10 @@ class Journal:
         with self._transaction() as db:
             query = "UPDATE edits SET state = 'queued', version = NULL, attempts = 0 WHERE state = 'applied' AND version = ?"
             return db.execute(query, (version,)).rowcount
+
+    def reverting(self) -> list[int]:
+        """The versions that took edits out."""
+        return [int(row[0]) for row in self._read("SELECT DISTINCT version FROM edits WHERE state = 'reverted'")]
 
     def reverted_by(self, version: int) -> list[str]:
         """The ids of what this version took out."""
@@ -213,8 +230,10 @@ class Journal:
 
     def newest(self, limit: int, state: str | None = None, before: int | None = None) -> list[Entry]:
         """At most `limit` entries, newest first: those in `state` alone, those accepted before the entry `before` (a `seq`)."""
-        query = "seq < ? AND (? IS NULL OR state = ?) ORDER BY seq DESC LIMIT ?"
-        return self._where(query, before if before is not None else 2**62, state, state, limit)
+        last = before if before is not None else 2**62
+        if state is None:
+            return self._where("seq < ? ORDER BY seq DESC LIMIT ?", last, limit)
+        return self._where("state = ? AND seq < ? ORDER BY seq DESC LIMIT ?", state, last, limit)
 
     def get(self, id: str) -> Entry:
         found = self._where("id = ?", id)
@@ -223,20 +242,40 @@ class Journal:
         return found[0]
 
     def _where(self, condition: str, *values: Any) -> list[Entry]:
-        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM edits WHERE {condition}", values)
-        return [_entry(row) for row in rows]
+        return [_entry(row) for row in self._read(f"SELECT {_COLUMNS} FROM edits WHERE {condition}", *values)]
 
     @property
     def depth(self) -> int:
         """How many edits wait to be taken."""
-        return int(self._connection.execute("SELECT COUNT(*) FROM edits WHERE state = 'queued'").fetchone()[0])
+        return int(self._read("SELECT COUNT(*) FROM edits WHERE state = 'queued'")[0][0])
 
     @property
     def age_s(self) -> float:
         """How long the oldest of them has waited, in seconds; 0 if none waits."""
-        query = "SELECT created FROM edits WHERE state = 'queued' ORDER BY seq LIMIT 1"
-        oldest = self._connection.execute(query).fetchone()
-        return max(0.0, time.time() - oldest[0]) if oldest else 0.0
+        oldest = self._read("SELECT created FROM edits WHERE state = 'queued' ORDER BY seq LIMIT 1")
+        return max(0.0, time.time() - oldest[0][0]) if oldest else 0.0
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """SQLite's errors in the words of the house. Raises `JournalFailed`."""
+    try:
+        yield
+    except sqlite3.Error as fault:
+        raise JournalFailed(f"the journal of edits cannot be {what}: {fault}") from fault
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Raises `sqlite3.Error`."""
+    connection = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    present = {row[1] for row in connection.execute("PRAGMA table_info(edits)")}
+    for column in _NEW_COLUMNS if present else ():
+        if column not in present:
+            connection.execute(f"ALTER TABLE edits ADD COLUMN {column} TEXT")
+    connection.executescript(_SCHEMA)
+    return connection
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

@@ -11,14 +11,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from errata.docket import Docket, Group, Settled
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.ledger import LedgerConflict, Version
-from serving.feed import Feed
+from serving.audience import Audience
 from serving.fleet import Fleet, Unloadable
 from serving.journal import Entry, Journal, JournalFailed
 from serving.logs import event
@@ -29,8 +29,11 @@ from serving.workshop import Made, Workshop
 
 logger = logging.getLogger("ray.serve")
 
+Answer = TypeVar("Answer")
+
 NUM_TIMINGS = 200
 MAX_STALL_S = 10.0
+FOLLOW_PERIOD_S = 2.0
 
 
 class Maker:
@@ -42,12 +45,14 @@ class Maker:
     def __init__(self, shop: Workshop, journal: Journal, outbox: Outbox, max_batch: int, batch_window_s: float) -> None:
         self.shop, self.journal, self.outbox = shop, journal, outbox
         self.max_batch, self.batch_window_s = max_batch, batch_window_s
-        self.fleet, self.feed, self.metrics = Fleet(), Feed(), WorkerMetrics()
+        self.fleet, self.audience, self.metrics = Fleet(), Audience(journal), WorkerMetrics()
         self.timings: deque[dict[str, Any]] = deque(maxlen=NUM_TIMINGS)
         self.stalled: str | None = None
         self._num_stalls = 0
-        self.writing, self.settled = asyncio.Lock(), asyncio.Condition()
+        self.writing = asyncio.Lock()
         self._arrived = asyncio.Event()
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._catching_up: asyncio.Task[None] | None = None
 
     @property
     def head(self) -> Version:
@@ -57,77 +62,123 @@ class Maker:
         """Something was queued."""
         self._arrived.set()
 
+    async def whole(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """To its end, though whoever asked for it has gone away: what holds `writing` must not be let go of half done."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
     def reconcile(self) -> None:
         """What a dead predecessor was making is either in the ledger already, or queued again; so is what the disk lost.
 
         Every version that was ever set aside is looked at: a predecessor may have died before it had queued its edits.
         """
         for gone in self.shop.ledger.set_aside():
-            num_edits = self.journal.reopen(gone.number)
-            for id in self.journal.reverted_by(gone.number):
-                self.journal.finish([id], self.shop.ledger.find_edit(id) or 0)
+            num_edits = self.journal.reopen(gone.number) if gone.was_live else 0
             if num_edits:
                 event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
         self._finish_made()
+        self._mark_reverted()
         self.journal.requeue_applying()
         self.wake()
 
-    def _finish_made(self) -> None:
-        for entry in self.journal.pending():
-            version = self.shop.ledger.find_edit(entry.id)
+    def _finish_made(self) -> bool:
+        """Settle what waits in the journal and is in the ledger; True if there was any."""
+        made = {entry.id: self.shop.ledger.find_edit(entry.id) for entry in self.journal.pending()}
+        for id, version in made.items():
             if version is not None:
-                self.journal.finish([entry.id], version)
+                self.journal.finish([id], version)
+        return any(version is not None for version in made.values())
 
-    async def tell(self, ids: Sequence[str]) -> None:
-        """Whoever waits for these edits or listens hears what has become of them."""
-        if self.feed.is_heard:
-            for id in ids:
-                self.feed.tell("edit", self.journal.get(id).to_json())
-        async with self.settled:
-            self.settled.notify_all()
+    def _mark_reverted(self, before: int | None = None) -> None:
+        """Say of the edits that the live versions took out that they are reverted, and of others that they are not (any more).
+
+        Only the live versions that `before` has not are looked at, or the newest alone: one revert at most was under way.
+        """
+        ledger = self.shop.ledger
+        live = ledger.chain(ledger.head)
+        for version in self.journal.reverting():
+            if version not in live:
+                for id in self.journal.reverted_by(version):
+                    self.journal.finish([id], ledger.find_edit(id) or 0)
+        fresh = live[-1:] if before is None else sorted(set(live) - set(ledger.chain(before)))
+        for number in fresh:
+            if "reverted" in (card := ledger.version(number).scorecard):
+                self.journal.revert(card["reverted"]["edits"], number)
+
+    # -- the replicas -------------------------------------------------------------------------------------------------
+
+    async def served(self) -> None:
+        """Returns once every replica serves the head; whoever waits shares one attempt. Raises `SwapFailed`."""
+        if self.fleet.is_behind:
+            if self._catching_up is None or self._catching_up.done():
+                self._catching_up = asyncio.create_task(self._catch_up())
+            await asyncio.shield(self._catching_up)
+
+    async def _catch_up(self) -> None:
+        async with self.writing:
+            if self.fleet.is_behind:
+                await self.fleet.swap(self.head, attempts=1)
+
+    async def follow(self) -> None:
+        """Beside the loop: replicas that were late, or came up later, are asked again until they all serve the head."""
+        while True:
+            await asyncio.sleep(FOLLOW_PERIOD_S)
+            try:
+                await self.served()
+            except SwapFailed as fault:
+                event(logger, "swap.late", logging.WARNING, version=fault.version, replicas=fault.replicas, error=fault)
 
     # -- other versions -----------------------------------------------------------------------------------------------
 
     async def rollback(self, version: int, by: str | None = None) -> dict[str, Any]:
-        """Serve an earlier version, or once more a later one. Raises `UnknownVersion`, `SwapFailed`.
+        """Serve an earlier version, or once more a later one; `swap_error` names replicas that are late.
 
-        A version that the replicas refuse is not gone to: the head is put back.
+        Raises `UnknownVersion`, and `Unloadable` if the replicas refuse it: the head is put back then.
         """
         async with self.writing:
             before = self.shop.ledger.head
             begin = time.perf_counter()
             await self._move_to(version, by)
+            found: dict[str, Any] = {"version": version}
             try:
                 await self.fleet.swap(self.head)
             except Unloadable:
                 await self._move_to(before, None)
-                await self._follow()
+                await self._return()
                 raise
+            except SwapFailed as fault:
+                found["swap_error"] = str(fault)
+            self._mark_reverted(before)
             self.outbox.wake()
         self.metrics.rolled_back()
         event(logger, "version.rolled_back", version=version, parent=before, by=by)
-        return {"version": version, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
+        return {**found, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
 
     async def _move_to(self, version: int, by: str | None) -> None:
         before = self.shop.ledger.head
         await asyncio.to_thread(self.shop.move_to, version, by or "")
-        self.feed.tell("head", {"head": version, "before": before})
+        self.audience.feed.tell("head", {"head": version, "before": before})
 
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
-        """Take chosen edits out, as a new version. Raises `UnknownEdit`, `UnknownVersion`, `EditRejected`, `SwapFailed`."""
-        for id in edits:
-            self.journal.get(id)
+        """Take chosen edits out, as a new version. Raises `RevertRefused`, `EditRejected`, `Unloadable`."""
         async with self.writing:
             begin = time.perf_counter()
             made = await asyncio.to_thread(self.shop.revert, edits, versions, mode)
             version = await self._publish(made, time.perf_counter() - begin, [current_traceparent()])
             reverted = version.scorecard["reverted"]
             self.journal.revert(reverted["edits"], version.number)
-        await self.tell([id for id in reverted["edits"] if self.shop.ledger.find_edit(id) is not None])
+        self.audience.tell(reverted["edits"])
         self.metrics.reverted(len(reverted["edits"]))
         event(logger, "edit.reverted", edit_ids=reverted["edits"], version=version.number, mode=reverted["mode"], by=by)
         found = {"version": version.number, "mode": reverted["mode"], "reverted": reverted["edits"]}
         return {**found, "scorecard": version.scorecard}
+
+    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        """Which version brought the live answer; edits wait meanwhile."""
+        async with self.writing:
+            return (await asyncio.to_thread(self.shop.blame, prompt, max_tokens)).to_json()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -141,7 +192,7 @@ class Maker:
                     if depth < self.max_batch:
                         await asyncio.sleep(self.batch_window_s)
                     await self._apply(self.journal.take(self.max_batch))
-                    self.stalled, self._num_stalls = None, 0
+                    self._num_stalls = 0
             except (OSError, JournalFailed) as fault:
                 await self._stall(fault)
 
@@ -152,15 +203,17 @@ class Maker:
         self._num_stalls += 1
         event(logger, "edits.stalled", logging.ERROR, error=fault, queued_s=wait_s)
         await asyncio.sleep(wait_s)
-        pending = self.journal.pending()
         async with self.writing:
             try:
+                pending = self.journal.pending()
                 await asyncio.to_thread(self.shop.move_to, self.shop.ledger.head)
-                self._finish_made()
+                if self._finish_made():
+                    self.fleet.is_behind = True  # it was appended, and nobody was told to serve it
                 self.journal.requeue([entry.id for entry in self.journal.pending() if entry.state == "applying"])
+                self.audience.tell([entry.id for entry in pending])
+                self.stalled = None
             except (OSError, JournalFailed) as again:
                 self.stalled = f"{type(again).__name__}: {again}"
-        await self.tell([entry.id for entry in pending])
         self._arrived.set()
 
     async def _apply(self, entries: list[Entry]) -> None:
@@ -172,7 +225,7 @@ class Maker:
         docket = Docket(edits)
         for entry in entries:
             past_span("errata.queue", entry.created, time.time(), [entry.trace], edit=entry.id)
-        await self.tell([entry.id for entry in entries])
+        self.audience.tell([entry.id for entry in entries])
         while (group := docket.next_group()) is not None:
             tried = [entries[i] for i in group]
             async with self.writing:
@@ -188,7 +241,7 @@ class Maker:
                 else:
                     await self._refuse([(entries[i], edits[i], why) for i, why in settled])
                     gone = [i for i, _ in settled]
-            await self.tell([entries[i].id for i in gone])
+            self.audience.tell([entries[i].id for i in gone])
 
     def _finish(self, made: list[Entry], version: Version) -> None:
         self.journal.finish([entry.id for entry in made], version.number)
@@ -212,10 +265,11 @@ class Maker:
         if isinstance(fault, Unloadable):
             self.journal.retry([entry.id for entry in tried], f"its version could not be served: {fault.reason}")
         else:
-            self.journal.requeue([entry.id for entry in tried])
             await asyncio.to_thread(self.shop.move_to, self.shop.ledger.head)
+            self._finish_made()  # somebody else may have made them
+            self.journal.requeue([entry.id for entry in tried])
         self.journal.requeue([entry.id for entry in left])
-        await self.tell([entry.id for entry in (*tried, *left)])
+        self.audience.tell([entry.id for entry in (*tried, *left)])
 
     async def _try(self, docket: Docket, group: Group, tried: list[Entry]) -> Version | Settled:
         """The version, which is served, or those that are refused now. Raises `LedgerConflict`, `Unloadable`."""
@@ -235,8 +289,8 @@ class Maker:
             version = await asyncio.to_thread(self.shop.append, made)
         append_s = time.perf_counter() - begin
         guard_s = version.scorecard.get("guard_s", 0.0)
-        self.feed.tell("version", {"version": version.number, "parent": version.parent, "num_edits": len(made.edits)})
-        self.feed.tell("head", {"head": version.number, "before": before})
+        self.audience.feed.tell("version", {"version": version.number, "parent": version.parent, "num_edits": len(made.edits)})
+        self.audience.feed.tell("head", {"head": version.number, "before": before})
         timing = {"version": version.number, "num_edits": len(made.edits), "edit_s": round(edit_s, 4)}
         timing |= {"append_s": round(append_s, 4)} | await self._serve(version, before, traces)
         if "reverted" not in version.scorecard:
@@ -254,8 +308,9 @@ class Maker:
                 await self.fleet.swap(version)
         except Unloadable:
             self.metrics.swap_failed()
-            await self._move_to(before, None)
-            await self._follow()
+            await asyncio.to_thread(self.shop.withdraw, version.number, before)
+            self.audience.feed.tell("head", {"head": before, "before": version.number})
+            await self._return()
             raise
         except SwapFailed as fault:  # the edit is made and durable
             self.metrics.swap_failed()
@@ -267,7 +322,7 @@ class Maker:
         sizes = {name: replica[name] for replica in replicas[:1] for name in ("bytes", "dense_bytes")}
         return {"swap_ms": round(swap_s * 1e3, 2), **sizes, **found}
 
-    async def _follow(self) -> None:
+    async def _return(self) -> None:
         """Replicas that went ahead come back to the head; those that do not answer do so by themselves."""
         try:
             await self.fleet.swap(self.head)

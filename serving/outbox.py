@@ -29,7 +29,14 @@ class Outbox:
     def start(self) -> None:
         if self.uri is not None:
             self._task = asyncio.create_task(self._mirror(self.uri))
-            self._task.add_done_callback(_report)
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """It ends only by a fault that nobody thought of: told, and tried again later."""
+        if not task.cancelled():
+            self.state = {**self.state, "error": repr(task.exception())}
+            logger.error("the mirror to MLflow has failed", exc_info=task.exception())
+            asyncio.get_running_loop().call_later(CONFLICT_PERIOD_S, self.start)
 
     @property
     def behind(self) -> int:
@@ -70,8 +77,3 @@ class Outbox:
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()
                 self._changed.clear()
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        logger.error("the mirror to MLflow has failed", exc_info=task.exception())

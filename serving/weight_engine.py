@@ -10,6 +10,7 @@ reload leaves the worker unusable and says so (`intact`): the replica must then 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -75,8 +76,17 @@ class _State:
 
 @dataclass
 class _Prepared:
+    """`sums` is the base with all deltas of a reset: a long chain is not kept in memory, and is summed before the pause."""
+
     update: UpdateInfo
     deltas: list[WeightDelta] = field(default_factory=list)
+    sums: Accumulator | None = None
+
+    def take(self, delta: WeightDelta) -> None:
+        if self.sums is None:
+            self.deltas.append(delta)
+        else:
+            self.sums.add(delta)
 
 
 class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
@@ -108,19 +118,26 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         update = self.parse_update_info(update_info)
         if not update.reset and update.parent != self.state.version:
             return f"the update starts from version {update.parent}, this worker has version {self.state.version}"
+        self.prepared, prepared = None, _Prepared(update, sums=self._unedited() if update.reset else None)
+        lineage = self.base_fingerprint if update.reset else self.state.fingerprint
         try:
-            deltas = [delta for path in update.files for delta in read_segments(Path(path))]
-            for delta in deltas:
-                self.accumulator.check(delta)
+            for path in update.files:
+                for delta in read_segments(Path(path)):
+                    self.accumulator.check(delta)
+                    lineage = hashlib.sha256((lineage + delta.digest()).encode()).hexdigest()
+                    prepared.take(delta)
         except (ValueError, OSError, SafetensorError) as fault:
             return f"{type(fault).__name__}: {fault}"
-        lineage = self.base_fingerprint if update.reset else self.state.fingerprint
-        for delta in deltas:
-            lineage = hashlib.sha256((lineage + delta.digest()).encode()).hexdigest()
         if lineage != update.fingerprint:
             return f"the files make {lineage}, not version {update.version}, which is {update.fingerprint}"
-        self.prepared = _Prepared(update, deltas)
+        self.prepared = prepared
         return None
+
+    def _unedited(self) -> Accumulator:
+        """The same base, without sums."""
+        unedited = copy.copy(self.accumulator)
+        unedited.reset()
+        return unedited
 
     def start_weight_update(self) -> None:
         """Nothing: the reload is opened in `receive_weights`, after everything that can be refused has been."""
@@ -132,10 +149,13 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             if fault is not None:
                 raise ValueError(fault)
         assert self.prepared is not None
-        deltas, self.prepared = self.prepared.deltas, None
+        prepared, self.prepared = self.prepared, None
         self.state.intact = False
-        changed = self.accumulator.reset() if update_info.reset else set()
-        for delta in deltas:
+        changed: set[str] = set()
+        if prepared.sums is not None:
+            changed = set(self.accumulator.sum_OI) | set(prepared.sums.sum_OI)
+            self.accumulator = prepared.sums
+        for delta in prepared.deltas:
             self.accumulator.add(delta)
             changed |= set(delta.parts)
         dense_bytes = self._reload(changed)

@@ -13,10 +13,10 @@ import torch
 
 from errata import model as models
 from errata.blame import Blamed, blamed
-from errata.delta import EditedModel
+from errata.delta import EditedModel, WeightDelta
 from errata.edit import Edit, EditBatch
 from errata.editors import make_editor
-from errata.editors.editor import Editor
+from errata.editors.editor import Editor, EditorState
 from errata.guard import Guard, Limit
 from errata.inspection import Inspector
 from errata.ledger import Ledger, Version
@@ -60,8 +60,21 @@ class Made:
     head: int
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A version, read: what it takes to stand there."""
+
+    version: int
+    deltas: Sequence[WeightDelta]
+    state: EditorState | None
+    edits: Sequence[Edit]
+
+
 class Workshop:
-    """Stands at the ledger's head: `model` is edited as the head is, `state` is the editor's after it."""
+    """Stands at the ledger's head: `model` is edited as the head is, `state` is the editor's after it.
+
+    What can fail comes before the head moves: it never is where nobody can stand, nor the workshop where the head is not.
+    """
 
     def __init__(self, options: WorkshopOptions) -> None:
         self.options = options
@@ -74,7 +87,7 @@ class Workshop:
         self.spec = models.find_matrices(self.model.module, self.ledger.base["matrices"])
         self.inspector = Inspector(self.model, self.spec, guard, probes)
         self.edited = EditedModel(self.model.module, self.spec)
-        self._stand_at(self.ledger.head)
+        self._stand_at(self._read(self.ledger.head))
 
     @property
     def plan(self) -> str:
@@ -90,16 +103,33 @@ class Workshop:
         }
         return Ledger.create(self.options.ledger, base)
 
-    def _stand_at(self, version: int) -> None:
-        self.edited.set(self.ledger.segments(version))
-        self.state = self.ledger.state(version) or self.editor.start(self.model, self.spec)
-        self.inspector.stand_at(live_edits(self.ledger, version))
-        self.version = version
+    def _read(self, version: int) -> _Place:
+        """Raises `UnknownVersion`, `LedgerDamaged`, and `ValueError` if its deltas are of other matrices than the model's."""
+        deltas = self.ledger.segments(version)
+        for delta in deltas:
+            self.edited.accumulator.check(delta)
+        return _Place(version, deltas, self.ledger.state(version), tuple(live_edits(self.ledger, version)))
+
+    def _stand_at(self, place: _Place) -> None:
+        self.edited.set(place.deltas)
+        self.state = place.state or self.editor.start(self.model, self.spec)
+        self.inspector.stand_at(place.edits)
+        self.version = place.version
 
     def move_to(self, version: int, by: str = "") -> None:
-        """Make `version` the head, weights and state together; `by` is who asked for it. Raises `UnknownVersion`."""
+        """Make `version` the head, weights and state together; `by` is who asked for it.
+
+        Raises `UnknownVersion`, `LedgerDamaged`: head and workshop are then where they were.
+        """
+        place = self._read(version)
         self.ledger.move_head(version, by)
-        self._stand_at(version)
+        self._stand_at(place)
+
+    def withdraw(self, number: int, to: int) -> None:
+        """Take back version `number`, which nobody could serve, and stand at `to`, the head before it. Raises as `move_to`."""
+        place = self._read(to)
+        self.ledger.withdraw(number, to)
+        self._stand_at(place)
 
     def make(self, edits: Sequence[Edit]) -> Made:
         """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
@@ -133,15 +163,20 @@ class Workshop:
             return blamed(self.ledger, self.version, prompt, answer)
 
     def append(self, made: Made) -> Version:
-        """Raises `LedgerConflict` if the head is no longer where the update was made."""
+        """Raises `LedgerConflict` if the head is no longer where the update was made, `LedgerDamaged`; nothing is changed."""
         update, names = made.update, (self.options.editor, self.plan)
+        is_revert = "reverted" in update.scorecard
+        delta = WeightDelta.from_tensors(update.delta.to_tensors())  # as the replicas read it: the same bits
+        self.edited.accumulator.check(delta)
+        deltas = [*self.ledger.segments(made.parent), delta] if is_revert else [delta]
         version = self.ledger.append(
             made.parent, update.delta, update.state, made.edits, update.scorecard, *names, expected_head=made.head
         )
-        if "reverted" in update.scorecard:
-            self._stand_at(version.number)
+        if is_revert:
+            edits = tuple(live_edits(self.ledger, version.number))  # read already, with the deltas
+            self._stand_at(_Place(version.number, deltas, update.state, edits))
             return version
-        self.edited.add(self.ledger.delta(version.number))  # from the file, as the replicas read it: the same bits
+        self.edited.add(delta)
         self.inspector.published(EditBatch(made.edits))
         self.state, self.version = update.state, version.number
         return version

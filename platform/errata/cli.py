@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from errata import bench_commands, edit_commands, key_commands, serve_commands, version_commands
+from errata import bench_commands, edit_commands, key_commands, ledger_commands, serve_commands, version_commands
 from errata.report_commands import report
 from errata.score_commands import score
 
@@ -39,6 +39,7 @@ app.add_typer(looks)
 app.add_typer(bench_commands.app)
 app.add_typer(typer.Typer(cls=DataGroup, no_args_is_help=True), name="data", help="Look at files of edits, and convert them.")
 app.add_typer(key_commands.app, name="keys")
+app.add_typer(ledger_commands.app, name="ledger")
 
 if __name__ == "__main__":
     app()

@@ -38,7 +38,8 @@ PAUSE_S = 1.0  # before another try where the service does not say when
 SILENCE_S = 45.0  # three pings: a stream that is silent for longer is taken to be broken
 PAGE = 1000  # the most that a page may hold
 # Status codes after which a request is sent again; 0 is a broken connection. A 503 may come after the work was done, so only
-# what does nothing, or does it once (edits under their key; the same rollback), may follow one.
+# what does nothing, or does it once (edits under their key), may follow one: the second of two rollbacks would undo what
+# somebody else did between them.
 IF_TOLD = frozenset({429, 503})
 ALWAYS = frozenset({0, 429, 503})
 IF_NOTHING_WAS_DONE = frozenset({429})
@@ -153,7 +154,7 @@ class Client:
 
     def rollback(self, version: int) -> RollbackOut:
         """Serve an earlier (or later) version again."""
-        return self._call("POST", "/v1/rollback", {"version": version})
+        return self._call("POST", "/v1/rollback", {"version": version}, again=IF_NOTHING_WAS_DONE)
 
     def revert(self, edits: Sequence[str] = (), versions: Sequence[int] = (), mode: str = "auto") -> RevertOut:
         """A new version without the named edits and without those of the named versions."""

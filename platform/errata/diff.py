@@ -5,13 +5,13 @@ O out-features, I in-features, R the columns of all factors between the two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from errata.delta import LowRank, Part, chained
+from errata.delta import Dense, LowRank, Part, Sparse, WeightDelta, pieces
 from errata.edit import Edit
 from errata.ledger import Ledger
 from errata.lineage import common_ancestor, live_edits
@@ -44,10 +44,61 @@ def _by_identity(ledger: Ledger, number: int) -> dict[str | Edit, Edit]:
 
 
 def _norms(ledger: Ledger, common: int, a: int, b: int) -> dict[str, float]:
-    """The change from `a` to `b` is that from their common ancestor to `b`, less that to `a`."""
-    to_a, to_b = ([ledger.delta(n) for n in ledger.chain(number) if n > common] for number in (a, b))
-    between = chained([*to_b, *(delta.scaled(-1.0) for delta in to_a)])
-    return {name: norm(part) for name, part in between}
+    """The change from `a` to `b` is that from their common ancestor to `b`, less that to `a`; one version at a time."""
+    sums: dict[str, _Sum] = {}
+    for delta in _between(ledger, common, a, b):
+        for name, part in delta:
+            for piece in pieces(part):
+                sums.setdefault(name, _Sum(part.shape)).add(piece)
+    return {name: of_matrix.norm() for name, of_matrix in sums.items()}
+
+
+def _between(ledger: Ledger, common: int, a: int, b: int) -> Iterator[WeightDelta]:
+    for number, sign in ((b, 1.0), (a, -1.0)):
+        for between in ledger.chain(number):
+            if between > common:
+                yield ledger.delta(between).scaled(sign)
+
+
+class _Sum:
+    """The change of one matrix: factors, and once they hold more numbers than the matrix has, the matrix itself in fp64.
+
+    So neither memory nor, for each version, time grows with how many there are: inner products of all R columns with each
+    other cost R² (O + I), which from there on is more than the R O I of adding them up.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape, self._factors = shape, list[LowRank]()
+        self._matrix_OI: Tensor | None = None
+
+    def add(self, piece: LowRank | Sparse | Dense) -> None:
+        if isinstance(piece, LowRank):
+            self._factors.append(piece)
+            if sum(held.rank for held in self._factors) * sum(self._shape) > self._shape[0] * self._shape[1]:
+                self._fold()
+        else:
+            self._matrix().add_(piece.dense())
+
+    def _fold(self) -> None:
+        joined = _joined(self._factors)
+        self._factors = []
+        self._matrix().addmm_(joined.U_OR.double(), joined.V_IR.double().T)
+
+    def _matrix(self) -> Tensor:
+        if self._matrix_OI is None:
+            self._matrix_OI = torch.zeros(self._shape, dtype=torch.float64)
+        return self._matrix_OI
+
+    def norm(self) -> float:
+        if self._matrix_OI is None:
+            return norm(_joined(self._factors))
+        if self._factors:
+            self._fold()
+        return float(self._matrix_OI.norm())
+
+
+def _joined(factors: Sequence[LowRank]) -> LowRank:
+    return LowRank(torch.cat([each.U_OR for each in factors], 1), torch.cat([each.V_IR for each in factors], 1))
 
 
 def norm(part: Part) -> float:

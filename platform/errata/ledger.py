@@ -37,6 +37,7 @@ from errata.versions.entry import (
 from errata.versions.export import export
 from errata.versions.folders import Folders
 from errata.versions.heads import Heads
+from errata.versions.holders import Holders
 from errata.versions.index import Index
 from errata.versions.recovery import Recovered, SetAside
 from errata.versions.snapshots import Snapshots, read_segments
@@ -64,8 +65,8 @@ class Ledger:
     def forget(self) -> None:
         """Read everything from disk again, for whoever has changed it otherwise than by adding to it."""
         self._versions: dict[int, Version] = {}
-        self._edit_ids: dict[str, int] = {}
-        self._num_indexed, self._checked = 0, set[int]()
+        self._holders, self._live = Holders(), (0, frozenset[int]())
+        self._checked = set[int]()
         self._last: tuple[int, EditorState] = (0, EditorState())
         self.index.forget()
 
@@ -115,7 +116,10 @@ class Ledger:
         return newest if newest > moved["after"] else moved["version"]
 
     def moves(self) -> Iterator[dict[str, Any]]:
-        """{"version", "after", "before", "time", "by"} of every time that the head was moved by hand, oldest first."""
+        """{"version", "after", "before", "time", "by"} of every time that the head was moved, oldest first.
+
+        Where a version was withdrawn by it, the number is "withdrawn".
+        """
         return self.heads.moves()
 
     def version(self, number: int) -> Version:
@@ -126,8 +130,13 @@ class Ledger:
         return self._versions[number]
 
     def versions(self) -> list[Version]:
-        """All of them, version 0 first, with those that no longer lead to the head."""
-        return [self.version(number) for number in self.folders.numbers()]
+        """All that can be read, version 0 first, with those that no longer lead to the head."""
+        return [version for number in self.folders.numbers() if (version := self._readable(number))]
+
+    def _readable(self, number: int) -> Version | None:
+        with contextlib.suppress(LedgerDamaged, UnknownVersion):
+            return self.version(number)
+        return None
 
     def chain(self, number: int) -> list[int]:
         """The versions whose deltas make `number`, in order, without version 0."""
@@ -227,7 +236,8 @@ class Ledger:
 
         `parent` is the head, unless the new version is to branch off before it: then say which head that was made for.
         Raises `LedgerConflict` if `expected_head` (`parent` where not given) is not the head, `UnknownVersion` if there is
-        no `parent`. Any other failure leaves the ledger as it was.
+        no `parent`. Any other failure leaves the ledger as it was, but for a number that others may have seen and that is not
+        used again.
         """
         expected, edits = parent if expected_head is None else expected_head, tuple(edits)
         with self.only_writer():
@@ -237,16 +247,29 @@ class Ledger:
             rows = new_rows(state, self.state(parent) or EditorState())
             self._take_snapshot(parent)  # before the version, so that a failure here leaves no version behind
             number = self.folders.next_number
+            path = self.folders.path(number)
             entry = entries.new_entry(number, parent, fingerprint, editor, plan, scorecard, delta)
-            with new_folder(self.folders.path(number)) as folder:
+            with self._never_seen_twice(number), new_folder(path, self.folders.aside(number)) as folder:
                 write_tensors(folder / DELTA, delta.to_tensors())
                 rows.save(folder / STATE)
                 entries.write_edits(folder, edits)
                 written = entries.write_entry(folder, entry)
-            self._last = number, state
+                version = entries.as_written(written, edits, path)
+            self._last, self._versions[number] = (number, state), version
             with contextlib.suppress(OSError):  # the version is there without its line
                 self.index.add(written, edits)
-        return self.version(number)
+        return version
+
+    @contextmanager
+    def _never_seen_twice(self, number: int) -> Iterator[None]:
+        """A version that was there for a moment, and may have been served, has its number for good."""
+        try:
+            yield
+        except OSError as fault:
+            if self.folders.aside(number).exists():
+                with contextlib.suppress(OSError):
+                    self.folders.note_aside(number, [f"it could not be made durable: {fault}"], was_live=False)
+            raise
 
     def _take_snapshot(self, number: int) -> None:
         """Once the chain to `number` has `snapshot_every` deltas since its last snapshot, join these into one file."""
@@ -269,11 +292,31 @@ class Ledger:
         `by` is who asked for it, for the record. A failure leaves the head where it is. Raises `UnknownVersion`, or
         `LedgerDamaged` if the files of `number` are not what was written.
         """
-        if faults := self.verify(number):
-            raise damaged(self.folders.path(number), "; ".join(faults))
+        self._check_whole(number)
         with self.only_writer():
             if (before := self.head) != number:
                 self.heads.move(number, self.newest, before, by)
+
+    def withdraw(self, number: int, to: int, by: str = "") -> None:
+        """Take back a version that nobody could serve: the head is `to`, and `find_edit` never answers `number`.
+
+        For right after its append: its edits are then made again, in another version. A failure leaves the head where it is.
+        Raises `UnknownVersion`, `LedgerDamaged` as `move_head`, and `ValueError` if `to` comes from `number`.
+        """
+        self.version(number)
+        if number in (0, *self.chain(to)):
+            raise ValueError(f"version {number} cannot be withdrawn: version {to}, which is to be the head, comes from it")
+        self._check_whole(to)
+        with self.only_writer():
+            self.heads.move(to, self.newest, self.head, by, number)
+
+    def withdrawn(self) -> frozenset[int]:
+        """The versions that were taken back by `withdraw`."""
+        return self.heads.withdrawn()
+
+    def _check_whole(self, number: int) -> None:
+        if faults := self.verify(number):
+            raise damaged(self.folders.path(number), "; ".join(faults))
 
     def edits(self, number: int) -> Iterator[Edit]:
         """Those of every version that makes `number`, in order."""
@@ -298,15 +341,15 @@ class Ledger:
         return records(self.directory / REFUSALS)
 
     def find_edit(self, edit_id: str) -> int | None:
-        """The version that first applied the edit with this id, whether or not it is part of the head."""
-        newest = self.newest
-        if self._num_indexed <= newest:
-            for number in self.folders.numbers()[-(newest + 1 - self._num_indexed) :]:
-                for edit in self.version(number).edits:
-                    if edit.id is not None:
-                        self._edit_ids.setdefault(edit.id, number)
-            self._num_indexed = newest + 1
-        return self._edit_ids.get(edit_id)
+        """The version that made the edit with this id: one that the head comes from, else another; of several the newest.
+
+        Never one that was withdrawn, or cannot be read.
+        """
+        if not (found := self._holders.of(edit_id, self.newest, self._readable)):
+            return None
+        if (head := self.head) != self._live[0]:
+            self._live = head, frozenset(self.chain(head))
+        return max(set(found) - self.withdrawn(), key=lambda number: (number in self._live[1], number), default=None)
 
     def verify(self, number: int) -> list[str]:
         """What is wrong with a version: files missing, cut off or changed, or not of its lineage. Raises `UnknownVersion`."""

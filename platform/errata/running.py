@@ -1,6 +1,7 @@
 """Which process serves from a home folder: a record that `errata serve` keeps and `errata stop` reads.
 
-A process is known by its id and the time at which it was started, since ids come again.
+A process is known by its id and the time at which it was started, since ids come again. Whether one serves is not read in the
+record, which two that start at once would both find empty: who serves holds a lock beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from pathlib import Path
 
 import psutil
 
+from errata.lockfile import Held, hold
+
 NAME = "service.json"
+LOCK = "service.lock"
 SAME_START_S = 1.0  # the clock from which the time is reckoned may be set while the service runs
 
 
@@ -58,24 +62,37 @@ def read(folder: Path) -> Running | None:
 @contextmanager
 def recorded(folder: Path, url: str) -> Iterator[None]:
     """This process serves from `folder` while the block runs. Raises `AlreadyRunning` if another one does."""
-    earlier = read(folder)
-    if earlier is not None and earlier.is_alive:
-        raise AlreadyRunning(
-            f"process {earlier.pid} serves from {folder} already, at {earlier.url}: end it with `errata stop`, "
-            "or set ERRATA_HOME to another folder"
-        )
-    path, me = folder / NAME, Running(os.getpid(), psutil.Process().create_time(), url)
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor, unfinished = tempfile.mkstemp(dir=folder, prefix=f".{NAME}.")
+    try:
+        lock = hold(folder / LOCK)
+    except Held as held:
+        raise AlreadyRunning(_who_serves(folder, held)) from None
+    path, me = folder / NAME, Running(os.getpid(), psutil.Process().create_time(), url)
+    with lock:
+        _write(path, me)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _who_serves(folder: Path, held: Held) -> str:
+    found = None
+    with suppress(ValueError):
+        found = read(folder)
+    if found is not None and found.is_alive:
+        who = f"process {found.pid} serves from {folder} already, at {found.url}"
+    else:
+        who = f"a service is being started or stopped in {folder}: {held}"
+    return f"{who}: end it with `errata stop`, or set ERRATA_HOME to another folder"
+
+
+def _write(path: Path, me: Running) -> None:
+    """The old record or the new one, never a part."""
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(asdict(me), file)
     os.replace(unfinished, path)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            if read(folder) == me:
-                path.unlink()
 
 
 def stop(running: Running, timeout_s: float) -> bool:

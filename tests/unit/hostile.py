@@ -69,6 +69,17 @@ def _sizes(max_body_bytes: int) -> list[Hostile]:
         get("long id", "/v1/edits/" + "a" * 3_000, 404, 422),
         get("long header", "/v1/versions", 431, headers={"X-Long": "a" * 20_000}),
         post("long idempotency key", "/v1/edits", EDIT, 431, headers={**JSON, "Idempotency-Key": "k" * 20_000}),
+        post("too many edits", "/v1/edits", {"edits": EDIT["edits"] * 1_001}, 422),
+        post("a long prompt", "/v1/edits", edit_with(prompt="a" * 16_385), 422),
+        post("a long target", "/v1/edits", edit_with(target="a" * 16_385), 422),
+        post("a long subject", "/v1/edits", edit_with(subject="p" * 16_385), 422),
+        post("a long rephrasing", "/v1/edits", edit_with(rephrasings=["a" * 16_385]), 422),
+        post("too many rephrasings", "/v1/edits", edit_with(rephrasings=["a"] * 65), 422),
+        post("rephrasings that fill the body", "/v1/edits", edit_with(rephrasings=["a"] * 200_000), 422),
+        post("too many rephrasings in all", "/v1/edits", {"edits": edit_with(rephrasings=["a"] * 64)["edits"] * 65}, 422),
+        post("a long prompt to blame", "/v1/blame", {"prompt": "a" * 16_385}, 422),
+        post("too many edits to revert", "/v1/revert", {"edits": ["a"] * 1_001}, 422),
+        post("too many versions to revert", "/v1/revert", {"versions": [0] * 1_001}, 422),
         get("long bearer", "/v1/versions", 401, 431, headers={"Authorization": "Bearer " + "a" * 20_000}, key=None),
     ]
 

@@ -88,16 +88,16 @@ class Backend:
     async def edit_status(self, id: str) -> dict[str, Any]:
         return self.journal.get(id).to_json()
 
-    async def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]:
-        with self.feed.listener() as listener:
-            yield self.journal.get(id).to_json()
-            if self.journal.get(id).is_settled:
+    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        with self.feed.listener([id]) as listener:
+            entry = self.journal.get(id)
+            yield entry.state, entry.to_json()
+            if entry.is_settled:
                 return
             async for event in listener:
-                if event.kind == "edit" and event.data["id"] == id:
-                    yield event.data
-                    if event.data["state"] in ("applied", "rejected"):
-                        return
+                yield event.data["state"], event.data
+                if event.data["state"] in ("applied", "rejected"):
+                    return
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         with self.feed.listener() as listener:

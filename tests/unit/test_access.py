@@ -57,8 +57,9 @@ class Replica:
     async def edit_status(self, id: str) -> dict[str, Any]:
         return self.journal.get(id).to_json()
 
-    async def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]:
-        yield self.journal.get(id).to_json()
+    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        entry = self.journal.get(id)
+        yield entry.state, entry.to_json()
 
     async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
         self.ledger.move_head(version)
@@ -192,14 +193,84 @@ def test_refusals_say_what_to_do(app: FastAPI, bearers: dict[str, str]) -> None:
     assert low == "POST /v1/rollback needs a key of role admin; this one has read"
 
 
-def test_without_keys_everybody_is_admin_but_no_foreign_page(tmp_path: Path) -> None:
+LOCAL = ("127.0.0.1", "127.0.0.1:8000", "localhost", "LocalHost:8000", "[::1]", "[::1]:8000", "127.8.9.10:1")
+FOREIGN = (
+    "evil.example:8000",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example:8000",
+    "127.0.0.1@evil.example",
+    "evil.example:127.0.0.1",
+    "[::1].evil.example",
+    "127.0.0.1:8000:1",
+    "10.0.0.1:8000",
+    "0.0.0.0:8000",
+    "127.0.0.1, evil.example",
+    "localhost.",
+    "",
+)
+
+
+@pytest.mark.parametrize("host", LOCAL)
+def test_without_keys_this_machine_is_admin(tmp_path: Path, host: str) -> None:
+    """As `curl http://HOST/` asks, which sends no Origin, and as a page of the service itself would."""
+    app, back = application(tmp_path, None), {"json": {"version": 0}}
+    for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}, {"Host": host, "Origin": f"https://{host}"}):
+        assert call(app, "POST", "/v1/rollback", headers=headers, **back).status_code == 200, headers
+        assert call(app, "GET", "/v1/edits", headers=headers).status_code == 200, headers
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_without_keys_a_name_that_stands_for_this_machine_is_refused(tmp_path: Path, host: str) -> None:
+    """DNS rebinding: to the browser the page and the service are of one origin, so no Origin need be sent."""
     app = application(tmp_path, None)
-    back = {"json": {"version": 0}}
-    assert call(app, "POST", "/v1/rollback", **back).status_code == 200
-    assert call(app, "POST", "/v1/rollback", headers={"Origin": "http://localhost:3000"}, **back).status_code == 200
-    for origin in ("https://example.org", "null", "http://127.0.0.1.example.org", "http://[", ""):
-        answer = call(app, "POST", "/v1/rollback", headers={"Origin": origin}, **back)
-        assert (answer.status_code, answer.json()["error"]["field"]) == (403, "Origin"), origin
+    for method, path in (("GET", "/v1/edits"), ("GET", "/ready"), ("POST", "/v1/rollback")):
+        for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
+            answer = call(app, method, path, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["field"]) == (403, "Host"), headers
+            assert "--keys" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("num_hosts", [0, 2])
+def test_without_keys_there_is_one_host(tmp_path: Path, num_hosts: int) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1")] * num_hosts
+    scope = {"type": "http", "method": "GET", "path": "/v1/edits", "headers": headers}
+    asyncio.run(Access(application(tmp_path, None), None, LIMITS)(scope, None, send))
+    assert sent[0]["status"] == 403
+
+
+ELSEWHERE = (
+    "https://example.org",
+    "null",
+    "http://127.0.0.1.example.org",
+    "http://[",
+    "",
+    "http://localhost:3000",
+    "http://localhost:8000",
+    "http://127.0.0.1",
+    "http://127.0.0.1:8001",
+    "http://127.0.0.1:8000/",
+    "ftp://127.0.0.1:8000",
+)
+
+
+@pytest.mark.parametrize("origin", ELSEWHERE)
+def test_without_keys_a_page_from_elsewhere_is_refused(tmp_path: Path, origin: str) -> None:
+    """Another port of this machine is elsewhere, and so is another name for it."""
+    app = application(tmp_path, None)
+    headers = {"Host": "127.0.0.1:8000", "Origin": origin}
+    answer = call(app, "POST", "/v1/rollback", headers=headers, json={"version": 0})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (403, "Origin")
+
+
+def test_with_keys_any_name_will_do(app: FastAPI, bearers: dict[str, str]) -> None:
+    """The key is what a page from elsewhere does not have."""
+    headers = {"Host": "errata.example:8000", "Origin": "https://other.example"}
+    assert call(app, "GET", "/v1/edits", bearers["read"], headers=headers).status_code == 200
 
 
 def test_the_application_learns_who_asks_and_never_the_key(app: FastAPI, bearers: dict[str, str]) -> None:
@@ -243,14 +314,14 @@ def test_a_large_body_is_refused_before_it_is_read(app: FastAPI, bearers: dict[s
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = {"Content-Type": "application/json"}
+    headers = {"Host": "localhost", "Content-Type": "application/json"}
     guard = access.Access(app, None, LIMITS)
     sent: list[Any] = []
     scope = {
         "type": "http",
         "method": "POST",
         "path": "/v1/edits",
-        "headers": [(b"content-length", str(LIMITS.max_body_bytes + 1).encode())],
+        "headers": [(b"host", b"localhost"), (b"content-length", str(LIMITS.max_body_bytes + 1).encode())],
     }
     asyncio.run(guard(scope, receive, send))
     assert sent[0]["status"] == 413
@@ -276,7 +347,7 @@ def test_who_goes_away_in_the_middle_is_not_answered(app: FastAPI) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/edits", "headers": []}
+    scope = {"type": "http", "method": "POST", "path": "/v1/edits", "headers": [(b"host", b"localhost")]}
     asyncio.run(access.Access(app, None, LIMITS)(scope, receive, send))
     assert (messages, sent) == ([], [])
 

@@ -206,6 +206,21 @@ def test_what_is_rejected_is_listed_and_written_down(service: Service, tmp_path:
 
 
 @pytest.mark.usefixtures("small_parcels")
+def test_what_is_beyond_the_limits_of_a_post_is_left_out_alone(service: Service, tmp_path: Path) -> None:
+    edits = [{"prompt": f"{PROMPT} {i}", "target": "t"} for i in range(6)]
+    edits[1] |= {"rephrasings": ["r"] * 65}
+    edits[2] |= {"target": "t" * 16_385}
+    source = tmp_path / "edits.jsonl"
+    source.write_text("".join(json.dumps(edit) + "\n" for edit in edits))
+    done = errata("import", str(source), "--rejected", str(tmp_path / "rejected.jsonl"))
+    assert done.exit_code == 1 and "4 of 6 posted: 4 applied, 2 rejected" in done.output
+    rows = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [row["number"] for row in rows] == [1, 2]
+    assert "at most 64 items" in rows[0]["reason"] and "at most 16384 characters" in rows[1]["reason"]
+    assert [edit["prompt"] for edit in service.queued] == [f"{PROMPT} {i}" for i in (0, 3, 4, 5)]
+
+
+@pytest.mark.usefixtures("small_parcels")
 def test_a_full_queue_and_too_large_a_post_are_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path, max_queue=3) as service:
         source = file_of(tmp_path, ["same"] * 9)

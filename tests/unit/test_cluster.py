@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -13,13 +14,15 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from errata import cli
 from errata.keys import Keys
-from jobs import tune
+from jobs import moments, suites, tune
 from jobs.plans import from_arguments
 from serving.app import Arguments, _resources, build
 from tests.unit.kuberay_schema import SCHEMAS
@@ -304,6 +307,32 @@ def test_services_and_policies_select_pods_that_there_are() -> None:
         assert not selector or any(selector.items() <= own.items() for own in labels), one["metadata"]["name"]
     (mlflow,) = [one for one in found if one["kind"] == "Deployment"]
     assert mlflow["spec"]["selector"]["matchLabels"].items() <= mlflow["spec"]["template"]["metadata"]["labels"].items()
+
+
+# --- The walk-through
+
+
+def test_the_jobs_that_the_walk_through_submits_are_understood() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    (plan,) = re.findall(r'^PLAN="(.*)"$', page, re.MULTILINE)
+    submitted = re.findall(r"^ray job submit .* -- python jobs/(\w+)\.py (.*?)(?:\s+#.*)?$", page, re.MULTILINE)
+    assert [name for name, _ in submitted] == ["pretrain", "moments", "train", "tune", "bench"]
+    readers = {"moments": moments.from_command_line, "tune": tune.from_command_line, "bench": suites.from_arguments}
+    for name, line in submitted:
+        read_by: Any = readers.get(name, from_arguments)
+        read_by(shlex.split(line.replace("$PLAN", plan)))
+
+
+def test_the_walk_throughs_commands_and_files_are_there() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    group: Any = typer.main.get_command(cli.app)
+    commands = set(re.findall(r"(?:^|&& |; |')errata ([a-z]+)", page, re.MULTILINE))
+    assert {"edit", "ask", "versions", "rollback", "keys", "ledger"} <= commands <= set(group.list_commands(None))
+    for target in re.findall(r"\]\((\w+\.md)\)", page):
+        assert (ROOT / "docs" / target).exists()
+    for name in re.findall(r"`((?:deploy|requirements)/[\w./-]+|[\w-]+\.yaml)`", page):
+        assert (ROOT / name).exists() or (ROOT / "deploy" / "kubernetes" / name).exists(), name
+    assert set(MANIFESTS) <= set(re.findall(r"[\w-]+\.yaml", page))
 
 
 # --- The image

@@ -45,6 +45,49 @@ def test_the_norms_are_those_of_the_matrices_between(forked: Ledger, a: int, b: 
         assert found.get(matrix, 0.0) == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.parametrize(("a", "b"), [(0, 60), (60, 0), (25, 60)])
+def test_of_many_versions_no_more_is_held_than_the_matrix(ledger: Ledger, random_delta, monkeypatch, a: int, b: int) -> None:
+    """Factors of rank 58 and more in all: those of rank 39 have more numbers than the 64 by 96 matrices."""
+    folds, held = [], []
+    fold, add_piece = diffs._Sum._fold, diffs._Sum.add
+
+    def counted(self) -> None:
+        folds.append(sum(each.rank for each in self._factors))
+        fold(self)
+
+    def watched(self, piece) -> None:
+        add_piece(self, piece)
+        held.append(sum(each.rank for each in self._factors) * (64 + 96))
+
+    monkeypatch.setattr(diffs._Sum, "_fold", counted)
+    monkeypatch.setattr(diffs._Sum, "add", watched)
+    for number in range(30):
+        add(ledger, random_delta(number))
+    add(ledger, random_delta(30), parent=20)
+    for number in range(31, 60):
+        add(ledger, random_delta(number, rank=4))
+    found = diff(ledger, a, b)["norms"]
+    for matrix in MATRICES:
+        wanted = float((total(ledger, b, matrix) - total(ledger, a, matrix)).norm())
+        assert found[matrix] == pytest.approx(wanted, rel=1e-6)
+    assert len(folds) > 2 and max(folds) <= 44 and max(held) <= 64 * 96
+
+
+def test_kinds_of_changes_come_together(ledger: Ledger, random_delta) -> None:
+    """A whole matrix among factors, a sparse change of the other alone, a series of both kinds; forth and back."""
+    low_rank = random_delta(1)
+    dense = WeightDelta({MATRICES[0]: Dense(torch.randn(64, 96, generator=torch.Generator().manual_seed(2)))})
+    sparse = WeightDelta({MATRICES[1]: Sparse(torch.tensor([0, 100]), torch.tensor([3.0, 4.0]), (64, 96))})
+    for delta in (low_rank, dense, sparse, random_delta(3), in_series([low_rank, dense, sparse])):
+        add(ledger, delta)
+    assert diff(ledger, 2, 3)["norms"] == {MATRICES[1]: 5.0}
+    for a, b in ((0, 5), (5, 0), (1, 4)):
+        found = diff(ledger, a, b)["norms"]
+        for matrix in MATRICES:
+            wanted = float((total(ledger, b, matrix) - total(ledger, a, matrix)).norm())
+            assert found[matrix] == pytest.approx(wanted, rel=1e-6)
+
+
 def test_edits_and_scores_side_by_side(forked: Ledger) -> None:
     found = diff(forked, 3, 5)
     assert (found["from"], found["to"], found["common"]) == (3, 5, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from errata.generate import SwapFailed
 from errata.ledger import LedgerConflict, Version
 from errata.versions.recovery import SetAside
 from serving import edit_worker, maker
+from serving.audience import Busy
 from serving.edit_worker import EditWorker, WorkerOptions
 from serving.fleet import Fleet, Unloadable
 from serving.journal import MAX_ATTEMPTS, Journal, QueueFull, UnknownEdit
@@ -24,16 +26,20 @@ class Shop:
     def __init__(self, refuse) -> None:
         self.refuse_batch, self.version, self.made, self.noted = refuse, 0, [], []
         self.faults = []  # raised by the next appends
+        self.withdrawn, self.cards = set(), {}
         self.ledger = SimpleNamespace(
             refuse=lambda parent, edit, why: self.noted.append((parent, edit.id)),
             head=0,
-            version=version,
+            version=lambda number: version(number, self.cards.get(number)),
             find_edit=self.holder,
+            chain=self.chain,
+            set_aside=list,
         )
         self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=None)
 
     def holder(self, id):
-        return next((number for number, edits in enumerate(self.made, 1) if id in [edit.id for edit in edits]), None)
+        made = {number: edits for number, edits in enumerate(self.made, 1) if number not in self.withdrawn}
+        return next((number for number, edits in made.items() if id in [edit.id for edit in edits]), None)
 
     def make(self, edits):
         refusal = self.refuse_batch(edits)
@@ -55,10 +61,18 @@ class Shop:
         self.version += 1
         self.ledger.head = self.version
         self.made.append(made.edits)
+        self.cards[self.version] = made.scorecard
         return version(self.version, made.scorecard)
 
     def move_to(self, number, by=""):
         self.version = self.ledger.head = number
+
+    def withdraw(self, number, to):
+        self.withdrawn.add(number)
+        self.move_to(to)
+
+    def chain(self, number):
+        return list(range(1, number + 1))
 
 
 def version(number, scorecard=None):
@@ -72,7 +86,7 @@ class StillFleet(Fleet):
         super().__init__()
         self.faults, self.served = [], []
 
-    async def swap(self, version) -> None:
+    async def swap(self, version, attempts=5) -> None:
         fault = self.faults.pop(0) if self.faults else None
         self.is_behind = fault is not None
         if fault is not None:
@@ -86,6 +100,7 @@ def worker(tmp_path, refuse=lambda edits: None, **options) -> EditWorker:
     one.shop, one.journal, one.outbox = Shop(refuse), Journal(tmp_path / "journal"), SimpleNamespace(wake=lambda: None)
     one.maker = Maker(one.shop, one.journal, one.outbox, max_batch=16, batch_window_s=0.0)
     one.maker.fleet = StillFleet()
+    one._is_blaming = False
     return one
 
 
@@ -164,8 +179,9 @@ async def settled(one: EditWorker, ids: list[str], during=lambda: asyncio.sleep(
     one.maker.wake()
     try:
         await during()
-        async with asyncio.timeout(20), one.maker.settled:
-            await one.maker.settled.wait_for(lambda: all(one.journal.get(id).is_settled for id in ids))
+        with one.maker.audience.waiter(ids) as waiter:
+            async with asyncio.timeout(20):
+                await waiter.done.wait()
     finally:
         loop.cancel()
 
@@ -202,6 +218,8 @@ def test_a_version_that_was_appended_before_the_journal_failed_is_not_made_again
     one.journal.finish = failing
     asyncio.run(settled(one, ids))
     assert states(one, ids) == [("applied", 1)] and len(one.shop.made) == 1
+    assert one.maker.stalled is None
+    assert one.maker.fleet.is_behind, "nobody was told to serve it"
 
 
 def test_replicas_that_do_not_answer_do_not_take_a_version_back(tmp_path):
@@ -293,11 +311,11 @@ def test_the_events_of_an_edit_end_when_it_is_settled(tmp_path):
         await one.maker._apply(one.journal.take(5))
         return [first, *[event async for event in events]]
 
-    assert [event["state"] for event in asyncio.run(heard())] == ["queued", "applying", "applied"]
-    assert not one.maker.feed.is_heard
+    assert [state for state, _ in asyncio.run(heard())] == ["queued", "applying", "applied"]
+    assert not one.maker.audience.feed.is_heard
 
     async def late():
-        return [event["state"] async for event in one.edit_events(id)]
+        return [state async for state, _ in one.edit_events(id)]
 
     assert asyncio.run(late()) == ["applied"]
 
@@ -337,7 +355,7 @@ def test_what_was_in_a_version_that_the_disk_lost_is_made_again(tmp_path):
     apply(one, 1)
     one.shop.made.pop()
     one.shop.version = one.shop.ledger.head = 1
-    one.shop.ledger.set_aside = lambda: [SetAside(2, ("delta.safetensors is torn",), (), tmp_path)]
+    one.shop.ledger.set_aside = lambda: [SetAside(2, ("delta.safetensors is torn",), (), tmp_path, was_live=True)]
     one.maker.reconcile()
     assert states(one, ids) == [("applied", 1), ("queued", None)]
     apply(one)
@@ -349,6 +367,121 @@ def test_what_a_lost_version_took_out_is_in_again(tmp_path):
     ids = posted(one, "a")
     apply(one)
     asyncio.run(one.revert(ids, [], "auto"))
-    one.shop.ledger.set_aside = lambda: [SetAside(2, ("its folder is missing",), (), tmp_path)]
+    one.shop.made.pop()
+    one.shop.version = one.shop.ledger.head = 1
+    one.shop.ledger.set_aside = lambda: [SetAside(2, ("its folder is missing",), (), tmp_path, was_live=True)]
     one.maker.reconcile()
     assert states(one, ids) == [("applied", 1)]
+
+
+def test_what_was_rolled_back_before_the_disk_lost_it_stays_out(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a")
+    apply(one)
+    asyncio.run(one.rollback(0))
+    one.shop.ledger.set_aside = lambda: [SetAside(1, ("it is torn",), (), tmp_path, was_live=False)]
+    one.maker.reconcile()
+    assert states(one, ids) == [("applied", 1)] and one.journal.depth == 0
+
+
+def test_a_version_that_was_taken_back_is_not_taken_for_made_after_a_restart(tmp_path):
+    one = worker(tmp_path)
+    one.maker.fleet.faults = [Unloadable(1, ["r"], "bad file")]
+    ids = posted(one, "a")
+    apply(one)
+    one.maker.reconcile()
+    assert states(one, ids) == [("queued", None)]
+    apply(one)
+    one.maker.reconcile()
+    assert states(one, ids) == [("applied", 1)] and one.shop.ledger.head == 1
+
+
+def test_a_revert_that_was_appended_and_not_noted_is_noted_at_start(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a")
+    apply(one)
+    one.shop.append(one.shop.revert(ids, [], "auto"))  # and the worker dies
+    one.maker.reconcile()
+    assert states(one, ids) == [("reverted", 2)]
+
+
+def test_going_back_before_a_revert_puts_its_edits_in_again(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a", "b")
+    apply(one)
+    asyncio.run(one.revert(ids[:1], [], "auto"))
+    asyncio.run(one.rollback(1))
+    assert states(one, ids) == [("applied", 1), ("applied", 1)]
+    asyncio.run(one.rollback(2))
+    assert states(one, ids) == [("reverted", 2), ("applied", 1)]
+
+
+def test_who_goes_away_leaves_nothing_half_done(tmp_path):
+    one = worker(tmp_path)
+    posted(one, "a")
+    apply(one)
+    begun, going_on = threading.Event(), threading.Event()
+
+    def slowly(number, by=""):
+        begun.set()
+        going_on.wait(5)
+        one.shop.version = one.shop.ledger.head = number
+
+    one.shop.move_to = slowly
+
+    async def impatient():
+        asked = asyncio.create_task(one.rollback(0))
+        await asyncio.to_thread(begun.wait, 5)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert one.maker.writing.locked(), "nobody else may touch the model yet"
+        going_on.set()
+        async with one.maker.writing:
+            return one.maker.fleet.served[-1]
+
+    assert asyncio.run(impatient()) == 0 == one.shop.ledger.head
+
+
+def test_a_rollback_that_some_replicas_are_late_for_has_happened(tmp_path):
+    one = worker(tmp_path)
+    posted(one, "a")
+    apply(one)
+    one.maker.fleet.faults = [SwapFailed(0, ["r"], "TimeoutError")]
+    found = asyncio.run(one.rollback(0))
+    assert found["version"] == 0 == one.shop.ledger.head and "not served by r" in found["swap_error"]
+    assert one.maker.fleet.is_behind
+
+
+def test_those_who_wait_for_late_replicas_share_one_attempt(tmp_path):
+    one = worker(tmp_path)
+    one.maker.fleet.is_behind = True
+
+    async def wait():
+        await asyncio.gather(*(one.maker.served() for _ in range(8)))
+
+    asyncio.run(wait())
+    assert one.maker.fleet.served == [0] and not one.maker.fleet.is_behind
+
+
+def test_late_replicas_are_asked_again_beside_the_edits(tmp_path, monkeypatch):
+    monkeypatch.setattr(maker, "FOLLOW_PERIOD_S", 0.005)
+    one = worker(tmp_path)
+    one.maker.fleet.is_behind, one.maker.fleet.faults = True, [SwapFailed(0, ["r"], "late"), SwapFailed(0, ["r"], "late")]
+
+    async def until_served():
+        following = asyncio.create_task(one.maker.follow())
+        async with asyncio.timeout(5):
+            while one.maker.fleet.is_behind:
+                await asyncio.sleep(0.005)
+        following.cancel()
+
+    asyncio.run(until_served())
+    assert one.maker.fleet.served == [0] and not one.maker.fleet.faults
+
+
+def test_one_answer_at_a_time_is_looked_into(tmp_path):
+    one = worker(tmp_path)
+    one._is_blaming = True
+    with pytest.raises(Busy):
+        asyncio.run(one.blame("p", 1))

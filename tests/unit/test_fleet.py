@@ -29,7 +29,7 @@ class Broadcasts:
         self.asked.append((method, *arguments))
         return self
 
-    async def results_async(self, timeout_s: float) -> Any:
+    async def results_async(self, timeout_s: float, return_exceptions: bool = False) -> Any:
         answers = self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
         if isinstance(answers, Exception):
             raise answers
@@ -73,12 +73,27 @@ def test_no_replica_at_all_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
         swapped(monkeypatch, [])
 
 
-def test_a_replica_that_refuses_the_files_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Unloadable, match="by b: bad file"):
+def test_what_all_replicas_refuse_is_unloadable_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = [said("a", 2, error="bad file", refused=True), said("b", 2, error="bad file", refused=True)]
+    with pytest.raises(Unloadable, match="by a, b: bad file; bad file"):
+        swapped(monkeypatch, refusing)
+
+
+def test_one_that_refuses_what_another_serves_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SwapFailed, match="by b: bad file") as late:
         swapped(monkeypatch, [said("a"), said("b", 2, error="bad file", refused=True)])
+    assert not isinstance(late.value, Unloadable)
 
 
 def test_an_engine_that_has_died_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     dead = said("b", 2, error="EngineDeadError", refused=False)
-    one, _ = swapped(monkeypatch, [said("a"), dead], [said("a"), said("c")])
+    one, _ = swapped(monkeypatch, [dead], [said("c")])
     assert not one.is_behind
+
+
+def test_what_replicas_say_is_told_without_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas = Broadcasts([{"replica": "a"}, RuntimeError("it is ill")])
+    monkeypatch.setattr(fleet, "_generators", lambda: replicas)
+    assert asyncio.run(Fleet().ask("status")) == [{"replica": "a"}]
+    replicas.rounds = [TimeoutError()]
+    assert asyncio.run(Fleet().ask("status")) == []

@@ -41,9 +41,9 @@ class Backend:
 
     submit = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _asked
 
-    async def edit_events(self, id: str) -> AsyncIterator[dict[str, Any]]:
+    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         for state in ("queued", "applied"):
-            yield entry(id, state)
+            yield state, entry(id, state)
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         yield "head", {"head": 2, "before": 1}

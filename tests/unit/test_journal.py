@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +47,7 @@ def test_another_process_finds_what_was_accepted(path: Path) -> None:
     first = Journal(path)
     ids = first.submit(edits("a", "b", "c"))
     first.take(1)
+    first.close()
     second = Journal(path)
     second.requeue_applying()
     assert second.depth == 3
@@ -66,6 +73,17 @@ def test_requeue_does_not_count_as_an_attempt(path: Path) -> None:
     assert [entry.id for entry in journal.take(2)] == ids
 
 
+def test_what_is_settled_is_never_queued_again(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b", "c", "d"))
+    journal.take(3)
+    journal.finish(ids[:1], 1)
+    journal.reject(ids[1], "no")
+    journal.requeue(ids)
+    assert [journal.get(id).state for id in ids] == ["applied", "rejected", "queued", "queued"]
+    assert [journal.get(id).attempts for id in ids] == [1, 1, 0, 0], "one that was not taken is not counted down"
+
+
 def test_a_key_used_again_gives_the_same_ids_or_is_refused(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a", "b"), "key")
@@ -74,6 +92,7 @@ def test_a_key_used_again_gives_the_same_ids_or_is_refused(path: Path) -> None:
     with pytest.raises(KeyReused, match="other edits"):
         journal.submit(edits("a"), "key")
     assert journal.depth == 2
+    journal.close()
     assert Journal(path).submit(edits("a", "b"), "key") == ids
 
 
@@ -134,6 +153,7 @@ def test_later_fates_are_kept(path: Path) -> None:
     journal.supersede(ids[0], "the later one counts", 1)
     journal.finish(ids[1:], 1)
     journal.revert(ids[1:], 2)
+    journal.close()
     found = [(entry.state, entry.version, entry.is_settled) for entry in map(Journal(path).get, ids)]
     assert found == [("superseded", 1, True), ("reverted", 2, True)]
 
@@ -171,3 +191,147 @@ def test_a_full_disk_refuses_and_leaves_the_journal_as_it_was(path: Path) -> Non
     assert journal.depth == 1 and journal.get(ids[0]).state == "queued"
     journal._connection.execute("PRAGMA max_page_count = 1000000")
     assert len(journal.submit(edits(*("x" * 1000 for _ in range(100))), "key")) == 100
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+def test_pages_are_newest_first(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits(*"abcdef"))
+    journal.take(4)
+    journal.finish(ids[0:4:2], 1)
+    assert [entry.id for entry in journal.newest(10)] == ids[::-1]
+    page = journal.newest(2)
+    assert [entry.id for entry in journal.newest(2, before=page[-1].seq)] == [ids[3], ids[2]]
+    (newest,) = journal.newest(1, "applied")
+    assert [entry.id for entry in journal.newest(10, "applied", newest.seq)] == [ids[0]]
+    assert journal.newest(10, "reverted") == []
+
+
+@pytest.mark.parametrize(
+    ("read", "plan"),
+    [
+        (lambda journal: journal.newest(10, "rejected"), "USING INDEX edits_by_state (state=? AND seq<?)"),
+        (lambda journal: journal.newest(10, "rejected", 50), "USING INDEX edits_by_state (state=? AND seq<?)"),
+        (lambda journal: journal.newest(10, None, 50), "USING INTEGER PRIMARY KEY (rowid<?)"),
+        (lambda journal: journal.depth, "USING COVERING INDEX edits_by_state (state=?)"),
+        (lambda journal: journal.age_s, "USING INDEX edits_by_state (state=?)"),
+        (lambda journal: journal.reverted_by(3), "USING INDEX edits_by_"),
+    ],
+)
+def test_what_is_asked_often_reads_no_whole_table(path: Path, read: Callable[[Journal], object], plan: str) -> None:
+    journal = Journal(path)
+    asked: list[str] = []
+    journal._connection.set_trace_callback(asked.append)
+    read(journal)
+    journal._connection.set_trace_callback(None)
+    (query,) = asked
+    steps = [row[3] for row in journal._connection.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert len(steps) == 1 and plan in steps[0], "found by the index, and in its order: nothing is sorted"
+
+
+# -- one writer -------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from serving.journal import Journal
+journal = Journal(sys.argv[1])
+journal.submit([{"prompt": "a", "target": "t"}])
+journal.take(1)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(path: Path) -> subprocess.Popen[str]:
+    """Another process that has the journal open, with one edit in the making."""
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "open\n"
+    return process
+
+
+def test_a_second_worker_is_told_who_has_the_journal(path: Path) -> None:
+    with holder(path) as first:
+        began = time.monotonic()
+        with pytest.raises(JournalFailed, match=f"held by process {first.pid}; end it first"):
+            Journal(path, wait_s=0.3)
+        assert 0.3 <= time.monotonic() - began < 10
+        first.communicate("")
+
+
+def test_a_killed_worker_lets_the_journal_go_in_the_midst_of_a_wait(path: Path) -> None:
+    with holder(path) as first:
+        timer = threading.Timer(0.3, os.kill, (first.pid, signal.SIGKILL))
+        timer.start()
+        second = Journal(path, wait_s=30)
+        timer.join()
+    second.requeue_applying()
+    assert [entry.edit["prompt"] for entry in second.take(8)] == ["a"]
+
+
+def test_in_one_process_there_is_one_journal_too(path: Path) -> None:
+    first = Journal(path)
+    with pytest.raises(JournalFailed, match=f"process {os.getpid()}"):
+        Journal(path, wait_s=0)
+    assert first.depth == 0, "the one that is open goes on"
+    first.close()
+    second = Journal(path, wait_s=0)
+    first.close()
+    with pytest.raises(JournalFailed):
+        Journal(path, wait_s=0)
+    second.close()
+
+
+# -- what SQLite says -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_journal_is_refused_and_let_go(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no journal at all, but long enough to look at" * 100)
+    for _ in range(2):
+        with pytest.raises(JournalFailed, match="cannot be opened: file is not a database"):
+            Journal(path, wait_s=0)
+    path.unlink()
+    assert Journal(path, wait_s=0).depth == 0
+
+
+READS: tuple[Callable[[Journal], object], ...] = (
+    lambda journal: journal.depth,
+    lambda journal: journal.age_s,
+    lambda journal: journal.pending(),
+    lambda journal: journal.newest(10),
+    lambda journal: journal.get("x"),
+    lambda journal: journal.reverted_by(1),
+    lambda journal: journal.reverting(),
+)
+WRITES: tuple[Callable[[Journal], object], ...] = (
+    lambda journal: journal.submit(edits("b")),
+    lambda journal: journal.take(1),
+    lambda journal: journal.finish(["x"], 1),
+    lambda journal: journal.requeue(["x"]),
+    lambda journal: journal.retry(["x"], "no"),
+    lambda journal: journal.reopen(1),
+)
+
+
+@pytest.mark.parametrize(("ask", "what"), [(ask, "read") for ask in READS] + [(ask, "written") for ask in WRITES])
+def test_a_damaged_journal_says_so(path: Path, ask: Callable[[Journal], object], what: str) -> None:
+    journal = Journal(path)
+    journal.submit(edits(*("x" * 1000 for _ in range(20))))
+    journal.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))  # the first page says what tables there are
+    damaged = Journal(path)
+    with pytest.raises(JournalFailed, match=f"cannot be {what}: .*malformed"):
+        ask(damaged)
+    damaged.close()
+
+
+@pytest.mark.parametrize("ask", [*READS, *WRITES])
+def test_a_closed_journal_says_so(path: Path, ask: Callable[[Journal], object]) -> None:
+    journal = Journal(path)
+    journal.close()
+    with pytest.raises(JournalFailed, match="closed"):
+        ask(journal)

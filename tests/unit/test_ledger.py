@@ -14,6 +14,7 @@ from errata.editors.editor import EditorState
 from errata.guard import VersionRefused
 from errata.ledger import REFUSALS, Ledger, LedgerConflict, UnknownVersion, read_segments
 from errata.model import find_matrices, load
+from errata.versions import durable
 
 STATE = EditorState(3, {"past": torch.arange(6.0).view(2, 3)})
 
@@ -195,6 +196,68 @@ def test_find_edit(ledger, random_delta):
     assert ledger.find_edit("two") is None
     append(Ledger.open(ledger.directory), random_delta(2), edits=[Edit("e", "f", id="two")])
     assert ledger.find_edit("two") == 2
+
+
+def test_an_edit_is_found_in_the_live_chain_first_and_else_in_the_newest(ledger, random_delta):
+    one, two = Edit("a", "b", id="one"), Edit("c", "d", id="two")
+    append(ledger, random_delta(1), edits=[one])
+    append(ledger, random_delta(2), edits=[two])
+    ledger.move_head(0)
+    append(ledger, random_delta(3), edits=[one])
+    assert (ledger.find_edit("one"), ledger.find_edit("two")) == (3, 2)
+    ledger.move_head(2)
+    assert (ledger.find_edit("one"), ledger.find_edit("two")) == (1, 2)
+    ledger.move_head(0)
+    assert (ledger.find_edit("one"), Ledger.open(ledger.directory).find_edit("one")) == (3, 3)
+
+
+def test_a_withdrawn_version_is_not_the_head_and_holds_no_edit(ledger, random_delta):
+    one = Edit("a", "b", id="one")
+    append(ledger, random_delta(1))
+    append(ledger, random_delta(2), edits=[one])
+    assert ledger.find_edit("one") == 2 and ledger.withdrawn() == set()
+    ledger.withdraw(2, 1)
+    for each in (ledger, Ledger.open(ledger.directory)):
+        assert (each.head, each.newest, each.withdrawn(), each.find_edit("one")) == (1, 2, {2}, None)
+    assert [(move["before"], move["version"], move["withdrawn"]) for move in ledger.moves()] == [(2, 1, 2)]
+    assert (append(ledger, random_delta(2), edits=[one]).number, ledger.find_edit("one")) == (3, 3)
+    ledger.withdraw(3, 1)
+    assert (ledger.head, ledger.withdrawn(), ledger.find_edit("one")) == (1, {2, 3}, None)
+
+
+def test_what_cannot_be_withdrawn_stays(ledger, random_delta):
+    fill(ledger, random_delta, 3)
+    for number, to in ((1, 3), (3, 3), (0, 1)):
+        with pytest.raises(ValueError, match=f"version {number} cannot be withdrawn: version {to}"):
+            ledger.withdraw(number, to)
+    for number, to in ((9, 1), (3, 9)):
+        with pytest.raises(UnknownVersion, match="9"):
+            ledger.withdraw(number, to)
+    assert (ledger.head, ledger.withdrawn(), list(ledger.moves())) == (3, set(), [])
+
+
+def test_a_number_that_somebody_may_have_seen_is_not_used_again(ledger, random_delta, monkeypatch):
+    """The folder has its name, and then the disk fails: a replica may have served that version meanwhile."""
+    fill(ledger, random_delta, 1)
+    reader, seen, sync = Ledger.open(ledger.directory), [], durable.sync
+
+    def fail(path):
+        if path == ledger.folders.root:
+            seen.append(reader.version(reader.head))
+            raise OSError("cannot be synced")
+        sync(path)
+
+    monkeypatch.setattr(durable, "sync", fail)
+    with pytest.raises(OSError, match="cannot be synced"):
+        append(ledger, random_delta(2), edits=[Edit("a", "b", id="one")])
+    monkeypatch.undo()
+    assert seen[0].number == 2
+    for each in (ledger, reader, Ledger.open(ledger.directory)):
+        assert (each.head, each.newest, each.find_edit("one")) == (1, 1, None)
+    (gone,) = ledger.set_aside()
+    assert (gone.number, gone.was_live, gone.faults) == (2, False, ("it could not be made durable: cannot be synced",))
+    assert append(ledger, random_delta(3)).number == 3 == reader.head
+    assert ledger.recover().set_aside == ()
 
 
 def test_an_exported_version_is_a_plain_checkpoint(ledger, random_delta, model_dir, tmp_path):

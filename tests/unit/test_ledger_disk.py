@@ -57,7 +57,7 @@ def test_a_version_that_does_not_fit_leaves_no_trace(ledger, random_delta, num_b
     assert ledger.verify(num_before + 1) == [] and ledger.recover().notes == ()
 
 
-@pytest.mark.parametrize("what", ["move", "refuse"])
+@pytest.mark.parametrize("what", ["move", "refuse", "withdraw"])
 @pytest.mark.parametrize("num_bytes", [0, 50, 150])
 def test_moves_and_refusals_that_do_not_fit_leave_no_trace(ledger, random_delta, what, num_bytes):
     append(ledger, random_delta)
@@ -68,15 +68,16 @@ def test_moves_and_refusals_that_do_not_fit_leave_no_trace(ledger, random_delta,
     do = {
         "move": lambda: ledger.move_head(1, by="ada"),
         "refuse": lambda: ledger.refuse(2, EDIT, EditRejected("no room", field="prompt")),
+        "withdraw": lambda: ledger.withdraw(2, 1),
     }[what]
     before = files_of(ledger.directory)
     with no_file_over(num_bytes), pytest.raises(OSError):
         do()
     assert files_of(ledger.directory) == before
-    assert ledger.head == 2
+    assert ledger.head == 2 and not ledger.withdrawn()
     do()
     counts = ledger.head, len(list(ledger.moves())), len(list(ledger.refusals()))
-    assert counts == ((1, 3, 2) if what == "move" else (2, 2, 3))
+    assert counts == ((2, 2, 3) if what == "refuse" else (1, 3, 2))
 
 
 def test_a_line_that_fits_in_part_is_taken_back(tmp_path):

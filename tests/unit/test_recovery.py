@@ -125,6 +125,106 @@ def test_a_newest_version_whose_folder_is_gone_leaves_its_number_unused(ledger, 
     assert append(ledger, random_delta).number == 4
 
 
+def lose(ledger, number):
+    shutil.rmtree(ledger.folders.path(number))
+
+
+def tear(ledger, number):
+    cut(ledger.folders.path(number) / DELTA)
+
+
+@pytest.mark.parametrize("ruin", [lose, tear])
+@pytest.mark.parametrize("back_to", [None, 1, 2, 3])
+def test_what_was_set_aside_says_whether_the_head_came_from_it(ledger, random_delta, ruin, back_to):
+    ledger = fill(ledger, random_delta, 3)
+    if back_to is not None:
+        ledger.move_head(back_to, by="ada")
+    if back_to == 3:
+        append(ledger, random_delta, parent=1, expected_head=3)
+        ledger.move_head(3)
+        ruin(ledger, 4)
+    for number in (2, 3):
+        ruin(ledger, number)
+    wanted = {None: {2: True, 3: True}, 1: {2: False, 3: False}, 2: {2: True, 3: False}, 3: {2: True, 3: True, 4: False}}
+    found = Ledger.open(ledger.directory).recover()
+    assert {gone.number: gone.was_live for gone in found.set_aside} == wanted[back_to] and found.head == 1
+    now, later = (
+        {gone.number: (gone.was_live, gone.faults) for gone in each}
+        for each in (found.set_aside, Ledger.open(ledger.directory).set_aside())
+    )
+    assert now == later and all(faults for _, faults in later.values())
+
+
+def test_a_version_that_a_branch_has_left_was_not_live(ledger, random_delta):
+    ledger = fill(ledger, random_delta, 2)
+    append(ledger, random_delta, parent=1, expected_head=2)
+    ledger.move_head(2)
+    tear(ledger, 3)
+    assert [(gone.number, gone.was_live) for gone in ledger.recover().set_aside] == [(3, False)]
+    assert ledger.head == 2
+
+
+@pytest.mark.parametrize("note", [None, b"{", b'{"was_live": false, "faults": [], "digest": "0"}'])
+def test_a_version_set_aside_without_a_note_counts_as_live(ledger, random_delta, note):
+    ledger = fill(ledger, random_delta, 2)
+    ledger.move_head(1)
+    tear(ledger, 2)
+    assert not ledger.recover().set_aside[0].was_live
+    path = ledger.folders.aside(2).with_name("00000002.corrupt.json")
+    path.unlink() if note is None else path.write_bytes(note)
+    assert [(gone.number, gone.was_live, gone.faults) for gone in ledger.set_aside()] == [(2, True, ())]
+
+
+def test_a_recovery_that_is_stopped_after_the_note_is_taken_up_again(ledger, random_delta, monkeypatch):
+    ledger = fill(ledger, random_delta, 2)
+    ledger.move_head(1)
+    tear(ledger, 2)
+
+    def fail(*_):
+        raise OSError("power cut")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="power cut"):
+        ledger.recover()
+    monkeypatch.undo()
+    again = Ledger.open(ledger.directory)
+    assert (again.set_aside(), again.newest) == ([], 2)
+    (ledger.directory / "versions" / ".new-00000002.corrupt.json").write_text("half a note")
+    assert [gone.was_live for gone in again.recover().set_aside] == [gone.was_live for gone in again.set_aside()] == [False]
+
+
+def test_a_version_that_cannot_be_read_off_the_live_chain_hides_no_other(ledger, random_delta):
+    ledger = fill(ledger, random_delta, 3)
+    ledger.move_head(1)
+    append(ledger, random_delta)
+    (ledger.directory / "index").unlink()
+    flip(ledger.folders.path(2) / "entry.json")
+    again = Ledger.open(ledger.directory)
+    assert (again.recover().head, [version.number for version in again.versions()]) == (4, [0, 1, 3, 4])
+    assert [again.find_edit(f"id-{number}") for number in range(1, 5)] == [1, None, 3, 4]
+    with pytest.raises(LedgerDamaged, match=r"version 2 is damaged: entry\.json"):
+        again.version(2)
+
+
+def test_a_withdrawal_that_was_cut_off_is_finished(ledger, random_delta, monkeypatch):
+    ledger = fill(ledger, random_delta, 2)
+    ledger.move_head(1)
+    append(ledger, random_delta, parent=2, expected_head=1)
+
+    def fail(*_):
+        raise OSError("power cut")
+
+    monkeypatch.setattr("errata.versions.durable.os.replace", fail)  # the log has its line, HEAD is as it was
+    with pytest.raises(OSError, match="power cut"):
+        ledger.withdraw(3, 2)
+    monkeypatch.undo()
+    assert ledger.head == 3
+    found = Ledger.open(ledger.directory).recover()
+    assert (found.head, found.notes) == (2, ("version 3 was being withdrawn; the head is now version 2",))
+    ledger.move_head(3, by="ada")
+    assert ledger.recover().head == 3
+
+
 def test_a_damaged_version_that_replaced_the_head_gives_it_back(ledger, random_delta):
     ledger = fill(ledger, random_delta, 5)
     append(ledger, random_delta, parent=2, expected_head=5)

@@ -26,6 +26,7 @@ from errata.generate import HFGenerator
 from errata.guard import Guard, Limit
 from errata.ledger import Ledger
 from errata.lifelong import run
+from errata.lineage import live_edits
 from errata.model import LanguageModel, find_matrices
 from errata.probes import Probes
 from errata.report import write_report
@@ -205,6 +206,22 @@ def test_a_history_is_what_happened(lived: Ledger) -> None:
     assert [(move.before, move.version, move.after) for move in history.moves] == [(2, 1, 2)]
     assert history.failed[0].target == NASTY and history.failed[0].version == 3
     assert (history.head, history.edits_at(3), history.edits_at(0)) == (3, 3, 0)
+
+
+def test_a_subtracted_version_is_no_longer_held(
+    ledger: Ledger, random_delta: Callable[..., WeightDelta], tmp_path: Path
+) -> None:
+    """The edits that were made go on being counted, which is where a version stands on a picture."""
+    taken_out = {"reverted": {"edits": ["b"], "versions": [2], "mode": "subtract"}}
+    for number, (ids, card) in enumerate([("a", {}), ("bc", {}), ("", taken_out), ("d", {})]):
+        edits = [Edit(f"the prompt of {id}", "x", id=id) for id in ids]
+        ledger.append(number, random_delta(number), EditorState(), edits, card, "E", "p")
+    ledger.append(1, random_delta(5), EditorState(), [Edit("e", "x")], {}, "E", "p", expected_head=4)
+    history = History.read(ledger.directory)
+    assert [(point.edits, point.held) for point in history.points] == [(1, 1), (3, 3), (3, 1), (4, 2), (2, 2)]
+    assert [history.held_by(number) for number in range(6)] == [len(list(live_edits(ledger, number))) for number in range(6)]
+    ledger.move_head(4)
+    assert "version 4, 2 edits" in Page(write_report(ledger.directory, tmp_path / "out")).text
 
 
 def test_a_version_that_was_set_aside_is_not_missed(lived: Ledger, tmp_path: Path) -> None:

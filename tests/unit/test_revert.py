@@ -288,7 +288,7 @@ def test_what_another_editor_made_is_not_replayed(shop: Workshop) -> None:
     post(shop, (A, B))
     state = EditorState(3)
     shop.ledger.append(1, shop.ledger.delta(1), state, [C], {}, "MEMIT", "")
-    shop._stand_at(2)
+    shop.move_to(2)
     with pytest.raises(RevertRefused, match=r"cannot be replayed by tests.e2e.toy:Toy.*version 2 by MEMIT"):
         shop.revert(["e0"], [])
     assert shop.revert(["e10"], []).update.scorecard["reverted"]["mode"] == "subtract"
@@ -297,7 +297,7 @@ def test_what_another_editor_made_is_not_replayed(shop: Workshop) -> None:
 def test_another_artifact_is_a_warning(shop: Workshop) -> None:
     post(shop, (A, B))
     shop.ledger.append(1, shop.ledger.delta(1), shop.state, [C], {}, shop.options.editor, "old")
-    shop._stand_at(2)
+    shop.move_to(2)
     card = shop.revert(["e0"], []).update.scorecard
     assert card["warnings"] == ["versions 2 were made with another artifact than none"]
 

@@ -1,12 +1,16 @@
-"""Which editor a service is given: by name, preset, artifact and settings, or by the path of a class."""
+"""Which editor a service is given: by name, preset, artifact and settings, or by the path of a class; and where it stands."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from errata.delta import LowRank, WeightDelta
+from errata.edit import Edit
 from errata.editors import EDITORS, make_editor, name_of
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.closed_form.composed import Composed
@@ -15,11 +19,12 @@ from errata.editors.closed_form.rect import RECT
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.rledit import RLEdit
 from errata.guard import Guard, Limit
+from errata.ledger import LedgerDamaged, UnknownVersion, Version
 from errata.model import LanguageModel, find_matrices
 from errata.probes import Probes
 from serving.app import Arguments
 from serving.workshop import Workshop, WorkshopOptions, load_editor, made_guard
-from tests.e2e.toy import Toy
+from tests.e2e.toy import WORLD, Toy, make_checkpoint
 from tests.editors_under_test import UNDER_TEST, measured
 
 MODULES = ("layers.0.mlp.down_proj",)
@@ -115,6 +120,91 @@ def test_a_workshop_has_the_guard_that_it_is_told(model_dir: Path, tmp_path: Pat
     assert inspector.guard == Guard(perplexity=Limit(1.05, 1.2), num_sentences=1)
     assert inspector.texts is not None and inspector.texts.questions == ("question",)
     assert Workshop(replace(options, probes=None)).inspector.texts.questions == ()  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def shop(checkpoint: Path, tmp_path: Path) -> Workshop:
+    """At version 3, of one edit each."""
+    shop = Workshop(WorkshopOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
+    for number in (1, 2, 3):
+        post(shop, number)
+    return shop
+
+
+def edit(number: int) -> Edit:
+    return replace(WORLD.edits("test", 30)[5 * number], id=f"id-{number}")
+
+
+def post(shop: Workshop, number: int) -> Version:
+    return shop.append(shop.make([edit(number)]))
+
+
+def standing(shop: Workshop) -> tuple[int, bytes, int, list[str | None]]:
+    """The version, the bits of the edited matrix, and what the editor and the guard remember."""
+    weight_OI = shop.model.module.get_submodule(shop.spec.names[0]).weight
+    asked = [edit.id for edit in shop.inspector.earlier]
+    return shop.version, weight_OI.detach().numpy().tobytes(), shop.state.num_edits, asked
+
+
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("name", ["delta.safetensors", "state.safetensors"])
+def test_a_version_where_nobody_can_stand_is_not_gone_to(shop: Workshop, name: str) -> None:
+    shop.move_to(1)
+    before = standing(shop)
+    number = 2 if name.startswith("delta") else 3
+    tear(shop.ledger.folders.path(number) / name)
+    with pytest.raises(LedgerDamaged, match=f"version {number} is damaged: {name}"):
+        shop.move_to(3)
+    with pytest.raises(UnknownVersion):
+        shop.move_to(9)
+    assert shop.ledger.head == 1 and standing(shop) == before
+    assert (post(shop, 4).parent, shop.ledger.head) == (1, 4)
+
+
+def test_a_version_of_other_matrices_is_not_gone_to(shop: Workshop) -> None:
+    before = standing(shop)
+    shop.ledger.append(3, WeightDelta({"nowhere": LowRank(torch.ones(2, 1), torch.ones(2, 1))}), shop.state, (), {}, "E", "p")
+    shop.ledger.move_head(3)
+    with pytest.raises(ValueError, match="nowhere is not an editable matrix"):
+        shop.move_to(4)
+    assert shop.ledger.head == 3 and standing(shop) == before
+
+
+def test_a_withdrawn_version_leaves_the_workshop_as_it_was_before(shop: Workshop) -> None:
+    before = standing(shop)
+    made = shop.append(shop.make([edit(4)]))
+    assert standing(shop) != before
+    shop.withdraw(made.number, made.parent or 0)
+    assert standing(shop) == before and (shop.ledger.head, shop.ledger.find_edit("id-4")) == (3, None)
+    assert (post(shop, 4).number, shop.ledger.find_edit("id-4")) == (5, 5)
+
+
+@pytest.mark.parametrize("mode", ["", "subtract", "replay"])
+def test_after_an_append_nothing_more_is_read(shop: Workshop, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shop.revert(["id-2"], [], mode) if mode else shop.make([edit(4)])
+    append = shop.ledger.append
+
+    def torn(*given: object, **named: object) -> Version:
+        version = append(*given, **named)  # type: ignore[arg-type]
+        for file in shop.ledger.folders.root.glob("*/*"):
+            if file.parent.name != "00000000":
+                shutil.move(file, file.with_name(f"{file.name}.kept"))
+        return version
+
+    monkeypatch.setattr(shop.ledger, "append", torn)
+    version = shop.append(made)
+    assert (version.number, shop.ledger.head) == (4, 4)
+    for file in shop.ledger.folders.root.glob("*/*.kept"):
+        shutil.move(file, file.with_suffix(""))
+    assert standing(Workshop(shop.options)) == standing(shop)
 
 
 def test_both_sides_of_a_limit_can_be_moved_in_any_order() -> None:

@@ -13,17 +13,22 @@ from typing import Any, Literal
 
 from errata.guard import Limit
 from errata.ledger import Ledger, LedgerDamaged, Version
+from errata.lineage import taken_out
 
 Outcome = Literal["published", "warned", "refused"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A version, and the number of edits that were made up to and with it; `is_main` if the newest version comes from it."""
+    """A version, and the number of edits that were made up to and with it; `is_main` if the newest version comes from it.
+
+    `held` is how many of those are still in it: not what a revert has subtracted.
+    """
 
     version: Version
     edits: int
     is_main: bool
+    held: int
 
     def share(self, name: str) -> float | None:
         return number(self.version.scorecard, name)
@@ -43,7 +48,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Move:
-    """The head was moved by hand, when `after` was the newest version."""
+    """The head was moved, when `after` was the newest version."""
 
     time: str
     before: int
@@ -78,7 +83,7 @@ class History:
         """Raises `FileNotFoundError` if no ledger is there, `ValueError` naming a version whose files are damaged."""
         ledger = Ledger.open(directory)
         try:
-            versions = ledger.versions()
+            versions = [ledger.version(number) for number in ledger.folders.numbers()]  # one that is damaged is not left out
         except LedgerDamaged as wrong:
             raise ValueError(f"the ledger in {directory} cannot be read: {wrong}") from None
         made = [_published(version) for version in versions[1:]]
@@ -116,8 +121,12 @@ class History:
         return [one for before, one in zip([None, *told], told, strict=False) if before is None or before[1] != one[1]]
 
     def edits_at(self, version: int) -> int:
-        """How many edits `version` holds."""
+        """How many edits were made up to and with `version`."""
         return next((point.edits for point in self.points if point.version.number == version), 0)
+
+    def held_by(self, version: int) -> int:
+        """How many edits `version` holds."""
+        return next((point.held for point in self.points if point.version.number == version), 0)
 
 
 def number(card: Mapping[str, Any], name: str) -> float | None:
@@ -136,15 +145,18 @@ def _limit(card: Mapping[str, Any], name: str) -> Limit | None:
 
 def _points(versions: Sequence[Version]) -> tuple[Point, ...]:
     parents = {version.number: version.parent or 0 for version in versions}  # a damaged version that was set aside is not there
-    edits = {0: 0}
+    own = {version.number: len(version.edits) for version in versions}
+    edits, held = {0: 0}, {0: 0}
     for version in versions[1:]:
-        edits[version.number] = edits.get(version.parent or 0, 0) + len(version.edits)
+        number, parent = version.number, version.parent or 0
+        edits[number] = edits.get(parent, 0) + own[number]
+        held[number] = held.get(parent, 0) + own[number] - sum(own.get(gone, 0) for gone in taken_out(version))
     main: set[int] = set()
     ancestor = versions[-1].number
     while ancestor:
         main.add(ancestor)
         ancestor = parents.get(ancestor, 0)
-    return tuple(Point(version, edits[version.number], version.number in main) for version in versions[1:])
+    return tuple(Point(v, edits[v.number], v.number in main, held[v.number]) for v in versions[1:])
 
 
 def _published(version: Version) -> Event:

@@ -70,7 +70,7 @@ def _facts(history: History) -> list[tuple[str, str]]:
         ("editor", ", ".join(editors) or "–"),
         ("versions", f"{len(versions):,}"),
         ("edits published", f"{sum(len(version.edits) for version in versions):,}"),
-        ("head", f"version {history.head}, {history.edits_at(history.head):,} edits"),
+        ("head", f"version {history.head}, {history.held_by(history.head):,} edits"),
         ("published with a warning", f"{counts['warned']:,}"),
         ("edits refused", f"{counts['refused']:,}"),
         ("head moved by hand", f"{len(history.moves):,} times" if len(history.moves) != 1 else "once"),

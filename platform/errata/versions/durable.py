@@ -28,8 +28,11 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`: synced and renamed to it if nothing is raised, and gone in any case."""
+def new_folder(path: Path, doubtful: Path | None = None) -> Iterator[Path]:
+    """A temporary folder beside `path`: synced and renamed to it if nothing is raised, and gone in any case.
+
+    If it had its name and that could not be synced, it is put at `doubtful`, where that is given: others may have read it.
+    """
     folder = path.with_name(f"{TEMPORARY}{path.name}")
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -42,7 +45,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             sync(path.parent)
         except OSError:
-            os.rename(path, folder)
+            os.rename(path, doubtful or folder)
             raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

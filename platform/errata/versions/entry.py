@@ -129,6 +129,11 @@ def as_version(entry: Mapping[str, Any], edits: Iterable[Edit], folder: Path) ->
     return Version(**fields, edits=tuple(edits), directory=folder)
 
 
+def as_written(entry: Mapping[str, Any], edits: Iterable[Edit], folder: Path) -> Version:
+    """The version that `read_version` will read of what was written, without reading it."""
+    return as_version(json.loads(json.dumps(entry)), [Edit.from_json(edit.to_json()) for edit in edits], folder)
+
+
 def check_file(version: Version, name: str) -> Path:
     """The path of a version's file. Raises `LedgerDamaged` if it is not there or not what was written."""
     path = version.directory / name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from errata.versions.durable import TEMPORARY
+from errata.versions.durable import TEMPORARY, replaced, sealed, unsealed
 from errata.versions.entry import UnknownVersion
 from errata.versions.snapshots import CORRUPT
 
@@ -22,6 +24,22 @@ class Folders:
     def aside(self, number: int) -> Path:
         """Where a version is put that is damaged."""
         return self.root / f"{number:08d}{CORRUPT}"
+
+    def _note(self, number: int) -> Path:
+        return self.root / f"{number:08d}{CORRUPT}.json"
+
+    def note_aside(self, number: int, faults: Sequence[str], was_live: bool) -> None:
+        """Why a version is put there, and whether it was part of the head; first the note, so that none is there without."""
+        with replaced(self._note(number)) as file:
+            file.write_text(json.dumps(sealed({"faults": list(faults), "was_live": was_live})))
+
+    def noted_aside(self, number: int) -> tuple[tuple[str, ...], bool]:
+        """Faults, and whether it was live: without a note that can be read, of nothing known it was."""
+        try:
+            note = unsealed(self._note(number).read_bytes())
+            return tuple(map(str, note["faults"])), bool(note["was_live"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return (), True
 
     def numbers(self) -> list[int]:
         """Of all versions, version 0 first, without those that were set aside."""
@@ -52,7 +70,7 @@ class Folders:
         """Remove what killed writers left half-made; returns how many that were. For the one who holds the lock."""
         left = list(self.root.glob(f"{TEMPORARY}*"))
         for leftover in left:
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return len(left)
 
     def existing(self, number: int) -> Path:

@@ -1,4 +1,7 @@
-"""Where the head was moved to by hand, how often, and by whom: `HEAD`, which counts, and the log of all moves."""
+"""Where the head was moved to, how often, and by whom: `HEAD`, which counts, and the log of all moves.
+
+The newest version is the head by itself; a move is by hand, by a recovery, or of a version that is withdrawn.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ NEVER = {"version": 0, "after": -1}
 class Heads:
     def __init__(self, directory: Path) -> None:
         self.file, self.log = directory / HEAD, directory / MOVES
+        self._withdrawn: tuple[int, frozenset[int]] = 0, frozenset()  # with the log's size when it was read
 
     def read(self) -> dict[str, int] | None:
         """{"version", "after": the newest then}; None if the head was never moved. Raises `ValueError` if it cannot be read."""
@@ -41,15 +45,27 @@ class Heads:
         return ([NEVER, *self.moves()])[-1]
 
     def moves(self) -> Iterator[dict[str, Any]]:
-        """{"version", "after", "before", "time", "by"}, oldest first; half a line, as a crash leaves it, is passed over."""
+        """{"version", "after", "before", "time", "by", "withdrawn" where one was}, oldest first.
+
+        Half a line, as a crash leaves it, is passed over.
+        """
         for move in records(self.log):
             if all(isinstance(move.get(key), int) for key in ("version", "after", "before")):
                 yield {"time": "", "by": "", **move}
 
-    def move(self, version: int, after: int, before: int, by: str) -> None:
+    def withdrawn(self) -> frozenset[int]:
+        """The versions that were taken back because nobody could serve them."""
+        size = self.log.stat().st_size if self.log.exists() else 0
+        if size != self._withdrawn[0]:
+            found = (move.get("withdrawn") for move in self.moves())
+            self._withdrawn = size, frozenset(number for number in found if isinstance(number, int))
+        return self._withdrawn[1]
+
+    def move(self, version: int, after: int, before: int, by: str, withdrawn: int | None = None) -> None:
         """Logged first: no move is unlogged, and a failure leaves both files as they were."""
         move = {"version": version, "after": after}
+        why = {} if withdrawn is None else {"withdrawn": withdrawn}
         with replaced(self.file) as file:
             file.write_text(json.dumps(sealed(move)))
             sync(file)
-            append_record(self.log, {**move, "before": before, "time": now(), "by": by})
+            append_record(self.log, {**move, "before": before, "time": now(), "by": by, **why})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from errata.delta import WeightDelta
 from errata.edit import Edit
 from errata.versions.durable import TEMPORARY
-from errata.versions.entry import DELTA, LedgerDamaged, edits_left, faults, follows, read_entry
+from errata.versions.entry import DELTA, LedgerDamaged, UnknownVersion, edits_left, faults, follows, read_entry
 from errata.versions.heads import NEVER
 
 if TYPE_CHECKING:
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A version that was damaged: what was wrong when it was found, where it is now, its edits as far as they are known."""
+    """A version that was damaged: what was wrong when it was found, where it is now, its edits as far as they are known.
+
+    `was_live` says whether the head came from it then: if not, somebody had gone back before it, and its edits are not missed.
+    """
 
     number: int
     faults: tuple[str, ...]
     edits: tuple[Edit, ...]
     path: Path
+    was_live: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,11 @@ def verify(ledger: Ledger, number: int) -> list[str]:
 
 
 def all_set_aside(ledger: Ledger) -> list[SetAside]:
-    paths = {number: ledger.folders.aside(number) for number in ledger.folders.numbers_aside()}
-    return [SetAside(n, (), ledger.index.edits(n) or edits_left(path), path) for n, path in paths.items()]
+    found = []
+    for number in ledger.folders.numbers_aside():
+        path, (faults, was_live) = ledger.folders.aside(number), ledger.folders.noted_aside(number)
+        found.append(SetAside(number, faults, ledger.index.edits(number) or edits_left(path), path, was_live))
+    return found
 
 
 def recover(ledger: Ledger) -> Recovered:
@@ -102,9 +109,10 @@ def _missing(ledger: Ledger) -> list[int]:
 
 
 def _mark_missing(ledger: Ledger, number: int) -> SetAside:
-    path = ledger.folders.aside(number)
+    path, faults, was_live = ledger.folders.aside(number), ("its folder is missing",), _is_live(ledger, number)
+    ledger.folders.note_aside(number, faults, was_live)
     path.mkdir()
-    return SetAside(number, ("its folder is missing",), ledger.index.edits(number), path)
+    return SetAside(number, faults, ledger.index.edits(number), path, was_live)
 
 
 def _set_aside_damaged(ledger: Ledger) -> list[SetAside]:
@@ -116,7 +124,7 @@ def _set_aside_damaged(ledger: Ledger) -> list[SetAside]:
         if not found:
             return gone
         number = max(found)
-        children = [n for n in ledger.folders.numbers() if n > number and ledger.version(n).parent == number]
+        children = [n for n in ledger.folders.numbers() if n > number and _parent(ledger, n) == number]
         if number == 0 or children:
             after = f", and versions {children} follow it" if children else ""
             raise LedgerDamaged(
@@ -124,10 +132,26 @@ def _set_aside_damaged(ledger: Ledger) -> list[SetAside]:
                 "from a copy, or move the head to a version that does not come from it, with Ledger.move_head"
             )
         folder, path = ledger.folders.path(number), ledger.folders.aside(number)
-        edits = ledger.index.edits(number) or edits_left(folder)
+        edits, was_live = ledger.index.edits(number) or edits_left(folder), _is_live(ledger, number)
+        ledger.folders.note_aside(number, found[number], was_live)
         folder.rename(path)
         ledger.forget()
-        gone.append(SetAside(number, tuple(found[number]), edits, path))
+        gone.append(SetAside(number, tuple(found[number]), edits, path, was_live))
+
+
+def _is_live(ledger: Ledger, number: int) -> bool:
+    """Whether the head comes from a version; one that is gone was the head itself, if it was made after the last move."""
+    ancestor = number if number > max(ledger.heads.last()["after"], ledger.newest) else ledger.head
+    while ancestor > number:
+        ancestor = _parent(ledger, ancestor)
+    return ancestor == number
+
+
+def _parent(ledger: Ledger, number: int) -> int:
+    """Where neither the version nor its line in the index can be read, it is taken to be the one before."""
+    with contextlib.suppress(LedgerDamaged, UnknownVersion):
+        return ledger.version(number).parent or 0
+    return ledger.index.parent(number, default=number - 1)
 
 
 def _nearest(ledger: Ledger, number: int) -> int:
@@ -147,6 +171,8 @@ def _mend_head(ledger: Ledger) -> list[str]:
     head = ledger.head
     if (nearest := _nearest(ledger, head)) != head:
         why = f"the head was moved to version {head}, which is not there"
+    elif (last := ledger.heads.logged()).get("withdrawn") == head:
+        why, nearest = f"version {head} was being withdrawn", last["version"]
     if not why:
         return []
     ledger.heads.move(nearest, ledger.folders.next_number - 1, head, "recovery")

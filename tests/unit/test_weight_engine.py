@@ -1,0 +1,131 @@
+"""What vLLM's workers do with an update before and while they reload: on matrices in memory, without an engine."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from errata.delta import Accumulator, LowRank, WeightDelta
+from errata.editors.editor import EditorState
+from errata.ledger import Ledger
+from tests.unit.conftest import MATRICES
+
+weight_engine = pytest.importorskip("serving.weight_engine")  # vLLM
+
+
+class Still(weight_engine.DeltaEngine):
+    """Reloads nothing: `reloaded` are the names that it was to reload."""
+
+    def __init__(self, fingerprint: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.accumulator = Accumulator({name: torch.randn(64, 96, generator=generator).bfloat16() for name in MATRICES})
+        self.base_fingerprint, self.prepared = fingerprint, None
+        self.state = weight_engine._State(0, fingerprint)
+        self.reloaded: list[set[str]] = []
+        self.model_config = SimpleNamespace()
+
+    def _reload(self, changed: set[str]) -> int:
+        self.reloaded.append(changed)
+        return 1
+
+    def swap(self, update: dict) -> None:
+        assert self.prepare(update) is None
+        self.receive_weights(self.parse_update_info(update))
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        return [self.accumulator.weight(name) for name in MATRICES]
+
+
+@pytest.fixture
+def grown(ledger: Ledger, random_delta) -> Ledger:
+    """Nine versions, two snapshots; the last changes one matrix alone."""
+    for number in range(8):
+        ledger.append(number, random_delta(number), EditorState(), (), {}, "E", "p")
+    part = LowRank(torch.ones(64, 1), torch.ones(96, 1))
+    ledger.append(8, WeightDelta({MATRICES[0]: part}), EditorState(), (), {}, "E", "p")
+    return ledger
+
+
+def update(ledger: Ledger, parent: int, version: int, reset: bool) -> dict:
+    files = ledger.files_to(version) if reset else [ledger.folders.path(version) / "delta.safetensors"]
+    fingerprint = ledger.version(version).fingerprint
+    found = weight_engine.UpdateInfo(parent, version, reset, [str(file) for file in files], fingerprint)
+    return asdict(found)
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_chain_has_the_same_bits_at_once_and_one_by_one(grown: Ledger) -> None:
+    at_once, one_by_one, went_back = Still("base"), Still("base"), Still("base")
+    base = at_once.weights
+    at_once.swap(update(grown, 0, 9, reset=True))
+    for number in range(1, 10):
+        one_by_one.swap(update(grown, number - 1, number, reset=False))
+    for number in (9, 5, 9):
+        went_back.swap(update(grown, went_back.state.version, number, reset=True))
+    assert same(at_once.weights, one_by_one.weights) and same(at_once.weights, went_back.weights)
+    assert not same(at_once.weights, base)
+    assert at_once.reloaded == [set(MATRICES)] and one_by_one.reloaded[-1] == {MATRICES[0]}
+    assert (at_once.state.version, at_once.state.fingerprint) == (9, grown.version(9).fingerprint)
+    at_once.swap(update(grown, 9, 0, reset=True))
+    assert same(at_once.weights, base) and at_once.reloaded[-1] == set(MATRICES) and at_once.state.intact
+
+
+def test_a_long_chain_is_never_in_memory(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, read, seen, held = Still("base"), weight_engine.read_segments, [], []
+
+    def watched(path):
+        held.append(sum(delta() is not None for delta in seen))
+        deltas = read(path)
+        seen.extend(map(weakref.ref, deltas))
+        return deltas
+
+    monkeypatch.setattr(weight_engine, "read_segments", watched)
+    assert engine.prepare(update(grown, 0, 9, reset=True)) is None
+    assert len(seen) == 9 and max(held) <= 1, "of the file before, the last at most"
+    assert not any(delta() for delta in seen)
+    assert engine.accumulator.sum_OI == {} and engine.state.version == 0, "generation goes on, on the weights as they are"
+
+
+def test_what_is_wrong_is_said_and_changes_nothing(grown: Ledger, tmp_path) -> None:
+    engine = Still("base")
+    engine.swap(update(grown, 0, 5, reset=True))
+    before = engine.weights
+    torn = tmp_path / "torn"
+    torn.write_bytes(b"torn")
+    WeightDelta({"other": LowRank(torch.ones(2, 1), torch.ones(2, 1))}).save(tmp_path / "other")
+    good = update(grown, 5, 9, reset=True)
+    for fault, says in (
+        ({"files": good["files"][:-1]}, "not version 9"),
+        ({"files": [*good["files"], str(torn)]}, "SafetensorError"),
+        ({"files": [*good["files"], str(tmp_path / "gone")]}, "FileNotFoundError"),
+        ({"files": [str(tmp_path / "other")]}, "ValueError: other is not an editable matrix"),
+        ({"reset": False, "parent": 4}, "starts from version 4, this worker has version 5"),
+        ({"reset": False, "files": good["files"][-1:]}, "not version 9"),
+    ):
+        assert says in engine.prepare({**good, **fault})
+        with pytest.raises(ValueError, match=says):
+            engine.receive_weights(engine.parse_update_info({**good, **fault}))
+    assert same(engine.weights, before) and (engine.state.version, engine.state.intact) == (5, True)
+    assert len(engine.reloaded) == 1 and engine.prepared is None
+    engine.receive_weights(engine.parse_update_info(good))
+    assert engine.state.version == 9
+
+
+def test_a_failure_while_it_reloads_is_told(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Still("base")
+
+    def fail(changed):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine, "_reload", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.swap(update(grown, 0, 9, reset=True))
+    assert (engine.state.intact, engine.state.version) == (False, 0)
