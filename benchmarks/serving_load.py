@@ -44,7 +44,7 @@ class Settings:
     seed: int = 0
 
 
-FULL = Settings(num_pairs=10, phase_s=20.0)
+FULL = Settings(num_pairs=10, phase_s=20.0, num_clients=8, num_tokens=8)
 WARM_UP_S = 5.0
 SETTLE_S = 2.0
 

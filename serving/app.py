@@ -57,6 +57,7 @@ class Arguments(BaseModel):
     wait_timeout_s: float = Field(60.0, gt=0)
     num_cpus: float = Field(0.2, ge=0)
     threads: int = Field(2, ge=1)
+    editor_threads: int = Field(1, ge=1)  # more would wait for each other, and for the engine's, on the cores that they share
 
     @field_validator("settings", "guard", mode="before")
     @classmethod
@@ -77,8 +78,10 @@ def build(args: dict[str, Any]) -> Application:
         listed = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors())
         raise ValueError(f"serving.app:build cannot start with these arguments: {listed}") from None
     worker_gpus = int(arguments.device.startswith("cuda"))
-    worker = _deployed(EditWorker, 1, _resources(arguments, worker_gpus))
-    generator = _deployed(serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus))
+    worker = _deployed(EditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
+    generator = _deployed(
+        serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus, arguments.threads)
+    )
     return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
 
 
@@ -95,8 +98,8 @@ def _deployed(kind: type, num_replicas: int, resources: dict[str, Any]) -> Deplo
     )(kind)
 
 
-def _resources(arguments: Arguments, num_gpus: int) -> dict[str, Any]:
-    environment = {"OMP_NUM_THREADS": str(arguments.threads), "RAY_USAGE_STATS_ENABLED": "0"}
+def _resources(arguments: Arguments, num_gpus: int, num_threads: int) -> dict[str, Any]:
+    environment = {"OMP_NUM_THREADS": str(num_threads), "RAY_USAGE_STATS_ENABLED": "0"}
     if Path(arguments.model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     if not arguments.gpus:  # one engine process instead of two, and a KV cache of one GiB
