@@ -135,7 +135,7 @@ def counterfact(full: bool) -> Suite:
         corpus,
         shape,
         everyone(4, _schedule(False), located(**settings, modules=("layers.3.mlp.down_proj",))),
-        num_edits=150,
+        num_edits=100,
     )
 
 
