@@ -149,7 +149,7 @@ def test_an_argument_that_is_misspelt_is_named(name: str) -> None:
 
 def test_both_deployments_are_placed_and_by_default_neither() -> None:
     needed = {"model": "m", "ledger": "l"}
-    assert _resources(Arguments(**needed), 0)["resources"] == {}
+    assert _resources(Arguments(**needed), 0, 1)["resources"] == {}
     app = build({**needed, "placement": "serve"})
     generator = app._bound_deployment
     (worker, _) = generator.init_args
