@@ -60,6 +60,7 @@ def serve(
         "model": model or str(home / "testbed" / _made_on(Path(artifact))),
         "editor": editor,
         "ledger": ledger or home / "serve" / f"ledger-{_fit(editor)}",
+        "mlflow_name": f"errata-{_fit(editor)}",  # a registered model mirrors one ledger
         "replicas": replicas,
         "pause": pause.value,
     }
@@ -109,7 +110,7 @@ def stop(
     with told():
         found = running.read(folder)
         if found is None or not found.is_alive:
-            return say(f"nothing serves from {folder}")
+            return say(f"nothing serves from {folder}; ERRATA_HOME must be as it was at the start (`make serve`: ./runs)")
         say(f"stopping process {found.pid}, which serves at {found.url} …")
         if not running.stop(found, timeout_s):
             end(f"process {found.pid} has been asked to stop and still runs after {timeout_s:.0f} s; its logs are in {folder}")
