@@ -23,7 +23,8 @@ from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
 
-OF_THE_RUN = ("mlflow", "checkpoint_every", "name", "storage", "placement")  # fields of a plan that change no result
+# Fields of a plan that change no result.
+OF_THE_RUN = ("mlflow", "checkpoint_every", "name", "storage", "placement", "min_workers")
 MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
 
 
@@ -38,7 +39,9 @@ class Plan:
     corpus' train half, the metric that it is played in is of the other.
 
     On a cluster: `storage` is where Ray keeps checkpoints, a folder that all nodes share or a URI that pyarrow opens;
-    `placement` a custom resource of the nodes that alone are to train, such as `train`; `mlflow` the tracking server.
+    `placement` a custom resource of the nodes that alone are to train, such as `train`; `mlflow` the tracking server. With
+    `min_workers` training goes on with as few workers where nodes are lost, and takes up to `num_workers` again when there
+    are more; without, it waits until there is place for all. The policy is the same.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Plan:
     cross_fit: bool = False
     seed: int = 0
     num_workers: int = 2
+    min_workers: int = 0
     use_gpu: bool = False
     checkpoint_every: int = 10
     mlflow: str = ""
@@ -65,6 +69,13 @@ class Plan:
             raise ValueError(f"storage is an absolute path or a URI such as s3://bucket/folder, not {self.storage!r}")
         if self.cross_fit and (self.edits or self.text):
             raise ValueError("cross_fit divides the plan's corpus: leave it out, or edits= and text=")
+
+    def check_workers(self) -> None:
+        """Apart from what is checked when a plan is made, so that its fields can be set one by one. Raises `ValueError`."""
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers is at least 1, not {self.num_workers}")
+        if not 0 <= self.min_workers <= self.num_workers:
+            raise ValueError(f"min_workers is at most num_workers={self.num_workers}, or 0, not {self.min_workers}")
 
     def digest(self, *fields: str) -> str:
         """A short hash of some fields, or of all that change the result."""
@@ -159,13 +170,18 @@ def from_arguments(arguments: Sequence[str]) -> Plan:
     plan = _plan(chosen)
     for name, value in values.items():
         plan = overridden(plan, name, value)
+    plan.check_workers()
     return plan
 
 
-def main(run: Callable[[Plan], None]) -> None:
-    """What every job's `__main__` does: a plan from the command line, or a line that says what was wrong with it."""
+def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda plan: None) -> None:
+    """What every job's `__main__` does: a plan from the command line, or a line that says what was wrong with it.
+
+    `check` raises `ValueError` where the job cannot do what the plan says.
+    """
     try:
         plan = from_arguments(sys.argv[1:])
+        check(plan)
     except ValueError as wrong:
         sys.exit(f"{Path(sys.argv[0]).name}: {wrong}")
     run(plan)

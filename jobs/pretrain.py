@@ -70,6 +70,8 @@ def work(config: dict[str, Any]) -> None:
 
 def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus, provenance: Mapping[str, Any]) -> None:
     """Save under a temporary name and rename: the folder is there whole or not at all."""
+    if plan.model_dir.exists():  # a worker was lost after it had been saved
+        return
     model.eval()
     recall = testbed.recall(model, tokenizer, corpus)
     print(f"pretrain: the model knows {recall:.1%} of its corpus", flush=True)

@@ -1,8 +1,8 @@
 """Train the policy of a learned editor: `ray job submit --working-dir . -- python jobs/train.py plan=demo field=value`.
 
-Each worker plays its own episodes on its own copy of the frozen model; gradients are summed. A killed worker is replaced and
-training goes on from the last checkpoint; so does a job that is started again. The policy is an artifact with plan, seed and
-training curve inside, in $ERRATA_HOME and, with `mlflow=URI`, in MLflow.
+Each worker plays its own episodes on its own copy of the frozen model; gradients and losses are summed. A lost worker or node
+is replaced, or done without (`min_workers`), and training goes on from the last checkpoint; so does a job that is started
+again. The policy is an artifact with plan, seed and training curve inside, in $ERRATA_HOME and, with `mlflow=URI`, in MLflow.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from errata.testbed.corpus import FOLDS
 from jobs import pretrain
 from jobs.plans import Plan, home, main
 from jobs.record import log_run, made_from
-from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_gradients
+from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_over_workers
 
 NUM_FIRST_BATCHES = 10  # batches that set the normaliser and the first scales
 NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second moment is measured on
@@ -63,14 +63,14 @@ def work(config: dict[str, Any]) -> None:
             ray.train.report({"train_step": trainer.train_step, **losses, **scores}, checkpoint=checkpoint)
 
     if saved is not None and first_step == total:  # all is done, but who was told of it may be gone
-        report({name: value for name, value in curve[-1].items() if name != "train_step"})
+        report({name: value for name, value in curve[-1].items() if name not in ("train_step", "num_workers")})
     while trainer.train_step < total:
-        losses = trainer.step(rank, num_workers, sum_gradients if num_workers > 1 else lambda net: None)
+        losses = trainer.step(rank, num_workers, sum_over_workers if num_workers > 1 else lambda tensors: None)
         done = trainer.train_step
-        curve.append({"train_step": done, **losses})
+        curve.append({"train_step": done, "num_workers": num_workers, **losses})
         if rank == 0:
             left = (time.monotonic() - started) / (done - first_step) * (total - done)
-            print(f"train: {done}/{total}  {described(losses)}  about {left:.0f} s left", flush=True)
+            print(f"train: {done}/{total}  {described(losses)}  workers {num_workers}  about {left:.0f} s left", flush=True)
         if done % plan.checkpoint_every == 0 or done == total:
             report(losses)
     if rank == 0 and config.get("keep", True):
@@ -136,6 +136,8 @@ def save_artifact(
     plan: Plan, editor: Learned, curve: list[dict[str, float]], num_workers: int, train_s: float, provenance: Mapping[str, Any]
 ) -> None:
     """Under a temporary name, then renamed: the folder is there whole or not at all. `train_s`: from the loaded model on."""
+    if plan.artifact_dir.exists():  # a worker was lost after it had been saved
+        return
     described_plan = dataclasses.asdict(replace(plan, editor=replace(editor, policy=None)))
     record = {
         "plan": described_plan,
@@ -165,7 +167,12 @@ def run_name(plan: Plan) -> str:
     return f"train-{plan.name}-{plan.digest()}"
 
 
+def check(plan: Plan) -> None:
+    plan.schedule.check_workers(plan.num_workers)
+
+
 def run(plan: Plan) -> None:
+    check(plan)
     if plan.artifact_dir.exists():
         print(f"train: the policy is there: {plan.artifact_dir}")
     else:
@@ -188,4 +195,4 @@ def log_to_mlflow(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, check)

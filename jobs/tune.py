@@ -100,6 +100,9 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
     plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
     if plan.model or plan.edits or plan.text:
         raise ValueError("a sweep is scored on validation edits of the plan's corpus: leave model=, edits= and text= out")
+    train.check(plan)
+    if plan.min_workers:
+        raise ValueError("trials share the cluster, each with its num_workers: leave min_workers= out")
     if plan.schedule.train_steps < plan.checkpoint_every:
         raise ValueError(
             f"trials are scored every checkpoint_every={plan.checkpoint_every} steps, and these have "

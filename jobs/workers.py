@@ -19,6 +19,16 @@ from jobs.plans import MARK, Plan
 
 # report() is paced by the controller's poll of 2 s otherwise; prints would come out twice.
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+MAX_LOSSES = 3  # of workers or nodes, in one submit
+# How long a group of workers waits for its place before it is asked for anew, and how often it may be.
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+FIXED_START_S = 300  # a node that takes the place of a lost one may have to be set up first
+ELASTIC_START_S = 10  # Ray counts a lost node's workers for up to 20 s more
+MAX_STARTS = 6
+
+
+class TrainingGivenUp(RuntimeError):
+    """Workers were lost, or failed, more often than a run goes on after."""
 
 
 def start_ray() -> None:
@@ -38,28 +48,38 @@ def run_on_workers(
     callbacks: Sequence[Any] = (),
     share: float = 1.0,
 ) -> ray.train.Result:
-    """`work({"plan": plan, "share": share, **config})` on the plan's workers. A run of the same name continues; a lost worker
-    is replaced twice. `share` is the part of the cluster's CPUs that the run takes.
+    """`work({"plan": plan, "share": share, **config})` on the plan's workers. A run of the same name continues.
+
+    So does this one after the loss of a worker or a node, `MAX_LOSSES` times: from its last checkpoint, on other nodes or, if
+    the plan has `min_workers`, on fewer. `share` is the part of the cluster's CPUs that it takes. Raises `TrainingGivenUp`.
     """
     start_ray()
+    os.environ.setdefault(START_TIMEOUT, str(ELASTIC_START_S if plan.min_workers else FIXED_START_S))
     per_worker = worker_resources(plan, share * float(ray.cluster_resources().get("CPU", 1)))
+    elastic: Any = (plan.min_workers, plan.num_workers)  # which its types do not know
     trainer = TorchTrainer(
         work,
         train_loop_config={"plan": plan, "share": share, **(config or {})},
         torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_workers, use_gpu=plan.use_gpu, resources_per_worker=per_worker
+            num_workers=elastic if plan.min_workers else plan.num_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its types are still those of Train V1
             name=name,
             storage_path=plan.storage_for("train"),
-            failure_config=ray.train.FailureConfig(max_failures=2, controller_failure_limit=2),  # type: ignore[call-arg]
+            failure_config=ray.train.FailureConfig(max_failures=MAX_LOSSES, controller_failure_limit=MAX_STARTS - 1),  # type: ignore[call-arg]
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
             callbacks=list(callbacks),
         ),
     )
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as failed:
+        again = "when the cause is mended, the same command goes on from the last checkpoint"
+        raise TrainingGivenUp(f"{name} was given up: {failed}\n{again} in {plan.storage_for('train')}/{name}") from failed
 
 
 def worker_resources(plan: Plan, cpus: float) -> dict[str, float]:
@@ -84,13 +104,12 @@ def set_threads(share: float = 1.0, num_workers: int = 1) -> None:
     torch.set_num_threads(max(1, int(share * len(os.sched_getaffinity(0)) / num_workers)))
 
 
-def sum_gradients(net: torch.nn.Module) -> None:
-    """Over the workers, in one message."""
-    parameters = [p for p in net.parameters() if p.grad is not None]
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+def sum_over_workers(tensors: Sequence[torch.Tensor]) -> None:
+    """In place, in one message."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     torch.distributed.all_reduce(flat)
-    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = grad.view_as(parameter)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
 
 
 def latest_checkpoint() -> dict[str, Any] | None:

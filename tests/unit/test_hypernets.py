@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -64,7 +64,7 @@ def test_untrained_mend_adds_up_rank_one_changes(tiny_model: LanguageModel) -> N
 
 def test_published_mend_starts_at_its_published_step(tiny_model: LanguageModel) -> None:
     batch = next(batches_of(EDITS, 2))
-    editor = MEND.published(modules=MODULES, rank=8).untrained(tiny_model, [], [batch], seed=0)
+    editor = MEND.preset("llama3_8b", modules=MODULES, rank=8).untrained(tiny_model, [], [batch], seed=0)
     (net,) = editor.trained_policy().net.nets.values()
     assert net.log_step_M.exp().tolist() == pytest.approx([1e-4] * len(net.log_step_M))
 
@@ -86,24 +86,26 @@ def test_single_batch_editors_refuse_sequences(tiny_model: LanguageModel, make: 
     assert all(bool(torch.isfinite(p).all()) for p in trainer.net.parameters())
 
 
-def add_gradients(summed: dict[str, torch.Tensor], net: torch.nn.Module) -> None:
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None
-        summed[name] = summed.get(name, torch.zeros(())) + parameter.grad
+def add_to(summed: list[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
+    """The last worker to come sees the sums."""
+    for tensor, total in zip(tensors, summed or [torch.zeros(())] * len(tensors), strict=True):
+        tensor += total
+    summed[:] = [tensor.clone() for tensor in tensors]
 
 
-def test_two_workers_have_the_gradient_of_one(tiny_model: LanguageModel) -> None:
-    schedule = Schedule(batches=2, batch_size=4, episodes=2, burn_in=1)
+def test_any_number_of_workers_has_the_gradient_and_the_losses_of_one(tiny_model: LanguageModel) -> None:
+    schedule = Schedule(batches=2, batch_size=4, episodes=3, burn_in=1)
     found = []
-    for num_workers in (1, 2):
+    for num_workers in (1, 2, 3):
         editor = ready(tiny_model, RLEdit(MODULES, rank=8, reward=REWARD))
-        summed: dict[str, torch.Tensor] = {}
+        summed: list[torch.Tensor] = []
         for rank in range(num_workers):
             trainer = Trainer(editor, tiny_model, fold(editor), schedule, seed=3)
             trainer.optimizer.step = lambda *_: None  # type: ignore[method-assign]
-            trainer.step(rank, num_workers, partial(add_gradients, summed))
-        found.append(summed)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+            losses = trainer.step(rank, num_workers, partial(add_to, summed))
+        found.append((summed, losses))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
 
 
 def test_more_workers_than_episodes_are_refused(tiny_model: LanguageModel) -> None:

@@ -1,6 +1,7 @@
 """Training of the policy: many short episodes, one optimiser step each, on one worker of any number.
 
-A train_step's episodes are shared among the workers, each on its own copy of the frozen model; `sum_up` adds their gradients.
+A train_step's episodes are shared among the workers, each on its own copy of the frozen model; `sum_up` adds their gradients
+and losses.
 The episodes follow from seed and train_step alone: any number of workers makes the same policy, and training resumes where a
 checkpoint stands.
 """
@@ -41,6 +42,11 @@ class Schedule:
         """Edits of the longest episode; all are different."""
         return (self.batches + self.burn_in) * self.batch_size
 
+    def check_workers(self, num_workers: int) -> None:
+        """Raises `ValueError` where some of so many workers would have no episode to play."""
+        if num_workers > self.episodes:
+            raise ValueError(f"{num_workers} workers cannot share {self.episodes} episodes: raise schedule.episodes")
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -72,23 +78,28 @@ class Trainer:
         )
         self.train_step = 0
 
-    def step(self, rank: int = 0, num_workers: int = 1, sum_up: Callable[[Any], None] = lambda net: None) -> dict[str, float]:
-        """Play this worker's episodes and take one optimiser step. Returns their mean losses; raises if not finite."""
-        if num_workers > self.schedule.episodes:
-            raise ValueError(f"{num_workers} workers cannot share {self.schedule.episodes} episodes: raise schedule.episodes")
+    def step(
+        self, rank: int = 0, num_workers: int = 1, sum_up: Callable[[Sequence[Tensor]], None] = lambda tensors: None
+    ) -> dict[str, float]:
+        """Play this worker's episodes and take one optimiser step. `sum_up` adds tensors over the workers, in place.
+
+        Returns the mean losses of all workers' episodes; raises on every worker if one is not finite.
+        """
+        self.schedule.check_workers(num_workers)
         self.optimizer.zero_grad()
         own = range(rank, self.schedule.episodes, num_workers)
         losses = [self._play(index) for index in own]
-        sum_up(self.net)
-        for parameter in self.net.parameters():
-            if parameter.grad is not None:
-                parameter.grad /= self.schedule.episodes
+        grads = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        totals = grads[0].new_tensor([sum(each[name] for each in losses) for name in losses[0]])
+        sum_up([*grads, totals])
+        for tensor in (*grads, totals):
+            tensor /= self.schedule.episodes
         for group in self.optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
             group["lr"] = self.editor.learning_rate * group["share"] * self._decay()
         self.optimizer.step()
         self.train_step += 1
-        means = {name: sum(each[name] for each in losses) / len(losses) for name in losses[0]}
+        means = dict(zip(losses[0], totals.tolist(), strict=True))
         if not all(math.isfinite(value) for value in means.values()):
             raise FloatingPointError(
                 f"train_step {self.train_step}: losses {means} are not finite; lower learning_rate or first_step"
