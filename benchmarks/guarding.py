@@ -103,7 +103,12 @@ class Bench:
         world = self.plan.corpus
         assert isinstance(world, World)
         jobs.train.run(self.plan)
-        rome = ROME.testbed(modules=("layers.1.mlp.down_proj",), position="subject", context_words=("the", "every", "question"))
+        rome = ROME.preset(
+            "testbed",
+            modules=("layers.1.mlp.down_proj",),
+            position="subject",
+            context_words=("the", "every", "question"),
+        )
         rome = rome.with_moments(Moments.load(moments.run(moments.Measurement(self.plan, rome.modules))))
         base = load(self.plan.model_dir)
         start = rome.start(base, find_matrices(base.module, rome.modules))

@@ -121,26 +121,26 @@ def located(
     weight, lighter, heavier = weights
 
     def memit(weight: float) -> MEMIT:
-        return MEMIT.testbed(moment_weight=weight, **places)
+        return MEMIT.preset("testbed", moment_weight=weight, **places)
 
     def alphaedit(threshold: float, ridge: float) -> AlphaEdit:
-        return AlphaEdit.testbed(threshold=threshold, ridge=ridge, **places)
+        return AlphaEdit.preset("testbed", threshold=threshold, ridge=ridge, **places)
+
+    def nse(weight: float, share: float) -> NSE:
+        return NSE.preset("testbed", moment_weight=weight, neurons=share, **places)
 
     one = {**places, "modules": places["modules"][-1:]} if "modules" in places else places
     words: dict[str, Any] = {"context_words": ("the", "every"), "context_lengths": (5,)}
-    rome, alphaedits = ROME.testbed(**one), tuple(alphaedit(*chosen) for chosen in null_spaces)
+    rome, alphaedits = ROME.preset("testbed", **one), tuple(alphaedit(*chosen) for chosen in null_spaces)
     return (
         of_settings("ROME", rome, replace(rome, floor=1e-5), replace(rome, **words)),
-        of_settings("R-ROME", *(RROME.testbed(**one, **fields) for fields in ({}, {"floor": 1e-5}, words))),
+        of_settings("R-ROME", *(RROME.preset("testbed", **one, **fields) for fields in ({}, {"floor": 1e-5}, words))),
         of_settings("MEMIT", *(memit(w) for w in weights)),
         of_settings("RECT", RECT(memit(weight)), RECT(memit(lighter)), RECT(memit(weight), kept=0.6)),
         of_settings("PRUNE", PRUNE(memit(weight), base=1.2), PRUNE(memit(lighter), base=1.2), PRUNE(memit(weight), "linear")),
         of_settings("AlphaEdit", *alphaedits),
         of_settings("AlphaEdit, train half", *alphaedits, metric_part="train"),
-        of_settings(
-            "NSE",
-            *(NSE.testbed(moment_weight=w, neurons=p, **places) for w, p in ((weight, 1.0), (heavier, 1.0), (weight, 0.8))),
-        ),
+        of_settings("NSE", nse(weight, 1.0), nse(heavier, 1.0), nse(weight, 0.8)),
         of_settings("O-Edit", *(OEdit(rome, past_weight=w, knowledge_weight=w) for w in (50.0, 200.0, 10.0))),
         of_settings("O-Edit+", OEditPlus(rome, 0.0), OEditPlus(rome, 0.0, past_rank=64), OEditPlus(rome, 0.25, 64, 32)),
     )

@@ -158,7 +158,7 @@ def ablation(full: bool) -> Suite:
         "metric of the train half, cross-fitted": varied(whole, {"metric_part": "train", **crossed}),
         "without memory": varied(whole, {"memory": 0.0}),
         "one pass": varied(whole, {"num_passes": 1}),
-        "published constants": Candidate(RLEdit.published(modules=modules), schedule),
+        "published constants": Candidate(RLEdit.preset("llama3_8b", modules=modules), schedule),
         "untrained": varied(whole, {"train_steps": 0}),
     }
     contestants = tuple(Contestant(name, (candidate,)) for name, candidate in variants.items())
@@ -169,10 +169,11 @@ def tiny(full: bool) -> Suite:
     """The smallest that does everything, for tests: two candidates of an editor that learns and of one that does not."""
     plan = tiny_plan()
     first = Candidate(plan.editor, replace(plan.schedule, train_steps=1))
+    place = {"modules": plan.editor.modules}
     contestants = (
         Contestant("RLEdit", (first, varied(first, {"num_passes": 2}))),
-        solved("LocFT", *({"modules": plan.editor.modules, "num_epochs": epochs} for epochs in (5, 10))),
-        of_settings("AlphaEdit", *(AlphaEdit.testbed(modules=plan.editor.modules, ridge=ridge) for ridge in (1.0, 3.0))),
+        solved("LocFT", *(place | {"num_epochs": epochs} for epochs in (5, 10))),
+        of_settings("AlphaEdit", *(AlphaEdit.preset("testbed", **place, ridge=ridge) for ridge in (1.0, 3.0))),
     )
     return Suite("tiny", plan.corpus, plan.shape, contestants, 8, 8, budget=2, batch_size=4, num_workers=1)
 

@@ -69,9 +69,9 @@ UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "RLEdit-gate-up-two-passes": learned(RLEdit(GATE_UP, rank=8, num_passes=2, memory=0.5)),
     "RLEdit-three-passes": learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, num_passes=3)),
     "RLEdit-ridge": learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, metric_strength=0.0)),
-    "RLEdit-published": learned(RLEdit.published(rank=8)),
+    "RLEdit-published": learned(RLEdit.preset("llama3_8b", rank=8, modules=("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"))),
     "MALMEN": learned(MALMEN(("layers.*.mlp.down_proj",), rank=8)),
-    "MALMEN-published": learned(MALMEN.published(rank=8, modules=("layers.*.mlp.down_proj",))),
+    "MALMEN-published": learned(MALMEN.preset("gpt_j", rank=8, modules=("layers.*.mlp.down_proj",))),
     "UltraEdit": lambda model: UltraEdit(("layers.1.mlp.down_proj",), step=1e-4),
     "UltraEdit-gate-up": lambda model: UltraEdit(GATE_UP, step=1e-4),
     "MEMIT": located(MEMIT_HOST),
@@ -94,7 +94,7 @@ UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "FT-L": lambda model: FTL(("layers.1.mlp.down_proj",), num_epochs=3),
     "LocFT": lambda model: LocFT(("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), num_epochs=3, batch_size=2),
     "MEND": learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)),
-    "MEND-published": learned(MEND.published(rank=8, modules=GATE_UP)),
+    "MEND-published": learned(MEND.preset("llama3_8b", rank=8, modules=GATE_UP)),
 }
 
 

@@ -1,9 +1,10 @@
-"""`field=value` from a command line onto a frozen dataclass, dots for nested ones."""
+"""Fields of a frozen dataclass by name, dots for nested ones; `field=value` from a command line."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 Record = TypeVar("Record")
@@ -14,10 +15,17 @@ def overridden(record: Record, name: str, value: str) -> Record:
 
     Raises `ValueError` naming a field that is not there, and what there is, or a value of another type.
     """
-    return _with(record, name.split("."), value, name)
+    return _with(record, name.split("."), lambda now: _parsed(value, now, name), name)
 
 
-def _with(record: Any, path: list[str], value: str, full: str) -> Any:
+def with_fields(record: Record, fields: Mapping[str, Any]) -> Record:
+    """`record` with fields such as `reward.discount` set. Raises `ValueError` naming a field that is not there."""
+    for name, value in fields.items():
+        record = _with(record, name.split("."), lambda _now, value=value: value, name)  # type: ignore[misc]
+    return record
+
+
+def _with(record: Any, path: list[str], change: Callable[[Any], Any], full: str) -> Any:
     names = [f.name for f in dataclasses.fields(record) if f.compare]
     if path[0] not in names:
         raise ValueError(f"{full}: {type(record).__name__} has no field {path[0]!r}; it has {', '.join(names)}")
@@ -25,8 +33,8 @@ def _with(record: Any, path: list[str], value: str, full: str) -> Any:
     if len(path) > 1:
         if not dataclasses.is_dataclass(now):
             raise ValueError(f"{full}: {path[0]} has no fields of its own")
-        return dataclasses.replace(record, **{path[0]: _with(now, path[1:], value, full)})
-    return dataclasses.replace(record, **{path[0]: _parsed(value, now, full)})
+        return dataclasses.replace(record, **{path[0]: _with(now, path[1:], change, full)})
+    return dataclasses.replace(record, **{path[0]: change(now)})
 
 
 def _parsed(value: str, now: Any, full: str) -> Any:

@@ -50,5 +50,5 @@ def test_a_single_edit_as_the_first(tiny_model: LanguageModel) -> None:
 
 
 def test_published_settings() -> None:
-    editor = UltraEdit.published(step=2e-6)
+    editor = UltraEdit.preset("llama3_8b", step=2e-6)
     assert (editor.step, editor.ridge, len(editor.modules)) == (2e-6, 1.0, 12)

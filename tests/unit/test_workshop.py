@@ -67,7 +67,7 @@ def test_a_class_by_its_path() -> None:
 
 def test_a_host_is_named_after_a_stroke(moments: Path) -> None:
     editor = make_editor("RECT/AlphaEdit", moments, "testbed", {"kept": "0.3", "host.ridge": "7"})
-    assert editor == RECT(AlphaEdit.testbed(ridge=7.0), kept=0.3) and name_of(editor) == "RECT/AlphaEdit"
+    assert editor == RECT(AlphaEdit.preset("testbed", ridge=7.0), kept=0.3) and name_of(editor) == "RECT/AlphaEdit"
     assert name_of(make_editor("RECT")) == "RECT"
 
 
@@ -84,9 +84,9 @@ def test_settings_of_a_service_as_text() -> None:
     [
         ("ROMEO", {}, "no editor is named 'ROMEO'; there are RLEdit"),
         ("LocFT/MEMIT", {}, "LocFT is not made of another editor"),
-        ("LocFT", {"artifact": "somewhere"}, "needs no artifact and has no presets; it is given the artifact somewhere"),
-        ("LocFT", {"preset": "gpt_j"}, "it is given the preset 'gpt_j'"),
-        ("MEMIT", {"preset": "gpt5"}, "MEMIT has no preset 'gpt5'; there are llama3_8b"),
+        ("LocFT", {"artifact": "somewhere"}, "LocFT needs no artifact; it is given somewhere"),
+        ("LocFT", {"preset": "gpt_j"}, "LocFT has no preset 'gpt_j'; it has none: set its fields"),
+        ("MEMIT", {"preset": "gpt5"}, "MEMIT has no preset 'gpt5'; there are gpt2_xl, gpt_j, llama3_8b"),
         ("MEMIT", {"artifact": "nowhere"}, "holds no key moments"),
         ("RLEdit", {}, "RLEdit is trained: give it the folder"),
         ("MEMIT", {"settings": {"colour": "red"}}, "has no field 'colour'"),

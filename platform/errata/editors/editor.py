@@ -12,9 +12,9 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from safetensors import safe_open
@@ -24,8 +24,10 @@ from torch import Tensor
 from errata.capture import Captured
 from errata.delta import WeightDelta
 from errata.edit import EditBatch, EditRejected
+from errata.editors.presets import preset_of
 from errata.encode import Encoded
 from errata.model import LanguageModel, ModelSpec, find_matrices
+from errata.overrides import with_fields
 
 
 @dataclass
@@ -105,10 +107,16 @@ class Editor(ABC):
 
         Raises `ValueError` that says what is missing, unknown or too much.
         """
-        if artifact is not None or preset is not None:
-            given = f"the artifact {artifact}" if artifact is not None else f"the preset {preset!r}"
-            raise ValueError(f"{cls.__name__} needs no artifact and has no presets; it is given {given}")
-        return cls()
+        if artifact is not None:
+            raise ValueError(f"{cls.__name__} needs no artifact; it is given {artifact}")
+        return cls() if preset is None else cls.preset(preset)
+
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> Self:
+        """With the settings of a row of presets.py, and `fields` in place of some. Raises `ValueError` naming the rows."""
+        row = preset_of(cls, name)
+        editor: Any = with_fields(cls(), {"modules": row.modules, **row.fields})
+        return cast(Self, replace(editor, **fields))
 
     @abstractmethod
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:

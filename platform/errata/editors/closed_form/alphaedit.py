@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
 from torch import Tensor
 
@@ -26,10 +25,6 @@ class AlphaEdit(Spread):
     threshold: float = 2e-2
     relative: bool = False
     memory: float = 1.0
-
-    @classmethod
-    def testbed(cls, **fields: Any) -> Self:
-        return super().testbed(**{"ridge": 1.0, "threshold": 1e-4, "relative": True, **fields})
 
     @property
     def remembers(self) -> float:

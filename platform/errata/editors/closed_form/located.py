@@ -28,8 +28,6 @@ from errata.editors.past import after, metrics_of
 from errata.editors.solve import Metric
 from errata.model import LanguageModel, ModelSpec, find_matrices
 
-PRESETS = ("llama3_8b", "gpt_j", "gpt2_xl", "testbed")
-
 
 @dataclass(frozen=True)
 class Located(Editor):
@@ -51,26 +49,6 @@ class Located(Editor):
     moments: Moments | None = field(default=None, compare=False, repr=False)
 
     one_matrix: ClassVar[bool] = False
-
-    @classmethod
-    @abstractmethod
-    def llama3_8b(cls, **fields: Any) -> Self:
-        """As published for Llama-3-8B, and `fields` in place of some."""
-
-    @classmethod
-    @abstractmethod
-    def gpt_j(cls, **fields: Any) -> Self:
-        """As published for GPT-J."""
-
-    @classmethod
-    @abstractmethod
-    def gpt2_xl(cls, **fields: Any) -> Self:
-        """As published for GPT2-XL."""
-
-    @classmethod
-    @abstractmethod
-    def testbed(cls, **fields: Any) -> Self:
-        """For the testbed's Llama of four blocks, chosen on its validation edits."""
 
     @abstractmethod
     def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,13 +80,11 @@ class Located(Editor):
     @classmethod
     def made(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
         """With the moments of a folder; without a preset, editing the matrices that it has moments of."""
-        if preset is not None and preset not in PRESETS:
-            raise ValueError(f"{cls.__name__} has no preset {preset!r}; there are {', '.join(PRESETS)}")
-        editor: Self = getattr(cls, preset)() if preset else cls()
+        editor = cls() if preset is None else cls.preset(preset)
         if artifact is None:
             return editor
         moments = Moments.load(artifact, device)
-        return replace(editor, moments=moments, modules=editor.modules if preset else tuple(moments.by_input))
+        return replace(editor, moments=moments, modules=tuple(moments.by_input) if preset is None else editor.modules)
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         name = type(self).__name__

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
 
 from torch import Tensor
 
@@ -25,14 +24,6 @@ class MEMIT(Spread):
     moment_weight: float = 15_000.0
     floor: float = 0.0
     memory: float = 0.0
-
-    @classmethod
-    def gpt2_xl(cls, **fields: Any) -> Self:
-        return super().gpt2_xl(**{"moment_weight": 20_000.0, **fields})
-
-    @classmethod
-    def testbed(cls, **fields: Any) -> Self:
-        return super().testbed(**{"moment_weight": 300.0, "floor": 1e-2, **fields})
 
     @property
     def remembers(self) -> float:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -45,19 +44,6 @@ class NSE(Spread):
     upper: float = 50.0
     relative: bool = False
     max_iterations: int = 3
-
-    @classmethod
-    def gpt_j(cls, **fields: Any) -> Self:
-        return super().gpt_j(**{"neurons": 0.8, "alpha": 15.0, "upper": 100.0, **fields})
-
-    @classmethod
-    def gpt2_xl(cls, **fields: Any) -> Self:
-        return super().gpt2_xl(**{"moment_weight": 10_000.0, "alpha": 35.0, "upper": 150.0, **fields})
-
-    @classmethod
-    def testbed(cls, **fields: Any) -> Self:
-        far = {"alpha": 0.1, "upper": float("inf"), "relative": True}
-        return super().testbed(**{"moment_weight": 300.0, "floor": 1e-2, **far, **fields})
 
     @property
     def remembers(self) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from errata.delta import LowRank, WeightDelta
 from errata.edit import EditBatch
 from errata.editors.closed_form.located import Located, inputs_at, output_at
 from errata.editors.closed_form.moments import inverse
-from errata.editors.closed_form.spread import TESTBED
 from errata.editors.closed_form.subjects import ask
 from errata.editors.closed_form.targets import Avoided, Search, find_targets
 from errata.editors.editor import EditorState
@@ -47,23 +46,6 @@ class ROME(Located):
     floor: float = 0.0
 
     one_matrix: ClassVar[bool] = True
-
-    @classmethod
-    def llama3_8b(cls, **fields: Any) -> Self:
-        search = Search(num_steps=25, learning_rate=0.5, decay=1e-3, clamp=4.0)
-        return cls(**{"modules": ("layers.5.mlp.down_proj",), "search": search, "use_moments": False, **fields})
-
-    @classmethod
-    def gpt_j(cls, **fields: Any) -> Self:
-        return cls(**{"modules": ("h.5.mlp.fc_out",), **fields})
-
-    @classmethod
-    def gpt2_xl(cls, **fields: Any) -> Self:
-        return cls(**{"modules": ("h.17.mlp.c_proj",), **fields})
-
-    @classmethod
-    def testbed(cls, **fields: Any) -> Self:
-        return cls(**{**TESTBED, "floor": 1e-4, **fields})
 
     @property
     def needs_moments(self) -> bool:

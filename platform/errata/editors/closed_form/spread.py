@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from errata.delta import LowRank, WeightDelta, applied
 from errata.edit import EditBatch
 from errata.editors.closed_form.located import Located, block_of, inputs_at, output_at
 from errata.editors.closed_form.subjects import Contexts, ask
-from errata.editors.closed_form.targets import Avoided, Search, find_targets
+from errata.editors.closed_form.targets import Avoided, find_targets
 from errata.editors.editor import EditorState
 from errata.editors.solve import Metric, Rows
 from errata.model import LanguageModel, find_matrices
@@ -32,26 +31,7 @@ from errata.model import LanguageModel, find_matrices
 
 @dataclass(frozen=True)
 class Spread(Located):
-    """The fields of the published settings that these editors have in common: layers and the search for targets."""
-
-    @classmethod
-    def llama3_8b(cls, **fields: Any) -> Self:
-        modules = tuple(f"layers.{layer}.mlp.down_proj" for layer in range(4, 9))
-        return cls(**{"modules": modules, "search": Search(), **fields})
-
-    @classmethod
-    def gpt_j(cls, **fields: Any) -> Self:
-        modules = tuple(f"h.{layer}.mlp.fc_out" for layer in range(3, 9))
-        return cls(**{"modules": modules, "search": Search(learning_rate=0.5), **fields})
-
-    @classmethod
-    def gpt2_xl(cls, **fields: Any) -> Self:
-        modules = tuple(f"h.{layer}.mlp.c_proj" for layer in range(13, 18))
-        return cls(**{"modules": modules, "search": Search(num_steps=20, learning_rate=0.5), **fields})
-
-    @classmethod
-    def testbed(cls, **fields: Any) -> Self:
-        return cls(**{**TESTBED, **fields})
+    """One target for each edit, written in shares: what these editors have in common."""
 
     def write(
         self,
@@ -64,17 +44,6 @@ class Spread(Located):
         names, contexts = find_matrices(model.module, self.modules).names, self.contexts(state)
         wanted_nD = find_targets(model, batch, block_of(names[-1]), contexts, self.search, avoided).wanted_nD
         return spread(model, batch, contexts, names, wanted_nD, lambda name, keys_nI: Rows.of(keys_nI, metrics[name]))
-
-
-# A model of four blocks looks its facts up where it answers, and its answers are one word: what is written at the subject
-# hardly carries over to another phrasing, and all edits of a person would be at one key. Its prompts are whole sentences: a
-# context before them is none that it has seen.
-TESTBED: dict[str, Any] = {
-    "modules": ("layers.3.mlp.down_proj",),
-    "position": "prompt",
-    "search": Search(num_steps=25, learning_rate=0.3, decay=0.0, clamp=4.0, kl_weight=0.0, loss_floor=0.02),
-    "context_words": (),
-}
 
 
 def spread(

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,13 +35,6 @@ class UltraEdit(Editor):
     step: float = 1e-6
     ridge: float = 1.0
     max_batch: int = 1000
-
-    @classmethod
-    def published(cls, **fields: Any) -> UltraEdit:
-        """Llama-3-8B's setting: gate of layers 11 to 15 and up of 18 to 24, η = 1e-6, λ = 1."""
-        gates = tuple(f"layers.{layer}.mlp.gate_proj" for layer in range(11, 16))
-        ups = tuple(f"layers.{layer}.mlp.up_proj" for layer in range(18, 25))
-        return replace(cls(modules=gates + ups), **fields)
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         check_modules(self.modules, model, spec)

@@ -8,7 +8,6 @@ Remembers: the keys of past edits, where `metric_strength` and `memory` are not 
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -64,11 +63,6 @@ class Learned(Editor):
 
     rule: ClassVar[Rule] = "solve"
     trains_on_sequences: ClassVar[bool] = False
-
-    @classmethod
-    @abstractmethod
-    def published(cls, **fields: Any) -> Self:
-        """With the published settings, and `fields` in place of some."""
 
     def untrained(self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int) -> Self:
         """With a new policy: the metric from `text`, the normaliser and first scales from the batches `first`."""

@@ -8,8 +8,7 @@ Remembers: only the number of edits. It is trained on single batches, each edite
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.trajectory import Reward
@@ -18,17 +17,3 @@ from errata.editors.hypernet.trajectory import Reward
 @dataclass(frozen=True)
 class MALMEN(Learned):
     reward: Reward = field(default_factory=lambda: Reward(locality_weight=1.0, update_penalty=0.0))
-
-    @classmethod
-    def published(cls, **fields: Any) -> MALMEN:
-        """GPT-J's setting: rank 1920, 2 blocks, η=1e-6, λ=1, learning rate 1e-5, standardised rows."""
-        published = cls(
-            modules=tuple(f"h.{layer}.mlp.fc_out" for layer in range(22, 28)),
-            rank=1920,
-            centred=True,
-            first_step=None,
-            first_ridge=None,
-            reward=Reward(locality_weight=1.0, update_penalty=0.0, score_prompts=False),
-            learning_rate=1e-5,
-        )
-        return replace(published, **fields)

@@ -8,8 +8,8 @@ Remembers: only the number of edits. It is trained on single batches, each edite
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.net import Rule
@@ -28,17 +28,3 @@ class MEND(Learned):
     def __post_init__(self) -> None:
         if self.metric_strength:
             raise ValueError("MEND solves nothing that a metric could enter: metric_strength must be 0")
-
-    @classmethod
-    def published(cls, **fields: Any) -> MEND:
-        """Llama-3-8B's setting: all three matrices of the last three layers, rank 1920, step 1e-4, learning rate 1e-6."""
-        published = cls(
-            modules=tuple(f"layers.{i}.mlp.{matrix}" for i in (29, 30, 31) for matrix in ("gate_proj", "up_proj", "down_proj")),
-            rank=1920,
-            centred=True,
-            first_step=None,
-            first_ridge=None,
-            reward=replace(REWARD, score_prompts=False),
-            learning_rate=1e-6,
-        )
-        return replace(published, **fields)

@@ -8,11 +8,10 @@ Remembers: the keys of past edits, where the metric is used; otherwise only thei
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from errata.editors.hypernet.learned import Learned
-from errata.editors.hypernet.trajectory import Reward
 
 
 @dataclass(frozen=True)
@@ -20,19 +19,3 @@ class RLEdit(Learned):
     metric_strength: float = 1000.0
 
     trains_on_sequences: ClassVar[bool] = True
-
-    @classmethod
-    def published(cls, **fields: Any) -> RLEdit:
-        """Plain ridge from η=1e-6 and λ=1, standardised rows, rank 1024, 4 blocks, learning rate 1e-5."""
-        published = cls(
-            modules=("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"),
-            rank=1024,
-            num_blocks=4,
-            centred=True,
-            first_step=None,
-            first_ridge=None,
-            metric_strength=0.0,
-            reward=Reward(score_prompts=False),
-            learning_rate=1e-5,
-        )
-        return replace(published, **fields)
