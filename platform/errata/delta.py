@@ -207,7 +207,9 @@ class WeightDelta:
 
     @property
     def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(t).all()) for _, part in self for t in part.tensors().values() if t.is_floating_point())
+        tensors = [tensor for _, part in self for tensor in part.tensors().values() if tensor.is_floating_point()]
+        # Read once: on a GPU, each look at a number waits for all work before it.
+        return not tensors or bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
 
     def save(self, path: str | Path) -> None:
         save_file(self.to_tensors(), str(path))

@@ -11,12 +11,21 @@ import torch
 from torch import Tensor
 
 from errata.editors.editor import EditorState
-from errata.editors.solve import Metric
+from errata.editors.solve import Metric, remember_together
 
 
 def remembered(metrics: Mapping[str, Metric], keys: Mapping[str, Tensor], memory: float) -> dict[str, Metric]:
     """The metrics after keys were written at; `memory` is the weight of an edited key beside the base model's."""
-    return {name: metric.remember(keys[name], memory) if memory else metric for name, metric in metrics.items()}
+    if not memory:
+        return dict(metrics)
+    alike: dict[torch.Size, list[str]] = {}
+    for name in metrics:
+        alike.setdefault(keys[name].shape, []).append(name)
+    found: dict[str, Metric] = {}
+    for names in alike.values():
+        grown = remember_together([metrics[name] for name in names], [keys[name] for name in names], memory)
+        found |= dict(zip(names, grown, strict=True))
+    return {name: found[name] for name in metrics}
 
 
 def metrics_of(state: EditorState, bases: Callable[[], Mapping[str, Tensor]], memory: float) -> dict[str, Metric]:

@@ -14,6 +14,7 @@ The primal solve is I by I, and in fp32 its gradient by λ is rounding noise; th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,14 +49,7 @@ class Metric:
 
         Raises `EditRejected` if the keys are not finite.
         """
-        if 2 * len(self.white_mI) > len(self.base_II):
-            return self.folded().remember(keys_nI, weight)
-        applied_nI = self.apply(keys_nI)
-        added_nn = weight * (keys_nI.to(applied_nI) @ applied_nI.T)
-        added_nn.diagonal().add_(1.0)
-        right_nn = _cholesky(added_nn, "the keys of the edits are not finite or too large")
-        white_nI = torch.linalg.solve_triangular(right_nn, weight**0.5 * applied_nI, upper=False)
-        return Metric(self.base_II, torch.cat([self.white_mI, white_nI]))
+        return remember_together([self], [keys_nI], weight)[0]
 
     def folded(self) -> Metric:
         """The same metric with its past in `base_II`: beyond I / 2 past rows, I by I is the form that costs less to apply."""
@@ -73,6 +67,20 @@ class Metric:
         return self._last[1]
 
 
+def remember_together(metrics: Sequence[Metric], keys: Sequence[Tensor], weight: float) -> list[Metric]:
+    """`metrics[i].remember(keys[i], weight)` of each, all keys being of one shape; small factorisations in one call."""
+    metrics = [metric.folded() if 2 * len(metric.white_mI) > len(metric.base_II) else metric for metric in metrics]
+    applied_MnI = torch.stack([metric.apply(keys_nI) for metric, keys_nI in zip(metrics, keys, strict=True)])
+    added_Mnn = weight * (torch.stack(list(keys)).to(applied_MnI) @ applied_MnI.mT)
+    added_Mnn.diagonal(dim1=1, dim2=2).add_(1.0)
+    right_Mnn = _cholesky(added_Mnn, "the keys of the edits are not finite or too large")
+    white_MnI = torch.linalg.solve_triangular(right_Mnn, weight**0.5 * applied_MnI, upper=False)
+    return [
+        Metric(metric.base_II, torch.cat([metric.white_mI, white_nI]))
+        for metric, white_nI in zip(metrics, white_MnI, strict=True)
+    ]
+
+
 def metric_base(moment_II: Tensor, strength: float) -> Tensor:
     """`(c C + I)⁻¹` in fp64: once per matrix, and never again."""
     moment_II = moment_II.double()
@@ -87,7 +95,7 @@ class Rows:
     keys_nI: Tensor
     V_nI: Tensor
     gram_nn: Tensor
-    _inverses: dict[float, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    inverses: dict[float, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, keys_nI: Tensor, metric: Metric | None = None) -> Rows:
@@ -97,18 +105,28 @@ class Rows:
 
     def solve(self, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
         """`Z_nO` in fp32; it carries gradients to `wanted_nO` and `log_ridge`. Raises `EditRejected` if it has no solution."""
-        return _RidgeSolve.apply(self._inverse(log_ridge), wanted_nO, log_ridge)
+        return solve_together([self], wanted_nO[None], log_ridge[None])[0]
 
-    @torch.no_grad()
-    def _inverse(self, log_ridge: Tensor) -> Tensor:
-        """`(gram + λ I)⁻¹`, made once for all passes over the same keys."""
-        known = float(log_ridge)
-        if known not in self._inverses:
-            ridged_nn = self.gram_nn.clone()
-            ridged_nn.diagonal().add_(log_ridge.double().exp())
-            factor_nn = _cholesky(ridged_nn, "the ridge is too small for keys so alike, or not finite")
-            self._inverses[known] = torch.cholesky_inverse(factor_nn)
-        return self._inverses[known]
+
+def solve_together(rows: Sequence[Rows], wanted_MnO: Tensor, log_ridge_M: Tensor) -> Tensor:
+    """`Z_MnO` in fp32, the solution of `rows[m]` for `wanted_MnO[m]`: many small factorisations in one call, which on a GPU
+    takes hardly longer than one of them. Gradients and errors as `Rows.solve`.
+    """
+    return _RidgeSolve.apply(_inverses(rows, log_ridge_M), wanted_MnO, log_ridge_M)
+
+
+@torch.no_grad()
+def _inverses(rows: Sequence[Rows], log_ridge_M: Tensor) -> Tensor:
+    """`(gram + λ I)⁻¹` of each, [M, n, n], made once for all passes over the same keys."""
+    ridges: list[float] = log_ridge_M.tolist()
+    new = [m for m, ridge in enumerate(ridges) if ridge not in rows[m].inverses]
+    if new:
+        ridged_mnn = torch.stack([rows[m].gram_nn for m in new])
+        ridged_mnn.diagonal(dim1=1, dim2=2).add_(log_ridge_M[new].double().exp()[:, None])
+        factor_mnn = _cholesky(ridged_mnn, "the ridge is too small for keys so alike, or not finite")
+        for m, inverse_nn in zip(new, torch.cholesky_inverse(factor_mnn), strict=True):
+            rows[m].inverses[ridges[m]] = inverse_nn
+    return torch.stack([rows[m].inverses[ridge] for m, ridge in enumerate(ridges)])
 
 
 class _RidgeSolve(torch.autograd.Function):
@@ -119,22 +137,24 @@ class _RidgeSolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, inverse_nn: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
-        Z_nO = (inverse_nn @ wanted_nO.double()).float()
-        ctx.save_for_backward(inverse_nn, Z_nO, wanted_nO, log_ridge)
-        return Z_nO
+    def forward(ctx: Any, inverse_Mnn: Tensor, wanted_MnO: Tensor, log_ridge_M: Tensor) -> Tensor:
+        Z_MnO = (inverse_Mnn @ wanted_MnO.double()).float()
+        ctx.save_for_backward(inverse_Mnn, Z_MnO, log_ridge_M)
+        ctx.wanted_dtype = wanted_MnO.dtype
+        return Z_MnO
 
     @staticmethod
-    def backward(ctx: Any, grad_nO: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
-        inverse_nn, Z_nO, wanted_nO, log_ridge = ctx.saved_tensors
-        B_nO = inverse_nn @ grad_nO.double()
-        grad_ridge = -log_ridge.double().exp() * (B_nO * Z_nO.double()).sum()
-        return None, B_nO.to(wanted_nO.dtype), grad_ridge.to(log_ridge.dtype)
+    def backward(ctx: Any, grad_MnO: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
+        inverse_Mnn, Z_MnO, log_ridge_M = ctx.saved_tensors
+        B_MnO = inverse_Mnn @ grad_MnO.double()
+        grad_ridge_M = -log_ridge_M.double().exp() * (B_MnO * Z_MnO.double()).sum((1, 2))
+        return None, B_MnO.to(ctx.wanted_dtype), grad_ridge_M.to(log_ridge_M.dtype)
 
 
 def _cholesky(matrix_nn: Tensor, failure: str) -> Tensor:
+    """Of one matrix, or of each of [M, n, n]."""
     factor_nn, info = torch.linalg.cholesky_ex(matrix_nn)
-    if int(info) or not bool(torch.isfinite(factor_nn).all()):
+    if not bool((info == 0).all() & torch.isfinite(factor_nn).all()):
         raise EditRejected(f"the update has no solution: {failure}")
     return factor_nn
 

@@ -13,21 +13,25 @@ Remembers nothing: the normaliser is trained with the network and frozen afterwa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from errata.capture import Captured
+from errata.clock import stage
 from errata.editors.normalise import Normaliser
-from errata.editors.solve import Metric, Rows
+from errata.editors.solve import Metric, Rows, solve_together
 from errata.model import MatrixSpec, ModelSpec, input_sources
 
 Rule = Literal["outer", "solve"]
 # Published; the sign of MEND's is in the rule.
 FIRST_STEP: dict[Rule, float] = {"outer": 1e-4, "solve": 1e-6}
+# Beyond so many rows the network's products fill any device, and running more matrices together only takes more memory.
+ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class Proposal:
 
 
 class Block(nn.Module):
-    """`x + s ⊙ max(0, x A B + b) + t`, with s and t per matrix; B starts at zero, so the network starts as the identity."""
+    """`x + s ⊙ max(0, x A B + b) + t`, with s and t per matrix; B starts at zero, so the network starts as the identity.
+
+    Rows are [m, n, F]: n of each of m matrices, whose numbers are `index_m`.
+    """
 
     def __init__(self, width: int, rank: int, num_matrices: int) -> None:
         super().__init__()
@@ -53,10 +60,10 @@ class Block(nn.Module):
         self.scale_MF = nn.Parameter(torch.ones(num_matrices, width))
         self.shift_MF = nn.Parameter(torch.zeros(num_matrices, width))
 
-    def forward(self, x_nF: Tensor, matrix: int) -> Tensor:
+    def forward(self, x_mnF: Tensor, index_m: Tensor) -> Tensor:
         # clamp, not relu: at exactly zero, where training starts, relu has no gradient.
-        inner_nF = (x_nF @ self.A_FR @ self.B_RF + self.bias_F).clamp(min=0)
-        return x_nF + self.scale_MF[matrix] * inner_nF + self.shift_MF[matrix]
+        inner_mnF = (x_mnF @ self.A_FR @ self.B_RF + self.bias_F).clamp(min=0)
+        return x_mnF + self.scale_MF[index_m, None] * inner_mnF + self.shift_MF[index_m, None]
 
 
 class ShapeNet(nn.Module):
@@ -72,12 +79,29 @@ class ShapeNet(nn.Module):
         self.log_step_M = nn.Parameter(torch.full((len(matrices),), math.log(FIRST_STEP[rule])))
         self.log_ridge_M = nn.Parameter(torch.zeros(len(matrices)))
 
-    def forward(self, name: str, captured: Captured) -> tuple[Tensor, Tensor]:
-        """k̃ [n, I] and g̃ [n, O] of a matrix's rows."""
-        x_nF = self.normaliser(torch.cat([captured.keys_TI, captured.grads_TO], 1))
+    def forward(self, captured: Mapping[str, Captured], index_m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """k [m, n, I], k̃ [m, n, I] and g̃ [m, n, O] of m matrices, whose numbers here are `index_m`. Where they have unlike
+        numbers of rows, what is behind a matrix's last row means nothing."""
+        k_mnI = pad_sequence([rows.keys_TI for rows in captured.values()], batch_first=True)
+        g_mnO = pad_sequence([rows.grads_TO for rows in captured.values()], batch_first=True)
+        x_mnF = self.normaliser(torch.cat([k_mnI, g_mnO], 2))
         for block in self.blocks:
-            x_nF = block(x_nF, self.index[name])
-        return x_nF[:, : self.num_in], x_nF[:, self.num_in :]
+            x_mnF = block(x_mnF, index_m)
+        return k_mnI, x_mnF[..., : self.num_in], x_mnF[..., self.num_in :]
+
+    def groups(self, captured: Mapping[str, Captured]) -> Iterator[tuple[dict[str, Captured], Tensor]]:
+        """Those of the captured matrices that are of this shape, with their numbers here, as many as are run together."""
+        own = [name for name in self.index if name in captured]
+        num_rows = max((len(captured[name].keys_TI) for name in own), default=0)
+        size = max(1, ROWS_AT_ONCE // max(1, num_rows))
+        for names in (own[start : start + size] for start in range(0, len(own), size)):
+            index_m = torch.tensor([self.index[name] for name in names], device=self.log_step_M.device)
+            yield {name: captured[name] for name in names}, index_m
+
+
+def _directions(k_mnI: Tensor, made_mnI: Tensor, g_mnO: Tensor) -> Tensor:
+    """`<k, k̃> g̃`, row by row."""
+    return (k_mnI * made_mnI).sum(-1, keepdim=True) * g_mnO
 
 
 class Hypernetwork(nn.Module):
@@ -92,13 +116,15 @@ class Hypernetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.nets = nn.ModuleDict({key: ShapeNet(m, rank, num_blocks, centred, rule) for key, m in shapes.items()})
-        self._shape_of = {matrix.name: key for key, found in shapes.items() for matrix in found}
         self._source_of = input_sources(spec.names)
 
     def _net(self, name: str) -> ShapeNet:
-        net = self.nets[self._shape_of[name]]
-        assert isinstance(net, ShapeNet)
-        return net
+        return next(net for net in self._each_net() if name in net.index)
+
+    def _each_net(self) -> Iterator[ShapeNet]:
+        for net in self.nets.values():
+            assert isinstance(net, ShapeNet)
+            yield net
 
     def observe(self, captured: Mapping[str, Captured]) -> None:
         """Show rows to the normalisers."""
@@ -113,21 +139,40 @@ class Hypernetwork(nn.Module):
         `shared` keeps, by input too, what a solve makes of the keys, for as long as they and the metrics stay the same.
         """
         shared = {} if shared is None else shared
-        proposals = {}
-        for name, rows in captured.items():
-            net = self._net(name)
-            i = net.index[name]
-            k_nI, g_nO = net(name, rows)
-            step = net.log_step_M[i].exp()
-            if self.rule == "outer":
-                proposals[name] = Proposal(k_nI, -step * g_nO, rows.keys_TI)
-                continue
+        proposals: dict[str, Proposal] = {}
+        for net in self._each_net():
+            for group, index_m in net.groups(captured):
+                proposals |= self._propose(net, group, index_m, metrics, shared)
+        return {name: proposals[name] for name in captured}
+
+    def _propose(
+        self,
+        net: ShapeNet,
+        group: Mapping[str, Captured],
+        index_m: Tensor,
+        metrics: Mapping[str, Metric],
+        shared: dict[str, Rows],
+    ) -> dict[str, Proposal]:
+        with stage("network"):
+            k_mnI, made_mnI, g_mnO = net(group, index_m)
+            directions_mnO = g_mnO if self.rule == "outer" else _directions(k_mnI, made_mnI, g_mnO)
+            wanted_mnO = -net.log_step_M[index_m].exp()[:, None, None] * directions_mnO
+        if self.rule == "outer":
+            cut = {name: slice(len(rows.keys_TI)) for name, rows in group.items()}
+            return {
+                name: Proposal(made_mnI[m, cut[name]], wanted_mnO[m, cut[name]], rows.keys_TI)
+                for m, (name, rows) in enumerate(group.items())
+            }
+        for name, rows in group.items():
             source = self._source_of[name]
             if source not in shared or not torch.equal(shared[source].keys_nI, rows.keys_TI):
                 shared[source] = Rows.of(rows.keys_TI, metrics.get(source))
-            Z_nO = shared[source].solve(-step * (rows.keys_TI * k_nI).sum(1, keepdim=True) * g_nO, net.log_ridge_M[i])
-            proposals[name] = Proposal(shared[source].V_nI, Z_nO, rows.keys_TI)
-        return proposals
+        solved = [shared[self._source_of[name]] for name in group]
+        Z_mnO = solve_together(solved, wanted_mnO, net.log_ridge_M[index_m])
+        return {
+            name: Proposal(of.V_nI, Z_nO, rows.keys_TI)
+            for (name, rows), of, Z_nO in zip(group.items(), solved, Z_mnO, strict=True)
+        }
 
     @torch.no_grad()
     def set_scale(self, captured: Mapping[str, Captured], metrics: Mapping[str, Metric], step: float, ridge: float) -> None:
@@ -136,11 +181,8 @@ class Hypernetwork(nn.Module):
         for name, rows in captured.items():
             net = self._net(name)
             i = net.index[name]
-            k_nI, g_nO = net(name, rows)
-            if self.rule == "outer":
-                moved_nO = (rows.keys_TI @ k_nI.T) @ g_nO
-            else:
-                moved_nO = (rows.keys_TI * k_nI).sum(1, keepdim=True) * g_nO
-            net.log_step_M[i] = math.log(step / float(moved_nO.square().mean().sqrt()))
+            k_1nI, made_1nI, g_1nO = net({name: rows}, torch.tensor([i], device=rows.keys_TI.device))
+            moved_1nO = (k_1nI @ made_1nI.mT) @ g_1nO if self.rule == "outer" else _directions(k_1nI, made_1nI, g_1nO)
+            net.log_step_M[i] = math.log(step / float(moved_1nO.square().mean().sqrt()))
             gram_nn = Rows.of(rows.keys_TI, metrics.get(self._source_of[name])).gram_nn
             net.log_ridge_M[i] = math.log(ridge * float(gram_nn.diagonal().mean()))
