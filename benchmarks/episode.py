@@ -89,7 +89,7 @@ def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[S
     steps = [Step(model, batch) for batch in batches_of(edits, episode.batch_size)]
     net = Hypernetwork(find_matrices(model.module, MODULES), rank=32, num_blocks=2, centred=False, seed=episode.seed)
     for step in steps:
-        assert step.base_log_probs_TV is not None  # made now, while the model is the base model
+        step.base_log_probs(0)  # made now, while the model is the base model
         captured, _ = capture(model.module, step.seen, net.spec.names)
         net.observe(captured)
     net.set_scale(captured, {}, step=0.5, ridge=0.1)
@@ -138,8 +138,8 @@ def _branch(made: Sequence[Mapping[str, Proposal]]) -> WeightDelta:
 
 
 def _score(model: LanguageModel, branch: WeightDelta, step: Step, reward: Reward) -> Tensor:
-    base_TV = step.base_log_probs_TV
-    assert step.unrelated is not None and base_TV is not None
+    assert step.unrelated is not None
+    base_TV = step.base_log_probs(0)
     with applied(model.module, branch):
         edit_loss = answer_nll(answer_log_probs(model.module, step.outcomes), step.outcomes).mean()
         now_TV = answer_log_probs(model.module, step.unrelated)

@@ -6,7 +6,7 @@ B batch, S sequence, V vocabulary, T answer tokens of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,11 @@ class Encoded:
     @cached_property
     def targets_T(self) -> Tensor:
         return self.labels_BS.roll(-1, 1)[self.predicts_BS]
+
+    @property
+    def num_answers(self) -> int:
+        """T, the number of answer tokens."""
+        return len(self.targets_T)
 
 
 def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], device: Any = "cpu", eos: bool = True) -> Encoded:
@@ -84,6 +89,15 @@ def encode_text(tokenizer: Any, lines: Sequence[str], max_tokens: int, device: A
     labels_BS = input_ids_BS.masked_fill(attention_mask_BS == 0, IGNORED)
     labels_BS[:, 0] = IGNORED
     return Encoded(input_ids_BS.to(device), attention_mask_BS.to(device), labels_BS.to(device))
+
+
+def split(encoded: Encoded, num_rows: int) -> list[Encoded]:
+    """In parts of at most `num_rows` rows, each without the columns that are padding in all of it; whole if that is 0."""
+    if not 0 < num_rows < len(encoded.input_ids_BS):
+        return [encoded]
+    parts = zip(*(getattr(encoded, f.name).split(num_rows) for f in fields(encoded)), strict=True)
+    widths = [int(mask_BS.sum(1).max()) for mask_BS in encoded.attention_mask_BS.split(num_rows)]
+    return [Encoded(*(tensor_BS[:, :width] for tensor_BS in part)) for part, width in zip(parts, widths, strict=True)]
 
 
 def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.capture import Trunk, capture, key_moment
+from errata.capture import Trunk, _Unread, capture, key_moment
 from errata.delta import Dense, WeightDelta, applied
 from errata.edit import Edit, EditBatch, EditRejected
 from errata.editors.editor import check_finite
-from errata.encode import IGNORED, answer_log_probs, answer_nll, encode, padded
+from errata.encode import IGNORED, answer_log_probs, answer_nll, encode, padded, split
 from errata.model import find_matrices
 from errata.testbed.world import World
 from tests.unit.small_models import a_model
@@ -148,3 +148,26 @@ def test_only_what_is_not_finite_is_refused_and_by_its_edit(tiny_model, value, r
         return
     with pytest.raises(EditRejected, match="edit 1: the model's keys, gradients or loss are not finite here"):
         check_finite(batch, encoded, captured, nll_T)
+
+
+@pytest.mark.parametrize("kind, name", [("llama", "model.layers.2.mlp.down_proj"), ("gpt2", "transformer.h.2.mlp.c_proj")])
+def test_of_blocks_that_hand_on_to_the_next_the_last_is_kept(kind, name):
+    model, text = of_kind(kind)
+    trunk = Trunk(model.module, [name])
+    with trunk.once(text):
+        expected_TV = answer_log_probs(model.module, text)
+    (outputs,) = (outputs for _, outputs in trunk.kept.values())
+    unread = [output.shape for output in outputs if isinstance(output, _Unread)]
+    assert unread == [(*text.input_ids_BS.shape, 32)], "of three blocks the last is edited, and the second its input"
+    with trunk.once(text):
+        assert torch.equal(answer_log_probs(model.module, text), expected_TV)
+
+
+def test_a_text_is_split_by_rows_without_its_padding():
+    whole = padded([([5, 6, 7], [8]), ([5], [6]), ([5, 6], [7]), ([9], [6, 7, 8])], 0)
+    parts = split(whole, 2)
+    assert [tuple(part.input_ids_BS.shape) for part in parts] == [(2, 4), (2, 4)]
+    assert [tuple(part.input_ids_BS.shape) for part in split(whole, 3)] == [(3, 4), (1, 4)]
+    assert [part.input_ids_BS.shape[1] for part in split(whole, 1)] == [4, 2, 3, 4]
+    assert torch.equal(torch.cat([part.targets_T for part in parts]), whole.targets_T)
+    assert split(whole, 0) == [whole] and split(whole, 4) == [whole]

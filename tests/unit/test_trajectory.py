@@ -1,15 +1,19 @@
 """The episode's gradient against plain automatic differentiation through every update."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.episode import play_in_one_graph
+from benchmarks.measure import SavedTensors
 from errata.edit import batches_of
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.net import Proposal
 from errata.editors.hypernet.rledit import RLEdit
-from errata.editors.hypernet.trajectory import Reward, Step, play
+from errata.editors.hypernet.trajectory import Reward, Savings, Step, play
 from errata.editors.solve import Metric
 from errata.model import LanguageModel
 from errata.testbed.world import World
@@ -60,11 +64,67 @@ def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
     editor, steps, metrics = ready(tiny_model, UNDER_TEST["in-the-metric"])
     net = editor.trained_policy().net
 
-    def gradient(update_penalty: float) -> torch.Tensor:
+    def gradient_of(update_penalty: float) -> torch.Tensor:
         net.zero_grad()
         play(tiny_model, net, steps[:1], metrics, Reward(update_penalty=update_penalty))
         return torch.cat(
             [p.grad.reshape(-1) for n, p in net.named_parameters() if n.endswith("log_step_M") and p.grad is not None]
         )
 
-    assert (gradient(1.0) > gradient(0.0)).all(), "a penalty on |S|² must push the step size down"
+    assert (gradient_of(1.0) > gradient_of(0.0)).all(), "a penalty on |S|² must push the step size down"
+
+
+def gradient(
+    model: LanguageModel, editor: Learned, savings: Savings, reward: Reward = REWARD
+) -> tuple[Tensor, dict[str, float]]:
+    """Of an episode of five batches, as one vector, with the losses. What is kept is played from anew."""
+    editor, _, metrics = ready(model, editor)
+    net = editor.trained_policy().net
+    steps = [Step(model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 4)]
+    losses = play(model, net, steps, metrics, reward, num_passes=editor.num_passes, savings=savings)
+    return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]), losses
+
+
+@pytest.mark.parametrize("uniform", [False, True], ids=["the last ones", "of all"])
+@pytest.mark.parametrize("editor", UNDER_TEST.values(), ids=UNDER_TEST)
+def test_savings_of_memory_change_no_gradient(tiny_model: LanguageModel, editor: Learned, uniform: bool) -> None:
+    reward = replace(REWARD, backtrack_uniform=uniform)
+    whole, losses = gradient(tiny_model, editor, Savings(), reward)
+    for savings in (Savings(recompute=True), Savings(on_host=True), Savings(recompute=True, on_host=True)):
+        found, same = gradient(tiny_model, editor, savings, reward)
+        assert torch.equal(found, whole) and same == losses, savings
+    for savings in (Savings(micro_batch=3), Savings(micro_batch=5, recompute=True, on_host=True)):
+        found, close = gradient(tiny_model, editor, savings, reward)
+        assert float((found - whole).norm() / whole.norm()) < 2e-6, savings
+        assert close == pytest.approx(losses, rel=1e-5), savings
+
+
+def test_savings_hold_less_for_the_backward_pass(tiny_model: LanguageModel) -> None:
+    """Also in the block behind the last edited one, which has no side branch."""
+    editor, _, _ = ready(tiny_model, RLEdit(("layers.0.mlp.down_proj",), rank=8, metric_strength=0.0))
+
+    def held(savings: Savings) -> int:
+        saved = SavedTensors(tiny_model.module)
+        with saved.watching():
+            steps = [Step(tiny_model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 10)]
+            play(tiny_model, editor.trained_policy().net, steps, {}, REWARD, savings=savings)
+        return saved.peak_bytes
+
+    whole = held(Savings())
+    assert held(Savings(micro_batch=4)) < 0.7 * whole
+    assert held(Savings(recompute=True)) < 0.7 * whole
+    assert held(Savings(micro_batch=4, recompute=True)) < 0.4 * whole
+
+
+def test_what_is_scored_no_more_is_not_kept(tiny_model: LanguageModel) -> None:
+    editor, _, metrics = ready(tiny_model, UNDER_TEST["in-the-metric"])
+    steps = [Step(tiny_model, batch) for batch in batches_of(World(20).edits("train", 20), 4)]
+    play(tiny_model, editor.trained_policy().net, steps, metrics, REWARD)  # two earlier batches at most
+    assert [bool(step._base_log_probs) for step in steps] == [False, False, False, True, True]
+    assert [REWARD.earliest(t) for t in range(5)] == [0, 0, 0, 1, 2]
+    assert replace(REWARD, backtrack_uniform=True).earliest(4) == 0
+
+
+def test_a_micro_batch_below_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="micro_batch is a number of texts, or 0"):
+        Savings(micro_batch=-1)

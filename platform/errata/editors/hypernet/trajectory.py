@@ -9,22 +9,24 @@ Deviations: see docs/rledit.md. Nothing is remembered; the network's parameters 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from errata.capture import Captured, Trunk, capture
-from errata.delta import LowRank, WeightDelta, applied, chained
+from errata.capture import Captured, Trunk, capture, recomputed
+from errata.delta import LowRank, Part, WeightDelta, applied, chained
 from errata.edit import EditBatch
 from errata.editors.hypernet.net import Hypernetwork, Proposal
 from errata.editors.past import remembered
-from errata.editors.solve import Metric
-from errata.encode import Encoded, answer_log_probs, answer_nll, encode
-from errata.model import LanguageModel
+from errata.editors.solve import Metric, Rows
+from errata.encode import Encoded, answer_log_probs, answer_nll, encode, split
+from errata.model import LanguageModel, input_sources
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,28 @@ class Reward:
         depth = min(t, self.backtrack_depth)
         return [t, *(generator.sample(earlier, depth) if self.backtrack_uniform else earlier[:depth])]
 
+    def earliest(self, t: int) -> int:
+        """The earliest batch that a step may be scored on from `t` on."""
+        return 0 if self.backtrack_uniform else max(0, t - self.backtrack_depth)
+
+
+@dataclass(frozen=True)
+class Savings:
+    """How an episode spares the device's memory. It takes time, and changes values by rounding alone; docs/memory.md.
+
+    `micro_batch` is the most texts of one pass and its gradient, 0 for all of a batch's. With `recompute` what gradients need
+    is made again when they do: the network's inner values, and those of the blocks behind the trunk. With `on_host` what
+    stays as long as a batch can be scored lies in the host's memory: its trunk, and the base model's log-probabilities.
+    """
+
+    micro_batch: int = 0
+    recompute: bool = False
+    on_host: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 0:
+            raise ValueError(f"micro_batch is a number of texts, or 0 for all of a batch's, not {self.micro_batch}")
+
 
 class Step:
     """One edit batch, tokenised when first asked for: what the editor sees, what follows from it, and what must stay.
@@ -58,8 +82,11 @@ class Step:
     `model` must be the base model, without side branches, whenever the base's log-probabilities are first asked for.
     """
 
-    def __init__(self, model: LanguageModel, batch: EditBatch, score_prompts: bool = True) -> None:
-        self.model, self.batch, self.score_prompts = model, batch, score_prompts
+    def __init__(
+        self, model: LanguageModel, batch: EditBatch, score_prompts: bool = True, savings: Savings | None = None
+    ) -> None:
+        self.model, self.batch, self.score_prompts, self.savings = model, batch, score_prompts, savings or Savings()
+        self._base_log_probs: dict[int, Tensor] = {}
 
     def _encode(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
         return encode(self.model.tokenizer, [p for p, _ in pairs], [t for _, t in pairs], self.model.device)
@@ -83,11 +110,27 @@ class Step:
         return self._encode(probes) if probes else None
 
     @cached_property
-    def base_log_probs_TV(self) -> Tensor | None:
-        if self.unrelated is None:
-            return None
-        with torch.no_grad():
-            return answer_log_probs(self.model.module, self.unrelated)
+    def outcome_parts(self) -> list[Encoded]:
+        return self._split(self.outcomes)
+
+    @cached_property
+    def unrelated_parts(self) -> list[Encoded]:
+        return self._split(self.unrelated) if self.unrelated is not None else []
+
+    def _split(self, text: Encoded) -> list[Encoded]:
+        return split(text, self.savings.micro_batch)
+
+    @torch.no_grad()
+    def base_log_probs(self, index: int) -> Tensor:
+        """The base model's, [T, V], at the answers of a part of the unrelated."""
+        if index not in self._base_log_probs:
+            log_probs_TV = answer_log_probs(self.model.module, self.unrelated_parts[index])
+            self._base_log_probs[index] = log_probs_TV.cpu() if self.savings.on_host else log_probs_TV
+        return self._base_log_probs[index]
+
+    def forget(self) -> None:
+        """The base model's log-probabilities: the batch is scored no more."""
+        self._base_log_probs.clear()
 
 
 @dataclass
@@ -99,8 +142,7 @@ class Played:
 
     @classmethod
     def of(cls, proposal: Proposal) -> Played:
-        V_nI, Z_nO = (t.detach().requires_grad_(t.requires_grad) for t in (proposal.V_nI, proposal.Z_nO))
-        return cls(proposal, Proposal(V_nI, Z_nO, proposal.keys_nI))
+        return cls(proposal, Proposal(_leaf(proposal.V_nI), _leaf(proposal.Z_nO), proposal.keys_nI))
 
     def surrogate(self) -> Tensor:
         """Its gradient by the network's parameters is that of the losses."""
@@ -118,15 +160,17 @@ def play(
     num_passes: int = 1,
     num_burn_in: int = 0,
     seed: int = 0,
+    savings: Savings | None = None,
 ) -> dict[str, float]:
     """Play an episode and add the gradient of its loss (minus its return) to the network's parameters.
 
     The first `num_burn_in` steps only bring the model into the state from which the others are played. The losses are
     back-propagated one by one to the updates, and those once to the network, so graphs do not grow with the backtracking
-    depth; what stays as long as the episode is each scored batch's trunk (`capture.Trunk`). Returns means over the scored
+    depth; what stays for as long as a batch can be scored is its trunk (`capture.Trunk`). Returns means over the scored
     steps: edit loss, locality KL and squared norm of the update.
     """
-    generator, scored = random.Random(seed), Trunk(model.module, net.spec.names)
+    savings = savings or Savings()
+    generator, scored = random.Random(seed), Trunk(model.module, net.spec.names, savings.on_host)
     before, played = WeightDelta({}), list[dict[str, Played]]()
     sums = {"edit_loss": 0.0, "locality_kl": 0.0, "update_norm2": 0.0}
     for t, step in enumerate(steps):
@@ -139,18 +183,21 @@ def play(
                 with torch.no_grad():
                     before = chained([before, _delta(net.propose(captured, metrics))]).folded()
             else:
-                played.append({name: Played.of(p) for name, p in net.propose(captured, metrics).items()})
+                played.append({name: Played.of(p) for name, p in _proposals(net, captured, metrics, savings).items()})
         metrics = remembered(metrics, keys, memory)
         if t < num_burn_in:
             continue
         discount = reward.discount ** (t - num_burn_in)
         for age, index in enumerate(reward.backtracked(t, generator)):
-            edit_loss, kl = _score(model.module, steps[index], scored, before, played)
-            loss = reward.edit_weight * edit_loss + reward.locality_weight * kl
-            (discount * reward.backtrack_decay**age * loss).backward()
+            weight = discount * reward.backtrack_decay**age
+            edit_loss, kl = _score(model.module, steps[index], scored, before, played, reward, weight)
             if age == 0:
-                sums["edit_loss"] += float(edit_loss.detach())
-                sums["locality_kl"] += float(kl.detach())
+                sums["edit_loss"] += float(edit_loss)
+                sums["locality_kl"] += float(kl)
+        for index in range(reward.earliest(t), reward.earliest(t + 1)):
+            steps[index].forget()
+            for text in (*steps[index].outcome_parts, *steps[index].unrelated_parts):
+                scored.forget(text)
     surrogate = torch.zeros((), device=model.device)
     for t, updates in enumerate(played):
         for update in updates.values():
@@ -186,19 +233,74 @@ def _branch(played: Sequence[dict[str, Played]]) -> WeightDelta:
     return chained([_delta({name: update.leaf for name, update in updates.items()}) for updates in played])
 
 
+def _proposals(
+    net: Hypernetwork, captured: Mapping[str, Captured], metrics: Mapping[str, Metric], savings: Savings
+) -> dict[str, Proposal]:
+    if not savings.recompute:
+        return net.propose(captured, metrics)
+    inputs = dict.fromkeys(input_sources(captured).values()) if net.rule == "solve" else {}
+    shared = {name: Rows.of(captured[name].keys_TI, metrics.get(name)) for name in inputs}
+    # Not given the metrics, which grow with the episode and would be kept as long as it.
+    made: dict[str, Proposal] = checkpoint(net.propose, captured, {}, shared, use_reentrant=False, preserve_rng_state=False)
+    return made
+
+
 def _score(
-    module: Any, step: Step, trunk: Trunk, before: WeightDelta, played: Sequence[dict[str, Played]]
-) -> tuple[Tensor, Tensor]:
-    """(mean -log p of the answers, mean KL to the base model on the unrelated ones) of the model so far."""
+    module: Any,
+    step: Step,
+    trunk: Trunk,
+    before: WeightDelta,
+    played: Sequence[dict[str, Played]],
+    reward: Reward,
+    weight: float,
+) -> tuple[float | Tensor, float | Tensor]:
+    """(mean -log p of the answers, mean KL to the base model on the unrelated ones) of the model so far.
+
+    Adds the gradient of `weight` times the step's loss to the updates' leaves. Of the texts one part at a time has a graph: it
+    ends at a copy of the side branch, whose gradient then goes on to the leaves at once.
+    """
     branch = _branch(played)
-    with trunk.once(step.outcomes), applied(module, before, branch):
-        edit_loss = answer_nll(answer_log_probs(module, step.outcomes), step.outcomes).mean()
-    if step.unrelated is None:
-        return edit_loss, torch.zeros_like(edit_loss)
-    with trunk.once(step.unrelated):
-        base_TV = step.base_log_probs_TV
-        assert base_TV is not None
-        with applied(module, before, branch):
-            now_TV = answer_log_probs(module, step.unrelated)
-    kl = (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
+    copied = WeightDelta({name: LowRank(*(_leaf(factor) for factor in _factors(part))) for name, part in branch})
+    edit_loss: float | Tensor = 0.0
+    kl: float | Tensor = 0.0
+    for text in step.outcome_parts:
+        with _passing(trunk, text, step.savings), applied(module, before, copied):
+            share = text.num_answers / step.outcomes.num_answers
+            loss = share * answer_nll(answer_log_probs(module, text), text).mean()
+            (weight * (reward.edit_weight * loss)).backward()
+        edit_loss = edit_loss + loss.detach()
+    for index, text in enumerate(step.unrelated_parts):
+        with _passing(trunk, text, step.savings):
+            base_TV = step.base_log_probs(index)
+            with applied(module, before, copied):
+                share = text.num_answers / sum(part.num_answers for part in step.unrelated_parts)
+                loss = share * _divergence(base_TV, answer_log_probs(module, text))
+                (weight * (reward.locality_weight * loss)).backward()
+        kl = kl + loss.detach()
+    pairs = [pair for name, part in branch for pair in zip(_factors(part), _factors(copied.parts[name]), strict=True)]
+    pairs = [(factor, copy) for factor, copy in pairs if copy.grad is not None]
+    torch.autograd.backward([factor for factor, _ in pairs], [copy.grad for _, copy in pairs])
     return edit_loss, kl
+
+
+@contextmanager
+def _passing(trunk: Trunk, text: Encoded, savings: Savings) -> Iterator[None]:
+    """For a pass over `text` with its backward pass."""
+    with trunk.once(text), recomputed(trunk.behind if savings.recompute else ()):
+        yield
+
+
+def _divergence(base_TV: Tensor, now_TV: Tensor) -> Tensor:
+    """The mean KL."""
+    base_TV = base_TV.to(now_TV.device)
+    return (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
+
+
+def _factors(part: Part) -> tuple[Tensor, Tensor]:
+    assert isinstance(part, LowRank)
+    return part.U_OR, part.V_IR
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """The same numbers, where a gradient ends if it went on there."""
+    return tensor.detach().requires_grad_(tensor.requires_grad)
