@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from errata.ledger import REFUSALS, Ledger, UnknownVersion, Version
+from errata.ledger import REFUSALS, Ledger, LedgerDamaged, UnknownVersion, Version
+
+logger = logging.getLogger("ray.serve")  # Serve writes down nothing else
 
 REFUSALS_A_FILE = 1000
 
@@ -159,6 +162,7 @@ class Mirror:
         self._told: dict[str, str] = {}
         self._newest: Registered | None = None
         self._refusals_bytes: int | None = None
+        self._passed_over: set[int] = set()  # told of already
 
     def bring_up(self, limit: int | None = None) -> Mirrored:
         """Adds `limit` versions at most, then moves the alias `serving` as near to the head as MLflow's versions go.
@@ -183,12 +187,23 @@ class Mirror:
         return Mirrored(added, len(queue), self.ledger.head, self._serving.version if self._serving else None)
 
     def _after(self, cursor: Cursor) -> deque[int]:
-        """The numbers beyond the cursor, without those that were set aside as damaged."""
-        found: deque[int] = deque()
-        for number in range(cursor.version + 1, self.ledger.newest + 1):
-            with suppress(UnknownVersion):
-                found.append(self.ledger.version(number).number)
-        return found
+        numbers = range(cursor.version + 1, self.ledger.newest + 1)
+        return deque(number for number in numbers if self._is_to_be_mirrored(number))
+
+    def _is_to_be_mirrored(self, number: int) -> bool:
+        """Not what was set aside as damaged, or cannot be read and is not live. Raises `LedgerDamaged` about a live one."""
+        try:
+            self.ledger.version(number)
+        except UnknownVersion:
+            return False
+        except LedgerDamaged as damage:
+            if number in self.ledger.chain(self.ledger.head):
+                raise
+            if number not in self._passed_over:
+                logger.warning("the mirror passes over version %d, which is not live and cannot be read: %s", number, damage)
+                self._passed_over.add(number)
+            return False
+        return True
 
     def _begin(self) -> Cursor:
         """The cursor, after a look at whether MLflow agrees if this is the first call, or the one before failed."""
@@ -218,17 +233,19 @@ class Mirror:
                 )
             if found.version in ahead or found.version <= cursor.version:
                 self.store.remove(found.mlflow_version)  # a request that was given up was carried out after all
-            else:
+            elif self._is_to_be_mirrored(found.version):
                 ahead[found.version] = found
         return ahead
 
     def _fault(self, number: int, fingerprint: str) -> str | None:
-        """Why this cannot be a version of the ledger; None if it is one, or was until it was set aside as damaged."""
+        """Why this cannot be a version of the ledger; None if it is one, or was until it was damaged."""
         try:
             ours = self.ledger.version(number).fingerprint
         except UnknownVersion:
             set_aside = number >= 0 and self.ledger.folders.aside(number).exists()
             return None if set_aside else f"is number {number}, which the ledger does not have"
+        except LedgerDamaged:
+            return None
         return None if fingerprint == ours else f"is number {number} with fingerprint {fingerprint[:12]}, not {ours[:12]}"
 
     def _put(self, cursor: Cursor, version: Version) -> Cursor:

@@ -484,6 +484,32 @@ def test_a_damaged_version_stops_the_mirror_only(ledger):
         registry(FakeMlflow()).mirror(Ledger.open(ledger.directory))
 
 
+@pytest.mark.parametrize("when", ["before it is mirrored", "after"])
+def test_a_damaged_version_that_is_not_live_is_passed_over_and_told_of_once(ledger, when, caplog):
+    fake = FakeMlflow()
+    append(ledger)
+    append(ledger)
+    if when == "after":
+        registry(fake).mirror(ledger)
+    ledger.move_head(1)
+    append(ledger, seed=0.5)
+    (ledger.folders.path(2) / "entry.json").write_text("{")
+    ledger.index.path.unlink(missing_ok=True)
+    ledger, mirror = Ledger.open(ledger.directory), registry(fake)
+    for _ in range(2):
+        found = mirror.mirror(ledger)
+        assert (found.left, found.live, found.serving) == (0, 3, 3)
+    lose_cursor(ledger)
+    mirror = registry(fake)
+    assert mirror.mirror(ledger).added == 0
+    fake.calls.clear()
+    assert mirror.mirror(ledger).left == 0 and not fake.calls
+    there = [int(version.tags["errata.version"]) for version in fake.versions]
+    assert there == ([0, 1, 2, 3] if when == "after" else [0, 1, 3])
+    told = [record.message for record in caplog.records if "passes over version 2, which is not live" in record.message]
+    assert len(told) == (1 if when == "after" else 2)  # once by each process that had it before it
+
+
 @pytest.mark.parametrize("name", ["a/b", "a:b", "a.b", 'a"b', "a'b", "a%b", " "])
 def test_a_name_that_mlflow_does_not_take_is_refused_at_once(name):
     with pytest.raises(ValueError, match="MLflow takes no model name"):
