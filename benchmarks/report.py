@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.plans import home
+from errata.home import home
 
 # A Console over a pipe would wrap tables to 80 columns and cut words.
 console = Console(width=160 if not sys.stdout.isatty() else None)

@@ -29,7 +29,8 @@ def hardware() -> dict[str, Any]:
 
 
 class PeakMemory:
-    """`num_bytes`: the highest memory inside the block above what was in use when it began; None where it is not known.
+    """`num_bytes`: the highest memory inside the block above what was in use when it began, `total_bytes` with that; None where
+    it is not known.
 
     On a GPU as torch counts allocations there. Otherwise the resident memory as Linux counts it: it sees LAPACK's workspaces,
     which torch's profiler does not. What the allocator kept of earlier work is handed back first, so the block runs slower.
@@ -38,6 +39,7 @@ class PeakMemory:
     def __init__(self, device: torch.device | None = None) -> None:
         self._cuda = device if device is not None and device.type == "cuda" else None
         self.num_bytes: int | None = None
+        self.total_bytes: int | None = None
 
     def __enter__(self) -> PeakMemory:
         self._before: int | None = None
@@ -54,7 +56,7 @@ class PeakMemory:
         if self._before is None:
             return
         peak = _status_bytes("VmHWM") if self._cuda is None else torch.cuda.max_memory_allocated(self._cuda)
-        self.num_bytes = max(0, peak - self._before)
+        self.num_bytes, self.total_bytes = max(0, peak - self._before), peak
 
 
 def _status_bytes(field: str) -> int:

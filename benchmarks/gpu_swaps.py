@@ -1,0 +1,113 @@
+"""Another version in a large model: one delta against all weights; and one training step of RLEdit on it. Part of gpu_8b.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from benchmarks.gpu_edits import METRIC_STRENGTH, attempt, gib, ready_policy
+from benchmarks.random_llama import Size, made_edits
+from errata.clock import measured
+from errata.delta import EditedModel, WeightDelta
+from errata.editors.hypernet.training import Fold, Schedule, Trainer
+from errata.hardware import PeakMemory
+from errata.model import LanguageModel, find_matrices
+
+LEARNING_RATE = 1e-5
+_SECONDS = ("seconds", "seconds_min", "seconds_max")
+
+
+def measure_training(model: LanguageModel, size: Size, repeats: int, seed: int) -> dict[str, Any]:
+    """Seconds and memory of one optimiser step on one episode, of RLEdit with its metric and the usual rewards."""
+    row: dict[str, Any] = {"batches": size.episode_batches, "batch_size": size.episode_batch_size}
+    found, error = attempt(lambda: _training(model, size, repeats, seed))
+    return row | dict.fromkeys((*_SECONDS, "peak_gib")) | (found or {}) | {"error": error}
+
+
+def _training(model: LanguageModel, size: Size, repeats: int, seed: int) -> dict[str, float | None]:
+    schedule = Schedule(1 + repeats, 1, size.episode_batches, size.episode_batch_size)
+    editor = replace(ready_policy(model, size, seed, METRIC_STRENGTH), learning_rate=LEARNING_RATE)
+    fold = Fold(made_edits(schedule.longest, seed + 2), editor.trained_policy().metric_bases)
+    trainer = Trainer(editor, model, [fold], schedule, seed)
+    trainer.step()
+    with PeakMemory(model.device) as peak:
+        seconds = _timed(trainer.step, repeats)
+    return _spread(seconds) | {"peak_gib": gib(peak)}
+
+
+def measure_swaps(model: LanguageModel, delta: WeightDelta, repeats: int, checkpoint: str = "") -> list[dict[str, Any]]:
+    """Seconds until the model in memory is another version, by what is brought to it."""
+    edited = EditedModel(model.module, find_matrices(model.module, tuple(delta.parts)))
+    host = WeightDelta.from_tensors(delta.to_tensors())
+    model_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())
+    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+        "delta, made on this device": (delta.num_bytes, lambda: edited.add(delta)),
+        "delta from the host, as a service adds it": (delta.num_bytes, lambda: edited.add(host)),
+        "all weights, from pinned memory": (model_bytes, all_weights(model)),
+    }
+    if checkpoint:
+        ways["all weights, from disk"] = model_bytes, lambda: load_weights(model, checkpoint)
+    rows = []
+    for name, (num_bytes, way) in ways.items():
+        way()  # uncounted: there is then a sum to add to
+        rows.append({"swap": name, "num_bytes": num_bytes, **_spread(_timed(way, repeats))})
+        edited.set(())
+    return rows
+
+
+def _timed(work: Callable[[], Any], repeats: int) -> list[float]:
+    found = []
+    for _ in range(repeats):
+        with measured() as seconds:
+            work()
+        found.append(seconds["total"])
+    return found
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, Any]:
+    return dict(zip(_SECONDS, (median(seconds), min(seconds), max(seconds)), strict=True))
+
+
+def all_weights(model: LanguageModel) -> Callable[[], None]:
+    """Copies every parameter from the host's memory, pinned where there is a GPU."""
+    on_host = [parameter.detach().to("cpu", copy=True) for parameter in model.module.parameters()]
+    if model.device.type == "cuda":
+        on_host = [tensor.pin_memory() for tensor in on_host]
+
+    def load() -> None:
+        for parameter, tensor in zip(model.module.parameters(), on_host, strict=True):
+            parameter.data.copy_(tensor, non_blocking=True)
+
+    return load
+
+
+def shards(folder: str) -> list[Path]:
+    return sorted(Path(folder).glob("*.safetensors"))
+
+
+def check_checkpoint(model: LanguageModel, folder: str) -> None:
+    """Raises `ValueError` unless the folder's shards hold just the model's parameters."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in shards(folder):
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as fault:
+            raise ValueError(f"{file} cannot be read: {fault}") from fault
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.module.named_parameters()}
+    if unlike := [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]:
+        raise ValueError(f"{folder} is no checkpoint of this architecture: see {', '.join(sorted(unlike)[:3])}")
+
+
+def load_weights(model: LanguageModel, folder: str) -> None:
+    """Every shard to the device and into the parameters, the page cache being as it is."""
+    parameters = dict(model.module.named_parameters())
+    for file in shards(folder):
+        for name, tensor in load_file(str(file), device=str(model.device)).items():
+            parameters[name].data.copy_(tensor)

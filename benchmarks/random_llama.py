@@ -1,0 +1,144 @@
+"""Llama-3-8B's architecture with random weights, made where it runs, and edits of a realistic length for it; also as tiny.
+
+Speed and memory do not depend on what weights say, so nothing is downloaded; scores would mean nothing here and are not taken.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from errata.edit import Edit, Probe
+from errata.encode import Encoded, encode
+from errata.model import LanguageModel
+from errata.testbed.language_model import Shape as TokenizerShape
+from errata.testbed.language_model import make_tokenizer
+from errata.testbed.world import World
+
+PROMPT_WORDS, TARGET_WORDS = 20, 3
+_SUBJECT = slice(8, 10)  # of the prompt's words
+TEXTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama, which of its matrices are edited, and how much of the rest is made.
+
+    `learned` with a policy of `rank` and `num_blocks`; `ultra` by UltraEdit, `spread` by MEMIT and AlphaEdit, `tuned` by LocFT;
+    `num_texts` are what moments are measured on; an episode is `episode_batches` batches of `episode_batch_size` edits.
+    `rate_size` and `copied_bytes` are what the device's rates are measured with.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    learned: tuple[str, ...]
+    ultra: tuple[str, ...]
+    spread: tuple[str, ...]
+    tuned: tuple[str, ...]
+    rank: int
+    num_blocks: int = 4
+    num_texts: int = 512
+    episode_batches: int = 20
+    episode_batch_size: int = 20
+    rate_size: int = 8192
+    copied_bytes: int = 2**30
+
+
+def _mlp(layers: range, *matrices: str) -> tuple[str, ...]:
+    return tuple(f"layers.{layer}.mlp.{matrix}" for layer in layers for matrix in matrices)
+
+
+SIZES = {
+    # The matrices are those of the editors' presets for Llama-3-8B; LocFT's is the one that FT is compared at.
+    "8b": Size(
+        hidden=4096,
+        intermediate=14336,
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        vocabulary=128256,
+        learned=_mlp(range(22, 31), "gate_proj", "up_proj"),
+        ultra=_mlp(range(11, 16), "gate_proj") + _mlp(range(18, 25), "up_proj"),
+        spread=_mlp(range(4, 9), "down_proj"),
+        tuned=_mlp(range(21, 22), "down_proj"),
+        rank=1024,
+    ),
+    "tiny": Size(
+        hidden=64,
+        intermediate=192,
+        layers=6,
+        heads=4,
+        kv_heads=2,
+        vocabulary=2048,
+        learned=_mlp(range(3, 5), "gate_proj", "up_proj"),
+        ultra=_mlp(range(2, 4), "gate_proj") + _mlp(range(3, 5), "up_proj"),
+        spread=_mlp(range(1, 3), "down_proj"),
+        tuned=_mlp(range(3, 4), "down_proj"),
+        rank=16,
+        num_texts=128,
+        episode_batches=2,
+        episode_batch_size=4,
+        rate_size=256,
+        copied_bytes=2**26,
+    ),
+}
+
+
+def make_language_model(size: Size, device: torch.device, seed: int) -> LanguageModel:
+    """In bf16, made on the device itself. Its tokenizer knows the words of a small world; the other rows of the embedding are
+    there and never looked up."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    with torch.device(device):
+        module: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    tokenizer = make_tokenizer(World(20), TokenizerShape(max_tokens=8192))
+    return LanguageModel(module.eval().requires_grad_(False), tokenizer, "random")
+
+
+def made_edits(count: int, seed: int) -> list[Edit]:
+    """Random words: a prompt of 20 tokens with a subject of two in it, an answer of three; one rephrasing and one unrelated
+    question of the same length."""
+    rng, words = random.Random(seed), World(20).words()
+
+    def text(num_words: int) -> str:
+        return " ".join(rng.choices(words, k=num_words))
+
+    edits = []
+    for _ in range(count):
+        prompt = text(PROMPT_WORDS)
+        subject = " ".join(prompt.split()[_SUBJECT])
+        probe = Probe(text(PROMPT_WORDS), text(TARGET_WORDS))
+        edits.append(Edit(prompt, text(TARGET_WORDS), subject, (text(PROMPT_WORDS),), (probe,)))
+    return edits
+
+
+def made_text(model: LanguageModel, num_texts: int, seed: int) -> list[Encoded]:
+    """Texts of the same kind, in batches, for moments of keys; of each, every token but the first is an answer."""
+    texts = [edit.prompt.partition(" ") for edit in made_edits(num_texts, seed)]
+    return [_encoded(model, texts[start : start + TEXTS_AT_ONCE]) for start in range(0, num_texts, TEXTS_AT_ONCE)]
+
+
+def _encoded(model: LanguageModel, texts: Sequence[tuple[str, str, str]]) -> Encoded:
+    return encode(model.tokenizer, [first for first, _, _ in texts], [rest for _, _, rest in texts], model.device)
