@@ -2,7 +2,8 @@
 
 The second moments of the keys of any matrices, in one pass of the model over text: Ray tasks over shards of it, their sums
 added in pairs. The text is the plan's `text` or, of a corpus, what its model has learned; of more than `texts` lines (100,000
-is published) so many are drawn. With `directions=1` a backward pass goes along, for the output directions of O-Edit. The
+is published) so many are drawn. With `preset=EDITOR:NAME` the matrices are those of a row of errata/editors/presets.py. With
+`directions=1` a backward pass goes along, for the output directions of O-Edit. The
 artifact's name holds the model's fingerprint, the text, the number of tokens and the dtype; what is there is not done again.
 """
 
@@ -23,13 +24,14 @@ import torch
 from torch import Tensor
 
 from errata.capture import gradient_sums, key_sums
+from errata.editors import make_editor
 from errata.editors.closed_form.moments import Moments, leading_outputs
 from errata.model import LanguageModel, checkpoint_fingerprint, find_matrices, load
 from jobs import pretrain
 from jobs.plans import MARK, Plan, from_arguments, home
 from jobs.record import log_run, made_from
 from jobs.train import encoded_lines, lines
-from jobs.workers import start_ray
+from jobs.workers import start_ray, time_left
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,11 @@ def measure(what: Measurement, names: Sequence[str]) -> Sums:
     resources: dict[str, Any] = {"num_gpus": 1} if plan.use_gpu else {"num_cpus": 1}
     resources["resources"] = {plan.placement: MARK} if plan.placement else {}
     parts: list[Any] = [shard.options(**resources).remote(what, names, index, num_shards) for index in range(num_shards)]
-    waiting = list(parts)
+    waiting, started = list(parts), time.monotonic()
     while waiting:
         _, waiting = ray.wait(waiting)
-        print(f"moments: {num_shards - len(waiting)} of {num_shards} shards are done", flush=True)
+        done = num_shards - len(waiting)
+        print(f"moments: {done}/{num_shards} shards are done, {time_left(started, done, num_shards)}", flush=True)
     while len(parts) > 1:  # in pairs, where the sums are
         parts = [add.remote(*parts[i : i + 2]) if i + 1 < len(parts) else parts[i] for i in range(0, len(parts), 2)]
     found: Sums = ray.get(parts[0])
@@ -153,11 +156,18 @@ def measure(what: Measurement, names: Sequence[str]) -> Sums:
 def from_command_line(arguments: Sequence[str]) -> Measurement:
     """Raises `ValueError` naming an argument that is wrong."""
     pairs = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
-    own = {name: pairs[name] for name in ("modules", "directions", "texts") if name in pairs}
+    own = {name: pairs[name] for name in ("modules", "preset", "directions", "texts") if name in pairs}
     plan = from_arguments([argument for argument in arguments if argument.partition("=")[0] not in own])
     if not own.get("texts", "1").isdigit() or own.get("texts") == "0":
         raise ValueError(f"texts is a number of lines, at least 1, not {own['texts']!r}")
+    if plan.dataset and not plan.text:
+        raise ValueError(f"plan {plan.name} has no corpus: name a file of text, a line each, text=PATH")
+    if "modules" in own and "preset" in own:
+        raise ValueError("modules= and preset= both say which matrices: give one of them")
     modules = tuple(own["modules"].split(",")) if "modules" in own else plan.editor.modules
+    if "preset" in own:
+        editor, _, preset = own["preset"].partition(":")
+        modules = make_editor(editor, preset=preset).modules
     directions = own.get("directions", "0") not in ("", "0", "False")
     return Measurement(plan, modules, directions, int(own.get("texts", "100000")))
 

@@ -11,7 +11,7 @@ from typing import Any
 from errata.editors import EDITORS, name_of
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.training import Schedule
-from errata.editors.hypernet.trajectory import Reward
+from errata.editors.hypernet.trajectory import Reward, Savings
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
@@ -40,6 +40,7 @@ def read_plan(path: Path) -> Plan:
         make_editor, make_corpus = EDITORS[editor.pop("name")], CORPORA[corpus.pop("name")]
         editor |= {"modules": tuple(editor["modules"]), "reward": Reward(**editor["reward"])}
         parts: dict[str, Any] = {"schedule": Schedule(**data.pop("schedule")), "shape": Shape(**data.pop("shape"))}
+        parts["savings"] = Savings(**data.pop("savings", {}))
         made: Any = make_editor(**editor)
         plan = Plan(editor=made, corpus=make_corpus(**corpus), **parts, **data)
     except json.JSONDecodeError as wrong:

@@ -1,6 +1,7 @@
 """Named plans: complete descriptions of a run. A job takes `plan=NAME` and `field=value` overrides, dots for nested fields.
 
-A new plan is a function here; it is found by its name.
+A new plan is a function here, found by its name, or a row of the papers' table (errata/editors/presets.py), found by editor,
+model and dataset: `rledit_llama3_8b_zsre`. `python jobs/train.py plans` lists all of them, docs/plans.md describes them.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ import hashlib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
+from errata.editors import EDITORS
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
-from errata.editors.hypernet.trajectory import Reward
+from errata.editors.hypernet.trajectory import Reward, Savings
+from errata.editors.presets import MODELS, Preset, in_short, preset_of, presets_of
 from errata.overrides import overridden
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
 
 # Fields of a plan that change no result.
-OF_THE_RUN = ("mlflow", "checkpoint_every", "name", "storage", "placement", "min_workers")
+OF_THE_RUN = ("mlflow", "checkpoint_every", "name", "storage", "placement", "min_workers", "dataset", "savings")
 MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
 
 
@@ -38,6 +44,9 @@ class Plan:
     With `cross_fit` it is trained on edits that its metric knows nothing of: an episode's edits are of one fold of the
     corpus' train half, the metric that it is played in is of the other.
 
+    With `dataset` no corpus stands in: it is the dataset that the plan's layers were chosen on, and `edits` is a file of it (or
+    of our own format, into which it was converted); `any` takes whatever `edits` holds.
+
     On a cluster: `storage` is where Ray keeps checkpoints, a folder that all nodes share or a URI that pyarrow opens;
     `placement` a custom resource of the nodes that alone are to train, such as `train`; `mlflow` the tracking server. With
     `min_workers` training goes on with as few workers where nodes are lost, and takes up to `num_workers` again when there
@@ -50,6 +59,7 @@ class Plan:
     model: str = ""
     edits: str = ""
     text: str = ""
+    dataset: str = ""
     dtype: str = "float32"
     corpus: World | CounterFact = field(default_factory=lambda: World(150))
     shape: Shape = field(default_factory=Shape)
@@ -59,6 +69,7 @@ class Plan:
     num_workers: int = 2
     min_workers: int = 0
     use_gpu: bool = False
+    savings: Savings = field(default_factory=Savings)
     checkpoint_every: int = 10
     mlflow: str = ""
     storage: str = ""
@@ -131,21 +142,65 @@ def demo_gate_up() -> Plan:
     return replace(plan, name="demo_gate_up", editor=editor)
 
 
-def llama3_8b() -> Plan:
-    """Llama-3-8B-Instruct on a GPU: gate and up of layers 22 to 30, 20 edits a batch (RLEdit's CounterFact setting)."""
-    modules = tuple(f"layers.{layer}.mlp.{matrix}" for layer in range(22, 31) for matrix in ("gate_proj", "up_proj"))
+def of_model(model: str) -> Plan:
+    """A model of the table, on a GPU: RLEdit's matrices and network, and our own settings for the rest."""
+    known = MODELS[model]
     return Plan(
-        "llama3_8b",
-        RLEdit(modules=modules, rank=1024, num_blocks=4, learning_rate=1e-4),
+        model,
+        RLEdit(modules=preset_of(RLEdit, model).modules, rank=1024, num_blocks=4, learning_rate=1e-4),
         Schedule(train_steps=400, batches=20, batch_size=20),
-        model="meta-llama/Meta-Llama-3-8B-Instruct",
-        dtype="bfloat16",
+        model=known.hub,
+        dataset="any",
+        dtype=known.dtype,
         use_gpu=True,
         num_workers=1,
+        savings=Savings(micro_batch=32, recompute=True, on_host=True),
     )
 
 
-PLANS: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up, llama3_8b)}
+def of_paper(kind: type[Learned], name: str) -> Plan:
+    """A row of the table: the paper's matrices, constants and batches."""
+    row = preset_of(kind, name)
+    plan = of_model(row.model)
+    return replace(
+        plan,
+        name=f"{kind.__name__.lower()}_{name}",
+        editor=kind.preset(name),
+        schedule=replace(plan.schedule, **row.training),
+        dataset=row.dataset_of(name) or "any",
+    )
+
+
+OWN: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up)}
+OF_MODELS: dict[str, Callable[[], Plan]] = {model: partial(of_model, model) for model in MODELS}
+ROWS: dict[str, tuple[type[Learned], str, Preset]] = {
+    f"{kind.__name__.lower()}_{name}": (kind, name, row)
+    for kind in EDITORS.values()
+    if issubclass(kind, Learned)
+    for name, row in presets_of(kind).items()
+}
+OF_PAPERS: dict[str, Callable[[], Plan]] = {plan: partial(of_paper, kind, name) for plan, (kind, name, _) in ROWS.items()}
+PLANS = OWN | OF_MODELS | OF_PAPERS
+
+
+def listing() -> str:
+    """A line for each plan: its name, its model, what it edits and, of a paper's, who says so."""
+    lines = []
+    for name, make in PLANS.items():
+        plan, row = make(), ROWS[name][2] if name in ROWS else None
+        source = f"{row.basis}: {row.source}" if row else "our settings"
+        editor = type(plan.editor).__name__
+        lines.append((name, editor, plan.model or "the testbed's Llama", in_short(plan.editor.modules), source))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]) for line in lines)
+
+
+def _names() -> str:
+    groups = {"to try out": OWN, "our settings": OF_MODELS, "the papers' constants": OF_PAPERS}
+    return "\n".join(
+        textwrap.fill(", ".join(names), 120, initial_indent=f"  {title}: ", subsequent_indent=" " * 4, break_on_hyphens=False)
+        for title, names in groups.items()
+    )
 
 
 def _plan(chosen: str) -> Plan:
@@ -155,7 +210,12 @@ def _plan(chosen: str) -> Plan:
 
         return read_plan(Path(chosen))
     if chosen not in PLANS:
-        raise ValueError(f"no plan is named {chosen!r}; there are {', '.join(PLANS)}, or a .json file that jobs/tune.py wrote")
+        near = get_close_matches(chosen, PLANS)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"no plan is named {chosen!r}{meant}\n{_names()}\n  or a .json file that jobs/tune.py wrote; "
+            "`python jobs/train.py plans` says what each is"
+        )
     return PLANS[chosen]()
 
 
@@ -175,13 +235,17 @@ def from_arguments(arguments: Sequence[str]) -> Plan:
 
 
 def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda plan: None) -> None:
-    """What every job's `__main__` does: a plan from the command line, or a line that says what was wrong with it.
+    """What every job's `__main__` does: a plan from the command line, or a line that says what was wrong with it; with `plans`
+    alone, their list.
 
     `check` raises `ValueError` where the job cannot do what the plan says.
     """
+    if sys.argv[1:] == ["plans"]:
+        print(listing())
+        return
     try:
         plan = from_arguments(sys.argv[1:])
         check(plan)
-    except ValueError as wrong:
+    except (ValueError, FileNotFoundError) as wrong:
         sys.exit(f"{Path(sys.argv[0]).name}: {wrong}")
     run(plan)

@@ -25,13 +25,14 @@ from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.training import Fold, Trainer
 from errata.encode import Encoded, encode, encode_text
 from errata.model import LanguageModel, load
+from errata.reading.intake import Intake
 from errata.registry import TrainingRun
 from errata.stream import read_edits, write_parquet
 from errata.testbed.corpus import FOLDS
 from jobs import pretrain
 from jobs.plans import Plan, home, main
 from jobs.record import log_run, made_from
-from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_over_workers
+from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_over_workers, time_left
 
 NUM_FIRST_BATCHES = 10  # batches that set the normaliser and the first scales
 NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second moment is measured on
@@ -47,7 +48,7 @@ def work(config: dict[str, Any]) -> None:
     model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
     began = time.monotonic()
     editor, folds = begin(plan, model)
-    trainer = Trainer(editor, model, folds, plan.schedule, plan.seed)
+    trainer = Trainer(editor, model, folds, plan.schedule, plan.seed, plan.savings)
     curve: list[dict[str, float]] = []
     spent = 0.0  # seconds before this worker took over
     saved = latest_checkpoint()
@@ -69,8 +70,8 @@ def work(config: dict[str, Any]) -> None:
         done = trainer.train_step
         curve.append({"train_step": done, "num_workers": num_workers, **losses})
         if rank == 0:
-            left = (time.monotonic() - started) / (done - first_step) * (total - done)
-            print(f"train: {done}/{total}  {described(losses)}  workers {num_workers}  about {left:.0f} s left", flush=True)
+            left = time_left(started, done - first_step, total - first_step)
+            print(f"train: {done}/{total}  {described(losses)}  workers {num_workers}  {left}", flush=True)
         if done % plan.checkpoint_every == 0 or done == total:
             report(losses)
     if rank == 0 and config.get("keep", True):
@@ -168,7 +169,27 @@ def run_name(plan: Plan) -> str:
 
 
 def check(plan: Plan) -> None:
+    """Raises `ValueError` or `FileNotFoundError` for what cannot be trained, before anything is begun."""
     plan.schedule.check_workers(plan.num_workers)
+    if plan.dataset:
+        check_data(plan)
+
+
+def check_data(plan: Plan) -> None:
+    """Raises `ValueError` where a plan that no corpus stands in for lacks a file, or the edits are of another dataset."""
+    wanted = "edits" if plan.dataset == "any" else f"edits of {plan.dataset}"
+    if not plan.edits:
+        raise ValueError(f"plan {plan.name} trains on {wanted}: name a file of them, edits=PATH (docs/data.md)")
+    if plan.editor.metric_strength and not plan.text:
+        raise ValueError(f"plan {plan.name} measures a metric on text: name a file, a sentence a line, text=PATH")
+    intake = Intake()
+    next(read_edits(plan.edits, intake=intake), None)
+    found = [name for name in intake.formats.values() if not name.startswith((plan.dataset, "plain"))]
+    if found and plan.dataset != "any":
+        raise ValueError(
+            f"plan {plan.name} has the layers for {plan.dataset}, and {plan.edits} is of the format {found[0]}: "
+            "choose another plan (`python jobs/train.py plans`), or dataset=any"
+        )
 
 
 def run(plan: Plan) -> None:

@@ -32,6 +32,7 @@ from errata import benchmark
 from errata.benchmark import Contender, Course
 from errata.editors.hypernet.learned import Learned
 from errata.model import LanguageModel
+from errata.overrides import with_fields
 from errata.registry import Registry, TrainingRun
 from errata.testbed.corpus import FOLDS
 from jobs import train
@@ -39,7 +40,7 @@ from jobs.plan_files import write_plan
 from jobs.plans import Plan, from_arguments, home
 from jobs.record import log_run, made_from
 from jobs.sweep_pictures import draw
-from jobs.workers import run_on_workers, start_ray
+from jobs.workers import run_on_workers, start_ray, time_left
 
 SPACE: dict[str, Any] = {
     "editor.reward.discount": ray.tune.uniform(0.7, 1.0),  # gamma
@@ -119,13 +120,6 @@ def lifelong_score(model: LanguageModel, editor: Learned, course: Course) -> dic
     return {SCORE: row.harmonic_mean or 0.0, **shares}
 
 
-def with_settings(plan: Plan, settings: Mapping[str, Any]) -> Plan:
-    """`plan` with fields such as `editor.reward.discount` set."""
-    editor = {name.split(".")[1]: value for name, value in settings.items() if name.count(".") == 1}
-    reward = {name.split(".")[2]: value for name, value in settings.items() if name.count(".") == 2}
-    return replace(plan, editor=replace(plan.editor, **editor, reward=replace(plan.editor.reward, **reward)))
-
-
 def work(config: dict[str, Any]) -> None:
     """One Ray Train worker of a trial: `train.work` on the train half, scored at every checkpoint."""
     plan: Plan = config["plan"]
@@ -143,16 +137,19 @@ def work(config: dict[str, Any]) -> None:
 def trial(settings: dict[str, Any], sweep: Sweep) -> None:
     """Its inner run bears its name, so that a trial that was broken off goes on from its last checkpoint."""
     name = f"{sweep.name}-{ray.tune.get_context().get_trial_id()}"
-    plan = with_settings(sweep.crossed, settings)
+    plan = with_fields(sweep.crossed, settings)
     config = {"validation": sweep.validation}
     run_on_workers(work, plan, name, config, [TuneReportCallback()], share=1.0 / sweep.concurrent)
 
 
 class Progress(ray.tune.Callback):
-    """A line for each report."""
+    """A line for each report and each end of a trial. It is kept with the sweep: one that goes on counts what had ended."""
 
     def __init__(self, trials: int) -> None:
-        self.trials, self.started, self.done, self.best = trials, time.monotonic(), 0, 0.0
+        self.trials, self.started, self.ended, self.best = trials, time.monotonic(), 0, 0.0
+
+    def setup(self, *what: Any, **info: Any) -> None:
+        self.started, self.ended = time.monotonic(), 0
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         self.best = max(self.best, result.get(SCORE, 0.0))
@@ -163,9 +160,13 @@ class Progress(ray.tune.Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.done += 1
-        left = (time.monotonic() - self.started) / self.done * max(0, self.trials - self.done)
-        print(f"tune: {self.done}/{self.trials} trials ended, about {left:.0f} s left", flush=True)
+        self.ended += 1
+        done = sum(each.is_finished() or each is trial for each in trials)
+        left = time_left(self.started, self.ended, self.ended + self.trials - done)
+        print(f"tune: {done}/{self.trials} trials ended, {left}", flush=True)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.on_trial_complete(iteration, trials, trial)
 
 
 def run(sweep: Sweep) -> None:
@@ -222,7 +223,7 @@ def report(sweep: Sweep, results: Any) -> None:
     directory = sweep.directory / "found"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "trials.json").write_text(json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
-    best = replace(with_settings(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best", cross_fit=True)
+    best = replace(with_fields(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best", cross_fit=True)
     write_plan(best, directory / "best.json")
     importances = draw(scored, {field: SPACE[field] for field in sweep.fields}, directory)
     for place, each in enumerate(scored[:5], 1):

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.tune.experiment import Trial
 
 from errata.benchmark import Course
 from errata.edit import batches_of
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.trajectory import Step
 from errata.model import LanguageModel
+from errata.overrides import with_fields
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.world import World
 from jobs import tune
@@ -39,11 +41,30 @@ def test_arguments() -> None:
         ("model=elsewhere", "validation edits of the plan's corpus"),
         ("checkpoint_every=20", "checkpoint_every=20"),
         ("validation=100000", "fewer than 100000"),
+        ("num_workers=3", "3 workers cannot share 2 episodes"),
+        ("min_workers=1", "leave min_workers= out"),
     ],
 )
 def test_a_wrong_argument_is_named(argument: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         tune.from_command_line(["plan=tiny", argument])
+
+
+def test_progress_of_a_sweep_that_goes_on_counts_what_had_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials as Ray Tune restores them: two of four had ended before."""
+    trials = [Trial("trial", trial_id=f"t{i}", stub=True) for i in range(4)]
+    for trial in trials[:2]:
+        trial.set_status(Trial.TERMINATED)
+    progress = tune.Progress(4)
+    progress.setup()
+    progress.on_trial_result(0, trials, trials[2], {tune.SCORE: 0.5, "train_step": 2})
+    trials[2].set_status(Trial.TERMINATED)
+    progress.on_trial_complete(0, trials, trials[2])
+    progress.on_trial_error(0, trials, trials[3])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tune: t2 at train_step 2: score 0.500 (best 0.500)"
+    assert lines[1].startswith("tune: 3/4 trials ended, about ")
+    assert lines[2] == "tune: 4/4 trials ended, about 0 s left"
 
 
 def test_another_sweep_is_kept_elsewhere() -> None:
@@ -53,7 +74,7 @@ def test_another_sweep_is_kept_elsewhere() -> None:
 
 
 def test_settings_go_where_they_belong() -> None:
-    plan = tune.with_settings(PLANS["tiny"](), {"editor.reward.discount": 0.8, "editor.memory": 2.0})
+    plan = with_fields(PLANS["tiny"](), {"editor.reward.discount": 0.8, "editor.memory": 2.0})
     assert (plan.editor.reward.discount, plan.editor.memory) == (0.8, 2.0)
 
 

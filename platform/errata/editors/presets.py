@@ -60,6 +60,10 @@ class Preset:
     def names(self) -> tuple[str, ...]:
         return tuple(f"{self.model}_{dataset}" if dataset else self.model for dataset in self.datasets)
 
+    def dataset_of(self, name: str) -> str:
+        """The dataset that one of the row's names is for."""
+        return self.datasets[self.names.index(name)]
+
 
 def layers(first: int, last: int, *matrices: str) -> tuple[str, ...]:
     """Of a model that is built as Llama: MLP matrices of the blocks `first` to `last`, that one included."""
@@ -117,12 +121,12 @@ _MEND_TRAINING = {"train_steps": 10_000, "episodes": 10, "batches": 1, "batch_si
 
 
 def _mend(model: str, modules: tuple[str, ...], source: str, basis: Basis = "published") -> Preset:
-    return Preset("MEND", model, modules, _MEND, source, ("", "zsre"), basis, _MEND_TRAINING)
+    return Preset("MEND", model, modules, _MEND, source, basis=basis, training=_MEND_TRAINING)
 
 
 LEARNED = (
-    _rledit("llama3_8b", layers(11, 15, "gate_proj") + layers(18, 24, "up_proj"), datasets=("zsre",)),
     _rledit("llama3_8b", layers(22, 30, *GATE_UP), datasets=("", "counterfact", "fever")),
+    _rledit("llama3_8b", layers(11, 15, "gate_proj") + layers(18, 24, "up_proj"), datasets=("zsre",)),
     _rledit("gemma2_9b", layers(32, 40, *GATE_UP), datasets=_RLEDIT_DATA),
     _rledit("mistral_7b", layers(17, 18, "down_proj"), datasets=_RLEDIT_DATA),
     _rledit("gpt_j", blocks(22, 27, "fc_out"), "RLEdit's code (its MALMEN setting)"),
