@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,30 +12,37 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from benchmarks.gpu_edits import METRIC_STRENGTH, attempt, gib, ready_policy
+from benchmarks.gpu_edits import METRIC_STRENGTH, attempt, clear, gib, ready_policy
 from benchmarks.random_llama import Size, made_edits
 from errata.clock import measured
 from errata.delta import EditedModel, WeightDelta
 from errata.editors.hypernet.training import Fold, Schedule, Trainer
+from errata.editors.hypernet.trajectory import Savings
 from errata.hardware import PeakMemory
 from errata.model import LanguageModel, find_matrices
 
 LEARNING_RATE = 1e-5
+SAVINGS = {"as planned for 8B": Savings(micro_batch=32, recompute=True, on_host=True), "none": Savings()}
 _SECONDS = ("seconds", "seconds_min", "seconds_max")
 
 
-def measure_training(model: LanguageModel, size: Size, repeats: int, seed: int) -> dict[str, Any]:
-    """Seconds and memory of one optimiser step on one episode, of RLEdit with its metric and the usual rewards."""
-    row: dict[str, Any] = {"batches": size.episode_batches, "batch_size": size.episode_batch_size}
-    found, error = attempt(lambda: _training(model, size, repeats, seed))
-    return row | dict.fromkeys((*_SECONDS, "peak_gib")) | (found or {}) | {"error": error}
+def measure_training(model: LanguageModel, size: Size, repeats: int, seed: int) -> list[dict[str, Any]]:
+    """Seconds and memory of one optimiser step on one episode, of RLEdit with its metric and the usual rewards: with the
+    savings that large models are trained with, and without any."""
+    rows = []
+    for name, savings in SAVINGS.items():
+        row: dict[str, Any] = {"savings": name, "batches": size.episode_batches, "batch_size": size.episode_batch_size}
+        found, error = attempt(partial(_training, model, size, savings, repeats, seed))
+        clear()
+        rows.append(row | dict.fromkeys((*_SECONDS, "peak_gib")) | (found or {}) | {"error": error})
+    return rows
 
 
-def _training(model: LanguageModel, size: Size, repeats: int, seed: int) -> dict[str, float | None]:
+def _training(model: LanguageModel, size: Size, savings: Savings, repeats: int, seed: int) -> dict[str, float | None]:
     schedule = Schedule(1 + repeats, 1, size.episode_batches, size.episode_batch_size)
     editor = replace(ready_policy(model, size, seed, METRIC_STRENGTH), learning_rate=LEARNING_RATE)
     fold = Fold(made_edits(schedule.longest, seed + 2), editor.trained_policy().metric_bases)
-    trainer = Trainer(editor, model, [fold], schedule, seed)
+    trainer = Trainer(editor, model, [fold], schedule, seed, savings)
     trainer.step()
     with PeakMemory(model.device) as peak:
         seconds = _timed(trainer.step, repeats)

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -157,8 +156,9 @@ def check_modules(modules: Sequence[str], model: LanguageModel, spec: ModelSpec)
 def check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Captured], nll_T: Tensor) -> None:
     """Raise `EditRejected` naming the first edit at whose answer the model's numbers are not finite."""
     tensors = (nll_T, *(tensor for rows in captured.values() for tensor in (rows.keys_TI, rows.grads_TO)))
-    if math.isfinite(sum(float(tensor.sum()) for tensor in tensors)):
-        return  # a sum is finite only if all in it is
+    # A sum is finite only if all in it is; and looked at once, since on a GPU each look waits for all work before it.
+    if bool(torch.isfinite(torch.stack([tensor.sum().double() for tensor in tensors])).all()):
+        return
     finite_T = torch.isfinite(nll_T)
     whole = True
     for rows in captured.values():

@@ -45,4 +45,4 @@ class Normaliser(nn.Module):
             std_F = (self.squares_F / (self.count - 1)).sqrt()
             return ((rows_TF.double() - self.mean_F) / (std_F + 1e-7)).to(rows_TF.dtype)
         rms_F = (self.squares_F / self.count + self.mean_F.square()).sqrt()
-        return (rows_TF.double() / (rms_F + 1e-7)).to(rows_TF.dtype)
+        return rows_TF * (1 / (rms_F + 1e-7)).to(rows_TF.dtype)

@@ -112,12 +112,12 @@ def solve_together(rows: Sequence[Rows], wanted_MnO: Tensor, log_ridge_M: Tensor
     """`Z_MnO` in fp32, the solution of `rows[m]` for `wanted_MnO[m]`: many small factorisations in one call, which on a GPU
     takes hardly longer than one of them. Gradients and errors as `Rows.solve`.
     """
-    return _RidgeSolve.apply(_inverses(rows, log_ridge_M), wanted_MnO, log_ridge_M)
+    return _RidgeSolve.apply(inverses(rows, log_ridge_M), wanted_MnO, log_ridge_M)
 
 
 @torch.no_grad()
-def _inverses(rows: Sequence[Rows], log_ridge_M: Tensor) -> Tensor:
-    """`(gram + λ I)⁻¹` of each, [M, n, n], made once for all passes over the same keys."""
+def inverses(rows: Sequence[Rows], log_ridge_M: Tensor) -> Tensor:
+    """`(gram + λ I)⁻¹` of each, [M, n, n]; they stay with the rows, for every later solve over the same keys by the same λ."""
     ridges: list[float] = log_ridge_M.tolist()
     new = [m for m, ridge in enumerate(ridges) if ridge not in rows[m].inverses]
     if new:

@@ -22,7 +22,7 @@ from errata.delta import LowRank, WeightDelta
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState, check_batch, check_finite, check_modules
 from errata.editors.normalise import Normaliser
-from errata.editors.solve import Rows
+from errata.editors.solve import Rows, inverses
 from errata.encode import encode
 from errata.model import LanguageModel, ModelSpec, find_matrices, input_sources
 
@@ -60,23 +60,23 @@ class UltraEdit(Editor):
         for matrix in spec.matrices:
             shape = _shape(matrix.shape)
             if shape not in normalisers:
-                normaliser = Normaliser(sum(matrix.shape), centred=True)
+                normaliser = Normaliser(sum(matrix.shape), centred=True).to(captured[matrix.name].keys_TI.device)
                 if state.tensors:
                     normaliser.load_state_dict({key: state.tensors[f"{shape}|{key}"] for key in normaliser.state_dict()})
-                normalisers[shape] = normaliser.to(captured[matrix.name].keys_TI.device)
+                normalisers[shape] = normaliser
             rows = captured[matrix.name]
             normalisers[shape].update(torch.cat([rows.keys_TI, rows.grads_TO], 1))
         return normalisers
 
     def _solve(self, spec: ModelSpec, captured: Mapping[str, Captured], normalisers: Mapping[str, Normaliser]) -> WeightDelta:
-        sources, shared, parts = input_sources(spec.names), dict[str, Rows](), dict[str, LowRank]()
+        sources, parts = input_sources(spec.names), dict[str, LowRank]()
+        shared = {source: Rows.of(captured[source].keys_TI) for source in dict.fromkeys(sources.values())}
+        log_ridge = shared[spec.names[0]].keys_nI.new_tensor(math.log(self.ridge))
+        inverses(list(shared.values()), log_ridge.expand(len(shared)))  # all in one call; each solve below finds its own
         for matrix in spec.matrices:
             rows, source = captured[matrix.name], sources[matrix.name]
             x_nF: Tensor = normalisers[_shape(matrix.shape)](torch.cat([rows.keys_TI, rows.grads_TO], 1))
             k_nI, g_nO = x_nF[:, : matrix.num_in], x_nF[:, matrix.num_in :]
-            if source not in shared:
-                shared[source] = Rows.of(rows.keys_TI)
-            log_ridge = torch.tensor(math.log(self.ridge), device=rows.keys_TI.device)
             Z_nO = shared[source].solve(-self.step * k_nI.square().sum(1, keepdim=True) * g_nO, log_ridge)
             parts[matrix.name] = LowRank(Z_nO.T, shared[source].V_nI.T)
         return WeightDelta(parts)
