@@ -41,7 +41,7 @@ from jobs.contestants import Candidate, Contestant
 from jobs.plans import home
 from jobs.record import log_run, made_from
 from jobs.suites import Suite, from_arguments
-from jobs.workers import forget_run, set_threads
+from jobs.workers import forget_run, set_threads, time_left
 
 # A Console over a pipe would wrap tables to 80 columns and cut words.
 console = Console(width=200 if not sys.stdout.isatty() else None)
@@ -144,8 +144,11 @@ def choose(bench: Bench, contestant: Contestant) -> tuple[Candidate, list[float]
     if len(tried) == 1:
         return tried[0], []
     names = [f"{contestant.name} [{i + 1}/{len(tried)}]" for i in range(len(tried))]
-    last = [bench.rows(name, candidate, "validation", 0)[-1] for name, candidate in zip(names, tried, strict=True)]
-    scores = [row.harmonic_mean or 0.0 for row in last]
+    scores, started = [], time.monotonic()
+    for name, candidate in zip(names, tried, strict=True):
+        scores.append(bench.rows(name, candidate, "validation", 0)[-1].harmonic_mean or 0.0)
+        left = time_left(started, len(scores), len(tried))
+        print(f"bench: {contestant.name}: {len(scores)}/{len(tried)} settings tried, {left}", flush=True)
     return tried[scores.index(max(scores))], scores
 
 
@@ -192,14 +195,17 @@ def run_suite(suite: Suite) -> Path:
 def play(bench: Bench, chosen: Mapping[str, Candidate]) -> list[Row]:
     """The test stream for every seed: the unedited model, then each contestant."""
     everybody: dict[str, Candidate | None] = {UNEDITED: None, **chosen}
+    streams = [(seed, name, candidate) for seed in bench.suite.seeds for name, candidate in everybody.items()]
     rows: list[Row] = []
+    started = time.monotonic()
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("test streams", total=len(everybody) * len(bench.suite.seeds))
-        for seed in bench.suite.seeds:
-            for name, candidate in everybody.items():
-                progress.update(task, description=f"seed {seed}: {name}")
-                rows += bench.rows(name, candidate, "test", seed)
-                progress.advance(task)
+        task = progress.add_task("test streams", total=len(streams))
+        for done, (seed, name, candidate) in enumerate(streams, 1):
+            progress.update(task, description=f"seed {seed}: {name}")
+            rows += bench.rows(name, candidate, "test", seed)
+            progress.advance(task)
+            if not console.is_terminal:
+                print(f"bench: {done}/{len(streams)} test streams, {time_left(started, done, len(streams))}", flush=True)
     return sorted(rows, key=lambda row: list(everybody).index(row.editor))
 
 

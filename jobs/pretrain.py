@@ -23,7 +23,7 @@ from errata.testbed import language_model as testbed
 from errata.testbed.corpus import Corpus, probes_of
 from jobs.plans import Plan, main
 from jobs.record import log_run, made_from
-from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads
+from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, time_left
 
 RECORD = "record.json"
 
@@ -53,8 +53,8 @@ def work(config: dict[str, Any]) -> None:
         if done % 20 and done != shape.train_steps:
             return
         if rank == 0:
-            left = (time.monotonic() - started) / (done - first_step) * (shape.train_steps - done)
-            print(f"pretrain: step {done}/{shape.train_steps}, loss {loss:.3f}, about {left:.0f} s left", flush=True)
+            left = time_left(started, done - first_step, shape.train_steps - first_step)
+            print(f"pretrain: step {done}/{shape.train_steps}, loss {loss:.3f}, {left}", flush=True)
         metrics = {"loss": loss, "step": done}
         if done % 100 and done != shape.train_steps:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,11 @@ def forget_run(plan: Plan, name: str) -> None:
     filesystem, folder = pyarrow.fs.FileSystem.from_uri(plan.storage_for("train"))
     if filesystem.get_file_info(f"{folder}/{name}").type == pyarrow.fs.FileType.Directory:
         filesystem.delete_dir(f"{folder}/{name}")
+
+
+def time_left(started: float, done: int, total: int) -> str:
+    """For a line of progress: as long as `done` of `total` have taken since `started` on the monotonic clock."""
+    return f"about {(time.monotonic() - started) / done * (total - done):.0f} s left"
 
 
 def set_threads(share: float = 1.0, num_workers: int = 1) -> None:

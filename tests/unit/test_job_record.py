@@ -15,15 +15,17 @@ from mlflow import MlflowClient
 from ray.train import Checkpoint
 from ray.train.v2._internal.execution.storage import StorageContext
 
-from errata.model import checkpoint_fingerprint
+from errata.model import checkpoint_fingerprint, load
 from errata.provenance import data_digest
 from errata.registry import Registry, RegistryUnavailable, TrainingRun
+from errata.stream import write_parquet
 from errata.testbed import language_model as testbed
-from jobs import moments, pretrain, train
+from jobs import bench, moments, pretrain, train
 from jobs.bench import metric_name
 from jobs.plan_files import read_plan
 from jobs.plans import Plan, from_arguments, tiny
 from jobs.record import RESULT_TAG, log_run, made_from, params_of
+from jobs.suites import from_arguments as suite_from
 from jobs.workers import forget_run, worker_resources
 
 
@@ -166,6 +168,60 @@ def test_checkpoints_go_to_a_uri_and_are_forgotten_there(home: Path, tmp_path: P
 def test_what_a_worker_asks_for(arguments: list[str], cpus: float, asked: dict[str, float]) -> None:
     plan: Plan = from_arguments(["plan=tiny", *arguments])
     assert worker_resources(plan, cpus) == pytest.approx(asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["num_workers=0"], "num_workers is at least 1, not 0"),
+        (["min_workers=3"], "min_workers is at most num_workers=2"),
+        (["min_workers=-1"], "or 0, not -1"),
+    ],
+)
+def test_numbers_of_workers_that_cannot_be(arguments: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        from_arguments(["plan=tiny", *arguments])
+
+
+def test_more_workers_than_episodes_are_refused_before_anything_is_started(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"3 workers cannot share 2 episodes: raise schedule\.episodes"):
+        train.run(from_arguments(["plan=tiny", "num_workers=3"]))
+    assert not list(home.iterdir())
+
+
+def test_a_smaller_number_of_workers_makes_the_same_run(home: Path) -> None:
+    """So a second submit may name another."""
+    plan = from_arguments(["plan=tiny", "min_workers=3", "num_workers=4"])
+    assert replace(plan, min_workers=1).artifact_dir == plan.artifact_dir == replace(plan, min_workers=0).artifact_dir
+
+
+def test_what_was_saved_before_a_worker_was_lost_is_not_saved_again(home: Path) -> None:
+    plan = tiny()
+    tokenizer = testbed.make_tokenizer(plan.corpus, plan.shape)
+    model = testbed.make_model(plan.shape, len(tokenizer), 0)
+    for _ in range(2):
+        pretrain.finish(plan, model, tokenizer, plan.corpus, {})
+    loaded = load(plan.model_dir)
+    write_parquet(plan.corpus.stream("train"), train.edits_file(plan))
+    editor, _ = train.begin(plan, loaded)
+    for curve in ([{"train_step": 1}], []):
+        train.save_artifact(plan, editor, curve, 1, 0.0, {})
+    assert json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]["curve"] == [{"train_step": 1}]
+
+
+def test_a_benchmark_records_what_was_played(uri: str, home: Path, tmp_path: Path) -> None:
+    suite = suite_from(["suite=tiny", f"mlflow={uri}"])
+    made = made_from(suite.model_plan)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.json").write_text("{}")
+    for _ in range(2):
+        bench.log_to_mlflow(suite, [], made, tmp_path / "report")
+    experiment = MlflowClient(uri).get_experiment_by_name("errata")
+    assert experiment is not None
+    (run,) = MlflowClient(uri).search_runs([experiment.experiment_id], "attributes.run_name = 'bench-tiny'")
+    assert run.data.params["suite"] == "tiny" and run.data.tags["errata.seed"] == "0" and "errata.commit" in run.data.tags
+    assert run.data.tags["errata.data.text"] == "world-20" and "errata.version.torch" in run.data.tags
+    assert artifact(uri, run, "bench/report.json").exists()
 
 
 def test_edits_of_a_plan_may_be_at_a_uri(home: Path) -> None:
