@@ -24,6 +24,7 @@ from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
 from errata.editors.hypernet.trajectory import Reward, Savings
 from errata.editors.presets import MODELS, Preset, in_short, preset_of, presets_of
+from errata.home import home
 from errata.overrides import overridden
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
@@ -106,11 +107,6 @@ class Plan:
     def storage_for(self, kind: str) -> str:
         """The folder or URI for Ray's runs of a kind, `train` or `tune`: under `storage`, $ERRATA_STORAGE or $ERRATA_HOME."""
         return f"{(self.storage or os.environ.get('ERRATA_STORAGE') or str(home())).rstrip('/')}/{kind}"
-
-
-def home() -> Path:
-    """Where models, artifacts and ledgers are kept: $ERRATA_HOME, else ~/.cache/errata."""
-    return Path(os.environ.get("ERRATA_HOME") or Path.home() / ".cache" / "errata").absolute()
 
 
 def tiny() -> Plan:
