@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import typer
 from rich.table import Table
 
 from errata.command_line import DEFAULT_URL, AsJson, Url, connect, console, end, print_json, say, shown, told
+from errata.home import home
 
 app = typer.Typer()
 WATCHED = "ray"  # ends with the machine's part of the cluster, and the service with it
@@ -47,26 +47,26 @@ def serve(
     from errata.editors import needs
     from errata.keys import check_binding
 
-    home = _home()
+    root = home()
     try:
         check_binding(host, keys or None)
         kept = needs(editor)
     except ValueError as wrong:
         raise typer.BadParameter(str(wrong)) from None
-    artifact = artifact or (_newest(home / kept) if kept else "")
+    artifact = artifact or (_newest(root / kept) if kept else "")
     if not model and not artifact:
         raise typer.BadParameter(f"{editor} has no artifact that names a model: name its folder (--model)")
     arguments: dict[str, Any] = {
-        "model": model or str(home / "testbed" / _made_on(Path(artifact))),
+        "model": model or str(root / "testbed" / _made_on(Path(artifact))),
         "editor": editor,
-        "ledger": ledger or home / "serve" / f"ledger-{_fit(editor)}",
+        "ledger": ledger or root / "serve" / f"ledger-{_fit(editor)}",
         "mlflow_name": f"errata-{_fit(editor)}",  # a registered model mirrors one ledger
         "replicas": replicas,
         "pause": pause.value,
     }
     given = {"artifact": artifact, "preset": preset, "settings": ";".join(settings or []), "guard": ";".join(guard or [])}
     given |= {"probes": probes, "keys": str(Path(keys).absolute()) if keys else "", "max_queue": str(max_queue or "")}
-    _run(home / "serve", host, port, arguments | {name: value for name, value in given.items() if value})
+    _run(root / "serve", host, port, arguments | {name: value for name, value in given.items() if value})
 
 
 def _run(folder: Path, host: str, port: int, arguments: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ def stop(
     """End the service that `errata serve` started from this ERRATA_HOME, as Ctrl-C there does."""
     from errata import running
 
-    folder = _home() / "serve"
+    folder = home() / "serve"
     with told():
         found = running.read(folder)
         if found is None or not found.is_alive:
@@ -178,10 +178,6 @@ def _flat(value: Any) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _home() -> Path:
-    return Path(os.environ.get("ERRATA_HOME") or Path.home() / ".cache" / "errata").absolute()
 
 
 def _newest(folder: Path) -> str:
