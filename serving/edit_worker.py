@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -57,6 +58,8 @@ class EditWorker:
         self.outbox = Outbox(self.shop.ledger, options.mlflow, options.mlflow_name)
         self.maker = Maker(self.shop, self.journal, self.outbox, options.max_batch, options.batch_window_s)
         self.maker.reconcile()
+        # A tokenizer's settings are not for two threads: the editor has the other.
+        self._tokenizer, self._checking = copy.deepcopy(self.shop.model.tokenizer), asyncio.Lock()
         self._is_blaming = False
         self._following = asyncio.create_task(self.maker.follow())
         self._following.add_done_callback(_end_process)
@@ -74,7 +77,7 @@ class EditWorker:
         Raises `EditRejected`, `KeyReused`, `QueueFull` or `JournalFailed` before anything is queued, and `SwapFailed` if the
         edits are made and durable but replicas do not serve them yet.
         """
-        check_edits([Edit.from_json(edit) for edit in edits], self.shop.model.tokenizer, self.shop.max_tokens)
+        await self._check([Edit.from_json(edit) for edit in edits])
         try:
             depth = self.journal.depth
             ids = self.journal.submit(edits, key, poster, current_traceparent(), self.options.max_queue)
@@ -88,6 +91,11 @@ class EditWorker:
             await self._until_settled(ids)
             await self.maker.served()
         return [self.journal.get(id).to_json() for id in ids]
+
+    async def _check(self, edits: Sequence[Edit]) -> None:
+        """Beside the loop, which has replicas to answer: a thousand edits take a third of a second. Posts stay in order."""
+        async with self._checking:
+            await asyncio.to_thread(check_edits, edits, self._tokenizer, self.shop.max_tokens)
 
     def _seconds_for(self, num_edits: int) -> int:
         """How long it takes to make room for so many, as the last versions went; whole seconds, at least one."""

@@ -119,7 +119,31 @@ class Maker:
     async def _catch_up(self) -> None:
         async with self.writing:
             if self.fleet.is_behind:
-                await self.fleet.swap(self.head, attempts=1)
+                try:
+                    await self.fleet.swap(self.head, attempts=1)
+                except Unloadable as fault:
+                    await self._withdraw_late(fault)
+                    raise
+
+    async def _withdraw_late(self, fault: Unloadable) -> None:
+        """A version that is refused after all: replicas did not answer when it was made, or a predecessor died before it had
+        taken it back. Its edits, which were told to be applied, are made again. Where the head was moved to, it stays.
+        """
+        version = self.head
+        before = self.shop.ledger.head_before(version.number)
+        if before is None:
+            return
+        await self._withdraw(version.number, before)
+        num_edits = self.journal.reopen(version.number)
+        self._mark_reverted(before)
+        event(logger, "version.withdrawn", logging.ERROR, version=version.number, num_edits=num_edits, error=fault)
+        self.audience.tell([edit.id for edit in version.edits if edit.id is not None])
+        self.wake()
+
+    async def _withdraw(self, version: int, before: int) -> None:
+        await asyncio.to_thread(self.shop.withdraw, version, before)
+        self.audience.feed.tell("head", {"head": before, "before": version})
+        await self._return()
 
     async def follow(self) -> None:
         """Beside the loop: replicas that were late, or came up later, are asked again until they all serve the head."""
@@ -308,9 +332,7 @@ class Maker:
                 await self.fleet.swap(version)
         except Unloadable:
             self.metrics.swap_failed()
-            await asyncio.to_thread(self.shop.withdraw, version.number, before)
-            self.audience.feed.tell("head", {"head": before, "before": version.number})
-            await self._return()
+            await self._withdraw(version.number, before)
             raise
         except SwapFailed as fault:  # the edit is made and durable
             self.metrics.swap_failed()

@@ -115,6 +115,14 @@ class Ledger:
         newest = self.newest
         return newest if newest > moved["after"] else moved["version"]
 
+    def head_before(self, number: int) -> int | None:
+        """Where the head was when `number` was appended; None if it was moved since, and for version 0."""
+        moved = self.heads.last()
+        if number <= max(0, moved["after"]):
+            return None
+        before = max(other for other in self.folders.numbers() if other < number)
+        return before if before > moved["after"] else moved["version"]
+
     def moves(self) -> Iterator[dict[str, Any]]:
         """{"version", "after", "before", "time", "by"} of every time that the head was moved, oldest first.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +34,7 @@ class Shop:
             head=0,
             version=lambda number: version(number, self.cards.get(number)),
             find_edit=self.holder,
+            head_before=lambda number: number - 1 if number == len(self.made) else None,
             chain=self.chain,
             set_aside=list,
         )
@@ -100,7 +103,7 @@ def worker(tmp_path, refuse=lambda edits: None, **options) -> EditWorker:
     one.shop, one.journal, one.outbox = Shop(refuse), Journal(tmp_path / "journal"), SimpleNamespace(wake=lambda: None)
     one.maker = Maker(one.shop, one.journal, one.outbox, max_batch=16, batch_window_s=0.0)
     one.maker.fleet = StillFleet()
-    one._is_blaming = False
+    one._tokenizer, one._checking, one._is_blaming = None, asyncio.Lock(), False
     return one
 
 
@@ -252,6 +255,48 @@ def test_an_edit_whose_versions_are_refused_by_replicas_is_given_up(tmp_path):
     assert one.journal.get(id).state == "rejected" and "bad file" in one.journal.get(id).reason
 
 
+def test_a_version_that_is_refused_only_later_is_taken_back_too(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a", "b")
+    one.maker.fleet.faults = [SwapFailed(1, ["r"], "TimeoutError"), Unloadable(1, ["r"], "bad file")]
+    apply(one)
+    assert states(one, ids) == [("applied", 1)] * 2
+
+    async def followed():
+        with pytest.raises(Unloadable):
+            await one.maker.served()
+        await one.maker.served()
+
+    asyncio.run(followed())
+    assert states(one, ids) == [("queued", None)] * 2 and one.shop.withdrawn == {1} and one.shop.ledger.head == 0
+    assert one.maker.fleet.served == [0] and one.maker._arrived.is_set()
+    apply(one)
+    assert [state for state, _ in states(one, ids)] == ["applied"] * 2 and len(one.shop.made) == 2
+
+
+def test_a_revert_that_is_refused_only_later_has_taken_nothing_out(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a", "b")
+    apply(one)
+    one.maker.fleet.faults = [SwapFailed(2, ["r"], "TimeoutError"), Unloadable(2, ["r"], "bad file")]
+    asyncio.run(one.revert(ids[:1], [], "auto"))
+    assert states(one, ids) == [("reverted", 2), ("applied", 1)]
+    with pytest.raises(Unloadable):
+        asyncio.run(one.maker.served())
+    assert states(one, ids) == [("applied", 1)] * 2 and one.shop.ledger.head == 1
+
+
+def test_where_the_head_was_moved_to_it_stays(tmp_path):
+    one = worker(tmp_path)
+    posted(one, "a")
+    apply(one)
+    one.shop.move_to(0)
+    one.maker.fleet.is_behind, one.maker.fleet.faults = True, [Unloadable(0, ["r"], "bad file")]
+    with pytest.raises(Unloadable):
+        asyncio.run(one.maker.served())
+    assert one.shop.ledger.head == 0 and not one.shop.withdrawn
+
+
 def test_a_rollback_to_what_a_replica_refuses_is_put_back(tmp_path):
     one = worker(tmp_path)
     posted(one, "a")
@@ -278,6 +323,32 @@ def test_a_full_queue_refuses_and_says_when_to_ask_again(tmp_path, monkeypatch):
     assert one.journal.depth == 2
     asyncio.run(one.submit([body], False, "k"))
     assert one.journal.depth == 3
+
+
+def test_checking_edits_holds_up_nobody_and_keeps_their_order(tmp_path, monkeypatch):
+    one = worker(tmp_path)
+    monkeypatch.setattr(edit_worker, "check_edits", lambda edits, *_: time.sleep(0.2 if len(edits) > 1 else 0))
+    body, longest = {"prompt": "p", "target": "t"}, 0.0
+
+    async def posted_at_once():
+        nonlocal longest
+        posts = [asyncio.create_task(one.submit(edits, False, None)) for edits in ([body, body], [body])]
+        while not all(post.done() for post in posts):
+            begin = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - begin)
+        return [[edit["id"] for edit in post.result()] for post in posts]
+
+    many, few = asyncio.run(posted_at_once())
+    assert [entry.id for entry in one.journal.pending()] == [*many, *few] and longest < 0.1
+
+
+def test_edits_are_checked_with_a_tokenizer_of_the_doors_own(tmp_path, tiny_model):
+    one = worker(tmp_path)
+    one._tokenizer, one.shop.max_tokens = copy.deepcopy(tiny_model.tokenizer), 8
+    with pytest.raises(EditRejected, match="has 9 tokens; the model's context holds 8") as refusal:
+        asyncio.run(one.submit([{"prompt": "question " * 9, "target": "answer"}], False, None))
+    assert refusal.value.field == "prompt" and one.journal.depth == 0
 
 
 def test_who_posted_an_edit_is_in_the_version(tmp_path):

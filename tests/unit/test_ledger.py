@@ -225,6 +225,20 @@ def test_a_withdrawn_version_is_not_the_head_and_holds_no_edit(ledger, random_de
     assert (ledger.head, ledger.withdrawn(), ledger.find_edit("one")) == (1, {2, 3}, None)
 
 
+def test_where_the_head_was_before_an_append(ledger, random_delta):
+    append(ledger, random_delta(1))
+    append(ledger, random_delta(2))
+    assert [ledger.head_before(number) for number in (0, 1, 2)] == [None, 0, 1]
+    ledger.move_head(1)
+    assert ledger.head_before(2) is None
+    append(ledger, random_delta(1))
+    append(ledger, random_delta(2))
+    assert [ledger.head_before(number) for number in (1, 2, 3, 4)] == [None, None, 1, 3]
+    ledger.withdraw(4, 3)
+    append(ledger, random_delta(1))
+    assert [ledger.head_before(number) for number in (4, 5)] == [None, 3]
+
+
 def test_what_cannot_be_withdrawn_stays(ledger, random_delta):
     fill(ledger, random_delta, 3)
     for number, to in ((1, 3), (3, 3), (0, 1)):
