@@ -99,13 +99,19 @@ def run(settings: Settings, command: str) -> Path:
 def edits(bench: Bench, settings: Settings) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in settings.editors or CONTENDERS:
-        console.print(f"{name} …")
-        rows += bench.rows(name, settings.batches)
+        for row in bench.rows(name, settings.batches):
+            rows.append(row)
+            console.print(_line(row), highlight=False)  # at once: a run that is broken off has said so much
         clear()
     parts = [f"{part}_ms" for part in PARTS]
     show("An edit", [{name: value for name, value in row.items() if name not in parts} for row in rows], NOTE)
     show("An edit by its parts", [{name: row[name] for name in ("editor", "batch", *parts)} for row in rows], PARTS_NOTE)
     return rows
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    shown = {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in row.items() if v is not None and v != 0.0}
+    return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def checked(

@@ -177,8 +177,8 @@ def attempt(work: Callable[[], Found]) -> tuple[Found | None, str | None]:
         return work(), None
     except torch.OutOfMemoryError:
         error = "out of memory"
-    except (EditRejected, FloatingPointError) as fault:
-        error = str(fault)
+    except (EditRejected, FloatingPointError, RuntimeError) as fault:  # RuntimeError: what CUDA and its libraries raise
+        error = str(fault).partition("\n")[0]
     clear()
     return None, error
 

@@ -38,7 +38,7 @@ def measure_training(model: LanguageModel, size: Size, repeats: int, seed: int) 
     return rows
 
 
-def _training(model: LanguageModel, size: Size, savings: Savings, repeats: int, seed: int) -> dict[str, float | None]:
+def _training(model: LanguageModel, size: Size, savings: Savings, repeats: int, seed: int) -> dict[str, Any]:
     schedule = Schedule(1 + repeats, 1, size.episode_batches, size.episode_batch_size)
     editor = replace(ready_policy(model, size, seed, METRIC_STRENGTH), learning_rate=LEARNING_RATE)
     fold = Fold(made_edits(schedule.longest, seed + 2), editor.trained_policy().metric_bases)
@@ -54,19 +54,27 @@ def measure_swaps(model: LanguageModel, delta: WeightDelta, repeats: int, checkp
     edited = EditedModel(model.module, find_matrices(model.module, tuple(delta.parts)))
     host = WeightDelta.from_tensors(delta.to_tensors())
     model_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())
-    ways: dict[str, tuple[int, Callable[[], Any]]] = {
-        "delta, made on this device": (delta.num_bytes, lambda: edited.add(delta)),
-        "delta from the host, as a service adds it": (delta.num_bytes, lambda: edited.add(host)),
-        "all weights, from pinned memory": (model_bytes, all_weights(model)),
+    ways: dict[str, tuple[int, Callable[[], Callable[[], Any]]]] = {
+        "delta, made on this device": (delta.num_bytes, lambda: partial(edited.add, delta)),
+        "delta from the host, as a service adds it": (delta.num_bytes, lambda: partial(edited.add, host)),
+        "all weights, from pinned memory": (model_bytes, lambda: all_weights(model)),
     }
     if checkpoint:
-        ways["all weights, from disk"] = model_bytes, lambda: load_weights(model, checkpoint)
-    rows = []
-    for name, (num_bytes, way) in ways.items():
-        way()  # uncounted: there is then a sum to add to
-        rows.append({"swap": name, "num_bytes": num_bytes, **_spread(_timed(way, repeats))})
+        ways["all weights, from disk"] = model_bytes, lambda: partial(load_weights, model, checkpoint)
+    rows: list[dict[str, Any]] = []
+    for name, (num_bytes, ready) in ways.items():
+        found, error = attempt(partial(_swapped, ready, repeats))
         edited.set(())
+        blank: dict[str, Any] = {"swap": name, "num_bytes": num_bytes, **dict.fromkeys(_SECONDS)}
+        rows.append(blank | (found or {}) | {"error": error})
     return rows
+
+
+def _swapped(ready: Callable[[], Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The first time is not counted: after it, there is a sum to add to."""
+    swap = ready()
+    swap()
+    return _spread(_timed(swap, repeats))
 
 
 def _timed(work: Callable[[], Any], repeats: int) -> list[float]:
@@ -78,7 +86,7 @@ def _timed(work: Callable[[], Any], repeats: int) -> list[float]:
     return found
 
 
-def _spread(seconds: Sequence[float]) -> dict[str, Any]:
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
     return dict(zip(_SECONDS, (median(seconds), min(seconds), max(seconds)), strict=True))
 
 

@@ -109,7 +109,11 @@ def test_the_command_is_what_was_asked() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "says"),
-    [(torch.OutOfMemoryError("no room"), "out of memory"), (EditRejected("is too much", edit=3), "edit 3: is too much")],
+    [
+        (torch.OutOfMemoryError("no room"), "out of memory"),
+        (EditRejected("is too much", edit=3), "edit 3: is too much"),
+        (RuntimeError("CUDA error: none\nand how to find out"), "CUDA error: none"),
+    ],
 )
 def test_what_does_not_fit_is_a_row(model: LanguageModel, fault: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(model, TINY, RATES, repeats=1, seed=0)
