@@ -31,7 +31,7 @@ def serve(
     model: Annotated[str, typer.Option(help="Folder of the model; without it, the one that the artifact was made on.")] = "",
     artifact: Annotated[str, typer.Option(help="Folder of a trained policy or of key moments; without it, the newest.")] = "",
     editor: Annotated[str, typer.Option(help="Name of the editor; docs/editors.md has them.")] = "RLEdit",
-    preset: Annotated[str, typer.Option(help="Settings of an editor that has presets: llama3_8b, testbed, ...")] = "",
+    preset: Annotated[str, typer.Option(help="A paper's settings for the model, such as llama3_8b: docs/plans.md.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="field=value of the editor; may be repeated.")] = None,
     guard: Annotated[list[str] | None, typer.Option(help="field=value of the guard, such as perplexity.refuse=2.")] = None,
     probes: Annotated[str, typer.Option(help="File of what no edit may change; without it, the one beside the model.")] = "",
@@ -50,7 +50,7 @@ def serve(
     root = home()
     try:
         check_binding(host, keys or None)
-        kept = needs(editor)
+        kept = needs(editor, preset)
     except ValueError as wrong:
         raise typer.BadParameter(str(wrong)) from None
     artifact = artifact or (_newest(root / kept) if kept else "")

@@ -500,6 +500,19 @@ def test_serving_before_anything_was_made_says_what_to_do(tmp_path: Path, monkey
         assert done.exit_code == 2 and says in done.output.replace("│", "").replace("\n", ""), done.output
 
 
+def test_a_preset_is_looked_up_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    for editor, preset, says in (
+        ("UltraEdit", "llama4", "UltraEdit has no preset 'llama4'; there are llama3_8b"),
+        ("RECT/MEMIT", "gemma2_9b", "MEMIT has no preset 'gemma2_9b'; there are gpt2_xl"),
+        ("LocFT", "gpt_j", "it has none: set its fields"),
+        ("RLEdit", "llama3_8b", "RLEdit is trained, and takes no preset"),
+    ):
+        done = errata("serve", "--editor", editor, "--preset", preset, "--model", "m")
+        assert done.exit_code == 2 and says in words(done), done.output
+    assert not (tmp_path / "serve").exists()
+
+
 # -- serve and stop -------------------------------------------------------------------------------------------------------
 
 WAITING = """

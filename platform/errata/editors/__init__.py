@@ -22,6 +22,7 @@ from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.presets import preset_of
 from errata.overrides import overridden
 
 EDITORS: dict[str, type[Editor]] = {
@@ -92,14 +93,18 @@ def make_editor(
     return editor
 
 
-def needs(name: str) -> str:
+def needs(name: str, preset: str = "") -> str:
     """Where $ERRATA_HOME keeps the artifacts that an editor is made with: `hypernets`, `moments`, or nowhere, an empty text.
 
-    Raises `ValueError` if no editor has the name.
+    Raises `ValueError` if no editor has the name, or it has no such preset.
     """
-    kind, _, inner = _kinds(name)
+    kind, outer, inner = _kinds(name)
     if issubclass(kind, Composed):
-        return needs(inner or _named(kind.usual_host()))
+        return needs(inner or _named(kind.usual_host()), preset)
+    if preset and issubclass(kind, Learned):
+        raise ValueError(f"{outer} is trained, and takes no preset: train it with a plan that has one (docs/plans.md)")
+    if preset:
+        preset_of(kind, preset)
     return "hypernets" if issubclass(kind, Learned) else "moments" if issubclass(kind, Located) else ""
 
 
