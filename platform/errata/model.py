@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Matrices that a serving engine fuses into one; a part of a group reloaded alone leaves the rest silently wrong.
+# Matrices of one input, which serving engines fuse. Phi-3's `qkv_proj` and `gate_up_proj` are one matrix in the checkpoint.
 FUSED_GROUPS: tuple[tuple[str, ...], ...] = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"))
 
 
@@ -30,7 +30,7 @@ class LanguageModel:
 
     @property
     def max_tokens(self) -> int:
-        return int(self.module.config.max_position_embeddings)
+        return int(self.module.config.get_text_config().max_position_embeddings)  # Gemma 3 has one for images, too
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,35 @@ class ModelSpec:
     def names(self) -> tuple[str, ...]:
         return tuple(matrix.name for matrix in self.matrices)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names with `*` for each number: one for the matrices that differ in nothing but their block."""
+        return tuple(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in self.names))
+
     def __getitem__(self, name: str) -> MatrixSpec:
         return next(matrix for matrix in self.matrices if matrix.name == name)
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LanguageModel:
     """A Hugging Face model by folder or hub name, in evaluation mode, with no parameter that takes a gradient."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(path))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype)
+    attention = attention_for(AutoConfig.from_pretrained(str(path)))
+    module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=attention)
     module.to(device).eval().requires_grad_(False)
     return LanguageModel(module, tokenizer, str(path))
+
+
+def attention_for(config: Any) -> str | None:
+    """`eager` for a model that caps its attention's logits (Gemma 2), else None, the default.
+
+    Transformers' default, torch's fused attention, leaves the cap out without a word: another model than the one served.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if capped else None
 
 
 def checkpoint_fingerprint(path: str | Path) -> str:
@@ -93,21 +108,33 @@ def checkpoint_fingerprint(path: str | Path) -> str:
 
 
 def find_matrices(module: nn.Module, patterns: Iterable[str]) -> ModelSpec:
-    """The linear modules whose name ends with one of `patterns` (such as `layers.3.mlp.down_proj`; `*` is one number).
+    """The editable matrices whose name ends with one of `patterns` (such as `layers.3.mlp.down_proj`; `*` is one number).
 
-    Raises `ValueError` naming each pattern that fits nothing.
+    Raises `ValueError` naming each pattern that fits nothing, and what there is.
     """
     patterns = tuple(patterns)
     expressions = {p: re.compile(r"(?:^|\.)" + re.escape(p).replace(r"\*", r"\d+") + "$") for p in patterns}
-    found: list[MatrixSpec] = []
+    editable = editable_matrices(module)
+    found = [m for m in editable.matrices if any(expression.search(m.name) for expression in expressions.values())]
+    missing = [p for p, expression in expressions.items() if not any(expression.search(m.name) for m in found)]
+    if missing or not found:
+        there = ", ".join(editable.kinds) or "nothing"
+        raise ValueError(
+            f"no linear module of the model is named {', '.join(missing) or '(no pattern given)'}; what can be edited: {there}"
+        )
+    return ModelSpec(tuple(found))
+
+
+def editable_matrices(module: nn.Module) -> ModelSpec:
+    """Every linear module of the decoder. Neither the output embedding, which many models share with the input's, nor what
+    reads images beside the decoder, where modules have the same last names."""
+    decoder_of: Any = getattr(module, "get_decoder", lambda: module)
+    inside, found = set(decoder_of().modules()), list[MatrixSpec]()
     for name, child in module.named_modules():
-        if any(expression.search(name) for expression in expressions.values()) and _is_linear(child):
+        if child in inside and _is_linear(child):
             transposed = not isinstance(child, nn.Linear)
             rows, columns = child.weight.shape  # type: ignore[misc]
             found.append(MatrixSpec(name, rows if transposed else columns, columns if transposed else rows, transposed))
-    missing = [p for p, expression in expressions.items() if not any(expression.search(m.name) for m in found)]
-    if missing or not found:
-        raise ValueError(f"no linear module of the model is named {', '.join(missing) or '(no pattern given)'}")
     return ModelSpec(tuple(found))
 
 

@@ -7,6 +7,7 @@ out-features, n edits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -26,10 +27,12 @@ from errata.encode import encode
 from errata.model import LanguageModel, find_matrices
 from errata.testbed.language_model import Shape, make_model, make_tokenizer
 from errata.testbed.world import World
+from tests.tiny_models import ARCHITECTURES, make_tiny
 
 SEARCH = Search(num_steps=6, learning_rate=0.5)
 WORDS = ("the", "a")
 BATCHES = list(batches_of(World(20).edits("test", 9), 3))
+# The architectures of the published papers, in 32 dimensions; the others are those of tests/tiny_models.py.
 MODULES = {"llama": ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), "gpt2": ("h.0.mlp.c_proj", "h.1.mlp.c_proj")}
 SHAPE = Shape(hidden=32, layers=3, intermediate=48, heads=2, max_tokens=48)
 
@@ -38,6 +41,9 @@ EXACT = 1e-6  # relative, of a model in fp64: only a delta's factors are rounded
 
 def a_model(kind: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
     """Random, of three layers; in fp64 what is compared are the equations, not the rounding. The same numbers in fp32."""
+    if kind in ARCHITECTURES:
+        tiny = make_tiny(kind)
+        return replace(tiny, module=tiny.module.to(dtype))
     tokenizer = make_tokenizer(World(20), SHAPE)
     torch.manual_seed(0)
     if kind == "gpt2":
@@ -51,6 +57,9 @@ def a_model(kind: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
 
 
 def modules_of(model: LanguageModel) -> tuple[str, ...]:
+    """Of the first two blocks what the located editors write into."""
+    if model.path in ARCHITECTURES:
+        return tuple(ARCHITECTURES[model.path].name(ARCHITECTURES[model.path].written, block) for block in (0, 1))
     return MODULES["gpt2" if "GPT2" in type(model.module).__name__ else "llama"]
 
 

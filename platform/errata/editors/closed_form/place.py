@@ -82,7 +82,10 @@ class Place:
 
 
 class _Prefix:
-    """Rows without what stands before their places, of which keys and values are kept."""
+    """Rows without what stands before their places, of which keys and values are kept.
+
+    A shorter prefix is padded on the left: a sliding attention counts the distance between two tokens in the cache.
+    """
 
     def __init__(self, rows: Asked) -> None:
         encoded, place_B = rows.encoded, rows.place_B
@@ -96,16 +99,20 @@ class _Prefix:
 
         mask_BS = after(encoded.attention_mask_BS, 0)
         length = int(mask_BS.sum(1).max())
-        before_BP = torch.arange(self.num_before, device=device) < place_B[:, None]
+        self.index_BP = torch.arange(self.num_before, device=device) - self.num_before + place_B[:, None]
         labels_BS = after(encoded.labels_BS, IGNORED)[:, :length]
         self.rest = Encoded(after(encoded.input_ids_BS, 0)[:, :length], mask_BS[:, :length], labels_BS)
-        self.mask_BS = torch.cat([before_BP.to(mask_BS), mask_BS[:, :length]], 1)
+        self.mask_BS = torch.cat([(self.index_BP >= 0).to(mask_BS), mask_BS[:, :length]], 1)
         self.position_BS = index_BS[:, :length].clamp(max=width - 1)
         self.layers: list[tuple[Tensor, ...]] = []
 
     def keep(self, cache: DynamicCache) -> None:
         found: list[Any] = list(cache.layers)
-        self.layers = [tuple(t[:, :, : self.num_before].clone() for t in (layer.keys, layer.values)) for layer in found]
+        self.layers = [tuple(self._before(t) for t in (layer.keys, layer.values)) for layer in found]
+
+    def _before(self, kept_BHSF: Tensor) -> Tensor:
+        index_B1P1 = self.index_BP.clamp(min=0)[:, None, :, None]
+        return kept_BHSF.gather(2, index_B1P1.expand(-1, kept_BHSF.shape[1], -1, kept_BHSF.shape[3]))
 
     def arguments(self) -> dict[str, Any]:
         """For a pass over `rest`. The cache is a new one each time, as a pass adds to it."""
