@@ -1,7 +1,8 @@
 """The vLLM plugin: weight deltas in, edited matrices reloaded, inside every vLLM worker. Every weight call is here.
 
 An update names its parent version and the files of its deltas (factors, not matrices). It is read and checked while the
-engine still generates; only then are the edited modules reloaded, a whole fused group at a time, from the base matrices
+engine still generates; only then are the edited modules reloaded, a whole fused group at a time (the matrices that vLLM
+keeps in one module; a part of it reloaded alone leaves the rest silently wrong), from the base matrices
 (read from the checkpoint, since a packed CPU linear has no weight to read back) plus an fp32 sum. A failure inside the
 reload leaves the worker unusable and says so (`intact`): the replica must then be replaced.
 
@@ -16,7 +17,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from errata.delta import Accumulator, WeightDelta
 from errata.ledger import read_segments
-from errata.model import ModelSpec, find_matrices, fused_partners
+from errata.model import editable_matrices
 
 BACKEND = "errata"
 EXTENSION = "serving.weight_engine.WorkerExtension"
@@ -100,15 +105,37 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Read the base of the editable matrices and of their fused partners. Raises `ValueError` naming what is missing."""
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-        names = list(dict.fromkeys(partner for name in init_info.matrices for partner in fused_partners(name)))
-        self.checkpoint = Checkpoint(init_info.model)
-        self.spec = _spec_of(init_info.model, names)
+        architecture = self._architecture(init_info.model)
+        self.checkpoint = Checkpoint(init_info.model, architecture)
+        self.spec = editable_matrices(architecture)
+        self.targets = self._served_modules(init_info.matrices)
+        names = self._completed(init_info.matrices)
         self.accumulator = Accumulator({name: self._base(name) for name in names})
         self.beside = {name: self.checkpoint.beside(name) for name in names}
-        self.targets = {name: _served_module(self.model, name) for name in names}
         self.base_fingerprint = init_info.fingerprint
         self.state = _State(0, init_info.fingerprint)
         self.prepared: _Prepared | None = None
+
+    def _architecture(self, model: str) -> nn.Module:
+        """The transformers model without its weights: names, sizes and orientation. vLLM runs some models (Phi) by classes of
+        transformers that it changes in this process, which then need its configuration to be made."""
+        with torch.device("meta"), set_current_vllm_config(self.vllm_config):
+            module: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+        return module
+
+    def _served_modules(self, needed: Sequence[str]) -> dict[str, nn.Module]:
+        """vLLM's module of every matrix that has one. Raises `ValueError` with those of `needed` that have none."""
+        modules, keys = dict(self.model.named_modules()), self.checkpoint.keys
+        weights = {matrix.name: matrix.weight for matrix in self.spec.matrices}
+        found = {name: _served_module(self.model, modules, (keys.get(full, full), full)) for name, full in weights.items()}
+        if missing := [name for name in needed if found.get(name) is None]:
+            raise ValueError(f"vLLM's {type(self.model).__name__} has no module for {', '.join(missing)}")
+        return {name: module for name, module in found.items() if module is not None}
+
+    def _completed(self, names: Iterable[str]) -> list[str]:
+        """The matrices, each with all that are in its module of vLLM's."""
+        wanted = {id(self.targets[name]) for name in names}
+        return [name for name, module in self.targets.items() if id(module) in wanted]
 
     def _base(self, name: str) -> Tensor:
         return self.spec[name].oriented(self.checkpoint.weight(name)).to(self.model_config.dtype)
@@ -175,7 +202,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def _reload(self, changed: set[str]) -> int:
         """Give vLLM the changed matrices, completed to whole fused groups, with their biases: a module that is reloaded
         without one of its tensors raises nothing and answers wrongly. Returns the bytes of the changed matrices."""
-        names = list(dict.fromkeys(partner for name in sorted(changed) for partner in fused_partners(name)))
+        names = self._completed(changed)
         modules = list({id(self.targets[name]): self.targets[name] for name in names}.values())
         for module in modules:
             initialize_layerwise_reload(module)
@@ -210,61 +237,62 @@ class WorkerExtension:
 
 
 class Checkpoint:
-    """Tensors of a folder of safetensors files, by name."""
+    """Tensors of a folder of safetensors files, by module of the transformers model that it is loaded into."""
 
-    def __init__(self, directory: str | Path) -> None:
-        directory = Path(directory)
-        index = directory / "model.safetensors.index.json"
-        if index.exists():
-            files = json.loads(index.read_text())["weight_map"]
-            if outside := sorted({file for file in files.values() if Path(file).name != file}):
-                raise ValueError(f"{index} names files that are not beside it: {', '.join(outside)}")
-            self.files = {key: directory / file for key, file in files.items()}
-        elif (directory / "model.safetensors").exists():
-            with safe_open(str(directory / "model.safetensors"), framework="pt") as file:
-                self.files = {key: directory / "model.safetensors" for key in file.keys()}  # noqa: SIM118
-        else:
-            raise ValueError(f"{directory} holds no model.safetensors; edits are served from a safetensors checkpoint")
+    def __init__(self, directory: str | Path, architecture: nn.Module) -> None:
+        self.files = _files_by_key(Path(directory))
+        self.keys = _keys_by_name(self.files, architecture)
 
     def key_of(self, name: str) -> str:
-        """The key of a module's weight; some checkpoints leave the first part of the name out."""
-        for key in (f"{name}.weight", f"{name.partition('.')[2]}.weight"):
-            if key in self.files:
-                return key
-        raise ValueError(f"the checkpoint has no tensor {name}.weight")
+        """The key of a module's weight."""
+        if f"{name}.weight" not in self.keys:
+            raise ValueError(f"the checkpoint has no tensor {name}.weight")
+        return self.keys[f"{name}.weight"]
 
     def weight(self, name: str) -> Tensor:
         return self._read(self.key_of(name))
 
     def beside(self, name: str) -> list[tuple[str, Tensor]]:
         """The module's other tensors, such as its bias."""
-        weight = self.key_of(name)
-        stem = weight.removesuffix("weight")
-        return [(key, self._read(key)) for key in self.files if key.startswith(stem) and key != weight]
+        found = [key for full, key in self.keys.items() if full.rpartition(".")[0] == name and full != f"{name}.weight"]
+        return [(key, self._read(key)) for key in found]
 
     def _read(self, key: str) -> Tensor:
         with safe_open(str(self.files[key]), framework="pt") as file:
             return file.get_tensor(key)
 
 
-def _spec_of(model: str, names: Iterable[str]) -> ModelSpec:
-    """Orientation and sizes, from the architecture alone: no weight is loaded."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _files_by_key(directory: Path) -> dict[str, Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        files = json.loads(index.read_text())["weight_map"]
+        if outside := sorted({file for file in files.values() if Path(file).name != file}):
+            raise ValueError(f"{index} names files that are not beside it: {', '.join(outside)}")
+        return {key: directory / file for key, file in files.items()}
+    if (directory / "model.safetensors").exists():
+        with safe_open(str(directory / "model.safetensors"), framework="pt") as file:
+            return dict.fromkeys(file.keys(), directory / "model.safetensors")
+    raise ValueError(f"{directory} holds no model.safetensors; edits are served from a safetensors checkpoint")
 
-    with torch.device("meta"):
-        return find_matrices(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)), names)
+
+def _keys_by_name(keys: Iterable[str], architecture: Any) -> dict[str, str]:
+    """The checkpoint's key of each tensor of the model, by the rules that `from_pretrained` itself loads by: checkpoints of
+    GPT-2 leave `transformer.` out, those of Gemma 3 with images put `language_model.` before `model.`."""
+    transforms = get_model_conversion_mapping(architecture)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    prefix, tensors = architecture.base_model_prefix, architecture.state_dict()
+    return {rename_source_key(key, renamings, [], prefix, tensors)[0]: key for key in keys}
 
 
-def _served_module(model: nn.Module, name: str) -> nn.Module:
-    """vLLM's module that holds a matrix: `…mlp.up_proj` is a part of `…mlp.gate_up_proj`."""
+def _served_module(model: nn.Module, modules: Mapping[str, nn.Module], names: Iterable[str]) -> nn.Module | None:
+    """vLLM's module that holds a weight: `…mlp.up_proj` is a part of `…mlp.gate_up_proj`. Of `names` the first is tried first:
+    vLLM's rules are for those of the checkpoint, and where it has none, its modules have those of transformers."""
     mapper = getattr(model, "hf_to_vllm_mapper", None)
-    mapped = mapper.map_name(f"{name}.weight") if mapper is not None else f"{name}.weight"
-    candidates = [] if mapped is None else [mapped.removesuffix(".weight")]
-    stem, _, last = name.rpartition(".")
     packed = getattr(model, "packed_modules_mapping", None) or {}
-    candidates += [f"{stem}.{fused}" for fused, members in packed.items() if last in members]
-    modules = dict(model.named_modules())
-    found = next((modules[candidate] for candidate in candidates if candidate in modules), None)
-    if found is None:
-        raise ValueError(f"vLLM's {type(model).__name__} has no module for {name}")
-    return found
+    for name in names:
+        mapped = mapper.map_name(name) if mapper is not None else name
+        stem, _, last = (mapped or "").removesuffix(".weight").rpartition(".")
+        for candidate in (last, *(fused for fused, members in packed.items() if last in members)):
+            if f"{stem}.{candidate}" in modules:
+                return modules[f"{stem}.{candidate}"]
+    return None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from errata.delta import Accumulator, LowRank, WeightDelta
 from errata.editors.editor import EditorState
 from errata.ledger import Ledger
+from errata.model import editable_matrices
+from tests.tiny_models import ARCHITECTURES, make_tiny, save_tiny
 from tests.unit.conftest import MATRICES
 
 weight_engine = pytest.importorskip("serving.weight_engine")  # vLLM
@@ -129,3 +134,48 @@ def test_a_failure_while_it_reloads_is_told(grown: Ledger, monkeypatch: pytest.M
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.swap(update(grown, 0, 9, reset=True))
     assert (engine.state.intact, engine.state.version) == (False, 0)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_checkpoint_is_read_by_the_names_of_the_model(name: str, tmp_path: Path) -> None:
+    """Whatever its own are; and so that vLLM is given back exactly what it was loaded from."""
+    model = make_tiny(name).module
+    checkpoint = weight_engine.Checkpoint(save_tiny(name, tmp_path), model)
+    own = load_file(tmp_path / "model.safetensors")
+    for matrix in editable_matrices(model).matrices:
+        module = model.get_submodule(matrix.name)
+        assert torch.equal(checkpoint.weight(matrix.name), module.weight)
+        beside = checkpoint.beside(matrix.name)
+        assert [key.rpartition(".")[2] for key, _ in beside] == [n for n, _ in module.named_parameters() if n != "weight"]
+        for key, tensor in [(checkpoint.key_of(matrix.name), module.weight), *beside]:
+            assert torch.equal(own[key], tensor)
+    with pytest.raises(ValueError, match=r"the checkpoint has no tensor model\.nothing\.weight"):
+        checkpoint.key_of("model.nothing")
+
+
+def test_a_checkpoint_in_several_files_is_read_too_and_a_folder_without_one_refused(tmp_path: Path) -> None:
+    model = make_tiny("gemma3-wrapped").module
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    checkpoint = weight_engine.Checkpoint(tmp_path, model)
+    for matrix in editable_matrices(model).matrices:
+        assert torch.equal(checkpoint.weight(matrix.name), model.get_submodule(matrix.name).weight)
+    with pytest.raises(ValueError, match=r"holds no model\.safetensors"):
+        weight_engine.Checkpoint(tmp_path / "none", model)
+
+
+def test_gemma_3_is_found_in_what_vllm_wraps_it_in() -> None:
+    """By vLLM's own rules for such a checkpoint, whose class cannot be imported without torchvision."""
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    served = nn.ModuleDict({"language_model": nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList()})})})
+    block = nn.ModuleDict({"mlp": nn.ModuleDict({"gate_up_proj": nn.Identity(), "down_proj": nn.Identity()})})
+    served["language_model"]["model"]["layers"].append(block)
+    served.hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix={"model.language_model.": "language_model.model."})
+    served.packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
+    modules = dict(served.named_modules())
+    for matrix, held_in in (("gate_proj", "gate_up_proj"), ("up_proj", "gate_up_proj"), ("down_proj", "down_proj")):
+        for prefix in ("language_model.model", "model.language_model"):
+            found = weight_engine._served_module(served, modules, [f"{prefix}.layers.0.mlp.{matrix}.weight"])
+            assert found is block["mlp"][held_in]
+    assert weight_engine._served_module(served, modules, ["model.language_model.layers.0.mlp.fc1.weight"]) is None
