@@ -45,7 +45,7 @@ from serving.access import UNLISTED, Access, AccessLimits, role_for, served_host
 from serving.audience import Busy
 from serving.metrics import ReplicaMetrics, merged
 from serving.stamp import OutOfRotation, RolledBack, Stamp
-from serving.weight_engine import BACKEND, EXTENSION
+from serving.weight_engine import BACKEND, EXTENSION, check_architecture
 
 logger = logging.getLogger("ray.serve")
 
@@ -120,6 +120,7 @@ class Generator:
             return Ledger.open(self.options.ledger)
 
     async def _start_engine(self) -> None:
+        check_architecture(self.options.model)
         self.args = make_arg_parser(FlexibleArgumentParser()).parse_args(self.options.vllm_arguments())
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(self.args))
         base = self.ledger.base

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def register() -> None:
     """The entry point of group `vllm.general_plugins`: called once in every vLLM process."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "serving.weight_engine", "DeltaEngine")
+
+
+def check_architecture(model: str | Path) -> None:
+    """Raise `ValueError` for a model that vLLM cannot run here, where its own words do not say why."""
+    config = AutoConfig.from_pretrained(str(model))
+    if config.get_text_config() is not config and find_spec("torchvision") is None:
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise ValueError(
+            f"{model} is a {kind}, which reads images too; for such a model vLLM needs torchvision, which is not installed "
+            "(requirements/gpu.txt has it, requirements/cpu.txt has not): serve a checkpoint of text alone, or on a GPU machine"
+        )
 
 
 @dataclass

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from torch import nn
 
 from errata.serve_commands import _made_on
 from tests.architecture.test_fences import sources, tops
@@ -61,4 +62,4 @@ def test_a_checkpoint_is_read_from_its_own_folder(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a.weight": "../secret.safetensors", "b.weight": "one.safetensors"}}))
     with pytest.raises(ValueError, match=r"not beside it: \.\./secret\.safetensors"):
-        weight_engine.Checkpoint(tmp_path)
+        weight_engine.Checkpoint(tmp_path, nn.Module())

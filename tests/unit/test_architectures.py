@@ -232,5 +232,12 @@ def test_the_cap_of_gemma_2_on_its_attention_is_kept(tmp_path: Path) -> None:
     assert not torch.allclose(logits(model), capped, atol=1e-2)
 
 
+def test_what_a_model_reads_images_by_is_exported_with_it(tmp_path: Path) -> None:
+    base = save_tiny("gemma3-wrapped", tmp_path / "base")
+    (base / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
+    exported = export({"model": str(base), "matrices": ["mlp.down_proj"]}, [], tmp_path / "exported")
+    assert (exported / "preprocessor_config.json").read_text() == (base / "preprocessor_config.json").read_text()
+
+
 def test_the_context_of_a_model_that_reads_images_is_its_text_models() -> None:
     assert make_tiny("gemma3-wrapped").max_tokens == make_tiny("gemma3").max_tokens == 64

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,3 +181,15 @@ def test_gemma_3_is_found_in_what_vllm_wraps_it_in() -> None:
             found = weight_engine._served_module(served, modules, [f"{prefix}.layers.0.mlp.{matrix}.weight"])
             assert found is block["mlp"][held_in]
     assert weight_engine._served_module(served, modules, ["model.language_model.layers.0.mlp.fc1.weight"]) is None
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="with torchvision vLLM runs the model")
+def test_a_replica_says_why_it_cannot_serve_a_model_that_reads_images(tmp_path: Path) -> None:
+    """Before vLLM is started, which says only that the model `failed to be inspected`."""
+    from serving.generator import Generator
+
+    checkpoint = save_tiny("gemma3-wrapped", tmp_path / "wrapped")
+    replica = SimpleNamespace(options=SimpleNamespace(model=str(checkpoint)))
+    with pytest.raises(ValueError, match=r"Gemma3ForConditionalGeneration, which reads images too.*torchvision"):
+        asyncio.run(Generator._start_engine(replica))
+    weight_engine.check_architecture(save_tiny("gemma3", tmp_path / "text"))

@@ -14,6 +14,8 @@ from errata.model import find_matrices, load
 from errata.probes import FILE as PROBES
 from errata.versions.durable import new_folder
 
+BESIDE = (PROBES, "preprocessor_config.json", "processor_config.json")  # the last two for a model that reads images, too
+
 
 def export(base: Mapping[str, Any], segments: Sequence[WeightDelta], directory: str | Path) -> Path:
     """The base model with these deltas, in its own dtype. Raises `ValueError` if `directory` exists and is not empty."""
@@ -26,6 +28,7 @@ def export(base: Mapping[str, Any], segments: Sequence[WeightDelta], directory: 
     with new_folder(target) as folder:
         model.module.save_pretrained(str(folder))
         model.tokenizer.save_pretrained(str(folder))
-        if (probes := Path(base["model"]) / PROBES).exists():
-            shutil.copy(probes, folder)
+        for file in (Path(base["model"]) / name for name in BESIDE):
+            if file.exists():
+                shutil.copy(file, folder)
     return target
