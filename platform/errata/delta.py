@@ -294,7 +294,8 @@ def _by_name(deltas: Sequence[WeightDelta]) -> dict[str, list[LowRank | Sparse |
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())
+    one, other = ((t.untyped_storage()._cdata, t.storage_offset(), t.shape, t.stride()) for t in (a, b))
+    return one == other
 
 
 def _sum(parts: Sequence[LowRank | Sparse | Dense]) -> LowRank | Dense:

@@ -99,7 +99,7 @@ class Trainer:
         own = range(rank, self.schedule.episodes, num_workers)
         losses = [self._play(index) for index in own]
         grads = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
-        totals = grads[0].new_tensor([sum(each[name] for each in losses) for name in losses[0]])
+        totals = torch.tensor([sum(each[name] for each in losses) for name in losses[0]]).to(grads[0])
         sum_up([*grads, totals])
         for tensor in (*grads, totals):
             tensor /= self.schedule.episodes
