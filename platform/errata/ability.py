@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from errata.model import attention_for
+
 TASKS = Path(__file__).parent / "tasks"
 _NEEDED = {"hf": ("lm_eval", "accelerate"), "vllm": ("lm_eval", "vllm")}
 
@@ -125,7 +127,12 @@ def _stay_offline(everything_is_here: bool) -> None:
 
 def _arguments(model: Path, backend: str, dtype: str) -> dict[str, Any]:
     arguments = {"pretrained": str(model), "dtype": dtype}
-    return arguments if backend == "hf" else {**arguments, "gpu_memory_utilization": 0.8, "enforce_eager": True}
+    if backend != "hf":
+        return {**arguments, "gpu_memory_utilization": 0.8, "enforce_eager": True}
+    from transformers import AutoConfig
+
+    attention = attention_for(AutoConfig.from_pretrained(str(model)))
+    return arguments if attention is None else {**arguments, "attn_implementation": attention}
 
 
 @contextmanager

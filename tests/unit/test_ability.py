@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from errata.ability import TASKS, _vllm_by_either_name, local_task, measure
+from errata.ability import TASKS, _arguments, _vllm_by_either_name, local_task, measure
 from errata.cli import app
 from errata.testbed.world import World
+from tests.tiny_models import save_tiny
 
 installed = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is an optional extra")
 TASK = """
@@ -117,6 +118,17 @@ def test_a_local_task_is_scored(model_dir: Path, folder: Path) -> None:
 def test_a_task_that_nobody_knows_is_named(model_dir: Path, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"no task is called hurz; .* has facts, and lm-eval does not know it"):
         measure(model_dir, ["facts", "hurz"], task_folder=folder)
+
+
+def test_a_model_with_capped_attention_is_measured_with_its_cap(tmp_path: Path) -> None:
+    gemma2, gemma3 = (save_tiny(name, tmp_path / name) for name in ("gemma2", "gemma3"))
+    assert _arguments(gemma2, "hf", "float32") == {
+        "pretrained": str(gemma2),
+        "dtype": "float32",
+        "attn_implementation": "eager",
+    }
+    assert _arguments(gemma3, "hf", "float32") == {"pretrained": str(gemma3), "dtype": "float32"}
+    assert "attn_implementation" not in _arguments(gemma2, "vllm", "float32")
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="the core is tested without vLLM, too")
