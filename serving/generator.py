@@ -44,19 +44,14 @@ from serving import gateway
 from serving.access import UNLISTED, Access, AccessLimits, role_for, served_host
 from serving.audience import Busy
 from serving.metrics import ReplicaMetrics, merged
+from serving.rotation import Rotation
 from serving.stamp import OutOfRotation, RolledBack, Stamp
 from serving.weight_engine import BACKEND, EXTENSION, check_architecture
 
 logger = logging.getLogger("ray.serve")
 
 WATCH_PERIOD_S = 0.2
-# A broadcast normally comes within this time after the head has moved; later the replica helps itself.
-REPAIR_AFTER_S = 0.5
-# Behind the head for so long, without a swap: out of rotation; and for so long: to be replaced.
-OUT_AFTER_S = 5.0
-REPLACE_AFTER_S = 30.0
-# A swap that takes longer hangs; with `wait` it takes as long as the longest answer.
-MAX_SWAP_S = {"keep": 60.0, "wait": 600.0}
+ENGINE_TIMEOUT_S = 2.0  # for what an idle engine tells within milliseconds
 
 
 @dataclass(frozen=True)
@@ -95,8 +90,8 @@ class Generator:
         self.boot = uuid.uuid4().hex[:12]
         self._swapping = asyncio.Lock()
         self._changed = asyncio.Condition()
-        self._behind_since: float | None = None
-        self._swap_began = 0.0
+        self._rotation = Rotation(options.pause)
+        self._repairing: asyncio.Task[None] | None = None
         self._comparing = asyncio.Lock()
         self.metrics = ReplicaMetrics()
         self.keys = await self._keys()
@@ -153,7 +148,7 @@ class Generator:
     async def _swap_alone(self, version: int) -> dict[str, Any]:
         begin = time.perf_counter()
         async with self._swapping:
-            self._swap_began = time.monotonic()
+            self._rotation.swap_begins()
             sent: dict[str, Any] = {"bytes": 0, "dense_bytes": 0}
             try:
                 if (version, self.ledger.version(version).fingerprint) != (self.version, self.fingerprint):
@@ -161,6 +156,8 @@ class Generator:
             except (UnknownVersion, LedgerDamaged, ValueError, OSError, EngineDeadError) as fault:
                 # What is wrong with the files is wrong for good; the others, a disk's among them, may pass.
                 sent |= {"error": f"{type(fault).__name__}: {fault}", "refused": isinstance(fault, ValueError)}
+            finally:
+                self._rotation.swap_ends()
         async with self._changed:
             self._changed.notify_all()
         ms = round((time.perf_counter() - begin) * 1e3, 2)
@@ -213,7 +210,6 @@ class Generator:
             yield {**common, "reset": True, "files": [str(file) for file in self.ledger.files_to(version, snapshots)]}
 
     async def _watch(self) -> None:
-        last = -1
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
             if self.engine.errored:
@@ -224,43 +220,37 @@ class Generator:
             except (OSError, ValueError) as fault:  # the folder cannot be read at the moment
                 logger.warning("the ledger's head cannot be read: %s", fault)
                 continue
-            if head == self.version or self.epoch != last or self._swapping.locked():
-                self._behind_since, last = None, self.epoch  # it is there, or on its way
-                continue
-            self._behind_since = self._behind_since or time.monotonic()
-            if self._behind_s > REPAIR_AFTER_S:
-                result = await self.swap(head)
-                logger.warning("repaired from the ledger: %s", result)
+            self._rotation.look(head, self.version, self.epoch)
+            if self._rotation.is_out:
+                async with self._changed:  # who waits is better served by another replica
+                    self._changed.notify_all()
+            if self._rotation.should_repair and (self._repairing is None or self._repairing.done()):
+                self._repairing = asyncio.create_task(self._repair(head))
 
-    @property
-    def _behind_s(self) -> float:
-        """How long the ledger's head has been another version than the one that is served, without a swap, in seconds."""
-        return 0.0 if self._behind_since is None else time.monotonic() - self._behind_since
-
-    @property
-    def _swapping_s(self) -> float:
-        return time.monotonic() - self._swap_began if self._swapping.locked() else 0.0
+    async def _repair(self, head: int) -> None:
+        logger.warning("repaired from the ledger: %s", await self.swap(head))
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
     async def admit(self, at_least: int) -> str:
         """See `stamp.Served`."""
-        if self._behind_s > OUT_AFTER_S:
-            raise OutOfRotation(self.version, self.ledger.head)
         if self.ledger.head < at_least <= self.ledger.newest:
             raise RolledBack(at_least, self.ledger.head)
         async with self._changed:
-            await self._changed.wait_for(lambda: not self._swapping.locked() and self.version >= at_least)
+            await self._changed.wait_for(lambda: self._rotation.is_out or self._serves(at_least))
+        if self._rotation.is_out:
+            raise OutOfRotation(self.version, self.ledger.head)
         return f"{self.boot}-{self.epoch}"
+
+    def _serves(self, at_least: int) -> bool:
+        return not self._swapping.locked() and self.version >= at_least
 
     async def check_health(self) -> None:
         await self.engine.check_health()
         if self._watching.done():
             raise RuntimeError("the watch task has ended") from self._watching.exception()
-        if self._behind_s > REPLACE_AFTER_S:
-            raise RuntimeError(f"version {self.version} is served, {self._behind_s:.0f} s after the head has moved")
-        if self._swapping_s > MAX_SWAP_S[self.options.pause]:
-            raise RuntimeError(f"a swap has been under way for {self._swapping_s:.0f} s")
+        if (fault := self._rotation.fault()) is not None:
+            raise RuntimeError(f"version {self.version} is served: {fault}")
 
     async def exposition(self) -> tuple[str, int, str]:
         """This replica's name, version, and its metrics and vLLM's in Prometheus's form."""
@@ -268,15 +258,14 @@ class Generator:
         return self.replica, self.version, self.metrics.exposition() + generate_latest(get_prometheus_registry()).decode()
 
     async def status(self) -> dict[str, Any]:
-        (state, *_) = await self.engine.collective_rpc("errata_state")
-        return {
-            "replica": self.replica,
-            "pid": os.getpid(),
-            "version": self.version,
-            "fingerprint": self.fingerprint,
-            "intact": state["intact"],
-            "engine_version": state["version"],
-        }
+        """`intact` and `engine_version` are None where the engine does not answer."""
+        own = {"replica": self.replica, "pid": os.getpid(), "version": self.version, "fingerprint": self.fingerprint}
+        try:
+            async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                (state, *_) = await self.engine.collective_rpc("errata_state")
+        except (TimeoutError, EngineDeadError):
+            state = {"intact": None, "version": None}
+        return own | {"intact": state["intact"], "engine_version": state["version"], "in_rotation": not self._rotation.is_out}
 
     # -- what the gateway needs ---------------------------------------------------------------------------------------
 

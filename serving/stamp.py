@@ -84,7 +84,7 @@ class Stamp:
             async with asyncio.timeout(AT_LEAST_TIMEOUT_S):
                 salt = await self.served.admit(int(wanted))
         except TimeoutError:
-            if not int(wanted):
+            if int(wanted) <= self.served.version:
                 return await refuse(send, 503, "a swap is under way; ask again", None, ("Retry-After", "1"))
             message = f"version {wanted} is not served yet; this replica has version {self.served.version}"
             return await refuse(send, 409, message, "X-Errata-At-Least")

@@ -153,9 +153,11 @@ def _replicas(answer: Mapping[str, Any]) -> Table:
     replicas = answer.get("replicas") or [one for one in [answer.get("answered_by")] if one]
     table = Table("replica", "version", "state", "process", title="replicas", title_justify="left")
     for replica in replicas:
-        state = "intact" if replica.get("intact") else "damaged"
+        state = {True: "intact", None: "its engine does not answer"}.get(replica.get("intact"), "damaged")
         if replica.get("version") != answer.get("head"):
             state += ", behind"
+        if not replica.get("in_rotation", True):
+            state += ", out of rotation"
         table.add_row(
             *(shown(replica.get(name, "?")) for name in ("replica", "version")), state, shown(replica.get("pid", "?"))
         )

@@ -93,7 +93,11 @@ class Service:
         return psutil.Process(self.status()["replicas"][0]["pid"])
 
     def engine(self) -> psutil.Process:
-        return max(self.replica().children(recursive=True), key=lambda child: child.memory_info().rss)
+        return self.engine_of(self.replica().pid)
+
+    def engine_of(self, replica: int) -> psutil.Process:
+        """The largest child of that process."""
+        return max(psutil.Process(replica).children(recursive=True), key=lambda child: child.memory_info().rss)
 
     def gateway(self) -> psutil.Process:
         """Serve's HTTP proxy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ class Broadcasts:
     """Each call of `swap` is answered by the next of `rounds`; an exception is raised."""
 
     def __init__(self, *rounds: Any) -> None:
-        self.rounds, self.asked = list(rounds), []
+        self.rounds, self.asked = list(rounds), list[tuple[Any, ...]]()
 
     def broadcast(self, method: str, *arguments: Any) -> Broadcasts:
         self.asked.append((method, *arguments))
@@ -56,7 +57,10 @@ def test_all_that_report_the_version_and_its_fingerprint_have_swapped(monkeypatc
     assert not one.is_behind and len(replicas.asked) == 1
 
 
-@pytest.mark.parametrize("first", [TimeoutError(), [], [said("a"), said("b", 2)], [said("a", fingerprint="other")]])
+@pytest.mark.parametrize(
+    "first",
+    [TimeoutError(), [], [said("a"), RuntimeError("it died")], [said("a"), said("b", 2)], [said("a", fingerprint="other")]],
+)
 def test_who_is_late_is_asked_again(monkeypatch: pytest.MonkeyPatch, first: Any) -> None:
     one, replicas = swapped(monkeypatch, first, [said("a"), said("b")])
     assert not one.is_behind and len(replicas.asked) == 2
@@ -82,6 +86,35 @@ def test_what_all_replicas_refuse_is_unloadable_at_once(monkeypatch: pytest.Monk
 def test_one_that_refuses_what_another_serves_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SwapFailed, match="by b: bad file") as late:
         swapped(monkeypatch, [said("a"), said("b", 2, error="bad file", refused=True)])
+    assert not isinstance(late.value, Unloadable)
+
+
+class Hanging(Broadcasts):
+    async def results_async(self, timeout_s: float, return_exceptions: bool = False) -> Any:
+        time.sleep(timeout_s)
+        raise TimeoutError
+
+
+def test_replicas_that_hang_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas = Hanging()
+    monkeypatch.setattr(fleet, "_generators", lambda: replicas)
+    monkeypatch.setattr(fleet, "SWAP_TIMEOUT_S", 0.05)
+    with pytest.raises(SwapFailed, match=r"did not answer within 0\.05 s"):
+        asyncio.run(Fleet().swap(WANTED))
+    assert len(replicas.asked) == 1
+
+
+def test_what_is_refused_beside_one_that_has_died_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = said("a", 2, error="bad file", refused=True)
+    with pytest.raises(SwapFailed, match="by a, one that has ended: bad file; RuntimeError") as late:
+        swapped(monkeypatch, [refusing, RuntimeError("it died")])
+    assert not isinstance(late.value, Unloadable)
+
+
+def test_what_one_has_served_is_not_given_up_when_that_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = said("b", 2, error="bad file", refused=True)
+    with pytest.raises(SwapFailed, match="by b: bad file") as late:
+        swapped(monkeypatch, [said("a"), refusing], [refusing])
     assert not isinstance(late.value, Unloadable)
 
 
