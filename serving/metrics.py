@@ -33,6 +33,7 @@ LIMITS = {
 REASONS = (*LIMITS, "contradiction", "editor", "other")
 WORKER = ""  # the edit worker's name among the expositions that are merged
 NUM_VERSIONS = 16
+CODES = (200, 400, 404, 500)  # what vLLM's routes answer
 
 EDIT_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SWAP_BUCKETS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -143,11 +144,14 @@ class ReplicaMetrics:
         )
         help = "Answers by the version they ended under and their HTTP code"
         self._completions = Counter("errata_completions", help, ["version", "code"], registry=own)
+        self._answers = Counter("errata_answers", "Answers by their HTTP code", ["code"], registry=own)
         self._spanning = Counter("errata_spanning_completions", "Answers begun under another version", registry=own)
         help = "How long a request was held back by a swap or for its version"
         self._stall = Histogram("errata_stall_seconds", help, buckets=STALL_BUCKETS, registry=own)
         self._version = Gauge("errata_replica_version", "The version that the replica serves", registry=own)
         self._recent: OrderedDict[int, set[int]] = OrderedDict()  # versions by their last use, and the codes of their answers
+        for code in CODES:  # a rate needs a zero to rise from
+            self._answers.labels(str(code))
 
     def admitted(self, waited_s: float) -> None:
         self._stall.observe(waited_s)
@@ -160,6 +164,7 @@ class ReplicaMetrics:
         """An answer has ended, by an error code, too."""
         self._use(version_max).add(code)
         self._completions.labels(str(version_max), str(code)).inc()
+        self._answers.labels(str(code)).inc()
         if version_min != version_max:
             self._spanning.inc()
 
