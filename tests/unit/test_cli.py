@@ -227,7 +227,14 @@ def test_a_full_queue_and_too_large_a_post_are_obeyed(tmp_path: Path, monkeypatc
         done = errata("import", source, "--url", service.url)
         assert done.exit_code == 0 and "9 of 9 posted: 9 applied" in done.output and len(service.queued) == 9
         service.backend.held = True
-        monitor = threading.Thread(target=lambda: (time.sleep(0.5), service.make()))
+
+        def make_once_there_is_no_room() -> None:
+            while service.backend.journal.depth < 2:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            service.make()
+
+        monitor = threading.Thread(target=make_once_there_is_no_room)
         monitor.start()
         monkeypatch.setattr(import_progress, "RETRY_S", 20.0)
         done = errata("import", source, "--url", service.url, "--run", "2", "--no-wait")
