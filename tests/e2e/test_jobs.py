@@ -33,13 +33,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def lines_of(home: Path, *command: str) -> Iterator[str]:
-    """Run a job in a Ray of its own; yields its output line by line, and fails with it if the job fails."""
+def started(home: Path, *command: str) -> "subprocess.Popen[str]":
+    """A job in a Ray of its own, which ends with it."""
     environment = {**os.environ, "ERRATA_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)
-    job = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+
+
+def output_until_killed(home: Path, says: str, *command: str) -> str:
+    """What a job wrote until a line had `says` in it; then its driver is killed with SIGKILL."""
+    job, seen = started(home, *command), []
+    assert job.stdout is not None
+    for line in job.stdout:
+        seen.append(line)
+        if says in line:
+            job.send_signal(signal.SIGKILL)
+            break
+    assert job.wait(timeout=60) == -signal.SIGKILL, "it ended by itself: " + "".join(seen[-40:])
+    return "".join(seen)
+
+
+def lines_of(home: Path, *command: str) -> Iterator[str]:
+    """Run a job in a Ray of its own; yields its output line by line, and fails with it if the job fails."""
+    job = started(home, *command)
     seen = []
     try:
         assert job.stdout is not None

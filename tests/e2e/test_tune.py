@@ -1,14 +1,10 @@
 """A sweep as a user runs it: killed on the way, started again, its best plan trained, its runs nested in MLflow."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 from errata.registry import Registry, start_server, stop_server
-from tests.e2e.test_jobs import ROOT, lines_of
+from tests.e2e.test_jobs import lines_of, output_until_killed
 from tests.e2e.test_registry import free_port
 
 ARGUMENTS = ["plan=tiny", "trials=2", "validation=8", "schedule.train_steps=2", "checkpoint_every=1"]
@@ -19,7 +15,7 @@ def test_a_sweep_goes_on_after_it_was_killed(tmp_path: Path) -> None:
     server = start_server(tmp_path / "mlflow", port)
     try:
         mlflow = f"mlflow=http://127.0.0.1:{port}"
-        kill_after_first_score(tmp_path, mlflow)
+        assert " score " in output_until_killed(tmp_path, "at train_step", "jobs/tune.py", *ARGUMENTS, mlflow)
         output = "".join(lines_of(tmp_path, "jobs/tune.py", *ARGUMENTS, mlflow))
         assert "going on with" in output and "the best plan" in output
         (found,) = (tmp_path / "tune").glob("*/found")
@@ -34,19 +30,3 @@ def test_a_sweep_goes_on_after_it_was_killed(tmp_path: Path) -> None:
         assert "the policy is in" in trained
     finally:
         stop_server(server)
-
-
-def kill_after_first_score(home: Path, *arguments: str) -> None:
-    """With SIGKILL, the driver alone; its Ray ends with it."""
-    environment = {**os.environ, "ERRATA_HOME": str(home), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "jobs/tune.py", *ARGUMENTS, *arguments]
-    sweep = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    seen = []
-    assert sweep.stdout is not None
-    for line in sweep.stdout:
-        seen.append(line)
-        if line.startswith("tune:") and "score" in line:
-            sweep.send_signal(signal.SIGKILL)
-            break
-    sweep.wait(timeout=60)
-    assert sweep.returncode == -signal.SIGKILL, "".join(seen[-40:])

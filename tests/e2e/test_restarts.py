@@ -1,0 +1,46 @@
+"""Jobs whose driver is killed with SIGKILL, and that are started again; training: test_nodes.py, sweeps: test_tune.py."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from errata.editors.closed_form.moments import Moments
+from tests.e2e.test_jobs import lines_of, output_until_killed
+
+PLAN = ["plan=tiny", "shape.train_steps=240"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def test_pretraining_goes_on_from_its_checkpoint(home: Path) -> None:
+    steps = re.compile(r"pretrain: step (\d+)/240, loss .*about \d+ s left")
+    first = output_until_killed(home, "pretrain: step 140/240", "jobs/pretrain.py", *PLAN)
+    assert [int(step) for step in steps.findall(first)] == list(range(20, 141, 20))
+    assert not list((home / "testbed").glob("*/config.json"))
+    second = "".join(lines_of(home, "jobs/pretrain.py", *PLAN))
+    assert [int(step) for step in steps.findall(second)] == list(range(120, 241, 20))
+    assert "the model is in" in second and len(list((home / "testbed").glob("*/config.json"))) == 1
+
+
+def test_moments_are_whole_or_not_there(home: Path) -> None:
+    command = ["jobs/moments.py", *PLAN, "modules=layers.0.mlp.down_proj"]
+    first = output_until_killed(home, "shards are done", *command)
+    assert "moments: 1/" in first and not list((home / "moments").glob("*/moments.json"))
+    second = "".join(lines_of(home, *command))
+    (found,) = (home / "moments").glob("*/moments.json")
+    assert re.search(r"moments: (\d+)/\1 shards are done, about 0 s left", second)
+    assert Moments.load(found.parent).record["num_tokens"] > 0
+
+
+def test_a_benchmark_plays_again_only_what_was_cut_off(home: Path) -> None:
+    command = ["jobs/bench.py", "suite=tiny", "editors=LocFT", "seeds=0,1", "shape.train_steps=240"]
+    first = output_until_killed(home, "bench: LocFT, seed 0, 8 edits", *command)
+    assert "bench: LocFT: 2/2 settings tried, about 0 s left" in first and not (home / "bench-tiny" / "report.json").exists()
+    second = "".join(lines_of(home, *command))
+    assert "bench: LocFT [" not in second and "bench: unedited, seed 0" not in second
+    assert "bench: LocFT, seed 1, 8 edits" in second and "bench: 4/4 test streams, about 0 s left" in second
+    assert (home / "bench-tiny" / "report.json").exists()
