@@ -341,6 +341,20 @@ def test_at_least_waits_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert served.at_least == [3, 4]
 
 
+def test_a_version_that_is_there_already_is_waited_for_only_by_the_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Swapping(Served):
+        async def admit(self, at_least: int) -> str:
+            await asyncio.sleep(60)
+            return ""
+
+    monkeypatch.setattr(stamp, "AT_LEAST_TIMEOUT_S", 0.05)
+    app, _ = openai(Swapping())
+    for wanted in ("0", "3"):
+        answer = call(app, "POST", "/v1/completions", json={}, headers={"X-Errata-At-Least": wanted})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert "a swap is under way" in answer.json()["error"]["message"]
+
+
 class Turned(Served):
     def __init__(self, error: Exception) -> None:
         super().__init__()
