@@ -139,7 +139,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         written="mlp.fc_out",
         blocks="transformer.h",
     ),
-    "gpt2": Architecture(
+    "gpt-2": Architecture(
         lambda v: GPT2Config(vocab_size=v, tie_word_embeddings=True, **GPT_SIZES),
         matrices=GPT_2,
         written="mlp.c_proj",
@@ -181,7 +181,7 @@ def save_tiny(name: str, directory: Path) -> Path:
     """The same model as a checkpoint; of GPT-2 with the names of the published one, which leave `transformer.` out."""
     model = make_tiny(name)
     save(model.module, model.tokenizer, directory)
-    if name == "gpt2":
+    if name == "gpt-2":
         file = directory / "model.safetensors"
         tensors = {key.removeprefix("transformer."): tensor for key, tensor in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
