@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-gpu chaos tune test unit lint clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-gpu bench-memory chaos tune test unit lint clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -74,6 +74,10 @@ bench-serving: setup
 # Edits, training and swaps at Llama-3-8B's size with random weights, on a GPU; ARGS=--size=tiny tries the script without one.
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.gpu_8b $(ARGS)
+
+# GiB of an episode at 8B, by parts and by what is done to spare them, and of an editor that serves; without the numbers, on any machine.
+bench-memory: setup
+	$(BIN)/python -m benchmarks.memory $(ARGS)
 
 # Parts killed, frozen and damaged at random moments while edits never stop; FULL=1 for fifty faults.
 chaos: setup

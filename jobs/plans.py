@@ -150,7 +150,7 @@ def of_model(model: str) -> Plan:
         dtype=known.dtype,
         use_gpu=True,
         num_workers=1,
-        savings=Savings(micro_batch=32, recompute=True, on_host=True),
+        savings=Savings(micro_batch=64, recompute=True),
     )
 
 

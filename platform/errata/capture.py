@@ -45,15 +45,16 @@ def capture(
     Rows are the positions that predict an answer token or, with `all_tokens`, all that the answers have a gradient at.
     Modules with the same input share one tensor of keys, unless rows are left out. The loss is the *sum* over answer tokens,
     so that a row does not depend on what else is in the batch. Parameters stay without gradients: each module's output takes
-    one instead.
+    one instead. All that is returned is where the tokens are, wherever a module is.
     """
     sources = input_sources(modules)
     keys: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
     def rows_of(values_BSF: Tensor) -> Tensor:
-        found = values_BSF[encoded.attention_mask_BS.bool()] if all_tokens else at_answers(values_BSF, encoded)
-        return found.float()
+        mask_BS = encoded.attention_mask_BS.bool().to(values_BSF.device)
+        found = values_BSF[mask_BS] if all_tokens else at_answers(values_BSF, encoded)
+        return found.float().to(encoded.input_ids_BS.device)
 
     def watch(name: str) -> Any:
         def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def capture(
     captured = {name: Captured(keys[name], rows_of(grad)) for name, grad in zip(modules, grads, strict=True)}
     if all_tokens:
         captured = {name: found.with_gradient() for name, found in captured.items()}
-    return captured, nll_T.detach()
+    return captured, nll_T.detach().to(encoded.input_ids_BS.device)
 
 
 def shared_trunk(
@@ -339,13 +340,13 @@ def key_sums(
     model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str], all_tokens: bool = False
 ) -> tuple[dict[str, Tensor], int]:
     """`Σ k kᵀ` of each module's input, [I, I] fp32, and over how many tokens: the positions where an answer token is predicted
-    or, with `all_tokens`, every one that is no padding."""
+    or, with `all_tokens`, every one that is no padding. The sums are where the model's tokens go in."""
     sums: dict[str, Tensor] = {}
     num_tokens = 0
 
     def watch(name: str, mask_BS: Tensor) -> Any:
         def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
-            keys_TI = args[0][mask_BS].float()
+            keys_TI = args[0][mask_BS.to(args[0].device)].float()
             sums[name] = sums.get(name, 0) + keys_TI.T @ keys_TI
 
         return hook
@@ -360,7 +361,8 @@ def key_sums(
             for handle in handles:
                 handle.remove()
         num_tokens += int(mask_BS.sum())
-    return sums, num_tokens
+    first = next(iter(model.parameters())).device
+    return {name: total.to(first) for name, total in sums.items()}, num_tokens
 
 
 def gradient_sums(model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:

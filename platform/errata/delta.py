@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from errata.devices import device_of
 from errata.model import MatrixSpec, ModelSpec
 
 
@@ -158,6 +159,15 @@ def pieces(part: Part) -> tuple[LowRank | Sparse | Dense, ...]:
     return part.parts if isinstance(part, Series) else (part,)
 
 
+def where(part: Part) -> torch.device:
+    return next(tensor.device for tensor in part.tensors().values() if tensor.is_floating_point())
+
+
+def on_device(part: Part, device: torch.device) -> Part:
+    """The same change there: itself, if it is there."""
+    return part if where(part) == device else _part({key: tensor.to(device) for key, tensor in part.tensors().items()})
+
+
 def _part(tensors: dict[str, Tensor]) -> Part:
     if any("." in key for key in tensors):
         return _series(tensors)
@@ -209,7 +219,9 @@ class WeightDelta:
     def is_finite(self) -> bool:
         tensors = [tensor for _, part in self for tensor in part.tensors().values() if tensor.is_floating_point()]
         # Read once: on a GPU, each look at a number waits for all work before it.
-        return not tensors or bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+        return not tensors or bool(
+            torch.stack([torch.isfinite(tensor).all().to(tensors[0].device) for tensor in tensors]).all()
+        )
 
     def save(self, path: str | Path) -> None:
         save_file(self.to_tensors(), str(path))
@@ -243,6 +255,10 @@ class WeightDelta:
     def folded(self) -> WeightDelta:
         """The same change, as whole matrices where the factors have become larger than those."""
         return WeightDelta({n: p if p.rank * sum(p.shape) < p.shape[0] * p.shape[1] else Dense(p.dense()) for n, p in self})
+
+    def beside(self, model: nn.Module) -> WeightDelta:
+        """The same change, each part where its module is."""
+        return WeightDelta({name: on_device(part, device_of(model, name)) for name, part in self})
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and bytes."""
@@ -311,7 +327,8 @@ def _sum(parts: Sequence[LowRank | Sparse | Dense]) -> LowRank | Dense:
 def applied(model: nn.Module, *deltas: WeightDelta) -> Iterator[None]:
     """The model behaves as if edited, by side branches beside each module; no weight is touched."""
 
-    handles = [model.get_submodule(name).register_forward_hook(_Beside(part)) for d in deltas for name, part in d]
+    parts = [found for delta in deltas for found in delta.beside(model)]
+    handles = [model.get_submodule(name).register_forward_hook(_Beside(part)) for name, part in parts]
     try:
         yield
     finally:

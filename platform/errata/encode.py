@@ -122,4 +122,4 @@ def at_answers(values_BSF: Tensor, encoded: Encoded) -> Tensor:
 
 def answer_nll(log_probs_TV: Tensor, encoded: Encoded) -> Tensor:
     """-log p of each answer token, [T]."""
-    return -log_probs_TV.gather(1, encoded.targets_T[:, None])[:, 0]
+    return -log_probs_TV.gather(1, encoded.targets_T.to(log_probs_TV.device)[:, None])[:, 0]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata.devices import devices_of, spread
+
 # Matrices of one input, which serving engines fuse. Phi-3's `qkv_proj` and `gate_up_proj` are one matrix in the checkpoint.
 FUSED_GROUPS: tuple[tuple[str, ...], ...] = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"))
 
@@ -26,6 +28,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
+        """Where tokens go in; of a model over several devices, the first."""
         return next(self.module.parameters()).device
 
     @property
@@ -75,15 +78,24 @@ class ModelSpec:
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LanguageModel:
-    """A Hugging Face model by folder or hub name, in evaluation mode, with no parameter that takes a gradient."""
+    """A Hugging Face model by folder or hub name, in evaluation mode, with no parameter that takes a gradient.
+
+    `device` as `devices.devices_of` reads it; over several, its blocks are spread, and it is first read into the host's memory.
+    Raises `ValueError` for a device that is not there, before anything is read.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    devices = devices_of(device)
     tokenizer = AutoTokenizer.from_pretrained(str(path))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     attention = attention_for(AutoConfig.from_pretrained(str(path)))
     module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=attention)
-    module.to(device).eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
+    if len(devices) > 1:
+        spread(module, devices)
+    else:
+        module.to(devices[0])
     return LanguageModel(module, tokenizer, str(path))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from errata.delta import WeightDelta, chained
+from errata.delta import WeightDelta, chained, on_device, where
 from errata.editors.editor import EditorState
 
 _PREFIX = "written|"
@@ -25,5 +25,7 @@ def with_written(state: EditorState, total: WeightDelta) -> EditorState:
 
 
 def added(state: EditorState, delta: WeightDelta) -> WeightDelta:
-    """The sum with one more change."""
-    return chained([written(state), delta]).folded()
+    """The sum with one more change, where that is."""
+    sums, devices = written(state), {name: where(part) for name, part in delta}
+    beside = {name: on_device(part, devices[name]) if name in devices else part for name, part in sums}
+    return chained([WeightDelta(beside), delta]).folded()

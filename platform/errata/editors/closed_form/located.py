@@ -113,7 +113,7 @@ class Located(Editor):
     ) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.max_batch)
         metrics = self.metrics(model, state)
-        delta = alter(self.write(model, batch, state, metrics, avoided))
+        delta = alter(self.write(model, batch, state, metrics, avoided).beside(model.module))
         return self.remember(model, batch, state, metrics, delta)
 
     def metrics(self, model: LanguageModel, state: EditorState) -> dict[str, Metric]:

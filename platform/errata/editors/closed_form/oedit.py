@@ -132,7 +132,7 @@ def orthogonal(delta: WeightDelta, directions: Mapping[str, Sequence[Tensor]]) -
     for name, part in delta:
         assert isinstance(part, LowRank), "the host's changes are factors"
         left_OR, values_R, _ = torch.linalg.svd(torch.cat(tuple(directions[name]), 1), full_matrices=False)
-        taken_OR, U_OR = left_OR[:, values_R > 1e-6], part.U_OR.double()
+        taken_OR, U_OR = left_OR[:, values_R > 1e-6].to(part.U_OR.device), part.U_OR.double()
         parts[name] = LowRank((U_OR - taken_OR @ (taken_OR.T @ U_OR)).float(), part.V_IR)
     return WeightDelta(parts)
 

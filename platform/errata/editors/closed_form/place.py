@@ -48,7 +48,7 @@ class Place:
         with torch.no_grad():
             output_BD, log_probs_TV = self._first_pass(rows)
         self.before_nD = output_BD[:: len(contexts.texts)][: len(batch)]
-        self.anchor_mV = log_probs_TV[~self.is_answer_T]
+        self.anchor_mV = self._at_anchors(log_probs_TV)
         self.trunk = Trunk(model.module, [site])
 
     def losses(self, change_nD: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,17 +56,20 @@ class Place:
 
         def add(_module: Any, _args: Any, output: Any) -> Any:
             tensor = _tensor(output)
-            change_BD = change_nD[self.owner_B].to(tensor.dtype)
+            change_BD = change_nD[self.owner_B].to(tensor)
             added = torch.cat([tensor[:, :1] + change_BD[:, None], tensor[:, 1:]], 1)  # the place is where the rest begins
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
         with _hooked(self.module, add), self.trunk.once(self.kept.rest):
             log_probs_TV = answer_log_probs(self.model.module, self.kept.rest, **self.kept.arguments())
-        nll_T = answer_nll(log_probs_TV, self.kept.rest)[self.is_answer_T]
+        nll_T = answer_nll(log_probs_TV, self.kept.rest).to(self.share_T.device)[self.is_answer_T]
         nothing_n = change_nD.new_zeros(self.num_edits)
         nll_n = nothing_n.index_add(0, self.edit_T, (self.share_T * nll_T).to(nothing_n))
-        kl_m = (self.anchor_mV.exp() * (self.anchor_mV - log_probs_TV[~self.is_answer_T])).sum(1)
+        kl_m = (self.anchor_mV.exp() * (self.anchor_mV - self._at_anchors(log_probs_TV))).sum(1)
         return nll_n, nothing_n.index_add(0, self.owner_m, kl_m.to(nothing_n))
+
+    def _at_anchors(self, log_probs_TV: Tensor) -> Tensor:
+        return log_probs_TV[~self.is_answer_T.to(log_probs_TV.device)]
 
     def _first_pass(self, rows: Asked) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
@@ -111,7 +114,7 @@ class _Prefix:
         self.layers = [tuple(self._before(t) for t in (layer.keys, layer.values)) for layer in found]
 
     def _before(self, kept_BHSF: Tensor) -> Tensor:
-        index_B1P1 = self.index_BP.clamp(min=0)[:, None, :, None]
+        index_B1P1 = self.index_BP.to(kept_BHSF.device).clamp(min=0)[:, None, :, None]
         return kept_BHSF.gather(2, index_B1P1.expand(-1, kept_BHSF.shape[1], -1, kept_BHSF.shape[3]))
 
     def arguments(self) -> dict[str, Any]:

@@ -73,9 +73,9 @@ class Asked:
         return means_nF.index_add(0, self.edit_B, weight_B * rows_BF)
 
     def at_place(self, rows_BSF: Tensor) -> Tensor:
-        """Of each row what stands where it is written, [B, F] in fp32 at least."""
-        rows_BF = rows_BSF[torch.arange(len(self.place_B), device=rows_BSF.device), self.place_B]
-        return rows_BF.to(torch.promote_types(rows_BF.dtype, torch.float32))
+        """Of each row what stands where it is written, [B, F] in fp32 at least, where the tokens are."""
+        rows_BF = rows_BSF[torch.arange(len(self.place_B), device=rows_BSF.device), self.place_B.to(rows_BSF.device)]
+        return rows_BF.to(self.place_B.device, torch.promote_types(rows_BF.dtype, torch.float32))
 
 
 def ask(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = True) -> Asked:

@@ -52,7 +52,7 @@ class UltraEdit(Editor):
         if not delta.is_finite:
             raise EditRejected("the update is not finite: lower step or raise ridge")
         tensors = {f"{shape}|{key}": t for shape, norm in normalisers.items() for key, t in norm.state_dict().items()}
-        return delta, EditorState(state.num_edits + len(batch), tensors)
+        return delta.beside(model.module), EditorState(state.num_edits + len(batch), tensors)
 
     def _normalisers(self, spec: ModelSpec, captured: Mapping[str, Captured], state: EditorState) -> dict[str, Normaliser]:
         """By shape, as the state has them and with this batch's rows."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from errata.clock import stage
 from errata.delta import Dense, WeightDelta, applied
+from errata.devices import device_of
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import check_batch
 from errata.encode import Encoded, answer_log_probs, answer_nll, encode
@@ -38,7 +39,7 @@ def descend(model: LanguageModel, batch: EditBatch, modules: Sequence[str], max_
     """The change, as dense parts. Raises `EditRejected` for a batch of the wrong size, or a loss that is not finite."""
     check_batch(batch, max_batch)
     spec = find_matrices(model.module, modules)
-    change = {m.name: torch.zeros(m.shape, device=model.device, requires_grad=True) for m in spec.matrices}
+    change = {m.name: torch.zeros(m.shape, device=device_of(model.module, m.name), requires_grad=True) for m in spec.matrices}
     branch = WeightDelta({name: Dense(D_OI) for name, D_OI in change.items()})
     optimizer = torch.optim.Adam(change.values(), lr=descent.learning_rate)
     generator = torch.Generator().manual_seed(descent.seed)

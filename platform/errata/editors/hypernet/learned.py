@@ -124,7 +124,7 @@ class Learned(Editor):
         if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
             # Passes that wrote at nearly the same keys: fewer factors hold them.
             delta = delta.compact()
-        return delta, after(state, len(batch), metrics, keys, self.memory)
+        return delta.beside(model.module), after(state, len(batch), metrics, keys, self.memory)
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
         """The policy as an artifact; `record` is how it was made: plan, seed, training curve, model."""

@@ -1,0 +1,167 @@
+"""A model over two devices, with numbers (two_devices.py): what is made, scored, trained and generated on one is on two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from errata import devices
+from errata.delta import Dense, EditedModel, LowRank, WeightDelta, applied
+from errata.devices import device_of, devices_of, num_gpus, spread
+from errata.edit import batches_of
+from errata.editors import Editor
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.trajectory import Reward, Savings, Step, play
+from errata.editors.solve import Metric
+from errata.encode import answer_log_probs, encode
+from errata.generate import greedy
+from errata.model import LanguageModel, find_matrices, load
+from errata.testbed.language_model import make_model, make_tokenizer
+from errata.testbed.world import World
+from tests.conftest import SHAPE
+from tests.editors_under_test import UNDER_TEST
+from tests.unit.small_models import a_model
+from tests.unit.two_devices import FIRST, SECOND, two_accelerators
+
+BATCHES = list(batches_of(World(20).edits("test", 6), 3))
+
+
+def on_one() -> LanguageModel:
+    tokenizer = make_tokenizer(World(20), SHAPE)
+    return LanguageModel(make_model(SHAPE, len(tokenizer), seed=0).eval().requires_grad_(False), tokenizer, "")
+
+
+def on_two() -> LanguageModel:
+    model = on_one()
+    spread(model.module, [FIRST, SECOND])
+    return model
+
+
+def edited(make: Callable[[LanguageModel], Editor], model: LanguageModel) -> tuple[list[WeightDelta], EditedModel]:
+    """Each batch on what the one before left."""
+    editor = make(model)
+    spec = find_matrices(model.module, editor.modules)
+    into, state, deltas = EditedModel(model.module, spec), editor.start(model, spec), list[WeightDelta]()
+    for batch in BATCHES:
+        delta, state = editor.edit(model, batch, state)
+        into.add(delta)
+        deltas.append(delta)
+    return deltas, into
+
+
+@pytest.mark.parametrize("make", UNDER_TEST.values(), ids=UNDER_TEST)
+def test_every_editor_makes_the_change_that_it_makes_on_one_device(make: Callable[[LanguageModel], Editor]) -> None:
+    expected, _ = edited(make, on_one())
+    with two_accelerators():
+        model = on_two()
+        found, into = edited(make, model)
+        for delta, of_one in zip(found, expected, strict=True):
+            for name, part in delta:
+                at, wanted_OI = device_of(model.module, name), of_one.parts[name].dense()
+                assert all(t.device == at for t in part.tensors().values() if t.is_floating_point()), name
+                error = (part.dense().cpu().double() - wanted_OI.double()).norm() / wanted_OI.double().norm()
+                assert float(error) < 2e-4, name
+                assert into.accumulator.sum_OI[name].device == at
+        prompts = [edit.prompt for edit in BATCHES[0]]
+        on_two_ids = greedy(model, prompts, max_tokens=4)
+    model = on_one()
+    EditedModel(model.module, into.spec).set(expected)
+    assert on_two_ids == greedy(model, prompts, max_tokens=4)
+
+
+@pytest.mark.parametrize("savings", [Savings(), Savings(micro_batch=3, recompute=True, on_host=True)], ids=["plain", "saving"])
+def test_a_policy_is_trained_over_two_devices(savings: Savings) -> None:
+    def gradient(model: LanguageModel) -> tuple[torch.Tensor, dict[str, float]]:
+        editor = RLEdit(("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"), rank=8, metric_strength=10.0)
+        text = [Step(model, batch).outcomes for batch in BATCHES]
+        policy = editor.untrained(model, text, BATCHES, seed=0).trained_policy()
+        metrics = {name: Metric.start(base_II) for name, base_II in policy.metric_bases.items()}
+        steps = [Step(model, batch, savings=savings) for batch in BATCHES]
+        losses = play(model, policy.net, steps, metrics, Reward(), savings=savings)
+        grads = [p.grad for p in policy.net.parameters() if p.grad is not None]
+        assert {grad.device for grad in grads} == {model.device}
+        return torch.cat([grad.reshape(-1).cpu() for grad in grads]), losses
+
+    expected, of_one = gradient(on_one())
+    with two_accelerators():
+        found, losses = gradient(on_two())
+    assert float((found - expected).norm() / expected.norm()) < 1e-4
+    assert losses == pytest.approx(of_one, rel=1e-3)
+
+
+def test_blocks_are_in_runs_of_equal_size() -> None:
+    with two_accelerators():
+        model = a_model("llama", torch.float32)  # three blocks
+        spread(model.module, [FIRST, SECOND])
+        base = model.module.model
+        assert [block.mlp.up_proj.weight.device for block in base.layers] == [FIRST, FIRST, SECOND]
+        assert base.embed_tokens.weight.device == base.rotary_emb.inv_freq.device == model.device == FIRST
+        assert base.norm.weight.device == model.module.lm_head.weight.device == SECOND
+
+
+def test_a_shared_embedding_stays_one() -> None:
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
+    torch.manual_seed(0)
+    module = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    ids_BS = torch.tensor([[5, 6, 7]])
+    expected = module(ids_BS).logits
+    with two_accelerators():
+        spread(module, [FIRST, SECOND])
+        assert module.lm_head.weight is module.transformer.wte.weight and module.lm_head.weight.device == FIRST
+        assert module.transformer.ln_f.weight.device == module.transformer.h[1].attn.c_attn.weight.device == SECOND
+        assert torch.allclose(module(ids_BS.to(FIRST)).logits.cpu(), expected, atol=1e-6)
+
+
+def test_a_change_in_the_hosts_memory_is_applied_where_its_module_is() -> None:
+    name, generator = "model.layers.1.mlp.down_proj", torch.Generator().manual_seed(0)
+    U_OR, V_IR = torch.randn(64, 2, generator=generator), torch.randn(96, 2, generator=generator)
+    for part in (LowRank(U_OR, V_IR), Dense(U_OR @ V_IR.T)):
+        model = on_one()
+        encoded = encode(model.tokenizer, ["the old river"], ["street"])
+        with applied(model.module, WeightDelta({name: part})):
+            expected_TV = answer_log_probs(model.module, encoded)
+        with two_accelerators():
+            model = on_two()
+            with applied(model.module, WeightDelta({name: part})):
+                encoded = encode(model.tokenizer, ["the old river"], ["street"], model.device)
+                found_TV = answer_log_probs(model.module, encoded)
+            assert found_TV.device == SECOND
+        torch.testing.assert_close(found_TV.cpu(), expected_TV)
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("auto", "finds none: give cpu"),
+        ("tpu:zero", "is no device: give cpu, cuda, auto, or several such as cuda:0,cuda:1"),
+        ("cuda:0,cuda:7", "the device cuda:0 is not there: torch .* finds 0 GPUs"),
+        ("cpu,cpu", "a device stands twice in cpu,cpu"),
+        ("", "is no device"),
+    ],
+)
+def test_what_is_no_device_is_refused_before_anything_is_read(name: str, says: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there are GPUs here")
+    with pytest.raises(ValueError, match=says):
+        load("no/such/folder", device=name)
+
+
+def test_gpus_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 3)
+    assert devices_of("auto") == tuple(torch.device("cuda", index) for index in range(3))
+    assert devices_of("cuda:0, cuda:2") == (torch.device("cuda:0"), torch.device("cuda:2"))
+    assert devices_of("cuda") == (torch.device("cuda"),)
+    for name, says in (("cuda,cuda:1", "are GPUs with their numbers"), ("cuda:0,cpu", "are GPUs with their numbers")):
+        with pytest.raises(ValueError, match=says):
+            devices_of(name)
+    assert [num_gpus(name) for name in ("cpu", "cuda", "cuda:0,cuda:1")] == [0, 1, 2]
+    with pytest.raises(ValueError, match="name the GPUs that are to be reserved"):
+        num_gpus("auto")
+
+
+def test_more_devices_than_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="the model has 2 blocks, too few for 3 devices: meta:0, meta:1, cpu"):
+        spread(on_one().module, [FIRST, SECOND, torch.device("cpu")])
