@@ -58,7 +58,7 @@ class Measurement:
     texts: int = 100_000
 
     def model(self) -> LanguageModel:
-        return load(self.plan.model_dir, getattr(torch, self.plan.dtype), "cuda" if self.plan.use_gpu else "cpu")
+        return load(self.plan.model_dir, getattr(torch, self.plan.dtype), "auto" if self.plan.use_gpu else "cpu")
 
     def chosen(self) -> list[list[str]]:
         return lines(self.plan, self.texts)
@@ -139,7 +139,7 @@ def measure(what: Measurement, names: Sequence[str]) -> Sums:
     # On nodes that are set apart, of which there may be none until they are asked for, as many shards as the plan has workers.
     there = int(ray.cluster_resources().get("GPU" if plan.use_gpu else "CPU", 1))
     num_shards = max(1, plan.num_workers if plan.placement else there)
-    resources: dict[str, Any] = {"num_gpus": 1} if plan.use_gpu else {"num_cpus": 1}
+    resources: dict[str, Any] = {"num_gpus": plan.gpus_per_worker} if plan.use_gpu else {"num_cpus": 1}
     resources["resources"] = {plan.placement: MARK} if plan.placement else {}
     parts: list[Any] = [shard.options(**resources).remote(what, names, index, num_shards) for index in range(num_shards)]
     waiting, started = list(parts), time.monotonic()

@@ -31,7 +31,17 @@ from errata.testbed.language_model import Shape
 from errata.testbed.world import World
 
 # Fields of a plan that change no result.
-OF_THE_RUN = ("mlflow", "checkpoint_every", "name", "storage", "placement", "min_workers", "dataset", "savings")
+OF_THE_RUN = (
+    "mlflow",
+    "checkpoint_every",
+    "name",
+    "storage",
+    "placement",
+    "min_workers",
+    "dataset",
+    "savings",
+    "gpus_per_worker",
+)
 MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
 
 
@@ -51,7 +61,8 @@ class Plan:
     On a cluster: `storage` is where Ray keeps checkpoints, a folder that all nodes share or a URI that pyarrow opens;
     `placement` a custom resource of the nodes that alone are to train, such as `train`; `mlflow` the tracking server. With
     `min_workers` training goes on with as few workers where nodes are lost, and takes up to `num_workers` again when there
-    are more; without, it waits until there is place for all. The policy is the same.
+    are more; without, it waits until there is place for all. The policy is the same. A model too large for one GPU is spread
+    over `gpus_per_worker`; `savings` spare memory of each (docs/memory.md).
     """
 
     name: str
@@ -70,6 +81,7 @@ class Plan:
     num_workers: int = 2
     min_workers: int = 0
     use_gpu: bool = False
+    gpus_per_worker: int = 1
     savings: Savings = field(default_factory=Savings)
     checkpoint_every: int = 10
     mlflow: str = ""
@@ -86,6 +98,8 @@ class Plan:
         """Apart from what is checked when a plan is made, so that its fields can be set one by one. Raises `ValueError`."""
         if self.num_workers < 1:
             raise ValueError(f"num_workers is at least 1, not {self.num_workers}")
+        if self.gpus_per_worker < 1 or (self.gpus_per_worker > 1 and not self.use_gpu):
+            raise ValueError(f"gpus_per_worker is at least 1, and above it with use_gpu=True, not {self.gpus_per_worker}")
         if not 0 <= self.min_workers <= self.num_workers:
             raise ValueError(f"min_workers is at most num_workers={self.num_workers}, or 0, not {self.min_workers}")
 

@@ -32,7 +32,15 @@ from errata.testbed.corpus import FOLDS
 from jobs import pretrain
 from jobs.plans import Plan, home, main
 from jobs.record import log_run, made_from
-from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, sum_over_workers, time_left
+from jobs.workers import (
+    checkpoint_files,
+    latest_checkpoint,
+    own_device,
+    run_on_workers,
+    set_threads,
+    sum_over_workers,
+    time_left,
+)
 
 NUM_FIRST_BATCHES = 10  # batches that set the normaliser and the first scales
 NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second moment is measured on
@@ -45,7 +53,7 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     set_threads(config["share"], context.get_local_world_size())
-    model = load(plan.model_dir, getattr(torch, plan.dtype), "cuda" if plan.use_gpu else "cpu")
+    model = load(plan.model_dir, getattr(torch, plan.dtype), own_device(plan))
     began = time.monotonic()
     editor, folds = begin(plan, model)
     trainer = Trainer(editor, model, folds, plan.schedule, plan.seed, plan.savings)

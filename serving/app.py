@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray import serve
 from ray.serve import Application, Deployment
 
+from errata.devices import num_gpus
 from serving.edit_worker import EditWorker, WorkerOptions
 from serving.generator import Generator, ServingOptions
 from serving.logs import JSON
@@ -77,7 +78,7 @@ def build(args: dict[str, Any]) -> Application:
     except ValidationError as faults:
         listed = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors())
         raise ValueError(f"serving.app:build cannot start with these arguments: {listed}") from None
-    worker_gpus = int(arguments.device.startswith("cuda"))
+    worker_gpus = num_gpus(arguments.device)
     worker = _deployed(EditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
     generator = _deployed(
         serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus, arguments.threads)

@@ -14,6 +14,7 @@ import torch
 from errata import model as models
 from errata.blame import Blamed, blamed
 from errata.delta import EditedModel, WeightDelta
+from errata.devices import first_device
 from errata.edit import Edit, EditBatch
 from errata.editors import make_editor
 from errata.editors.editor import Editor, EditorState
@@ -198,7 +199,8 @@ def made_guard(settings: Mapping[str, str]) -> Guard:
 def load_editor(options: WorkshopOptions) -> Editor:
     """Raises `ValueError` naming the editors there are, or what is missing."""
     module, _, attribute = options.editor.partition(":")
+    device = str(first_device(options.device))
     if not attribute:
-        return make_editor(options.editor, options.artifact, options.preset, options.settings, options.device)
+        return make_editor(options.editor, options.artifact, options.preset, options.settings, device)
     kind: Any = getattr(importlib.import_module(module), attribute)
-    return kind.made(options.artifact, options.preset, options.device)
+    return kind.made(options.artifact, options.preset, device)

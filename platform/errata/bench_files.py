@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from errata.benchmark import CHECKPOINTS, Contender, Course, settings_of
+from errata.devices import first_device
 from errata.editors import EDITORS, Editor, load_artifact, make_editor, name_of
 from errata.editors.hypernet.learned import Learned
 from errata.model import LanguageModel, load
@@ -25,9 +26,7 @@ def contenders_of(editors: Sequence[str], settings: Sequence[str], device: str) 
 
     Two trained ones of a class are called by their folders. Raises `ValueError` naming what is unknown.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"the device {device} is not there: torch {torch.__version__} finds no CUDA; give --device cpu")
-    found = [_found(editor, device) for editor in editors]
+    found = [_found(editor, str(first_device(device))) for editor in editors]
     counts = Counter(name_of(editor) for editor, _, _ in found)
     names = [name_of(editor) if counts[name_of(editor)] == 1 else label for editor, _, label in found]
     if len(set(names)) < len(names):

@@ -30,8 +30,8 @@ def devices_of(name: str) -> tuple[torch.device, ...]:
         raise ValueError(f"{name!r} is no device: give cpu, cuda, auto, or several such as cuda:0,cuda:1") from wrong
     for device in devices:
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            there = f"torch {torch.__version__} finds {torch.cuda.device_count()} GPUs"
-            raise ValueError(f"the device {device} is not there: {there}")
+            there = f"torch {torch.__version__} finds {torch.cuda.device_count() or 'no'} GPUs"
+            raise ValueError(f"the device {device} is not there: {there}; cpu always is")
     if len(set(devices)) < len(devices):
         raise ValueError(f"a device stands twice in {name}")
     if len(devices) > 1 and any(device.index is None for device in devices):

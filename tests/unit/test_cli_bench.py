@@ -81,7 +81,7 @@ def test_settings_of_an_editor_that_learns_nothing(files: dict[str, str]) -> Non
         ({"--edits": "README.md"}, [], "is no file of edits: neither Parquet, JSON lines"),
         ({"--text": "none.txt"}, [], "none.txt"),
         ({"--model": "/no/model"}, [], "/no/model"),
-        ({}, ["--device", "cuda"], "finds no CUDA"),
+        ({}, ["--device", "cuda"], "finds no GPUs"),
         ({}, ["--checkpoints", "1,ten"], "not '1,ten'"),
         ({}, ["--dtype", "float99"], "'float99' is no dtype"),
         ({}, ["--set", "RLEdit.rank=3"], "was trained with its settings"),

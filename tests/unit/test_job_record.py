@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from ray.train import Checkpoint
 from ray.train.v2._internal.execution.storage import StorageContext
 
+from errata.editors.hypernet.trajectory import Savings
 from errata.model import checkpoint_fingerprint, load
 from errata.provenance import data_digest
 from errata.registry import Registry, RegistryUnavailable, TrainingRun
@@ -162,12 +163,28 @@ def test_checkpoints_go_to_a_uri_and_are_forgotten_there(home: Path, tmp_path: P
         ([], 4, {"CPU": 1.0}),
         (["num_workers=4"], 2, {"CPU": 0.4}),
         (["use_gpu=True"], 2, {"CPU": 1.0, "GPU": 1.0}),
+        (["use_gpu=True", "gpus_per_worker=4"], 2, {"CPU": 1.0, "GPU": 4.0}),
         (["use_gpu=True", "placement=train"], 2, {"CPU": 1.0, "GPU": 1.0, "train": 0.001}),
     ],
 )
 def test_what_a_worker_asks_for(arguments: list[str], cpus: float, asked: dict[str, float]) -> None:
     plan: Plan = from_arguments(["plan=tiny", *arguments])
     assert worker_resources(plan, cpus) == pytest.approx(asked)
+
+
+@pytest.mark.parametrize("wrong", [["use_gpu=True", "gpus_per_worker=0"], ["gpus_per_worker=2"]])
+def test_gpus_of_a_worker_are_there(wrong: list[str]) -> None:
+    with pytest.raises(ValueError, match="gpus_per_worker is at least 1, and above it with use_gpu=True"):
+        from_arguments(["plan=tiny", *wrong])
+
+
+def test_what_spares_memory_changes_no_artifact() -> None:
+    plan = from_arguments(["plan=tiny"])
+    spared = from_arguments(["plan=tiny", "savings.micro_batch=8", "savings.recompute=True"])
+    assert spared.savings == Savings(8, recompute=True) and spared.digest() == plan.digest()
+    assert from_arguments(["plan=llama3_8b"]).savings.recompute
+    with pytest.raises(ValueError, match="micro_batch is a number of texts"):
+        from_arguments(["plan=tiny", "savings.micro_batch=-1"])
 
 
 @pytest.mark.parametrize(
