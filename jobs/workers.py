@@ -86,8 +86,17 @@ def run_on_workers(
 def worker_resources(plan: Plan, cpus: float) -> dict[str, float]:
     """What a worker asks of Ray, of the `cpus` that the run may take: below one CPU where workers must share the cluster with
     a service or with a driver."""
-    per_worker = {"GPU": 1.0, "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * cpus / plan.num_workers)}
+    per_worker = (
+        {"GPU": float(plan.gpus_per_worker), "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * cpus / plan.num_workers)}
+    )
     return per_worker | ({plan.placement: MARK} if plan.placement else {})
+
+
+def own_device(plan: Plan) -> str:
+    """Where this worker's model is: on the GPUs that Ray gave it, or the CPU."""
+    if plan.use_gpu and plan.gpus_per_worker > 1:
+        return ",".join(str(device) for device in ray.train.torch.get_devices())
+    return "cuda" if plan.use_gpu else "cpu"
 
 
 def forget_run(plan: Plan, name: str) -> None:
