@@ -19,8 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from errata.clock import stage
 from errata.edit import EditBatch
-from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, encode
+from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, encode, split
 from errata.model import input_sources
+
+TOKENS_AT_ONCE = 16384  # of texts that may be as long as the model's context
 
 
 @dataclass(frozen=True)
@@ -335,6 +337,10 @@ def _blocks_from(model: nn.Module, above: set[nn.Module]) -> list[nn.Module]:
     return blocks[next((i for i, block in enumerate(blocks) if block in above), 0) :]
 
 
+def _rows_at_once(encoded: Encoded) -> int:
+    return max(1, TOKENS_AT_ONCE // encoded.input_ids_BS.shape[1])
+
+
 @torch.no_grad()
 def key_sums(
     model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str], all_tokens: bool = False
@@ -351,7 +357,7 @@ def key_sums(
 
         return hook
 
-    for encoded in encoded_batches:
+    for encoded in (part for whole in encoded_batches for part in split(whole, _rows_at_once(whole))):
         mask_BS = encoded.attention_mask_BS.bool() if all_tokens else encoded.predicts_BS
         handles = [model.get_submodule(n).register_forward_pre_hook(watch(n, mask_BS)) for n in modules]
         try:

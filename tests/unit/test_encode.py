@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.capture import Trunk, _Unread, capture, key_moment
+from errata import capture as capturing
+from errata.capture import Trunk, _Unread, capture, key_moment, key_sums
 from errata.delta import Dense, WeightDelta, applied
 from errata.edit import Edit, EditBatch, EditRejected
 from errata.editors.editor import check_finite
@@ -64,6 +65,19 @@ def test_key_moment_leaves_padding_out(tiny_model):
     one = key_moment(tiny_model.module, [padded], [MODULE])[MODULE]
     torch.testing.assert_close(one, key_moment(tiny_model.module, batches, [MODULE])[MODULE])
     torch.testing.assert_close(one, one.T)
+
+
+def test_long_texts_are_measured_a_few_at_a_time(tiny_model, monkeypatch):
+    text, widest = encode(tiny_model.tokenizer, PROMPTS * 3, TARGETS * 3), []
+    whole, num_tokens = key_sums(tiny_model.module, [text], [MODULE], all_tokens=True)
+    monkeypatch.setattr(capturing, "TOKENS_AT_ONCE", 2 * text.input_ids_BS.shape[1])
+    handle = tiny_model.module.model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: widest.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    parts, counted = key_sums(tiny_model.module, [text], [MODULE], all_tokens=True)
+    handle.remove()
+    torch.testing.assert_close(parts, whole)
+    assert counted == num_tokens and len(widest) == 3 and max(widest) <= 2 * text.input_ids_BS.shape[1]
 
 
 def test_what_comes_before_the_edited_matrices_runs_once(tiny_model, monkeypatch):
