@@ -2,7 +2,7 @@
 
 The run holds the plan (fields as params, and `repeat/plan.json`, which `plan=FILE` takes), versions, commit, seed and the
 data's fingerprints (`repeat/provenance.json`, and tags). It is written when the result is there; a job that is started again
-writes it if MLflow has none that was finished.
+writes it if MLflow has none that was finished, of this result and the code that made it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from errata.registry import Registry, TrainingRun
 from jobs.plan_files import write_plan
 from jobs.plans import Plan
 
-RESULT_TAG = "errata.result"
+RESULT_TAG, CODE_TAG = "errata.result", "errata.code"
 
 
 def made_from(plan: Plan, edits: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -45,15 +45,17 @@ def log_run(
 ) -> bool:
     """Log the run that made `result`, unless that is done or the plan names no MLflow; returns whether it was logged.
 
-    `made` is its provenance as the result's record has it, `params` are told beside the plan's fields; `fill` logs what there
+    What an earlier call was cut off in is deleted. `made` is its provenance as the result's record has it, `params` are told beside the plan's fields; `fill` logs what there
     is besides. Raises `RegistryUnavailable`; the result is kept, and the job can be started again to log it.
     """
     if not plan.mlflow:
         return False
     registry = Registry(plan.mlflow, "errata")
-    if registry.has_run(RESULT_TAG, result):
-        return False
     tags = {RESULT_TAG: result, **as_tags(made)}
+    same = {name: tags[name] for name in (RESULT_TAG, CODE_TAG) if name in tags}
+    if registry.has_run(same):
+        return False
+    registry.drop_unfinished(same)
     with registry.training_run(f"{kind}-{plan.name}", {**params_of(plan), **(params or {})}, tags) as run:
         with tempfile.TemporaryDirectory() as directory:
             write_plan(plan, Path(directory) / "plan.json")

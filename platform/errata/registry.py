@@ -123,11 +123,25 @@ class Registry:
             for run in found
         ]
 
-    def has_run(self, tag: str, value: str) -> bool:
-        """Whether a run that is FINISHED bears this tag. Raises `RegistryUnavailable`."""
-        wanted = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
+    def has_run(self, tags: Mapping[str, str]) -> bool:
+        """Whether a run that is FINISHED bears these tags. Raises `RegistryUnavailable`."""
         with _reaching(self.uri):
-            return bool(self._client.search_runs([self._store.experiment_id()], wanted, max_results=1))
+            return bool(self._search(tags, "attributes.status = 'FINISHED'"))
+
+    def drop_unfinished(self, tags: Mapping[str, str]) -> None:
+        """Delete the runs with these tags that were cut off, and the runs within them; MLflow can bring them back.
+
+        Raises `RegistryUnavailable`.
+        """
+        with _reaching(self.uri):
+            for run in self._search(tags, "attributes.status != 'FINISHED'"):
+                for inner in self._search({"mlflow.parentRunId": run.info.run_id}):
+                    self._client.delete_run(inner.info.run_id)
+                self._client.delete_run(run.info.run_id)
+
+    def _search(self, tags: Mapping[str, str], condition: str = "") -> list[Any]:
+        wanted = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()] + ([condition] if condition else [])
+        return list(self._client.search_runs([self._store.experiment_id()], " and ".join(wanted), max_results=1000))
 
     @contextmanager
     def training_run(
@@ -136,10 +150,11 @@ class Registry:
         """A run to log into, FINISHED at the end of the block, FAILED if it raises. Raises `RegistryUnavailable`."""
         with _reaching(self.uri):
             run_id = self._client.create_run(self._store.experiment_id(), tags=dict(tags or {}), run_name=name).info.run_id
-            for key, value in params.items():
-                self._client.log_param(run_id, key, value)
         status = "FAILED"
         try:
+            with _reaching(self.uri):
+                for key, value in params.items():
+                    self._client.log_param(run_id, key, value)
             yield TrainingRun(self, run_id)
             status = "FINISHED"
         finally:

@@ -77,15 +77,36 @@ def test_a_job_that_is_started_again_logs_nothing_twice(uri: str, home: Path) ->
     assert len(runs_of(uri, "two")) == 1
 
 
-def test_a_run_that_was_cut_off_is_logged_again(uri: str, home: Path) -> None:
+def test_a_run_that_was_cut_off_is_logged_again_and_stands_there_once(uri: str, home: Path) -> None:
+    inner: list[str] = []
+
     def break_off(run: TrainingRun) -> None:
+        with Registry(uri, "errata").training_run("trial", {}, {"mlflow.parentRunId": run.run_id}) as trial:
+            inner.append(trial.run_id)
         raise OSError("the disk is full")
 
     plan = replace(tiny(), mlflow=uri)
     with pytest.raises(OSError, match="disk is full"):
         log_run("train", "three", plan, {}, break_off)
+    assert [run.info.status for run in runs_of(uri, "three")] == ["FAILED"]
     assert log_run("train", "three", plan, {})
-    assert sorted(run.info.status for run in runs_of(uri, "three")) == ["FAILED", "FINISHED"]
+    assert [run.info.status for run in runs_of(uri, "three")] == ["FINISHED"]
+    assert MlflowClient(uri).get_run(inner[0]).info.lifecycle_stage == "deleted"
+
+
+def test_a_result_that_other_code_made_has_a_run_of_its_own(uri: str, home: Path) -> None:
+    plan = replace(tiny(), mlflow=uri)
+    assert log_run("train", "five", plan, {"code": "a"}) and log_run("train", "five", plan, {"code": "b"})
+    assert not log_run("train", "five", plan, {"code": "a"}) and len(runs_of(uri, "five")) == 2
+
+
+def test_a_run_whose_params_are_refused_has_failed(uri: str) -> None:
+    with (
+        pytest.raises(RegistryUnavailable),
+        Registry(uri, "errata").training_run("long", {"k" * 10_000: 1}, {RESULT_TAG: "six"}),
+    ):
+        raise AssertionError
+    assert [run.info.status for run in runs_of(uri, "six")] == ["FAILED"]
 
 
 def test_without_mlflow_nothing_is_logged_and_with_none_there_it_is_said(home: Path) -> None:
