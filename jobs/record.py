@@ -45,8 +45,9 @@ def log_run(
 ) -> bool:
     """Log the run that made `result`, unless that is done or the plan names no MLflow; returns whether it was logged.
 
-    What an earlier call was cut off in is deleted. `made` is its provenance as the result's record has it, `params` are told beside the plan's fields; `fill` logs what there
-    is besides. Raises `RegistryUnavailable`; the result is kept, and the job can be started again to log it.
+    What an earlier call was cut off in is deleted. `made` is its provenance as the result's record has it, `params` are told
+    beside the plan's fields; `fill` logs what there is besides. Raises `RegistryUnavailable`; the result is kept, and the job
+    can be started again to log it.
     """
     if not plan.mlflow:
         return False
