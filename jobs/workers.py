@@ -14,18 +14,19 @@ import pyarrow.fs
 import ray
 import ray.train
 import torch
+from ray._private import ray_constants
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from errata.stack import LOOPBACK
 from jobs.plans import MARK, Plan
 
 # report() is paced by the controller's poll of 2 s otherwise; prints would come out twice.
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 MAX_LOSSES = 3  # of workers or nodes, in one submit
-# How long a group of workers waits for its place before it is asked for anew, and how often it may be.
+# How many seconds a group of workers waits for its place before it is asked for anew, and how often it may be in one submit.
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-FIXED_START_S = 300  # a node that takes the place of a lost one may have to be set up first
-ELASTIC_START_S = 10  # Ray counts a lost node's workers for up to 20 s more
-MAX_STARTS = 6
+FIXED_STARTS = (300, 6)  # a node that takes the place of a lost one may have to be set up first
+ELASTIC_STARTS = (10, 16)  # Ray offers a lost node's place for up to 20 s more: three are asked for in vain, each time
 
 
 class TrainingGivenUp(RuntimeError):
@@ -33,10 +34,13 @@ class TrainingGivenUp(RuntimeError):
 
 
 def start_ray() -> None:
-    """The cluster of $RAY_ADDRESS, or one of this process."""
+    """The cluster of $RAY_ADDRESS, or one of this process, which nobody else reaches."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ |= ENVIRONMENT
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ |= LOOPBACK
+        ray_constants.ENABLE_RAY_CLUSTER = False  # what this makes of it was read when Ray was imported
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
 
@@ -55,8 +59,13 @@ def run_on_workers(
     the plan has `min_workers`, on fewer. `share` is the part of the cluster's CPUs that it takes. Raises `TrainingGivenUp`.
     """
     start_ray()
-    os.environ.setdefault(START_TIMEOUT, str(ELASTIC_START_S if plan.min_workers else FIXED_START_S))
+    start_s, max_starts = ELASTIC_STARTS if plan.min_workers else FIXED_STARTS
+    os.environ.setdefault(START_TIMEOUT, str(start_s))
     per_worker = worker_resources(plan, share * float(ray.cluster_resources().get("CPU", 1)))
+    if plan.min_workers:
+        place = f"place for {plan.min_workers} to {plan.num_workers} workers"
+        print(f"{name}: waiting for {place}; what a killed run had asked for is free after 3 minutes at most", flush=True)
+    failures = ray.train.FailureConfig(max_failures=MAX_LOSSES, controller_failure_limit=max_starts - 1)  # type: ignore[call-arg]
     elastic: Any = (plan.min_workers, plan.num_workers)  # which its types do not know
     trainer = TorchTrainer(
         work,
@@ -70,7 +79,7 @@ def run_on_workers(
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its types are still those of Train V1
             name=name,
             storage_path=plan.storage_for("train"),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_LOSSES, controller_failure_limit=MAX_STARTS - 1),  # type: ignore[call-arg]
+            failure_config=failures,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
             callbacks=list(callbacks),

@@ -1,11 +1,13 @@
-"""Jobs whose driver is killed with SIGKILL, and that are started again; training: test_nodes.py, sweeps: test_tune.py."""
+"""Jobs whose driver is killed with SIGKILL, and that are started again; sweeps are in test_tune.py."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from errata.editors.closed_form.moments import Moments
+from errata.editors.hypernet.rledit import RLEdit
 from tests.e2e.test_jobs import lines_of, output_until_killed
 
 PLAN = ["plan=tiny", "shape.train_steps=240"]
@@ -24,6 +26,19 @@ def test_pretraining_goes_on_from_its_checkpoint(home: Path) -> None:
     second = "".join(lines_of(home, "jobs/pretrain.py", *PLAN))
     assert [int(step) for step in steps.findall(second)] == list(range(120, 241, 20))
     assert "the model is in" in second and len(list((home / "testbed").glob("*/config.json"))) == 1
+
+
+def test_training_goes_on_from_its_checkpoint(home: Path) -> None:
+    command = ["jobs/train.py", *PLAN, "schedule.train_steps=12", "checkpoint_every=2"]
+    steps = re.compile(r"train: (\d+)/12 .*about \d+ s left")
+    first = [int(step) for step in steps.findall(output_until_killed(home, "train: 5/12", *command))]
+    assert first == [1, 2, 3, 4, 5] and not (home / "hypernets").exists()
+    second = [int(step) for step in steps.findall("".join(lines_of(home, *command)))]
+    assert second[0] in (3, 5, 7) and second == list(range(second[0], 13))
+    (artifact,) = (home / "hypernets").iterdir()
+    record = json.loads((artifact / "artifact.json").read_text())["record"]
+    assert [point["train_step"] for point in record["curve"]] == list(range(1, 13))
+    assert RLEdit.load(artifact).trained_policy().metric_bases
 
 
 def test_moments_are_whole_or_not_there(home: Path) -> None:
