@@ -296,7 +296,7 @@ def _watched(output: Any, given: list[Tensor]) -> Any:
 def _is_elsewhere(grad: Tensor, text: Encoded) -> bool:
     """Whether a gradient is not zero where `text` predicts nothing, or is of something that has no places to tell."""
     if grad.shape[:2] == text.predicts_BS.shape:
-        grad = grad[~text.predicts_BS]
+        grad = grad[~text.predicts_BS.to(grad.device)]
     return bool(grad.any())
 
 

@@ -80,6 +80,7 @@ class Inspector:
         found = check_norms(delta, self.base_norms)
         if not found.is_finite or not self.guard.check(found).publish:
             return found
+        delta = delta.beside(self.model.module)  # a revert's comes from the ledger
         found = replace(found, norm_growth=self._growth(delta))
         right, held = self._own(batch, delta), self._held(delta)
         if right is None or held is None:
@@ -186,7 +187,7 @@ class Inspector:
         log_probs_TV = self._log_probs(trunk, encoded, delta)
         if not torch.isfinite(log_probs_TV).all():
             return None
-        said_T, wanted_T = log_probs_TV.argmax(-1), encoded.targets_T
+        said_T, wanted_T = log_probs_TV.argmax(-1).to(self.ends.device), encoded.targets_T
         right_T = (said_T == wanted_T) | (torch.isin(said_T, self.ends) & torch.isin(wanted_T, self.ends))
         return [bool(part.all()) for part in _by_row(encoded, right_T)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -11,14 +12,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from errata import devices
 from errata.delta import Dense, EditedModel, LowRank, WeightDelta, applied
 from errata.devices import device_of, devices_of, num_gpus, spread
-from errata.edit import batches_of
+from errata.edit import Edit, EditBatch, batches_of
 from errata.editors import Editor
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.trajectory import Reward, Savings, Step, play
 from errata.editors.solve import Metric
 from errata.encode import answer_log_probs, encode
 from errata.generate import greedy
+from errata.guard import Guard, Limit, Measured
+from errata.inspection import Inspector
 from errata.model import LanguageModel, find_matrices, load
+from errata.probes import Probes
 from errata.testbed.language_model import make_model, make_tokenizer
 from errata.testbed.world import World
 from tests.conftest import SHAPE
@@ -90,6 +94,33 @@ def test_a_policy_is_trained_over_two_devices(savings: Savings) -> None:
         found, losses = gradient(on_two())
     assert float((found - expected).norm() / expected.norm()) < 1e-4
     assert losses == pytest.approx(of_one, rel=1e-3)
+
+
+@pytest.mark.parametrize("layer", [0, 1], ids=["first block", "last block"])
+def test_an_update_is_measured_over_two_devices(layer: int, random_delta: Callable[..., WeightDelta]) -> None:
+    name = f"model.layers.{layer}.mlp.down_proj"
+    delta = WeightDelta({name: random_delta(1, 4.0).parts[name]})
+    sentences = tuple(World(20).plain_sentences(held_out=True)[:3])
+
+    def measured(model: LanguageModel) -> tuple[Measured, bool | None]:
+        model.tokenizer.eos_token = None  # the random model ends no answer
+        prompts = [edit.prompt for batch in BATCHES for edit in batch]
+        said = [model.tokenizer.decode(ids) for ids in greedy(model, prompts, max_tokens=1)]
+        edits = [Edit(prompt, word) for prompt, word in zip(prompts, said, strict=True)]
+        lenient, probes = Guard(change=Limit(math.inf, math.inf)), Probes(tuple(prompts[:2]), sentences)
+        inspector = Inspector(model, find_matrices(model.module, [name]), lenient, probes)
+        inspector.stand_at(edits[2:4])
+        inspector.measure(EditBatch(tuple(edits[4:])), WeightDelta({}))  # so that the trunk of each text is there
+        return inspector.measure(EditBatch(tuple(edits[4:])), delta), inspector.is_pointwise
+
+    expected, is_pointwise = measured(on_one())
+    with two_accelerators():
+        found, was_pointwise = measured(on_two())
+    assert was_pointwise is is_pointwise is (layer == 1)
+    assert expected.ppl_ratio is not None and expected.ppl_ratio != 1.0 and expected.retention is not None
+    assert found.ppl_ratio == pytest.approx(expected.ppl_ratio, rel=1e-4)
+    for part in ("efficacy", "retention", "lost_retention", "locality", "lost_locality", "broken_sentences", "failed"):
+        assert getattr(found, part) == getattr(expected, part) is not None, part
 
 
 def test_blocks_are_in_runs_of_equal_size() -> None:
