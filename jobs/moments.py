@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,10 @@ def add(one: Sums, other: Sums) -> Sums:
 
 
 def run(what: Measurement) -> Path:
-    """The folder of the moments; raises `ValueError` naming a pattern of `modules` that the model has no matrix for."""
+    """The folder of the moments; raises `ValueError` naming a pattern of `modules` that the model has no matrix for, or GPUs
+    that are not there."""
     plan = what.plan
+    replace(plan, num_workers=1, min_workers=0).check_gpus()
     pretrain.run(plan)
     model = load(plan.model_dir)
     names = find_matrices(model.module, what.modules).names
@@ -137,7 +139,7 @@ def measure(what: Measurement, names: Sequence[str]) -> Sums:
     start_ray()
     plan = what.plan
     # On nodes that are set apart, of which there may be none until they are asked for, as many shards as the plan has workers.
-    there = int(ray.cluster_resources().get("GPU" if plan.use_gpu else "CPU", 1))
+    there = int(ray.cluster_resources().get("GPU" if plan.use_gpu else "CPU", 1)) // plan.gpus_per_worker
     num_shards = max(1, plan.num_workers if plan.placement else there)
     resources: dict[str, Any] = {"num_gpus": plan.gpus_per_worker} if plan.use_gpu else {"num_cpus": 1}
     resources["resources"] = {plan.placement: MARK} if plan.placement else {}

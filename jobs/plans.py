@@ -18,6 +18,8 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from errata.editors import EDITORS
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.rledit import RLEdit
@@ -102,6 +104,17 @@ class Plan:
             raise ValueError(f"gpus_per_worker is at least 1, and above it with use_gpu=True, not {self.gpus_per_worker}")
         if not 0 <= self.min_workers <= self.num_workers:
             raise ValueError(f"min_workers is at most num_workers={self.num_workers}, or 0, not {self.min_workers}")
+
+    def check_gpus(self) -> None:
+        """Apart, too: not where the plan is read, but where it is to run. A cluster's GPUs may come when they are asked for; a
+        Ray of this process has those of this machine, and would wait for others in vain. Raises `ValueError`.
+        """
+        wanted, there = (self.min_workers or self.num_workers) * self.gpus_per_worker, torch.cuda.device_count()
+        if self.use_gpu and "RAY_ADDRESS" not in os.environ and there < wanted:
+            raise ValueError(
+                f"plan {self.name} wants {wanted} GPUs, and torch finds {there} on this machine: submit it to a cluster "
+                "(`ray job submit`), or take fewer workers, num_workers=, or use_gpu=False"
+            )
 
     def digest(self, *fields: str) -> str:
         """A short hash of some fields, or of all that change the result."""
@@ -256,6 +269,7 @@ def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda pla
     try:
         plan = from_arguments(sys.argv[1:])
         check(plan)
+        plan.check_gpus()
     except (ValueError, FileNotFoundError) as wrong:
         sys.exit(f"{Path(sys.argv[0]).name}: {wrong}")
     run(plan)

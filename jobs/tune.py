@@ -256,6 +256,7 @@ if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         chosen = from_command_line(sys.argv[1:])
+        chosen.plan.check_gpus()
     except ValueError as wrong:
         sys.exit(f"tune.py: {wrong}")
     run(chosen)

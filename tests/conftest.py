@@ -1,4 +1,4 @@
-"""The environment of every test: no network, no usage reports, no token for Ray, and a small KV cache.
+"""The environment of every test: no network, no usage reports, no token for Ray nor an ear for others, and a small KV cache.
 
 And a random Llama so small that a test takes milliseconds, its tokenizer that of a world of 20 people.
 """
@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from errata.model import LanguageModel, load
+from errata.stack import LOOPBACK
 from errata.testbed.language_model import Shape, make_model, make_tokenizer, save
 from errata.testbed.world import World
 
 SHAPE = Shape(hidden=64, layers=2, intermediate=96, heads=2, max_tokens=48)
 
-os.environ |= {
+os.environ |= LOOPBACK | {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",

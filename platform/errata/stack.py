@@ -20,7 +20,10 @@ from pathlib import Path
 import httpx
 
 BIN = Path(sys.executable).parent
-ENVIRONMENT = {
+# Told 127.0.0.1, Ray still listens on the machine's outward address, where whoever reaches it can run anything; with this, its
+# own switch for machines that are no cluster, it does not. Every process that is to find such a Ray needs it, too.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+ENVIRONMENT = LOOPBACK | {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
