@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from errata.docket import Docket, Group, Settled
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
-from errata.ledger import LedgerConflict, Version
+from errata.ledger import LedgerConflict, LedgerDamaged, Version
 from serving.audience import Audience
 from serving.fleet import Fleet, Unloadable
 from serving.journal import Entry, Journal, JournalFailed
@@ -39,7 +39,7 @@ FOLLOW_PERIOD_S = 2.0
 class Maker:
     """What writes excludes each other by `writing`: the loop `work`, `rollback`, `revert`; whoever needs the shop holds it.
 
-    `stalled` says why the loop waits before it tries again; None while all is well. `timings` are the last versions'.
+    `timings` are the last versions'.
     """
 
     def __init__(self, shop: Workshop, journal: Journal, outbox: Outbox, max_batch: int, batch_window_s: float) -> None:
@@ -47,8 +47,11 @@ class Maker:
         self.max_batch, self.batch_window_s = max_batch, batch_window_s
         self.fleet, self.audience, self.metrics = Fleet(), Audience(journal), WorkerMetrics()
         self.timings: deque[dict[str, Any]] = deque(maxlen=NUM_TIMINGS)
-        self.stalled: str | None = None
+        self._making_stalled: str | None = None
+        self._following_stalled: str | None = None
         self._num_stalls = 0
+        self._is_settled = False  # whether the journal knows of every version that was taken back
+        self._num_reopenings = 0
         self.writing = asyncio.Lock()
         self._arrived = asyncio.Event()
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -57,6 +60,11 @@ class Maker:
     @property
     def head(self) -> Version:
         return self.shop.ledger.version(self.shop.ledger.head)
+
+    @property
+    def stalled(self) -> str | None:
+        """Why the edits, or what was made already, wait for the disk; None while all is well."""
+        return self._making_stalled or self._following_stalled
 
     def wake(self) -> None:
         """Something was queued."""
@@ -72,16 +80,33 @@ class Maker:
     def reconcile(self) -> None:
         """What a dead predecessor was making is either in the ledger already, or queued again; so is what the disk lost.
 
-        Every version that was ever set aside is looked at: a predecessor may have died before it had queued its edits.
+        Every version that was ever set aside or taken back is looked at: a predecessor may have died before it had queued its
+        edits.
         """
         for gone in self.shop.ledger.set_aside():
             num_edits = self.journal.reopen(gone.number) if gone.was_live else 0
             if num_edits:
                 event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
+        self._is_settled = False
+        self._settle_withdrawn()
         self._finish_made()
         self._mark_reverted()
         self.journal.requeue_applying()
         self.wake()
+
+    def _settle_withdrawn(self) -> None:
+        """Queue again what was applied in versions that were taken back, and say of what they took out that it is in again.
+
+        Raises `JournalFailed` and `OSError`: whoever writes next tries again, before anything else.
+        """
+        if self._is_settled:
+            return
+        for number in sorted(self.shop.ledger.withdrawn()):
+            if num_edits := self.journal.reopen(number):
+                self._num_reopenings += 1
+                event(logger, "edit.made_again", logging.ERROR, version=number, num_edits=num_edits)
+        self._mark_reverted(self.shop.ledger.head)
+        self._is_settled = True
 
     def _finish_made(self) -> bool:
         """Settle what waits in the journal and is in the ledger; True if there was any."""
@@ -110,14 +135,18 @@ class Maker:
     # -- the replicas -------------------------------------------------------------------------------------------------
 
     async def served(self) -> None:
-        """Returns once every replica serves the head; whoever waits shares one attempt. Raises `SwapFailed`."""
-        if self.fleet.is_behind:
+        """Returns once every replica serves the head; whoever waits shares one attempt.
+
+        Raises `SwapFailed`, and `JournalFailed`, `LedgerDamaged` or `OSError` if the head cannot be taken back.
+        """
+        if self.fleet.is_behind or not self._is_settled:
             if self._catching_up is None or self._catching_up.done():
                 self._catching_up = asyncio.create_task(self._catch_up())
             await asyncio.shield(self._catching_up)
 
     async def _catch_up(self) -> None:
         async with self.writing:
+            self._settle_withdrawn()
             if self.fleet.is_behind:
                 try:
                     await self.fleet.swap(self.head, attempts=1)
@@ -133,26 +162,32 @@ class Maker:
         before = self.shop.ledger.head_before(version.number)
         if before is None:
             return
+        self._is_settled = False
         await self._withdraw(version.number, before)
-        num_edits = self.journal.reopen(version.number)
-        self._mark_reverted(before)
-        event(logger, "version.withdrawn", logging.ERROR, version=version.number, num_edits=num_edits, error=fault)
-        self.audience.tell([edit.id for edit in version.edits if edit.id is not None])
+        event(logger, "version.withdrawn", logging.ERROR, version=version.number, error=fault)
+        self._settle_withdrawn()  # before the replicas, which may take long to come back
         self.wake()
+        put_in_again = version.scorecard.get("reverted", {}).get("edits", [])
+        self.audience.tell([*(edit.id for edit in version.edits if edit.id is not None), *put_in_again])
+        await self._return()
 
     async def _withdraw(self, version: int, before: int) -> None:
         await asyncio.to_thread(self.shop.withdraw, version, before)
         self.audience.feed.tell("head", {"head": before, "before": version})
-        await self._return()
 
     async def follow(self) -> None:
         """Beside the loop: replicas that were late, or came up later, are asked again until they all serve the head."""
         while True:
             await asyncio.sleep(FOLLOW_PERIOD_S)
+            why = None
             try:
                 await self.served()
             except SwapFailed as fault:
                 event(logger, "swap.late", logging.WARNING, version=fault.version, replicas=fault.replicas, error=fault)
+            except (OSError, LedgerDamaged, JournalFailed) as fault:  # ending helps nobody: the next worker would, too
+                why = f"{type(fault).__name__}: {fault}"
+                event(logger, "edits.stalled", logging.ERROR, error=fault, queued_s=FOLLOW_PERIOD_S)
+            self._following_stalled = why
 
     # -- other versions -----------------------------------------------------------------------------------------------
 
@@ -186,18 +221,22 @@ class Maker:
         self.audience.feed.tell("head", {"head": version, "before": before})
 
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
-        """Take chosen edits out, as a new version. Raises `RevertRefused`, `EditRejected`, `Unloadable`."""
+        """Take chosen edits out, as a new version; `swap_error` names replicas that are late.
+
+        Raises `RevertRefused`, `EditRejected`, `Unloadable`. A version that is taken back only later takes nothing out.
+        """
         async with self.writing:
             begin = time.perf_counter()
             made = await asyncio.to_thread(self.shop.revert, edits, versions, mode)
             version = await self._publish(made, time.perf_counter() - begin, [current_traceparent()])
             reverted = version.scorecard["reverted"]
             self.journal.revert(reverted["edits"], version.number)
+            late = {name: why for name, why in self.timings[-1].items() if name == "swap_error"}
         self.audience.tell(reverted["edits"])
         self.metrics.reverted(len(reverted["edits"]))
         event(logger, "edit.reverted", edit_ids=reverted["edits"], version=version.number, mode=reverted["mode"], by=by)
         found = {"version": version.number, "mode": reverted["mode"], "reverted": reverted["edits"]}
-        return {**found, "scorecard": version.scorecard}
+        return {**found, **late, "scorecard": version.scorecard}
 
     async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         """Which version brought the live answer; edits wait meanwhile."""
@@ -222,7 +261,7 @@ class Maker:
 
     async def _stall(self, fault: Exception) -> None:
         """The disk takes nothing: wait, then go on from what journal and ledger say; nothing is lost, nothing made twice."""
-        self.stalled = f"{type(fault).__name__}: {fault}"
+        self._making_stalled = f"{type(fault).__name__}: {fault}"
         wait_s = min(MAX_STALL_S, 0.5 * 2**self._num_stalls)
         self._num_stalls += 1
         event(logger, "edits.stalled", logging.ERROR, error=fault, queued_s=wait_s)
@@ -235,16 +274,18 @@ class Maker:
                     self.fleet.is_behind = True  # it was appended, and nobody was told to serve it
                 self.journal.requeue([entry.id for entry in self.journal.pending() if entry.state == "applying"])
                 self.audience.tell([entry.id for entry in pending])
-                self.stalled = None
+                self._making_stalled = None
             except (OSError, JournalFailed) as again:
-                self.stalled = f"{type(again).__name__}: {again}"
+                self._making_stalled = f"{type(again).__name__}: {again}"
         self._arrived.set()
 
     async def _apply(self, entries: list[Entry]) -> None:
         """A version of these edits; if they are refused, several of what is left without those that are to blame.
 
-        Between two attempts a rollback may come in: what follows is made on the version that it went to.
+        Between two attempts a rollback may come in: what follows is made on the version that it went to. If older edits were
+        queued again meanwhile, what is left goes back too: the last post for a prompt is to count.
         """
+        num_reopenings = self._num_reopenings
         edits = [_edit_of(entry) for entry in entries]
         docket = Docket(edits)
         for entry in entries:
@@ -253,6 +294,9 @@ class Maker:
         while (group := docket.next_group()) is not None:
             tried = [entries[i] for i in group]
             async with self.writing:
+                self._settle_withdrawn()
+                if self._num_reopenings != num_reopenings:
+                    return self._requeue([*tried, *(entries[i] for i in docket.left())])
                 try:
                     settled = await self._try(docket, group, tried)
                 except (LedgerConflict, Unloadable) as fault:
@@ -266,6 +310,10 @@ class Maker:
                     await self._refuse([(entries[i], edits[i], why) for i, why in settled])
                     gone = [i for i, _ in settled]
             self.audience.tell([entries[i].id for i in gone])
+
+    def _requeue(self, entries: list[Entry]) -> None:
+        self.journal.requeue([entry.id for entry in entries])
+        self.audience.tell([entry.id for entry in entries])
 
     def _finish(self, made: list[Entry], version: Version) -> None:
         self.journal.finish([entry.id for entry in made], version.number)
@@ -333,6 +381,7 @@ class Maker:
         except Unloadable:
             self.metrics.swap_failed()
             await self._withdraw(version.number, before)
+            await self._return()
             raise
         except SwapFailed as fault:  # the edit is made and durable
             self.metrics.swap_failed()

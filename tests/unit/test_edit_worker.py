@@ -12,13 +12,13 @@ import pytest
 
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
-from errata.ledger import LedgerConflict, Version
+from errata.ledger import LedgerConflict, LedgerDamaged, Version
 from errata.versions.recovery import SetAside
 from serving import edit_worker, maker
 from serving.audience import Busy
 from serving.edit_worker import EditWorker, WorkerOptions
 from serving.fleet import Fleet, Unloadable
-from serving.journal import MAX_ATTEMPTS, Journal, QueueFull, UnknownEdit
+from serving.journal import MAX_ATTEMPTS, Journal, JournalFailed, QueueFull, UnknownEdit
 from serving.maker import Maker
 
 
@@ -37,6 +37,7 @@ class Shop:
             head_before=lambda number: number - 1 if number == len(self.made) else None,
             chain=self.chain,
             set_aside=list,
+            withdrawn=lambda: frozenset(self.withdrawn),
         )
         self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=None)
 
@@ -61,8 +62,7 @@ class Shop:
         if any(edit.prompt == "conflict" for edit in made.edits) and self.version < 5:
             self.version = self.ledger.head = 5
             raise LedgerConflict(0, 5)
-        self.version += 1
-        self.ledger.head = self.version
+        self.version = self.ledger.head = max(self.version, len(self.made)) + 1  # no number is used twice
         self.made.append(made.edits)
         self.cards[self.version] = made.scorecard
         return version(self.version, made.scorecard)
@@ -281,9 +281,133 @@ def test_a_revert_that_is_refused_only_later_has_taken_nothing_out(tmp_path):
     one.maker.fleet.faults = [SwapFailed(2, ["r"], "TimeoutError"), Unloadable(2, ["r"], "bad file")]
     asyncio.run(one.revert(ids[:1], [], "auto"))
     assert states(one, ids) == [("reverted", 2), ("applied", 1)]
+    told = []
+    one.maker.audience.tell = told.extend
     with pytest.raises(Unloadable):
         asyncio.run(one.maker.served())
-    assert states(one, ids) == [("applied", 1)] * 2 and one.shop.ledger.head == 1
+    assert states(one, ids) == [("applied", 1)] * 2 and one.shop.ledger.head == 1 and told == ids[:1]
+
+
+def test_a_revert_says_which_replicas_are_late(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a", "b")
+    apply(one)
+    one.maker.fleet.faults = [SwapFailed(2, ["r"], "TimeoutError")]
+    assert "not served by r: TimeoutError" in asyncio.run(one.revert(ids[:1], [], "auto"))["swap_error"]
+    assert "swap_error" not in asyncio.run(one.revert(ids[1:], [], "auto"))
+
+
+def test_a_version_that_was_taken_back_by_a_worker_that_died_then_is_made_again(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a")
+    apply(one)
+    one.shop.withdraw(1, 0)  # and the worker dies
+    one.maker.reconcile()
+    assert states(one, ids) == [("queued", None)]
+    apply(one)
+    one.maker.reconcile()
+    assert states(one, ids) == [("applied", 2)]
+
+
+def late(one: EditWorker, number: int) -> None:
+    """All replicas refuse this version the next time that they are asked for it."""
+    one.maker.fleet.is_behind, one.maker.fleet.faults = True, [Unloadable(number, ["r"], "bad file")]
+
+
+def test_edits_are_queued_again_before_the_replicas_are_waited_for(tmp_path):
+    one = worker(tmp_path)
+    ids = posted(one, "a")
+    apply(one)
+    late(one, 1)
+    swap, seen = one.maker.fleet.swap, []
+
+    async def watched(version, attempts=5):
+        seen.append((version.number, *states(one, ids)[0]))
+        await swap(version, attempts)
+
+    one.maker.fleet.swap = watched
+    with pytest.raises(Unloadable):
+        asyncio.run(one.maker.served())
+    assert seen == [(1, "applied", 1), (0, "queued", None)]
+
+
+def test_the_last_post_for_a_prompt_counts_though_an_earlier_one_is_made_again_meanwhile(tmp_path):
+    one = worker(tmp_path)
+    (old,) = posted(one, "p", target="old")
+    apply(one)
+    (new,) = posted(one, "p", target="new")
+    late(one, 1)
+
+    async def meanwhile():
+        async with one.maker.writing:
+            follower = asyncio.create_task(one.maker.served())
+            await asyncio.sleep(0.01)  # it waits for the lock first
+            loop = asyncio.create_task(one.maker._apply(one.journal.take(10)))
+            await asyncio.sleep(0.01)
+        with pytest.raises(Unloadable):
+            await follower
+        await loop
+
+    asyncio.run(meanwhile())
+    assert states(one, [old, new]) == [("queued", None)] * 2
+    apply(one)
+    assert states(one, [old, new]) == [("superseded", 2), ("applied", 2)]
+    assert [[edit.target for edit in edits] for edits in one.shop.made] == [["old"], ["new"]]
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(28, "No space left on device"), LedgerDamaged("version 0 is damaged"), JournalFailed("cannot be written")]
+)
+def test_what_cannot_be_taken_back_yet_ends_nobody_and_is_taken_back_later(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(maker, "FOLLOW_PERIOD_S", 0.005)
+    one = worker(tmp_path)
+    ids = posted(one, "a")
+    apply(one)
+    late(one, 1)
+    owner, name = (one.shop, "withdraw")
+    if isinstance(fault, JournalFailed):
+        owner, name = (one.journal, "reopen")
+    else:
+        one.maker.fleet.faults *= 4  # it is the head still, and refused, until it is taken back
+    whole, faults, seen = getattr(owner, name), [fault] * 3, []
+
+    def failing(*arguments):
+        if faults:
+            raise faults.pop()
+        return whole(*arguments)
+
+    monkeypatch.setattr(owner, name, failing)
+
+    async def until_queued():
+        following = asyncio.create_task(one.maker.follow())
+        async with asyncio.timeout(5):
+            while one.journal.depth == 0 or one.maker.stalled:
+                seen.append(one.maker.stalled)
+                assert not following.done()
+                await asyncio.sleep(0.001)
+        following.cancel()
+
+    asyncio.run(until_queued())
+    assert f"{type(fault).__name__}: {fault}" in seen
+    assert states(one, ids) == [("queued", None)] and one.shop.ledger.head == 0
+    apply(one)
+    assert [state for state, _ in states(one, ids)] == ["applied"]
+
+
+def test_edits_that_could_not_be_queued_again_are_before_any_later_one_is_made(tmp_path, monkeypatch):
+    one = worker(tmp_path)
+    (old,) = posted(one, "p", target="old")
+    apply(one)
+    late(one, 1)
+    with monkeypatch.context() as disk:
+        disk.setattr(one.journal, "reopen", lambda version: (_ for _ in ()).throw(JournalFailed("cannot be written")))
+        with pytest.raises(JournalFailed):
+            asyncio.run(one.maker.served())
+    (new,) = posted(one, "p", target="new")
+    apply(one)
+    assert states(one, [old, new]) == [("queued", None)] * 2
+    apply(one)
+    assert states(one, [old, new]) == [("superseded", 2), ("applied", 2)]
 
 
 def test_where_the_head_was_moved_to_it_stays(tmp_path):
@@ -464,7 +588,7 @@ def test_a_version_that_was_taken_back_is_not_taken_for_made_after_a_restart(tmp
     assert states(one, ids) == [("queued", None)]
     apply(one)
     one.maker.reconcile()
-    assert states(one, ids) == [("applied", 1)] and one.shop.ledger.head == 1
+    assert states(one, ids) == [("applied", 2)] and one.shop.ledger.head == 2
 
 
 def test_a_revert_that_was_appended_and_not_noted_is_noted_at_start(tmp_path):
