@@ -103,6 +103,7 @@ def rollback(version: Annotated[int, typer.Argument(min=0)], url: Url = DEFAULT_
         answer = connect(url).rollback(version)
     swap = f"; the swap took {answer['swap_ms']:.0f} ms" if answer.get("swap_ms") is not None else ""
     say(f"version {version} is live{swap}")
+    _say_late(answer)
 
 
 @app.command()
@@ -123,12 +124,18 @@ def revert(
     if as_json:
         return print_json(answer)
     say(f"version {answer['version']} is live, without {len(answer['reverted'])} edits ({answer['mode']})")
+    _say_late(answer)
     _print_answers(answer["scorecard"].get("reverted_answers", ()))
     if numbers := _numbers(answer["scorecard"]):
         table = Table("score", "")
         for name, value in numbers.items():
             table.add_row(shown(name), _number(value))
         console.print(table)
+
+
+def _say_late(answer: Mapping[str, Any]) -> None:
+    if why := answer.get("swap_error"):
+        say(f"not everywhere yet: {why}", "yellow")
 
 
 def _print_answers(answers: Sequence[Mapping[str, Any]]) -> None:

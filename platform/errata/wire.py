@@ -88,14 +88,20 @@ DiffOut = TypedDict(
 
 
 class RollbackOut(TypedDict):
+    """`swap_error` names the replicas that do not serve the version yet."""
+
     version: int
     swap_ms: NotRequired[float]
+    swap_error: NotRequired[str]
 
 
 class RevertOut(TypedDict):
+    """`swap_error` as in `RollbackOut`; if they all refuse the version, it is taken back, and the edits are in again."""
+
     version: int
     mode: str
     reverted: list[str]
+    swap_error: NotRequired[str]
     scorecard: dict[str, Any]
 
 

@@ -41,6 +41,7 @@ class Backend:
         self.journal, self.feed, self.max_queue = Journal(directory / "journal.sqlite"), Feed(), max_queue
         self.chain, self.head, self.held, self.reasons = [version(0)], 0, False, list[str]()
         self.posts: list[tuple[str | None, list[dict[str, Any]], bool]] = []
+        self.late: dict[str, str] = {}  # what a rollback and a revert say of replicas that are late
 
     async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
         self.posts.append((key, edits, wait))
@@ -107,7 +108,7 @@ class Backend:
     async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
         self.version_with_edits(version)
         self.move(version)
-        return {"version": version, "swap_ms": 12.5}
+        return {"version": version, "swap_ms": 12.5, **self.late}
 
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
         ids = edits + [edit.id for number in versions for edit in self.version_with_edits(number).edits if edit.id]
@@ -118,7 +119,8 @@ class Backend:
         self.move(len(self.chain) - 1)
         answers = [{"prompt": "p", "target": "t", "was": "first", "said": "second", "says": "third"}]
         card = {"retention": 0.75, "reverted_answers": answers, "warnings": []}
-        return {"version": self.head, "mode": "replay" if mode == "auto" else mode, "reverted": ids, "scorecard": card}
+        mode = "replay" if mode == "auto" else mode
+        return {"version": self.head, "mode": mode, "reverted": ids, **self.late, "scorecard": card}
 
     async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         said = {"prompt": prompt, "num_asked": 3}

@@ -294,6 +294,13 @@ def test_rollback_says_what_is_live(service: Service) -> None:
     assert done.exit_code == 1 and "there is no version 5" in done.output
 
 
+def test_rollback_and_revert_say_which_replicas_are_late(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    service.backend.late = {"swap_error": "version 2 is not served by b: TimeoutError"}
+    for done in (errata("revert", service.queued[0]["id"]), errata("rollback", "0")):
+        assert done.exit_code == 0 and "not everywhere yet: version 2 is not served by b: TimeoutError" in done.output
+
+
 def test_diff_shows_edits_norms_and_scores(service: Service) -> None:
     errata("edit", PROMPT, "Lyon")
     done = errata("diff", "0", "1")
