@@ -13,16 +13,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from benchmarks.gpu_edits import METRIC_STRENGTH, attempt, clear, gib, ready_policy
-from benchmarks.random_llama import Size, made_edits
+from benchmarks.random_llama import PROBES, REPHRASINGS, Size, made_edits
 from errata.clock import measured
 from errata.delta import EditedModel, WeightDelta
 from errata.editors.hypernet.training import Fold, Schedule, Trainer
-from errata.editors.hypernet.trajectory import Savings
+from errata.editors.hypernet.trajectory import FOR_LARGE_MODELS, Savings
 from errata.hardware import PeakMemory
 from errata.model import LanguageModel, find_matrices
 
 LEARNING_RATE = 1e-5
-SAVINGS = {"as planned for 8B": Savings(micro_batch=32, recompute=True, on_host=True), "none": Savings()}
+SAVINGS = {"as planned for 8B": FOR_LARGE_MODELS, "none": Savings()}
 _SECONDS = ("seconds", "seconds_min", "seconds_max")
 
 
@@ -41,7 +41,7 @@ def measure_training(model: LanguageModel, size: Size, repeats: int, seed: int) 
 def _training(model: LanguageModel, size: Size, savings: Savings, repeats: int, seed: int) -> dict[str, Any]:
     schedule = Schedule(1 + repeats, 1, size.episode_batches, size.episode_batch_size)
     editor = replace(ready_policy(model, size, seed, METRIC_STRENGTH), learning_rate=LEARNING_RATE)
-    fold = Fold(made_edits(schedule.longest, seed + 2), editor.trained_policy().metric_bases)
+    fold = Fold(made_edits(schedule.longest, seed + 2, REPHRASINGS, PROBES), editor.trained_policy().metric_bases)
     trainer = Trainer(editor, model, [fold], schedule, seed, savings)
     trainer.step()
     with PeakMemory(model.device) as peak:

@@ -20,6 +20,7 @@ from errata.testbed.language_model import make_tokenizer
 from errata.testbed.world import World
 
 PROMPT_WORDS, TARGET_WORDS = 20, 3
+REPHRASINGS, PROBES = 2, 10  # of an edit that a policy is trained on: CounterFact's
 _SUBJECT = slice(8, 10)  # of the prompt's words
 TEXTS_AT_ONCE = 64
 
@@ -117,9 +118,9 @@ def make_language_model(size: Size, device: torch.device, seed: int) -> Language
     return LanguageModel(module.eval().requires_grad_(False), tokenizer, "random")
 
 
-def made_edits(count: int, seed: int) -> list[Edit]:
-    """Random words: a prompt of 20 tokens with a subject of two in it, an answer of three; one rephrasing and one unrelated
-    question of the same length."""
+def made_edits(count: int, seed: int, rephrasings: int = 1, probes: int = 1) -> list[Edit]:
+    """Random words: a prompt of 20 tokens with a subject of two in it, an answer of three; rephrasings and unrelated
+    questions of the same length."""
     rng, words = random.Random(seed), World(20).words()
 
     def text(num_words: int) -> str:
@@ -129,8 +130,9 @@ def made_edits(count: int, seed: int) -> list[Edit]:
     for _ in range(count):
         prompt = text(PROMPT_WORDS)
         subject = " ".join(prompt.split()[_SUBJECT])
-        probe = Probe(text(PROMPT_WORDS), text(TARGET_WORDS))
-        edits.append(Edit(prompt, text(TARGET_WORDS), subject, (text(PROMPT_WORDS),), (probe,)))
+        others = tuple(text(PROMPT_WORDS) for _ in range(rephrasings))
+        unrelated = tuple(Probe(text(PROMPT_WORDS), text(TARGET_WORDS)) for _ in range(probes))
+        edits.append(Edit(prompt, text(TARGET_WORDS), subject, others, unrelated))
     return edits
 
 

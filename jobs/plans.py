@@ -24,7 +24,7 @@ from errata.editors import EDITORS
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
-from errata.editors.hypernet.trajectory import Reward, Savings
+from errata.editors.hypernet.trajectory import FOR_LARGE_MODELS, Reward, Savings
 from errata.editors.presets import MODELS, Preset, in_short, preset_of, presets_of
 from errata.home import home
 from errata.overrides import overridden
@@ -177,7 +177,7 @@ def of_model(model: str) -> Plan:
         dtype=known.dtype,
         use_gpu=True,
         num_workers=1,
-        savings=Savings(micro_batch=64, recompute=True),
+        savings=FOR_LARGE_MODELS,
     )
 
 

@@ -20,13 +20,15 @@ from benchmarks import gpu_edits
 from benchmarks.device_rates import Rates, Work, counted
 from benchmarks.gpu_8b import Settings, checked, command_of, main, parsed
 from benchmarks.gpu_edits import CONTENDERS, PARTS, Bench, ready_policy
-from benchmarks.gpu_swaps import check_checkpoint, measure_swaps
-from benchmarks.random_llama import SIZES, made_edits, make_language_model
+from benchmarks.gpu_swaps import SAVINGS, check_checkpoint, measure_swaps
+from benchmarks.memory import Texts
+from benchmarks.random_llama import PROBES, REPHRASINGS, SIZES, made_edits, make_language_model
 from errata.delta import LowRank, WeightDelta
 from errata.edit import EditBatch, EditRejected
 from errata.editors import EDITORS, EditorState
 from errata.encode import encode
 from errata.model import LanguageModel, find_matrices
+from jobs.plans import from_arguments
 
 ROOT = Path(__file__).parents[2]
 TINY = SIZES["tiny"]
@@ -186,6 +188,16 @@ def test_what_must_hold_is_judged_at_full_size_alone(monkeypatch: pytest.MonkeyP
     nothing = {**row, "edits_per_s": None, "solve_share": None}
     assert [check["holds"] for check in checked([nothing], [{"peak_gib": None}], Settings())] == [False] * 4
     assert {check["holds"] for check in checked(rows, [{"peak_gib": 70.0}], Settings("tiny"))} == {None}
+
+
+def test_training_is_measured_as_the_plans_of_large_models_train() -> None:
+    assert (
+        SAVINGS["as planned for 8B"]
+        == from_arguments(["plan=llama3_8b"]).savings
+        == from_arguments(["plan=malmen_gpt_j"]).savings
+    )
+    (edit,) = made_edits(1, 0, REPHRASINGS, PROBES)
+    assert (len(edit.rephrasings), len(edit.locality)) == (Texts().rephrasings, Texts().probes)
 
 
 def a_delta() -> WeightDelta:

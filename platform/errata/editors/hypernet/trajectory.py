@@ -76,6 +76,9 @@ class Savings:
             raise ValueError(f"micro_batch is a number of texts, or 0 for all of a batch's, not {self.micro_batch}")
 
 
+FOR_LARGE_MODELS = Savings(micro_batch=64, recompute=True)  # of the plans of real models, and measured by benchmarks
+
+
 class Step:
     """One edit batch, tokenised when first asked for: what the editor sees, what follows from it, and what must stay.
 
