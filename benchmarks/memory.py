@@ -110,7 +110,7 @@ def model_of(plan: Plan, device: str) -> LanguageModel:
 
 
 def trainer_of(plan: Plan, model: LanguageModel, texts: Texts, device: str) -> ShapedTrainer:
-    """Ready to play: a new policy, whose normaliser has seen rows, and a metric of keys that are nothing."""
+    """Ready to play another episode: a policy whose normaliser has seen rows, Adam, and a metric of keys that are nothing."""
     spec, editor = find_matrices(model.module, plan.editor.modules), plan.editor
     with torch.device(device):
         net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, plan.seed, editor.rule)
@@ -124,7 +124,16 @@ def trainer_of(plan: Plan, model: LanguageModel, texts: Texts, device: str) -> S
     ready = replace(editor, policy=Policy(net, bases))
     trainer = ShapedTrainer(ready, model, [Fold(texts.edits(schedule.longest), bases)], schedule, plan.seed, plan.savings)
     trainer.texts = texts
+    _begin_adam(trainer)
     return trainer
+
+
+def _begin_adam(trainer: Trainer) -> None:
+    """Its moments are there from the first step on."""
+    for parameter in trainer.net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
 
 
 def _observed(count: Tensor) -> None:
@@ -266,7 +275,7 @@ class Check:
 
 
 def resident(plan: Plan, check: Check) -> int:
-    """Bytes of memory that Linux counts for an episode, beyond what the model and the new policy have."""
+    """Bytes of memory that Linux counts for an episode, beyond what the model, the policy and Adam have."""
     torch.set_num_threads(1)
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # what is let go of goes back to the system at once
     trainer_of(plan, check.make("cpu"), Texts(1, 1), "cpu").step()  # libraries are loaded, and make their code, on first use
@@ -278,7 +287,7 @@ def resident(plan: Plan, check: Check) -> int:
 
 
 def check_rows(plan: Plan, check: Check, ways: Sequence[Savings]) -> list[dict[str, Any]]:
-    """What an episode adds to the model and the policy, counted without numbers and with them, and as the system sees it."""
+    """What an episode adds to model, policy and Adam, counted without numbers and with them, and as the system sees it."""
     rows = []
     for savings in ways:
         small = check.plan(plan, savings)
@@ -352,8 +361,8 @@ NOTE = (
     "model's graph: what the passes behind the trunk keep for their gradient, and every other value in between."
 )
 CHECK_NOTE = (
-    "what an episode adds to model and policy. resident: as Linux counts it, in a process of its own; error: of the count,\n"
-    "which is made without numbers, against that."
+    "what an episode adds to model, policy and Adam. resident: as Linux counts it, in a process of its own; error: of the\n"
+    "count, which is made without numbers, against that."
 )
 
 
