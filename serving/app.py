@@ -57,7 +57,7 @@ class Arguments(BaseModel):
     max_body_bytes: int = Field(2**20, ge=1024)
     wait_timeout_s: float = Field(60.0, gt=0)
     num_cpus: float = Field(0.2, ge=0)
-    threads: int = Field(2, ge=1)
+    threads: int | None = Field(None, ge=1)
     editor_threads: int = Field(1, ge=1)  # more would wait for each other, and for the engine's, on the cores that they share
 
     @field_validator("settings", "guard", mode="before")
@@ -81,7 +81,7 @@ def build(args: dict[str, Any]) -> Application:
     worker_gpus = num_gpus(arguments.device)
     worker = _deployed(EditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
     generator = _deployed(
-        serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus, arguments.threads)
+        serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus, _engine_threads(arguments))
     )
     return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
 
@@ -97,6 +97,12 @@ def _deployed(kind: type, num_replicas: int, resources: dict[str, Any]) -> Deplo
         health_check_period_s=2,
         logging_config=dict(JSON),
     )(kind)
+
+
+def _engine_threads(arguments: Arguments) -> int:
+    """Of each replica, where none are asked for: its share of this machine's cores. Threads of an engine wait for each other
+    actively, so two engines with more threads than there are cores keep each other from working."""
+    return arguments.threads or max(1, len(os.sched_getaffinity(0)) // arguments.replicas)
 
 
 def _resources(arguments: Arguments, num_gpus: int, num_threads: int) -> dict[str, Any]:

@@ -43,7 +43,8 @@ class Scaled(Service):
 
     def scale(self, replicas: int) -> None:
         self.replicas = replicas
-        settings = {"model": str(self.model), "ledger": str(self.ledger_path), "editor": EDITOR, "max_batch": 4}
+        settings: dict[str, Any] = {"model": str(self.model), "ledger": str(self.ledger_path), "editor": EDITOR, "max_batch": 4}
+        settings["threads"] = 1  # of two engines on two cores
         application: dict[str, Any] = {
             "name": "errata",
             "route_prefix": "/",

@@ -147,6 +147,13 @@ def test_an_argument_that_is_misspelt_is_named(name: str) -> None:
         build({**args, "placement": ""})
 
 
+def test_engines_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for given, threads in (({}, "8"), ({"replicas": 3}, "2"), ({"replicas": 9}, "1"), ({"replicas": 3, "threads": 5}, "5")):
+        generator = build({"model": "m", "ledger": "l", **given})._bound_deployment
+        assert generator.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
+
+
 def test_both_deployments_are_placed_and_by_default_neither() -> None:
     needed = {"model": "m", "ledger": "l"}
     assert _resources(Arguments(**needed), 0, 1)["resources"] == {}
