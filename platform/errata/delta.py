@@ -159,6 +159,16 @@ def pieces(part: Part) -> tuple[LowRank | Sparse | Dense, ...]:
     return part.parts if isinstance(part, Series) else (part,)
 
 
+def _is_sound(piece: LowRank | Sparse | Dense) -> bool:
+    """Whether it can be added: that of damaged files may not."""
+    if isinstance(piece, LowRank):
+        return piece.U_OR.shape[1:] == piece.V_IR.shape[1:]
+    if isinstance(piece, Sparse) and len(piece.index_N):
+        low, high = (int(each) for each in piece.index_N.aminmax())
+        return piece.index_N.shape == piece.value_N.shape and low >= 0 and high < piece.shape[0] * piece.shape[1]
+    return True
+
+
 def where(part: Part) -> torch.device:
     return next(tensor.device for tensor in part.tensors().values() if tensor.is_floating_point())
 
@@ -169,9 +179,11 @@ def on_device(part: Part, device: torch.device) -> Part:
 
 
 def _part(tensors: dict[str, Tensor]) -> Part:
-    if any("." in key for key in tensors):
-        return _series(tensors)
-    return _piece(tensors)
+    """Raises `ValueError` for tensors that are no part's."""
+    try:
+        return _series(tensors) if any("." in key for key in tensors) else _piece(tensors)
+    except (KeyError, TypeError, ValueError) as wrong:
+        raise ValueError(f"no change of a matrix is made of tensors named {', '.join(sorted(tensors))}") from wrong
 
 
 def _series(tensors: dict[str, Tensor]) -> Series:
@@ -228,6 +240,7 @@ class WeightDelta:
 
     @classmethod
     def load(cls, path: str | Path, device: Any = "cpu") -> WeightDelta:
+        """Raises `SafetensorError` or `ValueError` if the file is none that `save` wrote."""
         return cls.from_tensors(load_file(str(path), device=str(device)))
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -236,6 +249,7 @@ class WeightDelta:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightDelta:
+        """From what `to_tensors` gives. Raises `ValueError` for anything else."""
         grouped: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.rpartition("|")
@@ -376,6 +390,8 @@ class Accumulator:
                 continue
             if part.shape != tuple(self.base_OI[name].shape):
                 faults.append(f"{name} is {tuple(self.base_OI[name].shape)}, its delta {part.shape}")
+            elif not all(piece.shape == part.shape and _is_sound(piece) for piece in pieces(part)):
+                faults.append(f"the tensors of the delta of {name} do not fit each other")
         if faults:
             raise ValueError("; ".join(faults))
 

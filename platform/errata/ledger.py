@@ -161,7 +161,7 @@ class Ledger:
             return WeightDelta({})
         try:
             delta = WeightDelta.load(version.directory / DELTA)
-        except (SafetensorError, FileNotFoundError) as wrong:
+        except (SafetensorError, ValueError, FileNotFoundError) as wrong:
             raise damaged(version.directory, f"{DELTA} cannot be read: {wrong}") from None
         if not self.are_of([number], [delta]):
             raise damaged(version.directory, f"{DELTA} is not what was written")
@@ -182,9 +182,8 @@ class Ledger:
         return self._last[1] if number else None
 
     def _rows(self, number: int, names: Collection[str] | None) -> Rows:
-        if self.snapshots.holds_state(number):
-            first = self.snapshots.covered_by(number)[0]
-            return Rows.load(self.snapshots.state_path(number), self.version(first).parent or 0, names)
+        if (covered := self._covered(number)) and self.snapshots.holds_state(number):
+            return Rows.load(self.snapshots.state_path(number), self.version(covered[0]).parent or 0, names)
         version = self.version(number)
         path = entries.check_file(version, STATE)
         try:
@@ -224,10 +223,19 @@ class Ledger:
         self.version(number)
         found: list[tuple[list[int], bool]] = []
         while number:
-            covered = self.snapshots.covered_by(number)
+            covered = self._covered(number)
             found.append((covered or [number], bool(covered)))
             number = self.version(found[-1][0][0]).parent or 0
         return found[::-1]
+
+    def _covered(self, number: int) -> list[int]:
+        """The versions that the snapshot that ends at `number` joins; none if that is no stretch of the chain: it is damaged."""
+        covered, ancestor = self.snapshots.covered_by(number), number
+        for each in reversed(covered):
+            if not ancestor or each != ancestor:
+                return []
+            ancestor = self.version(ancestor).parent or 0
+        return covered
 
     def append(
         self,
@@ -283,7 +291,7 @@ class Ledger:
         """Once the chain to `number` has `snapshot_every` deltas since its last snapshot, join these into one file."""
         numbers: list[int] = []
         ancestor = number
-        while ancestor and not self.snapshots.covered_by(ancestor):
+        while ancestor and not self._covered(ancestor):
             numbers.append(ancestor)
             ancestor = self.version(ancestor).parent or 0
         if len(numbers) >= self.snapshot_every:

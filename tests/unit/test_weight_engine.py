@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import weakref
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from errata.delta import Accumulator, LowRank, WeightDelta
+from errata.delta import Accumulator, Dense, LowRank, Series, Sparse, WeightDelta
 from errata.editors.editor import EditorState
 from errata.ledger import Ledger
 from errata.model import editable_matrices
@@ -58,8 +59,8 @@ def grown(ledger: Ledger, random_delta) -> Ledger:
     return ledger
 
 
-def update(ledger: Ledger, parent: int, version: int, reset: bool) -> dict:
-    files = ledger.files_to(version) if reset else [ledger.folders.path(version) / "delta.safetensors"]
+def update(ledger: Ledger, parent: int, version: int, reset: bool, snapshots: bool = True) -> dict:
+    files = ledger.files_to(version, snapshots) if reset else [ledger.folders.path(version) / "delta.safetensors"]
     fingerprint = ledger.version(version).fingerprint
     found = weight_engine.UpdateInfo(parent, version, reset, [str(file) for file in files], fingerprint)
     return asdict(found)
@@ -124,6 +125,36 @@ def test_what_is_wrong_is_said_and_changes_nothing(grown: Ledger, tmp_path) -> N
     assert len(engine.reloaded) == 1 and engine.prepared is None
     engine.receive_weights(engine.parse_update_info(good))
     assert engine.state.version == 9
+
+
+def mixed(number: int) -> WeightDelta:
+    """Of every kind that an editor makes."""
+    generator = torch.Generator().manual_seed(number)
+    factors = LowRank(torch.randn(64, 2, generator=generator), torch.randn(96, 2, generator=generator))
+    few = Sparse(torch.tensor([3, 70, 6143]), torch.randn(3, generator=generator), (64, 96))
+    return WeightDelta({MATRICES[number % 2]: [factors, few, Series((factors, few)), Dense(factors.dense())][number % 4]})
+
+
+def test_whatever_bit_of_a_snapshot_is_flipped_the_versions_own_files_are_tried_next(ledger: Ledger) -> None:
+    """A replica goes on to the next update only where it is told what is wrong, and only if the next one is sound."""
+    for number in range(6):
+        ledger.append(number, mixed(number), EditorState(), (), {}, "E", "p")
+    path = ledger.snapshots.path(4)
+    whole = path.read_bytes()
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    entries = json.loads(whole[8:begin])
+    indices = [entry["data_offsets"] for name, entry in entries.items() if name.rpartition("|")[2] in ("index", "shape")]
+    places = [*range(8, begin, 9), *(begin + i for low, high in indices for i in range(low, high))]
+    bits = [(place, 1 << place % 7) for place in places] + [(whole.index(b"[1, 2, 3, 4]") + 1, bit) for bit in (1, 4, 8)]
+    told = 0
+    for place, bit in bits:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        again, engine = Ledger.open(ledger.directory, 4), Still("base")
+        if engine.prepare(update(again, 0, 6, reset=True)) is not None:
+            told += 1
+            assert engine.prepare(update(again, 0, 6, reset=True, snapshots=False)) is None
+        assert again.are_of(again.chain(6), again.segments(6))
+    assert told > len(indices)
 
 
 def test_a_failure_while_it_reloads_is_told(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

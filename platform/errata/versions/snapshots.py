@@ -43,7 +43,7 @@ class Snapshots:
         if number not in self._covered and self.path(number).exists():
             try:
                 with safe_open(str(self.path(number)), framework="pt") as file:
-                    self._covered[number] = json.loads(file.metadata()["versions"])
+                    self._covered[number] = _numbers(file.metadata()["versions"])
             except (SafetensorError, ValueError, KeyError, TypeError):
                 return []
         return self._covered.get(number, [])
@@ -78,16 +78,29 @@ class Snapshots:
 
 
 def read_segments(path: str | Path) -> list[WeightDelta]:
-    """The deltas in a file that `Ledger.files_to` names, in order: one from a version's file, many from a snapshot."""
+    """The deltas in a file that `Ledger.files_to` names, in order: one from a version's file, many from a snapshot.
+
+    Raises `FileNotFoundError`, and `SafetensorError` or `ValueError` if it is not what was written.
+    """
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
         if "versions" not in metadata:
             return [WeightDelta.load(path)]
-        grouped: dict[int, dict[str, Tensor]] = {number: {} for number in json.loads(metadata["versions"])}
+        grouped: dict[int, dict[str, Tensor]] = {number: {} for number in _numbers(metadata["versions"])}
         for name in file.keys():  # noqa: SIM118
             number, _, key = name.partition("|")
+            if int(number) not in grouped:
+                raise ValueError(f"{path} says that it holds versions {sorted(grouped)}, and holds {name}")
             grouped[int(number)][key] = file.get_tensor(name)
     return [WeightDelta.from_tensors(tensors) for tensors in grouped.values()]
+
+
+def _numbers(text: str) -> list[int]:
+    """Raises `ValueError` if it is no list of numbers."""
+    numbers = json.loads(text)
+    if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"{text!r} is no list of versions")
+    return numbers
 
 
 def _free(path: Path) -> Path:
