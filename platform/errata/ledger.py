@@ -229,7 +229,7 @@ class Ledger:
         return found[::-1]
 
     def _covered(self, number: int) -> list[int]:
-        """The versions that the snapshot that ends at `number` joins; none if that is no stretch of the chain: it is damaged."""
+        """The versions that the snapshot that ends at `number` joins; none if that is no stretch of the chain (damage)."""
         covered, ancestor = self.snapshots.covered_by(number), number
         for each in reversed(covered):
             if not ancestor or each != ancestor:
