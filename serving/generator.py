@@ -44,7 +44,7 @@ from serving import gateway
 from serving.access import UNLISTED, Access, AccessLimits, role_for, served_host
 from serving.audience import Busy
 from serving.metrics import ReplicaMetrics, merged
-from serving.rotation import Rotation
+from serving.rotation import Rotation, max_prepare_s
 from serving.stamp import OutOfRotation, RolledBack, Stamp
 from serving.weight_engine import BACKEND, EXTENSION, check_architecture
 
@@ -137,20 +137,22 @@ class Generator:
 
     # -- swap ---------------------------------------------------------------------------------------------------------
 
-    async def swap(self, version: int) -> dict[str, Any]:
-        """Serve `version`; idempotent. What went wrong is in `error`, never raised: the other replicas' answers count.
+    async def swap(self, version: int | None = None) -> dict[str, Any]:
+        """Serve `version`, or what is the head once it is this swap's turn; idempotent.
+
+        What went wrong is in `error`, never raised: the other replicas' answers count.
 
         Only a failure inside the reload, after which the weights are undefined, ends the process.
         """
         # Shielded: a caller that dies in between must not leave a half-done swap.
         return await asyncio.shield(asyncio.create_task(self._swap_alone(version)))
 
-    async def _swap_alone(self, version: int) -> dict[str, Any]:
+    async def _swap_alone(self, version: int | None) -> dict[str, Any]:
         begin = time.perf_counter()
         async with self._swapping:
-            self._rotation.swap_begins()
             sent: dict[str, Any] = {"bytes": 0, "dense_bytes": 0}
             try:
+                version = self.ledger.head if version is None else version
                 if (version, self.ledger.version(version).fingerprint) != (self.version, self.fingerprint):
                     sent = await self._swap(version)
             except (UnknownVersion, LedgerDamaged, ValueError, OSError, EngineDeadError) as fault:
@@ -165,6 +167,7 @@ class Generator:
 
     async def _swap(self, version: int) -> dict[str, Any]:
         update = await self._prepared(version)
+        self._rotation.swap_begins()
         is_whole = False
         try:
             # With the cache cleared, vLLM computes the keys and values of what goes on again, under the new weights.
@@ -185,12 +188,15 @@ class Generator:
         return {"bytes": num_bytes, "dense_bytes": state["dense_bytes"], "reset": update["reset"]}
 
     async def _prepared(self, version: int) -> dict[str, Any]:
-        """An update that every worker has read and accepted, while generation goes on.
+        """An update that every worker has read and accepted. The engine answers nothing meanwhile: its loop reads the files.
 
         Raises `ValueError` if none is, `OSError` if one could not be read.
         """
         faults: list[str] = []
         for update in self._updates(version):
+            read = list(map(self.ledger.version, self.ledger.chain(version) if update["reset"] else [version]))
+            max_s = max_prepare_s(sum(len(one.ranks) for one in read), sum(one.num_bytes for one in read))
+            self._rotation.prepare_begins(max_s)
             answers = await self.engine.collective_rpc("errata_prepare", args=(update,))
             faults = [fault for fault in answers if fault is not None]
             if not faults:
@@ -225,10 +231,10 @@ class Generator:
                 async with self._changed:  # who waits is better served by another replica
                     self._changed.notify_all()
             if self._rotation.should_repair and (self._repairing is None or self._repairing.done()):
-                self._repairing = asyncio.create_task(self._repair(head))
+                self._repairing = asyncio.create_task(self._repair())
 
-    async def _repair(self, head: int) -> None:
-        logger.warning("repaired from the ledger: %s", await self.swap(head))
+    async def _repair(self) -> None:
+        logger.warning("repaired from the ledger: %s", await self.swap())
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 """The vLLM plugin: weight deltas in, edited matrices reloaded, inside every vLLM worker. Every weight call is here.
 
-An update names its parent version and the files of its deltas (factors, not matrices). It is read and checked while the
-engine still generates; only then are the edited modules reloaded, a whole fused group at a time (the matrices that vLLM
-keeps in one module; a part of it reloaded alone leaves the rest silently wrong), from the base matrices
-(read from the checkpoint, since a packed CPU linear has no weight to read back) plus an fp32 sum. A failure inside the
-reload leaves the worker unusable and says so (`intact`): the replica must then be replaced.
+An update names its parent version and the files of its deltas (factors, not matrices). It is read and checked before the
+engine is paused, in the loop that also generates, so that no token comes meanwhile: for a reset as long as its whole chain
+takes to sum. Only then are the edited modules reloaded, a whole fused group at a time (the matrices that vLLM keeps in one
+module; a part of it reloaded alone leaves the rest silently wrong), from the base matrices (read from the checkpoint, since a
+packed CPU linear has no weight to read back) plus an fp32 sum. A failure inside the reload leaves the worker unusable and
+says so (`intact`): the replica must then be replaced.
 
 `load_weights` shards by itself, so each tensor-parallel worker is given whole matrices.
 """

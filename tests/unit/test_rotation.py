@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.rotation import OUT_AFTER_S, REPLACE_AFTER_S, Rotation
+from serving.rotation import OUT_AFTER_S, REPLACE_AFTER_S, Rotation, max_prepare_s
 
 
 class Clock:
@@ -67,3 +67,30 @@ def test_a_swap_that_hangs_is_out_and_one_that_waits_for_long_answers_is_not() -
         assert (rotation.fault() is not None) == is_out
     watched(rotation, clock, 540)
     assert rotation.fault() == "a swap has been under way for 601 s"
+
+
+def test_a_long_chain_may_be_read_for_long_and_not_for_ever() -> None:
+    """Forty versions of five matrices: at 0.24 s each they take 48 s on a core of its own."""
+    max_s = max_prepare_s(200, 280 * 2**20)
+    assert 5 * 48 < max_s < 600
+    rotation, clock = made()
+    rotation.prepare_begins(max_s)
+    watched(rotation, clock, max_s - 1)
+    assert (rotation.is_out, rotation.should_repair, rotation.behind_s, rotation.fault()) == (False, False, 0.0, None)
+    watched(rotation, clock, 2)
+    assert str(rotation.fault()).startswith(f"an update has been read for {max_s + 1:.0f} s")
+    rotation.swap_begins()
+    assert rotation.fault() is None
+    watched(rotation, clock, OUT_AFTER_S + 1)
+    assert rotation.is_out
+    rotation.swap_ends()
+    assert not rotation.is_out
+
+
+def test_what_is_read_and_refused_excuses_nothing_that_was_before_it() -> None:
+    rotation, clock = made()
+    watched(rotation, clock, OUT_AFTER_S + 1)
+    rotation.prepare_begins(100)
+    assert rotation.is_out
+    rotation.swap_ends()
+    assert rotation.is_out and rotation.should_repair

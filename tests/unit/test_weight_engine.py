@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from errata.delta import Accumulator, Dense, LowRank, Series, Sparse, WeightDelt
 from errata.editors.editor import EditorState
 from errata.ledger import Ledger
 from errata.model import editable_matrices
+from serving.rotation import Rotation, max_prepare_s
 from tests.tiny_models import ARCHITECTURES, make_tiny, save_tiny
 from tests.unit.conftest import MATRICES
 
@@ -34,7 +36,7 @@ class Still(weight_engine.DeltaEngine):
         self.base_fingerprint, self.prepared = fingerprint, None
         self.state = weight_engine._State(0, fingerprint)
         self.reloaded: list[set[str]] = []
-        self.model_config = SimpleNamespace()
+        self.model_config, self.device = SimpleNamespace(), torch.device("cpu")
 
     def _reload(self, changed: set[str]) -> int:
         self.reloaded.append(changed)
@@ -99,7 +101,7 @@ def test_a_long_chain_is_never_in_memory(grown: Ledger, monkeypatch: pytest.Monk
     assert engine.prepare(update(grown, 0, 9, reset=True)) is None
     assert len(seen) == 9 and max(held) <= 1, "of the file before, the last at most"
     assert not any(delta() for delta in seen)
-    assert engine.accumulator.sum_OI == {} and engine.state.version == 0, "generation goes on, on the weights as they are"
+    assert engine.accumulator.sum_OI == {} and engine.state.version == 0, "it serves the weights as they are"
 
 
 def test_what_is_wrong_is_said_and_changes_nothing(grown: Ledger, tmp_path) -> None:
@@ -125,6 +127,75 @@ def test_what_is_wrong_is_said_and_changes_nothing(grown: Ledger, tmp_path) -> N
     assert len(engine.reloaded) == 1 and engine.prepared is None
     engine.receive_weights(engine.parse_update_info(good))
     assert engine.state.version == 9
+
+
+class Watched:
+    """An engine whose weights are `Still`'s; `seen` is what is asked of it, and whether the rotation's clock runs then."""
+
+    def __init__(self, still: Still, rotation: Rotation) -> None:
+        self.still, self.rotation, self.seen = still, rotation, []
+
+    def look(self, asked: str) -> None:
+        bound = self.rotation._preparing
+        self.seen.append((asked, bound and bound[1], self.rotation._swap_began is not None))
+
+    async def collective_rpc(self, method, args=()):
+        self.look(method)
+        return [self.still.prepare(*args) if method == "errata_prepare" else asdict(self.still.state)]
+
+    async def pause_generation(self, mode, clear_cache):
+        self.look("pause")
+
+    async def update_weights(self, request):
+        self.look("update")
+        self.still.update_weights(request.update_info)
+
+    async def start_weight_update(self): ...
+
+    async def finish_weight_update(self, weight_version): ...
+
+    async def resume_generation(self):
+        self.look("resume")
+
+
+def replica(ledger: Ledger) -> Any:
+    from serving.generator import Generator
+
+    one = object.__new__(Generator)
+    one.ledger, one.version, one.fingerprint, one.epoch, one.replica = ledger, 0, "base", 0, "r"
+    one.options, one._swapping, one._changed = SimpleNamespace(pause="keep"), asyncio.Lock(), asyncio.Condition()
+    one._rotation = Rotation("keep")
+    one.engine = Watched(Still("base"), one._rotation)
+    return one
+
+
+def test_a_swap_is_timed_from_the_pause_on_and_what_comes_before_by_what_there_is_to_read(grown: Ledger) -> None:
+    one = replica(grown)
+    assert asyncio.run(one.swap(9))["version"] == 9
+    whole, only = (
+        max_prepare_s(sum(len(v.ranks) for v in versions), sum(v.num_bytes for v in versions))
+        for versions in (grown.versions()[1:], grown.versions()[5:6])
+    )
+    swapped = [("pause", None, True), ("update", None, True), ("resume", None, True), ("errata_state", None, True)]
+    assert one.engine.seen == [("errata_prepare", whole, False), *swapped] and 60 < only < whole
+    assert not one._rotation.is_under_way
+    one.engine.seen.clear()
+    assert asyncio.run(one.swap(4))["version"] == 4 and asyncio.run(one.swap(5))["version"] == 5
+    assert [seen for seen in one.engine.seen if seen[0] == "errata_prepare"][1:] == [("errata_prepare", only, False)]
+
+
+def test_a_replica_that_repairs_itself_goes_to_the_head_as_it_is_when_its_turn_comes(grown: Ledger) -> None:
+    one = replica(grown)
+
+    async def moved_meanwhile() -> None:
+        async with one._swapping:
+            repair = asyncio.create_task(one._repair())
+            await asyncio.sleep(0.01)
+            grown.move_head(3)
+        await repair
+
+    asyncio.run(moved_meanwhile())
+    assert one.version == 3 and [seen[0] for seen in one.engine.seen].count("update") == 1
 
 
 def mixed(number: int) -> WeightDelta:
