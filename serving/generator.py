@@ -260,7 +260,7 @@ class Generator:
 
     async def exposition(self) -> tuple[str, int, str]:
         """This replica's name, version, and its metrics and vLLM's in Prometheus's form."""
-        self.metrics.serves(self.version)
+        self.metrics.serves(self.version, not self._rotation.is_out)
         return self.replica, self.version, self.metrics.exposition() + generate_latest(get_prometheus_registry()).decode()
 
     async def status(self) -> dict[str, Any]:

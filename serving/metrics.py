@@ -33,7 +33,7 @@ LIMITS = {
 REASONS = (*LIMITS, "contradiction", "editor", "other")
 WORKER = ""  # the edit worker's name among the expositions that are merged
 NUM_VERSIONS = 16
-CODES = (200, 400, 404, 500)  # what vLLM's routes answer
+CODES = (200, 400, 404, 409, 500, 503)  # what the routes that generate answer
 
 EDIT_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SWAP_BUCKETS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -149,6 +149,8 @@ class ReplicaMetrics:
         help = "How long a request was held back by a swap or for its version"
         self._stall = Histogram("errata_stall_seconds", help, buckets=STALL_BUCKETS, registry=own)
         self._version = Gauge("errata_replica_version", "The version that the replica serves", registry=own)
+        help = "1 where requests are answered, 0 where they are turned away until the replica is at the head again"
+        self._in_rotation = Gauge("errata_in_rotation", help, registry=own)
         self._recent: OrderedDict[int, set[int]] = OrderedDict()  # versions by their last use, and the codes of their answers
         for code in CODES:  # a rate needs a zero to rise from
             self._answers.labels(str(code))
@@ -168,8 +170,13 @@ class ReplicaMetrics:
         if version_min != version_max:
             self._spanning.inc()
 
-    def serves(self, version: int) -> None:
+    def turned_away(self, code: int) -> None:
+        """Answered before a version could have a part in it."""
+        self._answers.labels(str(code)).inc()
+
+    def serves(self, version: int, in_rotation: bool = True) -> None:
         self._version.set(version)
+        self._in_rotation.set(in_rotation)
 
     def exposition(self) -> str:
         return generate_latest(self.registry).decode()

@@ -74,7 +74,7 @@ class Stamp:
     async def _generate(self, scope: Message, receive: Receive, send: Send) -> None:
         wanted = next(iter(values_of(scope, b"x-errata-at-least")), "0")
         if not wanted.isascii() or not wanted.isdigit() or len(wanted) > MAX_DIGITS:
-            return await refuse(send, 400, f"{wanted[:100]!r} is not a version number", "X-Errata-At-Least")
+            return await self._refuse(send, 400, f"{wanted[:100]!r} is not a version number")
         try:
             body = await whole_body(receive)
         except Disconnected:
@@ -85,13 +85,14 @@ class Stamp:
                 salt = await self.served.admit(int(wanted))
         except TimeoutError:
             if int(wanted) <= self.served.version:
-                return await refuse(send, 503, "a swap is under way; ask again", None, ("Retry-After", "1"))
-            message = f"version {wanted} is not served yet; this replica has version {self.served.version}"
-            return await refuse(send, 409, message, "X-Errata-At-Least")
+                return await self._refuse(send, 503, "a swap is under way; ask again")
+            return await self._refuse(
+                send, 409, f"version {wanted} is not served yet; this replica has version {self.served.version}"
+            )
         except RolledBack as gone:
-            return await refuse(send, 409, str(gone), "X-Errata-At-Least")
+            return await self._refuse(send, 409, str(gone))
         except OutOfRotation as out:
-            return await refuse(send, 503, str(out), None, ("Retry-After", "1"))
+            return await self._refuse(send, 503, str(out))
         self.served.metrics.admitted(time.perf_counter() - asked)
         body = _salted(body, scope["errata.json"] if "errata.json" in scope else _parsed(body), salt)
         headers = without(scope["headers"], b"content-length")
@@ -101,6 +102,13 @@ class Stamp:
             await self.app(scope, replayed(body, receive), answer.send)
         finally:
             self.served.metrics.completed(answer.version_min, answer.version_max, answer.status)
+
+    async def _refuse(self, send: Send, code: int, message: str) -> None:
+        """What is wrong with the version that was asked for, or, by 503, with this replica."""
+        self.served.metrics.turned_away(code)
+        if code == 503:
+            return await refuse(send, code, message, None, ("Retry-After", "1"))
+        await refuse(send, code, message, "X-Errata-At-Least")
 
 
 @dataclass

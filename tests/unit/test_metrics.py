@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -19,7 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from errata.docket import Docket
 from errata.edit import Edit, EditRejected
 from errata.guard import Guard, Limit, Measured, VersionRefused
+from serving import stamp
 from serving.metrics import NUM_VERSIONS, REASONS, STATES, WORKER, ReplicaMetrics, WorkerMetrics, merged, num_tokens, reason_of
+from serving.stamp import OutOfRotation, RolledBack, Stamp
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "errata.json"
@@ -161,6 +164,59 @@ def test_a_replica_counts_tokens_and_answers_by_version() -> None:
     )
 
 
+class Replica:
+    """As the middleware sees it: `refusal` is raised, or nothing comes."""
+
+    version = 4
+
+    def __init__(self, refusal: Exception | None) -> None:
+        self.metrics, self.refusal = ReplicaMetrics(), refusal
+
+    async def admit(self, at_least: int) -> str:
+        if self.refusal is None:
+            await asyncio.sleep(60)
+        raise self.refusal or AssertionError
+
+
+@pytest.mark.parametrize(
+    ("refusal", "wanted", "code"),
+    [
+        (OutOfRotation(4, 7), "0", 503),
+        (RolledBack(6, 4), "6", 409),
+        (None, "0", 503),
+        (None, "9", 409),
+        (None, "x", 400),
+    ],
+)
+def test_who_is_turned_away_is_counted(
+    refusal: Exception | None, wanted: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stamp, "AT_LEAST_TIMEOUT_S", 0.01)
+    replica, sent = Replica(refusal), list[dict[str, Any]]()
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [(b"x-errata-at-least", wanted.encode())]}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    before = series(replica.metrics.exposition())
+    asyncio.run(Stamp(None, replica)(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == code and ((b"retry-after", b"1") in sent[0]["headers"]) == (code == 503)
+    after = series(replica.metrics.exposition())
+    key = ("errata_answers_total", (("code", str(code)),))
+    assert (before[key], after[key]) == (0, 1), "a rate needs the zero"
+    assert not any(name == "errata_completions_total" for name, _ in after), "no version answered"
+
+
+def test_a_replica_says_whether_it_is_in_rotation() -> None:
+    metrics = ReplicaMetrics()
+    for in_rotation in (True, False):
+        metrics.serves(4, in_rotation)
+        assert value(metrics.exposition(), "errata_in_rotation") == in_rotation
+
+
 def test_only_the_versions_that_were_used_last_keep_their_series() -> None:
     metrics = ReplicaMetrics()
     for version in range(100):
@@ -255,6 +311,11 @@ def test_what_cannot_be_merged_is_named() -> None:
 # -- the dashboard and the scrape ---------------------------------------------------------------------------------------
 
 
+def alarms() -> dict[str, str]:
+    (group,) = yaml.safe_load((DEPLOY / "alarms.yml").read_text())["groups"]
+    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+
+
 def panels() -> list[dict[str, Any]]:
     return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
 
@@ -282,9 +343,9 @@ def exposed() -> set[str]:
     return {name for name, _ in series(worker.exposition()) | series(answering().exposition())}
 
 
-def test_the_dashboard_asks_only_for_metrics_that_exist() -> None:
+def test_the_dashboard_and_the_alarms_ask_only_for_metrics_that_exist() -> None:
     known = exposed()
-    for expression in expressions():
+    for expression in (*expressions(), *alarms().values()):
         names = named_in(expression)
         assert names, expression
         assert all(name in known or name.startswith(("vllm:", "ray_")) for name in names), expression
@@ -301,7 +362,7 @@ def test_the_dashboard_takes_no_rate_of_what_begins_with_each_version() -> None:
     whole = merged({"a": answering().exposition()})
     short_lived = {name for name, labels in series(whole) if "version" in dict(labels)}
     assert "errata_tokens_total" in short_lived
-    for expression in expressions():
+    for expression in (*expressions(), *alarms().values()):
         assert not (re.search(r"rate\(|increase\(", expression) and named_in(expression) & short_lived), expression
 
 
@@ -326,6 +387,18 @@ def test_panels_have_their_own_places_on_the_page() -> None:
         cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
         assert not cells & taken, panel["title"]
         taken |= cells
+
+
+def test_prometheus_reads_the_alarms_that_are_described() -> None:
+    assert yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["rule_files"] == ["alarms.yml"]
+    (group,) = yaml.safe_load((DEPLOY / "alarms.yml").read_text())["groups"]
+    assert all(
+        set(rule) <= {"alert", "expr", "for", "annotations"} and rule["annotations"]["summary"] for rule in group["rules"]
+    )
+    assert alarms()["ErrataSilent"] == "absent(errata_versions_behind)"
+    described = (DEPLOY.parent / "docs" / "observability.md").read_text().splitlines()
+    for expression in alarms().values():
+        assert any(line.partition("#")[0].strip() == expression for line in described), expression
 
 
 def test_prometheus_scrapes_with_a_key_from_a_file() -> None:
