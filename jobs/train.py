@@ -14,13 +14,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 
-from errata.edit import batches_of
+from errata.edit import Edit, EditBatch, batches_of
 from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.training import Fold, Trainer
 from errata.encode import Encoded, encode, encode_text
@@ -42,7 +43,8 @@ from jobs.workers import (
     time_left,
 )
 
-NUM_FIRST_BATCHES = 10  # batches that set the normaliser and the first scales
+# What sets the normaliser and the first scales: so many batches, and at least so many edits.
+NUM_FIRST_BATCHES, NUM_FIRST_EDITS = 10, 100
 NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second moment is measured on
 
 
@@ -96,14 +98,19 @@ def described(losses: dict[str, float]) -> str:
 def begin(plan: Plan, model: LanguageModel) -> tuple[Learned, list[Fold]]:
     """The untrained editor in its metric, and what episodes are played on. The first scales are set as training will be."""
     edits = [list(read_edits(edits_file(plan, split))) for split in splits(plan)]
-    first = list(batches_of(edits[0], plan.schedule.batch_size))[:NUM_FIRST_BATCHES]
+    first, micro_batch = first_batches(plan, edits[0]), plan.savings.micro_batch
     if not plan.cross_fit:
-        editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed)
+        editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed, micro_batch)
         return editor, [Fold(edits[0], editor.trained_policy().metric_bases)]
     crossed = [texts(replace(plan, metric_part=part), model) for part in reversed(FOLDS)]
-    editor = plan.editor.untrained(model, crossed[0], first, plan.seed)
+    editor = plan.editor.untrained(model, crossed[0], first, plan.seed, micro_batch)
     folds = [Fold(own, editor.measured_bases(model, text)) for own, text in zip(edits, crossed, strict=True)]
     return editor.with_metric(editor.measured_bases(model, texts(plan, model))), folds
+
+
+def first_batches(plan: Plan, edits: Sequence[Edit]) -> list[EditBatch]:
+    size = plan.schedule.batch_size
+    return list(batches_of(edits[: size * max(NUM_FIRST_BATCHES, ceil(NUM_FIRST_EDITS / size))], size))
 
 
 def splits(plan: Plan) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ T answer tokens, I in-features, O out-features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, at_ans
 from errata.model import input_sources
 
 TOKENS_AT_ONCE = 16384  # of texts that may be as long as the model's context
+GRADIENT_TOKENS_AT_ONCE = 2048  # with a backward pass: every block keeps its values, and each token has logits
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,20 @@ def capture(
     if all_tokens:
         captured = {name: found.with_gradient() for name, found in captured.items()}
     return captured, nll_T.detach().to(encoded.input_ids_BS.device)
+
+
+def joined(parts: Sequence[Mapping[str, Captured]]) -> dict[str, Captured]:
+    """What was captured of a batch part by part, as of the whole: modules with the same keys share them still."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    keys: dict[int, Tensor] = {}
+    for name, first in parts[0].items():
+        if id(first.keys_TI) not in keys:
+            keys[id(first.keys_TI)] = torch.cat([part[name].keys_TI for part in parts])
+    return {
+        name: Captured(keys[id(first.keys_TI)], torch.cat([part[name].grads_TO for part in parts]))
+        for name, first in parts[0].items()
+    }
 
 
 def shared_trunk(
@@ -337,8 +352,10 @@ def _blocks_from(model: nn.Module, above: set[nn.Module]) -> list[nn.Module]:
     return blocks[next((i for i, block in enumerate(blocks) if block in above), 0) :]
 
 
-def _rows_at_once(encoded: Encoded) -> int:
-    return max(1, TOKENS_AT_ONCE // encoded.input_ids_BS.shape[1])
+def _parts(encoded_batches: Iterable[Encoded], num_tokens: int) -> Iterator[Encoded]:
+    """The same texts, at most so many tokens at a time, or one text."""
+    for whole in encoded_batches:
+        yield from split(whole, max(1, num_tokens // whole.input_ids_BS.shape[1]))
 
 
 @torch.no_grad()
@@ -357,7 +374,7 @@ def key_sums(
 
         return hook
 
-    for encoded in (part for whole in encoded_batches for part in split(whole, _rows_at_once(whole))):
+    for encoded in _parts(encoded_batches, TOKENS_AT_ONCE):
         mask_BS = encoded.attention_mask_BS.bool() if all_tokens else encoded.predicts_BS
         handles = [model.get_submodule(n).register_forward_pre_hook(watch(n, mask_BS)) for n in modules]
         try:
@@ -374,7 +391,7 @@ def key_sums(
 def gradient_sums(model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
     """The gradient of the sum of -log p over all answer tokens by each matrix, `Σ g kᵀ`, [O, I] fp32."""
     sums: dict[str, Tensor] = {}
-    for encoded in encoded_batches:
+    for encoded in _parts(encoded_batches, GRADIENT_TOKENS_AT_ONCE):
         captured, _ = capture(model, encoded, modules, all_tokens=True)
         for name, rows in captured.items():
             sums[name] = sums.get(name, 0) + rows.grads_TO.T @ rows.keys_TI

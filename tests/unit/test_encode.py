@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from errata import capture as capturing
-from errata.capture import Trunk, _Unread, capture, key_moment, key_sums
+from errata.capture import Trunk, _Unread, capture, gradient_sums, key_moment, key_sums
 from errata.delta import Dense, WeightDelta, applied
 from errata.edit import Edit, EditBatch, EditRejected
 from errata.editors.editor import check_finite
@@ -78,6 +78,19 @@ def test_long_texts_are_measured_a_few_at_a_time(tiny_model, monkeypatch):
     handle.remove()
     torch.testing.assert_close(parts, whole)
     assert counted == num_tokens and len(widest) == 3 and max(widest) <= 2 * text.input_ids_BS.shape[1]
+
+
+def test_gradients_of_long_texts_are_summed_a_few_at_a_time(tiny_model, monkeypatch):
+    text, widest = encode(tiny_model.tokenizer, PROMPTS * 3, TARGETS * 3), []
+    modules = [MODULE.replace("layers.1", "layers.0"), MODULE]
+    whole = gradient_sums(tiny_model.module, [text], modules)
+    monkeypatch.setattr(capturing, "GRADIENT_TOKENS_AT_ONCE", 2 * text.input_ids_BS.shape[1])
+    with tiny_model.module.register_forward_pre_hook(
+        lambda _module, _args, kwargs: widest.append(kwargs["input_ids"].numel()), with_kwargs=True
+    ):
+        parts = gradient_sums(tiny_model.module, [text], modules)
+    torch.testing.assert_close(parts, whole)
+    assert len(widest) == 3 and max(widest) <= 2 * text.input_ids_BS.shape[1]
 
 
 def test_what_comes_before_the_edited_matrices_runs_once(tiny_model, monkeypatch):

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from errata.capture import Captured, capture, key_moment, shared_trunk
+from errata.capture import Captured, capture, joined, key_moment, shared_trunk
 from errata.clock import stage
 from errata.delta import LowRank, WeightDelta, applied, chained
 from errata.edit import EditBatch, EditRejected
@@ -26,7 +26,7 @@ from errata.editors.hypernet.net import Hypernetwork, Rule
 from errata.editors.hypernet.trajectory import Reward
 from errata.editors.past import after, metrics_of
 from errata.editors.solve import Metric, Rows, metric_base
-from errata.encode import Encoded, encode
+from errata.encode import Encoded, encode, split
 from errata.model import LanguageModel, MatrixSpec, ModelSpec, find_matrices, input_sources
 
 
@@ -64,14 +64,17 @@ class Learned(Editor):
     rule: ClassVar[Rule] = "solve"
     trains_on_sequences: ClassVar[bool] = False
 
-    def untrained(self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int) -> Self:
-        """With a new policy: the metric from `text`, the normaliser and first scales from the batches `first`."""
+    def untrained(
+        self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int, micro_batch: int = 0
+    ) -> Self:
+        """With a new policy: the metric from `text`, the normaliser and first scales from the batches `first`, of which at most
+        `micro_batch` texts at a time go through the model, or with 0 all of one."""
         spec, bases = find_matrices(model.module, self.modules), self.measured_bases(model, text)
         net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
         captured: dict[str, Captured] = {}
         for batch in first:
-            encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
-            captured, _ = capture(model.module, encoded, spec.names, all_tokens=self.rule == "outer")
+            parts = split(encode(model.tokenizer, batch.prompts, batch.targets, model.device), micro_batch)
+            captured = joined([capture(model.module, p, spec.names, all_tokens=self.rule == "outer")[0] for p in parts])
             net.observe(captured)
         if self.first_step is not None and self.first_ridge is not None:
             net.set_scale(captured, {n: Metric.start(b) for n, b in bases.items()}, self.first_step, self.first_ridge)

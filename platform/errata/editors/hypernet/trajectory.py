@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from errata.capture import Captured, Trunk, capture, recomputed
+from errata.capture import Captured, Trunk, capture, joined, recomputed
 from errata.delta import LowRank, Part, WeightDelta, applied, chained
 from errata.edit import EditBatch
 from errata.editors.hypernet.net import Hypernetwork, Proposal
@@ -40,7 +40,7 @@ class Reward:
 
     discount: float = 1.0  # gamma
     backtrack_decay: float = 0.95  # mu
-    backtrack_depth: int = 10  # k
+    backtrack_depth: int = 10  # k, without the current batch; the paper counts it
     update_penalty: float = 1e-4  # eta
     locality_weight: float = 0.6  # c
     backtrack_uniform: bool = False
@@ -97,6 +97,10 @@ class Step:
     @cached_property
     def seen(self) -> Encoded:
         return self._encode([(edit.prompt, edit.target) for edit in self.batch])
+
+    @cached_property
+    def seen_parts(self) -> list[Encoded]:
+        return self._split(self.seen)
 
     @cached_property
     def outcomes(self) -> Encoded:
@@ -222,9 +226,13 @@ def _capture(
 ) -> dict[str, Captured]:
     with torch.no_grad():
         branch = _branch(played)
-    with trunk.once(step.seen), applied(model.module, before, branch):
-        captured, _ = capture(model.module, step.seen, net.spec.names, all_tokens=net.rule == "outer")
-    return captured
+    found = []
+    with applied(model.module, before, branch):
+        for text in step.seen_parts:
+            with trunk.once(text):
+                captured, _ = capture(model.module, text, net.spec.names, all_tokens=net.rule == "outer")
+            found.append(captured)
+    return joined(found)
 
 
 def _delta(proposals: Mapping[str, Proposal]) -> WeightDelta:
