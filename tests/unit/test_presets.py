@@ -230,7 +230,7 @@ def test_rledits_constants(name: str) -> None:
     assert (editor.centred, editor.first_step, editor.first_ridge, editor.metric_strength) == (True, None, None, 0.0)
     reward = editor.reward
     assert (reward.locality_weight, reward.update_penalty) == (0.6, 1e-4)
-    assert (reward.backtrack_decay, reward.backtrack_depth) == (0.95, 10)
+    assert (reward.backtrack_decay, reward.backtrack_depth) == (0.95, 9)
     assert (reward.discount, reward.edit_weight, reward.score_prompts, reward.backtrack_uniform) == (1.0, 1.0, False, False)
 
 
@@ -335,6 +335,13 @@ def test_a_plan_of_a_dataset_needs_a_file_of_it(tmp_path: Path) -> None:
     for accepted in ([f"edits={ZSRE}"], [f"edits={plain}"], [f"edits={FEVER}", "dataset=any"]):
         train.check(plans.from_arguments([plan, *accepted]))
     train.check(plans.from_arguments(["plan=rledit_llama3_8b_fever", f"edits={FEVER}"]))
+
+
+@pytest.mark.parametrize(("size", "batches"), [(1, 100), (4, 25), (10, 10), (20, 10)])
+def test_a_normaliser_is_set_by_enough_edits(size: int, batches: int) -> None:
+    plan = replace(plans.PLANS["mend_llama3_8b"](), schedule=Schedule(batches=1, batch_size=size))
+    found = train.first_batches(plan, World(300).edits("train", 300))
+    assert [len(batch) for batch in found] == [size] * batches
 
 
 def test_a_models_plan_needs_edits_and_text() -> None:

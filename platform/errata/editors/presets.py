@@ -90,7 +90,7 @@ _RLEDIT: dict[str, Any] = _LEARNED | {
     "reward.locality_weight": 0.6,
     "reward.update_penalty": 1e-4,
     "reward.backtrack_decay": 0.95,
-    "reward.backtrack_depth": 10,
+    "reward.backtrack_depth": 9,  # ten batches with the current one, as published
     "reward.discount": 1.0,
 }
 # 400 batches of 20 are published as one sequence with one step at its end; here, 400 steps on episodes of 20 batches.
