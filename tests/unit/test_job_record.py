@@ -196,7 +196,7 @@ def test_what_a_worker_asks_for(arguments: list[str], cpus: float, asked: dict[s
 def test_gpus_that_are_not_on_the_machine_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     plan = replace(tiny(), use_gpu=True, num_workers=3, gpus_per_worker=40)
-    with pytest.raises(ValueError, match="wants 120 GPUs, and torch finds .* on this machine: submit it to a cluster"):
+    with pytest.raises(ValueError, match=r"wants 120 GPUs, and torch finds .* on this machine: submit it to a cluster"):
         plan.check_gpus()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     plan.check_gpus()
