@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 Record = TypeVar("Record")
 
 
 def overridden(record: Record, name: str, value: str) -> Record:
-    """`record` with the field `name`, such as `reward.discount`, read from `value` as the type that it has now.
+    """`record` with the field `name`, such as `reward.discount`, read from `value` as the type that it has now or, if it is
+    None, as the one that its annotation has beside None.
 
     Raises `ValueError` naming a field that is not there, and what there is, or a value of another type.
     """
-    return _with(record, name.split("."), lambda now: _parsed(value, now, name), name)
+    return _with(record, name.split("."), lambda owner, field: _parsed(value, owner, field, name), name)
 
 
 def with_fields(record: Record, fields: Mapping[str, Any]) -> Record:
     """`record` with fields such as `reward.discount` set. Raises `ValueError` naming a field that is not there."""
     for name, value in fields.items():
-        record = _with(record, name.split("."), lambda _now, value=value: value, name)  # type: ignore[misc]
+        record = _with(record, name.split("."), lambda _owner, _field, value=value: value, name)  # type: ignore[misc]
     return record
 
 
-def _with(record: Any, path: list[str], change: Callable[[Any], Any], full: str) -> Any:
+def _with(record: Any, path: list[str], change: Callable[[Any, str], Any], full: str) -> Any:
     names = [f.name for f in dataclasses.fields(record) if f.compare]
     if path[0] not in names:
         raise ValueError(f"{full}: {type(record).__name__} has no field {path[0]!r}; it has {', '.join(names)}")
@@ -34,20 +37,40 @@ def _with(record: Any, path: list[str], change: Callable[[Any], Any], full: str)
         if not dataclasses.is_dataclass(now):
             raise ValueError(f"{full}: {path[0]} has no fields of its own")
         return dataclasses.replace(record, **{path[0]: _with(now, path[1:], change, full)})
-    return dataclasses.replace(record, **{path[0]: change(now)})
+    return dataclasses.replace(record, **{path[0]: change(record, path[0])})
 
 
-def _parsed(value: str, now: Any, full: str) -> Any:
-    if isinstance(now, str):
+def _parsed(value: str, owner: Any, field: str, full: str) -> Any:
+    annotated = get_type_hints(type(owner))[field]
+    kinds = get_args(annotated) if isinstance(annotated, UnionType) else (annotated,)
+    if NoneType in kinds and value == "None":
+        return None
+    now = getattr(owner, field)
+    wanted = type(now) if now is not None else next(kind for kind in kinds if kind is not NoneType)
+    if wanted is str:
         return value
+    try:
+        return _number(value) if wanted is float else _literal(value, wanted)
+    except ValueError as wrong:
+        raise ValueError(f"{full}: {value!r} is no {wanted.__name__}{' or None' if NoneType in kinds else ''}") from wrong
+
+
+def _number(value: str) -> float:
+    """Also `inf`. Raises `ValueError`."""
+    found = float(value)
+    if math.isnan(found):
+        raise ValueError(value)
+    return found
+
+
+def _literal(value: str, wanted: type) -> Any:
+    """As Python writes it; a tuple also as texts with commas between them. Raises `ValueError` for another type."""
     try:
         parsed = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        parsed = tuple(value.split(",")) if isinstance(now, tuple) else value
-    if isinstance(now, float) and isinstance(parsed, int) and not isinstance(parsed, bool):
-        parsed = float(parsed)
-    if isinstance(now, tuple):
+        parsed = tuple(value.split(",")) if wanted is tuple else value
+    if wanted is tuple:
         parsed = tuple(parsed) if isinstance(parsed, list | tuple) else (parsed,)
-    if now is not None and type(parsed) is not type(now):
-        raise ValueError(f"{full}: {value!r} is no {type(now).__name__}")
+    if type(parsed) is not wanted:
+        raise ValueError(value)
     return parsed

@@ -89,6 +89,7 @@ def test_settings_of_an_editor_that_learns_nothing(files: dict[str, str]) -> Non
         ({}, ["--set", "rank"], "EDITOR.field=value"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.epochs=3"], "LocFT has no field 'epochs'; it has modules, num_epochs"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.num_epochs=few"], "'few' is no int"),
+        ({"--editor": "MEMIT"}, ["--set", "MEMIT.position=promt"], "position is one of subject, either, prompt, not 'promt'"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.modules=layers.9.x"], "no linear module of the model is named layers.9.x"),
         ({"--out": "README.md"}, [], "README.md"),
     ],

@@ -5,14 +5,15 @@ Layers and constants are written down here again, from the papers and their code
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -38,12 +39,14 @@ from errata.editors.hypernet.net import Hypernetwork
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule, Trainer
 from errata.editors.presets import MODELS, PRESETS, in_short, presets_of
+from errata.guard import Guard
 from errata.model import LanguageModel, ModelSpec, find_matrices
 from errata.overrides import with_fields
 from errata.stream import read_edits, write_parquet
 from errata.testbed.language_model import Shape, make_tokenizer
 from errata.testbed.world import World
 from jobs import moments, plans, train
+from jobs.suites import Suite
 
 ROOT = Path(__file__).parents[2]
 (ZSRE,), (FEVER,) = (list((ROOT / "tests" / "data" / "formats").glob(f"{name}.json*")) for name in ("zsre-mend", "fever"))
@@ -414,6 +417,39 @@ def test_fields_are_set_by_name() -> None:
     assert (editor.rank, editor.reward.discount, editor.reward.backtrack_depth) == (3, 0.5, 10)
     with pytest.raises(ValueError, match=r"reward\.colour: Reward has no field 'colour'"):
         with_fields(RLEdit(), {"reward.colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("editor", "field", "value", "wanted"),
+    [
+        ("FT-L", "epsilon", "inf", math.inf),
+        ("FT-L", "epsilon", "2", 2.0),
+        ("FT-L", "epsilon", "nan", "'nan' is no float"),
+        ("FT-L", "epsilon", "True", "'True' is no float"),
+        ("MEMIT", "bare_share", "None", None),
+        ("MEMIT", "bare_share", "half", "'half' is no float or None"),
+        ("ROME", "bare_share", "0.25", 0.25),
+        ("O-Edit", "past_rank", "12", 12),
+        ("O-Edit", "past_rank", "None", None),
+        ("O-Edit", "past_rank", "many", "'many' is no int or None"),
+        ("O-Edit", "past_rank", "1.5", "'1.5' is no int or None"),
+        ("MEMIT", "seed", "None", "'None' is no int"),
+        ("MEMIT", "position", "either", "either"),
+        ("MEMIT", "position", "promt", "position is one of subject, either, prompt, not 'promt'"),
+    ],
+)
+def test_fields_are_read_from_text(editor: str, field: str, value: str, wanted: Any) -> None:
+    if isinstance(wanted, str) and " " in wanted:
+        with pytest.raises(ValueError, match=re.escape(wanted)):
+            make_editor(editor, settings={field: value})
+    else:
+        found = getattr(make_editor(editor, settings={field: value}), field)
+        assert found == wanted and type(found) is type(wanted)
+
+
+@pytest.mark.parametrize("kind", [*EDITORS.values(), plans.Plan, Guard, Suite])
+def test_every_field_has_a_type_to_read_it_as(kind: type) -> None:
+    assert get_type_hints(kind).keys() >= {one.name for one in fields(kind)}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ class Located(Editor):
     moments: Moments | None = field(default=None, compare=False, repr=False)
 
     one_matrix: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.position not in get_args(Position):
+            raise ValueError(f"position is one of {', '.join(get_args(Position))}, not {self.position!r}")
 
     @abstractmethod
     def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
