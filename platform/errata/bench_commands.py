@@ -27,7 +27,9 @@ def bench(
     limit: Annotated[int, typer.Option(help="Take that many edits of the file; 0 for all.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Shuffles the edits; 0 leaves them in their order.")] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.field=value; may be repeated.")] = None,
-    device: Annotated[str, typer.Option(help="Where the model is: cpu, cuda, ...")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where the model is: cpu, cuda, several such as cuda:0,cuda:1, or auto, all GPUs")
+    ] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Play one stream of edits with several editors and score all edits so far at checkpoints; needs no service."""

@@ -20,6 +20,7 @@ from errata.clock import measured
 from errata.course import CHECKPOINTS as CHECKPOINTS
 from errata.course import Base, Course, answers, long_texts
 from errata.delta import EditedModel, WeightDelta
+from errata.devices import devices_with
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor, EditorState
 from errata.evaluate import Questions, Scorecard, same_answer, score, teacher_forced
@@ -136,7 +137,7 @@ class Run:
             return WeightDelta({}), state
         self.spent.add(seconds, len(batch))
         if probe_memory:
-            with PeakMemory(self.model.device) as memory:
+            with PeakMemory(*devices_with(self.model.module)) as memory:
                 editor.edit(self.model, batch, state)
             self.spent.peak_bytes = memory.num_bytes
         return delta, after

@@ -1,7 +1,8 @@
 """Where a model's layers are: on one device, or its blocks in runs over several, for a model too large for one.
 
 No weight is split and no two devices work at once: a pass goes from one to the next. What goes into a block follows it; what
-is measured in a module, and what is added to it, is where the module is. Factors, metrics and sums are with their matrices.
+is added to a module is where the module is, and so are factors and sums. What is measured comes to the first device, where the
+tokens go in: rows and metrics, and what is solved from them.
 """
 
 from __future__ import annotations
@@ -24,14 +25,20 @@ def devices_of(name: str) -> tuple[torch.device, ...]:
         if not torch.cuda.device_count():
             raise ValueError(f"device auto spreads a model over the GPUs, and torch {torch.__version__} finds none: give cpu")
         return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
-    try:
-        devices = tuple(torch.device(part.strip()) for part in name.split(","))
-    except RuntimeError as wrong:
-        raise ValueError(f"{name!r} is no device: give cpu, cuda, auto, or several such as cuda:0,cuda:1") from wrong
+    devices = _named(name)
     for device in devices:
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             there = f"torch {torch.__version__} finds {torch.cuda.device_count() or 'no'} GPUs"
             raise ValueError(f"the device {device} is not there: {there}; cpu always is")
+    return devices
+
+
+def _named(name: str) -> tuple[torch.device, ...]:
+    """Without looking for them. Raises `ValueError` for what is no device, or stands twice."""
+    try:
+        devices = tuple(torch.device(part.strip()) for part in name.split(","))
+    except RuntimeError as wrong:
+        raise ValueError(f"{name!r} is no device: give cpu, cuda, auto, or several such as cuda:0,cuda:1") from wrong
     if len(set(devices)) < len(devices):
         raise ValueError(f"a device stands twice in {name}")
     if len(devices) > 1 and any(device.index is None for device in devices):
@@ -40,10 +47,18 @@ def devices_of(name: str) -> tuple[torch.device, ...]:
 
 
 def num_gpus(name: str) -> int:
-    """How many GPUs a process needs for this device, without looking for them."""
+    """How many GPUs a process needs for this device, without looking for them. Their numbers count from 0 among those that are
+    reserved for it.
+
+    Raises `ValueError` for what is no device, stands twice, or has a number that a process with so few GPUs does not see.
+    """
     if name == AUTO:
         raise ValueError("name the GPUs that are to be reserved, such as cuda:0,cuda:1: auto takes as many as it finds")
-    return sum(part.strip().startswith("cuda") for part in name.split(","))
+    gpus = [device.index or 0 for device in _named(name) if device.type == "cuda"]
+    if gpus and max(gpus) >= len(gpus):
+        there = ",".join(f"cuda:{index}" for index in range(len(gpus)))
+        raise ValueError(f"GPUs are numbered from 0 among the {len(gpus)} that are reserved: give {there}, not {name}")
+    return len(gpus)
 
 
 def first_device(name: str) -> torch.device:
@@ -56,6 +71,11 @@ def device_of(module: nn.Module, name: str) -> torch.device:
     weight = module.get_submodule(name).weight
     assert isinstance(weight, Tensor)
     return weight.device
+
+
+def devices_with(module: nn.Module) -> list[torch.device]:
+    """All that hold a part of the model."""
+    return list(dict.fromkeys(parameter.device for parameter in module.parameters()))
 
 
 def spread(module: Any, devices: Sequence[torch.device]) -> None:
@@ -71,13 +91,13 @@ def spread(module: Any, devices: Sequence[torch.device]) -> None:
     tied = head is not None and head.weight is embedding.weight
     units = _units(module, blocks)
     last_block = max(index for index, unit in enumerate(units) if unit in blocks)
-    total, done = sum(map(_num_bytes, units)), 0
-    for index, unit in enumerate(units):
-        size = _num_bytes(unit)
+    sizes = [0 if unit is head and tied else _num_bytes(unit) for unit in units]  # a shared matrix is there once
+    total, done = sum(sizes), 0
+    for index, (unit, size) in enumerate(zip(units, sizes, strict=True)):
         if unit in blocks:
             _put(unit, devices[min(len(devices) - 1, len(devices) * (2 * done + size) // (2 * total))])
         else:  # what has no parameters, such as the rotation of positions, is run before the blocks wherever it is written
-            is_behind = index > last_block and size > 0 and not (unit is head and tied)
+            is_behind = index > last_block and size > 0
             _put(unit, devices[-1 if is_behind else 0])
         done += size
     if tied:

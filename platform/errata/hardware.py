@@ -32,20 +32,22 @@ class PeakMemory:
     """`num_bytes`: the highest memory inside the block above what was in use when it began, `total_bytes` with that; None where
     it is not known.
 
-    On a GPU as torch counts allocations there. Otherwise the resident memory as Linux counts it: it sees LAPACK's workspaces,
-    which torch's profiler does not. What the allocator kept of earlier work is handed back first, so the block runs slower.
+    On GPUs as torch counts allocations there, each one's peak, summed. Otherwise the resident memory as Linux counts it: it
+    sees LAPACK's workspaces, which torch's profiler does not. What the allocator kept of earlier work is handed back first, so
+    the block runs slower.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        self._cuda = device if device is not None and device.type == "cuda" else None
+    def __init__(self, *devices: torch.device) -> None:
+        self._gpus = [device for device in devices if device.type == "cuda"]
         self.num_bytes: int | None = None
         self.total_bytes: int | None = None
 
     def __enter__(self) -> PeakMemory:
         self._before: int | None = None
-        if self._cuda is not None:
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-            self._before = torch.cuda.memory_allocated(self._cuda)
+        if self._gpus:
+            for gpu in self._gpus:
+                torch.cuda.reset_peak_memory_stats(gpu)
+            self._before = sum(map(torch.cuda.memory_allocated, self._gpus))
         elif os.access("/proc/self/clear_refs", os.W_OK):
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
@@ -55,7 +57,7 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         if self._before is None:
             return
-        peak = _status_bytes("VmHWM") if self._cuda is None else torch.cuda.max_memory_allocated(self._cuda)
+        peak = sum(map(torch.cuda.max_memory_allocated, self._gpus)) if self._gpus else _status_bytes("VmHWM")
         self.num_bytes, self.total_bytes = max(0, peak - self._before), peak
 
 

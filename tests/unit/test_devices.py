@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from errata import devices
+from errata import devices, hardware
 from errata.delta import Dense, EditedModel, LowRank, WeightDelta, applied
-from errata.devices import device_of, devices_of, num_gpus, spread
+from errata.devices import device_of, devices_of, devices_with, num_gpus, spread
 from errata.edit import Edit, EditBatch, batches_of
 from errata.editors import Editor
 from errata.editors.hypernet.rledit import RLEdit
@@ -20,6 +20,7 @@ from errata.editors.solve import Metric
 from errata.encode import answer_log_probs, encode
 from errata.generate import greedy
 from errata.guard import Guard, Limit, Measured
+from errata.hardware import PeakMemory
 from errata.inspection import Inspector
 from errata.model import LanguageModel, find_matrices, load
 from errata.probes import Probes
@@ -189,8 +190,44 @@ def test_gpus_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match=says):
             devices_of(name)
     assert [num_gpus(name) for name in ("cpu", "cuda", "cuda:0,cuda:1")] == [0, 1, 2]
-    with pytest.raises(ValueError, match="name the GPUs that are to be reserved"):
-        num_gpus("auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("auto", "name the GPUs that are to be reserved"),
+        ("gpu", "'gpu' is no device: give cpu, cuda, auto"),
+        ("cuda:0,cuda:0", "a device stands twice in cuda:0,cuda:0"),
+        ("cuda:1", "numbered from 0 among the 1 that are reserved: give cuda:0, not cuda:1"),
+        ("cuda:1,cuda:2", "give cuda:0,cuda:1, not cuda:1,cuda:2"),
+    ],
+)
+def test_a_service_refuses_devices_before_it_reserves_any(name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        num_gpus(name)
+
+
+def test_the_memory_of_all_devices_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset, gpus = [], [torch.device("cuda:0"), torch.device("cuda:1")]
+    monkeypatch.setattr(hardware.torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(hardware.torch.cuda, "memory_allocated", lambda gpu: 100 * (gpu.index + 1))
+    monkeypatch.setattr(hardware.torch.cuda, "max_memory_allocated", lambda gpu: 1000 * (gpu.index + 1))
+    with PeakMemory(*gpus) as memory:
+        pass
+    assert reset == gpus and (memory.num_bytes, memory.total_bytes) == (2700, 3000)
+    with two_accelerators():
+        assert devices_with(on_two().module) == [FIRST, SECOND]
+
+
+def test_a_shared_embedding_is_weighed_once() -> None:
+    """Where it is as large as all blocks, the first device has it and none of them."""
+    config = GPT2Config(vocab_size=3072, n_positions=16, n_embd=32, n_layer=8, n_head=2, bos_token_id=1, eos_token_id=1)
+    module = GPT2LMHeadModel(config)
+    with two_accelerators():
+        blocks = sum(parameter.nbytes for parameter in module.transformer.h.parameters())
+        assert module.transformer.wte.weight.nbytes == pytest.approx(blocks, rel=0.05)
+        spread(module, [FIRST, SECOND])
+        assert [block.mlp.c_fc.weight.device for block in module.transformer.h] == [SECOND] * 8
 
 
 def test_more_devices_than_blocks_are_refused() -> None:
