@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from jobs.suites import SUITES, from_arguments
 from jobs.train import texts
 
 ROOT = Path(__file__).parents[2]
+LONGEST_S = 400.0
 ARGUMENTS = ["plan=tiny", "schedule.train_steps=12", "checkpoint_every=2"]
 
 
@@ -34,12 +36,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(home: Path, *command: str) -> "subprocess.Popen[str]":
-    """A job in a Ray of its own, which ends with it."""
+    """A job in a Ray of its own, which ends with it; killed where it hangs, so that who reads its lines does not, too."""
     environment = {**os.environ, "ERRATA_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
+    job = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+    ended_after(LONGEST_S, job)
+    return job
+
+
+def ended_after(seconds: float, job: "subprocess.Popen[str]") -> None:
+    timer = threading.Timer(seconds, job.kill)
+    timer.daemon = True
+    timer.start()
 
 
 def output_until_killed(home: Path, says: str, *command: str) -> str:

