@@ -44,7 +44,8 @@ def test_the_count_is_that_of_the_run_with_numbers(model_dir: Path) -> None:
     for savings in (Savings(), Savings(micro_batch=4, recompute=True)):
         plan = TINY.plan(plan_of(model_dir), savings)
         without, having = (count_episode(plan, TINY.texts, TINY.make, device) for device in ("meta", "cpu"))
-        assert without.start_bytes == having.start_bytes
+        # Some numbers are always the host's: with the CPU as the device they are counted, too.
+        assert without.start_bytes == pytest.approx(having.start_bytes, abs=100)
         assert without.peak_bytes == pytest.approx(having.peak_bytes, rel=0.05)
         once = count_episode(scored_once(plan), TINY.texts, TINY.make)
         assert once.peak_bytes == pytest.approx(without.peak_bytes, rel=0.01), "scoring again needs no more"
