@@ -28,6 +28,11 @@ os.environ |= LOOPBACK | {
 }
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("long") and os.environ.get("FULL", "0") in ("", "0"):
+        pytest.skip("a long one: FULL=1 runs it")
+
+
 torch.set_num_threads(1)  # models of a few thousand weights: more threads only wait for each other
 
 

@@ -1,4 +1,4 @@
-"""A Ray of several nodes on one machine: each a `ray start` of its own, on 127.0.0.1, that can be killed."""
+"""A Ray of several nodes on one machine: each a `ray start` of its own that can be killed. Ray joins them on the outward address."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from errata.stack import LOOPBACK
 from tests.e2e.test_registry import free_port
 
 BIN = Path(sys.executable).parent
@@ -25,7 +26,8 @@ class Cluster:
         self.folder, self.port, self.dashboard_port = folder, free_port(), free_port()
         self.environment = {**os.environ, **environment, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
         self.environment["RAY_worker_niceness"] = "0"  # Ray's own 15 would starve them on a machine that does other things
-        self.environment.pop("RAY_ADDRESS", None)
+        for name in ("RAY_ADDRESS", *LOOPBACK):  # the latter lets no second node in
+            self.environment.pop(name, None)
         self.nodes: list[psutil.Process] = []
 
     def add_node(self) -> None:
