@@ -1,4 +1,4 @@
-"""A Ray of several nodes on one machine: each a `ray start` of its own that can be killed. Ray joins them on the outward address."""
+"""A Ray of several nodes on one machine, each a `ray start` that can be killed; Ray joins them on the outward address."""
 
 from __future__ import annotations
 
