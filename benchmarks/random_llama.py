@@ -13,6 +13,11 @@ from typing import Any
 import torch
 
 from errata.edit import Edit, Probe
+from errata.editors.closed_form.memit import MEMIT
+from errata.editors.closed_form.ultraedit import UltraEdit
+from errata.editors.finetuned.ftl import FTL
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.presets import layers, preset_of
 from errata.encode import Encoded, encode
 from errata.model import LanguageModel
 from errata.testbed.language_model import Shape as TokenizerShape
@@ -53,10 +58,6 @@ class Size:
     copied_bytes: int = 2**30
 
 
-def _mlp(layers: range, *matrices: str) -> tuple[str, ...]:
-    return tuple(f"layers.{layer}.mlp.{matrix}" for layer in layers for matrix in matrices)
-
-
 SIZES = {
     # The matrices are those of the editors' presets for Llama-3-8B; LocFT's is the one that FT is compared at.
     "8b": Size(
@@ -66,11 +67,11 @@ SIZES = {
         heads=32,
         kv_heads=8,
         vocabulary=128256,
-        learned=_mlp(range(22, 31), "gate_proj", "up_proj"),
-        ultra=_mlp(range(11, 16), "gate_proj") + _mlp(range(18, 25), "up_proj"),
-        spread=_mlp(range(4, 9), "down_proj"),
-        tuned=_mlp(range(21, 22), "down_proj"),
-        rank=1024,
+        learned=preset_of(RLEdit, "llama3_8b").modules,
+        ultra=preset_of(UltraEdit, "llama3_8b").modules,
+        spread=preset_of(MEMIT, "llama3_8b").modules,
+        tuned=preset_of(FTL, "llama3_8b").modules,
+        rank=preset_of(RLEdit, "llama3_8b").fields["rank"],
     ),
     "tiny": Size(
         hidden=64,
@@ -79,10 +80,10 @@ SIZES = {
         heads=4,
         kv_heads=2,
         vocabulary=2048,
-        learned=_mlp(range(3, 5), "gate_proj", "up_proj"),
-        ultra=_mlp(range(2, 4), "gate_proj") + _mlp(range(3, 5), "up_proj"),
-        spread=_mlp(range(1, 3), "down_proj"),
-        tuned=_mlp(range(3, 4), "down_proj"),
+        learned=layers(3, 4, "gate_proj", "up_proj"),
+        ultra=layers(2, 3, "gate_proj") + layers(3, 4, "up_proj"),
+        spread=layers(1, 2, "down_proj"),
+        tuned=layers(3, 3, "down_proj"),
         rank=16,
         num_texts=128,
         episode_batches=2,
