@@ -91,11 +91,12 @@ bench-ledger: setup
 tune: setup
 	$(BIN)/python jobs/tune.py $(ARGS)
 
-test: setup
-	$(BIN)/python -m pytest
+# What starts engines, Ray and MLflow has the cores to itself, after the rest.
+test: unit
+	$(BIN)/python -m pytest tests/e2e tests/chaos
 
 unit: setup
-	$(BIN)/python -m pytest tests/unit tests/contract tests/architecture
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --ignore=tests/e2e --ignore=tests/chaos
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

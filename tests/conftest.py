@@ -25,6 +25,7 @@ os.environ |= LOOPBACK | {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
+    "COLUMNS": "200",  # what commands print is not broken within a path, however long the folders of a test are
 }
 
 
