@@ -16,11 +16,13 @@ from serving.generator import Generator, ServingOptions
 from serving.logs import JSON
 from serving.workshop import WorkshopOptions
 
+GPU_MEMORY = 0.9  # vLLM's own default
 MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
 
 
 class Arguments(BaseModel):
-    """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly.
+    """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly. A part of one, such
+    as 0.5, leaves the rest of it to the edit worker, and vLLM the same part of its memory (`gpu_memory`).
 
     `editor`, `artifact`, `preset` and `settings` are `make_editor`'s; `guard` sets the `Guard`'s fields. Settings are also
     taken as text, `field=value;field=value`. `probes` is a file of what no edit may change. `keys` is a file of access keys,
@@ -45,9 +47,9 @@ class Arguments(BaseModel):
     replicas: int = Field(1, ge=1)
     dtype: str = "float32"
     device: str = "cpu"
-    gpus: int = Field(0, ge=0)
+    gpus: float = Field(0, ge=0)
     placement: str | None = Field(None, min_length=1)
-    gpu_memory: float = Field(0.9, gt=0, le=1)
+    gpu_memory: float | None = Field(None, gt=0, le=1)
     max_model_len: int | None = Field(None, ge=1)
     pause: Literal["keep", "wait"] = "keep"
     max_batch: int = Field(16, ge=1)
@@ -59,6 +61,13 @@ class Arguments(BaseModel):
     num_cpus: float = Field(0.2, ge=0)
     threads: int | None = Field(None, ge=1)
     editor_threads: int = Field(1, ge=1)  # more would wait for each other, and for the engine's, on the cores that they share
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_a_part(cls, given: float) -> float:
+        if given > 1 and given % 1:
+            raise ValueError(f"{given} is neither a part of one GPU nor a number of them")
+        return given
 
     @field_validator("settings", "guard", mode="before")
     @classmethod
@@ -78,7 +87,9 @@ def build(args: dict[str, Any]) -> Application:
     except ValidationError as faults:
         listed = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors())
         raise ValueError(f"serving.app:build cannot start with these arguments: {listed}") from None
-    worker_gpus = num_gpus(arguments.device)
+    worker_gpus: float = num_gpus(arguments.device)
+    if worker_gpus == 1 and 0 < arguments.gpus < 1:
+        worker_gpus = round(1 - arguments.gpus, 4)
     worker = _deployed(EditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
     generator = _deployed(
         serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus, _engine_threads(arguments))
@@ -105,7 +116,7 @@ def _engine_threads(arguments: Arguments) -> int:
     return arguments.threads or max(1, len(os.sched_getaffinity(0)) // arguments.replicas)
 
 
-def _resources(arguments: Arguments, num_gpus: int, num_threads: int) -> dict[str, Any]:
+def _resources(arguments: Arguments, num_gpus: float, num_threads: int) -> dict[str, Any]:
     environment = {"OMP_NUM_THREADS": str(num_threads), "RAY_USAGE_STATS_ENABLED": "0"}
     if Path(arguments.model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
@@ -123,8 +134,8 @@ def _serving_options(arguments: Arguments) -> ServingOptions:
         served_name=arguments.served_name,
         dtype=arguments.dtype,
         max_model_len=arguments.max_model_len,
-        tensor_parallel=max(1, arguments.gpus),
-        gpu_memory=arguments.gpu_memory,
+        tensor_parallel=max(1, int(arguments.gpus)),
+        gpu_memory=arguments.gpu_memory or GPU_MEMORY * min(1, arguments.gpus or 1),
         enforce_eager=not arguments.gpus,
         pause=arguments.pause,
         keys=arguments.keys,

@@ -1,8 +1,8 @@
 """A replica: vLLM's engine with its own OpenAI application, kept at the ledger's head.
 
-Three things run beside the requests and meet at `_swapping`: `swap`, called by the edit worker on all replicas; `_watch`,
-which swaps by itself when the ledger's head stays ahead (a broadcast that was missed), and ends the process when the
-engine has died, so that Serve replaces it at once; and `admit`, which holds new requests back while a swap runs.
+Three things run beside the requests: `swap`, called by the edit worker on all replicas; `_watch`, which swaps by itself when
+the ledger's head stays ahead (a broadcast that was missed), and ends the process when the engine has died, so that Serve
+replaces it at once; and `admit`, which holds new requests back while the engine is paused.
 
 A replica that cannot follow the head is out of rotation: first it turns requests away, then it fails its health check, and
 Serve replaces it.
@@ -51,6 +51,7 @@ from serving.weight_engine import BACKEND, EXTENSION, check_architecture
 logger = logging.getLogger("ray.serve")
 
 WATCH_PERIOD_S = 0.2
+READING_PERIOD_S = 0.1  # how often the engine is asked whether it has read a long update
 ENGINE_TIMEOUT_S = 2.0  # for what an idle engine tells within milliseconds
 
 
@@ -188,7 +189,7 @@ class Generator:
         return {"bytes": num_bytes, "dense_bytes": state["dense_bytes"], "reset": update["reset"]}
 
     async def _prepared(self, version: int) -> dict[str, Any]:
-        """An update that every worker has read and accepted. The engine answers nothing meanwhile: its loop reads the files.
+        """An update that every worker has read and accepted; the engine answers by the version it has meanwhile.
 
         Raises `ValueError` if none is, `OSError` if one could not be read.
         """
@@ -198,7 +199,10 @@ class Generator:
             max_s = max_prepare_s(sum(len(one.ranks) for one in read), sum(one.num_bytes for one in read))
             self._rotation.prepare_begins(max_s)
             answers = await self.engine.collective_rpc("errata_prepare", args=(update,))
-            faults = [fault for fault in answers if fault is not None]
+            while not all(answer["is_read"] for answer in answers):
+                await asyncio.sleep(READING_PERIOD_S)
+                answers = await self.engine.collective_rpc("errata_reading")
+            faults = [answer["fault"] for answer in answers if answer["fault"] is not None]
             if not faults:
                 return update
         kinds = [getattr(builtins, fault.partition(":")[0], None) for fault in faults]
@@ -249,7 +253,7 @@ class Generator:
         return f"{self.boot}-{self.epoch}"
 
     def _serves(self, at_least: int) -> bool:
-        return not self._swapping.locked() and self.version >= at_least
+        return not self._rotation.is_paused and self.version >= at_least
 
     async def check_health(self) -> None:
         await self.engine.check_health()

@@ -268,6 +268,8 @@ def _told(what: str) -> Iterator[None]:
 def _opened(path: Path) -> sqlite3.Connection:
     """Raises `sqlite3.Error`."""
     connection = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
+    # Said first, the log's index is in this process's memory: shared memory would be a mapped file, which no network share has.
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     present = {row[1] for row in connection.execute("PRAGMA table_info(edits)")}

@@ -66,8 +66,12 @@ class Rotation:
             self.behind_s += passed_s
 
     @property
+    def is_paused(self) -> bool:
+        return self._swap_began is not None
+
+    @property
     def is_under_way(self) -> bool:
-        return self._preparing is not None or self._swap_began is not None
+        return self._preparing is not None or self.is_paused
 
     @property
     def swapping_s(self) -> float:

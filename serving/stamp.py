@@ -1,9 +1,9 @@
 """Which version answered: ASGI middleware around the OpenAI routes, inside the replica.
 
-A request waits while a swap runs and, with `X-Errata-At-Least`, until its version is served. It is given a cache salt that
-no other state of the weights has, so that no key-value block computed under other weights is reused. The answer
-carries the versions that its tokens were sampled under: the header `X-Errata-Version`, and `errata` in the body or in
-every event of a stream.
+A request waits while the engine is paused and, with `X-Errata-At-Least`, until its version is served. It is given a cache
+salt that no other state of the weights has, so that no key-value block computed under other weights is reused. The answer
+carries the versions that its tokens were sampled under: the header `X-Errata-Version`, and `errata` in the body or in every
+event of a stream.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Served(Protocol):
     metrics: ReplicaMetrics
 
     async def admit(self, at_least: int) -> str:
-        """Wait until no swap runs and the version is at least this; returns the cache salt of now.
+        """Wait until the engine is not paused and the version is at least this; returns the cache salt of now.
 
         Raises `OutOfRotation`, and `RolledBack` if that version will not come.
         """

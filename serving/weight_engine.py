@@ -1,11 +1,11 @@
 """The vLLM plugin: weight deltas in, edited matrices reloaded, inside every vLLM worker. Every weight call is here.
 
 An update names its parent version and the files of its deltas (factors, not matrices). It is read and checked before the
-engine is paused, in the loop that also generates, so that no token comes meanwhile: for a reset as long as its whole chain
-takes to sum. Only then are the edited modules reloaded, a whole fused group at a time (the matrices that vLLM keeps in one
-module; a part of it reloaded alone leaves the rest silently wrong), from the base matrices (read from the checkpoint, since a
-packed CPU linear has no weight to read back) plus an fp32 sum. A failure inside the reload leaves the worker unusable and
-says so (`intact`): the replica must then be replaced.
+engine is paused, in a thread of its own, since a reset takes as long as its whole chain takes to sum. Only then are the
+edited modules reloaded, a whole fused group at a time (the matrices that vLLM keeps in one module; a part of it reloaded
+alone leaves the rest silently wrong), from the base matrices (read from the checkpoint, since a packed CPU linear has no
+weight to read back) plus an fp32 sum. A failure inside the reload leaves the worker unusable and says so (`intact`): the
+replica must then be replaced.
 
 `load_weights` shards by itself, so each tensor-parallel worker is given whole matrices.
 """
@@ -19,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +43,8 @@ from errata.model import editable_matrices
 BACKEND = "errata"
 EXTENSION = "serving.weight_engine.WorkerExtension"
 PARENT_PERIOD_S = 1.0
+# The loop that generates waits so long for an update to be read: most are, and a swap then costs no second call.
+READ_AT_ONCE_S = 0.05
 
 
 def register() -> None:
@@ -51,7 +54,11 @@ def register() -> None:
 
 
 def check_architecture(model: str | Path) -> None:
-    """Raise `ValueError` for a model that vLLM cannot run here, where its own words do not say why."""
+    """Raise `ValueError` for a model that vLLM cannot run here, or not edited, where its own words do not say why."""
+    if not Path(model).is_dir():
+        raise ValueError(
+            f"{model} is no folder: an edited matrix is made from the checkpoint's own tensors, so name its folder"
+        )
     config = AutoConfig.from_pretrained(str(model))
     if config.get_text_config() is not config and find_spec("torchvision") is None:
         kind = ", ".join(config.architectures or [config.model_type])
@@ -128,6 +135,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.base_fingerprint = init_info.fingerprint
         self.state = _State(0, init_info.fingerprint)
         self.prepared: _Prepared | None = None
+        self.reader = ThreadPoolExecutor(1, "errata-reader")
 
     def _architecture(self, model: str) -> nn.Module:
         """The transformers model without its weights: names, sizes and orientation. vLLM runs some models (Phi) by classes of
@@ -152,6 +160,16 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def _base(self, name: str) -> Tensor:
         return self.spec[name].oriented(self.checkpoint.weight(name)).to(self.model_config.dtype)
+
+    def begin(self, update_info: dict[str, Any]) -> None:
+        """Have an update prepared while tokens are made."""
+        self.reading: Future[str | None] = self.reader.submit(self.prepare, update_info)
+
+    def reading_after(self, seconds: float) -> dict[str, Any]:
+        """Whether the update is prepared then, and what is wrong with it."""
+        wait([self.reading], seconds)
+        is_read = self.reading.done()
+        return {"is_read": is_read, "fault": self.reading.result() if is_read else None}
 
     def prepare(self, update_info: dict[str, Any]) -> str | None:
         """Read and check an update, changing nothing. Returns what is wrong with it, or None."""
@@ -242,8 +260,12 @@ class WorkerExtension:
 
     weight_transfer_engine: DeltaEngine
 
-    def errata_prepare(self, update_info: dict[str, Any]) -> str | None:
-        return self.weight_transfer_engine.prepare(update_info)
+    def errata_prepare(self, update_info: dict[str, Any]) -> dict[str, Any]:
+        self.weight_transfer_engine.begin(update_info)
+        return self.weight_transfer_engine.reading_after(READ_AT_ONCE_S)
+
+    def errata_reading(self) -> dict[str, Any]:
+        return self.weight_transfer_engine.reading_after(0)
 
     def errata_state(self) -> dict[str, Any]:
         return asdict(self.weight_transfer_engine.state)

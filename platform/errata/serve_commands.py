@@ -40,6 +40,9 @@ def serve(
     port: Annotated[int, typer.Option(help="HTTP port.", min=1, max=65535)] = 8000,
     keys: Annotated[str, typer.Option(help="File of access keys; `errata keys add` makes it.", envvar="ERRATA_KEYS")] = "",
     replicas: Annotated[int, typer.Option(help="Generators, each with an engine of its own.", min=1)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs of a replica; 0.5 shares one with the editor (--device cuda).", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="Where edits are made: cpu, cuda, or cuda:0,cuda:1 for a large model.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the weights, such as bfloat16.")] = "float32",
     max_queue: Annotated[int | None, typer.Option(help="Edits that may wait; more are answered 429.", min=1)] = None,
     pause: Annotated[Pause, typer.Option(help="At a swap, requests in flight keep going or are waited for.")] = Pause.KEEP,
 ) -> None:
@@ -62,6 +65,9 @@ def serve(
         "ledger": ledger or root / "serve" / f"ledger-{_fit(editor)}",
         "mlflow_name": f"errata-{_fit(editor)}",  # a registered model mirrors one ledger
         "replicas": replicas,
+        "gpus": gpus,
+        "device": device,
+        "dtype": dtype,
         "pause": pause.value,
     }
     given = {"artifact": artifact, "preset": preset, "settings": ";".join(settings or []), "guard": ";".join(guard or [])}

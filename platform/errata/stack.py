@@ -130,7 +130,7 @@ class Stack:
         command = [str(BIN / "serve"), "run", "--route-prefix=/", "--name=errata", "serving.app:build", *pairs]
         self.start("serve", *command)
 
-    def wait_serve(self, timeout_s: float = 300.0) -> None:
+    def wait_serve(self, timeout_s: float = 900.0) -> None:  # a large model is compiled first
         self.wait("serve", f"{self.url}/health", timeout_s)
 
     def run_job(self, *command: str) -> None:

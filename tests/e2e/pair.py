@@ -88,9 +88,15 @@ class Served:
         common = {"parent": self.version, "version": version, "fingerprint": entry.fingerprint}
         return {**common, "reset": reset, "files": [str(file) for file in files]}
 
+    def fault_of(self, update: dict[str, Any]) -> str | None:
+        answer = self.rpc("errata_prepare", update_info=update)
+        while not answer["is_read"]:
+            answer = self.rpc("errata_reading")
+        return answer["fault"]
+
     def swap(self, version: int, reset: bool = False) -> None:
         update = self.update(version, reset)
-        fault = self.rpc("errata_prepare", update_info=update)
+        fault = self.fault_of(update)
         assert fault is None, fault
         self.rpc("start_weight_update")
         self.rpc("update_weights", update_info=update)

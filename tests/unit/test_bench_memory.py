@@ -17,7 +17,9 @@ TINY = Check(4, 64, 128, 256, batches=2, batch_size=4, texts=Texts(2, 3, 12, 2))
 
 
 def plan_of(model_dir: Path) -> Plan:
-    return from_arguments(["plan=tiny", f"model={model_dir}", "schedule.batches=2", "savings.micro_batch=4", "savings.recompute=True"])
+    return from_arguments(
+        ["plan=tiny", f"model={model_dir}", "schedule.batches=2", "savings.micro_batch=4", "savings.recompute=True"]
+    )
 
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["without numbers", "with numbers"])

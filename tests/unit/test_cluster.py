@@ -157,6 +157,29 @@ def test_engines_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch)
         assert generator.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
 
 
+@pytest.mark.parametrize(
+    ("given", "replicas", "workers", "memory"),
+    [
+        ({}, 0, 0, 0.9),
+        ({"gpus": 1, "device": "cuda"}, 1, 1, 0.9),
+        ({"gpus": 2, "device": "cuda:0,cuda:1"}, 2, 2, 0.9),
+        ({"gpus": 0.6, "device": "cuda"}, 0.6, 0.4, 0.54),
+        ({"gpus": "0.6", "device": "cuda", "gpu_memory": 0.3}, 0.6, 0.4, 0.3),
+        ({"gpus": 0.5}, 0.5, 0, 0.45),
+    ],
+)
+def test_gpus_are_reserved_for_replicas_and_the_edit_worker(
+    given: dict, replicas: float, workers: float, memory: float
+) -> None:
+    app = build({"model": "m", "ledger": "l", **given})
+    worker, options = app._bound_deployment.init_args
+    assert app._bound_deployment.ray_actor_options["num_gpus"] == replicas
+    assert worker._bound_deployment.ray_actor_options["num_gpus"] == workers
+    assert options.gpu_memory == pytest.approx(memory) and options.tensor_parallel == max(1, int(replicas))
+    with pytest.raises(ValueError, match="neither a part of one GPU nor a number of them"):
+        build({"model": "m", "ledger": "l", "gpus": 1.5})
+
+
 def test_both_deployments_are_placed_and_by_default_neither() -> None:
     needed = {"model": "m", "ledger": "l"}
     assert _resources(Arguments(**needed), 0, 1)["resources"] == {}
@@ -289,6 +312,8 @@ def test_the_service_has_gpus_for_its_replicas_and_the_edit_worker() -> None:
     limits = container["resources"]["limits"]
     assert arguments.replicas * arguments.gpus + 1 <= group["minReplicas"] * limits["nvidia.com/gpu"]
     assert (arguments.replicas + 1) * arguments.num_cpus <= group["minReplicas"] * int(limits["cpu"])
+    (head,) = cluster_of(manifests("rayservice.yaml")[0])["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "serve", "containerPort": 8000} in head["ports"], "KubeRay takes the service's port from the head"
     (keys,) = [mount for mount in container["volumeMounts"] if mount["name"] == "keys"]
     assert arguments.keys == f"{keys['mountPath']}/keys.json" and keys["readOnly"]
     (volume,) = [volume for volume in group["template"]["spec"]["volumes"] if volume["name"] == "keys"]
@@ -330,7 +355,9 @@ def test_the_jobs_that_the_walk_through_submits_are_understood() -> None:
     readers = {"moments": moments.from_command_line, "tune": tune.from_command_line, "bench": suites.from_arguments}
     for name, line in submitted:
         read_by: Any = readers.get(name, from_arguments)
-        read_by(shlex.split(line.replace("$PLAN", plan)))
+        found = read_by(shlex.split(line.replace("$PLAN", plan)))
+        if name == "train":
+            found.schedule.check_workers(found.num_workers)
 
 
 def test_the_walk_throughs_commands_and_files_are_there() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +38,7 @@ class Still(weight_engine.DeltaEngine):
         self.accumulator = Accumulator({name: torch.randn(64, 96, generator=generator).bfloat16() for name in MATRICES})
         self.base_fingerprint, self.prepared = fingerprint, None
         self.state = weight_engine._State(0, fingerprint)
+        self.reader = ThreadPoolExecutor(1)
         self.reloaded: list[set[str]] = []
         self.model_config, self.device = SimpleNamespace(), torch.device("cpu")
 
@@ -141,7 +145,9 @@ class Watched:
 
     async def collective_rpc(self, method, args=()):
         self.look(method)
-        return [self.still.prepare(*args) if method == "errata_prepare" else asdict(self.still.state)]
+        worker = weight_engine.WorkerExtension()
+        worker.weight_transfer_engine = self.still
+        return [getattr(worker, method)(*args)]
 
     async def pause_generation(self, mode, clear_cache):
         self.look("pause")
@@ -164,7 +170,7 @@ def replica(ledger: Ledger) -> Any:
     one = object.__new__(Generator)
     one.ledger, one.version, one.fingerprint, one.epoch, one.replica = ledger, 0, "base", 0, "r"
     one.options, one._swapping, one._changed = SimpleNamespace(pause="keep"), asyncio.Lock(), asyncio.Condition()
-    one._rotation = Rotation("keep")
+    one._rotation, one.boot = Rotation("keep"), "boot"
     one.engine = Watched(Still("base"), one._rotation)
     return one
 
@@ -182,6 +188,48 @@ def test_a_swap_is_timed_from_the_pause_on_and_what_comes_before_by_what_there_i
     one.engine.seen.clear()
     assert asyncio.run(one.swap(4))["version"] == 4 and asyncio.run(one.swap(5))["version"] == 5
     assert [seen for seen in one.engine.seen if seen[0] == "errata_prepare"][1:] == [("errata_prepare", only, False)]
+
+
+def test_while_a_long_update_is_read_requests_are_answered_by_the_version_there_is(
+    grown: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, go_on, read = replica(grown), threading.Event(), weight_engine.read_segments
+
+    def slowly(path):
+        assert go_on.wait(10)
+        return read(path)
+
+    async def asked() -> None:
+        one._rotation.look(9, 0, 0)
+        swap = asyncio.create_task(one.swap(9))
+        await asyncio.sleep(0.3)
+        assert not swap.done() and one._rotation.is_under_way
+        async with asyncio.timeout(1):
+            assert await one.admit(0) == "boot-0"
+        later = asyncio.create_task(one.admit(9))
+        go_on.set()
+        assert (await swap)["version"] == 9 and await later == "boot-1"
+
+    monkeypatch.setattr(weight_engine, "read_segments", slowly)
+    asyncio.run(asked())
+    assert [asked for asked, *_ in one.engine.seen].count("errata_reading") >= 2
+
+
+def test_what_is_wrong_with_a_long_update_is_said_when_it_is_read(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, read = replica(grown), weight_engine.read_segments
+
+    def slowly(path):
+        time.sleep(weight_engine.READ_AT_ONCE_S)
+        if path.parent.name != "snapshots":
+            raise OSError(f"{path} cannot be read")
+        return read(path)
+
+    monkeypatch.setattr(weight_engine, "read_segments", slowly)
+    told = asyncio.run(one.swap(9))
+    assert "cannot be read" in told["error"] and not told["refused"] and told["version"] == 0
+    assert not one._rotation.is_under_way and one.engine.still.state.intact
+    monkeypatch.setattr(weight_engine, "read_segments", read)
+    assert asyncio.run(one.swap(9))["version"] == 9
 
 
 def test_a_replica_that_repairs_itself_goes_to_the_head_as_it_is_when_its_turn_comes(grown: Ledger) -> None:
@@ -295,3 +343,5 @@ def test_a_replica_says_why_it_cannot_serve_a_model_that_reads_images(tmp_path: 
     with pytest.raises(ValueError, match=r"Gemma3ForConditionalGeneration, which reads images too.*torchvision"):
         asyncio.run(Generator._start_engine(replica))
     weight_engine.check_architecture(save_tiny("gemma3", tmp_path / "text"))
+    with pytest.raises(ValueError, match="some/model is no folder"):
+        weight_engine.check_architecture("some/model")
