@@ -260,12 +260,23 @@ class Maker:
                 await self._stall(fault)
 
     async def _stall(self, fault: Exception) -> None:
-        """The disk takes nothing: wait, then go on from what journal and ledger say; nothing is lost, nothing made twice."""
-        self._making_stalled = f"{type(fault).__name__}: {fault}"
-        wait_s = min(MAX_STALL_S, 0.5 * 2**self._num_stalls)
-        self._num_stalls += 1
-        event(logger, "edits.stalled", logging.ERROR, error=fault, queued_s=wait_s)
-        await asyncio.sleep(wait_s)
+        """The disk takes nothing: wait until it does, then go on from what journal and ledger say.
+
+        Nothing is lost, nothing made twice. No edit is taken before: what was being made would stay so for good.
+        """
+        failed: Exception | None = fault
+        while failed is not None:
+            self._making_stalled = f"{type(failed).__name__}: {failed}"
+            wait_s = min(MAX_STALL_S, 0.5 * 2**self._num_stalls)
+            self._num_stalls += 1
+            event(logger, "edits.stalled", logging.ERROR, error=failed, queued_s=wait_s)
+            await asyncio.sleep(wait_s)
+            failed = await self._resumed()
+        self._making_stalled = None
+        self._arrived.set()
+
+    async def _resumed(self) -> Exception | None:
+        """Settle what was made and queue again what was not; returns what kept it from that."""
         async with self.writing:
             try:
                 pending = self.journal.pending()
@@ -274,10 +285,9 @@ class Maker:
                     self.fleet.is_behind = True  # it was appended, and nobody was told to serve it
                 self.journal.requeue([entry.id for entry in self.journal.pending() if entry.state == "applying"])
                 self.audience.tell([entry.id for entry in pending])
-                self._making_stalled = None
-            except (OSError, JournalFailed) as again:
-                self._making_stalled = f"{type(again).__name__}: {again}"
-        self._arrived.set()
+            except (OSError, JournalFailed) as fault:
+                return fault
+        return None
 
     async def _apply(self, entries: list[Entry]) -> None:
         """A version of these edits; if they are refused, several of what is left without those that are to blame.

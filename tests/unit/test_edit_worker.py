@@ -225,6 +225,28 @@ def test_a_version_that_was_appended_before_the_journal_failed_is_not_made_again
     assert one.maker.fleet.is_behind, "nobody was told to serve it"
 
 
+@pytest.mark.parametrize("posted_meanwhile", [False, True])
+def test_a_journal_that_fails_while_it_goes_on_leaves_no_edit_behind(tmp_path, monkeypatch, posted_meanwhile):
+    """The disk took nothing, and then the journal could not queue again what was being made."""
+    monkeypatch.setattr(maker, "MAX_STALL_S", 0.01)
+    one = worker(tmp_path)
+    one.shop.faults = [OSError(28, "No space left on device")]
+    ids = posted(one, "a")
+    requeue, faults = one.journal.requeue, [JournalFailed("disk I/O error")] * 2
+
+    def failing(again):
+        if faults:
+            if posted_meanwhile:
+                ids.extend(posted(one, f"b{len(faults)}"))
+            raise faults.pop()
+        requeue(again)
+
+    one.journal.requeue = failing
+    asyncio.run(settled(one, ids))
+    assert not faults and one.maker.stalled is None
+    assert {state for state, _ in states(one, ids)} == {"applied"} and one.journal.pending() == []
+
+
 def test_replicas_that_do_not_answer_do_not_take_a_version_back(tmp_path):
     one = worker(tmp_path)
     one.maker.fleet.faults = [SwapFailed(1, ["r"], "TimeoutError")]
