@@ -130,7 +130,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.spec = editable_matrices(architecture)
         self.targets = self._served_modules(init_info.matrices)
         names = self._completed(init_info.matrices)
-        self.accumulator = Accumulator({name: self._base(name) for name in names})
+        self.accumulator = Accumulator({name: self._base(name) for name in names}, in_place=True)
         self.beside = {name: self.checkpoint.beside(name) for name in names}
         self.base_fingerprint = init_info.fingerprint
         self.state = _State(0, init_info.fingerprint)

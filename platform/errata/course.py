@@ -91,7 +91,9 @@ class Base:
         longest = max(len(model.tokenizer(f" {answer}")["input_ids"]) for _, answer in questions.all)
         max_tokens = course.max_answer_tokens or longest + 1
         found = answers(model, questions.prompts, max_tokens)
-        return cls(found, predictions(model, questions.locality), perplexities(model, course.sentences), max_tokens)
+        # A probe that is edited later is one until then.
+        probes = list(dict.fromkeys((probe.prompt, probe.target) for edit in course.edits for probe in edit.locality))
+        return cls(found, predictions(model, probes), perplexities(model, course.sentences), max_tokens)
 
 
 def answers(model: LanguageModel, prompts: Sequence[str], max_tokens: int, min_tokens: int = 0) -> dict[str, str]:

@@ -15,6 +15,7 @@ from errata.edit import EditRejected
 from errata.model import LanguageModel, ModelSpec
 
 SLACK = 1e-3  # by which a figure may differ from the version before and count as the same
+MAX_SLACK_AT = 2.0  # limits: beyond so many times what is refused no difference counts as none, or small ones would add up
 SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "broken_sentences", "lost_retention", "lost_locality")
 
 
@@ -126,7 +127,8 @@ class Guard:
         for text, value, limit, before in self._all(found):
             if value is None or value <= limit.warn:
                 continue
-            worse = before is None or not value <= before * (1 + SLACK)
+            slack = SLACK if value <= MAX_SLACK_AT * limit.refuse else 0
+            worse = before is None or not value <= before * (1 + slack)
             if not value <= limit.refuse and worse:
                 reasons.append(f"{text.format(value)}, more than {limit.refuse:g}")
             else:

@@ -37,6 +37,7 @@ MAX_ANSWER_TOKENS = 8
 MAX_SENTENCE_TOKENS = 64
 REDRAWN_EVERY = 8  # batches for which a sample of earlier edits is kept
 FEW = 16  # what is lost of a smaller sample is counted as of so many: one edit of two is no half of all
+MAX_EXCUSED = 0.25  # of a sample, by the rephrasings that edits name: more would be a way around the guard
 
 
 class Inspector:
@@ -90,8 +91,8 @@ class Inspector:
         found = replace(found, efficacy=efficacy, failed=self._instead(failed, delta))
         self.retained = self.retained or self._held(WeightDelta({})) or {}
         self.measured = batch, held, None
-        asked = {prompt for edit in batch for prompt in (edit.prompt, *edit.rephrasings)}
-        counted = [prompt for prompt in held if prompt not in asked]
+        excused = _excused(list(held), batch.prompts, [p for edit in batch for p in edit.rephrasings])
+        counted = [prompt for prompt in held if prompt not in excused]
         lost = [self.retained.get(prompt, False) and not held[prompt] for prompt in counted]
         found = replace(found, retention=_share([held[prompt] for prompt in counted]), lost_retention=_lost(lost))
         return self._with_probes(found, batch, delta)
@@ -142,8 +143,9 @@ class Inspector:
         self.measured = *self.measured[:2], then
         if not then.is_finite:
             return replace(found, is_finite=False)
-        asked = {p for e in batch for p in (e.prompt, *e.rephrasings, *(probe.prompt for probe in e.portability))}
-        counts = [question not in asked for question in self.texts.questions]
+        named = [p for e in batch for p in (*e.rephrasings, *(probe.prompt for probe in e.portability))]
+        excused = _excused(self.texts.questions, batch.prompts, named)
+        counts = [question not in excused for question in self.texts.questions]
         same_now, same_then = (list(compress(probed.same_as(self.base), counts)) for probed in (now, then))
         lost = [before and not after for before, after in zip(same_now, same_then, strict=True)]
         ratios_now, ratios_then = now.ratios_to(self.base), then.ratios_to(self.base)
@@ -299,6 +301,16 @@ def _by_row(encoded: Encoded, values_T: Tensor) -> tuple[Tensor, ...]:
 
 def _share(right: Sequence[bool]) -> float | None:
     return sum(right) / len(right) if right else None
+
+
+def _excused(sample: Sequence[str], edited: Iterable[str], named: Iterable[str]) -> set[str]:
+    """Those of a sample that a batch is about: what it edits, and what it names as another wording or a consequence.
+
+    Nobody checks that these are what the poster says they are, so they count where little would be left to judge by.
+    """
+    excused = set(sample).intersection(named)
+    limit = MAX_EXCUSED * max(FEW, len(sample))
+    return set(edited) | (excused if len(excused) <= limit else set())
 
 
 def _lost(lost: Sequence[bool]) -> float | None:

@@ -147,6 +147,13 @@ def test_a_known_change_is_measured_and_gone_afterwards(tiny_model: LanguageMode
         assert torch.equal(tensor, before[name]), name
 
 
+def test_a_probe_that_is_edited_later_is_a_probe_until_then(tiny_model: LanguageModel, course: Course) -> None:
+    first, *rest = course.edits
+    asked = replace(first, locality=(Probe(rest[-1].prompt, "dog"),))
+    rows = run_all(tiny_model, [known()], replace(course, edits=(asked, *rest)))
+    assert [row.edits for row in rows] == [1, 5, 12] * 2 and rows[0].locality == rows[0].locality_tf == 1.0
+
+
 def test_everybody_gets_the_same_batches_in_the_same_order(tiny_model: LanguageModel, course: Course) -> None:
     one, other = known("a", change=0.01), known("b", change=-0.02, refuses=(2,))
     run_all(tiny_model, [one, other], course)

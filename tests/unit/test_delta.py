@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from errata.delta import Accumulator, Dense, EditedModel, LowRank, Series, Sparse, WeightDelta, applied, chained, in_series
+from errata.delta import (
+    CHUNK_ROWS,
+    Accumulator,
+    Dense,
+    EditedModel,
+    LowRank,
+    Series,
+    Sparse,
+    WeightDelta,
+    applied,
+    chained,
+    in_series,
+)
 from errata.model import MatrixSpec, ModelSpec, find_matrices
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
@@ -129,6 +141,27 @@ def test_going_back_is_exact_in_bf16():
     assert torch.equal(accumulator.weight("a"), (base["a"].float() + total).bfloat16())
     assert accumulator.reset() == {"a"}
     assert torch.equal(accumulator.weight("a"), base["a"])
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_a_sum_in_place_has_the_same_bits_and_leaves_the_deltas_alone(first):
+    generator = torch.Generator().manual_seed(first)
+    rows, columns = 3 * CHUNK_ROWS + 7, 40
+    base = {"a": torch.randn(rows, columns, generator=generator).bfloat16()}
+    sides = [torch.randn(size, 3, generator=generator) for size in (rows, columns)]
+    full, half = LowRank(*sides), LowRank(*(side.half() for side in sides))
+    few = Sparse(torch.tensor([3, 90, rows * columns - 1]), torch.randn(3, generator=generator), (rows, columns))
+    parts = [full, half, few, Dense(full.dense())]
+    parts = [*parts[first:], *parts[:first], Series((full, few))]
+    before = [part.dense().clone() for part in parts]
+    one, other = Accumulator(base), Accumulator(base, in_place=True)
+    for part in parts:
+        one.add(WeightDelta({"a": part}))
+        other.add(WeightDelta({"a": part}))
+        assert torch.equal(one.sum_OI["a"], other.sum_OI["a"]) and torch.equal(one.weight("a"), other.weight("a"))
+        assert torch.equal(one.weight("a"), (base["a"].float() + one.sum_OI["a"]).bfloat16())
+    assert all(torch.equal(part.dense(), was) for part, was in zip(parts, before, strict=True))
+    torch.testing.assert_close(one.sum_OI["a"], sum(change.float() for change in before))
 
 
 def test_a_delta_that_does_not_fit_changes_nothing(tiny_model, random_delta):

@@ -119,6 +119,14 @@ def test_what_many_versions_do_together_is_bounded():
     assert "by all versions together" in guard.check(replace(HEALTHY, locality=0.45, before={"locality": 0.5})).reasons[0]
 
 
+def test_small_steps_beyond_a_limit_do_not_add_up_for_ever():
+    guard, ratio, largest = Guard(), 1.5, 0.0
+    for _ in range(3000):
+        if guard.check(replace(HEALTHY, ppl_ratio=ratio * 1.00099, before={"ppl_ratio": ratio})).publish:
+            ratio = largest = ratio * 1.00099
+    assert largest == pytest.approx(2 * guard.perplexity.refuse, rel=2e-3)
+
+
 def test_matrix_norms(tiny_model):
     norms = matrix_norms(tiny_model, find_matrices(tiny_model.module, MATRICES))
     weight = tiny_model.module.get_submodule(MATRICES[0]).weight

@@ -15,7 +15,7 @@ from errata.encode import encode
 from errata.evaluate import perplexity
 from errata.generate import greedy
 from errata.guard import Guard, Limit
-from errata.inspection import FEW, Inspector, Sample
+from errata.inspection import FEW, MAX_EXCUSED, Inspector, Sample, _excused
 from errata.model import find_matrices
 from errata.probes import FILE, PLAIN, Probes
 
@@ -120,6 +120,20 @@ def test_a_probe_that_is_edited_is_no_probe(tiny_model, probes, random_delta):
     wordings = EditBatch((Edit("question", "x", rephrasings=(probed,), portability=(Probe(other, "y"),)),))
     ruin = inspector.measure(wordings, random_delta(1, 30.0))
     assert ruin.lost_locality is not None and ruin.lost_locality <= len(rest) / FEW
+
+
+def test_rephrasings_are_no_way_around_the_guard(tiny_model, world, probes, random_delta):
+    """Of an edit that names every question and every earlier edit as its own rephrasings."""
+    spec = find_matrices(tiny_model.module, MATRICES)
+    inspector = Inspector(tiny_model, spec, LENIENT, probes)
+    texts = [probe.prompt for probe in world.edits("test", 30)]
+    some = int(MAX_EXCUSED * FEW)
+    assert _excused(texts, ["edited"], texts[:some]) == {"edited", *texts[:some]}
+    assert _excused(texts, ["edited"], texts) == {"edited"} and _excused(texts, texts, texts[:some]) == set(texts)
+    plain = Edit("question", "answer")
+    named = replace(plain, rephrasings=(*probes.questions, *(f"wording {i}" for i in range(3))))
+    found = [inspector.measure(EditBatch((edit,)), random_delta(1, 30.0)) for edit in (plain, named)]
+    assert found[0].lost_locality is not None and found[1].lost_locality == found[0].lost_locality
 
 
 @pytest.mark.parametrize("value", [1e30, math.nan])

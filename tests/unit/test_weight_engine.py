@@ -35,7 +35,9 @@ class Still(weight_engine.DeltaEngine):
 
     def __init__(self, fingerprint: str) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.accumulator = Accumulator({name: torch.randn(64, 96, generator=generator).bfloat16() for name in MATRICES})
+        self.accumulator = Accumulator(
+            {name: torch.randn(64, 96, generator=generator).bfloat16() for name in MATRICES}, in_place=True
+        )
         self.base_fingerprint, self.prepared = fingerprint, None
         self.state = weight_engine._State(0, fingerprint)
         self.reader = ThreadPoolExecutor(1)

@@ -112,7 +112,7 @@ class NSE(Spread):
         P_JJ = inverse(self.moments.by_input[name][index_J][:, index_J], self.moment_weight, self.floor)
         metric = Metric.start(P_JJ)
         if name in state.tensors:
-            metric = metric.remember(state.tensors[name][:, index_J].to(P_JJ), self.memory)
+            metric = metric.remember(state.tensors[name].to(index_J.device)[:, index_J].to(P_JJ), self.memory)
         rows = Rows.of(keys_nI[:, index_J], metric)
         V_nI = torch.zeros_like(keys_nI, dtype=rows.V_nI.dtype).index_copy(1, index_J, rows.V_nI)
         return Rows(keys_nI, V_nI, rows.gram_nn)

@@ -67,8 +67,8 @@ class Learned(Editor):
     def untrained(
         self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int, micro_batch: int = 0
     ) -> Self:
-        """With a new policy: the metric from `text`, the normaliser and first scales from the batches `first`, of which at most
-        `micro_batch` texts at a time go through the model, or with 0 all of one."""
+        """With a new policy: the metric from `text`, the normaliser from the batches `first` and the first scales from the
+        last of them. At most `micro_batch` texts at a time go through the model, or with 0 all of a batch."""
         spec, bases = find_matrices(model.module, self.modules), self.measured_bases(model, text)
         net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
         captured: dict[str, Captured] = {}
