@@ -18,8 +18,8 @@ OUT_AFTER_S = 5.0
 REPLACE_AFTER_S = 30.0
 # A swap that takes longer from the pause on hangs; with `wait` it takes as long as the longest answer.
 MAX_SWAP_S = {"keep": 60.0, "wait": 600.0}
-# To prepare one: a change of rank 1 or 20 of a 4096 x 14336 matrix is added to the sum in 0.21 to 0.24 s of CPU (two-core AMD
-# EPYC, one thread); a series of such changes is one part, and longer.
+# To prepare one: a change of rank 20 of a 4096 x 14336 matrix is added to the sum in 0.03 s of CPU (two-core AMD EPYC, one
+# thread), one of rank 100 in 0.12 s; a series of such changes is one part, and longer.
 PREPARE_S, PREPARE_PART_S, PREPARE_MIB_S = 60.0, 1.0, 1.0
 
 
