@@ -26,6 +26,7 @@ from errata.editors.hypernet.learned import Learned
 from errata.editors.hypernet.training import Fold, Trainer
 from errata.encode import Encoded, encode, encode_text
 from errata.model import LanguageModel, load
+from errata.provenance import data_digest
 from errata.reading.intake import Intake
 from errata.registry import TrainingRun
 from errata.stream import read_edits, write_parquet
@@ -207,9 +208,23 @@ def check_data(plan: Plan) -> None:
         )
 
 
+def check_files(plan: Plan) -> None:
+    """Raises `ValueError` where the files that the policy was made from have changed: its name holds their paths alone."""
+    record = json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]
+    had = record.get("provenance", {}).get("data", {})
+    files = {"text": plan.text} if plan.text else {}
+    files |= {f"edits.{split}": edits_file(plan, split) for split in splits(plan)} if plan.edits else {}
+    if changed := sorted({where for name, where in files.items() if name in had and data_digest(where) != had[name]}):
+        raise ValueError(
+            f"the policy in {plan.artifact_dir} was made when {', '.join(changed)} had another content: "
+            "give the changed file another name, or remove that folder"
+        )
+
+
 def run(plan: Plan) -> None:
     check(plan)
     if plan.artifact_dir.exists():
+        check_files(plan)
         print(f"train: the policy is there: {plan.artifact_dir}")
     else:
         prepare(plan)

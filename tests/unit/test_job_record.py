@@ -274,3 +274,23 @@ def test_a_benchmark_records_what_was_played(uri: str, home: Path, tmp_path: Pat
 def test_edits_of_a_plan_may_be_at_a_uri(home: Path) -> None:
     assert train.edits_file(from_arguments(["plan=tiny", "edits=s3://bucket/edits.parquet"])) == "s3://bucket/edits.parquet"
     assert train.edits_file(tiny(), "train-a") == str(home / "streams" / "world-20-train-a.parquet")
+
+
+def test_a_policy_of_other_edits_is_not_taken_for_that_of_these(home: Path, tmp_path: Path) -> None:
+    edits, text = tmp_path / "edits.jsonl", tmp_path / "text.txt"
+    edits.write_text('{"prompt": "a", "target": "b"}\n')
+    text.write_text("A sentence.\n")
+    plan = replace(tiny(), edits=str(edits), text=str(text))
+    plan.artifact_dir.mkdir(parents=True)
+    record = {"curve": [], "provenance": made_from(plan, {"edits.train": str(edits)})}
+    (plan.artifact_dir / "artifact.json").write_text(json.dumps({"record": record}))
+    train.run(plan)
+    for file in (edits, text):
+        before = file.read_bytes()
+        file.write_bytes(before * 2)
+        with pytest.raises(ValueError, match=rf"was made when {file} had another content: give the changed file another name"):
+            train.run(plan)
+        file.write_bytes(before)
+    train.run(plan)
+    (plan.artifact_dir / "artifact.json").write_text(json.dumps({"record": {"curve": []}}))  # an earlier version's
+    train.run(plan)
