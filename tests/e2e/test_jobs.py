@@ -216,6 +216,7 @@ def test_a_wrong_argument_of_the_moments_is_named(home: Path, argument: str, say
         moments.run(moments.from_command_line(["plan=tiny", f"model={model}", argument]))
 
 
+@pytest.mark.long
 def test_crossed_training_ends_in_the_plans_own_metric(home: Path) -> None:
     """A policy trained on the folds' metrics is used in the one of its plan."""
     arguments = ["plan=tiny", "schedule.train_steps=2", "cross_fit=True", "metric_part=train"]

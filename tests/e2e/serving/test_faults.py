@@ -41,7 +41,7 @@ def engine_pid(app: App) -> int:
     return max(replica.children(recursive=True), key=lambda child: child.memory_info().rss).pid
 
 
-@pytest.mark.parametrize("victim", ["replica", "engine"])
+@pytest.mark.parametrize("victim", [pytest.param("replica", marks=pytest.mark.long), "engine"])
 def test_a_killed_generator_comes_back_at_the_head(app: App, victim: str) -> None:
     eventually(lambda: is_whole(app))
     old = app.status()["replicas"][0]["pid"]
