@@ -77,7 +77,7 @@ bench-gpu: setup
 
 # GiB of an episode at 8B, by parts and by what is done to spare them, and of an editor that serves; without the numbers, on any machine.
 bench-memory: setup
-	$(BIN)/python -m benchmarks.memory $(ARGS)
+	$(BIN)/python -m benchmarks.device_memory $(ARGS)
 
 # Parts killed, frozen and damaged at random moments while edits never stop; FULL=1 for fifty faults.
 chaos: setup

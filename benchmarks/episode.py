@@ -15,14 +15,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import SavedTensors
-from errata.capture import Captured, capture
-from errata.delta import LowRank, WeightDelta, applied
+from errata.delta.parts import LowRank
+from errata.delta.side_branch import applied
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import batches_of
+from errata.editors.hypernet.episode import EpisodeBatch, play
 from errata.editors.hypernet.net import Hypernetwork, Proposal
-from errata.editors.hypernet.trajectory import Reward, Step, play
-from errata.editors.solve import Metric
-from errata.encode import answer_log_probs, answer_nll
-from errata.model import LanguageModel, find_matrices
+from errata.editors.hypernet.reward import Reward
+from errata.editors.solve import KeyPreconditioner
+from errata.model.capture import Captured, capture
+from errata.model.encoding import answer_log_probs, answer_nll
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
 from errata.testbed.language_model import Shape, make_model, make_tokenizer
 from errata.testbed.world import World
 
@@ -84,9 +88,9 @@ def _small_model(episode: Episode) -> LanguageModel:
     return LanguageModel(module.eval().requires_grad_(False), tokenizer, "")
 
 
-def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[Step]]:
+def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[EpisodeBatch]]:
     edits = World(episode.num_subjects).edits("train", episode.num_batches * episode.batch_size, seed=episode.seed)
-    steps = [Step(model, batch) for batch in batches_of(edits, episode.batch_size)]
+    steps = [EpisodeBatch(model, batch) for batch in batches_of(edits, episode.batch_size)]
     net = Hypernetwork(find_matrices(model.module, MODULES), rank=32, num_blocks=2, centred=False, seed=episode.seed)
     for step in steps:
         step.base_log_probs(0)  # made now, while the model is the base model
@@ -99,8 +103,8 @@ def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[S
 def play_in_one_graph(
     model: LanguageModel,
     net: Hypernetwork,
-    steps: Sequence[Step],
-    metrics: Mapping[str, Metric],
+    steps: Sequence[EpisodeBatch],
+    metrics: Mapping[str, KeyPreconditioner],
     reward: Reward,
     num_passes: int = 1,
     num_burn_in: int = 0,
@@ -137,7 +141,7 @@ def _branch(made: Sequence[Mapping[str, Proposal]]) -> WeightDelta:
     return WeightDelta({n: LowRank(torch.cat(U, 1), torch.cat(V, 1)) for n, (U, V) in factors.items()})
 
 
-def _score(model: LanguageModel, branch: WeightDelta, step: Step, reward: Reward) -> Tensor:
+def _score(model: LanguageModel, branch: WeightDelta, step: EpisodeBatch, reward: Reward) -> Tensor:
     assert step.unrelated is not None
     base_TV = step.base_log_probs(0)
     with applied(model.module, branch):

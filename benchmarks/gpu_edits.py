@@ -13,22 +13,24 @@ import torch
 
 from benchmarks.device_rates import Rates, Work, counted
 from benchmarks.random_llama import Size, made_edits, made_text
-from errata.capture import key_moment
-from errata.clock import measured
-from errata.delta import EditedModel, WeightDelta
+from errata.delta.accumulator import EditedModel
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch, EditRejected, batches_of
 from errata.editors import Editor, EditorState
 from errata.editors.closed_form.alphaedit import AlphaEdit
-from errata.editors.closed_form.located import Located
+from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.closed_form.memit import MEMIT
 from errata.editors.closed_form.moments import Moments
 from errata.editors.closed_form.ultraedit import UltraEdit
-from errata.editors.finetuned.locft import LocFT
-from errata.editors.hypernet.learned import Learned
+from errata.editors.fine_tuning.locft import LocFT
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.rledit import RLEdit
-from errata.editors.solve import Metric
+from errata.editors.solve import KeyPreconditioner
 from errata.hardware import PeakMemory
-from errata.model import LanguageModel, find_matrices
+from errata.model.key_moments import key_moment
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
+from errata.timing import stage_seconds
 
 Found = TypeVar("Found")
 Start = Callable[[LanguageModel, Size, int], tuple[Editor, EditorState]]  # the int is the seed
@@ -38,7 +40,7 @@ METRIC_STRENGTH = 1000.0
 MOMENT_FLOOR = 1e-3
 
 
-def ready_policy(model: LanguageModel, size: Size, seed: int, metric_strength: float) -> Learned:
+def ready_policy(model: LanguageModel, size: Size, seed: int, metric_strength: float) -> HypernetworkEditor:
     """As training begins with it: the time of an edit does not depend on what was learned."""
     editor = RLEdit(modules=size.learned, rank=size.rank, num_blocks=size.num_blocks, metric_strength=metric_strength)
     first = batches_of(made_edits(2 * size.episode_batch_size, seed), size.episode_batch_size)
@@ -49,7 +51,7 @@ def start_plainly(model: LanguageModel, editor: Editor) -> tuple[Editor, EditorS
     return editor, editor.start(model, find_matrices(model.module, editor.modules))
 
 
-def start_located(model: LanguageModel, size: Size, seed: int, editor: Located) -> tuple[Editor, EditorState]:
+def start_located(model: LanguageModel, size: Size, seed: int, editor: LocateThenEdit) -> tuple[Editor, EditorState]:
     """One moment, measured on few texts and decomposed once, serves all matrices; each has a copy of what comes of it, as large
     as its own would be."""
     names = find_matrices(model.module, editor.modules).names
@@ -58,7 +60,9 @@ def start_located(model: LanguageModel, size: Size, seed: int, editor: Located) 
     first = replace(editor, modules=editor.modules[:1], moments=Moments({names[0]: moment_II}))
     state = first.start(model, find_matrices(model.module, first.modules))
     base_II = state.derived["metrics"][names[0]].base_II
-    return editor, EditorState(0, state.tensors, {"metrics": {name: Metric.start(base_II.clone()) for name in names}})
+    return editor, EditorState(
+        0, state.tensors, {"metrics": {name: KeyPreconditioner.start(base_II.clone()) for name in names}}
+    )
 
 
 CONTENDERS: dict[str, Start] = {
@@ -111,7 +115,7 @@ class Bench:
 
     def rows(self, name: str, batches: Sequence[int]) -> Iterator[dict[str, Any]]:
         """A row for each number of edits a batch; one that does not fit, or is refused, says so."""
-        with measured() as seconds:
+        with stage_seconds() as seconds:
             started, error = attempt(lambda: CONTENDERS[name](self.model, self.size, self.seed))
         for num_edits in batches:
             row: dict[str, Any] = {"editor": name, "batch": num_edits, **BLANK, "start_s": seconds["total"], "error": error}
@@ -138,7 +142,7 @@ class Bench:
                     edited.set((), sums)
         finally:
             edited.set(())
-        if isinstance(editor, Learned):
+        if isinstance(editor, HypernetworkEditor):
             add_network(work, editor, delta)
             self.last_delta = delta
         return timed.figures(num_edits) | {"peak_gib": gib(peak)} | self._floor(work, timed, num_edits)
@@ -146,9 +150,9 @@ class Bench:
     def _timed_edit(
         self, editor: Editor, batch: EditBatch, state: EditorState, edited: EditedModel, timed: Timed
     ) -> WeightDelta:
-        with measured() as spent:
+        with stage_seconds() as spent:
             delta, _ = editor.edit(self.model, batch, state)
-        with measured() as merge:
+        with stage_seconds() as merge:
             edited.add(delta)
         timed.add(spent, merge["total"])
         return delta
@@ -162,7 +166,7 @@ class Bench:
         }
 
 
-def add_network(work: Work, editor: Learned, delta: WeightDelta) -> None:
+def add_network(work: Work, editor: HypernetworkEditor, delta: WeightDelta) -> None:
     """The policy's two products a block, over every row of every matrix, and its parameters, read once."""
     net = editor.trained_policy().net
     widths = {matrix.name: sum(matrix.shape) for matrix in net.spec.matrices}

@@ -14,15 +14,17 @@ from safetensors.torch import load_file
 
 from benchmarks.gpu_edits import METRIC_STRENGTH, attempt, clear, gib, ready_policy
 from benchmarks.random_llama import PROBES, REPHRASINGS, Size, made_edits
-from errata.clock import measured
-from errata.delta import EditedModel, WeightDelta
+from errata.delta.accumulator import EditedModel
+from errata.delta.weight_delta import WeightDelta
+from errata.editors.hypernet.reward import FOR_LARGE_MODELS, MemoryOptions
 from errata.editors.hypernet.training import Fold, Schedule, Trainer
-from errata.editors.hypernet.trajectory import FOR_LARGE_MODELS, Savings
 from errata.hardware import PeakMemory
-from errata.model import LanguageModel, find_matrices
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
+from errata.timing import stage_seconds
 
 LEARNING_RATE = 1e-5
-SAVINGS = {"as planned for 8B": FOR_LARGE_MODELS, "none": Savings()}
+SAVINGS = {"as planned for 8B": FOR_LARGE_MODELS, "none": MemoryOptions()}
 _SECONDS = ("seconds", "seconds_min", "seconds_max")
 
 
@@ -38,7 +40,7 @@ def measure_training(model: LanguageModel, size: Size, repeats: int, seed: int) 
     return rows
 
 
-def _training(model: LanguageModel, size: Size, savings: Savings, repeats: int, seed: int) -> dict[str, Any]:
+def _training(model: LanguageModel, size: Size, savings: MemoryOptions, repeats: int, seed: int) -> dict[str, Any]:
     schedule = Schedule(1 + repeats, 1, size.episode_batches, size.episode_batch_size)
     editor = replace(ready_policy(model, size, seed, METRIC_STRENGTH), learning_rate=LEARNING_RATE)
     fold = Fold(made_edits(schedule.longest, seed + 2, REPHRASINGS, PROBES), editor.trained_policy().metric_bases)
@@ -80,7 +82,7 @@ def _swapped(ready: Callable[[], Callable[[], Any]], repeats: int) -> dict[str, 
 def _timed(work: Callable[[], Any], repeats: int) -> list[float]:
     found = []
     for _ in range(repeats):
-        with measured() as seconds:
+        with stage_seconds() as seconds:
             work()
         found.append(seconds["total"])
     return found

@@ -20,25 +20,32 @@ from typing import Any
 
 import jobs.train
 from benchmarks.report import console, show, write_report
-from errata.course import answers
-from errata.delta import EditedModel, WeightDelta, applied, chained
+from errata.delta.accumulator import EditedModel
+from errata.delta.side_branch import applied
+from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import Edit, EditBatch, EditRejected, batches_of
 from errata.editors.closed_form.moments import Moments
 from errata.editors.closed_form.rome import ROME
-from errata.editors.editor import Editor, EditorState
+from errata.editors.editor import Editor
 from errata.editors.hypernet.rledit import RLEdit
-from errata.evaluate import Questions, perplexity, score
+from errata.editors.state import EditorState
+from errata.evaluate.perplexity import perplexity
+from errata.evaluate.questions import Questions
+from errata.evaluate.scorecard import score
 from errata.generate import HFGenerator
-from errata.guard import Guard
+from errata.guard.limits import Guard
+from errata.guard.probes import Probes
 from errata.hardware import hardware
+from errata.home import home
 from errata.ledger import Ledger
 from errata.lifelong import run as edit_all
-from errata.model import LanguageModel, ModelSpec, checkpoint_fingerprint, find_matrices, load
-from errata.probes import Probes
-from errata.testbed.hard import hard_edits
+from errata.model.generation import answers
+from errata.model.language_model import LanguageModel, checkpoint_fingerprint, load
+from errata.model.matrices import ModelSpec, find_matrices
+from errata.testbed.harmful_edits import hard_edits
 from errata.testbed.world import World
 from jobs import moments
-from jobs.plans import demo, home
+from jobs.plans import demo
 
 GIANT = 50.0
 BATCH_SIZE, POISON_SHARE, MAX_TOKENS = 10, 0.05, 5

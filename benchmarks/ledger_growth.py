@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,12 +23,14 @@ from typing import Any
 import torch
 
 from benchmarks.report import console, show, write_report
-from errata.delta import LowRank, WeightDelta
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit
-from errata.editors.editor import EditorState
+from errata.editors.state import EditorState
 from errata.hardware import hardware
+from errata.home import home
 from errata.ledger import Ledger, read_segments
-from jobs.plans import home
+from errata.ledger.recovery import recover
 
 NAME, MATRIX = "bench-ledger", "model.layers.3.mlp.down_proj"
 POINTS = (1, 10, 100, 1_000, 10_000)
@@ -78,7 +81,7 @@ def open_as_worker(directory: Path) -> dict[str, Any]:
     """
     ledger = Ledger.open(directory)
     steps: dict[str, Callable[[], Any]] = {
-        "recover": ledger.recover,
+        "recover": partial(recover, ledger),
         "segments": lambda: len(ledger.segments(ledger.head)),
         "state": lambda: ledger.state(ledger.head),
         "edits": lambda: sum(1 for _ in ledger.edits(ledger.head)),

@@ -15,11 +15,11 @@ import torch
 from errata.edit import Edit, Probe
 from errata.editors.closed_form.memit import MEMIT
 from errata.editors.closed_form.ultraedit import UltraEdit
-from errata.editors.finetuned.ftl import FTL
+from errata.editors.fine_tuning.ftl import FTL
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.presets import layers, preset_of
-from errata.encode import Encoded, encode
-from errata.model import LanguageModel
+from errata.model.encoding import Encoded, encode
+from errata.model.language_model import LanguageModel
 from errata.testbed.language_model import Shape as TokenizerShape
 from errata.testbed.language_model import make_tokenizer
 from errata.testbed.world import World

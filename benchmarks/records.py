@@ -1,8 +1,8 @@
 """A stream of a million edits from Parquet, one by one and validated: `make bench-stream`.
 
-The file is made here, of invented facts with a subject, a rephrasing, a locality probe and an id each. Every reading is a
-process of its own that has imported no more than `errata.stream`, and its memory is the highest that Linux saw resident in
-it. Beside it, what looking for contradictions adds (`errata data check`), and the same edits read from JSON lines.
+The file is made here, of invented facts with a subject, a rephrasing, a locality probe and an id each. Each reading
+runs in its own process, which imports only `errata.datasets.reader`; its memory is the peak resident set size.
+Beside it, what looking for contradictions adds (`errata data check`), and the same edits read from JSON lines.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from errata.datasets.reader import read_edits, write_parquet
 from errata.edit import Edit, Probe
-from errata.stream import read_edits, write_parquet
 
 RELATIONS = (
     ("The mother tongue of {} is", "Where {} is from, people speak"),
@@ -55,7 +55,7 @@ def read(path: str, looks_for_conflicts: bool) -> dict[str, float]:
     """What one process needs to take every edit of a file: seconds, seconds of its CPU, and its highest memory in bytes."""
     started, used = time.perf_counter(), time.process_time()
     if looks_for_conflicts:
-        from errata.reading.duplicates import Watch
+        from errata.datasets.duplicates import Watch
 
         watch = Watch()
         for edit in read_edits(path):

@@ -21,9 +21,10 @@ import jobs.train
 from benchmarks.report import console, show, write_report
 from errata.edit import Edit, batches_of
 from errata.hardware import hardware
-from errata.walk import answered
-from jobs.plans import demo, home
-from serving.workshop import Workshop, WorkshopOptions
+from errata.home import home
+from errata.model.generation import answered
+from jobs.plans import demo
+from serving.worker.live_model import LiveModel, LiveModelOptions
 
 NUM_BATCHES, BATCH_SIZE, MAX_TOKENS = 20, 10, 8
 NUM_ONE, NUM_COMPARED, NUM_BLAMED, NUM_QUESTIONS = 10, 3, 60, 200
@@ -51,11 +52,11 @@ class Bench:
         same = [now == then for now, then in zip(self.say(self.questions), self.unedited, strict=True)]
         return sum(same) / len(same)
 
-    def posted(self, name: str, without: Collection[str]) -> Workshop:
+    def posted(self, name: str, without: Collection[str]) -> LiveModel:
         """A new ledger of all edits but these."""
         folder = home() / "bench-revert" / name
         shutil.rmtree(folder, ignore_errors=True)
-        shop = Workshop(WorkshopOptions(str(self.plan.model_dir), str(folder), "RLEdit", str(self.plan.artifact_dir)))
+        shop = LiveModel(LiveModelOptions(str(self.plan.model_dir), str(folder), "RLEdit", str(self.plan.artifact_dir)))
         for batch in batches_of(self.edits, BATCH_SIZE):
             if left := [edit for edit in batch if edit.id not in without]:
                 shop.append(shop.make(left))

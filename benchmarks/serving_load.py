@@ -25,8 +25,9 @@ import httpx
 from benchmarks.load_figures import EditBatch, Interval, Phase, Request, load_figures
 from benchmarks.report import console, show, write_report
 from errata.edit import Edit
-from errata.stack import Stack, free_port
-from jobs import plans
+from errata.home import home
+from errata.local.services import LocalServices, free_port
+from jobs import arguments, plan
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Run:
         return Request(start, time.time(), tuple(tokens), low, high, status, at_least)
 
 
-def started(settings: Settings, stack: Stack, plan: plans.Plan) -> None:
+def started(settings: Settings, stack: LocalServices, plan: plan.Plan) -> None:
     """The demo's service; its model and policy are made first if they are not there."""
     stack.start_ray()
     for made, job in ((plan.model_dir, "jobs/pretrain.py"), (plan.artifact_dir, "jobs/train.py")):
@@ -172,7 +173,7 @@ def started(settings: Settings, stack: Stack, plan: plans.Plan) -> None:
     stack.wait_serve()
 
 
-async def loaded(settings: Settings, url: str, plan: plans.Plan) -> Run:
+async def loaded(settings: Settings, url: str, plan: plan.Plan) -> Run:
     edits = plan.corpus.edits("test", 100, settings.seed)
     prompts = [prompt for edit in edits for prompt in (edit.prompt, *edit.rephrasings)]
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
@@ -185,12 +186,12 @@ def run(settings: Settings, command: str) -> dict[str, Any]:
     """Everything, printed and written to `$ERRATA_HOME/bench-serving/report.json`."""
     from errata.hardware import hardware
 
-    plan = plans.from_arguments(["plan=demo", f"seed={settings.seed}"])
+    plan = arguments.from_arguments(["plan=demo", f"seed={settings.seed}"])
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
     console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
-    directory = plans.home() / "bench-serving"
+    directory = home() / "bench-serving"
     shutil.rmtree(directory, ignore_errors=True)
-    with Stack(directory, http_port=free_port()) as stack:
+    with LocalServices(directory, http_port=free_port()) as stack:
         started(settings, stack, plan)
         found = asyncio.run(loaded(settings, stack.url, plan))
     batches = sorted(found.batches, key=lambda batch: batch.returned)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Phases
-from errata.editors.solve import Metric, Rows
+from errata.editors.solve import KeyGram, KeyPreconditioner
 
 NUM_PAST = 200
 
@@ -20,24 +20,24 @@ NUM_PAST = 200
 Pair = tuple[Tensor, Tensor]
 
 
-def alone(keys_nI: Tensor, metric: Metric | None, wanted: Pair, log_ridges: Pair) -> Pair:
-    gate, up = (Rows.of(keys_nI, metric).solve(D_nO, r) for D_nO, r in zip(wanted, log_ridges, strict=True))
+def alone(keys_nI: Tensor, metric: KeyPreconditioner | None, wanted: Pair, log_ridges: Pair) -> Pair:
+    gate, up = (KeyGram.of(keys_nI, metric).solve(D_nO, r) for D_nO, r in zip(wanted, log_ridges, strict=True))
     return gate, up
 
 
-def gram_shared(keys_nI: Tensor, metric: Metric | None, wanted: Pair, log_ridges: Pair) -> Pair:
-    rows = Rows.of(keys_nI, metric)
+def gram_shared(keys_nI: Tensor, metric: KeyPreconditioner | None, wanted: Pair, log_ridges: Pair) -> Pair:
+    rows = KeyGram.of(keys_nI, metric)
     return rows.solve(wanted[0], log_ridges[0]), rows.solve(wanted[1], log_ridges[1])
 
 
-def all_shared(keys_nI: Tensor, metric: Metric | None, wanted: Pair, log_ridges: Pair) -> Pair:
-    gate, up = Rows.of(keys_nI, metric).solve(torch.cat(wanted, 1), log_ridges[0]).chunk(2, 1)
+def all_shared(keys_nI: Tensor, metric: KeyPreconditioner | None, wanted: Pair, log_ridges: Pair) -> Pair:
+    gate, up = KeyGram.of(keys_nI, metric).solve(torch.cat(wanted, 1), log_ridges[0]).chunk(2, 1)
     return gate, up
 
 
-def automatic(keys_nI: Tensor, metric: Metric | None, wanted: Pair, log_ridges: Pair) -> Pair:
+def automatic(keys_nI: Tensor, metric: KeyPreconditioner | None, wanted: Pair, log_ridges: Pair) -> Pair:
     """As `gram_shared`, by Cholesky solves that are differentiated automatically."""
-    gram_nn = Rows.of(keys_nI, metric).gram_nn
+    gram_nn = KeyGram.of(keys_nI, metric).gram_nn
     eye_nn = torch.eye(len(gram_nn), dtype=torch.float64)
     gate, up = (
         torch.cholesky_solve(D_nO.double(), torch.linalg.cholesky(gram_nn + r.double().exp() * eye_nn)).float()
@@ -46,7 +46,7 @@ def automatic(keys_nI: Tensor, metric: Metric | None, wanted: Pair, log_ridges: 
     return gate, up
 
 
-WAYS: dict[str, Callable[[Tensor, Metric | None, Pair, Pair], Pair]] = {
+WAYS: dict[str, Callable[[Tensor, KeyPreconditioner | None, Pair, Pair], Pair]] = {
     "alone": alone,
     "gram_shared": gram_shared,
     "all_shared": all_shared,
@@ -64,7 +64,7 @@ def measure_pair(key_size: int, out_size: int, num_rows: int, repeats: int, seed
     keys_nI = randn(num_rows, key_size)
     wanted, upstream = ((randn(num_rows, out_size), randn(num_rows, out_size)) for _ in range(2))
     base_II = torch.eye(key_size, dtype=torch.float64) / 2  # its values do not matter to the time
-    metric = Metric.resume(base_II, randn(min(NUM_PAST, key_size // 2), key_size).double())
+    metric = KeyPreconditioner.resume(base_II, randn(min(NUM_PAST, key_size // 2), key_size).double())
     return [
         {"key_size": key_size, "num_rows": num_rows, "solve": name}
         | {f"seconds_{way}": _seconds(way, keys_nI, m, wanted, upstream, repeats) for way in WAYS}
@@ -72,7 +72,7 @@ def measure_pair(key_size: int, out_size: int, num_rows: int, repeats: int, seed
     ]
 
 
-def _seconds(way: str, keys_nI: Tensor, metric: Metric | None, wanted: Any, upstream: Any, repeats: int) -> float:
+def _seconds(way: str, keys_nI: Tensor, metric: KeyPreconditioner | None, wanted: Any, upstream: Any, repeats: int) -> float:
     phase = Phases()
     for repeat in range(repeats + 1):
         leaves = tuple(D_nO.detach().requires_grad_() for D_nO in wanted)

@@ -28,7 +28,7 @@ from benchmarks.episode import Episode, measure_episodes
 from benchmarks.measure import Phases, in_fresh_process
 from benchmarks.report import console, show, write_report
 from benchmarks.sharing import measure_pair
-from errata.delta import LowRank
+from errata.delta.parts import LowRank
 from errata.editors.solve import ridge_dual
 from errata.hardware import PeakMemory, hardware
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.report import console, show, write_report
 from errata.edit import Edit, EditBatch
-from errata.editors.closed_form.subjects import Contexts, Position, ask
+from errata.editors.closed_form.contexts import Contexts, Position, tokenise_at_subject
 from errata.editors.closed_form.targets import Search, find_targets
 from errata.hardware import hardware
-from errata.model import LanguageModel
+from errata.model.language_model import LanguageModel
 from errata.testbed.language_model import Shape, make_model, make_tokenizer
 from errata.testbed.world import World
 
@@ -59,7 +59,7 @@ def make_language_model(shape: tuple[int, int, int], settings: Settings) -> Lang
 
 def plain_target(model: LanguageModel, edit: Edit, site: str, contexts: Contexts, search: Search) -> Tensor:
     """The target of one edit, [1, D], from whole passes over whole rows."""
-    rows = ask(model, EditBatch((edit,)), contexts, search.eos)
+    rows = tokenise_at_subject(model, EditBatch((edit,)), contexts, search.eos)
     encoded, place_B = rows.encoded, rows.place_B
     inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS, "use_cache": False}
     anchor = (

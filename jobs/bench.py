@@ -26,20 +26,22 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from errata.benchmark import UNEDITED, Contender, run, settings_of
-from errata.course import CHECKPOINTS, Base, Course
+from errata.benchmark.files import read_answers, write, write_answers
+from errata.benchmark.results import Answer, CheckpointScores
+from errata.benchmark.run import UNEDITED, BenchmarkedEditor, run, settings_of
+from errata.benchmark.stream import CHECKPOINTS, BenchmarkStream, UneditedAnswers
+from errata.benchmark.summary import summarise
+from errata.benchmark.tables import described, markdown
 from errata.editors import load_artifact, name_of
 from errata.editors.closed_form.moments import Moments
 from errata.hardware import hardware
-from errata.model import LanguageModel, load
+from errata.home import home
+from errata.model.language_model import LanguageModel, load
 from errata.provenance import code_digest
 from errata.registry import TrainingRun
-from errata.rows import Answer, Row
-from errata.standings import described, markdown, read_answers, standings, write, write_answers
-from jobs import moments, pretrain, train
-from jobs.contestants import Candidate, Contestant
-from jobs.plans import home
-from jobs.record import log_run, made_from
+from jobs import moments, pretrain, train, training_data
+from jobs.editor_settings import EditorGrid, EditorSetting
+from jobs.mlflow_run import log_run, made_from
 from jobs.suites import Suite, from_arguments
 from jobs.workers import forget_run, set_threads, time_left
 
@@ -54,20 +56,20 @@ class Bench:
 
     suite: Suite
     model: LanguageModel
-    bases: dict[tuple[str, int], Base] = field(default_factory=dict)
+    bases: dict[tuple[str, int], UneditedAnswers] = field(default_factory=dict)
     trained: set[Path] = field(default_factory=set)
     measured: dict[str, Moments] = field(default_factory=dict)
     answered: list[Answer] = field(default_factory=list)
 
-    def course(self, split: str, seed: int) -> Course:
+    def course(self, split: str, seed: int) -> BenchmarkStream:
         suite = self.suite
         count = suite.num_edits if split == "test" else suite.num_validation
         edits = suite.corpus.edits(split, count, seed)
         sentences = suite.corpus.plain_sentences(held_out=True)
         checkpoints = suite.checkpoints if split == "test" else CHECKPOINTS[:0]
-        return Course(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
+        return BenchmarkStream(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
 
-    def prepare(self, candidate: Candidate, seed: int) -> None:
+    def prepare(self, candidate: EditorSetting, seed: int) -> None:
         """What is done once, before the first edit, and on Ray: a policy is trained, or moments are measured."""
         if candidate.schedule is None:
             for split in ("validation", "test") if candidate.protects else ():
@@ -86,33 +88,33 @@ class Bench:
             plan = replace(self.suite.model_plan, metric_part=part)
             self.measured[part] = Moments.load(moments.run(moments.Measurement(plan, self.suite.protected, directions=True)))
 
-    def contender(self, name: str, candidate: Candidate, split: str, seed: int) -> Contender:
+    def contender(self, name: str, candidate: EditorSetting, split: str, seed: int) -> BenchmarkedEditor:
         """A metric that is not to know the test facts does not know those of the validation stream when settings are chosen."""
         if candidate.schedule is None:
             if not candidate.protects:
-                return Contender(name, candidate.editor, settings=settings_of(candidate.editor))
+                return BenchmarkedEditor(name, candidate.editor, settings=settings_of(candidate.editor))
             found = self.measured[candidate.part(split)]
             ready = candidate.editor.with_moments(found)
-            return Contender(name, ready, found.record["seconds"], settings_of(ready))
+            return BenchmarkedEditor(name, ready, found.record["seconds"], settings_of(ready))
         plan = self.suite.plan(candidate, seed)
         editor, record = load_artifact(plan.artifact_dir)
         if (part := candidate.part(split)) != candidate.metric_part:
-            text = train.texts(replace(plan, metric_part=part), self.model)
+            text = training_data.texts(replace(plan, metric_part=part), self.model)
             editor = editor.with_metric(editor.measured_bases(self.model, text))
-        return Contender(name, editor, record.get("train_s"), settings_of(editor))
+        return BenchmarkedEditor(name, editor, record.get("train_s"), settings_of(editor))
 
-    def rows(self, name: str, candidate: Candidate | None, split: str, seed: int) -> list[Row]:
+    def rows(self, name: str, candidate: EditorSetting | None, split: str, seed: int) -> list[CheckpointScores]:
         """The rows of one run, from the cache if it has been done; `candidate` None is the unedited model."""
         path = home() / "bench" / split / f"{self.digest(candidate, split, seed)}.json"
         said = path.with_suffix(".answers.parquet")
         if path.exists() and not self.suite.fresh:
             self._keep(name, read_answers(said) if split == "test" else [])
-            return [replace(Row.from_json(record), editor=name) for record in json.loads(path.read_text())["rows"]]
+            return [replace(CheckpointScores.from_json(record), editor=name) for record in json.loads(path.read_text())["rows"]]
         course = self.course(split, seed)
         if (split, seed) not in self.bases:
-            self.bases[split, seed] = Base.of(self.model, course)
+            self.bases[split, seed] = UneditedAnswers.of(self.model, course)
         base = self.bases[split, seed]
-        contender = self.contender(name, candidate, split, seed) if candidate else Contender(name, None)
+        contender = self.contender(name, candidate, split, seed) if candidate else BenchmarkedEditor(name, None)
         answers: list[Answer] = []
         done = run(
             self.model, contender, course, base, lambda row: print(f"bench: {described(row)}", flush=True), answers.extend
@@ -127,7 +129,7 @@ class Bench:
     def _keep(self, name: str, answers: list[Answer]) -> None:
         self.answered += [replace(answer, editor=name) for answer in answers]
 
-    def digest(self, candidate: Candidate | None, split: str, seed: int) -> str:
+    def digest(self, candidate: EditorSetting | None, split: str, seed: int) -> str:
         """Of all that changes the rows: what is done on what, the package's code, and the machine."""
         suite = self.suite
         sizes = (suite.num_edits, suite.checkpoints) if split == "test" else (suite.num_validation, ())
@@ -138,7 +140,7 @@ class Bench:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def choose(bench: Bench, contestant: Contestant) -> tuple[Candidate, list[float]]:
+def choose(bench: Bench, contestant: EditorGrid) -> tuple[EditorSetting, list[float]]:
     """The candidate with the best harmonic mean at the end of the validation stream, and every one's; ties go to the first."""
     tried = contestant.candidates[: bench.suite.budget]
     if len(tried) == 1:
@@ -187,16 +189,16 @@ def run_suite(suite: Suite) -> Path:
     }
     write(rows, directory, meta, note(suite), bench.answered)
     log_to_mlflow(suite, rows, made, directory)
-    console.print(markdown(standings(rows), note(suite)), soft_wrap=True, highlight=False)
+    console.print(markdown(summarise(rows), note(suite)), soft_wrap=True, highlight=False)
     console.print(f"bench: {meta['seconds']:.0f} s; written to {directory}")
     return directory
 
 
-def play(bench: Bench, chosen: Mapping[str, Candidate]) -> list[Row]:
+def play(bench: Bench, chosen: Mapping[str, EditorSetting]) -> list[CheckpointScores]:
     """The test stream for every seed: the unedited model, then each contestant."""
-    everybody: dict[str, Candidate | None] = {UNEDITED: None, **chosen}
+    everybody: dict[str, EditorSetting | None] = {UNEDITED: None, **chosen}
     streams = [(seed, name, candidate) for seed in bench.suite.seeds for name, candidate in everybody.items()]
-    rows: list[Row] = []
+    rows: list[CheckpointScores] = []
     started = time.monotonic()
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("test streams", total=len(streams))
@@ -209,7 +211,7 @@ def play(bench: Bench, chosen: Mapping[str, Candidate]) -> list[Row]:
     return sorted(rows, key=lambda row: list(everybody).index(row.editor))
 
 
-def log_to_mlflow(suite: Suite, rows: Sequence[Row], made: Mapping[str, Any], directory: Path) -> None:
+def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[str, Any], directory: Path) -> None:
     """A run with the files of the comparison, and each editor's harmonic mean after so many edits (of the first seed)."""
 
     def fill(run: TrainingRun) -> None:
@@ -243,7 +245,7 @@ def note(suite: Suite) -> str:
     )
 
 
-def _settings(candidate: Candidate | None) -> dict[str, Any]:
+def _settings(candidate: EditorSetting | None) -> dict[str, Any]:
     if candidate is None:
         return {}
     schedule = dataclasses.asdict(candidate.schedule) if candidate.schedule else None

@@ -23,15 +23,20 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from errata.client import Client, ErrataError
+from errata.client.client import Client, ErrataError
 from errata.edit import Edit, EditBatch, batches_of
-from errata.evaluate import normalise_answer, perplexity, score
+from errata.evaluate.answers import normalise_answer
+from errata.evaluate.perplexity import perplexity
+from errata.evaluate.scorecard import score
 from errata.generate import HFGenerator
+from errata.home import home
 from errata.ledger import Ledger
-from errata.model import find_matrices, load
+from errata.local.services import LocalServices, free_port
+from errata.model.language_model import load
+from errata.model.matrices import find_matrices
 from errata.registry import Registry
-from errata.stack import Stack, free_port
-from jobs.plans import Plan, home, main
+from jobs.arguments import main
+from jobs.plan import Plan
 
 NUM_BATCHES, BATCH_SIZE, NUM_PARITY, NUM_STREAMS, MAX_TOKENS = 10, 10, 20, 2, 5
 # A Console over a pipe would wrap tables to 80 columns and cut words.
@@ -110,7 +115,7 @@ class Demo:
     """One run; `report` fills up as it goes."""
 
     plan: Plan
-    stack: Stack
+    stack: LocalServices
     directory: Path
     client: Client
     seconds: dict[str, float] = field(default_factory=dict)
@@ -312,7 +317,7 @@ def run(plan: Plan) -> None:
     directory = home() / "demo"
     shutil.rmtree(directory, ignore_errors=True)
     edits = plan.corpus.edits("test", NUM_BATCHES * BATCH_SIZE, plan.seed)
-    with Stack(directory, http_port=free_port()) as stack:
+    with LocalServices(directory, http_port=free_port()) as stack:
         demo = Demo(plan, stack, directory, Client(stack.url))
         start(demo)
         registry = play(demo, edits)

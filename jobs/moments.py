@@ -23,14 +23,17 @@ import ray
 import torch
 from torch import Tensor
 
-from errata.capture import gradient_sums, key_sums
 from errata.editors import make_editor
 from errata.editors.closed_form.moments import Moments, leading_outputs
-from errata.model import LanguageModel, checkpoint_fingerprint, find_matrices, load
+from errata.home import home
+from errata.model.key_moments import gradient_sums, key_sums
+from errata.model.language_model import LanguageModel, checkpoint_fingerprint, load
+from errata.model.matrices import find_matrices
 from jobs import pretrain
-from jobs.plans import MARK, Plan, from_arguments, home
-from jobs.record import log_run, made_from
-from jobs.train import encoded_lines, lines
+from jobs.arguments import from_arguments
+from jobs.mlflow_run import log_run, made_from
+from jobs.plan import MARK, Plan
+from jobs.training_data import encoded_lines, lines
 from jobs.workers import start_ray, time_left
 
 

@@ -17,12 +17,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from errata.encode import Encoded
-from errata.probes import FILE as PROBES
+from errata.guard.probes import FILE as PROBES
+from errata.model.encoding import Encoded
 from errata.testbed import language_model as testbed
 from errata.testbed.corpus import Corpus, probes_of
-from jobs.plans import Plan, main
-from jobs.record import log_run, made_from
+from jobs.arguments import main
+from jobs.mlflow_run import log_run, made_from
+from jobs.plan import Plan
 from jobs.workers import checkpoint_files, latest_checkpoint, run_on_workers, set_threads, time_left
 
 RECORD = "record.json"

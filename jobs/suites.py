@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from errata.benchmark import CHECKPOINTS
+from errata.benchmark.stream import CHECKPOINTS
 from errata.editors import name_of
 from errata.editors.closed_form.alphaedit import AlphaEdit
-from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
 from errata.overrides import overridden
@@ -22,8 +22,8 @@ from errata.testbed.corpus import FOLDS
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
-from jobs.contestants import Candidate, Contestant, everyone, located, of_settings, rledit, solved, varied
-from jobs.plans import Plan
+from jobs.editor_settings import EditorGrid, EditorSetting, all_editors, located, of_settings, rledit, solved, varied
+from jobs.plan import Plan
 from jobs.plans import tiny as tiny_plan
 
 
@@ -38,7 +38,7 @@ class Suite:
     name: str
     corpus: World | CounterFact
     shape: Shape
-    contestants: tuple[Contestant, ...] = field(compare=False)  # so that no argument is taken for them
+    contestants: tuple[EditorGrid, ...] = field(compare=False)  # so that no argument is taken for them
     num_edits: int = 100
     num_validation: int = 100
     budget: int = 1
@@ -72,7 +72,7 @@ class Suite:
             self.corpus.edits(split, count)
 
     @property
-    def chosen(self) -> tuple[Contestant, ...]:
+    def chosen(self) -> tuple[EditorGrid, ...]:
         return tuple(c for c in self.contestants if not self.editors or c.name in self.editors)
 
     @property
@@ -81,10 +81,10 @@ class Suite:
         asked = (c.editor.modules for one in self.contestants for c in one.candidates if c.protects)
         return tuple(sorted({module for modules in asked for module in modules}))
 
-    def plan(self, candidate: Candidate, seed: int) -> Plan:
+    def plan(self, candidate: EditorSetting, seed: int) -> Plan:
         """The plan that trains a candidate. Its name is the editor's class: what suites have in common is trained once."""
         editor, schedule = candidate.editor, candidate.schedule
-        assert isinstance(editor, Learned) and schedule is not None
+        assert isinstance(editor, HypernetworkEditor) and schedule is not None
         plan = replace(self.model_plan, name=name_of(editor), editor=editor, schedule=schedule, seed=seed)
         return replace(plan, metric_part=candidate.metric_part, cross_fit=candidate.cross_fit)
 
@@ -113,7 +113,7 @@ def _world(full: bool) -> dict[str, Any]:
 
 def lifelong(full: bool) -> Suite:
     """Every editor on the testbed's world."""
-    return Suite("lifelong", contestants=everyone(4, _schedule(full), located()), **_world(full))
+    return Suite("lifelong", contestants=all_editors(4, _schedule(full), located()), **_world(full))
 
 
 def counterfact(full: bool) -> Suite:
@@ -125,7 +125,7 @@ def counterfact(full: bool) -> Suite:
     directory = os.environ.get("ERRATA_COUNTERFACT", "")
     if full:
         shape = Shape(288, 6, 864, 6, train_steps=1000, sentences_per_step=256, bf16=True, peak_lr=1.5e-3)
-        contestants = everyone(6, _schedule(True), located(**settings, modules=("layers.5.mlp.down_proj",)))
+        contestants = all_editors(6, _schedule(True), located(**settings, modules=("layers.5.mlp.down_proj",)))
         sizes = {"num_edits": 1000, "seeds": (0,)}
         return Suite("counterfact", CounterFact(directory), shape, contestants, **_size(True) | sizes)
     corpus = CounterFact(directory, num_train=500, num_test=150)
@@ -134,7 +134,7 @@ def counterfact(full: bool) -> Suite:
         "counterfact",
         corpus,
         shape,
-        everyone(4, _schedule(False), located(**settings, modules=("layers.3.mlp.down_proj",))),
+        all_editors(4, _schedule(False), located(**settings, modules=("layers.3.mlp.down_proj",))),
         num_edits=100,
     )
 
@@ -143,7 +143,7 @@ def ablation(full: bool) -> Suite:
     """RLEdit with a part taken away at a time, at settings that are not chosen anew."""
     modules = ("layers.3.mlp.down_proj",)
     schedule = _schedule(full)
-    whole = Candidate(rledit(modules), schedule)
+    whole = EditorSetting(rledit(modules), schedule)
     single = {"batches": 1, "burn_in": 0, "train_steps": schedule.batches * schedule.train_steps}
     crossed = {"cross_fit": True, "burn_in": schedule.burn_in // 2}
     variants = {
@@ -158,20 +158,20 @@ def ablation(full: bool) -> Suite:
         "metric of the train half, cross-fitted": varied(whole, {"metric_part": "train", **crossed}),
         "without memory": varied(whole, {"memory": 0.0}),
         "one pass": varied(whole, {"num_passes": 1}),
-        "published constants": Candidate(RLEdit.preset("llama3_8b", modules=modules), schedule),
+        "published constants": EditorSetting(RLEdit.preset("llama3_8b", modules=modules), schedule),
         "untrained": varied(whole, {"train_steps": 0}),
     }
-    contestants = tuple(Contestant(name, (candidate,)) for name, candidate in variants.items())
+    contestants = tuple(EditorGrid(name, (candidate,)) for name, candidate in variants.items())
     return Suite("ablation", contestants=contestants, **_world(full) | {"budget": 1, "seeds": (0,)})
 
 
 def tiny(full: bool) -> Suite:
     """The smallest that does everything, for tests: two candidates of an editor that learns and of one that does not."""
     plan = tiny_plan()
-    first = Candidate(plan.editor, replace(plan.schedule, train_steps=1))
+    first = EditorSetting(plan.editor, replace(plan.schedule, train_steps=1))
     place = {"modules": plan.editor.modules}
     contestants = (
-        Contestant("RLEdit", (first, varied(first, {"num_passes": 2}))),
+        EditorGrid("RLEdit", (first, varied(first, {"num_passes": 2}))),
         solved("LocFT", *(place | {"num_epochs": epochs} for epochs in (5, 10))),
         of_settings("AlphaEdit", *(AlphaEdit.preset("testbed", **place, ridge=ridge) for ridge in (1.0, 3.0))),
     )

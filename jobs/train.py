@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,19 +20,19 @@ from typing import Any
 import ray.train
 import torch
 
+from errata.datasets.reader import read_edits, write_parquet
 from errata.edit import Edit, EditBatch, batches_of
-from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.training import Fold, Trainer
-from errata.encode import Encoded, encode, encode_text
-from errata.model import LanguageModel, load
+from errata.model.language_model import LanguageModel, load
 from errata.provenance import data_digest
-from errata.reading.intake import Intake
 from errata.registry import TrainingRun
-from errata.stream import read_edits, write_parquet
 from errata.testbed.corpus import FOLDS
 from jobs import pretrain
-from jobs.plans import Plan, home, main
-from jobs.record import log_run, made_from
+from jobs.arguments import main
+from jobs.mlflow_run import log_run, made_from
+from jobs.plan import Plan
+from jobs.training_data import check_data, edits_file, splits, texts
 from jobs.workers import (
     checkpoint_files,
     latest_checkpoint,
@@ -46,7 +45,6 @@ from jobs.workers import (
 
 # What sets the normaliser and the first scales: so many batches, and at least so many edits.
 NUM_FIRST_BATCHES, NUM_FIRST_EDITS = 10, 100
-NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second moment is measured on
 
 
 def work(config: dict[str, Any]) -> None:
@@ -96,7 +94,7 @@ def described(losses: dict[str, float]) -> str:
     )
 
 
-def begin(plan: Plan, model: LanguageModel) -> tuple[Learned, list[Fold]]:
+def begin(plan: Plan, model: LanguageModel) -> tuple[HypernetworkEditor, list[Fold]]:
     """The untrained editor in its metric, and what episodes are played on. The first scales are set as training will be."""
     edits = [list(read_edits(edits_file(plan, split))) for split in splits(plan)]
     first, micro_batch = first_batches(plan, edits[0]), plan.savings.micro_batch
@@ -114,43 +112,13 @@ def first_batches(plan: Plan, edits: Sequence[Edit]) -> list[EditBatch]:
     return list(batches_of(edits[: size * max(NUM_FIRST_BATCHES, ceil(NUM_FIRST_EDITS / size))], size))
 
 
-def splits(plan: Plan) -> tuple[str, ...]:
-    """The streams of edits that training reads."""
-    return FOLDS if plan.cross_fit else ("train",)
-
-
-def edits_file(plan: Plan, split: str = "train") -> str:
-    """A path, or the URI that the plan names."""
-    return plan.edits or str(home() / "streams" / f"{plan.corpus.name}-{split}.parquet")
-
-
-def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
-    """At most `NUM_TEXTS` texts of what the model knows, or of the plan's part of it, for the second moment of its keys."""
-    return encoded_lines(plan, model, lines(plan, NUM_TEXTS))
-
-
-def lines(plan: Plan, limit: int) -> list[list[str]]:
-    """What the model knows, or the plan's part of it, at most `limit` drawn by the seed: questions with their answers, and
-    sentences as their first word and the rest."""
-    if plan.text:
-        found = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
-    else:
-        found = [list(pair) for pair in plan.corpus.sentences(plan.metric_part or None)]
-        found += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
-    return random.Random(plan.seed).sample(found, limit) if len(found) > limit else found
-
-
-def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[list[str]]) -> list[Encoded]:
-    """In batches of 64. Lines of a file of text are cut to the model's context."""
-    chunks = [chosen[i : i + 64] for i in range(0, len(chosen), 64)]
-    if plan.text:
-        joined = ([" ".join(line) for line in chunk] for chunk in chunks)
-        return [encode_text(model.tokenizer, chunk, model.max_tokens, model.device) for chunk in joined]
-    return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
-
-
 def save_artifact(
-    plan: Plan, editor: Learned, curve: list[dict[str, float]], num_workers: int, train_s: float, provenance: Mapping[str, Any]
+    plan: Plan,
+    editor: HypernetworkEditor,
+    curve: list[dict[str, float]],
+    num_workers: int,
+    train_s: float,
+    provenance: Mapping[str, Any],
 ) -> None:
     """Under a temporary name, then renamed: the folder is there whole or not at all. `train_s`: from the loaded model on."""
     if plan.artifact_dir.exists():  # a worker was lost after it had been saved
@@ -189,23 +157,6 @@ def check(plan: Plan) -> None:
     plan.schedule.check_workers(plan.num_workers)
     if plan.dataset:
         check_data(plan)
-
-
-def check_data(plan: Plan) -> None:
-    """Raises `ValueError` where a plan that no corpus stands in for lacks a file, or the edits are of another dataset."""
-    wanted = "edits" if plan.dataset == "any" else f"edits of {plan.dataset}"
-    if not plan.edits:
-        raise ValueError(f"plan {plan.name} trains on {wanted}: name a file of them, edits=PATH (docs/data.md)")
-    if plan.editor.metric_strength and not plan.text:
-        raise ValueError(f"plan {plan.name} measures a metric on text: name a file, a sentence a line, text=PATH")
-    intake = Intake()
-    next(read_edits(plan.edits, intake=intake), None)
-    found = [name for name in intake.formats.values() if not name.startswith((plan.dataset, "plain"))]
-    if found and plan.dataset != "any":
-        raise ValueError(
-            f"plan {plan.name} has the layers for {plan.dataset}, and {plan.edits} is of the format {found[0]}: "
-            "choose another plan (`python jobs/train.py plans`), or dataset=any"
-        )
 
 
 def check_files(plan: Plan) -> None:

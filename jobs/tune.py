@@ -28,18 +28,21 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from errata import benchmark
-from errata.benchmark import Contender, Course
-from errata.editors.hypernet.learned import Learned
-from errata.model import LanguageModel
+from errata.benchmark import run as benchmark
+from errata.benchmark.run import BenchmarkedEditor
+from errata.benchmark.stream import BenchmarkStream
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.home import home
+from errata.model.language_model import LanguageModel
 from errata.overrides import with_fields
 from errata.registry import Registry, TrainingRun
 from errata.testbed.corpus import FOLDS
-from jobs import train
-from jobs.plan_files import write_plan
-from jobs.plans import Plan, from_arguments, home
-from jobs.record import log_run, made_from
-from jobs.sweep_pictures import draw
+from jobs import train, training_data
+from jobs.arguments import from_arguments
+from jobs.mlflow_run import log_run, made_from
+from jobs.plan import Plan
+from jobs.plan_json import write_plan
+from jobs.sweep_plots import draw
 from jobs.workers import run_on_workers, start_ray, time_left
 
 SPACE: dict[str, Any] = {
@@ -113,9 +116,9 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
     return Sweep(plan, fields=fields, **numbers)
 
 
-def lifelong_score(model: LanguageModel, editor: Learned, course: Course) -> dict[str, float]:
+def lifelong_score(model: LanguageModel, editor: HypernetworkEditor, course: BenchmarkStream) -> dict[str, float]:
     """The benchmark's scores at the end of the course, by free generation; the model is left as it was."""
-    row = benchmark.run(model, Contender(type(editor).__name__, editor), course)[-1]
+    row = benchmark.run(model, BenchmarkedEditor(type(editor).__name__, editor), course)[-1]
     shares = {name: getattr(row, name) or 0.0 for name in ("efficacy", "generalisation", "locality")}
     return {SCORE: row.harmonic_mean or 0.0, **shares}
 
@@ -126,9 +129,9 @@ def work(config: dict[str, Any]) -> None:
     edits = plan.corpus.edits("validation", config["validation"], plan.seed)
 
     sentences = plan.corpus.plain_sentences(held_out=True)
-    course = Course(tuple(edits), tuple(sentences), plan.schedule.batch_size, checkpoints=(), seed=plan.seed)
+    course = BenchmarkStream(tuple(edits), tuple(sentences), plan.schedule.batch_size, checkpoints=(), seed=plan.seed)
 
-    def score(model: LanguageModel, editor: Learned) -> dict[str, float]:
+    def score(model: LanguageModel, editor: HypernetworkEditor) -> dict[str, float]:
         return lifelong_score(model, editor, course)
 
     train.work({**config, "score": score, "keep": False})
@@ -230,7 +233,7 @@ def report(sweep: Sweep, results: Any) -> None:
         settings = "  ".join(f"{name.rpartition('.')[2]} {value:.3g}" for name, value in each["settings"].items())
         print(f"tune: {place}. score {each['score']:.3f} at train_step {each['curve'][-1][0]:.0f}: {settings}")
     print("tune: importance: " + ", ".join(f"{n.rpartition('.')[2]} {v:.2f}" for n, v in importances.items()))
-    made = made_from(sweep.crossed, {f"edits.{split}": train.edits_file(sweep.plan, split) for split in FOLDS})
+    made = made_from(sweep.crossed, {f"edits.{split}": training_data.edits_file(sweep.plan, split) for split in FOLDS})
     (directory / "provenance.json").write_text(json.dumps(made, indent=1))
     log_to_mlflow(sweep, trials, made)
     print(f"tune: the best plan: python jobs/train.py plan={directory / 'best.json'}")

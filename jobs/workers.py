@@ -17,8 +17,8 @@ import torch
 from ray._private import ray_constants
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from errata.stack import LOOPBACK
-from jobs.plans import MARK, Plan
+from errata.local.services import LOOPBACK
+from jobs.plan import MARK, Plan
 
 # report() is paced by the controller's poll of 2 s otherwise; prints would come out twice.
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray import serve
 from ray.serve import Application, Deployment
 
-from errata.devices import num_gpus
-from serving.edit_worker import EditWorker, WorkerOptions
-from serving.generator import Generator, ServingOptions
+from errata.model.devices import num_gpus
+from serving.engine.generator import Generator, ServingOptions
 from serving.logs import JSON
-from serving.workshop import WorkshopOptions
+from serving.worker.edit_worker import EditWorker, WorkerOptions
+from serving.worker.live_model import LiveModelOptions
 
 GPU_MEMORY = 0.9  # vLLM's own default
 MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
@@ -144,7 +144,7 @@ def _serving_options(arguments: Arguments) -> ServingOptions:
 
 
 def _worker_options(arguments: Arguments) -> WorkerOptions:
-    shop = WorkshopOptions(
+    shop = LiveModelOptions(
         model=arguments.model,
         ledger=arguments.ledger,
         editor=arguments.editor,

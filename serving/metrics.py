@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from errata.guard import VersionRefused
+from errata.guard.limits import VersionRefused
 
 # What an edit may come to, as the journal names it; `queued` counts what was accepted.
 STATES = ("queued", "applied", "rejected", "superseded", "reverted")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.model import LanguageModel, load
-from errata.stack import LOOPBACK
+from errata.local.services import LOOPBACK
+from errata.model.language_model import LanguageModel, load
 from errata.testbed.language_model import Shape, make_model, make_tokenizer, save
 from errata.testbed.world import World
 

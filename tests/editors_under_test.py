@@ -5,39 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from errata.capture import gradient_sums, key_moment
-from errata.delta import Dense, LowRank, Part, Sparse
+from errata.delta.parts import Dense, LowRank, Part, Sparse
 from errata.edit import batches_of
 from errata.editors import Editor
 from errata.editors.closed_form.alphaedit import AlphaEdit
-from errata.editors.closed_form.located import Located
+from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.closed_form.memit import MEMIT
 from errata.editors.closed_form.moments import Moments, leading_outputs
 from errata.editors.closed_form.nse import NSE
-from errata.editors.closed_form.oedit import OEdit, OEditPlus
-from errata.editors.closed_form.prune import PRUNE
-from errata.editors.closed_form.rect import RECT
 from errata.editors.closed_form.rome import ROME, RROME
 from errata.editors.closed_form.targets import Search
 from errata.editors.closed_form.ultraedit import UltraEdit
-from errata.editors.finetuned.ftl import FTL
-from errata.editors.finetuned.locft import LocFT
-from errata.editors.hypernet.learned import Learned
+from errata.editors.fine_tuning.ftl import FTL
+from errata.editors.fine_tuning.locft import LocFT
+from errata.editors.hypernet.episode import EpisodeBatch
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
-from errata.editors.hypernet.trajectory import Step
-from errata.encode import Encoded
-from errata.model import LanguageModel, find_matrices
+from errata.editors.wrappers.oedit import OEdit, OEditPlus
+from errata.editors.wrappers.prune import PRUNE
+from errata.editors.wrappers.rect import RECT
+from errata.model.encoding import Encoded
+from errata.model.key_moments import gradient_sums, key_moment
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
 from errata.testbed.world import World
 
 GATE_UP = ("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
 
 
-def learned(editor: Learned) -> Callable[[LanguageModel], Editor]:
+def learned(editor: HypernetworkEditor) -> Callable[[LanguageModel], Editor]:
     def make(model: LanguageModel) -> Editor:
         batches = list(batches_of(World(20).edits("train", 20), 5))
-        text = [Step(model, batch).outcomes for batch in batches]
+        text = [EpisodeBatch(model, batch).outcomes for batch in batches]
         return editor.untrained(model, text, batches, seed=0)
 
     return make
@@ -45,13 +46,15 @@ def learned(editor: Learned) -> Callable[[LanguageModel], Editor]:
 
 def measured(model: LanguageModel, modules: tuple[str, ...]) -> Moments:
     names = find_matrices(model.module, modules).names
-    text = [Step(model, batch).outcomes for batch in batches_of(World(20).edits("train", 20), 5)]
+    text = [EpisodeBatch(model, batch).outcomes for batch in batches_of(World(20).edits("train", 20), 5)]
     gradients = gradient_sums(model.module, text, names)
     directions = {name: leading_outputs(grad_OI) for name, grad_OI in gradients.items()}
     return Moments(key_moment(model.module, text, names), {}, directions)
 
 
-def located(editor: Located, over: Callable[[Located], Editor] = lambda host: host) -> Callable[[LanguageModel], Editor]:
+def located(
+    editor: LocateThenEdit, over: Callable[[LocateThenEdit], Editor] = lambda host: host
+) -> Callable[[LanguageModel], Editor]:
     """With moments of the model, and in what it is the host of."""
     return lambda model: over(editor.with_moments(measured(model, editor.modules)))
 

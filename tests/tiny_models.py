@@ -28,7 +28,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from errata.model import LanguageModel, attention_for
+from errata.model.language_model import LanguageModel, attention_for
 from errata.testbed.language_model import Shape, make_tokenizer, save
 from errata.testbed.world import World
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    pass
 
 
 class EditRejected(ValueError):
@@ -199,3 +202,7 @@ def _too_long(edit: Edit, tokenizer: Any, max_tokens: int) -> Iterator[tuple[str
     for rephrasing in edit.rephrasings:
         if count(f"{rephrasing} {edit.target}") + 1 > max_tokens:
             yield "rephrasings", f"{rephrasing[:40]!r} with the target is longer than the model's context of {max_tokens}"
+
+
+EditState = Literal["queued", "applying", "applied", "rejected", "superseded", "reverted"]
+SETTLED = frozenset({"applied", "rejected", "superseded", "reverted"})

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from errata.delta import WeightDelta
-from errata.docket import Docket
-from errata.edit import EditBatch, EditRejected, check_edits
-from errata.editors.editor import Editor, EditorState
+from errata.candidate import attempt
+from errata.edit import EditBatch, EditRejected
+from errata.editors.editor import Editor
+from errata.editors.state import EditorState
 from errata.generate import Generator, HFGenerator
-from errata.guard import Guard, VersionRefused
-from errata.inspection import Inspector
+from errata.guard.bisection import BatchBisection
+from errata.guard.inspector import Inspector
+from errata.guard.limits import Guard
+from errata.guard.probes import Probes
+from errata.history.lineage import live_edits
 from errata.ledger import Ledger, Version
-from errata.lineage import live_edits
-from errata.model import LanguageModel, ModelSpec
-from errata.probes import Probes
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec
 
 
 def stop(batch: EditBatch, why: EditRejected) -> None:
     """What `run` does with a refused edit unless told otherwise."""
     raise why
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """An update that the guard lets through, the editor's state after it, and what was measured: a version's scorecard."""
-
-    delta: WeightDelta
-    state: EditorState
-    scorecard: dict[str, Any]
-
-
-def attempt(editor: Editor, batch: EditBatch, state: EditorState, inspector: Inspector) -> Attempt:
-    """Nothing is changed, whatever happens. Raises `EditRejected`, from the editor or with the guard's reasons."""
-    check_edits(batch.edits, inspector.model.tokenizer, inspector.model.max_tokens)
-    began = time.perf_counter()
-    try:
-        delta, after = editor.edit(inspector.model, batch, state)
-        edited = time.perf_counter()
-        found = inspector.measure(batch, delta)
-    except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
-        raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}") from fault
-    verdict, measured = inspector.guard.check(found), {**found.to_json(), "limits": inspector.guard.limits}
-    if not verdict.publish:
-        raise VersionRefused(verdict.reasons, measured)
-    seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
-    card = {**measured, "warnings": list(verdict.warnings), "num_edits": len(batch), "method": "free", **seconds}
-    return Attempt(delta, after, card)
 
 
 def run(
@@ -83,7 +53,7 @@ def run(
     copy = generator if shared else HFGenerator(model, spec, ledger)
     at, state = -1, EditorState()
     for fresh in batches:
-        docket = Docket(fresh.edits)
+        docket = BatchBisection(fresh.edits)
         while (group := docket.next_group()) is not None:
             batch, head = docket.batch(group), ledger.head
             if head != at:

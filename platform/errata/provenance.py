@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from errata.reading.sources import is_hub_rows, sources_of
+from errata.datasets.sources import is_hub_rows, sources_of
 
 PACKAGES = ("torch", "transformers", "ray", "mlflow", "numpy", "pyarrow")
 COMMIT = "ERRATA_COMMIT"  # names the commit where the code is no git checkout: in an image, on a node that it was copied to

@@ -11,7 +11,7 @@ import pytest
 import typer
 from torch import nn
 
-from errata.serve_commands import _made_on
+from errata.cli.serve import _made_on
 from tests.architecture.test_fences import sources, tops
 
 OURS = sources("platform/errata", "jobs", "serving")
@@ -58,7 +58,7 @@ def test_an_artifact_names_no_model_outside_the_testbeds_folder(tmp_path: Path, 
 
 
 def test_a_checkpoint_is_read_from_its_own_folder(tmp_path: Path) -> None:
-    weight_engine = pytest.importorskip("serving.weight_engine")  # vLLM
+    weight_engine = pytest.importorskip("serving.engine.weight_engine")  # vLLM
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a.weight": "../secret.safetensors", "b.weight": "one.safetensors"}}))
     with pytest.raises(ValueError, match=r"not beside it: \.\./secret\.safetensors"):

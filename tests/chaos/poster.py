@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
+from errata.history.lineage import live_edits
 from errata.ledger import Ledger
-from errata.lineage import live_edits
 from tests.e2e.toy import WORLD
 
 FACTS = WORLD.sentences()

@@ -17,7 +17,7 @@ import httpx
 import psutil
 
 from errata.ledger import Ledger
-from errata.stack import Stack, free_port
+from errata.local.services import LocalServices, free_port
 from tests.e2e.toy import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ class Service:
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=30)
 
     def start(self) -> None:
-        self.stack = Stack(self.directory / "stack", http_port=self.http_port, mlflow_port=self.mlflow_port)
+        self.stack = LocalServices(self.directory / "stack", http_port=self.http_port, mlflow_port=self.mlflow_port)
         if self.with_mlflow:
             self.stack.start_mlflow()
         self.stack.start_ray()

@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.delta import EditedModel, WeightDelta
+from errata.delta.accumulator import EditedModel
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected, batches_of
 from errata.editors import EDITORS, Editor, EditorState
-from errata.editors.closed_form.composed import Composed
 from errata.editors.closed_form.nse import NSE
-from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.rledit import RLEdit
-from errata.encode import encode
-from errata.model import LanguageModel, find_matrices, load
+from errata.editors.wrappers.wrapper import EditorWrapper
+from errata.model.encoding import encode
+from errata.model.language_model import LanguageModel, load
+from errata.model.matrices import find_matrices
 from errata.testbed.world import World
 from tests.editors_under_test import MADE_OF, UNDER_TEST
 
@@ -89,9 +91,9 @@ def test_what_is_rolled_back_was_never_applied(
 
 
 def test_the_delta_makes_the_edits_likelier(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
-    from errata.capture import capture
-    from errata.delta import applied
-    from errata.encode import encode
+    from errata.delta.side_branch import applied
+    from errata.model.capture import capture
+    from errata.model.encoding import encode
 
     delta, _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
     encoded = encode(tiny_model.tokenizer, batches[0].prompts, batches[0].targets)
@@ -116,7 +118,7 @@ def test_a_delta_is_made_of_the_rows_that_the_editor_may_use(
     assert {type(part) for _, part in delta} <= kinds
     if rows_of:
         num_rows = rows_of(encode(tiny_model.tokenizer, batches[0].prompts, batches[0].targets))
-        num_passes = editor.num_passes if isinstance(editor, Learned) else 2 if isinstance(editor, NSE) else 1
+        num_passes = editor.num_passes if isinstance(editor, HypernetworkEditor) else 2 if isinstance(editor, NSE) else 1
         assert max(delta.ranks().values()) <= num_passes * num_rows
 
 
@@ -126,7 +128,7 @@ def test_an_empty_batch_is_refused(editor: Editor, tiny_model: LanguageModel) ->
 
 
 def with_max_batch(editor: Editor, max_batch: int) -> Editor:
-    if isinstance(editor, Composed):
+    if isinstance(editor, EditorWrapper):
         return replace(editor, host=with_max_batch(editor.host, max_batch))
     return replace(editor, max_batch=max_batch)
 
@@ -158,7 +160,7 @@ def test_an_editor_made_for_another_model_says_so(editor: Editor, tiny_model: La
 def test_an_artifact_gives_the_same_editor(
     editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch], tmp_path: Path
 ) -> None:
-    if not isinstance(editor, Learned):
+    if not isinstance(editor, HypernetworkEditor):
         pytest.skip("it learns nothing")
     editor.save(tmp_path / "artifact", {"seed": 0})
     loaded = type(editor).load(tmp_path / "artifact")

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.delta import EditedModel
+from errata.delta.accumulator import EditedModel
 from errata.edit import Edit, EditBatch, batches_of
 from errata.editors import Editor, EditorState
-from errata.guard import Guard, Limit
-from errata.inspection import Inspector
+from errata.guard.inspector import Inspector
+from errata.guard.limits import Guard, Limit
+from errata.guard.probes import Probes
+from errata.history.revert import RevertContext, revert
 from errata.ledger import Ledger, Version
-from errata.model import LanguageModel, ModelSpec, find_matrices, load
-from errata.probes import Probes
-from errata.revert import Bench, revert
+from errata.model.language_model import LanguageModel, load
+from errata.model.matrices import ModelSpec, find_matrices
 from errata.testbed.world import World
 from tests.editors_under_test import UNDER_TEST
 
@@ -44,7 +45,7 @@ class Place:
 
     def revert(self, ids: Sequence[str]) -> Version:
         head = self.ledger.head
-        bench = Bench(
+        bench = RevertContext(
             self.ledger, head, self.model, self.spec, self.edited, self.editor, "this", "", self.state, self.inspector
         )
         made = revert(bench, ids, (), "replay")

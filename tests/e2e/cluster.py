@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from errata.stack import LOOPBACK
+from errata.local.services import LOOPBACK
 from tests.e2e.test_registry import free_port
 
 BIN = Path(sys.executable).parent

@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
-from errata.delta import EditedModel, LowRank, WeightDelta
-from errata.editors.editor import EditorState
+from errata.delta.accumulator import EditedModel
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
+from errata.editors.state import EditorState
 from errata.ledger import Ledger
-from errata.model import find_matrices, load
+from errata.model.language_model import load
+from errata.model.matrices import find_matrices
 from tests.e2e.toy import WORLD
 
 NUM_TOKENS = 12
@@ -72,7 +75,7 @@ class Served:
             max_num_seqs=32,
             enable_prefix_caching=False,
             weight_transfer_config={"backend": "errata"},
-            worker_extension_cls="serving.weight_engine.WorkerExtension",
+            worker_extension_cls="serving.engine.weight_engine.WorkerExtension",
             **options,
         )
         base = {name: ledger.base[name] for name in ("model", "fingerprint", "matrices")}

@@ -15,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from errata.capture import gradient_sums, key_sums
+from errata.datasets.reader import read_edits
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.rledit import RLEdit
-from errata.model import checkpoint_fingerprint, find_matrices, load
-from errata.stream import read_edits
+from errata.model.key_moments import gradient_sums, key_sums
+from errata.model.language_model import checkpoint_fingerprint, load
+from errata.model.matrices import find_matrices
 from jobs import moments
 from jobs.plans import PLANS
 from jobs.suites import SUITES, from_arguments
-from jobs.train import texts
+from jobs.training_data import texts
 
 ROOT = Path(__file__).parents[2]
 LONGEST_S = 400.0

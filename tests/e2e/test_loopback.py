@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from errata.stack import LOOPBACK, Stack
+from errata.local.services import LOOPBACK, LocalServices
 
 ROOT = Path(__file__).parents[2]
 JOB = "from jobs.workers import start_ray; start_ray(); print('started', flush=True); input()"
@@ -37,7 +37,7 @@ def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stacks_ray(unprepared: None, tmp_path: Path) -> None:
-    with Stack(tmp_path) as stack:
+    with LocalServices(tmp_path) as stack:
         stack.start_ray()
         assert outward(psutil.Process(stack.processes["ray"].pid)) == []
 

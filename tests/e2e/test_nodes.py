@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Trainer
-from errata.model import load
+from errata.model.language_model import load
 from errata.testbed import language_model as testbed
 from jobs import pretrain, train
-from jobs.plans import Plan, from_arguments
-from jobs.record import made_from
+from jobs.arguments import from_arguments
+from jobs.mlflow_run import made_from
+from jobs.plan import Plan
 from tests.e2e.cluster import Cluster
 from tests.e2e.test_jobs import LONGEST_S, ended_after
 

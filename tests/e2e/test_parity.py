@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.delta import LowRank, WeightDelta
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import batches_of
-from errata.model import find_matrices
+from errata.model.matrices import find_matrices
 from tests.e2e.pair import Pair, Reference, Served, num_changed
 from tests.e2e.toy import WORLD, make_checkpoint
 from tests.editors_under_test import UNDER_TEST

@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 import torch
 
-from errata.delta import LowRank, WeightDelta
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditRejected
-from errata.editors.editor import EditorState
+from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from errata.registry import Registry, RegistryUnavailable, start_server, stop_server
 

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from errata.ledger import DELTA
-from errata.stack import BIN, Stack
+from errata.local.services import BIN, LocalServices
 from tests.chaos.poster import FACTS
 from tests.chaos.service import EDITOR, Service, frozen, kill
 from tests.e2e.serving.application import eventually
@@ -37,7 +37,7 @@ class Scaled(Service):
     """Deployed by a file, so that the number of replicas can be changed while it runs."""
 
     def start(self) -> None:
-        self.stack = Stack(self.directory / "stack", http_port=self.http_port)
+        self.stack = LocalServices(self.directory / "stack", http_port=self.http_port)
         self.stack.start_ray()
         self.scale(self.replicas)
 

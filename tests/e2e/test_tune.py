@@ -5,7 +5,7 @@ from pathlib import Path
 
 from errata.registry import Registry, start_server, stop_server
 from jobs import train
-from jobs.plans import from_arguments
+from jobs.arguments import from_arguments
 from tests.e2e.test_jobs import lines_of, output_until_killed
 from tests.e2e.test_registry import free_port
 

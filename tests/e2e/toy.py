@@ -9,12 +9,15 @@ from pathlib import Path
 
 import torch
 
-from errata.delta import LowRank, WeightDelta
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch, EditRejected
-from errata.editors.editor import Editor, EditorState
-from errata.model import LanguageModel, ModelSpec
-from errata.probes import FILE as PROBES
-from errata.probes import Probes
+from errata.editors.editor import Editor
+from errata.editors.state import EditorState
+from errata.guard.probes import FILE as PROBES
+from errata.guard.probes import Probes
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec
 from errata.testbed.language_model import Shape, make_tokenizer, save
 from errata.testbed.world import World
 

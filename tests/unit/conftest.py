@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from errata.delta import LowRank, WeightDelta
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
 from errata.ledger import Ledger
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]

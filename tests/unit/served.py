@@ -16,13 +16,13 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 
+from errata.access_keys import Keys
 from errata.edit import Edit, EditRejected
-from errata.keys import Keys
 from errata.ledger import UnknownVersion, Version
-from serving import gateway
-from serving.access import Access
-from serving.feed import Feed
-from serving.journal import Journal
+from serving.api import routes
+from serving.api.access import Access
+from serving.worker.events import EventBus
+from serving.worker.journal import Journal
 
 UNDOOR, UNMADE = "too long", "unlearnable"  # targets that are refused before they are queued, and when they are made
 
@@ -38,7 +38,7 @@ class Backend:
     """Each post is one version, made at once, or by `make` after it was `held`. Answers have the shapes of the real ones."""
 
     def __init__(self, directory: Path, max_queue: int = 10_000) -> None:
-        self.journal, self.feed, self.max_queue = Journal(directory / "journal.sqlite"), Feed(), max_queue
+        self.journal, self.feed, self.max_queue = Journal(directory / "journal.sqlite"), EventBus(), max_queue
         self.chain, self.head, self.held, self.reasons = [version(0)], 0, False, list[str]()
         self.posts: list[tuple[str | None, list[dict[str, Any]], bool]] = []
         self.late: dict[str, str] = {}  # what a rollback and a revert say of replicas that are late
@@ -73,7 +73,7 @@ class Backend:
                 self.chain.append(version(len(self.chain), [entry.edit for entry in good]))
                 self.journal.finish([entry.id for entry in good], len(self.chain) - 1)
                 self.move(len(self.chain) - 1)
-                self.feed.tell("version", gateway.version_json(self.chain[-1], with_edits=False))
+                self.feed.tell("version", routes.version_json(self.chain[-1], with_edits=False))
             for entry in entries:
                 self.tell(entry.id)
 
@@ -247,7 +247,7 @@ class Service:
 @contextmanager
 def serving(directory: Path, keys: Path | None = None, max_queue: int = 10_000) -> Iterator[Service]:
     backend, app = Backend(directory, max_queue), FastAPI()
-    gateway.install(app, backend)
+    routes.install(app, backend)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from errata.capture import key_moment
-from errata.delta import EditedModel, WeightDelta
+from errata.delta.accumulator import EditedModel
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch, batches_of
 from errata.editors import Editor, EditorState
-from errata.editors.closed_form.composed import hosts
-from errata.editors.closed_form.located import contexts_of
+from errata.editors.closed_form.locate_then_edit import contexts_of
 from errata.editors.closed_form.moments import Moments
 from errata.editors.closed_form.targets import Search
-from errata.encode import encode
-from errata.model import LanguageModel, find_matrices
+from errata.editors.wrappers.wrapper import inner_state
+from errata.model.encoding import encode
+from errata.model.key_moments import key_moment
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
 from errata.testbed.language_model import Shape, make_model, make_tokenizer
 from errata.testbed.world import World
 from tests.tiny_models import ARCHITECTURES, make_tiny
@@ -174,7 +176,7 @@ def played(
         deltas.append(delta)
         states.append(state)
     edited.set([])
-    own = next((state for state in (states[0], hosts(states[0])) if "contexts" in state.tensors), None)
+    own = next((state for state in (states[0], inner_state(states[0])) if "contexts" in state.tensors), None)
     return deltas, states, contexts_of(own) if own else ()
 
 

@@ -5,10 +5,11 @@ import pickle
 import pytest
 import torch
 
-from errata.editors.editor import EditorState
+from errata.editors.state import EditorState
 from errata.generate import HFGenerator, SwapFailed
 from errata.ledger import UnknownVersion
-from errata.model import find_matrices, load
+from errata.model.language_model import load
+from errata.model.matrices import find_matrices
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 

@@ -5,16 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from errata.capture import capture
-from errata.delta import LowRank, WeightDelta
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected, batches_of
-from errata.editors.editor import Editor, EditorState
-from errata.encode import encode
+from errata.editors.editor import Editor
+from errata.editors.state import EditorState
 from errata.generate import HFGenerator
-from errata.guard import Guard, Limit, VersionRefused
+from errata.guard.limits import Guard, Limit, VersionRefused
+from errata.guard.probes import Probes
 from errata.lifelong import run
-from errata.model import find_matrices, load
-from errata.probes import Probes
+from errata.model.capture import capture
+from errata.model.encoding import encode
+from errata.model.language_model import load
+from errata.model.matrices import find_matrices
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 

@@ -1,123 +1,31 @@
-"""Editors by name. A new one is a file beside these and one line here."""
+"""The editors: the table of all, how one is built by name, and one file for each method, by family."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from errata.editors.closed_form.alphaedit import AlphaEdit
-from errata.editors.closed_form.composed import Composed
-from errata.editors.closed_form.located import Located
-from errata.editors.closed_form.memit import MEMIT
-from errata.editors.closed_form.nse import NSE
-from errata.editors.closed_form.oedit import OEdit, OEditPlus
-from errata.editors.closed_form.prune import PRUNE
-from errata.editors.closed_form.rect import RECT
-from errata.editors.closed_form.rome import ROME, RROME
-from errata.editors.closed_form.ultraedit import UltraEdit
-from errata.editors.editor import Editor, EditorState
-from errata.editors.finetuned.ftl import FTL
-from errata.editors.finetuned.locft import LocFT
-from errata.editors.hypernet.learned import Learned
-from errata.editors.hypernet.malmen import MALMEN
-from errata.editors.hypernet.mend import MEND
-from errata.editors.hypernet.rledit import RLEdit
-from errata.editors.presets import preset_of
-from errata.overrides import overridden
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-EDITORS: dict[str, type[Editor]] = {
-    "RLEdit": RLEdit,
-    "MALMEN": MALMEN,
-    "MEND": MEND,
-    "UltraEdit": UltraEdit,
-    "ROME": ROME,
-    "R-ROME": RROME,
-    "MEMIT": MEMIT,
-    "RECT": RECT,
-    "PRUNE": PRUNE,
-    "AlphaEdit": AlphaEdit,
-    "NSE": NSE,
-    "O-Edit": OEdit,
-    "O-Edit+": OEditPlus,
-    "FT-L": FTL,
-    "LocFT": LocFT,
+if TYPE_CHECKING:
+    from errata.editors.build import load_artifact, make_editor, name_of, needs
+    from errata.editors.editor import Editor
+    from errata.editors.state import EditorState
+    from errata.editors.table import EDITORS
+
+_HOME = {
+    "EDITORS": "table",
+    "Editor": "editor",
+    "EditorState": "state",
+    "load_artifact": "build",
+    "make_editor": "build",
+    "name_of": "build",
+    "needs": "build",
 }
 
-
-def name_of(editor: Editor) -> str:
-    """As EDITORS has it, with its host where that is another than usual; or the class's own."""
-    name = _named(type(editor))
-    if isinstance(editor, Composed) and type(editor.host) is not editor.usual_host():
-        return f"{name}/{name_of(editor.host)}"
-    return name
-
-
-def _named(kind: type[Editor]) -> str:
-    return next((name for name, known in EDITORS.items() if kind is known), kind.__name__)
-
-
-def _kinds(name: str) -> tuple[Any, str, str]:
-    """(class, its name, the name of its host) of a name; raises `ValueError` if there is none."""
-    outer, _, inner = name.partition("/")
-    if outer not in EDITORS:
-        raise ValueError(f"no editor is named {outer!r}; there are {', '.join(EDITORS)}")
-    return EDITORS[outer], outer, inner
-
-
-def make_editor(
-    name: str,
-    artifact: str | Path | None = None,
-    preset: str | None = None,
-    settings: Mapping[str, str] | None = None,
-    device: Any = "cpu",
-) -> Editor:
-    """An editor by its name in `EDITORS`, ready to start; `RECT/AlphaEdit` is RECT over AlphaEdit.
-
-    `artifact` is the folder of a trained policy or of key moments, `preset` a name such as `llama3_8b`, for editors that have
-    them; `settings` are fields with their values as text. Raises `ValueError` that says what is unknown or missing.
-    """
-    kind, outer, inner = _kinds(name)
-    editor: Any
-    if issubclass(kind, Composed):
-        editor = kind(make_editor(inner or _named(kind.usual_host()), artifact, preset, None, device))
-    elif inner:
-        raise ValueError(f"{outer} is not made of another editor: {name!r}")
-    else:
-        editor = kind.made(artifact, preset, device)
-    for field, value in (settings or {}).items():
-        if isinstance(editor, Learned):
-            raise ValueError(
-                f"{outer} was trained with its settings: train another one (jobs/train.py) instead of {field}={value}"
-            )
-        editor = overridden(editor, field, value)
-    return editor
-
-
-def needs(name: str, preset: str = "") -> str:
-    """Where $ERRATA_HOME keeps the artifacts that an editor is made with: `hypernets`, `moments`, or nowhere, an empty text.
-
-    Raises `ValueError` if no editor has the name, or it has no such preset.
-    """
-    kind, outer, inner = _kinds(name)
-    if issubclass(kind, Composed):
-        return needs(inner or _named(kind.usual_host()), preset)
-    if preset and issubclass(kind, Learned):
-        raise ValueError(f"{outer} is trained, and takes no preset: train it with a plan that has one (docs/plans.md)")
-    if preset:
-        preset_of(kind, preset)
-    return "hypernets" if issubclass(kind, Learned) else "moments" if issubclass(kind, Located) else ""
-
-
-def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[Learned, dict[str, Any]]:
-    """A learned editor with its policy, and the record of how it was made. Raises `ValueError` if the folder holds none."""
-    path = Path(directory) / "artifact.json"
-    if not path.exists():
-        raise ValueError(f"{directory} is no artifact of a learned editor: it has no artifact.json")
-    description = json.loads(path.read_text())
-    editor = EDITORS.get(description["editor"])
-    if editor is None or not issubclass(editor, Learned):
-        raise ValueError(f"{directory} was made for {description['editor']!r}, which is no learned editor of this version")
-    return editor.load(directory, device), description["record"]
-
-
 __all__ = ["EDITORS", "Editor", "EditorState", "load_artifact", "make_editor", "name_of", "needs"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import an exported name on first use: the ledger needs `editors.state` without every algorithm."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

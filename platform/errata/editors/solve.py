@@ -25,7 +25,7 @@ from errata.edit import EditRejected
 
 
 @dataclass(frozen=True)
-class Metric:
+class KeyPreconditioner:
     """`P = (B⁻¹ + Σ past kkᵀ)⁻¹`, with `B = (c C + I)⁻¹` held as `base_II` and the past beside it: `P = B - Wᵀ W`.
 
     `white_mI` is W = F⁻¹ past B, F the Cholesky factor of `I + past B pastᵀ`. It grows by rows: those of n more keys K are
@@ -37,24 +37,24 @@ class Metric:
     _last: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
-    def start(cls, base_II: Tensor) -> Metric:
+    def start(cls, base_II: Tensor) -> KeyPreconditioner:
         return cls(base_II, base_II.new_zeros((0, base_II.shape[0])))
 
     @classmethod
-    def resume(cls, base_II: Tensor, past_mI: Tensor) -> Metric:
+    def resume(cls, base_II: Tensor, past_mI: Tensor) -> KeyPreconditioner:
         return cls.start(base_II).remember(past_mI)
 
-    def remember(self, keys_nI: Tensor, weight: float = 1.0) -> Metric:
+    def remember(self, keys_nI: Tensor, weight: float = 1.0) -> KeyPreconditioner:
         """With more past rows, `weight` times as heavy as the base model's, until they are folded: at n² I beside `apply`.
 
         Raises `EditRejected` if the keys are not finite.
         """
         return remember_together([self], [keys_nI], weight)[0]
 
-    def folded(self) -> Metric:
+    def folded(self) -> KeyPreconditioner:
         """The same metric with its past in `base_II`: beyond I / 2 past rows, I by I is the form that costs less to apply."""
         P_II = self.base_II - self.white_mI.T @ self.white_mI
-        return Metric.start(0.5 * (P_II + P_II.T))
+        return KeyPreconditioner.start(0.5 * (P_II + P_II.T))
 
     def apply(self, keys_nI: Tensor) -> Tensor:
         """`K P`, row by row; of the last keys it is kept, since what a solve makes of them, remembering them needs again."""
@@ -67,7 +67,7 @@ class Metric:
         return self._last[1]
 
 
-def remember_together(metrics: Sequence[Metric], keys: Sequence[Tensor], weight: float) -> list[Metric]:
+def remember_together(metrics: Sequence[KeyPreconditioner], keys: Sequence[Tensor], weight: float) -> list[KeyPreconditioner]:
     """`metrics[i].remember(keys[i], weight)` of each, all keys being of one shape; small factorisations in one call."""
     metrics = [metric.folded() if 2 * len(metric.white_mI) > len(metric.base_II) else metric for metric in metrics]
     applied_MnI = torch.stack([metric.apply(keys_nI) for metric, keys_nI in zip(metrics, keys, strict=True)])
@@ -76,12 +76,12 @@ def remember_together(metrics: Sequence[Metric], keys: Sequence[Tensor], weight:
     right_Mnn = _cholesky(added_Mnn, "the keys of the edits are not finite or too large")
     white_MnI = torch.linalg.solve_triangular(right_Mnn, weight**0.5 * applied_MnI, upper=False)
     return [
-        Metric(metric.base_II, torch.cat([metric.white_mI, white_nI]))
+        KeyPreconditioner(metric.base_II, torch.cat([metric.white_mI, white_nI]))
         for metric, white_nI in zip(metrics, white_MnI, strict=True)
     ]
 
 
-def metric_base(moment_II: Tensor, strength: float) -> Tensor:
+def base_preconditioner(moment_II: Tensor, strength: float) -> Tensor:
     """`(c C + I)⁻¹` in fp64: once per matrix, and never again."""
     moment_II = moment_II.double()
     eye = torch.eye(len(moment_II), dtype=torch.float64, device=moment_II.device)
@@ -89,7 +89,7 @@ def metric_base(moment_II: Tensor, strength: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rows:
+class KeyGram:
     """What a solve needs of the keys alone, once for all matrices with this input: `V_nI` and the Gram matrix `V Kᵀ`, fp64."""
 
     keys_nI: Tensor
@@ -98,7 +98,7 @@ class Rows:
     inverses: dict[float, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, keys_nI: Tensor, metric: Metric | None = None) -> Rows:
+    def of(cls, keys_nI: Tensor, metric: KeyPreconditioner | None = None) -> KeyGram:
         V_nI = metric.apply(keys_nI) if metric else keys_nI.double()
         gram_nn = V_nI @ keys_nI.to(V_nI).T
         return cls(keys_nI, V_nI.float(), 0.5 * (gram_nn + gram_nn.T))
@@ -108,7 +108,7 @@ class Rows:
         return solve_together([self], wanted_nO[None], log_ridge[None])[0]
 
 
-def solve_together(rows: Sequence[Rows], wanted_MnO: Tensor, log_ridge_M: Tensor) -> Tensor:
+def solve_together(rows: Sequence[KeyGram], wanted_MnO: Tensor, log_ridge_M: Tensor) -> Tensor:
     """`Z_MnO` in fp32, the solution of `rows[m]` for `wanted_MnO[m]`: many small factorisations in one call, which on a GPU
     takes hardly longer than one of them. Gradients and errors as `Rows.solve`.
     """
@@ -116,7 +116,7 @@ def solve_together(rows: Sequence[Rows], wanted_MnO: Tensor, log_ridge_M: Tensor
 
 
 @torch.no_grad()
-def inverses(rows: Sequence[Rows], log_ridge_M: Tensor) -> Tensor:
+def inverses(rows: Sequence[KeyGram], log_ridge_M: Tensor) -> Tensor:
     """`(gram + λ I)⁻¹` of each, [M, n, n]; they stay with the rows, for every later solve over the same keys by the same λ."""
     ridges: list[float] = log_ridge_M.tolist()
     new = [m for m, ridge in enumerate(ridges) if ridge not in rows[m].inverses]
@@ -161,10 +161,12 @@ def _cholesky(matrix_nn: Tensor, failure: str) -> Tensor:
 
 def ridge_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> tuple[Tensor, Tensor]:
     """(V_nI, Z_nO); Z carries gradients to `wanted_nO` and `log_ridge`."""
-    return keys_nI, Rows.of(keys_nI).solve(wanted_nO, log_ridge)
+    return keys_nI, KeyGram.of(keys_nI).solve(wanted_nO, log_ridge)
 
 
-def metric_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+def preconditioned_dual(
+    keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor, metric: KeyPreconditioner
+) -> tuple[Tensor, Tensor]:
     """(V_nI, Z_nO) in the metric; Z carries gradients to `wanted_nO` and `log_ridge`."""
-    rows = Rows.of(keys_nI, metric)
+    rows = KeyGram.of(keys_nI, metric)
     return rows.V_nI, rows.solve(wanted_nO, log_ridge)

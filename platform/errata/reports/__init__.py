@@ -1,1 +1,1 @@
-"""Pages about a ledger or a benchmark: `errata.report` writes them."""
+"""Pages about a ledger or a benchmark: `errata.reports.write` writes them."""

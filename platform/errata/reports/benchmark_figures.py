@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from errata.reports.answers import Pair
+from errata.benchmark.curves import curves
+from errata.benchmark.results import COLUMNS, CheckpointScores
+from errata.benchmark.summary import EditorSummary
+from errata.reports.benchmark_answers import Pair
 from errata.reports.figures import GRID, INK, MUTED, PALETTE, Drawn, Picture, logarithmic, picture
 from errata.reports.page import Series
-from errata.rows import Row
-from errata.standings import COLUMNS, Standing, curves
 
 MANY = 6  # editors whose bands can be told apart
 SHARES = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention", "harmonic_mean")
@@ -24,7 +25,7 @@ def series_of(editors: Sequence[str]) -> list[Series]:
     return [Series(name, *style) for name, style in zip(editors, [("var(--muted)", "dashed"), *named], strict=False)]
 
 
-def curve_picture(rows: Sequence[Row], name: str, title: str, editors: Sequence[str]) -> Picture | None:
+def curve_picture(rows: Sequence[CheckpointScores], name: str, title: str, editors: Sequence[str]) -> Picture | None:
     """A column against the number of edits, or None if no row has it."""
     if all(getattr(row, name) is None for row in rows):
         return None
@@ -43,13 +44,13 @@ def curve_picture(rows: Sequence[Row], name: str, title: str, editors: Sequence[
     return picture(name, _alt(rows, name, title), draw, series=editors)
 
 
-def _spans(rows: Sequence[Row], name: str) -> float:
+def _spans(rows: Sequence[CheckpointScores], name: str) -> float:
     """The largest finite value by the smallest above 0."""
     values = [v for row in rows if (v := getattr(row, name)) is not None and math.isfinite(v) and v > 0]
     return max(values, default=1.0) / min(values, default=1.0)
 
 
-def _alt(rows: Sequence[Row], name: str, title: str) -> str:
+def _alt(rows: Sequence[CheckpointScores], name: str, title: str) -> str:
     last = max(row.edits for row in rows)
     found = [(getattr(row, name), row.editor) for row in rows if row.edits == last and getattr(row, name) is not None]
     edited = [one for one in found if one[1] != rows[0].editor]
@@ -62,7 +63,7 @@ def _alt(rows: Sequence[Row], name: str, title: str) -> str:
     )
 
 
-def trade_picture(found: Sequence[Standing], editors: Sequence[str]) -> Picture | None:
+def trade_picture(found: Sequence[EditorSummary], editors: Sequence[str]) -> Picture | None:
     """Time of an edit against the harmonic mean, at the last checkpoint; None if no editor was timed."""
     timed = []
     for one in found:

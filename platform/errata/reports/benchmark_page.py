@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.reports.answers import FILE, counts, failures, kept_answers, pairs, read_table
+from errata.benchmark.results import COLUMNS, KINDS, Answer, CheckpointScores
+from errata.benchmark.summary import EditorSummary, summarise
+from errata.benchmark.tables import as_text
+from errata.reports.benchmark_answers import FILE, counts, failures, kept_answers, pairs, read_table
 from errata.reports.benchmark_figures import TITLES, curve_picture, pair_picture, series_of, trade_picture
 from errata.reports.page import Cell, Line, Page, Section, Table, capped
-from errata.rows import KINDS, Answer, Row
-from errata.standings import COLUMNS, Standing, as_text, standings
 
 MOST_FAILURES = 50  # of one editor
 LEAST_IS_BEST = {"edit_ms", "precompute_s", "train_s", "peak_bytes", "rejected", "norm_growth"}
@@ -24,16 +25,16 @@ def benchmark_page(directory: str | Path) -> Page:
     directory = Path(directory)
     rows, meta, answers = read_rows(directory / "rows.parquet"), read_meta(directory / "report.json"), kept_answers(directory)
     editors = list(dict.fromkeys(row.editor for row in rows))
-    found = ranked(standings(rows))
+    found = ranked(summarise(rows))
     sections = [_comparison(found, editors), _curves(rows, editors), _time(found, editors), _norms(rows, editors)]
     sections += [_failures(answers, found, editors), _pairs(answers, found), _settings(meta), _how(meta)]
     title = f"Benchmark report: {meta['suite']}" if meta.get("suite") else "Benchmark report"
     return Page(title, str(directory), _facts(rows, meta, found), sections, series_of(editors))
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[CheckpointScores]:
     """Raises `ValueError` if the file is damaged, lacks a column or has no rows."""
-    rows = [Row.from_json(record) for record in read_table(path, Row).to_pylist()]
+    rows = [CheckpointScores.from_json(record) for record in read_table(path, CheckpointScores).to_pylist()]
     if not rows:
         raise ValueError(f"{path} has no rows: the benchmark wrote none yet")
     return rows
@@ -52,17 +53,17 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def ranked(found: Sequence[Standing]) -> list[Standing]:
+def ranked(found: Sequence[EditorSummary]) -> list[EditorSummary]:
     """The unedited model first, then by the harmonic mean."""
 
-    def key(one: Standing) -> float:
+    def key(one: EditorSummary) -> float:
         spread = one.spreads["harmonic_mean"]
         return math.inf if spread is None else -spread.mean
 
     return [*found[:1], *sorted(found[1:], key=key)]
 
 
-def _facts(rows: Sequence[Row], meta: Mapping[str, Any], found: Sequence[Standing]) -> list[tuple[str, str]]:
+def _facts(rows: Sequence[CheckpointScores], meta: Mapping[str, Any], found: Sequence[EditorSummary]) -> list[tuple[str, str]]:
     seeds = sorted({row.seed for row in rows})
     facts = [("editors", str(len(found) - 1)), ("edits", f"{max(row.edits for row in rows):,}")]
     facts += [("seeds", ", ".join(map(str, seeds)))]
@@ -79,7 +80,7 @@ def _facts(rows: Sequence[Row], meta: Mapping[str, Any], found: Sequence[Standin
     return facts
 
 
-def _comparison(found: Sequence[Standing], editors: Sequence[str]) -> Section:
+def _comparison(found: Sequence[EditorSummary], editors: Sequence[str]) -> Section:
     names = [name for name in COLUMNS if any(one.spreads[name] is not None for one in found)]
     last = max(one.edits for one in found)
     best = {name: _best(name, [one for one in found[1:] if one.edits == last]) for name in names}
@@ -97,7 +98,7 @@ def _comparison(found: Sequence[Standing], editors: Sequence[str]) -> Section:
     return Section("standings", "Who is ahead", text.strip(), tables=[table], has_legend=True)
 
 
-def _cells(one: Standing, names: Sequence[str], best: Mapping[str, float | None]) -> Iterator[Cell]:
+def _cells(one: EditorSummary, names: Sequence[str], best: Mapping[str, float | None]) -> Iterator[Cell]:
     for name in names:
         spread = one.spreads[name]
         if spread is None:
@@ -109,7 +110,7 @@ def _cells(one: Standing, names: Sequence[str], best: Mapping[str, float | None]
         yield Cell(text, "" if low == high == text else f"{low}–{high}", strong=is_best)
 
 
-def _best(name: str, found: Sequence[Standing]) -> float | None:
+def _best(name: str, found: Sequence[EditorSummary]) -> float | None:
     """The value to put in bold; None where nothing is better than another."""
     values = [spread.mean for one in found if (spread := one.spreads[name]) is not None and math.isfinite(spread.mean)]
     if name in NONE_IS_BEST or len({as_text(name, value) for value in values}) < 2:
@@ -119,7 +120,7 @@ def _best(name: str, found: Sequence[Standing]) -> float | None:
     return min(values) if name in LEAST_IS_BEST else max(values)
 
 
-def _curves(rows: Sequence[Row], editors: Sequence[str]) -> Section:
+def _curves(rows: Sequence[CheckpointScores], editors: Sequence[str]) -> Section:
     pictures = [picture for name, title in TITLES.items() if (picture := curve_picture(rows, name, title, editors))]
     num_seeds = len({row.seed for row in rows})
     text = "Shares of all edits so far, by free generation. "
@@ -133,7 +134,7 @@ def _curves(rows: Sequence[Row], editors: Sequence[str]) -> Section:
     return Section("curves", "Scores over the edits", text.strip(), pictures, has_legend=True)
 
 
-def _time(found: Sequence[Standing], editors: Sequence[str]) -> Section:
+def _time(found: Sequence[EditorSummary], editors: Sequence[str]) -> Section:
     picture = trade_picture(found, editors)
     text = (
         "Mean time of one edit over the stream, without training and measuring moments, against the harmonic mean at the end."
@@ -141,14 +142,14 @@ def _time(found: Sequence[Standing], editors: Sequence[str]) -> Section:
     return Section("time", "Time against quality", text if picture else "No editor was timed.", [picture] if picture else [])
 
 
-def _norms(rows: Sequence[Row], editors: Sequence[str]) -> Section:
+def _norms(rows: Sequence[CheckpointScores], editors: Sequence[str]) -> Section:
     titles = {"norm_growth": "|W| / |W0|", "delta_norm": "|W − W0| / |W0|"}
     pictures = [picture for name, title in titles.items() if (picture := curve_picture(rows, name, title, editors))]
     text = "Frobenius norms of the matrix where they are largest; W0 is the unedited model's."
     return Section("norms", "Norm growth", text, pictures, has_legend=True)
 
 
-def _failures(answers: Sequence[Answer], found: Sequence[Standing], editors: Sequence[str]) -> Section:
+def _failures(answers: Sequence[Answer], found: Sequence[EditorSummary], editors: Sequence[str]) -> Section:
     title = "What failed"
     if not answers:
         return Section("failures", title, f"This benchmark wrote no {FILE}: which questions failed is not known.")
@@ -178,7 +179,7 @@ def _failed(editor: str, wrong: Sequence[Answer]) -> Table:
     return Table(caption, columns, shown, num_text=5, note=note, folded=f"{editor}: {len(wrong):,} failed")
 
 
-def _pairs(answers: Sequence[Answer], found: Sequence[Standing]) -> Section:
+def _pairs(answers: Sequence[Answer], found: Sequence[EditorSummary]) -> Section:
     title, asked = "Two editors, question by question", {answer.editor for answer in answers}
     editors = [one.editor for one in found[1:] if one.editor in asked]
     if len(editors) < 2:

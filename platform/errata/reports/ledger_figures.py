@@ -8,9 +8,9 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from errata.guard import Limit
+from errata.guard.limits import Limit
 from errata.reports.figures import BAD, INK, MUTED, OK, PALETTE, WARN, Drawn, Picture, logarithmic, picture
-from errata.reports.history import History, Move, Point, number
+from errata.reports.ledger_history import History, Move, Point, number
 
 MOST_POINTS = 80
 MOST_MOVES = 12

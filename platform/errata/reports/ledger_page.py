@@ -6,9 +6,8 @@ import math
 from datetime import datetime
 from pathlib import Path
 
-from errata.guard import Guard
+from errata.guard.limits import Guard
 from errata.reports.figures import PALETTE
-from errata.reports.history import Event, History, number
 from errata.reports.ledger_figures import (
     MOST_POINTS,
     Limits,
@@ -19,6 +18,7 @@ from errata.reports.ledger_figures import (
     score_picture,
     strip_picture,
 )
+from errata.reports.ledger_history import Event, History, number
 from errata.reports.page import Cell, Line, Page, Section, Series, Table, capped
 
 MOST_LINES = 200

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from errata.edit import Edit
-from errata.probes import Probes
+from errata.guard.probes import Probes
 
 # Two halves, and the two folds of the first.
 FOLDS = ("train-a", "train-b")

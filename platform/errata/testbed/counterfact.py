@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from errata.datasets.formats.counterfact import flat
 from errata.edit import Edit
-from errata.formats.counterfact import flat
 from errata.testbed.corpus import check_part, check_split
 
 NUM_PLAIN = 800  # plain sentences to train on; those after them are held out

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.encode import IGNORED, Encoded, answer_log_probs, answer_nll, encode
+from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, encode
 from errata.testbed.corpus import Corpus
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"

@@ -12,7 +12,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from errata.client import Client
+from errata.client.client import Client
 from tests.e2e.serving.application import FACTS, App, eventually, fact
 from tests.unit.hostile import Hostile, hostile
 

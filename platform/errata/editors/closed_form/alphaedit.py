@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from errata.editors.closed_form.moments import null_space
-from errata.editors.closed_form.spread import Spread
+from errata.editors.closed_form.multi_layer import MultiLayerEditor
 
 
 @dataclass(frozen=True)
-class AlphaEdit(Spread):
+class AlphaEdit(MultiLayerEditor):
     """`ridge` is λ, `threshold` the eigenvalue of C below which a direction is free."""
 
     ridge: float = 10.0

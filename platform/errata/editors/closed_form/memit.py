@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from errata.editors.closed_form.moments import inverse
-from errata.editors.closed_form.spread import Spread
+from errata.editors.closed_form.multi_layer import MultiLayerEditor
 
 
 @dataclass(frozen=True)
-class MEMIT(Spread):
+class MEMIT(MultiLayerEditor):
     """`moment_weight` is λ; `floor` is added to the diagonal of λ C, for moments of too little text to have an inverse."""
 
     moment_weight: float = 15_000.0

@@ -19,21 +19,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.delta import LowRank, WeightDelta, applied, chained
+from errata.delta.parts import LowRank
+from errata.delta.side_branch import applied
+from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import EditBatch, EditRejected
-from errata.editors.closed_form.located import block_of, output_at
+from errata.editors.accumulated import accumulate, accumulated_delta, with_accumulated
+from errata.editors.closed_form.contexts import Contexts, tokenise_at_subject
+from errata.editors.closed_form.locate_then_edit import block_of, output_at
 from errata.editors.closed_form.moments import inverse
-from errata.editors.closed_form.spread import Spread, spread
-from errata.editors.closed_form.subjects import Contexts, ask
-from errata.editors.closed_form.targets import Avoided, find_targets
-from errata.editors.editor import EditorState
-from errata.editors.solve import Metric, Rows
-from errata.editors.written import added, with_written, written
-from errata.model import LanguageModel, find_matrices
+from errata.editors.closed_form.multi_layer import MultiLayerEditor, write_layers
+from errata.editors.closed_form.targets import OrthogonalityPenalty, find_targets
+from errata.editors.solve import KeyGram, KeyPreconditioner
+from errata.editors.state import EditorState
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
 
 
 @dataclass(frozen=True)
-class NSE(Spread):
+class NSE(MultiLayerEditor):
     """`moment_weight` is λ, `neurons` p; `alpha` and `upper` say which facts are written in a pass."""
 
     moment_weight: float = 15_000.0
@@ -57,28 +60,28 @@ class NSE(Spread):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, Metric],
+        metrics: Mapping[str, KeyPreconditioner],
         delta: WeightDelta,
     ) -> tuple[WeightDelta, EditorState]:
         delta, after = super().remember(model, batch, state, metrics, delta)
-        return delta, with_written(after, added(state, delta))
+        return delta, with_accumulated(after, accumulate(state, delta))
 
     def write(
         self,
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, Metric],
-        avoided: Sequence[Avoided] = (),
+        metrics: Mapping[str, KeyPreconditioner],
+        avoided: Sequence[OrthogonalityPenalty] = (),
     ) -> WeightDelta:
         spec, contexts = find_matrices(model.module, self.modules), self.contexts(state)
         site = block_of(spec.names[-1])
-        with applied(model.module, written(state).scaled(-1.0)):
+        with applied(model.module, accumulated_delta(state).scaled(-1.0)):
             wanted_nD = find_targets(model, batch, site, contexts, self.search, avoided).wanted_nD
 
-        def rows_of(name: str, keys_nI: Tensor) -> Rows:
+        def rows_of(name: str, keys_nI: Tensor) -> KeyGram:
             if self.neurons >= 1.0:
-                return Rows.of(keys_nI, metrics[name])
+                return KeyGram.of(keys_nI, metrics[name])
             return self._rows_of_neurons(name, keys_nI, state)
 
         none = torch.zeros(0, device=model.device)
@@ -89,14 +92,14 @@ class NSE(Spread):
                 if not chosen:
                     break
                 part = EditBatch(tuple(batch.edits[index] for index in chosen))
-                delta = chained([delta, spread(model, part, contexts, spec.names, wanted_nD[chosen], rows_of)])
+                delta = chained([delta, write_layers(model, part, contexts, spec.names, wanted_nD[chosen], rows_of)])
         return delta
 
     def _unfinished(
         self, model: LanguageModel, batch: EditBatch, contexts: Contexts, site: str, wanted_nD: Tensor, first: bool
     ) -> list[int]:
         """The edits whose target is more than `alpha` away. Raises `EditRejected` for one that begins `upper` away."""
-        now_nD = output_at(model, ask(model, batch, contexts.bare()), site)
+        now_nD = output_at(model, tokenise_at_subject(model, batch, contexts.bare()), site)
         away_n = (wanted_nD - now_nD).norm(dim=1)
         if self.relative:
             away_n = away_n / now_nD.norm(dim=1)
@@ -106,16 +109,16 @@ class NSE(Spread):
             raise EditRejected(f"its target is {float(away_n[too_far[0]]):.3g} away, and upper is {self.upper:g}", edit=name)
         return [index for index in (away_n > self.alpha).nonzero()[:, 0].tolist() if index not in too_far]
 
-    def _rows_of_neurons(self, name: str, keys_nI: Tensor, state: EditorState) -> Rows:
+    def _rows_of_neurons(self, name: str, keys_nI: Tensor, state: EditorState) -> KeyGram:
         assert self.moments is not None
         index_J = chosen_neurons(keys_nI, self.neurons)
         P_JJ = inverse(self.moments.by_input[name][index_J][:, index_J], self.moment_weight, self.floor)
-        metric = Metric.start(P_JJ)
+        metric = KeyPreconditioner.start(P_JJ)
         if name in state.tensors:
             metric = metric.remember(state.tensors[name].to(index_J.device)[:, index_J].to(P_JJ), self.memory)
-        rows = Rows.of(keys_nI[:, index_J], metric)
+        rows = KeyGram.of(keys_nI[:, index_J], metric)
         V_nI = torch.zeros_like(keys_nI, dtype=rows.V_nI.dtype).index_copy(1, index_J, rows.V_nI)
-        return Rows(keys_nI, V_nI, rows.gram_nn)
+        return KeyGram(keys_nI, V_nI, rows.gram_nn)
 
 
 def chosen_neurons(keys_nI: Tensor, share: float) -> Tensor:

@@ -21,22 +21,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from errata.clock import stage
-from errata.delta import LowRank, WeightDelta
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch
-from errata.editors.closed_form.located import Located, inputs_at, output_at
+from errata.editors.closed_form.contexts import tokenise_at_subject
+from errata.editors.closed_form.locate_then_edit import LocateThenEdit, inputs_at, output_at
 from errata.editors.closed_form.moments import inverse
-from errata.editors.closed_form.subjects import ask
-from errata.editors.closed_form.targets import Avoided, Search, find_targets
-from errata.editors.editor import EditorState
-from errata.editors.solve import Metric
-from errata.model import LanguageModel, find_matrices
+from errata.editors.closed_form.targets import OrthogonalityPenalty, Search, find_targets
+from errata.editors.solve import KeyPreconditioner
+from errata.editors.state import EditorState
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
+from errata.timing import timed
 
 ROME_SEARCH = Search(num_steps=20, learning_rate=0.5, decay=0.5, clamp=4.0)
 
 
 @dataclass(frozen=True)
-class ROME(Located):
+class ROME(LocateThenEdit):
     """`use_moments` False takes the identity for C, as the public Llama-3 setting does. `floor` as in MEMIT, beside C."""
 
     search: Search = ROME_SEARCH
@@ -59,21 +61,21 @@ class ROME(Located):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, Metric],
-        avoided: Sequence[Avoided] = (),
+        metrics: Mapping[str, KeyPreconditioner],
+        avoided: Sequence[OrthogonalityPenalty] = (),
     ) -> WeightDelta:
         (name,) = find_matrices(model.module, self.modules).names
         wanted_nO = find_targets(model, batch, name, self.contexts(state), self.search, avoided).wanted_nD
-        with stage("capture"):
+        with timed("capture"):
             direction_nI, keys_nI, now_nO = self.keys(model, batch, state, name)
-        with stage("solve"), torch.no_grad():
+        with timed("solve"), torch.no_grad():
             u_nI = metrics[name].apply(direction_nI) if name in metrics else direction_nI.double()
             return WeightDelta({name: one_by_one(u_nI, keys_nI.double(), (wanted_nO - now_nO).double())})
 
     def keys(self, model: LanguageModel, batch: EditBatch, state: EditorState, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """The key that gives u, the key that is answered by the target, and what answers that key now."""
         contexts = self.contexts(state)
-        asked, bare = ask(model, batch, contexts), ask(model, batch, contexts.bare())
+        asked, bare = tokenise_at_subject(model, batch, contexts), tokenise_at_subject(model, batch, contexts.bare())
         mean_nI = asked.mean(inputs_at(model, asked, [name])[name])
         return mean_nI, inputs_at(model, bare, [name])[name], output_at(model, bare, name)
 
@@ -86,7 +88,7 @@ class RROME(ROME):
 
     def keys(self, model: LanguageModel, batch: EditBatch, state: EditorState, name: str) -> tuple[Tensor, Tensor, Tensor]:
         contexts = self.contexts(state)
-        asked = ask(model, batch, contexts.bare() if self.prompt_keys else contexts)
+        asked = tokenise_at_subject(model, batch, contexts.bare() if self.prompt_keys else contexts)
         mean_nI = asked.mean(inputs_at(model, asked, [name])[name])
         return mean_nI, mean_nI, asked.mean(output_at(model, asked, name))
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.clock import stage
 from errata.edit import EditBatch, EditRejected
-from errata.editors.closed_form.place import Place
-from errata.editors.closed_form.subjects import Contexts
-from errata.model import LanguageModel
+from errata.editors.closed_form.contexts import Contexts
+from errata.editors.closed_form.intervention import Intervention
+from errata.model.language_model import LanguageModel
+from errata.timing import timed
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Avoided:
+class OrthogonalityPenalty:
     """Adds `weight` times the mean of |cos(δ, b)| over the columns b of `basis_DR`, unit vectors, to the loss."""
 
     weight: float
@@ -64,17 +64,17 @@ class Targets:
         return self.before_nD + self.change_nD
 
 
-@stage("targets")
+@timed("targets")
 def find_targets(
     model: LanguageModel,
     batch: EditBatch,
     site: str,
     contexts: Contexts,
     search: Search,
-    avoided: Sequence[Avoided] = (),
+    avoided: Sequence[OrthogonalityPenalty] = (),
 ) -> Targets:
     """The targets of a batch at the output of module `site`. Raises `EditRejected` naming an edit whose loss is no number."""
-    written_at = Place(model, batch, site, contexts, search.eos)
+    written_at = Intervention(model, batch, site, contexts, search.eos)
     before_nD = written_at.before_nD
     norm_n = before_nD.norm(dim=1)
     change_nD = torch.zeros_like(before_nD, requires_grad=True)

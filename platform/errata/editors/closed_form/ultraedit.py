@@ -16,15 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.capture import Captured, capture
-from errata.clock import stage
-from errata.delta import LowRank, WeightDelta
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch, EditRejected
-from errata.editors.editor import Editor, EditorState, check_batch, check_finite, check_modules
+from errata.editors.editor import Editor, check_batch, check_finite, check_modules
 from errata.editors.normalise import Normaliser
-from errata.editors.solve import Rows, inverses
-from errata.encode import encode
-from errata.model import LanguageModel, ModelSpec, find_matrices, input_sources
+from errata.editors.solve import KeyGram, inverses
+from errata.editors.state import EditorState
+from errata.model.capture import Captured, capture
+from errata.model.encoding import encode
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec, find_matrices, input_sources
+from errata.timing import timed
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class UltraEdit(Editor):
         encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
         captured, nll_T = capture(model.module, encoded, spec.names)
         check_finite(batch, encoded, captured, nll_T)
-        with stage("solve"), torch.no_grad():
+        with timed("solve"), torch.no_grad():
             normalisers = self._normalisers(spec, captured, state)
             delta = self._solve(spec, captured, normalisers)
         if not delta.is_finite:
@@ -70,7 +73,7 @@ class UltraEdit(Editor):
 
     def _solve(self, spec: ModelSpec, captured: Mapping[str, Captured], normalisers: Mapping[str, Normaliser]) -> WeightDelta:
         sources, parts = input_sources(spec.names), dict[str, LowRank]()
-        shared = {source: Rows.of(captured[source].keys_TI) for source in dict.fromkeys(sources.values())}
+        shared = {source: KeyGram.of(captured[source].keys_TI) for source in dict.fromkeys(sources.values())}
         log_ridge = shared[spec.names[0]].keys_nI.new_tensor(math.log(self.ridge))
         inverses(list(shared.values()), log_ridge.expand(len(shared)))  # all in one call; each solve below finds its own
         for matrix in spec.matrices:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from errata.editors.hypernet.learned import Learned
-from errata.editors.hypernet.trajectory import Reward
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.hypernet.reward import Reward
 
 
 @dataclass(frozen=True)
-class MALMEN(Learned):
+class MALMEN(HypernetworkEditor):
     reward: Reward = field(default_factory=lambda: Reward(locality_weight=1.0, update_penalty=0.0))

@@ -11,16 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.net import Rule
-from errata.editors.hypernet.trajectory import Reward
+from errata.editors.hypernet.reward import Reward
 
 # The published weights, 0.1 and 1.
 REWARD = Reward(edit_weight=0.1, locality_weight=1.0, update_penalty=0.0)
 
 
 @dataclass(frozen=True)
-class MEND(Learned):
+class MEND(HypernetworkEditor):
     reward: Reward = field(default_factory=lambda: REWARD)
 
     rule: ClassVar[Rule] = "outer"

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from errata.capture import Captured
-from errata.clock import stage
 from errata.editors.normalise import Normaliser
-from errata.editors.solve import Metric, Rows, solve_together
-from errata.model import MatrixSpec, ModelSpec, input_sources
+from errata.editors.solve import KeyGram, KeyPreconditioner, solve_together
+from errata.model.capture import Captured
+from errata.model.matrices import MatrixSpec, ModelSpec, input_sources
+from errata.timing import timed
 
 Rule = Literal["outer", "solve"]
 # Published; the sign of MEND's is in the rule.
@@ -132,7 +132,10 @@ class Hypernetwork(nn.Module):
             self._net(name).normaliser.update(torch.cat([rows.keys_TI, rows.grads_TO], 1))
 
     def propose(
-        self, captured: Mapping[str, Captured], metrics: Mapping[str, Metric], shared: dict[str, Rows] | None = None
+        self,
+        captured: Mapping[str, Captured],
+        metrics: Mapping[str, KeyPreconditioner],
+        shared: dict[str, KeyGram] | None = None,
     ) -> dict[str, Proposal]:
         """The change of every captured matrix. `metrics` are by input: of matrices that read the same, the first's name.
 
@@ -150,10 +153,10 @@ class Hypernetwork(nn.Module):
         net: ShapeNet,
         group: Mapping[str, Captured],
         index_m: Tensor,
-        metrics: Mapping[str, Metric],
-        shared: dict[str, Rows],
+        metrics: Mapping[str, KeyPreconditioner],
+        shared: dict[str, KeyGram],
     ) -> dict[str, Proposal]:
-        with stage("network"):
+        with timed("network"):
             k_mnI, made_mnI, g_mnO = net(group, index_m)
             directions_mnO = g_mnO if self.rule == "outer" else _directions(k_mnI, made_mnI, g_mnO)
             wanted_mnO = -net.log_step_M[index_m].exp()[:, None, None] * directions_mnO
@@ -166,7 +169,7 @@ class Hypernetwork(nn.Module):
         for name, rows in group.items():
             source = self._source_of[name]
             if source not in shared or not torch.equal(shared[source].keys_nI, rows.keys_TI):
-                shared[source] = Rows.of(rows.keys_TI, metrics.get(source))
+                shared[source] = KeyGram.of(rows.keys_TI, metrics.get(source))
         solved = [shared[self._source_of[name]] for name in group]
         Z_mnO = solve_together(solved, wanted_mnO, net.log_ridge_M[index_m])
         return {
@@ -175,7 +178,9 @@ class Hypernetwork(nn.Module):
         }
 
     @torch.no_grad()
-    def set_scale(self, captured: Mapping[str, Captured], metrics: Mapping[str, Metric], step: float, ridge: float) -> None:
+    def set_scale(
+        self, captured: Mapping[str, Captured], metrics: Mapping[str, KeyPreconditioner], step: float, ridge: float
+    ) -> None:
         """First step sizes and ridges: outputs move by `step` in root mean square where an answer is predicted, and the
         ridge is `ridge` of the mean diagonal of the Gram matrix that it is added to."""
         for name, rows in captured.items():
@@ -184,5 +189,5 @@ class Hypernetwork(nn.Module):
             k_1nI, made_1nI, g_1nO = net({name: rows}, torch.tensor([i], device=rows.keys_TI.device))
             moved_1nO = (k_1nI @ made_1nI.mT) @ g_1nO if self.rule == "outer" else _directions(k_1nI, made_1nI, g_1nO)
             net.log_step_M[i] = math.log(step / float(moved_1nO.square().mean().sqrt()))
-            gram_nn = Rows.of(rows.keys_TI, metrics.get(self._source_of[name])).gram_nn
+            gram_nn = KeyGram.of(rows.keys_TI, metrics.get(self._source_of[name])).gram_nn
             net.log_ridge_M[i] = math.log(ridge * float(gram_nn.diagonal().mean()))

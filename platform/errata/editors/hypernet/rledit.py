@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from errata.editors.hypernet.learned import Learned
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 
 
 @dataclass(frozen=True)
-class RLEdit(Learned):
+class RLEdit(HypernetworkEditor):
     metric_strength: float = 1000.0
 
     trains_on_sequences: ClassVar[bool] = True

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from errata.edit import Edit, EditBatch, batches_of
-from errata.editors.hypernet.learned import Learned
-from errata.editors.hypernet.trajectory import Savings, Step, play
-from errata.editors.solve import Metric
-from errata.model import LanguageModel
+from errata.editors.hypernet.episode import EpisodeBatch, play
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.hypernet.reward import MemoryOptions
+from errata.editors.solve import KeyPreconditioner
+from errata.model.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,19 @@ class Trainer:
 
     def __init__(
         self,
-        editor: Learned,
+        editor: HypernetworkEditor,
         model: LanguageModel,
         folds: Sequence[Fold],
         schedule: Schedule,
         seed: int,
-        savings: Savings | None = None,
+        savings: MemoryOptions | None = None,
     ) -> None:
         if (fewest := min(len(fold.edits) for fold in folds)) < schedule.longest:
             raise ValueError(f"an episode needs {schedule.longest} different edits; the stream has {fewest}")
         if schedule.batches + schedule.burn_in > 1 and not editor.trains_on_sequences:
             raise ValueError(f"{type(editor).__name__} is trained on single batches: schedule.batches is 1 and burn_in 0")
         self.editor, self.model, self.folds, self.schedule, self.seed = editor, model, folds, schedule, seed
-        self.savings = savings or Savings()
+        self.savings = savings or MemoryOptions()
         self.net = editor.trained_policy().net
         scalars = [p for n, p in self.net.named_parameters() if n.endswith(("log_step_M", "log_ridge_M"))]
         others = [p for n, p in self.net.named_parameters() if not n.endswith(("log_step_M", "log_ridge_M"))]
@@ -124,14 +125,14 @@ class Trainer:
         size = self.schedule.batch_size
         order = torch.randperm(len(fold.edits), generator=generator)[: (burn_in + self.schedule.batches) * size]
         batches = batches_of((fold.edits[int(i)] for i in order), size)
-        metrics = {name: Metric.start(base_II) for name, base_II in fold.metric_bases.items()}
+        metrics = {name: KeyPreconditioner.start(base_II) for name, base_II in fold.metric_bases.items()}
         editor, steps = self.editor, [self.step_of(batch) for batch in batches]
         return play(
             self.model, self.net, steps, metrics, editor.reward, editor.memory, editor.num_passes, burn_in, seed, self.savings
         )
 
-    def step_of(self, batch: EditBatch) -> Step:
-        return Step(self.model, batch, self.editor.reward.score_prompts, self.savings)
+    def step_of(self, batch: EditBatch) -> EpisodeBatch:
+        return EpisodeBatch(self.model, batch, self.editor.reward.score_prompts, self.savings)
 
     def _decay(self) -> float:
         """A cosine from 1 to 0.1."""

@@ -1,0 +1,83 @@
+"""Command-line arguments of the jobs."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from errata.editors.presets import in_short
+from errata.overrides import overridden
+from jobs.plan import Plan
+from jobs.plans import OF_MODELS, OF_PAPERS, OWN, PLANS, ROWS
+
+
+def listing() -> str:
+    """A line for each plan: its name, its model, what it edits and, of a paper's, who says so."""
+    lines = []
+    for name, make in PLANS.items():
+        plan, row = make(), ROWS[name][2] if name in ROWS else None
+        source = f"{row.basis}: {row.source}" if row else "our settings"
+        editor = type(plan.editor).__name__
+        lines.append((name, editor, plan.model or "the testbed's Llama", in_short(plan.editor.modules), source))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]) for line in lines)
+
+
+def _names() -> str:
+    groups = {"to try out": OWN, "our settings": OF_MODELS, "the papers' constants": OF_PAPERS}
+    return "\n".join(
+        textwrap.fill(", ".join(names), 120, initial_indent=f"  {title}: ", subsequent_indent=" " * 4, break_on_hyphens=False)
+        for title, names in groups.items()
+    )
+
+
+def _plan(chosen: str) -> Plan:
+    """By its name, or from a file that a sweep wrote."""
+    if chosen.endswith(".json"):
+        from jobs.plan_json import read_plan  # it imports this module
+
+        return read_plan(Path(chosen))
+    if chosen not in PLANS:
+        near = get_close_matches(chosen, PLANS)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"no plan is named {chosen!r}{meant}\n{_names()}\n  or a .json file that jobs/tune.py wrote; "
+            "`python jobs/train.py plans` says what each is"
+        )
+    return PLANS[chosen]()
+
+
+def from_arguments(arguments: Sequence[str]) -> Plan:
+    """A plan from `plan=NAME field=value ...`. Raises `ValueError` naming an unknown plan or field and what there is."""
+    pairs = [argument.partition("=") for argument in arguments]
+    wrong = [argument for argument, (_, sign, _) in zip(arguments, pairs, strict=True) if not sign]
+    if wrong:
+        raise ValueError(f"arguments are written field=value; not so: {', '.join(wrong)}")
+    values = {name: value for name, _, value in pairs}
+    chosen = values.pop("plan", "demo")
+    plan = _plan(chosen)
+    for name, value in values.items():
+        plan = overridden(plan, name, value)
+    plan.check_workers()
+    return plan
+
+
+def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda plan: None) -> None:
+    """What every job's `__main__` does: a plan from the command line, or a line that says what was wrong with it; with `plans`
+    alone, their list.
+
+    `check` raises `ValueError` where the job cannot do what the plan says.
+    """
+    if sys.argv[1:] == ["plans"]:
+        print(listing())
+        return
+    try:
+        plan = from_arguments(sys.argv[1:])
+        check(plan)
+        plan.check_gpus()
+    except (ValueError, FileNotFoundError) as wrong:
+        sys.exit(f"{Path(sys.argv[0]).name}: {wrong}")
+    run(plan)

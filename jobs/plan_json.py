@@ -1,0 +1,52 @@
+"""Plans as JSON files: what a sweep writes, and what `plan=FILE.json` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from errata.editors import EDITORS, name_of
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.hypernet.reward import MemoryOptions, Reward
+from errata.editors.hypernet.training import Schedule
+from errata.testbed.counterfact import CounterFact
+from errata.testbed.language_model import Shape
+from errata.testbed.world import World
+from jobs.plan import Plan
+
+CORPORA: dict[str, type[World] | type[CounterFact]] = {"World": World, "CounterFact": CounterFact}
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    data = dataclasses.asdict(replace(plan, editor=replace(plan.editor, policy=None)))
+    del data["editor"]["policy"]
+    data["editor"] = {"name": name_of(plan.editor), **data["editor"]}
+    data["corpus"] = {"name": type(plan.corpus).__name__, **data["corpus"]}
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(data, indent=1))
+    unfinished.rename(path)
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises `ValueError` naming what is wrong with the file."""
+    if not path.exists():
+        raise ValueError(f"no plan file {path}")
+    try:
+        data = json.loads(path.read_text())
+        editor, corpus = dict(data.pop("editor")), dict(data.pop("corpus"))
+        make_editor, make_corpus = EDITORS[editor.pop("name")], CORPORA[corpus.pop("name")]
+        editor |= {"modules": tuple(editor["modules"]), "reward": Reward(**editor["reward"])}
+        parts: dict[str, Any] = {"schedule": Schedule(**data.pop("schedule")), "shape": Shape(**data.pop("shape"))}
+        parts["savings"] = MemoryOptions(**data.pop("savings", {}))
+        made: Any = make_editor(**editor)
+        plan = Plan(editor=made, corpus=make_corpus(**corpus), **parts, **data)
+    except json.JSONDecodeError as wrong:
+        raise ValueError(f"{path} is no JSON: {wrong}") from wrong
+    except (KeyError, TypeError, AttributeError) as wrong:
+        raise ValueError(f"{path} is no plan as jobs/tune.py writes it: {wrong}") from wrong
+    if not isinstance(plan.editor, HypernetworkEditor):
+        raise ValueError(f"{path}: {name_of(plan.editor)} is trained by nothing; a plan is for an editor that learns")
+    return plan

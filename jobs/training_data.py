@@ -1,0 +1,69 @@
+"""Edits and texts that a policy is trained on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from errata.datasets.reader import read_edits
+from errata.datasets.skip_report import SkipReport
+from errata.home import home
+from errata.model.encoding import Encoded, encode, encode_text
+from errata.model.language_model import LanguageModel
+from errata.testbed.corpus import FOLDS
+from jobs.plan import Plan
+
+NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second moment is measured on
+
+
+def splits(plan: Plan) -> tuple[str, ...]:
+    """The streams of edits that training reads."""
+    return FOLDS if plan.cross_fit else ("train",)
+
+
+def edits_file(plan: Plan, split: str = "train") -> str:
+    """A path, or the URI that the plan names."""
+    return plan.edits or str(home() / "streams" / f"{plan.corpus.name}-{split}.parquet")
+
+
+def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
+    """At most `NUM_TEXTS` texts of what the model knows, or of the plan's part of it, for the second moment of its keys."""
+    return encoded_lines(plan, model, lines(plan, NUM_TEXTS))
+
+
+def lines(plan: Plan, limit: int) -> list[list[str]]:
+    """What the model knows, or the plan's part of it, at most `limit` drawn by the seed: questions with their answers, and
+    sentences as their first word and the rest."""
+    if plan.text:
+        found = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
+    else:
+        found = [list(pair) for pair in plan.corpus.sentences(plan.metric_part or None)]
+        found += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
+    return random.Random(plan.seed).sample(found, limit) if len(found) > limit else found
+
+
+def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[list[str]]) -> list[Encoded]:
+    """In batches of 64. Lines of a file of text are cut to the model's context."""
+    chunks = [chosen[i : i + 64] for i in range(0, len(chosen), 64)]
+    if plan.text:
+        joined = ([" ".join(line) for line in chunk] for chunk in chunks)
+        return [encode_text(model.tokenizer, chunk, model.max_tokens, model.device) for chunk in joined]
+    return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
+
+
+def check_data(plan: Plan) -> None:
+    """Raises `ValueError` where a plan that no corpus stands in for lacks a file, or the edits are of another dataset."""
+    wanted = "edits" if plan.dataset == "any" else f"edits of {plan.dataset}"
+    if not plan.edits:
+        raise ValueError(f"plan {plan.name} trains on {wanted}: name a file of them, edits=PATH (docs/data.md)")
+    if plan.editor.metric_strength and not plan.text:
+        raise ValueError(f"plan {plan.name} measures a metric on text: name a file, a sentence a line, text=PATH")
+    intake = SkipReport()
+    next(read_edits(plan.edits, intake=intake), None)
+    found = [name for name in intake.formats.values() if not name.startswith((plan.dataset, "plain"))]
+    if found and plan.dataset != "any":
+        raise ValueError(
+            f"plan {plan.name} has the layers for {plan.dataset}, and {plan.edits} is of the format {found[0]}: "
+            "choose another plan (`python jobs/train.py plans`), or dataset=any"
+        )

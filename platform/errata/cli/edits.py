@@ -1,0 +1,169 @@
+"""`errata edit`, `edits`, `import`, `ask` and `watch`, commands of cli.py."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from errata.cli.console import (
+    DEFAULT_URL,
+    AsJson,
+    Url,
+    asked,
+    connect,
+    console,
+    edits_table,
+    errors_as_one_line,
+    print_json,
+    say,
+    shown,
+)
+from errata.client.errors import ErrataError
+
+if TYPE_CHECKING:
+    from errata.client.events import Event
+    from errata.client.responses import EditOut
+
+app = typer.Typer()
+STATES = ("queued", "applying", "applied", "rejected", "superseded", "reverted")
+
+
+@app.command()
+def edit(
+    prompt: str,
+    target: str,
+    subject: Annotated[str | None, typer.Option(help="The words of the prompt that the fact is about.")] = None,
+    rephrasing: Annotated[list[str] | None, typer.Option(help="Another wording of the prompt; may be repeated.")] = None,
+    wait: Annotated[bool, typer.Option(help="Until the served model answers so; otherwise print the id and return.")] = True,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Correct one answer and wait until the served model gives it."""
+    body: dict[str, Any] = {"prompt": prompt, "target": target} | ({"subject": subject} if subject else {})
+    body |= {"rephrasings": rephrasing} if rephrasing else {}
+    with errors_as_one_line("edit"):
+        try:
+            (made,) = connect(url).edit([body], wait)["edits"]
+        except ErrataError as refused:
+            if not refused.answer.get("edits"):
+                raise
+            (made,) = refused.answer["edits"]
+    say(_fate(made))
+    if made["state"] == "rejected":
+        raise typer.Exit(1)
+
+
+def _fate(made: EditOut) -> str:
+    state = made["state"]
+    if state == "applied":
+        return f"applied in version {made['version']}"
+    if state == "rejected":
+        field = f"{made['field']}: " if made.get("field") else ""
+        return f"rejected: {field}{made.get('reason', 'no reason was given')}"
+    if state in ("queued", "applying"):
+        return f"{state} as {made['id']}; `errata watch {made['id']}` follows it"
+    return f"{state}: {made.get('reason', '')} (version {made.get('version')})"
+
+
+@app.command()
+def edits(
+    state: Annotated[str, typer.Option(help=f"Only those: {', '.join(STATES)}.")] = "",
+    limit: Annotated[int, typer.Option(help="The newest so many.", min=1, max=1000)] = 20,
+    before: Annotated[str, typer.Option(help="Those before this cursor; the last line of a page names it.")] = "",
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """The edits that were posted, newest first, and what became of them."""
+    if state and state not in STATES:
+        raise typer.BadParameter(f"--state is one of {', '.join(STATES)}, not {state!r}")
+    with errors_as_one_line():
+        page = connect(url).edits(state or None, limit, before or None)
+    if as_json:
+        return print_json(page)
+    table = edits_table("state", "version", "edit", "posted", "by", "why")
+    for made in page["edits"]:
+        version = "" if made.get("version") is None else str(made["version"])
+        posted = f"{datetime.fromtimestamp(made['created']):%Y-%m-%d %H:%M:%S}"
+        by, why = shown(made.get("poster") or ""), shown(made.get("reason") or "")
+        table.add_row(shown(made["id"]), made["state"], version, asked(made["edit"]), posted, by, why)
+    console.print(table)
+    if page["next"] is not None:
+        say(f"older ones: --before {page['next']}", "dim")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A file, folder, pattern or URI; docs/data.md has the formats.")],
+    format_name: Annotated[str, typer.Option("--format", help="Of the records, if it is not to be detected.")] = "",
+    on_fault: Annotated[str, typer.Option(help="stop at a record at fault before anything is posted, or skip it.")] = "stop",
+    limit: Annotated[int, typer.Option(help="Take that many edits; 0 for all.", min=0)] = 0,
+    wait: Annotated[bool, typer.Option(help="Until all are settled; otherwise only until they are queued.")] = True,
+    run: Annotated[str, typer.Option(help="Name of this run: the same file is posted again under another name.")] = "",
+    refused_to: Annotated[str, typer.Option("--rejected", help="File for what was not made and why, as JSON lines.")] = "",
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Post a file of edits. Broken off and run again, it posts nothing twice."""
+    from errata.cli.import_file import play
+
+    if on_fault not in ("stop", "skip"):
+        raise typer.BadParameter(f"--on-fault is stop or skip, not {on_fault!r}")
+    with errors_as_one_line("edit"):
+        ended_well = play(source, format_name, on_fault == "skip", limit, wait, run, refused_to, url)
+    if not ended_well:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ask(
+    prompts: list[str],
+    max_tokens: Annotated[int, typer.Option(help="Of an answer, at most.", min=1)] = 8,
+    at_least: Annotated[int | None, typer.Option(help="Wait for this version.")] = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """What the served model answers, and by which version."""
+    with errors_as_one_line():
+        answer = connect(url).complete(prompts, max_tokens, at_least)
+    if as_json:
+        return print_json(answer)
+    for prompt, choice in zip(prompts, answer["choices"], strict=True):
+        console.print(Text.assemble(shown(prompt), " ", (shown(choice["text"]).plain, "bold")), soft_wrap=True)
+    say(f"version {answer['errata']['version_max']}", "dim")
+
+
+@app.command()
+def watch(
+    edit_id: Annotated[str | None, typer.Argument(help="Follow this edit until it is settled; without it, everything.")] = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Print what happens, a line each, as it happens; Ctrl-C ends it."""
+    try:
+        with errors_as_one_line(), connect(url, float("inf")) as client:
+            for event in client.events(edit_id) if edit_id else client.watch():
+                if as_json:
+                    print_json({"event": event.name, "data": event.data})
+                else:
+                    say(f"{datetime.now():%H:%M:%S} {_line(event)}")
+    except KeyboardInterrupt:
+        say("")
+
+
+def _line(event: Event) -> str:
+    data = event.data
+    match event.name:
+        case "version":
+            return (
+                f"version {data['version']}: {data['num_edits']} edits on version {data['parent']}, {data['num_bytes']:,} bytes"
+            )
+        case "head":
+            return f"live: version {data['head']} (before: {data['before']})"
+        case "reconnected":
+            return "connected again; what happened in between is not shown (`errata edits`, `errata versions`)"
+    if not isinstance(data, dict) or "edit" not in data:
+        return f"{event.name}: {data}"
+    version = f" (version {data['version']})" if data.get("version") is not None else ""
+    why = f": {data['reason']}" if data.get("reason") else ""
+    return f"edit {data['id']} {data['state']}{version}: {asked(data['edit'])}{why}"

@@ -1,0 +1,199 @@
+"""`errata versions`, `diff`, `rollback`, `revert`, `blame` and `export`, commands of cli.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from errata.cli.console import (
+    DEFAULT_URL,
+    MAX_SHOWN,
+    AsJson,
+    Url,
+    asked,
+    connect,
+    console,
+    edits_table,
+    end,
+    errors_as_one_line,
+    print_json,
+    say,
+    shown,
+)
+
+app = typer.Typer()
+NUM_BLAMED, NUM_LISTED = 10, 100  # edits in a table
+
+
+class Mode(StrEnum):
+    AUTO = "auto"
+    SUBTRACT = "subtract"
+    REPLAY = "replay"
+
+
+@app.command()
+def versions(
+    number: Annotated[int | None, typer.Argument(help="One version: its edits and its scorecard.", min=0)] = None,
+    limit: Annotated[int, typer.Option(help="The newest so many; 0 for all.", min=0)] = 20,
+    before: Annotated[int | None, typer.Option(help="Those before this version.", min=0)] = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """The chain of versions; the live one is marked."""
+    with errors_as_one_line():
+        client = connect(url)
+        answer: Any = client.versions(limit or None, before) if number is None else client.version(number)
+    if as_json:
+        return print_json(answer)
+    if number is not None:
+        return _print_version(answer)
+    table = Table("", "version", "parent", "edits", "bytes", "made")
+    for version in answer["versions"]:
+        live = "●" if version["version"] == answer["head"] else ""
+        parent = "" if version["parent"] is None else str(version["parent"])
+        table.add_row(
+            live, str(version["version"]), parent, str(version["num_edits"]), f"{version['num_bytes']:,}", version["created"]
+        )
+    console.print(table)
+
+
+def _print_version(version: Mapping[str, Any]) -> None:
+    parent = "the model as it was" if version["parent"] is None else f"on version {version['parent']}"
+    made = f", {version['created']}, by {version['editor']}, {version['num_bytes']:,} bytes"
+    say(f"version {version['version']}, {parent}{made}")
+    _print_edits("edits", version["edits"])
+    if numbers := _numbers(version["scorecard"]):
+        table = Table("scorecard", "")
+        for name, value in numbers.items():
+            table.add_row(shown(name), _number(value))
+        console.print(table)
+
+
+@app.command()
+def diff(a: int, b: int, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+    """What version B has that version A has not, and the other way round."""
+    with errors_as_one_line():
+        answer = connect(url).diff(a, b)
+    if as_json:
+        return print_json(answer)
+    say(f"from version {answer['from']} to {answer['to']}; version {answer['common']} is the last that both stand on")
+    _print_edits(f"only in {b}", answer["added"])
+    _print_edits(f"only in {a}", answer["removed"])
+    if answer["norms"]:
+        table = Table("matrix", "norm of the change")
+        for name, norm in answer["norms"].items():
+            table.add_row(shown(name), f"{norm:.4g}")
+        console.print(table)
+    if answer["scorecard"]:
+        table = Table("score", f"version {a}", f"version {b}")
+        for name, (one, other) in answer["scorecard"].items():
+            table.add_row(shown(name), _number(one), _number(other))
+        console.print(table)
+
+
+@app.command()
+def rollback(version: Annotated[int, typer.Argument(min=0)], url: Url = DEFAULT_URL) -> None:
+    """Serve an earlier (or later) version again; nothing is deleted."""
+    with errors_as_one_line("admin"):
+        answer = connect(url).rollback(version)
+    swap = f"; the swap took {answer['swap_ms']:.0f} ms" if answer.get("swap_ms") is not None else ""
+    say(f"version {version} is live{swap}")
+    _say_late(answer)
+
+
+@app.command()
+def revert(
+    edit_ids: Annotated[list[str] | None, typer.Argument(help="Ids of edits; `errata edits` lists them.")] = None,
+    version: Annotated[list[int] | None, typer.Option(help="All edits of this version; may be repeated.", min=1)] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="subtract their factors, replay the later edits without them, or what of it fits.")
+    ] = Mode.AUTO,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Take chosen edits out: a new version without them, and with all others."""
+    if not edit_ids and not version:
+        raise typer.BadParameter("name the edits to take out by their ids, or their version (--version N)")
+    with errors_as_one_line("admin"):
+        answer = connect(url).revert(edit_ids or [], version or [], mode.value)
+    if as_json:
+        return print_json(answer)
+    say(f"version {answer['version']} is live, without {len(answer['reverted'])} edits ({answer['mode']})")
+    _say_late(answer)
+    _print_answers(answer["scorecard"].get("reverted_answers", ()))
+    if numbers := _numbers(answer["scorecard"]):
+        table = Table("score", "")
+        for name, value in numbers.items():
+            table.add_row(shown(name), _number(value))
+        console.print(table)
+
+
+def _say_late(answer: Mapping[str, Any]) -> None:
+    if why := answer.get("swap_error"):
+        say(f"not everywhere yet: {why}", "yellow")
+
+
+def _print_answers(answers: Sequence[Mapping[str, Any]]) -> None:
+    """What was said to the reverted prompts: by the version before the edit, by the one that held it, and by the new one."""
+    if not answers:
+        return
+    table = Table("prompt", "before the edits", "until now", "now")
+    for one in answers:
+        table.add_row(*(shown(one[name], MAX_SHOWN) for name in ("prompt", "was", "said", "says")))
+    console.print(table)
+
+
+@app.command()
+def blame(
+    prompt: str,
+    max_tokens: Annotated[int, typer.Option(help="Of the answers that are compared.", min=1)] = 8,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Which version changed the answer to this prompt, and which of its edits are the likeliest."""
+    with errors_as_one_line():
+        answer = connect(url).blame(prompt, max_tokens)
+    if as_json:
+        return print_json(answer)
+    if answer["version"] is None:
+        return say(f"no version changed it: the model said {answer['after']!r} before any edit ({answer['num_asked']} asked)")
+    say(f"version {answer['version']} changed it ({answer['num_asked']} versions asked)")
+    say(f"before: {answer['before']}")
+    say(f"since:  {answer['after']}")
+    _print_edits("its edits, likeliest first", answer["edits"], NUM_BLAMED)
+
+
+@app.command()
+def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(help="Folder of the versions.")]) -> None:
+    """Write a version as a plain Hugging Face checkpoint; needs no service."""
+    from errata.ledger import Ledger, UnknownVersion
+
+    try:
+        Ledger.open(ledger).export(version, directory)
+    except (UnknownVersion, ValueError, OSError) as wrong:
+        end(str(wrong))
+    say(f"version {version} is in {directory}")
+
+
+def _print_edits(title: str, edits: Sequence[Mapping[str, Any]], limit: int = NUM_LISTED) -> None:
+    if not edits:
+        return
+    table = edits_table("edit", "by", title=f"{title} ({len(edits)})")
+    for edit in edits[:limit]:
+        table.add_row(shown(edit.get("id") or ""), asked(edit), shown(edit.get("poster") or ""))
+    console.print(table)
+    if len(edits) > limit:
+        say(f"and {len(edits) - limit:,} more; --json has all", "dim")
+
+
+def _numbers(scorecard: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in scorecard.items() if isinstance(value, int | float)}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

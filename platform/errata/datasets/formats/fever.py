@@ -1,0 +1,31 @@
+"""FEVER as MEND uses it: claims with two labels, one of which the edit makes the model say.
+
+{input, output: [{answer}], prediction, alternatives, filtered_rephrases, logit}; read off data_classes/fever.py of
+github.com/eric-mitchell/mend, which teaches a classifier. Here the claim is the prompt and the label's word (SUPPORTS,
+REFUTES) the target: the first alternative to what was predicted. Claims have no subject and no neighbours.
+"""
+
+from __future__ import annotations
+
+from errata.datasets.formats.fields import Record, first, text, texts, value
+from errata.edit import Edit, EditRejected
+
+LABELS = ("SUPPORTS", "REFUTES")
+
+
+def matches(record: Record) -> bool:
+    labels = [*_listed(record.get("alternatives")), record.get("prediction")]
+    return "input" in record and any(label in LABELS for label in labels)
+
+
+def edit(record: Record) -> Edit:
+    prompt, label = text(record, "input"), first(record, "alternatives")
+    if label not in LABELS:
+        raise EditRejected(f"must begin with one of {', '.join(LABELS)}, not {label!r}", field="alternatives")
+    rephrasings = tuple(one for one in texts(record, "filtered_rephrases") if one != prompt)
+    identity = value(record, "id")
+    return Edit(prompt, label, rephrasings=rephrasings, id=None if identity is None else f"fever-{identity}")
+
+
+def _listed(found: object) -> list[object]:
+    return found if isinstance(found, list) else []

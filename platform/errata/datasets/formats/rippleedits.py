@@ -1,0 +1,61 @@
+"""RippleEdits: one edit as a whole sentence, and six lists of tests of what should and should not follow from it.
+
+{example_type, edit: {prompt, subject_id, relation, target_id}, Relation_Specifity (sic), Logical_Generalization,
+Subject_Aliasing, Compositionality_I, Compositionality_II, Forgetfulness: [{test_queries: [{prompt, answers: [{value,
+aliases}]}]}]}; read off README and src/ of github.com/edenbiran/RippleEdits. The file names subject and target by their
+Wikidata ids only: the sentence is cut after the verb that ends every phrase of its relations (is, are, follows, is followed
+by), at its last place, and there is no subject (KnowEdit has these edits with subjects). The first answer of a query is
+taken; queries without one are left out.
+"""
+
+from __future__ import annotations
+
+import re
+
+from errata.datasets.formats.fields import Record, objects, text, value
+from errata.edit import Edit, EditRejected, Probe
+
+# Criteria and the kind of probe that each is here.
+FOLLOW = {
+    "Logical_Generalization": "logical",
+    "Subject_Aliasing": "alias",
+    "Compositionality_I": "two_hop",
+    "Compositionality_II": "two_hop",
+}
+STAY = {"Relation_Specifity": "relation", "Forgetfulness": "forgetfulness"}
+VERBS = {"FOLLOWS": "follows", "FOLLOWED_BY": "is followed by"}
+
+
+def matches(record: Record) -> bool:
+    return isinstance(record.get("edit"), dict) and ("example_type" in record or bool({*FOLLOW, *STAY} & set(record)))
+
+
+def edit(record: Record) -> Edit:
+    prompt, target = _cut(text(record, "edit.prompt"), value(record, "edit.relation"))
+    return Edit(prompt, target, locality=_probes(record, STAY), portability=_probes(record, FOLLOW))
+
+
+def _cut(sentence: str, relation: object) -> tuple[str, str]:
+    verb = VERBS.get(str(relation), "(?:is|are)")
+    found = re.fullmatch(rf"(.* {verb}) (.+?)\.?", sentence.strip(), re.DOTALL)
+    if not found:
+        raise EditRejected(f"{sentence!r} has no verb and answer after it to be cut into", field="edit.prompt")
+    return found[1], found[2]
+
+
+def _probes(record: Record, criteria: dict[str, str]) -> tuple[Probe, ...]:
+    queries = [
+        (query, kind, f"{name}[{index}].test_queries")
+        for name, kind in criteria.items()
+        for index, test in enumerate(objects(record, name))
+        for query in objects(test, "test_queries")
+    ]
+    return tuple(probe for query, kind, field in queries if (probe := _probe(query, kind, field)) is not None)
+
+
+def _probe(query: Record, kind: str, field: str) -> Probe | None:
+    try:
+        answers = objects(query, "answers")
+        return Probe(text(query, "prompt"), text(answers[0], "value").strip(), kind) if answers else None
+    except EditRejected as rejected:
+        raise EditRejected(rejected.reason, field=f"{field}.{rejected.field}") from None

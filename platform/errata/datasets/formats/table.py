@@ -1,0 +1,60 @@
+"""The datasets of the field, and how a record of each becomes edits: a new one is a file here and a line in FORMATS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from errata.datasets.formats import counterfact, fever, knowedit, mquake, plain, rippleedits, wikibigedit, zsre
+from errata.datasets.formats.fields import Record
+from errata.edit import Edit, EditRejected
+
+
+@dataclass(frozen=True)
+class Format:
+    """`matches` says by a few telling fields whether a record is of this format, so that one that lacks another, or has it of
+    the wrong type, is still recognised; `edits` converts it and raises `EditRejected` naming the field at fault."""
+
+    name: str
+    matches: Callable[[Record], bool]
+    edits: Callable[[Record], Sequence[Edit]]
+
+
+def _single(edit: Callable[[Record], Edit]) -> Callable[[Record], Sequence[Edit]]:
+    return lambda record: (edit(record),)
+
+
+# The order decides where two could match: KnowEdit's ZsRE also has a flat record's fields, and FEVER all of zsRE's.
+FORMATS = {
+    found.name: found
+    for found in (
+        Format("counterfact", counterfact.nested_matches, _single(counterfact.nested)),
+        Format("mquake", mquake.matches, mquake.edits),
+        Format("rippleedits", rippleedits.matches, _single(rippleedits.edit)),
+        Format("wikibigedit", wikibigedit.matches, _single(wikibigedit.edit)),
+        Format("zsre-memit", zsre.memit_matches, _single(zsre.memit)),
+        Format("fever", fever.matches, _single(fever.edit)),
+        Format("zsre-mend", zsre.mend_matches, _single(zsre.mend)),
+        Format("knowedit", knowedit.matches, _single(knowedit.edit)),
+        Format("counterfact-flat", counterfact.flat_matches, _single(counterfact.flat)),
+        Format("plain", plain.matches, _single(plain.edit)),
+    )
+}
+
+
+def format_named(name: str) -> Format:
+    if name not in FORMATS:
+        raise ValueError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def detect(records: Iterable[Record]) -> Format:
+    """The format of the first record that is recognised. Raises `EditRejected` with the fields of the first record."""
+    seen: Record | None = None
+    for record in records:
+        seen = record if seen is None else seen
+        for found in FORMATS.values():
+            if found.matches(record):
+                return found
+    fields = ", ".join(map(str, seen))[:200] if seen else "no fields"
+    raise EditRejected(f"no dataset's format is recognised by its fields ({fields}); name one of {', '.join(FORMATS)}")

@@ -1,0 +1,47 @@
+"""Run a model with a delta applied beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from errata.delta.parts import Part
+from errata.delta.weight_delta import WeightDelta
+from errata.model.matrices import MatrixSpec
+
+
+@contextmanager
+def applied(model: nn.Module, *deltas: WeightDelta) -> Iterator[None]:
+    """The model behaves as if edited, by side branches beside each module; no weight is touched."""
+
+    parts = [found for delta in deltas for found in delta.beside(model)]
+    handles = [model.get_submodule(name).register_forward_hook(_Beside(part)) for name, part in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A hook that adds the side branch of a part."""
+
+    part: Part
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return output + self.part.side_branch(args[0])
+
+
+def weight_now(model: nn.Module, matrix: MatrixSpec) -> Tensor:
+    """A matrix [O, I] with the side branches that `applied` has put beside it: in fp32 with one, else as it is stored."""
+    module = model.get_submodule(matrix.name)
+    weight_OI: Tensor = matrix.oriented(module.weight.detach())  # type: ignore[arg-type, union-attr, operator]
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, _Beside):
+            weight_OI = weight_OI.float() + hook.part.dense()
+    return weight_OI

@@ -1,0 +1,121 @@
+"""What an editor returns: the change of each edited matrix, kept as factors, summed in fp32, cast once.
+
+O out-features, I in-features, R rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from errata.delta.parts import Dense, LowRank, Part, Series, Sparse, _compact, _part, _sum, on_device, pieces
+from errata.model.devices import device_of
+
+
+@dataclass(frozen=True)
+class WeightDelta:
+    """The change of some matrices of a model, by module name."""
+
+    parts: Mapping[str, Part]
+
+    def __iter__(self) -> Iterator[tuple[str, Part]]:
+        return iter(self.parts.items())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for _, part in self for t in part.tensors().values())
+
+    @property
+    def dense_bytes(self) -> int:
+        """What the same change would weigh as whole fp32 matrices."""
+        return sum(4 * part.shape[0] * part.shape[1] for _, part in self)
+
+    def norms(self) -> dict[str, float]:
+        return {name: part.norm() for name, part in self}
+
+    def ranks(self) -> dict[str, int]:
+        return {name: part.rank for name, part in self}
+
+    @property
+    def is_finite(self) -> bool:
+        tensors = [tensor for _, part in self for tensor in part.tensors().values() if tensor.is_floating_point()]
+        # Read once: on a GPU, each look at a number waits for all work before it.
+        return not tensors or bool(
+            torch.stack([torch.isfinite(tensor).all().to(tensors[0].device) for tensor in tensors]).all()
+        )
+
+    def save(self, path: str | Path) -> None:
+        save_file(self.to_tensors(), str(path))
+
+    @classmethod
+    def load(cls, path: str | Path, device: Any = "cpu") -> WeightDelta:
+        """Raises `SafetensorError` or `ValueError` if the file is none that `save` wrote."""
+        return cls.from_tensors(load_file(str(path), device=str(device)))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Every tensor under `module|key`, on the CPU; copies, because safetensors refuses tensors that share memory."""
+        return {f"{n}|{k}": t.detach().cpu().contiguous().clone() for n, part in self for k, t in part.tensors().items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightDelta:
+        """From what `to_tensors` gives. Raises `ValueError` for anything else."""
+        grouped: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, part = key.rpartition("|")
+            grouped.setdefault(name, {})[part] = tensor
+        return cls({name: _part(found) for name, found in grouped.items()})
+
+    def scaled(self, factor: float) -> WeightDelta:
+        return WeightDelta({name: part.scaled(factor) for name, part in self})
+
+    def compact(self, tolerance: float = 1e-6) -> WeightDelta:
+        """The same change with fewer factors: what is cut off has a Frobenius norm of at most `tolerance` of each part.
+
+        QR of both factors, then an SVD of the small core in fp64, which is exact up to the cut. Other kinds stay as they are.
+        """
+        return WeightDelta({n: _compact(p, tolerance) if isinstance(p, LowRank) else p for n, p in self})
+
+    def folded(self) -> WeightDelta:
+        """The same change, as whole matrices where the factors have become larger than those."""
+        return WeightDelta({n: p if p.rank * sum(p.shape) < p.shape[0] * p.shape[1] else Dense(p.dense()) for n, p in self})
+
+    def beside(self, model: nn.Module) -> WeightDelta:
+        """The same change, each part where its module is."""
+        return WeightDelta({name: on_device(part, device_of(model, name)) for name, part in self})
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and bytes."""
+        state = hashlib.sha256()
+        for name, part in sorted(self.parts.items()):
+            for key, tensor in sorted(part.tensors().items()):
+                state.update(json.dumps([name, key, list(tensor.shape), str(tensor.dtype)]).encode())
+                as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bf16
+                state.update(as_bytes.numpy().data)
+        return state.hexdigest()
+
+
+def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:
+    """The sum of low-rank deltas by putting their factors side by side, or adding where V is one; of other kinds, densely."""
+    return WeightDelta({name: _sum(found) for name, found in _by_name(deltas).items()})
+
+
+def in_series(deltas: Sequence[WeightDelta]) -> WeightDelta:
+    """One delta that makes the sum of these, added in this order, bit by bit."""
+    found = _by_name(deltas)
+    return WeightDelta({name: parts[0] if len(parts) == 1 else Series(tuple(parts)) for name, parts in found.items()})
+
+
+def _by_name(deltas: Sequence[WeightDelta]) -> dict[str, list[LowRank | Sparse | Dense]]:
+    parts: dict[str, list[LowRank | Sparse | Dense]] = {}
+    for delta in deltas:
+        for name, part in delta:
+            parts.setdefault(name, []).extend(pieces(part))
+    return parts

@@ -1,0 +1,136 @@
+"""Where an edit is written: each prompt in several contexts, and in each the last token of the subject, or of the prompt.
+
+B rows (an edit in a context), S sequence, n edits. Contexts are sampled once by the model itself, from a seed, and belong
+to the editor's state, so that a later edit meets the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from errata.edit import Edit, EditBatch, EditRejected
+from errata.model.encoding import Encoded, encode
+from errata.model.language_model import LanguageModel
+
+Position = Literal["subject", "either", "prompt"]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What is put before a prompt; the first is nothing, the bare prompt.
+
+    In a mean over an edit's rows the bare prompt weighs `bare_share`, the others the rest; with None all weigh the same. At
+    the `subject`, an edit without one is refused; at `either`, such an edit alone is written at the last token of its prompt;
+    at the `prompt`, every edit is.
+    """
+
+    texts: tuple[str, ...] = ("",)
+    bare_share: float | None = None
+    position: Position = "subject"
+
+    @property
+    def weights(self) -> list[float]:
+        others = len(self.texts) - 1
+        if self.bare_share is None or not others:
+            return [1.0 / len(self.texts)] * len(self.texts)
+        return [self.bare_share, *[(1.0 - self.bare_share) / others] * others]
+
+    def bare(self) -> Contexts:
+        return Contexts(position=self.position)
+
+    def are_at_subject(self, edit: Edit) -> bool:
+        return self.position != "prompt" and edit.subject is not None
+
+    def place(self, edit: Edit, index: int) -> int:
+        """The number of characters of the prompt up to where it is written. Raises `EditRejected` if a subject is missing."""
+        if self.are_at_subject(edit):
+            assert edit.subject is not None
+            return edit.prompt.index(edit.subject) + len(edit.subject)
+        if self.position == "subject":
+            raise EditRejected("this method writes at the subject: name it", edit=edit.id or index, field="subject")
+        return len(edit.prompt.rstrip())
+
+
+@dataclass(frozen=True)
+class EditPrompts:
+    """Row b is edit `edit_B[b]` with its answer; it is written at token `place_B[b]`, and counts `weight_B[b]` in a mean over
+    the edit's rows."""
+
+    encoded: Encoded
+    edit_B: Tensor
+    place_B: Tensor
+    weight_B: Tensor
+
+    def mean(self, rows_BF: Tensor) -> Tensor:
+        """The weighted mean over each edit's rows, [n, F]."""
+        means_nF = rows_BF.new_zeros((int(self.edit_B.max()) + 1, *rows_BF.shape[1:]))
+        weight_B = self.weight_B.to(rows_BF).view(-1, *[1] * (rows_BF.dim() - 1))
+        return means_nF.index_add(0, self.edit_B, weight_B * rows_BF)
+
+    def at_place(self, rows_BSF: Tensor) -> Tensor:
+        """Of each row what stands where it is written, [B, F] in fp32 at least, where the tokens are."""
+        rows_BF = rows_BSF[torch.arange(len(self.place_B), device=rows_BSF.device), self.place_B.to(rows_BSF.device)]
+        return rows_BF.to(self.place_B.device, torch.promote_types(rows_BF.dtype, torch.float32))
+
+
+def tokenise_at_subject(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = True) -> EditPrompts:
+    """Every edit in every context. Raises `EditRejected` for an edit without the subject that it is to be written at."""
+    prompts, targets, ends, owners = [], [], [], []
+    for index, edit in enumerate(batch):
+        end = contexts.place(edit, index)
+        for context in contexts.texts:
+            prompts.append(context + edit.prompt)
+            targets.append(edit.target)
+            ends.append(len(context) + end)
+            owners.append(index)
+    encoded = encode(model.tokenizer, prompts, targets, model.device, eos)
+    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
+    positions = _tokens_at(model.tokenizer, texts, [end - 1 for end in ends])
+    device = model.device
+    return EditPrompts(
+        encoded,
+        torch.tensor(owners, device=device),
+        torch.tensor(positions, device=device),
+        torch.tensor(contexts.weights * len(batch), device=device),
+    )
+
+
+def _tokens_at(tokenizer: Any, texts: Sequence[str], characters: Sequence[int]) -> list[int]:
+    """The token of each text that holds a character: by offsets, whatever special tokens the tokenizer puts before."""
+    offsets = tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
+    return [
+        next(i for i, (begin, end) in enumerate(row) if begin <= character < end)
+        for row, character in zip(offsets, characters, strict=True)
+    ]
+
+
+@torch.no_grad()
+def sample_contexts(
+    model: LanguageModel, words: Sequence[str], lengths: Sequence[int], seed: int, top_k: int = 5
+) -> tuple[str, ...]:
+    """The bare prompt's, which is empty, and a text for each length and word: what the model makes of the word, so many tokens
+    in all, closed by a full stop.
+
+    Raises `EditRejected` if the model's numbers are not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return ("", *(_sampled(model, word, length, top_k, generator) for length in lengths for word in words))
+
+
+def _sampled(model: LanguageModel, word: str, length: int, top_k: int, generator: torch.Generator) -> str:
+    ids = list(model.tokenizer(word)["input_ids"])
+    while len(ids) < length:
+        logits_V = model.module(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float().cpu()
+        if not bool(torch.isfinite(logits_V).all()):
+            raise EditRejected("the model's logits are not finite")
+        values_k, tokens_k = logits_V.topk(top_k)
+        token = int(tokens_k[torch.multinomial(values_k.softmax(0), 1, generator=generator)])
+        if token == model.tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    return f"{model.tokenizer.decode(ids, skip_special_tokens=True).strip()}. "

@@ -1,0 +1,169 @@
+"""A module whose output is changed where edits are written, and what the model makes of it: losses, for a search to descend.
+
+What stands before that place does not change (attention looks back), nor what comes before the module: keys and values of the
+former and outputs of the latter are kept from the first pass, so that a step runs the rest of the layers over the rest of the
+tokens. With a context before each prompt that is a few tokens of each.
+n edits, m anchors, B rows, S sequence, P tokens before the place, T answer tokens, D features of the output, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from errata.edit import Edit, EditBatch
+from errata.editors.closed_form.contexts import Contexts, EditPrompts, tokenise_at_subject
+from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll
+from errata.model.language_model import LanguageModel
+from errata.model.prefix_cache import PrefixCache
+
+
+class Intervention:
+    """The rows are the edits in their contexts, then the anchors, "{subject} is a", that must go on as before. Of an anchor's
+    answer the first token marks the place where its next word is read.
+
+    `before_nD` is the module's output in the bare prompts, in fp32 at least. Raises `EditRejected` as `ask` does.
+    """
+
+    def __init__(self, model: LanguageModel, batch: EditBatch, site: str, contexts: Contexts, eos: bool) -> None:
+        asked = tokenise_at_subject(model, batch, contexts, eos)
+        with_anchor = [index for index, edit in enumerate(batch) if contexts.are_at_subject(edit)]
+        anchors = [_anchor(batch.edits[index]) for index in with_anchor]
+        rows = _stacked(asked, _first_token_only(_anchored(model, anchors, with_anchor))) if anchors else asked
+        self.model, self.module, self.num_edits = model, model.module.get_submodule(site), len(batch)
+        self.owner_B, self.owner_m = rows.edit_B, torch.tensor(with_anchor, device=model.device, dtype=torch.long)
+        tokens_B = rows.encoded.predicts_BS.sum(1)
+        row_T = torch.repeat_interleave(torch.arange(len(tokens_B), device=model.device), tokens_B)
+        self.is_answer_T = row_T < len(asked.edit_B)
+        answer_T = row_T[self.is_answer_T]
+        self.edit_T = rows.edit_B[answer_T]
+        self.share_T = 1.0 / (tokens_B[answer_T] * len(contexts.texts))  # contexts count the same, and their answer tokens
+        self.kept = _Prefix(rows)
+        with torch.no_grad():
+            output_BD, log_probs_TV = self._first_pass(rows)
+        self.before_nD = output_BD[:: len(contexts.texts)][: len(batch)]
+        self.anchor_mV = self._at_anchors(log_probs_TV)
+        self.trunk = PrefixCache(model.module, [site])
+
+    def losses(self, change_nD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each edit the mean -log p of its answer and the KL of its anchor, with `change_nD` added to the output."""
+
+        def add(_module: Any, _args: Any, output: Any) -> Any:
+            tensor = _tensor(output)
+            change_BD = change_nD[self.owner_B].to(tensor)
+            added = torch.cat([tensor[:, :1] + change_BD[:, None], tensor[:, 1:]], 1)  # the place is where the rest begins
+            return (added, *output[1:]) if isinstance(output, tuple) else added
+
+        with _hooked(self.module, add), self.trunk.once(self.kept.rest):
+            log_probs_TV = answer_log_probs(self.model.module, self.kept.rest, **self.kept.arguments())
+        nll_T = answer_nll(log_probs_TV, self.kept.rest).to(self.share_T.device)[self.is_answer_T]
+        nothing_n = change_nD.new_zeros(self.num_edits)
+        nll_n = nothing_n.index_add(0, self.edit_T, (self.share_T * nll_T).to(nothing_n))
+        kl_m = (self.anchor_mV.exp() * (self.anchor_mV - self._at_anchors(log_probs_TV))).sum(1)
+        return nll_n, nothing_n.index_add(0, self.owner_m, kl_m.to(nothing_n))
+
+    def _at_anchors(self, log_probs_TV: Tensor) -> Tensor:
+        return log_probs_TV[~self.is_answer_T.to(log_probs_TV.device)]
+
+    def _first_pass(self, rows: EditPrompts) -> tuple[Tensor, Tensor]:
+        found: list[Tensor] = []
+
+        def watch(_module: Any, _args: Any, output: Any) -> None:
+            found.append(rows.at_place(_tensor(output)))
+
+        cache = DynamicCache()
+        with _hooked(self.module, watch):
+            log_probs_TV = answer_log_probs(self.model.module, rows.encoded, past_key_values=cache, use_cache=True)
+        self.kept.keep(cache)
+        return found[0], log_probs_TV
+
+
+class _Prefix:
+    """Rows without what stands before their places, of which keys and values are kept.
+
+    A shorter prefix is padded on the left: a sliding attention counts the distance between two tokens in the cache.
+    """
+
+    def __init__(self, rows: EditPrompts) -> None:
+        encoded, place_B = rows.encoded, rows.place_B
+        device, width = place_B.device, encoded.input_ids_BS.shape[1]
+        self.num_before = int(place_B.max())
+        index_BS = place_B[:, None] + torch.arange(width - int(place_B.min()), device=device)
+        inside_BS = index_BS < width
+
+        def after(tensor_BS: Tensor, fill: int) -> Tensor:
+            return tensor_BS.gather(1, index_BS.clamp(max=width - 1)).masked_fill(~inside_BS, fill)
+
+        mask_BS = after(encoded.attention_mask_BS, 0)
+        length = int(mask_BS.sum(1).max())
+        self.index_BP = torch.arange(self.num_before, device=device) - self.num_before + place_B[:, None]
+        labels_BS = after(encoded.labels_BS, IGNORED)[:, :length]
+        self.rest = Encoded(after(encoded.input_ids_BS, 0)[:, :length], mask_BS[:, :length], labels_BS)
+        self.mask_BS = torch.cat([(self.index_BP >= 0).to(mask_BS), mask_BS[:, :length]], 1)
+        self.position_BS = index_BS[:, :length].clamp(max=width - 1)
+        self.layers: list[tuple[Tensor, ...]] = []
+
+    def keep(self, cache: DynamicCache) -> None:
+        found: list[Any] = list(cache.layers)
+        self.layers = [tuple(self._before(t) for t in (layer.keys, layer.values)) for layer in found]
+
+    def _before(self, kept_BHSF: Tensor) -> Tensor:
+        index_B1P1 = self.index_BP.to(kept_BHSF.device).clamp(min=0)[:, None, :, None]
+        return kept_BHSF.gather(2, index_B1P1.expand(-1, kept_BHSF.shape[1], -1, kept_BHSF.shape[3]))
+
+    def arguments(self) -> dict[str, Any]:
+        """For a pass over `rest`. The cache is a new one each time, as a pass adds to it."""
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self.layers):
+            cache.update(keys, values, index)
+        past = {"past_key_values": cache} if self.num_before else {}
+        return {"attention_mask": self.mask_BS, "position_ids": self.position_BS, **past}
+
+
+@contextmanager
+def _hooked(module: torch.nn.Module, hook: Any) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _tensor(output: Any) -> Tensor:
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor
+
+
+def _anchor(edit: Edit) -> Edit:
+    return Edit(f"{edit.subject} is a", ".", edit.subject)
+
+
+def _anchored(model: LanguageModel, anchors: Sequence[Edit], owners: Sequence[int]) -> EditPrompts:
+    asked = tokenise_at_subject(model, EditBatch(tuple(anchors)), Contexts(), eos=False)
+    return replace(asked, edit_B=torch.tensor(owners, device=model.device))
+
+
+def _first_token_only(asked: EditPrompts) -> EditPrompts:
+    labels_BS = asked.encoded.labels_BS
+    marked_BS = labels_BS != IGNORED
+    first_BS = marked_BS & (marked_BS.cumsum(1) == 1)
+    return replace(asked, encoded=replace(asked.encoded, labels_BS=labels_BS.masked_fill(~first_BS, IGNORED)))
+
+
+def _stacked(first: EditPrompts, second: EditPrompts) -> EditPrompts:
+    """One batch of both, the shorter padded on the right."""
+    width = max(first.encoded.input_ids_BS.shape[1], second.encoded.input_ids_BS.shape[1])
+
+    def together(name: str, fill: int) -> Tensor:
+        parts = [getattr(asked.encoded, name) for asked in (first, second)]
+        return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
+
+    encoded = Encoded(together("input_ids_BS", 0), together("attention_mask_BS", 0), together("labels_BS", IGNORED))
+    joined = [torch.cat([getattr(first, name), getattr(second, name)]) for name in ("edit_B", "place_B", "weight_B")]
+    return EditPrompts(encoded, *joined)

@@ -1,0 +1,212 @@
+"""What the locate-then-edit editors share: keys and outputs where an edit is written, contexts, moments, and the past.
+
+An editor of this family says in `bases` what protects a matrix and in `write` how a batch is written; the rest is here.
+Remembers: the contexts and, with a memory, the keys of past edits, measured after each on the edited model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_args
+
+import torch
+from torch import Tensor
+
+from errata.delta.side_branch import applied
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import EditBatch, EditRejected
+from errata.editors.closed_form.contexts import Contexts, EditPrompts, Position, sample_contexts, tokenise_at_subject
+from errata.editors.closed_form.moments import Moments
+from errata.editors.closed_form.targets import OrthogonalityPenalty, Search
+from errata.editors.editor import Editor, check_batch, check_modules
+from errata.editors.past_keys import next_state, preconditioners_of
+from errata.editors.solve import KeyPreconditioner
+from errata.editors.state import EditorState
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec, find_matrices
+from errata.timing import timed
+
+
+@dataclass(frozen=True)
+class LocateThenEdit(Editor):
+    """`modules` are down-projections. `moments` are the keys' second moments, from `made` or `with_moments`.
+
+    Of the contexts that a prompt is put into, one is sampled by the model for each of `context_lengths` (in tokens) after each
+    of `context_words`; the bare prompt is another, of weight `bare_share` (None: as each other one). An edit is written at its
+    subject's last token or, as `position` says, at its prompt's.
+    """
+
+    modules: tuple[str, ...] = ("mlp.down_proj",)
+    search: Search = field(default_factory=Search)
+    context_words: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
+    context_lengths: tuple[int, ...] = (10,)
+    bare_share: float | None = 0.5
+    position: Position = "subject"
+    seed: int = 0
+    max_batch: int = 1000
+    moments: Moments | None = field(default=None, compare=False, repr=False)
+
+    one_matrix: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.position not in get_args(Position):
+            raise ValueError(f"position is one of {', '.join(get_args(Position))}, not {self.position!r}")
+
+    @abstractmethod
+    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """P of each matrix before the first edit, [I, I] in fp64: it costs `k P⁻¹ k` to move what answers the key k."""
+
+    @abstractmethod
+    def write(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        metrics: Mapping[str, KeyPreconditioner],
+        avoided: Sequence[OrthogonalityPenalty] = (),
+    ) -> WeightDelta:
+        """The change of every matrix; `avoided` goes into the search for the targets."""
+
+    @property
+    def remembers(self) -> float:
+        """The weight of a past key in P; 0 if none is kept."""
+        return 0.0
+
+    @property
+    def needs_moments(self) -> bool:
+        return True
+
+    def with_moments(self, moments: Moments) -> Self:
+        return replace(self, moments=moments)
+
+    @classmethod
+    def made(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
+        """With the moments of a folder; without a preset, editing the matrices that it has moments of."""
+        editor = cls() if preset is None else cls.preset(preset)
+        if artifact is None:
+            return editor
+        moments = Moments.load(artifact, device)
+        return replace(editor, moments=moments, modules=tuple(moments.by_input) if preset is None else editor.modules)
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        name = type(self).__name__
+        check_modules(self.modules, model, spec)
+        if self.one_matrix and len(spec.matrices) != 1:
+            raise ValueError(f"{name} writes into one matrix, and its modules are {', '.join(spec.names)}")
+        known = self.moments.by_input if self.moments is not None else {}
+        if missing := [matrix for matrix in spec.names if self.needs_moments and matrix not in known]:
+            raise ValueError(f"{name} needs the key moments of {', '.join(missing)}: give it the folder of jobs/moments.py")
+        if self.position != "prompt":
+            check_is_read(model, block_of(spec.names[-1]))
+        texts = sample_contexts(model, self.context_words, self.context_lengths, self.seed)
+        written = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
+        return EditorState(0, {"contexts": written}, {"metrics": self._metrics(spec)})
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        return self.edit_through(model, batch, state, lambda delta: delta)
+
+    def edit_through(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        alter: Callable[[WeightDelta], WeightDelta],
+        avoided: Sequence[OrthogonalityPenalty] = (),
+    ) -> tuple[WeightDelta, EditorState]:
+        check_batch(batch, self.max_batch)
+        metrics = self.metrics(model, state)
+        delta = alter(self.write(model, batch, state, metrics, avoided).beside(model.module))
+        return self.remember(model, batch, state, metrics, delta)
+
+    def metrics(self, model: LanguageModel, state: EditorState) -> dict[str, KeyPreconditioner]:
+        """By matrix, with every past key of the state."""
+        spec = find_matrices(model.module, self.modules)
+        return preconditioners_of(state, lambda: {name: m.base_II for name, m in self._metrics(spec).items()}, self.remembers)
+
+    def remember(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        metrics: Mapping[str, KeyPreconditioner],
+        delta: WeightDelta,
+    ) -> tuple[WeightDelta, EditorState]:
+        """What an edit returns, once `delta` is what will be written. Raises `EditRejected` if it is not finite."""
+        if not delta.is_finite:
+            raise EditRejected("the update is not finite")
+        keys: dict[str, Tensor] = {}
+        if self.remembers:
+            asked = tokenise_at_subject(model, batch, self.contexts(state))
+            with applied(model.module, delta), timed("capture"):
+                keys = {n: asked.mean(rows_BI) for n, rows_BI in inputs_at(model, asked, tuple(delta.parts)).items()}
+        return delta, next_state(state, len(batch), metrics, keys, self.remembers)
+
+    def contexts(self, state: EditorState) -> Contexts:
+        return Contexts(contexts_of(state), self.bare_share, self.position)
+
+    def _metrics(self, spec: ModelSpec) -> dict[str, KeyPreconditioner]:
+        if not self.needs_moments:
+            return {}
+        assert self.moments is not None
+        bases = self.bases({name: self.moments.by_input[name] for name in spec.names})
+        return {name: KeyPreconditioner.start(base_II) for name, base_II in bases.items()}
+
+
+def contexts_of(state: EditorState) -> tuple[str, ...]:
+    return tuple(json.loads(bytes(state.tensors["contexts"].tolist())))
+
+
+def block_of(name: str) -> str:
+    """The block that a module stands in: `model.layers.3` of `model.layers.3.mlp.down_proj`."""
+    found = re.match(r"(.*?\.\d+)\.", name)
+    if not found:
+        raise ValueError(f"{name} stands in no numbered block, whose output could be a target")
+    return found[1]
+
+
+def check_is_read(model: LanguageModel, block: str) -> None:
+    """Raise `ValueError` for the last block: no attention after it carries what it writes from the subject to the answer."""
+    stem, _, index = block.rpartition(".")
+    if int(index) == len(list(model.module.get_submodule(stem).children())) - 1:
+        raise ValueError(
+            f"{block} is the model's last block: what is written at the subject there is read by none; edit earlier ones"
+        )
+
+
+@torch.no_grad()
+def inputs_at(model: LanguageModel, asked: EditPrompts, names: Sequence[str]) -> dict[str, Tensor]:
+    """What goes into each module where every row is written, [B, I] in fp32 at least."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        return lambda _module, args: found.update({name: asked.at_place(args[0])})
+
+    handles = [model.module.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
+    _forward(model, asked, handles)
+    return found
+
+
+@torch.no_grad()
+def output_at(model: LanguageModel, asked: EditPrompts, name: str) -> Tensor:
+    """What comes out of a module there, [B, O] in fp32 at least."""
+    found: list[Tensor] = []
+
+    def watch(_module: Any, _args: Any, output: Any) -> None:
+        found.append(asked.at_place(output[0] if isinstance(output, tuple) else output))
+
+    _forward(model, asked, [model.module.get_submodule(name).register_forward_hook(watch)])
+    return found[0]
+
+
+def _forward(model: LanguageModel, asked: EditPrompts, handles: Sequence[Any]) -> None:
+    encoded = asked.encoded
+    try:
+        model.module.base_model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,72 @@
+"""What MEMIT's family shares: one target for each edit, at the last of several blocks, written in shares into all of them.
+
+Papers: MEMIT (2210.07229), AlphaEdit (2410.02355). For the matrices W_1 ... W_p in order, on the model as changed so far,
+with k̄ the mean key of an edit over its contexts, Z the targets at the last of their blocks and H what stands there now in the
+bare prompts:
+
+    R = (Z - H) / (p - a),   ΔW_a = Rᵀ (K P Kᵀ + I)⁻¹ K P,   P = (A + Σ past k kᵀ)⁻¹
+
+P is where they differ: A = λ C for MEMIT, and λ on the null space of C (nothing else is reached) for AlphaEdit. It is the
+published primal solve in its dual form, n by n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from errata.delta.parts import LowRank
+from errata.delta.side_branch import applied
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import EditBatch
+from errata.editors.closed_form.contexts import Contexts, tokenise_at_subject
+from errata.editors.closed_form.locate_then_edit import LocateThenEdit, block_of, inputs_at, output_at
+from errata.editors.closed_form.targets import OrthogonalityPenalty, find_targets
+from errata.editors.solve import KeyGram, KeyPreconditioner
+from errata.editors.state import EditorState
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
+from errata.timing import timed
+
+
+@dataclass(frozen=True)
+class MultiLayerEditor(LocateThenEdit):
+    """One target for each edit, written in shares: what these editors have in common."""
+
+    def write(
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        metrics: Mapping[str, KeyPreconditioner],
+        avoided: Sequence[OrthogonalityPenalty] = (),
+    ) -> WeightDelta:
+        names, contexts = find_matrices(model.module, self.modules).names, self.contexts(state)
+        wanted_nD = find_targets(model, batch, block_of(names[-1]), contexts, self.search, avoided).wanted_nD
+        return write_layers(model, batch, contexts, names, wanted_nD, lambda name, keys_nI: KeyGram.of(keys_nI, metrics[name]))
+
+
+def write_layers(
+    model: LanguageModel,
+    batch: EditBatch,
+    contexts: Contexts,
+    names: Sequence[str],
+    wanted_nD: Tensor,
+    rows_of: Callable[[str, Tensor], KeyGram],
+) -> WeightDelta:
+    """One pass over the matrices `names`, first to last; `rows_of(name, keys_nI)` has the metric of each."""
+    asked, bare = tokenise_at_subject(model, batch, contexts), tokenise_at_subject(model, batch, contexts.bare())
+    site, ridge = block_of(names[-1]), torch.zeros((), device=model.device)  # its logarithm: the ridge is in the metric
+    delta = WeightDelta({})
+    for index, name in enumerate(names):
+        with applied(model.module, delta), timed("capture"):
+            keys_nI = asked.mean(inputs_at(model, asked, [name])[name])
+            now_nD = output_at(model, bare, site)
+        with timed("solve"), torch.no_grad():
+            rows = rows_of(name, keys_nI)
+            Z_nO = rows.solve((wanted_nD - now_nD) / (len(names) - index), ridge)
+        delta = WeightDelta({**delta.parts, name: LowRank(Z_nO.T, rows.V_nI.T)})
+    return delta

@@ -1,0 +1,46 @@
+"""FT-L: fine-tuning of one matrix within a small box around where it was, the constrained baseline of the field.
+
+Paper: introduced as a baseline by ROME (arXiv 2202.05262), after Zhu et al. (arXiv 2012.00363).
+Equation: minimise the mean -log p of the answer tokens by Adam; after each step clip every entry to ± epsilon of its start.
+Deviations: teacher-forced over all answer tokens (public code reads them all at the last prompt token) and, with `eos`, over
+the end of the answer too, without which a model runs on when it generates. As the learning rate is not below epsilon, the
+first step takes nearly every entry to ± epsilon, where it stays: the change is of full rank, a dense part.
+Remembers: only the number of edits; each call has a box of its own, so T calls may drift by T epsilon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import EditBatch
+from errata.editors.editor import Editor, check_modules
+from errata.editors.fine_tuning.descent import Descent, descend
+from errata.editors.state import EditorState
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec
+
+
+@dataclass(frozen=True)
+class FTL(Editor):
+    """The published constants are those of GPT2-XL: 25 epochs, learning rate 5e-4, epsilon 5e-4."""
+
+    modules: tuple[str, ...] = ("layers.0.mlp.down_proj",)
+    num_epochs: int = 25
+    learning_rate: float = 5e-4
+    epsilon: float = 5e-4
+    loss_floor: float = 1e-2
+    eos: bool = True
+    max_batch: int = 1000
+    seed: int = 0
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        check_modules(self.modules, model, spec)
+        return EditorState()
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        descent = Descent(
+            self.num_epochs, self.learning_rate, max(1, len(batch)), self.loss_floor, self.eos, self.seed, self.epsilon
+        )
+        delta = descend(model, batch, self.modules, self.max_batch, descent)
+        return delta, EditorState(state.num_edits + len(batch))

@@ -1,0 +1,41 @@
+"""LocFT: plain cross-entropy on one or a few matrices, breadth first over the edits of a batch.
+
+Paper: Fine-tuning Done Right in Model Editing (arXiv 2509.22072): it was the order of optimisation that made fine-tuning fail.
+Equation: minimise the mean -log p of the answer tokens and of the end of text by Adam, mini-batch after mini-batch over all
+edits, epoch after epoch, without any constraint.
+Deviations: the epochs are over the batch that arrives, as in a stream they must be (the paper's are over the whole set).
+Remembers: only the number of edits. The change is of full rank, a dense part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import EditBatch
+from errata.editors.editor import Editor, check_modules
+from errata.editors.fine_tuning.descent import Descent, descend
+from errata.editors.state import EditorState
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec
+
+
+@dataclass(frozen=True)
+class LocFT(Editor):
+    modules: tuple[str, ...] = ("mlp.down_proj",)
+    num_epochs: int = 40
+    learning_rate: float = 3e-4
+    batch_size: int = 32
+    loss_floor: float = 1e-2
+    eos: bool = True
+    max_batch: int = 1000
+    seed: int = 0
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        check_modules(self.modules, model, spec)
+        return EditorState()
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        descent = Descent(self.num_epochs, self.learning_rate, self.batch_size, self.loss_floor, self.eos, self.seed)
+        delta = descend(model, batch, self.modules, self.max_batch, descent)
+        return delta, EditorState(state.num_edits + len(batch))

@@ -1,0 +1,176 @@
+"""What the learned editors share: their hyper-parameters, the policy that training makes, its artifact, and the edit.
+
+At edit time: one forward and one backward pass for the rows of keys and gradients, the network, and a solve with as many
+unknowns as there are rows; with `num_passes` above one, again on the model that was left, for what is still missing.
+Remembers: the keys of past edits, where `metric_strength` and `memory` are not zero; otherwise only their number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from errata.delta.parts import LowRank
+from errata.delta.side_branch import applied
+from errata.delta.weight_delta import WeightDelta, chained
+from errata.edit import EditBatch, EditRejected
+from errata.editors.editor import Editor, check_batch, check_finite
+from errata.editors.hypernet.net import Hypernetwork, Rule
+from errata.editors.hypernet.reward import Reward
+from errata.editors.past_keys import next_state, preconditioners_of
+from errata.editors.solve import KeyGram, KeyPreconditioner, base_preconditioner
+from errata.editors.state import EditorState
+from errata.model.capture import Captured, capture, joined
+from errata.model.encoding import Encoded, encode, split
+from errata.model.key_moments import key_moment
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import MatrixSpec, ModelSpec, find_matrices, input_sources
+from errata.model.prefix_cache import shared_trunk
+from errata.timing import timed
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What training makes: the network, and the fixed part of each input's metric, `(c C + I)⁻¹`."""
+
+    net: Hypernetwork
+    metric_bases: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HypernetworkEditor(Editor):
+    """Hyper-parameters, and the trained policy.
+
+    `modules` are patterns of module names. `first_step` and `first_ridge` set the scale that training starts from, or None
+    for the published constants. `metric_strength` is c of the metric, 0 for the plain ridge solve, and `memory` the weight in
+    it of the keys of past edits. With `num_passes` above one, an edit is repeated on the model that it left.
+    """
+
+    modules: tuple[str, ...] = ("mlp.down_proj",)
+    rank: int = 128
+    num_blocks: int = 2
+    centred: bool = False
+    first_step: float | None = 0.5
+    first_ridge: float | None = 0.1
+    metric_strength: float = 0.0
+    memory: float = 1.0
+    num_passes: int = 1
+    reward: Reward = field(default_factory=Reward)
+    learning_rate: float = 3e-3
+    max_batch: int = 1000
+    policy: Policy | None = field(default=None, compare=False, repr=False)
+
+    rule: ClassVar[Rule] = "solve"
+    trains_on_sequences: ClassVar[bool] = False
+
+    def untrained(
+        self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int, micro_batch: int = 0
+    ) -> Self:
+        """With a new policy: the metric from `text`, the normaliser from the batches `first` and the first scales from the
+        last of them. At most `micro_batch` texts at a time go through the model, or with 0 all of a batch."""
+        spec, bases = find_matrices(model.module, self.modules), self.measured_bases(model, text)
+        net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
+        captured: dict[str, Captured] = {}
+        for batch in first:
+            parts = split(encode(model.tokenizer, batch.prompts, batch.targets, model.device), micro_batch)
+            captured = joined([capture(model.module, p, spec.names, all_tokens=self.rule == "outer")[0] for p in parts])
+            net.observe(captured)
+        if self.first_step is not None and self.first_ridge is not None:
+            net.set_scale(
+                captured, {n: KeyPreconditioner.start(b) for n, b in bases.items()}, self.first_step, self.first_ridge
+            )
+        return replace(self, policy=Policy(net, bases))
+
+    def measured_bases(self, model: LanguageModel, text: Sequence[Encoded]) -> dict[str, Tensor]:
+        """The fixed part of each input's metric, from the keys of `text`; none if the editor has no metric."""
+        if not self.metric_strength:
+            return {}
+        inputs = dict.fromkeys(input_sources(find_matrices(model.module, self.modules).names).values())
+        moments = key_moment(model.module, text, tuple(inputs))
+        return {name: base_preconditioner(moment_II, self.metric_strength) for name, moment_II in moments.items()}
+
+    def with_metric(self, bases: Mapping[str, Tensor]) -> Self:
+        """The same policy in another metric, from `measured_bases`."""
+        return replace(self, policy=Policy(self.trained_policy().net, bases))
+
+    def trained_policy(self) -> Policy:
+        if self.policy is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} has no trained policy: load one with {name}.load(artifact), or train one (jobs/train.py)")
+        return self.policy
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        known = self.trained_policy().net.spec
+        if known != spec:
+            raise ValueError(f"the policy was trained for {known.matrices}, the model offers {spec.matrices}")
+        return EditorState()
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        net = self.trained_policy().net
+        check_batch(batch, self.max_batch)
+        trunk, encoded = shared_trunk(model.module, net.spec.names, batch, model.tokenizer, model.device)
+        metrics = preconditioners_of(state, lambda: self.trained_policy().metric_bases, self.memory)
+        keys: dict[str, Tensor] = {}
+        shared: dict[str, KeyGram] = {}
+        delta = WeightDelta({})
+        with trunk.once(encoded):
+            for _ in range(self.num_passes):
+                with applied(model.module, delta):
+                    captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
+                check_finite(batch, encoded, captured, nll_T)
+                keys = keys or {name: captured[name].keys_TI for name in metrics}
+                with torch.no_grad(), timed("solve"):
+                    proposals = net.propose(captured, metrics, shared)
+                written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
+                delta = chained([delta, written])
+        if not delta.is_finite:
+            raise EditRejected("the update is not finite: the policy's numbers overflow")
+        if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
+            # Passes that wrote at nearly the same keys: fewer factors hold them.
+            delta = delta.compact()
+        return delta.beside(model.module), next_state(state, len(batch), metrics, keys, self.memory)
+
+    def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
+        """The policy as an artifact; `record` is how it was made: plan, seed, training curve, model."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        policy = self.trained_policy()
+        tensors = {f"net|{k}": v for k, v in policy.net.state_dict().items()}
+        tensors |= {f"metric|{k}": v for k, v in policy.metric_bases.items()}
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(directory / "policy.safetensors"))
+        fields = {k: v for k, v in asdict(replace(self, policy=None)).items() if k != "policy"}
+        matrices = [asdict(matrix) for matrix in policy.net.spec.matrices]
+        text = json.dumps({"editor": type(self).__name__, "fields": fields, "matrices": matrices, "record": record}, indent=1)
+        (directory / "artifact.json").write_text(text)
+
+    @classmethod
+    def made(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
+        if artifact is None or preset is not None:
+            raise ValueError(
+                f"{cls.__name__} is trained: give it the folder of a trained policy (jobs/train.py), and no preset"
+            )
+        return cls.load(artifact, device)
+
+    @classmethod
+    def load(cls, directory: str | Path, device: Any = "cpu") -> Self:
+        """An editor with its policy, from `save`. Raises `ValueError` if the folder holds none of this editor's."""
+        path = Path(directory) / "artifact.json"
+        description: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"editor": None}
+        if description["editor"] != cls.__name__:
+            found = f"it is one of {description['editor']}" if description["editor"] else "no artifact.json"
+            raise ValueError(f"{directory} holds no {cls.__name__} artifact ({found}); train one with jobs/train.py")
+        fields = description["fields"]
+        fields |= {"modules": tuple(fields["modules"]), "reward": Reward(**fields["reward"])}
+        editor = cls(**fields)
+        tensors = load_file(str(Path(directory) / "policy.safetensors"), device=str(device))
+        spec = ModelSpec(tuple(MatrixSpec(**matrix) for matrix in description["matrices"]))
+        net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, seed=0, rule=cls.rule).to(device)
+        net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net|")})
+        return replace(editor, policy=Policy(net, {k[7:]: v for k, v in tensors.items() if k.startswith("metric|")}))

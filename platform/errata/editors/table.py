@@ -1,0 +1,34 @@
+"""The table of editors."""
+
+from errata.editors.closed_form.alphaedit import AlphaEdit
+from errata.editors.closed_form.memit import MEMIT
+from errata.editors.closed_form.nse import NSE
+from errata.editors.closed_form.rome import ROME, RROME
+from errata.editors.closed_form.ultraedit import UltraEdit
+from errata.editors.editor import Editor
+from errata.editors.fine_tuning.ftl import FTL
+from errata.editors.fine_tuning.locft import LocFT
+from errata.editors.hypernet.malmen import MALMEN
+from errata.editors.hypernet.mend import MEND
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.wrappers.oedit import OEdit, OEditPlus
+from errata.editors.wrappers.prune import PRUNE
+from errata.editors.wrappers.rect import RECT
+
+EDITORS: dict[str, type[Editor]] = {
+    "RLEdit": RLEdit,
+    "MALMEN": MALMEN,
+    "MEND": MEND,
+    "UltraEdit": UltraEdit,
+    "ROME": ROME,
+    "R-ROME": RROME,
+    "MEMIT": MEMIT,
+    "RECT": RECT,
+    "PRUNE": PRUNE,
+    "AlphaEdit": AlphaEdit,
+    "NSE": NSE,
+    "O-Edit": OEdit,
+    "O-Edit+": OEditPlus,
+    "FT-L": FTL,
+    "LocFT": LocFT,
+}

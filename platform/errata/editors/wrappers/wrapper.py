@@ -1,0 +1,73 @@
+"""Editors made of another one: a host makes a change, a function of deltas alters it. `RECT(AlphaEdit(...))`.
+
+The host is a value, not a parent: any editor will do, also one that is composed itself. By name it stands after a stroke,
+`RECT/AlphaEdit`. In the state of one that remembers something itself, the host's tensors are under `host|`, so that neither
+meets the other's.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import EditBatch
+from errata.editors.editor import Editor
+from errata.editors.state import EditorState
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec
+
+_HOST = "host|"
+
+
+@dataclass(frozen=True)
+class EditorWrapper(Editor):
+    """`host` is given first. One that is `outermost` counts on the weights being what it made them: it is nobody's host."""
+
+    host: Editor
+
+    outermost: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.host, EditorWrapper) and self.host.outermost:
+            name = type(self.host).__name__
+            raise ValueError(f"{name} looks at the whole of what was written: {name} over {type(self).__name__}, not under it")
+
+    @classmethod
+    @abstractmethod
+    def usual_host(cls) -> type[Editor]:
+        """Whom the method was published with: the host where none is named."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.host.modules
+
+    def with_moments(self, moments: Any) -> Self:
+        return replace(self, host=self.host.with_moments(moments))
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        return self.host.start(model, spec)
+
+    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        return self.edit_through(model, batch, state, lambda delta: delta)
+
+    @abstractmethod
+    def edit_through(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+    ) -> tuple[WeightDelta, EditorState]: ...
+
+
+def inner_state(state: EditorState) -> EditorState:
+    """The host's state, of a composed editor's."""
+    found = {key.removeprefix(_HOST): tensor for key, tensor in state.tensors.items() if key.startswith(_HOST)}
+    return EditorState(state.num_edits, found, state.derived.get("host", {}))
+
+
+def wrap_state(host: EditorState, own: Mapping[str, Tensor] | None = None) -> EditorState:
+    """A composed editor's state: the host's, and tensors of its own."""
+    tensors = {**(own or {}), **{_HOST + key: tensor for key, tensor in host.tensors.items()}}
+    return EditorState(host.num_edits, tensors, {"host": host.derived})

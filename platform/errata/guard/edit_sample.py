@@ -1,0 +1,31 @@
+"""A sample of earlier edits."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator
+
+from errata.edit import Edit
+
+
+class Sample:
+    """At most `size` of the edits that were ever added, each as likely as any other, of one prompt only the latest.
+
+    By the smallest hashes of the prompts, so that the same edits give the same sample however they were divided.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.held: dict[str, Edit] = {}
+
+    def add(self, edits: Iterable[Edit]) -> None:
+        self.held |= {edit.prompt: edit for edit in edits}
+        if len(self.held) > self.size:
+            self.held = {prompt: self.held[prompt] for prompt in heapq.nsmallest(self.size, self.held, self._rank)}
+
+    def _rank(self, prompt: str) -> bytes:
+        return hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()
+
+    def __iter__(self) -> Iterator[Edit]:
+        return iter(self.held.values())

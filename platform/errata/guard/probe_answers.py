@@ -1,0 +1,73 @@
+"""Answers to the guard's probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from errata.evaluate.answers import first_sentence
+from errata.guard.probes import Probes
+from errata.model.encoding import Encoded, padded
+from errata.model.generation import greedy
+from errata.model.language_model import LanguageModel
+
+MAX_ANSWER_TOKENS = 8
+MAX_SENTENCE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """What one state of the model says to the probes: the tokens ranked first in each question's answer, and the perplexity of
+    each sentence."""
+
+    said: list[list[int]]
+    perplexities: list[float]
+    is_finite: bool
+
+    def same_as(self, base: _Probed) -> list[bool]:
+        return [now == then for now, then in zip(self.said, base.said, strict=True)]
+
+    def ratios_to(self, base: _Probed) -> list[float]:
+        return [now / then for now, then in zip(self.perplexities, base.perplexities, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The probes as one batch: questions with the unedited model's answers, then sentences."""
+
+    encoded: Encoded
+    questions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: LanguageModel, probes: Probes) -> _Texts | None:
+        """Raises `ValueError` naming probes that are too long for the context, or have too few tokens for a perplexity."""
+        if not probes.questions and not probes.sentences:
+            return None
+        tokenizer = model.tokenizer
+        answers = greedy(model, probes.questions, MAX_ANSWER_TOKENS) if probes.questions else []
+        rows = []
+        for prompt, ids in zip(probes.questions, answers, strict=True):
+            rows.append((list(tokenizer(prompt)["input_ids"]), _first_sentence(tokenizer, ids)))
+        for sentence in probes.sentences:
+            ids = tokenizer(sentence, truncation=True, max_length=min(MAX_SENTENCE_TOKENS, model.max_tokens))["input_ids"]
+            if len(ids) < 2:
+                raise ValueError(f"a sentence needs two tokens to have a perplexity; the probe {sentence!r} has {len(ids)}")
+            rows.append((ids[:1], ids[1:]))
+        return cls(padded(rows, tokenizer.pad_token_id or 0, model.device), probes.questions)
+
+
+def _first_sentence(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The tokens of an answer up to the end of its first sentence, else all and the end token, if it came to one."""
+    whole = first_sentence(tokenizer.decode(ids, skip_special_tokens=True))
+    for count in range(1, len(ids)):
+        text = tokenizer.decode(ids[:count], skip_special_tokens=True)
+        if first_sentence(text) == whole and text.strip() != whole:
+            return ids[:count]
+    has_ended = len(ids) < MAX_ANSWER_TOKENS and tokenizer.eos_token_id is not None
+    return [*ids, tokenizer.eos_token_id] if has_ended else ids
+
+
+def _by_row(encoded: Encoded, values_T: Tensor) -> tuple[Tensor, ...]:
+    return values_T.split(encoded.predicts_BS.sum(1).tolist())

@@ -1,0 +1,127 @@
+"""What lies between two versions: edits, the norm of the change, scores side by side.
+
+O out-features, I in-features, R the columns of all factors between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errata.delta.parts import Dense, LowRank, Part, Sparse, pieces
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import Edit
+from errata.history.lineage import common_ancestor, live_edits
+from errata.ledger import Ledger
+
+BLOCK = 1024  # columns whose inner products with all others are held at a time
+
+
+def diff(ledger: Ledger, a: int, b: int) -> dict[str, Any]:
+    """From version `a` to `b`.
+
+    {"from", "to", "common": the last version that both come from, "added" and "removed": the edits that only `b`, only `a`
+    holds, "norms": the Frobenius norm of W_b - W_a by matrix, "scorecard": {name: [of a, of b]} of the numbers that either
+    has}. Raises `UnknownVersion`.
+    """
+    common = common_ancestor(ledger, a, b)
+    of_a, of_b = (_by_identity(ledger, number) for number in (a, b))
+    return {
+        "from": a,
+        "to": b,
+        "common": common,
+        "added": [edit.to_json() for key, edit in of_b.items() if key not in of_a],
+        "removed": [edit.to_json() for key, edit in of_a.items() if key not in of_b],
+        "norms": _norms(ledger, common, a, b),
+        "scorecard": _side_by_side(ledger.version(a).scorecard, ledger.version(b).scorecard),
+    }
+
+
+def _by_identity(ledger: Ledger, number: int) -> dict[str | Edit, Edit]:
+    return {edit.id or edit: edit for edit in live_edits(ledger, number)}
+
+
+def _norms(ledger: Ledger, common: int, a: int, b: int) -> dict[str, float]:
+    """The change from `a` to `b` is that from their common ancestor to `b`, less that to `a`; one version at a time."""
+    sums: dict[str, _Sum] = {}
+    for delta in _between(ledger, common, a, b):
+        for name, part in delta:
+            for piece in pieces(part):
+                sums.setdefault(name, _Sum(part.shape)).add(piece)
+    return {name: of_matrix.norm() for name, of_matrix in sums.items()}
+
+
+def _between(ledger: Ledger, common: int, a: int, b: int) -> Iterator[WeightDelta]:
+    for number, sign in ((b, 1.0), (a, -1.0)):
+        for between in ledger.chain(number):
+            if between > common:
+                yield ledger.delta(between).scaled(sign)
+
+
+class _Sum:
+    """The change of one matrix: factors, and once they hold more numbers than the matrix has, the matrix itself in fp64.
+
+    So neither memory nor, for each version, time grows with how many there are: inner products of all R columns with each
+    other cost R² (O + I), which from there on is more than the R O I of adding them up.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape, self._factors = shape, list[LowRank]()
+        self._matrix_OI: Tensor | None = None
+
+    def add(self, piece: LowRank | Sparse | Dense) -> None:
+        if isinstance(piece, LowRank):
+            self._factors.append(piece)
+            if sum(held.rank for held in self._factors) * sum(self._shape) > self._shape[0] * self._shape[1]:
+                self._fold()
+        else:
+            self._matrix().add_(piece.dense())
+
+    def _fold(self) -> None:
+        joined = _joined(self._factors)
+        self._factors = []
+        self._matrix().addmm_(joined.U_OR.double(), joined.V_IR.double().T)
+
+    def _matrix(self) -> Tensor:
+        if self._matrix_OI is None:
+            self._matrix_OI = torch.zeros(self._shape, dtype=torch.float64)
+        return self._matrix_OI
+
+    def norm(self) -> float:
+        if self._matrix_OI is None:
+            return norm(_joined(self._factors))
+        if self._factors:
+            self._fold()
+        return float(self._matrix_OI.norm())
+
+
+def _joined(factors: Sequence[LowRank]) -> LowRank:
+    return LowRank(torch.cat([each.U_OR for each in factors], 1), torch.cat([each.V_IR for each in factors], 1))
+
+
+def norm(part: Part) -> float:
+    """Frobenius norm, of factors by their inner products: `|U Vᵀ|² = Σ (Uᵀ U ∘ Vᵀ V)`, in fp64 because they may cancel."""
+    if not isinstance(part, LowRank):
+        return part.norm()
+    U_OR, V_IR = part.U_OR.double(), part.V_IR.double()
+    total = torch.zeros((), dtype=torch.float64)
+    for block in range(0, part.rank, BLOCK):
+        columns = slice(block, block + BLOCK)
+        total += _inner(U_OR[:, columns], U_OR, V_IR[:, columns], V_IR)
+    return float(total.clamp(min=0).sqrt())
+
+
+def _inner(left_OB: Tensor, U_OR: Tensor, right_IB: Tensor, V_IR: Tensor) -> Tensor:
+    return ((left_OB.T @ U_OR) * (right_IB.T @ V_IR)).sum()
+
+
+def _side_by_side(of_a: Mapping[str, Any], of_b: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    names = [name for name in {**of_a, **of_b} if any(_is_number(card.get(name)) for card in (of_a, of_b))]
+    return {name: [card[name] if _is_number(card.get(name)) else None for card in (of_a, of_b)] for name in names}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,98 @@
+"""Which versions and edits a revert takes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from errata.edit import Edit, EditRejected
+from errata.history.lineage import batches, live_versions
+from errata.ledger import Ledger, UnknownVersion, Version
+
+MAX_ASKED = 10  # reverted prompts that a scorecard shows the effect on
+
+
+class RevertRefused(EditRejected):
+    """A revert that cannot be made. `kind`: an edit or version is `unknown`, or `not live`, or the revert was `refused`."""
+
+    def __init__(self, reason: str, kind: str = "refused", *, edit: int | str | None = None, field: str | None = None) -> None:
+        super().__init__(reason, edit=edit, field=field)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _refused, (self.reason, self.kind, self.edit, self.field)
+
+
+def _refused(reason: str, kind: str, edit: int | str | None, field: str | None) -> RevertRefused:
+    return RevertRefused(reason, kind, edit=edit, field=field)
+
+
+@dataclass(frozen=True)
+class RevertSelection:
+    """The edits to take out, by the live version that holds them and their places in it."""
+
+    versions: tuple[Version, ...]
+    places: Mapping[int, frozenset[int]]
+
+    @property
+    def edits(self) -> list[Edit]:
+        return [version.edits[place] for version in self.versions for place in sorted(self.places[version.number])]
+
+    @property
+    def asked(self) -> list[Edit]:
+        """Those whose prompts are asked, to show the effect."""
+        return self.edits[:MAX_ASKED]
+
+    @property
+    def is_whole(self) -> bool:
+        return all(len(self.places[version.number]) == len(version.edits) for version in self.versions)
+
+    def without(self, version: Version) -> list[tuple[Edit, ...]]:
+        """The batches of a version, less the chosen edits and what is empty without them."""
+        left, place, gone = [], 0, self.places.get(version.number, frozenset())
+        for batch in batches(version):
+            left.append(tuple(edit for i, edit in enumerate(batch, place) if i not in gone))
+            place += len(batch)
+        return [batch for batch in left if batch]
+
+
+def select(ledger: Ledger, head: int, ids: Iterable[str], versions: Iterable[int]) -> RevertSelection:
+    """The edits with these ids, and all those of these versions, where they are live in `head`.
+
+    Raises `RevertRefused` if nothing is chosen, or naming every one that is unknown, not live or no version of edits.
+    """
+    live = {version.number: version for version in live_versions(ledger, head)}
+    places: dict[int, set[int]] = {}
+    found = {edit.id: (n, i) for n, version in live.items() for i, edit in enumerate(version.edits) if edit.id is not None}
+    for id in ids:
+        if id not in found:
+            raise _no_such_edit(ledger, head, id)
+        number, place = found[id]
+        places.setdefault(number, set()).add(place)
+    for number in versions:
+        if number not in live or not live[number].edits:
+            raise _no_such_version(ledger, head, number)
+        places[number] = set(range(len(live[number].edits)))
+    if not places:
+        raise RevertRefused("nothing is chosen: give ids of edits, or numbers of versions", field="edits")
+    return RevertSelection(tuple(live[n] for n in sorted(places)), {n: frozenset(found) for n, found in places.items()})
+
+
+def _no_such_edit(ledger: Ledger, head: int, id: str) -> RevertRefused:
+    version = ledger.find_edit(id)
+    if version is None:
+        return RevertRefused(f"no version holds an edit {id!r}", "unknown", edit=id, field="edits")
+    why = f"it was made in version {version}, and is not part of the live version {head} (any more)"
+    return RevertRefused(why, "not live", edit=id, field="edits")
+
+
+def _no_such_version(ledger: Ledger, head: int, number: int) -> RevertRefused:
+    try:
+        version = ledger.version(number)
+    except UnknownVersion as fault:
+        return RevertRefused(str(fault), "unknown", field="versions")
+    if not version.edits:
+        why = f"version {number} holds no edits to take out; to undo a revert, go back to the version before it"
+        return RevertRefused(why, field="versions")
+    return RevertRefused(f"version {number} is not part of the live version {head} (any more)", "not live", field="versions")

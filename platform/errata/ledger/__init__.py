@@ -1,0 +1,9 @@
+"""The ledger: an append-only directory of versions, which is the source of truth; version 0 is the base model."""
+
+from errata.ledger.entry import DELTA, EDITS, ENTRY, STATE, LedgerConflict, LedgerDamaged, UnknownVersion, Version
+from errata.ledger.ledger import REFUSALS, Ledger
+from errata.ledger.quarantine import SetAside
+from errata.ledger.snapshots import read_segments
+
+__all__ = ["DELTA", "EDITS", "ENTRY", "REFUSALS", "STATE", "Ledger", "LedgerConflict", "LedgerDamaged", "SetAside"]
+__all__ += ["UnknownVersion", "Version", "read_segments"]

@@ -1,0 +1,106 @@
+"""Editors' states on disk: of a tensor that begins with its parent's rows, as the keys of past edits do, the new rows alone.
+
+Else every version would hold every key so far, and the ledger grow with the square of its length. Read back, a state has the
+bits that it was saved with, and a state that does not grow this way is kept whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from errata.durable import digest_of, write_tensors
+from errata.editors.state import EditorState
+from errata.ledger.entry import LedgerDamaged
+
+
+@dataclass(frozen=True)
+class StateRows:
+    """A state as a file holds it: each tensor in `kept` lacks so many rows at its start, those of version `before`."""
+
+    num_edits: int
+    tensors: Mapping[str, Tensor]
+    kept: Mapping[str, int]
+    before: int = 0
+
+    @property
+    def state(self) -> EditorState:
+        assert not self.kept
+        return EditorState(self.num_edits, self.tensors)
+
+    def save(self, path: Path) -> None:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        about = {"num_edits": self.num_edits, "kept": dict(self.kept), "digest": _digest(tensors)}
+        write_tensors(path, tensors, {"state": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: Path, before: int, names: Collection[str] | None = None) -> StateRows:
+        """Those of `names`, or all. Raises `SafetensorError`."""
+        with safe_open(str(path), framework="pt") as file:
+            about = json.loads(file.metadata()["state"])
+            found = {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}  # noqa: SIM118
+        return cls(about["num_edits"], found, about.get("kept", {}), before)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of states has the tensors that were written. Raises `SafetensorError` if it cannot be read at all."""
+    with safe_open(str(path), framework="pt") as file:
+        about = json.loads(file.metadata()["state"])
+        return bool(about["digest"] == _digest({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
+
+
+def new_rows(state: EditorState, before: EditorState) -> StateRows:
+    """What of `state` is not in `before`, its parent: compared bit by bit, unless it is known to have grown from it."""
+    known = state.grew_from(before)
+    kept = {n: len(before.tensors[n]) for n, t in state.tensors.items() if _begins_with(t, before.tensors.get(n), known)}
+    tensors = {n: tensor[kept[n] :] if n in kept else tensor for n, tensor in state.tensors.items()}
+    return StateRows(state.num_edits, tensors, kept)
+
+
+def gathered(read: Callable[[int, Collection[str] | None], StateRows], number: int, until: int = 0) -> StateRows:
+    """The rows of version `number` since version `until`, an ancestor of it: since 0, all of them.
+
+    `read` gives what a version's file, or a snapshot that ends there, has of some tensors. Raises `LedgerDamaged` if the rows
+    of a version do not go on where its parent's end.
+    """
+    newest = read(number, None)
+    kept, at = dict(newest.kept), newest.before
+    blocks = {name: [newest.tensors[name]] for name in kept}
+    while kept and at != until:
+        earlier = read(at, kept)
+        for name, rows in list(kept.items()):
+            start = earlier.kept.get(name, 0)
+            if name not in earlier.tensors or start + len(earlier.tensors[name]) != rows:
+                raise LedgerDamaged(f"the editor's state of version {number} needs {rows} rows of {name} from version {at}")
+            blocks[name].append(earlier.tensors[name])
+            kept[name] = start
+        kept = {name: rows for name, rows in kept.items() if rows}
+        at = earlier.before
+    if kept and not until:
+        raise LedgerDamaged(f"the editor's state of version {number} begins before the first version")
+    joined = {name: torch.cat(parts[::-1]) for name, parts in blocks.items()}
+    return StateRows(newest.num_edits, {**newest.tensors, **joined}, kept, until)
+
+
+def _begins_with(tensor: Tensor, start: Tensor | None, known: bool) -> bool:
+    """Bit by bit, so that a NaN is itself and -0.0 is not 0.0."""
+    if start is None or not start.dim() or not len(start) or tensor.dtype != start.dtype:
+        return False
+    if tensor.dim() != start.dim() or tensor.shape[1:] != start.shape[1:] or len(tensor) < len(start):
+        return False
+    return known or tensor is start or torch.equal(_bits(tensor[: len(start)]), _bits(start.to(tensor.device)))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().flatten().view(torch.uint8)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    parts = (f"{name} {list(t.shape)} {t.dtype} {digest_of(_bits(t).numpy().data)}" for name, t in sorted(tensors.items()))
+    return digest_of("\n".join(parts).encode())

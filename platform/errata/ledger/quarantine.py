@@ -1,0 +1,47 @@
+"""Damaged versions, and the checks that find them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import Edit
+from errata.ledger.entry import DELTA, child_fingerprint, edits_left, faults, read_entry
+from errata.ledger.folders import Folders
+from errata.ledger.index import Index
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A version that was damaged: what was wrong when it was found, where it is now, its edits as far as they are known.
+
+    `was_live` says whether the head came from it then: if not, somebody had gone back before it, and its edits are not missed.
+    """
+
+    number: int
+    faults: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    path: Path
+    was_live: bool = True
+
+
+def verify(folder: Path, number: int, fingerprint_of: Callable[[int], str]) -> list[str]:
+    """Faults of the version in `folder`: files that are missing, cut off or changed, or a fingerprint that does not follow
+    from its parent's, which `fingerprint_of` looks up. An empty list means that the version is whole."""
+    found = list(faults(folder))
+    if not found and number:
+        entry, delta = read_entry(folder), WeightDelta.load(folder / DELTA)
+        if child_fingerprint(fingerprint_of(entry["parent"] or 0), delta) != entry["fingerprint"]:
+            found.append(f"its fingerprint is not that of its delta after version {entry['parent']}")
+    return found
+
+
+def all_set_aside(folders: Folders, index: Index) -> list[SetAside]:
+    """Every version that a recovery ever moved out of the chain, oldest first."""
+    found = []
+    for number in folders.numbers_aside():
+        path, (faults, was_live) = folders.aside(number), folders.noted_aside(number)
+        found.append(SetAside(number, faults, index.edits(number) or edits_left(path), path, was_live))
+    return found

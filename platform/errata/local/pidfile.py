@@ -1,0 +1,109 @@
+"""Which process serves from a home folder: a record that `errata serve` keeps and `errata stop` reads.
+
+A process is known by its id and the time at which it was started, since ids come again. Whether one serves is not read in the
+record, which two that start at once would both find empty: who serves holds a lock beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from errata.locks import Held, hold
+
+NAME = "service.json"
+LOCK = "service.lock"
+SAME_START_S = 1.0  # the clock from which the time is reckoned may be set while the service runs
+
+
+class AlreadyRunning(RuntimeError):
+    """Another process serves from this folder."""
+
+
+@dataclass(frozen=True)
+class PidFile:
+    """`started` is in seconds since 1970."""
+
+    pid: int
+    started: float
+    url: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether that very process is there."""
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.started) < SAME_START_S and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def read(folder: Path) -> PidFile | None:
+    """The record in `folder`, whether its process is there or not. Raises `ValueError` for what is none."""
+    path = folder / NAME
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return PidFile(int(found["pid"]), float(found["started"]), str(found["url"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} does not say which process serves; if none does, remove it") from None
+
+
+@contextmanager
+def recorded_service(folder: Path, url: str) -> Iterator[None]:
+    """This process serves from `folder` while the block runs. Raises `AlreadyRunning` if another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = hold(folder / LOCK)
+    except Held as held:
+        raise AlreadyRunning(_who_serves(folder, held)) from None
+    path, me = folder / NAME, PidFile(os.getpid(), psutil.Process().create_time(), url)
+    with lock:
+        _write(path, me)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _who_serves(folder: Path, held: Held) -> str:
+    found = None
+    with suppress(ValueError):
+        found = read(folder)
+    if found is not None and found.is_alive:
+        who = f"process {found.pid} serves from {folder} already, at {found.url}"
+    else:
+        who = f"a service is being started or stopped in {folder}: {held}"
+    return f"{who}: end it with `errata stop`, or set ERRATA_HOME to another folder"
+
+
+def _write(path: Path, me: PidFile) -> None:
+    """The old record or the new one, never a part."""
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(me), file)
+    os.replace(unfinished, path)
+
+
+def stop(running: PidFile, timeout_s: float) -> bool:
+    """Ask that process to end, and wait: whether it ended in time. Raises `PermissionError` if it is somebody else's."""
+    if not running.is_alive:
+        return True
+    with suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while running.is_alive:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

@@ -1,0 +1,152 @@
+"""Versions of a registered model in MLflow."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from errata.ledger import DELTA, EDITS, ENTRY, Version
+from errata.registry import version_card
+from errata.registry.cursor import Registered
+
+ALIAS = "serving"
+VERSION_TAG, FINGERPRINT_TAG = "errata.version", "errata.fingerprint"
+LIVE_METRIC = "live_version"
+MAX_METRICS = 1000  # in one call, MLflow's limit
+DESCRIPTION = (
+    "The versions of a model that Errata edits; the alias `serving` is on the live one. While the tag `errata.behind` is not "
+    "0, versions are still on their way here, and `errata.live_version` says which one is live."
+)
+
+
+class ModelStore:
+    """The versions of one registered model, and the run that their metrics belong to: MLflow keeps no metric without a run."""
+
+    def __init__(self, client: Any, name: str, experiment: str) -> None:
+        self._client, self.name, self.experiment = client, name, experiment
+        self._found: dict[str, str] = {}
+
+    def forget(self) -> None:
+        """Look again for what was found in MLflow: it may be gone."""
+        self._found = {}
+
+    def registered(self, after: int = 0) -> Iterator[Registered]:
+        return (_registered(found) for found in self.search(f"version_number > {after}"))
+
+    def search(self, condition: str = "version_number > 0") -> Iterator[Any]:
+        """MLflow's own objects, in the order of their numbers; those registered by hand are passed over."""
+        wanted, token = f"name = '{self.name}' AND {condition}", None
+        while True:
+            page = self._client.search_model_versions(wanted, 1000, order_by=["version_number ASC"], page_token=token)
+            yield from (found for found in page if VERSION_TAG in found.tags)
+            if not (token := page.token):
+                return
+
+    def at(self, mlflow_version: int) -> Registered | None:
+        return next((_registered(found) for found in self.search(f"version_number = {mlflow_version}")), None)
+
+    def find(self, version: int) -> Registered | None:
+        return next((_registered(found) for found in self.search(f"tags.`{VERSION_TAG}` = '{version}'")), None)
+
+    def aliases(self) -> dict[str, int]:
+        found = self._client.search_registered_models(f"name = '{self.name}'", max_results=1)
+        return {alias: int(at) for alias, at in found[0].aliases.items()} if found else {}
+
+    def add(self, version: Version) -> Registered:
+        """Exactly one READY model and one registered version of it, whatever an interrupted call left of the model."""
+        model_id = self._ready_model(version)
+        self._ensure_registered_model()
+        there = self._client.create_model_version(
+            self.name,
+            f"models:/{model_id}",
+            run_id=self.run_id(),
+            tags=version_card.tags(version),
+            await_creation_for=0,
+            model_id=model_id,
+        )
+        return Registered(version.number, version.fingerprint, int(there.version), is_described=False)
+
+    def _ready_model(self, version: Version) -> str:
+        """The id of a LoggedModel that is whole: one that was left unregistered, or a new one."""
+        title, tags = f"{self.name}-{version.number}", version_card.tags(version)
+        for left in self._client.search_logged_models([self.experiment_id()], f"name = '{title}'"):
+            if left.status == "READY" and left.tags.get(FINGERPRINT_TAG) == version.fingerprint:
+                return left.model_id
+            self._client.delete_logged_model(left.model_id)
+        model_id = self._client.create_logged_model(
+            self.experiment_id(), title, self.run_id(), tags, version_card.params(version), "errata-delta"
+        ).model_id
+        with tempfile.TemporaryDirectory() as folder:
+            for file in (ENTRY, DELTA, EDITS):
+                if (version.directory / file).exists():
+                    shutil.copy(version.directory / file, folder)
+            if version.edits:
+                (Path(folder) / "edits.csv").write_text(version_card.edits_csv(version))
+            self._client.log_model_artifacts(model_id, folder)
+        self._log_scores(version, model_id)
+        self._client.finalize_logged_model(model_id, "READY")
+        return model_id
+
+    def _log_scores(self, version: Version, model_id: str) -> None:
+        """A step is a version. The time is the version's, so that MLflow tells what is logged twice and keeps it once."""
+        from mlflow.entities import Metric
+
+        when, step = version_card.created_ms(version.created), version.number
+        scores = [Metric(key, v, when, step, model_id=model_id) for key, v in version_card.metrics(version).items()]
+        live = Metric(LIVE_METRIC, float(step), when, step)  # an append makes it the head
+        for first in range(0, len(scores) + 1, MAX_METRICS):
+            self._client.log_batch(self.run_id(), metrics=[*scores, live][first : first + MAX_METRICS])
+
+    def describe(self, mlflow_version: int, version: Version) -> None:
+        self._client.update_model_version(self.name, str(mlflow_version), version_card.description(version))
+
+    def remove(self, mlflow_version: int) -> None:
+        self._client.delete_model_version(self.name, str(mlflow_version))
+
+    def serve(self, mlflow_version: int) -> None:
+        self._client.set_registered_model_alias(self.name, ALIAS, str(mlflow_version))
+
+    def tell(self, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_registered_model_tag(self.name, key, value)
+
+    def log_refusals(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / name).write_text(version_card.refusals_csv(records))
+            self._client.log_artifacts(self.run_id(), folder, "refusals")
+
+    def log_moves(self, moves: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        points = [Metric(LIVE_METRIC, m["version"], version_card.created_ms(m["time"]), m["after"]) for m in moves]
+        for first in range(0, len(points), MAX_METRICS):
+            self._client.log_batch(self.run_id(), metrics=points[first : first + MAX_METRICS])
+
+    def _ensure_registered_model(self) -> None:
+        if "model" not in self._found:
+            if not self._client.search_registered_models(f"name = '{self.name}'", max_results=1):
+                self._client.create_registered_model(self.name, description=DESCRIPTION)
+            self._found["model"] = self.name
+
+    def experiment_id(self) -> str:
+        if "experiment" not in self._found:
+            found = self._client.get_experiment_by_name(self.experiment)
+            self._found["experiment"] = found.experiment_id if found else self._client.create_experiment(self.experiment)
+        return self._found["experiment"]
+
+    def run_id(self) -> str:
+        if "run" not in self._found:
+            experiment, tag = self.experiment_id(), {"errata.mirror": self.name}
+            runs = self._client.search_runs([experiment], f"tags.`errata.mirror` = '{self.name}'", max_results=1)
+            run = runs[0] if runs else self._client.create_run(experiment, tags=tag, run_name=f"versions of {self.name}")
+            if run.info.status != "FINISHED":
+                self._client.set_terminated(run.info.run_id)
+            self._found["run"] = run.info.run_id
+        return self._found["run"]
+
+
+def _registered(found: Any) -> Registered:
+    return Registered(int(found.tags[VERSION_TAG]), found.tags[FINGERPRINT_TAG], int(found.version), bool(found.description))

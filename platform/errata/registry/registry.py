@@ -1,0 +1,173 @@
+"""The ledger's mirror in MLflow, and the record of training runs: the only file that imports mlflow.
+
+The ledger is the truth. Each version of it becomes a LoggedModel that is PENDING until whole (its files, never the full
+model; its scorecard; its lineage), then READY and registered. With MLflow down nothing waits for it: `mirror` raises
+`RegistryUnavailable`, and a later call goes on, in order, where MLflow's versions end. What comes next is decided in
+`mirror.py`; here it is said to MLflow.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from errata.ledger import Ledger, LedgerDamaged
+from errata.registry.cursor import Mirrored, RegistryConflict, RegistryUnavailable
+from errata.registry.mirror import Mirror
+from errata.registry.model_store import FINGERPRINT_TAG, VERSION_TAG, ModelStore
+from errata.registry.server import start_server, stop_server
+
+__all__ = ["Registry", "RegistryConflict", "RegistryUnavailable", "TrainingRun", "start_server", "stop_server"]
+# A server that is down is found out in about a second, not after MLflow's own 4 minutes of retries. No request is sent
+# twice: one whose answer was lost may have been carried out.
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        raise RegistryUnavailable(f"MLflow at {uri}: {error}") from error
+
+
+@contextmanager
+def _reading(ledger: Ledger) -> Iterator[None]:
+    try:
+        yield
+    except RegistryUnavailable:
+        raise
+    except (LedgerDamaged, OSError) as error:
+        raise RegistryUnavailable(f"the ledger in {ledger.directory} cannot be mirrored: {error}") from error
+
+
+class Registry:
+    """The registered model `name` and the experiment beside it, on the tracking server at `uri`; nothing is sent until used.
+
+    Sets MLflow's HTTP retries, timeout and telemetry in the environment of this process unless they are set already. `client`
+    takes the place of an `MlflowClient`. Raises `ValueError` for a name that MLflow does not take, and `RegistryUnavailable`
+    for an address that it cannot make anything of.
+    """
+
+    def __init__(self, uri: str, name: str, experiment: str = "errata", client: Any = None) -> None:
+        from mlflow import MlflowClient
+
+        if not name.strip() or any(letter in name for letter in "/:.%\"'"):
+            raise ValueError(f"MLflow takes no model name {name!r}: give one without any of / : . % and quotes")
+        for key, value in _SETTINGS.items():
+            os.environ.setdefault(key, value)
+        self.uri, self.name, self.experiment = uri, name, experiment
+        with _reaching(uri):
+            self._client = client or MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._store = ModelStore(self._client, name, experiment)
+        self._mirrors: dict[Path, Mirror] = {}
+
+    def mirror(self, ledger: Ledger, limit: int | None = None) -> Mirrored:
+        """Bring MLflow up to the ledger, by `limit` versions at most, and the alias `serving` to its head.
+
+        The versions come in order, each once, wherever an earlier call was cut off. One process at a time. Raises
+        `RegistryUnavailable`, and `RegistryConflict` if another ledger is mirrored under this name.
+        """
+        if ledger.directory not in self._mirrors:
+            self._mirrors[ledger.directory] = Mirror(ledger, self._store, self.name)
+        with _reading(ledger), _reaching(self.uri):
+            return self._mirrors[ledger.directory].bring_up(limit)
+
+    def versions(self) -> list[dict[str, Any]]:
+        """What is registered, oldest first: version, mlflow_version, fingerprint, model_id, tags, aliases.
+
+        Raises `RegistryUnavailable`.
+        """
+        with _reaching(self.uri):
+            aliases = self._store.aliases()
+            return [
+                {
+                    "version": int(found.tags[VERSION_TAG]),
+                    "mlflow_version": int(found.version),
+                    "fingerprint": found.tags[FINGERPRINT_TAG],
+                    "model_id": found.source.removeprefix("models:/"),
+                    "tags": dict(found.tags),
+                    "aliases": sorted(alias for alias, at in aliases.items() if at == int(found.version)),
+                }
+                for found in sorted(self._store.search(), key=lambda found: int(found.tags[VERSION_TAG]))
+            ]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Every run of the experiment: its id, name, params and tags. Raises `RegistryUnavailable`."""
+        with _reaching(self.uri):
+            found = self._client.search_runs([self._store.experiment_id()], max_results=1000)
+        return [
+            {"id": run.info.run_id, "name": run.info.run_name, "params": run.data.params, "tags": run.data.tags}
+            for run in found
+        ]
+
+    def has_run(self, tags: Mapping[str, str]) -> bool:
+        """Whether a run that is FINISHED bears these tags. Raises `RegistryUnavailable`."""
+        with _reaching(self.uri):
+            return bool(self._search(tags, "attributes.status = 'FINISHED'"))
+
+    def drop_unfinished(self, tags: Mapping[str, str]) -> None:
+        """Delete the runs with these tags that were cut off, and the runs within them; MLflow can bring them back.
+
+        Raises `RegistryUnavailable`.
+        """
+        with _reaching(self.uri):
+            for run in self._search(tags, "attributes.status != 'FINISHED'"):
+                for inner in self._search({"mlflow.parentRunId": run.info.run_id}):
+                    self._client.delete_run(inner.info.run_id)
+                self._client.delete_run(run.info.run_id)
+
+    def _search(self, tags: Mapping[str, str], condition: str = "") -> list[Any]:
+        wanted = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items()] + ([condition] if condition else [])
+        return list(self._client.search_runs([self._store.experiment_id()], " and ".join(wanted), max_results=1000))
+
+    @contextmanager
+    def training_run(
+        self, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    ) -> Iterator[TrainingRun]:
+        """A run to log into, FINISHED at the end of the block, FAILED if it raises. Raises `RegistryUnavailable`."""
+        with _reaching(self.uri):
+            run_id = self._client.create_run(self._store.experiment_id(), tags=dict(tags or {}), run_name=name).info.run_id
+        status = "FAILED"
+        try:
+            with _reaching(self.uri):
+                for key, value in params.items():
+                    self._client.log_param(run_id, key, value)
+            yield TrainingRun(self, run_id)
+            status = "FINISHED"
+        finally:
+            with _reaching(self.uri):
+                self._client.set_terminated(run_id, status)
+
+
+class TrainingRun:
+    """An MLflow run that is under way."""
+
+    def __init__(self, registry: Registry, run_id: str) -> None:
+        self._registry, self.run_id = registry, run_id
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Raises `RegistryUnavailable`."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        with _reaching(self._registry.uri):
+            found = [Metric(key, float(value), now_ms, step) for key, value in metrics.items()]
+            self._registry._client.log_batch(self.run_id, metrics=found)
+
+    def artifact(self, directory: str | Path, name: str) -> None:
+        """Every file of `directory`, under `name` in the run's artifacts. Raises `RegistryUnavailable`."""
+        with _reaching(self._registry.uri):
+            self._registry._client.log_artifacts(self.run_id, str(directory), name)

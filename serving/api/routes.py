@@ -1,0 +1,234 @@
+"""The HTTP interface beside the OpenAI routes: edits, versions, rollback, status. Errors become HTTP codes here alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal, Protocol
+
+from fastapi import APIRouter, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from sse_starlette import EventSourceResponse
+
+from errata.edit import EditRejected
+from errata.generate import SwapFailed
+from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion, Version
+from serving.api.errors import RETRY_AFTER_S, _error, answer_for, unwrapped
+from serving.api.schemas import (
+    BlameIn,
+    Cursor,
+    EditOut,
+    EditsIn,
+    EditsOut,
+    EditsPage,
+    Name,
+    Number,
+    Refusal,
+    RevertIn,
+    RollbackIn,
+)
+from serving.worker.edit_worker import Busy
+from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+
+OURS = ("/v1/edits", "/v1/events", "/v1/versions", "/v1/diff", "/v1/rollback", "/v1/revert", "/v1/blame")
+PING_S = 15
+
+
+class Backend(Protocol):
+    """What the routes need; the replica provides it, partly from the edit worker. `by` is the name of the caller's key."""
+
+    async def submit(
+        self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None
+    ) -> list[dict[str, Any]]: ...
+
+    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]: ...
+
+    async def edit_status(self, id: str) -> dict[str, Any]: ...
+
+    def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]: ...
+
+    def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]: ...
+
+    async def rollback(self, version: int, by: str | None) -> dict[str, Any]: ...
+
+    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]: ...
+
+    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]: ...
+
+    async def diff(self, low: int, high: int) -> dict[str, Any]: ...
+
+    async def unready(self) -> list[str]: ...
+
+    async def all_metrics(self) -> str: ...
+
+    async def service_status(self) -> dict[str, Any]: ...
+
+    def versions(self) -> tuple[int, list[Version]]: ...
+
+    def version_with_edits(self, number: int) -> Version: ...
+
+
+def version_json(version: Version, with_edits: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "version": version.number,
+        "parent": version.parent,
+        "editor": version.editor,
+        "plan": version.plan,
+        "fingerprint": version.fingerprint,
+        "created": version.created,
+        "num_edits": len(version.edits),
+        "num_bytes": version.num_bytes,
+        "norms": dict(version.norms),
+        "ranks": dict(version.ranks),
+        "scorecard": version.scorecard,
+    }
+    return data | {"edits": [edit.to_json() for edit in version.edits]} if with_edits else data
+
+
+def router(backend: Backend) -> APIRouter:
+    routes = APIRouter(
+        tags=["errata"], responses={code: {"model": Refusal} for code in (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)}
+    )
+    _add_edit_routes(routes, backend)
+    _add_version_routes(routes, backend)
+
+    @routes.get("/v1/status")
+    async def get_status() -> dict[str, Any]:
+        return await unwrapped(backend.service_status())
+
+    @routes.get("/metrics", response_class=PlainTextResponse)
+    async def get_metrics() -> PlainTextResponse:
+        """Everybody's metrics in Prometheus's text form: the edit worker's, and each replica's with vLLM's under its name."""
+        return PlainTextResponse(await unwrapped(backend.all_metrics()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    @routes.get("/ready")
+    async def get_ready() -> JSONResponse:
+        """Whether requests are answered by the ledger's head and edits are made."""
+        reasons = await backend.unready()
+        return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    return routes
+
+
+def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
+    @routes.post(
+        "/v1/edits",
+        response_model=EditsOut,
+        response_model_exclude_none=True,
+        status_code=202,
+        responses={200: {"model": EditsOut}},
+    )
+    async def post_edits(body: EditsIn, request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Any:
+        edits = [edit.to_json() for edit in body.edits]
+        entries = await unwrapped(backend.submit(edits, body.wait, idempotency_key, _caller(request)))
+        return _edits_answer(entries, body.wait)
+
+    @routes.get("/v1/edits", response_model=EditsPage)
+    async def get_edits(
+        state: Literal["queued", "applying", "applied", "rejected", "superseded", "reverted"] | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Cursor | None = None,
+    ) -> Any:
+        return await unwrapped(backend.edits(state, limit, before))
+
+    @routes.get("/v1/edits/{id}", response_model=EditOut, response_model_exclude_none=True)
+    async def get_edit(id: Name) -> Any:
+        return await unwrapped(backend.edit_status(id))
+
+    @routes.get("/v1/edits/{id}/events", response_class=EventSourceResponse)
+    async def get_edit_events(id: Name) -> EventSourceResponse:
+        """The edit's state, and each that it comes to, as server-sent events; ends when it is settled."""
+        await unwrapped(backend.edit_status(id))  # an unknown one is a 404, and no stream
+        return _stream(backend.edit_events(id))
+
+    @routes.get("/v1/events", response_class=EventSourceResponse)
+    async def get_events() -> EventSourceResponse:
+        """Everything from now on: `edit`, `version`, `head`."""
+        return _stream(backend.events())
+
+
+def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
+    @routes.get("/v1/versions")
+    async def get_versions(
+        limit: Annotated[int | None, Query(ge=1, le=10_000)] = None, before: Number | None = None
+    ) -> dict[str, Any]:
+        """Oldest first: all, or the last `limit` of those whose number is less than `before`."""
+        head, found = backend.versions()
+        newest = found[-1].number
+        found = [version for version in found if before is None or version.number < before]
+        shown = found[-limit:] if limit is not None else found
+        return {"head": head, "newest": newest, "versions": [version_json(version, with_edits=False) for version in shown]}
+
+    @routes.get("/v1/versions/{number}")
+    async def get_version(number: Number) -> dict[str, Any]:
+        return version_json(backend.version_with_edits(number), with_edits=True)
+
+    @routes.get("/v1/diff")
+    async def get_diff(
+        low: Annotated[Number, Query(alias="from")], high: Annotated[Number, Query(alias="to")]
+    ) -> dict[str, Any]:
+        """What the second version holds that the first does not, and the reverse."""
+        return await backend.diff(low, high)
+
+    @routes.post("/v1/rollback")
+    async def post_rollback(body: RollbackIn, request: Request) -> dict[str, Any]:
+        return await unwrapped(backend.rollback(body.version, _caller(request)))
+
+    @routes.post("/v1/revert")
+    async def post_revert(body: RevertIn, request: Request) -> dict[str, Any]:
+        """Take chosen edits out, as a new version."""
+        return await unwrapped(backend.revert(body.edits, body.versions, body.mode, _caller(request)))
+
+    @routes.post("/v1/blame")
+    async def post_blame(body: BlameIn) -> dict[str, Any]:
+        """Which version brought the answer that the live one gives."""
+        return await unwrapped(backend.blame(body.prompt, body.max_tokens))
+
+
+def _caller(request: Request) -> str | None:
+    key = request.scope.get("errata.key")
+    return None if key is None else key.name
+
+
+def _stream(events: AsyncIterator[tuple[str, dict[str, Any]]]) -> EventSourceResponse:
+    content = ({"event": kind, "data": json.dumps(data)} async for kind, data in events)
+    return EventSourceResponse(content, ping=PING_S)
+
+
+def _edits_answer(entries: list[dict[str, Any]], wait: bool) -> JSONResponse:
+    """202 while something is open, 422 if something was rejected, else 200 with the version."""
+    ids = [entry["id"] for entry in entries]
+    body: dict[str, Any] = {"ids": ids, "edits": entries}
+    if not wait or any(entry["state"] in ("queued", "applying") for entry in entries):
+        return JSONResponse(body, 202)
+    rejected = next((entry for entry in entries if entry["state"] == "rejected"), None)
+    if rejected is not None:
+        body |= _error(rejected["reason"], rejected.get("field"), rejected["id"])
+        return JSONResponse(body, 422)
+    return JSONResponse(body | {"version": max(entry["version"] for entry in entries)}, 200)
+
+
+def install(app: FastAPI, backend: Backend) -> None:
+    """Our routes and error answers on an application that already has the OpenAI routes."""
+    app.include_router(router(backend))
+    openai_invalid: Any = app.exception_handlers.get(RequestValidationError)
+
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        code, body = answer_for(error)
+        again_s = error.retry_after_s if isinstance(error, QueueFull) else RETRY_AFTER_S
+        return JSONResponse(body, code, {"Retry-After": str(again_s)} if code in (429, 503) else None)
+
+    async def invalid(request: Request, error: Exception) -> Any:
+        is_ours = request.url.path.startswith(OURS)
+        return await (ours if is_ours or openai_invalid is None else openai_invalid)(request, error)
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    unreachable = (RayActorError, DeploymentUnavailableError, BackPressureError)
+    house = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
+    strained = (SwapFailed, QueueFull, JournalFailed, OSError, Busy)
+    for kind in (*house, *strained, *unreachable):
+        app.add_exception_handler(kind, ours)

@@ -1,0 +1,92 @@
+"""The checkpoint that the engine serves, as vLLM names its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+
+def check_architecture(model: str | Path) -> None:
+    """Raise `ValueError` for a model that vLLM cannot run here, or not edited, where its own words do not say why."""
+    if not Path(model).is_dir():
+        raise ValueError(
+            f"{model} is no folder: an edited matrix is made from the checkpoint's own tensors, so name its folder"
+        )
+    config = AutoConfig.from_pretrained(str(model))
+    if config.get_text_config() is not config and find_spec("torchvision") is None:
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise ValueError(
+            f"{model} is a {kind}, which reads images too; for such a model vLLM needs torchvision, which is not installed "
+            "(requirements/gpu.txt has it, requirements/cpu.txt has not): serve a checkpoint of text alone, or on a GPU machine"
+        )
+
+
+class Checkpoint:
+    """Tensors of a folder of safetensors files, by module of the transformers model that it is loaded into."""
+
+    def __init__(self, directory: str | Path, architecture: nn.Module) -> None:
+        self.files = _files_by_key(Path(directory))
+        self.keys = _keys_by_name(self.files, architecture)
+
+    def key_of(self, name: str) -> str:
+        """The key of a module's weight."""
+        if f"{name}.weight" not in self.keys:
+            raise ValueError(f"the checkpoint has no tensor {name}.weight")
+        return self.keys[f"{name}.weight"]
+
+    def weight(self, name: str) -> Tensor:
+        return self._read(self.key_of(name))
+
+    def beside(self, name: str) -> list[tuple[str, Tensor]]:
+        """The module's other tensors, such as its bias."""
+        found = [key for full, key in self.keys.items() if full.rpartition(".")[0] == name and full != f"{name}.weight"]
+        return [(key, self._read(key)) for key in found]
+
+    def _read(self, key: str) -> Tensor:
+        with safe_open(str(self.files[key]), framework="pt") as file:
+            return file.get_tensor(key)
+
+
+def _files_by_key(directory: Path) -> dict[str, Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        files = json.loads(index.read_text())["weight_map"]
+        if outside := sorted({file for file in files.values() if Path(file).name != file}):
+            raise ValueError(f"{index} names files that are not beside it: {', '.join(outside)}")
+        return {key: directory / file for key, file in files.items()}
+    if (directory / "model.safetensors").exists():
+        with safe_open(str(directory / "model.safetensors"), framework="pt") as file:
+            return dict.fromkeys(file.keys(), directory / "model.safetensors")
+    raise ValueError(f"{directory} holds no model.safetensors; edits are served from a safetensors checkpoint")
+
+
+def _keys_by_name(keys: Iterable[str], architecture: Any) -> dict[str, str]:
+    """The checkpoint's key of each tensor of the model, by the rules that `from_pretrained` itself loads by: checkpoints of
+    GPT-2 leave `transformer.` out, those of Gemma 3 with images put `language_model.` before `model.`."""
+    transforms = get_model_conversion_mapping(architecture)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    prefix, tensors = architecture.base_model_prefix, architecture.state_dict()
+    return {rename_source_key(key, renamings, [], prefix, tensors)[0]: key for key in keys}
+
+
+def _served_module(model: nn.Module, modules: Mapping[str, nn.Module], names: Iterable[str]) -> nn.Module | None:
+    """vLLM's module that holds a weight: `…mlp.up_proj` is a part of `…mlp.gate_up_proj`. Of `names` the first is tried first:
+    vLLM's rules are for those of the checkpoint, and where it has none, its modules have those of transformers."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    packed = getattr(model, "packed_modules_mapping", None) or {}
+    for name in names:
+        mapped = mapper.map_name(name) if mapper is not None else name
+        stem, _, last = (mapped or "").removesuffix(".weight").rpartition(".")
+        for candidate in (last, *(fused for fused, members in packed.items() if last in members)):
+            if f"{stem}.{candidate}" in modules:
+                return modules[f"{stem}.{candidate}"]
+    return None

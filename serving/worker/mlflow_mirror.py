@@ -1,0 +1,83 @@
+"""New versions on their way to MLflow: beside the edits, which never wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from errata.ledger import Ledger
+from serving.logs import event
+
+logger = logging.getLogger("ray.serve")
+
+PERIOD_S = 5.0
+CONFLICT_PERIOD_S = 60.0  # what only a person can settle
+PIECE = 50  # versions at a time, so that the alias of the live one does not wait for a backlog
+
+
+class MlflowMirrorTask:
+    """`state` is what was mirrored last and what is wrong, if anything. Without an address nothing is sent."""
+
+    def __init__(self, ledger: Ledger, uri: str | None, name: str) -> None:
+        self.ledger, self.uri, self.name = ledger, uri, name
+        self.state: dict[str, Any] = {}
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        if self.uri is not None:
+            self._task = asyncio.create_task(self._mirror(self.uri))
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """It ends only by a fault that nobody thought of: told, and tried again later."""
+        if not task.cancelled():
+            self.state = {**self.state, "error": repr(task.exception())}
+            logger.error("the mirror to MLflow has failed", exc_info=task.exception())
+            asyncio.get_running_loop().call_later(CONFLICT_PERIOD_S, self.start)
+
+    @property
+    def behind(self) -> int:
+        """How many versions MLflow does not have yet; 0 where nothing is sent."""
+        if self.uri is None:
+            return 0
+        return self.state.get("left", 0) + max(0, self.ledger.newest - self.state.get("newest", -1))
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    async def _mirror(self, uri: str) -> None:
+        """Copies new versions; is unblocked by `wake`, and every few seconds to catch up after an outage."""
+        from errata.registry import (  # here: importing MLflow takes seconds
+            Registry,
+            RegistryConflict,
+            RegistryUnavailable,
+        )
+
+        registry: Registry | None = None
+        while True:
+            pause_s = PERIOD_S
+            try:
+                if registry is None:
+                    registry = await asyncio.to_thread(Registry, uri, self.name)
+                newest = self.ledger.newest
+                found = await asyncio.to_thread(registry.mirror, self.ledger, limit=PIECE)
+                self.state = {
+                    "version": found.live,
+                    "serving": found.serving,
+                    "newest": newest,
+                    "left": found.left,
+                    "error": None,
+                }
+                if found.left:
+                    continue
+            except (RegistryUnavailable, ValueError) as fault:
+                pause_s = CONFLICT_PERIOD_S if isinstance(fault, RegistryConflict | ValueError) else PERIOD_S
+                self.state = {**self.state, "error": str(fault)}
+                event(logger, "mirror.failed", logging.WARNING, error=fault)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._changed.wait()
+                self._changed.clear()

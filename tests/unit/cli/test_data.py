@@ -1,0 +1,153 @@
+"""`errata data`, and the search for duplicates and contradictions that it prints."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from errata.cli.main import app
+from errata.datasets.duplicates import NUM_EXAMPLES, Watch
+from errata.datasets.reader import read_edits, write_parquet
+from errata.edit import Edit
+
+DATA = Path(__file__).parents[2] / "data" / "formats"
+
+
+def run(*words: str | Path, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["data", *map(str, words)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def watched(edits: list[Edit]) -> Watch:
+    watch = Watch()
+    for edit in edits:
+        watch.see(edit)
+    return watch
+
+
+def test_convert_writes_the_same_edits(tmp_path: Path) -> None:
+    said = run("convert", DATA / "mquake.json", tmp_path / "edits.parquet")
+    assert "mquake.json: mquake" in said and "3 edits written" in said
+    assert list(read_edits(tmp_path / "edits.parquet")) == list(read_edits(DATA / "mquake.json"))
+
+
+def test_convert_takes_as_many_as_asked(tmp_path: Path) -> None:
+    run("convert", DATA / "fever.jsonl", tmp_path / "edits.parquet", "--limit", "1", "--format", "fever")
+    assert len(list(read_edits(tmp_path / "edits.parquet"))) == 1
+
+
+def test_convert_stops_or_skips_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    bad, out = tmp_path / "bad.jsonl", tmp_path / "out" / "edits.parquet"
+    bad.write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a"}\n{"prompt": "c", "target": "d"}\n')
+    assert "edit 1, target: must be given as a string (bad.jsonl)" in run("convert", bad, out, code=1)
+    assert not list(out.parent.iterdir())
+    said = run("convert", bad, out, "--on-fault", "skip")
+    assert "skipped 1 record\n" in said and "2 edits written" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("convert", "none.json", "out.parquet"), "no file none.json"),
+        (("convert", "none.json", "out.parquet", "--format", "zsre"), "there is no format 'zsre'"),
+        (("check", "gopher://x/y"), "cannot be opened"),
+    ],
+)
+def test_what_cannot_be_read_is_said_without_a_traceback(words: tuple[str, ...], said: str) -> None:
+    assert said in run(*words, code=1)
+
+
+def test_on_fault_has_two_values(tmp_path: Path) -> None:
+    run("convert", DATA / "plain.jsonl", tmp_path / "edits.parquet", "--on-fault", "ignore", code=2)
+    assert not (tmp_path / "edits.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [({"prompt": "a", "target": ""}, "every record is at fault"), (None, "the file holds no record")],
+    ids=["at-fault", "none"],
+)
+def test_convert_of_no_edit_fails_and_leaves_an_old_file(tmp_path: Path, record: dict | None, said: str) -> None:
+    source, out = tmp_path / "edits.jsonl", tmp_path / "edits.parquet"
+    write_parquet([Edit("a", "b")], out)
+    source.write_text(f"{json.dumps(record)}\n" * 3 if record else "\n\n")
+    shown = run("convert", source, out, "--on-fault", "skip", code=1)
+    assert said in shown and ("skipped 3 records" in shown) == bool(record) and "written" not in shown
+    assert list(read_edits(out)) == [Edit("a", "b")] and sorted(tmp_path.iterdir()) == [source, out]
+
+
+@pytest.mark.parametrize("command", ["convert", "check"])
+def test_parquet_without_rows_holds_no_record(tmp_path: Path, command: str) -> None:
+    write_parquet([], tmp_path / "none.parquet")
+    words = [tmp_path / "out.parquet"] if command == "convert" else []
+    assert "the file holds no record" in run(command, tmp_path / "none.parquet", *words, code=1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "none.parquet"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out", "folder.parquet"])
+def test_convert_writes_into_a_file_named_parquet_only(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.parquet").mkdir()
+    said = run("convert", "none.json", tmp_path / name, code=2)
+    assert ("folder" if name == "folder.parquet" else "must end in") in said and "no file none.json" not in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder.parquet"]
+
+
+def test_check_says_how_many_pairs_it_does_not_show(tmp_path: Path) -> None:
+    write_parquet([Edit(f"fact {number // 2}", f"answer {number % 2}") for number in range(16)], tmp_path / "edits.parquet")
+    said = run("check", tmp_path / "edits.parquet", code=1)
+    assert "8 conflicts" in said and said.count("' is '") == NUM_EXAMPLES and "  and 3 more\n" in said
+
+
+def test_check_of_a_good_file() -> None:
+    said = run("check", DATA / "counterfact.json")
+    assert "counterfact.json: counterfact" in said and "2 edits, 0 records at fault" in said
+    assert "0 duplicates of" in said and "0 conflicts, 0 edits in them" in said
+
+
+def test_one_is_not_called_many(tmp_path: Path) -> None:
+    write_parquet([Edit("a", "b")], tmp_path / "one.parquet")
+    assert "1 edit, 0 records at fault" in run("check", tmp_path / "one.parquet")
+    assert "1 edit written" in run("convert", tmp_path / "one.parquet", tmp_path / "out.parquet")
+
+
+def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "The capital of Tal is", "target": "Orr", "subject": "Tal"},
+        {"prompt": "The capital of  tal is", "target": "orr"},
+        {"prompt": ""},
+        {"prompt": "The capital of Tal is", "target": "Lund", "subject": "Tal"},
+        {"prompt": "The river of Tal is", "target": "Orr", "subject": "Tal"},
+    ]
+    (tmp_path / "edits.json").write_text(json.dumps(records))
+    said = run("check", tmp_path / "edits.json", code=1)
+    assert "4 edits, 1 record at fault\n" in said and "1 × target: must be given as a string" in said
+    assert "1 duplicate of an earlier edit" in said and "edits 0 and 1: 'The capital of Tal is' is 'Orr' and 'orr'" in said
+    assert "1 conflict, 3 edits in it\n" in said and "edits 0 and 2: 'The capital of Tal is' is 'Orr' and 'Lund'" in said
+
+
+def test_repetitions_are_what_a_plain_count_finds() -> None:
+    draw = random.Random(0)
+    edits = [Edit(f"fact {draw.randrange(400)}", f"answer {draw.randrange(3)}") for _ in range(1000)]
+    targets: dict[str, list[str]] = {}
+    for edit in edits:
+        targets.setdefault(edit.prompt, []).append(edit.target)
+    found = watched(edits).repetitions()
+    assert found.num_duplicates == sum(len(told) - len(set(told)) for told in targets.values())
+    assert found.num_conflicts == sum(len(set(told)) > 1 for told in targets.values())
+    assert found.num_in_conflict == sum(len(told) for told in targets.values() if len(set(told)) > 1)
+    assert len(found.conflicts) == NUM_EXAMPLES
+    for one, other in found.conflicts:
+        assert one < other and edits[one].prompt == edits[other].prompt and edits[one].target != edits[other].target
+    for one, other in found.duplicates:
+        assert one < other and edits[one] == edits[other]
+
+
+@pytest.mark.parametrize("edits", [[], [Edit("a", "b")], [Edit("a", "b"), Edit("c", "b")]])
+def test_nothing_is_repeated(edits: list[Edit]) -> None:
+    found = watched(edits).repetitions()
+    assert (found.num_duplicates, found.num_conflicts, found.num_in_conflict) == (0, 0, 0)

@@ -1,0 +1,161 @@
+"""The episode's gradient against plain automatic differentiation through every update."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.episode import play_in_one_graph
+from benchmarks.measure import SavedTensors
+from errata.edit import batches_of
+from errata.editors.hypernet.episode import EpisodeBatch, play
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.hypernet.mend import MEND
+from errata.editors.hypernet.net import Proposal
+from errata.editors.hypernet.reward import MemoryOptions, Reward
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.solve import KeyPreconditioner
+from errata.model.language_model import LanguageModel
+from errata.testbed.world import World
+
+MODULES = ("layers.0.mlp.down_proj", "layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
+REWARD = Reward(discount=0.9, backtrack_decay=0.7, backtrack_depth=2, update_penalty=1e-3, locality_weight=0.5, edit_weight=0.8)
+UNDER_TEST = {
+    "in-the-metric": RLEdit(MODULES, rank=8, metric_strength=10.0),
+    "in-the-metric-two-passes": RLEdit(MODULES, rank=8, metric_strength=10.0, num_passes=2),
+    "by-ridge": RLEdit(MODULES, rank=8, metric_strength=0.0),
+    "by-ridge-two-passes": RLEdit(MODULES, rank=8, metric_strength=0.0, num_passes=2),
+    "by-MEND": MEND(MODULES, rank=8),
+}
+
+
+def ready(
+    model: LanguageModel, editor: HypernetworkEditor
+) -> tuple[HypernetworkEditor, list[EpisodeBatch], dict[str, KeyPreconditioner]]:
+    batches = list(batches_of(World(20).edits("train", 12), 3))
+    steps = [EpisodeBatch(model, batch) for batch in batches]
+    editor = editor.untrained(model, [step.outcomes for step in steps], batches, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in editor.trained_policy().net.named_parameters():
+        if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
+            parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return editor, steps, {n: KeyPreconditioner.start(b) for n, b in editor.trained_policy().metric_bases.items()}
+
+
+@pytest.mark.parametrize("num_burn_in", [0, 1])
+@pytest.mark.parametrize("editor", UNDER_TEST.values(), ids=UNDER_TEST)
+def test_every_update_is_credited_with_every_later_loss(
+    tiny_model: LanguageModel, editor: HypernetworkEditor, num_burn_in: int
+) -> None:
+    editor, steps, metrics = ready(tiny_model, editor)
+    net = editor.trained_policy().net
+    play(tiny_model, net, steps, metrics, REWARD, num_passes=editor.num_passes, num_burn_in=num_burn_in)
+    played = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    play_in_one_graph(tiny_model, net, steps, metrics, REWARD, editor.num_passes, num_burn_in)
+    expected = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
+    assert played.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(played[name], grad, rtol=2e-3, atol=2e-5 * max(1.0, float(grad.abs().max())), msg=name)
+
+
+def test_the_size_of_an_update_is_that_of_its_matrix() -> None:
+    V_nI, Z_nO = torch.randn(3, 5), torch.randn(3, 4)
+    torch.testing.assert_close(Proposal(V_nI, Z_nO, V_nI).squared_norm(), (V_nI.T @ Z_nO).square().sum())
+
+
+def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
+    editor, steps, metrics = ready(tiny_model, UNDER_TEST["in-the-metric"])
+    net = editor.trained_policy().net
+
+    def gradient_of(update_penalty: float) -> torch.Tensor:
+        net.zero_grad()
+        play(tiny_model, net, steps[:1], metrics, Reward(update_penalty=update_penalty))
+        return torch.cat(
+            [p.grad.reshape(-1) for n, p in net.named_parameters() if n.endswith("log_step_M") and p.grad is not None]
+        )
+
+    assert (gradient_of(1.0) > gradient_of(0.0)).all(), "a penalty on |S|² must push the step size down"
+
+
+def gradient(
+    model: LanguageModel, editor: HypernetworkEditor, savings: MemoryOptions, reward: Reward = REWARD
+) -> tuple[Tensor, dict[str, float]]:
+    """Of an episode of five batches, as one vector, with the losses. What is kept is played from anew."""
+    editor, _, metrics = ready(model, editor)
+    net = editor.trained_policy().net
+    steps = [EpisodeBatch(model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 4)]
+    losses = play(model, net, steps, metrics, reward, num_passes=editor.num_passes, savings=savings)
+    return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]), losses
+
+
+@pytest.mark.parametrize("uniform", [False, True], ids=["the last ones", "of all"])
+@pytest.mark.parametrize("editor", UNDER_TEST.values(), ids=UNDER_TEST)
+def test_savings_of_memory_change_no_gradient(tiny_model: LanguageModel, editor: HypernetworkEditor, uniform: bool) -> None:
+    reward = replace(REWARD, backtrack_uniform=uniform)
+    whole, losses = gradient(tiny_model, editor, MemoryOptions(), reward)
+    for savings in (MemoryOptions(recompute=True), MemoryOptions(on_host=True), MemoryOptions(recompute=True, on_host=True)):
+        found, same = gradient(tiny_model, editor, savings, reward)
+        assert torch.equal(found, whole) and same == losses, savings
+    tiny_model.module.double()  # keys that a pass of another size rounds otherwise are apart by far more after a solve
+    whole, losses = gradient(tiny_model, editor, MemoryOptions(), reward)
+    for savings in (MemoryOptions(micro_batch=3), MemoryOptions(micro_batch=5, recompute=True, on_host=True)):
+        found, close = gradient(tiny_model, editor, savings, reward)
+        assert float((found - whole).norm() / whole.norm()) < 2e-6, savings
+        assert close == pytest.approx(losses, rel=1e-5), savings
+
+
+def test_savings_hold_less_for_the_backward_pass(tiny_model: LanguageModel) -> None:
+    """Also in the block behind the last edited one, which has no side branch."""
+    editor, _, _ = ready(tiny_model, RLEdit(("layers.0.mlp.down_proj",), rank=8, metric_strength=0.0))
+
+    def held(savings: MemoryOptions) -> int:
+        saved = SavedTensors(tiny_model.module)
+        with saved.watching():
+            steps = [EpisodeBatch(tiny_model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 10)]
+            play(tiny_model, editor.trained_policy().net, steps, {}, REWARD, savings=savings)
+        return saved.peak_bytes
+
+    whole = held(MemoryOptions())
+    assert held(MemoryOptions(micro_batch=4)) < 0.7 * whole
+    assert held(MemoryOptions(recompute=True)) < 0.7 * whole
+    assert held(MemoryOptions(micro_batch=4, recompute=True)) < 0.4 * whole
+
+
+@pytest.mark.parametrize("rule", ["in-the-metric-two-passes", "by-MEND"])
+def test_no_pass_has_more_texts_than_a_micro_batch(tiny_model: LanguageModel, rule: str) -> None:
+    """Of first batches, of edits and of what they are scored on."""
+    editor, _, metrics = ready(tiny_model, UNDER_TEST[rule])
+    batches, found = list(batches_of(World(20).edits("train", 8), 4)), []
+    text = [EpisodeBatch(tiny_model, batch).outcomes for batch in batches]
+    with tiny_model.module.register_forward_pre_hook(
+        lambda _module, _args, kwargs: found.append(len(kwargs["input_ids"])), with_kwargs=True
+    ):
+        editor.untrained(tiny_model, text, batches, seed=0, micro_batch=3)
+        assert found == [3, 1, 3, 1]
+        savings = MemoryOptions(micro_batch=3)
+        steps = [EpisodeBatch(tiny_model, batch, savings=savings) for batch in batches]
+        play(tiny_model, editor.trained_policy().net, steps, metrics, REWARD, num_passes=editor.num_passes, savings=savings)
+    assert max(found) == 3
+
+
+def test_the_first_batches_set_the_same_scales_in_parts(tiny_model: LanguageModel) -> None:
+    batches, editor = list(batches_of(World(20).edits("train", 8), 4)), UNDER_TEST["by-ridge"]
+    whole, parts = (editor.untrained(tiny_model, [], batches, seed=0, micro_batch=size).trained_policy().net for size in (0, 3))
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_scored_no_more_is_not_kept(tiny_model: LanguageModel) -> None:
+    editor, _, metrics = ready(tiny_model, UNDER_TEST["in-the-metric"])
+    steps = [EpisodeBatch(tiny_model, batch) for batch in batches_of(World(20).edits("train", 20), 4)]
+    play(tiny_model, editor.trained_policy().net, steps, metrics, REWARD)  # two earlier batches at most
+    assert [bool(step._base_log_probs) for step in steps] == [False, False, False, True, True]
+    assert [REWARD.earliest(t) for t in range(5)] == [0, 0, 0, 1, 2]
+    assert replace(REWARD, backtrack_uniform=True).earliest(4) == 0
+
+
+def test_a_micro_batch_below_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="micro_batch is a number of texts, or 0"):
+        MemoryOptions(micro_batch=-1)

@@ -1,0 +1,101 @@
+"""The hypernetwork runs many matrices together; what it proposes for one does not depend on the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from errata.edit import EditRejected
+from errata.editors.hypernet import net as net_module
+from errata.editors.hypernet.net import Hypernetwork, Proposal, Rule
+from errata.editors.past_keys import with_keys
+from errata.editors.solve import KeyPreconditioner, base_preconditioner
+from errata.model.capture import Captured
+from errata.model.matrices import MatrixSpec, ModelSpec
+from errata.timing import stage_seconds
+
+SIZES = {"gate_proj": (12, 20), "up_proj": (12, 20), "down_proj": (20, 12)}
+SPEC = ModelSpec(tuple(MatrixSpec(f"layers.{layer}.mlp.{name}", *size) for layer in range(3) for name, size in SIZES.items()))
+
+
+def randn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def a_net(rule: Rule) -> Hypernetwork:
+    net = Hypernetwork(SPEC, rank=4, num_blocks=2, centred=False, seed=0, rule=rule)
+    for i, parameter in enumerate(net.parameters()):  # away from the identity, and unlike for each matrix
+        parameter.data += 0.3 * randn(*parameter.shape, seed=i)
+    return net
+
+
+def rows(num_rows: dict[str, int]) -> dict[str, Captured]:
+    found: dict[str, Captured] = {}
+    for i, matrix in enumerate(SPEC.matrices):
+        n = num_rows.get(matrix.name, 5)
+        gate = found.get(matrix.name.replace("up_proj", "gate_proj"))
+        keys_TI = gate.keys_TI if gate is not None else randn(n, matrix.num_in, seed=100 + i)
+        found[matrix.name] = Captured(keys_TI, randn(n, matrix.num_out, seed=200 + i))
+    return found
+
+
+def metrics() -> dict[str, KeyPreconditioner]:
+    moments = {m.name: randn(40, m.num_in, seed=300 + i) for i, m in enumerate(SPEC.matrices) if "up_proj" not in m.name}
+    return {name: KeyPreconditioner.start(base_preconditioner(x.T @ x, 1.0)) for name, x in moments.items()}
+
+
+def gradients(net: Hypernetwork, proposals: dict[str, Proposal]) -> list[torch.Tensor]:
+    loss = sum((p.Z_nO.square().sum() + p.V_nI.square().sum()) * (1 + i) for i, p in enumerate(proposals.values()))
+    return list(torch.autograd.grad(loss, list(net.parameters()), allow_unused=True, materialize_grads=True))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 10, 1000])
+@pytest.mark.parametrize("rule", ["solve", "outer"])
+def test_a_matrix_gets_alone_what_it_gets_among_others(rule: Rule, rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net_module, "ROWS_AT_ONCE", rows_at_once)
+    net = a_net(rule)
+    captured = rows({"layers.1.mlp.down_proj": 3, "layers.2.mlp.down_proj": 8} if rule == "outer" else {})
+    together = net.propose(captured, metrics())
+    alone: dict[str, Proposal] = {}
+    for name, own in captured.items():
+        alone |= net.propose({name: own}, metrics())
+    assert list(together) == list(alone) == list(SPEC.names)
+    for name, one in together.items():
+        assert len(one.V_nI) == len(one.Z_nO) == len(captured[name].keys_TI)
+        torch.testing.assert_close((one.V_nI, one.Z_nO), (alone[name].V_nI, alone[name].Z_nO))
+    torch.testing.assert_close(gradients(net, together), gradients(net, alone), rtol=1e-4, atol=1e-4)
+
+
+def test_passes_over_the_same_keys_share_the_solve() -> None:
+    net, captured, shared = a_net("solve"), rows({}), {}
+    with torch.no_grad():
+        first = net.propose(captured, metrics(), shared)
+        kept = {name: dict(found.inverses) for name, found in shared.items()}
+        second = net.propose(captured, metrics(), shared)
+    assert sum(map(len, kept.values())) == len(SPEC.matrices) and len(kept) == len(metrics())
+    assert all(shared[name].inverses[ridge] is inverse for name, found in kept.items() for ridge, inverse in found.items())
+    for name in first:
+        assert torch.equal(first[name].Z_nO, second[name].Z_nO)
+
+
+def test_one_matrix_without_a_solution_is_refused_among_others() -> None:
+    net, captured = a_net("solve"), rows({})
+    captured["layers.1.mlp.down_proj"].keys_TI.mul_(float("nan"))
+    with pytest.raises(EditRejected, match="no solution"):
+        net.propose(captured, metrics())
+
+
+def test_the_network_is_a_stage_of_its_own() -> None:
+    with stage_seconds() as seconds:
+        a_net("solve").propose(rows({}), metrics())
+    assert 0 < seconds["network"] < seconds["total"]
+
+
+def test_metrics_remember_together_what_each_remembers_alone() -> None:
+    before = metrics()
+    keys = {name: own.keys_TI for name, own in rows({"layers.1.mlp.down_proj": 3}).items() if name in before}
+    after = with_keys(before, keys, 0.5)
+    assert list(after) == list(before)
+    for name, metric in before.items():
+        torch.testing.assert_close(after[name].white_mI, metric.remember(keys[name], 0.5).white_mI)
+    assert with_keys(before, {}, 0.0) == before

@@ -1,0 +1,141 @@
+"""ROME and R-ROME against their published equations: one fact after the other into the weights, in fp64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from errata.edit import EditBatch
+from errata.editors.closed_form.contexts import Contexts
+from errata.editors.closed_form.locate_then_edit import contexts_of
+from errata.editors.closed_form.rome import ROME, RROME
+from errata.editors.closed_form.targets import find_targets
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
+from errata.testbed.world import World
+from tests.unit.small_models import (
+    EXACT,
+    MODULES,
+    SEARCH,
+    WORDS,
+    a_model,
+    at_subject,
+    check_close,
+    in_contexts,
+    modules_of,
+    played,
+    relative,
+    rome_batch,
+    subjects_of,
+    with_moments,
+    write,
+)
+
+EDITS = World(20).edits("test", 6)
+BATCHES = [EditBatch(tuple(EDITS[:1])), EditBatch(tuple(EDITS[1:4])), EditBatch(tuple(EDITS[4:]))]
+FLOOR = 1e-5  # of the size of C's smaller eigenvalues in these models: without C or without the floor u is another
+FLAVOURS: dict[str, tuple[type[ROME], dict[str, bool]]] = {
+    "ROME": (ROME, {}),
+    "R-ROME": (RROME, {}),
+    "R-ROME, prompt keys": (RROME, {"prompt_keys": True}),
+}
+IN_FP32 = 1.5e-4  # seen: 1.3e-5
+
+
+def an_editor(flavour: str, model: LanguageModel, use_moments: bool = True) -> ROME:
+    """Of the second layer's matrix, with contexts of two lengths."""
+    kind, fields = FLAVOURS[flavour]
+    made = kind(modules_of(model)[1:], SEARCH, WORDS, (2, 4), use_moments=use_moments, floor=FLOOR, **fields)
+    return with_moments(made, model) if use_moments else made
+
+
+def floored_moment(editor: ROME, name: str) -> Tensor | None:
+    """C + floor I, in fp64; None where the editor takes the identity."""
+    if editor.moments is None:
+        return None
+    moment_II = editor.moments.by_input[name].double()
+    return moment_II + FLOOR * torch.eye(len(moment_II), dtype=torch.float64)
+
+
+def published(model: LanguageModel, editor: ROME, contexts: tuple[str, ...], flavour: str) -> list[dict[str, Tensor]]:
+    """The change of each batch: all its targets on the model before it, then every fact into the weights."""
+    (name,) = find_matrices(model.module, editor.modules).names
+    changes = []
+    for batch in BATCHES:
+        wanted_nO = find_targets(model, batch, name, Contexts(contexts), editor.search).wanted_nD
+        changes.append({name: rome_batch(model, batch, contexts, name, wanted_nO, floored_moment(editor, name), flavour)})
+    return changes
+
+
+@pytest.fixture(params=MODULES)
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return a_model(request.param)
+
+
+@pytest.mark.parametrize("use_moments", [True, False])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_every_flavour_is_the_published_equation(model: LanguageModel, flavour: str, use_moments: bool) -> None:
+    """ΔW = (v* - W k) uᵀ / (uᵀ k) for fact after fact, with the keys that the flavour takes and C + floor I or the identity."""
+    editor = an_editor(flavour, model, use_moments)
+    deltas, _, contexts = played(editor, model, BATCHES)
+    assert len(contexts) == 5
+    assert [part.rank for delta in deltas for _, part in delta] == [len(batch) for batch in BATCHES]
+    check_close(deltas, published(model, editor, contexts, flavour), EXACT)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("use_moments", [True, False])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_model_in_fp32_gives_the_same_up_to_rounding(kind: str, flavour: str, use_moments: bool) -> None:
+    """The editor in fp32 against the equations in fp64, targets included."""
+    model = a_model(kind, torch.float32)
+    editor = an_editor(flavour, model, use_moments)
+    deltas, _, contexts = played(editor, model, BATCHES)
+    check_close(deltas, published(a_model(kind), editor, contexts, flavour), IN_FP32)
+
+
+def test_the_flavours_are_three(model: LanguageModel) -> None:
+    """The same facts get three different changes: what the equations are compared with is not one and the same."""
+    changes = [played(an_editor(flavour, model), model, BATCHES[:1])[0][0] for flavour in FLAVOURS]
+    (name,) = changes[0].parts
+    dense = [change.parts[name].dense() for change in changes]
+    assert min(relative(dense[i], dense[j]) for i in range(3) for j in range(i)) > 0.05
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_last_edit_of_a_batch_is_answered_by_its_target(model: LanguageModel, flavour: str) -> None:
+    """(W + ΔW) k = v*, k being the key that stands beside v*: nothing comes after the last edit to move it again."""
+    editor, batch = an_editor(flavour, model), BATCHES[1]
+    (delta,), _, contexts = played(editor, model, [batch])
+    ((name, part),) = delta
+    wanted_nO = find_targets(model, batch, name, Contexts(contexts), editor.search).wanted_nD
+    before_nO = at_subject(model, batch.prompts, subjects_of(batch), name, True)
+    write(model, name, part.dense())
+    asked = contexts if flavour == "R-ROME" else ("",)
+    after_nO = torch.stack(in_contexts(model, batch, asked, name, True)).mean(0)
+    assert relative(after_nO[-1], wanted_nO[-1]) < EXACT
+    assert relative(before_nO[-1], wanted_nO[-1]) > 0.1
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_several_matrices_are_refused(model: LanguageModel, flavour: str) -> None:
+    editor = replace(an_editor(flavour, model), modules=modules_of(model))
+    with pytest.raises(ValueError, match="writes into one matrix") as refused:
+        editor.start(model, find_matrices(model.module, editor.modules))
+    assert all(module in str(refused.value) for module in modules_of(model))
+
+
+@pytest.mark.parametrize("kind", [ROME, RROME])
+def test_there_are_twenty_one_contexts(model: LanguageModel, kind: type[ROME]) -> None:
+    """The bare prompt, ten texts of at most five tokens and ten of ten, their word counted, all of the same weight."""
+    editor = kind(modules_of(model)[:1], use_moments=False)
+    state = editor.start(model, find_matrices(model.module, editor.modules))
+    bare, *others = contexts_of(state)
+    assert bare == "" and len(others) == 20
+    for short, long in zip(others[:10], others[10:], strict=True):
+        assert short[0] == long[0]  # of the same word
+        assert len(model.tokenizer(short)["input_ids"]) <= len(model.tokenizer(long)["input_ids"])
+    assert editor.contexts(state).weights == [1 / 21] * 21

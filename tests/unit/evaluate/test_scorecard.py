@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from errata.edit import Edit, Probe
+from errata.evaluate.answers import normalise_answer, same_answer
+from errata.evaluate.likelihood import likelihood, pairs_of
+from errata.evaluate.perplexity import perplexity
+from errata.evaluate.questions import Questions, prompts_of
+from errata.evaluate.scorecard import Scorecard, predictions, score, teacher_forced
+
+EDITS = [
+    Edit("capital?", "Paris", rephrasings=("chief town?", "seat?"), locality=(Probe("river?", "Seine"),)),
+    Edit("food?", "bread", portability=(Probe("grain?", "wheat"),)),
+]
+BASE = {"river?": "Loire"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" The Eiffel Tower.", "eiffel tower"),
+        ("Paris\nQuestion: what", "paris"),
+        ("Paris. It lies on", "paris"),
+        ("\n 3.5 metres", "35 metres"),
+        ("an  apple, a pear!", "apple pear"),
+        ("", ""),
+        ("Theatre", "theatre"),
+        ("A", "a"),
+        ("The.", "the"),
+        (" ?", "?"),
+    ],
+)
+def test_normalise_answer(text, expected):
+    assert normalise_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "right"),
+    [
+        ("St. Louis. It lies on", "St. Louis", True),
+        ("St. Petersburg", "St. Louis", False),
+        ("J. R. R. Tolkien", "J. R. R. Tolkien", True),
+        ("J. S. Bach", "J. R. R. Tolkien", False),
+        ("St. Louis\nQuestion:", "St. Louis", True),
+        ("Washington, D.C.", "Washington, D.C.", True),
+        ("Washington, D.C. is", "Washington, D.C.", True),
+        ("", "A", False),
+        ("the", "A", False),
+        ("a.", "A", True),
+        ("Paris and Lyon", "Paris", False),
+        ("Parisian", "Paris", False),
+        ("PARIS.", "Paris", True),
+    ],
+)
+def test_an_answer_is_compared_up_to_where_its_like_ends(said, wanted, right):
+    assert same_answer(said, wanted, wanted) is right
+
+
+def test_score_counts_each_kind():
+    answers = {
+        "capital?": "paris.",
+        "chief town?": "Paris",
+        "seat?": "Lyon",
+        "river?": "Loire",
+        "food?": "meat",
+        "grain?": "Wheat",
+    }
+    card = score(EDITS, answers, BASE, first=EDITS[:1])
+    assert (card.efficacy, card.generalisation, card.portability, card.retention) == (0.5, 0.5, 1.0, 1.0)
+    assert (card.locality, card.locality_gold) == (1.0, 0.0)
+    assert (card.num_edits, card.method, card.to_json()["efficacy"]) == (2, "free", 0.5)
+
+
+def test_a_scorecard_is_written_down_flat():
+    card = score(EDITS, dict.fromkeys(prompts_of(EDITS), "Paris"), BASE)
+    flat = card.to_json()
+    assert all(value is None or isinstance(value, int | float | str) for value in flat.values())
+    assert (flat["efficacy"], flat["efficacy_low"], flat["efficacy_high"]) == (0.5, 0.0, 1.0)
+    assert "retention_low" not in flat and "portability_by_kind" not in flat
+    assert Scorecard(0.5, None, 0.8, None, None, None, 2, "free").to_json()["locality"] == 0.8
+
+
+def test_portability_is_also_counted_by_kind():
+    kinds = ("two_hop", "two_hop", "RippleEdits: Alias (1)", "")
+    edits = [Edit("a", "b", portability=tuple(Probe(f"p{i}", str(i), kind) for i, kind in enumerate(kinds)))]
+    flat = score(edits, {"a": "b", "p0": "0", "p1": "no", "p2": "2", "p3": "3"}, {}).to_json()
+    assert flat["portability"] == 0.75
+    assert {key: value for key, value in flat.items() if key.startswith("portability/")} == {
+        "portability/two_hop": 0.5,
+        "portability/two_hop_low": 0.5,
+        "portability/two_hop_high": 0.5,
+        "portability/RippleEdits_ Alias _1_": 1.0,
+        "portability/RippleEdits_ Alias _1__low": 1.0,
+        "portability/RippleEdits_ Alias _1__high": 1.0,
+    }
+
+
+def test_retention_is_compared_with_what_was_right_at_once():
+    earlier = [Edit("a", "1"), Edit("b", "2"), Edit("c", "3"), Edit("d", "4")]
+    later = [Edit("d", "5")]  # replaces the fourth, which is then not asked for
+    answers = {"a": "1", "b": "no", "c": "3", "d": "5"}
+    card = score(later, answers, {}, earlier=earlier, immediate={("a", "1"): True, ("b", "2"): True, ("c", "3"): False})
+    assert card.retention_every == pytest.approx(2 / 3)
+    assert card.retention_ratio == 1.0  # two are right now, two were: what is lost and what is found weigh the same
+    assert score(later, answers, {}, earlier=earlier, immediate={("b", "2"): False}).retention_ratio is None
+    assert score(later, answers, {}, earlier=earlier).retention_ratio is None
+
+
+def test_without_questions_there_is_no_share():
+    card = score([Edit("a", "b")], {"a": "b"}, {})
+    assert card.efficacy == 1.0
+    assert (card.generalisation, card.locality, card.locality_gold, card.portability, card.retention) == (None,) * 5
+
+
+def test_a_later_edit_of_the_same_prompt_replaces_the_earlier():
+    edits = [Edit("a", "old"), Edit("a", "new"), Edit("b", "kept")]
+    questions = Questions.of(edits, first=edits[:1] + edits[2:])
+    assert questions.efficacy == (("a", "new"), ("b", "kept"))
+    assert questions.retention == (("b", "kept"),)
+    assert questions.num_edits == 3
+
+
+def test_prompts_are_asked_once_and_missing_answers_are_named():
+    assert prompts_of([*EDITS, EDITS[0]]) == ["capital?", "food?", "chief town?", "seat?", "river?", "grain?"]
+    with pytest.raises(ValueError, match=r"7 prompts: \['capital\?'"):
+        score(EDITS, {}, {})
+
+
+def test_teacher_forced_asks_for_every_token(tiny_model, world):
+    edits = world.edits("test", 8)
+    asked = [(edit.prompt, edit.target) for edit in edits]
+    guessed = predictions(tiny_model, asked, batch_size=3)
+    assert guessed == predictions(tiny_model, asked)
+    obeying = [Edit(e.prompt, tiny_model.tokenizer.decode(guessed[e.prompt, e.target])) for e in edits]
+    answers = predictions(tiny_model, [(e.prompt, e.target) for e in obeying])
+    kept = [e for e in obeying if len(answers[e.prompt, e.target]) == 1]
+    assert kept
+    card = teacher_forced(tiny_model, kept)
+    assert (card.efficacy, card.locality, card.method) == (1.0, None, "teacher-forced")
+    assert teacher_forced(tiny_model, [Edit(e.prompt, f"{e.target} {e.target} xqz") for e in kept]).efficacy == 0.0
+
+
+def test_teacher_forced_locality_is_agreement_with_the_base(tiny_model, world):
+    edits = world.edits("test", 4)
+    base = predictions(tiny_model, Questions.of(edits).locality)
+    assert teacher_forced(tiny_model, edits, base=base).locality == 1.0
+    other = {question: tuple(token + 1 for token in tokens) for question, tokens in base.items()}
+    assert teacher_forced(tiny_model, edits, base=other).locality == 0.0
+
+
+def test_what_cannot_be_compared_is_left_out_and_what_is_missing_named(tiny_model):
+    edits = [
+        Edit("Q", "dog", rephrasings=("R",), locality=(Probe("S", "Dog."), Probe("T", "cat"))),
+        Edit("silent", "dog", rephrasings=("R",)),
+        Edit("known", "dog"),
+    ]
+    pairs = pairs_of(edits, {"Q": " cat. It is", "silent": " ", "known": "a dog"})
+    assert pairs["efficacy"] == [("Q", ("Q", "dog"), ("Q", "cat"))]
+    assert pairs["generalisation"] == [("Q", ("R", "dog"), ("R", "cat"))]
+    assert pairs["locality"] == [("Q", ("T", "cat"), ("T", "dog"))]
+    with pytest.raises(ValueError, match=r"2 prompts: \['silent', 'known'\]"):
+        pairs_of(edits, {"Q": "cat"})
+    found = likelihood(tiny_model, [Edit("known", "dog")], {"known": "dog"})
+    assert (found.efficacy, found.efficacy_magnitude, found.locality, found.intervals) == (None, None, None, {})
+
+
+def test_perplexity_is_the_median_over_sentences(tiny_model, world):
+    sentences = world.plain_sentences(held_out=True)[:5]
+    alone = sorted(perplexity(tiny_model, [sentence]) for sentence in sentences)
+    assert perplexity(tiny_model, sentences, batch_size=2) == pytest.approx(alone[2], rel=1e-5)
+    ids = torch.tensor([tiny_model.tokenizer(sentences[0]).input_ids])
+    loss = tiny_model.module(ids, labels=ids).loss
+    assert perplexity(tiny_model, sentences[:1]) == pytest.approx(math.exp(loss), rel=1e-5)
+    with pytest.raises(ValueError, match="sentence"):
+        perplexity(tiny_model, [])
+    with pytest.raises(ValueError, match=r"two tokens.*\['river'\]"):
+        perplexity(tiny_model, [*sentences, "river"])

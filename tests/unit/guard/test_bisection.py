@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from errata.edit import Edit, EditRejected
+from errata.guard.bisection import BatchBisection
+
+FIVE = [Edit(str(i), "x", id=f"id-{i}") for i in range(5)]
+
+
+def settle(docket: BatchBisection, is_bad) -> tuple[list[tuple[int, ...]], dict[int, str]]:
+    """Groups that were made, and who was refused why; `is_bad` says of a group what its refusal names, or None."""
+    made, refused = [], {}
+    while (group := docket.next_group()) is not None:
+        assert group, "an empty group is never tried"
+        refusal = is_bad(group)
+        if refusal is None:
+            made.append(group)
+        settled = docket.made(group) if refusal is None else docket.refused(group, refusal)
+        for i, why in settled:
+            assert i not in refused
+            refused[i] = why.reason
+    assert docket.left() == ()
+    return made, refused
+
+
+def test_what_is_healthy_is_made_at_once():
+    assert settle(BatchBisection(FIVE), lambda group: None) == ([(0, 1, 2, 3, 4)], {})
+    assert settle(BatchBisection([]), lambda group: None) == ([], {})
+
+
+@pytest.mark.parametrize("guilty", range(5))
+def test_a_refusal_that_names_nobody_is_traced_by_halving(guilty):
+    made, refused = settle(BatchBisection(FIVE), lambda group: EditRejected("harm") if guilty in group else None)
+    assert refused == {guilty: "harm"}
+    assert [i for group in made for i in group] == [i for i in range(5) if i != guilty]
+
+
+def test_a_named_edit_is_to_blame_by_its_place_in_the_group_or_its_id():
+    def by_place(group):
+        return EditRejected("no", edit=group.index(3)) if 3 in group else None
+
+    def by_id(group):
+        return EditRejected("no", edit="id-3") if 3 in group else None
+
+    for is_bad in (by_place, by_id):
+        assert settle(BatchBisection(FIVE), is_bad) == ([(0, 1, 2, 4)], {3: "no"})
+
+
+def test_of_two_edits_with_one_id_one_is_to_blame():
+    twins = [Edit("a", "x", id="same"), Edit("b", "x", id="same")]
+    docket = BatchBisection(twins)
+    ((position, _),) = docket.refused(docket.next_group(), EditRejected("no", edit="same"))
+    assert (position, docket.next_group(), docket.next_group()) == (0, (1,), None)
+
+
+def test_a_name_that_is_nobodys_is_no_name():
+    made, refused = settle(BatchBisection(FIVE), lambda group: EditRejected("harm", edit=99) if 2 in group else None)
+    assert refused == {2: "harm"} and sorted(i for group in made for i in group) == [0, 1, 3, 4]
+
+
+def test_many_refusals_need_no_deep_recursion():
+    many = [Edit(str(i), "x") for i in range(3000)]
+    made, refused = settle(BatchBisection(many), lambda group: EditRejected("no", edit=0))
+    assert not made and len(refused) == 3000
+
+
+RIVALS = [Edit("p", "first"), Edit("q", "x"), Edit("p", "second"), Edit("p", "third"), Edit("p", "third")]
+
+
+def test_of_two_answers_to_one_prompt_the_later_is_made():
+    made, refused = settle(BatchBisection(RIVALS), lambda group: None)
+    assert made == [(1, 3, 4)]
+    assert set(refused) == {0, 2} and all("'third'; the later one counts" in why for why in refused.values())
+
+
+def test_if_the_later_is_refused_the_earlier_has_its_turn():
+    def is_bad(group):
+        third = [i for i in group if RIVALS[i].target == "third"]
+        return EditRejected("harm", edit=group.index(third[0])) if third else None
+
+    made, refused = settle(BatchBisection(RIVALS), is_bad)
+    assert (1,) in made and (2,) in made
+    assert refused[3] == refused[4] == "harm" and "'second'; the later one counts" in refused[0]
+
+
+def test_what_is_left_can_be_put_back():
+    docket = BatchBisection(RIVALS)
+    group = docket.next_group()
+    assert (group, docket.left()) == ((1, 3, 4), (0, 2))
+    docket.refused(group, EditRejected("harm"))
+    assert docket.next_group() == (1,) and docket.left() == (0, 2, 3, 4)

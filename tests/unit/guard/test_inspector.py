@@ -1,0 +1,280 @@
+"""What the guard measures, against the same things found by editing the model and generating."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from errata.delta.accumulator import EditedModel
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import Edit, EditBatch, Probe
+from errata.evaluate.perplexity import perplexity
+from errata.guard import probe_answers
+from errata.guard.edit_sample import Sample
+from errata.guard.inspector import FEW, MAX_EXCUSED, Inspector, _excused
+from errata.guard.limits import Guard, Limit
+from errata.guard.probes import FILE, PLAIN, Probes
+from errata.model.encoding import encode
+from errata.model.generation import greedy
+from errata.model.matrices import find_matrices
+
+MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+LENIENT = Guard(change=Limit(math.inf, math.inf))
+
+
+@pytest.fixture
+def probes(world) -> Probes:
+    questions = tuple(prompt for prompt, _ in world.sentences("train")[:40:4])
+    return Probes(questions, tuple(world.plain_sentences(held_out=True)[:7]))
+
+
+def answers(model, prompts) -> list[str]:
+    return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in greedy(model, prompts, 8)]
+
+
+def told(model, prompts) -> list[Edit]:
+    """Edits that ask for the word that the model says anyway."""
+    model.tokenizer.eos_token = None  # the random model ends no answer
+    words = [model.tokenizer.decode(ids) for ids in greedy(model, prompts, 1)]
+    return [Edit(prompt, word) for prompt, word in zip(prompts, words, strict=True)]
+
+
+@pytest.mark.parametrize("matrices", [MATRICES, MATRICES[1:]], ids=["all", "behind the last attention"])
+@pytest.mark.parametrize("scale", [0.0, 0.4, 4.0])
+def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes, random_delta, scale, matrices):
+    spec = find_matrices(tiny_model.module, matrices)
+    inspector = Inspector(tiny_model, spec, LENIENT, probes)
+    assert inspector.is_pointwise is (matrices == MATRICES[1:])
+    before, sentences = answers(tiny_model, probes.questions), probes.sentences
+    alone = [perplexity(tiny_model, [sentence]) for sentence in sentences]
+    edits = world.edits("test", 4)
+    delta = WeightDelta({name: random_delta(3, scale).parts[name] for name in matrices})
+    batch = EditBatch(tuple(edits))
+    inspector.measure(batch, WeightDelta({}))  # so that the trunk of each text is there
+    found = inspector.measure(batch, delta)
+
+    edited = EditedModel(tiny_model.module, spec)
+    edited.add(delta)
+    after = answers(tiny_model, probes.questions)
+    same = [a == b for a, b in zip(before, after, strict=True)]
+    assert found.locality == pytest.approx(sum(same) / len(same))
+    assert found.lost_locality == pytest.approx((len(same) - sum(same)) / FEW)
+    ratios = sorted(perplexity(tiny_model, [s]) / old for s, old in zip(sentences, alone, strict=True))
+    assert found.ppl_ratio == pytest.approx(ratios[len(ratios) // 2], rel=1e-4)
+    said = answers(tiny_model, [edit.prompt for edit in edits])
+    assert found.efficacy == sum(edit.target == text.strip() for edit, text in zip(edits, said, strict=True)) / len(edits)
+    assert [one["answer"] for one in found.failed] == [
+        text.strip() for edit, text in zip(edits, said, strict=True) if edit.target != text.strip()
+    ]
+    for name in matrices:
+        weight = tiny_model.module.get_submodule(name).weight
+        assert found.norm_growth[name] == pytest.approx(float(weight.double().norm()) / inspector.base_norms[name], rel=1e-5)
+    assert found.retention is None
+
+
+def test_it_changes_nothing(tiny_model, world, probes, random_delta):
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
+    batch = EditBatch(tuple(world.edits("test", 3)))
+    first = inspector.measure(batch, random_delta(0))
+    assert inspector.measure(batch, random_delta(0)) == first
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
+
+
+def test_earlier_edits_are_asked_again_until_they_are_edited_anew(tiny_model, world, random_delta):
+    prompts = [prompt for prompt, _ in world.sentences()[:3]]
+    held = told(tiny_model, prompts[1:])
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
+    inspector.stand_at([*held, Edit(prompts[0], "nothing of the kind")])
+    nothing, other = WeightDelta({}), EditBatch((Edit("question", "answer"),))
+    assert (inspector.measure(other, nothing).retention, inspector.measure(other, nothing).lost_retention) == (
+        pytest.approx(2 / 3),
+        0.0,
+    )
+    ruin = inspector.measure(other, random_delta(1, 30.0))
+    assert ruin.lost_retention == pytest.approx(2 / FEW)
+    again = inspector.measure(EditBatch((Edit(held[0].prompt, "something else"),)), nothing)
+    assert again.retention == pytest.approx(1 / 2)
+
+
+def test_what_was_measured_of_an_update_is_known_of_its_version(tiny_model, world, probes, random_delta):
+    spec = find_matrices(tiny_model.module, MATRICES)
+    inspector, edited = Inspector(tiny_model, spec, LENIENT, probes), EditedModel(tiny_model.module, spec)
+    edits, deltas = world.edits("test", 6), [random_delta(seed, 0.3) for seed in (1, 2)]
+    first, second = EditBatch(tuple(edits[:3])), EditBatch(tuple(edits[3:]))
+    inspector.measure(first, deltas[0])
+    edited.add(deltas[0])
+    inspector.published(first)
+    known = inspector.measure(second, deltas[1])
+    inspector.stand_at(first)  # nothing is known any more
+    assert inspector.measure(second, deltas[1]) == known
+    assert known.lost_locality is not None and known.retention is not None
+
+
+def test_a_probe_that_is_edited_is_no_probe(tiny_model, probes, random_delta):
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
+    every = EditBatch(tuple(Edit(question, "x") for question in probes.questions))
+    assert inspector.measure(every, random_delta(0)).lost_locality is None
+    probed, other, *rest = probes.questions
+    wordings = EditBatch((Edit("question", "x", rephrasings=(probed,), portability=(Probe(other, "y"),)),))
+    ruin = inspector.measure(wordings, random_delta(1, 30.0))
+    assert ruin.lost_locality is not None and ruin.lost_locality <= len(rest) / FEW
+
+
+def test_rephrasings_are_no_way_around_the_guard(tiny_model, world, probes, random_delta):
+    """Of an edit that names every question and every earlier edit as its own rephrasings."""
+    spec = find_matrices(tiny_model.module, MATRICES)
+    inspector = Inspector(tiny_model, spec, LENIENT, probes)
+    texts = [probe.prompt for probe in world.edits("test", 30)]
+    some = int(MAX_EXCUSED * FEW)
+    assert _excused(texts, ["edited"], texts[:some]) == {"edited", *texts[:some]}
+    assert _excused(texts, ["edited"], texts) == {"edited"} and _excused(texts, texts, texts[:some]) == set(texts)
+    plain = Edit("question", "answer")
+    named = replace(plain, rephrasings=(*probes.questions, *(f"wording {i}" for i in range(3))))
+    found = [inspector.measure(EditBatch((edit,)), random_delta(1, 30.0)) for edit in (plain, named)]
+    assert found[0].lost_locality is not None and found[1].lost_locality == found[0].lost_locality
+
+
+@pytest.mark.parametrize("value", [1e30, math.nan])
+def test_no_numbers_are_seen(tiny_model, probes, value):
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
+    broken = WeightDelta({MATRICES[0]: LowRank(torch.full((64, 1), value), torch.full((96, 1), value))})
+    found = inspector.measure(EditBatch((Edit("question", "answer"),)), broken)
+    assert not found.is_finite
+    assert not LENIENT.check(found).publish
+
+
+def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch):
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
+    healthy = inspector.answer_log_probs
+
+    def broken(model, encoded, **more):
+        log_probs_TV = healthy(model, encoded, **more)
+        if encoded is inspector.texts.encoded:
+            log_probs_TV[-1] = math.nan
+        return log_probs_TV
+
+    monkeypatch.setattr(inspector, "answer_log_probs", broken)
+    found = inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({}))
+    assert not found.is_finite and not LENIENT.check(found).publish
+
+
+def test_a_few_broken_sentences_are_seen_where_the_median_is_as_it_was(tiny_model, probes, monkeypatch):
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
+    assert inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({})).broken_sentences == 0.0
+    healthy = inspector.base
+    now = replace(healthy, perplexities=[1e9 * p if i < 3 else p for i, p in enumerate(healthy.perplexities)])
+    monkeypatch.setattr(inspector, "_probed", lambda delta: now)
+    inspector.now = healthy
+    found = inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({}))
+    assert (found.ppl_ratio, found.broken_sentences) == (1.0, pytest.approx(3 / 7))
+    assert "0.43 of other sentences would have more than 1.5 times their perplexity" in LENIENT.check(found).reasons[0]
+
+
+def test_any_end_token_ends_an_answer(tiny_model, world):
+    (edit,) = world.edits("test", 1)
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
+    end, other = tiny_model.tokenizer.eos_token_id, 7
+    answer = tiny_model.tokenizer(edit.target)["input_ids"]
+    assert len(answer) == 1
+    for said, ends, right in ((end, [end], True), (other, [end], False), (other, [end, other], True)):
+        inspector.ends = torch.tensor(ends)
+
+        def rigged(model, encoded, said=said, **more):
+            return torch.nn.functional.one_hot(torch.tensor([answer[0], said]), len(tiny_model.tokenizer)).float()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inspector, "answer_log_probs", rigged)
+            encoded = encode(tiny_model.tokenizer, [edit.prompt], [edit.target])
+            assert inspector._answered(inspector.trunk.anew(), encoded, WeightDelta({})) == [right]
+
+
+def test_of_an_answer_that_runs_on_only_its_first_sentence_counts(tiny_model):
+    class Words:
+        eos_token_id = 0
+
+        def decode(self, ids, skip_special_tokens):
+            return " ".join({1: "Paris", 2: ".", 3: "It", 4: "is", 5: "big"}[i] for i in ids).replace(" .", ".")
+
+    assert probe_answers._first_sentence(Words(), [1, 2, 3, 4, 5]) == [1, 2]
+    assert probe_answers._first_sentence(Words(), [3, 4, 5]) == [3, 4, 5, 0]
+    assert probe_answers._first_sentence(Words(), [1, 2]) == [1, 2, 0]
+    assert probe_answers._first_sentence(Words(), [5] * 8) == [5] * 8
+
+
+def test_a_sentence_of_one_token_is_named(tiny_model):
+    spec = find_matrices(tiny_model.module, MATRICES)
+    with pytest.raises(ValueError, match="needs two tokens to have a perplexity; the probe 'river'"):
+        Inspector(tiny_model, spec, LENIENT, Probes((), ("river",)))
+
+
+def test_what_was_rounded_is_asked_again(tiny_model, world, probes, random_delta):
+    tiny_model.module.to(torch.bfloat16)
+    spec = find_matrices(tiny_model.module, MATRICES)
+    inspector, edited = Inspector(tiny_model, spec, LENIENT, probes), EditedModel(tiny_model.module, spec)
+    first, second = (EditBatch((edit,)) for edit in world.edits("test", 2))
+    inspector.measure(first, random_delta(1, 0.3))
+    edited.add(random_delta(1, 0.3))
+    inspector.published(first)
+    known = inspector.measure(second, random_delta(2, 0.3))
+    inspector.stand_at(first)
+    assert inspector.measure(second, random_delta(2, 0.3)) == known
+
+
+def test_few_earlier_edits_are_not_enough_to_refuse(tiny_model, world, random_delta):
+    held = told(tiny_model, [prompt for prompt, _ in world.sentences()[:2]])
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
+    inspector.stand_at(held)
+    found = inspector.measure(EditBatch((Edit("question", "answer"),)), random_delta(1, 30.0))
+    assert found.retention == 0.0
+    assert found.lost_retention == pytest.approx(2 / FEW)
+
+
+def test_a_sample_is_the_same_however_the_edits_came():
+    edits = [Edit(f"prompt {i}", "x") for i in range(100)]
+    whole, parts = Sample(10, 0), Sample(10, 0)
+    whole.add(edits)
+    for i in range(0, 100, 7):
+        parts.add(edits[i : i + 7])
+    assert {e.prompt for e in whole} == {e.prompt for e in parts} and len(list(whole)) == 10
+    assert {e.prompt for e in whole} != {e.prompt for e in _sampled(edits, seed=1)}
+    newer = Edit(next(iter(whole)).prompt, "newer")
+    whole.add([newer])
+    assert newer in list(whole) and len(list(whole)) == 10
+
+
+def _sampled(edits, seed):
+    sample = Sample(10, seed)
+    sample.add(edits)
+    return sample
+
+
+def test_probes_are_kept_in_a_file(tmp_path):
+    probes = Probes(("a b", "c"), ("one two three", "four five"))
+    probes.save(tmp_path / FILE)
+    assert Probes.load(tmp_path / FILE) == probes == Probes.beside(tmp_path)
+    assert Probes.beside(tmp_path / "elsewhere") == Probes((), PLAIN)
+    assert Probes(tuple("abcdef"), ()).sample(3, 3) == Probes(("a", "c", "e"), ())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "line 1 is no JSON"),
+        (b'{"prompt": "a"}\n["b"]', "line 2: a probe is"),
+        (b'{"question": "a"}', "a probe is"),
+        (b'{"prompt": " "}', "the prompt must be a text"),
+        (b'{"sentence": 3}', "the sentence must be a text"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_bad_probe_is_named(tmp_path, content, says):
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        Probes.load(tmp_path / FILE)
+    with pytest.raises(ValueError, match="cannot be read"):
+        Probes.load(tmp_path / "none.jsonl")

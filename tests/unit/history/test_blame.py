@@ -1,0 +1,170 @@
+"""Which version an answer is due to."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from errata.delta.accumulator import EditedModel
+from errata.delta.weight_delta import in_series
+from errata.edit import Edit, EditRejected
+from errata.editors.state import EditorState
+from errata.history.blame import blame, blamed, likeliest_first
+from errata.history.checkout import checked_out
+from errata.ledger import Ledger
+from errata.model.generation import answered, greedy
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
+from serving.worker import live_model
+from serving.worker.live_model import LiveModel, LiveModelOptions
+from tests.e2e.toy import WORLD, make_checkpoint
+from tests.unit.conftest import MATRICES
+
+EDITS = [
+    Edit(edit.prompt, edit.target, edit.subject, id=f"e{i}") for i, edit in enumerate(WORLD.edits("test", 36)) if i % 3 == 0
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def shop(checkpoint: Path, tmp_path: Path) -> LiveModel:
+    """Six versions of two edits."""
+    shop = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
+    for i in range(0, 12, 2):
+        shop.append(shop.make(EDITS[i : i + 2]))
+    return shop
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_it_finds_a_place_where_the_live_answer_begins(seed: int) -> None:
+    chance = random.Random(seed)
+    length = chance.randint(1, 200)
+    chain = sorted(chance.sample(range(1000), length))
+    answers = {number: chance.choice("xyz") for number in chain}
+    asked: set[int] = set()
+
+    def answer(number: int) -> str:
+        asked.add(number)
+        return answers[number]
+
+    before, after = blame(chain, answer)
+    live = answers[chain[-1]]
+    if answers[chain[0]] == live:
+        assert before == after == chain[0]
+    else:
+        assert answers[before] != live == answers[after] and chain.index(after) == chain.index(before) + 1
+        assert len(asked) <= 2 + math.ceil(math.log2(length))
+
+
+def test_an_answer_that_changed_once_is_found_wherever_it_did() -> None:
+    for changed in range(1, 33):
+        assert blame(range(33), lambda n, at=changed: str(n >= at)) == (changed - 1, changed)
+
+
+@pytest.mark.parametrize("at", [0, 7, 11])
+def test_the_version_of_an_edit_is_blamed_for_its_answer(shop: LiveModel, at: int) -> None:
+    weight = shop.model.module.get_submodule("model.layers.1.mlp.down_proj").weight
+    before = weight.clone()
+    found = shop.blame(EDITS[at].prompt, 1)
+    assert (found.version, found.after, found.edits[0]) == (at // 2 + 1, EDITS[at].target, EDITS[at])
+    assert found.before != found.after and found.num_asked <= 2 + 3 and len(found.edits) == 2
+    assert torch.equal(weight, before) and shop.version == 6
+    assert found.to_json()["edits"][0] == EDITS[at].to_json() and "version" in found.to_json()
+
+
+def test_what_the_unedited_model_says_is_due_to_no_version(shop: LiveModel) -> None:
+    anew = LiveModel(replace(shop.options, ledger=f"{shop.options.ledger}-other"))
+    found = anew.blame("question", 3)
+    assert (found.version, found.edits, found.num_asked) == (None, (), 1) and found.before == found.after
+    same = [prompt for prompt in ("question", "yes", "no") if shop.blame(prompt, 1).after == anew.blame(prompt, 1).after]
+    assert same and all(shop.blame(prompt, 1).version is None for prompt in same)
+
+
+def test_a_revert_is_blamed_with_what_it_took_out(shop: LiveModel) -> None:
+    shop.append(shop.revert([], [3], "subtract"))
+    found = blamed(shop.ledger, 7, EDITS[5].prompt, lambda version: "new" if version == 7 else "old")
+    assert (found.version, found.before, found.after) == (7, "old", "new")
+    assert found.edits == (EDITS[5], EDITS[4])
+
+
+def test_the_model_is_back_if_an_answer_fails(shop: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = shop.model.module.get_submodule("model.layers.1.mlp.down_proj").weight
+    before, real, calls = weight.clone(), live_model.answered, []
+
+    def failing(*args: object) -> list[str]:
+        calls.append(weight.clone())
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no room")
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(live_model, "answered", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        shop.blame(EDITS[0].prompt, 1)
+    assert not torch.equal(calls[-1], before) and torch.equal(weight, before)
+    assert shop.append(shop.make(EDITS[:1])).number == 7
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "field", "says"),
+    [
+        (" ", 8, "prompt", "is empty"),
+        ("question", 0, "max_tokens", "at least one token, not 0"),
+        ("river " * 126, 8, "prompt", "does not fit the model's context of 128"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(shop: LiveModel, prompt: str, max_tokens: int, field: str, says: str) -> None:
+    with pytest.raises(EditRejected, match=says) as caught:
+        shop.blame(prompt, max_tokens)
+    assert caught.value.field == field
+
+
+def test_the_likeliest_edit_comes_first() -> None:
+    wording = Edit("Bo Ba was born in", "Kurk", "Bo Ba", rephrasings=("the city of Bo Ba is",), id="wording")
+    about = Edit("Bo Ba keeps a", "dog", "Bo Ba", id="about")
+    words = Edit("the city of Di Du is", "Stet", "Di Du", id="words")
+    other = Edit("Zu keeps a", "hen", None, id="other")
+    ranked = likeliest_first("the city of Bo Ba is", [other, words, about, wording])
+    assert [edit.id for edit in ranked] == ["wording", "about", "words", "other"]
+    assert likeliest_first("nothing of it", [about, words]) == (words, about), "`of` is shared"
+    assert likeliest_first("x", [about, other]) == (about, other), "in their order where nothing speaks for either"
+
+
+def test_a_walk_has_the_bits_of_each_version(tiny_model: LanguageModel, ledger: Ledger, random_delta) -> None:
+    for number in range(9):
+        delta = in_series([random_delta(90), random_delta(91)]) if number == 6 else random_delta(number)
+        ledger.append(number, delta, EditorState(), [], {}, "Any", "")
+    ledger.append(4, random_delta(50), EditorState(), [], {}, "Any", "", expected_head=9)  # version 10, on a branch
+    spec = find_matrices(tiny_model.module, MATRICES)
+    edited, weight = EditedModel(tiny_model.module, spec), tiny_model.module.get_submodule(MATRICES[0]).weight
+    wanted = []
+    for number in range(11):
+        edited.set(ledger.segments(number))
+        wanted.append(weight.clone())
+    edited.set(ledger.segments(9))
+    with checked_out(edited, ledger, 9) as walk:
+        for number in (9, 0, 4, 6, 5, 7, 10, 3, 9, 1, 8, 2):
+            walk.go(number)
+            assert torch.equal(weight, wanted[number]), number
+    assert torch.equal(weight, wanted[9])
+    edited.add(random_delta(99))
+    expected = edited.sums()[MATRICES[0]]
+    edited.set([*ledger.segments(9), random_delta(99)])
+    assert torch.equal(edited.sums()[MATRICES[0]], expected)
+
+
+def test_an_answer_is_cut_where_the_context_ends(tiny_model: LanguageModel) -> None:
+    longest = " ".join(["river"] * (tiny_model.max_tokens - 2))
+    rooms = {"question": 5, longest: 2, "river": 5}
+    texts = answered(tiny_model, ["question", longest, "question", "river"], 5)
+    alone = {p: tiny_model.tokenizer.decode(greedy(tiny_model, [p], n)[0], skip_special_tokens=True) for p, n in rooms.items()}
+    assert texts == [alone[prompt].strip() for prompt in ("question", longest, "question", "river")]
+    assert texts[0] != texts[3] and texts[1]

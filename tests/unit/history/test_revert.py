@@ -1,0 +1,324 @@
+"""Chosen edits taken out of what is served, by both ways, on a small model with editors in closed form."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import Edit, EditRejected
+from errata.editors.state import EditorState
+from errata.guard.limits import VersionRefused
+from errata.history.lineage import batches, common_ancestor, live_edits, live_versions
+from errata.history.revert_selection import RevertRefused
+from errata.ledger import LedgerConflict
+from errata.model.generation import answered
+from serving.worker.live_model import LiveModel, LiveModelOptions
+from tests.e2e.toy import WORLD, Toy, make_checkpoint
+
+MATRIX = "model.layers.1.mlp.down_proj"
+EDITS = [
+    Edit(edit.prompt, edit.target, edit.subject, id=f"e{i}") for i, edit in enumerate(WORLD.edits("test", 30)) if i % 5 == 0
+]
+A, B, C, D, E, F = EDITS
+
+
+@dataclass(frozen=True)
+class Exact(Toy):
+    """Makes the matrix answer a key by the target whatever it said before, so that a later edit corrects an earlier one.
+
+    A batch of one edit that says `alone` is refused.
+    """
+
+    @torch.no_grad()
+    def edit(self, model, batch, state):
+        if len(batch) == 1 and batch.edits[0].subject == "alone":
+            raise EditRejected("it is alone", edit=0, field="subject")
+        delta, after = super().edit(model, batch, state)
+        (part,) = delta.parts.values()
+        module = model.module.get_submodule(MATRIX)
+        said_OE = module.weight @ (part.V_IR / part.V_IR.square().sum(0)) + module.bias[:, None]
+        return WeightDelta({MATRIX: LowRank(part.U_OR - said_OE, part.V_IR)}), after
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def shop(checkpoint: Path, tmp_path: Path) -> LiveModel:
+    return LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
+
+
+@pytest.fixture
+def exact(checkpoint: Path, tmp_path: Path) -> LiveModel:
+    return LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.unit.history.test_revert:Exact"))
+
+
+def post(shop: LiveModel, *groups: tuple[Edit, ...]) -> None:
+    for group in groups:
+        shop.append(shop.make(group))
+
+
+def weight(shop: LiveModel) -> torch.Tensor:
+    return shop.model.module.get_submodule(MATRIX).weight.clone()
+
+
+def ids(shop: LiveModel) -> list[str | None]:
+    return [edit.id for edit in live_edits(shop.ledger, shop.ledger.head)]
+
+
+def first_words(shop: LiveModel, *edits: Edit) -> list[str]:
+    from errata.model.generation import greedy
+
+    return [shop.model.tokenizer.decode(greedy(shop.model, [edit.prompt], 1)[0]) for edit in edits]
+
+
+def check_stands_at_head(shop: LiveModel) -> None:
+    """As one that opens the ledger anew, bit by bit; and no hook is left."""
+    anew = LiveModel(shop.options)
+    assert shop.version == anew.version == shop.ledger.head
+    assert torch.equal(weight(shop), weight(anew))
+    assert shop.state.num_edits == anew.state.num_edits
+    assert shop.inspector.earlier.held == anew.inspector.earlier.held
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in shop.model.module.modules())
+
+
+@pytest.mark.parametrize("mode", ["auto", "subtract"])
+def test_a_whole_version_is_subtracted(shop: LiveModel, mode: str) -> None:
+    post(shop, (A, B), (C,), (D,))
+    before = weight(shop)
+    made = shop.revert(["e0", "e5"], [], mode)
+    assert shop.ledger.head == 3 and torch.equal(weight(shop), before)
+    version = shop.append(made)
+    assert (version.number, version.parent, version.edits) == (4, 3, ())
+    assert version.scorecard["reverted"] == {"edits": ["e0", "e5"], "versions": [1], "mode": "subtract"}
+    assert ids(shop) == ["e10", "e15"] and [v.number for v in live_versions(shop.ledger, 4)] == [2, 3]
+    assert first_words(shop, C, D) == [C.target, D.target]
+    own = shop.ledger.delta(1).parts[MATRIX].dense()
+    assert torch.allclose(weight(shop), before - own, atol=1e-6 * float(before.abs().max()))
+    assert shop.state.num_edits == 4, "what the editor remembers is the head's"
+    check_stands_at_head(shop)
+
+
+@pytest.mark.parametrize("mode", ["auto", "replay"])
+def test_a_part_of_a_version_is_replayed(shop: LiveModel, mode: str) -> None:
+    post(shop, (A, B), (C,), (D,))
+    version = shop.append(shop.revert(["e5"], [], mode))
+    assert (version.number, version.parent, version.edits) == (4, 0, (A, C, D))
+    assert version.scorecard["reverted"] == {"edits": ["e5"], "versions": [1], "mode": "replay", "batches": [1, 1, 1]}
+    assert batches(version) == [(A,), (C,), (D,)] and version.scorecard["num_edits"] == 3
+    assert first_words(shop, A, C, D) == [A.target, C.target, D.target]
+    assert shop.state.num_edits == 3
+    check_stands_at_head(shop)
+    post(shop, (E,))
+    assert shop.ledger.chain(5) == [4, 5] and ids(shop) == ["e0", "e10", "e15", "e20"]
+
+
+@pytest.mark.parametrize("mode", ["subtract", "replay"])
+def test_the_scorecard_shows_the_effect(shop: LiveModel, mode: str) -> None:
+    def say() -> list[str]:
+        return answered(shop.model, [A.prompt, B.prompt], 8)
+
+    post(shop, (C,))
+    was = say()
+    post(shop, (A, B))
+    said = say()
+    card = shop.append(shop.revert(["e0", "e5"], [], mode)).scorecard
+    rows = [{"prompt": e.prompt, "target": e.target, "was": w, "said": s} for e, w, s in zip((A, B), was, said, strict=True)]
+    assert card["reverted_answers"] == [row | {"says": w} for row, w in zip(rows, say(), strict=True)]
+    assert said != was == say() and card["went_back"] == 1.0
+    assert "efficacy" not in card and card["edit_s"] > 0 and card["guard_s"] > 0
+
+
+def test_an_answer_that_does_not_go_back_is_told(exact: LiveModel) -> None:
+    """A later edit has the last word on the prompt."""
+    post(exact, (A,), (replace(A, target=C.target, id="later"),))
+    card = exact.revert(["e0"], [], "replay").update.scorecard
+    assert card["went_back"] == 0.0 and card["reverted_answers"][0]["says"].split()[0] == C.target
+
+
+def test_at_most_ten_prompts_are_asked(shop: LiveModel) -> None:
+    many = tuple(replace(A, prompt=f"{A.prompt} {'the ' * i}", id=f"m{i}") for i in range(12))
+    post(shop, many)
+    card = shop.revert([], [1]).update.scorecard
+    assert [row["prompt"] for row in card["reverted_answers"]] == [edit.prompt for edit in many[:10]]
+    assert len(card["reverted"]["edits"]) == 12
+
+
+def test_retention_is_asked_of_the_edits_that_stay(shop: LiveModel) -> None:
+    shop.model.tokenizer.eos_token = None  # the random model ends no answer: a target is right when its words are said
+    post(shop, (A, B), (C,), (D,))
+    found = shop.revert(["e0"], [], "replay").update.scorecard
+    assert found["retention"] == 1.0 and found["lost_retention"] == 0.0
+    assert set(shop.inspector.earlier.held) == {edit.prompt for edit in (A, B, C, D)}
+
+
+def test_versions_and_edits_can_be_chosen_together(shop: LiveModel) -> None:
+    post(shop, (A, B), (C,), (D, E))
+    card = shop.append(shop.revert(["e15", "e15"], [2, 2])).scorecard["reverted"]
+    assert (card["edits"], card["versions"], card["mode"]) == (["e10", "e15"], [2, 3], "replay")
+    assert ids(shop) == ["e0", "e5", "e20"]
+
+
+def test_everything_can_be_reverted(shop: LiveModel) -> None:
+    base = weight(shop)
+    post(shop, (A, B), (C,))
+    version = shop.append(shop.revert([], [1, 2], "replay"))
+    assert (version.parent, version.edits, ids(shop), version.num_bytes) == (0, (), [], 0)
+    assert torch.equal(weight(shop), base) and shop.state.num_edits == 0
+    assert "retention" not in version.scorecard
+    check_stands_at_head(shop)
+    post(shop, (D,))
+    assert ids(shop) == ["e15"]
+
+
+def test_a_replay_does_not_bring_back_what_was_subtracted(exact: LiveModel) -> None:
+    post(exact, (A,), (B, C), (D,))
+    exact.append(exact.revert([], [1], "subtract"))
+    post(exact, (E,))
+    version = exact.append(exact.revert(["e5"], [], "replay"))  # stands in version 2; the one subtracted is before it
+    assert (version.number, version.parent) == (6, 0)
+    assert ids(exact) == ["e10", "e15", "e20"] and batches(version) == [(C,), (D,), (E,)]
+    assert first_words(exact, C, D, E) == [C.target, D.target, E.target] and first_words(exact, A) != [A.target]
+    check_stands_at_head(exact)
+
+
+def test_what_was_subtracted_before_the_branch_stays_so(shop: LiveModel) -> None:
+    post(shop, (A,), (B,))
+    shop.append(shop.revert([], [1], "subtract"))
+    post(shop, (C, D))
+    version = shop.append(shop.revert(["e10"], []))
+    assert version.parent == 3 and ids(shop) == ["e5", "e15"]
+
+
+def test_a_revert_of_a_replayed_version_keeps_its_batches(exact: LiveModel) -> None:
+    post(exact, (A, B), (C, D), (E,))
+    exact.append(exact.revert(["e0"], []))
+    version = exact.append(exact.revert(["e10"], []))
+    assert batches(version) == [(B,), (D,), (E,)] and version.parent == 0
+    check_stands_at_head(exact)
+
+
+def test_subtract_after_subtract_and_of_a_replayed_version(shop: LiveModel) -> None:
+    post(shop, (A,), (B, C), (D,))
+    shop.append(shop.revert(["e5"], []))  # version 4 follows 1 and holds C and D
+    shop.append(shop.revert([], [1], "subtract"))
+    version = shop.append(shop.revert([], [4], "subtract"))
+    assert ids(shop) == [] and version.parent == 5
+    base = LiveModel(replace(shop.options, ledger=f"{shop.options.ledger}-other"))
+    assert torch.allclose(weight(shop), weight(base), atol=1e-5)
+    check_stands_at_head(shop)
+
+
+def test_auto_replays_what_the_guard_does_not_let_it_subtract(exact: LiveModel) -> None:
+    """The later edit found the same fact there already, and wrote next to nothing: without the earlier it is lost."""
+    exact.model.tokenizer.eos_token = None
+    exact.inspector.guard = replace(exact.inspector.guard, forgotten=replace(exact.inspector.guard.forgotten, warn=0, refuse=0))
+    later = replace(A, id="later")
+    post(exact, (A,), (later,))
+    before = weight(exact)
+    with pytest.raises(VersionRefused, match="of a sample of earlier edits would be lost"):
+        exact.revert(["e0"], [], "subtract")
+    assert torch.equal(weight(exact), before)
+    version = exact.append(exact.revert(["e0"], []))
+    assert version.scorecard["reverted"]["mode"] == "replay" and version.scorecard["lost_retention"] == 0.0
+    assert ids(exact) == ["later"] and first_words(exact, later) == [later.target]
+
+
+def test_the_guard_refuses_a_replay_too(shop: LiveModel) -> None:
+    post(shop, (A, B), (C,))
+    limit = replace(shop.inspector.guard.change, warn=1e-9, refuse=1e-9)
+    shop.inspector.guard = replace(shop.inspector.guard, change=limit)
+    with pytest.raises(VersionRefused, match="would change by"):
+        shop.revert(["e0"], [])
+    assert shop.ledger.newest == 2
+    check_stands_at_head(shop)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "versions", "mode", "kind", "says"),
+    [
+        (["e9"], [], "auto", "unknown", "no version holds an edit 'e9'"),
+        (["e15"], [], "auto", "not live", "made in version 3, and is not part of the live version 5"),
+        (["e0"], [], "auto", "not live", "made in version 1, and is not part of the live version 5"),
+        ([], [9], "auto", "unknown", "there is no version 9"),
+        ([], [-1], "auto", "unknown", "there is no version -1"),
+        ([], [3], "auto", "not live", "version 3 is not part of the live version 5"),
+        ([], [1], "auto", "not live", "version 1 is not part of the live version 5"),
+        ([], [0], "auto", "refused", "version 0 holds no edits"),
+        ([], [4], "auto", "refused", "to undo a revert, go back to the version before it"),
+        ([], [], "auto", "refused", "nothing is chosen"),
+        (["e5"], [], "subtract", "refused", "not all edits of 2 are chosen"),
+        (["e5"], [], "twice", "refused", "'twice' is no mode; there are auto, subtract, replay"),
+    ],
+)
+def test_what_cannot_be_reverted_is_named(
+    shop: LiveModel, chosen: list[str], versions: list[int], mode: str, kind: str, says: str
+) -> None:
+    post(shop, (A,), (B, C), (D,))
+    shop.move_to(2)
+    shop.append(shop.revert(["e0"], [], "subtract"))
+    post(shop, (E,))
+    before = weight(shop)
+    with pytest.raises(RevertRefused, match=says) as caught:
+        shop.revert(chosen, versions, mode)
+    assert caught.value.kind == kind
+    assert (shop.ledger.head, shop.ledger.newest) == (5, 5) and torch.equal(weight(shop), before)
+
+
+def test_an_editor_that_refuses_in_replay_leaves_everything_as_it_was(exact: LiveModel) -> None:
+    hermit = replace(B, prompt=f"alone {B.prompt}", subject="alone")
+    post(exact, (A, hermit), (C,))
+    before = weight(exact)
+    with pytest.raises(
+        RevertRefused, match="what stays of version 1 cannot be made again: edit 0, subject: it is alone"
+    ) as caught:
+        exact.revert(["e0"], [])
+    assert caught.value.kind == "refused" and exact.ledger.newest == 2 and torch.equal(weight(exact), before)
+    check_stands_at_head(exact)
+
+
+def test_what_another_editor_made_is_not_replayed(shop: LiveModel) -> None:
+    post(shop, (A, B))
+    state = EditorState(3)
+    shop.ledger.append(1, shop.ledger.delta(1), state, [C], {}, "MEMIT", "")
+    shop.move_to(2)
+    with pytest.raises(RevertRefused, match=r"cannot be replayed by tests.e2e.toy:Toy.*version 2 by MEMIT"):
+        shop.revert(["e0"], [])
+    assert shop.revert(["e10"], []).update.scorecard["reverted"]["mode"] == "subtract"
+
+
+def test_another_artifact_is_a_warning(shop: LiveModel) -> None:
+    post(shop, (A, B))
+    shop.ledger.append(1, shop.ledger.delta(1), shop.state, [C], {}, shop.options.editor, "old")
+    shop.move_to(2)
+    card = shop.revert(["e0"], []).update.scorecard
+    assert card["warnings"] == ["versions 2 were made with another artifact than none"]
+
+
+def test_a_revert_is_of_the_head_that_it_was_made_at(shop: LiveModel) -> None:
+    post(shop, (A, B), (C,))
+    made = shop.revert(["e0"], [])
+    shop.move_to(1)
+    with pytest.raises(LedgerConflict):
+        shop.append(made)
+    assert shop.ledger.newest == 2
+
+
+def test_an_error_keeps_what_it_says_between_processes() -> None:
+    fault = pickle.loads(pickle.dumps(RevertRefused("gone", "not live", edit="e1", field="edits")))
+    assert (str(fault), fault.kind, fault.edit) == ("edit e1, edits: gone", "not live", "e1")
+
+
+def test_where_two_versions_part(shop: LiveModel) -> None:
+    post(shop, (A,), (B,), (C,))
+    shop.move_to(1)
+    post(shop, (D,))
+    assert [common_ancestor(shop.ledger, a, b) for a, b in ((3, 4), (2, 3), (3, 3), (0, 4))] == [1, 2, 3, 0]

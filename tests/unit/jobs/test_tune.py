@@ -1,0 +1,144 @@
+"""A sweep's parts without Ray's cluster: its arguments, its data, its plan files, its pictures."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from ray.tune.experiment import Trial
+
+from errata.benchmark.stream import BenchmarkStream
+from errata.edit import batches_of
+from errata.editors.hypernet.episode import EpisodeBatch
+from errata.editors.hypernet.rledit import RLEdit
+from errata.model.language_model import LanguageModel
+from errata.overrides import with_fields
+from errata.testbed.counterfact import CounterFact
+from errata.testbed.world import World
+from jobs import tune
+from jobs.arguments import from_arguments
+from jobs.plan_json import read_plan, write_plan
+from jobs.plans import PLANS
+from jobs.sweep_plots import draw
+
+
+def test_arguments() -> None:
+    sweep = tune.from_command_line(["plan=tiny", "validation=8", "trials=3", "sweep=discount,memory", "schedule.train_steps=2"])
+    assert (sweep.trials, sweep.fields) == (3, ("editor.reward.discount", "editor.memory"))
+    assert sweep.plan.schedule.train_steps == 2 and sweep.plan.num_workers == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("trials=0", "at least 1"),
+        ("text=a.txt", "leave model=, edits= and text= out"),
+        ("trials=many", "whole number"),
+        ("sweep=colour", "nothing to sweep"),
+        ("sead=1", "no field"),
+        ("model=elsewhere", "validation edits of the plan's corpus"),
+        ("checkpoint_every=20", "checkpoint_every=20"),
+        ("validation=100000", "fewer than 100000"),
+        ("num_workers=3", "3 workers cannot share 2 episodes"),
+        ("min_workers=1", "leave min_workers= out"),
+    ],
+)
+def test_a_wrong_argument_is_named(argument: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tune.from_command_line(["plan=tiny", argument])
+
+
+def test_progress_of_a_sweep_that_goes_on_counts_what_had_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials as Ray Tune restores them: two of four had ended before."""
+    trials = [Trial("trial", trial_id=f"t{i}", stub=True) for i in range(4)]
+    for trial in trials[:2]:
+        trial.set_status(Trial.TERMINATED)
+    progress = tune.Progress(4)
+    progress.setup()
+    progress.on_trial_result(0, trials, trials[2], {tune.SCORE: 0.5, "train_step": 2})
+    trials[2].set_status(Trial.TERMINATED)
+    progress.on_trial_complete(0, trials, trials[2])
+    progress.on_trial_error(0, trials, trials[3])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tune: t2 at train_step 2: score 0.500 (best 0.500)"
+    assert lines[1].startswith("tune: 3/4 trials ended, about ")
+    assert lines[2] == "tune: 4/4 trials ended, about 0 s left"
+
+
+def test_another_sweep_is_kept_elsewhere() -> None:
+    others = ([], ["trials=3"], ["sweep=memory"], ["validation=9"])
+    sweeps = [tune.from_command_line(["plan=tiny", "validation=8", *arguments]) for arguments in others]
+    assert len({sweep.directory for sweep in sweeps}) == len(sweeps)
+
+
+def test_settings_go_where_they_belong() -> None:
+    plan = with_fields(PLANS["tiny"](), {"editor.reward.discount": 0.8, "editor.memory": 2.0})
+    assert (plan.editor.reward.discount, plan.editor.memory) == (0.8, 2.0)
+
+
+def test_a_sweep_sees_no_test_fact() -> None:
+    """Neither in the edits it learns from, nor in those it is scored by, nor in the sentences of the metric."""
+    world = World(20)
+    seen = [*world.stream("train"), *world.stream("train-a"), *world.stream("train-b"), *world.edits("validation", 18)]
+    texts = [f"{edit.prompt} {edit.target} {edit.rephrasings} {edit.locality} {edit.portability}" for edit in seen]
+    texts += [f"{prompt} {answer}" for prompt, answer in world.sentences("train")]
+    assert not [name for name in world.people("test") if any(name in text for text in texts)]
+    assert len(world.sentences("train")) < len(world.sentences())
+    plan = tune.from_command_line(["plan=tiny", "validation=8"]).crossed
+    assert plan.metric_part == "train-a" and plan.cross_fit
+
+
+def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel) -> None:
+    world = World(20)
+    batches = list(batches_of(world.edits("train", 20), 5))
+    editor = RLEdit(("layers.1.mlp.down_proj",), rank=8)
+    editor = editor.untrained(tiny_model, [EpisodeBatch(tiny_model, b).outcomes for b in batches], batches, seed=0)
+    before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
+    course = BenchmarkStream(
+        tuple(world.edits("validation", 10)), tuple(world.plain_sentences(held_out=True)), 5, checkpoints=()
+    )
+    scores = tune.lifelong_score(tiny_model, editor, course)
+    assert set(scores) == {"score", "efficacy", "generalisation", "locality"} and 0 <= scores["score"] <= 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS])
+def test_a_plan_file_is_the_plan(name: str, tmp_path: Path) -> None:
+    plan = PLANS[name]()
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    assert from_arguments([f"plan={tmp_path / 'plan.json'}", "seed=4"]).seed == 4
+
+
+def test_a_plan_file_for_a_dataset(tmp_path: Path) -> None:
+    plan = PLANS["tiny"]()
+    object.__setattr__(plan, "corpus", CounterFact("somewhere", num_train=10))
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json").corpus == plan.corpus
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("{", "no JSON"), ("{}", "no plan"), (json.dumps({"editor": {"name": "None"}, "corpus": {}}), "no plan")],
+)
+def test_a_bad_plan_file_is_named(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match=says):
+        from_arguments([f"plan={tmp_path / 'plan.json'}"])
+    with pytest.raises(ValueError, match="no plan file"):
+        from_arguments([f"plan={tmp_path / 'other.json'}"])
+
+
+def test_pictures_show_what_matters(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    fields = ("editor.reward.discount", "editor.reward.update_penalty")
+    trials = []
+    for _ in range(12):
+        discount, penalty = rng.uniform(0.7, 1.0), 10 ** rng.uniform(-6, -2)
+        trials.append({"settings": {fields[0]: discount, fields[1]: penalty}, "score": discount})
+    importances = draw(trials, {field: tune.SPACE[field] for field in fields}, tmp_path)
+    assert importances[fields[0]] > 0.8 > importances[fields[1]]
+    assert (tmp_path / "heatmap.png").stat().st_size > 5000 and (tmp_path / "importances.png").exists()

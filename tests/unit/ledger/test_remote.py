@@ -1,0 +1,173 @@
+"""A ledger pushed to a URI and pulled from it: the same ledger, whatever was cut off on the way."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from errata.cli.main import app
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import Edit, EditRejected
+from errata.editors.state import EditorState
+from errata.ledger import Ledger, remote
+from errata.ledger.remote import RemoteFolder, pull, push
+
+Random = Callable[..., WeightDelta]
+
+
+def append(ledger: Ledger, random_delta: Random, num: int = 1) -> None:
+    for _ in range(num):
+        number = ledger.newest + 1
+        state = EditorState(number, {"past": torch.full((number, 3), float(number))})
+        ledger.append(
+            ledger.head, random_delta(number), state, [Edit("p", "t", id=f"edit-{number}")], {"locality": 1.0}, "E", "p"
+        )
+
+
+def assert_same(one: Ledger, other: Path) -> None:
+    """By what a reader sees, and by every byte that was written."""
+    found = Ledger.open(other)
+    assert (found.head, found.newest, found.base) == (one.head, one.newest, one.base)
+    assert [v.fingerprint for v in found.versions()] == [v.fingerprint for v in one.versions()]
+    assert all(found.verify(version.number) == [] for version in found.versions())
+    assert list(found.moves()) == list(one.moves()) and list(found.refusals()) == list(one.refusals())
+    assert [edit.id for edit in found.edits(found.head)] == [edit.id for edit in one.edits(one.head)]
+    assert torch.equal(found.state(found.head).tensors["past"], one.state(one.head).tensors["past"])
+    assert not [path for path in other.rglob(".*") if path.name.startswith((".new-", ".pulled-"))]
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> str:
+    return f"file://{tmp_path / 'copy'}"
+
+
+def test_a_copy_comes_back_as_the_ledger(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+    append(ledger, random_delta, 6)
+    ledger.refuse(ledger.head, Edit("bad", "t"), EditRejected("too large"))
+    ledger.move_head(3, "ada")
+    append(ledger, random_delta)  # follows 3
+    ledger.move_head(2, "ada")
+    assert push(ledger.directory, where) == 8
+    assert pull(where, tmp_path / "back") == 8
+    assert_same(ledger, tmp_path / "back")
+    assert sorted(p.name for p in (tmp_path / "back" / "snapshots").iterdir()) == sorted(
+        p.name for p in (ledger.directory / "snapshots").iterdir()
+    )
+    append(Ledger.open(tmp_path / "back"), random_delta)  # it goes on where the copy ended
+    assert Ledger.open(tmp_path / "back").head == 8
+
+
+def test_only_what_is_new_is_copied_again(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+    append(ledger, random_delta, 3)
+    push(ledger.directory, where)
+    pull(where, tmp_path / "back")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "copy" / "versions").rglob("*") if path.is_file()}
+    append(ledger, random_delta, 2)
+    assert (push(ledger.directory, where), push(ledger.directory, where)) == (2, 0)
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert (pull(where, tmp_path / "back"), pull(where, tmp_path / "back")) == (2, 0)
+    assert_same(ledger, tmp_path / "back")
+
+
+class Cut(RemoteFolder):
+    """Fails after so many writes, as a connection does."""
+
+    left = 0
+
+    def write(self, path: str, content: bytes) -> None:
+        if Cut.left == 0:
+            raise OSError("the connection was lost")
+        Cut.left -= 1
+        super().write(path, content)
+
+
+def test_wherever_a_push_is_cut_off_the_copy_was_once_the_ledger(
+    ledger: Ledger, random_delta: Random, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(ledger, random_delta, 5)
+    ledger.move_head(2)
+    num_files = 1 + 5 * 4 + 2 + 2  # of versions, of a snapshot, and two that say which is live
+    for num_writes in range(num_files):
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        shutil.rmtree(tmp_path / "back", ignore_errors=True)
+        Cut.left = num_writes
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="connection"):
+            patched.setattr(remote, "Tree", Cut)
+            push(ledger.directory, where)
+        if num_writes:
+            newest = min(5, (num_writes - 1) // 4)
+            assert pull(where, tmp_path / "back") == newest + 1
+            assert Ledger.open(tmp_path / "back").head == (2 if num_writes == num_files - 1 else newest)
+    push(ledger.directory, where)
+    pull(where, tmp_path / "back")
+    assert_same(ledger, tmp_path / "back")
+
+
+def test_a_damaged_copy_is_refused_and_leaves_what_was_there(
+    ledger: Ledger, random_delta: Random, where: str, tmp_path: Path
+) -> None:
+    append(ledger, random_delta, 3)
+    push(ledger.directory, where)
+    file = tmp_path / "copy" / "versions" / "00000002" / "delta.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"version 2 at .* is damaged.*not what was written"):
+        pull(where, tmp_path / "back")
+    assert Ledger.open(tmp_path / "back").newest == 1
+    file.write_bytes((ledger.directory / "versions" / "00000002" / "delta.safetensors").read_bytes())
+    assert pull(where, tmp_path / "back") == 2
+    assert_same(ledger, tmp_path / "back")
+
+
+def test_another_ledger_is_never_written_over(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+    append(ledger, random_delta, 2)
+    push(ledger.directory, where)
+    other = Ledger.create(tmp_path / "other", {"model": "m", "fingerprint": "another", "matrices": ["a"]})
+    with pytest.raises(ValueError, match="version 0 there is another"):
+        push(other.directory, where)
+    with pytest.raises(ValueError, match="version 0 there is another"):
+        pull(where, other.directory)
+    pull(where, tmp_path / "back")
+    append(Ledger.open(tmp_path / "back"), random_delta)
+    with pytest.raises(ValueError, match="version 3 there is another"):
+        pull(where, tmp_path / "back")
+    append(ledger, random_delta)  # the same number, made at another time
+    push(ledger.directory, where)
+    with pytest.raises(ValueError, match="version 3 there is another"):
+        pull(where, tmp_path / "back")
+
+
+def test_a_head_that_was_moved_otherwise_is_kept(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+    append(ledger, random_delta, 2)
+    push(ledger.directory, where)
+    pull(where, tmp_path / "back")
+    Ledger.open(tmp_path / "back").move_head(1)
+    with pytest.raises(ValueError, match="live version was moved otherwise"):
+        pull(where, tmp_path / "back")
+    assert Ledger.open(tmp_path / "back").head == 1
+
+
+def test_what_was_set_aside_is_not_copied(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+    append(ledger, random_delta, 2)
+    (ledger.directory / "versions" / "00000002").rename(ledger.directory / "versions" / "00000002.corrupt")
+    assert push(ledger.directory, where) == 2 and not list((tmp_path / "copy").rglob("*.corrupt*"))
+
+
+def test_the_commands(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+    append(ledger, random_delta)
+    run = CliRunner().invoke
+    assert "2 versions were new" in run(app, ["ledger", "push", str(ledger.directory), where]).output
+    assert "2 versions were new" in run(app, ["ledger", "pull", where, str(tmp_path / "back")]).output
+    for arguments, says in (
+        (["push", str(tmp_path / "none"), where], "there is no ledger in"),
+        (["pull", f"file://{tmp_path / 'none'}", str(tmp_path / "new")], "there is no ledger at"),
+        (["push", str(ledger.directory), "nowhere://x"], "cannot be opened"),
+        (["push", str(ledger.directory), "a/relative/path"], "cannot be opened"),
+    ):
+        done = run(app, ["ledger", *arguments])
+        assert done.exit_code == 1 and says in done.output.replace("\n", " "), done.output
+    assert not (tmp_path / "new").exists()

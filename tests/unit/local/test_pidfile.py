@@ -1,0 +1,135 @@
+"""Who serves from a home: one at a time, known by a lock; and the lock itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from errata.local import pidfile
+from errata.local.pidfile import AlreadyRunning, recorded_service
+from errata.locks import Held, hold
+
+SERVER = """
+import sys
+from pathlib import Path
+from errata.running import AlreadyRunning, recorded
+sys.stdin.readline()
+try:
+    with recorded(Path(sys.argv[1]), "http://" + sys.argv[2]):
+        print("serves", flush=True)
+        sys.stdin.readline()
+except AlreadyRunning as running:
+    print(running, flush=True)
+"""
+
+
+def server(folder: Path, name: str) -> subprocess.Popen[str]:
+    """A process that serves from `folder` once it is sent a line, until it is sent another."""
+    command = [sys.executable, "-c", SERVER, str(folder), name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def said(process: subprocess.Popen[str], line: str = "\n") -> str:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(line)
+    process.stdin.flush()
+    return process.stdout.readline()
+
+
+def test_of_many_that_start_at_once_one_serves(tmp_path: Path) -> None:
+    started = [server(tmp_path / "serve", str(number)) for number in range(4)]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.stdout.readline() for process in started if process.stdout is not None]
+    (serving,) = [process for process, answer in zip(started, answers, strict=True) if answer == "serves\n"]
+    found = pidfile.read(tmp_path / "serve")
+    assert found is not None and found.pid == serving.pid
+    assert sum("end it with `errata stop`" in answer for answer in answers) == 3
+    for process in started:
+        process.communicate("\n")
+    assert pidfile.read(tmp_path / "serve") is None
+
+
+def test_who_is_refused_is_told_where_it_serves_and_changes_nothing(tmp_path: Path) -> None:
+    with server(tmp_path, "first") as first:
+        assert said(first) == "serves\n"
+        before = (tmp_path / pidfile.NAME).read_bytes()
+        wanted = f"process {first.pid} serves from {tmp_path} already, at http://first"
+        with pytest.raises(AlreadyRunning, match=wanted), recorded_service(tmp_path, "http://second"):
+            raise AssertionError("it serves")
+        assert (tmp_path / pidfile.NAME).read_bytes() == before
+        first.communicate("\n")
+
+
+def test_a_killed_service_leaves_the_home_free(tmp_path: Path) -> None:
+    with server(tmp_path, "first") as first:
+        assert said(first) == "serves\n"
+        first.send_signal(signal.SIGKILL)
+        first.wait(timeout=10)
+    left = pidfile.read(tmp_path)
+    assert left is not None and not left.is_alive
+    with recorded_service(tmp_path, "http://second"):
+        found = pidfile.read(tmp_path)
+        assert found is not None and found.is_alive and found.url == "http://second"
+    assert pidfile.read(tmp_path) is None
+
+
+def test_a_record_that_another_process_happens_to_fit_keeps_nobody_out(tmp_path: Path) -> None:
+    """A process of the same number and start is there, in another container say, but nobody holds the lock."""
+    me = {"pid": os.getpid(), "started": psutil.Process().create_time(), "url": "u"}
+    (tmp_path / pidfile.NAME).write_text(json.dumps(me))
+    with recorded_service(tmp_path, "http://me"):
+        found = pidfile.read(tmp_path)
+        assert found is not None and found.url == "http://me"
+
+
+@pytest.mark.parametrize("record", ["{", None])
+def test_without_a_record_the_lock_says_who(tmp_path: Path, record: str | None) -> None:
+    if record is not None:
+        (tmp_path / pidfile.NAME).write_text(record)
+    wanted = f"held by process {os.getpid()}"
+    with hold(tmp_path / pidfile.LOCK), pytest.raises(AlreadyRunning, match=wanted), recorded_service(tmp_path, "u"):
+        raise AssertionError("it serves")
+
+
+def test_a_lock_is_had_when_it_is_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first = hold(path)
+    timer = threading.Timer(0.2, first.close)
+    timer.start()
+    began = time.monotonic()
+    second = hold(path, wait_s=30)
+    assert 0.1 < time.monotonic() - began < 10 and path.read_text() == f"{os.getpid()}\n"
+    second.close()
+    timer.join()
+
+
+@pytest.mark.parametrize(
+    ("content", "who"), [(b"", "another process"), (b"\xff\xfe", "another process"), (b"7\n", "process 7")]
+)
+def test_who_holds_a_lock_is_what_it_says(tmp_path: Path, content: bytes, who: str) -> None:
+    path = tmp_path / "lock"
+    with hold(path):
+        path.write_bytes(content)
+        with pytest.raises(Held, match=f"is held by {who}$"):
+            hold(path)
+
+
+def test_a_lock_is_not_inherited(tmp_path: Path) -> None:
+    """What a service has started may outlive it, and must not keep the next one out."""
+    lock = hold(tmp_path / "lock")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        lock.close()
+        hold(tmp_path / "lock").close()
+        child.communicate(b"\n")

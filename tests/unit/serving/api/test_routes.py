@@ -1,0 +1,377 @@
+"""The HTTP door without Ray or an engine: codes, shapes, and the version stamp on what passes through."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from errata.edit import Edit, EditRejected
+from errata.generate import SwapFailed
+from errata.history.revert_selection import RevertRefused
+from errata.ledger import LedgerConflict, UnknownVersion, Version
+from serving.api import routes, version_stamp
+from serving.metrics import ReplicaMetrics
+from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+
+VERSION = Version(1, 0, "Toy", "", "f", "now", (Edit("p", "t", id="e"),), {"efficacy": 1.0}, 8, {"m": 1}, {"m": 0.5}, Path())
+
+
+class Backend:
+    """Answers with what it was given, or raises it."""
+
+    def __init__(self, answer: Any = None, versions: int = 1) -> None:
+        self.answer, self.seen, self.num_versions = answer, [], versions
+
+    async def _asked(self, *arguments: Any) -> Any:
+        self.seen.append(arguments)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    submit = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _asked
+
+    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        for state in ("queued", "applied"):
+            yield state, entry(id, state)
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        yield "head", {"head": 2, "before": 1}
+
+    def versions(self) -> tuple[int, list[Version]]:
+        return 1, [replace(VERSION, number=number + 1) for number in range(self.num_versions)]
+
+    def version_with_edits(self, number: int) -> Version:
+        if number != 1:
+            raise UnknownVersion(f"there is no version {number}")
+        return VERSION
+
+
+def call(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(ask())
+
+
+def asked(backend: Backend, method: str, path: str, **options: Any) -> httpx.Response:
+    app = FastAPI()
+    routes.install(app, backend)
+    return call(app, method, path, **options)
+
+
+def entry(id: str, state: str, **more: Any) -> dict[str, Any]:
+    return {"id": id, "state": state, "edit": {"prompt": "p", "target": "t"}, "created": 0.0, **more}
+
+
+BODY = {"edits": [{"prompt": "p", "target": "t"}], "wait": True}
+
+
+@pytest.mark.parametrize(
+    ("entries", "wait", "code"),
+    [
+        ([entry("a", "applied", version=3), entry("b", "applied", version=4)], True, 200),
+        ([entry("a", "applied", version=3)], False, 202),
+        ([entry("a", "applied", version=3), entry("b", "queued")], True, 202),
+        ([entry("a", "applied", version=3), entry("b", "rejected", reason="no", field="prompt")], True, 422),
+        ([entry("a", "superseded", version=4, reason="later"), entry("b", "applied", version=4)], True, 200),
+    ],
+)
+def test_codes_of_an_edit(entries: list[dict[str, Any]], wait: bool, code: int) -> None:
+    backend = Backend(entries)
+    answer = asked(backend, "POST", "/v1/edits", json={**BODY, "wait": wait}, headers={"Idempotency-Key": "k"})
+    assert answer.status_code == code
+    assert backend.seen == [([{"prompt": "p", "target": "t"}], wait, "k", None)]
+    assert answer.json()["ids"] == [e["id"] for e in entries]
+    if code == 200:
+        assert answer.json()["version"] == 4
+    if code == 422:
+        assert answer.json()["error"] == {"message": "no", "field": "prompt", "edit": "b"}
+
+
+def wrapped(cause: Exception) -> RayTaskError:
+    return RayTaskError("submit", "traceback", cause).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "field"),
+    [
+        (EditRejected("bad", edit=0, field="target"), 422, "target"),
+        (KeyReused("again"), 409, "Idempotency-Key"),
+        (LedgerConflict(1, 2), 409, None),
+        (UnknownVersion("none"), 404, "version"),
+        (UnknownEdit("none"), 404, "id"),
+        (SwapFailed(3, ["r"], "late"), 503, None),
+        (QueueFull(9, 2, 10, 7), 429, "edits"),
+        (RevertRefused("no version holds it", "unknown", field="edits"), 404, "edits"),
+        (RevertRefused("it is not part of it", "not live", field="edits"), 409, "edits"),
+        (RevertRefused("the guard", field="edits"), 422, "edits"),
+        (QueueFull(0, 20, 10), 413, "edits"),
+        (JournalFailed("the disk is full"), 503, None),
+        (OSError(28, "No space left on device"), 503, None),
+        (ActorDiedError(), 503, None),
+    ],
+)
+@pytest.mark.parametrize("through_ray", [False, True])
+def test_codes_of_errors(error: Exception, code: int, field: str | None, through_ray: bool) -> None:
+    raised = wrapped(error) if through_ray and not isinstance(error, ActorDiedError) else error
+    answer = asked(Backend(raised), "POST", "/v1/edits", json=BODY)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (code, field)
+    assert ("Retry-After" in answer.headers) == (code in (429, 503))
+    if isinstance(error, QueueFull) and code == 429:
+        assert answer.headers["Retry-After"] == "7"
+
+
+def test_versions() -> None:
+    assert asked(Backend(), "GET", "/v1/versions").json() == {
+        "head": 1,
+        "newest": 1,
+        "versions": [
+            {
+                "version": 1,
+                "parent": 0,
+                "editor": "Toy",
+                "plan": "",
+                "fingerprint": "f",
+                "created": "now",
+                "num_edits": 1,
+                "num_bytes": 8,
+                "norms": {"m": 0.5},
+                "ranks": {"m": 1},
+                "scorecard": {"efficacy": 1.0},
+            }
+        ],
+    }
+    assert asked(Backend(), "GET", "/v1/versions/1").json()["edits"] == [{"prompt": "p", "target": "t", "id": "e"}]
+    assert asked(Backend(), "GET", "/v1/versions/2").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [("", [1, 2, 3, 4, 5]), ("?limit=2", [4, 5]), ("?limit=2&before=4", [2, 3]), ("?before=3", [1, 2]), ("?before=1", [])],
+)
+def test_pages_of_versions(query: str, numbers: list[int]) -> None:
+    answer = asked(Backend(versions=5), "GET", f"/v1/versions{query}").json()
+    assert ([version["version"] for version in answer["versions"]], answer["newest"]) == (numbers, 5)
+
+
+def test_edits_are_listed() -> None:
+    backend = Backend({"edits": [entry("a", "queued")], "next": 4})
+    answer = asked(backend, "GET", "/v1/edits?state=queued&limit=1&before=9")
+    assert (answer.status_code, answer.json()["next"]) == (200, 4)
+    assert backend.seen == [("queued", 1, 9)]
+
+
+def test_events_are_server_sent() -> None:
+    answer = asked(Backend({}), "GET", "/v1/edits/e/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert [line for line in answer.text.splitlines() if line.startswith("event:")] == ["event: queued", "event: applied"]
+    assert json.loads(answer.text.splitlines()[1].removeprefix("data: ")) == entry("e", "queued")
+    assert asked(Backend(UnknownEdit("none")), "GET", "/v1/edits/e/events").status_code == 404
+    assert 'event: head\r\ndata: {"head": 2, "before": 1}' in asked(Backend(), "GET", "/v1/events").text
+
+
+def test_versions_are_reverted_blamed_and_compared() -> None:
+    backend = Backend({"ok": True})
+    for path, body, seen in (
+        ("/v1/revert", {"edits": ["a"], "mode": "replay"}, (["a"], [], "replay", None)),
+        ("/v1/revert", {"versions": [3]}, ([], [3], "auto", None)),
+        ("/v1/blame", {"prompt": "p"}, ("p", 8)),
+        ("/v1/rollback", {"version": 3}, (3, None)),
+    ):
+        assert asked(backend, "POST", path, json=body).json() == {"ok": True}
+        assert backend.seen.pop() == seen
+    assert asked(backend, "GET", "/v1/diff?from=1&to=4").json() == {"ok": True}
+    assert backend.seen == [(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("POST", "/v1/revert", {"mode": "gently"}, "mode"),
+        ("POST", "/v1/revert", {"edits": "a"}, "edits"),
+        ("POST", "/v1/revert", {"edits": ["a" * 65]}, "edits"),
+        ("POST", "/v1/revert", {"versions": [-1]}, "versions"),
+        ("POST", "/v1/blame", {"prompt": ""}, "prompt"),
+        ("POST", "/v1/blame", {"prompt": "p", "max_tokens": 10**9}, "max_tokens"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "\ud800", "target": "t"}]}, "prompt"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "\ud800": 1}]}, "edits"),
+        ("POST", "/v1/edits", {"edits": []}, "edits"),
+        ("POST", "/v1/rollback", {"version": 10**30}, "version"),
+        ("GET", "/v1/diff?from=1", None, "to"),
+        ("GET", "/v1/diff?from=x&to=1", None, "from"),
+        ("GET", "/v1/versions?limit=0", None, "limit"),
+        ("GET", f"/v1/versions/{10**30}", None, "number"),
+        ("GET", f"/v1/edits/{'a' * 65}", None, "id"),
+        ("GET", "/v1/edits?state=gone", None, "state"),
+        ("GET", f"/v1/edits?before={2**63}", None, "before"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_named(method: str, path: str, body: Any, field: str) -> None:
+    content = None if body is None else json.dumps(body)  # ASCII: a lone surrogate comes as an escape
+    answer = asked(Backend({}), method, path, content=content, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+
+def test_who_asks_is_passed_on() -> None:
+    backend, app = Backend([entry("a", "queued")]), FastAPI()
+    routes.install(app, backend)
+
+    async def with_key(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "errata.key": SimpleNamespace(name="ann")}, receive, send)
+
+    assert call(with_key, "POST", "/v1/edits", json={**BODY, "wait": False}).status_code == 202
+    assert backend.seen[0][-1] == "ann"
+
+
+def test_metrics_are_text() -> None:
+    answer = asked(Backend("errata_live_version 3.0\n"), "GET", "/metrics")
+    assert (answer.status_code, answer.text) == (200, "errata_live_version 3.0\n")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize(("reasons", "code"), [([], 200), (["the edit worker: disk full"], 503)])
+def test_ready_means_ready(reasons: list[str], code: int) -> None:
+    answer = asked(Backend(reasons), "GET", "/ready")
+    assert (answer.status_code, answer.json()) == (code, {"ready": not reasons, "reasons": reasons})
+
+
+# -- the stamp --------------------------------------------------------------------------------------------------------
+
+
+class Served:
+    version = 3
+
+    def __init__(self) -> None:
+        self.at_least: list[int] = []
+        self.metrics = ReplicaMetrics()
+
+    async def admit(self, at_least: int) -> str:
+        self.at_least.append(at_least)
+        while self.version < at_least:
+            await asyncio.sleep(0.001)
+        return f"epoch-{self.version}"
+
+
+def openai(served: Served) -> tuple[FastAPI, list[Any]]:
+    app, seen = FastAPI(), []
+
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Any:
+        try:
+            body = await request.json()
+        except ValueError:
+            return JSONResponse({"error": "not JSON"}, 400)
+        seen.append(body)
+        if not body.get("stream"):
+            served.version += body.get("swap", 0)
+            return {"choices": []}
+
+        async def events() -> AsyncIterator[str]:
+            yield 'data: {"n": 1}\n\ndata: {"n"'  # the split between two parts may fall anywhere
+            served.version += 1
+            yield ": 2}\n\n: comment\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    app.add_middleware(version_stamp.VersionStamp, served=served)
+    return app, seen
+
+
+def test_a_body_is_stamped_and_the_request_salted() -> None:
+    app, seen = openai(Served())
+    answer = call(app, "POST", "/v1/completions", json={"prompt": "x", "swap": 1, "cache_salt": "mine"})
+    assert answer.json() == {"choices": [], "errata": {"version_min": 3, "version_max": 4}}
+    assert answer.headers["X-Errata-Version"] == "3"
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
+    assert seen[0]["cache_salt"] == "mine|epoch-3"
+
+
+def test_every_event_of_a_stream_is_stamped() -> None:
+    app, _ = openai(Served())
+    answer = call(app, "POST", "/v1/completions", json={"stream": True})
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert [json.loads(event)["errata"] for event in events[:2]] == [
+        {"version_min": 3, "version_max": 3},
+        {"version_min": 3, "version_max": 4},
+    ]
+    assert events[2] == "[DONE]"
+    assert ": comment" in answer.text
+
+
+def test_answers_and_their_tokens_are_counted() -> None:
+    served = Served()
+    app, _ = openai(served)
+    call(app, "POST", "/v1/completions", json={"swap": 1})
+    call(app, "POST", "/v1/completions", content=b"{")
+    call(app, "POST", "/v1/completions", json={"stream": True})
+    text = served.metrics.exposition()
+    for line in (
+        'errata_completions_total{code="200",version="4"} 1.0',
+        'errata_completions_total{code="400",version="4"} 1.0',
+        'errata_completions_total{code="200",version="5"} 1.0',
+        "errata_spanning_completions_total 2.0",
+        "errata_stall_seconds_count 3.0",
+    ):
+        assert line in text
+
+
+def test_at_least_waits_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version_stamp, "AT_LEAST_TIMEOUT_S", 0.05)
+    served = Served()
+    app, _ = openai(served)
+    assert call(app, "POST", "/v1/completions", json={}, headers={"X-Errata-At-Least": "3"}).status_code == 200
+    assert call(app, "POST", "/v1/completions", json={}, headers={"X-Errata-At-Least": "4"}).status_code == 409
+    for wrong in ("x", "-1", "1.5", "²"):
+        headers = {"X-Errata-At-Least": wrong.encode("utf-8")}
+        assert call(app, "POST", "/v1/completions", json={}, headers=headers).status_code == 400
+    assert served.at_least == [3, 4]
+
+
+def test_a_version_that_is_there_already_is_waited_for_only_by_the_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Swapping(Served):
+        async def admit(self, at_least: int) -> str:
+            await asyncio.sleep(60)
+            return ""
+
+    monkeypatch.setattr(version_stamp, "AT_LEAST_TIMEOUT_S", 0.05)
+    app, _ = openai(Swapping())
+    for wanted in ("0", "3"):
+        answer = call(app, "POST", "/v1/completions", json={}, headers={"X-Errata-At-Least": wanted})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert "a swap is under way" in answer.json()["error"]["message"]
+
+
+class Turned(Served):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def admit(self, at_least: int) -> str:
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "code"), [(version_stamp.OutOfRotation(3, 4), 503), (version_stamp.RolledBack(4, 3), 409)])
+def test_a_replica_that_cannot_answer_says_so(error: Exception, code: int) -> None:
+    app, seen = openai(Turned(error))
+    answer = call(app, "POST", "/v1/completions", json={})
+    assert (answer.status_code, answer.json()["error"]["message"], seen) == (code, str(error), [])
+
+
+def test_what_is_not_json_is_left_for_the_engine_to_refuse() -> None:
+    app, _ = openai(Served())
+    answer = call(app, "POST", "/v1/completions", content=b"{")
+    assert (answer.status_code, answer.headers["X-Errata-Version"]) == (400, "3")

@@ -1,0 +1,66 @@
+"""What a post may hold: no more than the one writer can look at between two other things."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from errata.client import bulk_import
+from errata.client.bulk_import import edit_chunks
+from errata.edit import Edit
+from serving.api.schemas import MAX_CHARACTERS, MAX_EDITS, MAX_REPHRASINGS, MAX_REPHRASINGS_POSTED, EditsIn
+
+
+def post(num_edits: int = 1, **fields: Any) -> dict[str, Any]:
+    return {"edits": [{"prompt": "p", "target": "t", **fields}] * num_edits}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        post(MAX_EDITS),
+        post(prompt="a" * MAX_CHARACTERS, subject="a" * MAX_CHARACTERS, target="ü" * MAX_CHARACTERS),
+        post(rephrasings=["a" * MAX_CHARACTERS] * MAX_REPHRASINGS),
+        post(MAX_REPHRASINGS_POSTED // MAX_REPHRASINGS, rephrasings=["a"] * MAX_REPHRASINGS),
+    ],
+)
+def test_as_much_as_is_allowed(body: dict[str, Any]) -> None:
+    assert [edit.to_json() for edit in EditsIn.model_validate(body).edits] == body["edits"]
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "says"),
+    [
+        (post(MAX_EDITS + 1), ("edits",), "at most 1000 items"),
+        (post(prompt="a" * (MAX_CHARACTERS + 1)), ("edits", 0, "prompt"), "at most 16384 characters"),
+        (post(target="a" * (MAX_CHARACTERS + 1)), ("edits", 0, "target"), "at most 16384 characters"),
+        (post(subject="a" * (MAX_CHARACTERS + 1)), ("edits", 0, "subject"), "at most 16384 characters"),
+        (post(rephrasings=["a", "a" * (MAX_CHARACTERS + 1)]), ("edits", 0, "rephrasings", 1), "at most 16384 characters"),
+        (post(rephrasings=["a"] * (MAX_REPHRASINGS + 1)), ("edits", 0, "rephrasings"), "at most 64 items"),
+        (post(65, rephrasings=["a"] * MAX_REPHRASINGS), (), "the edits have 4,160 rephrasings, and a post at most 4,096"),
+    ],
+)
+def test_more_is_refused_by_its_place(body: dict[str, Any], place: tuple[str | int, ...], says: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        EditsIn.model_validate(body)
+    (fault,) = refused.value.errors()
+    assert fault["loc"] == place and says in fault["msg"]
+
+
+def test_the_limits_are_in_the_openapi_document() -> None:
+    schema = EditsIn.model_json_schema()
+    edit = schema["$defs"]["EditIn"]["properties"]
+    assert schema["properties"]["edits"]["maxItems"] == MAX_EDITS
+    assert f"{MAX_REPHRASINGS_POSTED:,}" in schema["description"]
+    assert edit["prompt"]["maxLength"] == edit["target"]["maxLength"] == MAX_CHARACTERS
+    assert edit["subject"]["anyOf"][0]["maxLength"] == edit["rephrasings"]["items"]["maxLength"] == MAX_CHARACTERS
+    assert edit["rephrasings"]["maxItems"] == MAX_REPHRASINGS
+
+
+def test_a_parcel_of_an_import_is_within_the_limits() -> None:
+    assert bulk_import.NUM_EDITS <= MAX_EDITS and bulk_import.NUM_EDITS * MAX_REPHRASINGS <= MAX_REPHRASINGS_POSTED
+    edits = [Edit(f"p{i}", "t", rephrasings=("a",) * MAX_REPHRASINGS) for i in range(100)]
+    for parcel in edit_chunks(edits):
+        assert len(EditsIn.model_validate({"edits": parcel.edits}).edits) == len(parcel.edits)

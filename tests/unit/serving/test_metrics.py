@@ -1,0 +1,408 @@
+"""Metrics: what is counted, how several expositions become one, and that the dashboard asks only for what exists."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from errata.edit import Edit, EditRejected
+from errata.guard.bisection import BatchBisection
+from errata.guard.limits import Guard, Limit, Measurements, VersionRefused
+from serving.api import version_stamp
+from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
+from serving.metrics import NUM_VERSIONS, REASONS, STATES, WORKER, ReplicaMetrics, WorkerMetrics, merged, num_tokens, reason_of
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+DASHBOARD = DEPLOY / "grafana" / "errata.json"
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def series(text: str) -> Series:
+    """Value by name and labels; fails if a series is there twice."""
+    found: Series = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = sample.name, tuple(sorted(sample.labels.items()))
+            assert key not in found, key
+            found[key] = sample.value
+    return found
+
+
+def value(text: str, name: str, **labels: str) -> float | None:
+    return series(text).get((name, tuple(sorted(labels.items()))))
+
+
+# -- why an edit was refused --------------------------------------------------------------------------------------------
+
+PASSED = {
+    "perplexity": Measurements(ppl_ratio=9.0),
+    "broken": Measurements(broken_sentences=0.9),
+    "change": Measurements(relative_norm={"a": 99.0}),
+    "growth": Measurements(norm_growth={"a": 999.0}),
+    "forgotten": Measurements(lost_retention=0.9),
+    "disturbed": Measurements(lost_locality=0.9),
+    "drift": Measurements(locality=0.1),
+    "unanswered": Measurements(efficacy=0.1),
+}
+
+
+def refusal(found: Measurements) -> VersionRefused:
+    verdict = Guard(unanswered=Limit(0.0, 0.5)).check(found)
+    assert not verdict.publish
+    return VersionRefused(verdict.reasons, found.to_json())
+
+
+def test_every_limit_of_the_guard_has_its_own_reason() -> None:
+    limits = {field.name for field in fields(Guard) if isinstance(getattr(Guard(), field.name), Limit)}
+    assert set(PASSED) == limits
+    assert {name: reason_of(refusal(found)) for name, found in PASSED.items()} == {name: name for name in limits}
+
+
+def test_of_several_limits_the_first_in_the_list_counts() -> None:
+    assert reason_of(refusal(Measurements(ppl_ratio=9.0, lost_locality=0.9, locality=0.1))) == "perplexity"
+
+
+def test_what_is_not_finite_and_what_the_editor_refuses_are_told_apart() -> None:
+    assert reason_of(refusal(Measurements(is_finite=False))) == "not_finite"
+    assert reason_of(EditRejected("the update is not finite: lower step or raise ridge")) == "not_finite"
+    assert reason_of(EditRejected("this method writes at the subject: name it", field="subject")) == "editor"
+    assert reason_of(None) == "other"
+
+
+def test_an_edit_that_contradicts_a_later_one_is_a_contradiction() -> None:
+    docket = BatchBisection([Edit("p", "a"), Edit("p", "b")])
+    group = docket.next_group()
+    assert group is not None
+    ((_, why),) = docket.made(group)
+    assert reason_of(why) == "contradiction"
+
+
+# -- the worker's -------------------------------------------------------------------------------------------------------
+
+
+def test_the_worker_counts_what_happened() -> None:
+    metrics = WorkerMetrics()
+    metrics.settled("queued", 5)
+    metrics.waiting(2, 1.5)
+    metrics.published(3, edit_s=0.02, guard_s=0.3, append_s=0.004)
+    metrics.refused(EditRejected("no"))
+    metrics.refused(refusal(PASSED["drift"]))
+    metrics.swapped(0.06)
+    metrics.swap_failed()
+    metrics.reverted(2)
+    metrics.rolled_back()
+    metrics.mirrored(4)
+    text = metrics.exposition()
+    states = {state: value(text, "errata_edits_total", state=state) for state in STATES}
+    assert states == {"queued": 5, "applied": 3, "rejected": 2, "superseded": 0, "reverted": 2}
+    reasons = {reason: value(text, "errata_edits_refused_total", reason=reason) for reason in REASONS}
+    assert reasons == {reason: float(reason in ("editor", "drift")) for reason in REASONS}
+    assert (value(text, "errata_edit_queue_depth"), value(text, "errata_edit_queue_age_seconds")) == (2, 1.5)
+    assert value(text, "errata_batch_edits_sum") == 3 and value(text, "errata_batch_edits_count") == 1
+    assert value(text, "errata_batch_edits_bucket", le="2.0") == 0 and value(text, "errata_batch_edits_bucket", le="4.0") == 1
+    sums = {part: value(text, f"errata_{part}_seconds_sum") for part in ("edit", "guard", "append", "swap")}
+    assert sums == {"edit": 0.02, "guard": 0.3, "append": 0.004, "swap": 0.06}
+    once = ("errata_swap_failures_total", "errata_reverts_total", "errata_rollbacks_total")
+    assert [value(text, name) for name in once] == [1, 1, 1]
+    assert value(text, "errata_mlflow_behind") == 4
+
+
+def test_an_edit_comes_to_no_state_that_is_not_known() -> None:
+    with pytest.raises(ValueError, match="not to 'lost'"):
+        WorkerMetrics().settled("lost")
+
+
+def test_a_replica_that_is_gone_is_no_longer_listed() -> None:
+    metrics = WorkerMetrics()
+    metrics.stands_at(live=5, newest=7, replicas={"a": 5, "b": 3})
+    text = metrics.exposition()
+    assert (value(text, "errata_live_version"), value(text, "errata_newest_version")) == (5, 7)
+    assert [value(text, "errata_versions_behind", replica=name) for name in "ab"] == [0, 2]
+    metrics.stands_at(live=2, newest=7, replicas={"a": 5})
+    text = metrics.exposition()
+    assert [value(text, "errata_versions_behind", replica=name) for name in "ab"] == [3, None]
+
+
+def test_two_workers_in_one_process_do_not_share_their_figures() -> None:
+    first, second = WorkerMetrics(), WorkerMetrics()
+    first.rolled_back()
+    assert value(second.exposition(), "errata_rollbacks_total") == 0
+
+
+# -- a replica's --------------------------------------------------------------------------------------------------------
+
+
+def test_a_replica_counts_tokens_and_answers_by_version() -> None:
+    metrics = ReplicaMetrics()
+    metrics.serves(4)
+    metrics.admitted(0.07)
+    metrics.generated(3, 10)
+    metrics.generated(4, 2)
+    metrics.completed(3, 4, 200)
+    metrics.completed(4, 4, 200)
+    metrics.completed(4, 4, 500)
+    text = metrics.exposition()
+    assert [value(text, "errata_tokens_total", version=version) for version in "34"] == [10, 2]
+    assert [value(text, "errata_completions_total", version="4", code=code) for code in ("200", "500")] == [2, 1]
+    assert value(text, "errata_spanning_completions_total") == 1
+    assert value(text, "errata_replica_version") == 4
+    assert (
+        value(text, "errata_stall_seconds_bucket", le="0.05") == 0 and value(text, "errata_stall_seconds_bucket", le="0.1") == 1
+    )
+
+
+class Replica:
+    """As the middleware sees it: `refusal` is raised, or nothing comes."""
+
+    version = 4
+
+    def __init__(self, refusal: Exception | None) -> None:
+        self.metrics, self.refusal = ReplicaMetrics(), refusal
+
+    async def admit(self, at_least: int) -> str:
+        if self.refusal is None:
+            await asyncio.sleep(60)
+        raise self.refusal or AssertionError
+
+
+@pytest.mark.parametrize(
+    ("refusal", "wanted", "code"),
+    [
+        (OutOfRotation(4, 7), "0", 503),
+        (RolledBack(6, 4), "6", 409),
+        (None, "0", 503),
+        (None, "9", 409),
+        (None, "x", 400),
+    ],
+)
+def test_who_is_turned_away_is_counted(
+    refusal: Exception | None, wanted: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version_stamp, "AT_LEAST_TIMEOUT_S", 0.01)
+    replica, sent = Replica(refusal), list[dict[str, Any]]()
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [(b"x-errata-at-least", wanted.encode())]}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    before = series(replica.metrics.exposition())
+    asyncio.run(VersionStamp(None, replica)(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == code and ((b"retry-after", b"1") in sent[0]["headers"]) == (code == 503)
+    after = series(replica.metrics.exposition())
+    key = ("errata_answers_total", (("code", str(code)),))
+    assert (before[key], after[key]) == (0, 1), "a rate needs the zero"
+    assert not any(name == "errata_completions_total" for name, _ in after), "no version answered"
+
+
+def test_a_replica_says_whether_it_is_in_rotation() -> None:
+    metrics = ReplicaMetrics()
+    for in_rotation in (True, False):
+        metrics.serves(4, in_rotation)
+        assert value(metrics.exposition(), "errata_in_rotation") == in_rotation
+
+
+def test_only_the_versions_that_were_used_last_keep_their_series() -> None:
+    metrics = ReplicaMetrics()
+    for version in range(100):
+        metrics.generated(version, 1)
+        metrics.completed(version, version, 200)
+        metrics.completed(version, version, 500)
+        metrics.generated(7, 1)  # it was rolled back to
+    text = metrics.exposition()
+    kept = {dict(labels)["version"] for (name, labels) in series(text) if name == "errata_tokens_total"}
+    assert kept == {str(version) for version in (*range(100 - NUM_VERSIONS + 1, 100), 7)}
+    answers = [dict(labels) for (name, labels) in series(text) if name == "errata_completions_total"]
+    assert {labels["version"] for labels in answers} <= kept and len(answers) == 2 * NUM_VERSIONS
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_event", "num"),
+    [
+        ({"choices": [{"text": "a b"}], "usage": {"completion_tokens": 5}}, False, 5),
+        ({"error": {"message": "no"}}, False, 0),
+        ({"choices": [{"text": " a"}]}, True, 1),
+        ({"choices": [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}]}, True, 2),
+        ({"choices": [{"delta": {"role": "assistant", "content": ""}}]}, True, 0),
+        ({"choices": [], "usage": {"completion_tokens": 5}}, True, 0),
+    ],
+)
+def test_tokens_of_an_answer(answer: dict[str, Any], is_event: bool, num: int) -> None:
+    assert num_tokens(answer, is_event) == num
+
+
+# -- several expositions as one -----------------------------------------------------------------------------------------
+
+
+def like_vllm(tokens: int) -> str:
+    """A registry of vLLM's kinds: names with a colon, a histogram that ends in `_total`, HELP with escapes, no number."""
+    own = CollectorRegistry()
+    Counter("vllm:generation_tokens", "Number of generation tokens", ["model_name"], registry=own).labels('a "b"').inc(tokens)
+    Histogram("vllm:iteration_tokens_total", "Tokens per step\nback\\slash", buckets=(1, 8), registry=own).observe(tokens)
+    Gauge("vllm:kv_cache_usage_perc", "Usage", registry=own).set(math.nan)
+    return generate_latest(own).decode()
+
+
+def test_expositions_are_merged_into_one_that_is_valid() -> None:
+    worker = WorkerMetrics()
+    worker.stands_at(3, 3, {"a": 3, "b": 2})
+    replicas = {name: ReplicaMetrics() for name in "ab"}
+    replicas["a"].generated(3, 10)
+    replicas["b"].generated(2, 4)
+    texts = {name: one.exposition() + like_vllm(5 + i) for i, (name, one) in enumerate(replicas.items())}
+    whole = merged({WORKER: worker.exposition(), **texts})
+    assert value(whole, "errata_tokens_total", version="3", replica="a") == 10
+    assert value(whole, "errata_tokens_total", version="2", replica="b") == 4
+    assert value(whole, "errata_versions_behind", replica="b") == 1, "the worker's own label stays"
+    assert value(whole, "errata_live_version") == 3, "and it gets no other"
+    assert value(whole, "vllm:generation_tokens_total", model_name='a "b"', replica="b") == 6
+    assert math.isnan(value(whole, "vllm:kv_cache_usage_perc", replica="a") or 0)
+    buckets = [value(whole, "vllm:iteration_tokens_total_bucket", le=le, replica="a") for le in ("1.0", "8.0", "+Inf")]
+    assert buckets == [0, 1, 1]
+
+
+def test_each_family_is_told_once_and_nothing_is_lost() -> None:
+    texts = {"a": like_vllm(5), "b": like_vllm(6)}
+    whole = merged(texts)
+    for kind in ("HELP", "TYPE"):
+        told = re.findall(rf"^# {kind} (\S+)", whole, re.MULTILINE)
+        assert len(told) == len(set(told)) and told == re.findall(rf"^# {kind} (\S+)", texts["a"], re.MULTILINE)
+    assert len(series(whole)) == len(series(texts["a"])) + len(series(texts["b"]))
+    assert r"# HELP vllm:iteration_tokens_total Tokens per step\nback\\slash" in whole
+    assert "# TYPE vllm:generation_tokens_created gauge" in whole
+
+
+def test_samples_of_a_family_stand_together_and_a_histograms_buckets_in_order() -> None:
+    whole = merged({"a": like_vllm(5), "b": like_vllm(6)})
+    names = [line.split("{")[0] for line in whole.splitlines() if not line.startswith("#")]
+    families = [name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name in names]
+    assert sum(one != other for one, other in pairwise(families)) == len(set(families)) - 1
+    bounds = re.findall(r'iteration_tokens_total_bucket\{le="([^"]+)",replica="(.)"\}', whole)
+    assert bounds == [(le, replica) for replica in "ab" for le in ("1.0", "8.0", "+Inf")]
+
+
+def test_merging_twice_changes_nothing() -> None:
+    whole = merged({"a": like_vllm(5), "b": like_vllm(6)})
+    assert merged({WORKER: whole}) == whole
+
+
+def test_what_cannot_be_merged_is_named() -> None:
+    with pytest.raises(ValueError, match="what b gave is no Prometheus exposition"):
+        merged({"a": like_vllm(5), "b": "<html>503</html>"})
+    with pytest.raises(ValueError, match="x is a counter at b, elsewhere a gauge"):
+        merged({"a": "# TYPE x gauge\nx 1\n", "b": "# TYPE x_total counter\nx_total 1\n"})
+
+
+# -- the dashboard and the scrape ---------------------------------------------------------------------------------------
+
+
+def alarms() -> dict[str, str]:
+    (group,) = yaml.safe_load((DEPLOY / "alarms.yml").read_text())["groups"]
+    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> list[str]:
+    return [target["expr"] for panel in panels() for target in panel["targets"]]
+
+
+def named_in(expression: str) -> set[str]:
+    """Metric names: what is neither a label, a function, a label's value nor a unit of time."""
+    bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", re.sub(r"\{[^}]*\}", "", expression))
+    return set(re.findall(r"\b(?:errata|vllm:|ray)[\w:]*", re.sub(r"\[[^\]]*\]", "", bare)))
+
+
+def answering() -> ReplicaMetrics:
+    replica = ReplicaMetrics()
+    replica.generated(1, 1)
+    replica.completed(1, 1, 200)
+    return replica
+
+
+def exposed() -> set[str]:
+    worker = WorkerMetrics()
+    worker.stands_at(1, 1, {"a": 1})
+    return {name for name, _ in series(worker.exposition()) | series(answering().exposition())}
+
+
+def test_the_dashboard_and_the_alarms_ask_only_for_metrics_that_exist() -> None:
+    known = exposed()
+    for expression in (*expressions(), *alarms().values()):
+        names = named_in(expression)
+        assert names, expression
+        assert all(name in known or name.startswith(("vllm:", "ray_")) for name in names), expression
+
+
+def test_every_metric_of_ours_is_on_the_dashboard() -> None:
+    shown = set().union(*map(named_in, expressions()))
+    unneeded = re.compile(r"_(created|sum|count)$|^errata_completions_total$")  # the last has more labels than a graph can take
+    assert {name for name in exposed() if not unneeded.search(name)} <= shown
+
+
+def test_the_dashboard_takes_no_rate_of_what_begins_with_each_version() -> None:
+    """A new series has no zero to rise from: with a version every few seconds most of it would be lost."""
+    whole = merged({"a": answering().exposition()})
+    short_lived = {name for name, labels in series(whole) if "version" in dict(labels)}
+    assert "errata_tokens_total" in short_lived
+    for expression in (*expressions(), *alarms().values()):
+        assert not (re.search(r"rate\(|increase\(", expression) and named_in(expression) & short_lived), expression
+
+
+def test_every_label_that_the_dashboard_uses_exists() -> None:
+    labels: set[str] = {"replica"}  # what `merged` adds
+    for own in (WorkerMetrics(), ReplicaMetrics()):
+        if isinstance(own, ReplicaMetrics):
+            own.completed(1, 1, 200)
+        labels |= {label for _, pairs in series(own.exposition()) for label, _ in pairs}
+    grouped: Iterable[str] = re.findall(r"\bby \(([^)]*)\)", " ".join(expressions()))
+    assert {label.strip() for group in grouped for label in group.split(",")} <= labels
+
+
+def test_panels_have_their_own_places_on_the_page() -> None:
+    whole = json.loads(DASHBOARD.read_text())
+    ids = [panel["id"] for panel in whole["panels"]]
+    assert len(ids) == len(set(ids))
+    taken: set[tuple[int, int]] = set()
+    for panel in whole["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_prometheus_reads_the_alarms_that_are_described() -> None:
+    assert yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["rule_files"] == ["alarms.yml"]
+    (group,) = yaml.safe_load((DEPLOY / "alarms.yml").read_text())["groups"]
+    assert all(
+        set(rule) <= {"alert", "expr", "for", "annotations"} and rule["annotations"]["summary"] for rule in group["rules"]
+    )
+    assert alarms()["ErrataSilent"] == "absent(errata_versions_behind)"
+    described = (DEPLOY.parent / "docs" / "observability.md").read_text().splitlines()
+    for expression in alarms().values():
+        assert any(line.partition("#")[0].strip() == expression for line in described), expression
+
+
+def test_prometheus_scrapes_with_a_key_from_a_file() -> None:
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert job["metrics_path"] == "/metrics" and job["static_configs"][0]["targets"]
+    assert job["authorization"]["type"] == "Bearer" and "credentials" not in job["authorization"]
+    assert Path(job["authorization"]["credentials_file"]).name

@@ -1,0 +1,337 @@
+"""The journal: nothing accepted is lost, nothing is made twice."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving.worker.journal import MAX_ATTEMPTS, Journal, JournalFailed, KeyReused, QueueFull, UnknownEdit
+
+
+def edits(*prompts: str) -> list[dict[str, str]]:
+    return [{"prompt": prompt, "target": "t"} for prompt in prompts]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sub" / "journal"
+
+
+def test_edits_are_taken_in_order_and_settle(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b", "c"))
+    assert journal.depth == 3
+    taken = journal.take(2)
+    assert [entry.id for entry in taken] == ids[:2]
+    assert taken[0].edit == {"prompt": "a", "target": "t", "id": ids[0]}
+    assert [journal.get(id).state for id in ids] == ["applying", "applying", "queued"]
+    journal.finish([ids[0]], 7)
+    journal.reject(ids[1], "no", "prompt")
+    assert journal.get(ids[0]).to_json()["version"] == 7
+    assert {"reason": "no", "field": "prompt"}.items() <= journal.get(ids[1]).to_json().items()
+    assert [entry.id for entry in journal.pending()] == ids[2:]
+    assert journal.get(ids[1]).is_settled and not journal.get(ids[2]).is_settled
+
+
+def test_another_process_finds_what_was_accepted(path: Path) -> None:
+    first = Journal(path)
+    ids = first.submit(edits("a", "b", "c"))
+    first.take(1)
+    first.close()
+    second = Journal(path)
+    second.requeue_applying()
+    assert second.depth == 3
+    assert [entry.id for entry in second.take(8)] == ids[:1], "what was taken before is taken alone"
+    assert [entry.id for entry in second.take(8)] == ids[1:]
+
+
+def test_an_edit_that_kills_its_worker_is_rejected_in_the_end(path: Path) -> None:
+    journal = Journal(path)
+    (id,) = journal.submit(edits("a"))
+    for _ in range(MAX_ATTEMPTS):
+        assert journal.take(1)[0].id == id
+        journal.requeue_applying()
+    assert journal.get(id).state == "rejected"
+    assert "died" in str(journal.get(id).reason)
+
+
+def test_requeue_does_not_count_as_an_attempt(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b"))
+    journal.take(2)
+    journal.requeue(ids)
+    assert [entry.id for entry in journal.take(2)] == ids
+
+
+def test_what_is_settled_is_never_queued_again(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b", "c", "d"))
+    journal.take(3)
+    journal.finish(ids[:1], 1)
+    journal.reject(ids[1], "no")
+    journal.requeue(ids)
+    assert [journal.get(id).state for id in ids] == ["applied", "rejected", "queued", "queued"]
+    assert [journal.get(id).attempts for id in ids] == [1, 1, 0, 0], "one that was not taken is not counted down"
+
+
+def test_a_key_used_again_gives_the_same_ids_or_is_refused(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b"), "key")
+    assert journal.submit(edits("a", "b"), "key") == ids
+    assert journal.depth == 2
+    with pytest.raises(KeyReused, match="other edits"):
+        journal.submit(edits("a"), "key")
+    assert journal.depth == 2
+    journal.close()
+    assert Journal(path).submit(edits("a", "b"), "key") == ids
+
+
+def test_an_unknown_id_is_named(path: Path) -> None:
+    with pytest.raises(UnknownEdit, match="'x'"):
+        Journal(path).get("x")
+
+
+def test_a_submission_is_all_or_nothing(path: Path) -> None:
+    journal = Journal(path)
+    with pytest.raises(TypeError):
+        journal.submit([{"prompt": "a"}, {"prompt": object()}])
+    assert journal.depth == 0
+
+
+def test_a_full_queue_takes_nothing_of_a_submission(path: Path) -> None:
+    journal = Journal(path)
+    journal.submit(edits("a", "b"), limit=3)
+    with pytest.raises(QueueFull) as full:
+        journal.submit(edits("c", "d"), "key", limit=3)
+    assert (full.value.depth, full.value.num_edits, journal.depth) == (2, 2, 2)
+    assert journal.submit(edits("c"), "key", limit=3) and journal.depth == 3
+    assert pickle.loads(pickle.dumps(full.value)).limit == 3
+
+
+def test_the_same_key_of_two_posters_is_two_keys(path: Path) -> None:
+    journal = Journal(path)
+    mine, yours = (journal.submit(edits("a"), "k", poster) for poster in ("ann", "bob"))
+    assert mine != yours and journal.submit(edits("a"), "k", "ann") == mine
+    assert [journal.get(id).to_json()["poster"] for id in (*mine, *yours)] == ["ann", "bob"]
+
+
+def test_what_is_lost_with_a_version_is_queued_again_in_its_place(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b", "c"))
+    journal.take(2)
+    journal.finish(ids[:2], 4)
+    assert journal.reopen(3) == 0 and journal.reopen(4) == 2
+    assert [entry.id for entry in journal.take(8)] == ids
+
+
+def test_what_cannot_be_served_is_tried_alone_and_given_up_in_the_end(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b"))
+    journal.take(2)
+    journal.retry(ids, "no replica takes it")
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert [entry.id for entry in journal.take(2)] == ids[:1]
+        journal.retry(ids[:1], "no replica takes it")
+    assert (journal.get(ids[0]).state, journal.get(ids[0]).reason) == ("rejected", "no replica takes it")
+    assert [entry.id for entry in journal.take(2)] == ids[1:]
+
+
+def test_later_fates_are_kept(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b"))
+    journal.take(2)
+    journal.supersede(ids[0], "the later one counts", 1)
+    journal.finish(ids[1:], 1)
+    journal.revert(ids[1:], 2)
+    journal.close()
+    found = [(entry.state, entry.version, entry.is_settled) for entry in map(Journal(path).get, ids)]
+    assert found == [("superseded", 1, True), ("reverted", 2, True)]
+
+
+def test_the_oldest_that_waits_has_an_age(path: Path) -> None:
+    journal = Journal(path)
+    assert journal.age_s == 0.0
+    journal.submit(edits("a"))
+    time.sleep(0.02)
+    assert 0.02 <= journal.age_s < 5
+
+
+def test_a_journal_of_an_earlier_release_is_read(path: Path) -> None:
+    path.parent.mkdir()
+    old = sqlite3.connect(path)
+    old.executescript(
+        "CREATE TABLE edits (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL,"
+        " state TEXT NOT NULL, version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0,"
+        " created REAL NOT NULL);"
+        "INSERT INTO edits (id, body, state, created) VALUES ('x', '{\"prompt\": \"a\"}', 'queued', 1.0);"
+    )
+    old.close()
+    journal = Journal(path)
+    assert journal.get("x").poster is None and journal.depth == 1
+    assert journal.get(journal.submit(edits("b"), poster="ann")[0]).poster == "ann"
+
+
+def test_a_full_disk_refuses_and_leaves_the_journal_as_it_was(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a"))
+    pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
+    journal._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to a full disk
+    with pytest.raises(JournalFailed, match="full"):
+        journal.submit(edits(*("x" * 1000 for _ in range(100))), "key")
+    assert journal.depth == 1 and journal.get(ids[0]).state == "queued"
+    journal._connection.execute("PRAGMA max_page_count = 1000000")
+    assert len(journal.submit(edits(*("x" * 1000 for _ in range(100))), "key")) == 100
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+def test_pages_are_newest_first(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits(*"abcdef"))
+    journal.take(4)
+    journal.finish(ids[0:4:2], 1)
+    assert [entry.id for entry in journal.newest(10)] == ids[::-1]
+    page = journal.newest(2)
+    assert [entry.id for entry in journal.newest(2, before=page[-1].seq)] == [ids[3], ids[2]]
+    (newest,) = journal.newest(1, "applied")
+    assert [entry.id for entry in journal.newest(10, "applied", newest.seq)] == [ids[0]]
+    assert journal.newest(10, "reverted") == []
+
+
+@pytest.mark.parametrize(
+    ("read", "plan"),
+    [
+        (lambda journal: journal.newest(10, "rejected"), "USING INDEX edits_by_state (state=? AND seq<?)"),
+        (lambda journal: journal.newest(10, "rejected", 50), "USING INDEX edits_by_state (state=? AND seq<?)"),
+        (lambda journal: journal.newest(10, None, 50), "USING INTEGER PRIMARY KEY (rowid<?)"),
+        (lambda journal: journal.depth, "USING COVERING INDEX edits_by_state (state=?)"),
+        (lambda journal: journal.age_s, "USING INDEX edits_by_state (state=?)"),
+        (lambda journal: journal.reverted_by(3), "USING INDEX edits_by_"),
+    ],
+)
+def test_what_is_asked_often_reads_no_whole_table(path: Path, read: Callable[[Journal], object], plan: str) -> None:
+    journal = Journal(path)
+    asked: list[str] = []
+    journal._connection.set_trace_callback(asked.append)
+    read(journal)
+    journal._connection.set_trace_callback(None)
+    (query,) = asked
+    steps = [row[3] for row in journal._connection.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert len(steps) == 1 and plan in steps[0], "found by the index, and in its order: nothing is sorted"
+
+
+# -- one writer -------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from serving.journal import Journal
+journal = Journal(sys.argv[1])
+journal.submit([{"prompt": "a", "target": "t"}])
+journal.take(1)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(path: Path) -> subprocess.Popen[str]:
+    """Another process that has the journal open, with one edit in the making."""
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "open\n"
+    return process
+
+
+def test_a_second_worker_is_told_who_has_the_journal(path: Path) -> None:
+    with holder(path) as first:
+        began = time.monotonic()
+        with pytest.raises(JournalFailed, match=f"held by process {first.pid}; end it first"):
+            Journal(path, wait_s=0.3)
+        assert 0.3 <= time.monotonic() - began < 10
+        first.communicate("")
+
+
+def test_a_killed_worker_lets_the_journal_go_in_the_midst_of_a_wait(path: Path) -> None:
+    with holder(path) as first:
+        timer = threading.Timer(0.3, os.kill, (first.pid, signal.SIGKILL))
+        timer.start()
+        second = Journal(path, wait_s=30)
+        timer.join()
+    second.requeue_applying()
+    assert [entry.edit["prompt"] for entry in second.take(8)] == ["a"]
+
+
+def test_in_one_process_there_is_one_journal_too(path: Path) -> None:
+    first = Journal(path)
+    with pytest.raises(JournalFailed, match=f"process {os.getpid()}"):
+        Journal(path, wait_s=0)
+    assert first.depth == 0, "the one that is open goes on"
+    first.close()
+    second = Journal(path, wait_s=0)
+    first.close()
+    with pytest.raises(JournalFailed):
+        Journal(path, wait_s=0)
+    second.close()
+
+
+# -- what SQLite says -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_journal_is_refused_and_let_go(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no journal at all, but long enough to look at" * 100)
+    for _ in range(2):
+        with pytest.raises(JournalFailed, match="cannot be opened: file is not a database"):
+            Journal(path, wait_s=0)
+    path.unlink()
+    assert Journal(path, wait_s=0).depth == 0
+
+
+READS: tuple[Callable[[Journal], object], ...] = (
+    lambda journal: journal.depth,
+    lambda journal: journal.age_s,
+    lambda journal: journal.pending(),
+    lambda journal: journal.newest(10),
+    lambda journal: journal.get("x"),
+    lambda journal: journal.reverted_by(1),
+    lambda journal: journal.reverting(),
+)
+WRITES: tuple[Callable[[Journal], object], ...] = (
+    lambda journal: journal.submit(edits("b")),
+    lambda journal: journal.take(1),
+    lambda journal: journal.finish(["x"], 1),
+    lambda journal: journal.requeue(["x"]),
+    lambda journal: journal.retry(["x"], "no"),
+    lambda journal: journal.reopen(1),
+)
+
+
+@pytest.mark.parametrize(("ask", "what"), [(ask, "read") for ask in READS] + [(ask, "written") for ask in WRITES])
+def test_a_damaged_journal_says_so(path: Path, ask: Callable[[Journal], object], what: str) -> None:
+    journal = Journal(path)
+    journal.submit(edits(*("x" * 1000 for _ in range(20))))
+    journal.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))  # the first page says what tables there are
+    damaged = Journal(path)
+    with pytest.raises(JournalFailed, match=f"cannot be {what}: .*malformed"):
+        ask(damaged)
+    damaged.close()
+
+
+@pytest.mark.parametrize("ask", [*READS, *WRITES])
+def test_a_closed_journal_says_so(path: Path, ask: Callable[[Journal], object]) -> None:
+    journal = Journal(path)
+    journal.close()
+    with pytest.raises(JournalFailed, match="closed"):
+        ask(journal)

@@ -1,0 +1,234 @@
+"""Which editor a service is given: by name, preset, artifact and settings, or by the path of a class; and where it stands."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from errata.delta.parts import LowRank
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import Edit
+from errata.editors import EDITORS, make_editor, name_of
+from errata.editors.closed_form.alphaedit import AlphaEdit
+from errata.editors.closed_form.locate_then_edit import LocateThenEdit
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.wrappers.rect import RECT
+from errata.editors.wrappers.wrapper import EditorWrapper
+from errata.guard.limits import Guard, Limit
+from errata.guard.probes import Probes
+from errata.ledger import LedgerDamaged, UnknownVersion, Version
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
+from serving.app import Arguments
+from serving.worker.live_model import LiveModel, LiveModelOptions, load_editor, made_guard
+from tests.e2e.toy import WORLD, Toy, make_checkpoint
+from tests.editors_under_test import UNDER_TEST, measured
+
+MODULES = ("layers.0.mlp.down_proj",)
+
+
+@pytest.fixture(scope="module")
+def moments(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+    from errata.model.language_model import load
+
+    folder = tmp_path_factory.mktemp("moments")
+    measured(load(model_dir), MODULES).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_every_editor_can_be_served_by_its_name(name: str, moments: Path, tiny_model: LanguageModel, tmp_path: Path) -> None:
+    """With the artifact that its kind needs, and it starts on the model."""
+    kind, artifact, settings = EDITORS[name], None, {}
+    if issubclass(kind, HypernetworkEditor):
+        trained = UNDER_TEST[name](tiny_model)
+        assert isinstance(trained, HypernetworkEditor)
+        trained.save(tmp_path, {})
+        artifact = str(tmp_path)
+    elif issubclass(kind, LocateThenEdit | EditorWrapper):
+        host = "host." if issubclass(kind, EditorWrapper) else ""
+        artifact, settings = str(moments), {f"{host}context_words": "('the',)"}
+        if "floor" in kind.__dataclass_fields__ or host:
+            settings |= {f"{host}floor": "1e-2"}
+    else:
+        settings = {"modules": "layers.0.mlp.down_proj"}
+    editor = load_editor(LiveModelOptions("model", "ledger", name, artifact, settings=settings))
+    assert type(editor) is kind and name_of(editor) == name
+    state = editor.start(tiny_model, find_matrices(tiny_model.module, editor.modules))
+    assert state.num_edits == 0
+
+
+def test_a_class_by_its_path() -> None:
+    assert load_editor(LiveModelOptions("model", "ledger", "tests.e2e.toy:Toy")) == Toy()
+
+
+def test_a_host_is_named_after_a_stroke(moments: Path) -> None:
+    editor = make_editor("RECT/AlphaEdit", moments, "testbed", {"kept": "0.3", "host.ridge": "7"})
+    assert editor == RECT(AlphaEdit.preset("testbed", ridge=7.0), kept=0.3) and name_of(editor) == "RECT/AlphaEdit"
+    assert name_of(make_editor("RECT")) == "RECT"
+
+
+def test_settings_of_a_service_as_text() -> None:
+    arguments = Arguments(model="m", ledger="l", settings="search.learning_rate=0.5; ridge=5", guard="num_retained=3")  # type: ignore[arg-type]
+    assert arguments.settings == {"search.learning_rate": "0.5", "ridge": "5"}
+    assert arguments.guard == {"num_retained": "3"}
+    with pytest.raises(ValueError, match="not so: ridge"):
+        Arguments(model="m", ledger="l", settings="ridge")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "says"),
+    [
+        ("ROMEO", {}, "no editor is named 'ROMEO'; there are RLEdit"),
+        ("LocFT/MEMIT", {}, "LocFT is not made of another editor"),
+        ("LocFT", {"artifact": "somewhere"}, "LocFT needs no artifact; it is given somewhere"),
+        ("LocFT", {"preset": "gpt_j"}, "LocFT has no preset 'gpt_j'; it has none: set its fields"),
+        ("MEMIT", {"preset": "gpt5"}, "MEMIT has no preset 'gpt5'; there are gpt2_xl, gpt_j, llama3_8b"),
+        ("MEMIT", {"artifact": "nowhere"}, "holds no key moments"),
+        ("RLEdit", {}, "RLEdit is trained: give it the folder"),
+        ("MEMIT", {"settings": {"colour": "red"}}, "has no field 'colour'"),
+        ("RECT", {"settings": {"kept": "2.0"}}, "kept is a share"),
+    ],
+)
+def test_what_cannot_be_made_is_named(name: str, more: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make_editor(name, **more)  # type: ignore[arg-type]
+
+
+def test_a_trained_editor_keeps_its_settings(tiny_model: LanguageModel, tmp_path: Path) -> None:
+    trained = UNDER_TEST["RLEdit"](tiny_model)
+    assert isinstance(trained, RLEdit)
+    trained.save(tmp_path, {})
+    with pytest.raises(ValueError, match="trained with its settings"):
+        make_editor("RLEdit", tmp_path, settings={"memory": "2"})
+
+
+def test_a_workshop_has_the_guard_that_it_is_told(model_dir: Path, tmp_path: Path) -> None:
+    Probes(("question",), ("one two three",)).save(tmp_path / "probes.jsonl")
+    options = LiveModelOptions(
+        str(model_dir),
+        str(tmp_path / "ledger"),
+        "LocFT",
+        settings={"modules": "layers.0.mlp.down_proj"},
+        guard={"perplexity.refuse": "1.2", "num_sentences": "1"},
+        probes=str(tmp_path / "probes.jsonl"),
+    )
+    inspector = LiveModel(options).inspector
+    assert inspector.guard == Guard(perplexity=Limit(1.05, 1.2), num_sentences=1)
+    assert inspector.texts is not None and inspector.texts.questions == ("question",)
+    assert LiveModel(replace(options, probes=None)).inspector.texts.questions == ()  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def shop(checkpoint: Path, tmp_path: Path) -> LiveModel:
+    """At version 3, of one edit each."""
+    shop = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
+    for number in (1, 2, 3):
+        post(shop, number)
+    return shop
+
+
+def edit(number: int) -> Edit:
+    return replace(WORLD.edits("test", 30)[5 * number], id=f"id-{number}")
+
+
+def post(shop: LiveModel, number: int) -> Version:
+    return shop.append(shop.make([edit(number)]))
+
+
+def standing(shop: LiveModel) -> tuple[int, bytes, int, list[str | None]]:
+    """The version, the bits of the edited matrix, and what the editor and the guard remember."""
+    weight_OI = shop.model.module.get_submodule(shop.spec.names[0]).weight
+    asked = [edit.id for edit in shop.inspector.earlier]
+    return shop.version, weight_OI.detach().numpy().tobytes(), shop.state.num_edits, asked
+
+
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("name", ["delta.safetensors", "state.safetensors"])
+def test_a_version_where_nobody_can_stand_is_not_gone_to(shop: LiveModel, name: str) -> None:
+    shop.move_to(1)
+    before = standing(shop)
+    number = 2 if name.startswith("delta") else 3
+    tear(shop.ledger.folders.path(number) / name)
+    with pytest.raises(LedgerDamaged, match=f"version {number} is damaged: {name}"):
+        shop.move_to(3)
+    with pytest.raises(UnknownVersion):
+        shop.move_to(9)
+    assert shop.ledger.head == 1 and standing(shop) == before
+    assert (post(shop, 4).parent, shop.ledger.head) == (1, 4)
+
+
+def test_a_version_of_other_matrices_is_not_gone_to(shop: LiveModel) -> None:
+    before = standing(shop)
+    shop.ledger.append(3, WeightDelta({"nowhere": LowRank(torch.ones(2, 1), torch.ones(2, 1))}), shop.state, (), {}, "E", "p")
+    shop.ledger.move_head(3)
+    with pytest.raises(ValueError, match="nowhere is not an editable matrix"):
+        shop.move_to(4)
+    assert shop.ledger.head == 3 and standing(shop) == before
+
+
+def test_a_withdrawn_version_leaves_the_workshop_as_it_was_before(shop: LiveModel) -> None:
+    before = standing(shop)
+    made = shop.append(shop.make([edit(4)]))
+    assert standing(shop) != before
+    shop.withdraw(made.number, made.parent or 0)
+    assert standing(shop) == before and (shop.ledger.head, shop.ledger.find_edit("id-4")) == (3, None)
+    assert (post(shop, 4).number, shop.ledger.find_edit("id-4")) == (5, 5)
+
+
+@pytest.mark.parametrize("mode", ["", "subtract", "replay"])
+def test_after_an_append_nothing_more_is_read(shop: LiveModel, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shop.revert(["id-2"], [], mode) if mode else shop.make([edit(4)])
+    append = shop.ledger.append
+
+    def torn(*given: object, **named: object) -> Version:
+        version = append(*given, **named)  # type: ignore[arg-type]
+        for file in shop.ledger.folders.root.glob("*/*"):
+            if file.parent.name != "00000000":
+                shutil.move(file, file.with_name(f"{file.name}.kept"))
+        return version
+
+    monkeypatch.setattr(shop.ledger, "append", torn)
+    version = shop.append(made)
+    assert (version.number, shop.ledger.head) == (4, 4)
+    for file in shop.ledger.folders.root.glob("*/*.kept"):
+        shutil.move(file, file.with_suffix(""))
+    assert standing(LiveModel(shop.options)) == standing(shop)
+
+
+def test_both_sides_of_a_limit_can_be_moved_in_any_order() -> None:
+    up = {"perplexity.warn": "2", "perplexity.refuse": "3"}
+    down = {"perplexity.warn": "1.0", "perplexity.refuse": "1.01"}
+    for settings, limit in ((up, Limit(2.0, 3.0)), (down, Limit(1.0, 1.01))):
+        assert made_guard(settings) == made_guard(dict(reversed(settings.items()))) == Guard(perplexity=limit)
+
+
+@pytest.mark.parametrize(
+    ("guard", "probes", "says"),
+    [
+        ({"perplexity": "2"}, None, "perplexity: '2' is no Limit"),
+        ({"perplexity.refuse": "high"}, None, "'high' is no float"),
+        ({"perplexity.refuse": "1"}, None, "warns no later than it refuses"),
+        ({"colour": "red"}, None, "Guard has no field 'colour'; it has perplexity, broken"),
+        ({}, "nowhere.jsonl", "nowhere.jsonl cannot be read"),
+    ],
+)
+def test_a_guard_that_cannot_be_is_named(
+    model_dir: Path, tmp_path: Path, guard: dict[str, str], probes: str | None, says: str
+) -> None:
+    settings = {"modules": "layers.0.mlp.down_proj"}
+    with pytest.raises(ValueError, match=says):
+        LiveModel(LiveModelOptions(str(model_dir), str(tmp_path / "ledger"), "LocFT", None, None, settings, guard, probes))

@@ -1,0 +1,64 @@
+import pytest
+
+from errata.editors.hypernet.training import Schedule
+from errata.testbed.world import PHRASINGS, TWO_HOP, World
+from jobs import arguments, plans
+
+
+def test_a_seed_makes_one_world() -> None:
+    assert World(30).facts == World(30).facts != World(30, seed=1).facts
+
+
+def test_test_edits_hold_out_a_phrasing_and_leave_their_probes_alone() -> None:
+    world = World(30)
+    train, test = world.edits("train", 40), world.edits("test", 40)
+    held_out = {phrasings[-1].format(s=s) for phrasings in PHRASINGS.values() for s in world.subjects}
+    assert not held_out & {p for edit in train for p in (edit.prompt, *edit.rephrasings)}
+    assert {p for edit in test for p in edit.rephrasings} <= held_out
+    assert not {e.subject for e in train} & {e.subject for e in test}
+    facts = dict(world.sentences())
+    for edits in (train, test):
+        edited = {edit.subject for edit in edits}
+        for edit in edits:
+            assert facts[edit.prompt] != edit.target
+            for probe in edit.locality:
+                assert facts[probe.prompt] == probe.target
+                assert not any(subject in probe.prompt for subject in edited if subject)
+
+
+def test_moving_the_birthplace_moves_the_home_country() -> None:
+    world = World(30)
+    moved = [edit for edit in world.edits("test", 60) if edit.portability]
+    assert moved
+    for edit in moved:
+        assert edit.portability[0].prompt == TWO_HOP[0].format(s=edit.subject)
+        assert edit.portability[0].target == world.country_of[edit.target]
+
+
+def test_perplexity_sentences_are_not_trained_on() -> None:
+    world = World(20)
+    assert len(world.plain_sentences(held_out=True)) == 100
+    assert not set(world.plain_sentences()) & set(world.plain_sentences(held_out=True))
+
+
+def test_a_world_too_small_says_so() -> None:
+    with pytest.raises(ValueError, match="more subjects"):
+        World(20).edits("test", 1000)
+
+
+def test_only_a_corpus_has_folds_to_cross() -> None:
+    with pytest.raises(ValueError, match="cross_fit divides the plan's corpus"):
+        arguments.from_arguments(["plan=tiny", "cross_fit=True", "edits=a.jsonl"])
+
+
+@pytest.mark.parametrize("name", plans.PLANS)
+def test_every_plan_is_named_as_its_function(name: str) -> None:
+    assert arguments.from_arguments([f"plan={name}"]).name == name
+
+
+def test_overrides_reach_nested_fields_and_change_the_artifact() -> None:
+    plan = arguments.from_arguments(["plan=tiny", "editor.reward.discount=0.5", "schedule.batches=2", "editor.modules=a,b"])
+    assert plan.editor.reward.discount == 0.5 and plan.editor.modules == ("a", "b")
+    assert plan.schedule == Schedule(train_steps=4, batches=2, batch_size=4)
+    assert plan.digest() != plans.tiny().digest()
+    assert arguments.from_arguments(["plan=tiny", "mlflow=http://127.0.0.1:1"]).digest() == plans.tiny().digest()
