@@ -38,7 +38,7 @@ from errata.hardware import PeakMemory, hardware
 from errata.model.encoding import IGNORED, Encoded
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices, fused_partners, input_sources
-from errata.model.prefix_cache import PrefixCache
+from errata.model.prefix_cache import BatchCache, PrefixCache
 from errata.overrides import overridden
 from jobs.arguments import from_arguments
 from jobs.plan import Plan
@@ -352,10 +352,10 @@ def _edit_bytes(accounting: Accounting, trainer: ShapedTrainer, num_edits: int) 
     """What one edit of so many facts needs beyond what is there before it."""
     batch, net, model = EditBatch(tuple(trainer.texts.edits(num_edits))), trainer.net, trainer.model
     encoded = trainer.texts.encoded(num_edits, model.device)
-    batch.shared[id(model.module), tuple(net.spec.names)] = PrefixCache(model.module, net.spec.names), encoded
+    cache = BatchCache(encoded, PrefixCache(model.module, net.spec.names))
     gc.collect()
     before = accounting.peak_bytes = accounting.now_bytes
-    trainer.editor.edit(model, batch, EditorState())
+    trainer.editor.edit(model, batch, EditorState(), cache)
     return accounting.peak_bytes - before
 
 

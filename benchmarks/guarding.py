@@ -42,6 +42,7 @@ from errata.lifelong import run as edit_all
 from errata.model.generation import answers
 from errata.model.language_model import LanguageModel, checkpoint_fingerprint, load
 from errata.model.matrices import ModelSpec, find_matrices
+from errata.model.prefix_cache import BatchCache
 from errata.testbed.harmful_edits import hard_edits
 from errata.testbed.world import World
 from jobs import moments
@@ -63,7 +64,9 @@ class Misset(Editor):
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         return self.host.start(model, find_matrices(model.module, self.host.modules))
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
         hard = [edit for edit in batch if kind_of(edit) == "hard"]
         usual = [edit for edit in batch if kind_of(edit) != "hard"]
         delta = WeightDelta({})

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected, check_edits
+from errata.edit import Code, EditBatch, EditRejected, check_edits
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector
 from errata.guard.limits import VersionRefused
+from errata.model.prefix_cache import BatchCache
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,15 @@ def attempt(editor: Editor, batch: EditBatch, state: EditorState, inspector: Ins
     check_edits(batch.edits, inspector.model.tokenizer, inspector.model.max_tokens)
     began = time.perf_counter()
     try:
-        delta, after = editor.edit(inspector.model, batch, state)
+        cache = BatchCache.of(inspector.model, inspector.spec.names, batch)
+        delta, after = editor.edit(inspector.model, batch, state, cache)
         edited = time.perf_counter()
-        found = inspector.measure(batch, delta)
+        found = inspector.measure(batch, delta, cache)
     except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
-        raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}") from fault
+        raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}", code=Code.EDITOR_FAILED) from fault
     verdict, measured = inspector.guard.check(found), {**found.to_json(), "limits": inspector.guard.limits}
     if not verdict.publish:
-        raise VersionRefused(verdict.reasons, measured)
+        raise VersionRefused(verdict.breaches, measured)
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
     card = {**measured, "warnings": list(verdict.warnings), "num_edits": len(batch), "method": "free", **seconds}
     return Attempt(delta, after, card)

@@ -11,13 +11,14 @@ import torch
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.guard.probes import FILE as PROBES
 from errata.guard.probes import Probes
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
+from errata.model.prefix_cache import BatchCache
 from errata.testbed.language_model import Shape, make_tokenizer, save
 from errata.testbed.world import World
 
@@ -61,7 +62,9 @@ class Toy(Editor):
         return EditorState()
 
     @torch.no_grad()
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
         for index, edit in enumerate(batch):
             misbehave(edit.prompt, index)
         name = "model.layers.1.mlp.down_proj"
@@ -85,7 +88,7 @@ class Toy(Editor):
 def misbehave(prompt: str, index: int) -> None:
     words = prompt.split()
     if "violin" in words:
-        raise EditRejected("violins are refused", edit=index, field="prompt")
+        raise EditRejected("violins are refused", edit=index, field="prompt", code=Code.EDITOR_FAILED)
     if "piano" in words:
         raise torch.linalg.LinAlgError("pianos are too heavy")
     if "flute" in words:

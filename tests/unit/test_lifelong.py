@@ -7,7 +7,7 @@ import torch
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit, EditBatch, EditRejected, batches_of
+from errata.edit import Code, Edit, EditBatch, EditRejected, batches_of
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.generate import HFGenerator
@@ -31,9 +31,9 @@ class Gradient(Editor):
     def start(self, model, spec):
         return EditorState()
 
-    def edit(self, model, batch, state):
+    def edit(self, model, batch, state, cache=None):
         if ABSENT in batch.prompts:
-            raise EditRejected(ABSENT, edit=0)
+            raise EditRejected(ABSENT, edit=0, code=Code.EDITOR_FAILED)
         encoded = encode(model.tokenizer, batch.prompts, batch.targets)
         captured, _ = capture(model.module, encoded, MATRICES)
         parts = {name: LowRank(-20 * rows.grads_TO.T, rows.keys_TI.T) for name, rows in captured.items()}
@@ -78,7 +78,7 @@ def test_what_is_refused_leaves_no_trace(tiny_model, ledger, world):
 class Careless(Gradient):
     """Writes nothing of importance, but for one prompt, with which it ruins the model."""
 
-    def edit(self, model, batch, state):
+    def edit(self, model, batch, state, cache=None):
         delta, state = super().edit(model, EditBatch(tuple(e for e in batch if e.prompt != POISON) or batch.edits), state)
         return delta.scaled(50.0 if POISON in batch.prompts else 1e-5), state
 
@@ -135,7 +135,7 @@ def test_of_two_answers_in_a_batch_the_later_is_made(tiny_model, ledger, world):
 
 
 class Overflowing(Gradient):
-    def edit(self, model, batch, state):
+    def edit(self, model, batch, state, cache=None):
         raise torch.linalg.LinAlgError("singular")
 
 

@@ -146,7 +146,7 @@ class Run:
         self.spent.add(seconds, len(batch))
         if probe_memory:
             with PeakMemory(*devices_with(self.model.module)) as memory:
-                editor.edit(self.model, EditBatch(batch.edits), state)  # without what the first call left in `shared`
+                editor.edit(self.model, batch, state)
             self.spent.peak_bytes = memory.num_bytes
         return delta, after
 

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.presets import preset_of
 from errata.editors.state import EditorState
 from errata.model.capture import Captured
 from errata.model.encoding import Encoded
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices
+from errata.model.prefix_cache import BatchCache
 from errata.overrides import with_fields
 
 
@@ -59,24 +60,34 @@ class Editor(ABC):
         return self
 
     @abstractmethod
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
-        """The change that makes `model`, as it is now, follow `batch`, and what is remembered after it."""
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
+        """The change that makes `model`, as it is now, follow `batch`, and what is remembered after it.
+
+        `cache`, where the caller has one, holds the tokens of the batch and the activations before the edited matrices.
+        """
 
     def edit_through(
-        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        alter: Callable[[WeightDelta], WeightDelta],
+        cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         """As `edit`, with the change altered before it is written, for editors that are made of this one.
 
         An editor that remembers what was written, or the model after it, overrides this: it must remember the altered change.
         """
-        delta, after = self.edit(model, batch, state)
+        delta, after = self.edit(model, batch, state, cache)
         return alter(delta), after
 
 
 def check_batch(batch: EditBatch, max_batch: int) -> None:
     """Raise `EditRejected` if the batch is empty or too large."""
     if not 1 <= len(batch) <= max_batch:
-        raise EditRejected(f"a batch holds 1 to {max_batch} edits, not {len(batch)}", field="edits")
+        raise EditRejected(f"a batch holds 1 to {max_batch} edits, not {len(batch)}", field="edits", code=Code.BATCH_SIZE)
 
 
 def check_modules(modules: Sequence[str], model: LanguageModel, spec: ModelSpec) -> None:
@@ -101,6 +112,8 @@ def check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Capt
             finite_T = finite_T & finite_R
     if not finite_T.all():
         index = int(encoded.predicts_BS.nonzero()[:, 0][~finite_T][0])
-        raise EditRejected("the model's keys, gradients or loss are not finite here", edit=batch.edits[index].id or index)
+        raise EditRejected(
+            "the model's keys, gradients or loss are not finite here", edit=batch.edits[index].id or index, code=Code.NOT_FINITE
+        )
     if not whole:
-        raise EditRejected("the model's keys or gradients are not finite before an answer", field="edits")
+        raise EditRejected("the model's keys or gradients are not finite before an answer", field="edits", code=Code.NOT_FINITE)

@@ -32,7 +32,7 @@ from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode
 from errata.model.generation import end_tokens, greedy
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
-from errata.model.prefix_cache import PrefixCache, shared_trunk
+from errata.model.prefix_cache import BatchCache, PrefixCache
 
 REDRAWN_EVERY = 8  # batches for which a sample of earlier edits is kept
 FEW = 16  # what is lost of a smaller sample is counted as of so many: one edit of two is no half of all
@@ -72,7 +72,7 @@ class Inspector:
         self.measured: tuple[EditBatch, dict[str, bool], _Probed | None] | None = None  # of the last update, as above
 
     @torch.no_grad()
-    def measure(self, batch: EditBatch, delta: WeightDelta) -> Measurements:
+    def measure(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None = None) -> Measurements:
         """What the model would be with `delta`. Nothing is changed but what is known of the version that it is at.
 
         A change that only takes edits out has no edits of its own: the batch is empty.
@@ -82,7 +82,7 @@ class Inspector:
             return found
         delta = delta.beside(self.model.module)  # a revert's comes from the ledger
         found = replace(found, norm_growth=self._growth(delta))
-        right, held = self._own(batch, delta), self._held(delta)
+        right, held = self._own(batch, delta, cache), self._held(delta)
         if right is None or held is None:
             return replace(found, is_finite=False)
         failed = [edit for edit, answered in zip(batch, right, strict=True) if not answered]
@@ -121,12 +121,12 @@ class Inspector:
             prompts, targets = zip(*((edit.prompt, edit.target) for edit in self.drawn), strict=True)
             self.block = encode(self.model.tokenizer, prompts, targets, self.model.device)
 
-    def _own(self, batch: EditBatch, delta: WeightDelta) -> list[bool] | None:
+    def _own(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None) -> list[bool] | None:
         """Of each of the batch's edits whether it is answered; None if there are no numbers."""
         if not len(batch):
             return []
-        trunk, encoded = shared_trunk(self.model.module, self.spec.names, batch, self.model.tokenizer, self.model.device)
-        return self._answered(trunk, encoded, delta)
+        cache = cache or BatchCache.of(self.model, self.spec.names, batch)
+        return self._answered(cache.prefix, cache.tokens, delta)
 
     def _held(self, delta: WeightDelta) -> dict[str, bool] | None:
         """Of each of the earlier edits that are asked whether it is answered; None if there are no numbers."""

@@ -16,17 +16,21 @@ from torch.utils.checkpoint import checkpoint
 
 from errata.edit import EditBatch
 from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, encode
+from errata.model.language_model import LanguageModel
 
 
-def shared_trunk(
-    model: nn.Module, modules: Sequence[str], batch: EditBatch, tokenizer: Any, device: Any
-) -> tuple[PrefixCache, Encoded]:
-    """The batch as tokens, and the trunk of a model over them, for an editor and, after it, for who looks at what it did."""
-    key = id(model), tuple(modules)
-    if key not in batch.shared:
-        batch.shared[key] = PrefixCache(model, modules), encode(tokenizer, batch.prompts, batch.targets, device)
-    found: tuple[PrefixCache, Encoded] = batch.shared[key]
-    return found
+@dataclass(frozen=True)
+class BatchCache:
+    """The tokens of a batch of edits and a prefix cache for them, which the editor and the inspector share."""
+
+    tokens: Encoded
+    prefix: PrefixCache
+
+    @classmethod
+    def of(cls, model: LanguageModel, modules: Sequence[str], batch: EditBatch) -> BatchCache:
+        """Tokenise the batch, and make an empty cache of what `model` computes before the first of `modules`."""
+        tokens = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
+        return cls(tokens, PrefixCache(model.module, modules))
 
 
 class PrefixCache:

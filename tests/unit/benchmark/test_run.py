@@ -19,7 +19,7 @@ from errata.benchmark.summary import summarise
 from errata.benchmark.tables import markdown
 from errata.delta.parts import Dense, LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of
+from errata.edit import Code, Edit, EditBatch, EditRejected, Probe, batches_of
 from errata.editors import Editor, EditorState
 from errata.editors.hypernet.episode import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
@@ -27,6 +27,7 @@ from errata.evaluate.scorecard import harmonic_mean
 from errata.hardware import PeakMemory
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
+from errata.model.prefix_cache import BatchCache
 from errata.testbed.world import World
 from errata.timing import stage_seconds, timed
 
@@ -45,10 +46,12 @@ class Known(Editor):
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         return EditorState()
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
         self.seen.append(batch)
         if len(batch) in self.refuses:
-            raise EditRejected("not today")
+            raise EditRejected("not today", code=Code.EDITOR_FAILED)
         with timed("capture"):
             weight_OI = model.module.get_submodule(MODULE).weight
         with timed("solve"):
@@ -60,9 +63,11 @@ class Known(Editor):
 class Vandal(Known):
     """Breaks the contract: it writes into the model."""
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
         model.module.get_submodule("model.layers.0.mlp.down_proj").weight.data[0, 0] += 1
-        return super().edit(model, batch, state)
+        return super().edit(model, batch, state, cache)
 
 
 @pytest.fixture
@@ -305,7 +310,9 @@ def test_a_peak_of_memory_is_seen_after_it_is_gone() -> None:
 
 def test_low_rank_and_dense_changes_are_the_same_to_the_benchmark(tiny_model: LanguageModel, course: BenchmarkStream) -> None:
     class AsFactors(Known):
-        def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+        def edit(
+            self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+        ) -> tuple[WeightDelta, EditorState]:
             rows, columns = model.module.get_submodule(MODULE).weight.shape
             return WeightDelta({MODULE: LowRank(torch.full((rows, 1), 0.01), torch.ones(columns, 1))}), state
 

@@ -11,7 +11,7 @@ import torch
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.guard.limits import VersionRefused
 from errata.history.lineage import batches, common_ancestor, live_edits, live_versions
@@ -36,9 +36,9 @@ class Exact(Toy):
     """
 
     @torch.no_grad()
-    def edit(self, model, batch, state):
+    def edit(self, model, batch, state, cache=None):
         if len(batch) == 1 and batch.edits[0].subject == "alone":
-            raise EditRejected("it is alone", edit=0, field="subject")
+            raise EditRejected("it is alone", edit=0, field="subject", code=Code.EDITOR_FAILED)
         delta, after = super().edit(model, batch, state)
         (part,) = delta.parts.values()
         module = model.module.get_submodule(MATRIX)
@@ -243,15 +243,15 @@ def test_the_guard_refuses_a_replay_too(shop: LiveModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "versions", "mode", "kind", "says"),
+    ("chosen", "versions", "mode", "code", "says"),
     [
-        (["e9"], [], "auto", "unknown", "no version holds an edit 'e9'"),
-        (["e15"], [], "auto", "not live", "made in version 3, and is not part of the live version 5"),
-        (["e0"], [], "auto", "not live", "made in version 1, and is not part of the live version 5"),
-        ([], [9], "auto", "unknown", "there is no version 9"),
-        ([], [-1], "auto", "unknown", "there is no version -1"),
-        ([], [3], "auto", "not live", "version 3 is not part of the live version 5"),
-        ([], [1], "auto", "not live", "version 1 is not part of the live version 5"),
+        (["e9"], [], "auto", Code.UNKNOWN_EDIT, "no version holds an edit 'e9'"),
+        (["e15"], [], "auto", Code.NOT_LIVE, "made in version 3, and is not part of the live version 5"),
+        (["e0"], [], "auto", Code.NOT_LIVE, "made in version 1, and is not part of the live version 5"),
+        ([], [9], "auto", Code.UNKNOWN_VERSION, "there is no version 9"),
+        ([], [-1], "auto", Code.UNKNOWN_VERSION, "there is no version -1"),
+        ([], [3], "auto", Code.NOT_LIVE, "version 3 is not part of the live version 5"),
+        ([], [1], "auto", Code.NOT_LIVE, "version 1 is not part of the live version 5"),
         ([], [0], "auto", "refused", "version 0 holds no edits"),
         ([], [4], "auto", "refused", "to undo a revert, go back to the version before it"),
         ([], [], "auto", "refused", "nothing is chosen"),
@@ -260,7 +260,7 @@ def test_the_guard_refuses_a_replay_too(shop: LiveModel) -> None:
     ],
 )
 def test_what_cannot_be_reverted_is_named(
-    shop: LiveModel, chosen: list[str], versions: list[int], mode: str, kind: str, says: str
+    shop: LiveModel, chosen: list[str], versions: list[int], mode: str, code: Code, says: str
 ) -> None:
     post(shop, (A,), (B, C), (D,))
     shop.move_to(2)
@@ -269,7 +269,7 @@ def test_what_cannot_be_reverted_is_named(
     before = weight(shop)
     with pytest.raises(RevertRefused, match=says) as caught:
         shop.revert(chosen, versions, mode)
-    assert caught.value.kind == kind
+    assert caught.value.code is code
     assert (shop.ledger.head, shop.ledger.newest) == (5, 5) and torch.equal(weight(shop), before)
 
 
@@ -281,7 +281,7 @@ def test_an_editor_that_refuses_in_replay_leaves_everything_as_it_was(exact: Liv
         RevertRefused, match="what stays of version 1 cannot be made again: edit 0, subject: it is alone"
     ) as caught:
         exact.revert(["e0"], [])
-    assert caught.value.kind == "refused" and exact.ledger.newest == 2 and torch.equal(weight(exact), before)
+    assert caught.value.code is Code.NOT_REPLAYABLE and exact.ledger.newest == 2 and torch.equal(weight(exact), before)
     check_stands_at_head(exact)
 
 
@@ -313,8 +313,8 @@ def test_a_revert_is_of_the_head_that_it_was_made_at(shop: LiveModel) -> None:
 
 
 def test_an_error_keeps_what_it_says_between_processes() -> None:
-    fault = pickle.loads(pickle.dumps(RevertRefused("gone", "not live", edit="e1", field="edits")))
-    assert (str(fault), fault.kind, fault.edit) == ("edit e1, edits: gone", "not live", "e1")
+    fault = pickle.loads(pickle.dumps(RevertRefused("gone", code=Code.NOT_LIVE, edit="e1", field="edits")))
+    assert (str(fault), fault.code, fault.edit) == ("edit e1, edits: gone", Code.NOT_LIVE, "e1")
 
 
 def test_where_two_versions_part(shop: LiveModel) -> None:

@@ -23,7 +23,7 @@ from errata.benchmark.stream import BenchmarkStream
 from errata.cli.main import app
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit, EditRejected, batches_of
+from errata.edit import Code, Edit, EditRejected, batches_of
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.generate import HFGenerator
@@ -54,7 +54,7 @@ class Small(Editor):
     def start(self, model: LanguageModel, spec: Any) -> EditorState:
         return EditorState()
 
-    def edit(self, model: LanguageModel, batch: Any, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(self, model: LanguageModel, batch: Any, state: EditorState, cache: Any = None) -> tuple[WeightDelta, EditorState]:
         weight_OI = model.module.get_submodule(MODULE).weight
         scale = 1e4 if any("poison" in prompt for prompt in batch.prompts) else 1e-3
         delta = WeightDelta({MODULE: LowRank(scale * weight_OI[:, :1].clone(), weight_OI[:1].T.clone())})
@@ -259,7 +259,7 @@ def test_a_ledger_of_version_0_says_so(ledger: Ledger, tmp_path: Path) -> None:
 
 
 def test_refusals_alone_are_shown(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.refuse(0, Edit("a", "b"), EditRejected("too long", field="prompt"))
+    ledger.refuse(0, Edit("a", "b"), EditRejected("too long", field="prompt", code=Code.EDITOR_FAILED))
     page = Page(write_report(ledger.directory, tmp_path / "out"))
     assert "version 0 alone" in page.text and "prompt: too long" in page.text and len(page.all("svg")) == 1
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.closed_form.contexts import Contexts, EditPrompts, Position, sample_contexts, tokenise_at_subject
 from errata.editors.closed_form.moments import Moments
 from errata.editors.closed_form.targets import OrthogonalityPenalty, Search
@@ -29,6 +29,7 @@ from errata.editors.solve import KeyPreconditioner
 from errata.editors.state import EditorState
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices
+from errata.model.prefix_cache import BatchCache
 from errata.timing import timed
 
 
@@ -107,8 +108,10 @@ class LocateThenEdit(Editor):
         written = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
         return EditorState(0, {"contexts": written}, {"metrics": self._metrics(spec)})
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
-        return self.edit_through(model, batch, state, lambda delta: delta)
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
+        return self.edit_through(model, batch, state, lambda delta: delta, cache)
 
     def edit_through(
         self,
@@ -116,6 +119,7 @@ class LocateThenEdit(Editor):
         batch: EditBatch,
         state: EditorState,
         alter: Callable[[WeightDelta], WeightDelta],
+        cache: BatchCache | None = None,
         avoided: Sequence[OrthogonalityPenalty] = (),
     ) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.max_batch)
@@ -138,7 +142,7 @@ class LocateThenEdit(Editor):
     ) -> tuple[WeightDelta, EditorState]:
         """What an edit returns, once `delta` is what will be written. Raises `EditRejected` if it is not finite."""
         if not delta.is_finite:
-            raise EditRejected("the update is not finite")
+            raise EditRejected("the update is not finite", code=Code.NOT_FINITE)
         keys: dict[str, Tensor] = {}
         if self.remembers:
             asked = tokenise_at_subject(model, batch, self.contexts(state))

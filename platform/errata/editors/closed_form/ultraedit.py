@@ -18,7 +18,7 @@ from torch import Tensor
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.editor import Editor, check_batch, check_finite, check_modules
 from errata.editors.normalise import Normaliser
 from errata.editors.solve import KeyGram, inverses
@@ -27,6 +27,7 @@ from errata.model.capture import Captured, capture
 from errata.model.encoding import encode
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices, input_sources
+from errata.model.prefix_cache import BatchCache
 from errata.timing import timed
 
 
@@ -43,7 +44,9 @@ class UltraEdit(Editor):
         check_modules(self.modules, model, spec)
         return EditorState()
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.max_batch)
         spec = find_matrices(model.module, self.modules)
         encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
@@ -53,7 +56,7 @@ class UltraEdit(Editor):
             normalisers = self._normalisers(spec, captured, state)
             delta = self._solve(spec, captured, normalisers)
         if not delta.is_finite:
-            raise EditRejected("the update is not finite: lower step or raise ridge")
+            raise EditRejected("the update is not finite: lower step or raise ridge", code=Code.NOT_FINITE)
         tensors = {f"{shape}|{key}": t for shape, norm in normalisers.items() for key, t in norm.state_dict().items()}
         return delta.beside(model.module), EditorState(state.num_edits + len(batch), tensors)
 

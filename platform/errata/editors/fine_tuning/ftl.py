@@ -19,6 +19,7 @@ from errata.editors.fine_tuning.descent import Descent, descend
 from errata.editors.state import EditorState
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
+from errata.model.prefix_cache import BatchCache
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class FTL(Editor):
         check_modules(self.modules, model, spec)
         return EditorState()
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
         descent = Descent(
             self.num_epochs, self.learning_rate, max(1, len(batch)), self.loss_floor, self.eos, self.seed, self.epsilon
         )

@@ -18,6 +18,7 @@ from errata.editors.fine_tuning.descent import Descent, descend
 from errata.editors.state import EditorState
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
+from errata.model.prefix_cache import BatchCache
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class LocFT(Editor):
         check_modules(self.modules, model, spec)
         return EditorState()
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
         descent = Descent(self.num_epochs, self.learning_rate, self.batch_size, self.loss_floor, self.eos, self.seed)
         delta = descend(model, batch, self.modules, self.max_batch, descent)
         return delta, EditorState(state.num_edits + len(batch))

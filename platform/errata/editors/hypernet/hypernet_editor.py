@@ -20,7 +20,7 @@ from torch import Tensor
 from errata.delta.parts import LowRank
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta, chained
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.editor import Editor, check_batch, check_finite
 from errata.editors.hypernet.net import Hypernetwork, Rule
 from errata.editors.hypernet.reward import Reward
@@ -32,7 +32,7 @@ from errata.model.encoding import Encoded, encode, split
 from errata.model.key_moments import key_moment
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import MatrixSpec, ModelSpec, find_matrices, input_sources
-from errata.model.prefix_cache import shared_trunk
+from errata.model.prefix_cache import BatchCache
 from errata.timing import timed
 
 
@@ -112,15 +112,18 @@ class HypernetworkEditor(Editor):
             raise ValueError(f"the policy was trained for {known.matrices}, the model offers {spec.matrices}")
         return EditorState()
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
         net = self.trained_policy().net
         check_batch(batch, self.max_batch)
-        trunk, encoded = shared_trunk(model.module, net.spec.names, batch, model.tokenizer, model.device)
+        cache = cache or BatchCache.of(model, net.spec.names, batch)
+        encoded = cache.tokens
         metrics = preconditioners_of(state, lambda: self.trained_policy().metric_bases, self.memory)
         keys: dict[str, Tensor] = {}
         shared: dict[str, KeyGram] = {}
         delta = WeightDelta({})
-        with trunk.once(encoded):
+        with cache.prefix.once(encoded):
             for _ in range(self.num_passes):
                 with applied(model.module, delta):
                     captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
@@ -131,7 +134,7 @@ class HypernetworkEditor(Editor):
                 written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
                 delta = chained([delta, written])
         if not delta.is_finite:
-            raise EditRejected("the update is not finite: the policy's numbers overflow")
+            raise EditRejected("the update is not finite: the policy's numbers overflow", code=Code.NOT_FINITE)
         if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
             # Passes that wrote at nearly the same keys: fewer factors hold them.
             delta = delta.compact()

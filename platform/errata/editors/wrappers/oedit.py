@@ -24,7 +24,7 @@ from torch import Tensor
 
 from errata.delta.parts import LowRank, svd
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.accumulated import accumulate, accumulated_delta, with_accumulated
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.closed_form.rome import ROME
@@ -34,6 +34,7 @@ from errata.editors.state import EditorState
 from errata.editors.wrappers.wrapper import EditorWrapper, inner_state, wrap_state
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices
+from errata.model.prefix_cache import BatchCache
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,18 @@ class OEdit(Protected):
     knowledge_weight: float = 50.0
 
     def edit_through(
-        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        alter: Callable[[WeightDelta], WeightDelta],
+        cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         *_, (H_OR, B_OQ) = self.directions(model, state, state.num_edits + len(batch)).values()  # of the matrix at the target
         avoided = [
             OrthogonalityPenalty(w, b) for w, b in ((self.past_weight, H_OR), (self.knowledge_weight, B_OQ)) if b.shape[1]
         ]
-        delta, after = self.host.edit_through(model, batch, inner_state(state), alter, avoided)
+        delta, after = self.host.edit_through(model, batch, inner_state(state), alter, cache, avoided)
         return delta, with_accumulated(wrap_state(after), accumulate(state, delta))
 
 
@@ -112,7 +118,12 @@ class OEditPlus(Protected):
     least_kept: float = 1e-3
 
     def edit_through(
-        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        alter: Callable[[WeightDelta], WeightDelta],
+        cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         directions = self.directions(model, state, state.num_edits + len(batch))
 
@@ -124,10 +135,11 @@ class OEditPlus(Protected):
                         f"{name} has no free output directions left after {state.num_edits} edits: roll back, or set "
                         "past_rank and knowledge_rank lower",
                         field="edits",
+                        code=Code.OUT_OF_CAPACITY,
                     )
             return alter(left)
 
-        delta, after = self.host.edit_through(model, batch, inner_state(state), free)
+        delta, after = self.host.edit_through(model, batch, inner_state(state), free, cache)
         return delta, with_accumulated(wrap_state(after), accumulate(state, delta))
 
 

@@ -31,6 +31,7 @@ from errata.editors.state import EditorState
 from errata.editors.wrappers.wrapper import EditorWrapper, inner_state, wrap_state
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
+from errata.model.prefix_cache import BatchCache
 
 Restraint = Literal["log", "linear"]
 
@@ -60,7 +61,12 @@ class PRUNE(EditorWrapper):
         return wrap_state(host, own)
 
     def edit_through(
-        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        alter: Callable[[WeightDelta], WeightDelta],
+        cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         own = {key: top for key, top in state.tensors.items() if key.startswith("top|")}
         tops = {key.removeprefix("top|"): float(top) for key, top in own.items()}
@@ -68,7 +74,7 @@ class PRUNE(EditorWrapper):
         before = prune(total, tops, self.restraint, self.base)
         held = WeightDelta({n: minus(part, before.parts[n]) for n, part in total if before.parts[n] is not part})
         with applied(model.module, held):
-            delta, after = self.host.edit(model, batch, inner_state(state))
+            delta, after = self.host.edit(model, batch, inner_state(state), cache)
         total = accumulate(state, delta)
         now = prune(total, tops, self.restraint, self.base)
         restrained = {n for n, part in now if n in held.parts or part is not total.parts[n]}

@@ -23,6 +23,7 @@ from errata.editors.state import EditorState
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
+from errata.model.prefix_cache import BatchCache
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,16 @@ class RECT(EditorWrapper):
         return MEMIT
 
     def edit_through(
-        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        alter: Callable[[WeightDelta], WeightDelta],
+        cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         spec = find_matrices(model.module, self.modules)
         weights = {matrix.name: weight_now(model.module, matrix) for matrix in spec.matrices}
-        return self.host.edit_through(model, batch, state, lambda delta: alter(rect(delta, weights, self.kept)))
+        return self.host.edit_through(model, batch, state, lambda delta: alter(rect(delta, weights, self.kept)), cache)
 
 
 def rect(delta: WeightDelta, weights: Mapping[str, Tensor], kept: float) -> WeightDelta:

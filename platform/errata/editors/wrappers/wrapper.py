@@ -20,6 +20,7 @@ from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
+from errata.model.prefix_cache import BatchCache
 
 _HOST = "host|"
 
@@ -52,12 +53,19 @@ class EditorWrapper(Editor):
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         return self.host.start(model, spec)
 
-    def edit(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> tuple[WeightDelta, EditorState]:
-        return self.edit_through(model, batch, state, lambda delta: delta)
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
+        return self.edit_through(model, batch, state, lambda delta: delta, cache)
 
     @abstractmethod
     def edit_through(
-        self, model: LanguageModel, batch: EditBatch, state: EditorState, alter: Callable[[WeightDelta], WeightDelta]
+        self,
+        model: LanguageModel,
+        batch: EditBatch,
+        state: EditorState,
+        alter: Callable[[WeightDelta], WeightDelta],
+        cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]: ...
 
 
