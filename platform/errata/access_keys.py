@@ -7,17 +7,16 @@ given and taken away while the service runs.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import ipaddress
 import json
 import logging
+import math
 import os
 import re
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from errata.durable import replaced
+from errata.locks import hold
 
 logger = logging.getLogger("ray.serve")  # Serve writes down nothing else
 
@@ -246,27 +248,14 @@ def _changed(path: str | Path) -> Iterator[list[Key]]:
     """The keys, to be changed in place and written when nothing is raised. One process at a time."""
     path = Path(path).resolve()  # a link is followed: what it points to is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with hold(path.with_name(f".{path.name}.lock"), wait_s=math.inf):
         keys = list(_read(path)[0]) if path.exists() else []
         yield keys
         _write(path, keys)
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _write(path: Path, keys: Sequence[Key]) -> None:
-    """The old file or the new one, never a part; only its owner may read it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # made with mode 0600
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"keys": [key.to_json() for key in keys]}, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Replace the file of keys atomically; only its owner may read it."""
+    with replaced(path) as file:
+        file.touch(mode=0o600, exist_ok=False)  # The mode is set before the first key hash is in the file.
+        file.write_text(json.dumps({"keys": [key.to_json() for key in keys]}, indent=1) + "\n")

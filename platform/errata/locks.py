@@ -1,19 +1,20 @@
-"""One process at a time: a file that is locked while its holder lives, with the holder's process id in it."""
+"""A lock file that one process holds at a time, with the holder's process id in it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 POLL_S = 0.05
 
 
 class Held(RuntimeError):
-    """Another one has the lock; `pid` is its process, None if it has not said so yet."""
+    """The lock is held elsewhere. `pid` is the holder's process id, None if the file does not name one."""
 
     def __init__(self, path: str, pid: int | None) -> None:
         super().__init__(path, pid)
@@ -24,30 +25,23 @@ class Held(RuntimeError):
 
 
 def hold(path: Path, wait_s: float = 0.0) -> FileIO:
-    """Lock `path` until what is returned is closed, or this process dies; waits up to `wait_s` for it. Raises `Held`.
+    """Lock `path` until the returned file is closed or this process dies.
 
-    The file stays when it is let go: were it removed, two could hold a lock on two files of one name.
+    Waits up to `wait_s` seconds for the lock, `math.inf` for any time, and raises `Held` after that. The lock file stays when
+    the lock is released: if it were removed, two processes could hold locks on two files of one name.
     """
     with ExitStack() as unless_locked:
         file = unless_locked.enter_context(FileIO(path, "a+"))
         deadline = time.monotonic() + wait_s
-        while not _is_locked(file):
+        while not lock_descriptor(file.fileno(), blocking=False):
             if time.monotonic() >= deadline:
                 raise Held(str(path), _pid_in(file))
             time.sleep(POLL_S)
-        with suppress(OSError):  # on a full disk it is locked all the same
+        with suppress(OSError):  # The lock is held even if a full disk leaves no room for the process id.
             file.truncate(0)
             file.write(f"{os.getpid()}\n".encode())
         unless_locked.pop_all()
     return file
-
-
-def _is_locked(file: FileIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _pid_in(file: FileIO) -> int | None:

@@ -56,7 +56,7 @@ def test_the_file_holds_no_key_and_is_its_owners_alone(file: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     remove_key(file, "a")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert [path.name for path in file.parent.iterdir()] == ["keys.json"]
+    assert sorted(path.name for path in file.parent.iterdir()) == [".keys.json.lock", "keys.json"]
 
 
 def test_a_key_expires(file: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         add_key(file, "b", "read")
-    assert [path.name for path in file.parent.iterdir()] == ["keys.json"]
+    assert sorted(path.name for path in file.parent.iterdir()) == [".keys.json.lock", "keys.json"]
     assert Keys.load(file).find(bearer, NOW) is not None
 
 

@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from errata.durable import digest_of, write_tensors
+from errata.durable import digest_of
 from errata.editors.state import EditorState
-from errata.ledger.entry import LedgerDamaged
+from errata.ledger.entry import LedgerDamaged, write_tensors
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from errata.delta.weight_delta import WeightDelta
 from errata.durable import digest_of, file_digest, with_checksum, without_checksum
@@ -83,6 +85,11 @@ def new_entry(
 
 def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Unlike `save_file`, a full disk raises `OSError`, as every other write does."""
+    path.write_bytes(save(dict(tensors), metadata))
 
 
 def write_edits(folder: Path, edits: Iterable[Edit]) -> None:

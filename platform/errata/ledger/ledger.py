@@ -8,7 +8,7 @@ Reading needs no lock; one writer at a time holds `lock`. What a version is neve
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, cast
 from safetensors import SafetensorError
 
 from errata.delta.weight_delta import WeightDelta
-from errata.durable import append_record, new_folder, records, write_tensors
+from errata.durable import append_record, new_folder, records
 from errata.edit import Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import entry as entries
@@ -40,6 +40,7 @@ from errata.ledger.head import Head
 from errata.ledger.index import EditIndex, Index
 from errata.ledger.quarantine import SetAside
 from errata.ledger.snapshots import Snapshots, read_segments
+from errata.locks import hold
 
 REFUSALS = "refusals.jsonl"
 
@@ -261,7 +262,7 @@ class Ledger:
             path = self.folders.path(number)
             entry = entries.new_entry(number, parent, fingerprint, editor, plan, scorecard, delta)
             with self._never_seen_twice(number), new_folder(path, self.folders.aside(number)) as folder:
-                write_tensors(folder / DELTA, delta.to_tensors())
+                entries.write_tensors(folder / DELTA, delta.to_tensors())
                 rows.save(folder / STATE)
                 entries.write_edits(folder, edits)
                 written = entries.write_entry(folder, entry)
@@ -342,6 +343,7 @@ class Ledger:
             "parent": parent,
             "edit": edit.to_json(),
             "reason": refusal.reason,
+            "code": refusal.code.value,
             "field": refusal.field,
         }
         with self.only_writer():
@@ -380,6 +382,5 @@ class Ledger:
     @contextmanager
     def only_writer(self) -> Iterator[None]:
         """One writer at a time, whichever process it is in."""
-        with (self.directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or its process dies
+        with hold(self.directory / "lock", wait_s=math.inf):
             yield

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from errata.delta.weight_delta import WeightDelta
-from errata.durable import replaced, write_tensors
+from errata.durable import replaced
 from errata.ledger.editor_states import StateRows, is_whole
+from errata.ledger.entry import write_tensors
 
 CORRUPT = ".corrupt"
 

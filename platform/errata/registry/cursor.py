@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from errata.durable import replaced
 from errata.ledger import Ledger
+from errata.locks import Held, hold
 
 
 class RegistryUnavailable(ConnectionError):
@@ -82,13 +82,9 @@ class CursorFile:
 
     def write(self, cursor: Cursor) -> None:
         """Durable on return. Raises `RegistryUnavailable` if the disk refuses."""
-        temporary = self.path.with_name(f"{self.path.name}.new")
         try:
-            with temporary.open("w") as file:
-                json.dump({**self._all(), self.name: asdict(cursor)}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            with replaced(self.path) as file:
+                file.write_text(json.dumps({**self._all(), self.name: asdict(cursor)}, indent=1))
         except OSError as error:
             raise RegistryUnavailable(f"how far MLflow has the ledger cannot be noted in {self.path}: {error}") from error
 
@@ -97,12 +93,10 @@ class CursorFile:
         """Raises `RegistryUnavailable` if another process is mirroring this ledger."""
         path = self.path.with_suffix(".lock")
         try:
-            lock = path.open("w")
+            lock = hold(path)
         except OSError as error:
             raise RegistryUnavailable(f"{path} cannot be opened: {error}") from error
+        except Held as held:
+            raise RegistryUnavailable(f"another process is mirroring this ledger: {held}") from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RegistryUnavailable(f"another process is mirroring this ledger: it holds {path}") from None
             yield

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from errata.durable import append_line, records
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import Ledger, LedgerConflict
 from errata.ledger.recovery import recover
@@ -28,7 +28,8 @@ def append(ledger, random_delta, state=None):
 
 def files_of(directory: Path) -> dict[str, bytes]:
     """What a ledger holds: not its lock, logs without a line, and snapshots, which say nothing new."""
-    files = [path for path in directory.rglob("*") if path.is_file() and path.parent.name != "snapshots"]
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != "lock"]
+    files = [path for path in files if path.parent.name != "snapshots"]
     return {str(path.relative_to(directory)): path.read_bytes() for path in files if path.stat().st_size}
 
 
@@ -65,10 +66,10 @@ def test_moves_and_refusals_that_do_not_fit_leave_no_trace(ledger, random_delta,
     append(ledger, random_delta)
     for number in (1, 2):  # the log has two lines then, so that with 150 bytes HEAD can be written and the log cannot
         ledger.move_head(number)
-        ledger.refuse(number, EDIT, EditRejected("no room"))
+        ledger.refuse(number, EDIT, EditRejected("no room", code=Code.EDITOR_FAILED))
     do = {
         "move": lambda: ledger.move_head(1, by="ada"),
-        "refuse": lambda: ledger.refuse(2, EDIT, EditRejected("no room", field="prompt")),
+        "refuse": lambda: ledger.refuse(2, EDIT, EditRejected("no room", field="prompt", code=Code.EDITOR_FAILED)),
         "withdraw": lambda: ledger.withdraw(2, 1),
     }[what]
     before = files_of(ledger.directory)
@@ -120,7 +121,7 @@ def test_on_a_disk_that_is_really_full_every_call_is_whole_or_nothing(small_disk
         try:
             append(ledger, random_delta)
             ledger.move_head(1)
-            ledger.refuse(1, EDIT, EditRejected("no"))
+            ledger.refuse(1, EDIT, EditRejected("no", code=Code.EDITOR_FAILED))
             ledger.move_head(ledger.newest)
         except OSError as full:
             assert full.errno == errno.ENOSPC

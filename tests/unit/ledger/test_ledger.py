@@ -10,9 +10,9 @@ import torch
 
 from errata import durable
 from errata.delta.accumulator import EditedModel
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
-from errata.guard.limits import VersionRefused
+from errata.guard.limits import Breach, VersionRefused
 from errata.ledger import REFUSALS, Ledger, LedgerConflict, UnknownVersion, read_segments
 from errata.ledger.recovery import recover
 from errata.model.language_model import load
@@ -142,7 +142,8 @@ def test_leftovers_of_a_killed_writer_are_ignored_and_removed(ledger, random_del
     assert (ledger.head, len(ledger.versions())) == (0, 1)
     append(ledger, random_delta(0))
     assert ledger.version(1).number == 1
-    assert not leftover.exists()
+    recover(ledger)
+    assert not leftover.exists() and ledger.newest == 1
 
 
 def test_after_going_back_the_next_version_follows_the_old_one(ledger, random_delta):
@@ -293,15 +294,15 @@ def test_an_exported_version_is_a_plain_checkpoint(ledger, random_delta, model_d
 
 
 def test_refusals_are_kept_even_after_a_crash_in_the_middle_of_one(ledger):
-    refusal = VersionRefused(["too large"], {"ppl_ratio": 2.0})
+    refusal = VersionRefused([Breach("change", 9.0, 1.0, "too large")], {"ppl_ratio": 2.0})
     ledger.refuse(0, Edit("one", "x", id="a"), refusal)
     with (ledger.directory / REFUSALS).open("ab") as log:
         log.write(b'{"time": "2026')
-    ledger.refuse(0, Edit("two\u2028lines", "x"), EditRejected("no room", field="prompt"))
+    ledger.refuse(0, Edit("two\u2028lines", "x"), EditRejected("no room", field="prompt", code=Code.EDITOR_FAILED))
     found = list(Ledger.open(ledger.directory).refusals())
-    assert [(r["edit"]["prompt"], r["reason"], r["field"], r["parent"]) for r in found] == [
-        ("one", "the guard refuses it: too large", None, 0),
-        ("two\u2028lines", "no room", "prompt", 0),
+    assert [(r["edit"]["prompt"], r["reason"], r["code"], r["field"], r["parent"]) for r in found] == [
+        ("one", "the guard refuses it: too large", "guard.change", None, 0),
+        ("two\u2028lines", "no room", "editor_failed", "prompt", 0),
     ]
     assert [r["scores"] for r in found] == [{"ppl_ratio": 2.0}, {}]
     assert ledger.newest == 0

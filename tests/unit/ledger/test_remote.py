@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from errata.cli.main import app
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import Ledger, remote
 from errata.ledger.remote import RemoteFolder, pull, push
@@ -48,7 +48,7 @@ def where(tmp_path: Path) -> str:
 
 def test_a_copy_comes_back_as_the_ledger(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
     append(ledger, random_delta, 6)
-    ledger.refuse(ledger.head, Edit("bad", "t"), EditRejected("too large"))
+    ledger.refuse(ledger.head, Edit("bad", "t"), EditRejected("too large", code=Code.EDITOR_FAILED))
     ledger.move_head(3, "ada")
     append(ledger, random_delta)  # follows 3
     ledger.move_head(2, "ada")
@@ -97,7 +97,7 @@ def test_wherever_a_push_is_cut_off_the_copy_was_once_the_ledger(
         shutil.rmtree(tmp_path / "back", ignore_errors=True)
         Cut.left = num_writes
         with monkeypatch.context() as patched, pytest.raises(OSError, match="connection"):
-            patched.setattr(remote, "Tree", Cut)
+            patched.setattr(remote, "RemoteFolder", Cut)
             push(ledger.directory, where)
         if num_writes:
             newest = min(5, (num_writes - 1) // 4)

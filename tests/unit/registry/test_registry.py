@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from errata.registry import Registry, RegistryConflict, RegistryUnavailable, version_card
@@ -164,7 +164,7 @@ def append(ledger: Ledger, seed: float = 0.0) -> None:
 
 
 def refuse(ledger: Ledger) -> None:
-    ledger.refuse(ledger.head, Edit("bad prompt", "t"), EditRejected("too large"))
+    ledger.refuse(ledger.head, Edit("bad prompt", "t"), EditRejected("too large", code=Code.EDITOR_FAILED))
 
 
 def registry(fake: FakeMlflow, uri: str = "http://fake") -> Registry:
@@ -465,12 +465,15 @@ def test_refusals_are_kept_in_files_of_a_thousand(ledger, monkeypatch):
     assert {name: table.count("bad prompt") for name, table in fake.tables.items()} == {"refusals-000003.csv": 2}
 
 
-def test_a_disk_that_refuses_the_cursor_stops_the_mirror_only(ledger):
+def test_a_disk_that_refuses_the_cursor_stops_the_mirror_only(ledger, monkeypatch):
     fake = FakeMlflow()
-    (ledger.directory.parent / "ledger.mlflow.json.new").mkdir()
-    with pytest.raises(RegistryUnavailable, match="cannot be noted"):
+
+    def fail(*_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patched, pytest.raises(RegistryUnavailable, match="cannot be noted"):
+        patched.setattr("errata.durable.os.replace", fail)
         registry(fake).mirror(ledger)
-    (ledger.directory.parent / "ledger.mlflow.json.new").rmdir()
     append(ledger)
     registry(fake).mirror(ledger)
     assert_mirrored(fake, ledger)
