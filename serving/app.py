@@ -13,7 +13,7 @@ from ray.serve import Application, Deployment
 from errata.model.devices import num_gpus
 from serving.engine.generator import Generator, ServingOptions
 from serving.logs import JSON
-from serving.worker.edit_worker import EditWorker, WorkerOptions
+from serving.worker.edit_worker import ServedEditWorker, WorkerOptions
 from serving.worker.live_model import LiveModelOptions
 
 GPU_MEMORY = 0.9  # vLLM's own default
@@ -90,17 +90,17 @@ def build(args: dict[str, Any]) -> Application:
     worker_gpus: float = num_gpus(arguments.device)
     if worker_gpus == 1 and 0 < arguments.gpus < 1:
         worker_gpus = round(1 - arguments.gpus, 4)
-    worker = _deployed(EditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
+    worker = _deployed("EditWorker", ServedEditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
     generator = _deployed(
-        serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus, _engine_threads(arguments))
+        "Generator", serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus, _engine_threads(arguments))
     )
     return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
 
 
-def _deployed(kind: type, num_replicas: int, resources: dict[str, Any]) -> Deployment:
+def _deployed(name: str, kind: type, num_replicas: int, resources: dict[str, Any]) -> Deployment:
     """The limits are far above a burst: Serve answers 503 beyond them."""
     return serve.deployment(
-        name=kind.__name__,
+        name=name,
         num_replicas=num_replicas,
         ray_actor_options=resources,
         max_ongoing_requests=1024,  # listeners to events are among them
@@ -144,7 +144,7 @@ def _serving_options(arguments: Arguments) -> ServingOptions:
 
 
 def _worker_options(arguments: Arguments) -> WorkerOptions:
-    shop = LiveModelOptions(
+    live_model = LiveModelOptions(
         model=arguments.model,
         ledger=arguments.ledger,
         editor=arguments.editor,
@@ -158,7 +158,7 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         max_tokens=arguments.max_model_len,
     )
     return WorkerOptions(
-        workshop=shop,
+        live_model=live_model,
         journal=arguments.journal or f"{arguments.ledger.rstrip('/')}.journal",
         max_batch=arguments.max_batch,
         batch_window_s=arguments.batch_window_s,

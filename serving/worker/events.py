@@ -1,4 +1,4 @@
-"""What happens to edits and versions, told to whoever listens: the source of the server-sent events."""
+"""Events of edits and versions: a bus for the server-sent event streams, and waiters for posts that wait for their edits."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 
 from serving.worker.journal import Journal, UnknownEdit
 
-# A listener that is so far behind does not read; it is told so and let go, for it would fill the memory.
+# A listener this far behind does not read. It gets a last event and is dropped, because its queue would grow without bound.
 MAX_WAITING = 10_000
-MAX_LISTENERS = 256  # each is told everything on the writer's own loop
+MAX_LISTENERS = 256  # Events are put into every listener's queue on the writer's own loop.
 END: None = None
 
 
 class TooManyListeners(RuntimeError):
-    """So many listen already that no more may."""
+    """A request for an event stream while `MAX_LISTENERS` streams are open."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """`kind` is `edit`, `version`, `head` or `lagged`; `data` its JSON."""
+    """One event: `kind` is `edit`, `version`, `head` or `lagged`; `data` is its JSON."""
 
     kind: str
     data: dict[str, Any]
 
 
 class Listener:
-    """An iterator over the events since it was made, or over those of the edits `ids` alone; ends after `lagged`."""
+    """An iterator over the events since its creation, or over those of the edits `ids` alone; it ends after `lagged`."""
 
     def __init__(self, ids: Collection[str] | None = None) -> None:
         self._ids = None if ids is None else frozenset(ids)
         self._waiting: asyncio.Queue[Event | None] = asyncio.Queue()
 
     def put(self, event: Event) -> bool:
-        """False once it is too far behind to be told anything more."""
+        """Queue an event; False if the listener was too far behind and has been ended."""
         if not self._wants(event):
             return True
         if self._waiting.qsize() < MAX_WAITING:
@@ -56,26 +56,25 @@ class Listener:
 
 @dataclass
 class EventBus:
-    """Everything is told to every listener that wants it, in order, and never waits for one."""
+    """Publishes every event to every listener that wants it, in order, and never waits for a listener."""
 
     _listeners: set[Listener] = field(default_factory=set)
 
     @property
-    def is_heard(self) -> bool:
+    def has_listeners(self) -> bool:
         return bool(self._listeners)
 
-    def tell(self, kind: str, data: dict[str, Any]) -> None:
+    def publish(self, kind: str, data: dict[str, Any]) -> None:
         event = Event(kind, data)
         self._listeners = {listener for listener in self._listeners if listener.put(event)}
 
     @contextmanager
     def listener(self, ids: Collection[str] | None = None) -> Iterator[Listener]:
-        """Hears from the beginning of the block to its end: everything, or of the edits `ids` alone.
-
-        Raises `TooManyListeners`.
-        """
+        """Listen until the end of the block, to everything or to the edits `ids` alone. Raises `TooManyListeners`."""
         if len(self._listeners) >= MAX_LISTENERS:
-            raise TooManyListeners(f"{MAX_LISTENERS} streams of events are open, and no more may be; ask again later")
+            raise TooManyListeners(
+                f"{MAX_LISTENERS} event streams are open, which is the limit; close one, or try again later"
+            )
         listener = Listener(ids)
         self._listeners |= {listener}
         try:
@@ -86,7 +85,7 @@ class EventBus:
 
 @dataclass(eq=False)
 class Waiter:
-    """Waits until none of its edits is open."""
+    """The open edits of one post; `done` is set when none is open."""
 
     open_ids: set[str]
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -98,14 +97,15 @@ class Waiter:
 
 
 class Waiters:
-    """`feed` is what listeners hear; an edit that the journal does not have, which another one posted, is not told of."""
+    """Publishes the states of edits to waiting posts and, through `event_bus`, to event streams."""
 
     def __init__(self, journal: Journal) -> None:
-        self.journal, self.feed = journal, EventBus()
+        self.journal, self.event_bus = journal, EventBus()
         self._waiters: set[Waiter] = set()
 
-    def tell(self, ids: Iterable[str]) -> None:
-        if not (self._waiters or self.feed.is_heard):
+    def publish(self, ids: Iterable[str]) -> None:
+        """Publish the present state of these edits. Edits of another journal, which the ledger may hold, are left out."""
+        if not (self._waiters or self.event_bus.has_listeners):
             return
         settled = set[str]()
         for id in ids:
@@ -113,7 +113,7 @@ class Waiters:
                 entry = self.journal.get(id)
             except UnknownEdit:
                 continue
-            self.feed.tell("edit", entry.to_json())
+            self.event_bus.publish("edit", entry.to_json())
             if entry.is_settled:
                 settled.add(id)
         for waiter in tuple(self._waiters):
@@ -121,7 +121,7 @@ class Waiters:
 
     @contextmanager
     def waiter(self, ids: Iterable[str]) -> Iterator[Waiter]:
-        """One for those of these edits that are open now; it hears of them until the end of the block."""
+        """Follow those of the edits that are open now until the end of the block."""
         waiter = Waiter({id for id in ids if not self.journal.get(id).is_settled})
         waiter.settle(set())
         self._waiters.add(waiter)

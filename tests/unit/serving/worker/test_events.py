@@ -12,33 +12,33 @@ from serving.worker.events import EventBus, TooManyListeners
 
 def test_listeners_hear_what_is_told_while_they_listen() -> None:
     async def heard() -> list[list[str]]:
-        told = EventBus()
-        told.tell("edit", {"id": "before"})
-        with told.listener() as first:
-            told.tell("edit", {"id": "a"})
-            with told.listener() as second:
-                told.tell("head", {"head": 1})
+        bus = EventBus()
+        bus.publish("edit", {"id": "before"})
+        with bus.listener() as first:
+            bus.publish("edit", {"id": "a"})
+            with bus.listener() as second:
+                bus.publish("head", {"head": 1})
                 return [[(await anext(aiter(one))).kind for _ in range(n)] for one, n in ((first, 2), (second, 1))]
 
     assert asyncio.run(heard()) == [["edit", "head"], ["head"]]
 
 
-def test_nobody_is_heard_after_the_block() -> None:
-    told = EventBus()
-    with told.listener():
-        assert told.is_heard
-    assert not told.is_heard
+def test_nobody_has_listeners_after_the_block() -> None:
+    bus = EventBus()
+    with bus.listener():
+        assert bus.has_listeners
+    assert not bus.has_listeners
 
 
 def test_a_listener_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_WAITING", 3)
 
     async def heard() -> list[str]:
-        told = EventBus()
-        with told.listener() as listener:
+        bus = EventBus()
+        with bus.listener() as listener:
             for number in range(10):
-                told.tell("edit", {"id": str(number)})
-            assert not told.is_heard
+                bus.publish("edit", {"id": str(number)})
+            assert not bus.has_listeners
             return [event.kind async for event in listener]
 
     assert asyncio.run(heard()) == ["edit", "edit", "edit", "lagged"]
@@ -49,13 +49,13 @@ def test_a_listener_may_want_some_edits_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(events, "MAX_WAITING", 3)
 
     async def heard() -> list[tuple[str, object]]:
-        told = EventBus()
-        with told.listener(["a", "b"]) as listener:
+        bus = EventBus()
+        with bus.listener(["a", "b"]) as listener:
             for number in range(10):
-                told.tell("edit", {"id": str(number)})
-                told.tell("version", {"version": number})
+                bus.publish("edit", {"id": str(number)})
+                bus.publish("version", {"version": number})
             for id in ("a", "c", "b"):
-                told.tell("edit", {"id": id, "state": "applied"})
+                bus.publish("edit", {"id": id, "state": "applied"})
             stream = aiter(listener)
             return [(event.kind, event.data["id"]) for event in (await anext(stream), await anext(stream))]
 
@@ -63,18 +63,18 @@ def test_a_listener_may_want_some_edits_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_listener_that_wants_no_edit_hears_none() -> None:
-    told = EventBus()
-    with told.listener([]) as listener:
-        told.tell("edit", {"id": "a"})
+    bus = EventBus()
+    with bus.listener([]) as listener:
+        bus.publish("edit", {"id": "a"})
         assert listener._waiting.empty()
 
 
 def test_only_so_many_may_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_LISTENERS", 2)
-    told = EventBus()
-    with told.listener(), told.listener(["a"]):
-        with pytest.raises(TooManyListeners, match="2 streams"), told.listener():
+    bus = EventBus()
+    with bus.listener(), bus.listener(["a"]):
+        with pytest.raises(TooManyListeners, match="2 event streams"), bus.listener():
             raise AssertionError("it listens")
-        assert len(told._listeners) == 2
-    with told.listener():
-        assert told.is_heard
+        assert len(bus._listeners) == 2
+    with bus.listener():
+        assert bus.has_listeners

@@ -1,0 +1,84 @@
+"""Agreement between the journal (what was accepted) and the ledger (what was made) after a crash or a lost version.
+
+Every step is idempotent and is repeated until it has succeeded, so that a crash between two writes loses no edit and makes
+none twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from errata.ledger import Ledger
+from serving.logs import event
+from serving.worker.journal import Journal
+
+logger = logging.getLogger("errata")
+
+
+class Reconciler:
+    """Brings the journal's states in line with the ledger.
+
+    `is_settled` is True once the edits of every withdrawn version are queued again. `num_reopenings` counts the withdrawn
+    versions whose edits were queued again: edits that were taken before such a change must be taken again, in order.
+    """
+
+    def __init__(self, ledger: Ledger, journal: Journal, wake: Callable[[], None]) -> None:
+        self.ledger, self.journal, self.wake = ledger, journal, wake
+        self.is_settled = False
+        self.num_reopenings = 0
+
+    def reconcile(self) -> None:
+        """Settle or queue again every edit that the previous process left `applying` or that a lost version held.
+
+        All versions that were ever set aside or withdrawn are checked, because the previous process may have died before it
+        had queued their edits.
+        """
+        for gone in self.ledger.set_aside():
+            num_edits = self.journal.reopen(gone.number) if gone.was_live else 0
+            if num_edits:
+                event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
+        self.is_settled = False
+        self.settle_withdrawn()
+        self.finish_made()
+        self.mark_reverted()
+        self.journal.requeue_applying()
+        self.wake()
+
+    def settle_withdrawn(self) -> None:
+        """Queue the edits of withdrawn versions again, and mark the edits that such a version had reverted as applied.
+
+        Raises `JournalFailed` and `OSError`. Then `is_settled` stays False, and the next writer repeats the call first.
+        """
+        if self.is_settled:
+            return
+        for number in sorted(self.ledger.withdrawn()):
+            if num_edits := self.journal.reopen(number):
+                self.num_reopenings += 1
+                event(logger, "edit.made_again", logging.ERROR, version=number, num_edits=num_edits)
+        self.mark_reverted(self.ledger.head)
+        self.is_settled = True
+
+    def finish_made(self) -> bool:
+        """Mark open edits that are in the ledger as applied; True if there were any."""
+        made = {entry.id: self.ledger.find_edit(entry.id) for entry in self.journal.pending()}
+        for id, version in made.items():
+            if version is not None:
+                self.journal.finish([id], version)
+        return any(version is not None for version in made.values())
+
+    def mark_reverted(self, before: int | None = None) -> None:
+        """Mark the edits that live versions take out as reverted, and those of versions no longer live as applied.
+
+        Only the live versions that are not in the lineage of `before` are read. None reads the newest live version alone,
+        because at most one revert was under way when the previous process ended.
+        """
+        live = self.ledger.chain(self.ledger.head)
+        for version in self.journal.reverting():
+            if version not in live:
+                for id in self.journal.reverted_by(version):
+                    self.journal.finish([id], self.ledger.find_edit(id) or 0)
+        fresh = live[-1:] if before is None else sorted(set(live) - set(self.ledger.chain(before)))
+        for number in fresh:
+            if "reverted" in (card := self.ledger.version(number).scorecard):
+                self.journal.revert(card["reverted"]["edits"], number)
