@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a newcomer needs; each sets up first.
+# A newcomer needs `make demo` and `make test`; each installs the environment first.
 PYTHON ?= python3.11
 REQUIREMENTS ?= cpu
 VENV := .venv
@@ -7,11 +7,11 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-gpu bench-memory chaos tune test unit lint clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-gpu bench-memory chaos tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
-# Torch's CPU build is not on every index: what pip already finds comes first, PyTorch's own index second.
+# Not every package index has torch's CPU build: the configured index is tried first, PyTorch's own index second.
 $(VENV)/.cpu: requirements/cpu.txt requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps "$$(grep '^torch==' requirements/cpu.txt)" \
@@ -35,23 +35,23 @@ demo: setup
 serve: setup
 	$(BIN)/errata serve $(ARGS)
 
-# The public form of the solve against ours, with seconds, bytes and errors; FULL=1 runs the slow sizes for every number of rows.
+# Compare the published form of the solve with ours: seconds, bytes and errors. FULL=1 runs the slow sizes for every number of rows.
 bench-solver: setup
 	$(BIN)/python -m benchmarks.solver $(ARGS)
 
-# The search for closed-form targets, a batch at once against one edit at a time.
+# Compare the search for closed-form targets by batch with the search for one edit at a time.
 bench-targets: setup
 	$(BIN)/python -m benchmarks.targets $(ARGS)
 
-# A stream with poison in it, with the guard and without.
+# Play a stream that contains harmful edits, with the guard and without it.
 bench-guard: setup
 	$(BIN)/python -m benchmarks.guarding $(ARGS)
 
-# Edits taken out of a model that holds 200 of them, and answers traced to the versions they are due to.
+# Revert edits of a model that holds 200 of them, and trace answers to the versions that caused them (blame).
 bench-revert: setup
 	$(BIN)/python -m benchmarks.reverts $(ARGS)
 
-# Every editor on one stream of edits; FULL=1 is the large run, of hours. A run that was broken off goes on, ARGS=fresh=1 starts anew.
+# Score every editor on one stream of edits. FULL=1 is the large run of several hours. An interrupted run resumes; ARGS=fresh=1 starts over.
 bench-lifelong: setup
 	$(BIN)/python jobs/bench.py suite=lifelong $(ARGS)
 
@@ -59,39 +59,39 @@ bench-lifelong: setup
 bench-counterfact: setup
 	$(BIN)/python jobs/bench.py suite=counterfact $(ARGS)
 
-# RLEdit with one part taken away at a time.
+# Score RLEdit with one component removed at a time.
 bench-ablation: setup
 	$(BIN)/python jobs/bench.py suite=ablation $(ARGS)
 
-# A million edits in Parquet, read one by one: edits a second and peak memory, beside JSON lines and a check for conflicts.
+# Read a million edits from Parquet one by one: edits per second and peak memory, also for JSON lines and with a check for conflicts.
 bench-stream: setup
 	$(BIN)/python -m benchmarks.records $(ARGS)
 
-# Streams that never stop, with and without a batch of edits a second among them; FULL=1 is the long run.
+# Measure continuous request streams with and without one batch of edits per second. FULL=1 is the long run.
 bench-serving: setup
 	$(BIN)/python -m benchmarks.serving_load $(ARGS)
 
-# Edits, training and swaps at Llama-3-8B's size with random weights, on a GPU; ARGS=--size=tiny tries the script without one.
+# Measure edits, training and swaps at Llama-3-8B's size with random weights, on a GPU. ARGS=--size=tiny runs the script without one.
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.gpu_8b $(ARGS)
 
-# GiB of an episode at 8B, by parts and by what is done to spare them, and of an editor that serves; without the numbers, on any machine.
+# Count the GiB of a training episode at 8B by parts and by memory-saving option, and of an editor in service; needs no GPU.
 bench-memory: setup
 	$(BIN)/python -m benchmarks.device_memory $(ARGS)
 
-# Parts killed, frozen and damaged at random moments while edits never stop; FULL=1 for fifty faults.
+# Kill, freeze and damage parts of a service at random moments while edits continue. FULL=1 makes fifty faults.
 chaos: setup
 	$(BIN)/python -m tests.chaos.run $(ARGS)
 
-# A ledger of 10,000 versions: milliseconds to append, seconds to open, bytes a version.
+# Grow a ledger to 10,000 versions: milliseconds to append, seconds to open, bytes per version.
 bench-ledger: setup
 	$(BIN)/python -m benchmarks.ledger_growth $(ARGS)
 
-# Sweep a plan's settings with Ray Tune; started again with the same ARGS it goes on.
+# Sweep a plan's settings with Ray Tune. The same ARGS resume an interrupted sweep.
 tune: setup
 	$(BIN)/python jobs/tune.py $(ARGS)
 
-# What starts engines, Ray and MLflow has the cores to itself, after the rest.
+# Tests that start engines, Ray and MLflow run after the others, because they need all cores.
 test: unit
 	$(BIN)/python -m pytest tests/e2e tests/chaos
 
@@ -100,6 +100,10 @@ unit: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# Write the list of files in docs/architecture.md from the modules' docstrings.
+tree: setup
+	$(BIN)/python docs/tree.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
