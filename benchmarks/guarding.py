@@ -169,7 +169,7 @@ class Bench:
         return self.scored(model, refused)
 
     def scored(self, model: LanguageModel, refused: Sequence[Edit]) -> dict[str, Any]:
-        card = score(self.healthy, answers(model, self.prompts, MAX_TOKENS), self.base_answers)
+        card = score(Questions.of(self.healthy), answers(model, self.prompts, MAX_TOKENS), self.base_answers)
         return {
             "efficacy": card.efficacy,
             "generalisation": card.generalisation,

@@ -27,6 +27,7 @@ from errata.client.client import Client, ErrataError
 from errata.edit import Edit, EditBatch, batches_of
 from errata.evaluate.answers import normalise_answer
 from errata.evaluate.perplexity import perplexity
+from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import score
 from errata.generate import HFGenerator
 from errata.home import home
@@ -193,7 +194,8 @@ def play(demo: Demo, edits: list[Edit]) -> Registry:
             version = post(demo, batch, traffic)
             demo.check_parity(reference, version, parity_prompts)
             answers_at[version] = demo.answers(list(dict.fromkeys(asked)), at_least=version)
-            card = score(done, answers_at[version], before, first=list(edits[:BATCH_SIZE])).to_json()
+            questions = Questions.of(done, first=edits[:BATCH_SIZE])
+            card = score(questions, answers_at[version], before).to_json()
             demo.curve.append({"edits": len(done), **{k: v for k, v in card.items() if isinstance(v, float)}})
             console.print(f"  version {version}: {describe(demo.curve[-1])}")
     newest = max(answers_at)

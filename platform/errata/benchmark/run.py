@@ -183,11 +183,11 @@ class Run:
         edits, first, earlier = self.course.edits[:done], self.course.first[:done], self.course.sampled(0, done)
         questions = Questions.of(edits, first, earlier)
         said = answers(self.model, questions.prompts, self.base.max_tokens)
-        free = score(edits, said, self.base.answers, first, earlier=earlier, immediate=self.immediate)
+        free = score(questions, said, self.base.answers, self.immediate)
         pairs = pairs_of(edits, self.base.answers)
         known = teacher_force(self.model, list(dict.fromkeys((*questions.all, *questions_of(pairs)))))
-        forced = teacher_forced(self.model, edits, first, self.base.predictions, earlier=earlier, known=known)
-        compared = likelihood(self.model, edits, self.base.answers, known)
+        forced = teacher_forced(self.model, questions, self.base.predictions, known)
+        compared = likelihood(self.model, pairs, known)
         if not gives_numbers(self.model, self.course.sentences[0]):
             free, forced, said = _nothing(free), _nothing(forced), dict.fromkeys(said, "")
         shares: dict[str, Any] = {}

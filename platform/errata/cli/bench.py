@@ -80,12 +80,13 @@ def ability(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Score a checkpoint's general ability with lm-eval: GLUE and MMLU, or small tasks of their kinds; needs no service."""
-    from errata.evaluate.general_ability import TASKS, measure, save
+    from errata.evaluate.general_ability import TASKS, AbilityOptions, measure, save
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = measure(model, names, backend, task_folder or TASKS, limit or None, shots, device, dtype)
+        options = AbilityOptions(backend, task_folder or TASKS, limit or None, shots, device, dtype)
+        found = measure(model, names, options)
     except (ValueError, OSError) as wrong:
         console.print(str(wrong), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None

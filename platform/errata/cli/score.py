@@ -40,8 +40,9 @@ def score(
     try:
         chosen = list(islice(read_edits(edits), limit or None))
         before = None if base is None else _saved(base, max_tokens)
-        found = _ask(connect(url), Questions.of(chosen).prompts, max_tokens)
-        card = score(chosen, found["answers"], before)
+        questions = Questions.of(chosen)
+        found = _ask(connect(url), questions.prompts, max_tokens)
+        card = score(questions, found["answers"], before)
         if save is not None:
             save.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except (ValueError, OSError, ErrataError) as wrong:

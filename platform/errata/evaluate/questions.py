@@ -1,4 +1,4 @@
-"""The questions that score a batch of edits."""
+"""The questions that score a batch of edits: its prompts, rephrasings, neighbours, consequences and earlier edits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Question = tuple[str, str]  # prompt, answer
 
 @dataclass(frozen=True)
 class Questions:
-    """(prompt, answer) pairs by kind. Of two edits of one prompt, the later counts; a neighbour that is edited is none.
+    """The (prompt, answer) pairs that score edits, by kind.
 
-    `owners` has, for each kind, the prompt of the edit that each question is about.
+    Of two edits of one prompt the later counts, and a neighbour that is itself edited is left out. `owners` holds, for each
+    kind, the prompt of the edit that each question belongs to; `portability_kinds` the kind that each consequence names.
     """
 
     efficacy: tuple[Question, ...]
@@ -30,7 +31,10 @@ class Questions:
 
     @classmethod
     def of(cls, edits: Sequence[Edit], first: Sequence[Edit] = (), earlier: Sequence[Edit] = ()) -> Questions:
-        """`first` are the earliest edits ever made and `earlier` a sample of all batches since; neither need be in `edits`."""
+        """Collect the questions of `edits`, and retention questions of two other samples of edits.
+
+        `first` are the earliest edits of a stream and `earlier` a sample of all its batches; neither need be in `edits`.
+        """
         latest = {edit.prompt: edit for edit in (*first, *earlier, *edits)}
         current = list({edit.prompt: edit for edit in edits}.values())
         probes = [(edit, probe) for edit in current for probe in edit.portability]
@@ -53,24 +57,20 @@ class Questions:
 
     @property
     def kinds(self) -> dict[str, tuple[Question, ...]]:
+        """The questions by the name of their kind."""
         names = ("efficacy", "generalisation", "locality", "portability", "retention", "retention_every")
         return {name: getattr(self, name) for name in names}
 
     @property
     def all(self) -> tuple[Question, ...]:
-        """Each question once."""
+        """The distinct questions of all kinds."""
         return tuple(dict.fromkeys(question for asked in self.kinds.values() for question in asked))
 
     @property
     def prompts(self) -> list[str]:
-        """Each prompt once."""
+        """The distinct prompts of all kinds, each of which `score` needs an answer to."""
         return list(dict.fromkeys(prompt for prompt, _ in self.all))
 
-    def marks(self, kind: str, values: Iterable[float]) -> list[OwnedRatio]:
-        """A value for each question of a kind, in order, with whose question it is."""
-        return [(owner, float(value), 1.0) for owner, value in zip(self.owners[kind], values, strict=True)]
-
-
-def prompts_of(edits: Sequence[Edit], first: Sequence[Edit] = (), earlier: Sequence[Edit] = ()) -> list[str]:
-    """Every prompt that `score` needs an answer to, once."""
-    return Questions.of(edits, first, earlier).prompts
+    def owned(self, kind: str, values: Iterable[float]) -> list[OwnedRatio]:
+        """Attach the owning edit to one value for each question of a kind, in the order of the questions."""
+        return [OwnedRatio(owner, float(value)) for owner, value in zip(self.owners[kind], values, strict=True)]

@@ -1,4 +1,8 @@
-"""What a model makes of an answer that is given to it, token by token after the true ones before it (teacher forcing)."""
+"""Teacher forcing: predictions of each token of a given answer after the true tokens before it.
+
+Suffixes of tensors: B rows, S positions, T answer tokens of a batch, V vocabulary, G questions of a group that shares a row,
+t answer tokens of one question.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +20,28 @@ from errata.model.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class TeacherForced:
-    """Of each of the answer's tokens: the id that the model ranks first in its place, its own id, and its log p in nats."""
+    """The predictions at the positions of an answer: the argmax token, the answer's own token, and the log p of the latter.
 
-    ranked_first: tuple[int, ...]
-    wanted: tuple[int, ...]
+    `log_probs` are in nats.
+    """
+
+    argmax_tokens: tuple[int, ...]
+    target_tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
 
     @property
     def right(self) -> bool:
-        """Every token is ranked first."""
-        return self.ranked_first == self.wanted
+        """Every token of the answer is the argmax."""
+        return self.argmax_tokens == self.target_tokens
 
     @property
-    def share_right(self) -> float:
-        return fmean(found == wanted for found, wanted in zip(self.ranked_first, self.wanted, strict=True))
+    def token_accuracy(self) -> float:
+        """The share of the answer's tokens that are the argmax."""
+        return fmean(found == target for found, target in zip(self.argmax_tokens, self.target_tokens, strict=True))
 
     @property
     def log_prob(self) -> float:
-        """Mean over the tokens, so that a long answer is not the less likely for its length."""
+        """The mean log p of the tokens, which makes answers of different lengths comparable."""
         return fmean(self.log_probs)
 
 
@@ -41,35 +49,35 @@ class TeacherForced:
 def teacher_force(
     language_model: LanguageModel, questions: Sequence[Question], batch_size: int = 64
 ) -> dict[Question, TeacherForced]:
-    """Of each (prompt, answer), without the end-of-text token.
+    """Run the model over each (prompt, answer), without an end-of-text token.
 
-    The last token of an answer is predicted and never read: answers that differ in it alone, as all of one token to one prompt,
-    share a row. Rows of about one length are run together.
+    The last token of an answer is predicted but never read, so answers to one prompt that differ only in it share a row. Rows
+    are sorted by length, which keeps padding small.
     """
     if not questions:
         return {}
     prompts, answers = zip(*questions, strict=True)
     whole = encode(language_model.tokenizer, prompts, answers, eos=False)
-    sharing = _sharing(whole)
+    groups = _rows_that_share(whole)
     found: dict[Question, TeacherForced] = {}
-    for start in range(0, len(sharing), batch_size):
-        batch = sharing[start : start + batch_size]
-        encoded = _chosen(whole, [group[0] for group in batch], language_model.device)
+    for start in range(0, len(groups), batch_size):
+        batch = groups[start : start + batch_size]
+        encoded = _selected(whole, [group[0] for group in batch], language_model.device)
         log_probs_TV = answer_log_probs(language_model.module, encoded)
-        ranked_first_T = log_probs_TV.argmax(-1).tolist()
+        argmax_T = log_probs_TV.argmax(-1).tolist()
         begin = 0
         for group in batch:
-            wanted_Gt = torch.stack([_answer(whole, i) for i in group])
-            end = begin + wanted_Gt.shape[1]
-            own_tG = log_probs_TV[begin:end].gather(1, wanted_Gt.T.to(log_probs_TV.device))
-            for i, wanted_t, own_t in zip(group, wanted_Gt.tolist(), own_tG.T.tolist(), strict=True):
-                found[questions[i]] = TeacherForced(tuple(ranked_first_T[begin:end]), tuple(wanted_t), tuple(own_t))
+            target_Gt = torch.stack([_answer(whole, i) for i in group])
+            end = begin + target_Gt.shape[1]
+            own_tG = log_probs_TV[begin:end].gather(1, target_Gt.T.to(log_probs_TV.device))
+            for i, target_t, own_t in zip(group, target_Gt.tolist(), own_tG.T.tolist(), strict=True):
+                found[questions[i]] = TeacherForced(tuple(argmax_T[begin:end]), tuple(target_t), tuple(own_t))
             begin = end
     return {question: found[question] for question in questions}
 
 
-def _sharing(whole: Encoded) -> list[list[int]]:
-    """The rows with the same tokens before their last and as many answer tokens, shortest first."""
+def _rows_that_share(whole: Encoded) -> list[list[int]]:
+    """Group rows with equal tokens before the last one and equally many answer tokens, shortest rows first."""
     groups: dict[tuple[int, ...], list[int]] = {}
     lengths = whole.attention_mask_BS.sum(1).tolist()
     counts = (whole.labels_BS != IGNORED).sum(1).tolist()
@@ -78,7 +86,8 @@ def _sharing(whole: Encoded) -> list[list[int]]:
     return sorted(groups.values(), key=lambda group: lengths[group[0]])
 
 
-def _chosen(whole: Encoded, rows: list[int], device: torch.device) -> Encoded:
+def _selected(whole: Encoded, rows: list[int], device: torch.device) -> Encoded:
+    """Select rows, cut to the longest of them, and move them to `device`."""
     width = int(whole.attention_mask_BS[rows].sum(1).max())
     return Encoded(*(t[rows, :width].to(device) for t in (whole.input_ids_BS, whole.attention_mask_BS, whole.labels_BS)))
 

@@ -1,4 +1,4 @@
-"""`errata ability`: what it says of bad input, and, where lm-eval is installed, what it measures."""
+"""`errata ability`: messages for bad input, and scores where lm-eval is installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.evaluate.general_ability import TASKS, _arguments, _vllm_by_either_name, local_task, measure
+from errata.evaluate.general_ability import TASKS, AbilityOptions, _arguments, _vllm_by_either_name, local_task, measure
 from errata.testbed.world import World
 from tests.tiny_models import save_tiny
 
@@ -36,7 +36,7 @@ def ability(*options: str) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path, world: World) -> Path:
-    """A task of the world's facts: the true answer, and another."""
+    """A task of the world's facts with two choices each: the true answer and a wrong one."""
     known = [(prompt, answer) for prompt, answer in world.sentences() if answer != "violin"]
     records = [{"prompt": prompt, "choices": [answer, "violin"], "answer": 0} for prompt, answer in known]
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[:20]))
@@ -45,17 +45,17 @@ def folder(tmp_path: Path, world: World) -> Path:
 
 
 @pytest.mark.parametrize("name", ["multiple_choice", "sentence_pairs", "sentiment"])
-def test_the_tasks_that_come_along_have_their_data(name: str) -> None:
+def test_the_included_tasks_have_their_data(name: str) -> None:
     task = local_task(TASKS, name)
     assert task is not None and task["task"] == name
     for file in task["dataset_kwargs"]["data_files"].values():
         records = [json.loads(line) for line in Path(file).read_text().splitlines()]
         assert records and len({frozenset(record) for record in records}) == 1
     labels = [record.get("answer", record.get("label")) for record in records]
-    assert len(set(labels)) > 1, "one answer is always right"
+    assert len(set(labels)) > 1, "all records have the same label"
 
 
-def test_a_task_of_a_folder_goes_by_its_file(folder: Path) -> None:
+def test_a_local_task_is_named_after_its_file(folder: Path) -> None:
     task = local_task(folder, "facts")
     assert task is not None and task["task"] == "facts"
     assert task["dataset_kwargs"]["data_files"] == {"test": str(folder / "facts.jsonl")}
@@ -67,8 +67,8 @@ def test_a_task_of_a_folder_goes_by_its_file(folder: Path) -> None:
     [
         ("task: [", "cannot be read"),
         ("doc_to_text: !function code.text", "cannot be read"),
-        ("- a list", "is no task of lm-eval"),
-        ("task: facts", "is no task of lm-eval: it has no dataset_path"),
+        ("- a list", "is not a task of lm-eval"),
+        ("task: facts", "is not a task of lm-eval: it has no dataset_path"),
         (TASK.replace("facts.jsonl", "gone.jsonl"), "there is no file .*gone.jsonl"),
         (TASK.replace("{test: facts.jsonl}", "facts.jsonl"), "a file for each split"),
     ],
@@ -82,9 +82,9 @@ def test_a_faulty_task_is_named(folder: Path, text: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--model", "/no/model"], "/no/model is no Hugging Face checkpoint"),
-        (["--limit", "-3"], "one record (not -3)"),
-        (["--shots", "-1"], "0 shots (-1)"),
+        (["--model", "/no/model"], "/no/model is not a Hugging Face checkpoint"),
+        (["--limit", "-3"], "at least 1, not -3"),
+        (["--shots", "-1"], "at least 0, not -1"),
         (["--tasks", " , "], "at least one task"),
         (["--backend", "jax"], "the backend is hf or vllm, not 'jax'"),
     ],
@@ -97,7 +97,7 @@ def test_bad_input_is_named(model_dir: Path, tmp_path: Path, options: list[str],
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
-def test_without_lm_eval_it_says_what_to_install(model_dir: Path, tmp_path: Path) -> None:
+def test_without_lm_eval_the_message_says_what_to_install(model_dir: Path, tmp_path: Path) -> None:
     done = ability("--model", str(model_dir), "--tasks", "sentiment", "--out", str(tmp_path))
     assert done.exit_code == 1 and "not installed: lm_eval" in done.output and "pip install 'lm-eval[hf]'" in done.output
     assert not (tmp_path / "ability.json").exists()
@@ -115,12 +115,12 @@ def test_a_local_task_is_scored(model_dir: Path, folder: Path) -> None:
 
 
 @installed
-def test_a_task_that_nobody_knows_is_named(model_dir: Path, folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"no task is called hurz; .* has facts, and lm-eval does not know it"):
-        measure(model_dir, ["facts", "hurz"], task_folder=folder)
+def test_an_unknown_task_is_named(model_dir: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"no task is called hurz; .* has facts, and lm-eval does not know it either"):
+        measure(model_dir, ["facts", "hurz"], AbilityOptions(task_folder=folder))
 
 
-def test_a_model_with_capped_attention_is_measured_with_its_cap(tmp_path: Path) -> None:
+def test_soft_capped_attention_runs_eagerly(tmp_path: Path) -> None:
     gemma2, gemma3 = (save_tiny(name, tmp_path / name) for name in ("gemma2", "gemma3"))
     assert _arguments(gemma2, "hf", "float32") == {
         "pretrained": str(gemma2),
@@ -131,9 +131,9 @@ def test_a_model_with_capped_attention_is_measured_with_its_cap(tmp_path: Path) 
     assert "attn_implementation" not in _arguments(gemma2, "vllm", "float32")
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="the core is tested without vLLM, too")
-def test_lm_eval_alone_finds_vllm_by_the_name_that_it_has_here() -> None:
-    """Elsewhere the name stays unknown where it is: vLLM tells by it what it runs on."""
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_only_lm_eval_finds_vllm_under_either_name() -> None:
+    """Other modules must not: vLLM chooses its platform by the name of its distribution."""
     asked = "from importlib.metadata import version\nfound = version('vllm')"
     names = {"__name__": "lm_eval.models.somewhere"}
     with _vllm_by_either_name():

@@ -9,7 +9,7 @@ from errata.edit import Edit, Probe
 from errata.evaluate.answers import normalise_answer, same_answer
 from errata.evaluate.likelihood import likelihood, pairs_of
 from errata.evaluate.perplexity import perplexity
-from errata.evaluate.questions import Questions, prompts_of
+from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Scorecard, predictions, score, teacher_forced
 
 EDITS = [
@@ -69,14 +69,15 @@ def test_score_counts_each_kind():
         "food?": "meat",
         "grain?": "Wheat",
     }
-    card = score(EDITS, answers, BASE, first=EDITS[:1])
+    card = score(Questions.of(EDITS, EDITS[:1]), answers, BASE)
     assert (card.efficacy, card.generalisation, card.portability, card.retention) == (0.5, 0.5, 1.0, 1.0)
     assert (card.locality, card.locality_gold) == (1.0, 0.0)
     assert (card.num_edits, card.method, card.to_json()["efficacy"]) == (2, "free", 0.5)
 
 
-def test_a_scorecard_is_written_down_flat():
-    card = score(EDITS, dict.fromkeys(prompts_of(EDITS), "Paris"), BASE)
+def test_a_scorecard_is_flattened():
+    questions = Questions.of(EDITS)
+    card = score(questions, dict.fromkeys(questions.prompts, "Paris"), BASE)
     flat = card.to_json()
     assert all(value is None or isinstance(value, int | float | str) for value in flat.values())
     assert (flat["efficacy"], flat["efficacy_low"], flat["efficacy_high"]) == (0.5, 0.0, 1.0)
@@ -87,7 +88,7 @@ def test_a_scorecard_is_written_down_flat():
 def test_portability_is_also_counted_by_kind():
     kinds = ("two_hop", "two_hop", "RippleEdits: Alias (1)", "")
     edits = [Edit("a", "b", portability=tuple(Probe(f"p{i}", str(i), kind) for i, kind in enumerate(kinds)))]
-    flat = score(edits, {"a": "b", "p0": "0", "p1": "no", "p2": "2", "p3": "3"}, {}).to_json()
+    flat = score(Questions.of(edits), {"a": "b", "p0": "0", "p1": "no", "p2": "2", "p3": "3"}, {}).to_json()
     assert flat["portability"] == 0.75
     assert {key: value for key, value in flat.items() if key.startswith("portability/")} == {
         "portability/two_hop": 0.5,
@@ -99,19 +100,20 @@ def test_portability_is_also_counted_by_kind():
     }
 
 
-def test_retention_is_compared_with_what_was_right_at_once():
+def test_retention_ratio_compares_with_the_answers_right_after_the_edit():
     earlier = [Edit("a", "1"), Edit("b", "2"), Edit("c", "3"), Edit("d", "4")]
-    later = [Edit("d", "5")]  # replaces the fourth, which is then not asked for
+    later = [Edit("d", "5")]  # replaces the fourth, which then has no retention question
     answers = {"a": "1", "b": "no", "c": "3", "d": "5"}
-    card = score(later, answers, {}, earlier=earlier, immediate={("a", "1"): True, ("b", "2"): True, ("c", "3"): False})
+    questions = Questions.of(later, earlier=earlier)
+    card = score(questions, answers, {}, {("a", "1"): True, ("b", "2"): True, ("c", "3"): False})
     assert card.retention_every == pytest.approx(2 / 3)
-    assert card.retention_ratio == 1.0  # two are right now, two were: what is lost and what is found weigh the same
-    assert score(later, answers, {}, earlier=earlier, immediate={("b", "2"): False}).retention_ratio is None
-    assert score(later, answers, {}, earlier=earlier).retention_ratio is None
+    assert card.retention_ratio == 1.0  # two are right now and two were: a loss and a gain cancel out
+    assert score(questions, answers, {}, {("b", "2"): False}).retention_ratio is None
+    assert score(questions, answers, {}).retention_ratio is None
 
 
 def test_without_questions_there_is_no_share():
-    card = score([Edit("a", "b")], {"a": "b"}, {})
+    card = score(Questions.of([Edit("a", "b")]), {"a": "b"}, {})
     assert card.efficacy == 1.0
     assert (card.generalisation, card.locality, card.locality_gold, card.portability, card.retention) == (None,) * 5
 
@@ -125,12 +127,12 @@ def test_a_later_edit_of_the_same_prompt_replaces_the_earlier():
 
 
 def test_prompts_are_asked_once_and_missing_answers_are_named():
-    assert prompts_of([*EDITS, EDITS[0]]) == ["capital?", "food?", "chief town?", "seat?", "river?", "grain?"]
-    with pytest.raises(ValueError, match=r"7 prompts: \['capital\?'"):
-        score(EDITS, {}, {})
+    assert Questions.of([*EDITS, EDITS[0]]).prompts == ["capital?", "food?", "chief town?", "seat?", "river?", "grain?"]
+    with pytest.raises(ValueError, match=r"7 prompts .*\['capital\?'"):
+        score(Questions.of(EDITS), {}, {})
 
 
-def test_teacher_forced_asks_for_every_token(tiny_model, world):
+def test_teacher_forcing_asks_for_every_token(tiny_model, world):
     edits = world.edits("test", 8)
     asked = [(edit.prompt, edit.target) for edit in edits]
     guessed = predictions(tiny_model, asked, batch_size=3)
@@ -139,20 +141,21 @@ def test_teacher_forced_asks_for_every_token(tiny_model, world):
     answers = predictions(tiny_model, [(e.prompt, e.target) for e in obeying])
     kept = [e for e in obeying if len(answers[e.prompt, e.target]) == 1]
     assert kept
-    card = teacher_forced(tiny_model, kept)
+    card = teacher_forced(tiny_model, Questions.of(kept))
     assert (card.efficacy, card.locality, card.method) == (1.0, None, "teacher-forced")
-    assert teacher_forced(tiny_model, [Edit(e.prompt, f"{e.target} {e.target} xqz") for e in kept]).efficacy == 0.0
+    wrong = Questions.of([Edit(e.prompt, f"{e.target} {e.target} xqz") for e in kept])
+    assert teacher_forced(tiny_model, wrong).efficacy == 0.0
 
 
 def test_teacher_forced_locality_is_agreement_with_the_base(tiny_model, world):
-    edits = world.edits("test", 4)
-    base = predictions(tiny_model, Questions.of(edits).locality)
-    assert teacher_forced(tiny_model, edits, base=base).locality == 1.0
+    questions = Questions.of(world.edits("test", 4))
+    base = predictions(tiny_model, questions.locality)
+    assert teacher_forced(tiny_model, questions, base).locality == 1.0
     other = {question: tuple(token + 1 for token in tokens) for question, tokens in base.items()}
-    assert teacher_forced(tiny_model, edits, base=other).locality == 0.0
+    assert teacher_forced(tiny_model, questions, other).locality == 0.0
 
 
-def test_what_cannot_be_compared_is_left_out_and_what_is_missing_named(tiny_model):
+def test_pairs_that_cannot_be_compared_are_left_out_and_missing_answers_are_named(tiny_model):
     edits = [
         Edit("Q", "dog", rephrasings=("R",), locality=(Probe("S", "Dog."), Probe("T", "cat"))),
         Edit("silent", "dog", rephrasings=("R",)),
@@ -162,9 +165,9 @@ def test_what_cannot_be_compared_is_left_out_and_what_is_missing_named(tiny_mode
     assert pairs["efficacy"] == [("Q", ("Q", "dog"), ("Q", "cat"))]
     assert pairs["generalisation"] == [("Q", ("R", "dog"), ("R", "cat"))]
     assert pairs["locality"] == [("Q", ("T", "cat"), ("T", "dog"))]
-    with pytest.raises(ValueError, match=r"2 prompts: \['silent', 'known'\]"):
+    with pytest.raises(ValueError, match=r"2 prompts .*\['silent', 'known'\]"):
         pairs_of(edits, {"Q": "cat"})
-    found = likelihood(tiny_model, [Edit("known", "dog")], {"known": "dog"})
+    found = likelihood(tiny_model, pairs_of([Edit("known", "dog")], {"known": "dog"}))
     assert (found.efficacy, found.efficacy_magnitude, found.locality, found.intervals) == (None, None, None, {})
 
 

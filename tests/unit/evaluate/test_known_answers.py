@@ -1,7 +1,7 @@
 """Every measure on a toy model, against values computed by hand.
 
-The toy is a Llama whose layers add nothing: the next token's probabilities are a table's row for the token before it, nothing
-else. What is not in a row has probability 0.
+The toy is a Llama whose layers add nothing: the probabilities of the next token are the row of a table for the token before it.
+Tokens that are not in a row have probability 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from errata.edit import Edit, Probe
 from errata.evaluate.fluency import consistencies, entropy_bits, fluencies
-from errata.evaluate.likelihood import likelihood
+from errata.evaluate.likelihood import likelihood, pairs_of
 from errata.evaluate.perplexity import Perplexities, perplexities, perplexity
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import predictions, score, teacher_forced
@@ -26,7 +26,7 @@ from errata.model.language_model import LanguageModel
 
 Table = dict[str, dict[str, float]]
 
-# token -> what may follow it
+# token -> its successors with their probabilities
 EDITED: Table = {
     # prompts of edits
     "seat": {"paris": 1 / 2, "rome": 1 / 4, "lyon": 1 / 4},
@@ -46,7 +46,7 @@ EDITED: Table = {
     "mouth": {"sudan": 1 / 2, "egypt": 1 / 4, "nile": 1 / 4},
     "alias": {"blue": 1 / 2, "seine": 1 / 4, "nile": 1 / 4},
     "wrote": {"emma": 1 / 2, "mary": 1 / 4, "jane": 1 / 4},
-    # inside answers; what is not named here ends the text
+    # inside answers; a token without a row here ends the text
     "blue": {"nile": 1 / 2, "danube": 1 / 4, "<eos>": 1 / 4},
     "nile": {"delta": 3 / 4, "<eos>": 1 / 4},
     "jane": {"austen": 1 / 2, "eyre": 1 / 4, "<eos>": 1 / 4},
@@ -149,7 +149,7 @@ def generated(model: LanguageModel) -> dict[str, str]:
     return answers(model, Questions.of(EDITS).prompts, MAX_TOKENS)
 
 
-def test_the_toy_says_what_its_table_says(edited: LanguageModel, unedited: LanguageModel) -> None:
+def test_the_toy_generates_what_its_table_says(edited: LanguageModel, unedited: LanguageModel) -> None:
     said, before = generated(edited), generated(unedited)
     assert [said[edit.prompt] for edit in EDITS] == ["paris", "blue nile delta", "mary shelley", "pure tin"]
     assert [before[edit.prompt] for edit in EDITS] == ["rome", "seine", "mary shelley", "tin"]
@@ -172,7 +172,7 @@ FREE = {  #                              right of all
     "token_accuracy": None,
 }
 FORCED = {
-    "efficacy": 2 / 4,  #                also blue nile, which is not asked to end
+    "efficacy": 2 / 4,  #                also blue nile, which need not end
     "generalisation": 2 / 3,  #          crown, stream
     "locality": 2 / 3,
     "locality_gold": 2 / 3,
@@ -191,14 +191,14 @@ FORCED = {
 
 @pytest.mark.parametrize("name", FREE)
 def test_free_generation(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
-    card = score(EDITS, generated(edited), generated(unedited), EDITS[:2], earlier=EDITS[:3], immediate=IMMEDIATE)
+    card = score(Questions.of(EDITS, EDITS[:2], EDITS[:3]), generated(edited), generated(unedited), IMMEDIATE)
     assert card.to_json()[name] == pytest.approx(FREE[name])
 
 
 @pytest.mark.parametrize("name", FORCED)
 def test_teacher_forced(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
     base = predictions(unedited, Questions.of(EDITS).locality)
-    card = teacher_forced(edited, EDITS, EDITS[:2], base, earlier=EDITS[:3])
+    card = teacher_forced(edited, Questions.of(EDITS, EDITS[:2], EDITS[:3]), base)
     assert card.to_json()[name] == pytest.approx(FORCED[name])
 
 
@@ -208,7 +208,7 @@ LIKELIHOOD = {  #                        P(new)                 P(old), by the u
         (1 / 2 - 1 / 4)  #               paris 1/2              rome 1/4
         + (1 / 2 - 1 / 4)  #             blue nile √(1/2·1/2)   seine 1/4
         + ((1 / 16) ** (1 / 3) - (1 / 2) ** (1 / 2))  # jane austen junior ∛(1/4·1/2·1/2); mary shelley √(1/2·1): lost
-        + ((1 / 8) ** (1 / 2) - 1 / 4)  # pure gold √(1/2·1/4)   tin 1/4: won, though nobody would ever hear of gold
+        + ((1 / 8) ** (1 / 2) - 1 / 4)  # pure gold √(1/2·1/4)   tin 1/4: won, though gold is never generated
     )
     / 4,
     "generalisation": 2 / 3,
@@ -226,11 +226,11 @@ LIKELIHOOD = {  #                        P(new)                 P(old), by the u
 
 @pytest.mark.parametrize("name", LIKELIHOOD)
 def test_likelihood(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
-    found = likelihood(edited, EDITS, generated(unedited)).to_json()
+    found = likelihood(edited, pairs_of(EDITS, generated(unedited))).to_json()
     assert found[f"likelihood_{name}"] == pytest.approx(LIKELIHOOD[name], rel=1e-5)
 
 
-def test_answers_that_differ_in_their_last_token_alone_are_read_as_if_alone(edited: LanguageModel) -> None:
+def test_answers_that_differ_only_in_their_last_token_share_a_row_without_a_difference(edited: LanguageModel) -> None:
     asked = [("seat", "paris"), ("seat", "lyon"), ("river", "blue nile"), ("river", "blue danube"), ("river", "seine")]
     together = teacher_force(edited, asked)
     assert {question: math.exp(sum(made.log_probs)) for question, made in together.items()} == pytest.approx(
@@ -239,7 +239,8 @@ def test_answers_that_differ_in_their_last_token_alone_are_read_as_if_alone(edit
     assert [made.right for made in together.values()] == [True, False, True, False, False]
     for question in asked:
         (alone,) = teacher_force(edited, [question]).values()
-        assert alone.ranked_first == together[question].ranked_first and alone.wanted == together[question].wanted
+        assert alone.argmax_tokens == together[question].argmax_tokens
+        assert alone.target_tokens == together[question].target_tokens
 
 
 def test_perplexity(edited: LanguageModel) -> None:
@@ -248,7 +249,7 @@ def test_perplexity(edited: LanguageModel) -> None:
     assert found.by_sentence == pytest.approx((2, 2, 4, 8), rel=1e-5)
     assert (found.mean, found.median, found.mean_log, found.max) == pytest.approx((4, 3, 128 ** (1 / 4), 8), rel=1e-5)
     assert perplexity(edited, sentences) == found.median
-    # two words after the first: (1/2 · 1/2) ** (-1/2)
+    # Two words follow the first: (1/2 · 1/2) ** (-1/2).
     assert perplexity(edited, ["river blue nile"]) == pytest.approx(2, rel=1e-5)
 
 
@@ -283,12 +284,12 @@ def test_a_longer_text_does_not_end_where_the_answer_does(edited: LanguageModel)
 
 
 def test_intervals_over_edits(edited: LanguageModel, unedited: LanguageModel) -> None:
-    """Right are 1 of 4 edits: of 4 drawn, none in 32 % and 3 or more in 5 % of the draws, 4 in 0.4 %."""
-    flat = score(EDITS, generated(edited), generated(unedited)).to_json()
+    """One of 4 edits is right: of 4 drawn, none is right in 32 % of the resamples, 3 or more in 5 %, all 4 in 0.4 %."""
+    flat = score(Questions.of(EDITS), generated(edited), generated(unedited)).to_json()
     assert (flat["efficacy_low"], flat["efficacy_high"]) == (0.0, 0.75)
-    forced = teacher_forced(edited, EDITS).to_json()  # 2 of 4: none, and all, in 6 %
+    forced = teacher_forced(edited, Questions.of(EDITS)).to_json()  # 2 of 4: none, and all, in 6 %
     assert (forced["efficacy_low"], forced["efficacy_high"]) == (0.0, 1.0)
-    compared = likelihood(edited, EDITS, generated(unedited)).to_json()  # 3 of 4
+    compared = likelihood(edited, pairs_of(EDITS, generated(unedited))).to_json()  # 3 of 4
     assert (compared["likelihood_efficacy_low"], compared["likelihood_efficacy_high"]) == (0.25, 1.0)
     for name in LIKELIHOOD:
         low, high = compared[f"likelihood_{name}_low"], compared[f"likelihood_{name}_high"]
@@ -296,9 +297,9 @@ def test_intervals_over_edits(edited: LanguageModel, unedited: LanguageModel) ->
 
 
 def test_every_share_has_an_interval(edited: LanguageModel, unedited: LanguageModel) -> None:
-    asked = {"first": EDITS[:2], "earlier": EDITS[:3]}
-    free = score(EDITS, generated(edited), generated(unedited), immediate=IMMEDIATE, **asked)
-    forced = teacher_forced(edited, EDITS, base=predictions(unedited, Questions.of(EDITS).locality), **asked)
+    questions = Questions.of(EDITS, EDITS[:2], EDITS[:3])
+    free = score(questions, generated(edited), generated(unedited), IMMEDIATE)
+    forced = teacher_forced(edited, questions, predictions(unedited, questions.locality))
     for card, known in ((free, FREE), (forced, FORCED)):
         flat = card.to_json()
         names = {name for name, value in known.items() if value is not None} | {"harmonic_mean", "portability/alias"}
