@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Code, EditBatch, EditRejected, check_edits
+from errata.edit import Code, Edit, EditBatch, EditRejected, check_edits
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector
@@ -18,16 +18,25 @@ from errata.model.prefix_cache import BatchCache
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """An update that the guard lets through, the editor's state after it, and what was measured: a version's scorecard."""
+class CandidateVersion:
+    """A version that passed the guard and is not in the ledger yet.
 
+    It follows `parent`. `expected_head` is the head at which it was made: the parent, unless a revert branches off earlier.
+    """
+
+    parent: int
+    expected_head: int
+    edits: tuple[Edit, ...]
     delta: WeightDelta
     state: EditorState
     scorecard: dict[str, Any]
 
 
-def attempt(editor: Editor, batch: EditBatch, state: EditorState, inspector: Inspector) -> Attempt:
-    """Nothing is changed, whatever happens. Raises `EditRejected`, from the editor or with the guard's reasons."""
+def make_candidate(editor: Editor, batch: EditBatch, state: EditorState, inspector: Inspector, head: int) -> CandidateVersion:
+    """Edit the inspector's model, which is at version `head` with the editor's `state`, and measure the result.
+
+    The model is unchanged afterwards. Raises `EditRejected` from the editor, and `VersionRefused` from the guard.
+    """
     check_edits(batch.edits, inspector.model.tokenizer, inspector.model.max_tokens)
     began = time.perf_counter()
     try:
@@ -42,4 +51,4 @@ def attempt(editor: Editor, batch: EditBatch, state: EditorState, inspector: Ins
         raise VersionRefused(verdict.breaches, measured)
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
     card = {**measured, "warnings": list(verdict.warnings), "num_edits": len(batch), "method": "free", **seconds}
-    return Attempt(delta, after, card)
+    return CandidateVersion(head, head, batch.edits, delta, after, card)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from errata.candidate import attempt
+from errata.candidate import make_candidate
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
@@ -61,7 +61,7 @@ def run(
                 inspector.stand_at(live_edits(ledger, head))
                 at, state = head, ledger.state(head) or editor.start(model, spec)
             try:
-                made = attempt(editor, batch, state, inspector)
+                made = make_candidate(editor, batch, state, inspector, head)
             except EditRejected as refusal:
                 settled = docket.refused(group, refusal.with_traceback(None))
             else:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from errata.candidate import Attempt, attempt
+from errata.candidate import CandidateVersion, make_candidate
 from errata.delta.accumulator import EditedModel
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch
@@ -52,17 +52,6 @@ class LiveModelOptions:
     dtype: str = "float32"
     device: str = "cpu"
     max_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Made:
-    """An accepted update that is not yet a version. It follows `parent`, which is the `head` that it was made at, unless a
-    revert branches off before it."""
-
-    parent: int
-    edits: tuple[Edit, ...]
-    update: Attempt
-    head: int
 
 
 @dataclass(frozen=True)
@@ -136,12 +125,12 @@ class LiveModel:
         self.ledger.withdraw(number, to)
         self._stand_at(place)
 
-    def make(self, edits: Sequence[Edit]) -> Made:
+    def make(self, edits: Sequence[Edit]) -> CandidateVersion:
         """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
         batch = EditBatch(tuple(edits))
-        return Made(self.version, batch.edits, attempt(self.editor, batch, self.state, self.inspector), self.version)
+        return make_candidate(self.editor, batch, self.state, self.inspector, self.version)
 
-    def revert(self, ids: Sequence[str], versions: Sequence[int], mode: str = "auto") -> Made:
+    def revert(self, ids: Sequence[str], versions: Sequence[int], mode: str = "auto") -> CandidateVersion:
         """The version without the edits of these ids and of these versions, for `append`; nothing is changed.
 
         Raises `RevertRefused`, and `VersionRefused` from the guard.
@@ -150,8 +139,7 @@ class LiveModel:
         bench = RevertContext(
             self.ledger, self.version, self.model, self.spec, self.edited, self.editor, *names, self.state, self.inspector
         )
-        reverted = revert(bench, ids, versions, mode)
-        return Made(reverted.parent, reverted.edits, reverted.update, self.version)
+        return revert(bench, ids, versions, mode)
 
     def blame(self, prompt: str, max_tokens: int = 8) -> Blamed:
         """The version to which the live answer is due; the model is elsewhere meanwhile, and back when this returns or raises.
@@ -167,23 +155,29 @@ class LiveModel:
 
             return blamed(self.ledger, self.version, prompt, answer)
 
-    def append(self, made: Made) -> Version:
+    def append(self, candidate: CandidateVersion) -> Version:
         """Raises `LedgerConflict` if the head is no longer where the update was made, `LedgerDamaged`; nothing is changed."""
-        update, names = made.update, (self.options.editor, self.plan)
-        is_revert = "reverted" in update.scorecard
-        delta = WeightDelta.from_tensors(update.delta.to_tensors())  # as the replicas read it: the same bits
+        is_revert = "reverted" in candidate.scorecard
+        delta = WeightDelta.from_tensors(candidate.delta.to_tensors())  # as the replicas read it: the same bits
         self.edited.accumulator.check(delta)
-        deltas = [*self.ledger.segments(made.parent), delta] if is_revert else [delta]
+        deltas = [*self.ledger.segments(candidate.parent), delta] if is_revert else [delta]
         version = self.ledger.append(
-            made.parent, update.delta, update.state, made.edits, update.scorecard, *names, expected_head=made.head
+            candidate.parent,
+            candidate.delta,
+            candidate.state,
+            candidate.edits,
+            candidate.scorecard,
+            self.options.editor,
+            self.plan,
+            expected_head=candidate.expected_head,
         )
         if is_revert:
             edits = tuple(live_edits(self.ledger, version.number))  # read already, with the deltas
-            self._stand_at(_Place(version.number, deltas, update.state, edits))
+            self._stand_at(_Place(version.number, deltas, candidate.state, edits))
             return version
         self.edited.add(delta)
-        self.inspector.published(EditBatch(made.edits))
-        self.state, self.version = update.state, version.number
+        self.inspector.published(EditBatch(candidate.edits))
+        self.state, self.version = candidate.state, version.number
         return version
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from errata.candidate import CandidateVersion
 from errata.generate import SwapFailed
 from errata.ledger import LedgerDamaged, Version
 from serving.logs import event
@@ -21,7 +22,7 @@ from serving.metrics import WorkerMetrics
 from serving.tracing import batch_span
 from serving.worker.events import Waiters
 from serving.worker.journal import JournalFailed
-from serving.worker.live_model import LiveModel, Made
+from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.reconcile import Reconciler
 from serving.worker.replicas import Replicas, Unloadable
@@ -56,7 +57,7 @@ class Publisher:
     def head(self) -> Version:
         return self.live_model.ledger.version(self.live_model.ledger.head)
 
-    async def publish(self, made: Made, edit_s: float, traces: Sequence[str | None]) -> Version:
+    async def publish(self, candidate: CandidateVersion, edit_s: float, traces: Sequence[str | None]) -> Version:
         """Append a candidate to the ledger and swap it in; the caller holds `writing`.
 
         Raises `LedgerConflict`, and `Unloadable` after the head has been moved back.
@@ -64,16 +65,16 @@ class Publisher:
         begin = time.perf_counter()
         before = self.live_model.ledger.head
         with batch_span("errata.append", traces):
-            version = await asyncio.to_thread(self.live_model.append, made)
+            version = await asyncio.to_thread(self.live_model.append, candidate)
         append_s = time.perf_counter() - begin
         guard_s = version.scorecard.get("guard_s", 0.0)
-        changed = {"version": version.number, "parent": version.parent, "num_edits": len(made.edits)}
+        changed = {"version": version.number, "parent": version.parent, "num_edits": len(candidate.edits)}
         self.waiters.event_bus.publish("version", changed)
         self.waiters.event_bus.publish("head", {"head": version.number, "before": before})
-        timing = {"version": version.number, "num_edits": len(made.edits), "edit_s": round(edit_s, 4)}
+        timing = {"version": version.number, "num_edits": len(candidate.edits), "edit_s": round(edit_s, 4)}
         timing |= {"append_s": round(append_s, 4)} | await self._serve(version, before, traces)
         if "reverted" not in version.scorecard:
-            self.metrics.published(len(made.edits), edit_s - guard_s, guard_s, append_s)
+            self.metrics.published(len(candidate.edits), edit_s - guard_s, guard_s, append_s)
         self.timings.append(timing)
         self.mirror.wake()
         return version

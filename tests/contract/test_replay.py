@@ -49,12 +49,11 @@ class Place:
             self.ledger, head, self.model, self.spec, self.edited, self.editor, "this", "", self.state, self.inspector
         )
         made = revert(bench, ids, (), "replay")
-        update = made.update
         version = self.ledger.append(
-            made.parent, update.delta, update.state, made.edits, update.scorecard, "this", "", expected_head=head
+            made.parent, made.delta, made.state, made.edits, made.scorecard, "this", "", expected_head=head
         )
         self.edited.set(self.ledger.segments(version.number))
-        self.state = update.state
+        self.state = made.state
         return version
 
 

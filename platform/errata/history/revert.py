@@ -20,11 +20,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from errata.candidate import Attempt
+from errata.candidate import CandidateVersion
 from errata.delta.accumulator import EditedModel
 from errata.delta.parts import Dense
 from errata.delta.weight_delta import WeightDelta, chained, in_series
-from errata.edit import Edit, EditBatch, EditRejected
+from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector
@@ -61,15 +61,6 @@ class RevertContext:
 
 
 @dataclass(frozen=True)
-class Reverted:
-    """A version to append after `parent`, if the head still is the bench's: the edits that it holds, and the rest of it."""
-
-    parent: int
-    edits: tuple[Edit, ...]
-    update: Attempt
-
-
-@dataclass(frozen=True)
 class _Draft:
     """A version as it was made, not yet measured: what it adds to `parent`, what it changes of the head, what it answers."""
 
@@ -83,18 +74,20 @@ class _Draft:
     answers: tuple[Mapping[str, str], ...]
 
 
-def revert(bench: RevertContext, ids: Iterable[str], versions: Iterable[int], mode: str = "auto") -> Reverted:
+def revert(bench: RevertContext, ids: Iterable[str], versions: Iterable[int], mode: str = "auto") -> CandidateVersion:
     """The version without the chosen edits; `auto` subtracts where whole versions are chosen and the guard agrees.
 
     The model is as it was afterwards, whatever is raised: `RevertRefused`, `VersionRefused` with the guard's reasons.
     """
     if mode not in get_args(Mode):
-        raise RevertRefused(f"{mode!r} is no mode; there are {', '.join(get_args(Mode))}", field="mode")
+        raise RevertRefused(
+            f"{mode!r} is no mode; there are {', '.join(get_args(Mode))}", field="mode", code=Code.INVALID_VALUE
+        )
     out = select(bench.ledger, bench.head, ids, versions)
     if mode == "subtract" and not out.is_whole:
         parts = ", ".join(str(v.number) for v in out.versions if len(out.places[v.number]) < len(v.edits))
         why = f"only whole versions can be subtracted, and not all edits of {parts} are chosen: choose them all, or replay"
-        raise RevertRefused(why, field="mode")
+        raise RevertRefused(why, field="mode", code=Code.PARTIAL_VERSION)
     if mode == "subtract" or (mode == "auto" and out.is_whole):
         try:
             return _made(bench, out, _subtract)
@@ -104,7 +97,9 @@ def revert(bench: RevertContext, ids: Iterable[str], versions: Iterable[int], mo
     return _made(bench, out, _replay)
 
 
-def _made(bench: RevertContext, out: RevertSelection, how: Callable[[RevertContext, RevertSelection], _Draft]) -> Reverted:
+def _made(
+    bench: RevertContext, out: RevertSelection, how: Callable[[RevertContext, RevertSelection], _Draft]
+) -> CandidateVersion:
     """Raises `VersionRefused`."""
     began = time.perf_counter()
     draft = how(bench, out)
@@ -112,11 +107,12 @@ def _made(bench: RevertContext, out: RevertSelection, how: Callable[[RevertConte
     found = _measured(bench, out, draft.change)
     verdict = bench.inspector.guard.check(found)
     if not verdict.publish:
-        raise VersionRefused(verdict.reasons, found.to_json())
+        raise VersionRefused(verdict.breaches, found.to_json())
     edits = tuple(edit for batch in draft.batches for edit in batch)
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
     card = {**found.to_json(), "warnings": [*draft.warnings, *verdict.warnings], "num_edits": len(edits), "method": "free"}
-    return Reverted(draft.parent, edits, Attempt(draft.delta, draft.state, {**card, **seconds, **_effect(out, draft)}))
+    card |= seconds | _effect(out, draft)
+    return CandidateVersion(draft.parent, bench.head, edits, draft.delta, draft.state, card)
 
 
 def _effect(out: RevertSelection, draft: _Draft) -> dict[str, Any]:
@@ -195,7 +191,9 @@ def _check_makers(bench: RevertContext, tail: Sequence[Version], parent: int) ->
     makers = [*tail, *([bench.ledger.version(parent)] if parent else [])]
     if others := [version for version in makers if version.editor != bench.editor_name]:
         named = ", ".join(f"version {version.number} by {version.editor}" for version in others)
-        raise RevertRefused(f"it cannot be replayed by {bench.editor_name}, since others were made otherwise: {named}")
+        raise RevertRefused(
+            f"it cannot be replayed by {bench.editor_name}, since others were made otherwise: {named}", code=Code.NOT_REPLAYABLE
+        )
     numbers = [str(version.number) for version in tail if version.plan != bench.plan]
     if not numbers:
         return ()
@@ -210,9 +208,9 @@ def _edit_again(
     try:
         delta, after = bench.editor.edit(bench.model, EditBatch(batch), state)
     except (EditRejected, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
-        raise RevertRefused(f"{where}: {fault}") from fault
+        raise RevertRefused(f"{where}: {fault}", code=Code.NOT_REPLAYABLE) from fault
     if not delta.is_finite:
-        raise RevertRefused(f"{where}: the change is not finite")
+        raise RevertRefused(f"{where}: the change is not finite", code=Code.NOT_FINITE)
     return WeightDelta.from_tensors(delta.to_tensors()), after
 
 

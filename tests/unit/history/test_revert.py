@@ -140,14 +140,14 @@ def test_the_scorecard_shows_the_effect(shop: LiveModel, mode: str) -> None:
 def test_an_answer_that_does_not_go_back_is_told(exact: LiveModel) -> None:
     """A later edit has the last word on the prompt."""
     post(exact, (A,), (replace(A, target=C.target, id="later"),))
-    card = exact.revert(["e0"], [], "replay").update.scorecard
+    card = exact.revert(["e0"], [], "replay").scorecard
     assert card["went_back"] == 0.0 and card["reverted_answers"][0]["says"].split()[0] == C.target
 
 
 def test_at_most_ten_prompts_are_asked(shop: LiveModel) -> None:
     many = tuple(replace(A, prompt=f"{A.prompt} {'the ' * i}", id=f"m{i}") for i in range(12))
     post(shop, many)
-    card = shop.revert([], [1]).update.scorecard
+    card = shop.revert([], [1]).scorecard
     assert [row["prompt"] for row in card["reverted_answers"]] == [edit.prompt for edit in many[:10]]
     assert len(card["reverted"]["edits"]) == 12
 
@@ -155,7 +155,7 @@ def test_at_most_ten_prompts_are_asked(shop: LiveModel) -> None:
 def test_retention_is_asked_of_the_edits_that_stay(shop: LiveModel) -> None:
     shop.model.tokenizer.eos_token = None  # the random model ends no answer: a target is right when its words are said
     post(shop, (A, B), (C,), (D,))
-    found = shop.revert(["e0"], [], "replay").update.scorecard
+    found = shop.revert(["e0"], [], "replay").scorecard
     assert found["retention"] == 1.0 and found["lost_retention"] == 0.0
     assert set(shop.inspector.earlier.held) == {edit.prompt for edit in (A, B, C, D)}
 
@@ -252,11 +252,11 @@ def test_the_guard_refuses_a_replay_too(shop: LiveModel) -> None:
         ([], [-1], "auto", Code.UNKNOWN_VERSION, "there is no version -1"),
         ([], [3], "auto", Code.NOT_LIVE, "version 3 is not part of the live version 5"),
         ([], [1], "auto", Code.NOT_LIVE, "version 1 is not part of the live version 5"),
-        ([], [0], "auto", "refused", "version 0 holds no edits"),
-        ([], [4], "auto", "refused", "to undo a revert, go back to the version before it"),
-        ([], [], "auto", "refused", "nothing is chosen"),
-        (["e5"], [], "subtract", "refused", "not all edits of 2 are chosen"),
-        (["e5"], [], "twice", "refused", "'twice' is no mode; there are auto, subtract, replay"),
+        ([], [0], "auto", Code.NO_EDITS, "version 0 holds no edits"),
+        ([], [4], "auto", Code.NO_EDITS, "to undo a revert, go back to the version before it"),
+        ([], [], "auto", Code.NOTHING_CHOSEN, "nothing is chosen"),
+        (["e5"], [], "subtract", Code.PARTIAL_VERSION, "not all edits of 2 are chosen"),
+        (["e5"], [], "twice", Code.INVALID_VALUE, "'twice' is no mode; there are auto, subtract, replay"),
     ],
 )
 def test_what_cannot_be_reverted_is_named(
@@ -292,14 +292,14 @@ def test_what_another_editor_made_is_not_replayed(shop: LiveModel) -> None:
     shop.move_to(2)
     with pytest.raises(RevertRefused, match=r"cannot be replayed by tests.e2e.toy:Toy.*version 2 by MEMIT"):
         shop.revert(["e0"], [])
-    assert shop.revert(["e10"], []).update.scorecard["reverted"]["mode"] == "subtract"
+    assert shop.revert(["e10"], []).scorecard["reverted"]["mode"] == "subtract"
 
 
 def test_another_artifact_is_a_warning(shop: LiveModel) -> None:
     post(shop, (A, B))
     shop.ledger.append(1, shop.ledger.delta(1), shop.state, [C], {}, shop.options.editor, "old")
     shop.move_to(2)
-    card = shop.revert(["e0"], []).update.scorecard
+    card = shop.revert(["e0"], []).scorecard
     assert card["warnings"] == ["versions 2 were made with another artifact than none"]
 
 
