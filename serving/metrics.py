@@ -14,23 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from errata.guard.limits import VersionRefused
+from errata.edit import Code, EditRejected
+from errata.guard.limits import SEVERITY
 
 # What an edit may come to, as the journal names it; `queued` counts what was accepted.
 STATES = ("queued", "applied", "rejected", "superseded", "reverted")
-# The words by which the guard tells of a limit that was passed; of several limits the first here that was passed counts.
-LIMITS = {
-    "not_finite": "not finite",
-    "perplexity": "the perplexity of other sentences",
-    "broken": "times their perplexity",
-    "change": "would change by",
-    "growth": "would grow to",
-    "forgotten": "of a sample of earlier edits",
-    "drift": "by all versions together",
-    "disturbed": "of the answers to unrelated questions",
-    "unanswered": "would not be answered by their targets",
-}
-REASONS = (*LIMITS, "contradiction", "editor", "other")
+REASONS = (*SEVERITY, "contradiction", "editor", "other")
 WORKER = ""  # the edit worker's name among the expositions that are merged
 NUM_VERSIONS = 16
 CODES = (200, 400, 404, 409, 500, 503)  # what the routes that generate answer
@@ -41,16 +30,14 @@ WORK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 STALL_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-def reason_of(refusal: Exception | None) -> str:
-    """One of `REASONS`; None is an edit that was given up because its worker died of it."""
-    if isinstance(refusal, VersionRefused):
-        return next((name for name, words in LIMITS.items() if words in str(refusal)), "other")
+def reason_of(refusal: EditRejected | None) -> str:
+    """Map a refusal to one of `REASONS`; None is an edit that was given up after its worker died repeatedly."""
     if refusal is None:
         return "other"
-    text = str(refusal)
-    if "another edit of the same batch" in text:
+    if refusal.code is Code.CONTRADICTED:
         return "contradiction"
-    return "not_finite" if LIMITS["not_finite"] in text else "editor"
+    limit = refusal.code.removeprefix("guard.")
+    return limit if limit in SEVERITY else "editor"
 
 
 class WorkerMetrics:
@@ -91,7 +78,7 @@ class WorkerMetrics:
             raise ValueError(f"an edit comes to one of {', '.join(STATES)}, not to {state!r}")
         self._edits.labels(state).inc(num_edits)
 
-    def refused(self, refusal: Exception | None) -> None:
+    def refused(self, refusal: EditRejected | None) -> None:
         """One edit, for this; counts it as rejected, too."""
         self._refused.labels(reason_of(refusal)).inc()
         self.settled("rejected")
@@ -118,7 +105,7 @@ class WorkerMetrics:
     def rolled_back(self) -> None:
         self._rollbacks.inc()
 
-    def stands_at(self, live: int, newest: int, replicas: Mapping[str, int]) -> None:
+    def versions(self, live: int, newest: int, replicas: Mapping[str, int]) -> None:
         """Where the ledger is, and the version of each replica that answers; the others are no longer listed."""
         self._live.set(live)
         self._newest.set(newest)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fastapi.exceptions import RequestValidationError
 from ray.exceptions import RayTaskError
 
-from errata.edit import EditRejected
+from errata.edit import Code, EditRejected
 from errata.generate import SwapFailed
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
@@ -56,8 +56,8 @@ def answer_for(error: Exception) -> tuple[int, dict[str, Any]]:
         case RequestValidationError():
             return _invalid_body(error)
         case RevertRefused():
-            code = {"unknown": 404, "not live": 409}.get(error.kind, 422)
-            return code, _error(str(error), error.field, error.edit)
+            status = {Code.UNKNOWN_EDIT: 404, Code.UNKNOWN_VERSION: 404, Code.NOT_LIVE: 409}.get(error.code, 422)
+            return status, _error(str(error), error.field, error.edit)
         case EditRejected():
             return 422, _error(str(error), error.field, error.edit)
         case UnknownVersion():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from errata.edit import Code
 from errata.locks import Held, hold
 
 WAIT_S = 30.0  # a redeploy overlaps with the worker that it replaces
@@ -25,13 +26,13 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
     version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    poster TEXT, trace TEXT);
+    poster TEXT, trace TEXT, code TEXT);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, ids TEXT NOT NULL);
 """
-_NEW_COLUMNS = ("poster", "trace")  # journals of earlier releases lack them
-_COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace"
+_NEW_COLUMNS = ("poster", "trace", "code")  # journals of earlier releases lack them
+_COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code"
 
 
 class KeyReused(ValueError):
@@ -79,6 +80,7 @@ class Entry:
     created: float
     poster: str | None = None
     trace: str | None = None
+    code: str | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -86,7 +88,7 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"id": self.id, "state": self.state, "edit": self.edit, "created": self.created}
-        for name in ("version", "reason", "field", "poster"):
+        for name in ("version", "reason", "code", "field", "poster"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         return data
@@ -176,11 +178,13 @@ class Journal:
     def finish(self, ids: Iterable[str], version: int) -> None:
         self._settle("state = 'applied', version = ?", [(version, id) for id in ids])
 
-    def reject(self, id: str, reason: str, field: str | None = None) -> None:
-        self._settle("state = 'rejected', reason = ?, field = ?", [(reason, field, id)])
+    def reject(self, id: str, reason: str, field: str | None = None, code: Code | None = None) -> None:
+        self._settle("state = 'rejected', reason = ?, field = ?, code = ?", [(reason, field, code and code.value, id)])
 
     def supersede(self, id: str, reason: str, version: int) -> None:
-        self._settle("state = 'superseded', reason = ?, version = ?", [(reason, version, id)])
+        self._settle(
+            "state = 'superseded', reason = ?, version = ?, code = ?", [(reason, version, Code.CONTRADICTED.value, id)]
+        )
 
     def revert(self, ids: Iterable[str], version: int) -> None:
         self._settle("state = 'reverted', version = ?", [(version, id) for id in ids])
@@ -196,8 +200,8 @@ class Journal:
         marks = ", ".join("?" for _ in ids)
         with self._transaction() as db:
             db.execute(
-                f"UPDATE edits SET state = 'rejected', reason = ? WHERE attempts >= ? AND id IN ({marks})",
-                (reason, MAX_ATTEMPTS, *ids),
+                f"UPDATE edits SET state = 'rejected', reason = ?, code = ? WHERE attempts >= ? AND id IN ({marks})",
+                (reason, Code.ABANDONED.value, MAX_ATTEMPTS, *ids),
             )
             db.execute(f"UPDATE edits SET state = 'queued' WHERE state = 'applying' AND id IN ({marks})", tuple(ids))
 

@@ -21,7 +21,7 @@ import torch
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from errata.registry import Registry, RegistryUnavailable, start_server, stop_server
@@ -105,7 +105,7 @@ def test_what_the_pages_of_mlflow_show(uri, ledger, tmp_path):
 
     append(ledger)
     append(ledger, efficacy=0.75)
-    ledger.refuse(2, Edit("bad prompt", "t"), EditRejected("too large"))
+    ledger.refuse(2, Edit("bad prompt", "t"), EditRejected("too large", code=Code.EDITOR_FAILED))
     ledger.move_head(1)
     registry = Registry(uri, "shown")
     registry.mirror(ledger)

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from errata.access_keys import Keys
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.ledger import UnknownVersion, Version
 from serving.api import routes
 from serving.api.access import Access
@@ -48,7 +48,7 @@ class Backend:
         self.loop = asyncio.get_running_loop()
         for index, edit in enumerate(edits):
             if edit["target"] == UNDOOR:
-                raise EditRejected("has 99 tokens", edit=index, field="target")
+                raise EditRejected("has 99 tokens", edit=index, field="target", code=Code.EDITOR_FAILED)
         ids = self.journal.submit(edits, key, by, limit=self.max_queue)
         for id in ids:
             self.tell(id)

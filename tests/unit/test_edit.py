@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of, check_edits
+from errata.edit import Code, Edit, EditBatch, EditRejected, Probe, batches_of, check_edits
 
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
 
@@ -50,7 +50,7 @@ def test_all_faults_are_told_at_once(tiny_model):
 
 
 def test_a_rejection_survives_pickling():
-    rejected = EditRejected("too long", edit=3, field="prompt")
+    rejected = EditRejected("too long", edit=3, field="prompt", code=Code.EDITOR_FAILED)
     copy = pickle.loads(pickle.dumps(rejected))
     assert (str(copy), copy.edit, copy.field) == ("edit 3, prompt: too long", 3, "prompt")
     assert isinstance(copy, ValueError)
@@ -87,7 +87,7 @@ def test_a_field_of_the_wrong_type_is_named(more, field):
 def test_a_probe_must_ask_and_answer_something():
     for probe in (Probe(" ", "t"), Probe("p", "")):
         edit = Edit("p", "t", locality=(probe,), portability=(Probe("p", "t"),))
-        assert [field for field, _ in edit.faults()] == ["locality"]
+        assert [fault.field for fault in edit.faults()] == ["locality"]
 
 
 def test_who_posted_an_edit_is_kept() -> None:

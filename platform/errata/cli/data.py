@@ -17,7 +17,7 @@ from errata.datasets.duplicates import Repetitions, Watch
 from errata.datasets.formats.table import FORMATS
 from errata.datasets.reader import OnFault, read_edits, write_parquet
 from errata.datasets.skip_report import SkipReport
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 
 app = typer.Typer(help="Look at files of edits, and convert them.", no_args_is_help=True)
 console = Console(soft_wrap=True)
@@ -83,7 +83,7 @@ def _edits(source: str, format_name: str, on_fault: OnFault, intake: SkipReport,
     first = next(edits, None)
     if first is None:
         why = "every record is at fault, so there is no edit" if intake.num_skipped else "the file holds no record"
-        raise EditRejected(f"{why} ({source})")
+        raise EditRejected(f"{why} ({source})", code=Code.UNREADABLE_RECORD if intake.num_skipped else Code.EMPTY_FILE)
     yield first
     yield from edits
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from errata.edit import EditRejected
+from errata.edit import Code, EditRejected
 
 MAX_CELL_LINES = 64
 MAX_ROW_LINES = 1024
@@ -45,7 +45,10 @@ class RowLines:
     def left_open(self, why: str) -> EditRejected:
         """Says in which line of the file, from 1, the quote was opened."""
         line = self.num_read - len(self.of_row) + _opened(self.of_row) + 1
-        return EditRejected(f"the CSV is damaged here: the quote opened in line {line:,} {why}; nothing after it can be read")
+        return EditRejected(
+            f"the CSV is damaged here: the quote opened in line {line:,} {why}; nothing after it can be read",
+            code=Code.UNREADABLE_FILE,
+        )
 
 
 def _opened(lines: list[str]) -> int:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from errata.datasets.formats import plain
-from errata.edit import Edit, EditRejected, Probe
+from errata.edit import Code, Edit, EditRejected, Probe
 
 PROBES = pa.list_(pa.struct([("prompt", pa.string()), ("target", pa.string()), ("kind", pa.string())]))
 SCHEMA = pa.schema(
@@ -36,13 +36,15 @@ def check_schema(schema: pa.Schema) -> None:
     """Raise `EditRejected` naming a column that is missing, unknown or of the wrong type."""
     for name in schema.names:
         if name not in SCHEMA.names:
-            raise EditRejected(f"is not a column of edits; there are {', '.join(SCHEMA.names)}", field=name)
+            raise EditRejected(
+                f"is not a column of edits; there are {', '.join(SCHEMA.names)}", field=name, code=Code.UNKNOWN_FIELD
+            )
         found, wanted = schema.field(name).type, SCHEMA.field(name).type
         if not _fits(found, wanted):
-            raise EditRejected(f"the column must be of {wanted}, not of {found}", field=name)
+            raise EditRejected(f"the column must be of {wanted}, not of {found}", field=name, code=Code.WRONG_TYPE)
     for name in ("prompt", "target"):
         if name not in schema.names:
-            raise EditRejected("the column is missing", field=name)
+            raise EditRejected("the column is missing", field=name, code=Code.MISSING_FIELD)
 
 
 def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
@@ -101,7 +103,7 @@ def _damage(row: pa.RecordBatch) -> EditRejected | None:
         try:
             row.column(name).validate(full=True)
         except pa.ArrowInvalid as damaged:
-            return EditRejected(f"is damaged: {damaged}", field=name)
+            return EditRejected(f"is damaged: {damaged}", field=name, code=Code.UNREADABLE_RECORD)
     return None
 
 
@@ -195,8 +197,8 @@ def _looked_at(batch: pa.RecordBatch, index: int) -> Edit | EditRejected:
         edit = plain.edit(row)
     except EditRejected as rejected:
         return rejected
-    for name, reason in edit.faults():
-        return EditRejected(reason, field=name)
+    for fault in edit.faults():
+        return EditRejected.of([fault])
     return edit
 
 

@@ -23,7 +23,8 @@ from errata.datasets.parquet import SCHEMA, batch_of, check_schema, edits_of, ro
 from errata.datasets.records import MAX_RECORD_BYTES, Found, records_of
 from errata.datasets.skip_report import SkipReport
 from errata.datasets.sources import Source, hub_rows, is_hub_rows, sources_of
-from errata.edit import Edit, EditRejected
+from errata.durable import replaced
+from errata.edit import Code, Edit, EditRejected
 
 OnFault = Literal["stop", "skip"]
 NUM_LOOKED_AT = 32  # records among which the first that is recognised settles the format of a file
@@ -65,16 +66,11 @@ def write_parquet(edits: Iterable[Edit], path: str | Path) -> int:
     """Write edits as one Parquet file and return how many; the file appears whole or not at all, and few are held at a time."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
     pending, count = iter(edits), 0
-    try:
-        with pq.ParquetWriter(unfinished, SCHEMA) as writer:
-            while group := list(islice(pending, ROW_GROUP_ROWS)):
-                writer.write_batch(batch_of(group))
-                count += len(group)
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced(path) as file, pq.ParquetWriter(file, SCHEMA) as writer:
+        while group := list(islice(pending, ROW_GROUP_ROWS)):
+            writer.write_batch(batch_of(group))
+            count += len(group)
     return count
 
 
@@ -114,14 +110,16 @@ def _told_of(name: str) -> Iterator[None]:
 
 
 def _unreadable(damaged: Exception, index: int, name: str) -> EditRejected:
-    return EditRejected(f"the file cannot be read from here on: {damaged} ({name})", edit=index)
+    return EditRejected(f"the file cannot be read from here on: {damaged} ({name})", edit=index, code=Code.UNREADABLE_FILE)
 
 
 def _read_parquet(source: Source, known: Format | None, intake: SkipReport) -> Iterator[Edit | EditRejected]:
     try:
         file = pq.ParquetFile(source.filesystem.open_input_file(source.path))
     except (pa.ArrowException, OSError) as damaged:
-        raise EditRejected(f"the Parquet file is damaged or not whole: {damaged} ({source.name})") from damaged
+        raise EditRejected(
+            f"the Parquet file is damaged or not whole: {damaged} ({source.name})", code=Code.UNREADABLE_FILE
+        ) from damaged
     with file:
         names = set(file.schema_arrow.names)
         is_plain = known.name == "plain" if known else "target" in names or names <= set(SCHEMA.names)
@@ -148,7 +146,9 @@ def _batches(file: pq.ParquetFile, name: str) -> Iterator[pa.RecordBatch]:
         try:
             batch = next(batches, None)
         except (pa.ArrowException, OSError) as damaged:
-            raise EditRejected(f"the Parquet file is damaged from here on: {damaged} ({name})", edit=num_read) from damaged
+            raise EditRejected(
+                f"the Parquet file is damaged from here on: {damaged} ({name})", edit=num_read, code=Code.UNREADABLE_FILE
+            ) from damaged
         if batch is None:
             return
         num_read += len(batch)
@@ -172,7 +172,7 @@ def _converted(records: Iterable[Found], name: str, known: Format | None, intake
             continue
         fault = next((fault for edit in edits for fault in edit.faults()), None)
         if fault is not None:
-            yield _located(EditRejected(fault[1], field=fault[0]), index, name)
+            yield _located(EditRejected.of([fault]), index, name)
         else:
             yield from edits
 
@@ -192,7 +192,7 @@ def _numbered(records: Iterable[Found], name: str) -> Iterator[tuple[int, Found]
 
 def _detected(ahead: list[Found], name: str) -> Format:
     if not ahead:
-        raise EditRejected(f"the file holds no record ({name})")
+        raise EditRejected(f"the file holds no record ({name})", code=Code.EMPTY_FILE)
     faults = [found for found in ahead if isinstance(found, EditRejected)]
     try:
         return detect(found for found in ahead if isinstance(found, dict))
@@ -201,4 +201,4 @@ def _detected(ahead: list[Found], name: str) -> Format:
 
 
 def _located(rejected: EditRejected, index: int | None, name: str) -> EditRejected:
-    return EditRejected(f"{rejected.reason} ({name})", edit=index, field=rejected.field)
+    return EditRejected(f"{rejected.reason} ({name})", edit=index, field=rejected.field, code=rejected.code)

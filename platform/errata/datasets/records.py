@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from errata.datasets.csv_lines import RowLines
-from errata.edit import EditRejected
+from errata.edit import Code, EditRejected
 
 MAX_RECORD_BYTES = 16 * 2**20
 CHUNK_BYTES = 2**18
@@ -43,13 +43,13 @@ def records_of(stream: Any, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Found
     start = buffered.peek(CHUNK_BYTES).lstrip()[:1]
     for magic, other in OTHERS.items():
         if buffered.peek(CHUNK_BYTES).startswith(magic):
-            raise EditRejected(other)
+            raise EditRejected(other, code=Code.UNKNOWN_FORMAT)
     if start == b"[":
         return _json_list(buffered, max_bytes)
     if start == b"{":
         return _json_lines(buffered, max_bytes)
     if not start and not buffered.peek(1):
-        raise EditRejected("the file is empty")
+        raise EditRejected("the file is empty", code=Code.EMPTY_FILE)
     return _csv_rows(buffered, max_bytes)
 
 
@@ -59,7 +59,7 @@ def _lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[str | EditReje
         if len(line) > max_bytes:
             while not line.endswith(b"\n") and (line := stream.readline(CHUNK_BYTES)):
                 pass
-            yield EditRejected(f"the line is longer than {max_bytes:,} bytes")
+            yield EditRejected(f"the line is longer than {max_bytes:,} bytes", code=Code.TOO_LONG)
         else:
             yield _decoded(line)
 
@@ -68,7 +68,9 @@ def _decoded(line: bytes) -> str | EditRejected:
     try:
         return line.decode()
     except UnicodeDecodeError as wrong:
-        return EditRejected(f"is not UTF-8 text: byte {wrong.object[wrong.start]:#04x} at byte {wrong.start} of the line")
+        return EditRejected(
+            f"is not UTF-8 text: byte {wrong.object[wrong.start]:#04x} at byte {wrong.start} of the line", code=Code.NOT_TEXT
+        )
 
 
 def _json_lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
@@ -82,7 +84,7 @@ def _json_lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
             try:
                 found = decoder.decode(line)
             except (ValueError, RecursionError) as wrong:
-                yield EditRejected(f"the line is not one whole JSON object: {wrong}")
+                yield EditRejected(f"the line is not one whole JSON object: {wrong}", code=Code.UNREADABLE_RECORD)
             else:
                 yield _checked(found, line, keys)
 
@@ -102,14 +104,16 @@ class _Keys:
 
 def _checked(found: Any, text: str, keys: _Keys) -> Found:
     if not isinstance(found, dict):
-        return EditRejected(f"is not a JSON object but {type(found).__name__}")
+        return EditRejected(f"is not a JSON object but {type(found).__name__}", code=Code.UNREADABLE_RECORD)
     if keys.repeated is not None:
-        return EditRejected(f"an object in it has the key {keys.repeated!r} more than once")
+        return EditRejected(f"an object in it has the key {keys.repeated!r} more than once", code=Code.UNREADABLE_RECORD)
     if "\\ud" in text or "\\uD" in text:  # JSON can spell half of a surrogate pair, which is no text that can be written
         try:
             json.dumps(found, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            return EditRejected("holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+            return EditRejected(
+                "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character", code=Code.NOT_TEXT
+            )
     return found
 
 
@@ -128,13 +132,15 @@ class _Characters:
             raise self._damage
         held = len(self.text) - self.at
         if held > self._max:
-            raise EditRejected(f"the record is longer than {self._max:,} characters, or its JSON is damaged")
+            raise EditRejected(
+                f"the record is longer than {self._max:,} characters, or its JSON is damaged", code=Code.TOO_LONG
+            )
         chunk = self._stream.read(max(CHUNK_BYTES, held))  # as much again, so that a long record is not parsed too often
         try:
             read = self._decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as wrong:  # what stands before it can still be read
             read = wrong.object[: wrong.start].decode()
-            self._damage = EditRejected(f"is not UTF-8 text: byte {wrong.object[wrong.start]:#04x}")
+            self._damage = EditRejected(f"is not UTF-8 text: byte {wrong.object[wrong.start]:#04x}", code=Code.NOT_TEXT)
         self.is_at_end = not chunk and not self._damage
         self.text, self.at = self.text[self.at :] + read, 0
 
@@ -161,12 +167,15 @@ def _json_list(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
             if after == "]":
                 break
             if after != ",":
-                raise EditRejected(_broken(f"{after!r} stands after it, not a comma" if after else "the list has no end"))
+                raise EditRejected(
+                    _broken(f"{after!r} stands after it, not a comma" if after else "the list has no end"),
+                    code=Code.UNREADABLE_FILE,
+                )
             characters.next()
     else:
         characters.at += 1
     if left := characters.next():
-        raise EditRejected(_broken(f"{left!r} stands after the list"))
+        raise EditRejected(_broken(f"{left!r} stands after the list"), code=Code.UNREADABLE_FILE)
 
 
 def _element(characters: _Characters, decoder: json.JSONDecoder, keys: _Keys) -> Found:
@@ -177,7 +186,7 @@ def _element(characters: _Characters, decoder: json.JSONDecoder, keys: _Keys) ->
             found, end = decoder.raw_decode(characters.text, characters.at)
         except (ValueError, RecursionError) as wrong:
             if characters.is_at_end:
-                raise EditRejected(_broken(str(wrong))) from None
+                raise EditRejected(_broken(str(wrong)), code=Code.UNREADABLE_FILE) from None
         else:
             if end < len(characters.text) or characters.is_at_end:
                 text = characters.text[characters.at : end]
@@ -208,7 +217,7 @@ def _csv_rows(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
             if len(lines.of_row) > 1:  # good records may stand between the quote and here
                 raise lines.left_open(f"is not closed as CSV does it in line {lines.num_read:,} ({wrong})") from None
             row = []
-            lines.faults.append(EditRejected(f"the row is not CSV: {wrong}"))
+            lines.faults.append(EditRejected(f"the row is not CSV: {wrong}", code=Code.UNREADABLE_RECORD))
         if lines.faults:
             yield lines.faults[0]  # a row over several lines is at fault once
             lines.faults.clear()
@@ -224,18 +233,21 @@ def _header(reader: Any, lines: RowLines) -> list[str]:
             header = [name.strip() for name in next(reader, [])]
     except csv.Error as wrong:
         _check_separator(lines)
-        raise EditRejected(f"the header is not CSV: {wrong}") from None
+        raise EditRejected(f"the header is not CSV: {wrong}", code=Code.UNREADABLE_FILE) from None
     if lines.faults:
         raise lines.faults[0]
     if header == [""]:
-        raise EditRejected("the file holds no record")
+        raise EditRejected("the file holds no record", code=Code.EMPTY_FILE)
     if len(header) == 1:
         _check_separator(lines)
         raise EditRejected(
-            "is no file of edits: neither Parquet, JSON lines, a JSON list, nor CSV with a header of two columns or more"
+            "is no file of edits: neither Parquet, JSON lines, a JSON list, nor CSV with a header of two columns or more",
+            code=Code.UNKNOWN_FORMAT,
         )
     if not all(header) or len(set(header)) < len(header):
-        raise EditRejected(f"the CSV header must name every column, each once: {', '.join(header)[:200]}")
+        raise EditRejected(
+            f"the CSV header must name every column, each once: {', '.join(header)[:200]}", code=Code.UNREADABLE_FILE
+        )
     return header
 
 
@@ -243,13 +255,13 @@ def _check_separator(lines: RowLines) -> None:
     line = "".join(lines.of_row[-1:])
     for separator, name in {";": ";", "\t": "tabs"}.items():
         if separator in line and "," not in line:
-            raise EditRejected(f"cells are separated by commas; this header has {name}")
+            raise EditRejected(f"cells are separated by commas; this header has {name}", code=Code.UNKNOWN_FORMAT)
 
 
 def _row(header: list[str], row: list[str]) -> Found:
     """Empty cells are fields that are not given, but for prompt and target, which would be missing by mistake."""
     if len(row) != len(header):
-        return EditRejected(f"has {len(row)} cells where the header has {len(header)}")
+        return EditRejected(f"has {len(row)} cells where the header has {len(header)}", code=Code.UNREADABLE_RECORD)
     record: dict[str, Any] = {
         name: cell for name, cell in zip(header, row, strict=True) if cell or name in ("prompt", "target")
     }
@@ -258,5 +270,5 @@ def _row(header: list[str], row: list[str]) -> Found:
             try:
                 record[name] = json.loads(record[name])
             except (ValueError, RecursionError) as wrong:
-                return EditRejected(f"the cell is not a JSON list: {wrong}", field=name)
+                return EditRejected(f"the cell is not a JSON list: {wrong}", field=name, code=Code.WRONG_TYPE)
     return record

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.edit import EditRejected
+from errata.edit import Code, EditRejected
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _cholesky(matrix_nn: Tensor, failure: str) -> Tensor:
     """Of one matrix, or of each of [M, n, n]."""
     factor_nn, info = torch.linalg.cholesky_ex(matrix_nn)
     if not bool((info == 0).all() & torch.isfinite(factor_nn).all()):
-        raise EditRejected(f"the update has no solution: {failure}")
+        raise EditRejected(f"the update has no solution: {failure}", code=Code.UNSOLVABLE)
     return factor_nn
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from errata.edit import Edit, EditBatch, EditRejected
+from errata.edit import Code, Edit, EditBatch, EditRejected
 
 Group = tuple[int, ...]  # positions in the batch
 Settled = list[tuple[int, EditRejected]]  # positions that are refused for good, and why
@@ -47,7 +47,7 @@ class BatchBisection:
                 del self.rivals[i]
                 answer = self.edits[rival].target
                 why = f"another edit of the same batch answers this prompt by {answer!r}; the later one counts"
-                settled.append((i, EditRejected(why, field="target")))
+                settled.append((i, EditRejected(why, field="target", code=Code.CONTRADICTED)))
         return settled
 
     def refused(self, group: Group, refusal: EditRejected) -> Settled:

@@ -11,24 +11,47 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditRejected
+from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
 SLACK = 1e-3  # by which a figure may differ from the version before and count as the same
 MAX_SLACK_AT = 2.0  # limits: beyond so many times what is refused no difference counts as none, or small ones would add up
+# Of several breaches, the first of these names the refusal.
+SEVERITY = ("not_finite", "perplexity", "broken", "change", "growth", "forgotten", "drift", "disturbed", "unanswered")
 SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "broken_sentences", "lost_retention", "lost_locality")
 
 
-class VersionRefused(EditRejected):
-    """An update that the guard does not let through: why, and what was measured of it."""
+@dataclass(frozen=True)
+class Breach:
+    """One limit that a version passes: its name in `Guard`, the value measured, the bound, and a sentence that says so."""
 
-    def __init__(self, reasons: Sequence[str], scores: Mapping[str, Any]) -> None:
-        super().__init__(f"the guard refuses it: {'; '.join(reasons)}")
-        self.reasons, self.scores = tuple(reasons), dict(scores)
+    limit: str
+    value: float
+    bound: float
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+    @property
+    def code(self) -> Code:
+        return Code(f"guard.{self.limit}")
+
+
+class VersionRefused(EditRejected):
+    """An update that the guard refuses: the limits that it passes, and the scores measured.
+
+    `code` is that of the most severe breach, in the order of `SEVERITY`.
+    """
+
+    def __init__(self, breaches: Sequence[Breach], scores: Mapping[str, Any]) -> None:
+        worst = min(breaches, key=lambda breach: SEVERITY.index(breach.limit))
+        super().__init__(f"the guard refuses it: {'; '.join(map(str, breaches))}", code=worst.code)
+        self.breaches, self.scores = tuple(breaches), dict(scores)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return VersionRefused, (self.reasons, self.scores)
+        return VersionRefused, (self.breaches, self.scores)
 
 
 @dataclass(frozen=True)
@@ -45,10 +68,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to publish; if not, every reason, and if so, every warning."""
+    """The guard's decision: publish, with warnings, or refuse, with every breach."""
 
     publish: bool
-    reasons: tuple[str, ...] = ()
+    breaches: tuple[Breach, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -123,34 +146,36 @@ class Guard:
 
     def check(self, found: Measurements) -> Verdict:
         if not found.is_finite:
-            return Verdict(False, ("the change, or what the model says with it, is not finite",))
-        reasons, warnings = [], []
-        for text, value, limit, before in self._all(found):
+            sentence = "the change, or what the model says with it, is not finite"
+            return Verdict(False, (Breach("not_finite", math.nan, math.inf, sentence),))
+        breaches, warnings = [], []
+        for name, text, value, before in self._all(found):
+            limit: Limit = getattr(self, name)
             if value is None or value <= limit.warn:
                 continue
             slack = SLACK if value <= MAX_SLACK_AT * limit.refuse else 0
             worse = before is None or not value <= before * (1 + slack)
             if not value <= limit.refuse and worse:
-                reasons.append(f"{text.format(value)}, more than {limit.refuse:g}")
+                breaches.append(Breach(name, value, limit.refuse, f"{text.format(value)}, more than {limit.refuse:g}"))
             else:
                 warnings.append(f"{text.format(value)}, more than {limit.warn:g}")
-        return Verdict(not reasons, tuple(reasons), tuple(warnings))
+        return Verdict(not breaches, tuple(breaches), tuple(warnings))
 
-    def _all(self, found: Measurements) -> Iterator[tuple[str, float | None, Limit, float | None]]:
-        """(what it is, its value, the limit, its value at the version before where that is an excuse)."""
+    def _all(self, found: Measurements) -> Iterator[tuple[str, str, float | None, float | None]]:
+        """Yield (limit, sentence, value, value at the parent version where the limit is cumulative)."""
         for name, value in found.relative_norm.items():
-            yield f"{name} would change by {{:.3g}} of its norm", value, self.change, None
+            yield "change", f"{name} would change by {{:.3g}} of its norm", value, None
         for name, value in found.norm_growth.items():
-            yield f"the norm of {name} would grow to {{:.3g}} of the unedited one", value, self.growth, None
+            yield "growth", f"the norm of {name} would grow to {{:.3g}} of the unedited one", value, None
         text = "the perplexity of other sentences would be {:.3g} times the unedited model's"
-        yield text, found.ppl_ratio, self.perplexity, found.before.get("ppl_ratio")
+        yield "perplexity", text, found.ppl_ratio, found.before.get("ppl_ratio")
         text = f"{{:.2f}} of other sentences would have more than {self.perplexity.refuse:g} times their perplexity"
-        yield text, found.broken_sentences, self.broken, found.before.get("broken_sentences")
-        yield "{:.2f} of a sample of earlier edits would be lost", found.lost_retention, self.forgotten, None
-        yield "{:.2f} of the answers to unrelated questions would change", found.lost_locality, self.disturbed, None
+        yield "broken", text, found.broken_sentences, found.before.get("broken_sentences")
+        yield "forgotten", "{:.2f} of a sample of earlier edits would be lost", found.lost_retention, None
+        yield "disturbed", "{:.2f} of the answers to unrelated questions would change", found.lost_locality, None
         text = "{:.2f} of the answers to unrelated questions would have changed by all versions together"
-        yield text, _lack(found.locality), self.drift, _lack(found.before.get("locality"))
-        yield "{:.2f} of the edits would not be answered by their targets", _lack(found.efficacy), self.unanswered, None
+        yield "drift", text, _lack(found.locality), _lack(found.before.get("locality"))
+        yield "unanswered", "{:.2f} of the edits would not be answered by their targets", _lack(found.efficacy), None
 
 
 def _lack(share: float | None) -> float | None:
@@ -160,7 +185,7 @@ def _lack(share: float | None) -> float | None:
 def check_norms(delta: WeightDelta, base_norms: Mapping[str, float]) -> Measurements:
     """What can be seen of a change without running the model. Raises `EditRejected` for a matrix that is not editable."""
     if unknown := [name for name, _ in delta if name not in base_norms]:
-        raise EditRejected(f"not an editable matrix: {', '.join(unknown)}")
+        raise EditRejected(f"not an editable matrix: {', '.join(unknown)}", code=Code.UNKNOWN_MATRIX)
     if not delta.is_finite:
         return Measurements(is_finite=False)
     norms = {name: norm / base_norms[name] if base_norms[name] else math.inf for name, norm in delta.norms().items()}

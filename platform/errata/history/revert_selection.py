@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.history.lineage import batches, live_versions
 from errata.ledger import Ledger, UnknownVersion, Version
 
@@ -14,18 +14,14 @@ MAX_ASKED = 10  # reverted prompts that a scorecard shows the effect on
 
 
 class RevertRefused(EditRejected):
-    """A revert that cannot be made. `kind`: an edit or version is `unknown`, or `not live`, or the revert was `refused`."""
-
-    def __init__(self, reason: str, kind: str = "refused", *, edit: int | str | None = None, field: str | None = None) -> None:
-        super().__init__(reason, edit=edit, field=field)
-        self.kind = kind
+    """A revert that cannot be made; `code` says whether an edit or version is unknown, is not live, or cannot be taken out."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _refused, (self.reason, self.kind, self.edit, self.field)
+        return _refused, (self.reason, self.code, self.edit, self.field)
 
 
-def _refused(reason: str, kind: str, edit: int | str | None, field: str | None) -> RevertRefused:
-    return RevertRefused(reason, kind, edit=edit, field=field)
+def _refused(reason: str, code: Code, edit: int | str | None, field: str | None) -> RevertRefused:
+    return RevertRefused(reason, code=code, edit=edit, field=field)
 
 
 @dataclass(frozen=True)
@@ -75,24 +71,27 @@ def select(ledger: Ledger, head: int, ids: Iterable[str], versions: Iterable[int
             raise _no_such_version(ledger, head, number)
         places[number] = set(range(len(live[number].edits)))
     if not places:
-        raise RevertRefused("nothing is chosen: give ids of edits, or numbers of versions", field="edits")
+        raise RevertRefused(
+            "nothing is chosen: give ids of edits, or numbers of versions", code=Code.NOTHING_CHOSEN, field="edits"
+        )
     return RevertSelection(tuple(live[n] for n in sorted(places)), {n: frozenset(found) for n, found in places.items()})
 
 
 def _no_such_edit(ledger: Ledger, head: int, id: str) -> RevertRefused:
     version = ledger.find_edit(id)
     if version is None:
-        return RevertRefused(f"no version holds an edit {id!r}", "unknown", edit=id, field="edits")
+        return RevertRefused(f"no version holds an edit {id!r}", code=Code.UNKNOWN_EDIT, edit=id, field="edits")
     why = f"it was made in version {version}, and is not part of the live version {head} (any more)"
-    return RevertRefused(why, "not live", edit=id, field="edits")
+    return RevertRefused(why, code=Code.NOT_LIVE, edit=id, field="edits")
 
 
 def _no_such_version(ledger: Ledger, head: int, number: int) -> RevertRefused:
     try:
         version = ledger.version(number)
     except UnknownVersion as fault:
-        return RevertRefused(str(fault), "unknown", field="versions")
+        return RevertRefused(str(fault), code=Code.UNKNOWN_VERSION, field="versions")
     if not version.edits:
         why = f"version {number} holds no edits to take out; to undo a revert, go back to the version before it"
-        return RevertRefused(why, field="versions")
-    return RevertRefused(f"version {number} is not part of the live version {head} (any more)", "not live", field="versions")
+        return RevertRefused(why, code=Code.NO_EDITS, field="versions")
+    why = f"version {number} is not part of the live version {head} (any more)"
+    return RevertRefused(why, code=Code.NOT_LIVE, field="versions")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from errata.edit import EditRejected
+from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 
 
@@ -75,12 +75,12 @@ def answered(model: LanguageModel, prompts: Sequence[str], max_tokens: int) -> l
 def check_question(prompt: str, max_tokens: int, model: LanguageModel) -> None:
     """Raise `EditRejected` if the prompt is empty, or an answer of `max_tokens` tokens does not fit behind it."""
     if not prompt.strip():
-        raise EditRejected("is empty; give the text", field="prompt")
+        raise EditRejected("is empty; give the text", field="prompt", code=Code.EMPTY_FIELD)
     if max_tokens < 1:
-        raise EditRejected(f"an answer has at least one token, not {max_tokens}", field="max_tokens")
+        raise EditRejected(f"an answer has at least one token, not {max_tokens}", field="max_tokens", code=Code.INVALID_VALUE)
     if (length := len(model.tokenizer(prompt)["input_ids"])) + max_tokens > model.max_tokens:
         why = f"has {length} tokens, and with an answer of {max_tokens} does not fit the model's context of {model.max_tokens}"
-        raise EditRejected(why, field="prompt")
+        raise EditRejected(why, field="prompt", code=Code.TOO_LONG)
 
 
 def answers(model: LanguageModel, prompts: Sequence[str], max_tokens: int, min_tokens: int = 0) -> dict[str, str]:

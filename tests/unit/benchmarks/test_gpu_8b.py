@@ -25,7 +25,7 @@ from benchmarks.gpu_swaps import SAVINGS, check_checkpoint, measure_swaps
 from benchmarks.random_llama import PROBES, REPHRASINGS, SIZES, made_edits, make_language_model
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors import EDITORS, EditorState
 from errata.model.encoding import encode
 from errata.model.language_model import LanguageModel
@@ -115,7 +115,7 @@ def test_the_command_is_what_was_asked() -> None:
     ("fault", "says"),
     [
         (torch.OutOfMemoryError("no room"), "out of memory"),
-        (EditRejected("is too much", edit=3), "edit 3: is too much"),
+        (EditRejected("is too much", edit=3, code=Code.EDITOR_FAILED), "edit 3: is too much"),
         (RuntimeError("CUDA error: none\nand how to find out"), "CUDA error: none"),
     ],
 )

@@ -24,7 +24,7 @@ from errata.datasets.csv_lines import MAX_CELL_LINES, MAX_ROW_LINES
 from errata.datasets.reader import read_edits, write_parquet
 from errata.datasets.records import records_of
 from errata.datasets.skip_report import MAX_REASONS, SkipReport
-from errata.edit import Edit, EditRejected, Probe, batches_of
+from errata.edit import Code, Edit, EditRejected, Probe, batches_of
 from errata.testbed.world import World
 
 GOOD = [{"prompt": "a b", "target": "c"}, {"prompt": "d", "target": "e", "rephrasings": ["f"]}, {"prompt": "g", "target": "h"}]
@@ -427,7 +427,7 @@ def test_another_format_in_parquet_is_converted(tmp_path: Path) -> None:
 def test_no_file_is_left_when_the_edits_end_in_an_error(tmp_path: Path) -> None:
     def broken() -> Iterator[Edit]:
         yield from EDITS
-        raise EditRejected("no more")
+        raise EditRejected("no more", code=Code.EDITOR_FAILED)
 
     with pytest.raises(EditRejected):
         write_parquet(broken(), tmp_path / "edits.parquet")
@@ -445,19 +445,19 @@ def test_what_was_skipped_is_counted_by_reason_and_reported(tmp_path: Path, capl
         assert list(read_edits(path, on_fault="skip", intake=intake)) == EDITS
     assert intake.num_skipped == 6 and sorted(intake.skipped.values()) == [1, 5]
     assert all(len(examples) <= 3 for examples in intake.examples.values())
-    assert "edit 3, subject:" in intake.report() and "5 × subject: … does not stand in the prompt …" in intake.report()
+    assert "edit 3, subject:" in intake.report() and "5 × subject: … does not occur in the prompt …" in intake.report()
     assert intake.report() in caplog.text
 
 
 def test_only_numbers_that_vary_are_left_out_of_a_reason() -> None:
     intake = SkipReport()
-    intake.skip(EditRejected("is not UTF-8 text: byte 12 of the line (a.jsonl)", field="rephrasings[1]"))
+    intake.skip(EditRejected("is not UTF-8 text: byte 12 of the line (a.jsonl)", field="rephrasings[1]", code=Code.NOT_TEXT))
     assert intake.report().splitlines()[:2] == [
         "skipped 1 record",
         "  1 × rephrasings[1]: is not UTF-8 text: byte 12 of the line",
     ]
-    intake.skip(EditRejected("is not UTF-8 text: byte 1,345 of the line (a.jsonl)", field="rephrasings[1]"))
-    intake.skip(EditRejected("is not UTF-8 text: byte 12 of the line (a.jsonl)", field="rephrasings[2]"))
+    intake.skip(EditRejected("is not UTF-8 text: byte 1,345 of the line (a.jsonl)", field="rephrasings[1]", code=Code.NOT_TEXT))
+    intake.skip(EditRejected("is not UTF-8 text: byte 12 of the line (a.jsonl)", field="rephrasings[2]", code=Code.NOT_TEXT))
     assert intake.report().splitlines()[:2] == [
         "skipped 3 records",
         "  3 × rephrasings[N]: is not UTF-8 text: byte N of the line",
@@ -467,7 +467,7 @@ def test_only_numbers_that_vary_are_left_out_of_a_reason() -> None:
 def test_reasons_without_end_do_not_fill_the_memory() -> None:
     intake = SkipReport()
     for number in range(1000):
-        intake.skip(EditRejected("is wrong", field="x" * number))
+        intake.skip(EditRejected("is wrong", field="x" * number, code=Code.EDITOR_FAILED))
     assert intake.num_skipped == 1000 and len(intake.skipped) == len(intake.examples) == MAX_REASONS + 1
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.guard.bisection import BatchBisection
 
 FIVE = [Edit(str(i), "x", id=f"id-{i}") for i in range(5)]
@@ -31,17 +31,19 @@ def test_what_is_healthy_is_made_at_once():
 
 @pytest.mark.parametrize("guilty", range(5))
 def test_a_refusal_that_names_nobody_is_traced_by_halving(guilty):
-    made, refused = settle(BatchBisection(FIVE), lambda group: EditRejected("harm") if guilty in group else None)
+    made, refused = settle(
+        BatchBisection(FIVE), lambda group: EditRejected("harm", code=Code.EDITOR_FAILED) if guilty in group else None
+    )
     assert refused == {guilty: "harm"}
     assert [i for group in made for i in group] == [i for i in range(5) if i != guilty]
 
 
 def test_a_named_edit_is_to_blame_by_its_place_in_the_group_or_its_id():
     def by_place(group):
-        return EditRejected("no", edit=group.index(3)) if 3 in group else None
+        return EditRejected("no", edit=group.index(3), code=Code.EDITOR_FAILED) if 3 in group else None
 
     def by_id(group):
-        return EditRejected("no", edit="id-3") if 3 in group else None
+        return EditRejected("no", edit="id-3", code=Code.EDITOR_FAILED) if 3 in group else None
 
     for is_bad in (by_place, by_id):
         assert settle(BatchBisection(FIVE), is_bad) == ([(0, 1, 2, 4)], {3: "no"})
@@ -50,18 +52,20 @@ def test_a_named_edit_is_to_blame_by_its_place_in_the_group_or_its_id():
 def test_of_two_edits_with_one_id_one_is_to_blame():
     twins = [Edit("a", "x", id="same"), Edit("b", "x", id="same")]
     docket = BatchBisection(twins)
-    ((position, _),) = docket.refused(docket.next_group(), EditRejected("no", edit="same"))
+    ((position, _),) = docket.refused(docket.next_group(), EditRejected("no", edit="same", code=Code.EDITOR_FAILED))
     assert (position, docket.next_group(), docket.next_group()) == (0, (1,), None)
 
 
 def test_a_name_that_is_nobodys_is_no_name():
-    made, refused = settle(BatchBisection(FIVE), lambda group: EditRejected("harm", edit=99) if 2 in group else None)
+    made, refused = settle(
+        BatchBisection(FIVE), lambda group: EditRejected("harm", edit=99, code=Code.EDITOR_FAILED) if 2 in group else None
+    )
     assert refused == {2: "harm"} and sorted(i for group in made for i in group) == [0, 1, 3, 4]
 
 
 def test_many_refusals_need_no_deep_recursion():
     many = [Edit(str(i), "x") for i in range(3000)]
-    made, refused = settle(BatchBisection(many), lambda group: EditRejected("no", edit=0))
+    made, refused = settle(BatchBisection(many), lambda group: EditRejected("no", edit=0, code=Code.EDITOR_FAILED))
     assert not made and len(refused) == 3000
 
 
@@ -77,7 +81,7 @@ def test_of_two_answers_to_one_prompt_the_later_is_made():
 def test_if_the_later_is_refused_the_earlier_has_its_turn():
     def is_bad(group):
         third = [i for i in group if RIVALS[i].target == "third"]
-        return EditRejected("harm", edit=group.index(third[0])) if third else None
+        return EditRejected("harm", edit=group.index(third[0]), code=Code.EDITOR_FAILED) if third else None
 
     made, refused = settle(BatchBisection(RIVALS), is_bad)
     assert (1,) in made and (2,) in made
@@ -88,5 +92,5 @@ def test_what_is_left_can_be_put_back():
     docket = BatchBisection(RIVALS)
     group = docket.next_group()
     assert (group, docket.left()) == ((1, 3, 4), (0, 2))
-    docket.refused(group, EditRejected("harm"))
+    docket.refused(group, EditRejected("harm", code=Code.EDITOR_FAILED))
     assert docket.next_group() == (1,) and docket.left() == (0, 2, 3, 4)

@@ -172,7 +172,7 @@ def test_a_few_broken_sentences_are_seen_where_the_median_is_as_it_was(tiny_mode
     inspector.now = healthy
     found = inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({}))
     assert (found.ppl_ratio, found.broken_sentences) == (1.0, pytest.approx(3 / 7))
-    assert "0.43 of other sentences would have more than 1.5 times their perplexity" in LENIENT.check(found).reasons[0]
+    assert "0.43 of other sentences would have more than 1.5 times their perplexity" in str(LENIENT.check(found).breaches[0])
 
 
 def test_any_end_token_ends_an_answer(tiny_model, world):

@@ -9,8 +9,8 @@ import torch
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditRejected
-from errata.guard.limits import Guard, Limit, Measurements, VersionRefused, check_norms, matrix_norms
+from errata.edit import Code, EditRejected
+from errata.guard.limits import Breach, Guard, Limit, Measurements, VersionRefused, check_norms, matrix_norms
 from errata.model.matrices import find_matrices
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
@@ -22,21 +22,21 @@ HEALTHY = Measurements({MATRICES[0]: 0.1}, {MATRICES[0]: 1.01}, True, 1.0, 0.9, 
 def test_a_modest_change_is_published(random_delta):
     assert Guard().check(check_norms(random_delta(0), NORMS)).publish
     verdict = Guard().check(HEALTHY)
-    assert (verdict.publish, verdict.reasons, verdict.warnings) == (True, (), ())
+    assert (verdict.publish, verdict.breaches, verdict.warnings) == (True, (), ())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused(value):
     delta = WeightDelta({MATRICES[0]: LowRank(torch.full((4, 1), value), torch.ones(5, 1))})
-    (reason,) = Guard().check(check_norms(delta, NORMS)).reasons
-    assert "not finite" in reason
+    (breach,) = Guard().check(check_norms(delta, NORMS)).breaches
+    assert breach.code is Code.GUARD_NOT_FINITE
 
 
 def test_a_change_over_the_bound_is_refused_by_name(random_delta):
     delta = random_delta(0)
     norms = {**NORMS, MATRICES[1]: delta.norms()[MATRICES[1]] / 2}
-    (reason,) = Guard(change=Limit(1.0, 1.0)).check(check_norms(delta, norms)).reasons
-    assert reason.startswith(MATRICES[1]) and "would change by 2 of its norm, more than 1" in reason
+    (breach,) = Guard(change=Limit(1.0, 1.0)).check(check_norms(delta, norms)).breaches
+    assert (breach.limit, breach.value, breach.bound) == ("change", 2.0, 1.0) and str(breach).startswith(MATRICES[1])
     assert Guard(change=Limit(1.0, 2.01)).check(check_norms(delta, norms)).publish
     with pytest.raises(EditRejected, match=f"not an editable matrix: {MATRICES[0]}"):
         check_norms(delta, {})
@@ -58,17 +58,17 @@ def test_an_overflowing_norm_is_refused():
 )
 def test_each_limit_warns_and_then_refuses(field, warned, refused, says):
     verdict = Guard().check(replace(HEALTHY, **{field: warned}))
-    assert verdict.publish and len(verdict.warnings) == 1 and not verdict.reasons
+    assert verdict.publish and len(verdict.warnings) == 1 and not verdict.breaches
     verdict = Guard().check(replace(HEALTHY, **{field: refused}))
-    assert not verdict.publish and len(verdict.reasons) == 1
-    assert says.format(refused) in verdict.reasons[0]
+    assert not verdict.publish and len(verdict.breaches) == 1
+    assert says.format(refused) in str(verdict.breaches[0])
 
 
 def test_edits_that_are_not_answered_are_told_and_refused_only_if_asked():
     found = replace(HEALTHY, efficacy=0.25)
     assert Guard().check(found).warnings == ("0.75 of the edits would not be answered by their targets, more than 0",)
-    (reason,) = Guard(unanswered=Limit(0.0, 0.5)).check(found).reasons
-    assert reason == "0.75 of the edits would not be answered by their targets, more than 0.5"
+    (breach,) = Guard(unanswered=Limit(0.0, 0.5)).check(found).breaches
+    assert str(breach) == "0.75 of the edits would not be answered by their targets, more than 0.5"
 
 
 def test_what_is_no_number_is_refused_and_what_was_not_measured_is_not():
@@ -91,10 +91,12 @@ def test_scores_are_json_without_infinity():
 
 
 def test_a_refusal_survives_a_process_border():
-    refusal = VersionRefused(("too large", "too much"), {"efficacy": 0.5})
+    refusal = VersionRefused(
+        (Breach("change", 9.0, 1.0, "too large"), Breach("perplexity", 2.0, 1.5, "too much")), {"efficacy": 0.5}
+    )
     again = pickle.loads(pickle.dumps(refusal))
-    assert (again.reasons, again.scores, str(again)) == (refusal.reasons, refusal.scores, str(refusal))
-    assert again.reason == "the guard refuses it: too large; too much"
+    assert (again.breaches, again.scores, str(again)) == (refusal.breaches, refusal.scores, str(refusal))
+    assert again.reason == "the guard refuses it: too large; too much" and again.code is Code.GUARD_PERPLEXITY
 
 
 @pytest.mark.parametrize(
@@ -111,13 +113,14 @@ def test_a_refusal_survives_a_process_border():
 )
 def test_a_model_that_is_past_a_limit_takes_what_does_not_harm_it(found, before, published):
     verdict = Guard().check(replace(HEALTHY, **found, before=before))
-    assert verdict.publish == published and len(verdict.reasons + verdict.warnings) == 1
+    assert verdict.publish == published and len(verdict.breaches + verdict.warnings) == 1
 
 
 def test_what_many_versions_do_together_is_bounded():
     guard = Guard()
     assert guard.check(replace(HEALTHY, locality=0.75, before={"locality": 0.8})).warnings[0].startswith("0.25 of the answers")
-    assert "by all versions together" in guard.check(replace(HEALTHY, locality=0.45, before={"locality": 0.5})).reasons[0]
+    (breach,) = guard.check(replace(HEALTHY, locality=0.45, before={"locality": 0.5})).breaches
+    assert breach.limit == "drift"
 
 
 def test_small_steps_beyond_a_limit_do_not_add_up_for_ever():

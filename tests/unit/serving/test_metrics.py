@@ -17,7 +17,7 @@ import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.guard.bisection import BatchBisection
 from errata.guard.limits import Guard, Limit, Measurements, VersionRefused
 from serving.api import version_stamp
@@ -62,7 +62,7 @@ PASSED = {
 def refusal(found: Measurements) -> VersionRefused:
     verdict = Guard(unanswered=Limit(0.0, 0.5)).check(found)
     assert not verdict.publish
-    return VersionRefused(verdict.reasons, found.to_json())
+    return VersionRefused(verdict.breaches, found.to_json())
 
 
 def test_every_limit_of_the_guard_has_its_own_reason() -> None:
@@ -77,8 +77,11 @@ def test_of_several_limits_the_first_in_the_list_counts() -> None:
 
 def test_what_is_not_finite_and_what_the_editor_refuses_are_told_apart() -> None:
     assert reason_of(refusal(Measurements(is_finite=False))) == "not_finite"
-    assert reason_of(EditRejected("the update is not finite: lower step or raise ridge")) == "not_finite"
-    assert reason_of(EditRejected("this method writes at the subject: name it", field="subject")) == "editor"
+    assert reason_of(EditRejected("the update is not finite: lower step or raise ridge", code=Code.NOT_FINITE)) == "not_finite"
+    assert (
+        reason_of(EditRejected("this method writes at the subject: name it", field="subject", code=Code.EDITOR_FAILED))
+        == "editor"
+    )
     assert reason_of(None) == "other"
 
 
@@ -98,7 +101,7 @@ def test_the_worker_counts_what_happened() -> None:
     metrics.settled("queued", 5)
     metrics.waiting(2, 1.5)
     metrics.published(3, edit_s=0.02, guard_s=0.3, append_s=0.004)
-    metrics.refused(EditRejected("no"))
+    metrics.refused(EditRejected("no", code=Code.EDITOR_FAILED))
     metrics.refused(refusal(PASSED["drift"]))
     metrics.swapped(0.06)
     metrics.swap_failed()
@@ -127,11 +130,11 @@ def test_an_edit_comes_to_no_state_that_is_not_known() -> None:
 
 def test_a_replica_that_is_gone_is_no_longer_listed() -> None:
     metrics = WorkerMetrics()
-    metrics.stands_at(live=5, newest=7, replicas={"a": 5, "b": 3})
+    metrics.versions(live=5, newest=7, replicas={"a": 5, "b": 3})
     text = metrics.exposition()
     assert (value(text, "errata_live_version"), value(text, "errata_newest_version")) == (5, 7)
     assert [value(text, "errata_versions_behind", replica=name) for name in "ab"] == [0, 2]
-    metrics.stands_at(live=2, newest=7, replicas={"a": 5})
+    metrics.versions(live=2, newest=7, replicas={"a": 5})
     text = metrics.exposition()
     assert [value(text, "errata_versions_behind", replica=name) for name in "ab"] == [3, None]
 
@@ -260,7 +263,7 @@ def like_vllm(tokens: int) -> str:
 
 def test_expositions_are_merged_into_one_that_is_valid() -> None:
     worker = WorkerMetrics()
-    worker.stands_at(3, 3, {"a": 3, "b": 2})
+    worker.versions(3, 3, {"a": 3, "b": 2})
     replicas = {name: ReplicaMetrics() for name in "ab"}
     replicas["a"].generated(3, 10)
     replicas["b"].generated(2, 4)
@@ -339,7 +342,7 @@ def answering() -> ReplicaMetrics:
 
 def exposed() -> set[str]:
     worker = WorkerMetrics()
-    worker.stands_at(1, 1, {"a": 1})
+    worker.versions(1, 1, {"a": 1})
     return {name for name, _ in series(worker.exposition()) | series(answering().exposition())}
 
 

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
 
-from errata.edit import EditRejected
+from errata.edit import Code, EditRejected
 from serving import tracing
 from serving.logs import FIELDS, JSON, event
 from serving.tracing import batch_span, current_traceparent, past_span, span
@@ -114,7 +114,7 @@ def test_the_time_in_the_queue_is_a_span_that_began_before(exporter: InMemorySpa
 
 def test_a_failed_step_is_marked_without_the_text_of_its_error(exporter: InMemorySpanExporter) -> None:
     with pytest.raises(EditRejected), request(), span("edit"):
-        raise EditRejected("a private prompt")
+        raise EditRejected("a private prompt", code=Code.EDITOR_FAILED)
     step = finished(exporter)["edit"]
     assert step.status.status_code is StatusCode.ERROR and step.status.description == "EditRejected"
     assert not step.events and "private" not in step.to_json()

@@ -10,7 +10,7 @@ locality_prompt, locality_ground_truth}; read off the files.
 from __future__ import annotations
 
 from errata.datasets.formats.fields import Record, identity, text, texts
-from errata.edit import Edit, EditRejected, Probe
+from errata.edit import Code, Edit, EditRejected, Probe
 
 
 def nested_matches(record: Record) -> bool:
@@ -33,7 +33,7 @@ def nested(record: Record) -> Edit:
 def filled(template: str, subject: str, field: str) -> str:
     """The prompt of a template that has {} where the subject stands."""
     if "{}" not in template:
-        raise EditRejected("has no {} where the subject stands", field=field)
+        raise EditRejected("has no {} where the subject stands", field=field, code=Code.INVALID_VALUE)
     return template.replace("{}", subject)
 
 

@@ -8,7 +8,7 @@ REFUTES) the target: the first alternative to what was predicted. Claims have no
 from __future__ import annotations
 
 from errata.datasets.formats.fields import Record, first, text, texts, value
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 
 LABELS = ("SUPPORTS", "REFUTES")
 
@@ -21,7 +21,9 @@ def matches(record: Record) -> bool:
 def edit(record: Record) -> Edit:
     prompt, label = text(record, "input"), first(record, "alternatives")
     if label not in LABELS:
-        raise EditRejected(f"must begin with one of {', '.join(LABELS)}, not {label!r}", field="alternatives")
+        raise EditRejected(
+            f"must begin with one of {', '.join(LABELS)}, not {label!r}", field="alternatives", code=Code.INVALID_VALUE
+        )
     rephrasings = tuple(one for one in texts(record, "filtered_rephrases") if one != prompt)
     identity = value(record, "id")
     return Edit(prompt, label, rephrasings=rephrasings, id=None if identity is None else f"fever-{identity}")

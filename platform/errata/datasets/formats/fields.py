@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errata.edit import EditRejected
+from errata.edit import Code, EditRejected
 
 Record = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ def value(record: Record, path: str) -> Any:
         if found is None:
             return None
         if not isinstance(found, Mapping):
-            raise EditRejected(f"must be an object, not {_kind(found)}", field=".".join(passed) or path)
+            raise EditRejected(f"must be an object, not {_kind(found)}", field=".".join(passed) or path, code=Code.WRONG_TYPE)
         found = found.get(name)
         passed.append(name)
     return found
@@ -32,7 +32,11 @@ def string(record: Record, path: str) -> str:
     """A string, which may be empty."""
     found = value(record, path)
     if not isinstance(found, str):
-        raise EditRejected(f"must be given as a string{_instead(found)}", field=path)
+        raise EditRejected(
+            f"must be given as a string{_instead(found)}",
+            field=path,
+            code=Code.MISSING_FIELD if found is None else Code.WRONG_TYPE,
+        )
     return found
 
 
@@ -40,7 +44,7 @@ def text(record: Record, path: str) -> str:
     """A string of more than white space."""
     found = string(record, path)
     if not found.strip():
-        raise EditRejected("is empty; give the text", field=path)
+        raise EditRejected("is empty; give the text", field=path, code=Code.EMPTY_FIELD)
     return found
 
 
@@ -55,12 +59,16 @@ def texts(record: Record, path: str) -> tuple[str, ...]:
     if found is None:
         return ()
     if not isinstance(found, list):
-        raise EditRejected(f"must be a list of strings{_instead(found)}", field=path)
+        raise EditRejected(
+            f"must be a list of strings{_instead(found)}",
+            field=path,
+            code=Code.MISSING_FIELD if found is None else Code.WRONG_TYPE,
+        )
     for index, one in enumerate(found):
         if not isinstance(one, str):
-            raise EditRejected(f"must be a string, not {_kind(one)}", field=f"{path}[{index}]")
+            raise EditRejected(f"must be a string, not {_kind(one)}", field=f"{path}[{index}]", code=Code.WRONG_TYPE)
         if not one.strip():
-            raise EditRejected("is empty; leave it out", field=f"{path}[{index}]")
+            raise EditRejected("is empty; leave it out", field=f"{path}[{index}]", code=Code.EMPTY_FIELD)
     return tuple(found)
 
 
@@ -70,10 +78,14 @@ def objects(record: Record, path: str) -> list[Record]:
     if found is None:
         return []
     if not isinstance(found, list):
-        raise EditRejected(f"must be a list of objects{_instead(found)}", field=path)
+        raise EditRejected(
+            f"must be a list of objects{_instead(found)}",
+            field=path,
+            code=Code.MISSING_FIELD if found is None else Code.WRONG_TYPE,
+        )
     for index, one in enumerate(found):
         if not isinstance(one, Mapping):
-            raise EditRejected(f"must be an object, not {_kind(one)}", field=f"{path}[{index}]")
+            raise EditRejected(f"must be an object, not {_kind(one)}", field=f"{path}[{index}]", code=Code.WRONG_TYPE)
     return found
 
 
@@ -81,7 +93,7 @@ def first(record: Record, path: str) -> str:
     """The first string of a list that must have one."""
     found = texts(record, path)
     if not found:
-        raise EditRejected("must be a list of at least one string", field=path)
+        raise EditRejected("must be a list of at least one string", field=path, code=Code.EMPTY_FIELD)
     return found[0]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from errata.datasets.formats.fields import Record, objects, optional_text, text, value
-from errata.edit import Edit, EditRejected, Probe
+from errata.edit import Code, Edit, EditRejected, Probe
 
 KINDS = {
     "Reasoning": "reasoning",
@@ -46,7 +46,7 @@ def _either(record: Record, name: str, other: str) -> str:
 def _probes(record: Record, name: str) -> tuple[Probe, ...]:
     groups = value(record, name)
     if groups is not None and not isinstance(groups, dict):
-        raise EditRejected("must be an object of lists of {prompt, ground_truth}", field=name)
+        raise EditRejected("must be an object of lists of {prompt, ground_truth}", field=name, code=Code.WRONG_TYPE)
     probes = []
     for group in groups or {}:
         for index, probe in enumerate(objects(record, f"{name}.{group}")):
@@ -63,5 +63,5 @@ def _string(probe: Record, name: str, field: str) -> str | None:
     while isinstance(found, list):
         found = found[0] if found else ""
     if not isinstance(found, str):
-        raise EditRejected("must be a string, or a list that begins with one", field=f"{field}.{name}")
+        raise EditRejected("must be a string, or a list that begins with one", field=f"{field}.{name}", code=Code.WRONG_TYPE)
     return found or None

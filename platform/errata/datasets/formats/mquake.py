@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from errata.datasets.formats.counterfact import filled
 from errata.datasets.formats.fields import Record, objects, optional_text, text, texts, value
-from errata.edit import Edit, EditRejected, Probe
+from errata.edit import Code, Edit, EditRejected, Probe
 
 
 def matches(record: Record) -> bool:
@@ -21,7 +21,7 @@ def matches(record: Record) -> bool:
 def edits(record: Record) -> list[Edit]:
     rewrites = objects(record, "requested_rewrite")
     if not rewrites:
-        raise EditRejected("must be a list of at least one rewrite", field="requested_rewrite")
+        raise EditRejected("must be a list of at least one rewrite", field="requested_rewrite", code=Code.EMPTY_FIELD)
     found = [_edit(rewrite, index, value(record, "case_id")) for index, rewrite in enumerate(rewrites)]
     questions = texts(record, "questions")
     answer = text(record, "new_answer").strip()
@@ -39,4 +39,4 @@ def _edit(rewrite: Record, index: int, case: object) -> Edit:
             id=None if case is None else f"mquake-{case}-{index}",
         )
     except EditRejected as rejected:
-        raise EditRejected(rejected.reason, field=f"requested_rewrite[{index}].{rejected.field}") from None
+        raise EditRejected(rejected.reason, field=f"requested_rewrite[{index}].{rejected.field}", code=rejected.code) from None

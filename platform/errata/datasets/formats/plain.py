@@ -6,7 +6,7 @@ The fields are those of `Edit`; `locality` and `portability` are lists of {promp
 from __future__ import annotations
 
 from errata.datasets.formats.fields import Record, objects, optional_text, string, texts, value
-from errata.edit import Edit, EditRejected, Probe
+from errata.edit import Code, Edit, EditRejected, Probe
 
 FIELDS = ("prompt", "target", "subject", "rephrasings", "locality", "portability", "id")
 
@@ -18,7 +18,11 @@ def matches(record: Record) -> bool:
 def edit(record: Record) -> Edit:
     unknown = [name for name in record if name not in FIELDS]
     if unknown:
-        raise EditRejected(f"is not a field of an edit; there are {', '.join(FIELDS)}", field=", ".join(sorted(unknown)))
+        raise EditRejected(
+            f"is not a field of an edit; there are {', '.join(FIELDS)}",
+            field=", ".join(sorted(unknown)),
+            code=Code.UNKNOWN_FIELD,
+        )
     return Edit(
         prompt=string(record, "prompt"),
         target=string(record, "target"),
@@ -36,5 +40,5 @@ def _probes(record: Record, name: str) -> tuple[Probe, ...]:
         try:
             probes.append(Probe(string(probe, "prompt"), string(probe, "target"), optional_text(probe, "kind") or ""))
         except EditRejected as rejected:
-            raise EditRejected(rejected.reason, field=f"{name}[{index}].{rejected.field}") from None
+            raise EditRejected(rejected.reason, field=f"{name}[{index}].{rejected.field}", code=rejected.code) from None
     return tuple(probes)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 from errata.datasets.formats.fields import Record, objects, text, value
-from errata.edit import Edit, EditRejected, Probe
+from errata.edit import Code, Edit, EditRejected, Probe
 
 # Criteria and the kind of probe that each is here.
 FOLLOW = {
@@ -39,7 +39,9 @@ def _cut(sentence: str, relation: object) -> tuple[str, str]:
     verb = VERBS.get(str(relation), "(?:is|are)")
     found = re.fullmatch(rf"(.* {verb}) (.+?)\.?", sentence.strip(), re.DOTALL)
     if not found:
-        raise EditRejected(f"{sentence!r} has no verb and answer after it to be cut into", field="edit.prompt")
+        raise EditRejected(
+            f"{sentence!r} has no verb and answer after it to be cut into", field="edit.prompt", code=Code.INVALID_VALUE
+        )
     return found[1], found[2]
 
 
@@ -58,4 +60,4 @@ def _probe(query: Record, kind: str, field: str) -> Probe | None:
         answers = objects(query, "answers")
         return Probe(text(query, "prompt"), text(answers[0], "value").strip(), kind) if answers else None
     except EditRejected as rejected:
-        raise EditRejected(rejected.reason, field=f"{field}.{rejected.field}") from None
+        raise EditRejected(rejected.reason, field=f"{field}.{rejected.field}", code=rejected.code) from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from errata.datasets.formats import counterfact, fever, knowedit, mquake, plain, rippleedits, wikibigedit, zsre
 from errata.datasets.formats.fields import Record
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,7 @@ def detect(records: Iterable[Record]) -> Format:
             if found.matches(record):
                 return found
     fields = ", ".join(map(str, seen))[:200] if seen else "no fields"
-    raise EditRejected(f"no dataset's format is recognised by its fields ({fields}); name one of {', '.join(FORMATS)}")
+    raise EditRejected(
+        f"no dataset's format is recognised by its fields ({fields}); name one of {', '.join(FORMATS)}",
+        code=Code.UNKNOWN_FORMAT,
+    )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from errata.edit import Edit, EditBatch, EditRejected
+from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.model.encoding import Encoded, encode
 from errata.model.language_model import LanguageModel
 
@@ -52,7 +52,9 @@ class Contexts:
             assert edit.subject is not None
             return edit.prompt.index(edit.subject) + len(edit.subject)
         if self.position == "subject":
-            raise EditRejected("this method writes at the subject: name it", edit=edit.id or index, field="subject")
+            raise EditRejected(
+                "this method writes at the subject: name it", edit=edit.id or index, field="subject", code=Code.MISSING_FIELD
+            )
         return len(edit.prompt.rstrip())
 
 
@@ -127,7 +129,7 @@ def _sampled(model: LanguageModel, word: str, length: int, top_k: int, generator
     while len(ids) < length:
         logits_V = model.module(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float().cpu()
         if not bool(torch.isfinite(logits_V).all()):
-            raise EditRejected("the model's logits are not finite")
+            raise EditRejected("the model's logits are not finite", code=Code.NOT_FINITE)
         values_k, tokens_k = logits_V.topk(top_k)
         token = int(tokens_k[torch.multinomial(values_k.softmax(0), 1, generator=generator)])
         if token == model.tokenizer.eos_token_id:

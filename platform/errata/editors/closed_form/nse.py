@@ -22,7 +22,7 @@ from torch import Tensor
 from errata.delta.parts import LowRank
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta, chained
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.accumulated import accumulate, accumulated_delta, with_accumulated
 from errata.editors.closed_form.contexts import Contexts, tokenise_at_subject
 from errata.editors.closed_form.locate_then_edit import block_of, output_at
@@ -106,7 +106,11 @@ class NSE(MultiLayerEditor):
         too_far = (away_n >= self.upper).nonzero()[:, 0].tolist()
         if first and too_far:
             name = batch.edits[too_far[0]].id or too_far[0]
-            raise EditRejected(f"its target is {float(away_n[too_far[0]]):.3g} away, and upper is {self.upper:g}", edit=name)
+            raise EditRejected(
+                f"its target is {float(away_n[too_far[0]]):.3g} away, and upper is {self.upper:g}",
+                edit=name,
+                code=Code.TARGET_TOO_FAR,
+            )
         return [index for index in (away_n > self.alpha).nonzero()[:, 0].tolist() if index not in too_far]
 
     def _rows_of_neurons(self, name: str, keys_nI: Tensor, state: EditorState) -> KeyGram:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.closed_form.contexts import Contexts
 from errata.editors.closed_form.intervention import Intervention
 from errata.model.language_model import LanguageModel
@@ -87,7 +87,9 @@ def find_targets(
             loss_n = loss_n + sum(each.cost(change_nD) for each in avoided)
         if not bool(torch.isfinite(loss_n).all()):
             index = int((~torch.isfinite(loss_n)).nonzero()[0])
-            raise EditRejected("the search for its target gave no finite number", edit=batch.edits[index].id or index)
+            raise EditRejected(
+                "the search for its target gave no finite number", edit=batch.edits[index].id or index, code=Code.NOT_FINITE
+            )
         finished_n |= loss_n.detach() < search.loss_floor
         if bool(finished_n.all()) or step == search.num_steps - 1:
             break

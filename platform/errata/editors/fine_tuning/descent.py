@@ -15,7 +15,7 @@ from torch import Tensor
 from errata.delta.parts import Dense
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.editor import check_batch
 from errata.model.devices import device_of
 from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode
@@ -58,7 +58,7 @@ def descend(model: LanguageModel, batch: EditBatch, modules: Sequence[str], max_
                 break
     delta = WeightDelta({name: Dense(D_OI.detach()) for name, D_OI in change.items()})
     if not delta.is_finite:
-        raise EditRejected("the update is not finite: lower learning_rate")
+        raise EditRejected("the update is not finite: lower learning_rate", code=Code.NOT_FINITE)
     return delta
 
 
@@ -72,7 +72,7 @@ def _step(
     loss = loss_of(encoded)
     value = float(loss.detach())
     if not torch.isfinite(loss):
-        raise EditRejected("the model's loss on the batch is not finite", field="edits")
+        raise EditRejected("the model's loss on the batch is not finite", field="edits", code=Code.NOT_FINITE)
     if value >= descent.loss_floor:
         optimizer.zero_grad()
         loss.backward()

@@ -21,7 +21,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from errata.access_keys import Key, Keys, add_key
-from errata.edit import Edit, EditRejected, check_edits
+from errata.edit import Code, Edit, EditRejected, check_edits
 from errata.history.diff import diff
 from errata.ledger import Ledger, Version
 from serving.api import access, routes
@@ -67,7 +67,7 @@ class Replica:
 
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
         found = [self.journal.get(id) for id in edits], [self.ledger.version(number) for number in versions]
-        raise EditRejected(f"nothing of {found} can be taken out", field="edits")
+        raise EditRejected(f"nothing of {found} can be taken out", field="edits", code=Code.EDITOR_FAILED)
 
     async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         return {"prompt": prompt, "version": None, "before": "", "after": "", "edits": [], "num_asked": 1}

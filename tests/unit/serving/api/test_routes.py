@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict, UnknownVersion, Version
@@ -108,16 +108,16 @@ def wrapped(cause: Exception) -> RayTaskError:
 @pytest.mark.parametrize(
     ("error", "code", "field"),
     [
-        (EditRejected("bad", edit=0, field="target"), 422, "target"),
+        (EditRejected("bad", edit=0, field="target", code=Code.EDITOR_FAILED), 422, "target"),
         (KeyReused("again"), 409, "Idempotency-Key"),
         (LedgerConflict(1, 2), 409, None),
         (UnknownVersion("none"), 404, "version"),
         (UnknownEdit("none"), 404, "id"),
         (SwapFailed(3, ["r"], "late"), 503, None),
         (QueueFull(9, 2, 10, 7), 429, "edits"),
-        (RevertRefused("no version holds it", "unknown", field="edits"), 404, "edits"),
-        (RevertRefused("it is not part of it", "not live", field="edits"), 409, "edits"),
-        (RevertRefused("the guard", field="edits"), 422, "edits"),
+        (RevertRefused("no version holds it", code=Code.UNKNOWN_EDIT, field="edits"), 404, "edits"),
+        (RevertRefused("it is not part of it", code=Code.NOT_LIVE, field="edits"), 409, "edits"),
+        (RevertRefused("the guard", field="edits", code=Code.EDITOR_FAILED), 422, "edits"),
         (QueueFull(0, 20, 10), 413, "edits"),
         (JournalFailed("the disk is full"), 503, None),
         (OSError(28, "No space left on device"), 503, None),
