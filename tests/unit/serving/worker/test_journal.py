@@ -235,7 +235,7 @@ def test_what_is_asked_often_reads_no_whole_table(path: Path, read: Callable[[Jo
 
 HOLDER = """
 import sys
-from serving.journal import Journal
+from serving.worker.journal import Journal
 journal = Journal(sys.argv[1])
 journal.submit([{"prompt": "a", "target": "t"}])
 journal.take(1)

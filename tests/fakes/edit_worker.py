@@ -1,0 +1,112 @@
+"""The edit worker over an in-memory model and replicas that serve what they are asked: no Ray, no engine, no weights."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+from errata.edit import Code, EditRejected
+from errata.ledger import LedgerConflict, Version
+from serving.worker.edit_worker import EditWorker, WorkerOptions
+from serving.worker.journal import Journal
+from serving.worker.replicas import Replicas
+
+
+class InMemoryLiveModel:
+    """A live model whose versions are lists of edits. `refuse` maps a batch to its `EditRejected`, or to None."""
+
+    def __init__(self, refuse) -> None:
+        self.refuse_batch, self.version, self.made, self.noted = refuse, 0, [], []
+        self.faults = []  # Raised by the next appends.
+        self.withdrawn, self.cards = set(), {}
+        self.ledger = SimpleNamespace(
+            refuse=lambda parent, edit, why: self.noted.append((parent, edit.id)),
+            head=0,
+            version=lambda number: version(number, self.cards.get(number)),
+            find_edit=self.holder,
+            head_before=lambda number: number - 1 if number == len(self.made) else None,
+            chain=self.chain,
+            set_aside=list,
+            withdrawn=lambda: frozenset(self.withdrawn),
+        )
+        self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=None)
+
+    def holder(self, id):
+        made = {number: edits for number, edits in enumerate(self.made, 1) if number not in self.withdrawn}
+        return next((number for number, edits in made.items() if id in [edit.id for edit in edits]), None)
+
+    def make(self, edits):
+        refusal = self.refuse_batch(edits)
+        if refusal is not None:
+            raise refusal
+        return SimpleNamespace(edits=edits, scorecard={})
+
+    def revert(self, edits, versions, mode):
+        if not edits:
+            raise EditRejected("nothing is chosen", code=Code.EDITOR_FAILED)
+        return SimpleNamespace(edits=(), scorecard={"reverted": {"edits": edits, "versions": [1], "mode": "subtract"}})
+
+    def append(self, made):
+        if self.faults:
+            raise self.faults.pop()
+        if any(edit.prompt == "conflict" for edit in made.edits) and self.version < 5:
+            self.version = self.ledger.head = 5
+            raise LedgerConflict(0, 5)
+        self.version = self.ledger.head = max(self.version, len(self.made)) + 1  # No number is used twice.
+        self.made.append(made.edits)
+        self.cards[self.version] = made.scorecard
+        return version(self.version, made.scorecard)
+
+    def move_to(self, number, by=""):
+        self.version = self.ledger.head = number
+
+    def withdraw(self, number, to):
+        self.withdrawn.add(number)
+        self.move_to(to)
+
+    def chain(self, number):
+        return list(range(1, number + 1))
+
+
+def version(number, scorecard=None):
+    return Version(number, number - 1, "e", "p", "f", "t", (), scorecard or {}, 0, {}, {}, None)
+
+
+class InMemoryReplicas(Replicas):
+    """Replicas that serve every version; `faults` are raised by the next swaps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults, self.served = [], []
+
+    async def swap(self, version, attempts=5) -> None:
+        fault = self.faults.pop(0) if self.faults else None
+        self.is_behind = fault is not None
+        if fault is not None:
+            raise fault
+        self.served.append(version.number)
+
+
+def make_worker(tmp_path, refuse=lambda edits: None, **options) -> EditWorker:
+    journal, mirror = Journal(tmp_path / "journal"), SimpleNamespace(wake=lambda: None)
+    options = WorkerOptions(live_model=None, journal="", batch_window_s=0.0, **options)
+    return EditWorker(InMemoryLiveModel(refuse), journal, mirror, options, InMemoryReplicas())
+
+
+def post(worker: EditWorker, *prompts: str, target: str = "x") -> list[str]:
+    return worker.journal.submit([{"prompt": prompt, "target": target} for prompt in prompts])
+
+
+def apply(worker: EditWorker, limit: int = 5000) -> None:
+    asyncio.run(worker.edit_loop._apply(worker.journal.take(limit)))
+
+
+def states(worker: EditWorker, ids: list[str]) -> list[tuple[str, int | None]]:
+    return [(entry.state, entry.version) for entry in map(worker.journal.get, ids)]
+
+
+def replicas_of(worker: EditWorker) -> InMemoryReplicas:
+    """The replicas that the worker publishes to."""
+    replicas = worker.edit_loop.publisher.replicas
+    assert isinstance(replicas, InMemoryReplicas)
+    return replicas

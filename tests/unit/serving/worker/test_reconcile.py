@@ -1,0 +1,78 @@
+"""Agreement of journal and ledger after a crash, a withdrawal or a version lost on disk."""
+
+from __future__ import annotations
+
+import asyncio
+
+from errata.ledger.quarantine import SetAside
+from serving.worker.replicas import Unloadable
+from tests.fakes.edit_worker import apply, make_worker, post, replicas_of, states
+
+
+def test_edits_of_a_withdrawn_version_are_made_again_after_a_crash(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a")
+    apply(worker)
+    worker.live_model.withdraw(1, 0)  # and the worker dies
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("queued", None)]
+    apply(worker)
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("applied", 2)]
+
+
+def test_edits_of_a_version_lost_on_disk_are_made_again(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a", "b")
+    apply(worker, 1)
+    apply(worker, 1)
+    worker.live_model.made.pop()
+    worker.live_model.version = worker.live_model.ledger.head = 1
+    worker.live_model.ledger.set_aside = lambda: [SetAside(2, ("delta.safetensors is torn",), (), tmp_path, was_live=True)]
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("applied", 1), ("queued", None)]
+    apply(worker)
+    assert states(worker, ids) == [("applied", 1), ("applied", 2)]
+
+
+def test_edits_that_a_lost_version_reverted_are_live_again(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a")
+    apply(worker)
+    asyncio.run(worker.revert(ids, [], "auto"))
+    worker.live_model.made.pop()
+    worker.live_model.version = worker.live_model.ledger.head = 1
+    worker.live_model.ledger.set_aside = lambda: [SetAside(2, ("its folder is missing",), (), tmp_path, was_live=True)]
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("applied", 1)]
+
+
+def test_edits_of_a_lost_version_that_was_not_live_stay_out(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a")
+    apply(worker)
+    asyncio.run(worker.rollback(0))
+    worker.live_model.ledger.set_aside = lambda: [SetAside(1, ("it is torn",), (), tmp_path, was_live=False)]
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("applied", 1)] and worker.journal.depth == 0
+
+
+def test_a_withdrawn_version_does_not_count_as_made_after_a_restart(tmp_path):
+    worker = make_worker(tmp_path)
+    replicas_of(worker).faults = [Unloadable(1, ["r"], "bad file")]
+    ids = post(worker, "a")
+    apply(worker)
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("queued", None)]
+    apply(worker)
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("applied", 2)] and worker.live_model.ledger.head == 2
+
+
+def test_a_revert_that_was_appended_before_the_crash_is_marked_at_start(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a")
+    apply(worker)
+    worker.live_model.append(worker.live_model.revert(ids, [], "auto"))  # and the worker dies
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("reverted", 2)]
