@@ -10,7 +10,9 @@ from pathlib import Path
 
 from errata.editors.presets import in_short
 from errata.overrides import overridden
+from jobs.entry import run_job
 from jobs.plan import Plan
+from jobs.plan_json import read_plan
 from jobs.plans import OF_MODELS, OF_PAPERS, OWN, PLANS, ROWS
 
 
@@ -37,8 +39,6 @@ def _names() -> str:
 def _plan(chosen: str) -> Plan:
     """By its name, or from a file that a sweep wrote."""
     if chosen.endswith(".json"):
-        from jobs.plan_json import read_plan  # it imports this module
-
         return read_plan(Path(chosen))
     if chosen not in PLANS:
         near = get_close_matches(chosen, PLANS)
@@ -66,18 +66,18 @@ def from_arguments(arguments: Sequence[str]) -> Plan:
 
 
 def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda plan: None) -> None:
-    """What every job's `__main__` does: a plan from the command line, or a line that says what was wrong with it; with `plans`
-    alone, their list.
+    """Run a job on the plan of the command line, or list all plans if the only argument is `plans`.
 
-    `check` raises `ValueError` where the job cannot do what the plan says.
+    `check` raises `ValueError` or `FileNotFoundError` where the job cannot do what the plan says.
     """
     if sys.argv[1:] == ["plans"]:
         print(listing())
         return
-    try:
-        plan = from_arguments(sys.argv[1:])
+
+    def read(arguments: Sequence[str]) -> Plan:
+        plan = from_arguments(arguments)
         check(plan)
         plan.check_gpus()
-    except (ValueError, FileNotFoundError) as wrong:
-        sys.exit(f"{Path(sys.argv[0]).name}: {wrong}")
-    run(plan)
+        return plan
+
+    run_job(read, run)

@@ -23,7 +23,6 @@ from typing import Any
 
 import ray
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from errata.benchmark.files import read_answers, write, write_answers
@@ -32,26 +31,26 @@ from errata.benchmark.run import UNEDITED, BenchmarkedEditor, run, settings_of
 from errata.benchmark.stream import CHECKPOINTS, BenchmarkStream, UneditedAnswers
 from errata.benchmark.summary import summarise
 from errata.benchmark.tables import described, markdown
+from errata.durable import replaced
 from errata.editors import load_artifact, name_of
 from errata.editors.closed_form.moments import Moments
 from errata.hardware import hardware
 from errata.home import home
+from errata.local.terminal import console
 from errata.model.language_model import LanguageModel, load
 from errata.provenance import code_digest
 from errata.registry import TrainingRun
 from jobs import moments, pretrain, train, training_data
 from jobs.editor_settings import EditorGrid, EditorSetting
+from jobs.entry import run_job
 from jobs.mlflow_run import log_run, made_from
 from jobs.suites import Suite, from_arguments
 from jobs.workers import forget_run, set_threads, time_left
 
-# A Console over a pipe would wrap tables to 80 columns and cut words.
-console = Console(width=200 if not sys.stdout.isatty() else None)
-
 
 @dataclass
 class Bench:
-    """A suite being run: the base model, what it says on each course, what has been trained by this process, the moments of
+    """A suite being run: the base model, what it says on each stream, what has been trained by this process, the moments of
     the keys by the part of the corpus that they were measured on, and all answers at the ends of the test streams."""
 
     suite: Suite
@@ -61,7 +60,7 @@ class Bench:
     measured: dict[str, Moments] = field(default_factory=dict)
     answered: list[Answer] = field(default_factory=list)
 
-    def course(self, split: str, seed: int) -> BenchmarkStream:
+    def stream(self, split: str, seed: int) -> BenchmarkStream:
         suite = self.suite
         count = suite.num_edits if split == "test" else suite.num_validation
         edits = suite.corpus.edits(split, count, seed)
@@ -88,7 +87,7 @@ class Bench:
             plan = replace(self.suite.model_plan, metric_part=part)
             self.measured[part] = Moments.load(moments.run(moments.Measurement(plan, self.suite.protected, directions=True)))
 
-    def contender(self, name: str, candidate: EditorSetting, split: str, seed: int) -> BenchmarkedEditor:
+    def benchmarked(self, name: str, candidate: EditorSetting, split: str, seed: int) -> BenchmarkedEditor:
         """A metric that is not to know the test facts does not know those of the validation stream when settings are chosen."""
         if candidate.schedule is None:
             if not candidate.protects:
@@ -110,14 +109,14 @@ class Bench:
         if path.exists() and not self.suite.fresh:
             self._keep(name, read_answers(said) if split == "test" else [])
             return [replace(CheckpointScores.from_json(record), editor=name) for record in json.loads(path.read_text())["rows"]]
-        course = self.course(split, seed)
+        stream = self.stream(split, seed)
         if (split, seed) not in self.bases:
-            self.bases[split, seed] = UneditedAnswers.of(self.model, course)
+            self.bases[split, seed] = UneditedAnswers.of(self.model, stream)
         base = self.bases[split, seed]
-        contender = self.contender(name, candidate, split, seed) if candidate else BenchmarkedEditor(name, None)
+        benchmarked = self.benchmarked(name, candidate, split, seed) if candidate else BenchmarkedEditor(name, None)
         answers: list[Answer] = []
         done = run(
-            self.model, contender, course, base, lambda row: print(f"bench: {described(row)}", flush=True), answers.extend
+            self.model, benchmarked, stream, base, lambda row: print(f"bench: {described(row)}", flush=True), answers.extend
         )
         if split == "test":
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +147,7 @@ def choose(bench: Bench, contestant: EditorGrid) -> tuple[EditorSetting, list[fl
     names = [f"{contestant.name} [{i + 1}/{len(tried)}]" for i in range(len(tried))]
     scores, started = [], time.monotonic()
     for name, candidate in zip(names, tried, strict=True):
-        scores.append(bench.rows(name, candidate, "validation", 0)[-1].harmonic_mean or 0.0)
+        scores.append(bench.rows(name, candidate, "validation", 0)[-1]["harmonic_mean"] or 0.0)
         left = time_left(started, len(scores), len(tried))
         print(f"bench: {contestant.name}: {len(scores)}/{len(tried)} settings tried, {left}", flush=True)
     return tried[scores.index(max(scores))], scores
@@ -189,8 +188,8 @@ def run_suite(suite: Suite) -> Path:
     }
     write(rows, directory, meta, note(suite), bench.answered)
     log_to_mlflow(suite, rows, made, directory)
-    console.print(markdown(summarise(rows), note(suite)), soft_wrap=True, highlight=False)
-    console.print(f"bench: {meta['seconds']:.0f} s; written to {directory}")
+    console().print(markdown(summarise(rows), note(suite)), soft_wrap=True, highlight=False)
+    print(f"bench: {meta['seconds']:.0f} s; written to {directory}", flush=True)
     return directory
 
 
@@ -200,13 +199,15 @@ def play(bench: Bench, chosen: Mapping[str, EditorSetting]) -> list[CheckpointSc
     streams = [(seed, name, candidate) for seed in bench.suite.seeds for name, candidate in everybody.items()]
     rows: list[CheckpointScores] = []
     started = time.monotonic()
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    screen = console()
+    # Standard output is the log, which rich would otherwise show whole.
+    with Progress(console=screen, disable=not screen.is_terminal, redirect_stdout=False, redirect_stderr=False) as progress:
         task = progress.add_task("test streams", total=len(streams))
         for done, (seed, name, candidate) in enumerate(streams, 1):
             progress.update(task, description=f"seed {seed}: {name}")
             rows += bench.rows(name, candidate, "test", seed)
             progress.advance(task)
-            if not console.is_terminal:
+            if not screen.is_terminal:
                 print(f"bench: {done}/{len(streams)} test streams, {time_left(started, done, len(streams))}", flush=True)
     return sorted(rows, key=lambda row: list(everybody).index(row.editor))
 
@@ -215,8 +216,8 @@ def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[
     """A run with the files of the comparison, and each editor's harmonic mean after so many edits (of the first seed)."""
 
     def fill(run: TrainingRun) -> None:
-        for row in (row for row in rows if row.seed == suite.seeds[0] and row.harmonic_mean is not None):
-            run.log({f"harmonic_mean.{metric_name(row.editor)}": row.harmonic_mean or 0.0}, row.edits)
+        for row in (row for row in rows if row.seed == suite.seeds[0] and row["harmonic_mean"] is not None):
+            run.log({f"harmonic_mean.{metric_name(row.editor)}": row["harmonic_mean"] or 0.0}, row.edits)
         run.artifact(directory, "bench")
 
     played = hashlib.sha256(json.dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()[:12]
@@ -256,18 +257,9 @@ def _settings(candidate: EditorSetting | None) -> dict[str, Any]:
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    unfinished.rename(path)
-
-
-def main() -> None:
-    try:
-        suite = from_arguments(sys.argv[1:])
-    except ValueError as wrong:
-        sys.exit(f"{Path(sys.argv[0]).name}: {wrong}")
-    run_suite(suite)
+    with replaced(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_job(from_arguments, run_suite)

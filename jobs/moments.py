@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ import ray
 import torch
 from torch import Tensor
 
+from errata.durable import new_folder
 from errata.editors import make_editor
 from errata.editors.closed_form.moments import Moments, leading_outputs
 from errata.home import home
@@ -31,6 +30,7 @@ from errata.model.language_model import LanguageModel, checkpoint_fingerprint, l
 from errata.model.matrices import find_matrices
 from jobs import pretrain
 from jobs.arguments import from_arguments
+from jobs.entry import run_job
 from jobs.mlflow_run import log_run, made_from
 from jobs.plan import MARK, Plan
 from jobs.training_data import encoded_lines, lines
@@ -126,9 +126,8 @@ def make(what: Measurement, names: Sequence[str], directory: Path) -> None:
         "provenance": made_from(plan),
     }
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as unfinished:
-        Moments(moments, record, directions).save(Path(unfinished) / "moments")
-        (Path(unfinished) / "moments").rename(directory)
+    with new_folder(directory) as folder:
+        Moments(moments, record, directions).save(folder)
 
 
 def log_to_mlflow(what: Measurement, directory: Path) -> None:
@@ -178,7 +177,4 @@ def from_command_line(arguments: Sequence[str]) -> Measurement:
 
 
 if __name__ == "__main__":
-    try:
-        run(from_command_line(sys.argv[1:]))
-    except ValueError as wrong:
-        sys.exit(f"moments.py: {wrong}")
+    run_job(from_command_line, run)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from errata.durable import replaced
 from errata.editors import EDITORS, name_of
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions, Reward
@@ -25,9 +26,8 @@ def write_plan(plan: Plan, path: Path) -> None:
     del data["editor"]["policy"]
     data["editor"] = {"name": name_of(plan.editor), **data["editor"]}
     data["corpus"] = {"name": type(plan.corpus).__name__, **data["corpus"]}
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(data, indent=1))
-    unfinished.rename(path)
+    with replaced(path) as file:
+        file.write_text(json.dumps(data, indent=1))
 
 
 def read_plan(path: Path) -> Plan:

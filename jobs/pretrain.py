@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
 
+from errata.durable import new_folder
 from errata.guard.probes import FILE as PROBES
 from errata.model.encoding import Encoded
 from errata.testbed import language_model as testbed
@@ -79,11 +78,10 @@ def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus, provenance: M
     made = {"corpus": dataclasses.asdict(plan.corpus), "shape": dataclasses.asdict(plan.shape)}
     record = {**made, "seed": plan.seed, "recall": recall, "provenance": dict(provenance)}
     plan.model_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=plan.model_dir.parent) as unfinished:
-        testbed.save(model, tokenizer, Path(unfinished) / "model")
-        probes_of(corpus).save(Path(unfinished) / "model" / PROBES)
-        (Path(unfinished) / "model" / RECORD).write_text(json.dumps(record, indent=1))
-        (Path(unfinished) / "model").rename(plan.model_dir)
+    with new_folder(plan.model_dir) as folder:
+        testbed.save(model, tokenizer, folder)
+        probes_of(corpus).save(folder / PROBES)
+        (folder / RECORD).write_text(json.dumps(record, indent=1))
 
 
 def run(plan: Plan) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ import ray.train
 import torch
 
 from errata.datasets.reader import read_edits, write_parquet
+from errata.durable import new_folder
 from errata.edit import Edit, EditBatch, batches_of
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.training import Fold, Trainer
@@ -134,9 +134,8 @@ def save_artifact(
         "provenance": dict(provenance),
     }
     plan.artifact_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=plan.artifact_dir.parent) as unfinished:
-        editor.save(Path(unfinished) / "artifact", record)
-        (Path(unfinished) / "artifact").rename(plan.artifact_dir)
+    with new_folder(plan.artifact_dir) as folder:
+        editor.save(folder, record)
 
 
 def prepare(plan: Plan) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,11 +38,12 @@ from errata.registry import Registry, TrainingRun
 from errata.testbed.corpus import FOLDS
 from jobs import train, training_data
 from jobs.arguments import from_arguments
+from jobs.entry import run_job
 from jobs.mlflow_run import log_run, made_from
 from jobs.plan import Plan
 from jobs.plan_json import write_plan
 from jobs.sweep_plots import draw
-from jobs.workers import run_on_workers, start_ray, time_left
+from jobs.workers import TrainingGivenUp, run_on_workers, start_ray, time_left
 
 SPACE: dict[str, Any] = {
     "editor.reward.discount": ray.tune.uniform(0.7, 1.0),  # gamma
@@ -113,14 +113,15 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
             f"{plan.schedule.train_steps}: lower it, or raise schedule.train_steps"
         )
     plan.corpus.edits("validation", numbers["validation"], plan.seed)
+    plan.check_gpus()
     return Sweep(plan, fields=fields, **numbers)
 
 
-def lifelong_score(model: LanguageModel, editor: HypernetworkEditor, course: BenchmarkStream) -> dict[str, float]:
-    """The benchmark's scores at the end of the course, by free generation; the model is left as it was."""
-    row = benchmark.run(model, BenchmarkedEditor(type(editor).__name__, editor), course)[-1]
-    shares = {name: getattr(row, name) or 0.0 for name in ("efficacy", "generalisation", "locality")}
-    return {SCORE: row.harmonic_mean or 0.0, **shares}
+def lifelong_score(model: LanguageModel, editor: HypernetworkEditor, stream: BenchmarkStream) -> dict[str, float]:
+    """The benchmark's scores at the end of the stream, by free generation; the model is left as it was."""
+    row = benchmark.run(model, BenchmarkedEditor(type(editor).__name__, editor), stream)[-1]
+    shares = {name: row[name] or 0.0 for name in ("efficacy", "generalisation", "locality")}
+    return {SCORE: row["harmonic_mean"] or 0.0, **shares}
 
 
 def work(config: dict[str, Any]) -> None:
@@ -129,10 +130,10 @@ def work(config: dict[str, Any]) -> None:
     edits = plan.corpus.edits("validation", config["validation"], plan.seed)
 
     sentences = plan.corpus.plain_sentences(held_out=True)
-    course = BenchmarkStream(tuple(edits), tuple(sentences), plan.schedule.batch_size, checkpoints=(), seed=plan.seed)
+    stream = BenchmarkStream(tuple(edits), tuple(sentences), plan.schedule.batch_size, checkpoints=(), seed=plan.seed)
 
     def score(model: LanguageModel, editor: HypernetworkEditor) -> dict[str, float]:
-        return lifelong_score(model, editor, course)
+        return lifelong_score(model, editor, stream)
 
     train.work({**config, "score": score, "keep": False})
 
@@ -222,7 +223,7 @@ def report(sweep: Sweep, results: Any) -> None:
     scored = sorted((t for t in trials if t["curve"]), key=lambda t: (-t["curve"][-1][0], -t["score"]))
     if not scored:
         errors = f"{sweep.plan.storage_for('tune')}/{sweep.name}"
-        raise RuntimeError(f"no trial of {sweep.name} came to a score; Ray Tune's folder has their errors: {errors}")
+        raise TrainingGivenUp(f"no trial of {sweep.name} reached a score; Ray Tune's folder has their errors: {errors}")
     directory = sweep.directory / "found"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "trials.json").write_text(json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
@@ -257,9 +258,4 @@ def log_to_mlflow(sweep: Sweep, trials: Sequence[Mapping[str, Any]], made: Mappi
 
 if __name__ == "__main__":
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    try:
-        chosen = from_command_line(sys.argv[1:])
-        chosen.plan.check_gpus()
-    except ValueError as wrong:
-        sys.exit(f"tune.py: {wrong}")
-    run(chosen)
+    run_job(from_command_line, run)

@@ -88,8 +88,18 @@ def run_on_workers(
     try:
         return trainer.fit()
     except ray.train.TrainingFailedError as failed:
-        again = "when the cause is mended, the same command goes on from the last checkpoint"
-        raise TrainingGivenUp(f"{name} was given up: {failed}\n{again} in {plan.storage_for('train')}/{name}") from failed
+        again = "once the cause is removed, the same command continues from the last checkpoint"
+        reason = f"{name} was given up: {cause_of(failed)}; {again} in {plan.storage_for('train')}/{name}"
+        raise TrainingGivenUp(f"{reason}\n{failed}") from failed
+
+
+def cause_of(failed: ray.train.TrainingFailedError) -> str:
+    """Type and first line of what ended a training run, without the tracebacks that Ray's message consists of."""
+    failures = getattr(failed, "worker_failures", {})
+    rank, cause = min(failures.items()) if failures else (None, getattr(failed, "controller_failure", failed))
+    cause = getattr(cause, "_base_exc", cause)  # Ray Train's wrapper prints the traceback
+    first = str(cause).strip().partition("\n")[0]
+    return f"{'controller' if rank is None else f'worker {rank}'}: {type(cause).__name__}: {first}"
 
 
 def worker_resources(plan: Plan, cpus: float) -> dict[str, float]:
