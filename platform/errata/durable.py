@@ -52,7 +52,7 @@ def new_folder(path: Path, doubtful: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write, which is synced and replaces `path` if the block raises nothing, and removed if it does."""
+    """Yield a temporary file, which is synced and replaces `path` if the block raises nothing, and removed if it does."""
     file = _temporary(path)
     try:
         yield file

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from errata.durable import replaced
 from errata.locks import Held, hold
 
 NAME = "service.json"
@@ -88,11 +88,9 @@ def _who_serves(folder: Path, held: Held) -> str:
 
 
 def _write(path: Path, me: PidFile) -> None:
-    """The old record or the new one, never a part."""
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(me), file)
-    os.replace(unfinished, path)
+    with replaced(path) as file:
+        file.touch(mode=0o600, exist_ok=False)
+        file.write_text(json.dumps(asdict(me)), encoding="utf-8")
 
 
 def stop(running: PidFile, timeout_s: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from errata.durable import replaced
 from errata.reports.page import Page, html
 
 PAGE = "index.html"
@@ -42,9 +43,9 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
     for picture in page.pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
     target = folder / PAGE
-    temporary = target.with_name(f".{PAGE}")
-    temporary.write_text(text, encoding="utf-8")
-    return temporary.replace(target)
+    with replaced(target) as file:
+        file.write_text(text, encoding="utf-8")
+    return target
 
 
 def _is_ledger(path: Path) -> bool:
