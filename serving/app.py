@@ -91,9 +91,8 @@ def build(args: dict[str, Any]) -> Application:
     if worker_gpus == 1 and 0 < arguments.gpus < 1:
         worker_gpus = round(1 - arguments.gpus, 4)
     worker = _deployed("EditWorker", ServedEditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
-    generator = _deployed(
-        "Generator", serve.ingress()(Generator), arguments.replicas, _resources(arguments, arguments.gpus, _engine_threads(arguments))
-    )
+    resources = _resources(arguments, arguments.gpus, _engine_threads(arguments))
+    generator = _deployed("Generator", serve.ingress()(Generator), arguments.replicas, resources)
     return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
 
 

@@ -1,8 +1,8 @@
-"""One line for each thing that happens to an edit: a name and fields, the same for people and for machines.
+"""Structured log lines: one line for each event, with a name and fields, for people and for machines.
 
 With Serve's JSON encoding (`JSON`) a field is a key of the line's object, beside Serve's own `deployment`, `replica` and
-`request_id`; in plain text it stands in the message. Only the fields listed here exist: ids, names, counts and seconds. A
-prompt may be private and a key is secret, so neither has a field.
+`request_id`; in plain text it is in the message. Only the fields listed here exist: ids, names, counts and seconds. A prompt
+may be private and a key is secret, so neither has a field.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-# For `serve.deployment(logging_config=...)`: one JSON object a line, in the session's logs/serve/.
+# The argument `logging_config` of `serve.deployment`: one JSON object a line, in the session's logs/serve/.
 JSON: Mapping[str, Any] = {"encoding": "JSON"}
 
 FIELDS = frozenset(
@@ -20,9 +20,9 @@ FIELDS = frozenset(
         "num_edits",
         "version",
         "parent",
-        "mode",  # of a revert
-        "by",  # the name of a key, never the key
-        "reason",  # one of metrics.REASONS
+        "mode",  # Of a revert.
+        "by",  # The name of a key, never the key.
+        "reason",  # One of metrics.REASONS.
         "queued_s",
         "edit_s",
         "guard_s",
@@ -32,16 +32,38 @@ FIELDS = frozenset(
         "replicas",
         "behind",
         "attempts",
-        "error",  # of the service's own parts; an edit's refusal has a `reason`
+        "error",  # A fault of the service's own parts; a refused edit has a `reason`.
         "pid",
     }
 )
 
 
-def event(logger: logging.Logger, name: str, level: int = logging.INFO, **fields: Any) -> None:
-    """Log that `name` happened, such as `edit.applied`. None is left out.
+def attach_to_serve() -> None:
+    """Write the lines of the package's logger `errata` where Serve writes its own; further calls change nothing.
 
-    Raises `ValueError` for a field that is not in `FIELDS`, so that no text of a client's gets into a log by accident.
+    Serve writes only what its logger `ray.serve` gets, and may replace that logger's handlers, so the lines pass through the
+    logger itself.
+    """
+    serve, own = logging.getLogger("ray.serve"), logging.getLogger("errata")
+    if not any(isinstance(handler, _ThroughServe) for handler in own.handlers):
+        own.addHandler(_ThroughServe(serve))
+        own.setLevel(serve.getEffectiveLevel())
+        own.propagate = False
+
+
+class _ThroughServe(logging.Handler):
+    def __init__(self, serve: logging.Logger) -> None:
+        super().__init__()
+        self.serve = serve
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.serve.handle(record)
+
+
+def event(logger: logging.Logger, name: str, level: int = logging.INFO, **fields: Any) -> None:
+    """Log that `name` happened, such as `edit.applied`. Fields that are None are left out.
+
+    Raises `ValueError` for a field that is not in `FIELDS`, so that no text from a client gets into a log by accident.
     """
     if unknown := sorted(set(fields) - FIELDS):
         raise ValueError(f"not fields of a log line: {', '.join(unknown)}; serving/logs.py lists them")
@@ -53,7 +75,7 @@ def event(logger: logging.Logger, name: str, level: int = logging.INFO, **fields
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: a line that cannot be written is a line lost."""
+    """Convert a value to what JSON can hold; a line that cannot be encoded would be lost."""
     if isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
@@ -64,6 +86,6 @@ def _plain(value: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    """One line, whatever is in it."""
+    """Format a value as one word of a line; text with spaces or line breaks is quoted."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if text.isprintable() and " " not in text else repr(text)

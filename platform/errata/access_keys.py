@@ -28,7 +28,7 @@ from typing import Any
 from errata.durable import replaced
 from errata.locks import hold
 
-logger = logging.getLogger("ray.serve")  # Serve writes down nothing else
+logger = logging.getLogger("errata")
 
 ROLES = ("read", "edit", "admin")  # each may do what those before it may
 LOOK_PERIOD_S = 1.0

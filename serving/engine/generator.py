@@ -11,7 +11,6 @@ Serve replaces it.
 from __future__ import annotations
 
 import asyncio
-import builtins
 import logging
 import os
 import time
@@ -45,11 +44,12 @@ from serving.api.access import UNLISTED, Access, AccessLimits, role_for, served_
 from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
 from serving.engine.checkpoint import check_architecture
 from serving.engine.readiness import Readiness, max_prepare_s
-from serving.engine.weight_engine import BACKEND, EXTENSION
+from serving.engine.weight_engine import BACKEND, EXTENSION, UpdateFault
+from serving.logs import attach_to_serve
 from serving.metrics import ReplicaMetrics, merged
 from serving.worker.edit_worker import Busy
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("errata")
 
 WATCH_PERIOD_S = 0.2
 READING_PERIOD_S = 0.1  # how often the engine is asked whether it has read a long update
@@ -86,6 +86,7 @@ class Generator:
     """Serve's ingress; see the top of this file."""
 
     async def __init__(self, worker: DeploymentHandle, options: ServingOptions) -> None:  # type: ignore[misc]  # Serve awaits it
+        attach_to_serve()
         self.worker, self.options = worker, options
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.version, self.fingerprint, self.epoch = 0, "", 0
@@ -194,7 +195,7 @@ class Generator:
 
         Raises `ValueError` if none is, `OSError` if one could not be read.
         """
-        faults: list[str] = []
+        faults: list[UpdateFault] = []
         for update in self._updates(version):
             read = list(map(self.ledger.version, self.ledger.chain(version) if update["reset"] else [version]))
             max_s = max_prepare_s(sum(len(one.ranks) for one in read), sum(one.num_bytes for one in read))
@@ -206,9 +207,8 @@ class Generator:
             faults = [answer["fault"] for answer in answers if answer["fault"] is not None]
             if not faults:
                 return update
-        kinds = [getattr(builtins, fault.partition(":")[0], None) for fault in faults]
-        is_disks = any(isinstance(kind, type) and issubclass(kind, OSError) for kind in kinds)
-        raise (OSError if is_disks else ValueError)("; ".join(faults))
+        is_disks = any(fault["kind"] == "io" for fault in faults)
+        raise (OSError if is_disks else ValueError)("; ".join(fault["message"] for fault in faults))
 
     def _updates(self, version: int) -> Iterator[dict[str, Any]]:
         """What to try: only the new delta where the version follows the served one, else all from the base model, by the

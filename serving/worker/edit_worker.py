@@ -19,7 +19,7 @@ from errata.edit import SETTLED, Code, Edit, check_edits
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Ledger
 from errata.ledger.recovery import recover
-from serving.logs import event
+from serving.logs import attach_to_serve, event
 from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
@@ -222,6 +222,7 @@ class ServedEditWorker(EditWorker):
     """The edit worker as Serve makes it: Serve awaits the constructor, which opens the parts and starts them."""
 
     async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]
+        attach_to_serve()
         os.nice(options.nice)
         journal = await asyncio.to_thread(Journal, options.journal)
         await asyncio.to_thread(_recover, options.live_model.ledger)

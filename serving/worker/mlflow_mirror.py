@@ -10,7 +10,7 @@ from typing import Any
 from errata.ledger import Ledger
 from serving.logs import event
 
-logger = logging.getLogger("ray.serve")
+logger = logging.getLogger("errata")
 
 PERIOD_S = 5.0
 CONFLICT_PERIOD_S = 60.0  # what only a person can settle

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from errata.ledger import REFUSALS, Ledger, LedgerDamaged, UnknownVersion, Version
 from errata.registry.cursor import Cursor, CursorFile, Mirrored, Registered, RegistryConflict
 
-logger = logging.getLogger("ray.serve")  # Serve writes down nothing else
+logger = logging.getLogger("errata")
 
 REFUSALS_A_FILE = 1000
 

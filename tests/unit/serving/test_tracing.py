@@ -22,7 +22,7 @@ from opentelemetry.trace import StatusCode
 
 from errata.edit import Code, EditRejected
 from serving import tracing
-from serving.logs import FIELDS, JSON, event
+from serving.logs import FIELDS, JSON, attach_to_serve, event
 from serving.tracing import batch_span, current_traceparent, past_span, span
 
 ROOT = Path(__file__).parents[3]
@@ -238,11 +238,26 @@ def test_no_field_has_a_name_that_logging_or_serve_takes() -> None:
     assert not FIELDS & (LOGRECORD_STANDARD_ATTRS | {key.value for key in LogKey} | serves | {"event"})
 
 
+def test_the_packages_lines_pass_through_serves_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, serve, seen = logging.getLogger("errata"), logging.getLogger("ray.serve"), list[logging.LogRecord]()
+    for name, value in (("handlers", []), ("level", logging.NOTSET), ("propagate", True)):
+        monkeypatch.setattr(own, name, value)
+    monkeypatch.setattr(own, "_cache", {})
+    monkeypatch.setattr(serve, "level", logging.INFO)
+    monkeypatch.setattr(serve, "handle", seen.append)
+    attach_to_serve()
+    attach_to_serve()
+    event(own, "edit.applied", version=7)
+    event(own, "edit.applied", logging.DEBUG, version=8)
+    assert [record.getMessage() for record in seen] == ["edit.applied version=7"]
+    assert seen[0].filename == Path(__file__).name
+
+
 def test_every_line_that_the_service_logs_has_known_fields() -> None:
     """Most of them tell of a fault: there a wrong field would be a second one."""
     calls = [
         call
-        for path in sorted((ROOT / "serving").glob("*.py"))
+        for path in sorted((ROOT / "serving").rglob("*.py"))
         for call in ast.walk(ast.parse(path.read_text()))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "event"
     ]
