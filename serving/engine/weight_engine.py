@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -62,6 +62,13 @@ class UpdateInfo(WeightTransferUpdateInfo):
     reset: bool
     files: list[str]
     fingerprint: str
+
+
+class UpdateFault(TypedDict):
+    """The reason why a worker cannot make an update: reading failed, a file is invalid, or it belongs to another lineage."""
+
+    kind: Literal["io", "invalid", "lineage"]
+    message: str
 
 
 @dataclass
@@ -139,7 +146,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def begin(self, update_info: dict[str, Any]) -> None:
         """Have an update prepared while tokens are made."""
-        self.reading: Future[str | None] = self.reader.submit(self.prepare, update_info)
+        self.reading: Future[UpdateFault | None] = self.reader.submit(self.prepare, update_info)
 
     def reading_after(self, seconds: float) -> dict[str, Any]:
         """Whether the update is prepared then, and what is wrong with it."""
@@ -147,11 +154,12 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         is_read = self.reading.done()
         return {"is_read": is_read, "fault": self.reading.result() if is_read else None}
 
-    def prepare(self, update_info: dict[str, Any]) -> str | None:
-        """Read and check an update, changing nothing. Returns what is wrong with it, or None."""
+    def prepare(self, update_info: dict[str, Any]) -> UpdateFault | None:
+        """Read and check an update, changing nothing. Returns the fault that prevents it, or None."""
         update = self.parse_update_info(update_info)
         if not update.reset and update.parent != self.state.version:
-            return f"the update starts from version {update.parent}, this worker has version {self.state.version}"
+            message = f"the update starts from version {update.parent}, this worker has version {self.state.version}"
+            return {"kind": "lineage", "message": message}
         self.prepared, prepared = None, _Prepared(update, sums=self._unedited() if update.reset else None)
         lineage = self.base_fingerprint if update.reset else self.state.fingerprint
         try:
@@ -161,9 +169,11 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
                     lineage = hashlib.sha256((lineage + delta.digest()).encode()).hexdigest()
                     prepared.take(delta)
         except (ValueError, OSError, SafetensorError) as fault:
-            return f"{type(fault).__name__}: {fault}"
+            kind: Literal["io", "invalid"] = "io" if isinstance(fault, OSError) else "invalid"
+            return {"kind": kind, "message": f"{type(fault).__name__}: {fault}"}
         if lineage != update.fingerprint:
-            return f"the files make {lineage}, not version {update.version}, which is {update.fingerprint}"
+            message = f"the files make {lineage}, not version {update.version}, which is {update.fingerprint}"
+            return {"kind": "lineage", "message": message}
         self.prepared = prepared
         return None
 
@@ -181,7 +191,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         if self.prepared is None or self.prepared.update != update_info:
             fault = self.prepare(asdict(update_info))
             if fault is not None:
-                raise ValueError(fault)
+                raise ValueError(fault["message"])
         assert self.prepared is not None
         prepared, self.prepared = self.prepared, None
         self.state.intact = False

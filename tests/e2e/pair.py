@@ -91,7 +91,7 @@ class Served:
         common = {"parent": self.version, "version": version, "fingerprint": entry.fingerprint}
         return {**common, "reset": reset, "files": [str(file) for file in files]}
 
-    def fault_of(self, update: dict[str, Any]) -> str | None:
+    def fault_of(self, update: dict[str, Any]) -> dict[str, str] | None:
         answer = self.rpc("errata_prepare", update_info=update)
         while not answer["is_read"]:
             answer = self.rpc("errata_reading")

@@ -109,6 +109,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_touched(pair: Pair, tmp
         ({"files": [str(tmp_path / "none")]}, "No such file"),
         ({"parent": 77}, "this worker has version 0"),
     ):
-        assert said in pair.served.fault_of({**good, **change})
+        assert said in pair.served.fault_of({**good, **change})["message"]
     assert pair.served.tokens() == before
     assert pair.served.rpc("errata_state")["intact"]

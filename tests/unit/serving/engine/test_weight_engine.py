@@ -120,15 +120,16 @@ def test_what_is_wrong_is_said_and_changes_nothing(grown: Ledger, tmp_path) -> N
     torn.write_bytes(b"torn")
     WeightDelta({"other": LowRank(torch.ones(2, 1), torch.ones(2, 1))}).save(tmp_path / "other")
     good = update(grown, 5, 9, reset=True)
-    for fault, says in (
-        ({"files": good["files"][:-1]}, "not version 9"),
-        ({"files": [*good["files"], str(torn)]}, "SafetensorError"),
-        ({"files": [*good["files"], str(tmp_path / "gone")]}, "FileNotFoundError"),
-        ({"files": [str(tmp_path / "other")]}, "ValueError: other is not an editable matrix"),
-        ({"reset": False, "parent": 4}, "starts from version 4, this worker has version 5"),
-        ({"reset": False, "files": good["files"][-1:]}, "not version 9"),
+    for fault, kind, says in (
+        ({"files": good["files"][:-1]}, "lineage", "not version 9"),
+        ({"files": [*good["files"], str(torn)]}, "invalid", "SafetensorError"),
+        ({"files": [*good["files"], str(tmp_path / "gone")]}, "io", "FileNotFoundError"),
+        ({"files": [str(tmp_path / "other")]}, "invalid", "ValueError: other is not an editable matrix"),
+        ({"reset": False, "parent": 4}, "lineage", "starts from version 4, this worker has version 5"),
+        ({"reset": False, "files": good["files"][-1:]}, "lineage", "not version 9"),
     ):
-        assert says in engine.prepare({**good, **fault})
+        found = engine.prepare({**good, **fault})
+        assert found["kind"] == kind and says in found["message"]
         with pytest.raises(ValueError, match=says):
             engine.receive_weights(engine.parse_update_info({**good, **fault}))
     assert same(engine.weights, before) and (engine.state.version, engine.state.intact) == (5, True)
