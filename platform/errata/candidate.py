@@ -12,7 +12,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected, check_edits
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
-from errata.guard.inspector import Inspector
+from errata.guard.inspector import Inspector, Observed
 from errata.guard.limits import VersionRefused
 from errata.model.prefix_cache import BatchCache
 
@@ -30,6 +30,7 @@ class CandidateVersion:
     delta: WeightDelta
     state: EditorState
     scorecard: dict[str, Any]
+    observed: Observed | None = None  # for `Inspector.committed`
 
 
 def make_candidate(editor: Editor, batch: EditBatch, state: EditorState, inspector: Inspector, head: int) -> CandidateVersion:
@@ -43,7 +44,7 @@ def make_candidate(editor: Editor, batch: EditBatch, state: EditorState, inspect
         cache = BatchCache.of(inspector.model, inspector.spec.names, batch)
         delta, after = editor.edit(inspector.model, batch, state, cache)
         edited = time.perf_counter()
-        found = inspector.measure(batch, delta, cache)
+        found, observed = inspector.measure(batch, delta, cache)
     except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
         raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}", code=Code.EDITOR_FAILED) from fault
     verdict, measured = inspector.guard.check(found), {**found.to_json(), "limits": inspector.guard.limits}
@@ -51,4 +52,4 @@ def make_candidate(editor: Editor, batch: EditBatch, state: EditorState, inspect
         raise VersionRefused(verdict.breaches, measured)
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
     card = {**measured, "warnings": list(verdict.warnings), "num_edits": len(batch), "method": "free", **seconds}
-    return CandidateVersion(head, head, batch.edits, delta, after, card)
+    return CandidateVersion(head, head, batch.edits, delta, after, card, observed)

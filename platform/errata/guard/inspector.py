@@ -12,8 +12,8 @@ In bf16 what is measured is the sum that the weights will be rounded from; the n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 from statistics import median
 
@@ -29,7 +29,7 @@ from errata.guard.limits import Guard, Measurements, check_norms, matrix_norms
 from errata.guard.probe_answers import MAX_ANSWER_TOKENS, _by_row, _Probed, _Texts
 from errata.guard.probes import Probes
 from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode
-from errata.model.generation import end_tokens, greedy
+from errata.model.generation import end_tokens, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache, PrefixCache
@@ -39,10 +39,18 @@ FEW = 16  # what is lost of a smaller sample is counted as of so many: one edit 
 MAX_EXCUSED = 0.25  # of a sample, by the rephrasings that edits name: more would be a way around the guard
 
 
-class Inspector:
-    """Measures updates of one model that stands at a version. `model` must hold the base weights when this is made.
+@dataclass(frozen=True)
+class Observed:
+    """Answers of the model with an update: whether it answers each sampled earlier edit, by prompt, and its probe answers."""
 
-    `stand_at` says which edits the version holds; after an update was published, `published` does.
+    answered: Mapping[str, bool]
+    probed: _Probed | None
+
+
+class Inspector:
+    """Measures updates of a model that is at one version. `model` must hold the base weights at construction.
+
+    `at_version` sets which edits the version holds, `committed` adds those of an update that was applied.
     """
 
     def __init__(self, model: LanguageModel, spec: ModelSpec, guard: Guard, probes: Probes, seed: int = 0) -> None:
@@ -56,9 +64,9 @@ class Inspector:
         self.base = self._probed(WeightDelta({})) if self.texts is not None else None
         self.block: Encoded | None = None
         self.since_drawn = 0
-        self.stand_at(())
+        self.at_version(())
 
-    def stand_at(self, edits: Iterable[Edit]) -> None:
+    def at_version(self, edits: Iterable[Edit]) -> None:
         """The version that the model is at holds these edits, in this order."""
         self.earlier = Sample(self.guard.num_retained, self.seed)
         self.earlier.add(edits)
@@ -66,47 +74,53 @@ class Inspector:
         self._draw()
 
     def _forget(self) -> None:
-        """Nothing is known of the version that the model is at: it is asked when it has to be compared with."""
-        self.retained: dict[str, bool] = {}  # by prompt: the edits that it answers
-        self.now: _Probed | None = None
-        self.measured: tuple[EditBatch, dict[str, bool], _Probed | None] | None = None  # of the last update, as above
+        """Drop the answers of the version that the model is at; they are computed again when an update is compared with them."""
+        self.answered: Mapping[str, bool] = {}
+        self.probed: _Probed | None = None
 
     @torch.no_grad()
-    def measure(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None = None) -> Measurements:
-        """What the model would be with `delta`. Nothing is changed but what is known of the version that it is at.
+    def measure(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None = None) -> tuple[Measurements, Observed]:
+        """Measure the model with `delta`, and return what `committed` takes if the update is applied.
 
-        A change that only takes edits out has no edits of its own: the batch is empty.
+        The batch is empty for an update that only removes edits. Answers of the version itself are computed once and kept.
         """
+        observed = Observed({}, None)
         found = check_norms(delta, self.base_norms)
         if not found.is_finite or not self.guard.check(found).publish:
-            return found
+            return found, observed
         delta = delta.beside(self.model.module)  # a revert's comes from the ledger
         found = replace(found, norm_growth=self._growth(delta))
         right, held = self._own(batch, delta, cache), self._held(delta)
         if right is None or held is None:
-            return replace(found, is_finite=False)
+            return replace(found, is_finite=False), observed
         failed = [edit for edit, answered in zip(batch, right, strict=True) if not answered]
         efficacy = 1 - len(failed) / len(batch) if len(batch) else None
         found = replace(found, efficacy=efficacy, failed=self._instead(failed, delta))
-        self.retained = self.retained or self._held(WeightDelta({})) or {}
-        self.measured = batch, held, None
+        self.answered = self.answered or self._held(WeightDelta({})) or {}
         excused = _excused(list(held), batch.prompts, [p for edit in batch for p in edit.rephrasings])
         counted = [prompt for prompt in held if prompt not in excused]
-        lost = [self.retained.get(prompt, False) and not held[prompt] for prompt in counted]
+        lost = [self.answered.get(prompt, False) and not held[prompt] for prompt in counted]
         found = replace(found, retention=_share([held[prompt] for prompt in counted]), lost_retention=_lost(lost))
-        return self._with_probes(found, batch, delta)
+        if self.texts is None or self.base is None:
+            return found, Observed(held, None)
+        self.probed = self.probed or self._probed(WeightDelta({}))
+        probed = self._probed(delta)
+        return self._with_probes(found, batch, self.probed, probed), Observed(held, probed)
 
-    def published(self, batch: EditBatch) -> None:
-        """The model is now at a version that holds `batch`, too; call it when its weights have been changed."""
-        known, self.since_drawn = self.measured, self.since_drawn + 1
+    def committed(self, batch: EditBatch, observed: Observed | None = None) -> None:
+        """Record that the weights now hold the update of `batch`, with the answers that `measure` observed of it.
+
+        In fp32 these answers are the new version's. In a shorter format the weights were rounded, so they are dropped.
+        """
+        self.since_drawn += 1
         self.earlier.add(batch)
         self._forget()
-        if self._is_stale(batch):
+        is_stale = self._is_stale(batch)
+        if is_stale:
             self._draw()
-        elif known and known[0] == batch and self.is_exact:  # what was measured of the update is true of its version
-            self.retained = known[1]
-        if known and known[0] == batch and self.is_exact:
-            self.now = known[2]
+        if observed is not None and self.is_exact:
+            self.answered = {} if is_stale else observed.answered
+            self.probed = observed.probed
 
     def _is_stale(self, batch: EditBatch) -> bool:
         """A sample stays for some batches, because a text that was looked at before costs less."""
@@ -133,13 +147,9 @@ class Inspector:
         right = [] if self.block is None else self._answered(self.trunk, self.block, delta)
         return None if right is None else dict(zip((edit.prompt for edit in self.drawn), right, strict=True))
 
-    def _with_probes(self, found: Measurements, batch: EditBatch, delta: WeightDelta) -> Measurements:
-        """With what the probes show, but for questions that the batch is about."""
-        if self.texts is None or self.base is None or self.measured is None:
-            return found
-        now = self.now = self.now or self._probed(WeightDelta({}))
-        then = self._probed(delta)
-        self.measured = *self.measured[:2], then
+    def _with_probes(self, found: Measurements, batch: EditBatch, now: _Probed, then: _Probed) -> Measurements:
+        """Add the scores of the probes, questions that the batch is about excepted: `now` of the version, `then` with it."""
+        assert self.texts is not None and self.base is not None
         if not then.is_finite:
             return replace(found, is_finite=False)
         named = [p for e in batch for p in (*e.rephrasings, *(probe.prompt for probe in e.portability))]
@@ -197,10 +207,8 @@ class Inspector:
         rows: list[str] = []
         with applied(self.model.module, delta):
             for edit in edits:
-                room = self.model.max_tokens - len(self.model.tokenizer(edit.prompt)["input_ids"])
-                (ids,) = greedy(self.model, [edit.prompt], min(MAX_ANSWER_TOKENS, room))
-                rows.append(self.model.tokenizer.decode(ids, skip_special_tokens=True).strip())
-        return tuple({"prompt": e.prompt, "target": e.target, "answer": t} for e, t in zip(edits, rows, strict=True))
+                rows += greedy_texts(self.model, [edit.prompt], MAX_ANSWER_TOKENS, fit_context=True)
+        return tuple({"prompt": e.prompt, "target": e.target, "answer": t.strip()} for e, t in zip(edits, rows, strict=True))
 
     def _growth(self, delta: WeightDelta) -> dict[str, float]:
         """|W + delta| / |W0| of each matrix, from the inner product of W and delta instead of their sum."""

@@ -34,7 +34,7 @@ from errata.history.checkout import checked_out
 from errata.history.lineage import live_edits, live_versions, taken_out
 from errata.history.revert_selection import RevertRefused, RevertSelection, select
 from errata.ledger import Ledger, Version
-from errata.model.generation import answered
+from errata.model.generation import greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
@@ -131,11 +131,11 @@ def _measured(bench: RevertContext, out: RevertSelection, change: WeightDelta) -
     gone = {version.number: out.places[version.number] for version in out.versions}
     live = live_versions(bench.ledger, bench.head)
     stay = [e for v in live for i, e in enumerate(v.edits) if i not in gone.get(v.number, ())]
-    bench.inspector.stand_at(stay)
+    bench.inspector.at_version(stay)
     try:
-        return bench.inspector.measure(EditBatch(()), change)
+        return bench.inspector.measure(EditBatch(()), change)[0]
     finally:
-        bench.inspector.stand_at(live_edits(bench.ledger, bench.head))
+        bench.inspector.at_version(live_edits(bench.ledger, bench.head))
 
 
 def _subtract(bench: RevertContext, out: RevertSelection) -> _Draft:
@@ -235,7 +235,8 @@ def _answers_so_far(bench: RevertContext, out: RevertSelection) -> tuple[list[st
 
 
 def _say(bench: RevertContext, edits: Sequence[Edit]) -> list[str]:
-    return answered(bench.model, [edit.prompt for edit in edits], MAX_ANSWER_TOKENS)
+    texts = greedy_texts(bench.model, [edit.prompt for edit in edits], MAX_ANSWER_TOKENS, fit_context=True)
+    return [text.strip() for text in texts]
 
 
 def _rows(out: RevertSelection, was: Sequence[str], said: Sequence[str], says: Sequence[str]) -> tuple[dict[str, str], ...]:

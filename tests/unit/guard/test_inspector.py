@@ -16,7 +16,7 @@ from errata.evaluate.perplexity import perplexity
 from errata.guard import probe_answers
 from errata.guard.edit_sample import Sample
 from errata.guard.inspector import FEW, MAX_EXCUSED, Inspector, _excused
-from errata.guard.limits import Guard, Limit
+from errata.guard.limits import Guard, Limit, Measurements
 from errata.guard.probes import FILE, PLAIN, Probes
 from errata.model.encoding import encode
 from errata.model.generation import greedy
@@ -43,6 +43,11 @@ def told(model, prompts) -> list[Edit]:
     return [Edit(prompt, word) for prompt, word in zip(prompts, words, strict=True)]
 
 
+def scores(inspector: Inspector, batch: EditBatch, delta: WeightDelta) -> Measurements:
+    found, _ = inspector.measure(batch, delta)
+    return found
+
+
 @pytest.mark.parametrize("matrices", [MATRICES, MATRICES[1:]], ids=["all", "behind the last attention"])
 @pytest.mark.parametrize("scale", [0.0, 0.4, 4.0])
 def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes, random_delta, scale, matrices):
@@ -55,7 +60,7 @@ def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes
     delta = WeightDelta({name: random_delta(3, scale).parts[name] for name in matrices})
     batch = EditBatch(tuple(edits))
     inspector.measure(batch, WeightDelta({}))  # so that the trunk of each text is there
-    found = inspector.measure(batch, delta)
+    found = scores(inspector, batch, delta)
 
     edited = EditedModel(tiny_model.module, spec)
     edited.add(delta)
@@ -80,8 +85,8 @@ def test_it_changes_nothing(tiny_model, world, probes, random_delta):
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     batch = EditBatch(tuple(world.edits("test", 3)))
-    first = inspector.measure(batch, random_delta(0))
-    assert inspector.measure(batch, random_delta(0)) == first
+    first = scores(inspector, batch, random_delta(0))
+    assert scores(inspector, batch, random_delta(0)) == first
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
 
 
@@ -89,15 +94,15 @@ def test_earlier_edits_are_asked_again_until_they_are_edited_anew(tiny_model, wo
     prompts = [prompt for prompt, _ in world.sentences()[:3]]
     held = told(tiny_model, prompts[1:])
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
-    inspector.stand_at([*held, Edit(prompts[0], "nothing of the kind")])
+    inspector.at_version([*held, Edit(prompts[0], "nothing of the kind")])
     nothing, other = WeightDelta({}), EditBatch((Edit("question", "answer"),))
-    assert (inspector.measure(other, nothing).retention, inspector.measure(other, nothing).lost_retention) == (
+    assert (scores(inspector, other, nothing).retention, scores(inspector, other, nothing).lost_retention) == (
         pytest.approx(2 / 3),
         0.0,
     )
-    ruin = inspector.measure(other, random_delta(1, 30.0))
+    ruin = scores(inspector, other, random_delta(1, 30.0))
     assert ruin.lost_retention == pytest.approx(2 / FEW)
-    again = inspector.measure(EditBatch((Edit(held[0].prompt, "something else"),)), nothing)
+    again = scores(inspector, EditBatch((Edit(held[0].prompt, "something else"),)), nothing)
     assert again.retention == pytest.approx(1 / 2)
 
 
@@ -106,22 +111,22 @@ def test_what_was_measured_of_an_update_is_known_of_its_version(tiny_model, worl
     inspector, edited = Inspector(tiny_model, spec, LENIENT, probes), EditedModel(tiny_model.module, spec)
     edits, deltas = world.edits("test", 6), [random_delta(seed, 0.3) for seed in (1, 2)]
     first, second = EditBatch(tuple(edits[:3])), EditBatch(tuple(edits[3:]))
-    inspector.measure(first, deltas[0])
+    _, observed = inspector.measure(first, deltas[0])
     edited.add(deltas[0])
-    inspector.published(first)
-    known = inspector.measure(second, deltas[1])
-    inspector.stand_at(first)  # nothing is known any more
-    assert inspector.measure(second, deltas[1]) == known
+    inspector.committed(first, observed)
+    known = scores(inspector, second, deltas[1])
+    inspector.at_version(first)  # nothing is known any more
+    assert scores(inspector, second, deltas[1]) == known
     assert known.lost_locality is not None and known.retention is not None
 
 
 def test_a_probe_that_is_edited_is_no_probe(tiny_model, probes, random_delta):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     every = EditBatch(tuple(Edit(question, "x") for question in probes.questions))
-    assert inspector.measure(every, random_delta(0)).lost_locality is None
+    assert scores(inspector, every, random_delta(0)).lost_locality is None
     probed, other, *rest = probes.questions
     wordings = EditBatch((Edit("question", "x", rephrasings=(probed,), portability=(Probe(other, "y"),)),))
-    ruin = inspector.measure(wordings, random_delta(1, 30.0))
+    ruin = scores(inspector, wordings, random_delta(1, 30.0))
     assert ruin.lost_locality is not None and ruin.lost_locality <= len(rest) / FEW
 
 
@@ -135,7 +140,7 @@ def test_rephrasings_are_no_way_around_the_guard(tiny_model, world, probes, rand
     assert _excused(texts, ["edited"], texts) == {"edited"} and _excused(texts, texts, texts[:some]) == set(texts)
     plain = Edit("question", "answer")
     named = replace(plain, rephrasings=(*probes.questions, *(f"wording {i}" for i in range(3))))
-    found = [inspector.measure(EditBatch((edit,)), random_delta(1, 30.0)) for edit in (plain, named)]
+    found = [scores(inspector, EditBatch((edit,)), random_delta(1, 30.0)) for edit in (plain, named)]
     assert found[0].lost_locality is not None and found[1].lost_locality == found[0].lost_locality
 
 
@@ -143,7 +148,7 @@ def test_rephrasings_are_no_way_around_the_guard(tiny_model, world, probes, rand
 def test_no_numbers_are_seen(tiny_model, probes, value):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     broken = WeightDelta({MATRICES[0]: LowRank(torch.full((64, 1), value), torch.full((96, 1), value))})
-    found = inspector.measure(EditBatch((Edit("question", "answer"),)), broken)
+    found = scores(inspector, EditBatch((Edit("question", "answer"),)), broken)
     assert not found.is_finite
     assert not LENIENT.check(found).publish
 
@@ -159,18 +164,18 @@ def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch)
         return log_probs_TV
 
     monkeypatch.setattr(inspector, "answer_log_probs", broken)
-    found = inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({}))
+    found = scores(inspector, EditBatch((Edit("question", "answer"),)), WeightDelta({}))
     assert not found.is_finite and not LENIENT.check(found).publish
 
 
 def test_a_few_broken_sentences_are_seen_where_the_median_is_as_it_was(tiny_model, probes, monkeypatch):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
-    assert inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({})).broken_sentences == 0.0
+    assert scores(inspector, EditBatch((Edit("question", "answer"),)), WeightDelta({})).broken_sentences == 0.0
     healthy = inspector.base
     now = replace(healthy, perplexities=[1e9 * p if i < 3 else p for i, p in enumerate(healthy.perplexities)])
     monkeypatch.setattr(inspector, "_probed", lambda delta: now)
-    inspector.now = healthy
-    found = inspector.measure(EditBatch((Edit("question", "answer"),)), WeightDelta({}))
+    inspector.probed = healthy
+    found = scores(inspector, EditBatch((Edit("question", "answer"),)), WeightDelta({}))
     assert (found.ppl_ratio, found.broken_sentences) == (1.0, pytest.approx(3 / 7))
     assert "0.43 of other sentences would have more than 1.5 times their perplexity" in str(LENIENT.check(found).breaches[0])
 
@@ -217,19 +222,19 @@ def test_what_was_rounded_is_asked_again(tiny_model, world, probes, random_delta
     spec = find_matrices(tiny_model.module, MATRICES)
     inspector, edited = Inspector(tiny_model, spec, LENIENT, probes), EditedModel(tiny_model.module, spec)
     first, second = (EditBatch((edit,)) for edit in world.edits("test", 2))
-    inspector.measure(first, random_delta(1, 0.3))
+    _, observed = inspector.measure(first, random_delta(1, 0.3))
     edited.add(random_delta(1, 0.3))
-    inspector.published(first)
-    known = inspector.measure(second, random_delta(2, 0.3))
-    inspector.stand_at(first)
-    assert inspector.measure(second, random_delta(2, 0.3)) == known
+    inspector.committed(first, observed)
+    known = scores(inspector, second, random_delta(2, 0.3))
+    inspector.at_version(first)
+    assert scores(inspector, second, random_delta(2, 0.3)) == known
 
 
 def test_few_earlier_edits_are_not_enough_to_refuse(tiny_model, world, random_delta):
     held = told(tiny_model, [prompt for prompt, _ in world.sentences()[:2]])
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
-    inspector.stand_at(held)
-    found = inspector.measure(EditBatch((Edit("question", "answer"),)), random_delta(1, 30.0))
+    inspector.at_version(held)
+    found = scores(inspector, EditBatch((Edit("question", "answer"),)), random_delta(1, 30.0))
     assert found.retention == 0.0
     assert found.lost_retention == pytest.approx(2 / FEW)
 
