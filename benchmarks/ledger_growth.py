@@ -125,7 +125,7 @@ def measure(settings: Settings, directory: Path) -> list[dict[str, Any]]:
         (part,) = delta.parts.values()
         state = state.grown(len(edits), {MATRIX: part.V_IR.T.clone(), "num_rows": torch.tensor([part.rank])}, {})  # type: ignore[union-attr]
         used = time.process_time()
-        seconds, _ = timed(lambda: ledger.append(number - 1, delta, state, edits, CARD, "random", NAME))  # noqa: B023
+        seconds, _ = timed(lambda: ledger.append(number - 1, delta, state, edits, CARD, ("random", NAME)))  # noqa: B023
         taken.append(seconds)
         used_cpu.append(time.process_time() - used)
         factor_bytes, key_bytes = factor_bytes + delta.num_bytes, key_bytes + 4 * settings.in_features * part.rank

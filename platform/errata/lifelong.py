@@ -58,16 +58,16 @@ def run(
             batch, head = docket.batch(group), ledger.head
             if head != at:
                 copy.swap(head)
-                inspector.stand_at(live_edits(ledger, head))
+                inspector.at_version(live_edits(ledger, head))
                 at, state = head, ledger.state(head) or editor.start(model, spec)
             try:
                 made = make_candidate(editor, batch, state, inspector, head)
             except EditRejected as refusal:
                 settled = docket.refused(group, refusal.with_traceback(None))
             else:
-                version = ledger.append(head, made.delta, made.state, batch.edits, made.scorecard, type(editor).__name__, plan)
+                version = ledger.append(head, made.delta, made.state, batch.edits, made.scorecard, (type(editor).__name__, plan))
                 copy.swap(version.number)
-                inspector.published(batch)
+                inspector.committed(batch, made.observed)
                 at, state = version.number, made.state
                 generator.swap(version.number)
                 yield version

@@ -29,7 +29,7 @@ from errata.ledger import Ledger, Version
 from errata.model import language_model as models
 from errata.model import matrices
 from errata.model.devices import first_device
-from errata.model.generation import answered, check_question
+from errata.model.generation import check_question, greedy_texts
 from errata.overrides import overridden
 
 
@@ -107,7 +107,7 @@ class LiveModel:
     def _stand_at(self, place: _Place) -> None:
         self.edited.set(place.deltas)
         self.state = place.state or self.editor.start(self.model, self.spec)
-        self.inspector.stand_at(place.edits)
+        self.inspector.at_version(place.edits)
         self.version = place.version
 
     def move_to(self, version: int, by: str = "") -> None:
@@ -122,7 +122,7 @@ class LiveModel:
     def withdraw(self, number: int, to: int) -> None:
         """Take back version `number`, which nobody could serve, and stand at `to`, the head before it. Raises as `move_to`."""
         place = self._read(to)
-        self.ledger.withdraw(number, to)
+        self.ledger.retract(number, to)
         self._stand_at(place)
 
     def make(self, edits: Sequence[Edit]) -> CandidateVersion:
@@ -151,7 +151,7 @@ class LiveModel:
 
             def answer(version: int) -> str:
                 walk.go(version)
-                return answered(self.model, [prompt], max_tokens)[0]
+                return greedy_texts(self.model, [prompt], max_tokens)[0].strip()
 
             return blamed(self.ledger, self.version, prompt, answer)
 
@@ -167,8 +167,7 @@ class LiveModel:
             candidate.state,
             candidate.edits,
             candidate.scorecard,
-            self.options.editor,
-            self.plan,
+            (self.options.editor, self.plan),
             expected_head=candidate.expected_head,
         )
         if is_revert:
@@ -176,7 +175,7 @@ class LiveModel:
             self._stand_at(_Place(version.number, deltas, candidate.state, edits))
             return version
         self.edited.add(delta)
-        self.inspector.published(EditBatch(candidate.edits))
+        self.inspector.committed(EditBatch(candidate.edits), candidate.observed)
         self.state, self.version = candidate.state, version.number
         return version
 

@@ -34,7 +34,7 @@ class Reconciler:
         All versions that were ever set aside or withdrawn are checked, because the previous process may have died before it
         had queued their edits.
         """
-        for gone in self.ledger.set_aside():
+        for gone in self.ledger.quarantined():
             num_edits = self.journal.reopen(gone.number) if gone.was_live else 0
             if num_edits:
                 event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
@@ -52,7 +52,7 @@ class Reconciler:
         """
         if self.is_settled:
             return
-        for number in sorted(self.ledger.withdrawn()):
+        for number in sorted(self.ledger.retracted()):
             if num_edits := self.journal.reopen(number):
                 self.num_reopenings += 1
                 event(logger, "edit.made_again", logging.ERROR, version=number, num_edits=num_edits)

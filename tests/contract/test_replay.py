@@ -39,7 +39,7 @@ class Place:
 
     def edit(self, batch: Sequence[Edit]) -> Version:
         delta, self.state = self.editor.edit(self.model, EditBatch(tuple(batch)), self.state)
-        version = self.ledger.append(self.ledger.head, delta, self.state, batch, {}, "this", "")
+        version = self.ledger.append(self.ledger.head, delta, self.state, batch, {}, ("this", ""))
         self.edited.add(self.ledger.delta(version.number))
         return version
 
@@ -50,7 +50,7 @@ class Place:
         )
         made = revert(bench, ids, (), "replay")
         version = self.ledger.append(
-            made.parent, made.delta, made.state, made.edits, made.scorecard, "this", "", expected_head=head
+            made.parent, made.delta, made.state, made.edits, made.scorecard, ("this", ""), expected_head=head
         )
         self.edited.set(self.ledger.segments(version.number))
         self.state = made.state

@@ -55,7 +55,7 @@ def append(ledger: Ledger, efficacy: float = 0.5) -> None:
     number = ledger.newest + 1
     delta = WeightDelta({"x": LowRank(torch.full((3, 1), float(number)), torch.ones(2, 1))})
     card = {"efficacy": efficacy, "locality": None, "num_edits": 1, "method": "free"}
-    ledger.append(ledger.head, delta, EditorState(number), [Edit(f"p{number}", "t", id=str(number))], card, "RLEdit", "plan")
+    ledger.append(ledger.head, delta, EditorState(number), [Edit(f"p{number}", "t", id=str(number))], card, ("RLEdit", "plan"))
 
 
 def test_every_version_is_mirrored_once_and_the_alias_follows_the_head(uri, ledger, tmp_path):

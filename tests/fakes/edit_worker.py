@@ -26,8 +26,8 @@ class InMemoryLiveModel:
             find_edit=self.holder,
             head_before=lambda number: number - 1 if number == len(self.made) else None,
             chain=self.chain,
-            set_aside=list,
-            withdrawn=lambda: frozenset(self.withdrawn),
+            quarantined=list,
+            retracted=lambda: frozenset(self.withdrawn),
         )
         self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=None)
 

@@ -18,7 +18,7 @@ PROMPTS = ["question", "question answer question answer", "the old river", "a"]
 
 def grown(ledger, random_delta, count=3):
     for seed in range(count):
-        ledger.append(ledger.head, random_delta(seed, scale=0.2), EditorState(), [], {}, "test", "test")
+        ledger.append(ledger.head, random_delta(seed, scale=0.2), EditorState(), [], {}, ("test", "test"))
     return ledger
 
 

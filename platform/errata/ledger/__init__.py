@@ -2,8 +2,8 @@
 
 from errata.ledger.entry import DELTA, EDITS, ENTRY, STATE, LedgerConflict, LedgerDamaged, UnknownVersion, Version
 from errata.ledger.ledger import REFUSALS, Ledger
-from errata.ledger.quarantine import SetAside
+from errata.ledger.quarantine import QuarantinedVersion
 from errata.ledger.snapshots import read_segments
 
-__all__ = ["DELTA", "EDITS", "ENTRY", "REFUSALS", "STATE", "Ledger", "LedgerConflict", "LedgerDamaged", "SetAside"]
+__all__ = ["DELTA", "EDITS", "ENTRY", "REFUSALS", "STATE", "Ledger", "LedgerConflict", "LedgerDamaged", "QuarantinedVersion"]
 __all__ += ["UnknownVersion", "Version", "read_segments"]

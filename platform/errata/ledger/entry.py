@@ -1,4 +1,4 @@
-"""One version on disk: a folder with the delta, the editor's state, the edits, and an entry that says what each must be."""
+"""One version on disk: a folder with the delta, the editor's state, the edits, and an entry with the digest of each file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from errata.delta.weight_delta import WeightDelta
 from errata.durable import digest_of, file_digest, with_checksum, without_checksum
 from errata.edit import Edit, EditRejected
 
+Origin = tuple[str, str]  # (editor, plan): the editor that made a version and the artifact that it used
+
 ENTRY, DELTA, STATE, EDITS = "entry.json", "delta.safetensors", "state.safetensors", "edits.jsonl"
 
 
 class LedgerConflict(RuntimeError):
-    """A version was to follow one that is not the head (any more)."""
+    """The version to append follows a version that is not, or no longer, the head."""
 
     def __init__(self, parent: int, head: int) -> None:
         super().__init__(parent, head)
@@ -32,20 +34,21 @@ class LedgerConflict(RuntimeError):
 
 
 class UnknownVersion(LookupError):
-    """A version number that the ledger does not have."""
+    """The ledger has no version of this number."""
 
 
 class LedgerDamaged(RuntimeError):
-    """What is on disk is not what was written: it says what, where, and what to do."""
+    """A file is not as it was written. The message names the file, the fault and the remedy."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One entry. `created` is ISO time in UTC; `num_bytes`, `ranks` and `norms` (Frobenius) describe its own delta alone.
+    """An entry of the ledger with its edits.
 
-    `fingerprint` is SHA-256 over the parent's fingerprint and the delta's digest: it names the lineage, not the bits of the
-    edited matrices, because a float sum may differ in its last bit between machines and kernels, and the lineage does not.
-    `files` is the SHA-256 of each file beside the entry; empty for versions that were written before there were any.
+    `created` is the ISO time in UTC; `num_bytes`, `ranks` and `norms` (Frobenius) describe the version's own delta.
+    `fingerprint` is the SHA-256 over the parent's fingerprint and the delta's digest. It identifies the lineage and not the
+    bits of the edited matrices, because a float sum may differ in its last bit between machines and kernels.
+    `files` holds the SHA-256 of each file beside the entry, and is empty for entries of the first format.
     """
 
     number: int
@@ -64,7 +67,7 @@ class Version:
 
 
 def child_fingerprint(fingerprint: str, delta: WeightDelta) -> str:
-    """The fingerprint of what `delta` makes of the version with `fingerprint`."""
+    """Return the fingerprint of the version that `delta` makes of its parent, which has `fingerprint`."""
     return digest_of((fingerprint + delta.digest()).encode())
 
 
@@ -72,32 +75,34 @@ def new_entry(
     number: int,
     parent: int | None,
     fingerprint: str,
-    editor: str = "",
-    plan: str = "",
+    origin: Origin = ("", ""),
     scorecard: Mapping[str, Any] | None = None,
     delta: WeightDelta | None = None,
 ) -> dict[str, Any]:
+    """Make the entry of a version, without the digests of its files."""
     delta = delta or WeightDelta({})
     sizes = {"num_bytes": delta.num_bytes, "ranks": delta.ranks(), "norms": delta.norms()}
-    names = {"number": number, "parent": parent, "editor": editor, "plan": plan, "fingerprint": fingerprint}
+    names = {"number": number, "parent": parent, "editor": origin[0], "plan": origin[1], "fingerprint": fingerprint}
     return {**names, "created": utc_now(), "scorecard": dict(scorecard or {}), **sizes}
 
 
 def utc_now() -> str:
+    """Return the ISO time in UTC, in milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file. Unlike `save_file`, a full disk raises `OSError`, as every other write does."""
+    """Write a safetensors file. Unlike `save_file`, it raises `OSError` if the disk is full."""
     path.write_bytes(save(dict(tensors), metadata))
 
 
 def write_edits(folder: Path, edits: Iterable[Edit]) -> None:
+    """Write the edits of a version, one line of JSON each."""
     (folder / EDITS).write_text("".join(json.dumps(edit.to_json()) + "\n" for edit in edits))
 
 
 def write_entry(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The last file of a version: with the digests of the others, and its own. Returns what was written."""
+    """Write the entry, the last file of a version, with the digests of the others and its own. Returns what was written."""
     files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
     written = with_checksum({**entry, "files": files})
     (folder / ENTRY).write_text(json.dumps(written, indent=1))
@@ -105,12 +110,12 @@ def write_entry(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_version(folder: Path) -> Version:
-    """Raises `LedgerDamaged` if the entry or the edits are not what was written."""
+    """Read a version. Raises `LedgerDamaged` if the entry or the edits are not as they were written."""
     entry = read_entry(folder)
     lines = (folder / EDITS).read_bytes() if entry["number"] and (folder / EDITS).exists() else b""
     files = entry.get("files", {})
     if entry["number"] and files.get(EDITS, digest_of(lines)) != digest_of(lines):
-        raise damaged(folder, f"{EDITS} is not what was written")
+        raise damaged(folder, f"{EDITS} is not as it was written")
     try:
         return as_version(entry, [Edit.from_json(json.loads(line)) for line in lines.splitlines()], folder)
     except (ValueError, TypeError) as wrong:
@@ -118,41 +123,41 @@ def read_version(folder: Path) -> Version:
 
 
 def read_entry(folder: Path) -> dict[str, Any]:
-    """Raises `LedgerDamaged`."""
+    """Read the entry in a version's folder. Raises `LedgerDamaged`."""
     try:
         entry = without_checksum((folder / ENTRY).read_bytes())
     except FileNotFoundError:
         raise damaged(folder, f"{ENTRY} is missing") from None
     except ValueError as wrong:
-        raise damaged(folder, f"{ENTRY} is not what was written: {wrong}") from None
+        raise damaged(folder, f"{ENTRY} is not as it was written: {wrong}") from None
     if entry.get("number") != int(folder.name):
         raise damaged(folder, f"{ENTRY} is of version {entry.get('number')}")
     return entry
 
 
 def as_version(entry: Mapping[str, Any], edits: Iterable[Edit], folder: Path) -> Version:
-    """Raises `TypeError` if something is missing or unknown."""
+    """Build a `Version` of an entry. Raises `TypeError` if a field is missing or unknown."""
     fields = {key: value for key, value in entry.items() if key not in ("base", "digest")}
     return Version(**fields, edits=tuple(edits), directory=folder)
 
 
 def as_written(entry: Mapping[str, Any], edits: Iterable[Edit], folder: Path) -> Version:
-    """The version that `read_version` will read of what was written, without reading it."""
+    """Return the version that `read_version` will read from `folder`, without reading it."""
     return as_version(json.loads(json.dumps(entry)), [Edit.from_json(edit.to_json()) for edit in edits], folder)
 
 
 def check_file(version: Version, name: str) -> Path:
-    """The path of a version's file. Raises `LedgerDamaged` if it is not there or not what was written."""
+    """Return the path of a version's file. Raises `LedgerDamaged` if the file is missing or not as it was written."""
     path = version.directory / name
     if not path.exists():
         raise damaged(version.directory, f"{name} is missing")
     if version.files.get(name, "") not in ("", file_digest(path)):
-        raise damaged(version.directory, f"{name} is not what was written")
+        raise damaged(version.directory, f"{name} is not as it was written")
     return path
 
 
 def faults(folder: Path) -> Iterator[str]:
-    """Everything that is wrong with a version's files: missing, cut off, changed."""
+    """Iterate over the faults of a version's files: missing, truncated or changed."""
     try:
         entry = read_entry(folder)
     except LedgerDamaged as damage:
@@ -164,7 +169,7 @@ def faults(folder: Path) -> Iterator[str]:
             yield f"{name} is missing"
         elif name in entry.get("files", {}):
             if file_digest(path) != entry["files"][name]:
-                yield f"{name} is not what was written; it has {path.stat().st_size:,} bytes"
+                yield f"{name} is not as it was written; it has {path.stat().st_size:,} bytes"
         elif name != EDITS:
             try:
                 with safe_open(str(path), framework="pt"):
@@ -178,7 +183,7 @@ def faults(folder: Path) -> Iterator[str]:
 
 
 def edits_left(folder: Path) -> tuple[Edit, ...]:
-    """Those edits of a damaged version that can still be read."""
+    """Return the edits of a damaged version that can still be read."""
     found = []
     for line in (folder / EDITS).read_bytes().split(b"\n") if (folder / EDITS).exists() else ():
         try:
@@ -189,7 +194,8 @@ def edits_left(folder: Path) -> tuple[Edit, ...]:
 
 
 def damaged(folder: Path, what: str) -> LedgerDamaged:
+    """Make the error for a damaged version."""
     return LedgerDamaged(
-        f"version {folder.name.lstrip('0') or 0} is damaged: {what}. Bring {folder} back from a copy, or go to a version that "
-        "does not come from it (`errata rollback`)"
+        f"version {folder.name.lstrip('0') or 0} is damaged: {what}. Restore {folder} from a backup, or roll back to a version "
+        "that does not descend from it (`errata rollback`)"
     )

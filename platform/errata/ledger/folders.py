@@ -21,22 +21,22 @@ class Folders:
     def path(self, number: int) -> Path:
         return self.root / f"{number:08d}"
 
-    def aside(self, number: int) -> Path:
+    def quarantine_path(self, number: int) -> Path:
         """Where a version is put that is damaged."""
         return self.root / f"{number:08d}{CORRUPT}"
 
-    def _note(self, number: int) -> Path:
+    def _note_path(self, number: int) -> Path:
         return self.root / f"{number:08d}{CORRUPT}.json"
 
-    def note_aside(self, number: int, faults: Sequence[str], was_live: bool) -> None:
+    def write_note(self, number: int, faults: Sequence[str], was_live: bool) -> None:
         """Why a version is put there, and whether it was part of the head; first the note, so that none is there without."""
-        with replaced(self._note(number)) as file:
+        with replaced(self._note_path(number)) as file:
             file.write_text(json.dumps(with_checksum({"faults": list(faults), "was_live": was_live})))
 
-    def noted_aside(self, number: int) -> tuple[tuple[str, ...], bool]:
+    def read_note(self, number: int) -> tuple[tuple[str, ...], bool]:
         """Faults, and whether it was live: without a note that can be read, of nothing known it was."""
         try:
-            note = without_checksum(self._note(number).read_bytes())
+            note = without_checksum(self._note_path(number).read_bytes())
             return tuple(map(str, note["faults"])), bool(note["was_live"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return (), True
@@ -45,7 +45,7 @@ class Folders:
         """Of all versions, version 0 first, without those that were set aside."""
         return sorted(int(name) for name in os.listdir(self.root) if name.isdigit())
 
-    def numbers_aside(self) -> list[int]:
+    def quarantined_numbers(self) -> list[int]:
         return sorted(int(path.name[:8]) for path in self.root.glob(f"*{CORRUPT}"))
 
     @property
@@ -54,7 +54,7 @@ class Folders:
         if self._newest < 0 or not self.path(self._newest).is_dir():
             self._newest = self.numbers()[-1]
         number = self._newest + 1
-        while (is_there := self.path(number).is_dir()) or self.aside(number).is_dir():
+        while (is_there := self.path(number).is_dir()) or self.quarantine_path(number).is_dir():
             self._newest = number if is_there else self._newest
             number += 1
         return self._newest
@@ -62,7 +62,7 @@ class Folders:
     @property
     def next_number(self) -> int:
         number = self.newest + 1
-        while self.aside(number).exists():
+        while self.quarantine_path(number).exists():
             number += 1
         return number
 
@@ -77,7 +77,7 @@ class Folders:
         """The folder of a version. Raises `UnknownVersion` if it is not there."""
         if number >= 0 and self.path(number).is_dir():
             return self.path(number)
-        if number >= 0 and self.aside(number).exists():
-            aside = self.aside(number)
+        if number >= 0 and self.quarantine_path(number).exists():
+            aside = self.quarantine_path(number)
             raise UnknownVersion(f"version {number} was damaged and was set aside as {aside}; its number is not used again")
         raise UnknownVersion(f"there is no version {number}; the newest is {self.newest}")

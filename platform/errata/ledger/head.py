@@ -20,7 +20,7 @@ NEVER = {"version": 0, "after": -1}
 class Head:
     def __init__(self, directory: Path) -> None:
         self.file, self.log = directory / HEAD, directory / MOVES
-        self._withdrawn: tuple[int, frozenset[int]] = 0, frozenset()  # with the log's size when it was read
+        self._retracted: tuple[int, frozenset[int]] = 0, frozenset()  # with the log's size when it was read
 
     def read(self) -> dict[str, int] | None:
         """{"version", "after": the newest then}; None if the head was never moved. Raises `ValueError` if it cannot be read."""
@@ -42,9 +42,9 @@ class Head:
         return move
 
     def logged(self) -> dict[str, Any]:
-        return ([NEVER, *self.moves()])[-1]
+        return ([NEVER, *self.entries()])[-1]
 
-    def moves(self) -> Iterator[dict[str, Any]]:
+    def entries(self) -> Iterator[dict[str, Any]]:
         """{"version", "after", "before", "time", "by", "withdrawn" where one was}, oldest first.
 
         Half a line, as a crash leaves it, is passed over.
@@ -53,13 +53,13 @@ class Head:
             if all(isinstance(move.get(key), int) for key in ("version", "after", "before")):
                 yield {"time": "", "by": "", **move}
 
-    def withdrawn(self) -> frozenset[int]:
+    def retracted(self) -> frozenset[int]:
         """The versions that were taken back because nobody could serve them."""
         size = self.log.stat().st_size if self.log.exists() else 0
-        if size != self._withdrawn[0]:
-            found = (move.get("withdrawn") for move in self.moves())
-            self._withdrawn = size, frozenset(number for number in found if isinstance(number, int))
-        return self._withdrawn[1]
+        if size != self._retracted[0]:
+            found = (move.get("withdrawn") for move in self.entries())
+            self._retracted = size, frozenset(number for number in found if isinstance(number, int))
+        return self._retracted[1]
 
     def move(self, version: int, after: int, before: int, by: str, withdrawn: int | None = None) -> None:
         """Logged first: no move is unlogged, and a failure leaves both files as they were."""

@@ -29,6 +29,7 @@ from errata.ledger.entry import (
     STATE,
     LedgerConflict,
     LedgerDamaged,
+    Origin,
     UnknownVersion,
     Version,
     child_fingerprint,
@@ -38,7 +39,7 @@ from errata.ledger.export import export
 from errata.ledger.folders import Folders
 from errata.ledger.head import Head
 from errata.ledger.index import EditIndex, Index
-from errata.ledger.quarantine import SetAside
+from errata.ledger.quarantine import QuarantinedVersion
 from errata.ledger.snapshots import Snapshots, read_segments
 from errata.locks import hold
 
@@ -119,12 +120,12 @@ class Ledger:
         before = max(other for other in self.folders.numbers() if other < number)
         return before if before > moved["after"] else moved["version"]
 
-    def moves(self) -> Iterator[dict[str, Any]]:
+    def head_log(self) -> Iterator[dict[str, Any]]:
         """{"version", "after", "before", "time", "by"} of every time that the head was moved, oldest first.
 
         Where a version was withdrawn by it, the number is "withdrawn".
         """
-        return self.heads.moves()
+        return self.heads.entries()
 
     def version(self, number: int) -> Version:
         """Raises `UnknownVersion`, or `LedgerDamaged` if it cannot be read."""
@@ -240,8 +241,7 @@ class Ledger:
         state: EditorState,
         edits: Iterable[Edit],
         scorecard: Mapping[str, Any],
-        editor: str,
-        plan: str,
+        origin: Origin,
         expected_head: int | None = None,
     ) -> Version:
         """Add the version that follows `parent`, and make it the head.
@@ -260,8 +260,8 @@ class Ledger:
             self._take_snapshot(parent)  # before the version, so that a failure here leaves no version behind
             number = self.folders.next_number
             path = self.folders.path(number)
-            entry = entries.new_entry(number, parent, fingerprint, editor, plan, scorecard, delta)
-            with self._never_seen_twice(number), new_folder(path, self.folders.aside(number)) as folder:
+            entry = entries.new_entry(number, parent, fingerprint, origin, scorecard, delta)
+            with self._never_seen_twice(number), new_folder(path, self.folders.quarantine_path(number)) as folder:
                 entries.write_tensors(folder / DELTA, delta.to_tensors())
                 rows.save(folder / STATE)
                 entries.write_edits(folder, edits)
@@ -278,9 +278,9 @@ class Ledger:
         try:
             yield
         except OSError as fault:
-            if self.folders.aside(number).exists():
+            if self.folders.quarantine_path(number).exists():
                 with contextlib.suppress(OSError):
-                    self.folders.note_aside(number, [f"it could not be made durable: {fault}"], was_live=False)
+                    self.folders.write_note(number, [f"it could not be made durable: {fault}"], was_live=False)
             raise
 
     def _take_snapshot(self, number: int) -> None:
@@ -309,7 +309,7 @@ class Ledger:
             if (before := self.head) != number:
                 self.heads.move(number, self.newest, before, by)
 
-    def withdraw(self, number: int, to: int, by: str = "") -> None:
+    def retract(self, number: int, to: int, by: str = "") -> None:
         """Take back a version that nobody could serve: the head is `to`, and `find_edit` never answers `number`.
 
         For right after its append: its edits are then made again, in another version. A failure leaves the head where it is.
@@ -322,9 +322,9 @@ class Ledger:
         with self.only_writer():
             self.heads.move(to, self.newest, self.head, by, number)
 
-    def withdrawn(self) -> frozenset[int]:
-        """The versions that were taken back by `withdraw`."""
-        return self.heads.withdrawn()
+    def retracted(self) -> frozenset[int]:
+        """The versions that were taken back by `retract`."""
+        return self.heads.retracted()
 
     def _check_whole(self, number: int) -> None:
         if faults := self.verify(number):
@@ -362,15 +362,15 @@ class Ledger:
             return None
         if (head := self.head) != self._live[0]:
             self._live = head, frozenset(self.chain(head))
-        return max(set(found) - self.withdrawn(), key=lambda number: (number in self._live[1], number), default=None)
+        return max(set(found) - self.retracted(), key=lambda number: (number in self._live[1], number), default=None)
 
     def verify(self, number: int) -> list[str]:
         """What is wrong with a version: files missing, cut off or changed, or not of its lineage. Raises `UnknownVersion`."""
         return quarantine.verify(self.folders.existing(number), number, lambda parent: self.version(parent).fingerprint)
 
-    def set_aside(self) -> list[SetAside]:
+    def quarantined(self) -> list[QuarantinedVersion]:
         """Every version that a recovery ever took out. An edit that was acknowledged as applied in one is to be made again."""
-        return quarantine.all_set_aside(self.folders, self.index)
+        return quarantine.quarantined_versions(self.folders, self.index)
 
     def export(self, number: int, directory: str | Path) -> Path:
         """Version `number` as a plain Hugging Face checkpoint, in the base model's own dtype.

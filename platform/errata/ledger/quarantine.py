@@ -14,7 +14,7 @@ from errata.ledger.index import Index
 
 
 @dataclass(frozen=True)
-class SetAside:
+class QuarantinedVersion:
     """A version that was damaged: what was wrong when it was found, where it is now, its edits as far as they are known.
 
     `was_live` says whether the head came from it then: if not, somebody had gone back before it, and its edits are not missed.
@@ -38,10 +38,10 @@ def verify(folder: Path, number: int, fingerprint_of: Callable[[int], str]) -> l
     return found
 
 
-def all_set_aside(folders: Folders, index: Index) -> list[SetAside]:
+def quarantined_versions(folders: Folders, index: Index) -> list[QuarantinedVersion]:
     """Every version that a recovery ever moved out of the chain, oldest first."""
     found = []
-    for number in folders.numbers_aside():
-        path, (faults, was_live) = folders.aside(number), folders.noted_aside(number)
-        found.append(SetAside(number, faults, index.edits(number) or edits_left(path), path, was_live))
+    for number in folders.quarantined_numbers():
+        path, (faults, was_live) = folders.quarantine_path(number), folders.read_note(number)
+        found.append(QuarantinedVersion(number, faults, index.edits(number) or edits_left(path), path, was_live))
     return found

@@ -14,18 +14,18 @@ from errata.durable import TEMPORARY
 from errata.ledger.entry import LedgerDamaged, UnknownVersion, edits_left
 from errata.ledger.head import NEVER
 from errata.ledger.ledger import Ledger
-from errata.ledger.quarantine import SetAside
+from errata.ledger.quarantine import QuarantinedVersion
 
 
 @dataclass(frozen=True)
 class Recovered:
     """What `recover` found. `head` is the head after it; `notes` say what else was mended or passed over.
 
-    `set_aside` are those of this call; `Ledger.set_aside` tells all of them again, to a caller that was stopped in between.
+    `quarantined` are those of this call; `Ledger.quarantined` tells all of them again, to a caller that was stopped in between.
     """
 
     head: int
-    set_aside: tuple[SetAside, ...] = ()
+    quarantined: tuple[QuarantinedVersion, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -64,7 +64,7 @@ def _leftovers(ledger: Ledger) -> str:
 
 def _logs(ledger: Ledger) -> list[str]:
     notes = []
-    for path, found in ((ledger.heads.log, ledger.moves()), (ledger.directory / "refusals.jsonl", ledger.refusals())):
+    for path, found in ((ledger.heads.log, ledger.head_log()), (ledger.directory / "refusals.jsonl", ledger.refusals())):
         written = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n")) if path.exists() else 0
         if lost := written - sum(1 for _ in found):
             notes.append(f"{lost} lines of {path.name} cannot be read and are passed over")
@@ -77,19 +77,19 @@ def _missing(ledger: Ledger) -> list[int]:
     with contextlib.suppress(ValueError):
         moved = ledger.heads.read() or NEVER
     last = max(moved["after"], ledger.index.newest)
-    return [n for n in range(ledger.newest + 1, last + 1) if not ledger.folders.aside(n).exists()]
+    return [n for n in range(ledger.newest + 1, last + 1) if not ledger.folders.quarantine_path(n).exists()]
 
 
-def _mark_missing(ledger: Ledger, number: int) -> SetAside:
-    path, faults, was_live = ledger.folders.aside(number), ("its folder is missing",), _is_live(ledger, number)
-    ledger.folders.note_aside(number, faults, was_live)
+def _mark_missing(ledger: Ledger, number: int) -> QuarantinedVersion:
+    path, faults, was_live = ledger.folders.quarantine_path(number), ("its folder is missing",), _is_live(ledger, number)
+    ledger.folders.write_note(number, faults, was_live)
     path.mkdir()
-    return SetAside(number, faults, ledger.index.edits(number), path, was_live)
+    return QuarantinedVersion(number, faults, ledger.index.edits(number), path, was_live)
 
 
-def _set_aside_damaged(ledger: Ledger) -> list[SetAside]:
+def _set_aside_damaged(ledger: Ledger) -> list[QuarantinedVersion]:
     """The newest version and the head, until both are whole."""
-    gone: list[SetAside] = []
+    gone: list[QuarantinedVersion] = []
     while True:
         suspects = {ledger.newest, _nearest(ledger, ledger.head)}
         found = {number: wrong for number in suspects if (wrong := ledger.verify(number))}
@@ -103,12 +103,12 @@ def _set_aside_damaged(ledger: Ledger) -> list[SetAside]:
                 f"version {number} is damaged{after}: {'; '.join(found[number])}. Bring {ledger.folders.path(number)} back "
                 "from a copy, or move the head to a version that does not come from it, with Ledger.move_head"
             )
-        folder, path = ledger.folders.path(number), ledger.folders.aside(number)
+        folder, path = ledger.folders.path(number), ledger.folders.quarantine_path(number)
         edits, was_live = ledger.index.edits(number) or edits_left(folder), _is_live(ledger, number)
-        ledger.folders.note_aside(number, found[number], was_live)
+        ledger.folders.write_note(number, found[number], was_live)
         folder.rename(path)
         ledger.forget()
-        gone.append(SetAside(number, tuple(found[number]), edits, path, was_live))
+        gone.append(QuarantinedVersion(number, tuple(found[number]), edits, path, was_live))
 
 
 def _is_live(ledger: Ledger, number: int) -> bool:
@@ -162,7 +162,7 @@ def _mend_snapshots(ledger: Ledger) -> list[str]:
             continue
         older = not ledger.snapshots.state_path(number).exists()
         if ledger.joined(number) is None or not (older or ledger.snapshots.holds_state(number)):
-            moved = ledger.snapshots.set_aside(number)
+            moved = ledger.snapshots.quarantine(number)
             ledger.join(since)
             notes.append(f"the snapshot up to version {number} was damaged; it is made again, {', '.join(map(str, moved))}")
         since = []

@@ -67,7 +67,7 @@ class Snapshots:
                 state.save(beside)
         self._covered.pop(numbers[-1], None)
 
-    def set_aside(self, number: int) -> list[Path]:
+    def quarantine(self, number: int) -> list[Path]:
         """Out of the way, not deleted; returns their new names."""
         self._covered.pop(number, None)
         self._whole.discard(number)

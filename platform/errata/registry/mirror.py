@@ -144,7 +144,7 @@ class Mirror:
         try:
             ours = self.ledger.version(number).fingerprint
         except UnknownVersion:
-            set_aside = number >= 0 and self.ledger.folders.aside(number).exists()
+            set_aside = number >= 0 and self.ledger.folders.quarantine_path(number).exists()
             return None if set_aside else f"is number {number}, which the ledger does not have"
         except LedgerDamaged:
             return None
@@ -190,7 +190,7 @@ class Mirror:
         """What is no version: edits that were refused, and moves of the head."""
         path = self.ledger.directory / REFUSALS
         size = path.stat().st_size if path.exists() else 0
-        moves = list(self.ledger.moves())
+        moves = list(self.ledger.head_log())
         if self._ahead or (size == self._refusals_bytes and len(moves) == cursor.moves):
             return cursor
         refusals, before = list(self.ledger.refusals()), cursor

@@ -96,7 +96,7 @@ class History:
             versions[0].created,
             points,
             tuple(events),
-            tuple(Move(move["time"], move["before"], move["version"], move["after"]) for move in ledger.moves()),
+            tuple(Move(move["time"], move["before"], move["version"], move["after"]) for move in ledger.head_log()),
         )
 
     @property

@@ -17,7 +17,7 @@ from errata.editors.state import EditorState
 from errata.history.blame import blame, blamed, likeliest_first
 from errata.history.checkout import checked_out
 from errata.ledger import Ledger
-from errata.model.generation import answered, greedy
+from errata.model.generation import greedy, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from serving.worker import live_model
@@ -141,8 +141,8 @@ def test_the_likeliest_edit_comes_first() -> None:
 def test_a_walk_has_the_bits_of_each_version(tiny_model: LanguageModel, ledger: Ledger, random_delta) -> None:
     for number in range(9):
         delta = in_series([random_delta(90), random_delta(91)]) if number == 6 else random_delta(number)
-        ledger.append(number, delta, EditorState(), [], {}, "Any", "")
-    ledger.append(4, random_delta(50), EditorState(), [], {}, "Any", "", expected_head=9)  # version 10, on a branch
+        ledger.append(number, delta, EditorState(), [], {}, ("Any", ""))
+    ledger.append(4, random_delta(50), EditorState(), [], {}, ("Any", ""), expected_head=9)  # version 10, on a branch
     spec = find_matrices(tiny_model.module, MATRICES)
     edited, weight = EditedModel(tiny_model.module, spec), tiny_model.module.get_submodule(MATRICES[0]).weight
     wanted = []
@@ -164,7 +164,7 @@ def test_a_walk_has_the_bits_of_each_version(tiny_model: LanguageModel, ledger: 
 def test_an_answer_is_cut_where_the_context_ends(tiny_model: LanguageModel) -> None:
     longest = " ".join(["river"] * (tiny_model.max_tokens - 2))
     rooms = {"question": 5, longest: 2, "river": 5}
-    texts = answered(tiny_model, ["question", longest, "question", "river"], 5)
+    texts = greedy_texts(tiny_model, ["question", longest, "question", "river"], 5, fit_context=True)
     alone = {p: tiny_model.tokenizer.decode(greedy(tiny_model, [p], n)[0], skip_special_tokens=True) for p, n in rooms.items()}
-    assert texts == [alone[prompt].strip() for prompt in ("question", longest, "question", "river")]
+    assert texts == [alone[prompt] for prompt in ("question", longest, "question", "river")]
     assert texts[0] != texts[3] and texts[1]

@@ -17,7 +17,7 @@ from tests.unit.conftest import MATRICES
 
 def add(ledger: Ledger, delta: WeightDelta, *edits: Edit, parent: int | None = None, **card: object) -> None:
     head = ledger.head
-    ledger.append(head if parent is None else parent, delta, EditorState(), edits, card, "Any", "", expected_head=head)
+    ledger.append(head if parent is None else parent, delta, EditorState(), edits, card, ("Any", ""), expected_head=head)
 
 
 def total(ledger: Ledger, number: int, matrix: str) -> torch.Tensor:

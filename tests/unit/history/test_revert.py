@@ -17,7 +17,7 @@ from errata.guard.limits import VersionRefused
 from errata.history.lineage import batches, common_ancestor, live_edits, live_versions
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict
-from errata.model.generation import answered
+from errata.model.generation import greedy_texts
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from tests.e2e.toy import WORLD, Toy, make_checkpoint
 
@@ -124,7 +124,7 @@ def test_a_part_of_a_version_is_replayed(shop: LiveModel, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["subtract", "replay"])
 def test_the_scorecard_shows_the_effect(shop: LiveModel, mode: str) -> None:
     def say() -> list[str]:
-        return answered(shop.model, [A.prompt, B.prompt], 8)
+        return [text.strip() for text in greedy_texts(shop.model, [A.prompt, B.prompt], 8)]
 
     post(shop, (C,))
     was = say()
@@ -288,7 +288,7 @@ def test_an_editor_that_refuses_in_replay_leaves_everything_as_it_was(exact: Liv
 def test_what_another_editor_made_is_not_replayed(shop: LiveModel) -> None:
     post(shop, (A, B))
     state = EditorState(3)
-    shop.ledger.append(1, shop.ledger.delta(1), state, [C], {}, "MEMIT", "")
+    shop.ledger.append(1, shop.ledger.delta(1), state, [C], {}, ("MEMIT", ""))
     shop.move_to(2)
     with pytest.raises(RevertRefused, match=r"cannot be replayed by tests.e2e.toy:Toy.*version 2 by MEMIT"):
         shop.revert(["e0"], [])
@@ -297,7 +297,7 @@ def test_what_another_editor_made_is_not_replayed(shop: LiveModel) -> None:
 
 def test_another_artifact_is_a_warning(shop: LiveModel) -> None:
     post(shop, (A, B))
-    shop.ledger.append(1, shop.ledger.delta(1), shop.state, [C], {}, shop.options.editor, "old")
+    shop.ledger.append(1, shop.ledger.delta(1), shop.state, [C], {}, (shop.options.editor, "old"))
     shop.move_to(2)
     card = shop.revert(["e0"], []).scorecard
     assert card["warnings"] == ["versions 2 were made with another artifact than none"]

@@ -23,7 +23,7 @@ EDIT = Edit("a prompt", "its target", id="one", poster="ada")
 
 def append(ledger, random_delta, state=None):
     state = EditorState(1, {"past": torch.ones(40, 30)}) if state is None else state
-    return ledger.append(ledger.head, random_delta(ledger.newest + 1), state, [EDIT], {"efficacy": 1.0}, "E", "p")
+    return ledger.append(ledger.head, random_delta(ledger.newest + 1), state, [EDIT], {"efficacy": 1.0}, ("E", "p"))
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -70,15 +70,15 @@ def test_moves_and_refusals_that_do_not_fit_leave_no_trace(ledger, random_delta,
     do = {
         "move": lambda: ledger.move_head(1, by="ada"),
         "refuse": lambda: ledger.refuse(2, EDIT, EditRejected("no room", field="prompt", code=Code.EDITOR_FAILED)),
-        "withdraw": lambda: ledger.withdraw(2, 1),
+        "withdraw": lambda: ledger.retract(2, 1),
     }[what]
     before = files_of(ledger.directory)
     with no_file_over(num_bytes), pytest.raises(OSError):
         do()
     assert files_of(ledger.directory) == before
-    assert ledger.head == 2 and not ledger.withdrawn()
+    assert ledger.head == 2 and not ledger.retracted()
     do()
-    counts = ledger.head, len(list(ledger.moves())), len(list(ledger.refusals()))
+    counts = ledger.head, len(list(ledger.head_log())), len(list(ledger.refusals()))
     assert counts == ((2, 2, 3) if what == "refuse" else (1, 3, 2))
 
 
@@ -131,7 +131,7 @@ def test_on_a_disk_that_is_really_full_every_call_is_whole_or_nothing(small_disk
         ballast.unlink()
         ledger.move_head(ledger.newest)
         again = Ledger.open(ledger.directory, 4)
-        assert recover(again).set_aside == () and again.head == again.newest
+        assert recover(again).quarantined == () and again.head == again.newest
         assert all(again.verify(version.number) == [] for version in again.versions())
     assert num_failed > 3 and ledger.newest > 4
 
@@ -164,7 +164,7 @@ def test_after_reopening_going_back_and_branching_states_are_exact(ledger, rando
     def make(at: Ledger, state: EditorState, parent: int, head: int) -> EditorState:
         rows = torch.randn(2, 3, generator=torch.Generator().manual_seed(at.newest))
         state = state.grown(1, {"past": rows}, {})
-        made = at.append(parent, random_delta(at.newest), state, (), {}, "E", "p", expected_head=head)
+        made = at.append(parent, random_delta(at.newest), state, (), {}, ("E", "p"), expected_head=head)
         states[made.number] = state
         return state
 
@@ -177,7 +177,7 @@ def test_after_reopening_going_back_and_branching_states_are_exact(ledger, rando
     make(again, states[2], 8, 8)  # shorter than its parent's
     replayed = states[1].grown(1, {"past": torch.ones(2, 3)}, {}).grown(1, {"past": torch.ones(2, 3)}, {})
     states[10] = replayed  # as long as version 3's, with other rows
-    again.append(3, random_delta(99), replayed, (), {}, "E", "p", expected_head=9)
+    again.append(3, random_delta(99), replayed, (), {}, ("E", "p"), expected_head=9)
     for number, wanted in states.items():
         for each in (again, Ledger.open(ledger.directory, 4)):
             assert states_equal(each.state(number), wanted), number
@@ -219,5 +219,5 @@ def test_a_conflict_is_one_before_anything_is_written(ledger, random_delta):
     append(ledger, random_delta)
     before = files_of(ledger.directory)
     with no_file_over(0), pytest.raises(LedgerConflict):
-        ledger.append(0, random_delta(1), EditorState(), (), {}, "E", "p")
+        ledger.append(0, random_delta(1), EditorState(), (), {}, ("E", "p"))
     assert files_of(ledger.directory) == before

@@ -23,7 +23,7 @@ STATE = EditorState(3, {"past": torch.arange(6.0).view(2, 3)})
 
 def append(ledger, delta, parent=None, edits=(), state=STATE):
     parent = ledger.head if parent is None else parent
-    return ledger.append(parent, delta, state, edits, {"efficacy": 1.0}, "RLEdit", "test")
+    return ledger.append(parent, delta, state, edits, {"efficacy": 1.0}, ("RLEdit", "test"))
 
 
 def fill(ledger, random_delta, count):
@@ -93,7 +93,7 @@ def test_a_stale_parent_is_a_conflict(ledger, random_delta):
 
 def test_a_branch_from_before_the_head_is_made_in_one_step(ledger, random_delta):
     fill(ledger, random_delta, 3)
-    arguments = (random_delta(0), STATE, (), {}, "RLEdit", "test")
+    arguments = (random_delta(0), STATE, (), {}, ("RLEdit", "test"))
     with pytest.raises(LedgerConflict):
         ledger.append(1, *arguments, expected_head=2)
     with pytest.raises(UnknownVersion, match="7"):
@@ -218,14 +218,14 @@ def test_a_withdrawn_version_is_not_the_head_and_holds_no_edit(ledger, random_de
     one = Edit("a", "b", id="one")
     append(ledger, random_delta(1))
     append(ledger, random_delta(2), edits=[one])
-    assert ledger.find_edit("one") == 2 and ledger.withdrawn() == set()
-    ledger.withdraw(2, 1)
+    assert ledger.find_edit("one") == 2 and ledger.retracted() == set()
+    ledger.retract(2, 1)
     for each in (ledger, Ledger.open(ledger.directory)):
-        assert (each.head, each.newest, each.withdrawn(), each.find_edit("one")) == (1, 2, {2}, None)
-    assert [(move["before"], move["version"], move["withdrawn"]) for move in ledger.moves()] == [(2, 1, 2)]
+        assert (each.head, each.newest, each.retracted(), each.find_edit("one")) == (1, 2, {2}, None)
+    assert [(move["before"], move["version"], move["withdrawn"]) for move in ledger.head_log()] == [(2, 1, 2)]
     assert (append(ledger, random_delta(2), edits=[one]).number, ledger.find_edit("one")) == (3, 3)
-    ledger.withdraw(3, 1)
-    assert (ledger.head, ledger.withdrawn(), ledger.find_edit("one")) == (1, {2, 3}, None)
+    ledger.retract(3, 1)
+    assert (ledger.head, ledger.retracted(), ledger.find_edit("one")) == (1, {2, 3}, None)
 
 
 def test_where_the_head_was_before_an_append(ledger, random_delta):
@@ -237,7 +237,7 @@ def test_where_the_head_was_before_an_append(ledger, random_delta):
     append(ledger, random_delta(1))
     append(ledger, random_delta(2))
     assert [ledger.head_before(number) for number in (1, 2, 3, 4)] == [None, None, 1, 3]
-    ledger.withdraw(4, 3)
+    ledger.retract(4, 3)
     append(ledger, random_delta(1))
     assert [ledger.head_before(number) for number in (4, 5)] == [None, 3]
 
@@ -246,11 +246,11 @@ def test_what_cannot_be_withdrawn_stays(ledger, random_delta):
     fill(ledger, random_delta, 3)
     for number, to in ((1, 3), (3, 3), (0, 1)):
         with pytest.raises(ValueError, match=f"version {number} cannot be withdrawn: version {to}"):
-            ledger.withdraw(number, to)
+            ledger.retract(number, to)
     for number, to in ((9, 1), (3, 9)):
         with pytest.raises(UnknownVersion, match="9"):
-            ledger.withdraw(number, to)
-    assert (ledger.head, ledger.withdrawn(), list(ledger.moves())) == (3, set(), [])
+            ledger.retract(number, to)
+    assert (ledger.head, ledger.retracted(), list(ledger.head_log())) == (3, set(), [])
 
 
 def test_a_number_that_somebody_may_have_seen_is_not_used_again(ledger, random_delta, monkeypatch):
@@ -271,10 +271,10 @@ def test_a_number_that_somebody_may_have_seen_is_not_used_again(ledger, random_d
     assert seen[0].number == 2
     for each in (ledger, reader, Ledger.open(ledger.directory)):
         assert (each.head, each.newest, each.find_edit("one")) == (1, 1, None)
-    (gone,) = ledger.set_aside()
+    (gone,) = ledger.quarantined()
     assert (gone.number, gone.was_live, gone.faults) == (2, False, ("it could not be made durable: cannot be synced",))
     assert append(ledger, random_delta(3)).number == 3 == reader.head
-    assert recover(ledger).set_aside == ()
+    assert recover(ledger).quarantined == ()
 
 
 def test_an_exported_version_is_a_plain_checkpoint(ledger, random_delta, model_dir, tmp_path):

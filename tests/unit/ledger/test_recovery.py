@@ -46,7 +46,7 @@ def append(ledger, random_delta, parent=None, expected_head=None):
     rows = torch.randn(2, 3, generator=torch.Generator().manual_seed(number))
     edits = (Edit(f"prompt {number}", "target", id=f"id-{number}", poster="ada"),)
     state = before.grown(1, {"past": rows}, {})
-    return ledger.append(parent, random_delta(number), state, edits, {"efficacy": 1.0}, "E", "p", expected_head)
+    return ledger.append(parent, random_delta(number), state, edits, {"efficacy": 1.0}, ("E", "p"), expected_head)
 
 
 def fill(ledger, random_delta, count):
@@ -69,7 +69,7 @@ def test_a_whole_ledger_is_left_as_it_is(ledger, random_delta):
     ledger.move_head(7, by="ada")
     before = files_of(ledger.directory)
     found = recover(Ledger.open(ledger.directory))
-    assert (found.head, found.set_aside, found.notes) == (7, (), ())
+    assert (found.head, found.quarantined, found.notes) == (7, (), ())
     assert files_of(ledger.directory) == before
     assert all(ledger.verify(number) == [] for number in range(10))
 
@@ -82,11 +82,11 @@ def test_a_damaged_newest_version_is_set_aside(ledger, random_delta, damage, nam
     left = {path.name: path.read_bytes() for path in ledger.folders.path(6).iterdir()}
     assert any(name in fault for fault in ledger.verify(6))
     found = recover(Ledger.open(ledger.directory))
-    (gone,) = found.set_aside
+    (gone,) = found.quarantined
     assert (found.head, gone.number, [edit.id for edit in gone.edits]) == (5, 6, ["id-6"])
     assert gone.edits[0].poster == "ada" and any(name in fault for fault in gone.faults)
     assert gone.path.name == "00000006.corrupt"
-    assert [(a.number, a.edits, a.path) for a in Ledger.open(ledger.directory).set_aside()] == [(6, gone.edits, gone.path)]
+    assert [(a.number, a.edits, a.path) for a in Ledger.open(ledger.directory).quarantined()] == [(6, gone.edits, gone.path)]
     assert {path.name: path.read_bytes() for path in gone.path.iterdir()} == left
     for each in (ledger, Ledger.open(ledger.directory, 4)):
         assert (each.head, each.newest, [v.number for v in each.versions()][-1]) == (5, 5, 5)
@@ -96,16 +96,16 @@ def test_a_damaged_newest_version_is_set_aside(ledger, random_delta, damage, nam
     assert again.find_edit("id-6") is None
     assert (append(again, random_delta).number, again.chain(7)) == (7, [1, 2, 3, 4, 5, 7])
     assert [ledger.newest, ledger.head, Ledger.open(ledger.directory).head, again.find_edit("id-5")] == [7, 7, 7, 5]
-    assert recover(Ledger.open(ledger.directory)).set_aside == ()
+    assert recover(Ledger.open(ledger.directory)).quarantined == ()
 
 
 def test_the_edits_of_a_damaged_version_are_known_as_far_as_they_can_be_read(ledger, random_delta):
     edits = [Edit(f"p{i}", "t", id=str(i)) for i in range(3)]
-    ledger.append(0, random_delta(1), EditorState(), edits, {}, "E", "p")
+    ledger.append(0, random_delta(1), EditorState(), edits, {}, ("E", "p"))
     (ledger.directory / "index").unlink()
     lines = (ledger.folders.path(1) / "edits.jsonl").read_bytes().split(b"\n")
     (ledger.folders.path(1) / "edits.jsonl").write_bytes(b"\n".join([lines[0], b"\xff" + lines[1], lines[2][:9]]))
-    (gone,) = recover(Ledger.open(ledger.directory)).set_aside
+    (gone,) = recover(Ledger.open(ledger.directory)).quarantined
     assert [edit.id for edit in gone.edits] == ["0"]
 
 
@@ -114,14 +114,14 @@ def test_several_damaged_versions_are_set_aside_one_after_the_other(ledger, rand
     for number in (6, 7):
         empty(ledger.folders.path(number) / "entry.json")
     found = recover(ledger)
-    assert (found.head, [gone.number for gone in found.set_aside]) == (5, [7, 6])
+    assert (found.head, [gone.number for gone in found.quarantined]) == (5, [7, 6])
     assert append(ledger, random_delta).number == 8
 
 
 def test_a_newest_version_whose_folder_is_gone_leaves_its_number_unused(ledger, random_delta):
     ledger = fill(ledger, random_delta, 3)
     shutil.rmtree(ledger.folders.path(3))
-    (gone,) = recover(ledger).set_aside
+    (gone,) = recover(ledger).quarantined
     assert (gone.number, gone.faults, [e.id for e in gone.edits]) == (3, ("its folder is missing",), ["id-3"])
     assert append(ledger, random_delta).number == 4
 
@@ -148,10 +148,10 @@ def test_what_was_set_aside_says_whether_the_head_came_from_it(ledger, random_de
         ruin(ledger, number)
     wanted = {None: {2: True, 3: True}, 1: {2: False, 3: False}, 2: {2: True, 3: False}, 3: {2: True, 3: True, 4: False}}
     found = recover(Ledger.open(ledger.directory))
-    assert {gone.number: gone.was_live for gone in found.set_aside} == wanted[back_to] and found.head == 1
+    assert {gone.number: gone.was_live for gone in found.quarantined} == wanted[back_to] and found.head == 1
     now, later = (
         {gone.number: (gone.was_live, gone.faults) for gone in each}
-        for each in (found.set_aside, Ledger.open(ledger.directory).set_aside())
+        for each in (found.quarantined, Ledger.open(ledger.directory).quarantined())
     )
     assert now == later and all(faults for _, faults in later.values())
 
@@ -161,7 +161,7 @@ def test_a_version_that_a_branch_has_left_was_not_live(ledger, random_delta):
     append(ledger, random_delta, parent=1, expected_head=2)
     ledger.move_head(2)
     tear(ledger, 3)
-    assert [(gone.number, gone.was_live) for gone in recover(ledger).set_aside] == [(3, False)]
+    assert [(gone.number, gone.was_live) for gone in recover(ledger).quarantined] == [(3, False)]
     assert ledger.head == 2
 
 
@@ -170,10 +170,10 @@ def test_a_version_set_aside_without_a_note_counts_as_live(ledger, random_delta,
     ledger = fill(ledger, random_delta, 2)
     ledger.move_head(1)
     tear(ledger, 2)
-    assert not recover(ledger).set_aside[0].was_live
-    path = ledger.folders.aside(2).with_name("00000002.corrupt.json")
+    assert not recover(ledger).quarantined[0].was_live
+    path = ledger.folders.quarantine_path(2).with_name("00000002.corrupt.json")
     path.unlink() if note is None else path.write_bytes(note)
-    assert [(gone.number, gone.was_live, gone.faults) for gone in ledger.set_aside()] == [(2, True, ())]
+    assert [(gone.number, gone.was_live, gone.faults) for gone in ledger.quarantined()] == [(2, True, ())]
 
 
 def test_a_recovery_that_is_stopped_after_the_note_is_taken_up_again(ledger, random_delta, monkeypatch):
@@ -189,9 +189,9 @@ def test_a_recovery_that_is_stopped_after_the_note_is_taken_up_again(ledger, ran
         recover(ledger)
     monkeypatch.undo()
     again = Ledger.open(ledger.directory)
-    assert (again.set_aside(), again.newest) == ([], 2)
+    assert (again.quarantined(), again.newest) == ([], 2)
     (ledger.directory / "versions" / ".new-00000002.corrupt.json").write_text("half a note")
-    assert [gone.was_live for gone in recover(again).set_aside] == [gone.was_live for gone in again.set_aside()] == [False]
+    assert [gone.was_live for gone in recover(again).quarantined] == [gone.was_live for gone in again.quarantined()] == [False]
 
 
 def test_a_version_that_cannot_be_read_off_the_live_chain_hides_no_other(ledger, random_delta):
@@ -217,7 +217,7 @@ def test_a_withdrawal_that_was_cut_off_is_finished(ledger, random_delta, monkeyp
 
     monkeypatch.setattr("errata.durable.os.replace", fail)  # the log has its line, HEAD is as it was
     with pytest.raises(OSError, match="power cut"):
-        ledger.withdraw(3, 2)
+        ledger.retract(3, 2)
     monkeypatch.undo()
     assert ledger.head == 3
     found = recover(Ledger.open(ledger.directory))
@@ -239,9 +239,9 @@ def test_a_damaged_head_that_is_not_the_newest(ledger, random_delta):
     ledger.move_head(4)
     flip(ledger.folders.path(4) / STATE)
     found = recover(Ledger.open(ledger.directory))
-    assert (found.head, [gone.number for gone in found.set_aside], ledger.newest) == (3, [4], 5)
+    assert (found.head, [gone.number for gone in found.quarantined], ledger.newest) == (3, [4], 5)
     assert "the head was moved to version 4, which is not there; the head is now version 3" in found.notes
-    assert (ledger.head, list(ledger.moves())[-1]["by"]) == (3, "recovery")
+    assert (ledger.head, list(ledger.head_log())[-1]["by"]) == (3, "recovery")
 
 
 def test_a_damaged_head_that_others_follow_is_an_error_that_says_what_to_do(ledger, random_delta):
@@ -263,7 +263,7 @@ def test_a_damaged_version_in_the_middle_of_the_chain_is_named(ledger, random_de
     (ledger.directory / "index").unlink()
     damage(ledger.folders.path(2) / name)
     again = Ledger.open(ledger.directory)
-    with pytest.raises(LedgerDamaged, match=f"version 2 is damaged: {name}.*Bring .*00000002 back from a copy"):
+    with pytest.raises(LedgerDamaged, match=f"version 2 is damaged: {name}.*Restore .*00000002 from a backup"):
         again.segments(3)
     assert again.verify(2) and again.verify(1) == []
 
@@ -271,9 +271,9 @@ def test_a_damaged_version_in_the_middle_of_the_chain_is_named(ledger, random_de
 def test_the_head_is_not_moved_to_a_damaged_version(ledger, random_delta):
     ledger = fill(ledger, random_delta, 3)
     flip(ledger.folders.path(1) / STATE)
-    with pytest.raises(LedgerDamaged, match=r"version 1 is damaged: state\.safetensors is not what was written"):
+    with pytest.raises(LedgerDamaged, match=r"version 1 is damaged: state\.safetensors is not as it was written"):
         ledger.move_head(1)
-    assert (ledger.head, list(ledger.moves())) == (3, [])
+    assert (ledger.head, list(ledger.head_log())) == (3, [])
 
 
 def test_a_version_in_the_middle_that_is_gone_is_named(ledger, random_delta):
@@ -291,8 +291,8 @@ def test_without_version_0_there_is_nothing_to_fall_back_to(ledger):
 
 def test_a_delta_of_another_lineage_is_noticed(ledger, random_delta, tmp_path):
     ledger, other = fill(ledger, random_delta, 2), Ledger.create(tmp_path / "other", ledger.base)
-    other.append(0, random_delta(50), EditorState(), (), {}, "E", "p")
-    other.append(1, random_delta(2), EditorState(), (), {}, "E", "p")
+    other.append(0, random_delta(50), EditorState(), (), {}, ("E", "p"))
+    other.append(1, random_delta(2), EditorState(), (), {}, ("E", "p"))
     shutil.rmtree(ledger.folders.path(2))
     shutil.copytree(other.folders.path(2), ledger.folders.path(2))
     assert Ledger.open(ledger.directory).verify(2) == ["its fingerprint is not that of its delta after version 1"]
@@ -310,7 +310,7 @@ def test_a_damaged_snapshot_gives_the_same_bits_and_is_made_again(ledger, random
     assert digests(again.segments(9)) == deltas
     assert torch.equal(again.state(9).tensors["past"], past)
     found = recover(Ledger.open(ledger.directory, 4))
-    assert (found.head, found.set_aside) == (9, ())
+    assert (found.head, found.quarantined) == (9, ())
     again = Ledger.open(ledger.directory, 4)
     assert digests(again.segments(9)) == deltas
     assert torch.equal(again.state(9).tensors["past"], past)
@@ -331,7 +331,7 @@ def test_a_damaged_head_file_is_told_and_the_log_of_moves_knows_better(ledger, r
     assert ledger.head == 2
     found = recover(ledger)
     assert found.head == 2 and found.notes[0].startswith("HEAD ") and found.notes[0].endswith("the head is now version 2")
-    assert [move["by"] for move in ledger.moves()] == ["ada", "recovery"]
+    assert [move["by"] for move in ledger.head_log()] == ["ada", "recovery"]
     assert (recover(Ledger.open(ledger.directory)).notes, append(ledger, random_delta).parent) == ((), 2)
 
 
@@ -352,7 +352,7 @@ def test_half_a_line_of_the_moves_costs_no_other(ledger, random_delta):
     with (ledger.directory / "moves.jsonl").open("ab") as log:
         log.write(b'{"version": 3, "af')
     ledger.move_head(2, by="bo")
-    assert [(m["before"], m["version"], m["by"]) for m in ledger.moves()] == [(3, 1, "ada"), (1, 2, "bo")]
+    assert [(m["before"], m["version"], m["by"]) for m in ledger.head_log()] == [(3, 1, "ada"), (1, 2, "bo")]
     assert "1 lines of moves.jsonl" in recover(ledger).notes[0]
 
 
@@ -393,7 +393,7 @@ def test_a_ledger_of_before_there_were_digests_stays_readable(ledger, random_del
             states[number].save(ledger.folders.path(number) / STATE)
     (ledger.directory / "HEAD").write_text('{"version": 5, "after": 6}')
     older = Ledger.open(ledger.directory, 4)
-    assert (older.head, recover(older).set_aside) == (5, ())
+    assert (older.head, recover(older).quarantined) == (5, ())
     assert all(older.verify(number) == [] for number in range(7))
     assert torch.equal(older.state(5).tensors["past"], states[5].tensors["past"])
     assert append(older, random_delta).parent == 5

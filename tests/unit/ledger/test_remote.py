@@ -25,7 +25,7 @@ def append(ledger: Ledger, random_delta: Random, num: int = 1) -> None:
         number = ledger.newest + 1
         state = EditorState(number, {"past": torch.full((number, 3), float(number))})
         ledger.append(
-            ledger.head, random_delta(number), state, [Edit("p", "t", id=f"edit-{number}")], {"locality": 1.0}, "E", "p"
+            ledger.head, random_delta(number), state, [Edit("p", "t", id=f"edit-{number}")], {"locality": 1.0}, ("E", "p")
         )
 
 
@@ -35,7 +35,7 @@ def assert_same(one: Ledger, other: Path) -> None:
     assert (found.head, found.newest, found.base) == (one.head, one.newest, one.base)
     assert [v.fingerprint for v in found.versions()] == [v.fingerprint for v in one.versions()]
     assert all(found.verify(version.number) == [] for version in found.versions())
-    assert list(found.moves()) == list(one.moves()) and list(found.refusals()) == list(one.refusals())
+    assert list(found.head_log()) == list(one.head_log()) and list(found.refusals()) == list(one.refusals())
     assert [edit.id for edit in found.edits(found.head)] == [edit.id for edit in one.edits(one.head)]
     assert torch.equal(found.state(found.head).tensors["past"], one.state(one.head).tensors["past"])
     assert not [path for path in other.rglob(".*") if path.name.startswith((".new-", ".pulled-"))]

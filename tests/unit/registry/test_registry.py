@@ -160,7 +160,7 @@ def append(ledger: Ledger, seed: float = 0.0) -> None:
     number = ledger.newest + 1
     delta = WeightDelta({MATRIX: LowRank(torch.full((3, 1), number + seed), torch.ones(2, 1))})
     card = {"efficacy": 0.5, "locality": None, "num_edits": 1, "method": "free"}
-    ledger.append(ledger.head, delta, EditorState(number), [Edit("p", "t", id=str(number))], card, "RLEdit", "plan")
+    ledger.append(ledger.head, delta, EditorState(number), [Edit("p", "t", id=str(number))], card, ("RLEdit", "plan"))
 
 
 def refuse(ledger: Ledger) -> None:
@@ -190,7 +190,7 @@ def assert_mirrored(fake: FakeMlflow, ledger: Ledger) -> None:
     assert fake.registered["facts"].tags == {"errata.live_version": str(ledger.head), "errata.behind": "0"}
     scored = [step for key, _, _, step in fake.metrics if key == "efficacy"]
     assert sorted(scored) == [version.number for version in versions[1:]]
-    assert len([1 for key, *_ in fake.metrics if key == "live_version"]) == len(versions) + len(list(ledger.moves()))
+    assert len([1 for key, *_ in fake.metrics if key == "live_version"]) == len(versions) + len(list(ledger.head_log()))
     assert sum(table.count("bad prompt") for table in fake.tables.values()) == len(list(ledger.refusals()))
     assert [run.info.status for run in fake.runs] == ["FINISHED"]
 
@@ -411,7 +411,7 @@ def test_a_version_that_was_set_aside_is_passed_over(ledger, when):
     append(ledger)
     if when == "after":
         registry(fake).mirror(ledger)
-    ledger.folders.path(2).rename(ledger.folders.aside(2))
+    ledger.folders.path(2).rename(ledger.folders.quarantine_path(2))
     ledger = Ledger.open(ledger.directory)
     assert registry(fake).mirror(ledger).serving == 1
     append(ledger)
@@ -529,7 +529,7 @@ def test_a_version_is_described_within_limits_and_without_markdown_of_users(ledg
         "num_edits": 40,
     }
     delta = WeightDelta({MATRIX: LowRank(torch.ones(3, 1), torch.ones(2, 1))})
-    version = ledger.append(0, delta, EditorState(1), edits, card, "RLEdit", "plan_a")
+    version = ledger.append(0, delta, EditorState(1), edits, card, ("RLEdit", "plan_a"))
     text = version_card.description(version)
     assert len(text) <= 5000
     assert "follows version 0: 40 edits" in text

@@ -63,9 +63,9 @@ class Still(weight_engine.DeltaEngine):
 def grown(ledger: Ledger, random_delta) -> Ledger:
     """Nine versions, two snapshots; the last changes one matrix alone."""
     for number in range(8):
-        ledger.append(number, random_delta(number), EditorState(), (), {}, "E", "p")
+        ledger.append(number, random_delta(number), EditorState(), (), {}, ("E", "p"))
     part = LowRank(torch.ones(64, 1), torch.ones(96, 1))
-    ledger.append(8, WeightDelta({MATRICES[0]: part}), EditorState(), (), {}, "E", "p")
+    ledger.append(8, WeightDelta({MATRICES[0]: part}), EditorState(), (), {}, ("E", "p"))
     return ledger
 
 
@@ -262,7 +262,7 @@ def mixed(number: int) -> WeightDelta:
 def test_whatever_bit_of_a_snapshot_is_flipped_the_versions_own_files_are_tried_next(ledger: Ledger) -> None:
     """A replica goes on to the next update only where it is told what is wrong, and only if the next one is sound."""
     for number in range(6):
-        ledger.append(number, mixed(number), EditorState(), (), {}, "E", "p")
+        ledger.append(number, mixed(number), EditorState(), (), {}, ("E", "p"))
     path = ledger.snapshots.path(4)
     whole = path.read_bytes()
     begin = 8 + int.from_bytes(whole[:8], "little")

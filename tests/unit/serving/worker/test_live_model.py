@@ -173,7 +173,7 @@ def test_a_version_where_nobody_can_stand_is_not_gone_to(shop: LiveModel, name: 
 
 def test_a_version_of_other_matrices_is_not_gone_to(shop: LiveModel) -> None:
     before = standing(shop)
-    shop.ledger.append(3, WeightDelta({"nowhere": LowRank(torch.ones(2, 1), torch.ones(2, 1))}), shop.state, (), {}, "E", "p")
+    shop.ledger.append(3, WeightDelta({"nowhere": LowRank(torch.ones(2, 1), torch.ones(2, 1))}), shop.state, (), {}, ("E", "p"))
     shop.ledger.move_head(3)
     with pytest.raises(ValueError, match="nowhere is not an editable matrix"):
         shop.move_to(4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from errata.ledger.quarantine import SetAside
+from errata.ledger.quarantine import QuarantinedVersion
 from serving.worker.replicas import Unloadable
 from tests.fakes.edit_worker import apply, make_worker, post, replicas_of, states
 
@@ -28,7 +28,7 @@ def test_edits_of_a_version_lost_on_disk_are_made_again(tmp_path):
     apply(worker, 1)
     worker.live_model.made.pop()
     worker.live_model.version = worker.live_model.ledger.head = 1
-    worker.live_model.ledger.set_aside = lambda: [SetAside(2, ("delta.safetensors is torn",), (), tmp_path, was_live=True)]
+    worker.live_model.ledger.quarantined = lambda: [QuarantinedVersion(2, ("delta.safetensors is torn",), (), tmp_path, was_live=True)]
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("applied", 1), ("queued", None)]
     apply(worker)
@@ -42,7 +42,7 @@ def test_edits_that_a_lost_version_reverted_are_live_again(tmp_path):
     asyncio.run(worker.revert(ids, [], "auto"))
     worker.live_model.made.pop()
     worker.live_model.version = worker.live_model.ledger.head = 1
-    worker.live_model.ledger.set_aside = lambda: [SetAside(2, ("its folder is missing",), (), tmp_path, was_live=True)]
+    worker.live_model.ledger.quarantined = lambda: [QuarantinedVersion(2, ("its folder is missing",), (), tmp_path, was_live=True)]
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("applied", 1)]
 
@@ -52,7 +52,7 @@ def test_edits_of_a_lost_version_that_was_not_live_stay_out(tmp_path):
     ids = post(worker, "a")
     apply(worker)
     asyncio.run(worker.rollback(0))
-    worker.live_model.ledger.set_aside = lambda: [SetAside(1, ("it is torn",), (), tmp_path, was_live=False)]
+    worker.live_model.ledger.quarantined = lambda: [QuarantinedVersion(1, ("it is torn",), (), tmp_path, was_live=False)]
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("applied", 1)] and worker.journal.depth == 0
 
