@@ -156,7 +156,10 @@ def owners_of(trainer: ShapedTrainer) -> Mapping[str, Sequence[Tensor]]:
     net = [*trainer.net.parameters(), *trainer.net.buffers()]
     metric = [t for metric in alive[KeyPreconditioner] for t in (metric.base_II, metric.white_mI, *metric._last)]
     updates = [
-        factor for one in alive[AppliedUpdate] for proposal in (one.proposal, one.leaf) for factor in vars(proposal).values()
+        factor
+        for one in alive[AppliedUpdate]
+        for proposal in (one.proposal, one.detached)
+        for factor in vars(proposal).values()
     ]
     return {
         "trunks": _tensors([trunk.kept for trunk in alive[PrefixCache]]),

@@ -94,7 +94,7 @@ def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[E
     net = Hypernetwork(find_matrices(model.module, MODULES), rank=32, num_blocks=2, centred=False, seed=episode.seed)
     for step in steps:
         step.base_log_probs(0)  # made now, while the model is the base model
-        captured, _ = capture(model.module, step.seen, net.spec.names)
+        captured, _ = capture(model.module, step.edit_texts, net.spec.names)
         net.observe(captured)
     net.set_scale(captured, {}, step=0.5, ridge=0.1)
     return net, steps
@@ -120,7 +120,7 @@ def play_in_one_graph(
             with torch.no_grad():
                 so_far = _branch(made)
             with applied(model.module, so_far):
-                captured, _ = capture(model.module, step.seen, net.spec.names, all_tokens=net.rule == "outer")
+                captured, _ = capture(model.module, step.edit_texts, net.spec.names, all_tokens=net.rule == "outer")
             with torch.set_grad_enabled(t >= num_burn_in):
                 made.append(net.propose(captured, metrics))
             first = first or captured
@@ -142,10 +142,10 @@ def _branch(made: Sequence[Mapping[str, Proposal]]) -> WeightDelta:
 
 
 def _score(model: LanguageModel, branch: WeightDelta, step: EpisodeBatch, reward: Reward) -> Tensor:
-    assert step.unrelated is not None
+    assert step.locality_texts is not None
     base_TV = step.base_log_probs(0)
     with applied(model.module, branch):
-        edit_loss = answer_nll(answer_log_probs(model.module, step.outcomes), step.outcomes).mean()
-        now_TV = answer_log_probs(model.module, step.unrelated)
+        edit_loss = answer_nll(answer_log_probs(model.module, step.in_scope_texts), step.in_scope_texts).mean()
+        now_TV = answer_log_probs(model.module, step.locality_texts)
     kl = (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
     return reward.edit_weight * edit_loss + reward.locality_weight * kl

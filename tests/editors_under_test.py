@@ -38,7 +38,7 @@ GATE_UP = ("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
 def learned(editor: HypernetworkEditor) -> Callable[[LanguageModel], Editor]:
     def make(model: LanguageModel) -> Editor:
         batches = list(batches_of(World(20).edits("train", 20), 5))
-        text = [EpisodeBatch(model, batch).outcomes for batch in batches]
+        text = [EpisodeBatch(model, batch).in_scope_texts for batch in batches]
         return editor.untrained(model, text, batches, seed=0)
 
     return make
@@ -46,7 +46,7 @@ def learned(editor: HypernetworkEditor) -> Callable[[LanguageModel], Editor]:
 
 def measured(model: LanguageModel, modules: tuple[str, ...]) -> Moments:
     names = find_matrices(model.module, modules).names
-    text = [EpisodeBatch(model, batch).outcomes for batch in batches_of(World(20).edits("train", 20), 5)]
+    text = [EpisodeBatch(model, batch).in_scope_texts for batch in batches_of(World(20).edits("train", 20), 5)]
     gradients = gradient_sums(model.module, text, names)
     directions = {name: leading_outputs(grad_OI) for name, grad_OI in gradients.items()}
     return Moments(key_moment(model.module, text, names), {}, directions)

@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.episode import play_in_one_graph
 from benchmarks.measure import SavedTensors
 from errata.edit import batches_of
-from errata.editors.hypernet.episode import EpisodeBatch, play
+from errata.editors.hypernet.episode import EpisodeBatch, EpisodeOptions, play
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.net import Proposal
@@ -35,7 +35,7 @@ def ready(
 ) -> tuple[HypernetworkEditor, list[EpisodeBatch], dict[str, KeyPreconditioner]]:
     batches = list(batches_of(World(20).edits("train", 12), 3))
     steps = [EpisodeBatch(model, batch) for batch in batches]
-    editor = editor.untrained(model, [step.outcomes for step in steps], batches, seed=0)
+    editor = editor.untrained(model, [step.in_scope_texts for step in steps], batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
         if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
@@ -50,7 +50,7 @@ def test_every_update_is_credited_with_every_later_loss(
 ) -> None:
     editor, steps, metrics = ready(tiny_model, editor)
     net = editor.trained_policy().net
-    play(tiny_model, net, steps, metrics, REWARD, num_passes=editor.num_passes, num_burn_in=num_burn_in)
+    play(tiny_model, net, steps, metrics, REWARD, EpisodeOptions(num_passes=editor.num_passes, num_burn_in=num_burn_in))
     played = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
     play_in_one_graph(tiny_model, net, steps, metrics, REWARD, editor.num_passes, num_burn_in)
@@ -86,7 +86,7 @@ def gradient(
     editor, _, metrics = ready(model, editor)
     net = editor.trained_policy().net
     steps = [EpisodeBatch(model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 4)]
-    losses = play(model, net, steps, metrics, reward, num_passes=editor.num_passes, savings=savings)
+    losses = play(model, net, steps, metrics, reward, EpisodeOptions(num_passes=editor.num_passes, savings=savings))
     return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]), losses
 
 
@@ -114,7 +114,7 @@ def test_savings_hold_less_for_the_backward_pass(tiny_model: LanguageModel) -> N
         saved = SavedTensors(tiny_model.module)
         with saved.watching():
             steps = [EpisodeBatch(tiny_model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 10)]
-            play(tiny_model, editor.trained_policy().net, steps, {}, REWARD, savings=savings)
+            play(tiny_model, editor.trained_policy().net, steps, {}, REWARD, EpisodeOptions(savings=savings))
         return saved.peak_bytes
 
     whole = held(MemoryOptions())
@@ -128,7 +128,7 @@ def test_no_pass_has_more_texts_than_a_micro_batch(tiny_model: LanguageModel, ru
     """Of first batches, of edits and of what they are scored on."""
     editor, _, metrics = ready(tiny_model, UNDER_TEST[rule])
     batches, found = list(batches_of(World(20).edits("train", 8), 4)), []
-    text = [EpisodeBatch(tiny_model, batch).outcomes for batch in batches]
+    text = [EpisodeBatch(tiny_model, batch).in_scope_texts for batch in batches]
     with tiny_model.module.register_forward_pre_hook(
         lambda _module, _args, kwargs: found.append(len(kwargs["input_ids"])), with_kwargs=True
     ):
@@ -136,7 +136,14 @@ def test_no_pass_has_more_texts_than_a_micro_batch(tiny_model: LanguageModel, ru
         assert found == [3, 1, 3, 1]
         savings = MemoryOptions(micro_batch=3)
         steps = [EpisodeBatch(tiny_model, batch, savings=savings) for batch in batches]
-        play(tiny_model, editor.trained_policy().net, steps, metrics, REWARD, num_passes=editor.num_passes, savings=savings)
+        play(
+            tiny_model,
+            editor.trained_policy().net,
+            steps,
+            metrics,
+            REWARD,
+            EpisodeOptions(num_passes=editor.num_passes, savings=savings),
+        )
     assert max(found) == 3
 
 

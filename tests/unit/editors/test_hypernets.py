@@ -35,7 +35,7 @@ REWARD = Reward(backtrack_depth=1, locality_weight=0.5, update_penalty=1e-3)
 
 def ready(model: LanguageModel, editor: HypernetworkEditor) -> HypernetworkEditor:
     batches = list(batches_of(EDITS, 4))
-    editor = editor.untrained(model, [EpisodeBatch(model, batch).outcomes for batch in batches], batches, seed=0)
+    editor = editor.untrained(model, [EpisodeBatch(model, batch).in_scope_texts for batch in batches], batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
         if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
@@ -120,7 +120,7 @@ def test_folds_take_turns_each_in_its_own_metric(tiny_model: LanguageModel, monk
     world, editor = World(20), ready(tiny_model, RLEdit(MODULES, rank=8, reward=REWARD))
     folds = []
     for own, other in (FOLDS, FOLDS[::-1]):
-        text = [EpisodeBatch(tiny_model, batch).outcomes for batch in batches_of(world.edits(other, 12), 4)]
+        text = [EpisodeBatch(tiny_model, batch).in_scope_texts for batch in batches_of(world.edits(other, 12), 4)]
         folds.append(Fold(world.edits(own, 12), editor.measured_bases(tiny_model, text)))
     seen: list[tuple[set[str | None], Mapping[str, KeyPreconditioner]]] = []
 

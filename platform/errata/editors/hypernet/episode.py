@@ -1,9 +1,10 @@
-"""One episode: a sequence of edit batches, played on the model as it becomes, with the gradient of its return.
+"""Training episode: a sequence of edit batches on one model, and the policy gradient of its discounted return.
 
 Paper: RLEdit (2502.05759). State: the model so far. Action: the update of the next batch. The reward of step t is minus
     Σ_{i<=min(t,k)} μ^i [ CE(batch t-i, its prompts and rephrasings) + c KL(base | now; its locality probes) ] + η |S_t|²
 and the return discounts step t by γ^t. Each step's loss is credited to every update before it: S_s enters W_t for all s <= t.
-Deviations: see docs/rledit.md. Nothing is remembered; the network's parameters receive gradients.
+Deviations: see docs/rledit.md. Nothing is remembered between episodes; the network's parameters receive gradients.
+n edited tokens, I in-features, O out-features, T answer tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +35,9 @@ from errata.model.prefix_cache import PrefixCache, recomputed
 
 
 class EpisodeBatch:
-    """One edit batch, tokenised when first asked for: what the editor sees, what follows from it, and what must stay.
+    """One edit batch of an episode, tokenised on first use: edit texts, in-scope texts and locality texts.
 
-    `model` must be the base model, without side branches, whenever the base's log-probabilities are first asked for.
+    `base_log_probs` must first be called while `model` is the base model, without side branches.
     """
 
     def __init__(
@@ -50,15 +50,17 @@ class EpisodeBatch:
         return encode(self.model.tokenizer, [p for p, _ in pairs], [t for _, t in pairs], self.model.device)
 
     @cached_property
-    def seen(self) -> Encoded:
+    def edit_texts(self) -> Encoded:
+        """The prompts with their targets: what the editor sees."""
         return self._encode([(edit.prompt, edit.target) for edit in self.batch])
 
     @cached_property
-    def seen_parts(self) -> list[Encoded]:
-        return self._split(self.seen)
+    def edit_text_parts(self) -> list[Encoded]:
+        return self._split(self.edit_texts)
 
     @cached_property
-    def outcomes(self) -> Encoded:
+    def in_scope_texts(self) -> Encoded:
+        """The prompts and rephrasings with their targets: what the edits should change."""
         prompts = [
             (p, edit.target)
             for edit in self.batch
@@ -67,197 +69,244 @@ class EpisodeBatch:
         return self._encode(prompts)
 
     @cached_property
-    def unrelated(self) -> Encoded | None:
+    def locality_texts(self) -> Encoded | None:
+        """The locality probes with the base model's answers: what the edits must not change. None without probes."""
         probes = [(probe.prompt, probe.target) for edit in self.batch for probe in edit.locality]
         return self._encode(probes) if probes else None
 
     @cached_property
-    def outcome_parts(self) -> list[Encoded]:
-        return self._split(self.outcomes)
+    def in_scope_parts(self) -> list[Encoded]:
+        return self._split(self.in_scope_texts)
 
     @cached_property
-    def unrelated_parts(self) -> list[Encoded]:
-        return self._split(self.unrelated) if self.unrelated is not None else []
+    def locality_parts(self) -> list[Encoded]:
+        return self._split(self.locality_texts) if self.locality_texts is not None else []
 
     def _split(self, text: Encoded) -> list[Encoded]:
         return split(text, self.savings.micro_batch)
 
     @torch.no_grad()
     def base_log_probs(self, index: int) -> Tensor:
-        """The base model's, [T, V], at the answers of a part of the unrelated."""
+        """Return the base model's log-probabilities [T, V] at the answers of one part of the locality texts."""
         if index not in self._base_log_probs:
-            log_probs_TV = answer_log_probs(self.model.module, self.unrelated_parts[index])
+            log_probs_TV = answer_log_probs(self.model.module, self.locality_parts[index])
             self._base_log_probs[index] = log_probs_TV.cpu() if self.savings.on_host else log_probs_TV
         return self._base_log_probs[index]
 
     def forget(self) -> None:
-        """The base model's log-probabilities: the batch is scored no more."""
+        """Free the base model's log-probabilities, once the batch is not scored again."""
         self._base_log_probs.clear()
 
 
 @dataclass
 class AppliedUpdate:
-    """What is kept of an update: the graph to the network ends at `proposal`, the graph from the losses at `leaf`."""
+    """An update cut out of the graph: the network's graph ends at `proposal`, the graphs of the losses at `detached`."""
 
     proposal: Proposal
-    leaf: Proposal
+    detached: Proposal
 
     @classmethod
     def of(cls, proposal: Proposal) -> AppliedUpdate:
         return cls(proposal, Proposal(_detached(proposal.V_nI), _detached(proposal.Z_nO), proposal.keys_nI))
 
     def surrogate(self) -> Tensor:
-        """Its gradient by the network's parameters is that of the losses."""
-        pairs = ((self.proposal.V_nI, self.leaf.V_nI), (self.proposal.Z_nO, self.leaf.Z_nO))
-        return torch.stack([(made * leaf.grad).sum() for made, leaf in pairs if leaf.grad is not None]).sum()
+        """Return a scalar whose gradient with respect to the network's parameters is that of the losses."""
+        pairs = ((self.proposal.V_nI, self.detached.V_nI), (self.proposal.Z_nO, self.detached.Z_nO))
+        return torch.stack([(factor * leaf.grad).sum() for factor, leaf in pairs if leaf.grad is not None]).sum()
+
+
+@dataclass(frozen=True)
+class EpisodeOptions:
+    """Settings of one episode besides its reward.
+
+    `past_weight` is the weight of past keys in the key preconditioner, `num_passes` the passes over each batch. The first
+    `num_burn_in` batches are edited and not scored. `seed` draws the batches that are scored again.
+    """
+
+    past_weight: float = 1.0
+    num_passes: int = 1
+    num_burn_in: int = 0
+    seed: int = 0
+    savings: MemoryOptions = field(default_factory=MemoryOptions)
 
 
 def play(
     model: LanguageModel,
     net: Hypernetwork,
-    steps: Sequence[EpisodeBatch],
-    metrics: Mapping[str, KeyPreconditioner],
+    batches: Sequence[EpisodeBatch],
+    preconditioners: Mapping[str, KeyPreconditioner],
     reward: Reward,
-    memory: float = 1.0,
-    num_passes: int = 1,
-    num_burn_in: int = 0,
-    seed: int = 0,
-    savings: MemoryOptions | None = None,
+    options: EpisodeOptions | None = None,
 ) -> dict[str, float]:
-    """Play an episode and add the gradient of its loss (minus its return) to the network's parameters.
+    """Play an episode and add the gradient of its loss, minus its return, to the network's parameters.
 
-    The first `num_burn_in` steps only bring the model into the state from which the others are played. The losses are
-    back-propagated one by one to the updates, and those once to the network, so graphs do not grow with the backtracking
-    depth; what stays for as long as a batch can be scored is its trunk (`capture.Trunk`). Returns means over the scored
-    steps: edit loss, locality KL and squared norm of the update.
+    Returns means over the scored steps: edit loss, locality KL, and squared Frobenius norm of the update.
     """
-    savings = savings or MemoryOptions()
-    generator, scored = random.Random(seed), PrefixCache(model.module, net.spec.names, savings.on_host)
-    before, played = WeightDelta({}), list[dict[str, AppliedUpdate]]()
-    sums = {"edit_loss": 0.0, "locality_kl": 0.0, "update_norm2": 0.0}
-    for t, step in enumerate(steps):
-        keys: dict[str, Tensor] = {}
-        trunk = scored.anew()
-        for _ in range(num_passes):
-            captured = _capture(model, net, step, trunk, before, played)
-            keys = keys or {name: captured[name].keys_TI for name in metrics}
-            if t < num_burn_in:
-                with torch.no_grad():
-                    before = chained([before, _delta(net.propose(captured, metrics))]).folded()
-            else:
-                played.append({name: AppliedUpdate.of(p) for name, p in _proposals(net, captured, metrics, savings).items()})
-        metrics = with_keys(metrics, keys, memory)
-        if t < num_burn_in:
-            continue
-        discount = reward.discount ** (t - num_burn_in)
-        for age, index in enumerate(reward.backtracked(t, generator)):
-            weight = discount * reward.backtrack_decay**age
-            edit_loss, kl = _score(model.module, steps[index], scored, before, played, reward, weight)
-            if age == 0:
+    options = options or EpisodeOptions()
+    episode = Episode(model, net, preconditioners, reward, options)
+    sums = {"edit_loss": 0.0, "locality_kl": 0.0}
+    for t, batch in enumerate(batches):
+        episode.edit(batch, t)
+        for index, weight in episode.scored_at(t):
+            edit_loss, kl = episode.score(batches[index], weight)
+            if index == t:
                 sums["edit_loss"] += float(edit_loss)
                 sums["locality_kl"] += float(kl)
-        for index in range(reward.earliest(t), reward.earliest(t + 1)):
-            steps[index].forget()
-            for text in (*steps[index].outcome_parts, *steps[index].unrelated_parts):
-                scored.forget(text)
-    surrogate = torch.zeros((), device=model.device)
-    for t, updates in enumerate(played):
-        for update in updates.values():
-            norm2 = update.proposal.squared_norm()
-            weight = reward.discount ** (t // num_passes) * reward.update_penalty
-            surrogate = surrogate + update.surrogate() + weight * norm2
-            sums["update_norm2"] += float(norm2.detach())
-    surrogate.backward()
-    return {name: total / (len(steps) - num_burn_in) for name, total in sums.items()}
+        episode.forget(t)
+    sums["update_norm2"] = episode.backward()
+    return {name: total / (len(batches) - options.num_burn_in) for name, total in sums.items()}
 
 
-def _capture(
-    model: LanguageModel,
-    net: Hypernetwork,
-    step: EpisodeBatch,
-    trunk: PrefixCache,
-    before: WeightDelta,
-    played: Sequence[dict[str, AppliedUpdate]],
-) -> dict[str, Captured]:
-    with torch.no_grad():
-        branch = _branch(played)
-    found = []
-    with applied(model.module, before, branch):
-        for text in step.seen_parts:
-            with trunk.once(text):
-                captured, _ = capture(model.module, text, net.spec.names, all_tokens=net.rule == "outer")
-            found.append(captured)
-    return joined(found)
+class Episode:
+    """The state of an episode, and its four moves: `edit`, `score`, `forget` and, at the end, `backward`.
+
+    `base_delta` is the sum of the burn-in's updates and `updates` are the scored ones, in order. `preconditioners` are by
+    input, with every key so far. `cache` holds the activations below the edited modules for every text that may be scored
+    again. `score` back-propagates each loss to the factors of the updates, and `backward` those gradients to the network, so
+    that the graphs do not grow with the backtracking depth.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        net: Hypernetwork,
+        preconditioners: Mapping[str, KeyPreconditioner],
+        reward: Reward,
+        options: EpisodeOptions,
+    ) -> None:
+        self.model, self.net, self.reward, self.options = model, net, reward, options
+        self.base_delta, self.updates = WeightDelta({}), list[dict[str, AppliedUpdate]]()
+        self.preconditioners = preconditioners
+        self.cache = PrefixCache(model.module, net.spec.names, options.savings.on_host)
+        self._batches: list[EpisodeBatch] = []
+        self._generator = random.Random(options.seed)
+
+    def edit(self, batch: EpisodeBatch, t: int) -> None:
+        """Add the network's update for the batch of step t, computed on the model so far."""
+        self._batches.append(batch)
+        keys: dict[str, Tensor] = {}
+        cache = self.cache.anew()  # The edit texts are read in this step alone.
+        for _ in range(self.options.num_passes):
+            captured = self._capture(batch, cache)
+            keys = keys or {name: captured[name].keys_TI for name in self.preconditioners}
+            if t < self.options.num_burn_in:
+                with torch.no_grad():
+                    update = _delta(self.net.propose(captured, self.preconditioners))
+                self.base_delta = chained([self.base_delta, update]).folded()
+            else:
+                self.updates.append({name: AppliedUpdate.of(p) for name, p in self._propose(captured).items()})
+        self.preconditioners = with_keys(self.preconditioners, keys, self.options.past_weight)
+
+    def scored_at(self, t: int) -> Iterator[tuple[int, float]]:
+        """Yield index and weight of every batch whose loss counts in step t: its own first; none during the burn-in."""
+        if t < self.options.num_burn_in:
+            return
+        discount = self.reward.discount ** (t - self.options.num_burn_in)
+        for age, index in enumerate(self.reward.backtracked(t, self._generator)):
+            yield index, discount * self.reward.backtrack_decay**age
+
+    def score(self, batch: EpisodeBatch, weight: float) -> tuple[float | Tensor, float | Tensor]:
+        """Score a batch on the model so far: its edit loss, and the mean KL to the base model on its locality texts.
+
+        Adds the gradient of `weight` times the step's loss to the detached factors of the updates. One part of the texts has a
+        graph at a time; it ends at a copy of the side branch, whose gradient then goes on to the updates in one call.
+        """
+        branch = self._branch()
+        copied = WeightDelta({name: LowRank(*(_detached(factor) for factor in _factors(part))) for name, part in branch})
+        edit_loss = self._edit_loss(batch, copied, weight)
+        kl = self._locality_kl(batch, copied, weight)
+        pairs = [pair for name, part in branch for pair in zip(_factors(part), _factors(copied.parts[name]), strict=True)]
+        pairs = [(factor, copy) for factor, copy in pairs if copy.grad is not None]
+        torch.autograd.backward([factor for factor, _ in pairs], [copy.grad for _, copy in pairs])
+        return edit_loss, kl
+
+    def forget(self, t: int) -> None:
+        """Free what is kept for batches that no step after t scores."""
+        if t < self.options.num_burn_in:
+            return
+        for batch in self._batches[self.reward.earliest(t) : self.reward.earliest(t + 1)]:
+            batch.forget()
+            for text in (*batch.in_scope_parts, *batch.locality_parts):
+                self.cache.forget(text)
+
+    def backward(self) -> float:
+        """Back-propagate the updates' gradients, and the penalty on their size, to the network.
+
+        Returns the sum of the updates' squared Frobenius norms.
+        """
+        surrogate, total = torch.zeros((), device=self.model.device), 0.0
+        for t, updates in enumerate(self.updates):
+            for update in updates.values():
+                norm2 = update.proposal.squared_norm()
+                weight = self.reward.discount ** (t // self.options.num_passes) * self.reward.update_penalty
+                surrogate = surrogate + update.surrogate() + weight * norm2
+                total += float(norm2.detach())
+        surrogate.backward()
+        return total
+
+    def _capture(self, batch: EpisodeBatch, cache: PrefixCache) -> dict[str, Captured]:
+        with torch.no_grad():
+            branch = self._branch()
+        found = []
+        with applied(self.model.module, self.base_delta, branch):
+            for text in batch.edit_text_parts:
+                with cache.once(text):
+                    captured, _ = capture(self.model.module, text, self.net.spec.names, all_tokens=self.net.rule == "outer")
+                found.append(captured)
+        return joined(found)
+
+    def _branch(self) -> WeightDelta:
+        """Return every scored update so far as one low-rank side branch for each matrix."""
+        return chained([_delta({name: update.detached for name, update in updates.items()}) for updates in self.updates])
+
+    def _propose(self, captured: Mapping[str, Captured]) -> dict[str, Proposal]:
+        if not self.options.savings.recompute:
+            return self.net.propose(captured, self.preconditioners)
+        inputs = dict.fromkeys(input_sources(captured).values()) if self.net.rule == "solve" else {}
+        shared = {name: KeyGram.of(captured[name].keys_TI, self.preconditioners.get(name)) for name in inputs}
+        # The checkpoint keeps its arguments until `backward`: the preconditioners, which grow with the episode, stay out.
+        proposals: dict[str, Proposal] = checkpoint(
+            self.net.propose, captured, {}, shared, use_reentrant=False, preserve_rng_state=False
+        )
+        return proposals
+
+    def _edit_loss(self, batch: EpisodeBatch, branch: WeightDelta, weight: float) -> float | Tensor:
+        edit_loss: float | Tensor = 0.0
+        module = self.model.module
+        for text in batch.in_scope_parts:
+            with self._forward_over(text, batch), applied(module, self.base_delta, branch):
+                share = text.num_answers / batch.in_scope_texts.num_answers
+                loss = share * answer_nll(answer_log_probs(module, text), text).mean()
+                (weight * (self.reward.edit_weight * loss)).backward()
+            edit_loss = edit_loss + loss.detach()
+        return edit_loss
+
+    def _locality_kl(self, batch: EpisodeBatch, branch: WeightDelta, weight: float) -> float | Tensor:
+        kl: float | Tensor = 0.0
+        module = self.model.module
+        for index, text in enumerate(batch.locality_parts):
+            with self._forward_over(text, batch):
+                base_TV = batch.base_log_probs(index)
+                with applied(module, self.base_delta, branch):
+                    share = text.num_answers / sum(part.num_answers for part in batch.locality_parts)
+                    loss = share * _divergence(base_TV, answer_log_probs(module, text))
+                    (weight * (self.reward.locality_weight * loss)).backward()
+            kl = kl + loss.detach()
+        return kl
+
+    @contextmanager
+    def _forward_over(self, text: Encoded, batch: EpisodeBatch) -> Iterator[None]:
+        """Prepare a forward and backward pass over `text`, with activation checkpointing if the batch asks for it."""
+        with self.cache.once(text), recomputed(self.cache.behind if batch.savings.recompute else ()):
+            yield
 
 
 def _delta(proposals: Mapping[str, Proposal]) -> WeightDelta:
     return WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
 
 
-def _branch(played: Sequence[dict[str, AppliedUpdate]]) -> WeightDelta:
-    """Every scored update so far beside the model, in one low-rank side branch for each matrix."""
-    return chained([_delta({name: update.leaf for name, update in updates.items()}) for updates in played])
-
-
-def _proposals(
-    net: Hypernetwork, captured: Mapping[str, Captured], metrics: Mapping[str, KeyPreconditioner], savings: MemoryOptions
-) -> dict[str, Proposal]:
-    if not savings.recompute:
-        return net.propose(captured, metrics)
-    inputs = dict.fromkeys(input_sources(captured).values()) if net.rule == "solve" else {}
-    shared = {name: KeyGram.of(captured[name].keys_TI, metrics.get(name)) for name in inputs}
-    # Not given the metrics, which grow with the episode and would be kept as long as it.
-    made: dict[str, Proposal] = checkpoint(net.propose, captured, {}, shared, use_reentrant=False, preserve_rng_state=False)
-    return made
-
-
-def _score(
-    module: Any,
-    step: EpisodeBatch,
-    trunk: PrefixCache,
-    before: WeightDelta,
-    played: Sequence[dict[str, AppliedUpdate]],
-    reward: Reward,
-    weight: float,
-) -> tuple[float | Tensor, float | Tensor]:
-    """(mean -log p of the answers, mean KL to the base model on the unrelated ones) of the model so far.
-
-    Adds the gradient of `weight` times the step's loss to the updates' leaves. Of the texts one part at a time has a graph: it
-    ends at a copy of the side branch, whose gradient then goes on to the leaves at once.
-    """
-    branch = _branch(played)
-    copied = WeightDelta({name: LowRank(*(_detached(factor) for factor in _factors(part))) for name, part in branch})
-    edit_loss: float | Tensor = 0.0
-    kl: float | Tensor = 0.0
-    for text in step.outcome_parts:
-        with _forward_over(trunk, text, step.savings), applied(module, before, copied):
-            share = text.num_answers / step.outcomes.num_answers
-            loss = share * answer_nll(answer_log_probs(module, text), text).mean()
-            (weight * (reward.edit_weight * loss)).backward()
-        edit_loss = edit_loss + loss.detach()
-    for index, text in enumerate(step.unrelated_parts):
-        with _forward_over(trunk, text, step.savings):
-            base_TV = step.base_log_probs(index)
-            with applied(module, before, copied):
-                share = text.num_answers / sum(part.num_answers for part in step.unrelated_parts)
-                loss = share * _divergence(base_TV, answer_log_probs(module, text))
-                (weight * (reward.locality_weight * loss)).backward()
-        kl = kl + loss.detach()
-    pairs = [pair for name, part in branch for pair in zip(_factors(part), _factors(copied.parts[name]), strict=True)]
-    pairs = [(factor, copy) for factor, copy in pairs if copy.grad is not None]
-    torch.autograd.backward([factor for factor, _ in pairs], [copy.grad for _, copy in pairs])
-    return edit_loss, kl
-
-
-@contextmanager
-def _forward_over(trunk: PrefixCache, text: Encoded, savings: MemoryOptions) -> Iterator[None]:
-    """For a pass over `text` with its backward pass."""
-    with trunk.once(text), recomputed(trunk.behind if savings.recompute else ()):
-        yield
-
-
 def _divergence(base_TV: Tensor, now_TV: Tensor) -> Tensor:
-    """The mean KL."""
+    """Return the mean KL divergence from the base model over T answer tokens."""
     base_TV = base_TV.to(now_TV.device)
     return (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
 
@@ -268,5 +317,5 @@ def _factors(part: Part) -> tuple[Tensor, Tensor]:
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    """The same numbers, where a gradient ends if it went on there."""
+    """Return the same values as a leaf, which collects a gradient if the original would pass one on."""
     return tensor.detach().requires_grad_(tensor.requires_grad)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from errata.edit import Edit, EditBatch, batches_of
-from errata.editors.hypernet.episode import EpisodeBatch, play
+from errata.editors.hypernet.episode import EpisodeBatch, EpisodeOptions, play
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.solve import KeyPreconditioner
@@ -127,9 +127,8 @@ class Trainer:
         batches = batches_of((fold.edits[int(i)] for i in order), size)
         metrics = {name: KeyPreconditioner.start(base_II) for name, base_II in fold.metric_bases.items()}
         editor, steps = self.editor, [self.step_of(batch) for batch in batches]
-        return play(
-            self.model, self.net, steps, metrics, editor.reward, editor.memory, editor.num_passes, burn_in, seed, self.savings
-        )
+        options = EpisodeOptions(editor.memory, editor.num_passes, burn_in, seed, self.savings)
+        return play(self.model, self.net, steps, metrics, editor.reward, options)
 
     def step_of(self, batch: EditBatch) -> EpisodeBatch:
         return EpisodeBatch(self.model, batch, self.editor.reward.score_prompts, self.savings)
