@@ -40,7 +40,7 @@ INSIDE = {
         "index head editor_states",
         "snapshots",
         "folders",
-        "quarantine export",
+        "chain quarantine export",
         "ledger",
         "recovery remote",
     ),

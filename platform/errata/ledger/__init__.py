@@ -1,4 +1,8 @@
-"""The ledger: an append-only directory of versions, which is the source of truth; version 0 is the base model."""
+"""The ledger: an append-only directory of versions, the source of truth. Version 0 is the base model.
+
+Files in reading order: ledger.py, entry.py, folders.py, head.py, index.py, chain.py, editor_states.py, snapshots.py,
+quarantine.py, recovery.py, export.py, remote.py.
+"""
 
 from errata.ledger.entry import DELTA, EDITS, ENTRY, STATE, LedgerConflict, LedgerDamaged, UnknownVersion, Version
 from errata.ledger.ledger import REFUSALS, Ledger

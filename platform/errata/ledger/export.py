@@ -1,4 +1,4 @@
-"""A version as a plain Hugging Face checkpoint, which `vllm serve` and `from_pretrained` load."""
+"""Export of a version as a plain Hugging Face checkpoint, which `vllm serve` and `from_pretrained` load."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from errata.guard.probes import FILE as PROBES
 from errata.model.language_model import load
 from errata.model.matrices import find_matrices
 
-BESIDE = (PROBES, "preprocessor_config.json", "processor_config.json")  # the last two for a model that reads images, too
+BESIDE = (PROBES, "preprocessor_config.json", "processor_config.json")  # The last two belong to models that also read images.
 
 
 def export(base: Mapping[str, Any], segments: Sequence[WeightDelta], directory: str | Path) -> Path:
-    """The base model with these deltas, in its own dtype. Raises `ValueError` if `directory` exists and is not empty."""
+    """Write the base model with these deltas, in its own dtype. Raises `ValueError` if `directory` exists and is not empty."""
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{directory} exists and is not empty")

@@ -1,6 +1,6 @@
-"""Where the head was moved to, how often, and by whom: `HEAD`, which counts, and the log of all moves.
+"""The head: the file `HEAD` with its last move, and the head log with all moves.
 
-The newest version is the head by itself; a move is by hand, by a recovery, or of a version that is withdrawn.
+The newest version is the head without a move. A move is a rollback, a recovery, or the retraction of a version.
 """
 
 from __future__ import annotations
@@ -18,21 +18,26 @@ NEVER = {"version": 0, "after": -1}
 
 
 class Head:
+    """The moves of the head of one ledger."""
+
     def __init__(self, directory: Path) -> None:
         self.file, self.log = directory / HEAD, directory / MOVES
         self._retracted: tuple[int, frozenset[int]] = 0, frozenset()  # with the log's size when it was read
 
     def read(self) -> dict[str, int] | None:
-        """{"version", "after": the newest then}; None if the head was never moved. Raises `ValueError` if it cannot be read."""
+        """Read the last move, {"version", "after": the newest version then}; None if the head was never moved.
+
+        Raises `ValueError` if `HEAD` cannot be read.
+        """
         if not self.file.exists():
             return None
         move = without_checksum(self.file.read_bytes())
         if set(move) != {"version", "after"} or not all(isinstance(value, int) for value in move.values()):
-            raise ValueError(f"it has no version and number, but {move}")
+            raise ValueError(f"it must hold the numbers `version` and `after`, not {move}")
         return move
 
     def last(self) -> dict[str, int]:
-        """What `read` gives, or where it gives nothing what the log says; version 0, before all, if that is silent too."""
+        """Return the last move: of `HEAD`, otherwise of the log, otherwise `NEVER`."""
         try:
             move = self.read()
         except ValueError:
@@ -42,29 +47,33 @@ class Head:
         return move
 
     def logged(self) -> dict[str, Any]:
+        """Return the last move in the log, or `NEVER`."""
         return ([NEVER, *self.entries()])[-1]
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """{"version", "after", "before", "time", "by", "withdrawn" where one was}, oldest first.
+        """Iterate over the log, oldest first: {"version", "after", "before", "time", "by"}, of a retraction also "withdrawn".
 
-        Half a line, as a crash leaves it, is passed over.
+        A torn line, as a crash leaves it, is skipped.
         """
         for move in records(self.log):
             if all(isinstance(move.get(key), int) for key in ("version", "after", "before")):
                 yield {"time": "", "by": "", **move}
 
     def retracted(self) -> frozenset[int]:
-        """The versions that were taken back because nobody could serve them."""
+        """Return the versions that were retracted because no replica could load them."""
         size = self.log.stat().st_size if self.log.exists() else 0
         if size != self._retracted[0]:
             found = (move.get("withdrawn") for move in self.entries())
             self._retracted = size, frozenset(number for number in found if isinstance(number, int))
         return self._retracted[1]
 
-    def move(self, version: int, after: int, before: int, by: str, withdrawn: int | None = None) -> None:
-        """Logged first: no move is unlogged, and a failure leaves both files as they were."""
+    def move(self, version: int, after: int, before: int, by: str, retracted: int | None = None) -> None:
+        """Move the head from `before` to `version`; `after` is the newest version.
+
+        The log is written before `HEAD`, so that every move is logged; a failure leaves both files unchanged.
+        """
         move = {"version": version, "after": after}
-        why = {} if withdrawn is None else {"withdrawn": withdrawn}
+        why = {} if retracted is None else {"withdrawn": retracted}
         with replaced(self.file) as file:
             file.write_text(json.dumps(with_checksum(move)))
             sync(file)

@@ -1,6 +1,6 @@
-"""One line for each version, its entry and its edits: opening a ledger reads one file, not two of every version.
+"""The index: one line for each version with its entry and its edits, so that opening a ledger reads one file.
 
-It is a shortcut, never the truth: what it lacks, or what is damaged in it, is read from the versions.
+It is a cache: what is missing or damaged in it is read from the versions.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from errata.ledger.entry import LedgerDamaged, Version, as_version, read_entry, 
 
 
 class Index:
-    """Lines of "SHA-256 NUMBER JSON"; of two with one number the later counts. They are read at first need, and once."""
+    """Lines of "SHA-256 NUMBER JSON", of which the last with a number counts. They are read once, when first needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: dict[int, bytes] | None = None
 
     def forget(self) -> None:
+        """Drop the lines that were read."""
         self._lines = None
 
     @property
     def lines(self) -> dict[int, bytes]:
+        """The whole lines by version number."""
         if self._lines is None:
             self._lines = dict(_whole_lines(self.path))
         return self._lines
@@ -37,15 +39,17 @@ class Index:
         return max(self.lines, default=-1)
 
     def find(self, number: int, folder: Path) -> Version | None:
-        """The version, if its line is whole."""
+        """Return the version, if its line is whole."""
         found = self._record(number)
         return as_version(found["entry"], map(_edit, found["edits"]), folder) if found else None
 
     def edits(self, number: int) -> tuple[Edit, ...]:
+        """Return the edits of a version, none if its line is missing."""
         found = self._record(number)
         return tuple(map(_edit, found["edits"])) if found else ()
 
     def parent(self, number: int, default: int) -> int:
+        """Return the parent of a version, `default` if its line is missing."""
         found = self._record(number)
         return int(found["entry"]["parent"] or 0) if found else default
 
@@ -54,11 +58,14 @@ class Index:
         return json.loads(line.split(b" ", 2)[2]) if line else None
 
     def add(self, entry: Mapping[str, Any], edits: Iterable[Edit]) -> None:
-        """Not synced: a lost line is read from the version. Raises `OSError`, and the index is then as it was."""
+        """Append a line. Not synced, because a lost line is read from the version.
+
+        Raises `OSError`; the index is then unchanged.
+        """
         append_line(self.path, _line(entry, edits), synced=False)
 
-    def mend(self, numbers: Iterable[int], folder_of: Callable[[int], Path]) -> tuple[list[int], list[LedgerDamaged]]:
-        """Add what is lacking of `numbers`; returns which that was, and what is wrong with those that cannot be read."""
+    def repair(self, numbers: Iterable[int], folder_of: Callable[[int], Path]) -> tuple[list[int], list[LedgerDamaged]]:
+        """Add the missing lines of `numbers`. Returns the versions added, and the damage of those that cannot be read."""
         self.forget()
         fresh, damages = {}, []
         for number in set(numbers) - set(self.lines):
@@ -74,7 +81,7 @@ class Index:
 
 
 def _edit(data: dict[str, Any]) -> Edit:
-    """As `Edit.from_json`, in a third of the time: the line's digest says that these are the types that were written."""
+    """Build an edit as `Edit.from_json` does, in a third of the time: the line's digest vouches for the types."""
     if "locality" in data or "portability" in data:
         return Edit.from_json(data)
     return Edit(**{**data, "rephrasings": tuple(data.get("rephrasings", ()))})
@@ -93,14 +100,17 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 class EditIndex:
-    """Versions are looked through once each, when somebody asks."""
+    """The versions that hold an edit, by its id. Each version is read once, at the first question after it was appended."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, list[int]] = {}
         self._num_seen = 0
 
     def of(self, edit_id: str, newest: int, readable: Callable[[int], Version | None]) -> list[int]:
-        """The versions up to `newest` that hold the edit, the oldest first; `readable` gives one, or None if there is none."""
+        """Return the versions up to `newest` that hold the edit, the oldest first.
+
+        `readable` reads a version, and returns None if it cannot be read.
+        """
         for number in range(self._num_seen, newest + 1):
             version = readable(number)
             for edit in version.edits if version else ():

@@ -15,9 +15,9 @@ from errata.ledger.index import Index
 
 @dataclass(frozen=True)
 class QuarantinedVersion:
-    """A version that was damaged: what was wrong when it was found, where it is now, its edits as far as they are known.
+    """A damaged version that a recovery moved to `path`, with its faults, and its edits as far as they can be read.
 
-    `was_live` says whether the head came from it then: if not, somebody had gone back before it, and its edits are not missed.
+    `was_live`: the head descended from it at the time. If not, a rollback had already taken its edits back.
     """
 
     number: int
@@ -28,8 +28,11 @@ class QuarantinedVersion:
 
 
 def verify(folder: Path, number: int, fingerprint_of: Callable[[int], str]) -> list[str]:
-    """Faults of the version in `folder`: files that are missing, cut off or changed, or a fingerprint that does not follow
-    from its parent's, which `fingerprint_of` looks up. An empty list means that the version is whole."""
+    """Return the faults of the version in `folder`, none if it is whole.
+
+    A fault is a file that is missing, truncated or changed, or a fingerprint that does not follow from the parent's, which
+    `fingerprint_of` looks up.
+    """
     found = list(faults(folder))
     if not found and number:
         entry, delta = read_entry(folder), WeightDelta.load(folder / DELTA)
@@ -39,7 +42,7 @@ def verify(folder: Path, number: int, fingerprint_of: Callable[[int], str]) -> l
 
 
 def quarantined_versions(folders: Folders, index: Index) -> list[QuarantinedVersion]:
-    """Every version that a recovery ever moved out of the chain, oldest first."""
+    """Return every version that a recovery quarantined, oldest first."""
     found = []
     for number in folders.quarantined_numbers():
         path, (faults, was_live) = folders.quarantine_path(number), folders.read_note(number)

@@ -1,8 +1,8 @@
-"""A ledger's copy at a URI that pyarrow opens (a bucket, another disk), and a ledger from such a copy.
+"""Push of a ledger to a remote folder at a URI that pyarrow opens (a bucket, another disk), and pull from there.
 
-A version never changes, so a copy is what is missing, in order, and what says which is live last: cut off anywhere, it is the
-ledger as it once was. A version whose entry is not there is not there: an object store renames no folder, so there the entry
-is written after the version's other files. The index is not copied: it only saves reading the versions.
+A version never changes, so a push writes the missing versions in order, and the pointers to the live one last: wherever it is
+interrupted, the remote is an earlier state of the ledger. An object store cannot rename a folder, so a version counts as
+present only with its entry, which is written after its other files. The index, a cache of the versions, is not pushed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STATE_SUFFIX = ".state.safetensors"
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder on a filesystem of pyarrow's; `name` is how it is told of."""
+    """A folder on a pyarrow filesystem; `name` is what messages call it."""
 
     filesystem: pafs.FileSystem
     root: str
@@ -35,38 +35,40 @@ class RemoteFolder:
 
     @classmethod
     def local(cls, directory: str | Path) -> RemoteFolder:
+        """Return a folder of this machine."""
         return cls(pafs.LocalFileSystem(), str(Path(directory).absolute()), str(directory))
 
     @classmethod
     def at(cls, where: str) -> RemoteFolder:
-        """Raises `ValueError` for what is no URI that can be opened here."""
+        """Return the folder at a URI. Raises `ValueError` if the URI cannot be opened."""
         try:
             filesystem, root = pafs.FileSystem.from_uri(where)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as failed:
-            raise ValueError(f"{where} cannot be opened: {failed}; URIs are file:///…, s3://…, gs://… and hdfs://…") from None
+            raise ValueError(f"{where} cannot be opened: {failed}; use a URI file:///…, s3://…, gs://… or hdfs://…") from None
         return cls(filesystem, root.rstrip("/"), where)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of each file below `folder`, by its path from there."""
+        """Return the bytes of each file below `folder`, by its path from there."""
         below = f"{self.root}/{folder}"
         found = self.filesystem.get_file_info(pafs.FileSelector(below, allow_not_found=True, recursive=True))
         return {file.path.removeprefix(f"{below}/"): file.size for file in found if file.is_file}
 
     def read(self, path: str) -> bytes:
-        """Nothing if the file is not there."""
+        """Read a file; empty if it does not exist."""
         if not self.filesystem.get_file_info(f"{self.root}/{path}").is_file:
             return b""
         with self.filesystem.open_input_stream(f"{self.root}/{path}") as stream:
             return bytes(stream.read())
 
     def write(self, path: str, content: bytes) -> None:
+        """Write a file and the folders above it."""
         whole = f"{self.root}/{path}"
         self.filesystem.create_dir(whole.rpartition("/")[0], recursive=True)
         with self.filesystem.open_output_stream(whole) as stream:
             stream.write(content)
 
     def versions(self) -> dict[int, list[str]]:
-        """The files of each version that has its entry, by number; those that were set aside are left out."""
+        """Return the files of each version that has its entry, by number, without the versions in quarantine."""
         found: dict[str, list[str]] = {}
         for path in self.sizes(VERSIONS):
             folder, _, file = path.partition("/")
@@ -75,13 +77,13 @@ class RemoteFolder:
 
 
 def push(directory: str | Path, where: str) -> int:
-    """Bring the copy at the URI `where` up to the ledger in `directory`, which may be in use; returns how many were new.
+    """Push the ledger in `directory`, which may be in use, to the URI `where`. Returns the number of new versions.
 
-    Raises `FileNotFoundError` if there is no ledger, `ValueError` if at `where` there is another one, or for a wrong URI.
+    Raises `FileNotFoundError` if there is no ledger, and `ValueError` for a wrong URI or if `where` holds another ledger.
     """
     Ledger.open(directory)
     here, there = RemoteFolder.local(directory), RemoteFolder.at(where)
-    tail = _tail(here)  # read first: it names no version that is listed later
+    pointers = _pointers(here)  # Read before the versions are listed, so that they point to none that is missing there.
     files = here.versions()
     new = _missing(here, files, there)
     for number in new:
@@ -90,19 +92,20 @@ def push(directory: str | Path, where: str) -> int:
             there.write(path, here.read(path))
     for path in _new_snapshots(here, there):
         there.write(path, here.read(path))
-    for path, content in tail.items():
+    for path, content in pointers.items():
         there.write(path, content)
     return len(new)
 
 
 def pull(where: str, directory: str | Path) -> int:
-    """Bring the ledger in `directory`, or a new one there, up to the copy at `where`; returns how many versions were new.
+    """Pull the ledger at the URI `where` into `directory`, which holds an earlier state of it or nothing.
 
-    No service may be using it. A version is checked against its digests before it appears. Raises `FileNotFoundError` if
-    there is no copy, `ValueError` if one of its versions is damaged or `directory` holds another ledger, or for a wrong URI.
+    Returns the number of new versions. No service may use the ledger meanwhile. A version is checked against its digests
+    before it appears. Raises `FileNotFoundError` if `where` holds no ledger, and `ValueError` for a wrong URI, a damaged
+    version, or if `directory` holds another ledger.
     """
     here, there = RemoteFolder.local(directory), RemoteFolder.at(where)
-    tail, files = _tail(there), there.versions()
+    pointers, files = _pointers(there), there.versions()
     if not files:
         raise FileNotFoundError(f"there is no ledger at {where}")
     new = _missing(there, files, here)
@@ -119,7 +122,7 @@ def pull(where: str, directory: str | Path) -> int:
                     file.rename(final / file.name)
         for path in _new_snapshots(there, here):
             here.write(path, there.read(path))
-        for name, content in tail.items():
+        for name, content in pointers.items():
             with replaced(folder / name) as file:
                 file.write_bytes(content)
     return len(new)
@@ -127,7 +130,7 @@ def pull(where: str, directory: str | Path) -> int:
 
 @contextmanager
 def _fetched(there: RemoteFolder, number: int, files: list[str], beside: Path) -> Iterator[Path]:
-    """A version's folder, whole and as it was written; gone afterwards."""
+    """Yield a temporary folder with a version that was checked against its digests. Raises `ValueError` if it is damaged."""
     with tempfile.TemporaryDirectory(dir=beside, prefix=".pulled-") as unchecked:
         folder = Path(unchecked) / f"{number:08d}"
         folder.mkdir()
@@ -135,37 +138,37 @@ def _fetched(there: RemoteFolder, number: int, files: list[str], beside: Path) -
             (folder / file).write_bytes(there.read(f"{VERSIONS}/{folder.name}/{file}"))
         if wrong := list(faults(folder)):
             raise ValueError(
-                f"version {number} at {there.name} is damaged, so nothing from it on was taken: {'; '.join(wrong)}"
+                f"version {number} at {there.name} is damaged, so it and later versions were not pulled: {'; '.join(wrong)}"
             )
         yield folder
 
 
-def _tail(tree: RemoteFolder) -> dict[str, bytes]:
-    """What comes last, in order: the logs, and what was moved to by hand; only what is there."""
-    head = tree.read(HEAD)  # before its log, which is written first
-    found = {REFUSALS: tree.read(REFUSALS), MOVES: tree.read(MOVES), HEAD: head}
+def _pointers(folder: RemoteFolder) -> dict[str, bytes]:
+    """Read the files that are written last, in order: the logs and the head, as far as they exist."""
+    head = folder.read(HEAD)  # Read before its log, because a move is logged first.
+    found = {REFUSALS: folder.read(REFUSALS), MOVES: folder.read(MOVES), HEAD: head}
     return {name: content for name, content in found.items() if content}
 
 
 def _missing(source: RemoteFolder, files: dict[int, list[str]], target: RemoteFolder) -> list[int]:
-    """The versions that the target lacks. Raises `ValueError` unless the target is the source as it once was."""
+    """Return the versions that the target lacks. Raises `ValueError` unless the target is an earlier state of the source."""
     there = target.versions()
     shared = sorted(set(files) & set(there))
-    strange = sorted(set(there) - set(files))
-    # Every entry tells its parent's lineage by its fingerprint, so the first and the last stand for those between.
+    foreign = sorted(set(there) - set(files))
+    # A fingerprint covers the whole lineage, so the first and the last shared version suffice.
     for number in dict.fromkeys((*shared[:1], *shared[-1:])):
         path = f"{VERSIONS}/{number:08d}/{ENTRY}"
-        strange += [number] if source.read(path) != target.read(path) else []
-    otherwise = f"version {min(strange)} there is another" if strange else ""
-    if not strange and not source.read(MOVES).startswith(target.read(MOVES)):
-        otherwise = "its live version was moved otherwise"
-    if otherwise:
-        raise ValueError(f"{target.name} is no earlier state of {source.name}: {otherwise}. Name a place of its own")
+        foreign += [number] if source.read(path) != target.read(path) else []
+    difference = f"version {min(foreign)} there is another" if foreign else ""
+    if not foreign and not source.read(MOVES).startswith(target.read(MOVES)):
+        difference = "its head log has other moves"
+    if difference:
+        raise ValueError(f"{target.name} is not an earlier state of {source.name}: {difference}. Use an empty folder")
     return sorted(set(files) - set(there))
 
 
 def _new_snapshots(source: RemoteFolder, target: RemoteFolder) -> list[str]:
-    """Files that the target lacks or has in another size; a snapshot's states first, without which it is not looked at."""
+    """List the files that the target lacks or has in another size; states first, because a snapshot needs its state."""
     there = target.sizes(SNAPSHOTS)
     new = [name for name, size in source.sizes(SNAPSHOTS).items() if there.get(name) != size and name[:8].isdigit()]
     return [f"{SNAPSHOTS}/{name}" for name in sorted(new, key=lambda name: not name.endswith(STATE_SUFFIX))]

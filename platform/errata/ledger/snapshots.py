@@ -1,6 +1,6 @@
-"""Files that join what a stretch of the chain holds: the deltas, each apart, and what the editor's state grew by.
+"""Snapshots: files that hold the deltas of a segment of the chain, and what the editor's state grew by over it.
 
-A snapshot only saves opening many files. What it lacks or has damaged is read from the versions, to the same bits.
+A snapshot only saves opening many files. What is missing or damaged in it is read from the versions, with the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CORRUPT = ".corrupt"
 
 
 class Snapshots:
-    """In `folder`: NUMBER.safetensors with the deltas of a stretch that ends at that version, NUMBER.state.safetensors."""
+    """The files NUMBER.safetensors and NUMBER.state.safetensors in `folder`, for segments that end at that version."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,17 +30,20 @@ class Snapshots:
         self._whole: set[int] = set()
 
     def path(self, number: int) -> Path:
+        """Return the file of the deltas."""
         return self.folder / f"{number:08d}.safetensors"
 
     def state_path(self, number: int) -> Path:
+        """Return the file of the editor's state."""
         return self.folder / f"{number:08d}.state.safetensors"
 
     @property
     def newest(self) -> int | None:
+        """The highest version that a snapshot ends at."""
         return max((int(path.name[:8]) for path in self.folder.glob("*.safetensors") if path.name[:8].isdigit()), default=None)
 
     def covered_by(self, number: int) -> list[int]:
-        """The versions, in order, whose deltas are in the snapshot that ends at `number`; none if it cannot be read."""
+        """Return the versions, in order, in the snapshot that ends at `number`; none if it cannot be read."""
         if number not in self._covered and self.path(number).exists():
             try:
                 with safe_open(str(self.path(number)), framework="pt") as file:
@@ -50,7 +53,7 @@ class Snapshots:
         return self._covered.get(number, [])
 
     def holds_state(self, number: int) -> bool:
-        """Whether a stretch that ends at `number` has its states joined, in a file that is whole."""
+        """Check that the snapshot that ends at `number` has a whole file of the editor's state."""
         if number not in self._whole and self.covered_by(number) and self.state_path(number).exists():
             with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError):
                 if is_whole(self.state_path(number)):
@@ -58,7 +61,7 @@ class Snapshots:
         return number in self._whole
 
     def save(self, deltas: Mapping[int, WeightDelta], state: StateRows) -> None:
-        """Of consecutive versions of the chain, in order, and what the state grew by over them. Both files or none."""
+        """Write the deltas of consecutive versions, by number, and what the state grew by over them: both files or none."""
         numbers = list(deltas)
         tensors = {f"{n:08d}|{key}": t for n, delta in deltas.items() for key, t in delta.to_tensors().items()}
         with replaced(self.path(numbers[-1])) as file:
@@ -68,7 +71,7 @@ class Snapshots:
         self._covered.pop(numbers[-1], None)
 
     def quarantine(self, number: int) -> list[Path]:
-        """Out of the way, not deleted; returns their new names."""
+        """Rename the files of a damaged snapshot, and return their new names. Nothing is deleted."""
         self._covered.pop(number, None)
         self._whole.discard(number)
         moved = []
@@ -79,9 +82,9 @@ class Snapshots:
 
 
 def read_segments(path: str | Path) -> list[WeightDelta]:
-    """The deltas in a file that `Ledger.files_to` names, in order: one from a version's file, many from a snapshot.
+    """Read the deltas in a file that `Ledger.files_to` names, in order: one of a version's file, many of a snapshot.
 
-    Raises `FileNotFoundError`, and `SafetensorError` or `ValueError` if it is not what was written.
+    Raises `FileNotFoundError`, and `SafetensorError` or `ValueError` if the file is not as it was written.
     """
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
@@ -91,16 +94,16 @@ def read_segments(path: str | Path) -> list[WeightDelta]:
         for name in file.keys():  # noqa: SIM118
             number, _, key = name.partition("|")
             if int(number) not in grouped:
-                raise ValueError(f"{path} says that it holds versions {sorted(grouped)}, and holds {name}")
+                raise ValueError(f"{path} lists the versions {sorted(grouped)}, but has a tensor {name}")
             grouped[int(number)][key] = file.get_tensor(name)
     return [WeightDelta.from_tensors(tensors) for tensors in grouped.values()]
 
 
 def _numbers(text: str) -> list[int]:
-    """Raises `ValueError` if it is no list of numbers."""
+    """Parse a list of version numbers. Raises `ValueError`."""
     numbers = json.loads(text)
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-        raise ValueError(f"{text!r} is no list of versions")
+        raise ValueError(f"{text!r} is not a list of versions")
     return numbers
 
 

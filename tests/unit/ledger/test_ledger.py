@@ -245,7 +245,7 @@ def test_where_the_head_was_before_an_append(ledger, random_delta):
 def test_what_cannot_be_withdrawn_stays(ledger, random_delta):
     fill(ledger, random_delta, 3)
     for number, to in ((1, 3), (3, 3), (0, 1)):
-        with pytest.raises(ValueError, match=f"version {number} cannot be withdrawn: version {to}"):
+        with pytest.raises(ValueError, match=f"version {number} cannot be retracted: version {to}"):
             ledger.retract(number, to)
     for number, to in ((9, 1), (3, 9)):
         with pytest.raises(UnknownVersion, match="9"):

@@ -91,7 +91,7 @@ def test_a_damaged_newest_version_is_set_aside(ledger, random_delta, damage, nam
     for each in (ledger, Ledger.open(ledger.directory, 4)):
         assert (each.head, each.newest, [v.number for v in each.versions()][-1]) == (5, 5, 5)
     again = Ledger.open(ledger.directory, 4)
-    with pytest.raises(UnknownVersion, match=r"set aside as .*00000006\.corrupt"):
+    with pytest.raises(UnknownVersion, match=r"quarantined as .*00000006\.corrupt"):
         again.version(6)
     assert again.find_edit("id-6") is None
     assert (append(again, random_delta).number, again.chain(7)) == (7, [1, 2, 3, 4, 5, 7])
@@ -221,7 +221,7 @@ def test_a_withdrawal_that_was_cut_off_is_finished(ledger, random_delta, monkeyp
     monkeypatch.undo()
     assert ledger.head == 3
     found = recover(Ledger.open(ledger.directory))
-    assert (found.head, found.notes) == (2, ("version 3 was being withdrawn; the head is now version 2",))
+    assert (found.head, found.notes) == (2, ("version 3 was being retracted; the head is now version 2",))
     ledger.move_head(3, by="ada")
     assert recover(ledger).head == 3
 
@@ -240,7 +240,7 @@ def test_a_damaged_head_that_is_not_the_newest(ledger, random_delta):
     flip(ledger.folders.path(4) / STATE)
     found = recover(Ledger.open(ledger.directory))
     assert (found.head, [gone.number for gone in found.quarantined], ledger.newest) == (3, [4], 5)
-    assert "the head was moved to version 4, which is not there; the head is now version 3" in found.notes
+    assert "the head was moved to version 4, which does not exist; the head is now version 3" in found.notes
     assert (ledger.head, list(ledger.head_log())[-1]["by"]) == (3, "recovery")
 
 
@@ -342,7 +342,7 @@ def test_without_head_file_and_log_the_newest_version_counts(ledger, random_delt
     (ledger.directory / "moves.jsonl").write_bytes(b"\xff\xfe\n{")
     found = recover(ledger)
     assert found.head == ledger.head == 5
-    assert found.notes[0] == "2 lines of moves.jsonl cannot be read and are passed over"
+    assert found.notes[0] == "2 lines of moves.jsonl cannot be read and are skipped"
     assert "HEAD cannot be read" in found.notes[1] and "the head is now version 5" in found.notes[1]
 
 

@@ -277,7 +277,7 @@ def test_whatever_bit_of_a_snapshot_is_flipped_the_versions_own_files_are_tried_
         if engine.prepare(update(again, 0, 6, reset=True)) is not None:
             told += 1
             assert engine.prepare(update(again, 0, 6, reset=True, snapshots=False)) is None
-        assert again.are_of(again.chain(6), again.segments(6))
+        assert again.contents.matches(again.chain(6), again.segments(6))
     assert told > len(indices)
 
 
