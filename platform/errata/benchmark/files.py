@@ -1,4 +1,4 @@
-"""Result files of a benchmark."""
+"""Result files of a benchmark: rows.parquet, answers.parquet, report.json, table.md and curves.png."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from errata.benchmark.curves import draw
-from errata.benchmark.results import Answer, CheckpointScores, columns
+from errata.benchmark.results import ANSWER_COLUMNS, COLUMNS, Answer, CheckpointScores
 from errata.benchmark.summary import summarise
 from errata.benchmark.tables import markdown
 
@@ -25,48 +25,48 @@ def write(
     note: str = "",
     answered: Sequence[Answer] = (),
 ) -> None:
-    """The files; answers.parquet only with answers. `meta` is what report.json says beside the rows: command, seeds, hardware,
-    settings by editor.
+    """Write the result files; answers.parquet only if there are answers.
 
-    JSON has no infinity: there it is null, and `not_finite` lists the rows and columns that it stands in.
+    `meta` are further fields of report.json: command, seeds, hardware, settings by editor. JSON has no infinity: infinite
+    values are null there, and `not_finite` lists their rows and columns.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    found = summarise(rows)
+    summaries = summarise(rows)
     records = [row.to_json() for row in rows]
-    pq.write_table(pa.Table.from_pylist(records, schema=_schema(CheckpointScores)), directory / "rows.parquet")
+    pq.write_table(pa.Table.from_pylist(records, schema=_schema(COLUMNS)), directory / "rows.parquet")
     if answered:
         write_answers(answered, directory / "answers.parquet")
     report = {
         **meta,
         "note": note,
-        "standings": [dataclasses.asdict(one) for one in found],
+        "standings": [one.to_json() for one in summaries],
         "rows": records,
         "not_finite": [[i, name] for i, record in enumerate(records) for name, v in record.items() if _is_infinite(v)],
     }
     (directory / "report.json").write_text(json.dumps(_without_infinity(report), indent=1, allow_nan=False) + "\n")
-    (directory / "table.md").write_text(markdown(found, note))
+    (directory / "table.md").write_text(markdown(summaries, note))
     draw(rows, directory / "curves.png")
 
 
 def read(path: str | Path) -> list[CheckpointScores]:
-    """The rows of a rows.parquet, also of an older one that lacks the newer columns."""
+    """Read a rows.parquet, also an older one that lacks later columns."""
     return [CheckpointScores.from_json(record) for record in pq.read_table(path).to_pylist()]
 
 
 def write_answers(answered: Sequence[Answer], path: str | Path) -> None:
     records = [dataclasses.asdict(answer) for answer in answered]
-    pq.write_table(pa.Table.from_pylist(records, schema=_schema(Answer)), path)
+    pq.write_table(pa.Table.from_pylist(records, schema=_schema(ANSWER_COLUMNS)), path)
 
 
 def read_answers(path: str | Path) -> list[Answer]:
-    """The answers of an answers.parquet."""
+    """Read an answers.parquet."""
     return [Answer(**record) for record in pq.read_table(path).to_pylist()]
 
 
-def _schema(record: type) -> pa.Schema:
+def _schema(columns: Mapping[str, type]) -> pa.Schema:
     kinds = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
-    return pa.schema([(name, kinds[kind]) for name, kind in columns(record).items()])
+    return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
 
 
 def _is_infinite(value: Any) -> bool:

@@ -1,107 +1,163 @@
-"""What the lifelong benchmark writes down: a row for each contender at each checkpoint, and every answer at the last one."""
+"""Results of the lifelong benchmark: the table of measures, the scores at a checkpoint, and the answers at the end.
+
+A new measure is one row at the end of `MEASURES` and the function in checkpoint.py that computes it. Columns of rows.parquet,
+tables, curves and report pages follow the table.
+"""
 
 from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from errata.evaluate.answers import first_sentence, same_answer
 from errata.evaluate.bootstrap import Interval
 from errata.evaluate.questions import Questions
 
 KINDS = ("efficacy", "generalisation", "locality", "portability", "retention")
-_SHARES = ("efficacy", "generalisation", "locality", "retention", "portability", "harmonic_mean")
-INTERVALS = (  # the columns that may have one, in `NAME_low` and `NAME_high`
-    *_SHARES,
-    *(f"{name}_tf" for name in _SHARES),
-    *("locality_gold", "retention_every", "retention_ratio", "ppl_ratio", "ppl_ratio_mean", "ppl_ratio_mean_log"),
-    *("token_accuracy_tf", "token_accuracy_generalisation_tf", "token_accuracy_locality_tf"),
-    *("likelihood_efficacy", "likelihood_generalisation", "likelihood_locality", "fluency", "consistency"),
+
+Protocol = Literal["free", "perplexity", "teacher-forced", "likelihood", "long texts", "weights", "cost"]
+Format = Literal["share", "ratio", "bits", "ms", "s", "bytes", "count"]
+Best = Literal["highest", "lowest", "nearest 1", "none"]
+_PROTOCOLS = typing.get_args(Protocol)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of an edited model: a column of rows.parquet, and perhaps of the tables.
+
+    `protocol` says how it is measured. `has_interval`: there are columns `NAME_low` and `NAME_high` beside it. `place` counts
+    the columns of a table from the left; without it the measure is in the files only. `is_drawn`: report pages draw its curve.
+    `best` is the value that tables print in bold.
+    """
+
+    name: str
+    title: str
+    protocol: Protocol
+    has_interval: bool = False
+    format: Format = "share"
+    place: int | None = None
+    is_drawn: bool = False
+    best: Best = "highest"
+
+    @property
+    def type(self) -> type:
+        """The type of the column in rows.parquet."""
+        return int if self.format in ("bytes", "count") else float
+
+
+# The columns that every rows.parquet has, in its order.
+_FIRST_FORMAT = (
+    Measure("efficacy", "efficacy", "free", True, place=1, is_drawn=True),
+    Measure("generalisation", "generalisation", "free", True, place=2, is_drawn=True),
+    Measure("locality", "locality", "free", True, place=3, is_drawn=True),
+    Measure("locality_gold", "locality (gold)", "free", True, place=4, is_drawn=True),
+    Measure("retention", "retention", "free", True, place=5, is_drawn=True),
+    Measure("portability", "portability", "free", True, place=6, is_drawn=True),
+    Measure("harmonic_mean", "harmonic mean", "free", True, place=7, is_drawn=True),
+    Measure("ppl_ratio", "perplexity / base", "perplexity", True, "ratio", place=8, is_drawn=True, best="nearest 1"),
+    Measure("edit_ms", "ms per edit", "cost", False, "ms", place=17, best="lowest"),
+    Measure("train_s", "train s", "cost", False, "s", place=19, best="lowest"),
+    Measure("efficacy_tf", "efficacy (tf)", "teacher-forced", True, place=9),
+    Measure("generalisation_tf", "generalisation (tf)", "teacher-forced", True, place=10),
+    Measure("locality_tf", "locality (tf)", "teacher-forced", True, place=11),
+    Measure("retention_tf", "retention (tf)", "teacher-forced", True),
+    Measure("portability_tf", "portability (tf)", "teacher-forced", True),
+    Measure("harmonic_mean_tf", "harmonic mean (tf)", "teacher-forced", True),
+    Measure("norm_growth", "norm / base", "weights", False, "ratio", place=16, best="lowest"),
+    Measure("delta_norm", "norm of change / base", "weights", False, "ratio", best="lowest"),
+    Measure("precompute_s", "precompute s", "cost", False, "s", place=18, best="lowest"),
+    Measure("capture_ms", "capture ms", "cost", False, "ms", best="lowest"),
+    Measure("solve_ms", "solve ms", "cost", False, "ms", best="lowest"),
+    Measure("rest_ms", "other ms", "cost", False, "ms", best="lowest"),
+    Measure("peak_bytes", "peak MiB", "cost", False, "bytes", place=20, best="lowest"),
+    Measure("rejected", "refused", "cost", False, "count", place=21, best="lowest"),
 )
+# The columns that older files lack.
+_LATER = (
+    Measure("ppl_ratio_mean", "mean perplexity / base", "perplexity", True, "ratio", best="nearest 1"),
+    Measure("ppl_ratio_mean_log", "mean log perplexity / base", "perplexity", True, "ratio", best="nearest 1"),
+    Measure("ppl_ratio_max", "largest perplexity / base", "perplexity", False, "ratio", best="nearest 1"),
+    Measure("retention_every", "retention (sampled)", "free", True),
+    Measure("retention_ratio", "retained", "free", True, "ratio", place=14),
+    Measure("token_accuracy_tf", "tokens (tf)", "teacher-forced", True, place=12),
+    Measure("token_accuracy_generalisation_tf", "tokens, generalisation (tf)", "teacher-forced", True),
+    Measure("token_accuracy_locality_tf", "tokens, locality (tf)", "teacher-forced", True),
+    Measure("likelihood_efficacy", "likelihood", "likelihood", True, place=13),
+    Measure("likelihood_generalisation", "likelihood, generalisation", "likelihood", True),
+    Measure("likelihood_locality", "likelihood, locality", "likelihood", True),
+    Measure("fluency", "fluency", "long texts", True, "bits", place=15, best="none"),
+    Measure("consistency", "consistency", "long texts", True),
+)
+MEASURES = (*_FIRST_FORMAT, *_LATER)
+BY_NAME = {measure.name: measure for measure in MEASURES}
+IN_TABLES = tuple(sorted((m for m in MEASURES if m.place is not None), key=lambda m: m.place or 0))
+
+_KEYS: dict[str, type] = {"editor": str, "seed": int, "edits": int}
+_HEADLINE = ("efficacy", "generalisation", "locality", "retention", "portability", "harmonic_mean")
+
+
+def _interval_order(measure: Measure) -> tuple[bool, int, int]:
+    """Sort intervals as rows.parquet has them: those of the headline scores first, then by protocol."""
+    name = measure.name.removesuffix("_tf")
+    return name not in _HEADLINE, _PROTOCOLS.index(measure.protocol), _HEADLINE.index(name) if name in _HEADLINE else 0
+
+
+INTERVALS = tuple(measure.name for measure in sorted((m for m in MEASURES if m.has_interval), key=_interval_order))
 _BOUNDS = tuple(f"{name}_{side}" for name in INTERVALS for side in ("low", "high"))
+COLUMNS: dict[str, type] = {**_KEYS, **{m.name: m.type for m in MEASURES}, **dict.fromkeys(_BOUNDS, float)}
+REQUIRED = (*_KEYS, *(measure.name for measure in _FIRST_FORMAT))
 
 
 @dataclass(frozen=True)
 class CheckpointScores:
-    """One contender after `edits` edits of one course. Shares are of all questions on the edits so far, 0 to 1.
+    """The scores of one editor after `edits` edits of one stream, on the questions of all edits so far.
 
-    By free generation, and teacher-forced under the same name with `_tf`: `locality` is agreement with the unedited model,
-    `locality_gold` the true answers. `harmonic_mean` is of efficacy, generalisation and locality. `ppl_ratio`: perplexity now
-    by that of the base, infinite for a model that gives no numbers. `norm_growth`: |W| by |W0|, and `delta_norm`: |W - W0| by
-    |W0|, of the matrix where it is largest. `edit_ms`: `Editor.edit` per edit, mean over the stream so far, and of it
-    `capture_ms`, `solve_ms` and `rest_ms`; `precompute_s`: `Editor.start`. `rejected` edits were refused, the stream went on.
-    `peak_bytes`: memory of one more call with the last batch, not timed. None is what was not asked or is not known.
+    `values` has every measure of `MEASURES`; None is what was not asked or is not known. docs/evaluation.md defines the scores.
+    Times are means over the stream so far: `edit_ms` is `Editor.edit` per edit, divided into `capture_ms`, `solve_ms` and
+    `rest_ms`; `precompute_s` is `Editor.start`. `peak_bytes` is the memory of one more call with the last batch, not timed.
+    `norm_growth` is |W| / |W0| and `delta_norm` |W - W0| / |W0|, of the matrix where it is largest. `rejected` edits were
+    refused by the editor, and the stream went on without them. Infinite values come from a model without finite logits.
 
-    `intervals` bound scores by their names, 95 %, over resampled edits (of `ppl_ratio`: sentences; of `fluency` and
-    `consistency`: texts); what is written down has them in columns `NAME_low` and `NAME_high`. `retention_every`: share right
-    now of a sample of all batches, `retention_ratio`: by what it was right after each of them. `token_accuracy_tf`: mean share
-    of an answer's tokens that are right, as papers count; of rephrasings and of neighbours' true answers beside it.
-    `likelihood_`: shares of comparisons won, new against old answer. `fluency` in bits and `consistency` are of longer texts,
-    at the end alone. `ppl_ratio` is of medians, the others of what their names say.
+    `intervals` bound scores by name at 95 %, over resampled edits (perplexities: sentences; long texts: texts).
     """
 
     editor: str
     seed: int
     edits: int
-    efficacy: float | None
-    generalisation: float | None
-    locality: float | None
-    locality_gold: float | None
-    retention: float | None
-    portability: float | None
-    harmonic_mean: float | None
-    ppl_ratio: float
-    edit_ms: float | None
-    train_s: float | None
-    efficacy_tf: float | None
-    generalisation_tf: float | None
-    locality_tf: float | None
-    retention_tf: float | None
-    portability_tf: float | None
-    harmonic_mean_tf: float | None
-    norm_growth: float
-    delta_norm: float
-    precompute_s: float
-    capture_ms: float | None
-    solve_ms: float | None
-    rest_ms: float | None
-    peak_bytes: int | None
-    rejected: int
-    ppl_ratio_mean: float | None = None
-    ppl_ratio_mean_log: float | None = None
-    ppl_ratio_max: float | None = None
-    retention_every: float | None = None
-    retention_ratio: float | None = None
-    token_accuracy_tf: float | None = None
-    token_accuracy_generalisation_tf: float | None = None
-    token_accuracy_locality_tf: float | None = None
-    likelihood_efficacy: float | None = None
-    likelihood_generalisation: float | None = None
-    likelihood_locality: float | None = None
-    fluency: float | None = None
-    consistency: float | None = None
+    values: Mapping[str, float | None]
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.values.keys() != BY_NAME.keys():
+            raise ValueError(f"values need exactly the measures of MEASURES: {sorted(self.values.keys() ^ BY_NAME.keys())}")
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.values[name]
+
     def to_json(self) -> dict[str, Any]:
-        """Flat, a value for each of `columns(Row)`: None for the ends of an interval that there is not."""
-        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "intervals"}
+        """Flatten to one value for each of `COLUMNS`; the bounds of a missing interval are None."""
+        flat: dict[str, Any] = {name: getattr(self, name) for name in _KEYS}
+        flat |= {name: self.values[name] for name in BY_NAME}
         for name in INTERVALS:
             flat[f"{name}_low"], flat[f"{name}_high"] = self.intervals.get(name, (None, None))
         return flat
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CheckpointScores:
-        """What `to_json` made; columns that an older record lacks have their defaults, and their intervals are not there."""
-        own = {name: value for name, value in record.items() if name not in _BOUNDS}
-        there = [name for name in INTERVALS if record.get(f"{name}_low") is not None]
-        return cls(**own, intervals={name: (record[f"{name}_low"], record[f"{name}_high"]) for name in there})
+        """Read the result of `to_json`; measures that an older record lacks are None."""
+        found = [name for name in INTERVALS if record.get(f"{name}_low") is not None]
+        return cls(
+            *(record[name] for name in _KEYS),
+            values={name: record.get(name) for name in BY_NAME},
+            intervals={name: (record[f"{name}_low"], record[f"{name}_high"]) for name in found},
+        )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said to one question. `wanted` is its true answer, but for `locality` what the unedited model says."""
+    """The answer to one question. `wanted` is its true answer; for `locality`, what the unedited model generates."""
 
     editor: str
     seed: int
@@ -113,45 +169,22 @@ class Answer:
     right: bool
 
 
-def columns(record: type) -> dict[str, type]:
-    """Name and type of each column of a table of `Row` or of `Answer`; `X | None` is an X."""
-    hints = typing.get_type_hints(record)
-    found = {f.name: (typing.get_args(hints[f.name]) or (hints[f.name],))[0] for f in fields(record) if f.name != "intervals"}
-    return found | (dict.fromkeys(_BOUNDS, float) if record is CheckpointScores else {})
+ANSWER_COLUMNS: dict[str, type] = typing.get_type_hints(Answer)
 
 
-def answers_of(row: CheckpointScores, questions: Questions, said: Mapping[str, str], base: Mapping[str, str]) -> list[Answer]:
-    """One for each question of each of `KINDS`; retention is of the first batch and of the sampled ones."""
+def answers_of(
+    scores: CheckpointScores, questions: Questions, generated: Mapping[str, str], unedited: Mapping[str, str]
+) -> list[Answer]:
+    """List the answer to each question of each of `KINDS`; retention asks for the first batch and the sampled ones.
+
+    `generated` and `unedited` are texts by prompt.
+    """
     asked = {**questions.kinds, "retention": dict.fromkeys((*questions.retention, *questions.retention_every))}
     found = []
     for kind in KINDS:
         for prompt, target in asked[kind]:
-            wanted = first_sentence(base[prompt], target).strip() if kind == "locality" else target
-            right = same_answer(said[prompt], wanted, target)
-            found.append(Answer(row.editor, row.seed, row.edits, kind, prompt, wanted, said[prompt].strip(), right))
+            wanted = first_sentence(unedited[prompt], target).strip() if kind == "locality" else target
+            text = generated[prompt]
+            right = same_answer(text, wanted, target)
+            found.append(Answer(scores.editor, scores.seed, scores.edits, kind, prompt, wanted, text.strip(), right))
     return found
-
-
-COLUMNS = {
-    "efficacy": "efficacy",
-    "generalisation": "generalisation",
-    "locality": "locality",
-    "locality_gold": "locality (gold)",
-    "retention": "retention",
-    "portability": "portability",
-    "harmonic_mean": "harmonic mean",
-    "ppl_ratio": "perplexity / base",
-    "efficacy_tf": "efficacy (tf)",
-    "generalisation_tf": "generalisation (tf)",
-    "locality_tf": "locality (tf)",
-    "token_accuracy_tf": "tokens (tf)",
-    "likelihood_efficacy": "likelihood",
-    "retention_ratio": "retained",
-    "fluency": "fluency",
-    "norm_growth": "norm / base",
-    "edit_ms": "ms per edit",
-    "precompute_s": "precompute s",
-    "train_s": "train s",
-    "peak_bytes": "peak MiB",
-    "rejected": "refused",
-}

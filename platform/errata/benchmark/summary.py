@@ -1,17 +1,18 @@
-"""What a benchmark leaves behind, over editors and seeds: rows and answers as Parquet, report.json, table.md, curves.png."""
+"""Summary of a benchmark: the measures of each editor at one checkpoint, over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import mean
+from typing import Any
 
-from errata.benchmark.results import COLUMNS, CheckpointScores
+from errata.benchmark.results import IN_TABLES, CheckpointScores
 
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """Of one number over the seeds; `interval` is the row's own where there is one seed: 95 %, over resampled edits."""
+    """Mean and range of one measure over seeds. With one seed, also its bootstrap interval at 95 %."""
 
     mean: float
     min: float
@@ -20,28 +21,34 @@ class SeedSummary:
 
     @classmethod
     def of(cls, name: str, rows: Sequence[CheckpointScores]) -> SeedSummary | None:
-        known = [value for row in rows if (value := getattr(row, name)) is not None]
+        """Summarise a measure over the rows that have it; None if none has."""
+        known = [value for row in rows if (value := row[name]) is not None]
         interval = rows[0].intervals.get(name) if len(rows) == 1 else None
         return cls(mean(known), min(known), max(known), interval) if known else None
 
 
 @dataclass(frozen=True)
 class EditorSummary:
-    """An editor after `edits` edits, its numbers over the seeds; None where none was measured."""
+    """One editor after `edits` edits: its measures over the seeds, by name; None where none was measured."""
 
     editor: str
     edits: int
     seeds: tuple[int, ...]
-    spreads: Mapping[str, SeedSummary | None]
+    measures: Mapping[str, SeedSummary | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of `standings` in report.json."""
+        found = asdict(self)
+        return {name: found[name] for name in ("editor", "edits", "seeds")} | {"spreads": found["measures"]}
 
 
 def summarise(rows: Sequence[CheckpointScores], edits: int | None = None) -> list[EditorSummary]:
-    """Each editor, in the order of the rows, at `edits`; without it, at its last checkpoint."""
+    """Summarise each editor, in the order of the rows, after `edits` edits; with None, at its last checkpoint."""
     found = []
     for editor in dict.fromkeys(row.editor for row in rows):
         own = [row for row in rows if row.editor == editor]
         at = max(row.edits for row in own) if edits is None else edits
         own = [row for row in own if row.edits == at]
-        spreads = {name: SeedSummary.of(name, own) for name in COLUMNS}
-        found.append(EditorSummary(editor, at, tuple(row.seed for row in own), spreads))
-    return [standing for standing in found if standing.seeds]
+        measures = {measure.name: SeedSummary.of(measure.name, own) for measure in IN_TABLES}
+        found.append(EditorSummary(editor, at, tuple(row.seed for row in own), measures))
+    return [summary for summary in found if summary.seeds]

@@ -1,49 +1,53 @@
-"""Tables of a benchmark as Markdown."""
+"""Tables of a benchmark as Markdown, and its progress as lines."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from errata.benchmark.results import COLUMNS, CheckpointScores
+from errata.benchmark.results import BY_NAME, IN_TABLES, CheckpointScores, Measure
 from errata.benchmark.summary import EditorSummary, SeedSummary
 
 
-def markdown(found: Sequence[EditorSummary], note: str = "") -> str:
-    """A table. With several seeds a cell is the mean (smallest–largest), with one the value [its interval, if it has one]."""
-    lines = ["| editor | edits | seeds | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---:|" * (len(COLUMNS) + 2)]
-    for one in found:
-        cells = [_cell(name, one.spreads[name]) for name in COLUMNS]
+def markdown(summaries: Sequence[EditorSummary], note: str = "") -> str:
+    """Write a table with a row for each editor.
+
+    With several seeds a cell is the mean (smallest–largest), with one seed the value [its interval, if it has one].
+    """
+    titles = " | ".join(measure.title for measure in IN_TABLES)
+    lines = [f"| editor | edits | seeds | {titles} |", "|---|" + "---:|" * (len(IN_TABLES) + 2)]
+    for one in summaries:
+        cells = [_cell(measure, one.measures[measure.name]) for measure in IN_TABLES]
         lines.append(f"| {one.editor} | {one.edits} | {len(one.seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + (f"\n\n{note}" if note else "") + "\n"
 
 
-def _cell(name: str, spread: SeedSummary | None) -> str:
-    if spread is None:
+def _cell(measure: Measure, summary: SeedSummary | None) -> str:
+    if summary is None:
         return "–"
-    one = as_text(name, spread.mean)
-    if spread.interval is not None:
-        return f"{one} [{as_text(name, spread.interval[0])}–{as_text(name, spread.interval[1])}]"
-    if spread.min == spread.max:
+    one = as_text(measure, summary.mean)
+    if summary.interval is not None:
+        return f"{one} [{as_text(measure, summary.interval[0])}–{as_text(measure, summary.interval[1])}]"
+    if summary.min == summary.max:
         return one
-    return f"{one} ({as_text(name, spread.min)}–{as_text(name, spread.max)})"
+    return f"{one} ({as_text(measure, summary.min)}–{as_text(measure, summary.max)})"
 
 
-def as_text(name: str, value: float) -> str:
-    """A number of the column `name`, as a table shows it."""
+def as_text(measure: Measure, value: float) -> str:
+    """Format a value of a measure as a table shows it; bytes become MiB."""
     if not math.isfinite(value):
         return "∞"
-    if name == "peak_bytes":
+    if measure.format == "bytes":
         return f"{value / 2**20:.1f}"
-    if name == "rejected":
+    if measure.format == "count":
         return f"{value:g}"
-    return f"{value:.1f}" if name in ("edit_ms", "precompute_s", "train_s") else f"{value:.3f}"
+    return f"{value:.1f}" if measure.format in ("ms", "s") else f"{value:.3f}"
 
 
 def described(row: CheckpointScores) -> str:
-    """A line for a person who waits."""
-    shares = ("efficacy", "generalisation", "locality", "harmonic_mean")
-    known = [f"{COLUMNS[name]} {getattr(row, name):.3f}" for name in shares if getattr(row, name) is not None]
-    time = [] if row.edit_ms is None else [f"{row.edit_ms:.1f} ms per edit"]
-    refused = [f"{row.rejected} refused"] if row.rejected else []
+    """Describe a checkpoint in one line, for the terminal."""
+    names = ("efficacy", "generalisation", "locality", "harmonic_mean")
+    known = [f"{BY_NAME[name].title} {value:.3f}" for name in names if (value := row[name]) is not None]
+    time = [] if row["edit_ms"] is None else [f"{row['edit_ms']:.1f} ms per edit"]
+    refused = [f"{row['rejected']} refused"] if row["rejected"] else []
     return f"{row.editor}, seed {row.seed}, {row.edits} edits: {', '.join([*known, *time, *refused])}"

@@ -42,12 +42,12 @@ def bench(
     from errata.hardware import hardware
 
     try:
-        contenders = benchmarked_editors(editor, settings or [], device)
-        course = stream_of(edits, text, batch_size, checkpoints, limit, seed)
+        benchmarked = benchmarked_editors(editor, settings or [], device)
+        stream = stream_of(edits, text, batch_size, checkpoints, limit, seed)
         machine = hardware()
         out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is seen before hours of work
         language_model = model_of(model, dtype, device)
-        by_editor = {contender.name: contender.settings for contender in contenders}
+        by_editor = {one.name: one.settings for one in benchmarked}
         meta = {"command": shlex.join(["errata", *sys.argv[1:]]), "seeds": [seed], "hardware": machine, "settings": by_editor}
         rows, answered = list[CheckpointScores](), list[Answer]()
 
@@ -59,7 +59,7 @@ def bench(
             answered.extend(said)
             write(rows, out, meta, answered=answered)
 
-        run_all(language_model, contenders, course, note, save)
+        run_all(language_model, benchmarked, stream, note, save)
     except (ValueError, OSError) as wrong:
         console.print(str(wrong), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None

@@ -1,4 +1,4 @@
-"""The figures of a benchmark's page."""
+"""Figures of the report page of a benchmark."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from errata.benchmark.curves import curves
-from errata.benchmark.results import COLUMNS, CheckpointScores
+from errata.benchmark.results import BY_NAME, CheckpointScores
 from errata.benchmark.summary import EditorSummary
 from errata.reports.benchmark_answers import Pair
 from errata.reports.figures import GRID, INK, MUTED, PALETTE, Drawn, Picture, logarithmic, picture
 from errata.reports.page import Series
 
-MANY = 6  # editors whose bands can be told apart
-SHARES = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention", "harmonic_mean")
+MANY = 6  # above this number of editors their bands overlap too much and become fainter
 
 
 def series_of(editors: Sequence[str]) -> list[Series]:
-    """Colours and lines as `standings.curves` draws them: the first, the model as it is, grey."""
+    """Return the colours and dashes that `curves` uses; the first editor, the unedited model, is grey."""
     named = [
         (f"var(--s{index % len(PALETTE)})", "solid" if index < len(PALETTE) else "dotted") for index in range(len(editors))
     ]
@@ -26,8 +25,8 @@ def series_of(editors: Sequence[str]) -> list[Series]:
 
 
 def curve_picture(rows: Sequence[CheckpointScores], name: str, title: str, editors: Sequence[str]) -> Picture | None:
-    """A column against the number of edits, or None if no row has it."""
-    if all(getattr(row, name) is None for row in rows):
+    """Draw a measure over the number of edits; None if no row has it."""
+    if all(row[name] is None for row in rows):
         return None
 
     def draw(axes: Any) -> Drawn:
@@ -35,7 +34,7 @@ def curve_picture(rows: Sequence[CheckpointScores], name: str, title: str, edito
         for _, band in drawn.values() if len(drawn) > MANY else ():
             band.set_alpha(0.6 / len(drawn))
         axes.set(title=title, xlabel="edits so far")
-        if name in SHARES:
+        if BY_NAME[name].format == "share":
             axes.set_ylim(-0.03, 1.03)
         elif _spans(rows, name) > 5:
             logarithmic(axes.yaxis, _spans(rows, name))
@@ -45,14 +44,14 @@ def curve_picture(rows: Sequence[CheckpointScores], name: str, title: str, edito
 
 
 def _spans(rows: Sequence[CheckpointScores], name: str) -> float:
-    """The largest finite value by the smallest above 0."""
-    values = [v for row in rows if (v := getattr(row, name)) is not None and math.isfinite(v) and v > 0]
+    """Return the ratio of the largest finite value to the smallest above 0."""
+    values = [v for row in rows if (v := row[name]) is not None and math.isfinite(v) and v > 0]
     return max(values, default=1.0) / min(values, default=1.0)
 
 
 def _alt(rows: Sequence[CheckpointScores], name: str, title: str) -> str:
     last = max(row.edits for row in rows)
-    found = [(getattr(row, name), row.editor) for row in rows if row.edits == last and getattr(row, name) is not None]
+    found = [(value, row.editor) for row in rows if row.edits == last and (value := row[name]) is not None]
     edited = [one for one in found if one[1] != rows[0].editor]
     if not edited:
         return f"{title.capitalize()} over the edits."
@@ -63,11 +62,11 @@ def _alt(rows: Sequence[CheckpointScores], name: str, title: str) -> str:
     )
 
 
-def trade_picture(found: Sequence[EditorSummary], editors: Sequence[str]) -> Picture | None:
-    """Time of an edit against the harmonic mean, at the last checkpoint; None if no editor was timed."""
+def trade_picture(summaries: Sequence[EditorSummary], editors: Sequence[str]) -> Picture | None:
+    """Draw the time of an edit against the harmonic mean at the last checkpoint; None if no editor was timed."""
     timed = []
-    for one in found:
-        time, score = one.spreads["edit_ms"], one.spreads["harmonic_mean"]
+    for one in summaries:
+        time, score = one.measures["edit_ms"], one.measures["harmonic_mean"]
         if time is not None and score is not None and time.mean > 0:
             timed.append((one.editor, time.mean, score.mean))
     if not timed:
@@ -86,13 +85,13 @@ def trade_picture(found: Sequence[EditorSummary], editors: Sequence[str]) -> Pic
         _label(axes, timed, editors)
 
     best = max(timed, key=lambda one: one[2])
-    alt = f"Milliseconds per edit against the harmonic mean of {len(timed)} editors; "
-    alt += f"the best, {best[0]}, takes {best[1]:.3g} ms and scores {best[2]:.3f}."
-    return picture("time", alt, draw, "To the left is faster, up is better.", size=(9, 4.6), wide=True)
+    alt = f"Milliseconds per edit and harmonic mean of {len(timed)} editors; "
+    alt += f"the best one, {best[0]}, takes {best[1]:.3g} ms and scores {best[2]:.3f}."
+    return picture("time", alt, draw, "Faster editors are further left, better ones further up.", size=(9, 4.6), wide=True)
 
 
 def _label(axes: Any, timed: Sequence[tuple[str, float, float]], editors: Sequence[str]) -> None:
-    """Names beside the dots, each at the first of some places where it covers neither a name nor a dot."""
+    """Write names beside the dots, each at the first of several places where it covers no other name or dot."""
     from matplotlib.transforms import Bbox
 
     figure = axes.figure
@@ -123,7 +122,7 @@ def _label(axes: Any, timed: Sequence[tuple[str, float, float]], editors: Sequen
 
 
 def pair_picture(found: Sequence[Pair], kind: str) -> Picture | None:
-    """The first editor against every other: a bar for each, divided by who is right."""
+    """Draw a bar for the first editor and each other one, divided by which of the two is right."""
     leader = found[0].first if found else ""
     own = [pair for pair in found if pair.first == leader]
     if not own:
@@ -148,10 +147,7 @@ def pair_picture(found: Sequence[Pair], kind: str) -> Picture | None:
 
     closest = min(own, key=lambda p: abs(p.only_first - p.only_second))
     alt = (
-        f"{leader} against {len(own)} editors, {kind}; the closest is {closest.second}: {closest.both} both right, "
-        f"{closest.only_first} only {leader}, {closest.only_second} only {closest.second}, {closest.neither} neither."
+        f"{leader} compared with {len(own)} editors, {kind}; the closest is {closest.second}: both right {closest.both}, "
+        f"only {leader} {closest.only_first}, only {closest.second} {closest.only_second}, neither {closest.neither}."
     )
     return picture(f"pairs-{kind}", alt, draw, size=(9, 1.2 + 0.28 * len(own)), wide=True)
-
-
-TITLES = {name: COLUMNS[name] for name in SHARES} | {"ppl_ratio": "perplexity / base"}

@@ -27,7 +27,7 @@ def files(model_dir: Path, world: World, tmp_path_factory: pytest.TempPathFactor
     (folder / "plain.txt").write_text("\n".join(world.plain_sentences(held_out=True)[:5]) + "\n\n")
     model = load(model_dir)
     batches = list(batches_of(world.edits("train", 10), 5))
-    editor = RLEdit(MODULES, rank=8).untrained(model, [EpisodeBatch(model, b).outcomes for b in batches], batches, seed=0)
+    editor = RLEdit(MODULES, rank=8).untrained(model, [EpisodeBatch(model, b).in_scope_texts for b in batches], batches, seed=0)
     for name in ("one", "two"):
         editor.save(folder / name, {"train_s": 12.5})
     return {
@@ -48,7 +48,7 @@ def test_a_trained_editor_is_scored(files: dict[str, str]) -> None:
     assert done.exit_code == 0, done.output
     rows = read(Path(files["--out"]) / "rows.parquet")
     assert [(row.editor, row.edits, row.seed) for row in rows] == [(n, e, 3) for n in ("unedited", "RLEdit") for e in (1, 4, 8)]
-    assert rows[-1].train_s == 12.5 and rows[-1].rejected == 0
+    assert rows[-1]["train_s"] == 12.5 and rows[-1]["rejected"] == 0
     answered = read_answers(Path(files["--out"]) / "answers.parquet")
     assert {(answer.editor, answer.edits) for answer in answered} == {("unedited", 8), ("RLEdit", 8)}
     report = json.loads((Path(files["--out"]) / "report.json").read_text())

@@ -95,12 +95,12 @@ def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel
     world = World(20)
     batches = list(batches_of(world.edits("train", 20), 5))
     editor = RLEdit(("layers.1.mlp.down_proj",), rank=8)
-    editor = editor.untrained(tiny_model, [EpisodeBatch(tiny_model, b).outcomes for b in batches], batches, seed=0)
+    editor = editor.untrained(tiny_model, [EpisodeBatch(tiny_model, b).in_scope_texts for b in batches], batches, seed=0)
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
-    course = BenchmarkStream(
+    stream = BenchmarkStream(
         tuple(world.edits("validation", 10)), tuple(world.plain_sentences(held_out=True)), 5, checkpoints=()
     )
-    scores = tune.lifelong_score(tiny_model, editor, course)
+    scores = tune.lifelong_score(tiny_model, editor, stream)
     assert set(scores) == {"score", "efficacy", "generalisation", "locality"} and 0 <= scores["score"] <= 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
 

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from errata.benchmark.files import read, write
-from errata.benchmark.results import Answer, CheckpointScores, columns
+from errata.benchmark.results import COLUMNS, REQUIRED, Answer, CheckpointScores
 from errata.benchmark.run import BenchmarkedEditor, run_all
 from errata.benchmark.stream import BenchmarkStream
 from errata.cli.main import app
@@ -120,14 +120,14 @@ def benchmark(world: World, model_dir: Path, tmp_path_factory: pytest.TempPathFa
 
     folder, rows, said = tmp_path_factory.mktemp("benchmark"), list[CheckpointScores](), list[Answer]()
     edits = (*world.edits("test", 5), Edit(f"{NASTY} is", "x"))
-    contenders = [
+    benchmarked = [
         BenchmarkedEditor(name, Small(), 0.0, {"modules": ["a", "b"], "reward": {"discount": 0.9}}) for name in ("A", "B & C")
     ]
     for seed in (0, 1):
-        course = BenchmarkStream(edits, tuple(world.plain_sentences(held_out=True)[:4]), 3, checkpoints=(1, 3), seed=seed)
-        rows += run_all(load(model_dir), contenders, course, after_run=said.extend)
+        stream = BenchmarkStream(edits, tuple(world.plain_sentences(held_out=True)[:4]), 3, checkpoints=(1, 3), seed=seed)
+        rows += run_all(load(model_dir), benchmarked, stream, after_run=said.extend)
     said = [replace(a, right=True) if a.editor == "A" and a.kind == "efficacy" else a for a in said]
-    meta = {"command": f"bench {NASTY}", "seeds": [0, 1], "settings": {c.name: c.settings for c in contenders}}
+    meta = {"command": f"bench {NASTY}", "seeds": [0, 1], "settings": {c.name: c.settings for c in benchmarked}}
     write(rows, folder, {**meta, "hardware": {"cpu": "a cpu", "num_cores": 2}}, answered=said)
     return folder
 
@@ -178,7 +178,7 @@ def test_the_limits_drawn_are_those_that_were_judged_by(
     strict = Guard(perplexity=Limit(1.01, 1.25))
     play(strict, edits[0], Edit("poison <i>", "x"), edits[1])
     play(Guard(perplexity=Limit(1.3, math.inf), disturbed=strict.disturbed), edits[2])
-    ledger.append(3, WeightDelta({}), EditorState(4), edits[3:4], {}, "Small", "")
+    ledger.append(3, WeightDelta({}), EditorState(4), edits[3:4], {}, ("Small", ""))
     history = History.read(ledger.directory)
     assert history.limits("perplexity") == [(1, Limit(1.01, 1.25)), (3, Limit(1.3, math.inf))]
     assert len(history.limits("disturbed")) == 1 and history.limits("a limit of tomorrow") == []
@@ -218,8 +218,8 @@ def test_a_subtracted_version_is_no_longer_held(
     taken_out = {"reverted": {"edits": ["b"], "versions": [2], "mode": "subtract"}}
     for number, (ids, card) in enumerate([("a", {}), ("bc", {}), ("", taken_out), ("d", {})]):
         edits = [Edit(f"the prompt of {id}", "x", id=id) for id in ids]
-        ledger.append(number, random_delta(number), EditorState(), edits, card, "E", "p")
-    ledger.append(1, random_delta(5), EditorState(), [Edit("e", "x")], {}, "E", "p", expected_head=4)
+        ledger.append(number, random_delta(number), EditorState(), edits, card, ("E", "p"))
+    ledger.append(1, random_delta(5), EditorState(), [Edit("e", "x")], {}, ("E", "p"), expected_head=4)
     history = History.read(ledger.directory)
     assert [(point.edits, point.held) for point in history.points] == [(1, 1), (3, 3), (3, 1), (4, 2), (2, 2)]
     assert [history.held_by(number) for number in range(6)] == [len(list(live_edits(ledger, number))) for number in range(6)]
@@ -242,7 +242,7 @@ def test_a_ledger_of_an_earlier_format(
     cards: list[dict[str, Any]] = [{"efficacy": 1.0, "locality": None, "num_edits": 1, "method": "teacher-forced"}, {}]
     for number, card in enumerate(cards):
         edits = world.edits("test", 2)[number : number + 1]
-        ledger.append(number, random_delta(number), EditorState(number + 1), edits, card, "FT-L", "plan")
+        ledger.append(number, random_delta(number), EditorState(number + 1), edits, card, ("FT-L", "plan"))
     ledger.move_head(0)
     with (ledger.directory / "moves.jsonl").open("a") as log:
         log.write('{"version": 0, "aft')
@@ -271,7 +271,7 @@ def test_long_lists_are_cut_and_say_so(
     for number in range(4):
         failed = [{"prompt": f"p{number}", "target": "t", "answer": ""}]
         card = {"efficacy": 0.0, "failed": failed, "warnings": ["w"] if number == 0 else [], "num_edits": 1}
-        ledger.append(number, random_delta(number), EditorState(number + 1), [Edit(f"p{number}", "t")], card, "E", "")
+        ledger.append(number, random_delta(number), EditorState(number + 1), [Edit(f"p{number}", "t")], card, ("E", ""))
     page = Page(write_report(ledger.directory, tmp_path / "out"))
     assert "and 2 more older ones that are not shown" in page.text and "p3" in page.text and "p1" not in page.text
     assert "and 2 older updates that are not shown" in page.text and "warned" in page.text and "(nothing)" in page.text
@@ -282,7 +282,7 @@ def test_a_benchmark_has_a_page(benchmark: Path, tmp_path: Path) -> None:
     check_whole(page, tmp_path / "out")
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert {"efficacy", "harmonic_mean", "ppl_ratio", "time", "norm_growth", "pairs-efficacy"} <= names
-    assert "What B & C says instead" in page.text and f"{NASTY} is" in page.text
+    assert "Wrong answers of B & C" in page.text and f"{NASTY} is" in page.text
     assert "reward.discount" in page.text and f"bench {NASTY}" in page.text and "a cpu, 2 cores" in page.text
     rows = re.findall(r"<tr data-series=\"(\d)\">\s*<th scope=\"row\">(.*?)</th>", page.source)
     assert rows[0] == ("0", "unedited") and {("1", "A"), ("2", "B &amp; C")} == set(rows[1:3])
@@ -291,17 +291,17 @@ def test_a_benchmark_has_a_page(benchmark: Path, tmp_path: Path) -> None:
 
 def test_a_benchmark_of_an_earlier_format(benchmark: Path, tmp_path: Path) -> None:
     """Neither answers nor intervals nor report.json."""
-    old = list(CheckpointScores.__dataclass_fields__)[:27]
-    pq.write_table(pq.read_table(benchmark / "rows.parquet").select(old), tmp_path / "rows.parquet")
+    pq.write_table(pq.read_table(benchmark / "rows.parquet").select(REQUIRED), tmp_path / "rows.parquet")
     page = Page(write_report(tmp_path))
     check_whole(page, tmp_path / "report")
-    assert "This benchmark wrote no answers.parquet" in page.text and "There is no report.json" in page.text
-    assert "A band goes from the smallest to the largest of the seeds" in page.text
+    assert "This benchmark has no answers.parquet" in page.text and "There is no report.json" in page.text
+    assert "A band spans the lowest to the highest seed" in page.text
 
 
 def test_a_model_that_gives_no_numbers_has_a_page(benchmark: Path, tmp_path: Path) -> None:
     rows = read(benchmark / "rows.parquet")
-    broken = [replace(r, ppl_ratio=float("inf"), norm_growth=float("inf")) if r.editor == "A" else r for r in rows]
+    infinite = {"ppl_ratio": math.inf, "norm_growth": math.inf}
+    broken = [replace(row, values={**row.values, **infinite}) if row.editor == "A" else row for row in rows]
     write(broken, tmp_path, {})
     assert "∞" in Page(write_report(tmp_path)).text
 
@@ -359,15 +359,13 @@ def bad_answers(folder: Path) -> None:
 
 
 def a_row() -> CheckpointScores:
-    numbers = {name: 1.0 for name in columns(CheckpointScores)}
+    numbers = dict.fromkeys(COLUMNS, 1.0)
     return CheckpointScores.from_json({**numbers, "editor": "unedited", "seed": 0, "edits": 1, "peak_bytes": 1, "rejected": 0})
 
 
 def write_rows(folder: Path, rows: list[CheckpointScores]) -> None:
     records = [row.to_json() for row in rows]
-    pq.write_table(
-        pa.table({name: [record[name] for record in records] for name in columns(CheckpointScores)}), folder / "rows.parquet"
-    )
+    pq.write_table(pa.table({name: [record[name] for record in records] for name in COLUMNS}), folder / "rows.parquet")
 
 
 @pytest.mark.parametrize(
