@@ -24,7 +24,7 @@ from errata.guard.probes import Probes
 from errata.history.blame import Blamed, blamed
 from errata.history.checkout import checked_out
 from errata.history.lineage import live_edits
-from errata.history.revert import RevertContext, revert
+from errata.history.revert import revert
 from errata.ledger import Ledger, Version
 from errata.model import language_model as models
 from errata.model import matrices
@@ -55,7 +55,7 @@ class LiveModelOptions:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _VersionState:
     """A version, read: what it takes to stand there."""
 
     version: int
@@ -72,7 +72,7 @@ class LiveModel:
 
     def __init__(self, options: LiveModelOptions) -> None:
         self.options = options
-        guard = made_guard(options.guard)  # first what may be wrong: nothing is left behind
+        guard = guard_from(options.guard)  # first what may be wrong: nothing is left behind
         probes = Probes.load(options.probes) if options.probes else Probes.beside(options.model)
         self.model = models.load(options.model, getattr(torch, options.dtype), options.device)
         self.max_tokens = min(options.max_tokens or self.model.max_tokens, self.model.max_tokens)
@@ -81,11 +81,16 @@ class LiveModel:
         self.spec = matrices.find_matrices(self.model.module, self.ledger.base["matrices"])
         self.inspector = Inspector(self.model, self.spec, guard, probes)
         self.edited = EditedModel(self.model.module, self.spec)
-        self._stand_at(self._read(self.ledger.head))
+        self._load(self._read(self.ledger.head))
 
     @property
     def plan(self) -> str:
         return Path(self.options.artifact).name if self.options.artifact else ""
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """The editor and the plan, as the ledger's versions name them."""
+        return self.options.editor, self.plan
 
     def _open(self) -> Ledger:
         """The ledger that is there, if it is over this model and these matrices, else a new one."""
@@ -97,14 +102,14 @@ class LiveModel:
         }
         return Ledger.create(self.options.ledger, base)
 
-    def _read(self, version: int) -> _Place:
+    def _read(self, version: int) -> _VersionState:
         """Raises `UnknownVersion`, `LedgerDamaged`, and `ValueError` if its deltas are of other matrices than the model's."""
         deltas = self.ledger.segments(version)
         for delta in deltas:
             self.edited.accumulator.check(delta)
-        return _Place(version, deltas, self.ledger.state(version), tuple(live_edits(self.ledger, version)))
+        return _VersionState(version, deltas, self.ledger.state(version), tuple(live_edits(self.ledger, version)))
 
-    def _stand_at(self, place: _Place) -> None:
+    def _load(self, place: _VersionState) -> None:
         self.edited.set(place.deltas)
         self.state = place.state or self.editor.start(self.model, self.spec)
         self.inspector.at_version(place.edits)
@@ -117,13 +122,13 @@ class LiveModel:
         """
         place = self._read(version)
         self.ledger.move_head(version, by)
-        self._stand_at(place)
+        self._load(place)
 
-    def withdraw(self, number: int, to: int) -> None:
+    def retract(self, number: int, to: int) -> None:
         """Take back version `number`, which nobody could serve, and stand at `to`, the head before it. Raises as `move_to`."""
         place = self._read(to)
         self.ledger.retract(number, to)
-        self._stand_at(place)
+        self._load(place)
 
     def make(self, edits: Sequence[Edit]) -> CandidateVersion:
         """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
@@ -135,11 +140,7 @@ class LiveModel:
 
         Raises `RevertRefused`, and `VersionRefused` from the guard.
         """
-        names = self.options.editor, self.plan
-        bench = RevertContext(
-            self.ledger, self.version, self.model, self.spec, self.edited, self.editor, *names, self.state, self.inspector
-        )
-        return revert(bench, ids, versions, mode)
+        return revert(self, ids, versions, mode)
 
     def blame(self, prompt: str, max_tokens: int = 8) -> Blamed:
         """The version to which the live answer is due; the model is elsewhere meanwhile, and back when this returns or raises.
@@ -147,10 +148,10 @@ class LiveModel:
         Raises `EditRejected` for a prompt that is empty, or that leaves no room for an answer in the model's context.
         """
         check_question(prompt, max_tokens, self.model)
-        with checked_out(self.edited, self.ledger, self.version) as walk:
+        with checked_out(self.edited, self.ledger, self.version) as checkout:
 
             def answer(version: int) -> str:
-                walk.go(version)
+                checkout.to(version)
                 return greedy_texts(self.model, [prompt], max_tokens)[0].strip()
 
             return blamed(self.ledger, self.version, prompt, answer)
@@ -167,12 +168,12 @@ class LiveModel:
             candidate.state,
             candidate.edits,
             candidate.scorecard,
-            (self.options.editor, self.plan),
+            self.origin,
             expected_head=candidate.expected_head,
         )
         if is_revert:
             edits = tuple(live_edits(self.ledger, version.number))  # read already, with the deltas
-            self._stand_at(_Place(version.number, deltas, candidate.state, edits))
+            self._load(_VersionState(version.number, deltas, candidate.state, edits))
             return version
         self.edited.add(delta)
         self.inspector.committed(EditBatch(candidate.edits), candidate.observed)
@@ -180,7 +181,7 @@ class LiveModel:
         return version
 
 
-def made_guard(settings: Mapping[str, str]) -> Guard:
+def guard_from(settings: Mapping[str, str]) -> Guard:
     """Raises `ValueError` naming a field that is unknown, or a value that is none."""
     guard, wanted = Guard(), dict(settings)
     for name in {name.partition(".")[0] for name in settings if "." in name}:

@@ -15,7 +15,7 @@ from errata.editors import Editor, EditorState
 from errata.guard.inspector import Inspector
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
-from errata.history.revert import RevertContext, revert
+from errata.history.revert import revert
 from errata.ledger import Ledger, Version
 from errata.model.language_model import LanguageModel, load
 from errata.model.matrices import ModelSpec, find_matrices
@@ -37,20 +37,25 @@ class Place:
         self.edited = EditedModel(self.model.module, self.spec)
         self.state: EditorState = editor.start(self.model, self.spec)
 
+    @property
+    def version(self) -> int:
+        return self.ledger.head
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        return "this", ""
+
     def edit(self, batch: Sequence[Edit]) -> Version:
         delta, self.state = self.editor.edit(self.model, EditBatch(tuple(batch)), self.state)
-        version = self.ledger.append(self.ledger.head, delta, self.state, batch, {}, ("this", ""))
+        version = self.ledger.append(self.ledger.head, delta, self.state, batch, {}, self.origin)
         self.edited.add(self.ledger.delta(version.number))
         return version
 
     def revert(self, ids: Sequence[str]) -> Version:
         head = self.ledger.head
-        bench = RevertContext(
-            self.ledger, head, self.model, self.spec, self.edited, self.editor, "this", "", self.state, self.inspector
-        )
-        made = revert(bench, ids, (), "replay")
+        made = revert(self, ids, (), "replay")
         version = self.ledger.append(
-            made.parent, made.delta, made.state, made.edits, made.scorecard, ("this", ""), expected_head=head
+            made.parent, made.delta, made.state, made.edits, made.scorecard, self.origin, expected_head=head
         )
         self.edited.set(self.ledger.segments(version.number))
         self.state = made.state

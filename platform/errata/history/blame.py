@@ -1,4 +1,4 @@
-"""Which version made a model answer as it does: a search by halves, so that of N versions about log2 N are asked."""
+"""Blame: a bisection over the versions for the one that made the model answer as it does. About log2 N of N are asked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from errata.ledger import Ledger
 
 @dataclass(frozen=True)
 class Blamed:
-    """`version` answers `prompt` as the live one does (`after`), the one before it does not (`before`).
+    """The result of a blame: `version` answers `prompt` as the live version does (`after`), and its parent does not (`before`).
 
-    `version` is None, and `before` is `after`, if the unedited model answers so already. `edits` are those of the version,
-    likeliest first, or those that it took out if it is a revert; `num_asked` is how many versions were asked.
+    `version` is None, and `before` equals `after`, if the unedited model already gives the live answer. `edits` are those of
+    the version, or those that it took out if it is a revert, the likeliest cause first. `num_asked` counts the versions asked.
     """
 
     prompt: str
@@ -27,20 +27,21 @@ class Blamed:
     num_asked: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON."""
         names = ("prompt", "version", "before", "after", "num_asked")
         return {name: getattr(self, name) for name in names} | {"edits": [edit.to_json() for edit in self.edits]}
 
 
 def blame(chain: Sequence[int], answer: Callable[[int], str]) -> tuple[int, int]:
-    """(before, after): neighbours in `chain` of which only `after` answers as the last of the chain does.
+    """Find neighbours (before, after) in `chain` such that only `after` answers as the last version of the chain does.
 
-    The first of the chain twice, if it does so already. An answer that came, went and came back has several such places, and
-    one of them is found.
+    Returns the first version twice if it already gives that answer. If the answer came, went and came back, one of the places
+    where it came is found.
     """
     live = answer(chain[-1])
     if len(chain) == 1 or answer(chain[0]) == live:
         return chain[0], chain[0]
-    low, high = 0, len(chain) - 1  # the answer at low is another, the one at high is the live one
+    low, high = 0, len(chain) - 1  # The answer at `low` differs from the live one, the answer at `high` equals it.
     while high - low > 1:
         middle = (low + high) // 2
         if answer(chain[middle]) == live:
@@ -51,7 +52,7 @@ def blame(chain: Sequence[int], answer: Callable[[int], str]) -> tuple[int, int]
 
 
 def blamed(ledger: Ledger, head: int, prompt: str, answer: Callable[[int], str]) -> Blamed:
-    """The version among those that make `head` to which its answer is due, by what each of them answers to `prompt`."""
+    """Find the version in the chain to `head` that introduced its answer; `answer` gives the answer of one version."""
     answers: dict[int, str] = {}
 
     def asked(version: int) -> str:
@@ -66,22 +67,22 @@ def blamed(ledger: Ledger, head: int, prompt: str, answer: Callable[[int], str])
 
 
 def edits_of(ledger: Ledger, number: int) -> list[Edit]:
-    """What a version changed: the edits that it made, or those that it took out by subtracting their versions."""
+    """Return the edits that a version changed: those that it made, or those that it took out by subtracting their versions."""
     version = ledger.version(number)
     return [*version.edits, *(edit for gone in taken_out(version) for edit in ledger.version(gone).edits)]
 
 
 def likeliest_first(prompt: str, edits: Sequence[Edit]) -> tuple[Edit, ...]:
-    """By what they have in common with the prompt: a wording, else the subject, else words; else as they were."""
+    """Sort by what edits share with the prompt: a wording, otherwise the subject, otherwise words. Ties keep their order."""
     words = _words(prompt)
 
-    def kinship(edit: Edit) -> tuple[bool, bool, float]:
+    def similarity(edit: Edit) -> tuple[bool, bool, float]:
         same = prompt.strip() in [text.strip() for text in (edit.prompt, *edit.rephrasings)]
         about = edit.subject is not None and edit.subject in prompt
         shared = max(_overlap(words, _words(text)) for text in (edit.prompt, *edit.rephrasings))
         return same, about, shared
 
-    return tuple(sorted(edits, key=kinship, reverse=True))
+    return tuple(sorted(edits, key=similarity, reverse=True))
 
 
 def _words(text: str) -> frozenset[str]:

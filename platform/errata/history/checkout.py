@@ -1,4 +1,4 @@
-"""Looking at other versions with a model that stands at one of them, and must stand there again afterwards."""
+"""Checkout: an edited model is taken to other versions of a ledger, and back to its own afterwards."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from errata.ledger import Ledger
 
 
 class Checkout:
-    """Takes an edited model along a ledger's versions; each has the bits that it has when it is served.
+    """An edited model on its way along a ledger's versions. Each version has the bits that it is served with.
 
-    Where the last step began is remembered: from there, or from where it stands, whichever is nearer, the next step adds
-    deltas. A bisection of N versions so adds about N of them in all.
+    A step adds the deltas from where the last step began, or from the current version, whichever is nearer. A bisection over
+    N versions thus adds about N deltas in all.
     """
 
     def __init__(self, edited: EditedModel, ledger: Ledger, at: int) -> None:
         self.edited, self.ledger, self.at = edited, ledger, at
         self.began, self.sums = at, edited.sums()
 
-    def go(self, version: int) -> None:
-        """Raises `UnknownVersion`, and `LedgerDamaged` if a delta cannot be read; the model then is where it was."""
+    def to(self, version: int) -> None:
+        """Take the model to `version`.
+
+        Raises `UnknownVersion`, and `LedgerDamaged` if a delta cannot be read; the model is then unchanged.
+        """
         chain = [0, *self.ledger.chain(version)]
-        begin = max((place for place in (self.at, self.began) if place in chain), default=0)
+        begin = max((start for start in (self.at, self.began) if start in chain), default=0)
         if begin == 0:
             self.edited.set(self.ledger.segments(version))
             self.began, self.sums = 0, {}
@@ -36,10 +39,10 @@ class Checkout:
 
 
 @contextmanager
-def checked_out(edited: EditedModel, ledger: Ledger, home: int) -> Iterator[Checkout]:
-    """Within it the model, which stands at `home`, may be taken anywhere; after it, it is as it was, whatever was raised."""
+def checked_out(edited: EditedModel, ledger: Ledger, version: int) -> Iterator[Checkout]:
+    """Yield a `Checkout` of a model that is at `version`. The model is there again after the block, whatever it raises."""
     sums = edited.sums()
     try:
-        yield Checkout(edited, ledger, home)
+        yield Checkout(edited, ledger, version)
     finally:
         edited.set([], sums)

@@ -1,6 +1,6 @@
-"""What lies between two versions: edits, the norm of the change, scores side by side.
+"""Differences between two versions: edits, the norm of the change by matrix, and scores side by side.
 
-O out-features, I in-features, R the columns of all factors between the two.
+O out-features, I in-features, R columns of all factors between the two, B columns of a block.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from errata.edit import Edit
 from errata.history.lineage import common_ancestor, live_edits
 from errata.ledger import Ledger
 
-BLOCK = 1024  # columns whose inner products with all others are held at a time
+BLOCK = 1024  # Columns whose inner products with all others are in memory at a time.
 
 
 def diff(ledger: Ledger, a: int, b: int) -> dict[str, Any]:
-    """From version `a` to `b`.
+    """Compare version `b` with version `a`.
 
-    {"from", "to", "common": the last version that both come from, "added" and "removed": the edits that only `b`, only `a`
-    holds, "norms": the Frobenius norm of W_b - W_a by matrix, "scorecard": {name: [of a, of b]} of the numbers that either
-    has}. Raises `UnknownVersion`.
+    {"from", "to", "common": the last common ancestor, "added" and "removed": the edits that only `b` or only `a` holds,
+    "norms": the Frobenius norm of W_b - W_a by matrix, "scorecard": {name: [of a, of b]} of the numbers that either has}.
+    Raises `UnknownVersion`.
     """
     common = common_ancestor(ledger, a, b)
     of_a, of_b = (_by_identity(ledger, number) for number in (a, b))
@@ -45,7 +45,7 @@ def _by_identity(ledger: Ledger, number: int) -> dict[str | Edit, Edit]:
 
 
 def _norms(ledger: Ledger, common: int, a: int, b: int) -> dict[str, float]:
-    """The change from `a` to `b` is that from their common ancestor to `b`, less that to `a`; one version at a time."""
+    """Return the norm of the change from `a` to `b`: the deltas from the common ancestor to `b`, minus those to `a`."""
     sums: dict[str, _Sum] = {}
     for delta in _between(ledger, common, a, b):
         for name, part in delta:
@@ -62,10 +62,10 @@ def _between(ledger: Ledger, common: int, a: int, b: int) -> Iterator[WeightDelt
 
 
 class _Sum:
-    """The change of one matrix: factors, and once they hold more numbers than the matrix has, the matrix itself in fp64.
+    """The change of one matrix: low-rank factors, folded into one fp64 matrix once they hold more numbers than it has.
 
-    So neither memory nor, for each version, time grows with how many there are: inner products of all R columns with each
-    other cost R² (O + I), which from there on is more than the R O I of adding them up.
+    Memory, and time per version, are thereby bounded. The inner products of all R columns cost R² (O + I), which from that
+    point on exceeds the R O I of adding the factors up.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -103,7 +103,7 @@ def _joined(factors: Sequence[LowRank]) -> LowRank:
 
 
 def norm(part: Part) -> float:
-    """Frobenius norm, of factors by their inner products: `|U Vᵀ|² = Σ (Uᵀ U ∘ Vᵀ V)`, in fp64 because they may cancel."""
+    """Return the Frobenius norm; of factors `|U Vᵀ|² = Σ (Uᵀ U ∘ Vᵀ V)`, in fp64 because the terms may cancel."""
     if not isinstance(part, LowRank):
         return part.norm()
     U_OR, V_IR = part.U_OR.double(), part.V_IR.double()

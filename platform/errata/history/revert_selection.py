@@ -1,4 +1,4 @@
-"""Which versions and edits a revert takes out."""
+"""Selection of the versions and edits that a revert takes out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from errata.edit import Code, Edit, EditRejected
 from errata.history.lineage import batches, live_versions
 from errata.ledger import Ledger, UnknownVersion, Version
 
-MAX_ASKED = 10  # reverted prompts that a scorecard shows the effect on
+MAX_ASKED = 10  # Reverted prompts whose answers the scorecard shows.
 
 
 class RevertRefused(EditRejected):
@@ -26,26 +26,28 @@ def _refused(reason: str, code: Code, edit: int | str | None, field: str | None)
 
 @dataclass(frozen=True)
 class RevertSelection:
-    """The edits to take out, by the live version that holds them and their places in it."""
+    """The edits to take out: the live versions that hold them, and by version number their places in its edits."""
 
     versions: tuple[Version, ...]
     places: Mapping[int, frozenset[int]]
 
     @property
     def edits(self) -> list[Edit]:
+        """The edits to take out, in order."""
         return [version.edits[place] for version in self.versions for place in sorted(self.places[version.number])]
 
     @property
     def asked(self) -> list[Edit]:
-        """Those whose prompts are asked, to show the effect."""
+        """The edits whose prompts are asked to show the effect."""
         return self.edits[:MAX_ASKED]
 
     @property
     def is_whole(self) -> bool:
+        """True if all edits of each version are selected."""
         return all(len(self.places[version.number]) == len(version.edits) for version in self.versions)
 
     def without(self, version: Version) -> list[tuple[Edit, ...]]:
-        """The batches of a version, less the chosen edits and what is empty without them."""
+        """Return the batches of a version without the selected edits; batches that become empty are left out."""
         left, place, gone = [], 0, self.places.get(version.number, frozenset())
         for batch in batches(version):
             left.append(tuple(edit for i, edit in enumerate(batch, place) if i not in gone))
@@ -54,9 +56,9 @@ class RevertSelection:
 
 
 def select(ledger: Ledger, head: int, ids: Iterable[str], versions: Iterable[int]) -> RevertSelection:
-    """The edits with these ids, and all those of these versions, where they are live in `head`.
+    """Select the edits with these ids and all edits of these versions; they must be live in `head`.
 
-    Raises `RevertRefused` if nothing is chosen, or naming every one that is unknown, not live or no version of edits.
+    Raises `RevertRefused` if nothing is chosen, or for the first edit or version that is unknown, not live or without edits.
     """
     live = {version.number: version for version in live_versions(ledger, head)}
     places: dict[int, set[int]] = {}
@@ -81,7 +83,7 @@ def _no_such_edit(ledger: Ledger, head: int, id: str) -> RevertRefused:
     version = ledger.find_edit(id)
     if version is None:
         return RevertRefused(f"no version holds an edit {id!r}", code=Code.UNKNOWN_EDIT, edit=id, field="edits")
-    why = f"it was made in version {version}, and is not part of the live version {head} (any more)"
+    why = f"it was made in version {version}, and is not (or no longer) part of the live version {head}"
     return RevertRefused(why, code=Code.NOT_LIVE, edit=id, field="edits")
 
 
@@ -91,7 +93,7 @@ def _no_such_version(ledger: Ledger, head: int, number: int) -> RevertRefused:
     except UnknownVersion as fault:
         return RevertRefused(str(fault), code=Code.UNKNOWN_VERSION, field="versions")
     if not version.edits:
-        why = f"version {number} holds no edits to take out; to undo a revert, go back to the version before it"
+        why = f"version {number} holds no edits to take out; to undo a revert, roll back to the version before it"
         return RevertRefused(why, code=Code.NO_EDITS, field="versions")
-    why = f"version {number} is not part of the live version {head} (any more)"
+    why = f"version {number} is not (or no longer) part of the live version {head}"
     return RevertRefused(why, code=Code.NOT_LIVE, field="versions")

@@ -20,7 +20,7 @@ from errata.ledger import Ledger
 from errata.model.generation import greedy, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
-from serving.worker import live_model
+from serving.worker import live_model as live_model_module
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from tests.e2e.toy import WORLD, make_checkpoint
 from tests.unit.conftest import MATRICES
@@ -36,12 +36,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shop(checkpoint: Path, tmp_path: Path) -> LiveModel:
+def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
     """Six versions of two edits."""
-    shop = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
+    live_model = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
     for i in range(0, 12, 2):
-        shop.append(shop.make(EDITS[i : i + 2]))
-    return shop
+        live_model.append(live_model.make(EDITS[i : i + 2]))
+    return live_model
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -71,34 +71,34 @@ def test_an_answer_that_changed_once_is_found_wherever_it_did() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 7, 11])
-def test_the_version_of_an_edit_is_blamed_for_its_answer(shop: LiveModel, at: int) -> None:
-    weight = shop.model.module.get_submodule("model.layers.1.mlp.down_proj").weight
+def test_the_version_of_an_edit_is_blamed_for_its_answer(live_model: LiveModel, at: int) -> None:
+    weight = live_model.model.module.get_submodule("model.layers.1.mlp.down_proj").weight
     before = weight.clone()
-    found = shop.blame(EDITS[at].prompt, 1)
+    found = live_model.blame(EDITS[at].prompt, 1)
     assert (found.version, found.after, found.edits[0]) == (at // 2 + 1, EDITS[at].target, EDITS[at])
     assert found.before != found.after and found.num_asked <= 2 + 3 and len(found.edits) == 2
-    assert torch.equal(weight, before) and shop.version == 6
+    assert torch.equal(weight, before) and live_model.version == 6
     assert found.to_json()["edits"][0] == EDITS[at].to_json() and "version" in found.to_json()
 
 
-def test_what_the_unedited_model_says_is_due_to_no_version(shop: LiveModel) -> None:
-    anew = LiveModel(replace(shop.options, ledger=f"{shop.options.ledger}-other"))
+def test_what_the_unedited_model_says_is_due_to_no_version(live_model: LiveModel) -> None:
+    anew = LiveModel(replace(live_model.options, ledger=f"{live_model.options.ledger}-other"))
     found = anew.blame("question", 3)
     assert (found.version, found.edits, found.num_asked) == (None, (), 1) and found.before == found.after
-    same = [prompt for prompt in ("question", "yes", "no") if shop.blame(prompt, 1).after == anew.blame(prompt, 1).after]
-    assert same and all(shop.blame(prompt, 1).version is None for prompt in same)
+    same = [prompt for prompt in ("question", "yes", "no") if live_model.blame(prompt, 1).after == anew.blame(prompt, 1).after]
+    assert same and all(live_model.blame(prompt, 1).version is None for prompt in same)
 
 
-def test_a_revert_is_blamed_with_what_it_took_out(shop: LiveModel) -> None:
-    shop.append(shop.revert([], [3], "subtract"))
-    found = blamed(shop.ledger, 7, EDITS[5].prompt, lambda version: "new" if version == 7 else "old")
+def test_a_revert_is_blamed_with_what_it_took_out(live_model: LiveModel) -> None:
+    live_model.append(live_model.revert([], [3], "subtract"))
+    found = blamed(live_model.ledger, 7, EDITS[5].prompt, lambda version: "new" if version == 7 else "old")
     assert (found.version, found.before, found.after) == (7, "old", "new")
     assert found.edits == (EDITS[5], EDITS[4])
 
 
-def test_the_model_is_back_if_an_answer_fails(shop: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = shop.model.module.get_submodule("model.layers.1.mlp.down_proj").weight
-    before, real, calls = weight.clone(), live_model.answered, []
+def test_the_model_is_back_if_an_answer_fails(live_model: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = live_model.model.module.get_submodule("model.layers.1.mlp.down_proj").weight
+    before, real, calls = weight.clone(), live_model_module.greedy_texts, []
 
     def failing(*args: object) -> list[str]:
         calls.append(weight.clone())
@@ -106,11 +106,11 @@ def test_the_model_is_back_if_an_answer_fails(shop: LiveModel, monkeypatch: pyte
             raise torch.OutOfMemoryError("no room")
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(live_model, "answered", failing)
+    monkeypatch.setattr(live_model_module, "greedy_texts", failing)
     with pytest.raises(torch.OutOfMemoryError):
-        shop.blame(EDITS[0].prompt, 1)
+        live_model.blame(EDITS[0].prompt, 1)
     assert not torch.equal(calls[-1], before) and torch.equal(weight, before)
-    assert shop.append(shop.make(EDITS[:1])).number == 7
+    assert live_model.append(live_model.make(EDITS[:1])).number == 7
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_the_model_is_back_if_an_answer_fails(shop: LiveModel, monkeypatch: pyte
         ("river " * 126, 8, "prompt", "does not fit the model's context of 128"),
     ],
 )
-def test_what_cannot_be_asked_is_named(shop: LiveModel, prompt: str, max_tokens: int, field: str, says: str) -> None:
+def test_what_cannot_be_asked_is_named(live_model: LiveModel, prompt: str, max_tokens: int, field: str, says: str) -> None:
     with pytest.raises(EditRejected, match=says) as caught:
-        shop.blame(prompt, max_tokens)
+        live_model.blame(prompt, max_tokens)
     assert caught.value.field == field
 
 
@@ -150,9 +150,9 @@ def test_a_walk_has_the_bits_of_each_version(tiny_model: LanguageModel, ledger: 
         edited.set(ledger.segments(number))
         wanted.append(weight.clone())
     edited.set(ledger.segments(9))
-    with checked_out(edited, ledger, 9) as walk:
+    with checked_out(edited, ledger, 9) as checkout:
         for number in (9, 0, 4, 6, 5, 7, 10, 3, 9, 1, 8, 2):
-            walk.go(number)
+            checkout.to(number)
             assert torch.equal(weight, wanted[number]), number
     assert torch.equal(weight, wanted[9])
     edited.add(random_delta(99))
