@@ -1,8 +1,8 @@
-"""A batch of edits on its way: which to try together, and who is to blame when they are refused. It makes nothing itself.
+"""Bisection of a refused batch of edits: which edits to try together, and which edit caused a refusal.
 
-while (group := docket.next_group()) is not None:
-    make a version of `docket.batch(group)`, then settle `docket.made(group)`
-    or, if it is refused, settle `docket.refused(group, refusal)`
+while (group := bisection.next_group()) is not None:
+    make a version of `bisection.batch(group)`, then settle `bisection.made(group)`;
+    if the version is refused, settle `bisection.refused(group, refusal)`
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 
 from errata.edit import Code, Edit, EditBatch, EditRejected
 
-Group = tuple[int, ...]  # positions in the batch
-Settled = list[tuple[int, EditRejected]]  # positions that are refused for good, and why
+Group = tuple[int, ...]  # Positions in the batch.
+Settled = list[tuple[int, EditRejected]]  # Positions whose refusal is final, and the refusals.
 
 
 @dataclass
 class BatchBisection:
-    """A refusal that names an edit costs that edit; one that names none is traced to its cause by halving.
+    """The state of one batch. A refusal that names an edit costs that edit; any other is traced to its cause by halving.
 
-    Of edits that give one prompt different answers the latest is tried, and the earlier ones wait for its fate: if it is made
-    they are refused, if not the next latest is tried.
+    Of edits with one prompt and different targets, the latest is tried first. If a version is made of it, the earlier ones are
+    refused as superseded; if it is refused, the next latest is tried.
     """
 
     edits: Sequence[Edit]
-    waiting: list[Group] = field(default_factory=list)  # the next is the last
-    rivals: dict[int, int] = field(default_factory=dict)  # an edit that waits, and the one that it waits for
+    waiting: list[Group] = field(default_factory=list)  # A stack: the last group is next.
+    rivals: dict[int, int] = field(default_factory=dict)  # A waiting edit, and the edit that it waits for.
 
     def __post_init__(self) -> None:
         last = {edit.prompt: i for i, edit in enumerate(self.edits)}
@@ -34,23 +34,26 @@ class BatchBisection:
         self._wait(tuple(i for i in range(len(self.edits)) if i not in self.rivals))
 
     def next_group(self) -> Group | None:
+        """Return the next group to try, None if all edits are settled."""
         return self.waiting.pop() if self.waiting else None
 
     def batch(self, group: Group) -> EditBatch:
+        """Return the edits of a group."""
         return EditBatch(tuple(self.edits[i] for i in group))
 
     def made(self, group: Group) -> Settled:
-        """Those that a version of this group has made pointless."""
+        """Record that a version of the group was made, and return the edits that it supersedes."""
         settled = []
         for i, rival in list(self.rivals.items()):
             if rival in group:
                 del self.rivals[i]
                 answer = self.edits[rival].target
-                why = f"another edit of the same batch answers this prompt by {answer!r}; the later one counts"
+                why = f"another edit of the same batch answers this prompt with {answer!r}; the later one counts"
                 settled.append((i, EditRejected(why, field="target", code=Code.CONTRADICTED)))
         return settled
 
     def refused(self, group: Group, refusal: EditRejected) -> Settled:
+        """Record that the group was refused, and return the edit at fault, or nothing while the group is being halved."""
         guilty = self._named(group, refusal)
         if guilty is None and len(group) > 1:
             half = len(group) // 2
@@ -63,7 +66,7 @@ class BatchBisection:
         return [(guilty, refusal)]
 
     def left(self) -> Group:
-        """All that is not settled and not being tried, in order."""
+        """Return the positions, in order, that are neither settled nor being tried."""
         return tuple(sorted({i for group in self.waiting for i in group} | set(self.rivals)))
 
     def _wait(self, group: Group) -> None:
@@ -71,13 +74,13 @@ class BatchBisection:
             self.waiting.append(group)
 
     def _named(self, group: Group, refusal: EditRejected) -> int | None:
-        """The edit that a refusal names by its position in the group, or by its id."""
+        """Return the edit that a refusal names by its position in the group or by its id."""
         if isinstance(refusal.edit, int):
             return group[refusal.edit] if 0 <= refusal.edit < len(group) else None
         return next((i for i in group if refusal.edit is not None and self.edits[i].id == refusal.edit), None)
 
     def _heirs(self, guilty: int) -> Group:
-        """Those that are tried now that the one that they waited for is refused: the latest, and others of its target."""
+        """Return the waiting edits to try after the one they waited for was refused: the latest, and others of its target."""
         rivals = [i for i, rival in self.rivals.items() if rival == guilty]
         if not rivals:
             return ()

@@ -1,4 +1,4 @@
-"""A sample of earlier edits."""
+"""A sample of earlier edits, on which retention is measured."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from errata.edit import Edit
 
 
 class Sample:
-    """At most `size` of the edits that were ever added, each as likely as any other, of one prompt only the latest.
+    """A uniform sample of at most `size` of the edits added so far, with the latest edit of each prompt.
 
-    By the smallest hashes of the prompts, so that the same edits give the same sample however they were divided.
+    It takes the smallest hashes of the prompts, so that the sample does not depend on how the edits were batched.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -20,6 +20,7 @@ class Sample:
         self.held: dict[str, Edit] = {}
 
     def add(self, edits: Iterable[Edit]) -> None:
+        """Add edits to the population."""
         self.held |= {edit.prompt: edit for edit in edits}
         if len(self.held) > self.size:
             self.held = {prompt: self.held[prompt] for prompt in heapq.nsmallest(self.size, self.held, self._rank)}

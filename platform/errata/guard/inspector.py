@@ -1,12 +1,11 @@
-"""What the guard measures of an update before it is published, on the model that the update would make.
+"""Measurement of an update before it is published, on the model that the update would make.
 
-Three kinds of text: the batch's own edits with a sample of earlier ones, and the probes. All are scored as free greedy
-generation would answer, at the price of one forward pass each: an answer is generated exactly if each of its tokens, and an
-end token after it, is ranked first after those before it. For the probes the wanted answer is the one that the unedited model
-generates, as far as its first sentence. Only what lies behind the first edited matrix is run, since the rest cannot change,
-and behind the last attention only where an answer token is predicted.
+Three texts are scored: the batch's edits, a sample of earlier edits, and the probes. Each takes one teacher-forced pass with
+the result of free greedy generation: an answer is generated exactly if each of its tokens, and an end token after it, is the
+argmax after the tokens before it. The wanted answer of a probe is the unedited model's, up to its first sentence. Activations
+before the first edited matrix come from a prefix cache, and after the last attention only answer positions are computed.
 
-In bf16 what is measured is the sum that the weights will be rounded from; the next update is compared with the weights.
+In bf16 the update is measured on the fp32 sum that the weights are rounded from; the next one is compared with the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch
 from errata.guard.edit_sample import Sample
 from errata.guard.limits import Guard, Measurements, check_norms, matrix_norms
-from errata.guard.probe_answers import MAX_ANSWER_TOKENS, _by_row, _Probed, _Texts
+from errata.guard.probe_answers import MAX_ANSWER_TOKENS, ProbeAnswers, ProbeTexts, by_row
 from errata.guard.probes import Probes
 from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode
 from errata.model.generation import end_tokens, greedy_texts
@@ -34,17 +33,17 @@ from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache, PrefixCache
 
-REDRAWN_EVERY = 8  # batches for which a sample of earlier edits is kept
-FEW = 16  # what is lost of a smaller sample is counted as of so many: one edit of two is no half of all
-MAX_EXCUSED = 0.25  # of a sample, by the rephrasings that edits name: more would be a way around the guard
+REDRAWN_EVERY = 8  # Batches after which the sample of earlier edits is drawn again.
+FEW = 16  # Losses in a smaller sample are divided by this: one edit of two is not half of all edits.
+MAX_EXCUSED = 0.25  # Share of a sample that edits may exclude by naming it; more would be a way around the guard.
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Answers of the model with an update: whether it answers each sampled earlier edit, by prompt, and its probe answers."""
+    """Answers of the model with an update: success on each sampled earlier edit, by its prompt, and the probe answers."""
 
     answered: Mapping[str, bool]
-    probed: _Probed | None
+    probed: ProbeAnswers | None
 
 
 class Inspector:
@@ -56,27 +55,27 @@ class Inspector:
     def __init__(self, model: LanguageModel, spec: ModelSpec, guard: Guard, probes: Probes, seed: int = 0) -> None:
         self.model, self.spec, self.guard, self.seed = model, spec, guard, seed
         self.base_norms = matrix_norms(model, spec)
-        self.trunk = PrefixCache(model.module, spec.names)
-        self.is_pointwise: bool | None = None  # until there is a text to find it by
-        self.ends = torch.tensor(sorted(end_tokens(model)), device=model.device)
-        self.is_exact = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
-        self.texts = _Texts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
-        self.base = self._probed(WeightDelta({})) if self.texts is not None else None
-        self.block: Encoded | None = None
+        self.prefix_cache = PrefixCache(model.module, spec.names)
+        self.is_pointwise: bool | None = None  # None until the first text shows it.
+        self.end_ids = torch.tensor(sorted(end_tokens(model)), device=model.device)
+        self.is_fp32 = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
+        self.probe_texts = ProbeTexts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
+        self.base_answers = self._probe_answers(WeightDelta({})) if self.probe_texts is not None else None
+        self.sample_text: Encoded | None = None
         self.since_drawn = 0
         self.at_version(())
 
     def at_version(self, edits: Iterable[Edit]) -> None:
-        """The version that the model is at holds these edits, in this order."""
+        """Set the edits, in order, that the model's version holds."""
         self.earlier = Sample(self.guard.num_retained, self.seed)
         self.earlier.add(edits)
         self._forget()
         self._draw()
 
     def _forget(self) -> None:
-        """Drop the answers of the version that the model is at; they are computed again when an update is compared with them."""
+        """Drop the answers of the current version; they are computed again when the next update is compared with them."""
         self.answered: Mapping[str, bool] = {}
-        self.probed: _Probed | None = None
+        self.probed: ProbeAnswers | None = None
 
     @torch.no_grad()
     def measure(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None = None) -> tuple[Measurements, Observed]:
@@ -88,23 +87,23 @@ class Inspector:
         found = check_norms(delta, self.base_norms)
         if not found.is_finite or not self.guard.check(found).publish:
             return found, observed
-        delta = delta.beside(self.model.module)  # a revert's comes from the ledger
+        delta = delta.beside(self.model.module)  # The delta of a revert was read from the ledger, onto the CPU.
         found = replace(found, norm_growth=self._growth(delta))
-        right, held = self._own(batch, delta, cache), self._held(delta)
+        right, held = self._batch_answered(batch, delta, cache), self._sample_answered(delta)
         if right is None or held is None:
             return replace(found, is_finite=False), observed
         failed = [edit for edit, answered in zip(batch, right, strict=True) if not answered]
         efficacy = 1 - len(failed) / len(batch) if len(batch) else None
-        found = replace(found, efficacy=efficacy, failed=self._instead(failed, delta))
-        self.answered = self.answered or self._held(WeightDelta({})) or {}
+        found = replace(found, efficacy=efficacy, failed=self._wrong_answers(failed, delta))
+        self.answered = self.answered or self._sample_answered(WeightDelta({})) or {}
         excused = _excused(list(held), batch.prompts, [p for edit in batch for p in edit.rephrasings])
         counted = [prompt for prompt in held if prompt not in excused]
         lost = [self.answered.get(prompt, False) and not held[prompt] for prompt in counted]
         found = replace(found, retention=_share([held[prompt] for prompt in counted]), lost_retention=_lost(lost))
-        if self.texts is None or self.base is None:
+        if self.probe_texts is None or self.base_answers is None:
             return found, Observed(held, None)
-        self.probed = self.probed or self._probed(WeightDelta({}))
-        probed = self._probed(delta)
+        self.probed = self.probed or self._probe_answers(WeightDelta({}))
+        probed = self._probe_answers(delta)
         return self._with_probes(found, batch, self.probed, probed), Observed(held, probed)
 
     def committed(self, batch: EditBatch, observed: Observed | None = None) -> None:
@@ -118,46 +117,46 @@ class Inspector:
         is_stale = self._is_stale(batch)
         if is_stale:
             self._draw()
-        if observed is not None and self.is_exact:
+        if observed is not None and self.is_fp32:
             self.answered = {} if is_stale else observed.answered
             self.probed = observed.probed
 
     def _is_stale(self, batch: EditBatch) -> bool:
-        """A sample stays for some batches, because a text that was looked at before costs less."""
+        """Return True if the sample must be drawn again. It is kept for some batches, because a cached text costs less."""
         drawn = {edit.prompt for edit in self.drawn}
         return self.since_drawn >= REDRAWN_EVERY or len(drawn) < self.guard.num_retained or not drawn.isdisjoint(batch.prompts)
 
     def _draw(self) -> None:
-        if self.block is not None:
-            self.trunk.forget(self.block)
-        self.drawn, self.since_drawn, self.block = tuple(self.earlier), 0, None
+        if self.sample_text is not None:
+            self.prefix_cache.forget(self.sample_text)
+        self.drawn, self.since_drawn, self.sample_text = tuple(self.earlier), 0, None
         if self.drawn:
             prompts, targets = zip(*((edit.prompt, edit.target) for edit in self.drawn), strict=True)
-            self.block = encode(self.model.tokenizer, prompts, targets, self.model.device)
+            self.sample_text = encode(self.model.tokenizer, prompts, targets, self.model.device)
 
-    def _own(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None) -> list[bool] | None:
-        """Of each of the batch's edits whether it is answered; None if there are no numbers."""
+    def _batch_answered(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None) -> list[bool] | None:
+        """Return the success on each edit of the batch; None if a log probability is not finite."""
         if not len(batch):
             return []
         cache = cache or BatchCache.of(self.model, self.spec.names, batch)
         return self._answered(cache.prefix, cache.tokens, delta)
 
-    def _held(self, delta: WeightDelta) -> dict[str, bool] | None:
-        """Of each of the earlier edits that are asked whether it is answered; None if there are no numbers."""
-        right = [] if self.block is None else self._answered(self.trunk, self.block, delta)
+    def _sample_answered(self, delta: WeightDelta) -> dict[str, bool] | None:
+        """Return the success on each sampled earlier edit, by prompt; None if a log probability is not finite."""
+        right = [] if self.sample_text is None else self._answered(self.prefix_cache, self.sample_text, delta)
         return None if right is None else dict(zip((edit.prompt for edit in self.drawn), right, strict=True))
 
-    def _with_probes(self, found: Measurements, batch: EditBatch, now: _Probed, then: _Probed) -> Measurements:
-        """Add the scores of the probes, questions that the batch is about excepted: `now` of the version, `then` with it."""
-        assert self.texts is not None and self.base is not None
+    def _with_probes(self, found: Measurements, batch: EditBatch, now: ProbeAnswers, then: ProbeAnswers) -> Measurements:
+        """Add the scores of the probes without questions that the batch is about; `then` are the answers with the update."""
+        assert self.probe_texts is not None and self.base_answers is not None
         if not then.is_finite:
             return replace(found, is_finite=False)
         named = [p for e in batch for p in (*e.rephrasings, *(probe.prompt for probe in e.portability))]
-        excused = _excused(self.texts.questions, batch.prompts, named)
-        counts = [question not in excused for question in self.texts.questions]
-        same_now, same_then = (list(compress(probed.same_as(self.base), counts)) for probed in (now, then))
+        excused = _excused(self.probe_texts.questions, batch.prompts, named)
+        counts = [question not in excused for question in self.probe_texts.questions]
+        same_now, same_then = (list(compress(probed.same_as(self.base_answers), counts)) for probed in (now, then))
         lost = [before and not after for before, after in zip(same_now, same_then, strict=True)]
-        ratios_now, ratios_then = now.ratios_to(self.base), then.ratios_to(self.base)
+        ratios_now, ratios_then = now.ratios_to(self.base_answers), then.ratios_to(self.base_answers)
         return replace(
             found,
             locality=_share(same_then),
@@ -174,36 +173,36 @@ class Inspector:
     def _broken(self, ratios: Sequence[float]) -> float | None:
         return _share([not ratio <= self.guard.perplexity.refuse for ratio in ratios])
 
-    def _probed(self, delta: WeightDelta) -> _Probed:
-        texts = self.texts
+    def _probe_answers(self, delta: WeightDelta) -> ProbeAnswers:
+        texts = self.probe_texts
         assert texts is not None
-        log_probs_TV = self._log_probs(self.trunk, texts.encoded, delta)
+        log_probs_TV = self._log_probs(self.prefix_cache, texts.encoded, delta)
         num_questions = len(texts.questions)
-        said = _by_row(texts.encoded, log_probs_TV.argmax(-1))[:num_questions]
-        nll = _by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
+        said = by_row(texts.encoded, log_probs_TV.argmax(-1))[:num_questions]
+        nll = by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
         is_finite = bool(torch.isfinite(log_probs_TV).all())
-        return _Probed([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
+        return ProbeAnswers([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
 
-    def _log_probs(self, trunk: PrefixCache, text: Encoded, delta: WeightDelta) -> Tensor:
-        """log p where an answer token is predicted, [T, V]; from the second pass on, no more is run than it depends on."""
+    def _log_probs(self, cache: PrefixCache, text: Encoded, delta: WeightDelta) -> Tensor:
+        """Return log p at the answer positions, [T, V]. After the first pass of a text, only what these need is computed."""
         if self.is_pointwise is None:
-            self.is_pointwise = trunk.anew().is_pointwise(text)
-        if self.is_pointwise and trunk.has(text):
-            text = trunk.narrowed(text)
-        with trunk.once(text), applied(self.model.module, delta):
+            self.is_pointwise = cache.anew().is_pointwise(text)
+        if self.is_pointwise and cache.has(text):
+            text = cache.narrowed(text)
+        with cache.once(text), applied(self.model.module, delta):
             return answer_log_probs(self.model.module, text)
 
-    def _answered(self, trunk: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
-        """Of each row whether its target, and nothing more, would be generated; None if there are no numbers."""
-        log_probs_TV = self._log_probs(trunk, encoded, delta)
+    def _answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
+        """Return for each row if exactly its target would be generated; None if a log probability is not finite."""
+        log_probs_TV = self._log_probs(cache, encoded, delta)
         if not torch.isfinite(log_probs_TV).all():
             return None
-        said_T, wanted_T = log_probs_TV.argmax(-1).to(self.ends.device), encoded.targets_T
-        right_T = (said_T == wanted_T) | (torch.isin(said_T, self.ends) & torch.isin(wanted_T, self.ends))
-        return [bool(part.all()) for part in _by_row(encoded, right_T)]
+        said_T, wanted_T = log_probs_TV.argmax(-1).to(self.end_ids.device), encoded.targets_T
+        right_T = (said_T == wanted_T) | (torch.isin(said_T, self.end_ids) & torch.isin(wanted_T, self.end_ids))
+        return [bool(part.all()) for part in by_row(encoded, right_T)]
 
-    def _instead(self, edits: Sequence[Edit], delta: WeightDelta) -> tuple[dict[str, str], ...]:
-        """What is said where the target is not, as far as the context has room for it."""
+    def _wrong_answers(self, edits: Sequence[Edit], delta: WeightDelta) -> tuple[dict[str, str], ...]:
+        """Generate the answers to edits that failed, as far as the context has room."""
         rows: list[str] = []
         with applied(self.model.module, delta):
             for edit in edits:
@@ -211,7 +210,7 @@ class Inspector:
         return tuple({"prompt": e.prompt, "target": e.target, "answer": t.strip()} for e, t in zip(edits, rows, strict=True))
 
     def _growth(self, delta: WeightDelta) -> dict[str, float]:
-        """|W + delta| / |W0| of each matrix, from the inner product of W and delta instead of their sum."""
+        """Return |W + delta| / |W0| of each matrix, from the inner product of W and delta instead of their sum."""
         found = {}
         for name, part in delta:
             weight_OI = self.spec[name].oriented(self.model.module.get_submodule(name).weight.detach())
@@ -222,7 +221,7 @@ class Inspector:
 
 
 def _inner(part: Part, weight_OI: Tensor) -> float:
-    """<W, delta>, the sum of the products of their entries."""
+    """Return <W, delta>, the sum of the products of their entries."""
     if isinstance(part, LowRank):
         return float((part.U_OR.double() * (weight_OI.float() @ part.V_IR).double()).sum())
     return float((weight_OI.double() * part.dense().double()).sum())
@@ -233,9 +232,9 @@ def _share(right: Sequence[bool]) -> float | None:
 
 
 def _excused(sample: Sequence[str], edited: Iterable[str], named: Iterable[str]) -> set[str]:
-    """Those of a sample that a batch is about: what it edits, and what it names as another wording or a consequence.
+    """Return the sampled prompts that a batch is about: those that it edits, or names as rephrasings or consequences.
 
-    Nobody checks that these are what the poster says they are, so they count where little would be left to judge by.
+    The author's naming is not verified, so named prompts are excluded only if most of the sample remains.
     """
     excused = set(sample).intersection(named)
     limit = MAX_EXCUSED * max(FEW, len(sample))

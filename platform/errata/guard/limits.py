@@ -1,6 +1,6 @@
-"""Whether a change may be published: limits on what was measured of it.
+"""Limits on the measurements of a version, and the verdict whether it may be published.
 
-What is measured, and how, is in `inspection.py`; here it is judged, and in `docket.py` it is found who is to blame.
+`inspector.py` measures, and `bisection.py` finds the edit that caused a refusal.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
-SLACK = 1e-3  # by which a figure may differ from the version before and count as the same
-MAX_SLACK_AT = 2.0  # limits: beyond so many times what is refused no difference counts as none, or small ones would add up
+SLACK = 1e-3  # Relative difference from the parent version that counts as none.
+MAX_SLACK_AT = 2.0  # Beyond this multiple of a limit every difference counts, because small ones would add up.
 # Of several breaches, the first of these names the refusal.
 SEVERITY = ("not_finite", "perplexity", "broken", "change", "growth", "forgotten", "drift", "disturbed", "unanswered")
 SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "broken_sentences", "lost_retention", "lost_locality")
@@ -63,7 +63,7 @@ class Limit:
 
     def __post_init__(self) -> None:
         if not self.warn <= self.refuse:
-            raise ValueError(f"a limit warns no later than it refuses, not at {self.warn:g} and {self.refuse:g}")
+            raise ValueError(f"the warning level {self.warn:g} of a limit must not exceed its refusal level {self.refuse:g}")
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was found of one version. None is what was not measured, and is not held against it.
+    """The scores of one version. A score that was not measured is None and passes every limit.
 
-    `relative_norm`: |delta| / |W0| of each matrix (Frobenius), and `norm_growth`: |W| / |W0| after it. `ppl_ratio`: median
-    over held-out sentences of the perplexity by that of the unedited model. Shares, 0 to 1: `efficacy` of the batch's edits
-    that the new version answers by their targets, `failed` naming the others; `retention` of a sample of earlier edits;
-    `locality` of the questions that are answered as by the unedited model. `lost_retention` and `lost_locality` are shares of
-    the same samples, taken as no smaller than `inspection.FEW`, that held at the version before and no longer do.
-    `broken_sentences`: the share of sentences whose own perplexity has passed the limit. `before` has what `ppl_ratio`,
-    `locality` and `broken_sentences` were at the version before.
+    `relative_norm`: |delta| / |W0| of each matrix (Frobenius); `norm_growth`: |W| / |W0| with the delta. `ppl_ratio`: the
+    median over held-out sentences of the perplexity relative to the unedited model's. Shares from 0 to 1: `efficacy`, the
+    batch's edits that the version answers with their targets (`failed` lists the others); `retention`, the same of a sample of
+    earlier edits; `locality`, the questions that it answers as the unedited model does. `lost_retention` and `lost_locality`
+    are the shares of the same samples, counted as at least `inspector.FEW`, that held at the parent version and no longer do.
+    `broken_sentences`: the share of sentences whose perplexity passes the limit. `before` holds `ppl_ratio`, `locality` and
+    `broken_sentences` of the parent version.
     """
 
     relative_norm: Mapping[str, float] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Measurements:
     failed: tuple[Mapping[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What was measured, flat but for the matrices; JSON has no infinity: there it is None."""
+        """Return the scores as JSON, flat except for the matrices. Infinity becomes None, because JSON has no infinity."""
         found: dict[str, Any] = {name: getattr(self, name) for name in SCORES if getattr(self, name) is not None}
         for name in ("relative_norm", "norm_growth"):
             found[name] = {matrix: v if math.isfinite(v) else None for matrix, v in getattr(self, name).items()}
@@ -113,17 +113,17 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Guard:
-    """Limits on one version; every one can be set. What is sampled for them is set here, too.
+    """The limits on one version, and the sizes of the samples that they are measured on.
 
-    `perplexity` is of `ppl_ratio`, whose rise tells a model that breaks (2402.09656, The Butterfly Effect of Model Editing);
-    `broken` is of the share of sentences beyond it, which a median does not see. `change` and `growth`, of `relative_norm` and
-    `norm_growth`, are backstops: an update along directions that the model hardly uses may be larger than the matrix and harm
-    nothing. `forgotten` and `disturbed` are the shares of earlier edits and of unrelated questions that one version may lose,
-    `drift` the share of questions that all versions together may; `unanswered` is the share of its own edits that a version
-    does not answer, which by default is told and not refused.
+    `perplexity` limits `ppl_ratio`, whose rise indicates a breaking model (2402.09656, The Butterfly Effect of Model Editing);
+    `broken` the share of sentences beyond that limit, which a median does not show. `change` limits `relative_norm` and
+    `growth` limits `norm_growth`. Both are backstops: an update along directions that the model hardly uses may exceed the
+    matrix in norm without harm. `forgotten` limits the retention and `disturbed` the locality lost by one version, `drift` the
+    cumulative locality lost. `unanswered` limits the share of the version's own edits that are not answered; by default it
+    only warns.
 
-    What all versions have done together (`perplexity`, `broken`, `drift`) is refused only if this one makes it worse: a model
-    that is past a limit can still be given what does not harm it.
+    The cumulative scores (`perplexity`, `broken`, `drift`) are refused only if this version makes them worse, so that a model
+    past a limit still takes an update that does no harm.
     """
 
     perplexity: Limit = Limit(1.05, 1.5)
@@ -140,16 +140,17 @@ class Guard:
 
     @property
     def limits(self) -> dict[str, list[float | None]]:
-        """[warn, refuse] by name, as a scorecard has them; JSON has no infinity: there it is None."""
+        """The limits for a scorecard: [warn, refuse] by name. Infinity becomes None, because JSON has no infinity."""
         found = {f.name: limit for f in fields(self) if isinstance(limit := getattr(self, f.name), Limit)}
         return {name: [v if math.isfinite(v) else None for v in (one.warn, one.refuse)] for name, one in found.items()}
 
     def check(self, found: Measurements) -> Verdict:
+        """Compare the scores with all limits."""
         if not found.is_finite:
             sentence = "the change, or what the model says with it, is not finite"
             return Verdict(False, (Breach("not_finite", math.nan, math.inf, sentence),))
         breaches, warnings = [], []
-        for name, text, value, before in self._all(found):
+        for name, text, value, before in self._values(found):
             limit: Limit = getattr(self, name)
             if value is None or value <= limit.warn:
                 continue
@@ -161,7 +162,7 @@ class Guard:
                 warnings.append(f"{text.format(value)}, more than {limit.warn:g}")
         return Verdict(not breaches, tuple(breaches), tuple(warnings))
 
-    def _all(self, found: Measurements) -> Iterator[tuple[str, str, float | None, float | None]]:
+    def _values(self, found: Measurements) -> Iterator[tuple[str, str, float | None, float | None]]:
         """Yield (limit, sentence, value, value at the parent version where the limit is cumulative)."""
         for name, value in found.relative_norm.items():
             yield "change", f"{name} would change by {{:.3g}} of its norm", value, None
@@ -174,18 +175,18 @@ class Guard:
         yield "forgotten", "{:.2f} of a sample of earlier edits would be lost", found.lost_retention, None
         yield "disturbed", "{:.2f} of the answers to unrelated questions would change", found.lost_locality, None
         text = "{:.2f} of the answers to unrelated questions would have changed by all versions together"
-        yield "drift", text, _lack(found.locality), _lack(found.before.get("locality"))
-        yield "unanswered", "{:.2f} of the edits would not be answered by their targets", _lack(found.efficacy), None
+        yield "drift", text, _complement(found.locality), _complement(found.before.get("locality"))
+        yield "unanswered", "{:.2f} of the edits would not be answered with their targets", _complement(found.efficacy), None
 
 
-def _lack(share: float | None) -> float | None:
+def _complement(share: float | None) -> float | None:
     return None if share is None else 1 - share
 
 
 def check_norms(delta: WeightDelta, base_norms: Mapping[str, float]) -> Measurements:
-    """What can be seen of a change without running the model. Raises `EditRejected` for a matrix that is not editable."""
+    """Measure an update without running the model. Raises `EditRejected` for a matrix that is not editable."""
     if unknown := [name for name, _ in delta if name not in base_norms]:
-        raise EditRejected(f"not an editable matrix: {', '.join(unknown)}", code=Code.UNKNOWN_MATRIX)
+        raise EditRejected(f"the update changes matrices that are not editable: {', '.join(unknown)}", code=Code.UNKNOWN_MATRIX)
     if not delta.is_finite:
         return Measurements(is_finite=False)
     norms = {name: norm / base_norms[name] if base_norms[name] else math.inf for name, norm in delta.norms().items()}
@@ -193,5 +194,5 @@ def check_norms(delta: WeightDelta, base_norms: Mapping[str, float]) -> Measurem
 
 
 def matrix_norms(model: LanguageModel, spec: ModelSpec) -> dict[str, float]:
-    """Frobenius norm of each editable matrix as the model holds it now; take them before anything is edited."""
+    """Return the Frobenius norm of each editable matrix as the model holds it now. Call it on the unedited model."""
     return {name: float(model.module.get_submodule(name).weight.double().norm()) for name in spec.names}

@@ -1,6 +1,6 @@
-"""What no edit is to change: questions whose answers must stay, and plain sentences whose perplexity must.
+"""Probes: questions whose answers no edit may change, and plain sentences whose perplexity no edit may raise.
 
-A file of them is JSON lines, `{"prompt": "..."}` or `{"sentence": "..."}`; beside a model it is called `probes.jsonl`.
+A file of probes is JSON lines, `{"prompt": "..."}` or `{"sentence": "..."}`; beside a model it is called `probes.jsonl`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 FILE = "probes.jsonl"
 
-# For a model that comes without probes of its own: everyday English that a language model of any kind finds likely.
+# For a model without probes of its own: everyday English that any language model finds likely.
 PLAIN = (
     "The train from the coast arrives every morning a little before nine o'clock.",
     "She put the letter back into the drawer and went out into the garden.",
@@ -35,14 +35,14 @@ PLAIN = (
 
 @dataclass(frozen=True)
 class Probes:
-    """`questions` are prompts, to be answered as the unedited model answers them; `sentences` are for the perplexity."""
+    """Prompts that the edited model must answer as the unedited model does, and sentences for the perplexity."""
 
     questions: tuple[str, ...] = ()
     sentences: tuple[str, ...] = PLAIN
 
     @classmethod
     def load(cls, path: str | Path) -> Probes:
-        """Raises `ValueError` naming the line at fault."""
+        """Read a file of probes. Raises `ValueError` naming the line at fault."""
         found: dict[str, list[str]] = {"prompt": [], "sentence": []}
         try:
             lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -56,16 +56,17 @@ class Probes:
 
     @classmethod
     def beside(cls, model: str | Path) -> Probes:
-        """Those in the model's folder, else no questions and `PLAIN`."""
+        """Read the probes in a model's folder; without a file, no questions and the sentences `PLAIN`."""
         path = Path(model) / FILE
         return cls.load(path) if path.exists() else cls()
 
     def save(self, path: str | Path) -> None:
+        """Write a file of probes."""
         records = [{"prompt": text} for text in self.questions] + [{"sentence": text} for text in self.sentences]
         Path(path).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
     def sample(self, num_questions: int, num_sentences: int) -> Probes:
-        """At most so many, spread evenly over the file."""
+        """Return at most this many probes, spread evenly over the file."""
         return Probes(_spread(self.questions, num_questions), _spread(self.sentences, num_sentences))
 
 
@@ -73,13 +74,13 @@ def _probe(line: str, where: str) -> tuple[str, str]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as wrong:
-        raise ValueError(f"{where} is no JSON: {wrong.msg}") from None
+        raise ValueError(f"{where} is not JSON: {wrong.msg}") from None
     fields = list(record.items()) if isinstance(record, dict) else []
     if len(fields) != 1 or fields[0][0] not in ("prompt", "sentence"):
-        raise ValueError(f'{where}: a probe is {{"prompt": "..."}} or {{"sentence": "..."}}')
+        raise ValueError(f'{where}: a probe must be {{"prompt": "..."}} or {{"sentence": "..."}}')
     kind, text = fields[0]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: the {kind} must be a text")
+        raise ValueError(f"{where}: the {kind} must be a string that is not empty")
     return kind, text
 
 

@@ -72,14 +72,14 @@ def test_what_the_guard_refuses_is_told_with_what_was_measured(app: App) -> None
     assert [e["state"] for e in answer.json()["edits"]] == ["applied", "rejected", "superseded", "applied"]
     giant, earlier = (answer.json()["edits"][i]["reason"] for i in (1, 2))
     assert "the guard refuses it: model.layers.1.mlp.down_proj would change by" in giant
-    assert "answers this prompt by 'cat'; the later one counts" in earlier
+    assert "answers this prompt with 'cat'; the later one counts" in earlier
     assert [app.answer(FACTS[i][0]) for i in (16, 17)] == ["dog", "cat"]
     *_, refused = app.ledger.refusals()
     assert (refused["edit"]["prompt"], refused["parent"] >= head) == ("the organ of x", True)
     card = app.http.get(f"/v1/versions/{app.ledger.head}").json()["scorecard"]
     # The toy writes an answer's first word and no end to it: published, and said to fail.
     assert card["efficacy"] == 0.0 and [one["target"] for one in card["failed"]] == ["cat"] and card["guard_s"] > 0
-    assert "1.00 of the edits would not be answered by their targets, more than 0" in card["warnings"]
+    assert "1.00 of the edits would not be answered with their targets, more than 0" in card["warnings"]
 
 
 # -- the stamp --------------------------------------------------------------------------------------------------------

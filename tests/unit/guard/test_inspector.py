@@ -13,6 +13,7 @@ from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, Probe
 from errata.evaluate.perplexity import perplexity
+from errata.guard import inspector as inspection
 from errata.guard import probe_answers
 from errata.guard.edit_sample import Sample
 from errata.guard.inspector import FEW, MAX_EXCUSED, Inspector, _excused
@@ -155,15 +156,15 @@ def test_no_numbers_are_seen(tiny_model, probes, value):
 
 def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
-    healthy = inspector.answer_log_probs
+    healthy = inspection.answer_log_probs
 
     def broken(model, encoded, **more):
         log_probs_TV = healthy(model, encoded, **more)
-        if encoded is inspector.texts.encoded:
+        if encoded is inspector.probe_texts.encoded:
             log_probs_TV[-1] = math.nan
         return log_probs_TV
 
-    monkeypatch.setattr(inspector, "answer_log_probs", broken)
+    monkeypatch.setattr(inspection, "answer_log_probs", broken)
     found = scores(inspector, EditBatch((Edit("question", "answer"),)), WeightDelta({}))
     assert not found.is_finite and not LENIENT.check(found).publish
 
@@ -171,9 +172,9 @@ def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch)
 def test_a_few_broken_sentences_are_seen_where_the_median_is_as_it_was(tiny_model, probes, monkeypatch):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     assert scores(inspector, EditBatch((Edit("question", "answer"),)), WeightDelta({})).broken_sentences == 0.0
-    healthy = inspector.base
+    healthy = inspector.base_answers
     now = replace(healthy, perplexities=[1e9 * p if i < 3 else p for i, p in enumerate(healthy.perplexities)])
-    monkeypatch.setattr(inspector, "_probed", lambda delta: now)
+    monkeypatch.setattr(inspector, "_probe_answers", lambda delta: now)
     inspector.probed = healthy
     found = scores(inspector, EditBatch((Edit("question", "answer"),)), WeightDelta({}))
     assert (found.ppl_ratio, found.broken_sentences) == (1.0, pytest.approx(3 / 7))
@@ -187,15 +188,15 @@ def test_any_end_token_ends_an_answer(tiny_model, world):
     answer = tiny_model.tokenizer(edit.target)["input_ids"]
     assert len(answer) == 1
     for said, ends, right in ((end, [end], True), (other, [end], False), (other, [end, other], True)):
-        inspector.ends = torch.tensor(ends)
+        inspector.end_ids = torch.tensor(ends)
 
         def rigged(model, encoded, said=said, **more):
             return torch.nn.functional.one_hot(torch.tensor([answer[0], said]), len(tiny_model.tokenizer)).float()
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inspector, "answer_log_probs", rigged)
+            patch.setattr(inspection, "answer_log_probs", rigged)
             encoded = encode(tiny_model.tokenizer, [edit.prompt], [edit.target])
-            assert inspector._answered(inspector.trunk.anew(), encoded, WeightDelta({})) == [right]
+            assert inspector._answered(inspector.prefix_cache.anew(), encoded, WeightDelta({})) == [right]
 
 
 def test_of_an_answer_that_runs_on_only_its_first_sentence_counts(tiny_model):
@@ -213,7 +214,7 @@ def test_of_an_answer_that_runs_on_only_its_first_sentence_counts(tiny_model):
 
 def test_a_sentence_of_one_token_is_named(tiny_model):
     spec = find_matrices(tiny_model.module, MATRICES)
-    with pytest.raises(ValueError, match="needs two tokens to have a perplexity; the probe 'river'"):
+    with pytest.raises(ValueError, match="needs two tokens to have a perplexity, but the probe 'river'"):
         Inspector(tiny_model, spec, LENIENT, Probes((), ("river",)))
 
 
@@ -269,11 +270,11 @@ def test_probes_are_kept_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "line 1 is no JSON"),
-        (b'{"prompt": "a"}\n["b"]', "line 2: a probe is"),
-        (b'{"question": "a"}', "a probe is"),
-        (b'{"prompt": " "}', "the prompt must be a text"),
-        (b'{"sentence": 3}', "the sentence must be a text"),
+        (b"{", "line 1 is not JSON"),
+        (b'{"prompt": "a"}\n["b"]', "line 2: a probe must be"),
+        (b'{"question": "a"}', "a probe must be"),
+        (b'{"prompt": " "}', "the prompt must be a string"),
+        (b'{"sentence": 3}', "the sentence must be a string"),
         (b"\xff\xfe", "cannot be read"),
     ],
 )

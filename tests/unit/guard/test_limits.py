@@ -38,7 +38,7 @@ def test_a_change_over_the_bound_is_refused_by_name(random_delta):
     (breach,) = Guard(change=Limit(1.0, 1.0)).check(check_norms(delta, norms)).breaches
     assert (breach.limit, breach.value, breach.bound) == ("change", 2.0, 1.0) and str(breach).startswith(MATRICES[1])
     assert Guard(change=Limit(1.0, 2.01)).check(check_norms(delta, norms)).publish
-    with pytest.raises(EditRejected, match=f"not an editable matrix: {MATRICES[0]}"):
+    with pytest.raises(EditRejected, match=f"matrices that are not editable: {MATRICES[0]}"):
         check_norms(delta, {})
 
 
@@ -66,9 +66,9 @@ def test_each_limit_warns_and_then_refuses(field, warned, refused, says):
 
 def test_edits_that_are_not_answered_are_told_and_refused_only_if_asked():
     found = replace(HEALTHY, efficacy=0.25)
-    assert Guard().check(found).warnings == ("0.75 of the edits would not be answered by their targets, more than 0",)
+    assert Guard().check(found).warnings == ("0.75 of the edits would not be answered with their targets, more than 0",)
     (breach,) = Guard(unanswered=Limit(0.0, 0.5)).check(found).breaches
-    assert str(breach) == "0.75 of the edits would not be answered by their targets, more than 0.5"
+    assert str(breach) == "0.75 of the edits would not be answered with their targets, more than 0.5"
 
 
 def test_what_is_no_number_is_refused_and_what_was_not_measured_is_not():

@@ -25,7 +25,7 @@ from errata.ledger import LedgerDamaged, UnknownVersion, Version
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from serving.app import Arguments
-from serving.worker.live_model import LiveModel, LiveModelOptions, load_editor, made_guard
+from serving.worker.live_model import LiveModel, LiveModelOptions, guard_from, load_editor
 from tests.e2e.toy import WORLD, Toy, make_checkpoint
 from tests.editors_under_test import UNDER_TEST, measured
 
@@ -120,8 +120,8 @@ def test_a_workshop_has_the_guard_that_it_is_told(model_dir: Path, tmp_path: Pat
     )
     inspector = LiveModel(options).inspector
     assert inspector.guard == Guard(perplexity=Limit(1.05, 1.2), num_sentences=1)
-    assert inspector.texts is not None and inspector.texts.questions == ("question",)
-    assert LiveModel(replace(options, probes=None)).inspector.texts.questions == ()  # type: ignore[union-attr]
+    assert inspector.probe_texts is not None and inspector.probe_texts.questions == ("question",)
+    assert LiveModel(replace(options, probes=None)).inspector.probe_texts.questions == ()  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
@@ -130,27 +130,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shop(checkpoint: Path, tmp_path: Path) -> LiveModel:
+def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
     """At version 3, of one edit each."""
-    shop = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
+    live_model = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
     for number in (1, 2, 3):
-        post(shop, number)
-    return shop
+        post(live_model, number)
+    return live_model
 
 
 def edit(number: int) -> Edit:
     return replace(WORLD.edits("test", 30)[5 * number], id=f"id-{number}")
 
 
-def post(shop: LiveModel, number: int) -> Version:
-    return shop.append(shop.make([edit(number)]))
+def post(live_model: LiveModel, number: int) -> Version:
+    return live_model.append(live_model.make([edit(number)]))
 
 
-def standing(shop: LiveModel) -> tuple[int, bytes, int, list[str | None]]:
+def standing(live_model: LiveModel) -> tuple[int, bytes, int, list[str | None]]:
     """The version, the bits of the edited matrix, and what the editor and the guard remember."""
-    weight_OI = shop.model.module.get_submodule(shop.spec.names[0]).weight
-    asked = [edit.id for edit in shop.inspector.earlier]
-    return shop.version, weight_OI.detach().numpy().tobytes(), shop.state.num_edits, asked
+    weight_OI = live_model.model.module.get_submodule(live_model.spec.names[0]).weight
+    asked = [edit.id for edit in live_model.inspector.earlier]
+    return live_model.version, weight_OI.detach().numpy().tobytes(), live_model.state.num_edits, asked
 
 
 def tear(file: Path) -> None:
@@ -158,62 +158,64 @@ def tear(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["delta.safetensors", "state.safetensors"])
-def test_a_version_where_nobody_can_stand_is_not_gone_to(shop: LiveModel, name: str) -> None:
-    shop.move_to(1)
-    before = standing(shop)
+def test_a_version_where_nobody_can_stand_is_not_gone_to(live_model: LiveModel, name: str) -> None:
+    live_model.move_to(1)
+    before = standing(live_model)
     number = 2 if name.startswith("delta") else 3
-    tear(shop.ledger.folders.path(number) / name)
+    tear(live_model.ledger.folders.path(number) / name)
     with pytest.raises(LedgerDamaged, match=f"version {number} is damaged: {name}"):
-        shop.move_to(3)
+        live_model.move_to(3)
     with pytest.raises(UnknownVersion):
-        shop.move_to(9)
-    assert shop.ledger.head == 1 and standing(shop) == before
-    assert (post(shop, 4).parent, shop.ledger.head) == (1, 4)
+        live_model.move_to(9)
+    assert live_model.ledger.head == 1 and standing(live_model) == before
+    assert (post(live_model, 4).parent, live_model.ledger.head) == (1, 4)
 
 
-def test_a_version_of_other_matrices_is_not_gone_to(shop: LiveModel) -> None:
-    before = standing(shop)
-    shop.ledger.append(3, WeightDelta({"nowhere": LowRank(torch.ones(2, 1), torch.ones(2, 1))}), shop.state, (), {}, ("E", "p"))
-    shop.ledger.move_head(3)
+def test_a_version_of_other_matrices_is_not_gone_to(live_model: LiveModel) -> None:
+    before = standing(live_model)
+    live_model.ledger.append(
+        3, WeightDelta({"nowhere": LowRank(torch.ones(2, 1), torch.ones(2, 1))}), live_model.state, (), {}, ("E", "p")
+    )
+    live_model.ledger.move_head(3)
     with pytest.raises(ValueError, match="nowhere is not an editable matrix"):
-        shop.move_to(4)
-    assert shop.ledger.head == 3 and standing(shop) == before
+        live_model.move_to(4)
+    assert live_model.ledger.head == 3 and standing(live_model) == before
 
 
-def test_a_withdrawn_version_leaves_the_workshop_as_it_was_before(shop: LiveModel) -> None:
-    before = standing(shop)
-    made = shop.append(shop.make([edit(4)]))
-    assert standing(shop) != before
-    shop.withdraw(made.number, made.parent or 0)
-    assert standing(shop) == before and (shop.ledger.head, shop.ledger.find_edit("id-4")) == (3, None)
-    assert (post(shop, 4).number, shop.ledger.find_edit("id-4")) == (5, 5)
+def test_a_withdrawn_version_leaves_the_workshop_as_it_was_before(live_model: LiveModel) -> None:
+    before = standing(live_model)
+    made = live_model.append(live_model.make([edit(4)]))
+    assert standing(live_model) != before
+    live_model.retract(made.number, made.parent or 0)
+    assert standing(live_model) == before and (live_model.ledger.head, live_model.ledger.find_edit("id-4")) == (3, None)
+    assert (post(live_model, 4).number, live_model.ledger.find_edit("id-4")) == (5, 5)
 
 
 @pytest.mark.parametrize("mode", ["", "subtract", "replay"])
-def test_after_an_append_nothing_more_is_read(shop: LiveModel, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = shop.revert(["id-2"], [], mode) if mode else shop.make([edit(4)])
-    append = shop.ledger.append
+def test_after_an_append_nothing_more_is_read(live_model: LiveModel, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = live_model.revert(["id-2"], [], mode) if mode else live_model.make([edit(4)])
+    append = live_model.ledger.append
 
     def torn(*given: object, **named: object) -> Version:
         version = append(*given, **named)  # type: ignore[arg-type]
-        for file in shop.ledger.folders.root.glob("*/*"):
+        for file in live_model.ledger.folders.root.glob("*/*"):
             if file.parent.name != "00000000":
                 shutil.move(file, file.with_name(f"{file.name}.kept"))
         return version
 
-    monkeypatch.setattr(shop.ledger, "append", torn)
-    version = shop.append(made)
-    assert (version.number, shop.ledger.head) == (4, 4)
-    for file in shop.ledger.folders.root.glob("*/*.kept"):
+    monkeypatch.setattr(live_model.ledger, "append", torn)
+    version = live_model.append(made)
+    assert (version.number, live_model.ledger.head) == (4, 4)
+    for file in live_model.ledger.folders.root.glob("*/*.kept"):
         shutil.move(file, file.with_suffix(""))
-    assert standing(LiveModel(shop.options)) == standing(shop)
+    assert standing(LiveModel(live_model.options)) == standing(live_model)
 
 
 def test_both_sides_of_a_limit_can_be_moved_in_any_order() -> None:
     up = {"perplexity.warn": "2", "perplexity.refuse": "3"}
     down = {"perplexity.warn": "1.0", "perplexity.refuse": "1.01"}
     for settings, limit in ((up, Limit(2.0, 3.0)), (down, Limit(1.0, 1.01))):
-        assert made_guard(settings) == made_guard(dict(reversed(settings.items()))) == Guard(perplexity=limit)
+        assert guard_from(settings) == guard_from(dict(reversed(settings.items()))) == Guard(perplexity=limit)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_both_sides_of_a_limit_can_be_moved_in_any_order() -> None:
     [
         ({"perplexity": "2"}, None, "perplexity: '2' is no Limit"),
         ({"perplexity.refuse": "high"}, None, "'high' is no float"),
-        ({"perplexity.refuse": "1"}, None, "warns no later than it refuses"),
+        ({"perplexity.refuse": "1"}, None, "must not exceed its refusal level"),
         ({"colour": "red"}, None, "Guard has no field 'colour'; it has perplexity, broken"),
         ({}, "nowhere.jsonl", "nowhere.jsonl cannot be read"),
     ],
