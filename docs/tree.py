@@ -17,18 +17,18 @@ BEGIN, END = "<!-- files: written by `make tree` -->", "<!-- end of files -->"
 
 
 def first_line(path: Path) -> str:
-    """The first line of a module's docstring; empty if it has none."""
+    """Return the first line of a module's docstring; empty if it has none."""
     return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
 
 
 def modules() -> list[Path]:
-    """Every module that is listed: all of the four packages, without `__init__.py` files."""
+    """Return every module of the four packages, without `__init__.py` files."""
     found = (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))
     return [path for path in found if path.name != "__init__.py"]
 
 
 def listing() -> str:
-    """The list as Markdown: a heading for each folder, its package's sentence, and a line for each file."""
+    """Return the list as Markdown: a heading for each folder, its package's sentence, and a line for each file."""
     lines: list[str] = []
     ordered = sorted(modules(), key=lambda path: (FOLDERS.index(_top(path)), path.parent.as_posix(), path.name))
     for folder, files in groupby(ordered, key=lambda path: path.parent):
@@ -45,7 +45,7 @@ def _top(path: Path) -> str:
 
 
 def with_listing(page: str) -> str:
-    """The page with the list between its markers replaced by the current one."""
+    """Return the page with the current list between its markers."""
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}\n\n{listing()}\n{END}{tail}"

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from errata import edit as edits
 from errata.cli import app
 from tests.architecture.test_fences import ROOT
+from tests.architecture.test_layers import LAYERS
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +34,7 @@ def tracked() -> list[str]:
 
 
 def folders() -> set[str]:
-    """The folders that the README lists: the top level, and the packages of `errata` and `serving`."""
+    """Return the folders that the README must list: the top level, and the packages of `errata` and `serving`."""
     inside = {name.split("/")[0] for name in tracked() if "/" in name and not name.startswith(".")}
     for top in ("platform/errata", "serving"):
         inside |= {f"{top}/{name[len(top) + 1 :].split('/')[0]}" for name in tracked() if name.startswith(f"{top}/")}
@@ -94,7 +95,7 @@ def test_the_trips_name_files_that_exist() -> None:
 
 
 def anchor(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Return the anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
@@ -116,7 +117,7 @@ def test_every_relative_link_resolves(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_path_in_the_text_exists(page: Path) -> None:
-    """Paths of the repository that a page names in backquotes, with or without `platform/`."""
+    """Check paths of the repository in backquotes, with or without `platform/`."""
     text = page.read_text()
     named = set(re.findall(r"`((?:platform|errata|serving|jobs|benchmarks|tests|deploy|docs|requirements)/[\w/.-]+)`", text))
     assert {name for name in named if not any((ROOT / top / name).exists() for top in ("", "platform"))} == set()
@@ -130,14 +131,14 @@ def test_every_make_command_is_a_target(page: Path) -> None:
 
 
 def code_of(page: Path) -> list[str]:
-    """What a page has in backquotes and in code blocks; lines that end in a backslash are joined."""
+    """Return a page's code, in blocks and in backquotes; lines that end in a backslash are joined."""
     text = page.read_text().replace("\\\n", " ")
     blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
     return [*blocks, *re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
 
 
 def wrong_in(call: str) -> list[str]:
-    """The command and the options in what follows `errata` that do not exist."""
+    """Return the command or the options of a call of `errata` that do not exist."""
     words = call.replace("…", "").split()
     options = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)} - {"--help"}
     command, name = typer.main.get_command(app), ""
@@ -166,3 +167,12 @@ def test_the_listed_codes_are_the_enumeration() -> None:
     rows = re.findall(r"^\| (`[^|]*) \|", section.group(1), re.MULTILINE)
     listed = {code for row in rows for code in re.findall(r"`([\w.]+)`", row)}
     assert listed == {code.value for code in edits.Code}
+
+
+def test_the_table_of_layers_is_the_one_that_is_tested() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", page, re.MULTILINE)
+    listed = {int(level): set(re.findall(r"`(\w+)`", units)) for level, units in rows}
+    package = ROOT / "platform" / "errata"
+    present = {path.stem for folder in (ROOT, package) for path in folder.iterdir() if not path.name.startswith("_")}
+    assert listed == {level: set(units.split()) & present for level, units in enumerate(LAYERS)}

@@ -1,4 +1,4 @@
-"""Who may import whom, and what the tree must look like."""
+"""Fences: the frameworks that each package may import, and the form of the tree."""
 
 import ast
 import subprocess
@@ -18,7 +18,7 @@ def sources(*folders: str) -> list[Path]:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Dotted names that a file imports, wherever in it."""
+    """Return the dotted names that a file imports, at any level."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -40,19 +40,19 @@ def test_the_core_imports_no_framework(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources("jobs"), ids=lambda p: p.name)
-def test_jobs_neither_serve_nor_import_the_serving_side(path: Path) -> None:
+def test_jobs_import_no_serving_code(path: Path) -> None:
     names = imports_of(path)
     assert not tops(path) & {"serving", "vllm", "fastapi", "pydantic", "mlflow"}
     assert not any(name.startswith("ray.serve") for name in names)
 
 
 @pytest.mark.parametrize("path", sources("serving"), ids=lambda p: p.name)
-def test_serving_does_not_train(path: Path) -> None:
+def test_serving_imports_no_training_code(path: Path) -> None:
     assert not tops(path) & {"jobs", "mlflow"}
     assert not any(name.startswith(("ray.train", "ray.tune", "ray.data")) for name in imports_of(path))
 
 
-def test_after_the_editor_nobody_knows_its_name() -> None:
+def test_code_after_the_editor_imports_no_editor() -> None:
     root = ROOT / "platform" / "errata"
     blind = ["ledger", "registry", "history", "evaluate", "guard", "delta", "model", "datasets"]
     files = [*sources(*(f"platform/errata/{name}" for name in blind)), root / "generate.py", root / "candidate.py"]
@@ -61,11 +61,11 @@ def test_after_the_editor_nobody_knows_its_name() -> None:
         assert not any(n.startswith("errata.editors.") and n.split(".")[2] not in {"editor", "state"} for n in names), path
 
 
-def test_the_source_root_is_no_package() -> None:
+def test_the_source_root_is_not_a_package() -> None:
     assert not (ROOT / "platform" / "__init__.py").exists(), "it would shadow the standard library's platform module"
 
 
-def test_no_file_has_a_name_that_says_nothing() -> None:
+def test_file_names_are_specific() -> None:
     for path in sources("platform/errata", "jobs", "serving", "benchmarks"):
         assert path.stem not in BANNED_NAMES | set(sys.stdlib_module_names), path
 
@@ -94,7 +94,7 @@ assert EDITORS and not {"ray", "vllm", "mlflow"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_no_path_of_one_machine_and_no_registry_address() -> None:
+def test_no_file_names_a_private_path_or_a_registry() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     for name in files:
         path = ROOT / name

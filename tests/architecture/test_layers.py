@@ -1,4 +1,4 @@
-"""Who may import whom: one list of layers, and no circle between files."""
+"""Layers: each unit imports only from lower ones, and imports form no circle."""
 
 import ast
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ LAYERS = (
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units.split()}
 
-# Inside a package, by file or folder; the same rule.
+# The same rule inside a package, by file or folder.
 INSIDE = {
     "errata.editors": (
         "normalise solve state presets",
@@ -62,7 +62,7 @@ MODULES = {module_of(path): path for path in python_files()}
 
 
 def imported(module: str) -> Iterator[str]:
-    """Modules of ours that a module imports, in functions and under TYPE_CHECKING too."""
+    """Yield the modules of this repository that a module imports, also in functions and under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -113,7 +113,7 @@ def test_no_family_of_editors_imports_another() -> None:
                     assert (own, parts[2]) in allowed, f"{module} imports {other}"
 
 
-def test_no_circle_between_files() -> None:
+def test_imports_form_no_circle() -> None:
     graph = {module: set(imported(module)) for module in MODULES}
     state: dict[str, int] = {}
 

@@ -26,14 +26,14 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """The number of parameters without `self` and `cls`."""
+    """Count the parameters without `self` and `cls`."""
     given = function.args
     names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if one]
     return len([name for name in names if name not in ("self", "cls")])
 
 
 def is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """True for a command of Typer's: its parameters are the options that a user types."""
+    """Return True for a command of Typer's: its parameters are the options that a user types."""
     return any(".command(" in ast.unparse(decorator) for decorator in function.decorator_list)
 
 

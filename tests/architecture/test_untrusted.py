@@ -1,4 +1,4 @@
-"""What comes from outside is data: nothing of ours loads it as code, and no name in it leads out of its folder."""
+"""Untrusted input is data: no code loads it as code, and no name in it leads out of its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOADERS_OF_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marsha
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Every call in a file with the dotted name that it is written with."""
+    """Yield every call in a file with its dotted name."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
@@ -30,7 +30,7 @@ def given(call: ast.Call) -> dict[str | None, str]:
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
-def test_nothing_is_loaded_that_could_be_code(path: Path) -> None:
+def test_no_loader_executes_code(path: Path) -> None:
     assert not tops(path) & LOADERS_OF_CODE
     for name, call in calls(path):
         keywords = given(call)
@@ -40,8 +40,8 @@ def test_nothing_is_loaded_that_could_be_code(path: Path) -> None:
         assert keywords.get("trust_remote_code", "False") == "False"
 
 
-def test_a_class_is_imported_by_name_only_where_the_operator_names_it() -> None:
-    """`package.module:Class` is an argument of `serving.app:build`; no route takes it (the bodies forbid unknown fields)."""
+def test_only_the_operators_editor_is_imported_by_name() -> None:
+    """`package.module:Class` is an argument of `serving.app:build`; no route takes it, because bodies forbid unknown fields."""
     named = [
         (path.name, ast.unparse(call.args[0])) for path in OURS for name, call in calls(path) if name.endswith("import_module")
     ]
@@ -51,14 +51,14 @@ def test_a_class_is_imported_by_name_only_where_the_operator_names_it() -> None:
 
 @pytest.mark.parametrize("name", ["../models", "/etc", "..", "", "a/b"])
 @pytest.mark.parametrize("record", ["artifact.json", "moments.json"])
-def test_an_artifact_names_no_model_outside_the_testbeds_folder(tmp_path: Path, record: str, name: str) -> None:
+def test_an_artifact_cannot_name_a_model_outside_the_testbed(tmp_path: Path, record: str, name: str) -> None:
     made = {"model": name}
     (tmp_path / record).write_text(json.dumps({"record": made} if record == "artifact.json" else made))
     with pytest.raises(typer.BadParameter, match="no folder's name"):
         _made_on(tmp_path)
 
 
-def test_a_checkpoint_is_read_from_its_own_folder(tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_name_files_outside_its_folder(tmp_path: Path) -> None:
     weight_engine = pytest.importorskip("serving.engine.weight_engine")  # vLLM
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a.weight": "../secret.safetensors", "b.weight": "one.safetensors"}}))
