@@ -59,9 +59,9 @@ def check_data(plan: Plan) -> None:
         raise ValueError(f"plan {plan.name} trains on {wanted}: name a file of them, edits=PATH (docs/data.md)")
     if plan.editor.metric_strength and not plan.text:
         raise ValueError(f"plan {plan.name} measures a metric on text: name a file, a sentence a line, text=PATH")
-    intake = SkipReport()
-    next(read_edits(plan.edits, intake=intake), None)
-    found = [name for name in intake.formats.values() if not name.startswith((plan.dataset, "plain"))]
+    skip_report = SkipReport()
+    next(read_edits(plan.edits, skip_report=skip_report), None)
+    found = [name for name in skip_report.formats.values() if not name.startswith((plan.dataset, "plain"))]
     if found and plan.dataset != "any":
         raise ValueError(
             f"plan {plan.name} has the layers for {plan.dataset}, and {plan.edits} is of the format {found[0]}: "

@@ -44,32 +44,32 @@ def convert(
         raise typer.BadParameter(f"{out} is a folder; name a file to write")
     if out.suffix.lower() != ".parquet":
         raise typer.BadParameter(f"what is written is Parquet, so its name must end in .parquet: {out.name}")
-    intake = SkipReport()
-    with _told(intake):
+    skip_report = SkipReport()
+    with _told(skip_report):
         count = write_parquet(
-            _counted(_edits(source, format_name, "skip" if on_fault == "skip" else "stop", intake, limit)), out
+            _counted(_edits(source, format_name, "skip" if on_fault == "skip" else "stop", skip_report, limit)), out
         )
-    _tell(intake)
+    _tell(skip_report)
     console.print(f"{_count(count, 'edit')} written to {out}", highlight=False)
 
 
 @app.command()
 def check(source: Source, format_name: FormatName = "", limit: Limit = 0) -> None:
     """Count edits, faults, duplicates and conflicts; the exit code is 1 if there is a fault or a conflict."""
-    intake, watch = SkipReport(), Watch()
-    with _told(intake):
-        for edit in _counted(_edits(source, format_name, "skip", intake, limit)):
+    skip_report, watch = SkipReport(), Watch()
+    with _told(skip_report):
+        for edit in _counted(_edits(source, format_name, "skip", skip_report, limit)):
             watch.see(edit)
         found = watch.repetitions()
         examples = _examples(source, format_name, found)
-    _tell(intake)
-    console.print(f"{_count(len(watch), 'edit')}, {_count(intake.num_skipped, 'record')} at fault", highlight=False)
+    _tell(skip_report)
+    console.print(f"{_count(len(watch), 'edit')}, {_count(skip_report.num_skipped, 'record')} at fault", highlight=False)
     console.print(f"{_count(found.num_duplicates, 'duplicate')} of an earlier edit", highlight=False)
     _pairs(found.duplicates, found.num_duplicates, examples)
     of_whom = f"{_count(found.num_in_conflict, 'edit')} in {'it' if found.num_conflicts == 1 else 'them'}"
     console.print(f"{_count(found.num_conflicts, 'conflict')}, {of_whom}", highlight=False)
     _pairs(found.conflicts, found.num_conflicts, examples)
-    if intake.num_skipped or found.num_conflicts:
+    if skip_report.num_skipped or found.num_conflicts:
         raise typer.Exit(1)
 
 
@@ -77,26 +77,26 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _edits(source: str, format_name: str, on_fault: OnFault, intake: SkipReport, limit: int) -> Iterator[Edit]:
+def _edits(source: str, format_name: str, on_fault: OnFault, skip_report: SkipReport, limit: int) -> Iterator[Edit]:
     """Raises `EditRejected` if there is none: a table without rows would pass for a success."""
-    edits = islice(read_edits(source, format_name=format_name, on_fault=on_fault, intake=intake), limit or None)
+    edits = islice(read_edits(source, format_name=format_name, on_fault=on_fault, skip_report=skip_report), limit or None)
     first = next(edits, None)
     if first is None:
-        why = "every record is at fault, so there is no edit" if intake.num_skipped else "the file holds no record"
-        raise EditRejected(f"{why} ({source})", code=Code.UNREADABLE_RECORD if intake.num_skipped else Code.EMPTY_FILE)
+        why = "every record is at fault, so there is no edit" if skip_report.num_skipped else "the file holds no record"
+        raise EditRejected(f"{why} ({source})", code=Code.UNREADABLE_RECORD if skip_report.num_skipped else Code.EMPTY_FILE)
     yield first
     yield from edits
 
 
 @contextmanager
-def _told(intake: SkipReport) -> Iterator[None]:
-    """A failure is printed instead of a traceback, after what was met until then; so the intake is not wanted in the log."""
+def _told(skip_report: SkipReport) -> Iterator[None]:
+    """A failure is printed instead of a traceback, after what was met until then; so the skip_report is not wanted in the log."""
     log = logging.getLogger("errata.datasets")
     was_disabled, log.disabled = log.disabled, True
     try:
         yield
     except (ValueError, OSError) as wrong:
-        _tell(intake)
+        _tell(skip_report)
         console.print(str(wrong), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from None
     finally:
@@ -116,11 +116,11 @@ def _counted(edits: Iterable[Edit]) -> Iterator[Edit]:
         yield from progress.track(edits, total=None)
 
 
-def _tell(intake: SkipReport) -> None:
-    for name, format_name in intake.formats.items():
+def _tell(skip_report: SkipReport) -> None:
+    for name, format_name in skip_report.formats.items():
         console.print(f"{name}: {format_name}", markup=False, highlight=False)
-    if intake.num_skipped:
-        console.print(intake.report(), style="yellow", markup=False, highlight=False)
+    if skip_report.num_skipped:
+        console.print(skip_report.report(), style="yellow", markup=False, highlight=False)
 
 
 def _examples(source: str, format_name: str, found: Repetitions) -> dict[int, Edit]:

@@ -52,16 +52,16 @@ def play(source: str, format_name: str, skips: bool, limit: int, wait: bool, run
     """
     on_fault: OnFault = "skip" if skips else "stop"
 
-    def edits(intake: SkipReport) -> Iterator[Edit]:
-        return islice(read_edits(source, format_name=format_name, on_fault=on_fault, intake=intake), limit or None)
+    def edits(skip_report: SkipReport) -> Iterator[Edit]:
+        return islice(read_edits(source, format_name=format_name, on_fault=on_fault, skip_report=skip_report), limit or None)
 
     with connect(url, RETRY_S, _seldom(say_waiting)) as client, ExitStack() as stack:
         client.edits(limit=1)  # a wrong address is said before a long file is read
-        intake = SkipReport()
+        skip_report = SkipReport()
         with _quiet(), console.status("reading …"):
-            total = sum(1 for _ in edits(intake))
-        if intake.num_skipped:
-            console.print(shown(intake.report()), style="yellow", soft_wrap=True)
+            total = sum(1 for _ in edits(skip_report))
+        if skip_report.num_skipped:
+            console.print(shown(skip_report.report()), style="yellow", soft_wrap=True)
         if not total:
             raise ValueError(f"there is no edit in {source}")
         sink = stack.enter_context(Path(refused_to).open("w", encoding="utf-8")) if refused_to else None

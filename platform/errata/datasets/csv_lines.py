@@ -1,6 +1,4 @@
-"""The lines of a CSV file as its rows take them, which shows where a quote was left open: it would take in record after record,
-and they would count as one.
-"""
+"""Lines of a CSV file, counted by row: a quote that is left open would otherwise swallow the following records."""
 
 from __future__ import annotations
 
@@ -11,15 +9,15 @@ from errata.edit import Code, EditRejected
 
 MAX_CELL_LINES = 64
 MAX_ROW_LINES = 1024
-CELL = re.compile(r'"(?:[^"]|"")*+"|(?!")[^,]*')  # one that ends on this line, if it begins there
-REST = re.compile(r'(?:[^"]|"")*+"')  # of a cell that began on an earlier line
+CELL = re.compile(r'"(?:[^"]|"")*+"|(?!")[^,]*')  # a cell that begins and ends on this line
+REST = re.compile(r'(?:[^"]|"")*+"')  # the end of a cell that began on an earlier line
 
 
 class RowLines:
-    """Lines for the CSV reader, which takes as many as it needs for a row. A faulty one stays out and goes to `faults`.
+    """Iterator of lines for `csv.reader`, which takes as many as a row needs. Faulty lines go to `faults` instead.
 
-    `of_row` are those of the row being read: whoever takes the row clears them. Raises `EditRejected` when a quoted cell goes
-    on for more than `MAX_CELL_LINES` lines, or a row for more than `MAX_ROW_LINES`.
+    `of_row` holds the lines of the current row; the caller clears it after each row. Raises `EditRejected` when a quoted cell
+    has more than `MAX_CELL_LINES` lines, or a row more than `MAX_ROW_LINES`.
     """
 
     def __init__(self, lines: Iterator[str | EditRejected]) -> None:
@@ -33,7 +31,7 @@ class RowLines:
             self.num_read += 1
             if isinstance(line, EditRejected):
                 self.faults.append(line)
-                line = "\n"  # keeps the reader from taking the next line for the answer to this one
+                line = "\n"  # ends the row, so that the next line is not joined to it
             self.of_row.append(line)
             yield line
             if len(self.of_row) >= MAX_CELL_LINES and len(self.of_row) - _opened(self.of_row) >= MAX_CELL_LINES:
@@ -43,7 +41,7 @@ class RowLines:
         self.is_at_end = True
 
     def left_open(self, why: str) -> EditRejected:
-        """Says in which line of the file, from 1, the quote was opened."""
+        """Build the refusal that names the line, from 1, in which the quote was opened."""
         line = self.num_read - len(self.of_row) + _opened(self.of_row) + 1
         return EditRejected(
             f"the CSV is damaged here: the quote opened in line {line:,} {why}; nothing after it can be read",
@@ -52,13 +50,13 @@ class RowLines:
 
 
 def _opened(lines: list[str]) -> int:
-    """Which line of a row opens the quote that its last line leaves open, or closes in a way that is not CSV."""
+    """Index of the line whose quote is still open after the last line, or is closed there in a way that is not CSV."""
     opened, is_open = 0, False
     for number, line in enumerate(lines):
         at = 0
         while True:
             cell = (REST if is_open else CELL).match(line, at)
-            if cell is None:  # the cell goes on in the next line
+            if cell is None:  # the cell continues on the next line
                 opened, is_open = (opened if is_open else number), True
                 break
             is_open, at = False, cell.end() + 1

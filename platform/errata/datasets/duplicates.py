@@ -1,9 +1,9 @@
-"""Edits that a stream asks for twice, and edits that contradict each other, found from hashes instead of texts.
+"""Duplicates and contradictions in a stream of edits, found by hashes instead of texts.
 
-Two edits are about the same fact when their prompts are the same but for white space and capitals. That covers "same
-subject and relation" as far as texts can show it: the same template with the same subject in it is the same prompt; two
-phrasings of a relation are not recognised as one. Equal targets make a duplicate, different ones a conflict. Held are 16
-bytes an edit while reading, and about 50 while looking.
+Two edits concern the same fact if their prompts are equal apart from white space and case. This covers "same subject and
+relation" as far as text shows it: the same template with the same subject gives the same prompt, but two phrasings of a
+relation are not recognised as one. Equal targets make a duplicate, different targets a conflict. The watch holds 16 bytes an
+edit while reading, and about 50 while it searches.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NUM_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Repetitions:
-    """`num_duplicates` edits repeat an earlier one; `num_conflicts` facts have several targets, in `num_in_conflict` edits.
+    """Counts and examples: edits that repeat an earlier one, facts with several targets, and the edits in such conflicts.
 
-    Examples are pairs of edit numbers, from 0 in the whole stream, in the stream's order.
+    Examples are pairs of edit numbers, from 0 in the whole stream, in the order of the stream.
     """
 
     num_duplicates: int
@@ -33,9 +33,9 @@ class Repetitions:
 
 
 class Watch:
-    """Takes edits one by one; `repetitions` looks at all so far.
+    """Collector of hashed edits; `repetitions` evaluates all seen so far.
 
-    Hashes are Python's own of 64 bits: among a million edits two differing ones fall together with a probability of 3e-8.
+    The hashes are Python's, of 64 bits: among a million edits, two different texts collide with a probability of 3e-8.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Watch:
     def repetitions(self) -> Repetitions:
         facts = np.frombuffer(self._facts, np.int64) if self._facts else np.empty(0, np.int64)
         targets = np.frombuffer(self._targets, np.int64) if self._targets else np.empty(0, np.int64)
-        order_E = np.argsort(facts, kind="stable")  # so that each fact's edits stand together, in the stream's order
+        order_E = np.argsort(facts, kind="stable")  # groups edits by fact and keeps the stream's order
         starts_E = np.flatnonzero(np.r_[True, np.diff(facts[order_E]) != 0]) if len(facts) else np.empty(0, np.int64)
         sizes = np.diff(np.r_[starts_E, len(facts)])
         duplicates: list[tuple[int, int]] = []

@@ -1,9 +1,8 @@
-"""Edits from and to the columns of Parquet. A row becomes an `Edit` only when it is taken, and a whole batch is validated at
-once.
+"""Edits from and to Parquet columns of our own schema.
 
-Rows that might be at fault are found by a few tests over whole columns, and only those go through the slow path, which
-names the field: so a good batch costs little more than making its edits. A record is an `Edit` or, where it is at fault, an
-`EditRejected`.
+A few tests over whole columns find the rows that may be faulty, and only those go through the slow path that names the
+field. A good batch therefore costs little more than constructing its edits, which happens as they are consumed. A faulty row
+gives an `EditRejected` in place of an `Edit`.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
-    """One for each row, in order. The schema must have passed `check_schema`."""
+    """Edit or fault of each row, in order. The schema must have passed `check_schema`."""
     for part in _readable(batch):
         if isinstance(part, EditRejected):
             yield part
@@ -72,7 +71,7 @@ def edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | EditRejected]:
-    """Each row as an object, whatever its columns; fields that are null in it are left out, at any depth."""
+    """Record or fault of each row, for any schema. Fields that are null are left out at every depth."""
     for part in _readable(batch):
         if isinstance(part, EditRejected):
             yield part
@@ -87,7 +86,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def _readable(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | EditRejected]:
-    """The batch; or, if something in it cannot be read (a text that is not UTF-8), each row, or what is wrong with it."""
+    """Yield the whole batch if it is valid; else its rows one by one, with a fault in place of each unreadable row."""
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid:
@@ -128,7 +127,7 @@ def _edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
         yield from made
         return
     for index, edit in enumerate(made):
-        yield _looked_at(batch, index) if index in suspects else edit
+        yield _checked_row(batch, index) if index in suspects else edit
 
 
 def _texts(column: pa.Array | None, length: int) -> list[str | None]:
@@ -136,7 +135,7 @@ def _texts(column: pa.Array | None, length: int) -> list[str | None]:
 
 
 def _suspects(prompts: Sequence[Any], targets: Sequence[Any], subjects: Sequence[Any]) -> set[int]:
-    """Rows that `Edit.faults` may have something against; it, not this, says what."""
+    """Find the rows that may be faulty; `Edit.faults` decides."""
     return {
         index
         for index, (prompt, target, subject) in enumerate(zip(prompts, targets, subjects, strict=True))
@@ -146,7 +145,7 @@ def _suspects(prompts: Sequence[Any], targets: Sequence[Any], subjects: Sequence
 
 
 def _lists_are_whole(columns: dict[str, pa.Array]) -> bool:
-    """No rephrasing is null or empty, and no probe is null, lacks a part or has an empty one."""
+    """Test that every rephrasing is a text and every probe has a prompt and a target."""
     wordings = _values(columns.get("rephrasings"))
     if not all(wording and wording.strip() for wording in wordings):
         return False
@@ -173,7 +172,7 @@ def _values(column: pa.Array | None) -> list[Any]:
 
 
 def _probes(column: pa.Array | None) -> Iterable[Probe]:
-    """Made when they are taken."""
+    """Probes of all lists of a column, constructed lazily."""
     flat = _flat(column)
     if not len(flat) or pa.types.is_null(flat.type):
         return ()
@@ -184,14 +183,14 @@ def _probes(column: pa.Array | None) -> Iterable[Probe]:
 
 
 def _groups(column: pa.Array | None, values: Iterable[Any], length: int) -> Iterator[tuple[Any, ...]]:
-    """The values of each row's list."""
+    """Regroup the values of a list column by row."""
     if column is None or column.null_count == length:
         return repeat((), length)
     left = iter(values)
     return (tuple(islice(left, count)) for count in pc.fill_null(pc.list_value_length(column), 0).to_pylist())
 
 
-def _looked_at(batch: pa.RecordBatch, index: int) -> Edit | EditRejected:
+def _checked_row(batch: pa.RecordBatch, index: int) -> Edit | EditRejected:
     row = batch.slice(index, 1).to_pylist()[0]
     try:
         edit = plain.edit(row)
@@ -203,7 +202,7 @@ def _looked_at(batch: pa.RecordBatch, index: int) -> Edit | EditRejected:
 
 
 def batch_of(edits: Sequence[Edit]) -> pa.RecordBatch:
-    """The columns of edits, by SCHEMA. An empty list is written as null, as one that was never given."""
+    """Columns of edits by `SCHEMA`. An empty list is written as null, like a field that was not given."""
     columns: list[list[Any]] = [
         [edit.prompt for edit in edits],
         [edit.target for edit in edits],

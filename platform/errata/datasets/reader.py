@@ -1,7 +1,6 @@
-"""Edits from files, in order, without holding a file in memory, and into Parquet; docs/data.md has formats, sources and
-schema.
+"""Edits read from files in order, without holding a file in memory, and written to Parquet; docs/data.md has the formats.
 
-source (sources.py) -> records (records.py, or rows of Parquet) -> edits (formats/, or columns.py for our own Parquet)
+source (sources.py) -> records (records.py, or rows of Parquet) -> edits (formats/, or parquet.py for our own schema)
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from errata.datasets.formats.table import Format, detect, format_named
+from errata.datasets.lines import MAX_RECORD_BYTES, Found
 from errata.datasets.parquet import SCHEMA, batch_of, check_schema, edits_of, rows_of, without_nulls
-from errata.datasets.records import MAX_RECORD_BYTES, Found, records_of
+from errata.datasets.records import records_of
 from errata.datasets.skip_report import SkipReport
 from errata.datasets.sources import Source, hub_rows, is_hub_rows, sources_of
 from errata.durable import replaced
 from errata.edit import Code, Edit, EditRejected
 
 OnFault = Literal["stop", "skip"]
-NUM_LOOKED_AT = 32  # records among which the first that is recognised settles the format of a file
+NUM_DETECTED = 32  # the format of a file is that of the first recognised one among so many records
 BATCH_ROWS = 8192
 ROW_GROUP_ROWS = 16384
 
@@ -39,31 +39,33 @@ def read_edits(
     *,
     format_name: str = "",
     on_fault: OnFault = "stop",
-    intake: SkipReport | None = None,
+    skip_report: SkipReport | None = None,
     max_record_bytes: int = MAX_RECORD_BYTES,
     filesystem: pafs.FileSystem | None = None,
 ) -> Iterator[Edit]:
-    """Edits of a file, of several, or of a dataset (`sources.py` says how they are named), in order, each validated.
+    """Iterate over the validated edits of a file, of several files, or of a dataset, as named in sources.py.
 
-    The format is seen from the content unless `format_name` gives it. A record at fault ends the reading with an
-    `EditRejected` that names the record's number in its file, from 0, the field and the file; with `on_fault="skip"` it is
-    counted in `intake`, and a report is logged at the end. Damage after which nothing can be read (a packed or Parquet file
-    or a JSON list that breaks off, a quote in CSV that stays open, an unknown format) always ends it. Raises
-    `FileNotFoundError` or `ValueError` at once for a source that is not there or not named rightly.
+    The format is recognised by the content unless `format_name` gives it. A faulty record ends the reading with an
+    `EditRejected` that names the record's number in its file, from 0, the field and the file. With `on_fault="skip"` the
+    record is counted in `skip_report` instead, and the report is logged at the end. Damage after which nothing can be read (a
+    compressed file, a Parquet file or a JSON list that breaks off, an open quote in CSV, an unknown format) always ends the
+    reading. The call itself raises `FileNotFoundError` or `ValueError` for a source that is missing or misnamed.
     """
     if on_fault not in ("stop", "skip"):
-        raise ValueError(f"a fault makes the reading stop or skip, not {on_fault!r}")
+        raise ValueError(f"on_fault is stop or skip, not {on_fault!r}")
     known = format_named(format_name) if format_name else None
-    intake = SkipReport() if intake is None else intake
+    skip_report = SkipReport() if skip_report is None else skip_report
     if is_hub_rows(source):
         rows = map(without_nulls, hub_rows(str(source)))
-        return _kept(_converted(rows, str(source), known, intake), on_fault, intake)
+        return _kept(_converted(rows, str(source), known, skip_report), on_fault, skip_report)
     files = sources_of(source, filesystem)
-    return _kept(chain.from_iterable(_read(file, known, intake, max_record_bytes) for file in files), on_fault, intake)
+    return _kept(
+        chain.from_iterable(_read(file, known, skip_report, max_record_bytes) for file in files), on_fault, skip_report
+    )
 
 
 def write_parquet(edits: Iterable[Edit], path: str | Path) -> int:
-    """Write edits as one Parquet file and return how many; the file appears whole or not at all, and few are held at a time."""
+    """Write edits to one Parquet file, a row group at a time; returns their number. The file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pending, count = iter(edits), 0
@@ -74,33 +76,33 @@ def write_parquet(edits: Iterable[Edit], path: str | Path) -> int:
     return count
 
 
-def _kept(found: Iterable[Edit | EditRejected], on_fault: OnFault, intake: SkipReport) -> Iterator[Edit]:
+def _kept(found: Iterable[Edit | EditRejected], on_fault: OnFault, skip_report: SkipReport) -> Iterator[Edit]:
     for one in found:
         if isinstance(one, Edit):
             yield one
         elif on_fault == "stop":
             raise one
         else:
-            intake.skip(one)
-    if intake.skipped:
-        log.warning("%s", intake.report())
+            skip_report.skip(one)
+    if skip_report.skipped:
+        log.warning("%s", skip_report.report())
 
 
-def _read(source: Source, known: Format | None, intake: SkipReport, max_bytes: int) -> Iterator[Edit | EditRejected]:
-    with source.filesystem.open_input_stream(source.path) as stream, _told_of(source.name):
+def _read(source: Source, known: Format | None, skip_report: SkipReport, max_bytes: int) -> Iterator[Edit | EditRejected]:
+    with source.filesystem.open_input_stream(source.path) as stream, _located_faults(source.name):
         is_parquet = stream.read(4) == b"PAR1"
     if is_parquet:
-        yield from _read_parquet(source, known, intake)
+        yield from _read_parquet(source, known, skip_report)
         return
     with source.filesystem.open_input_stream(source.path) as stream:
-        with _told_of(source.name):
+        with _located_faults(source.name):
             records = records_of(stream, max_bytes)
-        yield from _converted(records, source.name, known, intake)
+        yield from _converted(records, source.name, known, skip_report)
 
 
 @contextmanager
-def _told_of(name: str) -> Iterator[None]:
-    """What is wrong with the bytes is an `EditRejected` that says which file, and record 0 as it begins."""
+def _located_faults(name: str) -> Iterator[None]:
+    """Turn errors of opening a file into an `EditRejected` that names the file."""
     try:
         yield
     except EditRejected as rejected:
@@ -113,7 +115,7 @@ def _unreadable(damaged: Exception, index: int, name: str) -> EditRejected:
     return EditRejected(f"the file cannot be read from here on: {damaged} ({name})", edit=index, code=Code.UNREADABLE_FILE)
 
 
-def _read_parquet(source: Source, known: Format | None, intake: SkipReport) -> Iterator[Edit | EditRejected]:
+def _read_parquet(source: Source, known: Format | None, skip_report: SkipReport) -> Iterator[Edit | EditRejected]:
     try:
         file = pq.ParquetFile(source.filesystem.open_input_file(source.path))
     except (pa.ArrowException, OSError) as damaged:
@@ -125,13 +127,13 @@ def _read_parquet(source: Source, known: Format | None, intake: SkipReport) -> I
         is_plain = known.name == "plain" if known else "target" in names or names <= set(SCHEMA.names)
         if not is_plain:
             rows = chain.from_iterable(map(rows_of, _batches(file, source.name)))
-            yield from _converted(rows, source.name, known, intake)
+            yield from _converted(rows, source.name, known, skip_report)
             return
         try:
             check_schema(file.schema_arrow)
         except EditRejected as rejected:
             raise _located(rejected, None, source.name) from None
-        intake.formats[source.name] = "plain"
+        skip_report.formats[source.name] = "plain"
         num_seen = 0
         for batch in _batches(file, source.name):
             for index, found in enumerate(edits_of(batch), num_seen):
@@ -140,7 +142,7 @@ def _read_parquet(source: Source, known: Format | None, intake: SkipReport) -> I
 
 
 def _batches(file: pq.ParquetFile, name: str) -> Iterator[pa.RecordBatch]:
-    """Raises `EditRejected` with the number of the first record of a batch that cannot be read."""
+    """Yield batches of rows. Raises `EditRejected` with the number of the first record of a batch that cannot be read."""
     batches, num_read = file.iter_batches(BATCH_ROWS), 0
     while True:
         try:
@@ -155,12 +157,14 @@ def _batches(file: pq.ParquetFile, name: str) -> Iterator[pa.RecordBatch]:
         yield batch
 
 
-def _converted(records: Iterable[Found], name: str, known: Format | None, intake: SkipReport) -> Iterator[Edit | EditRejected]:
-    """Edits of records, whose format, unless it is known, is that of the first few."""
+def _converted(
+    records: Iterable[Found], name: str, known: Format | None, skip_report: SkipReport
+) -> Iterator[Edit | EditRejected]:
+    """Convert records to edits. Without a known format, the first records decide it."""
     numbered = _numbered(records, name)
-    ahead = list(islice(numbered, NUM_LOOKED_AT))
+    ahead = list(islice(numbered, NUM_DETECTED))
     format_ = known or _detected([found for _, found in ahead], name)
-    intake.formats[name] = format_.name
+    skip_report.formats[name] = format_.name
     for index, record in chain(ahead, numbered):
         if isinstance(record, EditRejected):
             yield record
@@ -178,7 +182,7 @@ def _converted(records: Iterable[Found], name: str, known: Format | None, intake
 
 
 def _numbered(records: Iterable[Found], name: str) -> Iterator[tuple[int, Found]]:
-    """Records with their numbers; what is wrong with one, yielded or raised, says its number and its file."""
+    """Enumerate the records. Every fault, yielded or raised, names the record's number and the file."""
     num_seen = 0
     try:
         for found in records:
@@ -191,6 +195,7 @@ def _numbered(records: Iterable[Found], name: str) -> Iterator[tuple[int, Found]
 
 
 def _detected(ahead: list[Found], name: str) -> Format:
+    """Return the format of a file's first records. Raises `EditRejected` if there is none or none is recognised."""
     if not ahead:
         raise EditRejected(f"the file holds no record ({name})", code=Code.EMPTY_FILE)
     faults = [found for found in ahead if isinstance(found, EditRejected)]

@@ -1,4 +1,4 @@
-"""Where a file of edits is: a local path, folder or pattern, a URI that pyarrow knows, or a dataset of Hugging Face's.
+"""Sources of edits: a local path, folder or pattern, a URI that pyarrow opens, or a dataset on Hugging Face.
 
 `edits.jsonl`, `parts/` (its Parquet files), `parts/*.parquet`, `s3://bucket/key`, `gs://…`, `file:///…`, and on Hugging
 Face `hf://datasets/OWNER/NAME/FILE`; `hf:OWNER/NAME` or `hf:OWNER/NAME:SPLIT` are rows that the `datasets` library streams.
@@ -23,7 +23,7 @@ PATTERN = frozenset("*?[")
 
 @dataclass(frozen=True)
 class Source:
-    """One file on a filesystem of pyarrow's."""
+    """One file on a pyarrow filesystem."""
 
     filesystem: pafs.FileSystem
     path: str
@@ -34,10 +34,10 @@ class Source:
 
 
 def sources_of(where: str | PathLike[str], filesystem: pafs.FileSystem | None = None) -> list[Source]:
-    """The files that `where` names, in the order of their names; on `filesystem`, if it is given, else where the URI or path
-    says.
+    """Files that `where` names, ordered by name.
 
-    Raises `FileNotFoundError` if there is none and `ValueError` for a URI that cannot be opened here.
+    `where` is a path on `filesystem` if that is given, else a URI or a local path. Raises `FileNotFoundError` if there is no
+    such file and `ValueError` for a URI that cannot be opened.
     """
     text = str(where)
     if filesystem is None:
@@ -52,7 +52,7 @@ def sources_of(where: str | PathLike[str], filesystem: pafs.FileSystem | None = 
         missing = f"{text} is a folder without Parquet files; name a file or a pattern, {text.rstrip('/')}/*.jsonl"
     elif PATTERN & set(PurePosixPath(path).name):
         found = _matching(filesystem, str(PurePosixPath(path).parent), PurePosixPath(path).name)
-        missing = f"no file is named like {text}"
+        missing = f"no file matches {text}"
     else:
         found, missing = [], f"no file {text}"
     if not found:
@@ -81,11 +81,11 @@ def _located(where: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _hub(where: str) -> tuple[pafs.FileSystem, str]:
-    """Raises `OSError` where there is no network, or no such dataset."""
+    """Filesystem of Hugging Face and the path on it. Raises `OSError` without a network or for an unknown dataset."""
     from huggingface_hub import HfFileSystem
     from huggingface_hub.errors import HfHubHTTPError
 
-    # OSError, and that of the HTTP library, which changed with the hub's versions.
+    # The bases are OSError and the HTTP library's error, which differs between versions of huggingface_hub.
     failures = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
     path = where.removeprefix(HUB_FILES)
     filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(HfFileSystem()))
@@ -97,7 +97,7 @@ def _hub(where: str) -> tuple[pafs.FileSystem, str]:
 
 
 def hub_rows(where: str) -> Iterator[dict[str, Any]]:
-    """Rows of a dataset on Hugging Face, streamed. Raises `ValueError` if `datasets` is not installed."""
+    """Stream the rows of a dataset on Hugging Face. Raises `ValueError` if `datasets` is not installed."""
     try:
         import datasets
     except ImportError:
@@ -110,4 +110,5 @@ def hub_rows(where: str) -> Iterator[dict[str, Any]]:
 
 
 def is_hub_rows(where: str | PathLike[str]) -> bool:
+    """Test whether `where` names rows of a dataset (`hf:`), not a file (`hf://`)."""
     return str(where).startswith(HUB_ROWS) and not str(where).startswith(HUB_FILES)

@@ -151,9 +151,9 @@ def test_there_is_a_file_of_every_format() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_is_recognised_and_converted(name: str) -> None:
-    intake = SkipReport()
-    edits = list(read_edits(FILES[name], intake=intake))
-    assert intake.formats == {FILES[name].name: name}
+    skip_report = SkipReport()
+    edits = list(read_edits(FILES[name], skip_report=skip_report))
+    assert skip_report.formats == {FILES[name].name: name}
     assert edits[0] == FIRST[name]
     assert len(edits) == (3 if name == "mquake" else 2)
 
@@ -265,10 +265,10 @@ def test_the_real_counterfact_goes_to_parquet_and_back(tmp_path: Path, name: str
     folder = os.environ.get("ERRATA_COUNTERFACT")
     if not folder:
         pytest.skip("ERRATA_COUNTERFACT names no folder with CounterFact's files")
-    intake = SkipReport()
-    edits = list(read_edits(Path(folder) / name, on_fault="skip", intake=intake))
+    skip_report = SkipReport()
+    edits = list(read_edits(Path(folder) / name, on_fault="skip", skip_report=skip_report))
     raw = json.loads((Path(folder) / name).read_text())
-    assert len(edits) + intake.num_skipped == len(raw) and intake.num_skipped < 0.01 * len(raw)
+    assert len(edits) + skip_report.num_skipped == len(raw) and skip_report.num_skipped < 0.01 * len(raw)
     by_id = {f"counterfact-{record['case_id']}": record for record in raw}
     assert all(edit.prompt == by_id[edit.id]["prompt"] for edit in edits if edit.id)
     write_parquet(edits, tmp_path / "edits.parquet")

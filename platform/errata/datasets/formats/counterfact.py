@@ -2,7 +2,7 @@
 
 Nested: {case_id, requested_rewrite: {prompt with {}, subject, target_new: {str}, target_true: {str}}, paraphrase_prompts,
 neighborhood_prompts, attribute_prompts, generation_prompts}; read off the loaders of github.com/kmeng01/memit. Neighbours
-are of the same relation and truth, so their answer is target_true. Attribute prompts (others of whom target_new is true)
+are of the same relation and truth, so their answer is target_true. Attribute prompts (for others, target_new is true)
 and generation prompts (no answer) are left out. Flat: {prompt, target_new, subject, ground_truth, rephrase_prompt,
 locality_prompt, locality_ground_truth}; read off the files.
 """
@@ -31,9 +31,9 @@ def nested(record: Record) -> Edit:
 
 
 def filled(template: str, subject: str, field: str) -> str:
-    """The prompt of a template that has {} where the subject stands."""
+    """Fill the subject into a template that has {} in its place."""
     if "{}" not in template:
-        raise EditRejected("has no {} where the subject stands", field=field, code=Code.INVALID_VALUE)
+        raise EditRejected("has no {} in place of the subject", field=field, code=Code.INVALID_VALUE)
     return template.replace("{}", subject)
 
 

@@ -1,4 +1,4 @@
-"""FEVER as MEND uses it: claims with two labels, one of which the edit makes the model say.
+"""FEVER as MEND uses it: claims with two labels, of which the edit sets one.
 
 {input, output: [{answer}], prediction, alternatives, filtered_rephrases, logit}; read off data_classes/fever.py of
 github.com/eric-mitchell/mend, which teaches a classifier. Here the claim is the prompt and the label's word (SUPPORTS,

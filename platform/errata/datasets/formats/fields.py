@@ -1,7 +1,6 @@
-"""Taking a field out of a record of somebody else's making: the value, or `EditRejected` that names the field and what it
-should be.
+"""Accessors for fields of a foreign record. Each returns a checked value or raises an `EditRejected` that names the field.
 
-A field inside a field is named by a path, `requested_rewrite.target_new.str`. What stands as null counts as not given.
+A nested field is named by its path, such as `requested_rewrite.target_new.str`. A null counts as not given.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ Record = Mapping[str, Any]
 
 
 def value(record: Record, path: str) -> Any:
-    """What stands at `path`, or None. Raises `EditRejected` if something on the way is not an object."""
+    """Return the value at `path`, or None. Raises `EditRejected` if a part of the path is not an object."""
     found: Any = record
     passed: list[str] = []
     for name in path.split("."):
@@ -29,7 +28,7 @@ def value(record: Record, path: str) -> Any:
 
 
 def string(record: Record, path: str) -> str:
-    """A string, which may be empty."""
+    """Return a string, which may be empty."""
     found = value(record, path)
     if not isinstance(found, str):
         raise EditRejected(
@@ -41,7 +40,7 @@ def string(record: Record, path: str) -> str:
 
 
 def text(record: Record, path: str) -> str:
-    """A string of more than white space."""
+    """Return a string that is more than white space."""
     found = string(record, path)
     if not found.strip():
         raise EditRejected("is empty; give the text", field=path, code=Code.EMPTY_FIELD)
@@ -49,12 +48,12 @@ def text(record: Record, path: str) -> str:
 
 
 def optional_text(record: Record, path: str) -> str | None:
-    """None also for an empty string, which several datasets write for what they do not have."""
+    """Return a text or None. An empty string counts as not given, because several datasets write it so."""
     return None if value(record, path) in (None, "") else text(record, path)
 
 
 def texts(record: Record, path: str) -> tuple[str, ...]:
-    """A list of strings, none of them empty; an empty list if the field is not there."""
+    """Return a list of strings that are not empty. A missing field gives an empty list."""
     found = value(record, path)
     if found is None:
         return ()
@@ -73,7 +72,7 @@ def texts(record: Record, path: str) -> tuple[str, ...]:
 
 
 def objects(record: Record, path: str) -> list[Record]:
-    """A list of objects; an empty list if the field is not there."""
+    """Return a list of objects. A missing field gives an empty list."""
     found = value(record, path)
     if found is None:
         return []
@@ -90,7 +89,7 @@ def objects(record: Record, path: str) -> list[Record]:
 
 
 def first(record: Record, path: str) -> str:
-    """The first string of a list that must have one."""
+    """Return the first string of a list that must have one."""
     found = texts(record, path)
     if not found:
         raise EditRejected("must be a list of at least one string", field=path, code=Code.EMPTY_FIELD)
@@ -98,7 +97,7 @@ def first(record: Record, path: str) -> str:
 
 
 def identity(record: Record, path: str, prefix: str) -> str | None:
-    """`PREFIX-ID` where the record has an id, a number or a string."""
+    """`PREFIX-ID` if the record has an id that is a number or a string."""
     found = value(record, path)
     return f"{prefix}-{found}" if isinstance(found, (int, str)) else None
 

@@ -58,7 +58,7 @@ def _probes(record: Record, name: str) -> tuple[Probe, ...]:
 
 
 def _string(probe: Record, name: str, field: str) -> str | None:
-    """The first string of a string, a list, or a list of lists; None where the lists are empty."""
+    """Return a string, or the first string of a list or of a list of lists; None if the lists are empty."""
     found: Any = probe.get(name)
     while isinstance(found, list):
         found = found[0] if found else ""

@@ -2,7 +2,7 @@
 
 {case_id, requested_rewrite: [{prompt with {}, subject, question, target_new: {str}}], questions, new_answer}; read off the
 example in the README of github.com/princeton-nlp/MQuAKE as others quote it, and EasyEdit's loader. An edit's own question
-is a rephrasing. The multi-hop questions go to the last edit of the case, after which all of them are made.
+is a rephrasing. The multi-hop questions belong to the last edit of the case, after which all its edits are applied.
 """
 
 from __future__ import annotations

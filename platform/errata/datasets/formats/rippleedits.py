@@ -15,7 +15,7 @@ import re
 from errata.datasets.formats.fields import Record, objects, text, value
 from errata.edit import Code, Edit, EditRejected, Probe
 
-# Criteria and the kind of probe that each is here.
+# Criteria by the kind of probe that they become.
 FOLLOW = {
     "Logical_Generalization": "logical",
     "Subject_Aliasing": "alias",

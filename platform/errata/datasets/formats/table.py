@@ -1,4 +1,4 @@
-"""The datasets of the field, and how a record of each becomes edits: a new one is a file here and a line in FORMATS."""
+"""Table of the published datasets and their conversions. A new dataset is a file here and a line in `FORMATS`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from errata.edit import Code, Edit, EditRejected
 
 @dataclass(frozen=True)
 class Format:
-    """`matches` says by a few telling fields whether a record is of this format, so that one that lacks another, or has it of
-    the wrong type, is still recognised; `edits` converts it and raises `EditRejected` naming the field at fault."""
+    """One dataset's format.
+
+    `matches` recognises a record by a few characteristic fields, so that a record with another field missing or of the wrong
+    type is still recognised. `edits` converts it and raises `EditRejected` that names the faulty field.
+    """
 
     name: str
     matches: Callable[[Record], bool]
@@ -24,7 +27,7 @@ def _single(edit: Callable[[Record], Edit]) -> Callable[[Record], Sequence[Edit]
     return lambda record: (edit(record),)
 
 
-# The order decides where two could match: KnowEdit's ZsRE also has a flat record's fields, and FEVER all of zsRE's.
+# The order matters where two match: KnowEdit's ZsRE also has the fields of a flat record, and FEVER has all of zsRE's.
 FORMATS = {
     found.name: found
     for found in (
@@ -49,7 +52,7 @@ def format_named(name: str) -> Format:
 
 
 def detect(records: Iterable[Record]) -> Format:
-    """The format of the first record that is recognised. Raises `EditRejected` with the fields of the first record."""
+    """Return the format of the first recognised record. Raises `EditRejected` that lists the fields of the first record."""
     seen: Record | None = None
     for record in records:
         seen = record if seen is None else seen

@@ -4,7 +4,7 @@ MEND: {input, output: [{answer}], prediction, alternatives, rephrases, filtered_
 loc, loc_ans}; read off github.com/nicola-decao/KnowledgeEditor and its followers. MEND draws the target from the
 alternatives; here it is the first of them, so that a file always gives the same edits. There is no subject. MEMIT:
 {subject, src, pred, rephrase, alt, answers, loc, loc_ans}; read off github.com/kmeng01/memit, whose target is answers[0]
-(EasyEdit takes `alt`). Prompts of `loc` are kept as they stand, with "nq question: "; MEMIT's loader adds a question mark.
+(EasyEdit takes `alt`). Prompts of `loc` are kept unchanged, with "nq question: "; MEMIT's loader adds a question mark.
 """
 
 from __future__ import annotations

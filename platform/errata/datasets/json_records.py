@@ -1,0 +1,147 @@
+"""Records of a JSON file: one object a line (JSON lines), or one list of objects that is parsed as it is read.
+
+The list is parsed with `json.JSONDecoder` over a growing window, not with `ijson`, which would weaken two promises:
+`ijson` 3.6 replaces half of a surrogate pair by a question mark instead of refusing it, and a file of 100 KB of opening
+brackets makes it allocate 23 GB.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from errata.datasets.lines import CHUNK_BYTES, Found, lines_of
+from errata.edit import Code, EditRejected
+
+
+class _RepeatedKeys:
+    """An `object_pairs_hook` that remembers a key that an object has twice; Python would silently take the last value."""
+
+    repeated: str | None = None
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.repeated = next(name for name in names if names.count(name) > 1)
+        return found
+
+
+def json_lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
+    """Yield the object of each line that is not empty. A faulty line does not affect its neighbours."""
+    keys = _RepeatedKeys()
+    decoder = json.JSONDecoder(object_pairs_hook=keys)
+    for line in lines_of(stream, max_bytes):
+        if isinstance(line, EditRejected):
+            yield line
+        elif line.strip():
+            keys.repeated = None
+            try:
+                found = decoder.decode(line)
+            except (ValueError, RecursionError) as wrong:
+                yield EditRejected(f"the line is not one whole JSON object: {wrong}", code=Code.UNREADABLE_RECORD)
+            else:
+                yield _checked(found, line, keys)
+
+
+def json_list(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
+    """Yield the elements of a list of objects, each as soon as it is complete.
+
+    Raises `EditRejected` at damage after which no element can be found: a missing comma, bytes that are not UTF-8, an element
+    longer than `max_bytes`, no closing bracket, text after the list.
+    """
+    window, keys = _Window(stream, max_bytes), _RepeatedKeys()
+    decoder = json.JSONDecoder(object_pairs_hook=keys)
+    window.next()
+    window.at += 1  # the bracket
+    if window.next() != "]":
+        while True:
+            yield _element(window, decoder, keys)
+            after = window.next()
+            window.at += 1
+            if after == "]":
+                break
+            if after != ",":
+                raise _broken(f"{after!r} follows it instead of a comma" if after else "the list has no end")
+            window.next()
+    else:
+        window.at += 1
+    if left := window.next():
+        raise _broken(f"{left!r} follows the list")
+
+
+class _Window:
+    """The text of a UTF-8 stream from position `at` to what has been read so far."""
+
+    def __init__(self, stream: io.BufferedReader, max_bytes: int) -> None:
+        self._stream, self._max = stream, max_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._damage: EditRejected | None = None
+        self.text, self.at, self.is_at_end = "", 0, False
+
+    def more(self) -> None:
+        """Read on. Raises `EditRejected` if the record that begins at `at` is too long, or not UTF-8."""
+        if self._damage:
+            raise self._damage
+        held = len(self.text) - self.at
+        if held > self._max:
+            raise EditRejected(
+                f"the record is longer than {self._max:,} characters, or its JSON is damaged", code=Code.TOO_LONG
+            )
+        chunk = self._stream.read(max(CHUNK_BYTES, held))  # doubles the window, so that a long record is rarely parsed again
+        try:
+            read = self._decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as wrong:  # the text before the byte is still read
+            read = wrong.object[: wrong.start].decode()
+            self._damage = EditRejected(f"is not UTF-8 text: byte {wrong.object[wrong.start]:#04x}", code=Code.NOT_TEXT)
+        self.is_at_end = not chunk and not self._damage
+        self.text, self.at = self.text[self.at :] + read, 0
+
+    def next(self) -> str:
+        """Move to the next character that is not white space and return it; empty at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at].isspace():
+                self.at += 1
+            if self.at < len(self.text) or self.is_at_end:
+                return self.text[self.at : self.at + 1]
+            self.more()
+
+
+def _element(window: _Window, decoder: json.JSONDecoder, keys: _RepeatedKeys) -> Found:
+    """Parse the value at the window's position. It is complete if a character follows, because a number might continue."""
+    while True:
+        keys.repeated = None
+        try:
+            found, end = decoder.raw_decode(window.text, window.at)
+        except (ValueError, RecursionError) as wrong:
+            if window.is_at_end:
+                raise _broken(str(wrong)) from None
+        else:
+            if end < len(window.text) or window.is_at_end:
+                text = window.text[window.at : end]
+                window.at = end
+                return _checked(found, text, keys)
+        window.more()
+
+
+def _broken(why: str) -> EditRejected:
+    message = f"the JSON list is damaged or breaks off here: {why}; nothing after it can be read"
+    return EditRejected(message, code=Code.UNREADABLE_FILE)
+
+
+def _checked(found: Any, text: str, keys: _RepeatedKeys) -> Found:
+    """Return the object that was parsed from `text`, or its fault."""
+    if not isinstance(found, dict):
+        return EditRejected(f"is not a JSON object but {type(found).__name__}", code=Code.UNREADABLE_RECORD)
+    if keys.repeated is not None:
+        return EditRejected(f"an object in it has the key {keys.repeated!r} more than once", code=Code.UNREADABLE_RECORD)
+    if "\\ud" in text or "\\uD" in text:  # an escape in JSON can spell half of a surrogate pair, which cannot be encoded
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            reason = "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+            return EditRejected(reason, code=Code.NOT_TEXT)
+    return found
