@@ -1,4 +1,4 @@
-"""What a run is made of, for whoever wants to repeat it: versions, the code, the seed and the data. Plain text."""
+"""Provenance of a run: versions, code, seed and data, so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from typing import Any
 from errata.datasets.sources import is_hub_rows, sources_of
 
 PACKAGES = ("torch", "transformers", "ray", "mlflow", "numpy", "pyarrow")
-COMMIT = "ERRATA_COMMIT"  # names the commit where the code is no git checkout: in an image, on a node that it was copied to
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the entry point of a job
+COMMIT = "ERRATA_COMMIT"  # Names the commit where the code is not a git checkout, as in an image.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Set by Ray for the entry point of a job.
 _CHUNK = 2**20
 
 
 def provenance(seed: int, data: Mapping[str, str]) -> dict[str, Any]:
-    """{"command", "python", "versions", "commit", "working_dir", "code", "seed", "data"}; `data` has a name for each of the
-    run's inputs and what tells it from others."""
+    """Describe this run: {"command", "python", "versions", "commit", "working_dir", "code", "seed", "data"}.
+
+    `data` maps the name of each input to what identifies it, such as a digest.
+    """
     return {
         "command": shlex.join(["python", *sys.argv]),
         "python": platform.python_version(),
@@ -38,16 +40,16 @@ def provenance(seed: int, data: Mapping[str, str]) -> dict[str, Any]:
 
 
 def as_tags(made: Mapping[str, Any]) -> dict[str, str]:
-    """What `provenance` gives, flat, as tags of an MLflow run; MLflow's pages show `mlflow.source.git.commit`."""
+    """Flatten the result of `provenance` into tags of an MLflow run. MLflow's pages show `mlflow.source.git.commit`."""
     parts = {key: value for key, value in made.items() if key not in ("versions", "data") and value != ""}
     parts |= {f"version.{name}": version for name, version in made.get("versions", {}).items()}
     parts |= {f"data.{name}": digest for name, digest in made.get("data", {}).items()}
-    tags = {f"errata.{name}": str(value)[:5000] for name, value in parts.items()}  # MLflow's limit
+    tags = {f"errata.{name}": str(value)[:5000] for name, value in parts.items()}  # MLflow's limit.
     return tags | ({"mlflow.source.git.commit": made["commit"]} if made.get("commit") else {})
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that results may depend on, those that are installed."""
+    """Return the versions of the installed packages that results may depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -58,11 +60,11 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:
-    """Of the git checkout that `folder` is part of, with `-dirty` if tracked files differ from it.
+    """Return the commit of the git checkout that holds `folder`, with `-dirty` if tracked files differ from it.
 
-    Where there is none (or no git): $ERRATA_COMMIT, or nothing.
+    Without a checkout or without git: $ERRATA_COMMIT, or the empty string.
     """
-    # An installed copy may lie in somebody else's checkout, untracked: that commit says nothing about it.
+    # An installed copy may lie untracked in another checkout, whose commit says nothing about it.
     tracked = _git(folder, "ls-files", "--error-unmatch", "--", ".")
     found = _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else ""
     return found or os.environ.get(COMMIT, "")
@@ -78,7 +80,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def working_dir() -> str:
-    """The package that `ray job submit --working-dir` made of the submitter's folder: its name is a hash of what is in it."""
+    """Return the URI of the package made by `ray job submit --working-dir`; its name is a hash of its content."""
     try:
         environment = json.loads(os.environ.get(_JOB, "{}")).get("runtime_env") or {}
     except (json.JSONDecodeError, AttributeError):
@@ -87,16 +89,16 @@ def working_dir() -> str:
 
 
 def code_digest(folder: Path = Path(__file__).parent) -> str:
-    """A hash of the Python sources of `folder`, by default this package's; says whether two nodes have the same code."""
+    """Hash the Python sources of `folder`, by default this package's. Equal hashes on two nodes mean equal code."""
     files = sorted(folder.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def data_digest(where: str) -> str:
-    """SHA-256 over the files that `where` names (a path, folder, pattern or URI), their names included.
+    """Return the SHA-256 over the files that `where` names (a path, folder, pattern or URI), their names included.
 
-    Rows that Hugging Face streams have no files: their address is all that there is. Raises `FileNotFoundError`, and
-    `ValueError` for a URI that cannot be opened.
+    Rows that Hugging Face streams have no files, so their address is returned. Raises `FileNotFoundError`, and `ValueError`
+    for a URI that cannot be opened.
     """
     if is_hub_rows(where):
         return where

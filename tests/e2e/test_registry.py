@@ -24,7 +24,8 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
-from errata.registry import Registry, RegistryUnavailable, start_server, stop_server
+from errata.local.services import LocalServices, free_port
+from errata.registry import Registry, RegistryUnavailable
 
 pytestmark = pytest.mark.e2e
 
@@ -32,18 +33,18 @@ pytestmark = pytest.mark.e2e
 FETCH = "import sys, mlflow; mlflow.artifacts.download_artifacts('models:/' + sys.argv[1], dst_path=sys.argv[2])"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def start_mlflow(directory: Path, port: int) -> LocalServices:
+    services = LocalServices(directory, mlflow_port=port)
+    services.start_mlflow()
+    services.wait_mlflow()
+    return services
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
-    server = start_server(tmp_path_factory.mktemp("mlflow"), port)
-    yield f"http://127.0.0.1:{port}"
-    stop_server(server)
+    with start_mlflow(tmp_path_factory.mktemp("mlflow"), port) as services:
+        yield services.mlflow_url
 
 
 @pytest.fixture
@@ -161,20 +162,20 @@ def test_a_server_that_is_down_then_killed_then_stopped_gets_every_version_once(
             call(ledger)
     assert time.monotonic() - start < 10
 
-    server = start_server(tmp_path / "mlflow", port)
+    server = start_mlflow(tmp_path / "mlflow", port)
     killed = Registry(uri, "later", client=Meddled(uri, "log_model_artifacts", lambda: kill(server)))
     with pytest.raises(RegistryUnavailable):
         killed.mirror(ledger)
     append(ledger)
 
-    server = start_server(tmp_path / "mlflow", port)
+    server = start_mlflow(tmp_path / "mlflow", port)
     try:
         assert killed.mirror(ledger).added == 3
         assert_once_in_order(killed, ledger)
 
         append(ledger)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-        stop = Meddled(uri, "create_model_version", lambda: os.killpg(server.pid, signal.SIGSTOP))
+        stop = Meddled(uri, "create_model_version", lambda: os.killpg(server.processes["mlflow"].pid, signal.SIGSTOP))
         stopped = Registry(uri, "later", client=stop)
         start = time.monotonic()
         with pytest.raises(RegistryUnavailable):
@@ -182,20 +183,20 @@ def test_a_server_that_is_down_then_killed_then_stopped_gets_every_version_once(
         with pytest.raises(RegistryUnavailable):
             stopped.mirror(ledger)
         assert time.monotonic() - start < 20
-        os.killpg(server.pid, signal.SIGCONT)
+        os.killpg(server.processes["mlflow"].pid, signal.SIGCONT)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         append(ledger)
         stopped.mirror(ledger)
         Registry(uri, "later").mirror(ledger)
         assert_once_in_order(stopped, ledger)
     finally:
-        os.killpg(server.pid, signal.SIGCONT)
-        stop_server(server)
+        os.killpg(server.processes["mlflow"].pid, signal.SIGCONT)
+        server.stop()
 
 
-def kill(server: subprocess.Popen[bytes]) -> None:
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+def kill(server: LocalServices) -> None:
+    os.killpg(server.processes["mlflow"].pid, signal.SIGKILL)
+    server.processes["mlflow"].wait()
 
 
 class Broken(http.server.BaseHTTPRequestHandler):

@@ -3,18 +3,19 @@
 import json
 from pathlib import Path
 
-from errata.registry import Registry, start_server, stop_server
+from errata.local.services import free_port
+from errata.registry import Registry
 from jobs import train
 from jobs.arguments import from_arguments
 from tests.e2e.test_jobs import lines_of, output_until_killed
-from tests.e2e.test_registry import free_port
+from tests.e2e.test_registry import start_mlflow
 
 ARGUMENTS = ["plan=tiny", "trials=2", "validation=8", "schedule.train_steps=2", "checkpoint_every=1"]
 
 
 def test_a_sweep_goes_on_after_it_was_killed(tmp_path: Path) -> None:
     port = free_port()
-    server = start_server(tmp_path / "mlflow", port)
+    server = start_mlflow(tmp_path / "mlflow", port)
     try:
         mlflow = f"mlflow=http://127.0.0.1:{port}"
         assert " score " in output_until_killed(tmp_path, "at train_step", "jobs/tune.py", *ARGUMENTS, mlflow)
@@ -30,4 +31,4 @@ def test_a_sweep_goes_on_after_it_was_killed(tmp_path: Path) -> None:
         assert len(children) == 2 and all("editor.reward.discount" in run["params"] for run in children)
         train.check(from_arguments([f"plan={found / 'best.json'}"]))
     finally:
-        stop_server(server)
+        server.stop()

@@ -1,7 +1,9 @@
-"""MLflow: a model version for each version of the ledger, and a run for each job; the only folder that imports mlflow."""
+"""The registry: MLflow with a model version for each version of the ledger, and a run for each job.
+
+No other folder imports mlflow. Files in reading order: registry.py, mirror.py, cursor.py, model_store.py, version_card.py.
+"""
 
 from errata.registry.cursor import RegistryConflict, RegistryUnavailable
 from errata.registry.registry import Registry, TrainingRun
-from errata.registry.server import start_server, stop_server
 
-__all__ = ["Registry", "RegistryConflict", "RegistryUnavailable", "TrainingRun", "start_server", "stop_server"]
+__all__ = ["Registry", "RegistryConflict", "RegistryUnavailable", "TrainingRun"]

@@ -1,4 +1,4 @@
-"""How far the mirror has come."""
+"""The cursor: how far the mirror in MLflow has come, in a small file beside the ledger."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from errata.locks import Held, hold
 
 
 class RegistryUnavailable(ConnectionError):
-    """MLflow cannot be reached, or refused; what was mirrored stays mirrored."""
+    """MLflow cannot be reached or answered with an error. Versions that were mirrored stay mirrored."""
 
 
 class RegistryConflict(RegistryUnavailable):
-    """MLflow has, under this name, versions of another ledger: nothing is added to them."""
+    """MLflow holds versions of another ledger under this name. Nothing is added to them."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A version as MLflow has it: our number, MLflow's own, and whether its description is written."""
+    """A version in MLflow: the ledger's number, MLflow's number, and whether its description is written."""
 
     version: int
     fingerprint: str
@@ -33,7 +33,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class Mirrored:
-    """What a call of `mirror` came to: versions `added`, versions `left`, the ledger's head, where the alias `serving` is."""
+    """The result of a mirror call: versions added and left, the ledger's head, the version with the alias `serving`."""
 
     added: int
     left: int
@@ -43,9 +43,9 @@ class Mirrored:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Every version up to `version` is registered, the last as MLflow's `mlflow_version`; -1 is none yet.
+    """Progress of the mirror: every version up to `version` is registered, the last as MLflow's `mlflow_version`.
 
-    `refusals` and `moves` (of the head) are counts of what is in the run `run_id`.
+    -1 means that none is. `refusals` and `moves` (of the head) count the records in the run `run_id`.
     """
 
     version: int = -1
@@ -57,9 +57,9 @@ class Cursor:
 
 
 class CursorFile:
-    """The cursors of one ledger, by the name that it is mirrored under, in a small JSON file beside it.
+    """The cursors of one ledger, by the name of the registered model, in a JSON file beside the ledger.
 
-    Not by address: a server that is started again may have another port. Whether it is the same is seen by what it has.
+    The server's address is not part of it, because a restarted server may have another port; the mirror compares contents.
     """
 
     def __init__(self, ledger: Ledger, name: str) -> None:
@@ -74,23 +74,23 @@ class CursorFile:
         return found if isinstance(found, dict) else {}
 
     def read(self) -> Cursor:
-        """The start, if there is none or none that can be read."""
+        """Read the cursor; the start, if there is none or it cannot be read."""
         try:
             return Cursor(**self._all().get(self.name, {}))
         except TypeError:
             return Cursor()
 
     def write(self, cursor: Cursor) -> None:
-        """Durable on return. Raises `RegistryUnavailable` if the disk refuses."""
+        """Write the cursor atomically. Raises `RegistryUnavailable` if the disk fails."""
         try:
             with replaced(self.path) as file:
                 file.write_text(json.dumps({**self._all(), self.name: asdict(cursor)}, indent=1))
         except OSError as error:
-            raise RegistryUnavailable(f"how far MLflow has the ledger cannot be noted in {self.path}: {error}") from error
+            raise RegistryUnavailable(f"the mirror's progress cannot be written to {self.path}: {error}") from error
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Raises `RegistryUnavailable` if another process is mirroring this ledger."""
+        """Hold the mirror's lock. Raises `RegistryUnavailable` if another process is mirroring this ledger."""
         path = self.path.with_suffix(".lock")
         try:
             lock = hold(path)

@@ -1,7 +1,7 @@
-"""What of a ledger is not in MLflow yet, and how it gets there: in order, each version once. Imports no mlflow.
+"""The mirror of a ledger in MLflow: every version is registered in order, once. Imports no mlflow.
 
-The ledger itself is the queue. Beside it lies a cursor, how far MLflow has it; MLflow is only asked whether that is true when
-a process begins to mirror, and after a call that failed, wherever it was cut off. A lost cursor costs one listing.
+The ledger itself is the queue, and a cursor beside it holds the progress. MLflow is asked to confirm the cursor only when a
+process starts to mirror, and after a call that failed or was interrupted. A lost cursor costs one listing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ REFUSALS_A_FILE = 1000
 
 
 class Store(Protocol):
-    """MLflow, as much of it as a mirror needs. Every method raises if MLflow cannot be reached, and may be called again."""
+    """The part of MLflow that a mirror needs. Every method raises if MLflow cannot be reached, and may be called again."""
 
     def forget(self) -> None:
-        """Ids that were found may no longer be true."""
+        """Drop the ids that were found in MLflow."""
 
     def registered(self, after: int) -> Iterator[Registered]:
-        """Those with an MLflow number above `after`, in MLflow's order."""
+        """Iterate over the versions with an MLflow number above `after`, in MLflow's order."""
 
     def at(self, mlflow_version: int) -> Registered | None: ...
 
@@ -40,43 +40,43 @@ class Store(Protocol):
     def remove(self, mlflow_version: int) -> None: ...
 
     def serve(self, mlflow_version: int) -> None:
-        """Put the alias there."""
+        """Set the alias `serving` on a version."""
 
-    def tell(self, tags: Mapping[str, str]) -> None:
-        """Tags of the registered model."""
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the registered model."""
 
     def run_id(self) -> str:
-        """The run that metrics and refusals are kept in."""
+        """Return the run that holds metrics and refusals."""
 
     def log_refusals(self, name: str, records: Sequence[Mapping[str, Any]]) -> None: ...
 
-    def log_moves(self, moves: Sequence[Mapping[str, Any]]) -> None: ...
+    def log_head_moves(self, moves: Sequence[Mapping[str, Any]]) -> None: ...
 
 
 class Mirror:
-    """One ledger on its way into one `store`, as the registered model `name`."""
+    """The mirror of one ledger in one `store`, as the registered model `name`."""
 
     def __init__(self, ledger: Ledger, store: Store, name: str) -> None:
         self.ledger, self.store, self.file = ledger, store, CursorFile(ledger, name)
-        self._checked: Cursor | None = None  # what was last found true; None after a failure
-        self._ahead: dict[int, Registered] = {}  # registered, but beyond the cursor
+        self._checked: Cursor | None = None  # The cursor that MLflow confirmed last; None after a failure.
+        self._ahead: dict[int, Registered] = {}  # Registered beyond the cursor.
         self._serving: Registered | None = None
-        self._told: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
         self._newest: Registered | None = None
         self._refusals_bytes: int | None = None
-        self._passed_over: set[int] = set()  # told of already
+        self._skipped: set[int] = set()  # Logged once already.
 
-    def bring_up(self, limit: int | None = None) -> Mirrored:
-        """Adds `limit` versions at most, then moves the alias `serving` as near to the head as MLflow's versions go.
+    def advance(self, limit: int | None = None) -> Mirrored:
+        """Add at most `limit` versions, then move the alias `serving` as near to the head as the versions in MLflow allow.
 
         Raises `RegistryUnavailable`, `RegistryConflict`, and `ValueError` for a limit below 1.
         """
         if limit is not None and limit < 1:
-            raise ValueError(f"a limit of {limit} would never get anywhere; give 1 or more")
+            raise ValueError(f"the limit must be 1 or more, not {limit}")
         with self.file.alone():
             cursor = self._begin()
             if self.ledger.head <= cursor.version:
-                self._serve(cursor)  # a rollback does not wait for the versions before it in the queue
+                self._serve(cursor)  # A rollback does not wait for the versions that are queued.
             queue = self._after(cursor)
             added = 0
             while queue and (queue[0] in self._ahead or added != limit):
@@ -84,16 +84,16 @@ class Mirror:
                 cursor = self._put(cursor, self.ledger.version(queue.popleft()))
             cursor = self._log(cursor)
             self._serve(cursor)
-            self._tell(len(queue))
+            self._set_tags(len(queue))
             self._checked = cursor
         return Mirrored(added, len(queue), self.ledger.head, self._serving.version if self._serving else None)
 
     def _after(self, cursor: Cursor) -> deque[int]:
         numbers = range(cursor.version + 1, self.ledger.newest + 1)
-        return deque(number for number in numbers if self._is_to_be_mirrored(number))
+        return deque(number for number in numbers if self._must_be_mirrored(number))
 
-    def _is_to_be_mirrored(self, number: int) -> bool:
-        """Not what was set aside as damaged, or cannot be read and is not live. Raises `LedgerDamaged` about a live one."""
+    def _must_be_mirrored(self, number: int) -> bool:
+        """Return False for a version that is quarantined, or unreadable and not live. Raises `LedgerDamaged` for a live one."""
         try:
             self.ledger.version(number)
         except UnknownVersion:
@@ -101,61 +101,61 @@ class Mirror:
         except LedgerDamaged as damage:
             if number in self.ledger.chain(self.ledger.head):
                 raise
-            if number not in self._passed_over:
-                logger.warning("the mirror passes over version %d, which is not live and cannot be read: %s", number, damage)
-                self._passed_over.add(number)
+            if number not in self._skipped:
+                logger.warning("the mirror skips version %d, which is not live and cannot be read: %s", number, damage)
+                self._skipped.add(number)
             return False
         return True
 
     def _begin(self) -> Cursor:
-        """The cursor, after a look at whether MLflow agrees if this is the first call, or the one before failed."""
+        """Return the cursor, confirmed by MLflow if this is the first call or the previous one failed."""
         cursor, checked, self._checked = self.file.read(), self._checked, None
         if cursor == checked:
             return cursor
         self.store.forget()
-        self._serving, self._newest, self._told, self._refusals_bytes = None, None, {}, None
-        if cursor.version >= 0 and not self._is_true(cursor):
+        self._serving, self._newest, self._tags, self._refusals_bytes = None, None, {}, None
+        if cursor.version >= 0 and not self._is_confirmed(cursor):
             cursor = replace(cursor, version=-1, fingerprint="", mlflow_version=0)
         self._ahead = self._look_beyond(cursor)
         return cursor
 
-    def _is_true(self, cursor: Cursor) -> bool:
+    def _is_confirmed(self, cursor: Cursor) -> bool:
         found = self.store.at(cursor.mlflow_version)
         agrees = found and (found.version, found.fingerprint) == (cursor.version, cursor.fingerprint)
         return bool(agrees) and self._fault(cursor.version, cursor.fingerprint) is None
 
     def _look_beyond(self, cursor: Cursor) -> dict[int, Registered]:
-        """What calls that were cut off have registered. Raises `RegistryConflict`."""
+        """Return what interrupted calls registered beyond the cursor. Raises `RegistryConflict`."""
         ahead: dict[int, Registered] = {}
         for found in self.store.registered(cursor.mlflow_version):
             if fault := self._fault(found.version, found.fingerprint):
                 raise RegistryConflict(
-                    f"version {found.mlflow_version} of {self.file.name!r} in MLflow {fault}: it is of another ledger. Mirror "
-                    "this one under another name, or delete that registered model; edits go on meanwhile"
+                    f"version {found.mlflow_version} of {self.file.name!r} in MLflow {fault}, so it belongs to another ledger. "
+                    "Mirror this one under another name, or delete that registered model; edits go on meanwhile"
                 )
             if found.version in ahead or found.version <= cursor.version:
-                self.store.remove(found.mlflow_version)  # a request that was given up was carried out after all
-            elif self._is_to_be_mirrored(found.version):
+                self.store.remove(found.mlflow_version)  # A request that timed out was carried out after all.
+            elif self._must_be_mirrored(found.version):
                 ahead[found.version] = found
         return ahead
 
     def _fault(self, number: int, fingerprint: str) -> str | None:
-        """Why this cannot be a version of the ledger; None if it is one, or was until it was damaged."""
+        """Return why this cannot be a version of the ledger; None if it is one, or was one before it was damaged."""
         try:
             ours = self.ledger.version(number).fingerprint
         except UnknownVersion:
-            set_aside = number >= 0 and self.ledger.folders.quarantine_path(number).exists()
-            return None if set_aside else f"is number {number}, which the ledger does not have"
+            is_quarantined = number >= 0 and self.ledger.folders.quarantine_path(number).exists()
+            return None if is_quarantined else f"is number {number}, which the ledger does not have"
         except LedgerDamaged:
             return None
         return None if fingerprint == ours else f"is number {number} with fingerprint {fingerprint[:12]}, not {ours[:12]}"
 
     def _put(self, cursor: Cursor, version: Version) -> Cursor:
-        """Have this version registered and described, and the cursor behind it."""
+        """Register and describe a version, and advance the cursor past it."""
         if version.number not in self._ahead:
             added = self.store.add(version)
             self._ahead[version.number] = added
-            if added.mlflow_version != cursor.mlflow_version + 1:  # something else was registered: perhaps this one, twice
+            if added.mlflow_version != cursor.mlflow_version + 1:  # Another version, or this one twice, was registered.
                 self._ahead = self._look_beyond(cursor)
         there = self._ahead.pop(version.number)
         if not there.is_described:
@@ -163,31 +163,31 @@ class Mirror:
         self._newest = there
         newest = max(cursor.mlflow_version, there.mlflow_version)
         cursor = replace(cursor, version=version.number, fingerprint=version.fingerprint, mlflow_version=newest)
-        if not self._ahead:  # else `newest` would hide what is ahead from the next look
+        if not self._ahead:  # Otherwise `newest` would hide from the next look what is ahead.
             self.file.write(cursor)
         return cursor
 
     def _serve(self, cursor: Cursor) -> None:
-        """The alias, on the head; while that waits for its turn, on the nearest version before it that is there."""
+        """Set the alias on the head, or while the head is queued, on its nearest ancestor in MLflow."""
         number = self.ledger.head
         while number > cursor.version:
             number = self.ledger.version(number).parent or 0
         if self._serving and self._serving.version == number:
             return
         found = self._newest if self._newest and self._newest.version == number else self.store.find(number)
-        if found is not None:  # else it was deleted in MLflow by hand
+        if found is not None:  # Otherwise a user deleted it in MLflow.
             self.store.serve(found.mlflow_version)
         self._serving = found
 
-    def _tell(self, left: int) -> None:
+    def _set_tags(self, left: int) -> None:
         tags = {"errata.live_version": str(self.ledger.head), "errata.behind": str(left)}
-        changed = {key: value for key, value in tags.items() if self._told.get(key) != value}
+        changed = {key: value for key, value in tags.items() if self._tags.get(key) != value}
         if changed:
-            self.store.tell(changed)
-        self._told = tags
+            self.store.set_tags(changed)
+        self._tags = tags
 
     def _log(self, cursor: Cursor) -> Cursor:
-        """What is no version: edits that were refused, and moves of the head."""
+        """Log refused edits and moves of the head."""
         path = self.ledger.directory / REFUSALS
         size = path.stat().st_size if path.exists() else 0
         moves = list(self.ledger.head_log())
@@ -199,7 +199,7 @@ class Mirror:
                 cursor = replace(cursor, run_id=run_id, refusals=0, moves=0)
             self._log_refusals(refusals, cursor.refusals)
             if new := moves[cursor.moves :]:
-                self.store.log_moves(new)
+                self.store.log_head_moves(new)
             cursor = replace(cursor, refusals=len(refusals), moves=len(moves))
         if cursor != before:
             self.file.write(cursor)
@@ -207,7 +207,7 @@ class Mirror:
         return cursor
 
     def _log_refusals(self, refusals: Sequence[Mapping[str, Any]], num_there: int) -> None:
-        """In files of a thousand, so that one more refusal is not all of them once more."""
+        """Write refusals in files of a thousand, so that one more refusal rewrites one file."""
         if len(refusals) > num_there:
             for first in range(num_there // REFUSALS_A_FILE * REFUSALS_A_FILE, len(refusals), REFUSALS_A_FILE):
                 self.store.log_refusals(f"refusals-{first:06d}.csv", refusals[first : first + REFUSALS_A_FILE])

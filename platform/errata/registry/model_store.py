@@ -1,4 +1,4 @@
-"""Versions of a registered model in MLflow."""
+"""The versions of a registered model in MLflow, and the run that holds their metrics."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from errata.registry.cursor import Registered
 ALIAS = "serving"
 VERSION_TAG, FINGERPRINT_TAG = "errata.version", "errata.fingerprint"
 LIVE_METRIC = "live_version"
-MAX_METRICS = 1000  # in one call, MLflow's limit
+MAX_METRICS = 1000  # MLflow's limit for one call.
 DESCRIPTION = (
     "The versions of a model that Errata edits; the alias `serving` is on the live one. While the tag `errata.behind` is not "
-    "0, versions are still on their way here, and `errata.live_version` says which one is live."
+    "0, versions are still to be mirrored, and `errata.live_version` is the number of the live one."
 )
 
 
 class ModelStore:
-    """The versions of one registered model, and the run that their metrics belong to: MLflow keeps no metric without a run."""
+    """One registered model with its versions, and the run of their metrics, because MLflow keeps no metric without a run."""
 
     def __init__(self, client: Any, name: str, experiment: str) -> None:
         self._client, self.name, self.experiment = client, name, experiment
         self._found: dict[str, str] = {}
 
     def forget(self) -> None:
-        """Look again for what was found in MLflow: it may be gone."""
+        """Drop the ids that were found in MLflow, which may be gone."""
         self._found = {}
 
     def registered(self, after: int = 0) -> Iterator[Registered]:
+        """Iterate over the versions with an MLflow number above `after`, in MLflow's order."""
         return (_registered(found) for found in self.search(f"version_number > {after}"))
 
     def search(self, condition: str = "version_number > 0") -> Iterator[Any]:
-        """MLflow's own objects, in the order of their numbers; those registered by hand are passed over."""
+        """Iterate over MLflow's objects in the order of their numbers; versions that a user registered are skipped."""
         wanted, token = f"name = '{self.name}' AND {condition}", None
         while True:
             page = self._client.search_model_versions(wanted, 1000, order_by=["version_number ASC"], page_token=token)
@@ -46,17 +47,20 @@ class ModelStore:
                 return
 
     def at(self, mlflow_version: int) -> Registered | None:
+        """Look up a version by MLflow's number."""
         return next((_registered(found) for found in self.search(f"version_number = {mlflow_version}")), None)
 
     def find(self, version: int) -> Registered | None:
+        """Look up a version by the ledger's number."""
         return next((_registered(found) for found in self.search(f"tags.`{VERSION_TAG}` = '{version}'")), None)
 
     def aliases(self) -> dict[str, int]:
+        """Return MLflow's version number by alias."""
         found = self._client.search_registered_models(f"name = '{self.name}'", max_results=1)
         return {alias: int(at) for alias, at in found[0].aliases.items()} if found else {}
 
     def add(self, version: Version) -> Registered:
-        """Exactly one READY model and one registered version of it, whatever an interrupted call left of the model."""
+        """Register a version: exactly one READY model and one version of it, whatever an interrupted call left behind."""
         model_id = self._ready_model(version)
         self._ensure_registered_model()
         there = self._client.create_model_version(
@@ -70,7 +74,7 @@ class ModelStore:
         return Registered(version.number, version.fingerprint, int(there.version), is_described=False)
 
     def _ready_model(self, version: Version) -> str:
-        """The id of a LoggedModel that is whole: one that was left unregistered, or a new one."""
+        """Return the id of a whole LoggedModel: one that an interrupted call left unregistered, or a new one."""
         title, tags = f"{self.name}-{version.number}", version_card.tags(version)
         for left in self._client.search_logged_models([self.experiment_id()], f"name = '{title}'"):
             if left.status == "READY" and left.tags.get(FINGERPRINT_TAG) == version.fingerprint:
@@ -91,34 +95,40 @@ class ModelStore:
         return model_id
 
     def _log_scores(self, version: Version, model_id: str) -> None:
-        """A step is a version. The time is the version's, so that MLflow tells what is logged twice and keeps it once."""
+        """Log the scorecard at step = version, with the version's time, so that MLflow keeps a metric once that is logged twice."""
         from mlflow.entities import Metric
 
         when, step = version_card.created_ms(version.created), version.number
         scores = [Metric(key, v, when, step, model_id=model_id) for key, v in version_card.metrics(version).items()]
-        live = Metric(LIVE_METRIC, float(step), when, step)  # an append makes it the head
+        live = Metric(LIVE_METRIC, float(step), when, step)  # An append makes the version the head.
         for first in range(0, len(scores) + 1, MAX_METRICS):
             self._client.log_batch(self.run_id(), metrics=[*scores, live][first : first + MAX_METRICS])
 
     def describe(self, mlflow_version: int, version: Version) -> None:
+        """Write the description of a version."""
         self._client.update_model_version(self.name, str(mlflow_version), version_card.description(version))
 
     def remove(self, mlflow_version: int) -> None:
+        """Delete a version that was registered twice."""
         self._client.delete_model_version(self.name, str(mlflow_version))
 
     def serve(self, mlflow_version: int) -> None:
+        """Set the alias `serving` on a version."""
         self._client.set_registered_model_alias(self.name, ALIAS, str(mlflow_version))
 
-    def tell(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the registered model."""
         for key, value in tags.items():
             self._client.set_registered_model_tag(self.name, key, value)
 
     def log_refusals(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write refused edits as a table in the run's artifacts."""
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / name).write_text(version_card.refusals_csv(records))
             self._client.log_artifacts(self.run_id(), folder, "refusals")
 
-    def log_moves(self, moves: Sequence[Mapping[str, Any]]) -> None:
+    def log_head_moves(self, moves: Sequence[Mapping[str, Any]]) -> None:
+        """Log moves of the head as points of the metric `live_version`."""
         from mlflow.entities import Metric
 
         points = [Metric(LIVE_METRIC, m["version"], version_card.created_ms(m["time"]), m["after"]) for m in moves]
@@ -132,12 +142,14 @@ class ModelStore:
             self._found["model"] = self.name
 
     def experiment_id(self) -> str:
+        """Return the experiment's id, and create the experiment if it does not exist."""
         if "experiment" not in self._found:
             found = self._client.get_experiment_by_name(self.experiment)
             self._found["experiment"] = found.experiment_id if found else self._client.create_experiment(self.experiment)
         return self._found["experiment"]
 
     def run_id(self) -> str:
+        """Return the id of the run that holds metrics and refusals, and create the run if it does not exist."""
         if "run" not in self._found:
             experiment, tag = self.experiment_id(), {"errata.mirror": self.name}
             runs = self._client.search_runs([experiment], f"tags.`errata.mirror` = '{self.name}'", max_results=1)

@@ -1,9 +1,9 @@
-"""The ledger's mirror in MLflow, and the record of training runs: the only file that imports mlflow.
+"""The registry: the ledger's mirror in MLflow, and the training runs.
 
-The ledger is the truth. Each version of it becomes a LoggedModel that is PENDING until whole (its files, never the full
-model; its scorecard; its lineage), then READY and registered. With MLflow down nothing waits for it: `mirror` raises
-`RegistryUnavailable`, and a later call goes on, in order, where MLflow's versions end. What comes next is decided in
-`mirror.py`; here it is said to MLflow.
+The ledger is the source of truth. Each version becomes a LoggedModel that is PENDING until it is whole (its files without the
+full model, its scorecard, its lineage), then READY and registered. If MLflow is down, `mirror` raises `RegistryUnavailable`
+and a later call continues, in order, where MLflow's versions end. `mirror.py` decides what to do next, `model_store.py` calls
+MLflow.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from errata.ledger import Ledger, LedgerDamaged
 from errata.registry.cursor import Mirrored, RegistryConflict, RegistryUnavailable
 from errata.registry.mirror import Mirror
 from errata.registry.model_store import FINGERPRINT_TAG, VERSION_TAG, ModelStore
-from errata.registry.server import start_server, stop_server
 
-__all__ = ["Registry", "RegistryConflict", "RegistryUnavailable", "TrainingRun", "start_server", "stop_server"]
-# A server that is down is found out in about a second, not after MLflow's own 4 minutes of retries. No request is sent
-# twice: one whose answer was lost may have been carried out.
+__all__ = ["Registry", "RegistryConflict", "RegistryUnavailable", "TrainingRun"]
+# A server that is down is noticed within about a second instead of MLflow's 4 minutes of retries. No request is repeated,
+# because one whose response was lost may have been carried out.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -54,18 +53,18 @@ def _reading(ledger: Ledger) -> Iterator[None]:
 
 
 class Registry:
-    """The registered model `name` and the experiment beside it, on the tracking server at `uri`; nothing is sent until used.
+    """The registered model `name` and an experiment, on the tracking server at `uri`. The constructor sends no request.
 
-    Sets MLflow's HTTP retries, timeout and telemetry in the environment of this process unless they are set already. `client`
-    takes the place of an `MlflowClient`. Raises `ValueError` for a name that MLflow does not take, and `RegistryUnavailable`
-    for an address that it cannot make anything of.
+    It sets MLflow's HTTP retries, timeout and telemetry in the environment of this process unless they are set already.
+    `client` replaces the `MlflowClient`. Raises `ValueError` for a name that MLflow does not accept, and `RegistryUnavailable`
+    for an address that MLflow cannot use.
     """
 
     def __init__(self, uri: str, name: str, experiment: str = "errata", client: Any = None) -> None:
         from mlflow import MlflowClient
 
         if not name.strip() or any(letter in name for letter in "/:.%\"'"):
-            raise ValueError(f"MLflow takes no model name {name!r}: give one without any of / : . % and quotes")
+            raise ValueError(f"MLflow does not accept the model name {name!r}: use one without / : . % and quotes")
         for key, value in _SETTINGS.items():
             os.environ.setdefault(key, value)
         self.uri, self.name, self.experiment = uri, name, experiment
@@ -75,18 +74,18 @@ class Registry:
         self._mirrors: dict[Path, Mirror] = {}
 
     def mirror(self, ledger: Ledger, limit: int | None = None) -> Mirrored:
-        """Bring MLflow up to the ledger, by `limit` versions at most, and the alias `serving` to its head.
+        """Register at most `limit` versions of the ledger that MLflow lacks, and move the alias `serving` to its head.
 
-        The versions come in order, each once, wherever an earlier call was cut off. One process at a time. Raises
+        Versions are registered in order, each once, wherever an earlier call was interrupted. One process at a time. Raises
         `RegistryUnavailable`, and `RegistryConflict` if another ledger is mirrored under this name.
         """
         if ledger.directory not in self._mirrors:
             self._mirrors[ledger.directory] = Mirror(ledger, self._store, self.name)
         with _reading(ledger), _reaching(self.uri):
-            return self._mirrors[ledger.directory].bring_up(limit)
+            return self._mirrors[ledger.directory].advance(limit)
 
     def versions(self) -> list[dict[str, Any]]:
-        """What is registered, oldest first: version, mlflow_version, fingerprint, model_id, tags, aliases.
+        """List the registered versions, oldest first: version, mlflow_version, fingerprint, model_id, tags, aliases.
 
         Raises `RegistryUnavailable`.
         """
@@ -105,7 +104,7 @@ class Registry:
             ]
 
     def runs(self) -> list[dict[str, Any]]:
-        """Every run of the experiment: its id, name, params and tags. Raises `RegistryUnavailable`."""
+        """List the runs of the experiment: id, name, params and tags. Raises `RegistryUnavailable`."""
         with _reaching(self.uri):
             found = self._client.search_runs([self._store.experiment_id()], max_results=1000)
         return [
@@ -114,12 +113,12 @@ class Registry:
         ]
 
     def has_run(self, tags: Mapping[str, str]) -> bool:
-        """Whether a run that is FINISHED bears these tags. Raises `RegistryUnavailable`."""
+        """Return True if a FINISHED run has these tags. Raises `RegistryUnavailable`."""
         with _reaching(self.uri):
             return bool(self._search(tags, "attributes.status = 'FINISHED'"))
 
     def drop_unfinished(self, tags: Mapping[str, str]) -> None:
-        """Delete the runs with these tags that were cut off, and the runs within them; MLflow can bring them back.
+        """Delete the interrupted runs with these tags, and the runs nested in them. MLflow can restore them.
 
         Raises `RegistryUnavailable`.
         """
@@ -137,7 +136,7 @@ class Registry:
     def training_run(
         self, name: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
     ) -> Iterator[TrainingRun]:
-        """A run to log into, FINISHED at the end of the block, FAILED if it raises. Raises `RegistryUnavailable`."""
+        """Yield a run to log into. It is FINISHED after the block, FAILED if the block raises. Raises `RegistryUnavailable`."""
         with _reaching(self.uri):
             run_id = self._client.create_run(self._store.experiment_id(), tags=dict(tags or {}), run_name=name).info.run_id
         status = "FAILED"
@@ -153,13 +152,13 @@ class Registry:
 
 
 class TrainingRun:
-    """An MLflow run that is under way."""
+    """An MLflow run in progress."""
 
     def __init__(self, registry: Registry, run_id: str) -> None:
         self._registry, self.run_id = registry, run_id
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Raises `RegistryUnavailable`."""
+        """Log metrics at a step. Raises `RegistryUnavailable`."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
@@ -168,6 +167,6 @@ class TrainingRun:
             self._registry._client.log_batch(self.run_id, metrics=found)
 
     def artifact(self, directory: str | Path, name: str) -> None:
-        """Every file of `directory`, under `name` in the run's artifacts. Raises `RegistryUnavailable`."""
+        """Copy the files of `directory` to `name` in the run's artifacts. Raises `RegistryUnavailable`."""
         with _reaching(self._registry.uri):
             self._registry._client.log_artifacts(self.run_id, str(directory), name)

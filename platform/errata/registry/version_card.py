@@ -1,4 +1,4 @@
-"""What MLflow shows of a version: tags, params, metrics, a description in Markdown, and tables as CSV. Imports no mlflow."""
+"""The card of a version in MLflow: tags, params, metrics, a description in Markdown, and tables as CSV. Imports no mlflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from errata.ledger import Version
 
-# MLflow's limits: a description of 5,000 characters, a metric's name of 250 with these characters.
+# MLflow limits a description to 5,000 characters, and the name of a metric to 250 of the allowed characters.
 NUM_SHOWN, NUM_MEASURES, CELL, NAME, LENGTH = 10, 15, 60, 250, 5000
 _NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<()#+!|~])")
@@ -23,7 +23,7 @@ REFUSAL_COLUMNS = ("prompt", "target", "reason", "field", "parent", "time", "id"
 
 
 def tags(version: Version) -> dict[str, str]:
-    """Lineage and size; of the LoggedModel and of the registered version."""
+    """Return the tags of the LoggedModel and of the registered version: lineage and size."""
     found = {
         "version": version.number,
         "parent": "" if version.parent is None else version.parent,
@@ -39,13 +39,14 @@ def tags(version: Version) -> dict[str, str]:
 
 
 def params(version: Version) -> dict[str, str]:
+    """Return the params of the LoggedModel."""
     parent = "none" if version.parent is None else str(version.parent)
     found = {"editor": version.editor, "plan": version.plan, "parent": parent, "num_edits": str(len(version.edits))}
     return {key: value for key, value in found.items() if value}
 
 
 def metrics(version: Version) -> dict[str, float]:
-    """Every finite number of the scorecard, one level deep, and size, ranks and norms, by a name that MLflow takes."""
+    """Return the finite numbers of the scorecard, one level deep, and size, ranks and norms, by names that MLflow accepts."""
     tables = {**version.scorecard, "rank": version.ranks, "norm": version.norms, "num_bytes": version.num_bytes}
     nested = {f"{name}/{key}": v for name, value in tables.items() if isinstance(value, Mapping) for key, v in value.items()}
     numbers = {key: value for key, value in {**tables, **nested}.items() if isinstance(value, int | float)}
@@ -53,17 +54,18 @@ def metrics(version: Version) -> dict[str, float]:
 
 
 def _metric_name(name: str) -> str:
-    """MLflow keeps a metric in a file of its name, and refuses one that leads elsewhere."""
+    """Make a name that MLflow accepts: it stores a metric in a file of this name, and refuses paths that lead elsewhere."""
     parts = [part for part in _NOT_IN_A_NAME.sub("_", name).split("/") if part not in ("", ".", "..")]
     return "/".join(parts)[:NAME].rstrip("/") or "_"
 
 
 def created_ms(iso_time: str) -> int:
+    """Convert an ISO time to milliseconds since 1970."""
     return int(datetime.fromisoformat(iso_time).timestamp() * 1000)
 
 
 def description(version: Version) -> str:
-    """Markdown of less than 5,000 characters: where it comes from, scores, warnings, the first edits."""
+    """Describe a version in at most 5,000 characters of Markdown: its origin, warnings, scores and first edits."""
     lines = [_origin(version), ""]
     lines += [f"- **Warning**: {_cell(warning, 200)}" for warning in _warnings(version)[:3]] + [""]
     scores = [(k, v) for k, v in version.scorecard.items() if isinstance(v, int | float) and not isinstance(v, bool)]
@@ -92,17 +94,18 @@ def _warnings(version: Version) -> list[str]:
 
 
 def _cell(text: Any, length: int = CELL) -> str:
-    """Users write these: no Markdown in them, and one line."""
+    """Escape Markdown and fold into one line, because users write these texts."""
     flat = " ".join(str(text).split())
     return _MARKDOWN.sub(r"\\\1", flat if len(flat) <= length else flat[: length - 1] + "…")
 
 
 def edits_csv(version: Version) -> str:
+    """Return the edits of a version as CSV."""
     return _csv(EDIT_COLUMNS, (edit.to_json() for edit in version.edits))
 
 
 def refusals_csv(records: Iterable[Mapping[str, Any]]) -> str:
-    """Of `Ledger.refusals`."""
+    """Return records of `Ledger.refusals` as CSV."""
     return _csv(REFUSAL_COLUMNS, ({**(record.get("edit") or {}), **record} for record in records))
 
 

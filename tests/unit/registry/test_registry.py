@@ -471,7 +471,7 @@ def test_a_disk_that_refuses_the_cursor_stops_the_mirror_only(ledger, monkeypatc
     def fail(*_):
         raise OSError("no space")
 
-    with monkeypatch.context() as patched, pytest.raises(RegistryUnavailable, match="cannot be noted"):
+    with monkeypatch.context() as patched, pytest.raises(RegistryUnavailable, match="progress cannot be written"):
         patched.setattr("errata.durable.os.replace", fail)
         registry(fake).mirror(ledger)
     append(ledger)
