@@ -95,7 +95,7 @@ class ModelStore:
         return model_id
 
     def _log_scores(self, version: Version, model_id: str) -> None:
-        """Log the scorecard at step = version, with the version's time, so that MLflow keeps a metric once that is logged twice."""
+        """Log the scorecard at step = version, with the version's time: MLflow then keeps one copy of a metric logged twice."""
         from mlflow.entities import Metric
 
         when, step = version_card.created_ms(version.created), version.number
