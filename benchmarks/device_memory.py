@@ -154,7 +154,7 @@ def owners_of(trainer: ShapedTrainer) -> Mapping[str, Sequence[Tensor]]:
         if type(one) in alive:
             alive[type(one)].append(one)
     net = [*trainer.net.parameters(), *trainer.net.buffers()]
-    metric = [t for metric in alive[KeyPreconditioner] for t in (metric.base_II, metric.white_mI, *metric._last)]
+    metric = [t for metric in alive[KeyPreconditioner] for t in (metric.base_II, metric.whitened_mI)]
     updates = [
         factor
         for one in alive[AppliedUpdate]

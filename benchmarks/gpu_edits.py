@@ -59,9 +59,9 @@ def start_located(model: LanguageModel, size: Size, seed: int, editor: LocateThe
     moment_II.diagonal().add_(MOMENT_FLOOR * moment_II.diagonal().mean())
     first = replace(editor, modules=editor.modules[:1], moments=Moments({names[0]: moment_II}))
     state = first.start(model, find_matrices(model.module, first.modules))
-    base_II = state.derived["metrics"][names[0]].base_II
+    base_II = state.derived["preconditioners"][names[0]].base_II
     return editor, EditorState(
-        0, state.tensors, {"metrics": {name: KeyPreconditioner.start(base_II.clone()) for name in names}}
+        0, state.tensors, {"preconditioners": {name: KeyPreconditioner.start(base_II.clone()) for name in names}}
     )
 
 

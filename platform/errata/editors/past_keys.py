@@ -1,6 +1,6 @@
-"""The keys of past edits, for every editor that protects them: in the state as tensors, and in memory as metrics.
+"""Past keys of the editors that protect earlier edits: rows in the state, and key preconditioners derived from them.
 
-Of a saved state the metrics are made again, block by block as they grew, to the same bits.
+From a saved state the preconditioners are computed again block by block, in the order of the edits, to the same bits.
 """
 
 from __future__ import annotations
@@ -10,47 +10,65 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from errata.editors.solve import KeyPreconditioner, remember_together
+from errata.editors.solve import KeyGram, KeyPreconditioner, remember_together
 from errata.editors.state import EditorState
 
 
 def with_keys(
-    metrics: Mapping[str, KeyPreconditioner], keys: Mapping[str, Tensor], memory: float
+    preconditioners: Mapping[str, KeyPreconditioner],
+    keys: Mapping[str, Tensor],
+    weight: float,
+    grams: Mapping[str, KeyGram] | None = None,
 ) -> dict[str, KeyPreconditioner]:
-    """The metrics after keys were written at; `memory` is the weight of an edited key beside the base model's."""
-    if not memory:
-        return dict(metrics)
-    alike: dict[torch.Size, list[str]] = {}
-    for name in metrics:
-        alike.setdefault(keys[name].shape, []).append(name)
+    """Return the preconditioners with the keys of one batch; `weight` is that of past keys beside the unedited model's.
+
+    `grams` are those of the same keys in the same preconditioners, where a solve has computed them: they save a product.
+    """
+    if not weight:
+        return dict(preconditioners)
+    by_shape: dict[torch.Size, list[str]] = {}
+    for name in preconditioners:
+        by_shape.setdefault(keys[name].shape, []).append(name)
     found: dict[str, KeyPreconditioner] = {}
-    for names in alike.values():
-        grown = remember_together([metrics[name] for name in names], [keys[name] for name in names], memory)
-        found |= dict(zip(names, grown, strict=True))
-    return {name: found[name] for name in metrics}
+    for names in by_shape.values():
+        products = [grams[name].product_nI if grams and name in grams else None for name in names]
+        before = [preconditioners[name] for name in names]
+        after = remember_together(before, [keys[name] for name in names], weight, products)
+        found |= dict(zip(names, after, strict=True))
+    return {name: found[name] for name in preconditioners}
 
 
 def preconditioners_of(
-    state: EditorState, bases: Callable[[], Mapping[str, Tensor]], memory: float
+    state: EditorState, bases: Callable[[], Mapping[str, Tensor]], weight: float
 ) -> dict[str, KeyPreconditioner]:
-    """By input, with every past key of the state. `bases` gives the metrics without a past, when they are needed."""
-    if "metrics" in state.derived:
-        found: dict[str, KeyPreconditioner] = state.derived["metrics"]
+    """Return the preconditioners by input, with every past key of the state.
+
+    `bases` computes those without past keys; it is called only if the state does not hold the result already.
+    """
+    if "preconditioners" in state.derived:
+        found: dict[str, KeyPreconditioner] = state.derived["preconditioners"]
         return found
-    metrics = {name: KeyPreconditioner.start(base_II) for name, base_II in bases().items()}
+    found = {name: KeyPreconditioner.start(base_II) for name, base_II in bases().items()}
     if "num_rows" in state.tensors:
         counts = state.tensors["num_rows"].tolist()
-        blocks = {name: state.tensors[name].to(metric.base_II.device).split(counts) for name, metric in metrics.items()}
+        blocks = {name: state.tensors[name].to(one.base_II.device).split(counts) for name, one in found.items()}
         for i in range(len(counts)):
-            metrics = with_keys(metrics, {name: parts[i] for name, parts in blocks.items()}, memory)
-    return metrics
+            found = with_keys(found, {name: parts[i] for name, parts in blocks.items()}, weight)
+    return found
 
 
 def next_state(
-    state: EditorState, num_edits: int, metrics: Mapping[str, KeyPreconditioner], keys: Mapping[str, Tensor], memory: float
+    state: EditorState,
+    num_edits: int,
+    preconditioners: Mapping[str, KeyPreconditioner],
+    keys: Mapping[str, Tensor],
+    weight: float,
+    grams: Mapping[str, KeyGram] | None = None,
 ) -> EditorState:
-    """The state when `num_edits` more have been written at `keys`. Without memory no key is kept; other tensors of it stay."""
-    if not metrics or not memory:
-        return EditorState(state.num_edits + num_edits, state.tensors, {"metrics": metrics} if metrics else {})
+    """Return the state after `num_edits` more edits, written at `keys`; other tensors stay. With weight 0, no key is kept."""
+    if not preconditioners or not weight:
+        derived = {"preconditioners": preconditioners} if preconditioners else {}
+        return EditorState(state.num_edits + num_edits, state.tensors, derived)
     num_rows = torch.tensor([len(next(iter(keys.values())))])
-    return state.grown(num_edits, {**keys, "num_rows": num_rows}, {"metrics": with_keys(metrics, keys, memory)})
+    after = with_keys(preconditioners, keys, weight, grams)
+    return state.grown(num_edits, {**keys, "num_rows": num_rows}, {"preconditioners": after})

@@ -1,15 +1,15 @@
-"""The two solvers: ridge, and ridge in a metric that protects what must not move. Both in the dual, n by n, in fp64.
+"""Ridge regression in dual form, plain and with a key preconditioner; n by n systems, in fp64.
 
-n rows (edited tokens), m past rows, I in-features, O out-features. Rows of `keys_nI` are inputs of the matrix, rows of
-`wanted_nO` what its output shall change by there. The answer is a change `ΔW = Z_nOᵀ V_nI`, kept as these two factors.
+n rows (edited tokens), m past rows, I in-features, O out-features, M matrices. Rows of `keys_nI` are inputs of a matrix, rows
+of `wanted_nO` the wanted change of its output there. The solution is a change `ΔW = Z_nOᵀ V_nI`, kept as these two factors.
 
-* ridge:  argmin |K S - D|² + λ|S|²           V = K,    Z = (K Kᵀ + λ I)⁻¹ D
-* metric: the same with |S|² = tr(Sᵀ P⁻¹ S)   V = K P,  Z = (K P Kᵀ + λ I)⁻¹ D
-  with P = (c C + Σ past kkᵀ + I)⁻¹, C the second moment of keys of the unedited model: it costs to move what the
-  model already uses, and what earlier edits wrote.
+* ridge:           argmin |K S - D|² + λ|S|²           V = K,    Z = (K Kᵀ + λ I)⁻¹ D
+* preconditioned:  the same with |S|² = tr(Sᵀ P⁻¹ S)   V = K P,  Z = (K P Kᵀ + λ I)⁻¹ D
+  with P = (c C + Σ past kkᵀ + I)⁻¹, C the second moment of the unedited model's keys: a change costs more where the
+  model's own keys and those of earlier edits lie.
 
 Source: normal equations of MALMEN (2311.04661) and AlphaEdit/MEMIT (2410.02355, 2210.07229) in their dual form.
-The primal solve is I by I, and in fp32 its gradient by λ is rounding noise; the dual one is exact (tests).
+The primal system is I by I, and in fp32 its gradient with respect to λ is rounding noise; the dual one is exact (tests).
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from errata.edit import Code, EditRejected
 
 @dataclass(frozen=True)
 class KeyPreconditioner:
-    """`P = (B⁻¹ + Σ past kkᵀ)⁻¹`, with `B = (c C + I)⁻¹` held as `base_II` and the past beside it: `P = B - Wᵀ W`.
+    """The key preconditioner `P = (B⁻¹ + Σ past kkᵀ)⁻¹ = B - Wᵀ W`, with `B = (c C + I)⁻¹` held as `base_II`.
 
-    `white_mI` is W = F⁻¹ past B, F the Cholesky factor of `I + past B pastᵀ`. It grows by rows: those of n more keys K are
+    `whitened_mI` is W = F⁻¹ past B, F the Cholesky factor of `I + past B pastᵀ`. It grows by rows: those of n more keys K are
     R⁻¹ K P, R the Cholesky factor of `I + K P Kᵀ`, n by n, so F itself is never needed.
     """
 
     base_II: Tensor
-    white_mI: Tensor
-    _last: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+    whitened_mI: Tensor
 
     @classmethod
     def start(cls, base_II: Tensor) -> KeyPreconditioner:
@@ -45,44 +44,55 @@ class KeyPreconditioner:
         return cls.start(base_II).remember(past_mI)
 
     def remember(self, keys_nI: Tensor, weight: float = 1.0) -> KeyPreconditioner:
-        """With more past rows, `weight` times as heavy as the base model's, until they are folded: at n² I beside `apply`.
+        """Return the preconditioner with more past keys, `weight` times as heavy as those of the unedited model.
 
-        Raises `EditRejected` if the keys are not finite.
+        Costs n² I beside `apply`, until the past is folded. Raises `EditRejected` if the keys are not finite.
         """
         return remember_together([self], [keys_nI], weight)[0]
 
     def folded(self) -> KeyPreconditioner:
-        """The same metric with its past in `base_II`: beyond I / 2 past rows, I by I is the form that costs less to apply."""
-        P_II = self.base_II - self.white_mI.T @ self.white_mI
+        """Return the same matrix with the past inside `base_II`: beyond I / 2 past rows, this form costs less to apply."""
+        P_II = self.base_II - self.whitened_mI.T @ self.whitened_mI
         return KeyPreconditioner.start(0.5 * (P_II + P_II.T))
 
     def apply(self, keys_nI: Tensor) -> Tensor:
-        """`K P`, row by row; of the last keys it is kept, since what a solve makes of them, remembering them needs again."""
-        if not self._last or self._last[0] is not keys_nI:
-            keys_64 = keys_nI.to(self.base_II)
-            applied_nI = keys_64 @ self.base_II
-            if len(self.white_mI):
-                applied_nI -= (keys_64 @ self.white_mI.T) @ self.white_mI
-            self._last[:] = keys_nI, applied_nI
-        return self._last[1]
+        """Return `K P`, [n, I] in fp64."""
+        keys_64 = keys_nI.to(self.base_II)
+        product_nI = keys_64 @ self.base_II
+        if len(self.whitened_mI):
+            product_nI -= (keys_64 @ self.whitened_mI.T) @ self.whitened_mI
+        return product_nI
 
 
-def remember_together(metrics: Sequence[KeyPreconditioner], keys: Sequence[Tensor], weight: float) -> list[KeyPreconditioner]:
-    """`metrics[i].remember(keys[i], weight)` of each, all keys being of one shape; small factorisations in one call."""
-    metrics = [metric.folded() if 2 * len(metric.white_mI) > len(metric.base_II) else metric for metric in metrics]
-    applied_MnI = torch.stack([metric.apply(keys_nI) for metric, keys_nI in zip(metrics, keys, strict=True)])
-    added_Mnn = weight * (torch.stack(list(keys)).to(applied_MnI) @ applied_MnI.mT)
-    added_Mnn.diagonal(dim1=1, dim2=2).add_(1.0)
-    right_Mnn = _cholesky(added_Mnn, "the keys of the edits are not finite or too large")
-    white_MnI = torch.linalg.solve_triangular(right_Mnn, weight**0.5 * applied_MnI, upper=False)
+def remember_together(
+    preconditioners: Sequence[KeyPreconditioner],
+    keys: Sequence[Tensor],
+    weight: float,
+    products: Sequence[Tensor | None] | None = None,
+) -> list[KeyPreconditioner]:
+    """Return `preconditioners[i].remember(keys[i], weight)` for all i, with one call for all small factorisations.
+
+    All keys have one shape. `products[i]` is `preconditioners[i].apply(keys[i])`, or None where it is not known.
+    """
+    together = list[KeyPreconditioner]()
+    applied = list[Tensor]()
+    for before, keys_nI, product_nI in zip(preconditioners, keys, products or [None] * len(keys), strict=True):
+        is_long = 2 * len(before.whitened_mI) > len(before.base_II)
+        together.append(before.folded() if is_long else before)
+        applied.append(together[-1].apply(keys_nI) if is_long or product_nI is None else product_nI)
+    applied_MnI = torch.stack(applied)
+    system_Mnn = weight * (torch.stack(list(keys)).to(applied_MnI) @ applied_MnI.mT)
+    system_Mnn.diagonal(dim1=1, dim2=2).add_(1.0)
+    factor_Mnn = _cholesky(system_Mnn, "the keys of the edits are not finite or too large")
+    whitened_MnI = torch.linalg.solve_triangular(factor_Mnn, weight**0.5 * applied_MnI, upper=False)
     return [
-        KeyPreconditioner(metric.base_II, torch.cat([metric.white_mI, white_nI]))
-        for metric, white_nI in zip(metrics, white_MnI, strict=True)
+        KeyPreconditioner(one.base_II, torch.cat([one.whitened_mI, whitened_nI]))
+        for one, whitened_nI in zip(together, whitened_MnI, strict=True)
     ]
 
 
 def base_preconditioner(moment_II: Tensor, strength: float) -> Tensor:
-    """`(c C + I)⁻¹` in fp64: once per matrix, and never again."""
+    """Return `(c C + I)⁻¹` in fp64; it is computed once per matrix."""
     moment_II = moment_II.double()
     eye = torch.eye(len(moment_II), dtype=torch.float64, device=moment_II.device)
     return torch.cholesky_inverse(torch.linalg.cholesky(strength * moment_II + eye))
@@ -90,50 +100,57 @@ def base_preconditioner(moment_II: Tensor, strength: float) -> Tensor:
 
 @dataclass(frozen=True)
 class KeyGram:
-    """What a solve needs of the keys alone, once for all matrices with this input: `V_nI` and the Gram matrix `V Kᵀ`, fp64."""
+    """The part of a solve that depends on the keys alone, shared by all matrices with this input.
+
+    `V_nI` is in fp32, the Gram matrix `V Kᵀ` and `product_nI` in fp64. `product_nI` is `K P`, which remembering the keys needs
+    again; it is None without a preconditioner. `inverses` holds `(gram + λ I)⁻¹` by λ.
+    """
 
     keys_nI: Tensor
     V_nI: Tensor
     gram_nn: Tensor
+    product_nI: Tensor | None = None
     inverses: dict[float, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, keys_nI: Tensor, metric: KeyPreconditioner | None = None) -> KeyGram:
-        V_nI = metric.apply(keys_nI) if metric else keys_nI.double()
+    def of(cls, keys_nI: Tensor, preconditioner: KeyPreconditioner | None = None) -> KeyGram:
+        product_nI = preconditioner.apply(keys_nI) if preconditioner else None
+        V_nI = keys_nI.double() if product_nI is None else product_nI
         gram_nn = V_nI @ keys_nI.to(V_nI).T
-        return cls(keys_nI, V_nI.float(), 0.5 * (gram_nn + gram_nn.T))
+        return cls(keys_nI, V_nI.float(), 0.5 * (gram_nn + gram_nn.T), product_nI)
 
     def solve(self, wanted_nO: Tensor, log_ridge: Tensor) -> Tensor:
-        """`Z_nO` in fp32; it carries gradients to `wanted_nO` and `log_ridge`. Raises `EditRejected` if it has no solution."""
+        """Return `Z_nO` in fp32, with gradients to `wanted_nO` and `log_ridge`. Raises `EditRejected` without a solution."""
         return solve_together([self], wanted_nO[None], log_ridge[None])[0]
 
 
-def solve_together(rows: Sequence[KeyGram], wanted_MnO: Tensor, log_ridge_M: Tensor) -> Tensor:
-    """`Z_MnO` in fp32, the solution of `rows[m]` for `wanted_MnO[m]`: many small factorisations in one call, which on a GPU
-    takes hardly longer than one of them. Gradients and errors as `Rows.solve`.
+def solve_together(grams: Sequence[KeyGram], wanted_MnO: Tensor, log_ridge_M: Tensor) -> Tensor:
+    """Return `Z_MnO` in fp32, the solution of `grams[m]` for `wanted_MnO[m]`; gradients and errors as `KeyGram.solve`.
+
+    Many small factorisations are one call, which on a GPU takes hardly longer than one of them.
     """
-    return _RidgeSolve.apply(inverses(rows, log_ridge_M), wanted_MnO, log_ridge_M)
+    return _RidgeSolve.apply(inverses(grams, log_ridge_M), wanted_MnO, log_ridge_M)
 
 
 @torch.no_grad()
-def inverses(rows: Sequence[KeyGram], log_ridge_M: Tensor) -> Tensor:
-    """`(gram + λ I)⁻¹` of each, [M, n, n]; they stay with the rows, for every later solve over the same keys by the same λ."""
+def inverses(grams: Sequence[KeyGram], log_ridge_M: Tensor) -> Tensor:
+    """Return `(gram + λ I)⁻¹` of each, [M, n, n], and keep them for later solves with the same keys and λ."""
     ridges: list[float] = log_ridge_M.tolist()
-    new = [m for m, ridge in enumerate(ridges) if ridge not in rows[m].inverses]
+    new = [m for m, ridge in enumerate(ridges) if ridge not in grams[m].inverses]
     if new:
-        ridged_mnn = torch.stack([rows[m].gram_nn for m in new])
+        ridged_mnn = torch.stack([grams[m].gram_nn for m in new])
         ridged_mnn.diagonal(dim1=1, dim2=2).add_(log_ridge_M[new].double().exp()[:, None])
         factor_mnn = _cholesky(ridged_mnn, "the ridge is too small for keys so alike, or not finite")
         for m, inverse_nn in zip(new, torch.cholesky_inverse(factor_mnn), strict=True):
-            rows[m].inverses[ridges[m]] = inverse_nn
-    return torch.stack([rows[m].inverses[ridge] for m, ridge in enumerate(ridges)])
+            grams[m].inverses[ridges[m]] = inverse_nn
+    return torch.stack([grams[m].inverses[ridge] for m, ridge in enumerate(ridges)])
 
 
 class _RidgeSolve(torch.autograd.Function):
-    """`Z = M⁻¹ D`, M = gram + λ I, with its gradients written out: dD = B = M⁻¹ dZ, dlog λ = -λ <B, Z>.
+    """`Z = M⁻¹ D`, M = gram + λ I, with analytic gradients: dD = B = M⁻¹ dZ, dlog λ = -λ <B, Z>.
 
-    M⁻¹ is made, n by n in fp64, and multiplied with: twice as fast as triangular solves with O right-hand sides, whose
-    automatic gradient would also be taken by the keys, which need none.
+    The explicit inverse, n by n in fp64, is twice as fast as triangular solves with O right-hand sides, whose automatic
+    gradient would also go to the keys, which need none.
     """
 
     @staticmethod
@@ -152,7 +169,7 @@ class _RidgeSolve(torch.autograd.Function):
 
 
 def _cholesky(matrix_nn: Tensor, failure: str) -> Tensor:
-    """Of one matrix, or of each of [M, n, n]."""
+    """Factorise one matrix, or each of [M, n, n]. Raises `EditRejected` if one is not positive definite and finite."""
     factor_nn, info = torch.linalg.cholesky_ex(matrix_nn)
     if not bool((info == 0).all() & torch.isfinite(factor_nn).all()):
         raise EditRejected(f"the update has no solution: {failure}", code=Code.UNSOLVABLE)
@@ -160,13 +177,13 @@ def _cholesky(matrix_nn: Tensor, failure: str) -> Tensor:
 
 
 def ridge_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> tuple[Tensor, Tensor]:
-    """(V_nI, Z_nO); Z carries gradients to `wanted_nO` and `log_ridge`."""
+    """Return (V_nI, Z_nO) of the plain ridge solve; Z carries gradients to `wanted_nO` and `log_ridge`."""
     return keys_nI, KeyGram.of(keys_nI).solve(wanted_nO, log_ridge)
 
 
 def preconditioned_dual(
-    keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor, metric: KeyPreconditioner
+    keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor, preconditioner: KeyPreconditioner
 ) -> tuple[Tensor, Tensor]:
-    """(V_nI, Z_nO) in the metric; Z carries gradients to `wanted_nO` and `log_ridge`."""
-    rows = KeyGram.of(keys_nI, metric)
-    return rows.V_nI, rows.solve(wanted_nO, log_ridge)
+    """Return (V_nI, Z_nO) of the preconditioned solve; Z carries gradients to `wanted_nO` and `log_ridge`."""
+    gram = KeyGram.of(keys_nI, preconditioner)
+    return gram.V_nI, gram.solve(wanted_nO, log_ridge)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from errata.durable import digest_of
-from errata.editors.state import EditorState
+from errata.editors.state import EditorState, GrowingTensor
 from errata.ledger.entry import LedgerDamaged, write_tensors
 
 
@@ -55,11 +55,19 @@ def is_whole(path: Path) -> bool:
         return bool(about["digest"] == _digest({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
 
 
-def new_rows(state: EditorState, before: EditorState) -> StateRows:
-    """What of `state` is not in `before`, its parent: compared bit by bit, unless it is known to have grown from it."""
-    known = state.grew_from(before)
-    kept = {n: len(before.tensors[n]) for n, t in state.tensors.items() if _begins_with(t, before.tensors.get(n), known)}
-    tensors = {n: tensor[kept[n] :] if n in kept else tensor for n, tensor in state.tensors.items()}
+def new_rows(state: EditorState, parent: EditorState) -> StateRows:
+    """Return what `state` adds to `parent`, the state of the parent version.
+
+    A tensor that shares the parent's blocks begins with them; any other, such as one read from disk, is compared bit by bit.
+    """
+    kept: dict[str, int] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.blocks.items():
+        start = parent.blocks.get(name)
+        rows = _rows_after(tensor, start) if start is not None else None
+        if start is not None and rows is not None:
+            kept[name] = start.num_rows
+        tensors[name] = tensor.joined() if rows is None else rows
     return StateRows(state.num_edits, tensors, kept)
 
 
@@ -88,13 +96,22 @@ def gathered(read: Callable[[int, Collection[str] | None], StateRows], number: i
     return StateRows(newest.num_edits, {**newest.tensors, **joined}, kept, until)
 
 
-def _begins_with(tensor: Tensor, start: Tensor | None, known: bool) -> bool:
-    """Bit by bit, so that a NaN is itself and -0.0 is not 0.0."""
-    if start is None or not start.dim() or not len(start) or tensor.dtype != start.dtype:
+def _rows_after(tensor: GrowingTensor, start: GrowingTensor) -> Tensor | None:
+    """Return the rows of `tensor` behind `start`, if it begins with them and `start` has rows; else None."""
+    if not start.block.dim() or not start.num_rows:
+        return None
+    blocks = tensor.blocks_after(start)
+    if blocks is not None:
+        return torch.cat([tensor.block[:0], *blocks])
+    whole, first = tensor.joined(), start.joined()
+    return whole[len(first) :] if _begins_with(whole, first) else None
+
+
+def _begins_with(tensor: Tensor, start: Tensor) -> bool:
+    """Compare bits, so that a NaN equals itself and -0.0 does not equal 0.0."""
+    if (tensor.dtype, tensor.dim(), tensor.shape[1:]) != (start.dtype, start.dim(), start.shape[1:]):
         return False
-    if tensor.dim() != start.dim() or tensor.shape[1:] != start.shape[1:] or len(tensor) < len(start):
-        return False
-    return known or tensor is start or torch.equal(_bits(tensor[: len(start)]), _bits(start.to(tensor.device)))
+    return len(tensor) >= len(start) and torch.equal(_bits(tensor[: len(start)]), _bits(start.to(tensor.device)))
 
 
 def _bits(tensor: Tensor) -> Tensor:

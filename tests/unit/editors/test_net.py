@@ -97,5 +97,5 @@ def test_metrics_remember_together_what_each_remembers_alone() -> None:
     after = with_keys(before, keys, 0.5)
     assert list(after) == list(before)
     for name, metric in before.items():
-        torch.testing.assert_close(after[name].white_mI, metric.remember(keys[name], 0.5).white_mI)
+        torch.testing.assert_close(after[name].whitened_mI, metric.remember(keys[name], 0.5).whitened_mI)
     assert with_keys(before, {}, 0.0) == before

@@ -142,4 +142,4 @@ def test_a_past_of_more_rows_than_features_is_folded_into_the_base(moment_II):
     past_mI = torch.cat(blocks)
     truth_II = torch.linalg.inv(torch.linalg.inv(base_II) + past_mI.T @ past_mI)
     torch.testing.assert_close(metric.apply(torch.eye(I, dtype=torch.float64)), truth_II)
-    assert len(metric.white_mI) <= I // 2 + 5 < len(past_mI)
+    assert len(metric.whitened_mI) <= I // 2 + 5 < len(past_mI)

@@ -206,13 +206,22 @@ def test_a_state_has_the_bits_it_was_saved_with(ledger, random_delta, before, af
         assert torch.equal(found.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
 
 
-def test_states_that_grow_share_rows_and_never_each_others() -> None:
+def test_states_that_grow_share_blocks_and_never_each_others() -> None:
     first = EditorState().grown(1, {"past": torch.ones(4, 2)}, {})
     left, right = (first.grown(1, {"past": torch.full((1, 2), value)}, {}) for value in (2.0, 3.0))
-    assert left.tensors["past"].data_ptr() == first.tensors["past"].data_ptr() != right.tensors["past"].data_ptr()
+    assert left.blocks["past"].before is right.blocks["past"].before is first.blocks["past"]
     assert [s.tensors["past"][-1, 0].item() for s in (first, left, right)] == [1.0, 2.0, 3.0]
-    assert left.grew_from(first) and right.grew_from(first) and not left.grew_from(right) and not first.grew_from(EditorState())
+    assert left.blocks["past"].blocks_after(right.blocks["past"]) is None
+    assert [len(block) for block in left.blocks["past"].blocks()] == [4, 1]
     assert [s.num_edits for s in (first, left.grown(3, {}, {}))] == [1, 5]
+
+
+def test_a_long_state_is_freed_and_joined_without_recursion() -> None:
+    state = EditorState()
+    for number in range(20_000):
+        state = state.grown(1, {"past": torch.tensor([number])}, {})
+    assert torch.equal(state.tensors["past"], torch.arange(20_000))
+    assert state.blocks["past"].num_rows == 20_000
 
 
 def test_a_conflict_is_one_before_anything_is_written(ledger, random_delta):

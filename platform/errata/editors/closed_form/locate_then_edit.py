@@ -106,7 +106,7 @@ class LocateThenEdit(Editor):
             check_is_read(model, block_of(spec.names[-1]))
         texts = sample_contexts(model, self.context_words, self.context_lengths, self.seed)
         written = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
-        return EditorState(0, {"contexts": written}, {"metrics": self._metrics(spec)})
+        return EditorState(0, {"contexts": written}, {"preconditioners": self._metrics(spec)})
 
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -185,17 +185,20 @@ class Episode:
         """Add the network's update for the batch of step t, computed on the model so far."""
         self._batches.append(batch)
         keys: dict[str, Tensor] = {}
+        grams: dict[str, KeyGram] = {}
         cache = self.cache.anew()  # The edit texts are read in this step alone.
         for _ in range(self.options.num_passes):
             captured = self._capture(batch, cache)
             keys = keys or {name: captured[name].keys_TI for name in self.preconditioners}
+            shared: dict[str, KeyGram] = {}
             if t < self.options.num_burn_in:
                 with torch.no_grad():
-                    update = _delta(self.net.propose(captured, self.preconditioners))
+                    update = _delta(self.net.propose(captured, self.preconditioners, shared))
                 self.base_delta = chained([self.base_delta, update]).folded()
             else:
-                self.updates.append({name: AppliedUpdate.of(p) for name, p in self._propose(captured).items()})
-        self.preconditioners = with_keys(self.preconditioners, keys, self.options.past_weight)
+                self.updates.append({name: AppliedUpdate.of(p) for name, p in self._propose(captured, shared).items()})
+            grams = grams or {name: shared[name] for name in self.preconditioners}
+        self.preconditioners = with_keys(self.preconditioners, keys, self.options.past_weight, grams)
 
     def scored_at(self, t: int) -> Iterator[tuple[int, float]]:
         """Yield index and weight of every batch whose loss counts in step t: its own first; none during the burn-in."""
@@ -259,14 +262,16 @@ class Episode:
         """Return every scored update so far as one low-rank side branch for each matrix."""
         return chained([_delta({name: update.detached for name, update in updates.items()}) for updates in self.updates])
 
-    def _propose(self, captured: Mapping[str, Captured]) -> dict[str, Proposal]:
+    def _propose(self, captured: Mapping[str, Captured], shared: dict[str, KeyGram]) -> dict[str, Proposal]:
+        """Return the network's update, and add the Gram matrices of its solve to `shared`."""
         if not self.options.savings.recompute:
-            return self.net.propose(captured, self.preconditioners)
-        inputs = dict.fromkeys(input_sources(captured).values()) if self.net.rule == "solve" else {}
-        shared = {name: KeyGram.of(captured[name].keys_TI, self.preconditioners.get(name)) for name in inputs}
-        # The checkpoint keeps its arguments until `backward`: the preconditioners, which grow with the episode, stay out.
+            return self.net.propose(captured, self.preconditioners, shared)
+        for name in dict.fromkeys(input_sources(captured).values()) if self.net.rule == "solve" else ():
+            shared[name] = KeyGram.of(captured[name].keys_TI, self.preconditioners.get(name))
+        # The checkpoint keeps its arguments until `backward`, so it takes neither the preconditioners nor the fp64 products.
+        grams = {name: replace(gram, product_nI=None) for name, gram in shared.items()}
         proposals: dict[str, Proposal] = checkpoint(
-            self.net.propose, captured, {}, shared, use_reentrant=False, preserve_rng_state=False
+            self.net.propose, captured, {}, grams, use_reentrant=False, preserve_rng_state=False
         )
         return proposals
 

@@ -122,6 +122,7 @@ class HypernetworkEditor(Editor):
         metrics = preconditioners_of(state, lambda: self.trained_policy().metric_bases, self.memory)
         keys: dict[str, Tensor] = {}
         shared: dict[str, KeyGram] = {}
+        grams: dict[str, KeyGram] = {}
         delta = WeightDelta({})
         with cache.prefix.once(encoded):
             for _ in range(self.num_passes):
@@ -131,6 +132,7 @@ class HypernetworkEditor(Editor):
                 keys = keys or {name: captured[name].keys_TI for name in metrics}
                 with torch.no_grad(), timed("solve"):
                     proposals = net.propose(captured, metrics, shared)
+                grams = grams or {name: shared[name] for name in metrics}
                 written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
                 delta = chained([delta, written])
         if not delta.is_finite:
@@ -138,7 +140,7 @@ class HypernetworkEditor(Editor):
         if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
             # Passes that wrote at nearly the same keys: fewer factors hold them.
             delta = delta.compact()
-        return delta.beside(model.module), next_state(state, len(batch), metrics, keys, self.memory)
+        return delta.beside(model.module), next_state(state, len(batch), metrics, keys, self.memory, grams)
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
         """The policy as an artifact; `record` is how it was made: plan, seed, training curve, model."""

@@ -71,11 +71,9 @@ class EditorWrapper(Editor):
 
 def inner_state(state: EditorState) -> EditorState:
     """The host's state, of a composed editor's."""
-    found = {key.removeprefix(_HOST): tensor for key, tensor in state.tensors.items() if key.startswith(_HOST)}
-    return EditorState(state.num_edits, found, state.derived.get("host", {}))
+    return state.without_prefix(_HOST, state.derived.get("inner", {}))
 
 
 def wrap_state(host: EditorState, own: Mapping[str, Tensor] | None = None) -> EditorState:
     """A composed editor's state: the host's, and tensors of its own."""
-    tensors = {**(own or {}), **{_HOST + key: tensor for key, tensor in host.tensors.items()}}
-    return EditorState(host.num_edits, tensors, {"host": host.derived})
+    return host.with_prefix(_HOST, {"inner": host.derived}).with_tensors(own or {})
