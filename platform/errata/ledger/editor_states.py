@@ -1,7 +1,7 @@
-"""Editors' states on disk: of a tensor that begins with its parent's rows, as the keys of past edits do, the new rows alone.
+"""Editor states on disk: a tensor that begins with its parent's rows, as past keys do, is stored as its new rows alone.
 
-Else every version would hold every key so far, and the ledger grow with the square of its length. Read back, a state has the
-bits that it was saved with, and a state that does not grow this way is kept whole.
+Otherwise every version would hold all past keys, and the ledger would grow with the square of its length. A state is read with
+the bits that it was saved with; a tensor that does not grow in this way is stored whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from errata.ledger.entry import LedgerDamaged, write_tensors
 
 @dataclass(frozen=True)
 class StateRows:
-    """A state as a file holds it: each tensor in `kept` lacks so many rows at its start, those of version `before`."""
+    """A state as a file holds it.
+
+    `kept` counts, by tensor, the rows at its start that are not in the file but in the files of version `before` and earlier.
+    """
 
     num_edits: int
     tensors: Mapping[str, Tensor]
@@ -31,17 +34,19 @@ class StateRows:
 
     @property
     def state(self) -> EditorState:
+        """The editor's state, once no rows are missing."""
         assert not self.kept
         return EditorState(self.num_edits, self.tensors)
 
     def save(self, path: Path) -> None:
+        """Write the file, with a digest of its tensors."""
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
         about = {"num_edits": self.num_edits, "kept": dict(self.kept), "digest": _digest(tensors)}
         write_tensors(path, tensors, {"state": json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path, before: int, names: Collection[str] | None = None) -> StateRows:
-        """Those of `names`, or all. Raises `SafetensorError`."""
+        """Read the tensors `names`, by default all. Raises `SafetensorError`."""
         with safe_open(str(path), framework="pt") as file:
             about = json.loads(file.metadata()["state"])
             found = {name: file.get_tensor(name) for name in file.keys() if names is None or name in names}  # noqa: SIM118
@@ -49,7 +54,7 @@ class StateRows:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of states has the tensors that were written. Raises `SafetensorError` if it cannot be read at all."""
+    """Compare the tensors of a file with its digest. Raises `SafetensorError` if the file cannot be read."""
     with safe_open(str(path), framework="pt") as file:
         about = json.loads(file.metadata()["state"])
         return bool(about["digest"] == _digest({name: file.get_tensor(name) for name in file.keys()}))  # noqa: SIM118
@@ -72,10 +77,10 @@ def new_rows(state: EditorState, parent: EditorState) -> StateRows:
 
 
 def gathered(read: Callable[[int, Collection[str] | None], StateRows], number: int, until: int = 0) -> StateRows:
-    """The rows of version `number` since version `until`, an ancestor of it: since 0, all of them.
+    """Gather the rows that version `number` added since its ancestor `until`; since 0, all of them.
 
-    `read` gives what a version's file, or a snapshot that ends there, has of some tensors. Raises `LedgerDamaged` if the rows
-    of a version do not go on where its parent's end.
+    `read` reads some tensors of a version's file, or of a snapshot that ends there. Raises `LedgerDamaged` if the rows of a
+    version do not continue those of its parent.
     """
     newest = read(number, None)
     kept, at = dict(newest.kept), newest.before

@@ -1,4 +1,4 @@
-"""The mirror registers every version in order, once, against a fake MLflow that fails at any call, before or after its effect."""
+"""The mirror registers every version in order, once, against a fake MLflow that fails at any call, before or after it acts."""
 
 from __future__ import annotations
 
