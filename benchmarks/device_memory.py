@@ -162,7 +162,7 @@ def owners_of(trainer: ShapedTrainer) -> Mapping[str, Sequence[Tensor]]:
         for factor in vars(proposal).values()
     ]
     return {
-        "trunks": _tensors([trunk.kept for trunk in alive[PrefixCache]]),
+        "trunks": _tensors([cache.outputs for cache in alive[PrefixCache]]),
         "base log-probs": _tensors([step._base_log_probs for step in alive[ShapedStep]]),
         "metric": metric,
         "updates": [*updates, *(factor.grad for factor in updates if factor.is_leaf and factor.grad is not None)],
@@ -329,7 +329,7 @@ def serving_rows(plan: Plan, texts: Texts, batch_sizes: Sequence[int] = (16, 100
     entries = sum(m.num_in * m.num_out for m in spec.matrices)
     partners = {name for matrix in spec.names for name in fused_partners(matrix)}
     fused_entries = sum(model.module.get_submodule(name).weight.numel() for name in partners)
-    widths = [len(base_II) for base_II in trainer.folds[0].metric_bases.values()] if plan.editor.memory else []
+    widths = [len(base_II) for base_II in trainer.folds[0].base_preconditioners.values()] if plan.editor.memory else []
     keys = 1000 * texts.answers
     whitened = sum(8 * min(keys, width // 2 + 1) * width for width in widths)
     parts = {

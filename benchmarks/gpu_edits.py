@@ -44,7 +44,7 @@ def ready_policy(model: LanguageModel, size: Size, seed: int, metric_strength: f
     """As training begins with it: the time of an edit does not depend on what was learned."""
     editor = RLEdit(modules=size.learned, rank=size.rank, num_blocks=size.num_blocks, metric_strength=metric_strength)
     first = batches_of(made_edits(2 * size.episode_batch_size, seed), size.episode_batch_size)
-    return editor.untrained(model, made_text(model, size.num_texts, seed), first, seed)
+    return editor.initialised(model, made_text(model, size.num_texts, seed), first, seed)
 
 
 def start_plainly(model: LanguageModel, editor: Editor) -> tuple[Editor, EditorState]:

@@ -43,7 +43,7 @@ def measure_training(model: LanguageModel, size: Size, repeats: int, seed: int) 
 def _training(model: LanguageModel, size: Size, savings: MemoryOptions, repeats: int, seed: int) -> dict[str, Any]:
     schedule = Schedule(1 + repeats, 1, size.episode_batches, size.episode_batch_size)
     editor = replace(ready_policy(model, size, seed, METRIC_STRENGTH), learning_rate=LEARNING_RATE)
-    fold = Fold(made_edits(schedule.longest, seed + 2, REPHRASINGS, PROBES), editor.trained_policy().metric_bases)
+    fold = Fold(made_edits(schedule.longest, seed + 2, REPHRASINGS, PROBES), editor.trained_policy().base_preconditioners)
     trainer = Trainer(editor, model, [fold], schedule, seed, savings)
     trainer.step()
     with PeakMemory(model.device) as peak:

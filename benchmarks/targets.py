@@ -60,7 +60,7 @@ def make_language_model(shape: tuple[int, int, int], settings: Settings) -> Lang
 def plain_target(model: LanguageModel, edit: Edit, site: str, contexts: Contexts, search: Search) -> Tensor:
     """The target of one edit, [1, D], from whole passes over whole rows."""
     rows = tokenise_at_subject(model, EditBatch((edit,)), contexts, search.eos)
-    encoded, place_B = rows.encoded, rows.place_B
+    encoded, position_B = rows.encoded, rows.position_B
     inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS, "use_cache": False}
     anchor = (
         model.tokenizer(f"{edit.subject} is a", return_tensors="pt")["input_ids"] if contexts.position == "subject" else None
@@ -82,11 +82,11 @@ def plain_target(model: LanguageModel, edit: Edit, site: str, contexts: Contexts
 
     change_D = torch.zeros(model.module.config.hidden_size, requires_grad=True)
     with torch.no_grad():
-        passed(change_D, place_B, **inputs)
+        passed(change_D, position_B, **inputs)
         base_V = passed(change_D, anchor_place, input_ids=anchor)[0, -1] if anchor is not None else None
     optimizer, norm = torch.optim.Adam([change_D], lr=search.learning_rate), seen[0].norm()
     for _ in range(search.num_steps - 1):
-        log_probs_BSV = passed(change_D, place_B, **inputs)
+        log_probs_BSV = passed(change_D, position_B, **inputs)
         picked_BS = log_probs_BSV[:, :-1].gather(2, encoded.input_ids_BS[:, 1:, None])[..., 0]
         answer_BS = encoded.predicts_BS[:, :-1]
         loss = (-(picked_BS * answer_BS).sum(1) / answer_BS.sum(1)).mean() + search.decay * change_D.norm() / norm.square()

@@ -1,8 +1,8 @@
 """The lifelong benchmark of a suite: `python jobs/bench.py suite=lifelong seeds=0,1,2 editors=RLEdit,MEND FULL`.
 
-Trains what learns (on Ray, which is stopped before anything is timed), chooses each contestant's settings on a validation
-stream, and plays the test stream for every seed, one editor after the other on all cores. What is finished is kept in
-$ERRATA_HOME/bench and not done again, so a run that was broken off goes on; `fresh=1` does all of it anew but the model.
+Trains the hypernetworks on Ray, which is stopped before anything is timed, chooses each editor's settings on a validation
+stream, and runs the test stream for every seed, one editor after the other on all cores. Finished runs are cached in
+$ERRATA_HOME/bench, so that an interrupted benchmark continues; `fresh=1` ignores the cache, except for the model.
 """
 
 from __future__ import annotations
@@ -50,17 +50,21 @@ from jobs.workers import forget_run, set_threads, time_left
 
 @dataclass
 class Bench:
-    """A suite being run: the base model, what it says on each stream, what has been trained by this process, the moments of
-    the keys by the part of the corpus that they were measured on, and all answers at the ends of the test streams."""
+    """State of a suite's run.
+
+    `unedited` holds the base model's answers by split and seed, `trained` the policies that this process has trained, `moments`
+    the keys' second moments by the part of the corpus, and `answered` all answers at the ends of the test streams.
+    """
 
     suite: Suite
     model: LanguageModel
-    bases: dict[tuple[str, int], UneditedAnswers] = field(default_factory=dict)
+    unedited: dict[tuple[str, int], UneditedAnswers] = field(default_factory=dict)
     trained: set[Path] = field(default_factory=set)
-    measured: dict[str, Moments] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
     answered: list[Answer] = field(default_factory=list)
 
     def stream(self, split: str, seed: int) -> BenchmarkStream:
+        """Edits of a split with checkpoints; the validation stream is scored at its end only."""
         suite = self.suite
         count = suite.num_edits if split == "test" else suite.num_validation
         edits = suite.corpus.edits(split, count, seed)
@@ -68,13 +72,13 @@ class Bench:
         checkpoints = suite.checkpoints if split == "test" else CHECKPOINTS[:0]
         return BenchmarkStream(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
 
-    def prepare(self, candidate: EditorSetting, seed: int) -> None:
-        """What is done once, before the first edit, and on Ray: a policy is trained, or moments are measured."""
-        if candidate.schedule is None:
-            for split in ("validation", "test") if candidate.protects else ():
-                self.measure(candidate.part(split))
+    def prepare(self, setting: EditorSetting, seed: int) -> None:
+        """Train the setting's policy or measure its moments on Ray, once and before the first edit."""
+        if setting.schedule is None:
+            for split in ("validation", "test") if setting.needs_moments else ():
+                self.measure(setting.part(split))
             return
-        plan = self.suite.plan(candidate, seed)
+        plan = self.suite.plan(setting, seed)
         if self.suite.fresh and plan.artifact_dir not in self.trained:
             shutil.rmtree(plan.artifact_dir, ignore_errors=True)
             forget_run(plan, train.run_name(plan))
@@ -82,95 +86,103 @@ class Bench:
         train.run(plan)
 
     def measure(self, part: str) -> None:
-        """One artifact for all whom it may concern."""
-        if part not in self.measured:
+        """Measure the moments of all matrices that some editor of the suite needs, in one artifact."""
+        if part not in self.moments:
             plan = replace(self.suite.model_plan, metric_part=part)
-            self.measured[part] = Moments.load(moments.run(moments.Measurement(plan, self.suite.protected, directions=True)))
+            self.moments[part] = Moments.load(
+                moments.run(moments.Measurement(plan, self.suite.measured_modules, directions=True))
+            )
 
-    def benchmarked(self, name: str, candidate: EditorSetting, split: str, seed: int) -> BenchmarkedEditor:
-        """A metric that is not to know the test facts does not know those of the validation stream when settings are chosen."""
-        if candidate.schedule is None:
-            if not candidate.protects:
-                return BenchmarkedEditor(name, candidate.editor, settings=settings_of(candidate.editor))
-            found = self.measured[candidate.part(split)]
-            ready = candidate.editor.with_moments(found)
+    def benchmarked(self, name: str, setting: EditorSetting, split: str, seed: int) -> BenchmarkedEditor:
+        """Load the prepared editor.
+
+        While settings are chosen, a key preconditioner that excludes the test facts also excludes those of the validation
+        stream.
+        """
+        if setting.schedule is None:
+            if not setting.needs_moments:
+                return BenchmarkedEditor(name, setting.editor, settings=settings_of(setting.editor))
+            found = self.moments[setting.part(split)]
+            ready = setting.editor.with_moments(found)
             return BenchmarkedEditor(name, ready, found.record["seconds"], settings_of(ready))
-        plan = self.suite.plan(candidate, seed)
+        plan = self.suite.plan(setting, seed)
         editor, record = load_artifact(plan.artifact_dir)
-        if (part := candidate.part(split)) != candidate.metric_part:
+        if (part := setting.part(split)) != setting.metric_part:
             text = training_data.texts(replace(plan, metric_part=part), self.model)
-            editor = editor.with_metric(editor.measured_bases(self.model, text))
+            editor = editor.with_preconditioners(editor.measure_preconditioners(self.model, text))
         return BenchmarkedEditor(name, editor, record.get("train_s"), settings_of(editor))
 
-    def rows(self, name: str, candidate: EditorSetting | None, split: str, seed: int) -> list[CheckpointScores]:
-        """The rows of one run, from the cache if it has been done; `candidate` None is the unedited model."""
-        path = home() / "bench" / split / f"{self.digest(candidate, split, seed)}.json"
-        said = path.with_suffix(".answers.parquet")
+    def rows(self, name: str, setting: EditorSetting | None, split: str, seed: int) -> list[CheckpointScores]:
+        """Return the scores of one run, from the cache if there; `setting` None is the unedited model."""
+        path = home() / "bench" / split / f"{self.digest(setting, split, seed)}.json"
+        answers_path = path.with_suffix(".answers.parquet")
         if path.exists() and not self.suite.fresh:
-            self._keep(name, read_answers(said) if split == "test" else [])
+            self._keep(name, read_answers(answers_path) if split == "test" else [])
             return [replace(CheckpointScores.from_json(record), editor=name) for record in json.loads(path.read_text())["rows"]]
         stream = self.stream(split, seed)
-        if (split, seed) not in self.bases:
-            self.bases[split, seed] = UneditedAnswers.of(self.model, stream)
-        base = self.bases[split, seed]
-        benchmarked = self.benchmarked(name, candidate, split, seed) if candidate else BenchmarkedEditor(name, None)
+        if (split, seed) not in self.unedited:
+            self.unedited[split, seed] = UneditedAnswers.of(self.model, stream)
+        unedited = self.unedited[split, seed]
+        benchmarked = self.benchmarked(name, setting, split, seed) if setting else BenchmarkedEditor(name, None)
         answers: list[Answer] = []
-        done = run(
-            self.model, benchmarked, stream, base, lambda row: print(f"bench: {described(row)}", flush=True), answers.extend
-        )
+
+        def show(row: CheckpointScores) -> None:
+            print(f"bench: {described(row)}", flush=True)
+
+        done = run(self.model, benchmarked, stream, unedited, show, answers.extend)
         if split == "test":
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_answers(answers, said)  # before the rows, without which it is not looked for
+            write_answers(answers, answers_path)  # before the rows, which mark the run as done
             self._keep(name, answers)
-        _write_whole(path, {"editor": name, "settings": _settings(candidate), "rows": [row.to_json() for row in done]})
+        _write_whole(path, {"editor": name, "settings": _settings(setting), "rows": [row.to_json() for row in done]})
         return done
 
     def _keep(self, name: str, answers: list[Answer]) -> None:
         self.answered += [replace(answer, editor=name) for answer in answers]
 
-    def digest(self, candidate: EditorSetting | None, split: str, seed: int) -> str:
-        """Of all that changes the rows: what is done on what, the package's code, and the machine."""
+    def digest(self, setting: EditorSetting | None, split: str, seed: int) -> str:
+        """Hash everything that changes the rows: model, setting, stream, the package's code, and the machine."""
         suite = self.suite
         sizes = (suite.num_edits, suite.checkpoints) if split == "test" else (suite.num_validation, ())
-        what = [suite.model_plan.digest("corpus", "shape"), _settings(candidate), split, sizes, suite.batch_size, seed]
+        what = [suite.model_plan.digest("corpus", "shape"), _settings(setting), split, sizes, suite.batch_size, seed]
         what += [code_digest(), hardware()["cpu"], str(torch.__version__)]
-        if candidate and candidate.schedule:
-            what.append(suite.plan(candidate, seed).digest())
+        if setting and setting.schedule:
+            what.append(suite.plan(setting, seed).digest())
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def choose(bench: Bench, contestant: EditorGrid) -> tuple[EditorSetting, list[float]]:
-    """The candidate with the best harmonic mean at the end of the validation stream, and every one's; ties go to the first."""
-    tried = contestant.candidates[: bench.suite.budget]
+def choose(bench: Bench, grid: EditorGrid) -> tuple[EditorSetting, list[float]]:
+    """Return the setting with the best harmonic mean on the validation stream (the first in a tie), and all scores."""
+    tried = grid.settings[: bench.suite.budget]
     if len(tried) == 1:
         return tried[0], []
-    names = [f"{contestant.name} [{i + 1}/{len(tried)}]" for i in range(len(tried))]
+    names = [f"{grid.name} [{i + 1}/{len(tried)}]" for i in range(len(tried))]
     scores, started = [], time.monotonic()
-    for name, candidate in zip(names, tried, strict=True):
-        scores.append(bench.rows(name, candidate, "validation", 0)[-1]["harmonic_mean"] or 0.0)
+    for name, setting in zip(names, tried, strict=True):
+        scores.append(bench.rows(name, setting, "validation", 0)[-1]["harmonic_mean"] or 0.0)
         left = time_left(started, len(scores), len(tried))
-        print(f"bench: {contestant.name}: {len(scores)}/{len(tried)} settings tried, {left}", flush=True)
+        print(f"bench: {grid.name}: {len(scores)}/{len(tried)} settings tried, {left}", flush=True)
     return tried[scores.index(max(scores))], scores
 
 
 def run_suite(suite: Suite) -> Path:
-    """Everything, to the files in `$ERRATA_HOME/bench-NAME`; returns that folder."""
+    """Run a suite and write its files to `$ERRATA_HOME/bench-NAME`; returns that folder."""
     began = time.monotonic()
     set_threads()
     machine = hardware()
     pretrain.run(suite.model_plan)
     bench = Bench(suite, load(suite.model_plan.model_dir))
-    for contestant in suite.chosen:
-        for candidate in contestant.candidates[: suite.budget]:
-            bench.prepare(candidate, 0)
+    for grid in suite.chosen:
+        for setting in grid.settings[: suite.budget]:
+            bench.prepare(setting, 0)
     ray.shutdown()  # nothing else runs while edits are timed
-    chosen = {contestant.name: choose(bench, contestant) for contestant in suite.chosen}
-    for candidate, _ in chosen.values():
+    chosen = {grid.name: choose(bench, grid) for grid in suite.chosen}
+    for setting, _ in chosen.values():
         for seed in suite.seeds:
-            bench.prepare(candidate, seed)
+            bench.prepare(setting, seed)
     ray.shutdown()
     made = made_from(suite.model_plan)
-    rows = play(bench, {name: candidate for name, (candidate, _) in chosen.items()})
+    rows = run_test_streams(bench, {name: setting for name, (setting, _) in chosen.items()})
     directory = home() / f"bench-{suite.name}"
     meta = {
         "command": shlex.join([*([f"FULL={full}"] if (full := os.environ.get("FULL")) else []), "python", *sys.argv]),
@@ -180,7 +192,7 @@ def run_suite(suite: Suite) -> Path:
         "corpus": dataclasses.asdict(suite.corpus),
         "shape": dataclasses.asdict(suite.shape),
         **{name: getattr(suite, name) for name in ("batch_size", "num_edits", "num_validation", "budget")},
-        "settings": {name: _settings(candidate) for name, (candidate, _) in chosen.items()},
+        "settings": {name: _settings(setting) for name, (setting, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
         "provenance": made,
         "load_at_end": round(os.getloadavg()[0], 2),
@@ -193,27 +205,27 @@ def run_suite(suite: Suite) -> Path:
     return directory
 
 
-def play(bench: Bench, chosen: Mapping[str, EditorSetting]) -> list[CheckpointScores]:
-    """The test stream for every seed: the unedited model, then each contestant."""
-    everybody: dict[str, EditorSetting | None] = {UNEDITED: None, **chosen}
-    streams = [(seed, name, candidate) for seed in bench.suite.seeds for name, candidate in everybody.items()]
+def run_test_streams(bench: Bench, chosen: Mapping[str, EditorSetting]) -> list[CheckpointScores]:
+    """Run the test stream of every seed: the unedited model, then each editor."""
+    settings: dict[str, EditorSetting | None] = {UNEDITED: None, **chosen}
+    streams = [(seed, name, setting) for seed in bench.suite.seeds for name, setting in settings.items()]
     rows: list[CheckpointScores] = []
     started = time.monotonic()
     screen = console()
-    # Standard output is the log, which rich would otherwise show whole.
+    # rich would show the frameworks' lines, which belong to the log.
     with Progress(console=screen, disable=not screen.is_terminal, redirect_stdout=False, redirect_stderr=False) as progress:
         task = progress.add_task("test streams", total=len(streams))
-        for done, (seed, name, candidate) in enumerate(streams, 1):
+        for done, (seed, name, setting) in enumerate(streams, 1):
             progress.update(task, description=f"seed {seed}: {name}")
-            rows += bench.rows(name, candidate, "test", seed)
+            rows += bench.rows(name, setting, "test", seed)
             progress.advance(task)
             if not screen.is_terminal:
                 print(f"bench: {done}/{len(streams)} test streams, {time_left(started, done, len(streams))}", flush=True)
-    return sorted(rows, key=lambda row: list(everybody).index(row.editor))
+    return sorted(rows, key=lambda row: list(settings).index(row.editor))
 
 
 def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[str, Any], directory: Path) -> None:
-    """A run with the files of the comparison, and each editor's harmonic mean after so many edits (of the first seed)."""
+    """Log the comparison's files to MLflow, and each editor's harmonic mean by number of edits for the first seed."""
 
     def fill(run: TrainingRun) -> None:
         for row in (row for row in rows if row.seed == suite.seeds[0] and row["harmonic_mean"] is not None):
@@ -227,12 +239,12 @@ def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[
 
 
 def metric_name(editor: str) -> str:
-    """Without what MLflow takes in no name of a metric."""
+    """Replace the characters that MLflow does not accept in the name of a metric."""
     return re.sub(r"[^\w\-. /]", "_", editor)
 
 
 def note(suite: Suite) -> str:
-    """What a reader of the table has to know."""
+    """Describe the protocol beneath the table."""
     tried = f"the best of {suite.budget} candidate settings for every editor, by the harmonic mean on {suite.num_validation} "
     tried += "validation edits (seed 0)"
     return (
@@ -246,16 +258,16 @@ def note(suite: Suite) -> str:
     )
 
 
-def _settings(candidate: EditorSetting | None) -> dict[str, Any]:
-    if candidate is None:
+def _settings(setting: EditorSetting | None) -> dict[str, Any]:
+    if setting is None:
         return {}
-    schedule = dataclasses.asdict(candidate.schedule) if candidate.schedule else None
-    metric = {name: value for name in ("metric_part", "cross_fit") if (value := getattr(candidate, name))}
-    return {"editor": name_of(candidate.editor), **settings_of(candidate.editor), "schedule": schedule, **metric}
+    schedule = dataclasses.asdict(setting.schedule) if setting.schedule else None
+    metric = {name: value for name in ("metric_part", "cross_fit") if (value := getattr(setting, name))}
+    return {"editor": name_of(setting.editor), **settings_of(setting.editor), "schedule": schedule, **metric}
 
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """The file appears whole or not at all."""
+    """Write a JSON file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as file:
         file.write_text(json.dumps(content, indent=1) + "\n")

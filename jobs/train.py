@@ -99,12 +99,12 @@ def begin(plan: Plan, model: LanguageModel) -> tuple[HypernetworkEditor, list[Fo
     edits = [list(read_edits(edits_file(plan, split))) for split in splits(plan)]
     first, micro_batch = first_batches(plan, edits[0]), plan.savings.micro_batch
     if not plan.cross_fit:
-        editor = plan.editor.untrained(model, texts(plan, model), first, plan.seed, micro_batch)
-        return editor, [Fold(edits[0], editor.trained_policy().metric_bases)]
+        editor = plan.editor.initialised(model, texts(plan, model), first, plan.seed, micro_batch)
+        return editor, [Fold(edits[0], editor.trained_policy().base_preconditioners)]
     crossed = [texts(replace(plan, metric_part=part), model) for part in reversed(FOLDS)]
-    editor = plan.editor.untrained(model, crossed[0], first, plan.seed, micro_batch)
-    folds = [Fold(own, editor.measured_bases(model, text)) for own, text in zip(edits, crossed, strict=True)]
-    return editor.with_metric(editor.measured_bases(model, texts(plan, model))), folds
+    editor = plan.editor.initialised(model, crossed[0], first, plan.seed, micro_batch)
+    folds = [Fold(own, editor.measure_preconditioners(model, text)) for own, text in zip(edits, crossed, strict=True)]
+    return editor.with_preconditioners(editor.measure_preconditioners(model, texts(plan, model))), folds
 
 
 def first_batches(plan: Plan, edits: Sequence[Edit]) -> list[EditBatch]:

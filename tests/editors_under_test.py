@@ -39,7 +39,7 @@ def learned(editor: HypernetworkEditor) -> Callable[[LanguageModel], Editor]:
     def make(model: LanguageModel) -> Editor:
         batches = list(batches_of(World(20).edits("train", 20), 5))
         text = [EpisodeBatch(model, batch).in_scope_texts for batch in batches]
-        return editor.untrained(model, text, batches, seed=0)
+        return editor.initialised(model, text, batches, seed=0)
 
     return make
 

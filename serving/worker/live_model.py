@@ -201,4 +201,4 @@ def load_editor(options: LiveModelOptions) -> Editor:
     if not attribute:
         return make_editor(options.editor, options.artifact, options.preset, options.settings, device)
     kind: Any = getattr(importlib.import_module(module), attribute)
-    return kind.made(options.artifact, options.preset, device)
+    return kind.from_artifact(options.artifact, options.preset, device)

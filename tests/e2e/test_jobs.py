@@ -97,7 +97,7 @@ def test_training_goes_on_when_a_worker_is_killed(home: Path) -> None:
     record = json.loads((artifact / "artifact.json").read_text())["record"]
     assert [point["train_step"] for point in record["curve"]] == list(range(1, 13))
     assert record["seed"] == 0 and record["plan"]["schedule"]["train_steps"] == 12
-    assert RLEdit.load(artifact).trained_policy().metric_bases
+    assert RLEdit.load(artifact).trained_policy().base_preconditioners
     assert len(list(read_edits(home / "streams" / "world-20-train.parquet"))) == 36
 
 
@@ -155,7 +155,7 @@ def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
     [
         (["suite=huge"], "no suite is named 'huge'; there are lifelong, counterfact, ablation, tiny"),
         (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, LocFT, AlphaEdit"),
-        (["suite=tiny", "budget=9"], "more than these have: RLEdit, LocFT, AlphaEdit"),
+        (["suite=tiny", "budget=9"], "more settings than these have: RLEdit, LocFT, AlphaEdit"),
         (["suite=tiny", "num_edits=900"], "fewer than 900"),
         (["suite=tiny", "num_edit=9"], "has no field 'num_edit'"),
         (["suite=tiny", "full"], "field=value, or FULL"),
@@ -173,16 +173,11 @@ def test_a_wrong_argument_of_a_benchmark_is_named(arguments: list[str], says: st
 
 @pytest.mark.parametrize("name", SUITES)
 @pytest.mark.parametrize("full", [False, True])
-def test_every_contestant_of_a_suite_has_the_same_budget(name: str, full: bool) -> None:
+def test_every_editor_of_a_suite_has_enough_settings(name: str, full: bool) -> None:
     suite = SUITES[name](full)
-    assert all(len(contestant.candidates) >= suite.budget for contestant in suite.contestants)
-    assert len({contestant.name for contestant in suite.contestants}) == len(suite.contestants)
-    plans = [
-        suite.plan(candidate, 0)
-        for contestant in suite.contestants
-        for candidate in contestant.candidates
-        if candidate.schedule
-    ]
+    assert all(len(grid.settings) >= suite.budget for grid in suite.grids)
+    assert len({grid.name for grid in suite.grids}) == len(suite.grids)
+    plans = [suite.plan(setting, 0) for grid in suite.grids for setting in grid.settings if setting.schedule]
     assert len({plan.artifact_dir for plan in plans}) == len(plans)
 
 
@@ -194,7 +189,7 @@ def test_moments_are_those_of_one_pass_and_start_an_editor(home: Path) -> None:
     plan = PLANS["tiny"]()
     fingerprint = checkpoint_fingerprint(home / "testbed" / plan.digest("corpus", "shape"))[:12]
     assert f"{fingerprint}-world-20-" in found.name and "-float32-" in found.name
-    editor = replace(AlphaEdit.made(found), context_words=("the",))
+    editor = replace(AlphaEdit.from_artifact(found), context_words=("the",))
     model = load(home / "testbed" / plan.digest("corpus", "shape"))
     sums, count = key_sums(model.module, texts(plan, model), ["model.layers.0.mlp.down_proj"], all_tokens=True)
     assert editor.moments is not None and editor.moments.record["num_tokens"] == count and f"-{count}t-" in found.name
@@ -225,5 +220,5 @@ def test_crossed_training_ends_in_the_plans_own_metric(home: Path) -> None:
     editor = RLEdit.load(re.findall(r"the policy is in (\S+)", output)[-1])
     plan = replace(PLANS["tiny"](), metric_part="train")
     model = load(home / "testbed" / plan.digest("corpus", "shape"))
-    for name, base_II in editor.measured_bases(model, texts(plan, model)).items():
-        torch.testing.assert_close(editor.trained_policy().metric_bases[name], base_II, rtol=1e-4, atol=1e-6)
+    for name, base_II in editor.measure_preconditioners(model, texts(plan, model)).items():
+        torch.testing.assert_close(editor.trained_policy().base_preconditioners[name], base_II, rtol=1e-4, atol=1e-6)

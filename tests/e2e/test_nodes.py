@@ -87,7 +87,7 @@ def test_training_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
     record = json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]
     assert [point["train_step"] for point in record["curve"]] == list(range(1, STEPS + 1))
     assert [workers for workers, _ in groupby(point["num_workers"] for point in record["curve"])] == [3, 2]
-    assert RLEdit.load(plan.artifact_dir).trained_policy().metric_bases
+    assert RLEdit.load(plan.artifact_dir).trained_policy().base_preconditioners
     compare_with_one_worker(plan, record["curve"], tmp_path)
 
 

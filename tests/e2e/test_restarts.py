@@ -41,7 +41,7 @@ def test_training_goes_on_from_its_checkpoint(home: Path) -> None:
     (artifact,) = (home / "hypernets").iterdir()
     record = json.loads((artifact / "artifact.json").read_text())["record"]
     assert [point["train_step"] for point in record["curve"]] == list(range(1, 61))
-    assert RLEdit.load(artifact).trained_policy().metric_bases
+    assert RLEdit.load(artifact).trained_policy().base_preconditioners
 
 
 def test_moments_are_whole_or_not_there(home: Path) -> None:

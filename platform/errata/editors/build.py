@@ -17,7 +17,7 @@ from errata.overrides import overridden
 def name_of(editor: Editor) -> str:
     """As EDITORS has it, with its host where that is another than usual; or the class's own."""
     name = _named(type(editor))
-    if isinstance(editor, EditorWrapper) and type(editor.host) is not editor.usual_host():
+    if isinstance(editor, EditorWrapper) and type(editor.host) is not editor.default_inner():
         return f"{name}/{name_of(editor.host)}"
     return name
 
@@ -49,11 +49,11 @@ def make_editor(
     kind, outer, inner = _kinds(name)
     editor: Any
     if issubclass(kind, EditorWrapper):
-        editor = kind(make_editor(inner or _named(kind.usual_host()), artifact, preset, None, device))
+        editor = kind(make_editor(inner or _named(kind.default_inner()), artifact, preset, None, device))
     elif inner:
         raise ValueError(f"{outer} is not made of another editor: {name!r}")
     else:
-        editor = kind.made(artifact, preset, device)
+        editor = kind.from_artifact(artifact, preset, device)
     for field, value in (settings or {}).items():
         if isinstance(editor, HypernetworkEditor):
             raise ValueError(
@@ -70,7 +70,7 @@ def needs(name: str, preset: str = "") -> str:
     """
     kind, outer, inner = _kinds(name)
     if issubclass(kind, EditorWrapper):
-        return needs(inner or _named(kind.usual_host()), preset)
+        return needs(inner or _named(kind.default_inner()), preset)
     if preset and issubclass(kind, HypernetworkEditor):
         raise ValueError(f"{outer} is trained, and takes no preset: train it with a plan that has one (docs/plans.md)")
     if preset:

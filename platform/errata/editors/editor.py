@@ -35,7 +35,7 @@ class Editor(ABC):
     modules: tuple[str, ...]
 
     @classmethod
-    def made(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
+    def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
         """One that can start, from the folder that it needs, if any, and one of its presets, if it has some.
 
         Raises `ValueError` that says what is missing, unknown or too much.
@@ -73,7 +73,7 @@ class Editor(ABC):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        alter: Callable[[WeightDelta], WeightDelta],
+        transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         """As `edit`, with the change altered before it is written, for editors that are made of this one.
@@ -81,7 +81,7 @@ class Editor(ABC):
         An editor that remembers what was written, or the model after it, overrides this: it must remember the altered change.
         """
         delta, after = self.edit(model, batch, state, cache)
-        return alter(delta), after
+        return transform(delta), after
 
 
 def check_batch(batch: EditBatch, max_batch: int) -> None:

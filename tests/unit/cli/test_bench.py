@@ -27,7 +27,9 @@ def files(model_dir: Path, world: World, tmp_path_factory: pytest.TempPathFactor
     (folder / "plain.txt").write_text("\n".join(world.plain_sentences(held_out=True)[:5]) + "\n\n")
     model = load(model_dir)
     batches = list(batches_of(world.edits("train", 10), 5))
-    editor = RLEdit(MODULES, rank=8).untrained(model, [EpisodeBatch(model, b).in_scope_texts for b in batches], batches, seed=0)
+    editor = RLEdit(MODULES, rank=8).initialised(
+        model, [EpisodeBatch(model, b).in_scope_texts for b in batches], batches, seed=0
+    )
     for name in ("one", "two"):
         editor.save(folder / name, {"train_s": 12.5})
     return {

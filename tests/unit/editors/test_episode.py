@@ -35,12 +35,12 @@ def ready(
 ) -> tuple[HypernetworkEditor, list[EpisodeBatch], dict[str, KeyPreconditioner]]:
     batches = list(batches_of(World(20).edits("train", 12), 3))
     steps = [EpisodeBatch(model, batch) for batch in batches]
-    editor = editor.untrained(model, [step.in_scope_texts for step in steps], batches, seed=0)
+    editor = editor.initialised(model, [step.in_scope_texts for step in steps], batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
         if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
             parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return editor, steps, {n: KeyPreconditioner.start(b) for n, b in editor.trained_policy().metric_bases.items()}
+    return editor, steps, {n: KeyPreconditioner.start(b) for n, b in editor.trained_policy().base_preconditioners.items()}
 
 
 @pytest.mark.parametrize("num_burn_in", [0, 1])
@@ -48,12 +48,12 @@ def ready(
 def test_every_update_is_credited_with_every_later_loss(
     tiny_model: LanguageModel, editor: HypernetworkEditor, num_burn_in: int
 ) -> None:
-    editor, steps, metrics = ready(tiny_model, editor)
+    editor, steps, preconditioners = ready(tiny_model, editor)
     net = editor.trained_policy().net
-    play(tiny_model, net, steps, metrics, REWARD, EpisodeOptions(num_passes=editor.num_passes, num_burn_in=num_burn_in))
+    play(tiny_model, net, steps, preconditioners, REWARD, EpisodeOptions(num_passes=editor.num_passes, num_burn_in=num_burn_in))
     played = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
-    play_in_one_graph(tiny_model, net, steps, metrics, REWARD, editor.num_passes, num_burn_in)
+    play_in_one_graph(tiny_model, net, steps, preconditioners, REWARD, editor.num_passes, num_burn_in)
     expected = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
     assert played.keys() == expected.keys()
     for name, grad in expected.items():
@@ -66,12 +66,12 @@ def test_the_size_of_an_update_is_that_of_its_matrix() -> None:
 
 
 def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
-    editor, steps, metrics = ready(tiny_model, UNDER_TEST["in-the-metric"])
+    editor, steps, preconditioners = ready(tiny_model, UNDER_TEST["in-the-metric"])
     net = editor.trained_policy().net
 
     def gradient_of(update_penalty: float) -> torch.Tensor:
         net.zero_grad()
-        play(tiny_model, net, steps[:1], metrics, Reward(update_penalty=update_penalty))
+        play(tiny_model, net, steps[:1], preconditioners, Reward(update_penalty=update_penalty))
         return torch.cat(
             [p.grad.reshape(-1) for n, p in net.named_parameters() if n.endswith("log_step_M") and p.grad is not None]
         )
@@ -83,10 +83,10 @@ def gradient(
     model: LanguageModel, editor: HypernetworkEditor, savings: MemoryOptions, reward: Reward = REWARD
 ) -> tuple[Tensor, dict[str, float]]:
     """Of an episode of five batches, as one vector, with the losses. What is kept is played from anew."""
-    editor, _, metrics = ready(model, editor)
+    editor, _, preconditioners = ready(model, editor)
     net = editor.trained_policy().net
     steps = [EpisodeBatch(model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 4)]
-    losses = play(model, net, steps, metrics, reward, EpisodeOptions(num_passes=editor.num_passes, savings=savings))
+    losses = play(model, net, steps, preconditioners, reward, EpisodeOptions(num_passes=editor.num_passes, savings=savings))
     return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]), losses
 
 
@@ -126,13 +126,13 @@ def test_savings_hold_less_for_the_backward_pass(tiny_model: LanguageModel) -> N
 @pytest.mark.parametrize("rule", ["in-the-metric-two-passes", "by-MEND"])
 def test_no_pass_has_more_texts_than_a_micro_batch(tiny_model: LanguageModel, rule: str) -> None:
     """Of first batches, of edits and of what they are scored on."""
-    editor, _, metrics = ready(tiny_model, UNDER_TEST[rule])
+    editor, _, preconditioners = ready(tiny_model, UNDER_TEST[rule])
     batches, found = list(batches_of(World(20).edits("train", 8), 4)), []
     text = [EpisodeBatch(tiny_model, batch).in_scope_texts for batch in batches]
     with tiny_model.module.register_forward_pre_hook(
         lambda _module, _args, kwargs: found.append(len(kwargs["input_ids"])), with_kwargs=True
     ):
-        editor.untrained(tiny_model, text, batches, seed=0, micro_batch=3)
+        editor.initialised(tiny_model, text, batches, seed=0, micro_batch=3)
         assert found == [3, 1, 3, 1]
         savings = MemoryOptions(micro_batch=3)
         steps = [EpisodeBatch(tiny_model, batch, savings=savings) for batch in batches]
@@ -140,7 +140,7 @@ def test_no_pass_has_more_texts_than_a_micro_batch(tiny_model: LanguageModel, ru
             tiny_model,
             editor.trained_policy().net,
             steps,
-            metrics,
+            preconditioners,
             REWARD,
             EpisodeOptions(num_passes=editor.num_passes, savings=savings),
         )
@@ -149,15 +149,17 @@ def test_no_pass_has_more_texts_than_a_micro_batch(tiny_model: LanguageModel, ru
 
 def test_the_first_batches_set_the_same_scales_in_parts(tiny_model: LanguageModel) -> None:
     batches, editor = list(batches_of(World(20).edits("train", 8), 4)), UNDER_TEST["by-ridge"]
-    whole, parts = (editor.untrained(tiny_model, [], batches, seed=0, micro_batch=size).trained_policy().net for size in (0, 3))
+    whole, parts = (
+        editor.initialised(tiny_model, [], batches, seed=0, micro_batch=size).trained_policy().net for size in (0, 3)
+    )
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_scored_no_more_is_not_kept(tiny_model: LanguageModel) -> None:
-    editor, _, metrics = ready(tiny_model, UNDER_TEST["in-the-metric"])
+    editor, _, preconditioners = ready(tiny_model, UNDER_TEST["in-the-metric"])
     steps = [EpisodeBatch(tiny_model, batch) for batch in batches_of(World(20).edits("train", 20), 4)]
-    play(tiny_model, editor.trained_policy().net, steps, metrics, REWARD)  # two earlier batches at most
+    play(tiny_model, editor.trained_policy().net, steps, preconditioners, REWARD)  # two earlier batches at most
     assert [bool(step._base_log_probs) for step in steps] == [False, False, False, True, True]
     assert [REWARD.earliest(t) for t in range(5)] == [0, 0, 0, 1, 2]
     assert replace(REWARD, backtrack_uniform=True).earliest(4) == 0

@@ -35,7 +35,7 @@ REWARD = Reward(backtrack_depth=1, locality_weight=0.5, update_penalty=1e-3)
 
 def ready(model: LanguageModel, editor: HypernetworkEditor) -> HypernetworkEditor:
     batches = list(batches_of(EDITS, 4))
-    editor = editor.untrained(model, [EpisodeBatch(model, batch).in_scope_texts for batch in batches], batches, seed=0)
+    editor = editor.initialised(model, [EpisodeBatch(model, batch).in_scope_texts for batch in batches], batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
         if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
@@ -44,12 +44,12 @@ def ready(model: LanguageModel, editor: HypernetworkEditor) -> HypernetworkEdito
 
 
 def fold(editor: HypernetworkEditor) -> list[Fold]:
-    return [Fold(EDITS, editor.trained_policy().metric_bases)]
+    return [Fold(EDITS, editor.trained_policy().base_preconditioners)]
 
 
 def test_untrained_mend_adds_up_rank_one_changes(tiny_model: LanguageModel) -> None:
     batch = next(batches_of(EDITS, 4))
-    editor = MEND(MODULES, rank=8).untrained(tiny_model, [], [batch], seed=0)
+    editor = MEND(MODULES, rank=8).initialised(tiny_model, [], [batch], seed=0)
     delta, _ = editor.edit(tiny_model, batch, EditorState())
     net = editor.trained_policy().net
     captured, _ = capture(tiny_model.module, encode(tiny_model.tokenizer, batch.prompts, batch.targets), net.spec.names, True)
@@ -65,7 +65,7 @@ def test_untrained_mend_adds_up_rank_one_changes(tiny_model: LanguageModel) -> N
 
 def test_published_mend_starts_at_its_published_step(tiny_model: LanguageModel) -> None:
     batch = next(batches_of(EDITS, 2))
-    editor = MEND.preset("llama3_8b", modules=MODULES, rank=8).untrained(tiny_model, [], [batch], seed=0)
+    editor = MEND.preset("llama3_8b", modules=MODULES, rank=8).initialised(tiny_model, [], [batch], seed=0)
     (net,) = editor.trained_policy().net.nets.values()
     assert net.log_step_M.exp().tolist() == pytest.approx([1e-4] * len(net.log_step_M))
 
@@ -121,23 +121,23 @@ def test_folds_take_turns_each_in_its_own_metric(tiny_model: LanguageModel, monk
     folds = []
     for own, other in (FOLDS, FOLDS[::-1]):
         text = [EpisodeBatch(tiny_model, batch).in_scope_texts for batch in batches_of(world.edits(other, 12), 4)]
-        folds.append(Fold(world.edits(own, 12), editor.measured_bases(tiny_model, text)))
+        folds.append(Fold(world.edits(own, 12), editor.measure_preconditioners(tiny_model, text)))
     seen: list[tuple[set[str | None], Mapping[str, KeyPreconditioner]]] = []
 
     def watch(
-        model: LanguageModel, net: Any, steps: list[EpisodeBatch], metrics: Mapping[str, KeyPreconditioner], *rest: Any
+        model: LanguageModel, net: Any, steps: list[EpisodeBatch], preconditioners: Mapping[str, KeyPreconditioner], *rest: Any
     ) -> Any:
-        seen.append(({edit.subject for step in steps for edit in step.batch}, metrics))
-        return play(model, net, steps, metrics, *rest)
+        seen.append(({edit.subject for step in steps for edit in step.batch}, preconditioners))
+        return play(model, net, steps, preconditioners, *rest)
 
     monkeypatch.setattr(training, "play", watch)
     trainer = Trainer(editor, tiny_model, folds, Schedule(batches=2, batch_size=4, episodes=1), seed=0)
     for _ in range(4):
         trainer.step()
-    for index, (subjects, metrics) in enumerate(seen):
+    for index, (subjects, preconditioners) in enumerate(seen):
         own = folds[index % 2]
         assert subjects <= set(world.people(FOLDS[index % 2]))
-        assert all(torch.equal(metric.base_II, own.metric_bases[name]) for name, metric in metrics.items())
+        assert all(torch.equal(metric.base_II, own.base_preconditioners[name]) for name, metric in preconditioners.items())
 
 
 def test_which_batches_are_backtracked() -> None:

@@ -107,7 +107,7 @@ def test_the_subject_is_found_whatever_the_tokenizer_does(side: str, bos: bool) 
         )
         assert model.tokenizer("a lamp")["input_ids"][0] == model.tokenizer.eos_token_id
     asked = tokenise_at_subject(model, EditBatch(EDITS), Contexts(CONTEXTS))
-    rows = asked.encoded.input_ids_BS[torch.arange(len(asked.place_B)), asked.place_B]
+    rows = asked.encoded.input_ids_BS[torch.arange(len(asked.position_B)), asked.position_B]
     last_words = [(edit.subject or "").split()[-1] for edit in EDITS for _ in CONTEXTS]
     assert rows.tolist() == model.tokenizer.convert_tokens_to_ids(last_words)
     assert asked.edit_B.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -119,7 +119,7 @@ def test_an_edit_without_a_subject_is_refused_or_written_at_its_end() -> None:
     with pytest.raises(EditRejected, match="name it") as refused:
         tokenise_at_subject(model, batch, Contexts())
     assert refused.value.edit == 1
-    positions = {p: tokenise_at_subject(model, batch, Contexts(position=p)).place_B.tolist() for p in ("either", "prompt")}
+    positions = {p: tokenise_at_subject(model, batch, Contexts(position=p)).position_B.tolist() for p in ("either", "prompt")}
     assert positions == {"either": [1, 2], "prompt": [3, 2]}
 
 

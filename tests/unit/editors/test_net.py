@@ -39,7 +39,7 @@ def rows(num_rows: dict[str, int]) -> dict[str, Captured]:
     return found
 
 
-def metrics() -> dict[str, KeyPreconditioner]:
+def preconditioners() -> dict[str, KeyPreconditioner]:
     moments = {m.name: randn(40, m.num_in, seed=300 + i) for i, m in enumerate(SPEC.matrices) if "up_proj" not in m.name}
     return {name: KeyPreconditioner.start(base_preconditioner(x.T @ x, 1.0)) for name, x in moments.items()}
 
@@ -55,10 +55,10 @@ def test_a_matrix_gets_alone_what_it_gets_among_others(rule: Rule, rows_at_once:
     monkeypatch.setattr(net_module, "ROWS_AT_ONCE", rows_at_once)
     net = a_net(rule)
     captured = rows({"layers.1.mlp.down_proj": 3, "layers.2.mlp.down_proj": 8} if rule == "outer" else {})
-    together = net.propose(captured, metrics())
+    together = net.propose(captured, preconditioners())
     alone: dict[str, Proposal] = {}
     for name, own in captured.items():
-        alone |= net.propose({name: own}, metrics())
+        alone |= net.propose({name: own}, preconditioners())
     assert list(together) == list(alone) == list(SPEC.names)
     for name, one in together.items():
         assert len(one.V_nI) == len(one.Z_nO) == len(captured[name].keys_TI)
@@ -69,10 +69,10 @@ def test_a_matrix_gets_alone_what_it_gets_among_others(rule: Rule, rows_at_once:
 def test_passes_over_the_same_keys_share_the_solve() -> None:
     net, captured, shared = a_net("solve"), rows({}), {}
     with torch.no_grad():
-        first = net.propose(captured, metrics(), shared)
+        first = net.propose(captured, preconditioners(), shared)
         kept = {name: dict(found.inverses) for name, found in shared.items()}
-        second = net.propose(captured, metrics(), shared)
-    assert sum(map(len, kept.values())) == len(SPEC.matrices) and len(kept) == len(metrics())
+        second = net.propose(captured, preconditioners(), shared)
+    assert sum(map(len, kept.values())) == len(SPEC.matrices) and len(kept) == len(preconditioners())
     assert all(shared[name].inverses[ridge] is inverse for name, found in kept.items() for ridge, inverse in found.items())
     for name in first:
         assert torch.equal(first[name].Z_nO, second[name].Z_nO)
@@ -82,17 +82,17 @@ def test_one_matrix_without_a_solution_is_refused_among_others() -> None:
     net, captured = a_net("solve"), rows({})
     captured["layers.1.mlp.down_proj"].keys_TI.mul_(float("nan"))
     with pytest.raises(EditRejected, match="no solution"):
-        net.propose(captured, metrics())
+        net.propose(captured, preconditioners())
 
 
 def test_the_network_is_a_stage_of_its_own() -> None:
     with stage_seconds() as seconds:
-        a_net("solve").propose(rows({}), metrics())
+        a_net("solve").propose(rows({}), preconditioners())
     assert 0 < seconds["network"] < seconds["total"]
 
 
 def test_metrics_remember_together_what_each_remembers_alone() -> None:
-    before = metrics()
+    before = preconditioners()
     keys = {name: own.keys_TI for name, own in rows({"layers.1.mlp.down_proj": 3}).items() if name in before}
     after = with_keys(before, keys, 0.5)
     assert list(after) == list(before)

@@ -344,14 +344,14 @@ def protected_rome(
     total_OI, made, changes = torch.zeros_like(weight_of(model, name)), 0, []
     for batch in batches:
         H_OR, B_OQ = protected(editor, total_OI, moments.directions[name], made, made + len(batch))
-        avoided, projector_OO = [], None
+        penalties, projector_OO = [], None
         if isinstance(editor, OEdit):
             weighed = [(editor.past_weight, H_OR), (editor.knowledge_weight, B_OQ)]
-            avoided = [OrthogonalityPenalty(weight, basis) for weight, basis in weighed if basis.shape[1]]
+            penalties = [OrthogonalityPenalty(weight, basis) for weight, basis in weighed if basis.shape[1]]
         else:
             both_OR = torch.cat([H_OR, B_OQ], 1)
             projector_OO = torch.eye(len(both_OR), dtype=torch.float64) - both_OR @ torch.linalg.pinv(both_OR)
-        wanted_nO = find_targets(model, batch, name, Contexts(contexts), editor.host.search, avoided).wanted_nD
+        wanted_nO = find_targets(model, batch, name, Contexts(contexts), editor.host.search, penalties).wanted_nD
         change_OI = rome_batch(model, batch, contexts, name, wanted_nO, C_II, projector_OO=projector_OO)
         total_OI, made = total_OI + change_OI, made + len(batch)
         changes.append({name: change_OI})
@@ -563,7 +563,7 @@ def test_a_name_makes_an_editor_of_that_name(artifact: Path, name: str) -> None:
         assert type(editor) is EDITORS[expected]
         editor = editor.host if isinstance(editor, EditorWrapper) else editor
     while isinstance(editor, EditorWrapper):
-        assert type(editor.host) is editor.usual_host()
+        assert type(editor.host) is editor.default_inner()
         editor = editor.host
     assert isinstance(editor, LocateThenEdit) and editor.moments is not None
     assert set(editor.modules) == set(editor.moments.by_input) and len(editor.modules) == 2
@@ -705,7 +705,7 @@ def test_a_preset_takes_other_fields(name: str, preset: str) -> None:
 @pytest.mark.parametrize("name", LOCATED)
 def test_the_testbeds_preset_starts_on_its_model(name: str) -> None:
     """A Llama with down-projections, no contexts but the bare prompt, and moments that have an inverse."""
-    model, one = a_model("llama"), EDITORS[name].one_matrix  # type: ignore[attr-defined]
+    model, one = a_model("llama"), EDITORS[name].single_matrix  # type: ignore[attr-defined]
     settings = {"modules": ",".join(MODULES["llama"][1 if one else 0 :])}
     if name == "AlphaEdit":
         settings["threshold"] = "0.1"  # a model that was not trained uses nearly all directions

@@ -95,7 +95,7 @@ def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel
     world = World(20)
     batches = list(batches_of(world.edits("train", 20), 5))
     editor = RLEdit(("layers.1.mlp.down_proj",), rank=8)
-    editor = editor.untrained(tiny_model, [EpisodeBatch(tiny_model, b).in_scope_texts for b in batches], batches, seed=0)
+    editor = editor.initialised(tiny_model, [EpisodeBatch(tiny_model, b).in_scope_texts for b in batches], batches, seed=0)
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
     stream = BenchmarkStream(
         tuple(world.edits("validation", 10)), tuple(world.plain_sentences(held_out=True)), 5, checkpoints=()

@@ -16,7 +16,7 @@ from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, batches_of
 from errata.editors import Editor
-from errata.editors.hypernet.episode import EpisodeBatch, play
+from errata.editors.hypernet.episode import EpisodeBatch, EpisodeOptions, play
 from errata.editors.hypernet.reward import MemoryOptions, Reward
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.solve import KeyPreconditioner
@@ -89,11 +89,11 @@ def test_every_editor_makes_the_change_that_it_makes_on_one_device(make: Callabl
 def test_a_policy_is_trained_over_two_devices(savings: MemoryOptions) -> None:
     def gradient(model: LanguageModel) -> tuple[torch.Tensor, dict[str, float]]:
         editor = RLEdit(("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"), rank=8, metric_strength=10.0)
-        text = [EpisodeBatch(model, batch).outcomes for batch in BATCHES]
-        policy = editor.untrained(model, text, BATCHES, seed=0).trained_policy()
-        metrics = {name: KeyPreconditioner.start(base_II) for name, base_II in policy.metric_bases.items()}
+        text = [EpisodeBatch(model, batch).in_scope_texts for batch in BATCHES]
+        policy = editor.initialised(model, text, BATCHES, seed=0).trained_policy()
+        metrics = {name: KeyPreconditioner.start(base_II) for name, base_II in policy.base_preconditioners.items()}
         steps = [EpisodeBatch(model, batch, savings=savings) for batch in BATCHES]
-        losses = play(model, policy.net, steps, metrics, Reward(), savings=savings)
+        losses = play(model, policy.net, steps, metrics, Reward(), EpisodeOptions(savings=savings))
         grads = [p.grad for p in policy.net.parameters() if p.grad is not None]
         assert {grad.device for grad in grads} == {model.device}
         return torch.cat([grad.reshape(-1).cpu() for grad in grads]), losses
@@ -118,9 +118,9 @@ def test_an_update_is_measured_over_two_devices(layer: int, random_delta: Callab
         edits = [Edit(prompt, word) for prompt, word in zip(prompts, said, strict=True)]
         lenient, probes = Guard(change=Limit(math.inf, math.inf)), Probes(tuple(prompts[:2]), sentences)
         inspector = Inspector(model, find_matrices(model.module, [name]), lenient, probes)
-        inspector.stand_at(edits[2:4])
+        inspector.at_version(edits[2:4])
         inspector.measure(EditBatch(tuple(edits[4:])), WeightDelta({}))  # so that the trunk of each text is there
-        return inspector.measure(EditBatch(tuple(edits[4:])), delta), inspector.is_pointwise
+        return inspector.measure(EditBatch(tuple(edits[4:])), delta)[0], inspector.passes.is_pointwise
 
     expected, is_pointwise = measured(on_one())
     with two_accelerators():

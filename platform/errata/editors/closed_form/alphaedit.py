@@ -27,8 +27,8 @@ class AlphaEdit(MultiLayerEditor):
     memory: float = 1.0
 
     @property
-    def remembers(self) -> float:
+    def past_weight(self) -> float:
         return self.memory
 
-    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def inverse_covariances(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: null_space(C_II, self.threshold, self.relative) / self.ridge for name, C_II in moments.items()}

@@ -43,12 +43,12 @@ class Contexts:
     def bare(self) -> Contexts:
         return Contexts(position=self.position)
 
-    def are_at_subject(self, edit: Edit) -> bool:
+    def writes_at_subject(self, edit: Edit) -> bool:
         return self.position != "prompt" and edit.subject is not None
 
-    def place(self, edit: Edit, index: int) -> int:
+    def edit_position(self, edit: Edit, index: int) -> int:
         """The number of characters of the prompt up to where it is written. Raises `EditRejected` if a subject is missing."""
-        if self.are_at_subject(edit):
+        if self.writes_at_subject(edit):
             assert edit.subject is not None
             return edit.prompt.index(edit.subject) + len(edit.subject)
         if self.position == "subject":
@@ -60,12 +60,14 @@ class Contexts:
 
 @dataclass(frozen=True)
 class EditPrompts:
-    """Row b is edit `edit_B[b]` with its answer; it is written at token `place_B[b]`, and counts `weight_B[b]` in a mean over
-    the edit's rows."""
+    """The edits of a batch in their contexts, tokenised: row b is edit `edit_B[b]` with its answer.
+
+    It is written at token `position_B[b]`, and has weight `weight_B[b]` in a mean over the edit's rows.
+    """
 
     encoded: Encoded
     edit_B: Tensor
-    place_B: Tensor
+    position_B: Tensor
     weight_B: Tensor
 
     def mean(self, rows_BF: Tensor) -> Tensor:
@@ -74,17 +76,17 @@ class EditPrompts:
         weight_B = self.weight_B.to(rows_BF).view(-1, *[1] * (rows_BF.dim() - 1))
         return means_nF.index_add(0, self.edit_B, weight_B * rows_BF)
 
-    def at_place(self, rows_BSF: Tensor) -> Tensor:
+    def at_edit_position(self, rows_BSF: Tensor) -> Tensor:
         """Of each row what stands where it is written, [B, F] in fp32 at least, where the tokens are."""
-        rows_BF = rows_BSF[torch.arange(len(self.place_B), device=rows_BSF.device), self.place_B.to(rows_BSF.device)]
-        return rows_BF.to(self.place_B.device, torch.promote_types(rows_BF.dtype, torch.float32))
+        rows_BF = rows_BSF[torch.arange(len(self.position_B), device=rows_BSF.device), self.position_B.to(rows_BSF.device)]
+        return rows_BF.to(self.position_B.device, torch.promote_types(rows_BF.dtype, torch.float32))
 
 
 def tokenise_at_subject(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = True) -> EditPrompts:
     """Every edit in every context. Raises `EditRejected` for an edit without the subject that it is to be written at."""
     prompts, targets, ends, owners = [], [], [], []
     for index, edit in enumerate(batch):
-        end = contexts.place(edit, index)
+        end = contexts.edit_position(edit, index)
         for context in contexts.texts:
             prompts.append(context + edit.prompt)
             targets.append(edit.target)

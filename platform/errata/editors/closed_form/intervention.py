@@ -33,7 +33,7 @@ class Intervention:
 
     def __init__(self, model: LanguageModel, batch: EditBatch, site: str, contexts: Contexts, eos: bool) -> None:
         asked = tokenise_at_subject(model, batch, contexts, eos)
-        with_anchor = [index for index, edit in enumerate(batch) if contexts.are_at_subject(edit)]
+        with_anchor = [index for index, edit in enumerate(batch) if contexts.writes_at_subject(edit)]
         anchors = [_anchor(batch.edits[index]) for index in with_anchor]
         rows = _stacked(asked, _first_token_only(_anchored(model, anchors, with_anchor))) if anchors else asked
         self.model, self.module, self.num_edits = model, model.module.get_submodule(site), len(batch)
@@ -49,7 +49,7 @@ class Intervention:
             output_BD, log_probs_TV = self._first_pass(rows)
         self.before_nD = output_BD[:: len(contexts.texts)][: len(batch)]
         self.anchor_mV = self._at_anchors(log_probs_TV)
-        self.trunk = PrefixCache(model.module, [site])
+        self.cache = PrefixCache(model.module, [site])
 
     def losses(self, change_nD: Tensor) -> tuple[Tensor, Tensor]:
         """Of each edit the mean -log p of its answer and the KL of its anchor, with `change_nD` added to the output."""
@@ -60,7 +60,7 @@ class Intervention:
             added = torch.cat([tensor[:, :1] + change_BD[:, None], tensor[:, 1:]], 1)  # the place is where the rest begins
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
-        with _hooked(self.module, add), self.trunk.once(self.kept.rest):
+        with _hooked(self.module, add), self.cache.reusing(self.kept.rest):
             log_probs_TV = answer_log_probs(self.model.module, self.kept.rest, **self.kept.arguments())
         nll_T = answer_nll(log_probs_TV, self.kept.rest).to(self.share_T.device)[self.is_answer_T]
         nothing_n = change_nD.new_zeros(self.num_edits)
@@ -75,7 +75,7 @@ class Intervention:
         found: list[Tensor] = []
 
         def watch(_module: Any, _args: Any, output: Any) -> None:
-            found.append(rows.at_place(_tensor(output)))
+            found.append(rows.at_edit_position(_tensor(output)))
 
         cache = DynamicCache()
         with _hooked(self.module, watch):
@@ -91,10 +91,10 @@ class _Prefix:
     """
 
     def __init__(self, rows: EditPrompts) -> None:
-        encoded, place_B = rows.encoded, rows.place_B
-        device, width = place_B.device, encoded.input_ids_BS.shape[1]
-        self.num_before = int(place_B.max())
-        index_BS = place_B[:, None] + torch.arange(width - int(place_B.min()), device=device)
+        encoded, position_B = rows.encoded, rows.position_B
+        device, width = position_B.device, encoded.input_ids_BS.shape[1]
+        self.num_before = int(position_B.max())
+        index_BS = position_B[:, None] + torch.arange(width - int(position_B.min()), device=device)
         inside_BS = index_BS < width
 
         def after(tensor_BS: Tensor, fill: int) -> Tensor:
@@ -102,7 +102,7 @@ class _Prefix:
 
         mask_BS = after(encoded.attention_mask_BS, 0)
         length = int(mask_BS.sum(1).max())
-        self.index_BP = torch.arange(self.num_before, device=device) - self.num_before + place_B[:, None]
+        self.index_BP = torch.arange(self.num_before, device=device) - self.num_before + position_B[:, None]
         labels_BS = after(encoded.labels_BS, IGNORED)[:, :length]
         self.rest = Encoded(after(encoded.input_ids_BS, 0)[:, :length], mask_BS[:, :length], labels_BS)
         self.mask_BS = torch.cat([(self.index_BP >= 0).to(mask_BS), mask_BS[:, :length]], 1)
@@ -165,5 +165,5 @@ def _stacked(first: EditPrompts, second: EditPrompts) -> EditPrompts:
         return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
     encoded = Encoded(together("input_ids_BS", 0), together("attention_mask_BS", 0), together("labels_BS", IGNORED))
-    joined = [torch.cat([getattr(first, name), getattr(second, name)]) for name in ("edit_B", "place_B", "weight_B")]
+    joined = [torch.cat([getattr(first, name), getattr(second, name)]) for name in ("edit_B", "position_B", "weight_B")]
     return EditPrompts(encoded, *joined)

@@ -52,14 +52,14 @@ class LocateThenEdit(Editor):
     max_batch: int = 1000
     moments: Moments | None = field(default=None, compare=False, repr=False)
 
-    one_matrix: ClassVar[bool] = False
+    single_matrix: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.position not in get_args(Position):
             raise ValueError(f"position is one of {', '.join(get_args(Position))}, not {self.position!r}")
 
     @abstractmethod
-    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def inverse_covariances(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """P of each matrix before the first edit, [I, I] in fp64: it costs `k P⁻¹ k` to move what answers the key k."""
 
     @abstractmethod
@@ -68,13 +68,13 @@ class LocateThenEdit(Editor):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, KeyPreconditioner],
-        avoided: Sequence[OrthogonalityPenalty] = (),
+        preconditioners: Mapping[str, KeyPreconditioner],
+        penalties: Sequence[OrthogonalityPenalty] = (),
     ) -> WeightDelta:
-        """The change of every matrix; `avoided` goes into the search for the targets."""
+        """The change of every matrix; `penalties` goes into the search for the targets."""
 
     @property
-    def remembers(self) -> float:
+    def past_weight(self) -> float:
         """The weight of a past key in P; 0 if none is kept."""
         return 0.0
 
@@ -86,7 +86,7 @@ class LocateThenEdit(Editor):
         return replace(self, moments=moments)
 
     @classmethod
-    def made(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
+    def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
         """With the moments of a folder; without a preset, editing the matrices that it has moments of."""
         editor = cls() if preset is None else cls.preset(preset)
         if artifact is None:
@@ -97,7 +97,7 @@ class LocateThenEdit(Editor):
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         name = type(self).__name__
         check_modules(self.modules, model, spec)
-        if self.one_matrix and len(spec.matrices) != 1:
+        if self.single_matrix and len(spec.matrices) != 1:
             raise ValueError(f"{name} writes into one matrix, and its modules are {', '.join(spec.names)}")
         known = self.moments.by_input if self.moments is not None else {}
         if missing := [matrix for matrix in spec.names if self.needs_moments and matrix not in known]:
@@ -106,7 +106,7 @@ class LocateThenEdit(Editor):
             check_is_read(model, block_of(spec.names[-1]))
         texts = sample_contexts(model, self.context_words, self.context_lengths, self.seed)
         written = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
-        return EditorState(0, {"contexts": written}, {"preconditioners": self._metrics(spec)})
+        return EditorState(0, {"contexts": written}, {"preconditioners": self._first_preconditioners(spec)})
 
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
@@ -118,46 +118,48 @@ class LocateThenEdit(Editor):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        alter: Callable[[WeightDelta], WeightDelta],
+        transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
-        avoided: Sequence[OrthogonalityPenalty] = (),
+        penalties: Sequence[OrthogonalityPenalty] = (),
     ) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.max_batch)
-        metrics = self.metrics(model, state)
-        delta = alter(self.write(model, batch, state, metrics, avoided).beside(model.module))
-        return self.remember(model, batch, state, metrics, delta)
+        preconditioners = self.preconditioners(model, state)
+        delta = transform(self.write(model, batch, state, preconditioners, penalties).beside(model.module))
+        return self.remember(model, batch, state, preconditioners, delta)
 
-    def metrics(self, model: LanguageModel, state: EditorState) -> dict[str, KeyPreconditioner]:
+    def preconditioners(self, model: LanguageModel, state: EditorState) -> dict[str, KeyPreconditioner]:
         """By matrix, with every past key of the state."""
         spec = find_matrices(model.module, self.modules)
-        return preconditioners_of(state, lambda: {name: m.base_II for name, m in self._metrics(spec).items()}, self.remembers)
+        return preconditioners_of(
+            state, lambda: {name: m.base_II for name, m in self._first_preconditioners(spec).items()}, self.past_weight
+        )
 
     def remember(
         self,
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, KeyPreconditioner],
+        preconditioners: Mapping[str, KeyPreconditioner],
         delta: WeightDelta,
     ) -> tuple[WeightDelta, EditorState]:
         """What an edit returns, once `delta` is what will be written. Raises `EditRejected` if it is not finite."""
         if not delta.is_finite:
             raise EditRejected("the update is not finite", code=Code.NOT_FINITE)
         keys: dict[str, Tensor] = {}
-        if self.remembers:
+        if self.past_weight:
             asked = tokenise_at_subject(model, batch, self.contexts(state))
             with applied(model.module, delta), timed("capture"):
                 keys = {n: asked.mean(rows_BI) for n, rows_BI in inputs_at(model, asked, tuple(delta.parts)).items()}
-        return delta, next_state(state, len(batch), metrics, keys, self.remembers)
+        return delta, next_state(state, len(batch), preconditioners, keys, self.past_weight)
 
     def contexts(self, state: EditorState) -> Contexts:
         return Contexts(contexts_of(state), self.bare_share, self.position)
 
-    def _metrics(self, spec: ModelSpec) -> dict[str, KeyPreconditioner]:
+    def _first_preconditioners(self, spec: ModelSpec) -> dict[str, KeyPreconditioner]:
         if not self.needs_moments:
             return {}
         assert self.moments is not None
-        bases = self.bases({name: self.moments.by_input[name] for name in spec.names})
+        bases = self.inverse_covariances({name: self.moments.by_input[name] for name in spec.names})
         return {name: KeyPreconditioner.start(base_II) for name, base_II in bases.items()}
 
 
@@ -188,7 +190,7 @@ def inputs_at(model: LanguageModel, asked: EditPrompts, names: Sequence[str]) ->
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
-        return lambda _module, args: found.update({name: asked.at_place(args[0])})
+        return lambda _module, args: found.update({name: asked.at_edit_position(args[0])})
 
     handles = [model.module.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     _forward(model, asked, handles)
@@ -201,7 +203,7 @@ def output_at(model: LanguageModel, asked: EditPrompts, name: str) -> Tensor:
     found: list[Tensor] = []
 
     def watch(_module: Any, _args: Any, output: Any) -> None:
-        found.append(asked.at_place(output[0] if isinstance(output, tuple) else output))
+        found.append(asked.at_edit_position(output[0] if isinstance(output, tuple) else output))
 
     _forward(model, asked, [model.module.get_submodule(name).register_forward_hook(watch)])
     return found[0]

@@ -26,8 +26,8 @@ class MEMIT(MultiLayerEditor):
     memory: float = 0.0
 
     @property
-    def remembers(self) -> float:
+    def past_weight(self) -> float:
         return self.memory
 
-    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def inverse_covariances(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: inverse(C_II, self.moment_weight, self.floor) for name, C_II in moments.items()}

@@ -41,12 +41,14 @@ class MultiLayerEditor(LocateThenEdit):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, KeyPreconditioner],
-        avoided: Sequence[OrthogonalityPenalty] = (),
+        preconditioners: Mapping[str, KeyPreconditioner],
+        penalties: Sequence[OrthogonalityPenalty] = (),
     ) -> WeightDelta:
         names, contexts = find_matrices(model.module, self.modules).names, self.contexts(state)
-        wanted_nD = find_targets(model, batch, block_of(names[-1]), contexts, self.search, avoided).wanted_nD
-        return write_layers(model, batch, contexts, names, wanted_nD, lambda name, keys_nI: KeyGram.of(keys_nI, metrics[name]))
+        wanted_nD = find_targets(model, batch, block_of(names[-1]), contexts, self.search, penalties).wanted_nD
+        return write_layers(
+            model, batch, contexts, names, wanted_nD, lambda name, keys_nI: KeyGram.of(keys_nI, preconditioners[name])
+        )
 
 
 def write_layers(
@@ -55,9 +57,9 @@ def write_layers(
     contexts: Contexts,
     names: Sequence[str],
     wanted_nD: Tensor,
-    rows_of: Callable[[str, Tensor], KeyGram],
+    gram_of: Callable[[str, Tensor], KeyGram],
 ) -> WeightDelta:
-    """One pass over the matrices `names`, first to last; `rows_of(name, keys_nI)` has the metric of each."""
+    """One pass over the matrices `names`, first to last; `gram_of(name, keys_nI)` has the metric of each."""
     asked, bare = tokenise_at_subject(model, batch, contexts), tokenise_at_subject(model, batch, contexts.bare())
     site, ridge = block_of(names[-1]), torch.zeros((), device=model.device)  # its logarithm: the ridge is in the metric
     delta = WeightDelta({})
@@ -66,7 +68,7 @@ def write_layers(
             keys_nI = asked.mean(inputs_at(model, asked, [name])[name])
             now_nD = output_at(model, bare, site)
         with timed("solve"), torch.no_grad():
-            rows = rows_of(name, keys_nI)
+            rows = gram_of(name, keys_nI)
             Z_nO = rows.solve((wanted_nD - now_nD) / (len(names) - index), ridge)
         delta = WeightDelta({**delta.parts, name: LowRank(Z_nO.T, rows.V_nI.T)})
     return delta

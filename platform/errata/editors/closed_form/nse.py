@@ -49,10 +49,10 @@ class NSE(MultiLayerEditor):
     max_iterations: int = 3
 
     @property
-    def remembers(self) -> float:
+    def past_weight(self) -> float:
         return self.memory
 
-    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def inverse_covariances(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: inverse(C_II, self.moment_weight, self.floor) for name, C_II in moments.items()}
 
     def remember(
@@ -60,10 +60,10 @@ class NSE(MultiLayerEditor):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, KeyPreconditioner],
+        preconditioners: Mapping[str, KeyPreconditioner],
         delta: WeightDelta,
     ) -> tuple[WeightDelta, EditorState]:
-        delta, after = super().remember(model, batch, state, metrics, delta)
+        delta, after = super().remember(model, batch, state, preconditioners, delta)
         return delta, with_accumulated(after, accumulate(state, delta))
 
     def write(
@@ -71,17 +71,17 @@ class NSE(MultiLayerEditor):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, KeyPreconditioner],
-        avoided: Sequence[OrthogonalityPenalty] = (),
+        preconditioners: Mapping[str, KeyPreconditioner],
+        penalties: Sequence[OrthogonalityPenalty] = (),
     ) -> WeightDelta:
         spec, contexts = find_matrices(model.module, self.modules), self.contexts(state)
         site = block_of(spec.names[-1])
         with applied(model.module, accumulated_delta(state).scaled(-1.0)):
-            wanted_nD = find_targets(model, batch, site, contexts, self.search, avoided).wanted_nD
+            wanted_nD = find_targets(model, batch, site, contexts, self.search, penalties).wanted_nD
 
-        def rows_of(name: str, keys_nI: Tensor) -> KeyGram:
+        def gram_of(name: str, keys_nI: Tensor) -> KeyGram:
             if self.neurons >= 1.0:
-                return KeyGram.of(keys_nI, metrics[name])
+                return KeyGram.of(keys_nI, preconditioners[name])
             return self._rows_of_neurons(name, keys_nI, state)
 
         none = torch.zeros(0, device=model.device)
@@ -92,7 +92,7 @@ class NSE(MultiLayerEditor):
                 if not chosen:
                     break
                 part = EditBatch(tuple(batch.edits[index] for index in chosen))
-                delta = chained([delta, write_layers(model, part, contexts, spec.names, wanted_nD[chosen], rows_of)])
+                delta = chained([delta, write_layers(model, part, contexts, spec.names, wanted_nD[chosen], gram_of)])
         return delta
 
     def _unfinished(

@@ -47,13 +47,13 @@ class ROME(LocateThenEdit):
     use_moments: bool = True
     floor: float = 0.0
 
-    one_matrix: ClassVar[bool] = True
+    single_matrix: ClassVar[bool] = True
 
     @property
     def needs_moments(self) -> bool:
         return self.use_moments
 
-    def bases(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def inverse_covariances(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: inverse(C_II, 1.0, self.floor) for name, C_II in moments.items()}
 
     def write(
@@ -61,15 +61,15 @@ class ROME(LocateThenEdit):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        metrics: Mapping[str, KeyPreconditioner],
-        avoided: Sequence[OrthogonalityPenalty] = (),
+        preconditioners: Mapping[str, KeyPreconditioner],
+        penalties: Sequence[OrthogonalityPenalty] = (),
     ) -> WeightDelta:
         (name,) = find_matrices(model.module, self.modules).names
-        wanted_nO = find_targets(model, batch, name, self.contexts(state), self.search, avoided).wanted_nD
+        wanted_nO = find_targets(model, batch, name, self.contexts(state), self.search, penalties).wanted_nD
         with timed("capture"):
             direction_nI, keys_nI, now_nO = self.keys(model, batch, state, name)
         with timed("solve"), torch.no_grad():
-            u_nI = metrics[name].apply(direction_nI) if name in metrics else direction_nI.double()
+            u_nI = preconditioners[name].apply(direction_nI) if name in preconditioners else direction_nI.double()
             return WeightDelta({name: one_by_one(u_nI, keys_nI.double(), (wanted_nO - now_nO).double())})
 
     def keys(self, model: LanguageModel, batch: EditBatch, state: EditorState, name: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,7 +71,7 @@ def find_targets(
     site: str,
     contexts: Contexts,
     search: Search,
-    avoided: Sequence[OrthogonalityPenalty] = (),
+    penalties: Sequence[OrthogonalityPenalty] = (),
 ) -> Targets:
     """The targets of a batch at the output of module `site`. Raises `EditRejected` naming an edit whose loss is no number."""
     written_at = Intervention(model, batch, site, contexts, search.eos)
@@ -84,7 +84,7 @@ def find_targets(
         with torch.enable_grad():
             nll_n, kl_n = written_at.losses(change_nD)
             loss_n = nll_n + search.kl_weight * kl_n + search.decay * change_nD.norm(dim=1) / norm_n.square()
-            loss_n = loss_n + sum(each.cost(change_nD) for each in avoided)
+            loss_n = loss_n + sum(each.cost(change_nD) for each in penalties)
         if not bool(torch.isfinite(loss_n).all()):
             index = int((~torch.isfinite(loss_n)).nonzero()[0])
             raise EditRejected(

@@ -41,7 +41,7 @@ class Policy:
     """What training makes: the network, and the fixed part of each input's metric, `(c C + I)⁻¹`."""
 
     net: Hypernetwork
-    metric_bases: Mapping[str, Tensor] = field(default_factory=dict)
+    base_preconditioners: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class HypernetworkEditor(Editor):
     rule: ClassVar[Rule] = "solve"
     trains_on_sequences: ClassVar[bool] = False
 
-    def untrained(
+    def initialised(
         self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int, micro_batch: int = 0
     ) -> Self:
         """With a new policy: the metric from `text`, the normaliser from the batches `first` and the first scales from the
         last of them. At most `micro_batch` texts at a time go through the model, or with 0 all of a batch."""
-        spec, bases = find_matrices(model.module, self.modules), self.measured_bases(model, text)
+        spec, bases = find_matrices(model.module, self.modules), self.measure_preconditioners(model, text)
         net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
         captured: dict[str, Captured] = {}
         for batch in first:
@@ -88,7 +88,7 @@ class HypernetworkEditor(Editor):
             )
         return replace(self, policy=Policy(net, bases))
 
-    def measured_bases(self, model: LanguageModel, text: Sequence[Encoded]) -> dict[str, Tensor]:
+    def measure_preconditioners(self, model: LanguageModel, text: Sequence[Encoded]) -> dict[str, Tensor]:
         """The fixed part of each input's metric, from the keys of `text`; none if the editor has no metric."""
         if not self.metric_strength:
             return {}
@@ -96,8 +96,8 @@ class HypernetworkEditor(Editor):
         moments = key_moment(model.module, text, tuple(inputs))
         return {name: base_preconditioner(moment_II, self.metric_strength) for name, moment_II in moments.items()}
 
-    def with_metric(self, bases: Mapping[str, Tensor]) -> Self:
-        """The same policy in another metric, from `measured_bases`."""
+    def with_preconditioners(self, bases: Mapping[str, Tensor]) -> Self:
+        """The same policy in another metric, from `measure_preconditioners`."""
         return replace(self, policy=Policy(self.trained_policy().net, bases))
 
     def trained_policy(self) -> Policy:
@@ -119,28 +119,27 @@ class HypernetworkEditor(Editor):
         check_batch(batch, self.max_batch)
         cache = cache or BatchCache.of(model, net.spec.names, batch)
         encoded = cache.tokens
-        metrics = preconditioners_of(state, lambda: self.trained_policy().metric_bases, self.memory)
+        preconditioners = preconditioners_of(state, lambda: self.trained_policy().base_preconditioners, self.memory)
         keys: dict[str, Tensor] = {}
         shared: dict[str, KeyGram] = {}
         grams: dict[str, KeyGram] = {}
         delta = WeightDelta({})
-        with cache.prefix.once(encoded):
-            for _ in range(self.num_passes):
-                with applied(model.module, delta):
-                    captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
-                check_finite(batch, encoded, captured, nll_T)
-                keys = keys or {name: captured[name].keys_TI for name in metrics}
-                with torch.no_grad(), timed("solve"):
-                    proposals = net.propose(captured, metrics, shared)
-                grams = grams or {name: shared[name] for name in metrics}
-                written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
-                delta = chained([delta, written])
+        for _ in range(self.num_passes):
+            with cache.prefix.reusing(encoded), applied(model.module, delta):
+                captured, nll_T = capture(model.module, encoded, net.spec.names, all_tokens=self.rule == "outer")
+            check_finite(batch, encoded, captured, nll_T)
+            keys = keys or {name: captured[name].keys_TI for name in preconditioners}
+            with torch.no_grad(), timed("solve"):
+                proposals = net.propose(captured, preconditioners, shared)
+            grams = grams or {name: shared[name] for name in preconditioners}
+            written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
+            delta = chained([delta, written])
         if not delta.is_finite:
             raise EditRejected("the update is not finite: the policy's numbers overflow", code=Code.NOT_FINITE)
         if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
             # Passes that wrote at nearly the same keys: fewer factors hold them.
             delta = delta.compact()
-        return delta.beside(model.module), next_state(state, len(batch), metrics, keys, self.memory, grams)
+        return delta.beside(model.module), next_state(state, len(batch), preconditioners, keys, self.memory, grams)
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
         """The policy as an artifact; `record` is how it was made: plan, seed, training curve, model."""
@@ -148,7 +147,7 @@ class HypernetworkEditor(Editor):
         directory.mkdir(parents=True, exist_ok=True)
         policy = self.trained_policy()
         tensors = {f"net|{k}": v for k, v in policy.net.state_dict().items()}
-        tensors |= {f"metric|{k}": v for k, v in policy.metric_bases.items()}
+        tensors |= {f"metric|{k}": v for k, v in policy.base_preconditioners.items()}
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(directory / "policy.safetensors"))
         fields = {k: v for k, v in asdict(replace(self, policy=None)).items() if k != "policy"}
         matrices = [asdict(matrix) for matrix in policy.net.spec.matrices]
@@ -156,7 +155,7 @@ class HypernetworkEditor(Editor):
         (directory / "artifact.json").write_text(text)
 
     @classmethod
-    def made(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
+    def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
         if artifact is None or preset is not None:
             raise ValueError(
                 f"{cls.__name__} is trained: give it the folder of a trained policy (jobs/train.py), and no preset"

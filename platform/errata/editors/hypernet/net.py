@@ -134,18 +134,18 @@ class Hypernetwork(nn.Module):
     def propose(
         self,
         captured: Mapping[str, Captured],
-        metrics: Mapping[str, KeyPreconditioner],
+        preconditioners: Mapping[str, KeyPreconditioner],
         shared: dict[str, KeyGram] | None = None,
     ) -> dict[str, Proposal]:
-        """The change of every captured matrix. `metrics` are by input: of matrices that read the same, the first's name.
+        """The change of every captured matrix. `preconditioners` are by input: of matrices that read the same, the first's name.
 
-        `shared` keeps, by input too, what a solve makes of the keys, for as long as they and the metrics stay the same.
+        `shared` keeps, by input too, what a solve makes of the keys, for as long as they and the preconditioners stay the same.
         """
         shared = {} if shared is None else shared
         proposals: dict[str, Proposal] = {}
         for net in self._each_net():
             for group, index_m in net.groups(captured):
-                proposals |= self._propose(net, group, index_m, metrics, shared)
+                proposals |= self._propose(net, group, index_m, preconditioners, shared)
         return {name: proposals[name] for name in captured}
 
     def _propose(
@@ -153,7 +153,7 @@ class Hypernetwork(nn.Module):
         net: ShapeNet,
         group: Mapping[str, Captured],
         index_m: Tensor,
-        metrics: Mapping[str, KeyPreconditioner],
+        preconditioners: Mapping[str, KeyPreconditioner],
         shared: dict[str, KeyGram],
     ) -> dict[str, Proposal]:
         with timed("network"):
@@ -169,7 +169,7 @@ class Hypernetwork(nn.Module):
         for name, rows in group.items():
             source = self._source_of[name]
             if source not in shared or not torch.equal(shared[source].keys_nI, rows.keys_TI):
-                shared[source] = KeyGram.of(rows.keys_TI, metrics.get(source))
+                shared[source] = KeyGram.of(rows.keys_TI, preconditioners.get(source))
         solved = [shared[self._source_of[name]] for name in group]
         Z_mnO = solve_together(solved, wanted_mnO, net.log_ridge_M[index_m])
         return {
@@ -179,7 +179,7 @@ class Hypernetwork(nn.Module):
 
     @torch.no_grad()
     def set_scale(
-        self, captured: Mapping[str, Captured], metrics: Mapping[str, KeyPreconditioner], step: float, ridge: float
+        self, captured: Mapping[str, Captured], preconditioners: Mapping[str, KeyPreconditioner], step: float, ridge: float
     ) -> None:
         """First step sizes and ridges: outputs move by `step` in root mean square where an answer is predicted, and the
         ridge is `ridge` of the mean diagonal of the Gram matrix that it is added to."""
@@ -189,5 +189,5 @@ class Hypernetwork(nn.Module):
             k_1nI, made_1nI, g_1nO = net({name: rows}, torch.tensor([i], device=rows.keys_TI.device))
             moved_1nO = (k_1nI @ made_1nI.mT) @ g_1nO if self.rule == "outer" else _directions(k_1nI, made_1nI, g_1nO)
             net.log_step_M[i] = math.log(step / float(moved_1nO.square().mean().sqrt()))
-            gram_nn = KeyGram.of(rows.keys_TI, metrics.get(self._source_of[name])).gram_nn
+            gram_nn = KeyGram.of(rows.keys_TI, preconditioners.get(self._source_of[name])).gram_nn
             net.log_ridge_M[i] = math.log(ridge * float(gram_nn.diagonal().mean()))

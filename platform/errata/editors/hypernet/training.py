@@ -58,7 +58,7 @@ class Fold:
     """
 
     edits: Sequence[Edit]
-    metric_bases: Mapping[str, Tensor]
+    base_preconditioners: Mapping[str, Tensor]
 
 
 class Trainer:
@@ -125,10 +125,10 @@ class Trainer:
         size = self.schedule.batch_size
         order = torch.randperm(len(fold.edits), generator=generator)[: (burn_in + self.schedule.batches) * size]
         batches = batches_of((fold.edits[int(i)] for i in order), size)
-        metrics = {name: KeyPreconditioner.start(base_II) for name, base_II in fold.metric_bases.items()}
+        preconditioners = {name: KeyPreconditioner.start(base_II) for name, base_II in fold.base_preconditioners.items()}
         editor, steps = self.editor, [self.step_of(batch) for batch in batches]
         options = EpisodeOptions(editor.memory, editor.num_passes, burn_in, seed, self.savings)
-        return play(self.model, self.net, steps, metrics, editor.reward, options)
+        return play(self.model, self.net, steps, preconditioners, editor.reward, options)
 
     def step_of(self, batch: EditBatch) -> EpisodeBatch:
         return EpisodeBatch(self.model, batch, self.editor.reward.score_prompts, self.savings)

@@ -53,7 +53,7 @@ class Protected(EditorWrapper):
             raise ValueError(f"{type(self).__name__} needs a host that searches for targets, such as ROME or MEMIT, not {name}")
 
     @classmethod
-    def usual_host(cls) -> type[Editor]:
+    def default_inner(cls) -> type[Editor]:
         return ROME
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
@@ -100,14 +100,14 @@ class OEdit(Protected):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        alter: Callable[[WeightDelta], WeightDelta],
+        transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         *_, (H_OR, B_OQ) = self.directions(model, state, state.num_edits + len(batch)).values()  # of the matrix at the target
-        avoided = [
+        penalties = [
             OrthogonalityPenalty(w, b) for w, b in ((self.past_weight, H_OR), (self.knowledge_weight, B_OQ)) if b.shape[1]
         ]
-        delta, after = self.host.edit_through(model, batch, inner_state(state), alter, cache, avoided)
+        delta, after = self.host.edit_through(model, batch, inner_state(state), transform, cache, penalties)
         return delta, with_accumulated(wrap_state(after), accumulate(state, delta))
 
 
@@ -122,7 +122,7 @@ class OEditPlus(Protected):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        alter: Callable[[WeightDelta], WeightDelta],
+        transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         directions = self.directions(model, state, state.num_edits + len(batch))
@@ -137,7 +137,7 @@ class OEditPlus(Protected):
                         field="edits",
                         code=Code.OUT_OF_CAPACITY,
                     )
-            return alter(left)
+            return transform(left)
 
         delta, after = self.host.edit_through(model, batch, inner_state(state), free, cache)
         return delta, with_accumulated(wrap_state(after), accumulate(state, delta))

@@ -43,7 +43,7 @@ class PRUNE(EditorWrapper):
     restraint: Restraint = "log"
     base: float = math.e
 
-    outermost: ClassVar[bool] = True
+    must_be_outermost: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +51,7 @@ class PRUNE(EditorWrapper):
             raise ValueError(f"restraint is log or linear, and base above 1: {self.restraint!r}, {self.base}")
 
     @classmethod
-    def usual_host(cls) -> type[Editor]:
+    def default_inner(cls) -> type[Editor]:
         return MEMIT
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
@@ -65,7 +65,7 @@ class PRUNE(EditorWrapper):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        alter: Callable[[WeightDelta], WeightDelta],
+        transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         own = {key: top for key, top in state.tensors.items() if key.startswith("top|")}
@@ -79,7 +79,7 @@ class PRUNE(EditorWrapper):
         now = prune(total, tops, self.restraint, self.base)
         restrained = {n for n, part in now if n in held.parts or part is not total.parts[n]}
         parts = {n: minus(now.parts[n], before.parts.get(n)) if n in restrained else part for n, part in delta}
-        return alter(WeightDelta(parts)), with_accumulated(wrap_state(after, own), total)
+        return transform(WeightDelta(parts)), with_accumulated(wrap_state(after, own), total)
 
 
 def prune(delta: WeightDelta, tops: Mapping[str, float], restraint: Restraint = "log", base: float = math.e) -> WeightDelta:

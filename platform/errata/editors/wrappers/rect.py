@@ -36,7 +36,7 @@ class RECT(EditorWrapper):
             raise ValueError(f"kept is a share of the entries, above 0 and at most 1, not {self.kept}")
 
     @classmethod
-    def usual_host(cls) -> type[Editor]:
+    def default_inner(cls) -> type[Editor]:
         return MEMIT
 
     def edit_through(
@@ -44,12 +44,12 @@ class RECT(EditorWrapper):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        alter: Callable[[WeightDelta], WeightDelta],
+        transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         spec = find_matrices(model.module, self.modules)
         weights = {matrix.name: weight_now(model.module, matrix) for matrix in spec.matrices}
-        return self.host.edit_through(model, batch, state, lambda delta: alter(rect(delta, weights, self.kept)), cache)
+        return self.host.edit_through(model, batch, state, lambda delta: transform(rect(delta, weights, self.kept)), cache)
 
 
 def rect(delta: WeightDelta, weights: Mapping[str, Tensor], kept: float) -> WeightDelta:

@@ -27,20 +27,20 @@ _HOST = "host|"
 
 @dataclass(frozen=True)
 class EditorWrapper(Editor):
-    """`host` is given first. One that is `outermost` counts on the weights being what it made them: it is nobody's host."""
+    """`host` is given first. One that is `must_be_outermost` counts on the weights being what it made them: it is nobody's host."""
 
     host: Editor
 
-    outermost: ClassVar[bool] = False
+    must_be_outermost: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.host, EditorWrapper) and self.host.outermost:
+        if isinstance(self.host, EditorWrapper) and self.host.must_be_outermost:
             name = type(self.host).__name__
             raise ValueError(f"{name} looks at the whole of what was written: {name} over {type(self).__name__}, not under it")
 
     @classmethod
     @abstractmethod
-    def usual_host(cls) -> type[Editor]:
+    def default_inner(cls) -> type[Editor]:
         """Whom the method was published with: the host where none is named."""
 
     @property
@@ -64,7 +64,7 @@ class EditorWrapper(Editor):
         model: LanguageModel,
         batch: EditBatch,
         state: EditorState,
-        alter: Callable[[WeightDelta], WeightDelta],
+        transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]: ...
 
