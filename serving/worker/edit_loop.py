@@ -39,7 +39,7 @@ class EditLoop:
     """Turns queued edits into published versions, and serves rollbacks, reverts and blame between two batches.
 
     Everything that writes to the ledger or uses the live model holds `writing`: the loop (`work`), `rollback`, `revert`,
-    `blame`, and the publisher when it withdraws a version.
+    `blame`, and the publisher when it retracts a version.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class EditLoop:
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
         """Publish a version without the chosen edits; `swap_error` names replicas that are late.
 
-        Raises `RevertRefused`, `EditRejected`, `Unloadable`. If the version is withdrawn later, the edits are live again.
+        Raises `RevertRefused`, `EditRejected`, `Unloadable`. If the version is retracted later, the edits are live again.
         """
         async with self.writing:
             begin = time.perf_counter()
@@ -198,7 +198,7 @@ class EditLoop:
         while (group := bisection.next_group()) is not None:
             tried = [entries[i] for i in group]
             async with self.writing:
-                self.reconciler.settle_withdrawn()
+                self.reconciler.settle_retracted()
                 if self.reconciler.num_reopenings != num_reopenings:
                     return self._requeue([*tried, *(entries[i] for i in bisection.left())])
                 try:

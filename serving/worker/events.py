@@ -72,9 +72,7 @@ class EventBus:
     def listener(self, ids: Collection[str] | None = None) -> Iterator[Listener]:
         """Listen until the end of the block, to everything or to the edits `ids` alone. Raises `TooManyListeners`."""
         if len(self._listeners) >= MAX_LISTENERS:
-            raise TooManyListeners(
-                f"{MAX_LISTENERS} event streams are open, which is the limit; close one, or try again later"
-            )
+            raise TooManyListeners(f"{MAX_LISTENERS} event streams are open, which is the limit; close one, or try again later")
         listener = Listener(ids)
         self._listeners |= {listener}
         try:

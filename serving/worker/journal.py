@@ -1,4 +1,4 @@
-"""The durable queue of edits that were accepted and not yet made. What is acknowledged over HTTP is in here first."""
+"""The durable queue of accepted edits: an edit is written here before its post is acknowledged."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from errata.edit import Code
+from errata.edit import SETTLED, Code
 from errata.locks import Held, hold
 
-WAIT_S = 30.0  # a redeploy overlaps with the worker that it replaces
-# An edit during which the worker process died this often is taken to be the cause of it.
+WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has ended.
+# An edit during which the worker process died this often is assumed to be the cause.
 MAX_ATTEMPTS = 3
-OPEN, SETTLED = ("queued", "applying"), ("applied", "rejected", "superseded", "reverted")
-STATES = OPEN + SETTLED
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
@@ -31,20 +29,20 @@ CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, ids TEXT NOT NULL);
 """
-_NEW_COLUMNS = ("poster", "trace", "code")  # journals of earlier releases lack them
+_NEW_COLUMNS = ("poster", "trace", "code")  # Journals of earlier releases lack these.
 _COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code"
 
 
 class KeyReused(ValueError):
-    """An Idempotency-Key that came before with other edits."""
+    """An Idempotency-Key that was used before with other edits."""
 
 
 class UnknownEdit(LookupError):
-    """No edit of this id was ever accepted."""
+    """An id of no edit in the journal."""
 
 
 class QueueFull(RuntimeError):
-    """So many edits wait already that no more are taken; nothing of the submission is queued."""
+    """A submission that would exceed the limit of queued edits; nothing of it is queued."""
 
     def __init__(self, depth: int, num_edits: int, limit: int, retry_after_s: int = 1) -> None:
         super().__init__(depth, num_edits, limit, retry_after_s)
@@ -52,21 +50,24 @@ class QueueFull(RuntimeError):
 
     def __str__(self) -> str:
         if self.num_edits > self.limit:
-            return f"{self.num_edits} edits at once are more than the queue holds ({self.limit}); post fewer"
-        return f"{self.depth} edits wait already and {self.limit} may; ask again in {self.retry_after_s} s. Nothing was queued"
+            return f"the post has {self.num_edits} edits and the queue holds {self.limit}; post fewer in one request"
+        return (
+            f"{self.depth} edits are queued and the limit is {self.limit}; nothing was queued. "
+            f"Try again in {self.retry_after_s} s"
+        )
 
 
 class JournalFailed(RuntimeError):
-    """The journal cannot be written, read or had for oneself; nothing of the submission is queued."""
+    """A journal that cannot be opened, read or written; nothing of the submission is queued."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One edit with its fate.
+    """One edit and its state.
 
-    `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`), `superseded` (by a later edit of
-    its batch that answers the same prompt otherwise, in `version`), or `reverted` (applied once, and taken out by `version`).
-    `poster` is the name of the key that it came with, `trace` its trace context.
+    `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`), `superseded` (in `version`, by a
+    later edit of its batch with the same prompt and another target), or `reverted` (applied once, and reverted by `version`).
+    `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post.
     """
 
     seq: int
@@ -95,15 +96,15 @@ class Entry:
 
 
 class Journal:
-    """SQLite in WAL mode, fsynced at every commit. Every method is one transaction.
+    """A SQLite database in WAL mode with an fsync at every commit; every method is one transaction.
 
-    One at a time: `<path>.lock` is held until `close`, or until the process dies, so that a worker which is being replaced and
-    the one that replaces it never take the same edits. Raises `JournalFailed` from every method if the disk is full or fails,
-    or the file is damaged; a transaction is then as if it had not been.
+    `<path>.lock` is held until `close` or until the process dies, so that a worker and its successor never take the same
+    edits. Every method raises `JournalFailed` if the disk is full or fails, or the file is damaged; the transaction is then
+    rolled back.
     """
 
     def __init__(self, path: str | Path, wait_s: float = WAIT_S) -> None:
-        """Waits up to `wait_s` for whoever has it open. Raises `JournalFailed` saying which process that is."""
+        """Wait up to `wait_s` for the lock. Raises `JournalFailed` with the process that holds it."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -111,8 +112,8 @@ class Journal:
         except Held as held:
             raise JournalFailed(f"the journal of edits has one writer, and after {wait_s:g} s {held}; end it first") from None
         try:
-            with _told("opened"):
-                self._connection = _opened(path)
+            with _sqlite_errors("opened"):
+                self._connection = _open(path)
         except JournalFailed:
             self._lock.close()
             raise
@@ -123,12 +124,12 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _told("written"), self._connection:  # commits at the end, rolls back if something is raised
+        with _sqlite_errors("written"), self._connection:  # Commits at the end, rolls back on an exception.
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with _told("read"):
+        with _sqlite_errors("read"):
             return self._connection.execute(query, values).fetchall()
 
     def submit(
@@ -139,9 +140,9 @@ class Journal:
         trace: str | None = None,
         limit: int | None = None,
     ) -> list[str]:
-        """Queue all edits or none. The same key of the same poster, with the same edits, gives the same ids again.
+        """Queue all edits or none, and return their ids. A repeated key of the same author returns the same ids again.
 
-        Raises `KeyReused` if the key came with other edits, `QueueFull` if more than `limit` would wait.
+        Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` edits would be queued.
         """
         digest = hashlib.sha256(json.dumps(list(edits), sort_keys=True).encode()).hexdigest()
         scoped = key if poster is None else f"{poster}\n{key}"
@@ -164,7 +165,7 @@ class Journal:
         return ids
 
     def take(self, limit: int) -> list[Entry]:
-        """The oldest queued edits, now `applying`. One that was taken before, and not settled, is taken alone."""
+        """Take the oldest queued edits, which become `applying`. An edit that was taken before is taken alone."""
         with self._transaction() as db:
             rows = db.execute(f"SELECT {_COLUMNS} FROM edits WHERE state = 'queued' ORDER BY seq LIMIT ?", (limit,)).fetchall()
             entries = [_entry(row) for row in rows]
@@ -190,13 +191,13 @@ class Journal:
         self._settle("state = 'reverted', version = ?", [(version, id) for id in ids])
 
     def requeue(self, ids: Iterable[str]) -> None:
-        """Back to their old place, as if never taken. What is settled already stays so: it must not be made twice."""
+        """Put edits back in their place as if never taken. Settled edits stay settled, so that none is made twice."""
         with self._transaction() as db:
             query = "UPDATE edits SET state = 'queued', attempts = attempts - 1 WHERE id = ? AND state = 'applying'"
             db.executemany(query, [(id,) for id in ids])
 
     def retry(self, ids: Sequence[str], reason: str) -> None:
-        """Back to their old place, to be taken one at a time; those that were taken too often are rejected for `reason`."""
+        """Put edits back in their place, to be taken one at a time; after `MAX_ATTEMPTS` they are rejected for `reason`."""
         marks = ", ".join("?" for _ in ids)
         with self._transaction() as db:
             db.execute(
@@ -206,17 +207,17 @@ class Journal:
             db.execute(f"UPDATE edits SET state = 'queued' WHERE state = 'applying' AND id IN ({marks})", tuple(ids))
 
     def reopen(self, version: int) -> int:
-        """Queue again what was applied in a version that is lost; returns how many edits that were."""
+        """Queue the edits again that were applied in a lost version; returns their number."""
         with self._transaction() as db:
             query = "UPDATE edits SET state = 'queued', version = NULL, attempts = 0 WHERE state = 'applied' AND version = ?"
             return db.execute(query, (version,)).rowcount
 
     def reverting(self) -> list[int]:
-        """The versions that took edits out."""
+        """The versions that reverted edits."""
         return [int(row[0]) for row in self._read("SELECT DISTINCT version FROM edits WHERE state = 'reverted'")]
 
     def reverted_by(self, version: int) -> list[str]:
-        """The ids of what this version took out."""
+        """The ids of the edits that a version reverted."""
         return [entry.id for entry in self._where("state = 'reverted' AND version = ?", version)]
 
     def _settle(self, assignment: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -224,16 +225,16 @@ class Journal:
             db.executemany(f"UPDATE edits SET {assignment} WHERE id = ?", rows)
 
     def requeue_applying(self) -> None:
-        """At start: what a dead process was making is queued again, or rejected if it killed the process too often."""
+        """Queue the edits again that a dead process was making; after `MAX_ATTEMPTS` deaths they are rejected."""
         taken = [entry.id for entry in self._where("state = 'applying' ORDER BY seq")]
         self.retry(taken, f"the worker died {MAX_ATTEMPTS} times while making it")
 
     def pending(self) -> list[Entry]:
-        """Everything accepted and not settled, oldest first."""
+        """All open edits, oldest first."""
         return self._where("state IN ('queued', 'applying') ORDER BY seq")
 
     def newest(self, limit: int, state: str | None = None, before: int | None = None) -> list[Entry]:
-        """At most `limit` entries, newest first: those in `state` alone, those accepted before the entry `before` (a `seq`)."""
+        """At most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`)."""
         last = before if before is not None else 2**62
         if state is None:
             return self._where("seq < ? ORDER BY seq DESC LIMIT ?", last, limit)
@@ -250,29 +251,29 @@ class Journal:
 
     @property
     def depth(self) -> int:
-        """How many edits wait to be taken."""
+        """The number of queued edits."""
         return int(self._read("SELECT COUNT(*) FROM edits WHERE state = 'queued'")[0][0])
 
     @property
     def age_s(self) -> float:
-        """How long the oldest of them has waited, in seconds; 0 if none waits."""
+        """The age of the oldest queued edit in seconds; 0 if there is none."""
         oldest = self._read("SELECT created FROM edits WHERE state = 'queued' ORDER BY seq LIMIT 1")
         return max(0.0, time.time() - oldest[0][0]) if oldest else 0.0
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """SQLite's errors in the words of the house. Raises `JournalFailed`."""
+def _sqlite_errors(what: str) -> Iterator[None]:
+    """Raise SQLite's errors as `JournalFailed`."""
     try:
         yield
     except sqlite3.Error as fault:
         raise JournalFailed(f"the journal of edits cannot be {what}: {fault}") from fault
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    """Raises `sqlite3.Error`."""
+def _open(path: Path) -> sqlite3.Connection:
+    """Open or create the database. Raises `sqlite3.Error`."""
     connection = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
-    # Said first, the log's index is in this process's memory: shared memory would be a mapped file, which no network share has.
+    # Set before WAL: keeps the WAL index in process memory, because shared memory (mmap) does not work on network file systems.
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")

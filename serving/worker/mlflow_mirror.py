@@ -1,4 +1,4 @@
-"""New versions on their way to MLflow: beside the edits, which never wait for it."""
+"""The task that mirrors new versions to MLflow beside the edit loop, which never waits for it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from serving.logs import event
 logger = logging.getLogger("errata")
 
 PERIOD_S = 5.0
-CONFLICT_PERIOD_S = 60.0  # what only a person can settle
-PIECE = 50  # versions at a time, so that the alias of the live one does not wait for a backlog
+CONFLICT_PERIOD_S = 60.0  # After a conflict, which only a person can settle.
+CHUNK = 50  # Versions in one call, so that the alias of the live version does not wait for a backlog.
 
 
 class MlflowMirrorTask:
-    """`state` is what was mirrored last and what is wrong, if anything. Without an address nothing is sent."""
+    """Mirrors the ledger to MLflow. `state` is the last result with its error; without an address nothing is sent."""
 
     def __init__(self, ledger: Ledger, uri: str | None, name: str) -> None:
         self.ledger, self.uri, self.name = ledger, uri, name
@@ -32,7 +32,7 @@ class MlflowMirrorTask:
             self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """It ends only by a fault that nobody thought of: told, and tried again later."""
+        """Log an unexpected fault, and start again later."""
         if not task.cancelled():
             self.state = {**self.state, "error": repr(task.exception())}
             logger.error("the mirror to MLflow has failed", exc_info=task.exception())
@@ -40,7 +40,7 @@ class MlflowMirrorTask:
 
     @property
     def behind(self) -> int:
-        """How many versions MLflow does not have yet; 0 where nothing is sent."""
+        """The number of versions that MLflow lacks; 0 without an address."""
         if self.uri is None:
             return 0
         return self.state.get("left", 0) + max(0, self.ledger.newest - self.state.get("newest", -1))
@@ -49,12 +49,9 @@ class MlflowMirrorTask:
         self._changed.set()
 
     async def _mirror(self, uri: str) -> None:
-        """Copies new versions; is unblocked by `wake`, and every few seconds to catch up after an outage."""
-        from errata.registry import (  # here: importing MLflow takes seconds
-            Registry,
-            RegistryConflict,
-            RegistryUnavailable,
-        )
+        """Copy new versions for ever; waits for `wake`, and at most some seconds to catch up after an outage."""
+        # Imported here because importing MLflow takes seconds.
+        from errata.registry import Registry, RegistryConflict, RegistryUnavailable
 
         registry: Registry | None = None
         while True:
@@ -63,7 +60,7 @@ class MlflowMirrorTask:
                 if registry is None:
                     registry = await asyncio.to_thread(Registry, uri, self.name)
                 newest = self.ledger.newest
-                found = await asyncio.to_thread(registry.mirror, self.ledger, limit=PIECE)
+                found = await asyncio.to_thread(registry.mirror, self.ledger, limit=CHUNK)
                 self.state = {
                     "version": found.live,
                     "serving": found.serving,

@@ -1,4 +1,4 @@
-"""Publication of a version: append to the ledger, swap on all replicas, and withdrawal of what no replica can load.
+"""Publication of a version: append to the ledger, swap on all replicas, and retraction of what no replica can load.
 
 The ledger is written before any replica is asked, so a crash in between leaves a durable version that the replicas reach by
 following the ledger's head.
@@ -82,7 +82,7 @@ class Publisher:
     async def _serve(self, version: Version, before: int, traces: Sequence[str | None]) -> dict[str, Any]:
         """Swap a version in and return the timing. Late replicas follow by themselves and are named in `swap_error`.
 
-        Raises `Unloadable` after the version has been withdrawn.
+        Raises `Unloadable` after the version has been retracted.
         """
         begin = time.perf_counter()
         found: dict[str, Any] = {"swap_at": time.time()}
@@ -91,7 +91,7 @@ class Publisher:
                 await self.replicas.swap(version)
         except Unloadable:
             self.metrics.swap_failed()
-            await self._withdraw(version.number, before)
+            await self._retract(version.number, before)
             await self.return_to_head()
             raise
         except SwapFailed as fault:  # The edit is made and durable.
@@ -114,7 +114,7 @@ class Publisher:
     async def served(self) -> None:
         """Wait until every replica serves the head; concurrent callers share one attempt.
 
-        Raises `SwapFailed`, and `JournalFailed`, `LedgerDamaged` or `OSError` if the head must be withdrawn and cannot be.
+        Raises `SwapFailed`, and `JournalFailed`, `LedgerDamaged` or `OSError` if the head must be retracted and cannot be.
         """
         if self.replicas.is_behind or not self.reconciler.is_settled:
             if self._catching_up is None or self._catching_up.done():
@@ -123,35 +123,35 @@ class Publisher:
 
     async def _catch_up(self) -> None:
         async with self.writing:
-            self.reconciler.settle_withdrawn()
+            self.reconciler.settle_retracted()
             if self.replicas.is_behind:
                 try:
                     await self.replicas.swap(self.head, attempts=1)
                 except Unloadable as fault:
-                    await self._withdraw_late(fault)
+                    await self._retract_late(fault)
                     raise
 
-    async def _withdraw_late(self, fault: Unloadable) -> None:
+    async def _retract_late(self, fault: Unloadable) -> None:
         """Withdraw a head that replicas refuse only after it was reported as applied, and queue its edits again.
 
         This happens when the replicas did not answer while the version was made, or when the previous process died before
-        it could withdraw the version. A head that was chosen by a rollback stays.
+        it could retract the version. A head that was chosen by a rollback stays.
         """
         version = self.head
         before = self.live_model.ledger.head_before(version.number)
         if before is None:
             return
         self.reconciler.is_settled = False
-        await self._withdraw(version.number, before)
+        await self._retract(version.number, before)
         event(logger, "version.withdrawn", logging.ERROR, version=version.number, error=fault)
-        self.reconciler.settle_withdrawn()  # Before the replicas are asked, because they may take long to come back.
+        self.reconciler.settle_retracted()  # Before the replicas are asked, because they may take long to come back.
         self.wake()
         put_in_again = version.scorecard.get("reverted", {}).get("edits", [])
         self.waiters.publish([*(edit.id for edit in version.edits if edit.id is not None), *put_in_again])
         await self.return_to_head()
 
-    async def _withdraw(self, version: int, before: int) -> None:
-        await asyncio.to_thread(self.live_model.withdraw, version, before)
+    async def _retract(self, version: int, before: int) -> None:
+        await asyncio.to_thread(self.live_model.retract, version, before)
         self.waiters.event_bus.publish("head", {"head": before, "before": version})
 
     async def follow(self) -> None:

@@ -19,7 +19,7 @@ logger = logging.getLogger("errata")
 class Reconciler:
     """Brings the journal's states in line with the ledger.
 
-    `is_settled` is True once the edits of every withdrawn version are queued again. `num_reopenings` counts the withdrawn
+    `is_settled` is True once the edits of every retracted version are queued again. `num_reopenings` counts the retracted
     versions whose edits were queued again: edits that were taken before such a change must be taken again, in order.
     """
 
@@ -31,7 +31,7 @@ class Reconciler:
     def reconcile(self) -> None:
         """Settle or queue again every edit that the previous process left `applying` or that a lost version held.
 
-        All versions that were ever set aside or withdrawn are checked, because the previous process may have died before it
+        All versions that were ever quarantined or retracted are checked, because the previous process may have died before it
         had queued their edits.
         """
         for gone in self.ledger.quarantined():
@@ -39,14 +39,14 @@ class Reconciler:
             if num_edits:
                 event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
         self.is_settled = False
-        self.settle_withdrawn()
+        self.settle_retracted()
         self.finish_made()
         self.mark_reverted()
         self.journal.requeue_applying()
         self.wake()
 
-    def settle_withdrawn(self) -> None:
-        """Queue the edits of withdrawn versions again, and mark the edits that such a version had reverted as applied.
+    def settle_retracted(self) -> None:
+        """Queue the edits of retracted versions again, and mark the edits that such a version had reverted as applied.
 
         Raises `JournalFailed` and `OSError`. Then `is_settled` stays False, and the next writer repeats the call first.
         """

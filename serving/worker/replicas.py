@@ -1,7 +1,7 @@
-"""The generator replicas, as the edit worker sees them: it asks all of them at once and compares what they answer.
+"""The generator replicas as the edit worker sees them: broadcasts to all of them, and the comparison of their answers.
 
-`DeploymentHandle.broadcast` reaches every replica and is not atomic: one may have swapped while another has not. So each
-answers with the version and fingerprint it has then, and the worker asks again, or takes the version back.
+`DeploymentHandle.broadcast` reaches every replica and is not atomic: one replica may have swapped while another has not. Each
+replica therefore answers with its version and fingerprint, and the worker asks again or retracts the version.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ NONE_UP = "none is up"
 
 
 class Unloadable(SwapFailed):
-    """Every replica has read the version's files and will not have them: it cannot be served at all."""
+    """A version whose files every replica has read and refused, so that it cannot be served at all."""
 
 
 class Replicas:
-    """`replicas` is what each answered to the last swap; `is_behind` is True until all of them are known to have made it."""
+    """The set of replicas: `replicas` are their answers to the last swap; `is_behind` is False once all have made it."""
 
     def __init__(self) -> None:
         self.replicas: list[dict[str, Any]] = []
         self.is_behind = True
-        self._served = -1  # the last version that some replica was seen to serve
+        self._served = -1  # The last version that any replica has reported as served.
 
     async def swap(self, version: Version, attempts: int = SWAP_ATTEMPTS) -> None:
-        """Returns when every replica reports the version and its fingerprint.
+        """Swap a version in, and return when every replica reports it with its fingerprint.
 
-        Raises `Unloadable` if they refuse it, `SwapFailed` if some do not get there in time: they follow by themselves. One
-        that refuses what another has served is at fault itself, and is late. `SWAP_TIMEOUT_S` is for all attempts together:
-        edits wait meanwhile, and whoever hangs is not helped by being asked again.
+        Raises `Unloadable` if all refuse it, and `SwapFailed` if some are late; those follow by themselves. A replica that
+        refuses what another has served is itself at fault, and counts as late. `SWAP_TIMEOUT_S` bounds all attempts together,
+        because edits wait meanwhile and a replica that hangs does not answer a second request either.
         """
         self.is_behind = True
         behind, reason = ["any replica"], NONE_UP
@@ -51,7 +51,7 @@ class Replicas:
             if (left_s := deadline - time.monotonic()) <= 0:
                 break
             try:
-                behind, reason = await self._asked_once(version, left_s)
+                behind, reason = await self._ask_once(version, left_s)
             except TimeoutError:
                 behind, reason = ["every replica"], f"one of them did not answer within {SWAP_TIMEOUT_S:g} s"
             except (RayError, RayServeException) as error:
@@ -61,8 +61,8 @@ class Replicas:
                 return
         raise SwapFailed(version.number, behind, reason)
 
-    async def _asked_once(self, version: Version, timeout_s: float) -> tuple[list[str], str]:
-        """Who does not serve it then, and why. Raises `Unloadable`, `TimeoutError` and Ray's errors."""
+    async def _ask_once(self, version: Version, timeout_s: float) -> tuple[list[str], str]:
+        """Ask once; returns the late replicas and the reason. Raises `Unloadable`, `TimeoutError` and Ray's errors."""
         response = _generators().broadcast("swap", version.number)
         answers = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
         gone = [type(answer).__name__ for answer in answers if isinstance(answer, BaseException)]
@@ -80,7 +80,7 @@ class Replicas:
         return behind, reason
 
     async def ask(self, method: str) -> list[Any]:
-        """What the replicas that answer say to a method without arguments; nothing if one of them does not in time."""
+        """Call a method without arguments on all replicas; returns the answers, or none if any replica is too slow."""
         try:
             answers = await _generators().broadcast(method).results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
         except (RayError, RayServeException, TimeoutError):

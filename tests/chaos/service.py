@@ -1,4 +1,4 @@
-"""The service under test, as an operator starts it: a Ray cluster, Serve, MLflow, each a process that can be killed."""
+"""The service under test as an operator starts it: Ray, Serve and MLflow as processes that can be killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EDITOR = "tests.e2e.toy:Toy"
 
 @dataclass
 class Service:
-    """One machine with the service on it. `start` again after `kill_node`: the ledger, the journal and MLflow's files stay."""
+    """One machine with the service. After `kill_node`, `start` finds the ledger, the journal and MLflow's files again."""
 
     directory: Path
     with_mlflow: bool = True
@@ -35,26 +35,33 @@ class Service:
     mlflow_port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
-        os.environ["PYTHONPATH"] = str(ROOT)  # for the editor that stands beside the tests
+        os.environ["PYTHONPATH"] = str(ROOT)  # The editor is a module of the tests.
         self.model = make_checkpoint(self.directory / "model")
         self.ledger_path = self.directory / "ledger"
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=30)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `serving.app:build`."""
+        settings = {"model": str(self.model), "ledger": str(self.ledger_path), "editor": EDITOR, "max_batch": 4}
+        return settings | ({"mlflow": self.stack.mlflow_url} if self.with_mlflow else {})
+
     def start(self) -> None:
+        self.start_cluster()
+        self.stack.start_serve(**self.settings, replicas=self.replicas)
+
+    def start_cluster(self) -> None:
+        """Start MLflow and Ray without the application."""
         self.stack = LocalServices(self.directory / "stack", http_port=self.http_port, mlflow_port=self.mlflow_port)
         if self.with_mlflow:
             self.stack.start_mlflow()
         self.stack.start_ray()
-        settings: dict[str, Any] = {"model": self.model, "ledger": self.ledger_path, "editor": EDITOR, "max_batch": 4}
-        if self.with_mlflow:
-            settings["mlflow"] = self.stack.mlflow_url
-        self.stack.start_serve(**settings, replicas=self.replicas)
 
     def stop(self) -> None:
         self.stack.stop()
         self.http.close()
 
-    # -- what is seen from outside ------------------------------------------------------------------------------------
+    # -- the view of a client -----------------------------------------------------------------------------------------
 
     def ledger(self) -> Ledger:
         return Ledger.open(self.ledger_path)
@@ -63,7 +70,7 @@ class Service:
         return dict(self.http.get("/v1/status").raise_for_status().json())
 
     def is_whole(self) -> bool:
-        """Ready, every replica at the ledger's head and fingerprint, nothing waiting."""
+        """True if the service is ready and every replica is at the ledger's head and its fingerprint."""
         if not self.http.get("/ready").is_success:
             return False
         status, ledger = self.status(), self.ledger()
@@ -72,7 +79,7 @@ class Service:
         return served == [(head.number, head.fingerprint, True)] * self.replicas and "pid" in status["worker"]
 
     def until_whole(self, timeout_s: float = 240.0) -> float:
-        """Seconds until it is whole. Raises `AssertionError` with the last that was seen."""
+        """Wait until the service is whole; returns the seconds. Raises `AssertionError` with the last status."""
         begin, seen = time.monotonic(), "nothing"
         while time.monotonic() - begin < timeout_s:
             try:
@@ -96,11 +103,11 @@ class Service:
         return self.engine_of(self.replica().pid)
 
     def engine_of(self, replica: int) -> psutil.Process:
-        """The largest child of that process."""
+        """The engine of a replica: its child process that uses most memory."""
         return max(psutil.Process(replica).children(recursive=True), key=lambda child: child.memory_info().rss)
 
     def gateway(self) -> psutil.Process:
-        """Serve's HTTP proxy."""
+        """Serve's HTTP proxy process."""
         return next(child for child in self._descendants("ray") if "ProxyActor" in " ".join(child.cmdline()))
 
     def _descendants(self, name: str) -> list[psutil.Process]:
@@ -111,13 +118,13 @@ class Service:
             return []
 
     def kill_node(self) -> None:
-        """Everything of it at once, without a word: as when the power goes."""
+        """Kill every process of the machine with SIGKILL, as a power failure does."""
         victims = [child for name in self.stack.processes for child in self._descendants(name)]
         victims += [psutil.Process(process.pid) for process in self.stack.processes.values() if process.poll() is None]
         for victim in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
-        self.stack.stop()  # reaps them, and removes the session's folder
+        self.stack.stop()  # Reaps the processes and removes Ray's session folder.
 
     def kill_mlflow(self) -> None:
         process = self.stack.processes.pop("mlflow")
@@ -126,7 +133,7 @@ class Service:
 
 
 def kill(process: psutil.Process) -> None:
-    """SIGKILL, and wait until it is gone."""
+    """Kill a process with SIGKILL and wait until it has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process.kill()
         psutil.wait_procs([process], timeout=10)
@@ -134,6 +141,7 @@ def kill(process: psutil.Process) -> None:
 
 @contextmanager
 def frozen(process: psutil.Process) -> Iterator[None]:
+    """Suspend a process for the block."""
     process.suspend()
     try:
         yield
@@ -143,7 +151,7 @@ def frozen(process: psutil.Process) -> Iterator[None]:
 
 @contextmanager
 def full_disk(process: psutil.Process) -> Iterator[None]:
-    """The kernel lets the process write to no file: every attempt fails, as on a disk without room."""
+    """Make every write of a process to a file fail, as on a full disk."""
     soft, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
     try:

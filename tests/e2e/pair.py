@@ -1,4 +1,4 @@
-"""A transformers model and a vLLM engine over one checkpoint and ledger: what they say has to be the same, token for token."""
+"""A transformers model and a vLLM engine over one checkpoint and ledger, whose greedy tokens must be equal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPTS = [prompt for prompt, _ in WORLD.sentences()][::7][:30]
 
 
 class Reference:
-    """The transformers model, and the ledger; `matrices` are the patterns of what may be edited."""
+    """The transformers model and the ledger; `matrices` are patterns of the matrices that may be edited."""
 
     def __init__(self, directory: Path, checkpoint: Path, matrices: Sequence[str]) -> None:
         self.model = load(checkpoint)
@@ -33,20 +33,20 @@ class Reference:
         base = {"model": str(checkpoint), "fingerprint": "base", "matrices": list(self.spec.names)}
         self.ledger = Ledger.create(directory / "ledger", base, snapshot_every=3)
 
-    def append(self, *names: str, seed: int = 0) -> int:
-        """The version that random changes of these matrices make."""
+    def append_random(self, *names: str, seed: int = 0) -> int:
+        """Append a version with random low-rank changes of these matrices."""
         generator = torch.Generator().manual_seed(seed)
 
         def noise(size: int) -> torch.Tensor:
             return torch.randn(size, 3, generator=generator) * 0.3
 
-        return self.written(
-            WeightDelta({n: LowRank(noise(self.spec[n].num_out), noise(self.spec[n].num_in)) for n in names}), EditorState()
-        )
+        parts = {n: LowRank(noise(self.spec[n].num_out), noise(self.spec[n].num_in)) for n in names}
+        return self.append(WeightDelta(parts))
 
-    def written(self, delta: WeightDelta, state: EditorState) -> int:
-        """The version that a change makes."""
-        return self.ledger.append(self.ledger.head, delta, state, [], {}, "an editor", "test").number
+    def append(self, delta: WeightDelta, state: EditorState | None = None) -> int:
+        """Append a version with this delta."""
+        state = state or EditorState()
+        return self.ledger.append(self.ledger.head, delta, state, [], {}, ("an editor", "test")).number
 
     def merge(self, version: int) -> None:
         self.edited.set(self.ledger.segments(version))
@@ -61,7 +61,7 @@ class Reference:
 
 
 class Served:
-    """A vLLM engine in this process, over the ledger; `options` are more of vLLM's arguments."""
+    """A vLLM engine in this process over the ledger; `options` are further arguments of vLLM's `LLM`."""
 
     def __init__(self, ledger: Ledger, **options: Any) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -91,7 +91,8 @@ class Served:
         common = {"parent": self.version, "version": version, "fingerprint": entry.fingerprint}
         return {**common, "reset": reset, "files": [str(file) for file in files]}
 
-    def fault_of(self, update: dict[str, Any]) -> dict[str, str] | None:
+    def fault_of(self, update: dict[str, Any]) -> dict[str, Any] | None:
+        """Prepare an update and return what is wrong with it, or None."""
         answer = self.rpc("errata_prepare", update_info=update)
         while not answer["is_read"]:
             answer = self.rpc("errata_reading")

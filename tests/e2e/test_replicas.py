@@ -1,16 +1,12 @@
-"""Two replicas at once: what clients see while edits go on and one replica joins, dies, hangs or cannot read a version.
-
-Not beside the tests of one application, whose engine would run all the while.
-"""
+"""Two replicas: answers and edits while one replica joins, is killed, hangs, or cannot read a version."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,87 +15,33 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import yaml
 
 from errata.ledger import DELTA
-from errata.local.services import BIN, LocalServices
 from tests.chaos.poster import FACTS
-from tests.chaos.service import EDITOR, Service, frozen, kill
+from tests.chaos.service import frozen, kill
+from tests.e2e.scalable import ScalableService
 from tests.e2e.serving.application import eventually
 
 pytestmark = pytest.mark.e2e
 
 PROMPTS = [FACTS[number][0] for number in range(40, 46)]
-SNAPSHOT = 20  # versions
-
-
-class Scaled(Service):
-    """Deployed by a file, so that the number of replicas can be changed while it runs."""
-
-    def start(self) -> None:
-        self.stack = LocalServices(self.directory / "stack", http_port=self.http_port)
-        self.stack.start_ray()
-        self.scale(self.replicas)
-
-    def scale(self, replicas: int) -> None:
-        self.replicas = replicas
-        settings: dict[str, Any] = {"model": str(self.model), "ledger": str(self.ledger_path), "editor": EDITOR, "max_batch": 4}
-        settings["threads"] = 1  # of two engines on two cores
-        application: dict[str, Any] = {
-            "name": "errata",
-            "route_prefix": "/",
-            "import_path": "serving.app:build",
-            "args": settings,
-        }
-        application["deployments"] = [{"name": "Generator", "num_replicas": replicas}]
-        http = {"host": "127.0.0.1", "port": self.http_port}
-        path = self.directory / "serve.yaml"
-        path.write_text(yaml.safe_dump({"http_options": http, "applications": [application]}))
-        command = [str(BIN / "serve"), "deploy", "--address", self.stack.jobs_url, str(path)]
-        subprocess.run(command, env=self.stack.environment, check=True, capture_output=True, timeout=60)
-
-    def be_two(self) -> None:
-        """Whichever tests came before."""
-        if self.replicas == 1:
-            self.scale(2)
-        self.until_whole()
-
-    def edit(self, number: int, target: str, key: str | None = None) -> httpx.Response:
-        body = {"edits": [{"prompt": FACTS[number][0], "target": target}], "wait": True}
-        return self.http.post("/v1/edits", json=body, headers={} if key is None else {"Idempotency-Key": key})
-
-    def edited(self, number: int, target: str) -> int:
-        """The version, however often it takes to ask for it."""
-        deadline, key = time.monotonic() + 60, os.urandom(8).hex()
-        while (answer := self.edit(number, target, key)).status_code != 200:
-            assert answer.status_code in (500, 503) and time.monotonic() < deadline, answer.text
-            time.sleep(0.5)
-        return int(answer.json()["version"])
-
-    def asked(self, prompt: str, at_least: int) -> httpx.Response:
-        body = {"model": "errata", "prompt": prompt, "max_tokens": 1, "temperature": 0}
-        return self.http.post("/v1/completions", json=body, headers={"X-Errata-At-Least": str(at_least)})
-
-    def back_to(self, version: int) -> None:
-        self.http.post("/v1/rollback", json={"version": version}).raise_for_status()
-
-    def replicas_by_name(self) -> dict[str, dict[str, Any]]:
-        return {replica["replica"]: replica for replica in self.status()["replicas"]}
-
-    def pids(self) -> dict[str, int]:
-        return {name: replica["pid"] for name, replica in self.replicas_by_name().items()}
+SNAPSHOT = 20  # Versions between two snapshots.
+NUM_STREAMS = 4
 
 
 @dataclass
 class Reader:
-    """Asks without end, at least by the version that it has seen; what is refused it asks again."""
+    """A client that completes prompts without end, at least by the newest version that it has seen.
 
-    service: Service
+    A refused request is repeated.
+    """
+
+    service: ScalableService
     seen: int = 0
-    answers: list[tuple[str, int, int, str]] = field(default_factory=list)  # prompt, lowest and highest version, text
+    answers: list[tuple[str, int, int, str]] = field(default_factory=list)  # Prompt, lowest and highest version, text.
     backwards: list[tuple[int, int]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
-    longest_s: float = 0.0  # from a question until it was answered
+    longest_s: float = 0.0  # From a request until its answer.
     _stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -134,14 +76,14 @@ class Reader:
 
 
 def torn(path: Path) -> Callable[[], object]:
-    """Half of the file is gone; returns how to make it whole."""
+    """Cut a file in half; returns the function that restores it."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     return lambda: path.write_bytes(content)
 
 
 @contextmanager
-def reading(service: Service, num_readers: int = 2) -> Iterator[list[Reader]]:
+def reading(service: ScalableService, num_readers: int = 2) -> Iterator[list[Reader]]:
     readers = [Reader(service) for _ in range(num_readers)]
     threads = [threading.Thread(target=reader.run, daemon=True) for reader in readers]
     for thread in threads:
@@ -159,7 +101,7 @@ def reading(service: Service, num_readers: int = 2) -> Iterator[list[Reader]]:
 
 
 def contradictions(readers: Sequence[Reader]) -> dict[tuple[str, int], set[str]]:
-    """Prompts that were answered differently by one version, on whichever replica and however often it was asked."""
+    """The prompts to which one version gave different answers, on any replica."""
     said: dict[tuple[str, int], set[str]] = defaultdict(set)
     for reader in readers:
         for prompt, low, high, text in reader.answers:
@@ -168,8 +110,8 @@ def contradictions(readers: Sequence[Reader]) -> dict[tuple[str, int], set[str]]
     return {place: texts for place, texts in said.items() if len(texts) > 1}
 
 
-def answered(service: Service, name: str = "errata_completions_total") -> dict[str, dict[int, float]]:
-    """How many answers each replica gave by which version."""
+def answered(service: ScalableService, name: str = "errata_completions_total") -> dict[str, dict[int, float]]:
+    """The number of answers by replica and version."""
     from prometheus_client.parser import text_string_to_metric_families
 
     found: dict[str, dict[int, float]] = defaultdict(dict)
@@ -180,23 +122,15 @@ def answered(service: Service, name: str = "errata_completions_total") -> dict[s
     return found
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scaled]:
-    service = Scaled(tmp_path_factory.mktemp("replicas"), with_mlflow=False)
-    try:
-        service.start()
-        service.until_whole()
-        yield service
-    finally:
-        service.kill_node()
-        service.http.close()
-
-
-def test_a_replica_that_joins_catches_up_from_the_snapshot(service: Scaled) -> None:
+def test_a_replica_that_joins_catches_up_from_the_snapshot(service: ScalableService) -> None:
+    service.need(1)
+    service.rollback(0)
     for number in range(SNAPSHOT + 1):
-        service.edited(number, "dog")
+        head = service.edited(number, "dog")
     ((first, pid),) = service.pids().items()
-    hidden = service.ledger().version(3).directory / DELTA  # what the snapshot has, the new one need not read
+    ledger = service.ledger()
+    files, own = ledger.files_to(head), [ledger.version(number).directory / DELTA for number in ledger.chain(head)]
+    hidden = next(path for path in own if path not in files)  # A snapshot holds it, so the new replica need not read it.
     hidden.rename(hidden.with_name("hidden"))
     try:
         with reading(service) as readers:
@@ -206,11 +140,11 @@ def test_a_replica_that_joins_catches_up_from_the_snapshot(service: Scaled) -> N
         hidden.with_name("hidden").rename(hidden)
     assert service.pids()[first] == pid and len(service.pids()) == 2
     assert not contradictions(readers) and not any(reader.refused or reader.backwards for reader in readers)
-    assert {low for reader in readers for _, low, _, _ in reader.answers} == {SNAPSHOT + 1}
+    assert {low for reader in readers for _, low, _, _ in reader.answers} == {head}
 
 
-def test_edits_reach_both_and_every_answer_is_its_versions(service: Scaled) -> None:
-    service.be_two()
+def test_edits_reach_both_and_an_answer_depends_on_its_version_alone(service: ScalableService) -> None:
+    service.need(2)
     with reading(service) as readers:
         answers = [service.edit(number, ("cat", "goose")[number % 2]).raise_for_status() for number in range(40, 52)]
         made = [answer.json()["version"] for answer in answers]
@@ -228,36 +162,54 @@ def test_edits_reach_both_and_every_answer_is_its_versions(service: Scaled) -> N
     assert list(seen.values()) == [(head.number, head.fingerprint, head.number)] * 2
 
 
-def test_going_back_reaches_both(service: Scaled) -> None:
-    service.be_two()
-    service.back_to(0)
+def test_a_rollback_reaches_both(service: ScalableService) -> None:
+    service.need(2)
+    service.rollback(0)
     for target in ("parrot", "hamster"):
         version = service.edit(60, target).raise_for_status().json()["version"]
         for _ in range(20):
-            answer = service.asked(FACTS[60][0], version).json()
+            answer = service.complete(FACTS[60][0], version).json()
             assert (answer["choices"][0]["text"].strip(), answer["errata"]["version_min"]) == (target, version)
-        service.back_to(0)
-    assert [service.asked(FACTS[60][0], version).status_code for _ in range(10)] == [409] * 10
+        service.rollback(0)
+    assert [service.complete(FACTS[60][0], version).status_code for _ in range(10)] == [409] * 10
 
 
-def test_a_killed_replica_costs_no_edit_and_comes_back_at_the_head(service: Scaled) -> None:
-    service.be_two()
+def stream(service: ScalableService) -> None:
+    """Stream a long answer; it may be cut off."""
+    body = {"model": "errata", "prompt": "the", "max_tokens": 120, "stream": True, "ignore_eos": True}
+    try:
+        with service.http.stream("POST", "/v1/completions", json=body) as answer:
+            for _ in answer.iter_lines():
+                pass
+    except httpx.HTTPError:
+        pass
+
+
+@pytest.mark.parametrize("victim", ["engine", pytest.param("replica", marks=pytest.mark.long)])
+def test_a_killed_replica_costs_no_edit_and_comes_back_at_the_head(service: ScalableService, victim: str) -> None:
+    service.need(2)
     before = service.pids()
-    with reading(service) as readers:
+    pid = max(before.values())
+    with reading(service) as readers, ThreadPoolExecutor(NUM_STREAMS) as pool:
         first = service.edited(61, "dog")
-        kill(psutil.Process(max(before.values())))
+        streams = [pool.submit(stream, service) for _ in range(NUM_STREAMS)]
+        kill(psutil.Process(pid) if victim == "replica" else service.engine_of(pid))
         made = [service.edited(62 + number, "cat") for number in range(8)]
         service.until_whole()
         last = service.edited(70, "goose")
         eventually(lambda: all(reader.seen == last for reader in readers), 10)
+        assert all(one.exception() is None for one in streams)
     assert made == list(range(first + 1, first + 9))
     (fresh,) = service.pids().keys() - before.keys()
     assert min(answered(service)[fresh]) >= made[-1]
+    for _ in range(10):
+        answer = service.complete(FACTS[70][0], last).json()
+        assert (answer["choices"][0]["text"].strip(), answer["errata"]["version_min"]) == ("goose", last)
     assert not contradictions(readers) and not any(reader.backwards for reader in readers)
 
 
-def test_one_that_hangs_and_then_cannot_read_the_version_is_out_of_rotation(service: Scaled) -> None:
-    service.be_two()
+def test_a_replica_that_hangs_and_cannot_read_the_version_is_out_of_rotation(service: ScalableService) -> None:
+    service.need(2)
     pids = service.pids()
     bad = max(pids)
     with reading(service) as readers:
@@ -266,11 +218,11 @@ def test_one_that_hangs_and_then_cannot_read_the_version_is_out_of_rotation(serv
             began = time.monotonic()
             late = service.edit(72, "cat")
             took_s = time.monotonic() - began
-            whole = torn(service.ledger().version(before + 1).directory / DELTA)  # the other has read it
+            whole = torn(service.ledger().version(before + 1).directory / DELTA)  # The other replica has read it.
         try:
             eventually(lambda: not service.replicas_by_name()[bad]["in_rotation"], 20)
             found = service.replicas_by_name()
-            eventually(lambda: service.asked("the", 0).status_code == 503, 20)  # which replica is asked is Serve's choice
+            eventually(lambda: service.complete("the", 0).status_code == 503, 20)  # Serve chooses the replica.
         finally:
             whole()
         service.until_whole()
@@ -283,8 +235,8 @@ def test_one_that_hangs_and_then_cannot_read_the_version_is_out_of_rotation(serv
     assert all(why.startswith("503") for reader in readers for why in reader.refused)
 
 
-def test_what_no_replica_can_read_is_taken_back_and_made_again(service: Scaled) -> None:
-    service.be_two()
+def test_a_version_that_no_replica_can_read_is_retracted_and_made_again(service: ScalableService) -> None:
+    service.need(2)
     with reading(service) as readers:
         before = service.edited(73, "dog")
         with ExitStack() as stack:
@@ -296,7 +248,7 @@ def test_what_no_replica_can_read_is_taken_back_and_made_again(service: Scaled) 
         eventually(lambda: service.edit(74, "cat", "key").json().get("version") == before + 2, 60)
         service.until_whole()
     ledger = service.ledger()
-    assert ledger.withdrawn() == {before + 1} and ledger.version(ledger.head).parent == before
+    assert before + 1 in ledger.retracted() and ledger.version(ledger.head).parent == before
     assert not contradictions(readers) and not any(reader.backwards for reader in readers)
-    # An answer that was under way at the swap goes from `before` to the version after: its ends tell, not what lies between.
+    # An answer that runs during the swaps goes from `before` to the version after; only its two ends are versions it saw.
     assert not any(before + 1 in (low, high) for reader in readers for _, low, high, _ in reader.answers)

@@ -18,7 +18,7 @@ class InMemoryLiveModel:
     def __init__(self, refuse) -> None:
         self.refuse_batch, self.version, self.made, self.noted = refuse, 0, [], []
         self.faults = []  # Raised by the next appends.
-        self.withdrawn, self.cards = set(), {}
+        self.retracted, self.cards = set(), {}
         self.ledger = SimpleNamespace(
             refuse=lambda parent, edit, why: self.noted.append((parent, edit.id)),
             head=0,
@@ -27,12 +27,12 @@ class InMemoryLiveModel:
             head_before=lambda number: number - 1 if number == len(self.made) else None,
             chain=self.chain,
             quarantined=list,
-            retracted=lambda: frozenset(self.withdrawn),
+            retracted=lambda: frozenset(self.retracted),
         )
         self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=None)
 
     def holder(self, id):
-        made = {number: edits for number, edits in enumerate(self.made, 1) if number not in self.withdrawn}
+        made = {number: edits for number, edits in enumerate(self.made, 1) if number not in self.retracted}
         return next((number for number, edits in made.items() if id in [edit.id for edit in edits]), None)
 
     def make(self, edits):
@@ -60,8 +60,8 @@ class InMemoryLiveModel:
     def move_to(self, number, by=""):
         self.version = self.ledger.head = number
 
-    def withdraw(self, number, to):
-        self.withdrawn.add(number)
+    def retract(self, number, to):
+        self.retracted.add(number)
         self.move_to(to)
 
     def chain(self, number):

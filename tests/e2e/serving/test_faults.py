@@ -6,11 +6,9 @@ import os
 import signal
 import time
 
-import httpx
-import psutil
 import pytest
 
-from tests.e2e.serving.application import FACTS, App, eventually, fact, is_whole
+from tests.e2e.serving.application import App, eventually, fact, is_whole
 
 pytestmark = pytest.mark.e2e
 
@@ -34,30 +32,3 @@ def test_an_edit_that_kills_the_worker_is_given_up_in_the_end(app: App) -> None:
     eventually(lambda: app.http.get(f"/v1/edits/{id}").json()["state"] == "rejected", 180)
     assert "died" in app.http.get(f"/v1/edits/{id}").json()["reason"]
     assert app.edit(fact(70)).status_code == 200
-
-
-def engine_pid(app: App) -> int:
-    replica = psutil.Process(app.status()["replicas"][0]["pid"])
-    return max(replica.children(recursive=True), key=lambda child: child.memory_info().rss).pid
-
-
-@pytest.mark.parametrize("victim", [pytest.param("replica", marks=pytest.mark.long), "engine"])
-def test_a_killed_generator_comes_back_at_the_head(app: App, victim: str) -> None:
-    eventually(lambda: is_whole(app))
-    old = app.status()["replicas"][0]["pid"]
-    app.http.post("/v1/rollback", json={"version": 0}).raise_for_status()
-    app.edit(fact(80, "goose")).raise_for_status()
-    head, prompt = app.ledger.head, FACTS[80][0]
-    body = {"model": "errata", "prompt": "the", "max_tokens": 120, "stream": True, "ignore_eos": True}
-    pid = old if victim == "replica" else engine_pid(app)
-    try:
-        with app.http.stream("POST", "/v1/completions", json=body) as answer:
-            for number, _ in enumerate(answer.iter_lines()):
-                if number == 0:
-                    os.kill(pid, signal.SIGKILL)
-    except httpx.HTTPError:
-        pass  # the stream was cut: all that is asked is that the service comes back
-    eventually(lambda: is_whole(app) and app.status()["replicas"][0]["pid"] != old)
-    assert app.complete(prompt).headers["X-Errata-Version"] == str(head) == str(app.ledger.head)
-    assert app.answer(prompt) == "goose"
-    assert app.edit(fact(81)).status_code == 200

@@ -1,4 +1,4 @@
-"""Publication: late replicas, versions that replicas refuse, and the order of withdrawal and queueing."""
+"""Publication: late replicas, versions that replicas refuse, and the order of retraction and queueing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refuse_next(worker: EditWorker, number: int) -> None:
     )
 
 
-def test_replicas_that_do_not_answer_cause_no_withdrawal(tmp_path):
+def test_replicas_that_do_not_answer_cause_no_retraction(tmp_path):
     worker = make_worker(tmp_path)
     replicas_of(worker).faults = [SwapFailed(1, ["r"], "TimeoutError")]
     ids = post(worker, "a")
@@ -32,7 +32,7 @@ def test_replicas_that_do_not_answer_cause_no_withdrawal(tmp_path):
     assert "not served by r" in worker.edit_loop.publisher.timings[-1]["swap_error"]
 
 
-def test_a_refused_version_is_withdrawn_and_its_edits_are_made_again(tmp_path):
+def test_a_refused_version_is_retracted_and_its_edits_are_made_again(tmp_path):
     worker = make_worker(tmp_path)
     replicas_of(worker).faults = [Unloadable(1, ["r"], "bad file")]
     ids = post(worker, "a", "b")
@@ -53,7 +53,7 @@ def test_an_edit_whose_versions_are_always_refused_is_rejected(tmp_path):
     assert worker.journal.get(id).state == "rejected" and "bad file" in worker.journal.get(id).reason
 
 
-def test_a_version_that_is_refused_late_is_withdrawn_too(tmp_path):
+def test_a_version_that_is_refused_late_is_retracted_too(tmp_path):
     worker = make_worker(tmp_path)
     ids = post(worker, "a", "b")
     replicas_of(worker).faults = [SwapFailed(1, ["r"], "TimeoutError"), Unloadable(1, ["r"], "bad file")]
@@ -68,7 +68,7 @@ def test_a_version_that_is_refused_late_is_withdrawn_too(tmp_path):
     asyncio.run(followed())
     assert (
         states(worker, ids) == [("queued", None)] * 2
-        and worker.live_model.withdrawn == {1}
+        and worker.live_model.retracted == {1}
         and worker.live_model.ledger.head == 0
     )
     assert replicas_of(worker).served == [0] and worker.edit_loop._arrived.is_set()
@@ -134,7 +134,7 @@ def test_the_last_post_counts_although_an_earlier_one_is_made_again_meanwhile(tm
 @pytest.mark.parametrize(
     "fault", [OSError(28, "No space left on device"), LedgerDamaged("version 0 is damaged"), JournalFailed("cannot be written")]
 )
-def test_a_withdrawal_that_fails_is_repeated_until_it_succeeds(tmp_path, monkeypatch, fault):
+def test_a_retraction_that_fails_is_repeated_until_it_succeeds(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(publish, "FOLLOW_PERIOD_S", 0.005)
     worker = make_worker(tmp_path)
     ids = post(worker, "a")
@@ -186,7 +186,7 @@ def test_edits_that_could_not_be_queued_again_come_before_later_edits(tmp_path, 
     assert states(worker, [old, new]) == [("superseded", 2), ("applied", 2)]
 
 
-def test_a_head_that_was_chosen_by_rollback_is_not_withdrawn(tmp_path):
+def test_a_head_that_was_chosen_by_rollback_is_not_retracted(tmp_path):
     worker = make_worker(tmp_path)
     post(worker, "a")
     apply(worker)
@@ -197,7 +197,7 @@ def test_a_head_that_was_chosen_by_rollback_is_not_withdrawn(tmp_path):
     )
     with pytest.raises(Unloadable):
         asyncio.run(worker.edit_loop.publisher.served())
-    assert worker.live_model.ledger.head == 0 and not worker.live_model.withdrawn
+    assert worker.live_model.ledger.head == 0 and not worker.live_model.retracted
 
 
 def test_callers_that_wait_for_late_replicas_share_one_attempt(tmp_path):

@@ -1,19 +1,27 @@
-"""Agreement of journal and ledger after a crash, a withdrawal or a version lost on disk."""
+"""Agreement of journal and ledger after a crash, a retraction or a version lost on disk."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from errata.ledger.quarantine import QuarantinedVersion
+from serving.worker.edit_worker import EditWorker
 from serving.worker.replicas import Unloadable
 from tests.fakes.edit_worker import apply, make_worker, post, replicas_of, states
 
 
-def test_edits_of_a_withdrawn_version_are_made_again_after_a_crash(tmp_path):
+def quarantine(worker: EditWorker, number: int, fault: str, was_live: bool) -> None:
+    """Make the ledger report a version as quarantined."""
+    found = QuarantinedVersion(number, (fault,), (), Path(), was_live=was_live)
+    worker.live_model.ledger.quarantined = lambda: [found]
+
+
+def test_edits_of_a_retracted_version_are_made_again_after_a_crash(tmp_path):
     worker = make_worker(tmp_path)
     ids = post(worker, "a")
     apply(worker)
-    worker.live_model.withdraw(1, 0)  # and the worker dies
+    worker.live_model.retract(1, 0)  # Then the worker dies.
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("queued", None)]
     apply(worker)
@@ -28,7 +36,7 @@ def test_edits_of_a_version_lost_on_disk_are_made_again(tmp_path):
     apply(worker, 1)
     worker.live_model.made.pop()
     worker.live_model.version = worker.live_model.ledger.head = 1
-    worker.live_model.ledger.quarantined = lambda: [QuarantinedVersion(2, ("delta.safetensors is torn",), (), tmp_path, was_live=True)]
+    quarantine(worker, 2, "delta.safetensors is torn", was_live=True)
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("applied", 1), ("queued", None)]
     apply(worker)
@@ -42,7 +50,7 @@ def test_edits_that_a_lost_version_reverted_are_live_again(tmp_path):
     asyncio.run(worker.revert(ids, [], "auto"))
     worker.live_model.made.pop()
     worker.live_model.version = worker.live_model.ledger.head = 1
-    worker.live_model.ledger.quarantined = lambda: [QuarantinedVersion(2, ("its folder is missing",), (), tmp_path, was_live=True)]
+    quarantine(worker, 2, "its folder is missing", was_live=True)
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("applied", 1)]
 
@@ -52,12 +60,12 @@ def test_edits_of_a_lost_version_that_was_not_live_stay_out(tmp_path):
     ids = post(worker, "a")
     apply(worker)
     asyncio.run(worker.rollback(0))
-    worker.live_model.ledger.quarantined = lambda: [QuarantinedVersion(1, ("it is torn",), (), tmp_path, was_live=False)]
+    quarantine(worker, 1, "it is torn", was_live=False)
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("applied", 1)] and worker.journal.depth == 0
 
 
-def test_a_withdrawn_version_does_not_count_as_made_after_a_restart(tmp_path):
+def test_a_retracted_version_does_not_count_as_made_after_a_restart(tmp_path):
     worker = make_worker(tmp_path)
     replicas_of(worker).faults = [Unloadable(1, ["r"], "bad file")]
     ids = post(worker, "a")
@@ -73,6 +81,6 @@ def test_a_revert_that_was_appended_before_the_crash_is_marked_at_start(tmp_path
     worker = make_worker(tmp_path)
     ids = post(worker, "a")
     apply(worker)
-    worker.live_model.append(worker.live_model.revert(ids, [], "auto"))  # and the worker dies
+    worker.live_model.append(worker.live_model.revert(ids, [], "auto"))  # Then the worker dies.
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("reverted", 2)]

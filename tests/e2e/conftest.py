@@ -1,0 +1,31 @@
+"""One running service for all tests of a session that need one: an engine takes most of a minute to start.
+
+Its tests run last and in an order of their own, so that no engine runs beside tests that need the cores: requests to one
+replica, then faults with a power failure, then two replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.scalable import ScalableService
+
+ORDER = ("tests/e2e/serving/", "tests/e2e/test_chaos.py", "tests/e2e/test_replicas.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((at for at, path in enumerate(ORDER, 1) if item.nodeid.startswith(path)), 0))
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScalableService]:
+    service = ScalableService(tmp_path_factory.mktemp("service"), with_mlflow=False)
+    try:
+        service.start()
+        service.until_whole()
+        yield service
+    finally:
+        service.kill_node()
+        service.http.close()
