@@ -1,4 +1,4 @@
-"""What is written down about a run: the commit, the package, the data."""
+"""Provenance of a run: the commit, the package of a job, the data and the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from errata.provenance import as_tags, code_digest, commit, data_digest, provena
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A git checkout with one commit, of `code/one.py`."""
+    """Make a git checkout with one commit of `code/one.py`."""
     monkeypatch.delenv("ERRATA_COMMIT", raising=False)
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "one.py").write_text("a = 1\n")
@@ -28,7 +28,7 @@ def head(checkout: Path) -> str:
     return done.stdout.strip()
 
 
-def test_the_commit_and_whether_files_differ_from_it(checkout: Path) -> None:
+def test_a_commit_is_marked_dirty_if_files_differ_from_it(checkout: Path) -> None:
     assert commit(checkout / "code") == head(checkout)
     subprocess.run(["git", "-C", str(checkout), "tag", "v1"], check=True)
     assert commit(checkout / "code") == head(checkout)
@@ -36,7 +36,7 @@ def test_the_commit_and_whether_files_differ_from_it(checkout: Path) -> None:
     assert commit(checkout / "code") == f"{head(checkout)}-dirty"
 
 
-def test_a_copy_in_somebody_elses_checkout_has_not_its_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untracked_copy_does_not_have_the_commit_of_the_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = checkout / "site-packages"
     copy.mkdir()
     (copy / "one.py").write_text("a = 1\n")
@@ -65,7 +65,7 @@ def test_the_package_of_a_submitted_job(config: str, found: str, monkeypatch: py
     assert working_dir() == found
 
 
-def test_the_data_are_told_by_their_content(tmp_path: Path) -> None:
+def test_data_are_identified_by_their_content(tmp_path: Path) -> None:
     one, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     one.write_text('{"prompt": "p"}\n')
     other.write_text('{"prompt": "q"}\n')
@@ -79,7 +79,7 @@ def test_the_data_are_told_by_their_content(tmp_path: Path) -> None:
         data_digest(str(tmp_path / "none.jsonl"))
 
 
-def test_the_code_is_told_by_its_sources(tmp_path: Path) -> None:
+def test_code_is_identified_by_its_sources(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("a = 1\n")
     first = code_digest(tmp_path)
     (tmp_path / "notes.txt").write_text("no code")
@@ -88,7 +88,7 @@ def test_the_code_is_told_by_its_sources(tmp_path: Path) -> None:
     assert code_digest(tmp_path) != first != code_digest()
 
 
-def test_all_of_it_is_json_and_tags() -> None:
+def test_provenance_is_json_and_tags() -> None:
     made = provenance(3, {"edits": "ab12"})
     assert json.loads(json.dumps(made)) == made
     assert made["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]

@@ -1,3 +1,5 @@
+"""Bisection of refused batches: which edits are made, which are refused, and why."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,29 +10,29 @@ from errata.guard.bisection import BatchBisection
 FIVE = [Edit(str(i), "x", id=f"id-{i}") for i in range(5)]
 
 
-def settle(docket: BatchBisection, is_bad) -> tuple[list[tuple[int, ...]], dict[int, str]]:
-    """Groups that were made, and who was refused why; `is_bad` says of a group what its refusal names, or None."""
+def settle(bisection: BatchBisection, is_bad) -> tuple[list[tuple[int, ...]], dict[int, str]]:
+    """Return the groups that were made and the refusals by position; `is_bad` returns the refusal of a group, or None."""
     made, refused = [], {}
-    while (group := docket.next_group()) is not None:
+    while (group := bisection.next_group()) is not None:
         assert group, "an empty group is never tried"
         refusal = is_bad(group)
         if refusal is None:
             made.append(group)
-        settled = docket.made(group) if refusal is None else docket.refused(group, refusal)
+        settled = bisection.made(group) if refusal is None else bisection.refused(group, refusal)
         for i, why in settled:
             assert i not in refused
             refused[i] = why.reason
-    assert docket.left() == ()
+    assert bisection.left() == ()
     return made, refused
 
 
-def test_what_is_healthy_is_made_at_once():
+def test_a_batch_without_fault_is_one_group():
     assert settle(BatchBisection(FIVE), lambda group: None) == ([(0, 1, 2, 3, 4)], {})
     assert settle(BatchBisection([]), lambda group: None) == ([], {})
 
 
 @pytest.mark.parametrize("guilty", range(5))
-def test_a_refusal_that_names_nobody_is_traced_by_halving(guilty):
+def test_a_refusal_without_an_edit_is_traced_by_halving(guilty):
     made, refused = settle(
         BatchBisection(FIVE), lambda group: EditRejected("harm", code=Code.EDITOR_FAILED) if guilty in group else None
     )
@@ -38,7 +40,7 @@ def test_a_refusal_that_names_nobody_is_traced_by_halving(guilty):
     assert [i for group in made for i in group] == [i for i in range(5) if i != guilty]
 
 
-def test_a_named_edit_is_to_blame_by_its_place_in_the_group_or_its_id():
+def test_a_refusal_names_an_edit_by_position_or_id():
     def by_place(group):
         return EditRejected("no", edit=group.index(3), code=Code.EDITOR_FAILED) if 3 in group else None
 
@@ -49,14 +51,14 @@ def test_a_named_edit_is_to_blame_by_its_place_in_the_group_or_its_id():
         assert settle(BatchBisection(FIVE), is_bad) == ([(0, 1, 2, 4)], {3: "no"})
 
 
-def test_of_two_edits_with_one_id_one_is_to_blame():
+def test_an_id_shared_by_two_edits_blames_the_first():
     twins = [Edit("a", "x", id="same"), Edit("b", "x", id="same")]
-    docket = BatchBisection(twins)
-    ((position, _),) = docket.refused(docket.next_group(), EditRejected("no", edit="same", code=Code.EDITOR_FAILED))
-    assert (position, docket.next_group(), docket.next_group()) == (0, (1,), None)
+    bisection = BatchBisection(twins)
+    ((position, _),) = bisection.refused(bisection.next_group(), EditRejected("no", edit="same", code=Code.EDITOR_FAILED))
+    assert (position, bisection.next_group(), bisection.next_group()) == (0, (1,), None)
 
 
-def test_a_name_that_is_nobodys_is_no_name():
+def test_a_position_outside_the_group_is_ignored():
     made, refused = settle(
         BatchBisection(FIVE), lambda group: EditRejected("harm", edit=99, code=Code.EDITOR_FAILED) if 2 in group else None
     )
@@ -72,13 +74,13 @@ def test_many_refusals_need_no_deep_recursion():
 RIVALS = [Edit("p", "first"), Edit("q", "x"), Edit("p", "second"), Edit("p", "third"), Edit("p", "third")]
 
 
-def test_of_two_answers_to_one_prompt_the_later_is_made():
+def test_the_later_of_two_targets_for_one_prompt_is_made():
     made, refused = settle(BatchBisection(RIVALS), lambda group: None)
     assert made == [(1, 3, 4)]
     assert set(refused) == {0, 2} and all("'third'; the later one counts" in why for why in refused.values())
 
 
-def test_if_the_later_is_refused_the_earlier_has_its_turn():
+def test_after_the_later_target_is_refused_the_earlier_is_tried():
     def is_bad(group):
         third = [i for i in group if RIVALS[i].target == "third"]
         return EditRejected("harm", edit=group.index(third[0]), code=Code.EDITOR_FAILED) if third else None
@@ -88,9 +90,9 @@ def test_if_the_later_is_refused_the_earlier_has_its_turn():
     assert refused[3] == refused[4] == "harm" and "'second'; the later one counts" in refused[0]
 
 
-def test_what_is_left_can_be_put_back():
-    docket = BatchBisection(RIVALS)
-    group = docket.next_group()
-    assert (group, docket.left()) == ((1, 3, 4), (0, 2))
-    docket.refused(group, EditRejected("harm", code=Code.EDITOR_FAILED))
-    assert docket.next_group() == (1,) and docket.left() == (0, 2, 3, 4)
+def test_remaining_edits_can_be_queued_again():
+    bisection = BatchBisection(RIVALS)
+    group = bisection.next_group()
+    assert (group, bisection.left()) == ((1, 3, 4), (0, 2))
+    bisection.refused(group, EditRejected("harm", code=Code.EDITOR_FAILED))
+    assert bisection.next_group() == (1,) and bisection.left() == (0, 2, 3, 4)

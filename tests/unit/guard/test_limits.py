@@ -1,3 +1,5 @@
+"""Limits: what warns, what is refused, and what an update past a limit may still do."""
+
 from __future__ import annotations
 
 import math
@@ -26,13 +28,13 @@ def test_a_modest_change_is_published(random_delta):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_refused(value):
+def test_a_delta_that_is_not_finite_is_refused(value):
     delta = WeightDelta({MATRICES[0]: LowRank(torch.full((4, 1), value), torch.ones(5, 1))})
     (breach,) = Guard().check(check_norms(delta, NORMS)).breaches
     assert breach.code is Code.GUARD_NOT_FINITE
 
 
-def test_a_change_over_the_bound_is_refused_by_name(random_delta):
+def test_a_matrix_that_changes_too_much_is_named(random_delta):
     delta = random_delta(0)
     norms = {**NORMS, MATRICES[1]: delta.norms()[MATRICES[1]] / 2}
     (breach,) = Guard(change=Limit(1.0, 1.0)).check(check_norms(delta, norms)).breaches
@@ -64,20 +66,20 @@ def test_each_limit_warns_and_then_refuses(field, warned, refused, says):
     assert says.format(refused) in str(verdict.breaches[0])
 
 
-def test_edits_that_are_not_answered_are_told_and_refused_only_if_asked():
+def test_unanswered_edits_warn_and_are_refused_only_by_a_limit():
     found = replace(HEALTHY, efficacy=0.25)
     assert Guard().check(found).warnings == ("0.75 of the edits would not be answered with their targets, more than 0",)
     (breach,) = Guard(unanswered=Limit(0.0, 0.5)).check(found).breaches
     assert str(breach) == "0.75 of the edits would not be answered with their targets, more than 0.5"
 
 
-def test_what_is_no_number_is_refused_and_what_was_not_measured_is_not():
+def test_nan_is_refused_and_a_missing_score_is_not():
     assert not Guard().check(replace(HEALTHY, ppl_ratio=math.nan)).publish
     assert Guard().check(Measurements()).publish
 
 
-def test_a_limit_warns_no_later_than_it_refuses():
-    with pytest.raises(ValueError, match="not at 2 and 1"):
+def test_a_limit_that_warns_above_its_refusal_is_an_error():
+    with pytest.raises(ValueError, match="2 of a limit must not exceed its refusal level 1"):
         Limit(2.0, 1.0)
 
 
@@ -90,7 +92,7 @@ def test_scores_are_json_without_infinity():
     }
 
 
-def test_a_refusal_survives_a_process_border():
+def test_a_refusal_can_be_pickled():
     refusal = VersionRefused(
         (Breach("change", 9.0, 1.0, "too large"), Breach("perplexity", 2.0, 1.5, "too much")), {"efficacy": 0.5}
     )
@@ -111,19 +113,19 @@ def test_a_refusal_survives_a_process_border():
         ({"broken_sentences": 0.5}, {"broken_sentences": 0.4}, False),
     ],
 )
-def test_a_model_that_is_past_a_limit_takes_what_does_not_harm_it(found, before, published):
+def test_a_model_past_a_limit_takes_an_update_without_harm(found, before, published):
     verdict = Guard().check(replace(HEALTHY, **found, before=before))
     assert verdict.publish == published and len(verdict.breaches + verdict.warnings) == 1
 
 
-def test_what_many_versions_do_together_is_bounded():
+def test_cumulative_harm_is_bounded():
     guard = Guard()
     assert guard.check(replace(HEALTHY, locality=0.75, before={"locality": 0.8})).warnings[0].startswith("0.25 of the answers")
     (breach,) = guard.check(replace(HEALTHY, locality=0.45, before={"locality": 0.5})).breaches
     assert breach.limit == "drift"
 
 
-def test_small_steps_beyond_a_limit_do_not_add_up_for_ever():
+def test_small_steps_beyond_a_limit_are_bounded():
     guard, ratio, largest = Guard(), 1.5, 0.0
     for _ in range(3000):
         if guard.check(replace(HEALTHY, ppl_ratio=ratio * 1.00099, before={"ppl_ratio": ratio})).publish:

@@ -1,3 +1,5 @@
+"""The ledger: versions, branches, the head, snapshots, edits by id, and writers at the same time."""
+
 from __future__ import annotations
 
 import json
@@ -53,7 +55,7 @@ def test_create_again_over_the_same_base_opens_it_and_over_another_refuses(ledge
         Ledger.open(ledger.directory / "none")
 
 
-def test_a_version_comes_back_whole(ledger, random_delta):
+def test_a_version_is_read_as_it_was_appended(ledger, random_delta):
     edits = (Edit("a b", "c", subject="a", rephrasings=("d",), id="e1"), Edit("x\u2028y", "z"))
     delta = random_delta(1)
     made = append(ledger, delta, edits=edits)
@@ -82,7 +84,7 @@ def test_factors_that_share_memory_are_stored(ledger, random_delta):
     assert ledger.delta(1).digest() == shared.digest()
 
 
-def test_a_stale_parent_is_a_conflict(ledger, random_delta):
+def test_a_stale_parent_raises_a_conflict(ledger, random_delta):
     fill(ledger, random_delta, 2)
     with pytest.raises(LedgerConflict) as conflict:
         append(ledger, random_delta(0), parent=1)
@@ -91,7 +93,7 @@ def test_a_stale_parent_is_a_conflict(ledger, random_delta):
     assert (copy.parent, copy.head, str(copy)) == (1, 2, str(conflict.value))
 
 
-def test_a_branch_from_before_the_head_is_made_in_one_step(ledger, random_delta):
+def test_a_branch_from_before_the_head_is_appended_in_one_call(ledger, random_delta):
     fill(ledger, random_delta, 3)
     arguments = (random_delta(0), STATE, (), {}, ("RLEdit", "test"))
     with pytest.raises(LedgerConflict):
@@ -104,7 +106,7 @@ def test_a_branch_from_before_the_head_is_made_in_one_step(ledger, random_delta)
     assert ledger.append(0, *arguments, expected_head=2).number == Ledger.open(ledger.directory).head == 5
 
 
-def test_of_many_writers_on_one_parent_one_wins(ledger, random_delta):
+def test_one_of_many_writers_on_a_parent_succeeds(ledger, random_delta):
     outcomes = []
 
     def write(seed):
@@ -146,7 +148,7 @@ def test_leftovers_of_a_killed_writer_are_ignored_and_removed(ledger, random_del
     assert not leftover.exists() and ledger.newest == 1
 
 
-def test_after_going_back_the_next_version_follows_the_old_one(ledger, random_delta):
+def test_after_a_rollback_the_next_version_follows_the_head(ledger, random_delta):
     fill(ledger, random_delta, 10)
     ledger.move_head(5)
     assert (ledger.head, ledger.newest) == (5, 10)
@@ -201,7 +203,7 @@ def test_find_edit(ledger, random_delta):
     assert ledger.find_edit("two") == 2
 
 
-def test_an_edit_is_found_in_the_live_chain_first_and_else_in_the_newest(ledger, random_delta):
+def test_an_edit_is_found_in_the_live_chain_first(ledger, random_delta):
     one, two = Edit("a", "b", id="one"), Edit("c", "d", id="two")
     append(ledger, random_delta(1), edits=[one])
     append(ledger, random_delta(2), edits=[two])
@@ -214,7 +216,7 @@ def test_an_edit_is_found_in_the_live_chain_first_and_else_in_the_newest(ledger,
     assert (ledger.find_edit("one"), Ledger.open(ledger.directory).find_edit("one")) == (3, 3)
 
 
-def test_a_withdrawn_version_is_not_the_head_and_holds_no_edit(ledger, random_delta):
+def test_a_retracted_version_is_not_the_head_and_holds_no_edit(ledger, random_delta):
     one = Edit("a", "b", id="one")
     append(ledger, random_delta(1))
     append(ledger, random_delta(2), edits=[one])
@@ -228,7 +230,7 @@ def test_a_withdrawn_version_is_not_the_head_and_holds_no_edit(ledger, random_de
     assert (ledger.head, ledger.retracted(), ledger.find_edit("one")) == (1, {2, 3}, None)
 
 
-def test_where_the_head_was_before_an_append(ledger, random_delta):
+def test_head_before_an_append(ledger, random_delta):
     append(ledger, random_delta(1))
     append(ledger, random_delta(2))
     assert [ledger.head_before(number) for number in (0, 1, 2)] == [None, 0, 1]
@@ -242,7 +244,7 @@ def test_where_the_head_was_before_an_append(ledger, random_delta):
     assert [ledger.head_before(number) for number in (4, 5)] == [None, 3]
 
 
-def test_what_cannot_be_withdrawn_stays(ledger, random_delta):
+def test_ancestors_of_the_head_cannot_be_retracted(ledger, random_delta):
     fill(ledger, random_delta, 3)
     for number, to in ((1, 3), (3, 3), (0, 1)):
         with pytest.raises(ValueError, match=f"version {number} cannot be retracted: version {to}"):
@@ -253,8 +255,8 @@ def test_what_cannot_be_withdrawn_stays(ledger, random_delta):
     assert (ledger.head, ledger.retracted(), list(ledger.head_log())) == (3, set(), [])
 
 
-def test_a_number_that_somebody_may_have_seen_is_not_used_again(ledger, random_delta, monkeypatch):
-    """The folder has its name, and then the disk fails: a replica may have served that version meanwhile."""
+def test_a_number_that_readers_may_have_seen_is_not_used_again(ledger, random_delta, monkeypatch):
+    """The disk fails after the rename, so that a replica may have served the version."""
     fill(ledger, random_delta, 1)
     reader, seen, sync = Ledger.open(ledger.directory), [], durable.sync
 
@@ -271,8 +273,8 @@ def test_a_number_that_somebody_may_have_seen_is_not_used_again(ledger, random_d
     assert seen[0].number == 2
     for each in (ledger, reader, Ledger.open(ledger.directory)):
         assert (each.head, each.newest, each.find_edit("one")) == (1, 1, None)
-    (gone,) = ledger.quarantined()
-    assert (gone.number, gone.was_live, gone.faults) == (2, False, ("it could not be made durable: cannot be synced",))
+    (version,) = ledger.quarantined()
+    assert (version.number, version.was_live, version.faults) == (2, False, ("it could not be made durable: cannot be synced",))
     assert append(ledger, random_delta(3)).number == 3 == reader.head
     assert recover(ledger).quarantined == ()
 
@@ -293,7 +295,7 @@ def test_an_exported_version_is_a_plain_checkpoint(ledger, random_delta, model_d
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["v2"]
 
 
-def test_refusals_are_kept_even_after_a_crash_in_the_middle_of_one(ledger):
+def test_a_torn_line_of_the_refusals_costs_no_other(ledger):
     refusal = VersionRefused([Breach("change", 9.0, 1.0, "too large")], {"ppl_ratio": 2.0})
     ledger.refuse(0, Edit("one", "x", id="a"), refusal)
     with (ledger.directory / REFUSALS).open("ab") as log:

@@ -1,4 +1,4 @@
-"""A ledger pushed to a URI and pulled from it: the same ledger, whatever was cut off on the way."""
+"""A ledger pushed to a URI and pulled from it is the same ledger, wherever an earlier push or pull was interrupted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def append(ledger: Ledger, random_delta: Random, num: int = 1) -> None:
 
 
 def assert_same(one: Ledger, other: Path) -> None:
-    """By what a reader sees, and by every byte that was written."""
+    """Compare what a reader sees of two ledgers, and the digests of their files."""
     found = Ledger.open(other)
     assert (found.head, found.newest, found.base) == (one.head, one.newest, one.base)
     assert [v.fingerprint for v in found.versions()] == [v.fingerprint for v in one.versions()]
@@ -46,11 +46,11 @@ def where(tmp_path: Path) -> str:
     return f"file://{tmp_path / 'copy'}"
 
 
-def test_a_copy_comes_back_as_the_ledger(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+def test_a_pulled_ledger_equals_the_pushed_one(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
     append(ledger, random_delta, 6)
     ledger.refuse(ledger.head, Edit("bad", "t"), EditRejected("too large", code=Code.EDITOR_FAILED))
     ledger.move_head(3, "ada")
-    append(ledger, random_delta)  # follows 3
+    append(ledger, random_delta)  # It follows version 3.
     ledger.move_head(2, "ada")
     assert push(ledger.directory, where) == 8
     assert pull(where, tmp_path / "back") == 8
@@ -58,11 +58,11 @@ def test_a_copy_comes_back_as_the_ledger(ledger: Ledger, random_delta: Random, w
     assert sorted(p.name for p in (tmp_path / "back" / "snapshots").iterdir()) == sorted(
         p.name for p in (ledger.directory / "snapshots").iterdir()
     )
-    append(Ledger.open(tmp_path / "back"), random_delta)  # it goes on where the copy ended
+    append(Ledger.open(tmp_path / "back"), random_delta)  # The pulled ledger can be appended to.
     assert Ledger.open(tmp_path / "back").head == 8
 
 
-def test_only_what_is_new_is_copied_again(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+def test_only_new_versions_are_copied(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
     append(ledger, random_delta, 3)
     push(ledger.directory, where)
     pull(where, tmp_path / "back")
@@ -75,7 +75,7 @@ def test_only_what_is_new_is_copied_again(ledger: Ledger, random_delta: Random, 
 
 
 class Cut(RemoteFolder):
-    """Fails after so many writes, as a connection does."""
+    """A remote folder whose connection fails after `left` writes."""
 
     left = 0
 
@@ -86,12 +86,12 @@ class Cut(RemoteFolder):
         super().write(path, content)
 
 
-def test_wherever_a_push_is_cut_off_the_copy_was_once_the_ledger(
+def test_an_interrupted_push_leaves_an_earlier_state_of_the_ledger(
     ledger: Ledger, random_delta: Random, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append(ledger, random_delta, 5)
     ledger.move_head(2)
-    num_files = 1 + 5 * 4 + 2 + 2  # of versions, of a snapshot, and two that say which is live
+    num_files = 1 + 5 * 4 + 2 + 2  # Files of versions, of a snapshot, the head and its log.
     for num_writes in range(num_files):
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
         shutil.rmtree(tmp_path / "back", ignore_errors=True)
@@ -108,7 +108,7 @@ def test_wherever_a_push_is_cut_off_the_copy_was_once_the_ledger(
     assert_same(ledger, tmp_path / "back")
 
 
-def test_a_damaged_copy_is_refused_and_leaves_what_was_there(
+def test_a_damaged_remote_is_refused_and_changes_nothing(
     ledger: Ledger, random_delta: Random, where: str, tmp_path: Path
 ) -> None:
     append(ledger, random_delta, 3)
@@ -123,7 +123,7 @@ def test_a_damaged_copy_is_refused_and_leaves_what_was_there(
     assert_same(ledger, tmp_path / "back")
 
 
-def test_another_ledger_is_never_written_over(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+def test_another_ledger_is_not_overwritten(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
     append(ledger, random_delta, 2)
     push(ledger.directory, where)
     other = Ledger.create(tmp_path / "other", {"model": "m", "fingerprint": "another", "matrices": ["a"]})
@@ -135,13 +135,13 @@ def test_another_ledger_is_never_written_over(ledger: Ledger, random_delta: Rand
     append(Ledger.open(tmp_path / "back"), random_delta)
     with pytest.raises(ValueError, match="version 3 there is another"):
         pull(where, tmp_path / "back")
-    append(ledger, random_delta)  # the same number, made at another time
+    append(ledger, random_delta)  # The same number with another creation time.
     push(ledger.directory, where)
     with pytest.raises(ValueError, match="version 3 there is another"):
         pull(where, tmp_path / "back")
 
 
-def test_a_head_that_was_moved_otherwise_is_kept(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+def test_a_head_that_was_moved_differently_is_kept(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
     append(ledger, random_delta, 2)
     push(ledger.directory, where)
     pull(where, tmp_path / "back")
@@ -151,7 +151,7 @@ def test_a_head_that_was_moved_otherwise_is_kept(ledger: Ledger, random_delta: R
     assert Ledger.open(tmp_path / "back").head == 1
 
 
-def test_what_was_set_aside_is_not_copied(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
+def test_a_quarantined_version_is_not_pushed(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
     append(ledger, random_delta, 2)
     (ledger.directory / "versions" / "00000002").rename(ledger.directory / "versions" / "00000002.corrupt")
     assert push(ledger.directory, where) == 2 and not list((tmp_path / "copy").rglob("*.corrupt*"))
