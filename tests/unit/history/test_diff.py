@@ -1,4 +1,4 @@
-"""What lies between two versions."""
+"""Differences between two versions: norms, edits and scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def total(ledger: Ledger, number: int, matrix: str) -> torch.Tensor:
 
 @pytest.fixture
 def forked(ledger: Ledger, random_delta) -> Ledger:
-    """1 - 2 - 3 (of one matrix alone), and 4 - 5 that follow 1."""
+    """Make the versions 1 - 2 - 3 (3 changes one matrix), and 4 - 5, which follow 1."""
     add(ledger, random_delta(1), Edit("a", "x", id="a"), efficacy=0.5, warnings=["some"])
     add(ledger, random_delta(2), Edit("b", "x", id="b"), efficacy=1.0, is_fine=True)
     alone = WeightDelta({MATRICES[0]: random_delta(3).parts[MATRICES[0]]})
@@ -47,8 +47,8 @@ def test_the_norms_are_those_of_the_matrices_between(forked: Ledger, a: int, b: 
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 60), (60, 0), (25, 60)])
-def test_of_many_versions_no_more_is_held_than_the_matrix(ledger: Ledger, random_delta, monkeypatch, a: int, b: int) -> None:
-    """Factors of rank 58 and more in all: those of rank 39 have more numbers than the 64 by 96 matrices."""
+def test_no_more_numbers_are_held_than_the_matrix_has(ledger: Ledger, random_delta, monkeypatch, a: int, b: int) -> None:
+    """The factors have rank 58 and more in all; those of rank 39 already have more numbers than the 64 by 96 matrices."""
     folds, held = [], []
     fold, add_piece = diffs._Sum._fold, diffs._Sum.add
 
@@ -74,8 +74,8 @@ def test_of_many_versions_no_more_is_held_than_the_matrix(ledger: Ledger, random
     assert len(folds) > 2 and max(folds) <= 44 and max(held) <= 64 * 96
 
 
-def test_kinds_of_changes_come_together(ledger: Ledger, random_delta) -> None:
-    """A whole matrix among factors, a sparse change of the other alone, a series of both kinds; forth and back."""
+def test_kinds_of_deltas_can_be_mixed(ledger: Ledger, random_delta) -> None:
+    """A dense delta among factors, a sparse one of another matrix, and a series of both, in both directions."""
     low_rank = random_delta(1)
     dense = WeightDelta({MATRICES[0]: Dense(torch.randn(64, 96, generator=torch.Generator().manual_seed(2)))})
     sparse = WeightDelta({MATRICES[1]: Sparse(torch.tensor([0, 100]), torch.tensor([3.0, 4.0]), (64, 96))})
@@ -93,11 +93,11 @@ def test_edits_and_scores_side_by_side(forked: Ledger) -> None:
     found = diff(forked, 3, 5)
     assert (found["from"], found["to"], found["common"]) == (3, 5, 1)
     assert [edit["prompt"] for edit in found["added"]] == ["d", "a"] and found["added"][1]["id"] == "new"
-    assert [edit["prompt"] for edit in found["removed"]] == ["b"], "an edit without an id is known by what it says"
+    assert [edit["prompt"] for edit in found["removed"]] == ["b"], "an edit without an id is identified by its content"
     assert found["scorecard"] == {"efficacy": [0.75, 0.25], "locality": [0.9, None]}
 
 
-def test_nothing_lies_between_a_version_and_itself(forked: Ledger) -> None:
+def test_a_version_does_not_differ_from_itself(forked: Ledger) -> None:
     found = diff(forked, 2, 2)
     assert (found["common"], found["added"], found["removed"], found["norms"]) == (2, [], [], {})
     assert found["scorecard"] == {"efficacy": [1.0, 1.0]}
@@ -112,14 +112,14 @@ def test_what_was_subtracted_is_removed(forked: Ledger, random_delta) -> None:
     assert between == pytest.approx(forked.version(5).norms[MATRICES[0]], rel=1e-6)
 
 
-def test_a_change_that_cancels_has_no_norm(random_delta) -> None:
-    """In fp32 the inner products would leave 1e-4 of it."""
+def test_factors_that_cancel_have_a_small_norm(random_delta) -> None:
+    """In fp32 the inner products would leave an error of 1e-4."""
     delta = random_delta(0, 10.0)
     for name, part in chained([delta, random_delta(1, 1e-3), delta.scaled(-1.0)]):
         assert norm(part) == pytest.approx(random_delta(1, 1e-3).parts[name].norm(), rel=1e-2)
 
 
-def test_other_kinds_of_changes_have_norms_too(random_delta) -> None:
+def test_norms_of_sparse_deltas_and_of_series(random_delta) -> None:
     sparse = Sparse(torch.tensor([0, 100]), torch.tensor([3.0, 4.0]), (64, 96))
     assert norm(sparse) == 5.0
     name, low_rank = next(iter(random_delta(0)))

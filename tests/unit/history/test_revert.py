@@ -1,4 +1,4 @@
-"""Chosen edits taken out of what is served, by both ways, on a small model with editors in closed form."""
+"""Reverts by subtraction and by replay, on a small model with editors in closed form."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ A, B, C, D, E, F = EDITS
 
 @dataclass(frozen=True)
 class Exact(Toy):
-    """Makes the matrix answer a key by the target whatever it said before, so that a later edit corrects an earlier one.
+    """An editor that replaces the answer of the matrix to a key, so that a later edit corrects an earlier one.
 
-    A batch of one edit that says `alone` is refused.
+    It refuses a batch of one edit whose subject is `alone`.
     """
 
     @torch.no_grad()
@@ -80,13 +80,13 @@ def first_words(live_model: LiveModel, *edits: Edit) -> list[str]:
     return [live_model.model.tokenizer.decode(greedy(live_model.model, [edit.prompt], 1)[0]) for edit in edits]
 
 
-def check_stands_at_head(live_model: LiveModel) -> None:
-    """As one that opens the ledger anew, bit by bit; and no hook is left."""
-    anew = LiveModel(live_model.options)
-    assert live_model.version == anew.version == live_model.ledger.head
-    assert torch.equal(weight(live_model), weight(anew))
-    assert live_model.state.num_edits == anew.state.num_edits
-    assert live_model.inspector.earlier.held == anew.inspector.earlier.held
+def check_is_at_head(live_model: LiveModel) -> None:
+    """Compare the live model with a new one over the same ledger, bit by bit; no hook may be left."""
+    other = LiveModel(live_model.options)
+    assert live_model.version == other.version == live_model.ledger.head
+    assert torch.equal(weight(live_model), weight(other))
+    assert live_model.state.num_edits == other.state.num_edits
+    assert live_model.inspector.earlier.held == other.inspector.earlier.held
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in live_model.model.module.modules())
 
 
@@ -103,8 +103,8 @@ def test_a_whole_version_is_subtracted(live_model: LiveModel, mode: str) -> None
     assert first_words(live_model, C, D) == [C.target, D.target]
     own = live_model.ledger.delta(1).parts[MATRIX].dense()
     assert torch.allclose(weight(live_model), before - own, atol=1e-6 * float(before.abs().max()))
-    assert live_model.state.num_edits == 4, "what the editor remembers is the head's"
-    check_stands_at_head(live_model)
+    assert live_model.state.num_edits == 4, "the editor's state is the head's"
+    check_is_at_head(live_model)
 
 
 @pytest.mark.parametrize("mode", ["auto", "replay"])
@@ -116,7 +116,7 @@ def test_a_part_of_a_version_is_replayed(live_model: LiveModel, mode: str) -> No
     assert batches(version) == [(A,), (C,), (D,)] and version.scorecard["num_edits"] == 3
     assert first_words(live_model, A, C, D) == [A.target, C.target, D.target]
     assert live_model.state.num_edits == 3
-    check_stands_at_head(live_model)
+    check_is_at_head(live_model)
     post(live_model, (E,))
     assert live_model.ledger.chain(5) == [4, 5] and ids(live_model) == ["e0", "e10", "e15", "e20"]
 
@@ -137,8 +137,8 @@ def test_the_scorecard_shows_the_effect(live_model: LiveModel, mode: str) -> Non
     assert "efficacy" not in card and card["edit_s"] > 0 and card["guard_s"] > 0
 
 
-def test_an_answer_that_does_not_go_back_is_told(exact: LiveModel) -> None:
-    """A later edit has the last word on the prompt."""
+def test_the_scorecard_shows_an_answer_that_does_not_go_back(exact: LiveModel) -> None:
+    """A later edit of the same prompt still determines the answer."""
     post(exact, (A,), (replace(A, target=C.target, id="later"),))
     card = exact.revert(["e0"], [], "replay").scorecard
     assert card["went_back"] == 0.0 and card["reverted_answers"][0]["says"].split()[0] == C.target
@@ -152,8 +152,8 @@ def test_at_most_ten_prompts_are_asked(live_model: LiveModel) -> None:
     assert len(card["reverted"]["edits"]) == 12
 
 
-def test_retention_is_asked_of_the_edits_that_stay(live_model: LiveModel) -> None:
-    live_model.model.tokenizer.eos_token = None  # the random model ends no answer: a target is right when its words are said
+def test_retention_is_measured_on_the_edits_that_stay(live_model: LiveModel) -> None:
+    live_model.model.tokenizer.eos_token = None  # The random model ends no answer; a target counts when its words come.
     post(live_model, (A, B), (C,), (D,))
     found = live_model.revert(["e0"], [], "replay").scorecard
     assert found["retention"] == 1.0 and found["lost_retention"] == 0.0
@@ -174,7 +174,7 @@ def test_everything_can_be_reverted(live_model: LiveModel) -> None:
     assert (version.parent, version.edits, ids(live_model), version.num_bytes) == (0, (), [], 0)
     assert torch.equal(weight(live_model), base) and live_model.state.num_edits == 0
     assert "retention" not in version.scorecard
-    check_stands_at_head(live_model)
+    check_is_at_head(live_model)
     post(live_model, (D,))
     assert ids(live_model) == ["e15"]
 
@@ -183,14 +183,14 @@ def test_a_replay_does_not_bring_back_what_was_subtracted(exact: LiveModel) -> N
     post(exact, (A,), (B, C), (D,))
     exact.append(exact.revert([], [1], "subtract"))
     post(exact, (E,))
-    version = exact.append(exact.revert(["e5"], [], "replay"))  # stands in version 2; the one subtracted is before it
+    version = exact.append(exact.revert(["e5"], [], "replay"))  # The edit is in version 2, after the subtracted one.
     assert (version.number, version.parent) == (6, 0)
     assert ids(exact) == ["e10", "e15", "e20"] and batches(version) == [(C,), (D,), (E,)]
     assert first_words(exact, C, D, E) == [C.target, D.target, E.target] and first_words(exact, A) != [A.target]
-    check_stands_at_head(exact)
+    check_is_at_head(exact)
 
 
-def test_what_was_subtracted_before_the_branch_stays_so(live_model: LiveModel) -> None:
+def test_what_was_subtracted_before_the_branch_stays_subtracted(live_model: LiveModel) -> None:
     post(live_model, (A,), (B,))
     live_model.append(live_model.revert([], [1], "subtract"))
     post(live_model, (C, D))
@@ -203,22 +203,22 @@ def test_a_revert_of_a_replayed_version_keeps_its_batches(exact: LiveModel) -> N
     exact.append(exact.revert(["e0"], []))
     version = exact.append(exact.revert(["e10"], []))
     assert batches(version) == [(B,), (D,), (E,)] and version.parent == 0
-    check_stands_at_head(exact)
+    check_is_at_head(exact)
 
 
 def test_subtract_after_subtract_and_of_a_replayed_version(live_model: LiveModel) -> None:
     post(live_model, (A,), (B, C), (D,))
-    live_model.append(live_model.revert(["e5"], []))  # version 4 follows 1 and holds C and D
+    live_model.append(live_model.revert(["e5"], []))  # Version 4 follows 1 and holds C and D.
     live_model.append(live_model.revert([], [1], "subtract"))
     version = live_model.append(live_model.revert([], [4], "subtract"))
     assert ids(live_model) == [] and version.parent == 5
     base = LiveModel(replace(live_model.options, ledger=f"{live_model.options.ledger}-other"))
     assert torch.allclose(weight(live_model), weight(base), atol=1e-5)
-    check_stands_at_head(live_model)
+    check_is_at_head(live_model)
 
 
-def test_auto_replays_what_the_guard_does_not_let_it_subtract(exact: LiveModel) -> None:
-    """The later edit found the same fact there already, and wrote next to nothing: without the earlier it is lost."""
+def test_auto_replays_if_the_guard_refuses_the_subtraction(exact: LiveModel) -> None:
+    """The later edit found the fact in place and wrote next to nothing, so it is lost without the earlier one."""
     exact.model.tokenizer.eos_token = None
     exact.inspector.guard = replace(exact.inspector.guard, forgotten=replace(exact.inspector.guard.forgotten, warn=0, refuse=0))
     later = replace(A, id="later")
@@ -239,7 +239,7 @@ def test_the_guard_refuses_a_replay_too(live_model: LiveModel) -> None:
     with pytest.raises(VersionRefused, match="would change by"):
         live_model.revert(["e0"], [])
     assert live_model.ledger.newest == 2
-    check_stands_at_head(live_model)
+    check_is_at_head(live_model)
 
 
 @pytest.mark.parametrize(
@@ -273,19 +273,19 @@ def test_what_cannot_be_reverted_is_named(
     assert (live_model.ledger.head, live_model.ledger.newest) == (5, 5) and torch.equal(weight(live_model), before)
 
 
-def test_an_editor_that_refuses_in_replay_leaves_everything_as_it_was(exact: LiveModel) -> None:
-    hermit = replace(B, prompt=f"alone {B.prompt}", subject="alone")
-    post(exact, (A, hermit), (C,))
+def test_an_editor_that_refuses_in_replay_changes_nothing(exact: LiveModel) -> None:
+    lonely = replace(B, prompt=f"alone {B.prompt}", subject="alone")
+    post(exact, (A, lonely), (C,))
     before = weight(exact)
     with pytest.raises(
         RevertRefused, match="the other edits of version 1 cannot be made again: edit 0, subject: it is alone"
     ) as caught:
         exact.revert(["e0"], [])
     assert caught.value.code is Code.NOT_REPLAYABLE and exact.ledger.newest == 2 and torch.equal(weight(exact), before)
-    check_stands_at_head(exact)
+    check_is_at_head(exact)
 
 
-def test_what_another_editor_made_is_not_replayed(live_model: LiveModel) -> None:
+def test_versions_of_another_editor_are_not_replayed(live_model: LiveModel) -> None:
     post(live_model, (A, B))
     state = EditorState(3)
     live_model.ledger.append(1, live_model.ledger.delta(1), state, [C], {}, ("MEMIT", ""))
@@ -303,7 +303,7 @@ def test_another_artifact_is_a_warning(live_model: LiveModel) -> None:
     assert card["warnings"] == ["versions 2 were made with another artifact than none"]
 
 
-def test_a_revert_is_of_the_head_that_it_was_made_at(live_model: LiveModel) -> None:
+def test_a_revert_of_an_earlier_head_is_a_conflict(live_model: LiveModel) -> None:
     post(live_model, (A, B), (C,))
     made = live_model.revert(["e0"], [])
     live_model.move_to(1)
@@ -312,12 +312,12 @@ def test_a_revert_is_of_the_head_that_it_was_made_at(live_model: LiveModel) -> N
     assert live_model.ledger.newest == 2
 
 
-def test_an_error_keeps_what_it_says_between_processes() -> None:
+def test_a_refusal_can_be_pickled() -> None:
     fault = pickle.loads(pickle.dumps(RevertRefused("gone", code=Code.NOT_LIVE, edit="e1", field="edits")))
     assert (str(fault), fault.code, fault.edit) == ("edit e1, edits: gone", Code.NOT_LIVE, "e1")
 
 
-def test_where_two_versions_part(live_model: LiveModel) -> None:
+def test_common_ancestor(live_model: LiveModel) -> None:
     post(live_model, (A,), (B,), (C,))
     live_model.move_to(1)
     post(live_model, (D,))
