@@ -1,4 +1,4 @@
-"""Who serves from a home: one at a time, known by a lock; and the lock itself."""
+"""The record of the process that serves from a home folder, which one process at a time may do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -16,15 +14,15 @@ import pytest
 
 from errata.local import pidfile
 from errata.local.pidfile import AlreadyRunning, recorded_service
-from errata.locks import Held, hold
+from errata.locks import hold
 
 SERVER = """
 import sys
 from pathlib import Path
-from errata.running import AlreadyRunning, recorded
+from errata.local.pidfile import AlreadyRunning, recorded_service
 sys.stdin.readline()
 try:
-    with recorded(Path(sys.argv[1]), "http://" + sys.argv[2]):
+    with recorded_service(Path(sys.argv[1]), "http://" + sys.argv[2]):
         print("serves", flush=True)
         sys.stdin.readline()
 except AlreadyRunning as running:
@@ -101,35 +99,3 @@ def test_without_a_record_the_lock_says_who(tmp_path: Path, record: str | None) 
     wanted = f"held by process {os.getpid()}"
     with hold(tmp_path / pidfile.LOCK), pytest.raises(AlreadyRunning, match=wanted), recorded_service(tmp_path, "u"):
         raise AssertionError("it serves")
-
-
-def test_a_lock_is_had_when_it_is_let_go(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    first = hold(path)
-    timer = threading.Timer(0.2, first.close)
-    timer.start()
-    began = time.monotonic()
-    second = hold(path, wait_s=30)
-    assert 0.1 < time.monotonic() - began < 10 and path.read_text() == f"{os.getpid()}\n"
-    second.close()
-    timer.join()
-
-
-@pytest.mark.parametrize(
-    ("content", "who"), [(b"", "another process"), (b"\xff\xfe", "another process"), (b"7\n", "process 7")]
-)
-def test_who_holds_a_lock_is_what_it_says(tmp_path: Path, content: bytes, who: str) -> None:
-    path = tmp_path / "lock"
-    with hold(path):
-        path.write_bytes(content)
-        with pytest.raises(Held, match=f"is held by {who}$"):
-            hold(path)
-
-
-def test_a_lock_is_not_inherited(tmp_path: Path) -> None:
-    """What a service has started may outlive it, and must not keep the next one out."""
-    lock = hold(tmp_path / "lock")
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        lock.close()
-        hold(tmp_path / "lock").close()
-        child.communicate(b"\n")
