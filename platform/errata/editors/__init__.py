@@ -1,4 +1,9 @@
-"""The editors: the table of all, how one is built by name, and one file for each method, by family."""
+"""Editors: methods that turn a batch of edits into a change of the model's weights.
+
+table.py (all editors by name), build.py (build one by name), editor.py (the interface), state.py, presets.py; shared parts:
+solve.py, normalise.py, past_keys.py, accumulated.py; one file for each method in hypernet, closed_form, wrappers and
+fine_tuning.
+"""
 
 from __future__ import annotations
 

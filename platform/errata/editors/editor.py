@@ -1,9 +1,9 @@
-"""What every editor is: hyper-parameters in a frozen dataclass, and two functions without side effects.
+"""The interface of every editor: hyper-parameters in a frozen dataclass, and two functions without side effects.
 
 1. The model's parameters are bit-identical before and after `edit`.
-2. Everything remembered between calls is in `EditorState`, which is saved with each version and goes back with it.
-3. The same inputs and seed give the same delta. What cannot be made raises `EditRejected`, naming the edit and the reason.
-4. Trained weights (a hypernetwork) belong to the editor, loaded from an artifact; `edit` does not change them.
+2. Everything remembered between calls is in `EditorState`, which is saved with each version and rolled back with it.
+3. The same inputs and seed give the same delta. An edit that cannot be made raises `EditRejected` with its reason.
+4. Trained weights (a hypernetwork) belong to the editor and come from an artifact; `edit` does not change them.
 """
 
 from __future__ import annotations
@@ -30,42 +30,43 @@ from errata.overrides import with_fields
 
 
 class Editor(ABC):
-    """Two functions, and `modules`, the name patterns of the matrices that it edits; the contract stands above."""
+    """Base class of the editors; the module's docstring is the contract. `modules` are name patterns of the edited matrices."""
 
     modules: tuple[str, ...]
 
     @classmethod
     def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
-        """One that can start, from the folder that it needs, if any, and one of its presets, if it has some.
+        """Build an editor from an artifact folder, if it needs one, and from one of its presets, if any is named.
 
-        Raises `ValueError` that says what is missing, unknown or too much.
+        Raises `ValueError` for an artifact or a preset that is missing, unknown or not wanted.
         """
         if artifact is not None:
-            raise ValueError(f"{cls.__name__} needs no artifact; it is given {artifact}")
+            raise ValueError(f"{cls.__name__} needs no artifact: leave out {artifact}")
         return cls() if preset is None else cls.preset(preset)
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> Self:
-        """With the settings of a row of presets.py, and `fields` in place of some. Raises `ValueError` naming the rows."""
+        """Build an editor from a row of presets.py; `fields` replace some. Raises `ValueError` with the names of the rows."""
         row = preset_of(cls, name)
         editor: Any = with_fields(cls(), {"modules": row.modules, **row.fields})
         return cast(Self, replace(editor, **fields))
 
     @abstractmethod
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
-        """The state before the first edit. Raises `ValueError` if the editor was not made for this model."""
+        """Return the state before the first edit. Raises `ValueError` if the editor does not fit the model."""
 
     def with_moments(self, moments: Any) -> Self:
-        """With the `Moments` of a model's keys, for those that protect what it uses; the others are as they were."""
+        """Return the editor with the `Moments` of a model's keys, if it uses them; else the editor itself."""
         return self
 
     @abstractmethod
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
     ) -> tuple[WeightDelta, EditorState]:
-        """The change that makes `model`, as it is now, follow `batch`, and what is remembered after it.
+        """Return the change that makes `model`, in its present version, follow `batch`, and the state after it.
 
-        `cache`, where the caller has one, holds the tokens of the batch and the activations before the edited matrices.
+        `cache` holds the tokens of the batch and a prefix cache of the activations before the edited matrices, if the caller
+        has one. Raises `EditRejected`.
         """
 
     def edit_through(
@@ -76,9 +77,9 @@ class Editor(ABC):
         transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
-        """As `edit`, with the change altered before it is written, for editors that are made of this one.
+        """Edit with the change passed through `transform`, for wrappers of this editor.
 
-        An editor that remembers what was written, or the model after it, overrides this: it must remember the altered change.
+        An editor whose state depends on the change, or on the model after it, overrides this to use the transformed change.
         """
         delta, after = self.edit(model, batch, state, cache)
         return transform(delta), after
@@ -94,13 +95,13 @@ def check_modules(modules: Sequence[str], model: LanguageModel, spec: ModelSpec)
     """Raise `ValueError` if the editor's name patterns find other matrices in the model than `spec` has."""
     own = find_matrices(model.module, modules)
     if own != spec:
-        raise ValueError(f"the editor was made for {', '.join(own.names)}, the model offers {', '.join(spec.names)}")
+        raise ValueError(f"the editor was made for {', '.join(own.names)}, but the model has {', '.join(spec.names)}")
 
 
 def check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Captured], nll_T: Tensor) -> None:
-    """Raise `EditRejected` naming the first edit at whose answer the model's numbers are not finite."""
+    """Raise `EditRejected` for the first edit at whose answer the model's keys, gradients or loss are not finite."""
     tensors = (nll_T, *(tensor for rows in captured.values() for tensor in (rows.keys_TI, rows.grads_TO)))
-    # A sum is finite only if all in it is; and looked at once, since on a GPU each look waits for all work before it.
+    # A sum is finite only if all terms are. One test for all sums, because on a GPU each read waits for the queued work.
     if bool(torch.isfinite(torch.stack([tensor.sum().double() for tensor in tensors])).all()):
         return
     finite_T = torch.isfinite(nll_T)

@@ -1,6 +1,7 @@
-"""Running statistics of captured rows; frozen when edits are made.
+"""Running mean and variance of keys and gradients, collected in training and frozen at edit time.
 
 Chan's parallel update in fp64, with the sum of squares (not a running variance), so that one-row batches are exact.
+T rows, F features.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 
 class Normaliser(nn.Module):
-    """Scales each of a fixed number of features by the statistics of every row shown to `update`.
+    """Feature-wise normalisation by the statistics of every row that `update` has seen.
 
     `centred` standardises, `(x - mean) / std`, as MEND and its successors do. Otherwise rows are divided by their root mean
-    square, so that a gradient of zero, a fact the model already knows, stays an update of zero.
+    square, so that a zero gradient, of a fact that the model already knows, gives a zero update.
     """
 
     count: Tensor
@@ -38,7 +39,7 @@ class Normaliser(nn.Module):
         self.count.copy_(total)
 
     def forward(self, rows_TF: Tensor) -> Tensor:
-        """Rows as they are until two have been seen."""
+        """Normalise the rows; before two rows have been seen, they are unchanged."""
         if self.count < 2:
             return rows_TF
         if self.centred:

@@ -1,7 +1,7 @@
-"""Gradient descent on the answers of a batch, with the change of each matrix as the unknown.
+"""Gradient descent on the answers of a batch, with the change of each matrix as the parameter.
 
-The change stands beside the frozen weights as a side branch, `y + x Dᵀ`, so the model is never written to and the method is the
-same for any orientation of the stored weight. Adam on the change is Adam on the weight.
+The change is a side branch beside the frozen weights, `y + x Dᵀ`, so the model is never written to and the method does not
+depend on the orientation of the stored weight. Adam on the change is Adam on the weight. O out-features, I in-features.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from errata.timing import timed
 
 @dataclass(frozen=True)
 class Descent:
-    """How to descend. An epoch passes over the whole batch in mini-batches of `batch_size` (breadth first); descent ends after
-    `num_epochs`, or after an epoch whose mean loss was below `loss_floor`."""
+    """Settings of the descent.
+
+    An epoch passes over the whole batch in mini-batches of `batch_size` (breadth first). Descent ends after `num_epochs`, or
+    after an epoch with a mean loss below `loss_floor`. `box` bounds the absolute value of each entry of the change.
+    """
 
     num_epochs: int
     learning_rate: float
@@ -35,11 +38,11 @@ class Descent:
     loss_floor: float
     eos: bool
     seed: int
-    box: float | None = None  # each entry of the change is kept within ± this
+    box: float | None = None
 
 
 def descend(model: LanguageModel, batch: EditBatch, modules: Sequence[str], max_batch: int, descent: Descent) -> WeightDelta:
-    """The change, as dense parts. Raises `EditRejected` for a batch of the wrong size, or a loss that is not finite."""
+    """Return the change as dense parts. Raises `EditRejected` for a batch of the wrong size or a loss that is not finite."""
     check_batch(batch, max_batch)
     spec = find_matrices(model.module, modules)
     change = {m.name: torch.zeros(m.shape, device=device_of(model.module, m.name), requires_grad=True) for m in spec.matrices}

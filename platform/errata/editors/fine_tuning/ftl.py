@@ -1,11 +1,11 @@
-"""FT-L: fine-tuning of one matrix within a small box around where it was, the constrained baseline of the field.
+"""FT-L: fine-tuning of one matrix within a small box around its values, the constrained baseline of the field.
 
 Paper: introduced as a baseline by ROME (arXiv 2202.05262), after Zhu et al. (arXiv 2012.00363).
 Equation: minimise the mean -log p of the answer tokens by Adam; after each step clip every entry to ± epsilon of its start.
-Deviations: teacher-forced over all answer tokens (public code reads them all at the last prompt token) and, with `eos`, over
-the end of the answer too, without which a model runs on when it generates. As the learning rate is not below epsilon, the
-first step takes nearly every entry to ± epsilon, where it stays: the change is of full rank, a dense part.
-Remembers: only the number of edits; each call has a box of its own, so T calls may drift by T epsilon.
+Deviations: teacher forcing over all answer tokens (public code reads them all at the last prompt token) and, with `eos`, over
+the end of the answer too, without which a model does not stop when it generates. The learning rate is not below epsilon, so
+the first step takes nearly every entry to ± epsilon, where it stays: the change has full rank and is a dense part.
+Remembers: only the number of edits; each call has its own box, so T calls may drift by T epsilon.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from errata.model.prefix_cache import BatchCache
 
 @dataclass(frozen=True)
 class FTL(Editor):
-    """The published constants are those of GPT2-XL: 25 epochs, learning rate 5e-4, epsilon 5e-4."""
+    """FT-L. The defaults are the published constants for GPT2-XL: 25 epochs, learning rate 5e-4, epsilon 5e-4."""
 
     modules: tuple[str, ...] = ("layers.0.mlp.down_proj",)
     num_epochs: int = 25

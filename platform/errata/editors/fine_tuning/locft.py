@@ -1,10 +1,10 @@
 """LocFT: plain cross-entropy on one or a few matrices, breadth first over the edits of a batch.
 
-Paper: Fine-tuning Done Right in Model Editing (arXiv 2509.22072): it was the order of optimisation that made fine-tuning fail.
-Equation: minimise the mean -log p of the answer tokens and of the end of text by Adam, mini-batch after mini-batch over all
-edits, epoch after epoch, without any constraint.
-Deviations: the epochs are over the batch that arrives, as in a stream they must be (the paper's are over the whole set).
-Remembers: only the number of edits. The change is of full rank, a dense part.
+Paper: Fine-tuning Done Right in Model Editing (arXiv 2509.22072): fine-tuning failed because of its order of optimisation.
+Equation: minimise the mean -log p of the answer tokens and of the end of text by Adam, in mini-batches over all edits, for
+several epochs, without any constraint.
+Deviations: an epoch is over the batch that arrives, because edits are a stream (the paper's is over the whole set).
+Remembers: only the number of edits. The change has full rank and is a dense part.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from errata.model.prefix_cache import BatchCache
 
 @dataclass(frozen=True)
 class LocFT(Editor):
+    """LocFT; `batch_size` is that of the mini-batches."""
+
     modules: tuple[str, ...] = ("mlp.down_proj",)
     num_epochs: int = 40
     learning_rate: float = 3e-4

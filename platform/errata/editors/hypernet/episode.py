@@ -186,7 +186,7 @@ class Episode:
         self._batches.append(batch)
         keys: dict[str, Tensor] = {}
         grams: dict[str, KeyGram] = {}
-        cache = self.cache.anew()  # The edit texts are read in this step alone.
+        cache = self.cache.empty_copy()  # The edit texts are read in this step alone.
         for _ in range(self.options.num_passes):
             captured = self._capture(batch, cache)
             keys = keys or {name: captured[name].keys_TI for name in self.preconditioners}
@@ -253,7 +253,7 @@ class Episode:
         found = []
         with applied(self.model.module, self.base_delta, branch):
             for text in batch.edit_text_parts:
-                with cache.once(text):
+                with cache.reusing(text):
                     captured, _ = capture(self.model.module, text, self.net.spec.names, all_tokens=self.net.rule == "outer")
                 found.append(captured)
         return joined(found)
@@ -302,7 +302,7 @@ class Episode:
     @contextmanager
     def _forward_over(self, text: Encoded, batch: EpisodeBatch) -> Iterator[None]:
         """Prepare a forward and backward pass over `text`, with activation checkpointing if the batch asks for it."""
-        with self.cache.once(text), recomputed(self.cache.behind if batch.savings.recompute else ()):
+        with self.cache.reusing(text), recomputed(self.cache.later_blocks if batch.savings.recompute else ()):
             yield
 
 

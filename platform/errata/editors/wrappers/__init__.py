@@ -1,1 +1,4 @@
-"""To describe."""
+"""Wrappers: editors that transform the change of another editor.
+
+wrapper.py (what they share); the methods: rect.py, prune.py, oedit.py.
+"""

@@ -1,16 +1,17 @@
-"""O-Edit and O-Edit+: what an edit writes stands at right angles to what earlier edits wrote and to what the model knows.
+"""O-Edit and O-Edit+: wrappers that make a change orthogonal to earlier edits and to the model's knowledge.
 
-Paper: O-Edit (arXiv 2410.11469). Known of it from its abstract, its reviews and a third-party port of the soft form: two
-protected sets of output directions, one of the accumulated edits, one of a gradient on general text ("implicit knowledge"),
-from which O-Edit keeps the change away by a loss and O-Edit+ by a projection after the solve. The rest is our choice:
+Paper: O-Edit (arXiv 2410.11469). Its abstract, its reviews and a third-party port of the soft form describe two protected sets
+of output directions, one of the accumulated edits, one of a gradient on general text ("implicit knowledge"). O-Edit penalises
+the change's components in them, O-Edit+ projects them out after the solve. The rest is our choice:
     H   the leading left singular vectors of the sum S of all changes so far, as many as edits were made, up to `past_rank`;
     B   the leading ⌊β t⌋ left singular vectors, up to `knowledge_rank`, of the weights' gradient on plain text, measured
-        once on the unedited model (`Moments.directions`), with what is in H taken out;
+        once on the unedited model (`Moments.directions`), made orthogonal to H;
     O-Edit    adds  λ1 mean_j |cos(h_j, δ)| + λ2 mean_j |cos(b_j, δ)|  to the search for the target (λ1 = λ2 = 50);
     O-Edit+   U ← (I - [H B] [H B]ᵀ) U  of a change U Vᵀ.
-The limit follows: a matrix has O output directions, so t (1 + β) edits fill it, and O-Edit+ then refuses more, by name.
-Output directions at right angles do not keep old changes from answering new keys: they are added up in the output all the same.
-Remembers what its host remembers, and S. The parts of a change keep their rank.
+Limit: a matrix has O output directions, so t (1 + β) edits fill it, and O-Edit+ then refuses further ones. Orthogonal output
+directions do not stop old changes from answering new keys; their outputs still add up.
+Remembers: the wrapped editor's state, and S. The parts of a change keep their rank.
+O out-features, R past directions, Q knowledge directions, t edits so far.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from errata.model.prefix_cache import BatchCache
 
 @dataclass(frozen=True)
 class Protected(EditorWrapper):
-    """What both forms share: the directions. `knowledge_rate` is β; 0 needs no gradient and protects the edits alone."""
+    """Base class of both forms: the protected directions. `knowledge_rate` is β; 0 needs no gradient and protects only edits."""
 
     host: LocateThenEdit
     knowledge_rate: float = 1.0
@@ -50,7 +51,9 @@ class Protected(EditorWrapper):
         super().__post_init__()
         if not isinstance(self.host, LocateThenEdit):
             name = type(self.host).__name__
-            raise ValueError(f"{type(self).__name__} needs a host that searches for targets, such as ROME or MEMIT, not {name}")
+            raise ValueError(
+                f"{type(self).__name__} wraps an editor that searches for targets, such as ROME or MEMIT, not {name}"
+            )
 
     @classmethod
     def default_inner(cls) -> type[Editor]:
@@ -67,7 +70,7 @@ class Protected(EditorWrapper):
         return state
 
     def directions(self, model: LanguageModel, state: EditorState, num_edits: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of each matrix (H [O, R], B [O, Q]), unit vectors, before an edit that brings the number to `num_edits`."""
+        """Return (H [O, R], B [O, Q]) by matrix, in unit vectors, for an edit after which there are `num_edits`."""
         total = accumulated_delta(state).parts
         num_known = min(int(self.knowledge_rate * num_edits), _limit(self.knowledge_rank))
         found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -90,7 +93,7 @@ def _limit(rank: int | None) -> float | int:
 
 @dataclass(frozen=True)
 class OEdit(Protected):
-    """`past_weight` is λ1, `knowledge_weight` λ2."""
+    """O-Edit; `past_weight` is λ1, `knowledge_weight` λ2."""
 
     past_weight: float = 50.0
     knowledge_weight: float = 50.0
@@ -103,7 +106,9 @@ class OEdit(Protected):
         transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
-        *_, (H_OR, B_OQ) = self.directions(model, state, state.num_edits + len(batch)).values()  # of the matrix at the target
+        *_, (H_OR, B_OQ) = self.directions(
+            model, state, state.num_edits + len(batch)
+        ).values()  # Those of the last matrix, where the target is.
         penalties = [
             OrthogonalityPenalty(w, b) for w, b in ((self.past_weight, H_OR), (self.knowledge_weight, B_OQ)) if b.shape[1]
         ]
@@ -113,7 +118,7 @@ class OEdit(Protected):
 
 @dataclass(frozen=True)
 class OEditPlus(Protected):
-    """Refuses a batch of whose change less than `least_kept` (of its norm) would be left."""
+    """O-Edit+; it refuses a batch if the projection leaves less than the share `least_kept` of a change's norm."""
 
     least_kept: float = 1e-3
 
@@ -144,10 +149,10 @@ class OEditPlus(Protected):
 
 
 def orthogonal(delta: WeightDelta, directions: Mapping[str, Sequence[Tensor]]) -> WeightDelta:
-    """`delta`, of factors, without its part in the span of each matrix's directions, columns of [O, R]."""
+    """Project a low-rank delta off the span of each matrix's directions, which are columns of [O, R]."""
     parts: dict[str, Any] = {}
     for name, part in delta:
-        assert isinstance(part, LowRank), "the host's changes are factors"
+        assert isinstance(part, LowRank), "locate-then-edit editors return factors"
         left_OR, values_R, _ = torch.linalg.svd(torch.cat(tuple(directions[name]), 1), full_matrices=False)
         taken_OR, U_OR = left_OR[:, values_R > 1e-6].to(part.U_OR.device), part.U_OR.double()
         parts[name] = LowRank((U_OR - taken_OR @ (taken_OR.T @ U_OR)).float(), part.V_IR)
@@ -155,6 +160,6 @@ def orthogonal(delta: WeightDelta, directions: Mapping[str, Sequence[Tensor]]) -
 
 
 def unit(columns_OQ: Tensor) -> Tensor:
-    """Columns of length one, without those of which nothing is left."""
+    """Normalise the columns, without those of zero length."""
     norms_Q = columns_OQ.norm(dim=0)
     return columns_OQ[:, norms_Q > 1e-6] / norms_Q[norms_Q > 1e-6]

@@ -1,13 +1,14 @@
-"""PRUNE: of everything that another editor has written, singular values above the model's own largest are held down.
+"""PRUNE: a wrapper that reduces singular values of the summed changes above the largest one of the unedited weights.
 
 Paper: PRUNE (arXiv 2405.16821). Equation: with S = W_t - W_0 = Σ σ_j a_j b_jᵀ the sum of all changes so far and σ_max the
 largest singular value of W_0,
     F(S) = Σ f(σ_j) a_j b_jᵀ,   f(σ) = σ below σ_max, else  log_α σ - log_α σ_max + σ_max;   "linear": (σ + σ_max) / 2
 and the weights are W_0 + F(S). (Where σ_max ln α < 1, values just above σ_max grow by it: the formula is as published.)
-Deviations: in a stream every version is restrained, not just the last: the host always sees the model as it would be without,
-W_0 + S, and the change of a batch is F(S_t) - F(S_{t-1}); after any number of batches the weights are what restraining the
-finished sequence would give. (Public ports add F(S) to weights that S is in already.)
-Remembers what its host remembers, σ_max of each matrix, and S.
+Deviations: every version of a stream is restrained, not just the last one. The wrapped editor sees the model without
+restraint, W_0 + S, and the change of a batch is F(S_t) - F(S_{t-1}); after any number of batches the weights equal those of
+restraining the finished sequence. (Public ports add F(S) to weights that already contain S.)
+Remembers: the wrapped editor's state, σ_max of each matrix, and S.
+O out-features, I in-features, R rank.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Restraint = Literal["log", "linear"]
 
 @dataclass(frozen=True)
 class PRUNE(EditorWrapper):
-    """`base` is α; the repository has e, 1.2, 1.5 and 2."""
+    """PRUNE; `base` is α, which the authors' repository sets to e, 1.2, 1.5 or 2."""
 
     restraint: Restraint = "log"
     base: float = math.e
@@ -48,17 +49,17 @@ class PRUNE(EditorWrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.restraint not in ("log", "linear") or self.base <= 1:
-            raise ValueError(f"restraint is log or linear, and base above 1: {self.restraint!r}, {self.base}")
+            raise ValueError(f"restraint is log or linear, and base above 1, not {self.restraint!r} and {self.base}")
 
     @classmethod
     def default_inner(cls) -> type[Editor]:
         return MEMIT
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
-        host = self.host.start(model, spec)  # says what is wrong with the model, if something is
+        inner = self.host.start(model, spec)  # It comes first, because it checks that the editor fits the model.
         tops = {m.name: largest_singular_value(model.module.get_submodule(m.name).weight) for m in spec.matrices}
         own = {f"top|{name}": torch.tensor(top, dtype=torch.float64) for name, top in tops.items()}
-        return wrap_state(host, own)
+        return wrap_state(inner, own)
 
     def edit_through(
         self,
@@ -83,7 +84,7 @@ class PRUNE(EditorWrapper):
 
 
 def prune(delta: WeightDelta, tops: Mapping[str, float], restraint: Restraint = "log", base: float = math.e) -> WeightDelta:
-    """F of each part; `tops` are the largest singular values of the base matrices. A part without a larger one stays itself."""
+    """Return F of each part; `tops` are the largest singular values of the base matrices. Smaller parts are unchanged."""
     return WeightDelta({name: _prune(part, tops[name], restraint, base) for name, part in delta})
 
 
@@ -101,7 +102,7 @@ def _prune(part: Part, top: float, restraint: Restraint, base: float) -> Part:
 
 
 def minus(one: Part, other: Part | None) -> Part:
-    """`one - other`, of as few factors as hold it."""
+    """Return `one - other` with as few factors as represent it."""
     if other is None:
         return one
     parts = [WeightDelta({"": one}), WeightDelta({"": other}).scaled(-1.0)]
@@ -109,6 +110,6 @@ def minus(one: Part, other: Part | None) -> Part:
 
 
 def largest_singular_value(weight: Tensor) -> float:
-    """Of a matrix in either orientation, from its smaller Gram matrix in fp64."""
+    """Return the largest singular value of a matrix in either orientation, from its smaller Gram matrix in fp64."""
     matrix = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().T
     return float(torch.linalg.eigvalsh(matrix @ matrix.T)[-1].clamp(min=0).sqrt())

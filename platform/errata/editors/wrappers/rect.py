@@ -1,9 +1,9 @@
-"""RECT: of another editor's change only the entries that are largest beside the weight itself.
+"""RECT: a wrapper that keeps only the entries of a change that are largest relative to the weight.
 
 Paper: Model Editing Harms General Abilities (arXiv 2401.04700), RECT. Equation: with W the weights as they are,
 ρ = |ΔW| / (|W| + 1e-8) entry by entry; the share `kept` of the entries with the largest ρ stays, the others become zero.
-Deviations: over any host. `kept` is 0.4 as in AlphaEdit's port; the authors' own snippet keeps 0.2.
-Remembers what its host remembers. A change of low rank becomes one of full rank: sparse parts, or dense where that is smaller.
+Deviations: it wraps any editor. `kept` is 0.4 as in AlphaEdit's port; the authors' own snippet keeps 0.2.
+Remembers: the wrapped editor's state. A low-rank change becomes one of full rank: sparse parts, or dense where that is smaller.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from errata.model.prefix_cache import BatchCache
 
 @dataclass(frozen=True)
 class RECT(EditorWrapper):
+    """RECT; `kept` is the share of entries that stay."""
+
     kept: float = 0.4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.kept <= 1:
-            raise ValueError(f"kept is a share of the entries, above 0 and at most 1, not {self.kept}")
+            raise ValueError(f"kept is a share of the entries, above 0 and at most 1, but is {self.kept}")
 
     @classmethod
     def default_inner(cls) -> type[Editor]:
@@ -53,7 +55,7 @@ class RECT(EditorWrapper):
 
 
 def rect(delta: WeightDelta, weights: Mapping[str, Tensor], kept: float) -> WeightDelta:
-    """`delta` with the share `kept` of its entries; `weights` are [O, I], as they are before it."""
+    """Return `delta` with the share `kept` of its entries; `weights` are [O, I], without the delta."""
     return WeightDelta({name: _rect(part.dense(), weights[name], kept) for name, part in delta})
 
 

@@ -1,8 +1,8 @@
-"""Editors made of another one: a host makes a change, a function of deltas alters it. `RECT(AlphaEdit(...))`.
+"""Editors that wrap another one: the wrapped editor makes a change, a function of deltas transforms it. `RECT(AlphaEdit(...))`.
 
-The host is a value, not a parent: any editor will do, also one that is composed itself. By name it stands after a stroke,
-`RECT/AlphaEdit`. In the state of one that remembers something itself, the host's tensors are under `host|`, so that neither
-meets the other's.
+The wrapped editor is a value (the field `host`), not a base class, so any editor can be wrapped, also a wrapper. In names it
+follows a slash, `RECT/AlphaEdit`. In the state of a wrapper with tensors of its own, those of the wrapped editor have the
+prefix `host|`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache
 
-_HOST = "host|"
+_PREFIX = "host|"
 
 
 @dataclass(frozen=True)
 class EditorWrapper(Editor):
-    """`host` is given first. One that is `must_be_outermost` counts on the weights being what it made them: it is nobody's host."""
+    """An editor that transforms the change of another one, `host`.
+
+    A wrapper with `must_be_outermost` assumes that no other wrapper changes its delta, so it cannot be wrapped.
+    """
 
     host: Editor
 
@@ -36,12 +39,14 @@ class EditorWrapper(Editor):
     def __post_init__(self) -> None:
         if isinstance(self.host, EditorWrapper) and self.host.must_be_outermost:
             name = type(self.host).__name__
-            raise ValueError(f"{name} looks at the whole of what was written: {name} over {type(self).__name__}, not under it")
+            raise ValueError(
+                f"{name} needs the sum of all changes, so no wrapper may follow it: put {name} over {type(self).__name__}"
+            )
 
     @classmethod
     @abstractmethod
     def default_inner(cls) -> type[Editor]:
-        """Whom the method was published with: the host where none is named."""
+        """Return the editor that the method was published with; it is wrapped if no other is named."""
 
     @property
     def modules(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -70,10 +75,10 @@ class EditorWrapper(Editor):
 
 
 def inner_state(state: EditorState) -> EditorState:
-    """The host's state, of a composed editor's."""
-    return state.without_prefix(_HOST, state.derived.get("inner", {}))
+    """Return the state of the wrapped editor inside a wrapper's state."""
+    return state.without_prefix(_PREFIX, state.derived.get("inner", {}))
 
 
-def wrap_state(host: EditorState, own: Mapping[str, Tensor] | None = None) -> EditorState:
-    """A composed editor's state: the host's, and tensors of its own."""
-    return host.with_prefix(_HOST, {"inner": host.derived}).with_tensors(own or {})
+def wrap_state(inner: EditorState, own: Mapping[str, Tensor] | None = None) -> EditorState:
+    """Return a wrapper's state: that of the wrapped editor, and tensors of its own."""
+    return inner.with_prefix(_PREFIX, {"inner": inner.derived}).with_tensors(own or {})
