@@ -255,17 +255,10 @@ class Ledger:
 
     def refuse(self, parent: int, edit: Edit, refusal: EditRejected) -> None:
         """Log an edit that was refused at version `parent`. No version changes."""
-        scores = getattr(refusal, "scores", {})
-        record = {
-            "time": entries.utc_now(),
-            "parent": parent,
-            "edit": edit.to_json(),
-            "reason": refusal.reason,
-            "code": refusal.code.value,
-            "field": refusal.field,
-        }
+        record = {"time": entries.utc_now(), "parent": parent, "edit": edit.to_json(), "reason": refusal.reason}
+        record |= {"code": refusal.code.value, "field": refusal.field, "scores": getattr(refusal, "scores", {})}
         with self.only_writer():
-            append_record(self.directory / REFUSALS, {**record, "scores": scores})
+            append_record(self.directory / REFUSALS, record)
 
     def refusals(self) -> Iterator[dict[str, Any]]:
         """Iterate over the refused edits, oldest first: {"time", "parent", "edit", "reason", "code", "field", "scores"}."""
