@@ -17,7 +17,7 @@ from jobs.plans import OF_MODELS, OF_PAPERS, OWN, PLANS, ROWS
 
 
 def listing() -> str:
-    """A line for each plan: its name, its model, what it edits and, of a paper's, who says so."""
+    """List all plans, one a line: name, editor, model, edited matrices, and source of the settings."""
     lines = []
     for name, make in PLANS.items():
         plan, row = make(), ROWS[name][2] if name in ROWS else None
@@ -37,7 +37,7 @@ def _names() -> str:
 
 
 def _plan(chosen: str) -> Plan:
-    """By its name, or from a file that a sweep wrote."""
+    """Find a plan by its name, or read it from a file that a sweep wrote."""
     if chosen.endswith(".json"):
         return read_plan(Path(chosen))
     if chosen not in PLANS:
@@ -45,17 +45,17 @@ def _plan(chosen: str) -> Plan:
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
             f"no plan is named {chosen!r}{meant}\n{_names()}\n  or a .json file that jobs/tune.py wrote; "
-            "`python jobs/train.py plans` says what each is"
+            "`python jobs/train.py plans` describes them"
         )
     return PLANS[chosen]()
 
 
 def from_arguments(arguments: Sequence[str]) -> Plan:
-    """A plan from `plan=NAME field=value ...`. Raises `ValueError` naming an unknown plan or field and what there is."""
+    """Read a plan from `plan=NAME field=value ...`. Raises `ValueError` that names an unknown plan or field and lists all."""
     pairs = [argument.partition("=") for argument in arguments]
     wrong = [argument for argument, (_, sign, _) in zip(arguments, pairs, strict=True) if not sign]
     if wrong:
-        raise ValueError(f"arguments are written field=value; not so: {', '.join(wrong)}")
+        raise ValueError(f"arguments have the form field=value; these do not: {', '.join(wrong)}")
     values = {name: value for name, _, value in pairs}
     chosen = values.pop("plan", "demo")
     plan = _plan(chosen)

@@ -62,7 +62,7 @@ class _Failures:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an expected failure; the type as well for a fault of the program."""
+    """Return the first line of an expected failure, preceded by its type if it is a fault of the program."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command continues where it can"
     first = str(error).strip().partition("\n")[0].rstrip(":")

@@ -1,8 +1,8 @@
-"""What a job leaves beside its result: how the result was made, in the result's own record, and from it a run in MLflow.
+"""Provenance of a job's result, kept in the result's own record and logged as an MLflow run.
 
 The run holds the plan (fields as params, and `repeat/plan.json`, which `plan=FILE` takes), versions, commit, seed and the
-data's fingerprints (`repeat/provenance.json`, and tags). It is written when the result is there; a job that is started again
-writes it if MLflow has none that was finished, of this result and the code that made it.
+data's fingerprints (`repeat/provenance.json`, and tags). It is logged when the result exists. A job that is started again logs
+it if MLflow has no finished run of this result and this code.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ RESULT_TAG, CODE_TAG = "errata.result", "errata.code"
 
 
 def made_from(plan: Plan, edits: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The provenance of what is made of the plan's model, its text and files of `edits`, {"edits.NAME": path or URI}.
+    """Record the plan's model, text, code and files of edits, given as {"edits.NAME": path or URI}.
 
-    A corpus that no file holds is told by its name; the code that makes it is in the provenance.
+    A generated corpus is identified by its name; the provenance contains the code that generates it.
     """
     data = {"text": data_digest(plan.text) if plan.text else plan.corpus.name}
     if plan.model or plan.model_dir.exists():
@@ -43,11 +43,11 @@ def log_run(
     fill: Callable[[TrainingRun], None] = lambda run: None,
     params: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Log the run that made `result`, unless that is done or the plan names no MLflow; returns whether it was logged.
+    """Log the run that produced `result`; returns False if it is already logged or the plan names no MLflow.
 
-    What an earlier call was cut off in is deleted. `made` is its provenance as the result's record has it, `params` are told
-    beside the plan's fields; `fill` logs what there is besides. Raises `RegistryUnavailable`; the result is kept, and the job
-    can be started again to log it.
+    An unfinished run of an earlier call is deleted. `made` is the provenance in the result's record, `params` are logged beside
+    the plan's fields, and `fill` logs metrics and artifacts. Raises `RegistryUnavailable`; the result is kept, and the job can
+    be started again to log it.
     """
     if not plan.mlflow:
         return False
@@ -67,7 +67,7 @@ def log_run(
 
 
 def params_of(plan: Plan) -> dict[str, Any]:
-    """The plan's fields by their names as a command line writes them, such as `editor.reward.discount`."""
+    """Flatten the plan's fields to the names of the command line, such as `editor.reward.discount`."""
     return dict(_flat("", dataclasses.asdict(replace(plan, editor=replace(plan.editor, policy=None)))))
 
 

@@ -1,10 +1,11 @@
-"""Measure what the closed-form editors protect: `ray job submit --working-dir . -- python jobs/moments.py plan=NAME modules=…`.
+"""Measure second moments of keys: `ray job submit --working-dir . -- python jobs/moments.py plan=NAME modules=…`.
 
-The second moments of the keys of any matrices, in one pass of the model over text: Ray tasks over shards of it, their sums
-added in pairs. The text is the plan's `text` or, of a corpus, what its model has learned; of more than `texts` lines (100,000
-is published) so many are drawn. With `preset=EDITOR:NAME` the matrices are those of a row of errata/editors/presets.py. With
-`directions=1` a backward pass goes along, for the output directions of O-Edit. The
-artifact's name holds the model's fingerprint, the text, the number of tokens and the dtype; what is there is not done again.
+The closed-form editors protect these keys. One pass of the model over text measures any set of matrices: Ray tasks over shards
+of the text, whose sums are added in pairs. The text is the plan's `text`, or the sentences that the testbed's model has
+learned; if it has more than `texts` lines (100,000 is the published number), a sample of that size is drawn. With
+`preset=EDITOR:NAME` the matrices are those of a row of errata/editors/presets.py. With `directions=1` a backward pass also
+gives the output directions of O-Edit. The artifact's name holds the model's fingerprint, the text, the number of tokens and the
+dtype; an existing artifact is not measured again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from jobs.workers import start_ray, time_left
 
 @dataclass(frozen=True)
 class Sums:
-    """Of one shard or of several: Σ k kᵀ [I, I], the sum of the weights' gradients [O, I], if asked for, and tokens."""
+    """Sums over shards by matrix: Σ k kᵀ [I, I], weight gradients [O, I] (empty without `directions`), and tokens."""
 
     moments: dict[str, Tensor]
     gradients: dict[str, Tensor]
@@ -53,7 +54,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured on what."""
+    """Matrices to measure, with the plan that names model and text."""
 
     plan: Plan
     modules: tuple[str, ...]
@@ -92,8 +93,10 @@ def add(one: Sums, other: Sums) -> Sums:
 
 
 def run(what: Measurement) -> Path:
-    """The folder of the moments; raises `ValueError` naming a pattern of `modules` that the model has no matrix for, or GPUs
-    that are not there."""
+    """Measure unless the artifact exists; returns its folder.
+
+    Raises `ValueError` for a pattern in `modules` that matches no matrix, and for missing GPUs.
+    """
     plan = what.plan
     replace(plan, num_workers=1, min_workers=0).check_gpus()
     pretrain.run(plan)
@@ -102,7 +105,7 @@ def run(what: Measurement) -> Path:
     num_tokens = sum(int(text.attention_mask_BS.sum()) for text in encoded_lines(plan, model, what.chosen()))
     directory = what.directory(num_tokens)
     if directory.exists():
-        print(f"moments: they are there: {directory}")
+        print(f"moments: already measured: {directory}")
     else:
         make(what, names, directory)
         print(f"moments: {len(names)} matrices over {num_tokens} tokens, in {directory}")
@@ -111,7 +114,7 @@ def run(what: Measurement) -> Path:
 
 
 def make(what: Measurement, names: Sequence[str], directory: Path) -> None:
-    """Measure, and write the folder whole or not at all."""
+    """Measure and write the artifact; the folder appears whole or not at all."""
     plan, began = what.plan, time.monotonic()
     sums = measure(what, names)
     moments = {name: total / sums.num_tokens for name, total in sums.moments.items()}
@@ -140,7 +143,7 @@ def log_to_mlflow(what: Measurement, directory: Path) -> None:
 def measure(what: Measurement, names: Sequence[str]) -> Sums:
     start_ray()
     plan = what.plan
-    # On nodes that are set apart, of which there may be none until they are asked for, as many shards as the plan has workers.
+    # With `placement`, nodes may start only on demand, so the number of shards is the plan's number of workers.
     there = int(ray.cluster_resources().get("GPU" if plan.use_gpu else "CPU", 1)) // plan.gpus_per_worker
     num_shards = max(1, plan.num_workers if plan.placement else there)
     resources: dict[str, Any] = {"num_gpus": plan.gpus_per_worker} if plan.use_gpu else {"num_cpus": 1}
@@ -151,14 +154,14 @@ def measure(what: Measurement, names: Sequence[str]) -> Sums:
         _, waiting = ray.wait(waiting)
         done = num_shards - len(waiting)
         print(f"moments: {done}/{num_shards} shards are done, {time_left(started, done, num_shards)}", flush=True)
-    while len(parts) > 1:  # in pairs, where the sums are
+    while len(parts) > 1:  # in pairs, on the nodes that hold the sums
         parts = [add.remote(*parts[i : i + 2]) if i + 1 < len(parts) else parts[i] for i in range(0, len(parts), 2)]
     found: Sums = ray.get(parts[0])
     return found
 
 
 def from_command_line(arguments: Sequence[str]) -> Measurement:
-    """Raises `ValueError` naming an argument that is wrong."""
+    """Read a measurement from `plan=NAME modules=… field=value ...`. Raises `ValueError` that names a wrong argument."""
     pairs = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
     own = {name: pairs[name] for name in ("modules", "preset", "directions", "texts") if name in pairs}
     plan = from_arguments([argument for argument in arguments if argument.partition("=")[0] not in own])
@@ -167,7 +170,7 @@ def from_command_line(arguments: Sequence[str]) -> Measurement:
     if plan.dataset and not plan.text:
         raise ValueError(f"plan {plan.name} has no corpus: name a file of text, a line each, text=PATH")
     if "modules" in own and "preset" in own:
-        raise ValueError("modules= and preset= both say which matrices: give one of them")
+        raise ValueError("modules= and preset= both choose the matrices: give one of them")
     modules = tuple(own["modules"].split(",")) if "modules" in own else plan.editor.modules
     if "preset" in own:
         editor, _, preset = own["preset"].partition(":")

@@ -1,4 +1,4 @@
-"""What a training plan is."""
+"""Training plan: editor, model, data and size of a run."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ OF_THE_RUN = (
     "savings",
     "gpus_per_worker",
 )
-MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
+MARK = 0.001  # amount of a custom resource that only selects nodes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Editor x model x stream x run size.
+    """Complete description of a training run: editor, model, stream of edits, and size.
 
-    `model` is a Hugging Face folder or name, `edits` a file of training edits and `text` one of plain sentences (a line each);
-    left empty, `corpus` stands in for all three, with a Llama of `shape` that has learned it. The editor's metric is measured
-    on all that the model has learned (true sentences, never edits) or, with `metric_part`, on a part of it such as `train`.
-    With `cross_fit` it is trained on edits that its metric knows nothing of: an episode's edits are of one fold of the
-    corpus' train half, the metric that it is played in is of the other.
+    `model` is a Hugging Face folder or name, `edits` a file of training edits, and `text` a file of plain sentences, one a
+    line. If they are empty, `corpus` supplies all three, with a Llama of `shape` trained on it. The editor's key preconditioner
+    is measured on everything that the model has learned (true sentences, never edits) or, with `metric_part`, on a part of it
+    such as `train`. With `cross_fit`, an episode's edits belong to one fold of the corpus' train half and its preconditioner to
+    the other, so that the preconditioner excludes the facts that are edited.
 
-    With `dataset` no corpus stands in: it is the dataset that the plan's layers were chosen on, and `edits` is a file of it (or
-    of our own format, into which it was converted); `any` takes whatever `edits` holds.
+    With `dataset`, no corpus is used: it names the dataset for which the plan's layers were chosen, and `edits` is a file of it
+    or of our own schema. `any` accepts every format.
 
-    On a cluster: `storage` is where Ray keeps checkpoints, a folder that all nodes share or a URI that pyarrow opens;
-    `placement` a custom resource of the nodes that alone are to train, such as `train`; `mlflow` the tracking server. With
-    `min_workers` training goes on with as few workers where nodes are lost, and takes up to `num_workers` again when there
-    are more; without, it waits until there is place for all. The policy is the same. A model too large for one GPU is spread
-    over `gpus_per_worker`; `savings` spare memory of each (docs/memory.md).
+    On a cluster, `storage` is where Ray keeps checkpoints: a folder that all nodes share, or a URI that pyarrow opens.
+    `placement` is a custom resource of the nodes that may train, such as `train`, and `mlflow` the tracking server. With
+    `min_workers`, training continues with fewer workers after nodes are lost and returns to `num_workers` when there are more;
+    otherwise it waits for all. The trained policy is the same. A model too large for one GPU is split over `gpus_per_worker`;
+    `savings` reduce the memory of each (docs/device_memory.md).
     """
 
     name: str
@@ -81,10 +81,10 @@ class Plan:
         if self.storage and "://" not in self.storage and not Path(self.storage).is_absolute():
             raise ValueError(f"storage is an absolute path or a URI such as s3://bucket/folder, not {self.storage!r}")
         if self.cross_fit and (self.edits or self.text):
-            raise ValueError("cross_fit divides the plan's corpus: leave it out, or edits= and text=")
+            raise ValueError("cross_fit splits the plan's corpus into folds: leave out cross_fit=, or edits= and text=")
 
     def check_workers(self) -> None:
-        """Apart from what is checked when a plan is made, so that its fields can be set one by one. Raises `ValueError`."""
+        """Raise `ValueError` for impossible numbers of workers. Not in `__post_init__`: fields are set one by one."""
         if self.num_workers < 1:
             raise ValueError(f"num_workers is at least 1, not {self.num_workers}")
         if self.gpus_per_worker < 1 or (self.gpus_per_worker > 1 and not self.use_gpu):
@@ -93,31 +93,34 @@ class Plan:
             raise ValueError(f"min_workers is at most num_workers={self.num_workers}, or 0, not {self.min_workers}")
 
     def check_gpus(self) -> None:
-        """Apart, too: not where the plan is read, but where it is to run. A cluster's GPUs may come when they are asked for; a
-        Ray of this process has those of this machine, and would wait for others in vain. Raises `ValueError`.
+        """Raise `ValueError` if the run needs more GPUs than this machine has.
+
+        Called where the plan runs, not where it is read. A cluster may add GPUs on demand; a Ray of this process would wait
+        for them for ever.
         """
         wanted, there = (self.min_workers or self.num_workers) * self.gpus_per_worker, torch.cuda.device_count()
         if self.use_gpu and "RAY_ADDRESS" not in os.environ and there < wanted:
             raise ValueError(
-                f"plan {self.name} wants {wanted} GPUs, and torch finds {there} on this machine: submit it to a cluster "
+                f"plan {self.name} needs {wanted} GPUs, and torch finds {there} on this machine: submit it to a cluster "
                 "(`ray job submit`), or take fewer workers, num_workers=, or use_gpu=False"
             )
 
     def digest(self, *fields: str) -> str:
-        """A short hash of some fields, or of all that change the result."""
+        """Hash the named fields, or all fields that change the result, to 12 hex digits."""
         chosen = dataclasses.asdict(replace(self, editor=replace(self.editor, policy=None)))
         chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in OF_THE_RUN)}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def model_dir(self) -> Path:
-        """Where the model is: as given, or the testbed's place in the cache."""
+        """Folder or name of the model; the testbed's model is in the cache."""
         return Path(self.model) if self.model else home() / "testbed" / self.digest("corpus", "shape")
 
     @property
     def artifact_dir(self) -> Path:
+        """Folder of the trained policy."""
         return home() / "hypernets" / f"{self.name}-{self.digest()}"
 
     def storage_for(self, kind: str) -> str:
-        """The folder or URI for Ray's runs of a kind, `train` or `tune`: under `storage`, $ERRATA_STORAGE or $ERRATA_HOME."""
+        """Folder or URI for Ray's runs of a kind (`train`, `tune`) under `storage`, $ERRATA_STORAGE or $ERRATA_HOME."""
         return f"{(self.storage or os.environ.get('ERRATA_STORAGE') or str(home())).rstrip('/')}/{kind}"

@@ -1,4 +1,4 @@
-"""Plans as JSON files: what a sweep writes, and what `plan=FILE.json` reads."""
+"""Plans as JSON files: a sweep writes them, `plan=FILE.json` reads them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Raises `ValueError` naming what is wrong with the file."""
+    """Read a plan from a file. Raises `ValueError` that names the fault of the file."""
     if not path.exists():
         raise ValueError(f"no plan file {path}")
     try:
@@ -48,5 +48,5 @@ def read_plan(path: Path) -> Plan:
     except (KeyError, TypeError, AttributeError) as wrong:
         raise ValueError(f"{path} is no plan as jobs/tune.py writes it: {wrong}") from wrong
     if not isinstance(plan.editor, HypernetworkEditor):
-        raise ValueError(f"{path}: {name_of(plan.editor)} is trained by nothing; a plan is for an editor that learns")
+        raise ValueError(f"{path}: {name_of(plan.editor)} needs no training; a plan is for a hypernetwork editor")
     return plan

@@ -22,7 +22,7 @@ from jobs.plan import Plan
 
 
 def tiny() -> Plan:
-    """The smallest run that does everything, for tests: minutes of training are seconds here, and the scores are poor."""
+    """Build the smallest complete run, for tests: it trains for seconds, and its scores are poor."""
     shape = Shape(hidden=64, layers=2, intermediate=192, heads=2, train_steps=60, sentences_per_step=128, peak_lr=5e-3)
     editor = RLEdit(modules=("layers.1.mlp.down_proj",), rank=32, reward=Reward(backtrack_depth=1))
     return Plan(
@@ -31,7 +31,7 @@ def tiny() -> Plan:
 
 
 def demo() -> Plan:
-    """What `make demo` trains: the last down-projection of the testbed's Llama."""
+    """Build the plan of `make demo`: RLEdit at the last down-projection of the testbed's Llama."""
     editor = RLEdit(
         modules=("layers.3.mlp.down_proj",),
         metric_strength=1e5,
@@ -44,14 +44,14 @@ def demo() -> Plan:
 
 
 def demo_gate_up() -> Plan:
-    """The demo with the matrices that the paper edits, gate and up, which a serving engine fuses."""
+    """Build the demo at the matrices that the paper edits, gate and up, which a serving engine fuses."""
     plan = demo()
     editor = replace(plan.editor, modules=("layers.3.mlp.gate_proj", "layers.3.mlp.up_proj"))
     return replace(plan, name="demo_gate_up", editor=editor)
 
 
 def of_model(model: str) -> Plan:
-    """A model of the table, on a GPU: RLEdit's matrices and network, and our own settings for the rest."""
+    """Build the plan of a published model on a GPU: RLEdit's matrices and network, and our own settings for the rest."""
     known = MODELS[model]
     return Plan(
         model,
@@ -67,7 +67,7 @@ def of_model(model: str) -> Plan:
 
 
 def of_paper(kind: type[HypernetworkEditor], name: str) -> Plan:
-    """A row of the table: the paper's matrices, constants and batches."""
+    """Build the plan of a row of the papers' table: the paper's matrices, constants and batches."""
     row = preset_of(kind, name)
     plan = of_model(row.model)
     return replace(

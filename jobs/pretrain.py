@@ -1,6 +1,6 @@
-"""Make the testbed's model: `python jobs/pretrain.py plan=demo`. Data-parallel on Ray Train; nothing to do if it is there.
+"""Train the testbed's model: `python jobs/pretrain.py plan=demo`. Data-parallel on Ray Train, unless the model exists.
 
-A killed run continues from its last checkpoint when it is started again. How the model was made is in its `record.json`.
+A killed run continues from its last checkpoint when it is started again. The model's provenance is in its `record.json`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RECORD = "record.json"
 
 
 def work(config: dict[str, Any]) -> None:
-    """One Ray Train worker."""
+    """Train the model in one Ray Train worker."""
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -69,8 +69,8 @@ def work(config: dict[str, Any]) -> None:
 
 
 def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus, provenance: Mapping[str, Any]) -> None:
-    """Save under a temporary name and rename: the folder is there whole or not at all."""
-    if plan.model_dir.exists():  # a worker was lost after it had been saved
+    """Save the model; its folder appears whole or not at all."""
+    if plan.model_dir.exists():  # saved before a worker was lost
         return
     model.eval()
     recall = testbed.recall(model, tokenizer, corpus)
@@ -86,12 +86,12 @@ def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus, provenance: M
 
 def run(plan: Plan) -> None:
     if plan.model:
-        print(f"pretrain: the plan names a model of its own ({plan.model}); nothing to do")
+        print(f"pretrain: nothing to do, because the plan names a model ({plan.model})")
         return
     if plan.model_dir.exists():
-        if not (plan.model_dir / PROBES).exists():  # a model that an earlier version made
+        if not (plan.model_dir / PROBES).exists():  # a model of an earlier version
             probes_of(plan.corpus).save(plan.model_dir / PROBES)
-        print(f"pretrain: the model is there: {plan.model_dir}")
+        print(f"pretrain: the model exists: {plan.model_dir}")
     else:
         name = f"pretrain-{plan.digest('corpus', 'shape')}"
         run_on_workers(work, plan, name, {"provenance": made_from(plan)})
@@ -101,7 +101,7 @@ def run(plan: Plan) -> None:
 
 def log_to_mlflow(plan: Plan) -> None:
     path = plan.model_dir / RECORD
-    if path.exists():  # models that an earlier version made have none
+    if path.exists():  # models of earlier versions have no record
         record = json.loads(path.read_text())
         name = f"model-{plan.model_dir.name}"
         log_run("pretrain", name, plan, record["provenance"], lambda run: run.log({"recall": record["recall"]}, 0))

@@ -1,7 +1,7 @@
-"""Named suites: which editors are compared on what. A job takes `suite=NAME`, `field=value`, and FULL for the large run.
+"""Named benchmark suites. A job takes `suite=NAME`, `field=value`, and FULL for the large run.
 
-Every contestant has the same number of candidate settings; the best on a validation stream is the one that is tested.
-A new suite is a function here; it is found by its name.
+Every editor has the same number of candidate settings; the best on a validation stream is tested. A new suite is a function
+here, found by its name.
 """
 
 from __future__ import annotations
@@ -17,28 +17,36 @@ from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
-from errata.overrides import overridden
+from errata.overrides import overridden, with_fields
 from errata.testbed.corpus import FOLDS
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
-from jobs.editor_settings import EditorGrid, EditorSetting, all_editors, located, of_settings, rledit, solved, varied
+from jobs.editor_settings import (
+    EditorGrid,
+    EditorSetting,
+    all_editors,
+    grid_of,
+    grid_of_fields,
+    locate_then_edit_grids,
+    rledit,
+)
 from jobs.plan import Plan
 from jobs.plans import tiny as tiny_plan
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A model, its edits, and who competes. `budget` candidates of each contestant are tried on `num_validation` edits.
+    """A model, its edits and the compared editors. The first `budget` settings of each are tried on `num_validation` edits.
 
-    `editors` chooses contestants by name; empty, all take part. `fresh` does everything anew but the model. `mlflow` is the
-    tracking server that is told.
+    `editors` selects rows by name; empty selects all. `fresh` ignores all cached results except the model. `mlflow` is the
+    tracking server that gets the run.
     """
 
     name: str
     corpus: World | CounterFact
     shape: Shape
-    contestants: tuple[EditorGrid, ...] = field(compare=False)  # so that no argument is taken for them
+    grids: tuple[EditorGrid, ...] = field(compare=False)  # excludes it from the arguments, see errata/overrides.py
     num_edits: int = 100
     num_validation: int = 100
     budget: int = 1
@@ -52,11 +60,11 @@ class Suite:
 
     def check(self) -> None:
         """Raise `ValueError` with what cannot be run."""
-        names = [contestant.name for contestant in self.contestants]
+        names = [grid.name for grid in self.grids]
         if unknown := [name for name in self.editors if name not in names]:
             raise ValueError(f"suite {self.name} has no {', '.join(unknown)}; it has {', '.join(names)}")
-        if few := [c.name for c in self.chosen if len(c.candidates) < self.budget]:
-            raise ValueError(f"a budget of {self.budget} candidates is more than these have: {', '.join(few)}")
+        if few := [grid.name for grid in self.chosen if len(grid.settings) < self.budget]:
+            raise ValueError(f"budget={self.budget} is more settings than these have: {', '.join(few)}")
         counts = {name: getattr(self, name) for name in ("num_edits", "num_validation", "budget", "batch_size", "num_workers")}
         counts |= {f"checkpoints {stop!r}": stop for stop in self.checkpoints}
         if wrong := [name for name, count in counts.items() if not isinstance(count, int) or count < 1]:
@@ -64,33 +72,34 @@ class Suite:
         if not self.seeds or not all(isinstance(seed, int) for seed in self.seeds):
             raise ValueError(f"seeds are whole numbers, at least one: {self.seeds}")
         needed = {"test": self.num_edits, "validation": self.num_validation}
-        for candidate in (c for one in self.chosen for c in one.candidates if c.schedule is not None):
-            assert candidate.schedule is not None
-            for split in FOLDS if candidate.cross_fit else ("train",):
-                needed[split] = max(needed.get(split, 1), candidate.schedule.longest)
+        for setting in (setting for grid in self.chosen for setting in grid.settings):
+            for split in FOLDS if setting.cross_fit else ("train",):
+                if setting.schedule is not None:
+                    needed[split] = max(needed.get(split, 1), setting.schedule.longest)
         for split, count in needed.items():
             self.corpus.edits(split, count)
 
     @property
     def chosen(self) -> tuple[EditorGrid, ...]:
-        return tuple(c for c in self.contestants if not self.editors or c.name in self.editors)
+        """Grids of the selected editors."""
+        return tuple(grid for grid in self.grids if not self.editors or grid.name in self.editors)
 
     @property
-    def protected(self) -> tuple[str, ...]:
-        """The matrices whose moments somebody is given."""
-        asked = (c.editor.modules for one in self.contestants for c in one.candidates if c.protects)
-        return tuple(sorted({module for modules in asked for module in modules}))
+    def measured_modules(self) -> tuple[str, ...]:
+        """Matrices whose key moments some setting needs."""
+        edited = (setting.editor.modules for grid in self.grids for setting in grid.settings if setting.needs_moments)
+        return tuple(sorted({module for modules in edited for module in modules}))
 
-    def plan(self, candidate: EditorSetting, seed: int) -> Plan:
-        """The plan that trains a candidate. Its name is the editor's class: what suites have in common is trained once."""
-        editor, schedule = candidate.editor, candidate.schedule
+    def plan(self, setting: EditorSetting, seed: int) -> Plan:
+        """Build the plan that trains a setting, named after the editor's class, so that suites share trained policies."""
+        editor, schedule = setting.editor, setting.schedule
         assert isinstance(editor, HypernetworkEditor) and schedule is not None
         plan = replace(self.model_plan, name=name_of(editor), editor=editor, schedule=schedule, seed=seed)
-        return replace(plan, metric_part=candidate.metric_part, cross_fit=candidate.cross_fit)
+        return replace(plan, metric_part=setting.metric_part, cross_fit=setting.cross_fit)
 
     @property
     def model_plan(self) -> Plan:
-        """A plan with the model and the corpus alone; there is one model, whatever the seed."""
+        """Plan of the model and the corpus only; all seeds share one model."""
         plan = Plan(self.name, RLEdit(), corpus=self.corpus, shape=self.shape, num_workers=self.num_workers)
         return replace(plan, mlflow=self.mlflow)
 
@@ -100,12 +109,12 @@ def _size(full: bool) -> dict[str, Any]:
 
 
 def _schedule(full: bool) -> Schedule:
-    """Long episodes for long streams: the test stream of 500 edits has 50 batches."""
+    """Training schedule; long streams need long episodes: the test stream of 500 edits has 50 batches."""
     return Schedule(train_steps=30, burn_in=42) if full else Schedule(train_steps=12, burn_in=10)
 
 
 def _world(full: bool) -> dict[str, Any]:
-    """The testbed and how much of it: the demo's model, or one of twice as many people."""
+    """Testbed arguments of a suite: the demo's model, or one of twice as many people."""
     corpus = World(300) if full else World(150)
     shape = Shape(train_steps=250, sentences_per_step=512) if full else Shape()
     return {"corpus": corpus, "shape": shape, **_size(full)}
@@ -113,78 +122,78 @@ def _world(full: bool) -> dict[str, Any]:
 
 def lifelong(full: bool) -> Suite:
     """Every editor on the testbed's world."""
-    return Suite("lifelong", contestants=all_editors(4, _schedule(full), located()), **_world(full))
+    return Suite("lifelong", grids=all_editors(4, _schedule(full), locate_then_edit_grids()), **_world(full))
 
 
 def counterfact(full: bool) -> Suite:
     """Every editor on CounterFact; its folder is $ERRATA_COUNTERFACT, or `corpus.directory=`.
 
-    Its keys are spread over more directions than the testbed's, so that less of them may be protected (100 validation edits).
+    Its keys span more directions than the testbed's, so that fewer of them may be protected (chosen on 100 validation edits).
     """
     settings: dict[str, Any] = {"weights": (30.0, 10.0, 100.0), "null_spaces": ((3e-2, 1.0), (1e-2, 1.0), (3e-2, 3.0))}
     directory = os.environ.get("ERRATA_COUNTERFACT", "")
     if full:
         shape = Shape(288, 6, 864, 6, train_steps=1000, sentences_per_step=256, bf16=True, peak_lr=1.5e-3)
-        contestants = all_editors(6, _schedule(True), located(**settings, modules=("layers.5.mlp.down_proj",)))
+        closed_form = locate_then_edit_grids(**settings, modules=("layers.5.mlp.down_proj",))
+        grids = all_editors(6, _schedule(True), closed_form)
         sizes = {"num_edits": 1000, "seeds": (0,)}
-        return Suite("counterfact", CounterFact(directory), shape, contestants, **_size(True) | sizes)
+        return Suite("counterfact", CounterFact(directory), shape, grids, **_size(True) | sizes)
     corpus = CounterFact(directory, num_train=500, num_test=150)
     shape = Shape(192, 4, 576, 4, train_steps=240, sentences_per_step=256, bf16=True)
-    return Suite(
-        "counterfact",
-        corpus,
-        shape,
-        all_editors(4, _schedule(False), located(**settings, modules=("layers.3.mlp.down_proj",))),
-        num_edits=100,
-    )
+    closed_form = locate_then_edit_grids(**settings, modules=("layers.3.mlp.down_proj",))
+    return Suite("counterfact", corpus, shape, all_editors(4, _schedule(False), closed_form), num_edits=100)
 
 
 def ablation(full: bool) -> Suite:
-    """RLEdit with a part taken away at a time, at settings that are not chosen anew."""
+    """RLEdit with one part removed at a time, at fixed settings."""
     modules = ("layers.3.mlp.down_proj",)
     schedule = _schedule(full)
     whole = EditorSetting(rledit(modules), schedule)
-    single = {"batches": 1, "burn_in": 0, "train_steps": schedule.batches * schedule.train_steps}
-    crossed = {"cross_fit": True, "burn_in": schedule.burn_in // 2}
-    variants = {
-        "full": whole,
-        "without sequence-level training": varied(whole, single),
-        "without burn-in": varied(whole, {"burn_in": 0}),
-        "without backtracking": varied(whole, {"backtrack_depth": 0}),
-        "without regulariser": varied(whole, {"update_penalty": 0.0}),
-        "without metric": varied(whole, {"metric_strength": 0.0}),
-        "metric of the train half": varied(whole, {"metric_part": "train"}),
-        "metric of the train half, untrained": varied(whole, {"metric_part": "train", "train_steps": 0}),
-        "metric of the train half, cross-fitted": varied(whole, {"metric_part": "train", **crossed}),
-        "without memory": varied(whole, {"memory": 0.0}),
-        "one pass": varied(whole, {"num_passes": 1}),
-        "published constants": EditorSetting(RLEdit.preset("llama3_8b", modules=modules), schedule),
-        "untrained": varied(whole, {"train_steps": 0}),
+    single = {
+        "schedule.batches": 1,
+        "schedule.burn_in": 0,
+        "schedule.train_steps": schedule.batches * schedule.train_steps,
     }
-    contestants = tuple(EditorGrid(name, (candidate,)) for name, candidate in variants.items())
-    return Suite("ablation", contestants=contestants, **_world(full) | {"budget": 1, "seeds": (0,)})
+    untrained, half = {"schedule.train_steps": 0}, {"metric_part": "train"}
+    changes: dict[str, dict[str, Any]] = {
+        "full": {},
+        "without sequence-level training": single,
+        "without burn-in": {"schedule.burn_in": 0},
+        "without backtracking": {"editor.reward.backtrack_depth": 0},
+        "without regulariser": {"editor.reward.update_penalty": 0.0},
+        "without metric": {"editor.metric_strength": 0.0},
+        "metric of the train half": half,
+        "metric of the train half, untrained": half | untrained,
+        "metric of the train half, cross-fitted": half | {"cross_fit": True, "schedule.burn_in": schedule.burn_in // 2},
+        "without memory": {"editor.memory": 0.0},
+        "one pass": {"editor.num_passes": 1},
+        "published constants": {"editor": RLEdit.preset("llama3_8b", modules=modules)},
+        "untrained": untrained,
+    }
+    grids = tuple(EditorGrid(name, (with_fields(whole, fields),)) for name, fields in changes.items())
+    return Suite("ablation", grids=grids, **_world(full) | {"budget": 1, "seeds": (0,)})
 
 
 def tiny(full: bool) -> Suite:
-    """The smallest that does everything, for tests: two candidates of an editor that learns and of one that does not."""
+    """Build the smallest complete suite, for tests: a hypernetwork, fine-tuning, and an editor that needs key moments."""
     plan = tiny_plan()
     first = EditorSetting(plan.editor, replace(plan.schedule, train_steps=1))
-    place = {"modules": plan.editor.modules}
-    contestants = (
-        EditorGrid("RLEdit", (first, varied(first, {"num_passes": 2}))),
-        solved("LocFT", *(place | {"num_epochs": epochs} for epochs in (5, 10))),
-        of_settings("AlphaEdit", *(AlphaEdit.preset("testbed", **place, ridge=ridge) for ridge in (1.0, 3.0))),
+    modules = plan.editor.modules
+    grids = (
+        EditorGrid("RLEdit", (first, with_fields(first, {"editor.num_passes": 2}))),
+        grid_of_fields("LocFT", *({"modules": modules, "num_epochs": epochs} for epochs in (5, 10))),
+        grid_of("AlphaEdit", *(AlphaEdit.preset("testbed", modules=modules, ridge=ridge) for ridge in (1.0, 3.0))),
     )
-    return Suite("tiny", plan.corpus, plan.shape, contestants, 8, 8, budget=2, batch_size=4, num_workers=1)
+    return Suite("tiny", plan.corpus, plan.shape, grids, 8, 8, budget=2, batch_size=4, num_workers=1)
 
 
 SUITES: dict[str, Callable[[bool], Suite]] = {suite.__name__: suite for suite in (lifelong, counterfact, ablation, tiny)}
 
 
 def from_arguments(arguments: Sequence[str]) -> Suite:
-    """A suite from `suite=NAME field=value ... [FULL]`; FULL=1 in the environment counts, too.
+    """Read a suite from `suite=NAME field=value ... [FULL]`; the environment variable FULL=1 means the same as FULL.
 
-    Raises `ValueError` naming an unknown suite, field or contestant and what there is.
+    Raises `ValueError` that names an unknown suite, field or editor and lists the known ones.
     """
     full = "FULL" in arguments or os.environ.get("FULL", "0") not in ("", "0")
     pairs = [argument.partition("=") for argument in arguments if argument != "FULL"]

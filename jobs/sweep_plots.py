@@ -1,4 +1,4 @@
-"""What a sweep looks like: discount against regularisation as a heat map, and which settings mattered."""
+"""Plots of a sweep: a heat map of discount and regularisation, and the importance of each setting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DISCOUNT, PENALTY = "editor.reward.discount", "editor.reward.update_penalty"
 
 
 def draw(trials: Sequence[Mapping[str, Any]], space: Mapping[str, Any], directory: Path) -> dict[str, float]:
-    """Writes the pictures that the trials are enough for; returns the importances, largest first."""
+    """Write the plots for which there are enough trials; returns the importances, largest first."""
     if DISCOUNT in space and PENALTY in space:
         _heatmap(trials, directory / "heatmap.png")
     importances = importances_of(trials, space)
@@ -22,7 +22,7 @@ def draw(trials: Sequence[Mapping[str, Any]], space: Mapping[str, Any], director
 
 
 def importances_of(trials: Sequence[Mapping[str, Any]], space: Mapping[str, Any]) -> dict[str, float]:
-    """Share of the scores' variance that each setting explains (fANOVA over a random forest); none below four trials."""
+    """Share of the scores' variance that each setting explains (fANOVA over a random forest); empty below four trials."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -38,7 +38,7 @@ def importances_of(trials: Sequence[Mapping[str, Any]], space: Mapping[str, Any]
 
 
 def _heatmap(trials: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Each trial a point; between them the mean of all, weighted by a Gaussian of their distance on the picture."""
+    """Plot the trials as points over their mean, weighted by a Gaussian of the distance on the plot."""
     import matplotlib.pyplot as plt
 
     x = np.array([trial["settings"][DISCOUNT] for trial in trials])

@@ -1,8 +1,8 @@
-"""Train the policy of a learned editor: `ray job submit --working-dir . -- python jobs/train.py plan=demo field=value`.
+"""Train the policy of a hypernetwork editor: `ray job submit --working-dir . -- python jobs/train.py plan=demo field=value`.
 
-Each worker plays its own episodes on its own copy of the frozen model; gradients and losses are summed. A lost worker or node
-is replaced, or done without (`min_workers`), and training goes on from the last checkpoint; so does a job that is started
-again. The policy is an artifact with plan, seed and training curve inside, in $ERRATA_HOME and, with `mlflow=URI`, in MLflow.
+Each worker computes its own episodes on its own copy of the frozen model; gradients and losses are summed. A lost worker or
+node is replaced, or training continues with fewer (`min_workers`), from the last checkpoint. A job that is started again also
+continues there. The policy is an artifact with plan, seed and training curve, in $ERRATA_HOME and, with `mlflow=`, in MLflow.
 """
 
 from __future__ import annotations
@@ -43,13 +43,16 @@ from jobs.workers import (
     time_left,
 )
 
-# What sets the normaliser and the first scales: so many batches, and at least so many edits.
+# The normaliser and the initial scales are set on so many batches, with at least so many edits.
 NUM_FIRST_BATCHES, NUM_FIRST_EDITS = 10, 100
 
 
 def work(config: dict[str, Any]) -> None:
-    """One Ray Train worker. Besides what `run_on_workers` gives, `config` may have `score(model, editor)`, figures to report at
-    each checkpoint, `provenance` for the artifact's record, and `keep=False` to save no artifact."""
+    """Train the policy in one Ray Train worker.
+
+    Beside the entries of `run_on_workers`, `config` may have `score(model, editor)`, which gives figures to report at each
+    checkpoint, `provenance` for the artifact's record, and `keep=False` to save no artifact.
+    """
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -72,7 +75,7 @@ def work(config: dict[str, Any]) -> None:
         with checkpoint_files(state if rank == 0 else None) as checkpoint:
             ray.train.report({"train_step": trainer.train_step, **losses, **scores}, checkpoint=checkpoint)
 
-    if saved is not None and first_step == total:  # all is done, but who was told of it may be gone
+    if saved is not None and first_step == total:  # the driver that received the last report may be gone
         report({name: value for name, value in curve[-1].items() if name not in ("train_step", "num_workers")})
     while trainer.train_step < total:
         losses = trainer.step(rank, num_workers, sum_over_workers if num_workers > 1 else lambda tensors: None)
@@ -89,13 +92,17 @@ def work(config: dict[str, Any]) -> None:
 
 
 def described(losses: dict[str, float]) -> str:
+    """Format the losses of a training step."""
     return (
         f"edit loss {losses['edit_loss']:.3f}, locality KL {losses['locality_kl']:.3f}, |update|² {losses['update_norm2']:.3g}"
     )
 
 
 def begin(plan: Plan, model: LanguageModel) -> tuple[HypernetworkEditor, list[Fold]]:
-    """The untrained editor in its metric, and what episodes are played on. The first scales are set as training will be."""
+    """Initialise the editor with its key preconditioner, and the folds of edits for its episodes.
+
+    The initial scales are set under the conditions of training.
+    """
     edits = [list(read_edits(edits_file(plan, split))) for split in splits(plan)]
     first, micro_batch = first_batches(plan, edits[0]), plan.savings.micro_batch
     if not plan.cross_fit:
@@ -108,6 +115,7 @@ def begin(plan: Plan, model: LanguageModel) -> tuple[HypernetworkEditor, list[Fo
 
 
 def first_batches(plan: Plan, edits: Sequence[Edit]) -> list[EditBatch]:
+    """Batches on which the normaliser and the initial scales are set."""
     size = plan.schedule.batch_size
     return list(batches_of(edits[: size * max(NUM_FIRST_BATCHES, ceil(NUM_FIRST_EDITS / size))], size))
 
@@ -120,7 +128,7 @@ def save_artifact(
     train_s: float,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Under a temporary name, then renamed: the folder is there whole or not at all. `train_s`: from the loaded model on."""
+    """Save the policy; its folder appears whole or not at all. `train_s` counts from the moment the model is loaded."""
     if plan.artifact_dir.exists():  # a worker was lost after it had been saved
         return
     described_plan = dataclasses.asdict(replace(plan, editor=replace(editor, policy=None)))
@@ -139,7 +147,7 @@ def save_artifact(
 
 
 def prepare(plan: Plan) -> None:
-    """The model and the streams of training edits, made if they are the testbed's and not there yet."""
+    """Make the testbed's model and streams of training edits unless they exist."""
     pretrain.run(plan)
     for split in splits(plan):
         if not plan.edits and not Path(edits_file(plan, split)).exists():
@@ -147,35 +155,36 @@ def prepare(plan: Plan) -> None:
 
 
 def run_name(plan: Plan) -> str:
-    """Under which Ray Train keeps the checkpoints."""
+    """Name of the Ray Train run that holds the checkpoints."""
     return f"train-{plan.name}-{plan.digest()}"
 
 
 def check(plan: Plan) -> None:
-    """Raises `ValueError` or `FileNotFoundError` for what cannot be trained, before anything is begun."""
+    """Raise `ValueError` or `FileNotFoundError` for a plan that cannot be trained."""
     plan.schedule.check_workers(plan.num_workers)
     if plan.dataset:
         check_data(plan)
 
 
 def check_files(plan: Plan) -> None:
-    """Raises `ValueError` where the files that the policy was made from have changed: its name holds their paths alone."""
+    """Raise `ValueError` if files that the policy was trained on have changed; its name contains only their paths."""
     record = json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]
     had = record.get("provenance", {}).get("data", {})
     files = {"text": plan.text} if plan.text else {}
     files |= {f"edits.{split}": edits_file(plan, split) for split in splits(plan)} if plan.edits else {}
     if changed := sorted({where for name, where in files.items() if name in had and data_digest(where) != had[name]}):
         raise ValueError(
-            f"the policy in {plan.artifact_dir} was made when {', '.join(changed)} had another content: "
+            f"the policy in {plan.artifact_dir} was trained when {', '.join(changed)} had another content: "
             "give the changed file another name, or remove that folder"
         )
 
 
 def run(plan: Plan) -> None:
+    """Train the plan's policy unless it exists, and log it."""
     check(plan)
     if plan.artifact_dir.exists():
         check_files(plan)
-        print(f"train: the policy is there: {plan.artifact_dir}")
+        print(f"train: the policy exists: {plan.artifact_dir}")
     else:
         prepare(plan)
         edits = {f"edits.{split}": edits_file(plan, split) for split in splits(plan)}

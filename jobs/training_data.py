@@ -14,27 +14,29 @@ from errata.model.language_model import LanguageModel
 from errata.testbed.corpus import FOLDS
 from jobs.plan import Plan
 
-NUM_TEXTS = 8192  # question-answer pairs and sentences that the metric's second moment is measured on
+NUM_TEXTS = 8192  # question-answer pairs and sentences on which the keys' second moment is measured
 
 
 def splits(plan: Plan) -> tuple[str, ...]:
-    """The streams of edits that training reads."""
+    """Name the streams of edits that training reads."""
     return FOLDS if plan.cross_fit else ("train",)
 
 
 def edits_file(plan: Plan, split: str = "train") -> str:
-    """A path, or the URI that the plan names."""
+    """Path of a stream of edits, or the URI that the plan names."""
     return plan.edits or str(home() / "streams" / f"{plan.corpus.name}-{split}.parquet")
 
 
 def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
-    """At most `NUM_TEXTS` texts of what the model knows, or of the plan's part of it, for the second moment of its keys."""
+    """Encode at most `NUM_TEXTS` texts that the model has learned, for the second moment of its keys."""
     return encoded_lines(plan, model, lines(plan, NUM_TEXTS))
 
 
 def lines(plan: Plan, limit: int) -> list[list[str]]:
-    """What the model knows, or the plan's part of it, at most `limit` drawn by the seed: questions with their answers, and
-    sentences as their first word and the rest."""
+    """Draw at most `limit` texts that the model has learned, or of the plan's part of them.
+
+    A text is a question with its answer, or a sentence split after its first word.
+    """
     if plan.text:
         found = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
     else:
@@ -44,7 +46,7 @@ def lines(plan: Plan, limit: int) -> list[list[str]]:
 
 
 def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[list[str]]) -> list[Encoded]:
-    """In batches of 64. Lines of a file of text are cut to the model's context."""
+    """Encode texts in batches of 64. Lines of a text file are truncated to the model's context."""
     chunks = [chosen[i : i + 64] for i in range(0, len(chosen), 64)]
     if plan.text:
         joined = ([" ".join(line) for line in chunk] for chunk in chunks)
@@ -53,12 +55,12 @@ def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[list[str]])
 
 
 def check_data(plan: Plan) -> None:
-    """Raises `ValueError` where a plan that no corpus stands in for lacks a file, or the edits are of another dataset."""
+    """Raise `ValueError` if a plan without a corpus lacks a file, or its edits are of another dataset."""
     wanted = "edits" if plan.dataset == "any" else f"edits of {plan.dataset}"
     if not plan.edits:
-        raise ValueError(f"plan {plan.name} trains on {wanted}: name a file of them, edits=PATH (docs/data.md)")
+        raise ValueError(f"plan {plan.name} trains on {wanted}: name a file, edits=PATH (docs/data.md)")
     if plan.editor.metric_strength and not plan.text:
-        raise ValueError(f"plan {plan.name} measures a metric on text: name a file, a sentence a line, text=PATH")
+        raise ValueError(f"plan {plan.name} measures its key preconditioner on text: name a file of sentences, text=PATH")
     skip_report = SkipReport()
     next(read_edits(plan.edits, skip_report=skip_report), None)
     found = [name for name in skip_report.formats.values() if not name.startswith((plan.dataset, "plain"))]

@@ -1,12 +1,11 @@
 """Sweep a plan's settings: `ray job submit --working-dir . -- python jobs/tune.py plan=demo trials=16 field=value`.
 
-Optuna's TPE proposes, ASHA stops what falls behind; each trial is a short Ray Train run, scored by the harmonic mean of
-efficacy, generalisation and locality at the end of a validation stream, as its policy stands. The best of those that ran to the
-end wins. All data are of the corpus' train half, and trials are cross-fitted: neither in training nor when it is scored does
-a trial's metric know the facts that it is asked for, as it would not in use. A sweep that was broken off goes on when the same
-command is given again. Other arguments: `concurrent` trials, `validation` edits, `sweep=discount,memory`.
-Writes, in `found/`, trials.json, best.json (for `jobs/train.py plan=…/best.json`), heatmap.png and importances.png; with
-`mlflow=URI` into MLflow, too.
+Optuna's TPE proposes settings and ASHA stops trials that fall behind. Each trial is a short Ray Train run, scored at its
+checkpoints by the harmonic mean of efficacy, generalisation and locality at the end of a validation stream; the best of the
+completed trials wins. All data belong to the corpus' train half, and trials are cross-fitted: a trial's key preconditioner
+excludes the facts that it is trained and scored on, as in use. An interrupted sweep continues when the same command is given
+again. Other arguments: `concurrent` trials, `validation` edits, `sweep=discount,memory`. Writes trials.json, best.json (for
+`jobs/train.py plan=…/best.json`), heatmap.png and importances.png to `found/`; with `mlflow=URI` to MLflow, too.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ SCORE = "score"
 
 @dataclass(frozen=True)
 class Sweep:
-    """A plan, how many trials, and how each is scored."""
+    """Sweep over some fields of a plan: number of trials, and of validation edits that score each."""
 
     plan: Plan
     trials: int = 16
@@ -71,7 +70,7 @@ class Sweep:
 
     @property
     def directory(self) -> Path:
-        """Another sweep has another: of one that goes on, nothing may have changed."""
+        """Folder of the sweep; its name hashes everything that must not change when the sweep continues."""
         what = [self.plan.digest(), self.plan.checkpoint_every, self.trials, self.validation, self.fields]
         return home() / "tune" / f"{self.plan.name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
 
@@ -81,12 +80,12 @@ class Sweep:
 
     @property
     def crossed(self) -> Plan:
-        """As trials run it: validation edits are of the second fold, the metric that they are scored in is of the first."""
+        """Plan of the trials: validation edits belong to the second fold, the key preconditioner to the first."""
         return replace(self.plan, cross_fit=True, metric_part=FOLDS[0])
 
 
 def from_command_line(arguments: Sequence[str]) -> Sweep:
-    """Raises `ValueError` naming an argument that is wrong."""
+    """Read a sweep from `plan=NAME trials=16 field=value ...`. Raises `ValueError` that names a wrong argument."""
     own = {"trials": 16, "concurrent": 2, "validation": 100}
     found = {name: value for name, sign, value in (a.partition("=") for a in arguments) if sign and name in (*own, "sweep")}
     rest = [argument for argument in arguments if argument.partition("=")[0] not in found]
@@ -99,7 +98,7 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
     if "sweep" in found:
         short = {name.rpartition(".")[2]: name for name in SPACE}
         if unknown := [name for name in found["sweep"].split(",") if name not in short]:
-            raise ValueError(f"nothing to sweep is named {', '.join(unknown)}; there are {', '.join(short)}")
+            raise ValueError(f"no swept setting is named {', '.join(unknown)}; there are {', '.join(short)}")
         fields = tuple(short[name] for name in found["sweep"].split(","))
     plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
     if plan.model or plan.edits or plan.text:
@@ -118,14 +117,14 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
 
 
 def lifelong_score(model: LanguageModel, editor: HypernetworkEditor, stream: BenchmarkStream) -> dict[str, float]:
-    """The benchmark's scores at the end of the stream, by free generation; the model is left as it was."""
+    """Score an editor at the end of a stream by free generation; the model's weights are restored."""
     row = benchmark.run(model, BenchmarkedEditor(type(editor).__name__, editor), stream)[-1]
     shares = {name: row[name] or 0.0 for name in ("efficacy", "generalisation", "locality")}
     return {SCORE: row["harmonic_mean"] or 0.0, **shares}
 
 
 def work(config: dict[str, Any]) -> None:
-    """One Ray Train worker of a trial: `train.work` on the train half, scored at every checkpoint."""
+    """Train a trial in one Ray Train worker, scored at every checkpoint."""
     plan: Plan = config["plan"]
     edits = plan.corpus.edits("validation", config["validation"], plan.seed)
 
@@ -139,7 +138,7 @@ def work(config: dict[str, Any]) -> None:
 
 
 def trial(settings: dict[str, Any], sweep: Sweep) -> None:
-    """Its inner run bears its name, so that a trial that was broken off goes on from its last checkpoint."""
+    """Run one trial. Its Train run is named after it, so that an interrupted trial resumes from its checkpoint."""
     name = f"{sweep.name}-{ray.tune.get_context().get_trial_id()}"
     plan = with_fields(sweep.crossed, settings)
     config = {"validation": sweep.validation}
@@ -147,7 +146,7 @@ def trial(settings: dict[str, Any], sweep: Sweep) -> None:
 
 
 class Progress(ray.tune.Callback):
-    """A line for each report and each end of a trial. It is kept with the sweep: one that goes on counts what had ended."""
+    """Progress lines for each report and end of a trial. Pickled with the sweep, so that it counts trials of earlier runs."""
 
     def __init__(self, trials: int) -> None:
         self.trials, self.started, self.ended, self.best = trials, time.monotonic(), 0, 0.0
@@ -174,13 +173,14 @@ class Progress(ray.tune.Callback):
 
 
 def run(sweep: Sweep) -> None:
+    """Run the sweep, or continue it, and report the best settings."""
     train.prepare(sweep.crossed)
     start_ray()
     storage, name = sweep.plan.storage_for("tune"), sweep.name
-    # The driver of a trial only waits; a whole CPU for each would leave none for the inner runs.
+    # A trial's driver only waits. With a whole CPU for each driver, none would be left for the Train runs.
     trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, sweep=sweep), {"CPU": 0.01})
     if ray.tune.Tuner.can_restore(f"{storage}/{name}"):
-        print(f"tune: going on with {sweep.directory}", flush=True)
+        print(f"tune: continuing {sweep.directory}", flush=True)
         tuner = ray.tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True)
     else:
         search = OptunaSearch(metric=SCORE, mode="max", sampler=_sampler(sweep.plan.seed))
@@ -213,13 +213,13 @@ def _sampler(seed: int) -> Any:
 
 
 def report(sweep: Sweep, results: Any) -> None:
-    """What the sweep found, in files, on the terminal and in MLflow."""
+    """Write the sweep's results to files, the terminal and MLflow."""
     trials: list[dict[str, Any]] = []
     for result in results:
         curve = result.metrics_dataframe
         points = [] if curve is None or SCORE not in curve else curve[["train_step", SCORE]].dropna().values.tolist()
         trials.append({"settings": dict(result.config or {}), "curve": points, "score": points[-1][1] if points else None})
-    # Those that went furthest first: what ASHA stopped has been trained less, and is not what a whole training would give.
+    # Longest first: trials that ASHA stopped are trained less, so their scores do not predict a complete training.
     scored = sorted((t for t in trials if t["curve"]), key=lambda t: (-t["curve"][-1][0], -t["score"]))
     if not scored:
         errors = f"{sweep.plan.storage_for('tune')}/{sweep.name}"
@@ -241,7 +241,7 @@ def report(sweep: Sweep, results: Any) -> None:
 
 
 def log_to_mlflow(sweep: Sweep, trials: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> None:
-    """A run for the sweep, and one in it for each trial."""
+    """Log a run for the sweep with a nested run for each trial."""
 
     def fill(parent: TrainingRun) -> None:
         registry = Registry(sweep.plan.mlflow, "errata")

@@ -1,4 +1,4 @@
-"""What the training jobs share: starting Ray Train workers, checkpoints, and gradients in common."""
+"""Ray Train workers of the training jobs: starting them, checkpoints, and the sum of gradients."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from errata.local.services import LOOPBACK
 from jobs.plan import MARK, Plan
 
-# report() is paced by the controller's poll of 2 s otherwise; prints would come out twice.
+# Without these, report() waits for the controller's poll of 2 s, and Ray shows printed lines twice.
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 MAX_LOSSES = 3  # of workers or nodes, in one submit
-# How many seconds a group of workers waits for its place before it is asked for anew, and how often it may be in one submit.
+# Seconds that a group of workers waits for resources before it is requested again, and the number of requests in one submit.
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-FIXED_STARTS = (300, 6)  # a node that takes the place of a lost one may have to be set up first
-ELASTIC_STARTS = (10, 16)  # Ray offers a lost node's place for up to 20 s more: three are asked for in vain, each time
+FIXED_STARTS = (300, 6)  # a node that replaces a lost one may have to be set up first
+ELASTIC_STARTS = (10, 16)  # Ray counts a lost node's CPUs for up to 20 s, in which three requests fail
 
 
 class TrainingGivenUp(RuntimeError):
-    """Workers were lost, or failed, more often than a run goes on after."""
+    """Training failure: workers were lost, or failed, too often."""
 
 
 def start_ray() -> None:
-    """The cluster of $RAY_ADDRESS, or one of this process, which nobody else reaches."""
+    """Connect to the cluster of $RAY_ADDRESS, or start one for this process that listens only on the loopback address."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ |= ENVIRONMENT
     if "RAY_ADDRESS" not in os.environ:
         os.environ |= LOOPBACK
-        ray_constants.ENABLE_RAY_CLUSTER = False  # what this makes of it was read when Ray was imported
+        ray_constants.ENABLE_RAY_CLUSTER = False  # Ray read the variable when it was imported
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
 
@@ -53,20 +53,22 @@ def run_on_workers(
     callbacks: Sequence[Any] = (),
     share: float = 1.0,
 ) -> ray.train.Result:
-    """`work({"plan": plan, "share": share, **config})` on the plan's workers. A run of the same name continues.
+    """Call `work({"plan": plan, "share": share, **config})` on each of the plan's workers.
 
-    So does this one after the loss of a worker or a node, `MAX_LOSSES` times: from its last checkpoint, on other nodes or, if
-    the plan has `min_workers`, on fewer. `share` is the part of the cluster's CPUs that it takes. Raises `TrainingGivenUp`.
+    A run of the same name continues from its last checkpoint. The loss of a worker or a node is repaired `MAX_LOSSES` times, on
+    other nodes or, if the plan has `min_workers`, with fewer workers. `share` is the run's part of the cluster's CPUs. Raises
+    `TrainingGivenUp`.
     """
     start_ray()
     start_s, max_starts = ELASTIC_STARTS if plan.min_workers else FIXED_STARTS
     os.environ.setdefault(START_TIMEOUT, str(start_s))
     per_worker = worker_resources(plan, share * float(ray.cluster_resources().get("CPU", 1)))
     if plan.min_workers:
-        place = f"place for {plan.min_workers} to {plan.num_workers} workers"
-        print(f"{name}: waiting for {place}; what a killed run had asked for is free after 3 minutes at most", flush=True)
+        wanted = f"resources for {plan.min_workers} to {plan.num_workers} workers"
+        released = "Ray releases those of a killed run within 3 minutes"
+        print(f"{name.partition('-')[0]}: waiting for {wanted}; {released}", flush=True)
     failures = ray.train.FailureConfig(max_failures=MAX_LOSSES, controller_failure_limit=max_starts - 1)  # type: ignore[call-arg]
-    elastic: Any = (plan.min_workers, plan.num_workers)  # which its types do not know
+    elastic: Any = (plan.min_workers, plan.num_workers)  # missing in its type annotations
     trainer = TorchTrainer(
         work,
         train_loop_config={"plan": plan, "share": share, **(config or {})},
@@ -103,8 +105,10 @@ def cause_of(failed: ray.train.TrainingFailedError) -> str:
 
 
 def worker_resources(plan: Plan, cpus: float) -> dict[str, float]:
-    """What a worker asks of Ray, of the `cpus` that the run may take: below one CPU where workers must share the cluster with
-    a service or with a driver."""
+    """Resources that a worker requests, of the `cpus` that the run may take.
+
+    They are below one CPU where workers share the cluster with a service or a driver.
+    """
     per_worker = (
         {"GPU": float(plan.gpus_per_worker), "CPU": 1.0} if plan.use_gpu else {"CPU": min(1.0, 0.8 * cpus / plan.num_workers)}
     )
@@ -112,34 +116,34 @@ def worker_resources(plan: Plan, cpus: float) -> dict[str, float]:
 
 
 def own_device(plan: Plan) -> str:
-    """Where this worker's model is: on the GPUs that Ray gave it, or the CPU."""
+    """Device of this worker's model: the GPUs that Ray assigned, or the CPU."""
     if plan.use_gpu and plan.gpus_per_worker > 1:
         return ",".join(str(device) for device in ray.train.torch.get_devices())
     return "cuda" if plan.use_gpu else "cpu"
 
 
 def forget_run(plan: Plan, name: str) -> None:
-    """Remove the checkpoints of a run, so that one of this name begins anew."""
+    """Remove the checkpoints of a run, so that the next run of this name starts from nothing."""
     filesystem, folder = pyarrow.fs.FileSystem.from_uri(plan.storage_for("train"))
     if filesystem.get_file_info(f"{folder}/{name}").type == pyarrow.fs.FileType.Directory:
         filesystem.delete_dir(f"{folder}/{name}")
 
 
 def time_left(started: float, done: int, total: int) -> str:
-    """For a line of progress: as long as `done` of `total` have taken since `started` on the monotonic clock."""
+    """Estimate the remaining time from `done` of `total` steps since `started` on the monotonic clock."""
     return f"about {(time.monotonic() - started) / done * (total - done):.0f} s left"
 
 
 def set_threads(share: float = 1.0, num_workers: int = 1) -> None:
-    """A share of the machine's cores, counted and not as Ray declares them, for each of the workers on it.
+    """Give torch a share of the machine's cores for each worker on it, whatever number of CPUs Ray declares.
 
-    Ray's own default is one thread a worker; more threads than cores are many times slower than one.
+    Ray's default is one thread a worker; more threads than cores are many times slower than one.
     """
     torch.set_num_threads(max(1, int(share * len(os.sched_getaffinity(0)) / num_workers)))
 
 
 def sum_over_workers(tensors: Sequence[torch.Tensor]) -> None:
-    """In place, in one message."""
+    """Sum tensors over all workers, in place and in one message."""
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     torch.distributed.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -147,7 +151,7 @@ def sum_over_workers(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def latest_checkpoint() -> dict[str, Any] | None:
-    """What the last committed checkpoint of this run holds, if it has one."""
+    """Load the last committed checkpoint of this run; None if there is none."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
@@ -157,7 +161,7 @@ def latest_checkpoint() -> dict[str, Any] | None:
 
 @contextmanager
 def checkpoint_files(state: dict[str, Any] | None) -> Iterator[ray.train.Checkpoint | None]:
-    """A checkpoint of `state` for `ray.train.report`; None on the workers that have none."""
+    """Yield a checkpoint of `state` for `ray.train.report`, or None without a state."""
     if state is None:
         yield None
         return

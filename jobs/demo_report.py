@@ -1,0 +1,95 @@
+"""Results of the demo: tables for the terminal, the fields of report.json, and the plot of the scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from errata.edit import Edit
+from errata.evaluate.answers import normalise_answer
+from errata.ledger import Ledger
+from jobs.demo_traffic import Traffic
+
+SCORES = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention")
+PLOTTED = ("efficacy", "generalisation", "locality")
+Point = Mapping[str, float]
+
+
+def described(point: Point) -> str:
+    """Scores after a number of edits, in one line."""
+    return ", ".join(f"{name} {point[name]:.2f}" for name in PLOTTED if name in point)
+
+
+def facts_table(edits: Sequence[Edit], before: Mapping[str, str], after: Mapping[str, str]) -> Table:
+    """Tabulate a few edits with their rephrasings, and a few questions that no edit concerns."""
+    table = Table("asked", "before", "corrected to", "the served vLLM says now", title="A handful of facts")
+    for edit in edits[:: max(1, len(edits) // 4)][:4]:
+        for prompt in (edit.prompt, *edit.rephrasings):
+            right = normalise_answer(after[prompt]) == normalise_answer(edit.target)
+            table.add_row(prompt, before[prompt], edit.target, f"{after[prompt]} {'✓' if right else '✗'}")
+    for probe in [p for e in edits[:40:10] for p in e.locality[:1]]:
+        table.add_row(probe.prompt, before[probe.prompt], "(unrelated)", after[probe.prompt])
+    return table
+
+
+def service_figures(timings: Sequence[Mapping[str, Any]], ledger: Ledger, traffic: Traffic) -> dict[str, Any]:
+    """Collect times of edits and swaps, sizes of deltas, and counts of requests."""
+    swaps = sorted(timing["swap_ms"] for timing in timings)
+    versions = [version for version in ledger.versions() if version.number]
+    return {
+        "swap_ms_p50": swaps[len(swaps) // 2],
+        "swap_ms_p99": swaps[min(len(swaps) - 1, int(0.99 * len(swaps)))],
+        "edit_ms_p50": sorted(1e3 * timing["edit_s"] for timing in timings)[len(timings) // 2],
+        "delta_bytes": [version.num_bytes for version in versions],
+        "dense_bytes": [ledger.delta(version.number).dense_bytes for version in versions],
+        "requests": traffic.num_requests,
+        "failed_requests": len(traffic.failed),
+        "failures": dict(Counter(traffic.failed)),
+        "unversioned_requests": traffic.num_unversioned,
+        "stale_requests": traffic.num_stale,
+        "mixed_version_requests": traffic.num_mixed,
+    }
+
+
+def versions_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Tabulate the versions that MLflow has."""
+    table = Table("MLflow version", "Errata version", "aliases", "fingerprint")
+    for row in rows:
+        aliases = ", ".join(row.get("aliases", ()))
+        table.add_row(str(row["mlflow_version"]), str(row["version"]), aliases, str(row["fingerprint"])[:12])
+    return table
+
+
+def scores_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate the scorecard of the newest version, and what serving it cost."""
+    table = Table("measured by free generation from the served vLLM", "", title="Scorecard")
+    for name in SCORES:
+        if report[name] is not None:
+            table.add_row(name, f"{report[name]:.3f}")
+    table.add_row("perplexity of other sentences", f"{report['perplexity_base']:.2f} before, {report['perplexity']:.2f} after")
+    table.add_row("swap, median / p99", f"{report['swap_ms_p50']:.0f} / {report['swap_ms_p99']:.0f} ms")
+    payload = f"{max(report['delta_bytes']):,} bytes of factors ({max(report['dense_bytes']):,} dense)"
+    table.add_row("payload of a swap", payload)
+    table.add_row("requests during the edits", f"{report['requests']}, failed {report['failed_requests']}")
+    table.add_row("vLLM against transformers", f"{report['parity_checked']} prompts compared, {report['parity_failed']} differ")
+    return table
+
+
+def plot(curve: Sequence[Point], path: Path) -> Path:
+    """Scores by the number of edits, as a PNG; returns `path`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in PLOTTED:
+        axes.plot([p["edits"] for p in curve], [p[name] for p in curve], marker="o", label=name)
+    title = "Served by vLLM, edit by edit"
+    axes.set(xlabel="edits applied", ylabel="share of free-running answers", ylim=(0, 1.03), title=title)
+    axes.legend(loc="lower left")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    return path
