@@ -1,4 +1,4 @@
-"""The graph: `serve run serving.app:build model=… ledger=… editor=RLEdit artifact=…`, and nothing else."""
+"""The Serve application: `serve run serving.app:build model=… ledger=… editor=RLEdit artifact=…`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from serving.worker.edit_worker import ServedEditWorker, WorkerOptions
 from serving.worker.live_model import LiveModelOptions
 
 GPU_MEMORY = 0.9  # vLLM's own default
-MARK = 0.001  # of a custom resource that says where to run, not how much of it is used
+PLACEMENT_AMOUNT = 0.001  # Of a custom resource that selects nodes and is never used up.
 
 
 class Arguments(BaseModel):
-    """The keys that `build` takes. `gpus` are per replica; with none the engine runs on the CPU, eagerly. A part of one, such
-    as 0.5, leaves the rest of it to the edit worker, and vLLM the same part of its memory (`gpu_memory`).
+    """The arguments of `build`.
 
-    `editor`, `artifact`, `preset` and `settings` are `make_editor`'s; `guard` sets the `Guard`'s fields. Settings are also
-    taken as text, `field=value;field=value`. `probes` is a file of what no edit may change. `keys` is a file of access keys,
-    which a service that other machines can reach must have. `placement` is a custom resource of the nodes that alone are to
-    serve, such as `serve`.
+    `gpus` is the number per replica; with 0 the engine runs on the CPU, eagerly. A part of one GPU, such as 0.5, leaves the
+    rest to the edit worker, and gives vLLM the same part of its memory (`gpu_memory`).
+
+    `editor`, `artifact`, `preset` and `settings` are arguments of `make_editor`; `guard` sets fields of the `Guard`. Both are
+    also taken as text, `field=value;field=value`. `probes` is a file of sentences and questions whose answers no edit may
+    change. `keys` is a file of access keys, required for a service that other machines can reach. `placement` is a custom
+    resource, such as `serve`, of the nodes on which the service may run.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -60,13 +62,13 @@ class Arguments(BaseModel):
     wait_timeout_s: float = Field(60.0, gt=0)
     num_cpus: float = Field(0.2, ge=0)
     threads: int | None = Field(None, ge=1)
-    editor_threads: int = Field(1, ge=1)  # more would wait for each other, and for the engine's, on the cores that they share
+    editor_threads: int = Field(1, ge=1)  # More threads would wait for each other, and for the engine's, on shared cores.
 
     @field_validator("gpus")
     @classmethod
     def _whole_or_a_part(cls, given: float) -> float:
         if given > 1 and given % 1:
-            raise ValueError(f"{given} is neither a part of one GPU nor a number of them")
+            raise ValueError(f"{given} is neither a part of one GPU (up to 1) nor a whole number of GPUs")
         return given
 
     @field_validator("settings", "guard", mode="before")
@@ -76,12 +78,12 @@ class Arguments(BaseModel):
             return given
         pairs = [pair.partition("=") for pair in given.split(";") if pair.strip()]
         if wrong := [name for name, sign, _ in pairs if not sign]:
-            raise ValueError(f"settings are written field=value;field=value; not so: {', '.join(wrong)}")
+            raise ValueError(f"settings are written field=value;field=value; no sign = in: {', '.join(wrong)}")
         return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Raises `ValueError` naming every key that is unknown, missing or of the wrong kind."""
+    """Build the application. Raises `ValueError` with every argument that is unknown, missing or of the wrong type."""
     try:
         arguments = Arguments.model_validate(args)
     except ValidationError as faults:
@@ -97,12 +99,12 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def _deployed(name: str, kind: type, num_replicas: int, resources: dict[str, Any]) -> Deployment:
-    """The limits are far above a burst: Serve answers 503 beyond them."""
+    """Make a Serve deployment. The limits are far above a burst, because Serve answers 503 beyond them."""
     return serve.deployment(
         name=name,
         num_replicas=num_replicas,
         ray_actor_options=resources,
-        max_ongoing_requests=1024,  # listeners to events are among them
+        max_ongoing_requests=1024,  # Open event streams count.
         max_queued_requests=4096,
         health_check_period_s=2,
         logging_config=dict(JSON),
@@ -110,8 +112,10 @@ def _deployed(name: str, kind: type, num_replicas: int, resources: dict[str, Any
 
 
 def _engine_threads(arguments: Arguments) -> int:
-    """Of each replica, where none are asked for: its share of this machine's cores. Threads of an engine wait for each other
-    actively, so two engines with more threads than there are cores keep each other from working."""
+    """Return the threads of each engine: as configured, or its share of this machine's cores.
+
+    Threads of an engine wait for each other actively, so engines with more threads than cores slow each other down.
+    """
     return arguments.threads or max(1, len(os.sched_getaffinity(0)) // arguments.replicas)
 
 
@@ -119,10 +123,10 @@ def _resources(arguments: Arguments, num_gpus: float, num_threads: int) -> dict[
     environment = {"OMP_NUM_THREADS": str(num_threads), "RAY_USAGE_STATS_ENABLED": "0"}
     if Path(arguments.model).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
-    if not arguments.gpus:  # one engine process instead of two, and a KV cache of one GiB
+    if not arguments.gpus:  # One engine process instead of two, and a KV cache of 1 GiB.
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment |= {name: os.environ[name] for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_LEVEL") if name in os.environ}
-    placed = {arguments.placement: MARK} if arguments.placement else {}
+    placed = {arguments.placement: PLACEMENT_AMOUNT} if arguments.placement else {}
     return {"num_cpus": arguments.num_cpus, "num_gpus": num_gpus, "resources": placed, "runtime_env": {"env_vars": environment}}
 
 

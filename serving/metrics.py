@@ -1,28 +1,28 @@
-"""What an operator watches: the edit worker's figures, a replica's, and both with vLLM's own as one Prometheus exposition.
+"""Prometheus metrics of the edit worker and of a replica, merged with vLLM's own into one exposition.
 
-Labels are closed sets or bounded: no prompt, no free text and no key is ever one.
+Labels are closed or bounded sets: a prompt, free text or a key is never a label.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from errata.edit import Code, EditRejected
+from errata.edit import SETTLED, Code, EditRejected, EditState
 from errata.guard.limits import SEVERITY
 
-# What an edit may come to, as the journal names it; `queued` counts what was accepted.
-STATES = ("queued", "applied", "rejected", "superseded", "reverted")
+# The states that are counted: `queued` for every accepted edit, and the states in which an edit is settled.
+COUNTED = tuple(state for state in get_args(EditState) if state == "queued" or state in SETTLED)
 REASONS = (*SEVERITY, "contradiction", "editor", "other")
-WORKER = ""  # the edit worker's name among the expositions that are merged
+WORKER = ""  # The edit worker's name among the merged expositions.
 NUM_VERSIONS = 16
-CODES = (200, 400, 404, 409, 500, 503)  # what the routes that generate answer
+CODES = (200, 400, 404, 409, 500, 503)  # The codes of the routes that generate.
 
 EDIT_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SWAP_BUCKETS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -41,7 +41,7 @@ def reason_of(refusal: EditRejected | None) -> str:
 
 
 class WorkerMetrics:
-    """The edit worker's, in a registry of its own. Counters begin at 0 with each process, as Prometheus expects."""
+    """The edit worker's metrics in a registry of their own. Counters start at 0 with each process, as Prometheus expects."""
 
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry()
@@ -62,29 +62,29 @@ class WorkerMetrics:
         self._swap_failures = Counter("errata_swap_failures", "Swaps that some replica did not make in time", registry=own)
         self._reverts = Counter("errata_reverts", "Versions that take chosen edits out", registry=own)
         self._rollbacks = Counter("errata_rollbacks", "Moves to another version", registry=own)
-        for state in STATES:  # a rate needs a zero to rise from
+        for state in COUNTED:  # A rate needs a zero to rise from.
             self._edits.labels(state)
         for reason in REASONS:
             self._refused.labels(reason)
 
     def waiting(self, depth: int, oldest_s: float) -> None:
-        """`oldest_s`: the age of the oldest queued edit, 0 when there is none."""
+        """Set the number of queued edits and the age of the oldest one, 0 if there is none."""
         self._depth.set(depth)
         self._age.set(oldest_s)
 
     def settled(self, state: str, num_edits: int = 1) -> None:
-        """So many edits came to this state. Raises `ValueError` for a state that is none of `STATES`."""
-        if state not in STATES:
-            raise ValueError(f"an edit comes to one of {', '.join(STATES)}, not to {state!r}")
+        """Count edits that reached a state. Raises `ValueError` for a state outside `COUNTED`."""
+        if state not in COUNTED:
+            raise ValueError(f"counted states are {', '.join(COUNTED)}, not {state!r}")
         self._edits.labels(state).inc(num_edits)
 
     def refused(self, refusal: EditRejected | None) -> None:
-        """One edit, for this; counts it as rejected, too."""
+        """Count one rejected edit and the reason."""
         self._refused.labels(reason_of(refusal)).inc()
         self.settled("rejected")
 
     def published(self, num_edits: int, edit_s: float, guard_s: float, append_s: float) -> None:
-        """A version of so many edits is in the ledger; counts them as applied, too."""
+        """Count a version of so many edits as published, and the edits as applied."""
         self._batch.observe(num_edits)
         self._edit_s.observe(edit_s)
         self._guard_s.observe(guard_s)
@@ -98,7 +98,7 @@ class WorkerMetrics:
         self._swap_failures.inc()
 
     def reverted(self, num_edits: int) -> None:
-        """A version without these edits is in the ledger."""
+        """Count a revert of so many edits."""
         self._reverts.inc()
         self.settled("reverted", num_edits)
 
@@ -106,15 +106,15 @@ class WorkerMetrics:
         self._rollbacks.inc()
 
     def versions(self, live: int, newest: int, replicas: Mapping[str, int]) -> None:
-        """Where the ledger is, and the version of each replica that answers; the others are no longer listed."""
+        """Set the live and the newest version, and how far each replica that answers is behind; others are dropped."""
         self._live.set(live)
         self._newest.set(newest)
         self._behind.clear()
         for replica, version in replicas.items():
-            self._behind.labels(replica).set(abs(live - version))  # after a rollback a replica is ahead, and as wrong
+            self._behind.labels(replica).set(abs(live - version))  # After a rollback a replica is ahead, and as wrong.
 
     def mirrored(self, behind: int) -> None:
-        """So many versions are still to be copied to MLflow."""
+        """Set the number of versions that MLflow lacks."""
         self._mirror.set(behind)
 
     def exposition(self) -> str:
@@ -122,7 +122,7 @@ class WorkerMetrics:
 
 
 class ReplicaMetrics:
-    """One replica's, in a registry of its own."""
+    """One replica's metrics in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry()
@@ -138,8 +138,8 @@ class ReplicaMetrics:
         self._version = Gauge("errata_replica_version", "The version that the replica serves", registry=own)
         help = "1 where requests are answered, 0 where they are turned away until the replica is at the head again"
         self._in_rotation = Gauge("errata_in_rotation", help, registry=own)
-        self._recent: OrderedDict[int, set[int]] = OrderedDict()  # versions by their last use, and the codes of their answers
-        for code in CODES:  # a rate needs a zero to rise from
+        self._recent: OrderedDict[int, set[int]] = OrderedDict()  # Versions by their last use, with the codes of their answers.
+        for code in CODES:  # A rate needs a zero to rise from.
             self._answers.labels(str(code))
 
     def admitted(self, waited_s: float) -> None:
@@ -150,7 +150,7 @@ class ReplicaMetrics:
         self._tokens.labels(str(version)).inc(num_tokens)
 
     def completed(self, version_min: int, version_max: int, code: int) -> None:
-        """An answer has ended, by an error code, too."""
+        """Count an answer that has ended, with an error code too."""
         self._use(version_max).add(code)
         self._completions.labels(str(version_max), str(code)).inc()
         self._answers.labels(str(code)).inc()
@@ -158,7 +158,7 @@ class ReplicaMetrics:
             self._spanning.inc()
 
     def turned_away(self, code: int) -> None:
-        """Answered before a version could have a part in it."""
+        """Count a request that was refused before any version was involved."""
         self._answers.labels(str(code)).inc()
 
     def serves(self, version: int, in_rotation: bool = True) -> None:
@@ -169,7 +169,7 @@ class ReplicaMetrics:
         return generate_latest(self.registry).decode()
 
     def _use(self, version: int) -> set[int]:
-        """Only the `NUM_VERSIONS` that were used last keep their series: a stream of edits would make one each second."""
+        """Keep the series of the last `NUM_VERSIONS` used versions only; a stream of edits would make one each second."""
         codes = self._recent.setdefault(version, set())
         self._recent.move_to_end(version)
         if len(self._recent) > NUM_VERSIONS:
@@ -181,9 +181,9 @@ class ReplicaMetrics:
 
 
 def num_tokens(answer: Mapping[str, Any], is_event: bool) -> int:
-    """Tokens in a whole OpenAI answer by its `usage`, or in one event of a stream: one for each choice that has text.
+    """Count the tokens of an OpenAI answer by its `usage`, or of a stream's event as one for each choice with text.
 
-    vLLM sends an event for each token unless the client reads too slowly; then an event may hold several, counted as one.
+    vLLM sends an event for each token unless the client reads too slowly; an event of several tokens counts as one.
     """
     if not is_event:
         return int((answer.get("usage") or {}).get("completion_tokens") or 0)
@@ -191,10 +191,10 @@ def num_tokens(answer: Mapping[str, Any], is_event: bool) -> int:
 
 
 def merged(own: Mapping[str, str]) -> str:
-    """Expositions of several processes as one: each family once, the samples of a replica labelled with its name.
+    """Merge the expositions of several processes: each family once, with the replica's name as a label of its samples.
 
-    The keys are the replicas' names; `WORKER` names the edit worker, whose samples get no label. A label `replica` that is
-    there already stays. Raises `ValueError` if one of them is no exposition, or two disagree on what a family is.
+    The keys are the replicas' names; `WORKER` names the edit worker, whose samples get no label. An existing label `replica`
+    stays. Raises `ValueError` for text that is no exposition, and for a family of two types.
     """
     return generate_latest(_Merged(own)).decode()
 
@@ -223,7 +223,7 @@ def _families(source: str, text: str) -> Iterator[Any]:
                 family.samples = [_labelled(sample, source) for sample in family.samples]
             yield family
     except ValueError as fault:
-        raise ValueError(f"what {source or 'the edit worker'} gave is no Prometheus exposition: {fault}") from None
+        raise ValueError(f"the metrics of {source or 'the edit worker'} are no Prometheus exposition: {fault}") from None
 
 
 def _labelled(sample: Sample, replica: str) -> Sample:

@@ -1,8 +1,7 @@
-"""Spans of an edit under the trace of the request that posted it, also when it waited in the journal in between.
+"""Trace spans of an edit under the trace of its post, even after it has waited in the journal.
 
-Ray Serve makes a trace of each request when it is given an exporter, and carries it from the proxy to the replica and from
-there to the edit worker. What is here adds the edit's own steps. Nothing is done, and nothing is sent, when no exporter
-is set or the request was not sampled.
+With an exporter Ray Serve traces each request from the proxy to the replica and to the edit worker. This module adds the
+edit's own steps. Without an exporter, or for a request that is not sampled, nothing is recorded or sent.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-HERE = "here"  # instead of a parent: the span that is open where the call is made
+HERE = "here"  # In place of a parent: the span that is open at the call.
 _TRACER = trace.get_tracer("errata")
 _W3C = TraceContextTextMapPropagator()
 
 
 def current_traceparent() -> str | None:
-    """The open span in W3C's form, to be kept and given to `span` later; None when there is none or it is not sampled."""
+    """Return the open span in W3C's form, to be stored and passed to `span` later; None without a sampled span."""
     if not trace.get_current_span().get_span_context().trace_flags.sampled:
         return None
     carrier: dict[str, str] = {}
@@ -32,10 +31,10 @@ def current_traceparent() -> str | None:
 
 @contextmanager
 def span(name: str, parent: str | None = HERE, **attributes: Any) -> Iterator[None]:
-    """A step, under the open span, or under a `traceparent` that was kept; nothing if that is None.
+    """Record a step under the open span, or under a stored `traceparent`; record nothing if that is None.
 
-    Attributes that are None are left out. An exception marks the step as failed by its kind alone: its text may hold a
-    prompt.
+    Attributes that are None are left out. An exception marks the step as failed by its type alone, because its text may hold
+    a prompt.
     """
     context = _context(parent)
     if context is None:
@@ -51,9 +50,9 @@ def span(name: str, parent: str | None = HERE, **attributes: Any) -> Iterator[No
 
 @contextmanager
 def batch_span(name: str, parents: Iterable[str | None], **attributes: Any) -> Iterator[None]:
-    """A step that several edits go through together: a span under each of their requests, once for each request.
+    """Record a step of several edits as one span under each of their requests.
 
-    What is called inside, such as a replica's swap, hangs under the first.
+    Calls inside the block, such as a replica's swap, are recorded under the first request.
     """
     with ExitStack() as stack:
         for parent in reversed(_distinct(parents)):
@@ -62,7 +61,7 @@ def batch_span(name: str, parents: Iterable[str | None], **attributes: Any) -> I
 
 
 def past_span(name: str, begin: float, end: float, parents: Iterable[str | None], **attributes: Any) -> None:
-    """As `batch_span`, for a step that is over: from `begin` to `end`, seconds since 1970. So is the time in the queue."""
+    """Record a step that is over, such as the wait in the queue, as `batch_span` does; times are seconds since 1970."""
     for parent in _distinct(parents):
         if (context := _context(parent)) is not None:
             step = _TRACER.start_span(name, context, attributes=_given(attributes), start_time=int(begin * 1e9))
@@ -70,7 +69,7 @@ def past_span(name: str, begin: float, end: float, parents: Iterable[str | None]
 
 
 def otlp() -> list[Any]:
-    """For `RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH=serving.tracing:otlp`: spans go to `OTEL_EXPORTER_OTLP_ENDPOINT` by HTTP."""
+    """Export spans to `OTEL_EXPORTER_OTLP_ENDPOINT` by HTTP (`RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH=serving.tracing:otlp`)."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
@@ -78,7 +77,7 @@ def otlp() -> list[Any]:
 
 
 def _context(parent: str | None) -> Context | None:
-    """Where a step belongs; None if that is no span: what was read from a journal may be anything."""
+    """Return the context of a parent, or None if it is no span; a value from a journal may be anything."""
     if parent is None:
         return None
     context = get_current() if parent == HERE else _W3C.extract({"traceparent": parent}, Context())

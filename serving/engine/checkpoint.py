@@ -1,4 +1,4 @@
-"""The checkpoint that the engine serves, as vLLM names its weights."""
+"""The checkpoint that the engine serves: its tensors by transformers module, and vLLM's module of each."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 
 def check_architecture(model: str | Path) -> None:
-    """Raise `ValueError` for a model that vLLM cannot run here, or not edited, where its own words do not say why."""
+    """Raise `ValueError` for a model that vLLM cannot run or edit here and whose own error does not say why."""
     if not Path(model).is_dir():
         raise ValueError(
-            f"{model} is no folder: an edited matrix is made from the checkpoint's own tensors, so name its folder"
+            f"{model} is no folder; give the folder of the checkpoint, because edited matrices are made from its tensors"
         )
     config = AutoConfig.from_pretrained(str(model))
     if config.get_text_config() is not config and find_spec("torchvision") is None:
         kind = ", ".join(config.architectures or [config.model_type])
         raise ValueError(
-            f"{model} is a {kind}, which reads images too; for such a model vLLM needs torchvision, which is not installed "
-            "(requirements/gpu.txt has it, requirements/cpu.txt has not): serve a checkpoint of text alone, or on a GPU machine"
+            f"{model} is a {kind}, which reads images too, and vLLM needs torchvision for it, which is not installed "
+            "(requirements/gpu.txt has it, requirements/cpu.txt has not); serve a text-only checkpoint, or use a GPU machine"
         )
 
 
 class Checkpoint:
-    """Tensors of a folder of safetensors files, by module of the transformers model that it is loaded into."""
+    """The tensors of a folder of safetensors files, by module of the transformers model."""
 
     def __init__(self, directory: str | Path, architecture: nn.Module) -> None:
         self.files = _files_by_key(Path(directory))
         self.keys = _keys_by_name(self.files, architecture)
 
     def key_of(self, name: str) -> str:
-        """The key of a module's weight."""
+        """Return the checkpoint's key of a module's weight. Raises `ValueError` if there is none."""
         if f"{name}.weight" not in self.keys:
             raise ValueError(f"the checkpoint has no tensor {name}.weight")
         return self.keys[f"{name}.weight"]
@@ -47,7 +47,7 @@ class Checkpoint:
         return self._read(self.key_of(name))
 
     def beside(self, name: str) -> list[tuple[str, Tensor]]:
-        """The module's other tensors, such as its bias."""
+        """Read the module's other tensors, such as its bias, with their keys."""
         found = [key for full, key in self.keys.items() if full.rpartition(".")[0] == name and full != f"{name}.weight"]
         return [(key, self._read(key)) for key in found]
 
@@ -70,17 +70,22 @@ def _files_by_key(directory: Path) -> dict[str, Path]:
 
 
 def _keys_by_name(keys: Iterable[str], architecture: Any) -> dict[str, str]:
-    """The checkpoint's key of each tensor of the model, by the rules that `from_pretrained` itself loads by: checkpoints of
-    GPT-2 leave `transformer.` out, those of Gemma 3 with images put `language_model.` before `model.`."""
+    """Map each tensor of the model to the checkpoint's key, by the rules of `from_pretrained`.
+
+    Checkpoints of GPT-2 omit `transformer.`; those of Gemma 3 with images put `language_model.` before `model.`.
+    """
     transforms = get_model_conversion_mapping(architecture)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     prefix, tensors = architecture.base_model_prefix, architecture.state_dict()
     return {rename_source_key(key, renamings, [], prefix, tensors)[0]: key for key in keys}
 
 
-def _served_module(model: nn.Module, modules: Mapping[str, nn.Module], names: Iterable[str]) -> nn.Module | None:
-    """vLLM's module that holds a weight: `…mlp.up_proj` is a part of `…mlp.gate_up_proj`. Of `names` the first is tried first:
-    vLLM's rules are for those of the checkpoint, and where it has none, its modules have those of transformers."""
+def served_module(model: nn.Module, modules: Mapping[str, nn.Module], names: Iterable[str]) -> nn.Module | None:
+    """Find vLLM's module that holds a weight, such as `…mlp.gate_up_proj` for `…mlp.up_proj`; None if there is none.
+
+    `names` are tried in order: vLLM's mapping rules apply to the checkpoint's names, and without rules its modules have the
+    names of transformers.
+    """
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     packed = getattr(model, "packed_modules_mapping", None) or {}
     for name in names:

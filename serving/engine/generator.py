@@ -1,11 +1,11 @@
-"""A replica: vLLM's engine with its own OpenAI application, kept at the ledger's head.
+"""The replica: vLLM's engine with its own OpenAI application, kept at the ledger's head.
 
-Three things run beside the requests: `swap`, called by the edit worker on all replicas; `_watch`, which swaps by itself when
-the ledger's head stays ahead (a broadcast that was missed), and ends the process when the engine has died, so that Serve
-replaces it at once; and `admit`, which holds new requests back while the engine is paused.
+Three things run beside the requests. `swap` is called by the edit worker on all replicas. `_watch` swaps when the ledger's
+head stays ahead (a missed broadcast), and ends the process when the engine has died, so that Serve replaces it immediately.
+`admit` holds new requests back while the engine is paused.
 
-A replica that cannot follow the head is out of rotation: first it turns requests away, then it fails its health check, and
-Serve replaces it.
+A replica that cannot follow the head is out of rotation: first it refuses requests, then it fails its health check, and Serve
+replaces it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from prometheus_client import generate_latest
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -37,29 +35,31 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from errata.access_keys import Keys, check_binding
-from errata.history.diff import diff
-from errata.ledger import DELTA, Ledger, LedgerDamaged, UnknownVersion, Version
+from errata.ledger import DELTA, Ledger, LedgerDamaged, UnknownVersion
 from serving.api import routes
 from serving.api.access import UNLISTED, Access, AccessLimits, role_for, served_host
 from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
+from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
 from serving.engine.readiness import Readiness, max_prepare_s
 from serving.engine.weight_engine import BACKEND, EXTENSION, UpdateFault
 from serving.logs import attach_to_serve
-from serving.metrics import ReplicaMetrics, merged
-from serving.worker.edit_worker import Busy
+from serving.metrics import ReplicaMetrics
 
 logger = logging.getLogger("errata")
 
 WATCH_PERIOD_S = 0.2
-READING_PERIOD_S = 0.1  # how often the engine is asked whether it has read a long update
-ENGINE_TIMEOUT_S = 2.0  # for what an idle engine tells within milliseconds
+READING_PERIOD_S = 0.1  # Between two questions whether the engine has read a long update.
+ENGINE_TIMEOUT_S = 2.0  # An idle engine answers within milliseconds.
 
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """`pause`: what a swap does with requests in flight: `keep` freezes them, and they go on under the new weights;
-    `wait` lets them end first, so that no answer spans two versions, and a long answer holds up the swap."""
+    """Settings of a replica.
+
+    `pause` is the treatment of running requests during a swap: `keep` freezes them, and they continue under the new weights;
+    `wait` lets them end first, so that no answer spans two versions and a long answer delays the swap.
+    """
 
     model: str
     ledger: str
@@ -83,7 +83,7 @@ class ServingOptions:
 
 
 class Generator:
-    """Serve's ingress; see the top of this file."""
+    """Serve's ingress deployment, one engine each; `epoch` counts the swaps and `boot` names this process."""
 
     async def __init__(self, worker: DeploymentHandle, options: ServingOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         attach_to_serve()
@@ -93,9 +93,8 @@ class Generator:
         self.boot = uuid.uuid4().hex[:12]
         self._swapping = asyncio.Lock()
         self._changed = asyncio.Condition()
-        self._rotation = Readiness(options.pause)
+        self._readiness = Readiness(options.pause)
         self._repairing: asyncio.Task[None] | None = None
-        self._comparing = asyncio.Lock()
         self.metrics = ReplicaMetrics()
         self.keys = await self._keys()
         self.ledger = await self._open_ledger()
@@ -106,14 +105,14 @@ class Generator:
         self._watching = asyncio.create_task(self._watch())
 
     async def _keys(self) -> Keys | None:
-        """Raises `ValueError` if other machines can reach this one and nothing asks them for a key."""
+        """Load the access keys. Raises `ValueError` if other machines can reach this one and no keys are configured."""
         check_binding(await asyncio.to_thread(served_host), self.options.keys)
         return Keys.load(self.options.keys) if self.options.keys is not None else None
 
     async def _open_ledger(self) -> Ledger:
         try:
             return Ledger.open(self.options.ledger)
-        except FileNotFoundError:  # the worker makes it, on the first start only; it must not be needed on later ones
+        except FileNotFoundError:  # Only on the first start: the worker creates it. Later starts work without the worker.
             await self.worker.ready.remote()
             return Ledger.open(self.options.ledger)
 
@@ -130,10 +129,10 @@ class Generator:
         tasks = await self.engine.get_supported_tasks()
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
         await init_app_state(self.engine, app.state, self.args, supported_tasks=tasks)
-        app.state.server = SimpleNamespace()  # vLLM's error handler reads it
+        app.state.server = SimpleNamespace()  # vLLM's error handler reads it.
         app.title, app.router.routes[:] = "Errata", [route for route in app.router.routes if _is_listed(route)]
-        app.middleware_stack = None  # vLLM's bootstrap has built it already; it is built again with what is added here
-        routes.install(app, self)
+        app.middleware_stack = None  # vLLM has built it already; it is built again with the middlewares below.
+        routes.install(app, ServiceBackend(self.worker, self.ledger, self))
         app.add_middleware(VersionStamp, served=self)
         app.add_middleware(Access, keys=self.keys, limits=AccessLimits(max_body_bytes=self.options.max_body_bytes))
         return app
@@ -141,13 +140,12 @@ class Generator:
     # -- swap ---------------------------------------------------------------------------------------------------------
 
     async def swap(self, version: int | None = None) -> dict[str, Any]:
-        """Serve `version`, or what is the head once it is this swap's turn; idempotent.
+        """Serve `version`, or the head at the time when this swap's turn comes; idempotent.
 
-        What went wrong is in `error`, never raised: the other replicas' answers count.
-
-        Only a failure inside the reload, after which the weights are undefined, ends the process.
+        A fault is returned in `error` and never raised, because the answers of all replicas are compared. Only a failure inside
+        the reload, after which the weights are undefined, ends the process.
         """
-        # Shielded: a caller that dies in between must not leave a half-done swap.
+        # Shielded, because a caller that dies in between must not leave a half-done swap.
         return await asyncio.shield(asyncio.create_task(self._swap_alone(version)))
 
     async def _swap_alone(self, version: int | None) -> dict[str, Any]:
@@ -159,10 +157,10 @@ class Generator:
                 if (version, self.ledger.version(version).fingerprint) != (self.version, self.fingerprint):
                     sent = await self._swap(version)
             except (UnknownVersion, LedgerDamaged, ValueError, OSError, EngineDeadError) as fault:
-                # What is wrong with the files is wrong for good; the others, a disk's among them, may pass.
+                # A fault of the files is permanent; other faults, such as a disk's, may pass.
                 sent |= {"error": f"{type(fault).__name__}: {fault}", "refused": isinstance(fault, ValueError)}
             finally:
-                self._rotation.swap_ends()
+                self._readiness.swap_ends()
         async with self._changed:
             self._changed.notify_all()
         ms = round((time.perf_counter() - begin) * 1e3, 2)
@@ -170,15 +168,15 @@ class Generator:
 
     async def _swap(self, version: int) -> dict[str, Any]:
         update = await self._prepared(version)
-        self._rotation.swap_begins()
+        self._readiness.swap_begins()
         is_whole = False
         try:
-            # With the cache cleared, vLLM computes the keys and values of what goes on again, under the new weights.
+            # With the cache cleared, vLLM recomputes the keys and values of running requests under the new weights.
             await self.engine.pause_generation(mode=self.options.pause, clear_cache=True)
             await self.engine.start_weight_update()
             await self.engine.update_weights(WeightTransferUpdateRequest(update))
             await self.engine.finish_weight_update(weight_version=str(version))
-            # Before generation goes on: an answer must not end under new weights with the old version's stamp.
+            # Before generation resumes: an answer must not end under new weights with the old version's stamp.
             self.version, self.fingerprint, self.epoch = version, update["fingerprint"], self.epoch + 1
             is_whole = True
         finally:
@@ -191,15 +189,15 @@ class Generator:
         return {"bytes": num_bytes, "dense_bytes": state["dense_bytes"], "reset": update["reset"]}
 
     async def _prepared(self, version: int) -> dict[str, Any]:
-        """An update that every worker has read and accepted; the engine answers by the version it has meanwhile.
+        """Prepare an update that every vLLM worker has read and accepted; the engine answers by its present version meanwhile.
 
-        Raises `ValueError` if none is, `OSError` if one could not be read.
+        Raises `ValueError` if the workers accept none, `OSError` if one could not be read.
         """
         faults: list[UpdateFault] = []
         for update in self._updates(version):
             read = list(map(self.ledger.version, self.ledger.chain(version) if update["reset"] else [version]))
             max_s = max_prepare_s(sum(len(one.ranks) for one in read), sum(one.num_bytes for one in read))
-            self._rotation.prepare_begins(max_s)
+            self._readiness.prepare_begins(max_s)
             answers = await self.engine.collective_rpc("errata_prepare", args=(update,))
             while not all(answer["is_read"] for answer in answers):
                 await asyncio.sleep(READING_PERIOD_S)
@@ -211,8 +209,11 @@ class Generator:
         raise (OSError if is_disks else ValueError)("; ".join(fault["message"] for fault in faults))
 
     def _updates(self, version: int) -> Iterator[dict[str, Any]]:
-        """What to try: only the new delta where the version follows the served one, else all from the base model, by the
-        snapshots, which are copies, or without them."""
+        """Yield the updates to try, the cheapest first.
+
+        The new delta alone if the version follows the served one, then all deltas from the base model, with the snapshots
+        (copies that may be damaged) and without them.
+        """
         entry = self.ledger.version(version)
         common = {"parent": self.version, "version": version, "fingerprint": entry.fingerprint}
         if version and entry.parent == self.version:
@@ -228,14 +229,14 @@ class Generator:
                 os._exit(1)
             try:
                 head = self.ledger.head
-            except (OSError, ValueError) as fault:  # the folder cannot be read at the moment
+            except (OSError, ValueError) as fault:  # The folder cannot be read at the moment.
                 logger.warning("the ledger's head cannot be read: %s", fault)
                 continue
-            self._rotation.look(head, self.version, self.epoch)
-            if self._rotation.is_out:
-                async with self._changed:  # who waits is better served by another replica
+            self._readiness.look(head, self.version, self.epoch)
+            if self._readiness.is_out:
+                async with self._changed:  # Waiting requests are refused, so that another replica answers them.
                     self._changed.notify_all()
-            if self._rotation.should_repair and (self._repairing is None or self._repairing.done()):
+            if self._readiness.should_repair and (self._repairing is None or self._repairing.done()):
                 self._repairing = asyncio.create_task(self._repair())
 
     async def _repair(self) -> None:
@@ -244,123 +245,43 @@ class Generator:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     async def admit(self, at_least: int) -> str:
-        """See `stamp.Served`."""
+        """Wait until a request may start; see `serving.api.version_stamp.Served`."""
         if self.ledger.head < at_least <= self.ledger.newest:
             raise RolledBack(at_least, self.ledger.head)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._rotation.is_out or self._serves(at_least))
-        if self._rotation.is_out:
+            await self._changed.wait_for(lambda: self._readiness.is_out or self._serves(at_least))
+        if self._readiness.is_out:
             raise OutOfRotation(self.version, self.ledger.head)
         return f"{self.boot}-{self.epoch}"
 
     def _serves(self, at_least: int) -> bool:
-        return not self._rotation.is_paused and self.version >= at_least
+        return not self._readiness.is_paused and self.version >= at_least
 
     async def check_health(self) -> None:
         await self.engine.check_health()
         if self._watching.done():
             raise RuntimeError("the watch task has ended") from self._watching.exception()
-        if (fault := self._rotation.fault()) is not None:
+        if (fault := self._readiness.fault()) is not None:
             raise RuntimeError(f"version {self.version} is served: {fault}")
 
     async def exposition(self) -> tuple[str, int, str]:
-        """This replica's name, version, and its metrics and vLLM's in Prometheus's form."""
-        self.metrics.serves(self.version, not self._rotation.is_out)
+        """Return the replica's name, its version, and its metrics with vLLM's as a Prometheus exposition."""
+        self.metrics.serves(self.version, not self._readiness.is_out)
         return self.replica, self.version, self.metrics.exposition() + generate_latest(get_prometheus_registry()).decode()
 
     async def status(self) -> dict[str, Any]:
-        """`intact` and `engine_version` are None where the engine does not answer."""
+        """Return the replica's state; `intact` and `engine_version` are None if the engine does not answer."""
         own = {"replica": self.replica, "pid": os.getpid(), "version": self.version, "fingerprint": self.fingerprint}
         try:
             async with asyncio.timeout(ENGINE_TIMEOUT_S):
                 (state, *_) = await self.engine.collective_rpc("errata_state")
         except (TimeoutError, EngineDeadError):
             state = {"intact": None, "version": None}
-        return own | {"intact": state["intact"], "engine_version": state["version"], "in_rotation": not self._rotation.is_out}
-
-    # -- what the gateway needs ---------------------------------------------------------------------------------------
-
-    async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
-        return await self.worker.submit.remote(edits, wait, key, by)
-
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        return await self.worker.edits.remote(state, limit, before)
-
-    async def edit_status(self, id: str) -> dict[str, Any]:
-        return await self.worker.edit_status.remote(id)
-
-    def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        return _streamed(self.worker.options(stream=True).edit_events, id)
-
-    def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        return _streamed(self.worker.options(stream=True).events)
-
-    async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
-        return await self.worker.rollback.remote(version, by)
-
-    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
-        return await self.worker.revert.remote(edits, versions, mode, by)
-
-    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
-        return await self.worker.blame.remote(prompt, max_tokens)
-
-    async def diff(self, low: int, high: int) -> dict[str, Any]:
-        """One at a time, since it reads every version in between. Raises `Busy`."""
-        if self._comparing.locked():
-            raise Busy("other versions are being compared")
-        async with self._comparing:
-            return await asyncio.to_thread(diff, self.ledger, low, high)
-
-    async def unready(self) -> list[str]:
-        """Why this service is not ready; empty if it is."""
-        reasons = []
-        if self.version != self.ledger.head:
-            reasons.append(f"this replica serves version {self.version}, the head is {self.ledger.head}")
-        try:
-            async with asyncio.timeout(2):
-                stalled = await self.worker.ready.remote()
-        except (RayError, RayServeException, TimeoutError) as fault:
-            stalled = f"it does not answer: {type(fault).__name__}"
-        return [*reasons, f"the edit worker: {stalled}"] if stalled else reasons
-
-    async def all_metrics(self) -> str:
-        """Of all replicas and the worker; of this replica alone while the worker is being replaced."""
-        try:
-            async with asyncio.timeout(10):
-                return await asyncio.to_thread(merged, await self.worker.expositions.remote())
-        except (RayError, RayServeException, TimeoutError):
-            replica, _, text = await self.exposition()
-            return await asyncio.to_thread(merged, {replica: text})
-
-    async def service_status(self) -> dict[str, Any]:
-        """The worker's view of everything; this replica's own alone while the worker is being replaced."""
-        own = {"head": self.ledger.head, "answered_by": await self.status()}
-        try:
-            async with asyncio.timeout(10):
-                return own | await self.worker.status.remote()
-        except (RayError, RayServeException, TimeoutError) as fault:
-            return own | {"worker": {"error": f"{type(fault).__name__}"}}
-
-    def versions(self) -> tuple[int, list[Version]]:
-        return self.ledger.head, self.ledger.versions()
-
-    def version_with_edits(self, number: int) -> Version:
-        return self.ledger.version(number)
+        return own | {"intact": state["intact"], "engine_version": state["version"], "in_readiness": not self._readiness.is_out}
 
 
 def _is_listed(route: Any) -> bool:
-    """vLLM has more routes than anybody has thought about here; those that no role is named for are not served, and its
-    metrics are in ours."""
+    """Decide whether a route of vLLM's is served: only those that a role is named for; its metrics are part of ours."""
     return getattr(route, "path", "") != "/metrics" and any(
         role_for(method, route.path) != UNLISTED for method in getattr(route, "methods", None) or ()
     )
-
-
-async def _streamed(method: DeploymentHandle, *arguments: Any) -> AsyncIterator[Any]:
-    """What another deployment yields; it is told when nobody listens any more."""
-    answers = cast(DeploymentResponseGenerator[Any], method.remote(*arguments))
-    try:
-        async for answer in answers:
-            yield answer
-    finally:
-        answers.cancel()

@@ -1,4 +1,4 @@
-"""vLLM's plug-in entry point."""
+"""The vLLM plug-in: registers the weight-transfer engine in every vLLM process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from serving.engine.weight_engine import BACKEND
 
 
 def register() -> None:
-    """The entry point of group `vllm.general_plugins`: called once in every vLLM process."""
+    """Register the engine; the entry point of group `vllm.general_plugins`, which every vLLM process calls once."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "serving.engine.weight_engine", "DeltaEngine")

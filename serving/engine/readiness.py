@@ -1,7 +1,7 @@
-"""When a replica is out of rotation: how long it has been behind the ledger's head, and how long a swap has taken.
+"""The readiness of a replica: the time that it has been behind the ledger's head, and the time that a swap has taken.
 
-A swap has two parts: its files are read and checked (*prepared*), which takes as long as there is to sum, then the engine is
-paused and reloads, which does not. Each has a bound of its own. Times are seconds of one clock that only goes forward.
+A swap has two parts. First the files are read and checked (*prepared*), which takes longer for a longer chain; then the engine
+is paused and reloads, which does not. Each part has its own bound. Times are seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-# A broadcast normally comes within this time after the head has moved; later the replica helps itself.
+# A broadcast normally comes within this time after the head has moved; later the replica swaps by itself.
 REPAIR_AFTER_S = 0.5
-# Behind the head for so long: out of rotation; and for so long: to be replaced.
+# A replica this long behind the head refuses requests, and is replaced later.
 OUT_AFTER_S = 5.0
 REPLACE_AFTER_S = 30.0
-# A swap that takes longer from the pause on hangs; with `wait` it takes as long as the longest answer.
+# A swap that takes longer after the pause hangs; with `wait` it takes as long as the longest answer.
 MAX_SWAP_S = {"keep": 60.0, "wait": 600.0}
-# To prepare one: a change of rank 20 of a 4096 x 14336 matrix is added to the sum in 0.03 s of CPU (two-core AMD EPYC, one
-# thread), one of rank 100 in 0.12 s; a series of such changes is one part, and longer.
+# Bounds of the preparation. Adding a change of rank 20 of a 4096 x 14336 matrix to the sum takes 0.03 s of CPU (two-core AMD
+# EPYC, one thread), one of rank 100 0.12 s; a series of such changes is one part, and takes longer.
 PREPARE_S, PREPARE_PART_S, PREPARE_MIB_S = 60.0, 1.0, 1.0
 
 
 def max_prepare_s(num_parts: int, num_bytes: int) -> float:
-    """How long it may take to prepare so many changes of a matrix of so many bytes together: several times what it needs."""
+    """Return the most seconds to prepare so many parts of so many bytes together: several times the usual time."""
     return PREPARE_S + PREPARE_PART_S * num_parts + PREPARE_MIB_S * num_bytes / 2**20
 
 
 @dataclass
 class Readiness:
-    """`behind_s`: how long the head has been another version, without the time in which a swap was under way.
+    """Tracks whether a replica follows the head.
 
-    A swap that fails does not excuse what was before it: a replica that is asked again and again, and refuses, is late.
+    `behind_s` is the time for which the head has been another version, without the time of swaps under way. A swap that fails
+    does not reset it, so a replica that refuses every swap is late.
     """
 
     pause: Literal["keep", "wait"]
     clock: Callable[[], float] = time.monotonic
     behind_s: float = 0.0
-    _preparing: tuple[float, float] | None = None  # since when, and for how long it may
+    _preparing: tuple[float, float] | None = None  # Its begin, and its longest duration.
     _swap_began: float | None = None
     _epoch: int = -1
     _looked: float = field(init=False)
@@ -50,17 +51,17 @@ class Readiness:
         self._preparing = self.clock(), max_s
 
     def swap_begins(self) -> None:
-        """Everything is prepared, the engine is to be paused."""
+        """Note that the update is prepared and the engine is about to pause."""
         self._preparing, self._swap_began = None, self.clock()
 
     def swap_ends(self) -> None:
-        """Or what was prepared is given up."""
+        """Note that the swap has ended or was given up."""
         self._preparing = self._swap_began = None
 
     def look(self, head: int, version: int, epoch: int) -> None:
-        """To be called a few times a second: the head, what is served, and how many swaps were made."""
+        """Compare the head with the served version; called a few times a second, with the number of swaps as `epoch`."""
         passed_s, self._looked = self.clock() - self._looked, self.clock()
-        if head == version or epoch != self._epoch:  # it is there, or on its way
+        if head == version or epoch != self._epoch:  # It is at the head, or has swapped since.
             self.behind_s, self._epoch = 0.0, epoch
         elif not self.is_under_way:
             self.behind_s += passed_s
@@ -83,15 +84,15 @@ class Readiness:
 
     @property
     def is_out(self) -> bool:
-        """Whether requests are better asked of another replica."""
+        """True if requests should go to another replica."""
         return self.behind_s > OUT_AFTER_S or (self.pause == "keep" and self.swapping_s > OUT_AFTER_S)
 
     def fault(self) -> str | None:
-        """Why this replica must be replaced; None if it need not."""
+        """Return why this replica must be replaced, or None."""
         if self.behind_s > REPLACE_AFTER_S:
             return f"the ledger's head was another version for {self.behind_s:.0f} s"
         if self.swapping_s > MAX_SWAP_S[self.pause]:
             return f"a swap has been under way for {self.swapping_s:.0f} s"
         if self._preparing is not None and (took_s := self.clock() - self._preparing[0]) > self._preparing[1]:
-            return f"an update has been read for {took_s:.0f} s, for which {self._preparing[1]:.0f} s are more than enough"
+            return f"an update has been read for {took_s:.0f} s, longer than the limit of {self._preparing[1]:.0f} s"
         return None

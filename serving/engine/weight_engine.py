@@ -1,13 +1,13 @@
-"""The vLLM plugin: weight deltas in, edited matrices reloaded, inside every vLLM worker. Every weight call is here.
+"""The weight-transfer engine inside every vLLM worker: reads weight deltas, and reloads the edited matrices.
 
 An update names its parent version and the files of its deltas (factors, not matrices). It is read and checked before the
-engine is paused, in a thread of its own, since a reset takes as long as its whole chain takes to sum. Only then are the
-edited modules reloaded, a whole fused group at a time (the matrices that vLLM keeps in one module; a part of it reloaded
-alone leaves the rest silently wrong), from the base matrices (read from the checkpoint, since a packed CPU linear has no
-weight to read back) plus an fp32 sum. A failure inside the reload leaves the worker unusable and says so (`intact`): the
-replica must then be replaced.
+engine is paused, in a thread of its own, since a reset takes as long as the sum over its whole chain. Then the edited modules
+are reloaded from the base matrices plus an fp32 sum, a whole fused group at a time: a group is the matrices that vLLM keeps
+in one module, and a part reloaded alone leaves the rest silently wrong. The base is read from the checkpoint, since a packed
+CPU linear has no weight to read back. After a failure inside the reload the worker is unusable (`intact` is False), and the
+replica must be replaced.
 
-`load_weights` shards by itself, so each tensor-parallel worker is given whole matrices.
+`load_weights` shards by itself, so each tensor-parallel worker gets whole matrices. All calls that change weights are here.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from errata.delta.accumulator import Accumulator
 from errata.delta.weight_delta import WeightDelta
 from errata.ledger import read_segments
 from errata.model.matrices import editable_matrices
-from serving.engine.checkpoint import Checkpoint, _served_module
+from serving.engine.checkpoint import Checkpoint, served_module
 
 BACKEND = "errata"
 EXTENSION = "serving.engine.weight_engine.WorkerExtension"
 PARENT_PERIOD_S = 1.0
-# The loop that generates waits so long for an update to be read: most are, and a swap then costs no second call.
-READ_AT_ONCE_S = 0.05
+# The first call waits this long for the update: most updates are read by then, and need no second call.
+FIRST_WAIT_S = 0.05
 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """The checkpoint folder that vLLM loaded, the module names that may be edited, and the base's fingerprint."""
+    """The folder of the served checkpoint, the names of the editable matrices, and the base model's fingerprint."""
 
     model: str
     matrices: list[str]
@@ -55,7 +55,7 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """From `parent` to `version` by the deltas of `files`; with `reset`, from the base model instead."""
+    """An update from `parent` to `version` by the deltas of `files`; with `reset`, from the base model instead."""
 
     parent: int
     version: int
@@ -73,8 +73,10 @@ class UpdateFault(TypedDict):
 
 @dataclass
 class _State:
-    """What the worker's weights are: `intact` is False from the start of a reload until its end. `dense_bytes` is what
-    the last update would have weighed as whole matrices."""
+    """The version of the worker's weights.
+
+    `intact` is False from the start of a reload to its end. `dense_bytes` is the size of the last update as whole matrices.
+    """
 
     version: int
     fingerprint: str
@@ -84,7 +86,10 @@ class _State:
 
 @dataclass
 class _Prepared:
-    """`sums` is the base with all deltas of a reset: a long chain is not kept in memory, and is summed before the pause."""
+    """An update that is read and checked.
+
+    `sums` is the base with all deltas of a reset, summed before the pause; so a long chain is never in memory.
+    """
 
     update: UpdateInfo
     deltas: list[WeightDelta] = field(default_factory=list)
@@ -98,8 +103,11 @@ class _Prepared:
 
 
 class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Keeps base matrices and sums in host memory: the GPU's was given to the KV cache, and the bits are then the same on
-    every device and equal to those of `EditedModel`."""
+    """The engine `errata` of vLLM's weight-transfer interface.
+
+    Base matrices and sums stay in host memory, because GPU memory belongs to the KV cache, and because the bits are then the
+    same on every device and equal to those of `EditedModel`.
+    """
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -121,23 +129,25 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.reader = ThreadPoolExecutor(1, "errata-reader")
 
     def _architecture(self, model: str) -> nn.Module:
-        """The transformers model without its weights: names, sizes and orientation. vLLM runs some models (Phi) by classes of
-        transformers that it changes in this process, which then need its configuration to be made."""
+        """Make the transformers model without weights, for names, sizes and orientation.
+
+        vLLM runs some models (Phi) by classes of transformers that it changes in this process; they need its configuration.
+        """
         with torch.device("meta"), set_current_vllm_config(self.vllm_config):
             module: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
         return module
 
     def _served_modules(self, needed: Sequence[str]) -> dict[str, nn.Module]:
-        """vLLM's module of every matrix that has one. Raises `ValueError` with those of `needed` that have none."""
+        """Find vLLM's module of every matrix. Raises `ValueError` with the matrices of `needed` that have none."""
         modules, keys = dict(self.model.named_modules()), self.checkpoint.keys
         weights = {matrix.name: matrix.weight for matrix in self.spec.matrices}
-        found = {name: _served_module(self.model, modules, (keys.get(full, full), full)) for name, full in weights.items()}
+        found = {name: served_module(self.model, modules, (keys.get(full, full), full)) for name, full in weights.items()}
         if missing := [name for name in needed if found.get(name) is None]:
             raise ValueError(f"vLLM's {type(self.model).__name__} has no module for {', '.join(missing)}")
         return {name: module for name, module in found.items() if module is not None}
 
     def _completed(self, names: Iterable[str]) -> list[str]:
-        """The matrices, each with all that are in its module of vLLM's."""
+        """Complete names to whole fused groups, in the model's order."""
         wanted = {id(self.targets[name]) for name in names}
         return [name for name, module in self.targets.items() if id(module) in wanted]
 
@@ -145,11 +155,11 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         return self.spec[name].oriented(self.checkpoint.weight(name)).to(self.model_config.dtype)
 
     def begin(self, update_info: dict[str, Any]) -> None:
-        """Have an update prepared while tokens are made."""
+        """Start to prepare an update in a thread, while tokens are generated."""
         self.reading: Future[UpdateFault | None] = self.reader.submit(self.prepare, update_info)
 
     def reading_after(self, seconds: float) -> dict[str, Any]:
-        """Whether the update is prepared then, and what is wrong with it."""
+        """Wait at most `seconds` for the update, and report whether it is read, and its fault or None."""
         wait([self.reading], seconds)
         is_read = self.reading.done()
         return {"is_read": is_read, "fault": self.reading.result() if is_read else None}
@@ -178,16 +188,16 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         return None
 
     def _unedited(self) -> Accumulator:
-        """The same base, without sums."""
+        """Copy the accumulator: the same base matrices, without sums."""
         unedited = copy.copy(self.accumulator)
         unedited.reset()
         return unedited
 
     def start_weight_update(self) -> None:
-        """Nothing: the reload is opened in `receive_weights`, after everything that can be refused has been."""
+        """Do nothing: `receive_weights` starts the reload, after every check that can refuse the update."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Reload what changes. Raises `ValueError` before anything is touched if the update cannot be made."""
+        """Reload the changed matrices. Raises `ValueError` before anything changes if the update cannot be made."""
         if self.prepared is None or self.prepared.update != update_info:
             fault = self.prepare(asdict(update_info))
             if fault is not None:
@@ -206,19 +216,21 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.state = _State(update_info.version, update_info.fingerprint, dense_bytes=dense_bytes)
 
     def finish_weight_update(self) -> None:
-        """Nothing: see `start_weight_update`."""
+        """Do nothing; see `start_weight_update`."""
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
-        if self.device.type != "cpu":  # the base class synchronises always, which a CPU has no accelerator for
+        if self.device.type != "cpu":  # The base class always synchronises, which fails without an accelerator.
             torch.accelerator.synchronize(self.device)
 
     def shutdown(self) -> None:
-        """Nothing is held that the process does not free."""
+        """Do nothing: the process frees everything."""
 
     def _reload(self, changed: set[str]) -> int:
-        """Give vLLM the changed matrices, completed to whole fused groups, with their biases: a module that is reloaded
-        without one of its tensors raises nothing and answers wrongly. Returns the bytes of the changed matrices."""
+        """Reload the changed matrices, completed to whole fused groups, with their biases; returns their bytes.
+
+        A module that is reloaded without one of its tensors raises nothing and answers wrongly.
+        """
         names = self._completed(changed)
         modules = list({id(self.targets[name]): self.targets[name] for name in names}.values())
         for module in modules:
@@ -235,20 +247,20 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
 
 def _end_with_parent(parent: int) -> None:
-    """A replica that is killed outright leaves its engine running, with all its memory and nobody to ask it anything."""
+    """End this process when its parent has ended: a killed replica would leave its engine running with all its memory."""
     while os.getppid() == parent:
         time.sleep(PARENT_PERIOD_S)
     os._exit(1)
 
 
 class WorkerExtension:
-    """Methods that vLLM adds to its workers, for `collective_rpc`: they answer, where the interface's own return nothing."""
+    """Methods that vLLM adds to its workers for `collective_rpc`; unlike those of the interface they return an answer."""
 
     weight_transfer_engine: DeltaEngine
 
     def errata_prepare(self, update_info: dict[str, Any]) -> dict[str, Any]:
         self.weight_transfer_engine.begin(update_info)
-        return self.weight_transfer_engine.reading_after(READ_AT_ONCE_S)
+        return self.weight_transfer_engine.reading_after(FIRST_WAIT_S)
 
     def errata_reading(self) -> dict[str, Any]:
         return self.weight_transfer_engine.reading_after(0)

@@ -213,11 +213,11 @@ class Journal:
             return db.execute(query, (version,)).rowcount
 
     def reverting(self) -> list[int]:
-        """The versions that reverted edits."""
+        """List the versions that reverted edits."""
         return [int(row[0]) for row in self._read("SELECT DISTINCT version FROM edits WHERE state = 'reverted'")]
 
     def reverted_by(self, version: int) -> list[str]:
-        """The ids of the edits that a version reverted."""
+        """List the ids of the edits that a version reverted."""
         return [entry.id for entry in self._where("state = 'reverted' AND version = ?", version)]
 
     def _settle(self, assignment: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -230,11 +230,11 @@ class Journal:
         self.retry(taken, f"the worker died {MAX_ATTEMPTS} times while making it")
 
     def pending(self) -> list[Entry]:
-        """All open edits, oldest first."""
+        """List the open edits, oldest first."""
         return self._where("state IN ('queued', 'applying') ORDER BY seq")
 
     def newest(self, limit: int, state: str | None = None, before: int | None = None) -> list[Entry]:
-        """At most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`)."""
+        """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`)."""
         last = before if before is not None else 2**62
         if state is None:
             return self._where("seq < ? ORDER BY seq DESC LIMIT ?", last, limit)

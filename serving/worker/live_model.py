@@ -1,4 +1,4 @@
-"""Where an edit is made: the model in memory, the editor and its state, the guard, the ledger. Plain, synchronous code."""
+"""The model that edits are made on, with the editor and its state, the guard and the ledger. Synchronous code."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ from errata.overrides import overridden
 
 @dataclass(frozen=True)
 class LiveModelOptions:
-    """`editor` is a name as `make_editor` takes it, or `package.module:Class`; so are the artifact, the preset and settings.
+    """Settings of the live model.
 
-    `guard` sets fields of the `Guard`, such as `perplexity.refuse`; `probes` is a file of what no edit may change, without
-    it the one beside the model.
+    `editor` is a name of `make_editor`'s or `package.module:Class`; artifact, preset and settings are its arguments. `guard`
+    sets fields of the `Guard`, such as `perplexity.refuse`. `probes` is a file of sentences and questions whose answers no
+    edit may change; the default is the file beside the model.
     """
 
     model: str
@@ -56,7 +57,7 @@ class LiveModelOptions:
 
 @dataclass(frozen=True)
 class _VersionState:
-    """A version, read: what it takes to stand there."""
+    """Everything that is read from the ledger to load a version."""
 
     version: int
     deltas: Sequence[WeightDelta]
@@ -65,14 +66,15 @@ class _VersionState:
 
 
 class LiveModel:
-    """Stands at the ledger's head: `model` is edited as the head is, `state` is the editor's after it.
+    """The model at the ledger's head: `model` has the head's weights, `state` is the editor's state after it.
 
-    What can fail comes before the head moves: it never is where nobody can stand, nor the workshop where the head is not.
+    Everything that can fail is done before the head moves, so the head is always a version that can be loaded, and the model
+    is always at the head.
     """
 
     def __init__(self, options: LiveModelOptions) -> None:
         self.options = options
-        guard = guard_from(options.guard)  # first what may be wrong: nothing is left behind
+        guard = guard_from(options.guard)  # Checked first, so that a wrong setting leaves no ledger behind.
         probes = Probes.load(options.probes) if options.probes else Probes.beside(options.model)
         self.model = models.load(options.model, getattr(torch, options.dtype), options.device)
         self.max_tokens = min(options.max_tokens or self.model.max_tokens, self.model.max_tokens)
@@ -93,7 +95,7 @@ class LiveModel:
         return self.options.editor, self.plan
 
     def _open(self) -> Ledger:
-        """The ledger that is there, if it is over this model and these matrices, else a new one."""
+        """Open the ledger over this model and these matrices, or create it. Raises `ValueError` for a ledger over others."""
         names = matrices.find_matrices(self.model.module, self.editor.modules).names
         base = {
             "model": self.options.model,
@@ -103,49 +105,49 @@ class LiveModel:
         return Ledger.create(self.options.ledger, base)
 
     def _read(self, version: int) -> _VersionState:
-        """Raises `UnknownVersion`, `LedgerDamaged`, and `ValueError` if its deltas are of other matrices than the model's."""
+        """Read a version. Raises `UnknownVersion`, `LedgerDamaged`, and `ValueError` for deltas of other matrices."""
         deltas = self.ledger.segments(version)
         for delta in deltas:
             self.edited.accumulator.check(delta)
         return _VersionState(version, deltas, self.ledger.state(version), tuple(live_edits(self.ledger, version)))
 
-    def _load(self, place: _VersionState) -> None:
-        self.edited.set(place.deltas)
-        self.state = place.state or self.editor.start(self.model, self.spec)
-        self.inspector.at_version(place.edits)
-        self.version = place.version
+    def _load(self, read: _VersionState) -> None:
+        self.edited.set(read.deltas)
+        self.state = read.state or self.editor.start(self.model, self.spec)
+        self.inspector.at_version(read.edits)
+        self.version = read.version
 
     def move_to(self, version: int, by: str = "") -> None:
-        """Make `version` the head, weights and state together; `by` is who asked for it.
+        """Make `version` the head, weights and state together; `by` is the name of the caller's key.
 
-        Raises `UnknownVersion`, `LedgerDamaged`: head and workshop are then where they were.
+        Raises `UnknownVersion` and `LedgerDamaged`; head and model are then as before.
         """
-        place = self._read(version)
+        read = self._read(version)
         self.ledger.move_head(version, by)
-        self._load(place)
+        self._load(read)
 
     def retract(self, number: int, to: int) -> None:
-        """Take back version `number`, which nobody could serve, and stand at `to`, the head before it. Raises as `move_to`."""
-        place = self._read(to)
+        """Retract version `number`, which no replica could serve, and load `to`, the head before it. Raises as `move_to`."""
+        read = self._read(to)
         self.ledger.retract(number, to)
-        self._load(place)
+        self._load(read)
 
     def make(self, edits: Sequence[Edit]) -> CandidateVersion:
-        """The update for these edits. Raises `EditRejected` from the editor or from the guard; nothing is changed."""
+        """Make the candidate version of these edits; nothing changes. Raises `EditRejected` from the editor or the guard."""
         batch = EditBatch(tuple(edits))
         return make_candidate(self.editor, batch, self.state, self.inspector, self.version)
 
     def revert(self, ids: Sequence[str], versions: Sequence[int], mode: str = "auto") -> CandidateVersion:
-        """The version without the edits of these ids and of these versions, for `append`; nothing is changed.
+        """Make the candidate version without the edits of these ids and of these versions; nothing changes.
 
         Raises `RevertRefused`, and `VersionRefused` from the guard.
         """
         return revert(self, ids, versions, mode)
 
     def blame(self, prompt: str, max_tokens: int = 8) -> Blamed:
-        """The version to which the live answer is due; the model is elsewhere meanwhile, and back when this returns or raises.
+        """Find the version that brought the live answer. The model is at the head again when this returns or raises.
 
-        Raises `EditRejected` for a prompt that is empty, or that leaves no room for an answer in the model's context.
+        Raises `EditRejected` for a prompt that is empty or that leaves no room for an answer in the model's context.
         """
         check_question(prompt, max_tokens, self.model)
         with checked_out(self.edited, self.ledger, self.version) as checkout:
@@ -157,9 +159,12 @@ class LiveModel:
             return blamed(self.ledger, self.version, prompt, answer)
 
     def append(self, candidate: CandidateVersion) -> Version:
-        """Raises `LedgerConflict` if the head is no longer where the update was made, `LedgerDamaged`; nothing is changed."""
+        """Append a candidate to the ledger, and load it.
+
+        Raises `LedgerConflict` if the head has moved since the candidate was made, and `LedgerDamaged`; nothing changes then.
+        """
         is_revert = "reverted" in candidate.scorecard
-        delta = WeightDelta.from_tensors(candidate.delta.to_tensors())  # as the replicas read it: the same bits
+        delta = WeightDelta.from_tensors(candidate.delta.to_tensors())  # The same bits as the replicas read.
         self.edited.accumulator.check(delta)
         deltas = [*self.ledger.segments(candidate.parent), delta] if is_revert else [delta]
         version = self.ledger.append(
@@ -172,7 +177,7 @@ class LiveModel:
             expected_head=candidate.expected_head,
         )
         if is_revert:
-            edits = tuple(live_edits(self.ledger, version.number))  # read already, with the deltas
+            edits = tuple(live_edits(self.ledger, version.number))  # Read already, with the deltas.
             self._load(_VersionState(version.number, deltas, candidate.state, edits))
             return version
         self.edited.add(delta)
@@ -182,20 +187,20 @@ class LiveModel:
 
 
 def guard_from(settings: Mapping[str, str]) -> Guard:
-    """Raises `ValueError` naming a field that is unknown, or a value that is none."""
+    """Make a guard from settings by field. Raises `ValueError` for an unknown field or a value of the wrong type."""
     guard, wanted = Guard(), dict(settings)
     for name in {name.partition(".")[0] for name in settings if "." in name}:
         if isinstance(now := getattr(guard, name, None), Limit):
             wanted = {f"{name}.warn": str(now.warn), f"{name}.refuse": str(now.refuse)} | wanted
             anything: dict[str, Any] = {name: Limit(-math.inf, math.inf)}
-            guard = replace(guard, **anything)  # one side alone might pass the other on the way
+            guard = replace(guard, **anything)  # Set one after the other, the sides of a limit might cross.
     for name, value in wanted.items():
         guard = overridden(guard, name, value)
     return guard
 
 
 def load_editor(options: LiveModelOptions) -> Editor:
-    """Raises `ValueError` naming the editors there are, or what is missing."""
+    """Make the editor of the options. Raises `ValueError` with the names of the editors, or of what is missing."""
     module, _, attribute = options.editor.partition(":")
     device = str(first_device(options.device))
     if not attribute:

@@ -22,7 +22,7 @@ from errata.guard.bisection import BatchBisection
 from errata.guard.limits import Guard, Limit, Measurements, VersionRefused
 from serving.api import version_stamp
 from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
-from serving.metrics import NUM_VERSIONS, REASONS, STATES, WORKER, ReplicaMetrics, WorkerMetrics, merged, num_tokens, reason_of
+from serving.metrics import COUNTED, NUM_VERSIONS, REASONS, WORKER, ReplicaMetrics, WorkerMetrics, merged, num_tokens, reason_of
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "errata.json"
@@ -109,7 +109,7 @@ def test_the_worker_counts_what_happened() -> None:
     metrics.rolled_back()
     metrics.mirrored(4)
     text = metrics.exposition()
-    states = {state: value(text, "errata_edits_total", state=state) for state in STATES}
+    states = {state: value(text, "errata_edits_total", state=state) for state in COUNTED}
     assert states == {"queued": 5, "applied": 3, "rejected": 2, "superseded": 0, "reverted": 2}
     reasons = {reason: value(text, "errata_edits_refused_total", reason=reason) for reason in REASONS}
     assert reasons == {reason: float(reason in ("editor", "drift")) for reason in REASONS}
@@ -305,7 +305,7 @@ def test_merging_twice_changes_nothing() -> None:
 
 
 def test_what_cannot_be_merged_is_named() -> None:
-    with pytest.raises(ValueError, match="what b gave is no Prometheus exposition"):
+    with pytest.raises(ValueError, match="the metrics of b are no Prometheus exposition"):
         merged({"a": like_vllm(5), "b": "<html>503</html>"})
     with pytest.raises(ValueError, match="x is a counter at b, elsewhere a gauge"):
         merged({"a": "# TYPE x gauge\nx 1\n", "b": "# TYPE x_total counter\nx_total 1\n"})

@@ -224,7 +224,7 @@ def test_what_is_wrong_with_a_long_update_is_said_when_it_is_read(grown: Ledger,
     one, read = replica(grown), weight_engine.read_segments
 
     def slowly(path):
-        time.sleep(weight_engine.READ_AT_ONCE_S)
+        time.sleep(weight_engine.FIRST_WAIT_S)
         if path.parent.name != "snapshots":
             raise OSError(f"{path} cannot be read")
         return read(path)
@@ -333,9 +333,9 @@ def test_gemma_3_is_found_in_what_vllm_wraps_it_in() -> None:
     modules = dict(served.named_modules())
     for matrix, held_in in (("gate_proj", "gate_up_proj"), ("up_proj", "gate_up_proj"), ("down_proj", "down_proj")):
         for prefix in ("language_model.model", "model.language_model"):
-            found = weight_engine._served_module(served, modules, [f"{prefix}.layers.0.mlp.{matrix}.weight"])
+            found = weight_engine.served_module(served, modules, [f"{prefix}.layers.0.mlp.{matrix}.weight"])
             assert found is block["mlp"][held_in]
-    assert weight_engine._served_module(served, modules, ["model.language_model.layers.0.mlp.fc1.weight"]) is None
+    assert weight_engine.served_module(served, modules, ["model.language_model.layers.0.mlp.fc1.weight"]) is None
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="with torchvision vLLM runs the model")

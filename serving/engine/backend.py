@@ -1,0 +1,114 @@
+"""The backend of the HTTP routes: reads from the replica's ledger, and passes everything that writes on to the edit worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, cast
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from errata.history.diff import diff
+from errata.ledger import Ledger, Version
+from serving.metrics import merged
+from serving.worker.edit_worker import Busy
+
+READY_TIMEOUT_S = 2.0
+WORKER_TIMEOUT_S = 10.0
+
+
+class Replica(Protocol):
+    """The replica as its backend sees it; `version` is the served version."""
+
+    version: int
+
+    async def status(self) -> dict[str, Any]: ...
+
+    async def exposition(self) -> tuple[str, int, str]: ...
+
+
+class ServiceBackend:
+    """The routes' `Backend` over the edit worker's handle, the ledger and one replica; `by` is the name of a caller's key."""
+
+    def __init__(self, worker: DeploymentHandle, ledger: Ledger, replica: Replica) -> None:
+        self.worker, self.ledger, self.replica = worker, ledger, replica
+        self._comparing = asyncio.Lock()
+
+    async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
+        return await self.worker.submit.remote(edits, wait, key, by)
+
+    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
+        return await self.worker.edits.remote(state, limit, before)
+
+    async def edit_status(self, id: str) -> dict[str, Any]:
+        return await self.worker.edit_status.remote(id)
+
+    def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        return _stream(self.worker.options(stream=True).edit_events, id)
+
+    def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        return _stream(self.worker.options(stream=True).events)
+
+    async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
+        return await self.worker.rollback.remote(version, by)
+
+    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
+        return await self.worker.revert.remote(edits, versions, mode, by)
+
+    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        return await self.worker.blame.remote(prompt, max_tokens)
+
+    async def diff(self, low: int, high: int) -> dict[str, Any]:
+        """Compare two versions; one call at a time, since it reads every version in between. Raises `Busy`."""
+        if self._comparing.locked():
+            raise Busy("this replica is comparing other versions; ask again when that is done")
+        async with self._comparing:
+            return await asyncio.to_thread(diff, self.ledger, low, high)
+
+    async def unready(self) -> list[str]:
+        """Return the reasons why this service is not ready; none if it is."""
+        reasons = []
+        if self.replica.version != self.ledger.head:
+            reasons.append(f"this replica serves version {self.replica.version}, the head is {self.ledger.head}")
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                stalled = await self.worker.ready.remote()
+        except (RayError, RayServeException, TimeoutError) as fault:
+            stalled = f"it does not answer: {type(fault).__name__}"
+        return [*reasons, f"the edit worker: {stalled}"] if stalled else reasons
+
+    async def all_metrics(self) -> str:
+        """Merge the metrics of all replicas and the worker; those of this replica alone while the worker does not answer."""
+        try:
+            async with asyncio.timeout(WORKER_TIMEOUT_S):
+                return await asyncio.to_thread(merged, await self.worker.expositions.remote())
+        except (RayError, RayServeException, TimeoutError):
+            replica, _, text = await self.replica.exposition()
+            return await asyncio.to_thread(merged, {replica: text})
+
+    async def service_status(self) -> dict[str, Any]:
+        """Return the worker's status of all parts; this replica's own status alone while the worker does not answer."""
+        own = {"head": self.ledger.head, "answered_by": await self.replica.status()}
+        try:
+            async with asyncio.timeout(WORKER_TIMEOUT_S):
+                return own | await self.worker.status.remote()
+        except (RayError, RayServeException, TimeoutError) as fault:
+            return own | {"worker": {"error": f"{type(fault).__name__}"}}
+
+    def versions(self) -> tuple[int, list[Version]]:
+        return self.ledger.head, self.ledger.versions()
+
+    def version_with_edits(self, number: int) -> Version:
+        return self.ledger.version(number)
+
+
+async def _stream(method: DeploymentHandle, *arguments: Any) -> AsyncIterator[Any]:
+    """Yield what another deployment yields, and cancel it when the consumer stops."""
+    answers = cast(DeploymentResponseGenerator[Any], method.remote(*arguments))
+    try:
+        async for answer in answers:
+            yield answer
+    finally:
+        answers.cancel()
