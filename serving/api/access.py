@@ -1,9 +1,10 @@
-"""Who may do what, and how much of it: ASGI middleware, the outermost one of a replica.
+"""Authentication and request limits: ASGI middleware, the outermost one of a replica.
 
-In this order: the route and the role that it needs, the key, the key's rate, the size of the body, its JSON. The key goes
-no further than here: the application behind gets neither the header nor anything to make it from, so no log can hold it.
-Without a file of keys, first of all: that the request names this machine as its `Host`, and comes from no other page.
-`scope["errata.key"]` says who asks (a `Key`; None without a file of keys), `scope["errata.json"]` is the parsed body.
+It checks in this order: the route and the role that it requires, the key, the key's rate, the size of the body, its JSON. The
+key ends here: the application receives neither the header nor anything from which the key could be derived, so no log can
+contain it. Without a file of keys, the first check is that the request names this machine as its `Host` and comes from no
+other web page. `scope["errata.key"]` is the caller's `Key`, or None without a file of keys; `scope["errata.json"]` is the
+parsed body.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from errata.access_keys import Key, Keys, is_loopback
-from serving.api.asgi import App, Disconnected, Message, Receive, Send, path_of, refuse, replayed, values_of, without
+from serving.api.asgi import App, Disconnected, Message, Receive, Send, path_of, replayed, values_of, without
+from serving.api.codes import RequestCode
 from serving.api.request_body import BadRequest, check_json_headers, parse_json, read_body
 
 CHALLENGE = 'Bearer realm="errata"'
 OPEN = "open"
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
-UNLISTED = "admin"  # vLLM has routes that nobody here knows of, and may get more
+UNLISTED = "admin"  # the role for all other routes: vLLM has many, and later releases have more
 _ROLES = {
     OPEN: ("GET /health", "GET /ready"),
     "read": (
@@ -62,14 +64,14 @@ TABLE = _table(_ROLES)
 
 
 def role_for(method: str, path: str) -> str:
-    """The role that a route needs, or `OPEN`. A route that is not listed needs `admin`, spelt however slightly otherwise."""
+    """Find the role that a route requires, or `OPEN`. Any path that is not listed literally requires `admin`."""
     asked = f"{'GET' if method == 'HEAD' else method} {path}"
     return next((role for route, role in TABLE if route.fullmatch(asked)), UNLISTED)
 
 
 @dataclass(frozen=True)
 class AccessLimits:
-    """Of one request. A body is parsed between the tokens of other people's streams: a larger one would hold them up."""
+    """Limits on one request. The body is parsed in the event loop that streams tokens, so a large body delays all streams."""
 
     max_body_bytes: int = 2**20
     max_header_bytes: int = 16 * 2**10
@@ -78,8 +80,11 @@ class AccessLimits:
 
 
 class Access:
-    """The middleware itself. Without keys every caller is admin: `errata.access_keys.check_binding` ensures that only this
-    machine can ask then, and `_check_local` that a page in this machine's browser cannot."""
+    """The middleware. Without keys every caller is admin.
+
+    `errata.access_keys.check_binding` then ensures that only this machine can connect, and `_check_local` that a web page in
+    this machine's browser cannot.
+    """
 
     def __init__(self, app: App, keys: Keys | None, limits: AccessLimits | None = None) -> None:
         self.app, self.keys, self.limits = app, keys, limits or AccessLimits()
@@ -95,11 +100,11 @@ class Access:
         except Disconnected:
             return
         except BadRequest as fault:
-            return await refuse(send, fault.code, fault.message, fault.field, fault.header)
+            return await fault.refusal.send_to(send)
         await self.app(scope, receive, send)
 
     async def _admitted(self, scope: Message, receive: Receive) -> tuple[Message, Receive]:
-        """The request as the application gets it. Raises `BadRequest`, `Disconnected`."""
+        """Return the request as the application receives it. Raises `BadRequest`, `Disconnected`."""
         self._check_size(scope)
         key = self._key(scope)
         admitted = {**scope, "headers": without(scope["headers"], b"authorization"), "errata.key": key}
@@ -112,13 +117,14 @@ class Access:
         return admitted, replayed(body, receive)
 
     def _check_size(self, scope: Message) -> None:
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > self.limits.max_header_bytes:
-            raise BadRequest(431, f"the headers are larger than {self.limits.max_header_bytes:,} bytes", "headers")
-        if len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b"")) > self.limits.max_url_bytes:
-            raise BadRequest(414, f"the address is longer than {self.limits.max_url_bytes:,} bytes", "path")
+        max_headers, max_url = self.limits.max_header_bytes, self.limits.max_url_bytes
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > max_headers:
+            raise BadRequest(431, RequestCode.TOO_LARGE, f"the headers are larger than {max_headers:,} bytes", "headers")
+        if len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b"")) > max_url:
+            raise BadRequest(414, RequestCode.TOO_LARGE, f"the address is longer than {max_url:,} bytes", "path")
 
     def _key(self, scope: Message) -> Key | None:
-        """Whose request this is; None on an open route and without keys. Raises `BadRequest`."""
+        """Find the caller's key; None on an open route and without keys. Raises `BadRequest`."""
         method, path = scope["method"], path_of(scope)
         role = role_for(method, path)
         if self.keys is None:
@@ -127,57 +133,58 @@ class Access:
             return None
         key = self.keys.find(_bearer(values_of(scope, b"authorization")), datetime.now(UTC))
         if key is None:
-            message = "this key is not known here, or has expired; `errata keys` lists and makes them where the service runs"
-            raise BadRequest(401, message, "Authorization", ("WWW-Authenticate", f'{CHALLENGE}, error="invalid_token"'))
+            message = "this key is unknown or has expired; `errata keys`, on the service's machine, lists and makes keys"
+            header = "WWW-Authenticate", f'{CHALLENGE}, error="invalid_token"'
+            raise BadRequest(401, RequestCode.UNAUTHORIZED, message, "Authorization", header)
         self._count(key)
         if not key.may(role):
             message = f"{method} {path[:100]} needs a key of role {role}; this one has {key.role}"
-            raise BadRequest(403, message, "Authorization")
+            raise BadRequest(403, RequestCode.FORBIDDEN, message, "Authorization")
         return key
 
     def _count(self, key: Key) -> None:
-        """Refused requests do not count: a client that waits as it is told gets in."""
+        """Raise `BadRequest` beyond the key's rate. Refused requests do not count, so a client that waits is admitted."""
         if key.rate is None:
             return
         limit = RateLimitItemPerMinute(key.rate)
         if not self._rates.hit(limit, key.name):
             wait_s = self._rates.get_window_stats(limit, key.name).reset_time - time.time()
             message = f"this key may make {key.rate:,} requests a minute"
-            raise BadRequest(429, message, "Authorization", ("Retry-After", str(max(1, math.ceil(wait_s)))))
+            header = "Retry-After", str(max(1, math.ceil(wait_s)))
+            raise BadRequest(429, RequestCode.RATE_LIMITED, message, "Authorization", header)
 
 
 def _bearer(given: Iterable[str]) -> str:
-    """Raises `BadRequest` unless there is one `Authorization: Bearer KEY`."""
+    """Return the key of the one `Authorization: Bearer KEY`. Raises `BadRequest`."""
     scheme, _, bearer = (" ".join(given)).partition(" ")
     if scheme.lower() != "bearer" or not bearer.strip() or " " in bearer.strip():
         message = "a key is needed: send Authorization: Bearer KEY (errata reads it from ERRATA_KEY)"
-        raise BadRequest(401, message, "Authorization", ("WWW-Authenticate", CHALLENGE))
+        raise BadRequest(401, RequestCode.UNAUTHORIZED, message, "Authorization", ("WWW-Authenticate", CHALLENGE))
     return bearer.strip()
 
 
 def _check_local(hosts: Sequence[str], origins: Iterable[str]) -> None:
-    """Raises `BadRequest` for what a page in a browser on this machine could ask for; without keys it would be admin.
+    """Raise `BadRequest` for requests that a web page in a browser on this machine could send: without keys it would be admin.
 
-    A page whose own name was made to stand for 127.0.0.1 (DNS rebinding) is to its browser of one origin with this service,
-    so may ask and read; but its name is then the `Host`. A page from anywhere else has another `Origin`: another port of
-    this machine is another page too.
+    With DNS rebinding a page's own name resolves to 127.0.0.1, so that the browser takes page and service for one origin and
+    lets the page read answers; but its name is then the `Host`. A page from anywhere else has another `Origin`, which includes
+    pages on other ports of this machine.
     """
     host = hosts[0].lower() if len(hosts) == 1 else ""
     named = _HOST.fullmatch(host)
     if named is None or not is_loopback(named[1]):
-        message = (
-            f"without keys this service answers to 127.0.0.1, [::1] and localhost alone, not to {', '.join(hosts)[:100]!r}"
-        )
-        raise BadRequest(403, f"{message}; start it with --keys to use another name", "Host")
+        message = f"without keys this service answers only to 127.0.0.1, [::1] and localhost, not to {', '.join(hosts)[:100]!r}"
+        raise BadRequest(403, RequestCode.FORBIDDEN, f"{message}; start it with --keys to use another name", "Host")
     for origin in origins:
         if origin.lower() not in (f"http://{host}", f"https://{host}"):
-            raise BadRequest(403, f"pages of {origin[:100]!r} may not use this service, which runs without keys", "Origin")
+            message = f"pages of {origin[:100]!r} may not use this service, which runs without keys"
+            raise BadRequest(403, RequestCode.FORBIDDEN, message, "Origin")
 
 
 def served_host() -> str | None:
-    """The address that Serve's proxies listen on, or None if they do not; asked of Serve's controller, from inside a replica.
+    """Ask Serve's controller, from inside a replica, which address its proxies listen on; None if they do not.
 
-    It waits for the controller: in a running event loop, call it in a thread.
+    The call blocks: in a running event loop, call it in a thread.
     """
     from ray.serve.context import _get_global_client
 

@@ -1,10 +1,13 @@
-"""What our middleware shares: the shapes of ASGI, a body read and given again, an error as the gateway words it."""
+"""Shared parts of the ASGI middleware: message types, reading and replaying a body, an error answer."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
+
+from serving.api.codes import RequestCode
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -14,16 +17,36 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Disconnected(Exception):
-    """The client went away before its request was whole; there is nobody to answer."""
+    """The client disconnected before its request was complete, so no answer can be sent."""
+
+
+@dataclass(frozen=True)
+class ErrorAnswer:
+    """An error answer: HTTP status, code, message, the field or header at fault, and one header of the answer."""
+
+    status: int
+    code: RequestCode
+    message: str
+    field: str | None
+    header: tuple[str, str] | None = None
+
+    async def send_to(self, send: Send) -> None:
+        error = {"message": self.message, "code": self.code.value, "field": self.field, "edit": None}
+        body = json.dumps({"error": error}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if self.header is not None:
+            headers.append((self.header[0].lower().encode(), self.header[1].encode()))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 def path_of(scope: Message) -> str:
-    """The path that routes are written for."""
+    """Return the path as routes are written, without the application's root path."""
     return str(scope.get("path", "")).removeprefix(scope.get("root_path", ""))
 
 
 def values_of(scope: Message, name: bytes) -> list[str]:
-    """What a header says, each time that it is there; `name` in small letters."""
+    """List the values of all headers with this lower-case name."""
     return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
 
 
@@ -32,7 +55,7 @@ def without(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> Headers:
 
 
 async def parts_of(receive: Receive) -> AsyncIterator[bytes]:
-    """The body as it comes in. Raises `Disconnected`."""
+    """Yield the body in parts as they arrive. Raises `Disconnected`."""
     more = True
     while more:
         message = await receive()
@@ -43,12 +66,12 @@ async def parts_of(receive: Receive) -> AsyncIterator[bytes]:
 
 
 async def whole_body(receive: Receive) -> bytes:
-    """Raises `Disconnected`."""
+    """Read the whole body. Raises `Disconnected`."""
     return b"".join([part async for part in parts_of(receive)])
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """The body once, then whatever the client does: a disconnect must still be seen."""
+    """Make a `receive` that gives the body once and then passes messages on, so that a disconnect is still seen."""
     waiting = [body]
 
     async def replay() -> Message:
@@ -57,12 +80,3 @@ def replayed(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
-
-
-async def refuse(send: Send, code: int, message: str, field: str | None, header: tuple[str, str] | None = None) -> None:
-    body = json.dumps({"error": {"message": message, "field": field, "edit": None}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if header is not None:
-        headers.append((header[0].lower().encode(), header[1].encode()))
-    await send({"type": "http.response.start", "status": code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

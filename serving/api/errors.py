@@ -1,77 +1,108 @@
-"""HTTP answers for errors."""
+"""HTTP answers for errors: status, and a body `{"error": {"message", "code", "field", "edit", "faults"}}`."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from ray.exceptions import RayTaskError
 
-from errata.edit import Code, EditRejected
+from errata.edit import Code, EditRejected, Fault
 from errata.generate import SwapFailed
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
+from serving.api.codes import RequestCode
 from serving.worker.edit_worker import Busy
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 
 Answer = TypeVar("Answer")
 RETRY_AFTER_S = 2
+# Kinds of pydantic's errors, with the codes of edits; all other kinds are wrong types or invalid values.
+_CODES = {
+    "missing": Code.MISSING_FIELD,
+    "extra_forbidden": Code.UNKNOWN_FIELD,
+    "string_too_long": Code.TOO_LONG,
+    "too_long": Code.TOO_LONG,
+    "string_too_short": Code.EMPTY_FIELD,
+    "too_short": Code.EMPTY_FIELD,
+    "string_unicode": Code.NOT_TEXT,
+}
+_REVERT_STATUS = {Code.UNKNOWN_EDIT: 404, Code.UNKNOWN_VERSION: 404, Code.NOT_LIVE: 409}
 
 
 async def unwrapped(answer: Awaitable[Answer]) -> Answer:
-    """The answer of another deployment, or the error it raised there, without Ray's wrapping."""
+    """Await the answer of another deployment, and raise its error without Ray's wrapping."""
     try:
         return await answer
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from None
 
 
-def _error(message: str, field: str | None = None, edit: int | str | None = None) -> dict[str, Any]:
-    """Names of fields come from the caller, and may be no text: the answer must be."""
-    parts = {"message": message, "field": field, "edit": edit}
-    return {
-        "error": {
-            name: part.encode("utf-8", "replace").decode() if isinstance(part, str) else part for name, part in parts.items()
-        }
-    }
+def error_body(
+    message: str,
+    code: str | None,
+    field: str | None = None,
+    edit: int | str | None = None,
+    faults: Sequence[Fault] = (),
+) -> dict[str, Any]:
+    """Make the body of an error answer; `faults` lists all that is wrong with posted edits, the first one included."""
+    error: dict[str, Any] = {"message": message, "code": code and str(code), "field": field, "edit": edit}
+    if faults:
+        error["faults"] = [{name: _encodable(part) for name, part in fault.to_json().items()} for fault in faults]
+    return {"error": {name: _encodable(part) for name, part in error.items()}}
 
 
-def _invalid_body(error: RequestValidationError) -> tuple[int, dict[str, Any]]:
-    """pydantic's places read `body, edits, 0, prompt`: the number is the edit, the rest the field."""
-    faults = error.errors()
-    if any(fault["type"] == "json_invalid" for fault in faults):
-        return 400, _error("the body is not JSON", "body")
-    place = [part for part in faults[0]["loc"] if part not in ("body", "path", "query", "header")]
-    index = next((part for part in place if isinstance(part, int)), None)
-    named = [str(part) for part in place if not isinstance(part, int)]
-    field = named[-1] if named else "body"
-    message = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
-    return 422, _error(message, field, index)
+def _encodable(part: Any) -> Any:
+    """Replace lone surrogates, which a field name from the caller may contain, because the answer is UTF-8."""
+    return part.encode("utf-8", "replace").decode() if isinstance(part, str) else part
 
 
 def answer_for(error: Exception) -> tuple[int, dict[str, Any]]:
-    """(HTTP code, body) of an error of the house."""
+    """Choose (HTTP status, body) for an error that the routes raise."""
     match error:
         case RequestValidationError():
             return _invalid_body(error)
-        case RevertRefused():
-            status = {Code.UNKNOWN_EDIT: 404, Code.UNKNOWN_VERSION: 404, Code.NOT_LIVE: 409}.get(error.code, 422)
-            return status, _error(str(error), error.field, error.edit)
         case EditRejected():
-            return 422, _error(str(error), error.field, error.edit)
+            status = _REVERT_STATUS.get(error.code, 422) if isinstance(error, RevertRefused) else 422
+            return status, error_body(str(error), error.code, error.field, error.edit, error.faults)
         case UnknownVersion():
-            return 404, _error(str(error), "version")
+            return 404, error_body(str(error), Code.UNKNOWN_VERSION, "version")
         case UnknownEdit():
-            return 404, _error(str(error), "id")
+            return 404, error_body(str(error), Code.UNKNOWN_EDIT, "id")
         case KeyReused():
-            return 409, _error(str(error), "Idempotency-Key")
+            return 409, error_body(str(error), RequestCode.KEY_REUSED, "Idempotency-Key")
         case LedgerConflict():
-            return 409, _error(str(error))
+            return 409, error_body(str(error), RequestCode.CONFLICT)
+        case QueueFull() if error.num_edits > error.limit:
+            return 413, error_body(str(error), RequestCode.TOO_LARGE, "edits")
         case QueueFull():
-            return (429 if error.num_edits <= error.limit else 413), _error(str(error), "edits")
+            return 429, error_body(str(error), RequestCode.QUEUE_FULL, "edits")
         case Busy():
-            return 429, _error(str(error))
-        case SwapFailed() | JournalFailed() | OSError() | LedgerDamaged():
-            return 503, _error(str(error))
-    return 503, _error(f"the edit worker cannot be reached and is being restarted: {type(error).__name__}")
+            return 429, error_body(str(error), RequestCode.BUSY)
+        case SwapFailed():
+            return 503, error_body(str(error), RequestCode.SWAP_FAILED)
+        case JournalFailed() | OSError() | LedgerDamaged():
+            return 503, error_body(str(error), RequestCode.STORAGE_FAILED)
+    message = f"the edit worker cannot be reached and is being restarted: {type(error).__name__}"
+    return 503, error_body(message, RequestCode.UNAVAILABLE)
+
+
+def _invalid_body(error: RequestValidationError) -> tuple[int, dict[str, Any]]:
+    found = error.errors()
+    if any(one["type"] == "json_invalid" for one in found):
+        return 400, error_body("the body is not JSON", RequestCode.INVALID_JSON, "body")
+    faults = [_fault_of(one) for one in found]
+    message = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+    return 422, error_body(message, faults[0].code, faults[0].field, faults[0].edit, faults)
+
+
+def _fault_of(found: dict[str, Any]) -> Fault:
+    """Translate an error of pydantic. In its place `body, edits, 0, prompt`, the number is the edit and the rest the field."""
+    place = [part for part in found["loc"] if part not in ("body", "path", "query", "header")]
+    index = next((part for part in place if isinstance(part, int)), None)
+    named = [part for part in place if isinstance(part, str)]
+    kind = found["type"]
+    is_type = kind.endswith(("_type", "_parsing", "_from_float"))
+    code = _CODES.get(kind, Code.WRONG_TYPE if is_type else Code.INVALID_VALUE)
+    return Fault(index, named[-1] if named else "body", code, found["msg"])

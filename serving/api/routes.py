@@ -1,10 +1,10 @@
-"""The HTTP interface beside the OpenAI routes: edits, versions, rollback, status. Errors become HTTP codes here alone."""
+"""The HTTP routes beside OpenAI's: edits, events, versions, rollback, revert, blame, status, metrics."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,10 +14,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from sse_starlette import EventSourceResponse
 
-from errata.edit import EditRejected
+from errata.edit import SETTLED, EditRejected, EditState
 from errata.generate import SwapFailed
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion, Version
-from serving.api.errors import RETRY_AFTER_S, _error, answer_for, unwrapped
+from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
 from serving.api.schemas import (
     BlameIn,
     Cursor,
@@ -27,7 +27,7 @@ from serving.api.schemas import (
     EditsPage,
     Name,
     Number,
-    Refusal,
+    RefusalOut,
     RevertIn,
     RollbackIn,
 )
@@ -35,11 +35,17 @@ from serving.worker.edit_worker import Busy
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 
 OURS = ("/v1/edits", "/v1/events", "/v1/versions", "/v1/diff", "/v1/rollback", "/v1/revert", "/v1/blame")
+ANSWERED = (
+    *(EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged),
+    *(SwapFailed, QueueFull, JournalFailed, OSError, Busy),
+    *(RayActorError, DeploymentUnavailableError, BackPressureError),
+)
 PING_S = 15
+REFUSED = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
 
 
 class Backend(Protocol):
-    """What the routes need; the replica provides it, partly from the edit worker. `by` is the name of the caller's key."""
+    """The replica's interface to the routes; some answers come from the edit worker. `by` is the name of the caller's key."""
 
     async def submit(
         self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None
@@ -90,9 +96,8 @@ def version_json(version: Version, with_edits: bool) -> dict[str, Any]:
 
 
 def router(backend: Backend) -> APIRouter:
-    routes = APIRouter(
-        tags=["errata"], responses={code: {"model": Refusal} for code in (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)}
-    )
+    responses: dict[int | str, dict[str, Any]] = {status: {"model": RefusalOut} for status in REFUSED}
+    routes = APIRouter(tags=["errata"], responses=responses)
     _add_edit_routes(routes, backend)
     _add_version_routes(routes, backend)
 
@@ -102,12 +107,12 @@ def router(backend: Backend) -> APIRouter:
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def get_metrics() -> PlainTextResponse:
-        """Everybody's metrics in Prometheus's text form: the edit worker's, and each replica's with vLLM's under its name."""
+        """Metrics in Prometheus's text form: those of the edit worker and of each replica, which includes vLLM's."""
         return PlainTextResponse(await unwrapped(backend.all_metrics()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     @routes.get("/ready")
     async def get_ready() -> JSONResponse:
-        """Whether requests are answered by the ledger's head and edits are made."""
+        """Report whether the ledger's head is served and edits are made; if not, the reasons."""
         reasons = await backend.unready()
         return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
@@ -129,7 +134,7 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
 
     @routes.get("/v1/edits", response_model=EditsPage)
     async def get_edits(
-        state: Literal["queued", "applying", "applied", "rejected", "superseded", "reverted"] | None = None,
+        state: EditState | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         before: Cursor | None = None,
     ) -> Any:
@@ -141,13 +146,13 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
 
     @routes.get("/v1/edits/{id}/events", response_class=EventSourceResponse)
     async def get_edit_events(id: Name) -> EventSourceResponse:
-        """The edit's state, and each that it comes to, as server-sent events; ends when it is settled."""
-        await unwrapped(backend.edit_status(id))  # an unknown one is a 404, and no stream
+        """Stream the edit's state and each later one as server-sent events, until it is settled."""
+        await unwrapped(backend.edit_status(id))  # an unknown edit is answered with 404, which a stream cannot be
         return _stream(backend.edit_events(id))
 
     @routes.get("/v1/events", response_class=EventSourceResponse)
     async def get_events() -> EventSourceResponse:
-        """Everything from now on: `edit`, `version`, `head`."""
+        """Stream all events from now on: `edit`, `version`, `head`."""
         return _stream(backend.events())
 
 
@@ -156,7 +161,7 @@ def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
     async def get_versions(
         limit: Annotated[int | None, Query(ge=1, le=10_000)] = None, before: Number | None = None
     ) -> dict[str, Any]:
-        """Oldest first: all, or the last `limit` of those whose number is less than `before`."""
+        """List versions, oldest first: all, or the last `limit` of those with a number below `before`."""
         head, found = backend.versions()
         newest = found[-1].number
         found = [version for version in found if before is None or version.number < before]
@@ -171,7 +176,7 @@ def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
     async def get_diff(
         low: Annotated[Number, Query(alias="from")], high: Annotated[Number, Query(alias="to")]
     ) -> dict[str, Any]:
-        """What the second version holds that the first does not, and the reverse."""
+        """List the edits that only one of two versions holds, the norms of the change, and both scorecards."""
         return await backend.diff(low, high)
 
     @routes.post("/v1/rollback")
@@ -180,12 +185,12 @@ def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
 
     @routes.post("/v1/revert")
     async def post_revert(body: RevertIn, request: Request) -> dict[str, Any]:
-        """Take chosen edits out, as a new version."""
+        """Make a new version without the chosen edits."""
         return await unwrapped(backend.revert(body.edits, body.versions, body.mode, _caller(request)))
 
     @routes.post("/v1/blame")
     async def post_blame(body: BlameIn) -> dict[str, Any]:
-        """Which version brought the answer that the live one gives."""
+        """Find the version that introduced the live answer."""
         return await unwrapped(backend.blame(body.prompt, body.max_tokens))
 
 
@@ -200,35 +205,32 @@ def _stream(events: AsyncIterator[tuple[str, dict[str, Any]]]) -> EventSourceRes
 
 
 def _edits_answer(entries: list[dict[str, Any]], wait: bool) -> JSONResponse:
-    """202 while something is open, 422 if something was rejected, else 200 with the version."""
+    """Answer 202 while an edit is not settled, 422 if one was rejected, otherwise 200 with the version."""
     ids = [entry["id"] for entry in entries]
     body: dict[str, Any] = {"ids": ids, "edits": entries}
-    if not wait or any(entry["state"] in ("queued", "applying") for entry in entries):
+    if not wait or any(entry["state"] not in SETTLED for entry in entries):
         return JSONResponse(body, 202)
     rejected = next((entry for entry in entries if entry["state"] == "rejected"), None)
     if rejected is not None:
-        body |= _error(rejected["reason"], rejected.get("field"), rejected["id"])
+        body |= error_body(rejected["reason"], rejected.get("code"), rejected.get("field"), rejected["id"])
         return JSONResponse(body, 422)
     return JSONResponse(body | {"version": max(entry["version"] for entry in entries)}, 200)
 
 
 def install(app: FastAPI, backend: Backend) -> None:
-    """Our routes and error answers on an application that already has the OpenAI routes."""
+    """Add our routes and error answers to an application that already has the OpenAI routes."""
     app.include_router(router(backend))
     openai_invalid: Any = app.exception_handlers.get(RequestValidationError)
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
-        code, body = answer_for(error)
+        status, body = answer_for(error)
         again_s = error.retry_after_s if isinstance(error, QueueFull) else RETRY_AFTER_S
-        return JSONResponse(body, code, {"Retry-After": str(again_s)} if code in (429, 503) else None)
+        return JSONResponse(body, status, {"Retry-After": str(again_s)} if status in (429, 503) else None)
 
     async def invalid(request: Request, error: Exception) -> Any:
         is_ours = request.url.path.startswith(OURS)
         return await (ours if is_ours or openai_invalid is None else openai_invalid)(request, error)
 
     app.add_exception_handler(RequestValidationError, invalid)
-    unreachable = (RayActorError, DeploymentUnavailableError, BackPressureError)
-    house = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
-    strained = (SwapFailed, QueueFull, JournalFailed, OSError, Busy)
-    for kind in (*house, *strained, *unreachable):
+    for kind in ANSWERED:
         app.add_exception_handler(kind, ours)

@@ -1,31 +1,25 @@
-"""What our routes take and give, as pydantic models: the checks at the door."""
+"""Request and answer bodies of our routes as pydantic models: the checks of a request, and the OpenAPI document."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic_core import PydanticCustomError
 
+from errata.edit import EditState
 
-def _encodable(text: str) -> str:
-    """A lone surrogate can be written in JSON, and nowhere else."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds a lone surrogate, which is no text in UTF-8") from None
-    return text
-
-
-# All texts of a post are tokenised by the one writer, which does nothing else meanwhile.
+# Bounds for the edit worker, which tokenises all texts of a post and does nothing else meanwhile.
 MAX_EDITS = 1_000
 MAX_REPHRASINGS = 64  # of one edit
 MAX_REPHRASINGS_POSTED = 4_096  # of all edits of a post
 MAX_CHARACTERS = 16_384
+# A length limit also makes pydantic refuse a lone surrogate, which JSON can spell and UTF-8 cannot.
 Name = Annotated[str, Field(max_length=64)]
+Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Number = Annotated[int, Field(ge=0, le=2**31)]
-StrictNumber = Annotated[int, Field(ge=0, le=2**31, strict=True)]  # in a body: there `true` is no number
+StrictNumber = Annotated[int, Field(ge=0, le=2**31, strict=True)]  # in a body, where `true` is not a number
 Cursor = Annotated[int, Field(ge=0, le=2**62)]
-Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_encodable)]
 
 
 class EditIn(BaseModel):
@@ -42,28 +36,29 @@ class EditIn(BaseModel):
 
 
 class EditsIn(BaseModel):
-    """Edits have at most 4,096 rephrasings in all."""
+    """Edits to make, with at most 4,096 rephrasings in all."""
 
     model_config = ConfigDict(extra="forbid")
     edits: list[EditIn] = Field(min_length=1, max_length=MAX_EDITS)
     wait: StrictBool = False
 
     @model_validator(mode="after")
-    def _is_moderate(self) -> EditsIn:
+    def _has_few_rephrasings(self) -> EditsIn:
         if (posted := sum(len(edit.rephrasings) for edit in self.edits)) > MAX_REPHRASINGS_POSTED:
-            raise ValueError(
-                f"the edits have {posted:,} rephrasings, and a post at most {MAX_REPHRASINGS_POSTED:,}; post fewer"
-            )
+            message = f"the edits have {posted:,} rephrasings, and a post at most {MAX_REPHRASINGS_POSTED:,}; post fewer"
+            raise PydanticCustomError("too_long", "{message}", {"message": message})
         return self
 
 
 class RollbackIn(BaseModel):
+    """The version to serve."""
+
     model_config = ConfigDict(extra="forbid")
     version: StrictNumber
 
 
 class RevertIn(BaseModel):
-    """Edits by their ids, or all edits of versions; `mode` says how they are taken out."""
+    """Edits to take out, by their ids or as whole versions; `mode` is how."""
 
     model_config = ConfigDict(extra="forbid")
     edits: list[Name] = Field(default_factory=list, max_length=MAX_EDITS)
@@ -72,26 +67,29 @@ class RevertIn(BaseModel):
 
 
 class BlameIn(BaseModel):
+    """A prompt whose answer is traced to a version."""
+
     model_config = ConfigDict(extra="forbid")
     prompt: Text = Field(min_length=1)
     max_tokens: int = Field(8, ge=1, le=256, strict=True)
 
 
 class EditOut(BaseModel):
-    """`version` where it was applied, superseded or reverted; `reason` and `field` where it was refused."""
+    """An edit with its state: `version` if it was applied, superseded or reverted; `reason`, `code` and `field` if refused."""
 
     id: str
-    state: Literal["queued", "applying", "applied", "rejected", "superseded", "reverted"]
+    state: EditState
     edit: dict[str, Any]
     created: float
     version: int | None = None
     reason: str | None = None
+    code: str | None = None
     field: str | None = None
     poster: str | None = None
 
 
 class EditsOut(BaseModel):
-    """`version` is the newest one that holds the edits; absent until all are settled."""
+    """Posted edits; `version` is the newest version that holds them, absent until all are settled."""
 
     ids: list[str]
     edits: list[EditOut]
@@ -99,19 +97,35 @@ class EditsOut(BaseModel):
 
 
 class EditsPage(BaseModel):
-    """Newest first; `next` is the value of `before` that goes on, null at the end."""
+    """A page of edits, newest first; `next` is the value of `before` for the next page, null at the end."""
 
     edits: list[EditOut]
     next: int | None
 
 
-class Fault(BaseModel):
-    """What was wrong: in which field, of which edit."""
+class FaultOut(BaseModel):
+    """One fault: edit, field, code and reason."""
+
+    edit: int | str | None
+    field: str | None
+    code: str
+    reason: str
+
+
+class ErrorOut(BaseModel):
+    """The reason for a refusal: `code` for programs (docs/serving.md lists all), `message` for people.
+
+    `field` and `edit` (position or id) name what is at fault; `faults` lists all faults of a body or of posted edits.
+    """
 
     message: str
+    code: str | None
     field: str | None
     edit: int | str | None
+    faults: list[FaultOut] | None = None
 
 
-class Refusal(BaseModel):
-    error: Fault
+class RefusalOut(BaseModel):
+    """The body of every error answer."""
+
+    error: ErrorOut

@@ -1,8 +1,8 @@
-"""Which version answered: ASGI middleware around the OpenAI routes, inside the replica.
+"""Version stamps: ASGI middleware around the OpenAI routes, inside the replica.
 
-A request waits while the engine is paused and, with `X-Errata-At-Least`, until its version is served. It is given a cache
+A request waits while the engine is paused and, with `X-Errata-At-Least`, until that version is served. It receives a cache
 salt that no other state of the weights has, so that no key-value block computed under other weights is reused. The answer
-carries the versions that its tokens were sampled under: the header `X-Errata-Version`, and `errata` in the body or in every
+carries the versions under which its tokens were sampled: the header `X-Errata-Version`, and `errata` in the body or in every
 event of a stream.
 """
 
@@ -17,37 +17,38 @@ from typing import Any, Protocol
 from serving.api.asgi import (
     App,
     Disconnected,
+    ErrorAnswer,
     Message,
     Receive,
     Send,
     path_of,
-    refuse,
     replayed,
     values_of,
     whole_body,
     without,
 )
+from serving.api.codes import RequestCode
 from serving.metrics import ReplicaMetrics, num_tokens
 
-# All routes that generate: the application has no other, since what would generate without a salt must not be reached.
+# All routes that generate: the application has no others, because generating without a salt would reuse stale blocks.
 STAMPED = ("/v1/completions", "/v1/chat/completions")
 AT_LEAST_TIMEOUT_S = 10.0
 MAX_DIGITS = 9
 
 
 class OutOfRotation(RuntimeError):
-    """This replica cannot follow the ledger's head, and answers nothing until it does."""
+    """This replica cannot follow the ledger's head, and answers no requests until it does."""
 
     def __init__(self, version: int, head: int) -> None:
         super().__init__(version, head)
         self.version, self.head = version, head
 
     def __str__(self) -> str:
-        return f"this replica is out of rotation: it has version {self.version}, and the live one is {self.head}. Ask again"
+        return f"this replica is out of rotation: it has version {self.version}, and the live version is {self.head}. Ask again"
 
 
 class RolledBack(RuntimeError):
-    """A version was asked for that was live once, and is not any more."""
+    """The requested version was live once, and is not any more."""
 
     def __init__(self, wanted: int, head: int) -> None:
         super().__init__(wanted, head)
@@ -58,20 +59,20 @@ class RolledBack(RuntimeError):
 
 
 class Served(Protocol):
-    """The replica, as the middleware sees it."""
+    """The replica's interface to this middleware."""
 
     version: int
     metrics: ReplicaMetrics
 
     async def admit(self, at_least: int) -> str:
-        """Wait until the engine is not paused and the version is at least this; returns the cache salt of now.
+        """Wait until the engine is not paused and serves at least this version; return the current cache salt.
 
-        Raises `OutOfRotation`, and `RolledBack` if that version will not come.
+        Raises `OutOfRotation`, and `RolledBack` for a version that will not be served.
         """
 
 
 class VersionStamp:
-    """The middleware itself."""
+    """The middleware."""
 
     def __init__(self, app: App, served: Served) -> None:
         self.app, self.served = app, served
@@ -86,7 +87,8 @@ class VersionStamp:
     async def _generate(self, scope: Message, receive: Receive, send: Send) -> None:
         wanted = next(iter(values_of(scope, b"x-errata-at-least")), "0")
         if not wanted.isascii() or not wanted.isdigit() or len(wanted) > MAX_DIGITS:
-            return await self._refuse(send, 400, f"{wanted[:100]!r} is not a version number")
+            message = f"{wanted[:100]!r} is not a version number"
+            return await self._refuse(send, 400, RequestCode.INVALID_HEADER, message)
         try:
             body = await whole_body(receive)
         except Disconnected:
@@ -97,14 +99,13 @@ class VersionStamp:
                 salt = await self.served.admit(int(wanted))
         except TimeoutError:
             if int(wanted) <= self.served.version:
-                return await self._refuse(send, 503, "a swap is under way; ask again")
-            return await self._refuse(
-                send, 409, f"version {wanted} is not served yet; this replica has version {self.served.version}"
-            )
+                return await self._refuse(send, 503, RequestCode.SWAPPING, "a swap is under way; ask again")
+            message = f"version {wanted} is not served yet; this replica has version {self.served.version}"
+            return await self._refuse(send, 409, RequestCode.NOT_SERVED_YET, message)
         except RolledBack as gone:
-            return await self._refuse(send, 409, str(gone))
+            return await self._refuse(send, 409, RequestCode.ROLLED_BACK, str(gone))
         except OutOfRotation as out:
-            return await self._refuse(send, 503, str(out))
+            return await self._refuse(send, 503, RequestCode.OUT_OF_ROTATION, str(out))
         self.served.metrics.admitted(time.perf_counter() - asked)
         body = _salted(body, scope["errata.json"] if "errata.json" in scope else _parsed(body), salt)
         headers = without(scope["headers"], b"content-length")
@@ -115,24 +116,24 @@ class VersionStamp:
         finally:
             self.served.metrics.completed(answer.version_min, answer.version_max, answer.status)
 
-    async def _refuse(self, send: Send, code: int, message: str) -> None:
-        """What is wrong with the version that was asked for, or, by 503, with this replica."""
-        self.served.metrics.turned_away(code)
-        if code == 503:
-            return await refuse(send, code, message, None, ("Retry-After", "1"))
-        await refuse(send, code, message, "X-Errata-At-Least")
+    async def _refuse(self, send: Send, status: int, code: RequestCode, message: str) -> None:
+        """Refuse with 503 on behalf of this replica, or with another status because of the requested version."""
+        self.served.metrics.turned_away(status)
+        is_replicas = status == 503
+        header = ("Retry-After", "1") if is_replicas else None
+        await ErrorAnswer(status, code, message, None if is_replicas else "X-Errata-At-Least", header).send_to(send)
 
 
 @dataclass
 class _Answer:
-    """Stamps what passes: a JSON body when it is whole, a stream event by event."""
+    """An answer on its way to the client: a JSON body is stamped when it is complete, a stream event by event."""
 
     served: Served
     forward: Send
     version_min: int = field(init=False)
     version_max: int = field(init=False)
     start: Message | None = None
-    status: int = 500  # if the application ends without a word
+    status: int = 500  # if the application ends without an answer
     is_stream: bool = False
     rest: bytes = b""
 
@@ -186,7 +187,7 @@ class _Answer:
         data = _parsed(body)
         if data is None:
             return body
-        self.version_min = min(self.version_min, self.served.version)  # a rollback goes down
+        self.version_min = min(self.version_min, self.served.version)  # a rollback lowers the version
         self.version_max = max(self.version_max, self.served.version)
         self.served.metrics.generated(self.served.version, num_tokens(data, self.is_stream))
         data["errata"] = {"version_min": self.version_min, "version_max": self.version_max}
@@ -202,7 +203,7 @@ def _parsed(body: bytes) -> dict[str, Any] | None:
 
 
 def _salted(body: bytes, data: Any, salt: str) -> bytes:
-    """With our salt after the client's own; what is not a JSON object stays as it is, for vLLM to refuse."""
+    """Append our salt to the client's own. A body that is not a JSON object is unchanged, and vLLM refuses it."""
     if not isinstance(data, dict) or not isinstance(data.get("cache_salt", ""), str | None):
         return body
     return json.dumps({**data, "cache_salt": f"{data.get('cache_salt') or ''}|{salt}"}).encode()

@@ -24,7 +24,7 @@ from serving.api.access import Access
 from serving.worker.events import EventBus
 from serving.worker.journal import Journal
 
-UNDOOR, UNMADE = "too long", "unlearnable"  # targets that are refused before they are queued, and when they are made
+UNQUEUED, UNMADE = "too long", "unlearnable"  # targets that are refused before they are queued, and when they are made
 
 
 def version(number: int, edits: Sequence[dict[str, Any]] = ()) -> Version:
@@ -47,7 +47,7 @@ class Backend:
         self.posts.append((key, edits, wait))
         self.loop = asyncio.get_running_loop()
         for index, edit in enumerate(edits):
-            if edit["target"] == UNDOOR:
+            if edit["target"] == UNQUEUED:
                 raise EditRejected("has 99 tokens", edit=index, field="target", code=Code.EDITOR_FAILED)
         ids = self.journal.submit(edits, key, by, limit=self.max_queue)
         for id in ids:

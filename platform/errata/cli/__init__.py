@@ -1,4 +1,4 @@
-"""The command line, `errata`: one file for each group of commands, put together in main.py."""
+"""The command line, `errata`: main.py, console.py, and one file for each group of commands."""
 
 from errata.cli.main import app
 

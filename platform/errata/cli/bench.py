@@ -1,4 +1,4 @@
-"""`errata bench` and `errata ability`, commands of cli.py; neither needs a service."""
+"""The commands `errata bench` and `errata ability`; neither needs a service."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from errata.cli.console import logged
+
 app = typer.Typer()
-console = Console()
 
 
 @app.command()
@@ -20,19 +20,19 @@ def bench(
     model: Annotated[str, typer.Option(help="Hugging Face folder or name of the model.")],
     edits: Annotated[Path, typer.Option(help="File of edits with their probes; docs/data.md has the formats.")],
     editor: Annotated[list[str], typer.Option(help="Folder of a trained one, or NAME[:PRESET][=ARTIFACT]; may be repeated.")],
-    text: Annotated[Path, typer.Option(help="File of plain sentences, a line each, for the perplexity.")],
+    text: Annotated[Path, typer.Option(help="File of plain sentences for the perplexity, one on each line.")],
     out: Annotated[Path, typer.Option(help="Folder for rows.parquet, answers.parquet, report.json, table.md, curves.png.")],
-    batch_size: Annotated[int, typer.Option(help="Edits a batch.", min=1)] = 10,
-    checkpoints: Annotated[str, typer.Option(help="Numbers of edits after which all so far are scored.")] = "",
-    limit: Annotated[int, typer.Option(help="Take that many edits of the file; 0 for all.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Shuffles the edits; 0 leaves them in their order.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Edits in a batch.", min=1)] = 10,
+    checkpoints: Annotated[str, typer.Option(help="Numbers of edits after which all edits so far are scored.")] = "",
+    limit: Annotated[int, typer.Option(help="Number of edits to take from the file; 0 for all.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of edits; 0 keeps the file's order.")] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.field=value; may be repeated.")] = None,
     device: Annotated[
-        str, typer.Option(help="Where the model is: cpu, cuda, several such as cuda:0,cuda:1, or auto, all GPUs")
+        str, typer.Option(help="Device of the model: cpu, cuda, several such as cuda:0,cuda:1, or auto for all GPUs.")
     ] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
-    """Play one stream of edits with several editors and score all edits so far at checkpoints; needs no service."""
+    """Make one stream of edits with several editors, and score all edits so far at checkpoints; needs no service."""
     from errata.benchmark.arguments import benchmarked_editors, model_of, stream_of
     from errata.benchmark.files import write
     from errata.benchmark.results import Answer, CheckpointScores
@@ -41,11 +41,11 @@ def bench(
     from errata.benchmark.tables import described, markdown
     from errata.hardware import hardware
 
-    try:
+    with logged("bench") as console:
         benchmarked = benchmarked_editors(editor, settings or [], device)
         stream = stream_of(edits, text, batch_size, checkpoints, limit, seed)
         machine = hardware()
-        out.mkdir(parents=True, exist_ok=True)  # what cannot be written to is seen before hours of work
+        out.mkdir(parents=True, exist_ok=True)  # before hours of work, so that an unwritable folder is found
         language_model = model_of(model, dtype, device)
         by_editor = {one.name: one.settings for one in benchmarked}
         meta = {"command": shlex.join(["errata", *sys.argv[1:]]), "seeds": [seed], "hardware": machine, "settings": by_editor}
@@ -55,45 +55,39 @@ def bench(
             rows.append(row)
             console.print(described(row), soft_wrap=True)
 
-        def save(said: list[Answer]) -> None:  # after every editor, so that nothing is lost with a later one
-            answered.extend(said)
+        def save(answers: list[Answer]) -> None:  # after every editor, so that a later failure loses nothing
+            answered.extend(answers)
             write(rows, out, meta, answered=answered)
 
         run_all(language_model, benchmarked, stream, note, save)
-    except (ValueError, OSError) as wrong:
-        console.print(str(wrong), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    console.print(markdown(summarise(rows)), soft_wrap=True)
-    console.print(f"written to {out}")
+        console.print(markdown(summarise(rows)), soft_wrap=True)
+        console.print(f"written to {out}", soft_wrap=True)
 
 
 @app.command()
 def ability(
     model: Annotated[Path, typer.Option(help="Folder of a checkpoint; `errata export` writes one of a version.")],
-    tasks: Annotated[str, typer.Option(help="Names with commas between them: of files in the task folder, or lm-eval's own.")],
+    tasks: Annotated[str, typer.Option(help="Names of tasks, with commas: files in the task folder, or tasks of lm-eval.")],
     out: Annotated[Path, typer.Option(help="Folder for ability.json.")],
-    backend: Annotated[str, typer.Option(help="What runs the model: hf (transformers) or vllm.")] = "hf",
-    task_folder: Annotated[Path | None, typer.Option(help="Folder of task files; without it, the three small ones.")] = None,
-    limit: Annotated[int, typer.Option(help="Take that many records of each task; 0 for all.")] = 0,
-    shots: Annotated[int | None, typer.Option(help="Examples before each question; without it, as the task says.")] = None,
-    device: Annotated[str, typer.Option(help="Where the model is with the backend hf: cpu, cuda, ...")] = "cpu",
+    backend: Annotated[str, typer.Option(help="Engine of the model: hf (transformers) or vllm.")] = "hf",
+    task_folder: Annotated[Path | None, typer.Option(help="Folder of task files; without it, the three small tasks.")] = None,
+    limit: Annotated[int, typer.Option(help="Number of records of each task; 0 for all.")] = 0,
+    shots: Annotated[int | None, typer.Option(help="Examples before each question; without it, the task's own number.")] = None,
+    device: Annotated[str, typer.Option(help="Device of the model with the backend hf: cpu, cuda, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Score a checkpoint's general ability with lm-eval: GLUE and MMLU, or small tasks of their kinds; needs no service."""
     from errata.evaluate.general_ability import TASKS, AbilityOptions, measure, save
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    try:
+    with logged("ability") as console:
         out.mkdir(parents=True, exist_ok=True)
         options = AbilityOptions(backend, task_folder or TASKS, limit or None, shots, device, dtype)
         found = measure(model, names, options)
-    except (ValueError, OSError) as wrong:
-        console.print(str(wrong), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    table = Table("task", "score", "value", "standard error", "records")
-    for name, result in found["tasks"].items():
-        for metric in (key for key in result if f"{key}_stderr" in result):
-            value, error = result[metric], result[f"{metric}_stderr"]
-            table.add_row(name, metric, f"{value:.3f}", f"{error:.3f}", str(result["num_records"]))
-    console.print(table)
-    console.print(f"written to {save(found, out)}")
+        table = Table("task", "score", "value", "standard error", "records")
+        for name, result in found["tasks"].items():
+            for metric in (key for key in result if f"{key}_stderr" in result):
+                value, error = result[metric], result[f"{metric}_stderr"]
+                table.add_row(name, metric, f"{value:.3f}", f"{error:.3f}", str(result["num_records"]))
+        console.print(table)
+        console.print(f"written to {save(found, out)}", soft_wrap=True)

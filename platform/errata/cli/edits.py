@@ -1,9 +1,9 @@
-"""`errata edit`, `edits`, `import`, `ask` and `watch`, commands of cli.py."""
+"""The commands `errata edit`, `edits`, `import`, `ask` and `watch`."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.text import Text
@@ -12,32 +12,33 @@ from errata.cli.console import (
     DEFAULT_URL,
     AsJson,
     Url,
-    asked,
     connect,
     console,
     edits_table,
     errors_as_one_line,
     print_json,
+    prompt_and_target,
     say,
     shown,
 )
 from errata.client.errors import ErrataError
+from errata.edit import EditState
 
 if TYPE_CHECKING:
     from errata.client.events import Event
     from errata.client.responses import EditOut
 
 app = typer.Typer()
-STATES = ("queued", "applying", "applied", "rejected", "superseded", "reverted")
+STATES = get_args(EditState)
 
 
 @app.command()
 def edit(
     prompt: str,
     target: str,
-    subject: Annotated[str | None, typer.Option(help="The words of the prompt that the fact is about.")] = None,
+    subject: Annotated[str | None, typer.Option(help="The subject of the fact, as it occurs in the prompt.")] = None,
     rephrasing: Annotated[list[str] | None, typer.Option(help="Another wording of the prompt; may be repeated.")] = None,
-    wait: Annotated[bool, typer.Option(help="Until the served model answers so; otherwise print the id and return.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until the edit is served; otherwise print its id and return.")] = True,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Correct one answer and wait until the served model gives it."""
@@ -50,18 +51,18 @@ def edit(
             if not refused.answer.get("edits"):
                 raise
             (made,) = refused.answer["edits"]
-    say(_fate(made))
+    say(_outcome(made))
     if made["state"] == "rejected":
         raise typer.Exit(1)
 
 
-def _fate(made: EditOut) -> str:
+def _outcome(made: EditOut) -> str:
     state = made["state"]
     if state == "applied":
         return f"applied in version {made['version']}"
     if state == "rejected":
         field = f"{made['field']}: " if made.get("field") else ""
-        return f"rejected: {field}{made.get('reason', 'no reason was given')}"
+        return f"rejected: {field}{made.get('reason', 'without a reason')}"
     if state in ("queued", "applying"):
         return f"{state} as {made['id']}; `errata watch {made['id']}` follows it"
     return f"{state}: {made.get('reason', '')} (version {made.get('version')})"
@@ -69,48 +70,49 @@ def _fate(made: EditOut) -> str:
 
 @app.command()
 def edits(
-    state: Annotated[str, typer.Option(help=f"Only those: {', '.join(STATES)}.")] = "",
-    limit: Annotated[int, typer.Option(help="The newest so many.", min=1, max=1000)] = 20,
-    before: Annotated[str, typer.Option(help="Those before this cursor; the last line of a page names it.")] = "",
+    state: Annotated[str, typer.Option(help=f"Only edits in this state: {', '.join(STATES)}.")] = "",
+    limit: Annotated[int, typer.Option(help="Number of edits, the newest first.", min=1, max=1000)] = 20,
+    before: Annotated[str, typer.Option(help="Edits before this cursor, which the last line of a page names.")] = "",
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """The edits that were posted, newest first, and what became of them."""
+    """List posted edits with their states, newest first."""
     if state and state not in STATES:
         raise typer.BadParameter(f"--state is one of {', '.join(STATES)}, not {state!r}")
     with errors_as_one_line():
         page = connect(url).edits(state or None, limit, before or None)
     if as_json:
         return print_json(page)
-    table = edits_table("state", "version", "edit", "posted", "by", "why")
+    table = edits_table("state", "version", "edit", "posted", "by", "reason")
     for made in page["edits"]:
         version = "" if made.get("version") is None else str(made["version"])
         posted = f"{datetime.fromtimestamp(made['created']):%Y-%m-%d %H:%M:%S}"
         by, why = shown(made.get("poster") or ""), shown(made.get("reason") or "")
-        table.add_row(shown(made["id"]), made["state"], version, asked(made["edit"]), posted, by, why)
+        table.add_row(shown(made["id"]), made["state"], version, prompt_and_target(made["edit"]), posted, by, why)
     console.print(table)
     if page["next"] is not None:
-        say(f"older ones: --before {page['next']}", "dim")
+        say(f"older edits: --before {page['next']}", "dim")
 
 
 @app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="A file, folder, pattern or URI; docs/data.md has the formats.")],
-    format_name: Annotated[str, typer.Option("--format", help="Of the records, if it is not to be detected.")] = "",
-    on_fault: Annotated[str, typer.Option(help="stop at a record at fault before anything is posted, or skip it.")] = "stop",
-    limit: Annotated[int, typer.Option(help="Take that many edits; 0 for all.", min=0)] = 0,
-    wait: Annotated[bool, typer.Option(help="Until all are settled; otherwise only until they are queued.")] = True,
-    run: Annotated[str, typer.Option(help="Name of this run: the same file is posted again under another name.")] = "",
-    refused_to: Annotated[str, typer.Option("--rejected", help="File for what was not made and why, as JSON lines.")] = "",
+    format_name: Annotated[str, typer.Option("--format", help="Format of the records; without it, it is detected.")] = "",
+    on_fault: Annotated[str, typer.Option(help="stop at a faulty record before anything is posted, or skip it.")] = "stop",
+    limit: Annotated[int, typer.Option(help="Number of edits to post; 0 for all.", min=0)] = 0,
+    wait: Annotated[bool, typer.Option(help="Wait until all edits are settled; otherwise until they are queued.")] = True,
+    run: Annotated[str, typer.Option(help="Name of this run; under another name the same file is posted again.")] = "",
+    refused_to: Annotated[str, typer.Option("--rejected", help="File for rejected edits with reasons, as JSON lines.")] = "",
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Post a file of edits. Broken off and run again, it posts nothing twice."""
-    from errata.cli.import_file import play
+    """Post a file of edits. After an interruption the same command continues, and posts no edit twice."""
+    from errata.cli.import_file import ImportOptions, import_file
 
     if on_fault not in ("stop", "skip"):
         raise typer.BadParameter(f"--on-fault is stop or skip, not {on_fault!r}")
     with errors_as_one_line("edit"):
-        ended_well = play(source, format_name, on_fault == "skip", limit, wait, run, refused_to, url)
+        options = ImportOptions(format_name, on_fault == "skip", limit, wait, run, refused_to)
+        ended_well = import_file(source, options, url)
     if not ended_well:
         raise typer.Exit(1)
 
@@ -118,12 +120,12 @@ def import_(
 @app.command()
 def ask(
     prompts: list[str],
-    max_tokens: Annotated[int, typer.Option(help="Of an answer, at most.", min=1)] = 8,
-    at_least: Annotated[int | None, typer.Option(help="Wait for this version.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 8,
+    at_least: Annotated[int | None, typer.Option(help="Wait until this version is served.")] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """What the served model answers, and by which version."""
+    """Print the served model's greedy answers, and the version that gave them."""
     with errors_as_one_line():
         answer = connect(url).complete(prompts, max_tokens, at_least)
     if as_json:
@@ -135,11 +137,11 @@ def ask(
 
 @app.command()
 def watch(
-    edit_id: Annotated[str | None, typer.Argument(help="Follow this edit until it is settled; without it, everything.")] = None,
+    edit_id: Annotated[str | None, typer.Argument(help="Follow this edit until it is settled; without it, all events.")] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Print what happens, a line each, as it happens; Ctrl-C ends it."""
+    """Print events as they happen, one line each, until Ctrl-C."""
     try:
         with errors_as_one_line(), connect(url, float("inf")) as client:
             for event in client.events(edit_id) if edit_id else client.watch():
@@ -161,9 +163,9 @@ def _line(event: Event) -> str:
         case "head":
             return f"live: version {data['head']} (before: {data['before']})"
         case "reconnected":
-            return "connected again; what happened in between is not shown (`errata edits`, `errata versions`)"
+            return "connected again; events in between are not shown (`errata edits`, `errata versions`)"
     if not isinstance(data, dict) or "edit" not in data:
         return f"{event.name}: {data}"
     version = f" (version {data['version']})" if data.get("version") is not None else ""
     why = f": {data['reason']}" if data.get("reason") else ""
-    return f"edit {data['id']} {data['state']}{version}: {asked(data['edit'])}{why}"
+    return f"edit {data['id']} {data['state']}{version}: {prompt_and_target(data['edit'])}{why}"

@@ -1,4 +1,4 @@
-"""`errata import`: how far it is, on a terminal as a bar and elsewhere in lines, and what was not made."""
+"""The work of `errata import`: progress as a bar on a terminal and as lines elsewhere, and a table of rejected edits."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import TextIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from errata.cli.console import MAX_SHOWN, connect, console, errors, explained, say, say_waiting, shown
+from errata.cli.console import MAX_SHOWN, connect, console, errors, say, say_waiting, shown, with_advice
 from errata.client.bulk_import import Import, Refusal
 from errata.client.errors import ErrataError
 from errata.datasets.reader import OnFault, read_edits
 from errata.datasets.skip_report import SkipReport
 from errata.edit import Edit
 
-RETRY_S = 600.0  # a full queue empties as fast as edits are made
+RETRY_S = 600.0  # long, because a full queue empties only as fast as edits are made
 NUM_SHOWN = 50  # refusals in the table at the end
-EVERY_S = 10.0  # between two lines where there is no terminal
+EVERY_S = 10.0  # between two lines of progress if there is no terminal
 
 
 @dataclass
 class Refusals:
-    """The first NUM_SHOWN for the table; all go to `sink`, if there is one."""
+    """Refused edits: the first NUM_SHOWN for the table; all are written to `sink`, if it is given."""
 
     sink: TextIO | None = None
     first: list[Refusal] = field(default_factory=list)
@@ -44,48 +44,62 @@ class Refusals:
             self.sink.flush()
 
 
-def play(source: str, format_name: str, skips: bool, limit: int, wait: bool, run: str, refused_to: str, url: str) -> bool:
-    """Post the edits of `source` and print what becomes of them; whether all of them were made, or queued without `wait`.
+@dataclass(frozen=True)
+class ImportOptions:
+    """Options of the command, as `errata import --help` explains them."""
 
-    The file is read twice, so that one with a fault is seen before anything is posted. Raises what reading raises, and
-    `ErrataError` if nothing could be posted at all.
+    format_name: str = ""
+    skips: bool = False
+    limit: int = 0
+    wait: bool = True
+    run: str = ""
+    refused_to: str = ""
+
+
+def import_file(source: str, options: ImportOptions, url: str) -> bool:
+    """Post the edits of `source` and print their states. True if all were made, or queued without `wait`.
+
+    The file is read twice, so that a faulty one is found before anything is posted. Raises what reading raises, and
+    `ErrataError` if nothing could be posted.
     """
-    on_fault: OnFault = "skip" if skips else "stop"
+    on_fault: OnFault = "skip" if options.skips else "stop"
 
-    def edits(skip_report: SkipReport) -> Iterator[Edit]:
-        return islice(read_edits(source, format_name=format_name, on_fault=on_fault, skip_report=skip_report), limit or None)
+    def edits(report: SkipReport) -> Iterator[Edit]:
+        found = read_edits(source, format_name=options.format_name, on_fault=on_fault, skip_report=report)
+        return islice(found, options.limit or None)
 
-    with connect(url, RETRY_S, _seldom(say_waiting)) as client, ExitStack() as stack:
-        client.edits(limit=1)  # a wrong address is said before a long file is read
-        skip_report = SkipReport()
+    with connect(url, RETRY_S, _at_most_every(EVERY_S, say_waiting)) as client, ExitStack() as stack:
+        client.edits(limit=1)  # a wrong address is reported before a long file is read
+        report = SkipReport()
         with _quiet(), console.status("reading …"):
-            total = sum(1 for _ in edits(skip_report))
-        if skip_report.num_skipped:
-            console.print(shown(skip_report.report()), style="yellow", soft_wrap=True)
+            total = sum(1 for _ in edits(report))
+        if report.num_skipped:
+            console.print(shown(report.report()), style="yellow", soft_wrap=True)
         if not total:
             raise ValueError(f"there is no edit in {source}")
-        sink = stack.enter_context(Path(refused_to).open("w", encoding="utf-8")) if refused_to else None
+        path = options.refused_to
+        sink = stack.enter_context(Path(path).open("w", encoding="utf-8")) if path else None
         refusals = Refusals(sink)
-        posting, broken = Import(client, refusals, lambda: None, wait), ""
+        posting, broken = Import(client, refusals, lambda: None, options.wait), ""
         try:
             with _quiet(), _progress(posting, total):
-                posting.run(edits(SkipReport()), run)
+                posting.run(edits(SkipReport()), options.run)
         except KeyboardInterrupt:
-            broken = "broken off"
+            broken = "interrupted"
         except (ErrataError, ValueError, OSError) as failed:
             if not posting.num_done:
                 raise
-            broken = explained(failed, "edit") if isinstance(failed, ErrataError) else str(failed)
+            broken = with_advice(failed, "edit") if isinstance(failed, ErrataError) else str(failed)
     _report(posting, refusals, total)
     if broken:
-        advice = "The same command goes on from here, and posts nothing twice."
+        advice = "The same command continues from here, and posts no edit twice."
         errors.print(shown(f"{broken.rstrip('.')}. {advice}"), style="red", soft_wrap=True)
     return not broken and not posting.states["rejected"]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What was skipped is told here, so it is not wanted in the log too."""
+    """Silence the log of the datasets: the command prints skipped records itself."""
     log = logging.getLogger("errata.datasets")
     was_disabled, log.disabled = log.disabled, True
     try:
@@ -94,23 +108,23 @@ def _quiet() -> Iterator[None]:
         log.disabled = was_disabled
 
 
-def _seldom(tell: Callable[..., None]) -> Callable[..., None]:
-    """The same, but silent for EVERY_S after it has spoken: a full queue asks for patience every second."""
-    told_at = -EVERY_S
+def _at_most_every(period_s: float, print_line: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a function so that calls within `period_s` of the last effective one do nothing."""
+    last = -period_s
 
-    def tell_seldom(*said: object) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at >= EVERY_S:
-            told_at = time.monotonic()
-            tell(*said)
+    def print_seldom(*arguments: object) -> None:
+        nonlocal last
+        if time.monotonic() - last >= period_s:
+            last = time.monotonic()
+            print_line(*arguments)
 
-    return tell_seldom
+    return print_seldom
 
 
 @contextmanager
 def _progress(posting: Import, total: int) -> Iterator[None]:
     if not console.is_terminal:
-        posting.moved = _seldom(lambda: say(_counts(posting, total)))
+        posting.moved = _at_most_every(EVERY_S, lambda: say(_counts(posting, total)))
         yield
         return
     columns = SpinnerColumn(), TextColumn("posted"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
@@ -130,11 +144,11 @@ def _counts(posting: Import, total: int) -> str:
 
 def _report(posting: Import, refusals: Refusals, total: int) -> None:
     if refusals.first:
-        table = Table("edit", "state", "prompt", "target", "why")
+        table = Table("edit", "state", "prompt", "target", "reason")
         for one in refusals.first:
             texts = (shown(one.edit[name], MAX_SHOWN) for name in ("prompt", "target"))
             table.add_row(str(one.number), one.state, *texts, shown(one.reason))
         console.print(table)
         if refusals.count > len(refusals.first):
-            say(f"and {refusals.count - len(refusals.first):,} more; --rejected FILE writes all of them down")
+            say(f"and {refusals.count - len(refusals.first):,} more; --rejected FILE lists all of them")
     say(_counts(posting, total))

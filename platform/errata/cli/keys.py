@@ -1,47 +1,42 @@
-"""`errata keys`, commands of cli.py: make keys for the service, list them, take them away."""
+"""The commands `errata keys add`, `list` and `remove`: keys of the service."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from errata.access_keys import Keys, add_key, lifetime_of, remove_key
+from errata.cli.console import console, errors_as_one_line, say
 
-app = typer.Typer(help="Keys for the service: who may ask, edit, administer.", no_args_is_help=True)
-console = Console()
+app = typer.Typer(help="Make, list and remove keys of the service.", no_args_is_help=True)
 File = Annotated[Path, typer.Option("--file", help="File of keys; `errata serve --keys` takes it.", envvar="ERRATA_KEYS")]
 
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Whose key it is; the ledger says it beside each edit.")],
+    name: Annotated[str, typer.Argument(help="Owner of the key; the ledger stores the name with each edit.")],
     file: File,
-    role: Annotated[str, typer.Option(help="read, edit (also corrects) or admin (also goes back and reverts).")] = "read",
-    expires: Annotated[str, typer.Option(help="How long it holds: 12h, 30d, 8w; without it, until it is removed.")] = "",
+    role: Annotated[str, typer.Option(help="read, edit (also corrects) or admin (also rolls back and reverts).")] = "read",
+    expires: Annotated[str, typer.Option(help="Lifetime: 12h, 30d, 8w; without it, until it is removed.")] = "",
     rate: Annotated[int | None, typer.Option(help="Requests a minute, at each replica; without it, no limit.")] = None,
 ) -> None:
-    """Make a key and show it, this once: the file holds only its hash. A running service knows it within a second."""
-    try:
+    """Make a key and show it once: the file holds only its hash. A running service accepts it within a second."""
+    with errors_as_one_line():
         lifetime = lifetime_of(expires) if expires else None
         bearer = add_key(file, name, role, lifetime, rate)
-    except (ValueError, OSError) as wrong:
-        _end(wrong)
     typer.echo(bearer)  # alone on standard output, for `ERRATA_KEY=$(errata keys add …)`
     typer.echo(f"the key of {name} ({role}); it is not shown again. Clients read it from ERRATA_KEY.", err=True)
 
 
 @app.command("list")
 def list_keys(file: File) -> None:
-    """Names, roles and dates; the keys themselves are nowhere."""
-    try:
+    """List names, roles and dates; the keys themselves are not stored."""
+    with errors_as_one_line():
         keys = Keys.load(file).entries
-    except ValueError as wrong:
-        _end(wrong)
     now, table = datetime.now(UTC), Table("name", "role", "made", "expires", "requests a minute")
     for key in keys:
         expires = "never" if key.expires is None else _shown(key.expires)
@@ -53,18 +48,11 @@ def list_keys(file: File) -> None:
 
 @app.command()
 def remove(name: str, file: File) -> None:
-    """Take a key away. A running service refuses it within a second."""
-    try:
+    """Remove a key. A running service refuses it within a second."""
+    with errors_as_one_line():
         remove_key(file, name)
-    except (ValueError, OSError) as wrong:
-        _end(wrong)
-    console.print(f"the key of {name} is removed", markup=False)
+    say(f"the key of {name} is removed")
 
 
 def _shown(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def _end(wrong: Exception) -> NoReturn:
-    Console(stderr=True).print(str(wrong), style="red", markup=False, soft_wrap=True)
-    raise typer.Exit(1) from None

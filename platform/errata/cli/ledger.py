@@ -1,4 +1,4 @@
-"""`errata ledger`, commands of cli.py: copies of a ledger, at a URI and back."""
+"""The commands `errata ledger push` and `pull`: copies of a ledger at a URI."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import typer
 
 from errata.cli.console import errors_as_one_line, say
 
-app = typer.Typer(help="Copies of a ledger: to a bucket or another disk, and back.", no_args_is_help=True)
+app = typer.Typer(help="Copy a ledger to a bucket or another disk, and back.", no_args_is_help=True)
 Where = Annotated[str, typer.Argument(metavar="URI", help="file:///…, s3://…, gs://… or hdfs://…")]
-Folder = Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Folder of the versions.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Folder of the ledger.")]
 
 
 @app.command()
 def push(directory: Folder, where: Where) -> None:
-    """Bring a copy up to a ledger, which may be in use: what is missing there, the live version last."""
-    from errata.ledger.remote import push as bring
+    """Copy the versions that a copy lacks, the live version last. The ledger may be in use."""
+    from errata.ledger.remote import push as push_versions
 
     with errors_as_one_line():
-        num_new = bring(directory, where)
+        num_new = push_versions(directory, where)
     say(f"{num_new:,} versions were new; {where} is a copy of {directory}")
 
 
 @app.command()
 def pull(where: Where, directory: Folder) -> None:
-    """Bring a ledger, or a new one, up to a copy. Stop the service that uses it first; each version is checked."""
-    from errata.ledger.remote import pull as bring
+    """Copy versions from a copy into a ledger, or into a new one, and check each. Stop its service first."""
+    from errata.ledger.remote import pull as pull_versions
 
     with errors_as_one_line():
-        num_new = bring(where, directory)
-    say(f"{num_new:,} versions were new; {directory} is the ledger that {where} is a copy of")
+        num_new = pull_versions(where, directory)
+    say(f"{num_new:,} versions were new; {directory} is the ledger of which {where} is a copy")

@@ -1,4 +1,4 @@
-"""`errata`: the commands of the files beside this one, put together."""
+"""The application `errata`: the commands of all files of this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from errata.cli.score import score
 
 
 class DataGroup(TyperGroup):
-    """`errata data`, imported when it is asked for: pyarrow takes longer than `errata --help` should."""
+    """The group `errata data`, imported on first use, because importing pyarrow would slow down `errata --help`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return _data().list_commands(ctx)
@@ -32,12 +32,12 @@ def _data() -> TyperGroup:
 app = typer.Typer(help="Keep a served language model correct.", no_args_is_help=True, pretty_exceptions_show_locals=False)
 for commands in (serve, edits, versions):
     app.add_typer(commands.app)
-looks = typer.Typer()  # commands that were added to `app` itself would stand before all others
+evaluation = typer.Typer()  # a group of their own, because commands of `app` itself would be listed before all others
 for command in (score, report):
-    looks.command()(command)
-app.add_typer(looks)
+    evaluation.command()(command)
+app.add_typer(evaluation)
 app.add_typer(bench.app)
-app.add_typer(typer.Typer(cls=DataGroup, no_args_is_help=True), name="data", help="Look at files of edits, and convert them.")
+app.add_typer(typer.Typer(cls=DataGroup, no_args_is_help=True), name="data", help="Check and convert files of edits.")
 app.add_typer(keys.app, name="keys")
 app.add_typer(ledger.app, name="ledger")
 

@@ -1,4 +1,4 @@
-"""`errata report`, a command of cli.py."""
+"""The command `errata report`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console()
+from errata.cli.console import errors_as_one_line, say
 
 
 def report(
-    path: Annotated[Path, typer.Argument(help="Folder of a ledger, or the one that a benchmark wrote.")],
+    path: Annotated[Path, typer.Argument(help="Folder of a ledger, or of a benchmark's results.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for index.html and the PNGs; without it, `report` inside PATH.")
     ] = None,
 ) -> None:
-    """Write one HTML page about a ledger or a benchmark, whole in itself, and its figures as PNGs; needs no service."""
+    """Write one self-contained HTML page about a ledger or a benchmark, and its figures as PNGs; needs no service."""
     from errata.reports.write import write_report
 
-    try:
+    with errors_as_one_line():
         page = write_report(path, out)
-    except (ValueError, OSError) as wrong:
-        console.print(str(wrong), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    console.print(f"written to {page}", markup=False, soft_wrap=True)
+    say(f"written to {page}")

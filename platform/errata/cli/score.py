@@ -1,4 +1,4 @@
-"""`errata score`, a command of cli.py: the model that is served, asked as its users ask it."""
+"""The command `errata score`: the served model, evaluated by what it generates."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from errata.cli.console import DEFAULT_URL, Url, connect, explained
-from errata.client.errors import ErrataError
+from errata.cli.console import DEFAULT_URL, Url, connect, console, errors_as_one_line, say
 
 if TYPE_CHECKING:
     from errata.client.client import Client
 
-console = Console()
 BATCH = 32
 SHOWN = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "harmonic_mean")
 
@@ -27,17 +24,17 @@ SHOWN = ("efficacy", "generalisation", "locality", "locality_gold", "portability
 def score(
     edits: Annotated[str, typer.Argument(help="Edits with their probes: a file, folder or URI; docs/data.md has the formats.")],
     url: Url = DEFAULT_URL,
-    limit: Annotated[int, typer.Option(help="Take that many edits; 0 for all.", min=0)] = 0,
-    max_tokens: Annotated[int, typer.Option(help="Of an answer, at most; it ends at a new line or a period.", min=1)] = 16,
+    limit: Annotated[int, typer.Option(help="Number of edits to score; 0 for all.", min=0)] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens; it ends at a new line or a period.", min=1)] = 16,
     save: Annotated[Path | None, typer.Option(help="File for the answers, as JSON.")] = None,
-    base: Annotated[Path | None, typer.Option(help="Answers that were saved before the edits: locality is agreement.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Answers saved before the edits, for locality as agreement.")] = None,
 ) -> None:
     """Score the served model on a file of edits by what it generates, with 95 % intervals; edits nothing."""
     from errata.datasets.reader import read_edits
     from errata.evaluate.questions import Questions
     from errata.evaluate.scorecard import score
 
-    try:
+    with errors_as_one_line():
         chosen = list(islice(read_edits(edits), limit or None))
         before = None if base is None else _saved(base, max_tokens)
         questions = Questions.of(chosen)
@@ -45,10 +42,6 @@ def score(
         card = score(questions, found["answers"], before)
         if save is not None:
             save.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except (ValueError, OSError, ErrataError) as wrong:
-        said = explained(wrong) if isinstance(wrong, ErrataError) else str(wrong)
-        console.print(said, style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
     table = Table("score", "value", "95 %", title=f"{len(chosen)} edits, answered by version {found['version_max']}")
     shares = {name: getattr(card, name) for name in SHOWN}
     shares |= {f"portability/{kind}": share for kind, share in card.portability_by_kind.items()}
@@ -58,11 +51,11 @@ def score(
             table.add_row(name, f"{share:.3f}", "" if low is None else f"{low:.3f} to {high:.3f}")
     console.print(table)
     if found["version_min"] != found["version_max"]:
-        console.print(f"edits came in between: answers are by versions {found['version_min']} to {found['version_max']}")
+        say(f"edits were made meanwhile: the answers are of versions {found['version_min']} to {found['version_max']}")
 
 
 def _ask(client: Client, prompts: Sequence[str], max_tokens: int) -> dict[str, Any]:
-    """{"answers": by prompt, "version_min", "version_max"}."""
+    """Collect {"answers": by prompt, "version_min", "version_max", "max_tokens"}."""
     answers: dict[str, str] = {}
     versions: list[int] = []
     for begin in track(range(0, len(prompts), BATCH), "asking", console=console, transient=True):
@@ -76,12 +69,12 @@ def _ask(client: Client, prompts: Sequence[str], max_tokens: int) -> dict[str, A
 
 
 def _saved(path: Path, max_tokens: int) -> dict[str, str]:
-    """Raises `ValueError` for what `--save` did not write, and for answers that were cut elsewhere."""
+    """Read saved answers. Raises `ValueError` for a file that `--save` did not write, or another `max_tokens`."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         answers, length = dict(found["answers"]), found["max_tokens"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} holds no answers: --save writes them") from None
+        raise ValueError(f"{path} contains no answers; --save writes such a file") from None
     if length != max_tokens:
         raise ValueError(f"the answers in {path} have at most {length} tokens, not {max_tokens}: give --max-tokens {length}")
     return answers

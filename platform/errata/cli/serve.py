@@ -1,4 +1,4 @@
-"""`errata serve`, `stop` and `status`, commands of cli.py."""
+"""The commands `errata serve`, `stop` and `status`."""
 
 from __future__ import annotations
 
@@ -8,43 +8,50 @@ import time
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from errata.cli.console import DEFAULT_URL, AsJson, Url, connect, console, end, errors_as_one_line, print_json, say, shown
+from errata.cli.console import DEFAULT_URL, AsJson, Url, connect, console, errors_as_one_line, fail, print_json, say, shown
 from errata.home import home
 
+if TYPE_CHECKING:
+    from errata.local.services import LocalServices
+
 app = typer.Typer()
-WATCHED = "ray"  # ends with the machine's part of the cluster, and the service with it
+WATCHED = "ray"  # if Ray ends, the service ends too
 NUM_SWAPS = 5
 
 
 class Pause(StrEnum):
+    """Requests in flight at a swap: they keep running, or the swap waits for them."""
+
     KEEP = "keep"
     WAIT = "wait"
 
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="Folder of the model; without it, the one that the artifact was made on.")] = "",
-    artifact: Annotated[str, typer.Option(help="Folder of a trained policy or of key moments; without it, the newest.")] = "",
-    editor: Annotated[str, typer.Option(help="Name of the editor; docs/editors.md has them.")] = "RLEdit",
-    preset: Annotated[str, typer.Option(help="A paper's settings for the model, such as llama3_8b: docs/plans.md.")] = "",
+    model: Annotated[str, typer.Option(help="Folder of the model; without it, the model of the artifact.")] = "",
+    artifact: Annotated[str, typer.Option(help="Folder of a trained policy or of moments; without it, the newest.")] = "",
+    editor: Annotated[str, typer.Option(help="Name of the editor; docs/editors.md lists them.")] = "RLEdit",
+    preset: Annotated[str, typer.Option(help="A paper's settings for the model, such as llama3_8b; docs/plans.md.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="field=value of the editor; may be repeated.")] = None,
     guard: Annotated[list[str] | None, typer.Option(help="field=value of the guard, such as perplexity.refuse=2.")] = None,
-    probes: Annotated[str, typer.Option(help="File of what no edit may change; without it, the one beside the model.")] = "",
-    ledger: Annotated[str, typer.Option(help="Folder of the versions; made if it is not there.")] = "",
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need --keys.")] = "127.0.0.1",
+    probes: Annotated[str, typer.Option(help="File of probes that no edit may change; without it, the model's own.")] = "",
+    ledger: Annotated[str, typer.Option(help="Folder of the ledger; created if it does not exist.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; --keys is needed beyond this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="HTTP port.", min=1, max=65535)] = 8000,
     keys: Annotated[str, typer.Option(help="File of access keys; `errata keys add` makes it.", envvar="ERRATA_KEYS")] = "",
-    replicas: Annotated[int, typer.Option(help="Generators, each with an engine of its own.", min=1)] = 1,
+    replicas: Annotated[int, typer.Option(help="Number of replicas, each with its own engine.", min=1)] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs of a replica; 0.5 shares one with the editor (--device cuda).", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="Where edits are made: cpu, cuda, or cuda:0,cuda:1 for a large model.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of the weights, such as bfloat16.")] = "float32",
-    max_queue: Annotated[int | None, typer.Option(help="Edits that may wait; more are answered 429.", min=1)] = None,
-    pause: Annotated[Pause, typer.Option(help="At a swap, requests in flight keep going or are waited for.")] = Pause.KEEP,
+    device: Annotated[str, typer.Option(help="Device of the editor: cpu, cuda, or cuda:0,cuda:1 for a large model.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Type of the weights, such as bfloat16.")] = "float32",
+    max_queue: Annotated[
+        int | None, typer.Option(help="Edits that may wait; posts beyond are answered with 429.", min=1)
+    ] = None,
+    pause: Annotated[Pause, typer.Option(help="Requests in flight at a swap keep running, or it waits.")] = Pause.KEEP,
 ) -> None:
     """Start Ray, MLflow and the Serve application on this machine; Ctrl-C or `errata stop` stops them."""
     from errata.access_keys import check_binding
@@ -53,17 +60,17 @@ def serve(
     root = home()
     try:
         check_binding(host, keys or None)
-        kept = needs(editor, preset)
+        artifacts = needs(editor, preset)
     except ValueError as wrong:
         raise typer.BadParameter(str(wrong)) from None
-    artifact = artifact or (_newest(root / kept) if kept else "")
+    artifact = artifact or (_newest(root / artifacts) if artifacts else "")
     if not model and not artifact:
-        raise typer.BadParameter(f"{editor} has no artifact that names a model: name its folder (--model)")
+        raise typer.BadParameter(f"{editor} needs no artifact, which would name the model: give the model's folder (--model)")
     arguments: dict[str, Any] = {
-        "model": model or str(root / "testbed" / _made_on(Path(artifact))),
+        "model": model or str(root / "testbed" / _model_of(Path(artifact))),
         "editor": editor,
-        "ledger": ledger or root / "serve" / f"ledger-{_fit(editor)}",
-        "mlflow_name": f"errata-{_fit(editor)}",  # a registered model mirrors one ledger
+        "ledger": ledger or root / "serve" / f"ledger-{_file_name(editor)}",
+        "mlflow_name": f"errata-{_file_name(editor)}",  # a registered model mirrors one ledger
         "replicas": replicas,
         "gpus": gpus,
         "device": device,
@@ -76,56 +83,60 @@ def serve(
 
 
 def _run(folder: Path, host: str, port: int, arguments: Mapping[str, Any]) -> None:
-    """Until it is asked to stop, or Ray ends. What was started is stopped, also if starting fails halfway."""
+    """Serve until a signal or the end of Ray. All started services are stopped, also if a later one fails to start."""
     from errata.local.pidfile import AlreadyRunning, recorded_service
     from errata.local.services import LocalServices, ServiceFailed
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    stack = LocalServices(folder, http_port=port, http_host=host)
-    try:
-        with recorded_service(folder, stack.url), stack:
-            try:
-                console.print("starting MLflow, Ray and vLLM (about a minute) …")
-                stack.start_mlflow()
-                stack.start_ray()
-                stack.wait_mlflow()
-                stack.start_serve(mlflow=stack.mlflow_url, **arguments)
-                stack.wait_serve()
-                say(f"ready: {stack.url} (MLflow: {stack.mlflow_url}); Ctrl-C or `errata stop` stops all of it")
-                while not stack.has_ended(WATCHED):
-                    time.sleep(0.5)
-                raise ServiceFailed(f"{WATCHED} has ended:\n{stack.log_end(WATCHED)}")
-            except KeyboardInterrupt:
-                say("stopping …")
-            finally:  # asked twice, it would leave processes behind
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    except (AlreadyRunning, ServiceFailed) as failed:
-        typer.secho(str(failed), fg="red", err=True)
-        raise typer.Exit(1) from None
+    services = LocalServices(folder, http_port=port, http_host=host)
+    with errors_as_one_line(also=(AlreadyRunning, ServiceFailed)), recorded_service(folder, services.url), services:
+        try:
+            _start(services, arguments)
+            say(f"ready: {services.url} (MLflow: {services.mlflow_url}); Ctrl-C or `errata stop` stops all services")
+            while not services.has_ended(WATCHED):
+                time.sleep(0.5)
+            raise services.failure(WATCHED, "has ended")
+        except KeyboardInterrupt:
+            say("stopping …")
+        finally:  # a second signal would leave processes behind
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say("stopped")
+
+
+def _start(services: LocalServices, arguments: Mapping[str, Any]) -> None:
+    """Start the services one after another, with a line for each; their own output goes to their logs."""
+    say(f"logs: {services.log('serve')}, ray.log and mlflow.log beside it")
+    say("starting MLflow and Ray …")
+    services.start_mlflow()
+    services.start_ray()
+    services.wait_mlflow()
+    say("starting the replicas: vLLM loads the model (about a minute) …")
+    services.start_serve(mlflow=services.mlflow_url, **arguments)
+    services.wait_serve()
 
 
 @app.command()
 def stop(
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait until all has ended.", min=0)] = 120.0,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds to wait for its end.", min=0)] = 120.0,
 ) -> None:
-    """End the service that `errata serve` started from this ERRATA_HOME, as Ctrl-C there does."""
+    """Stop the service that `errata serve` started from this ERRATA_HOME, as Ctrl-C does."""
     from errata.local import pidfile
 
     folder = home() / "serve"
     with errors_as_one_line():
         found = pidfile.read(folder)
         if found is None or not found.is_alive:
-            return say(f"nothing serves from {folder}; ERRATA_HOME must be as it was at the start (`make serve`: ./runs)")
+            return say(f"no service runs from {folder}; ERRATA_HOME must be as at its start (`make serve`: ./runs)")
         say(f"stopping process {found.pid}, which serves at {found.url} …")
         if not pidfile.stop(found, timeout_s):
-            end(f"process {found.pid} has been asked to stop and still runs after {timeout_s:.0f} s; its logs are in {folder}")
+            fail(f"process {found.pid} still runs {timeout_s:.0f} s after it was asked to stop; its logs are in {folder}")
     say("stopped")
 
 
 @app.command()
 def status(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
-    """Replicas, their versions, the queue and the last swaps."""
+    """Print readiness, replicas with their versions, the queue and the last swaps."""
     with errors_as_one_line(), connect(url) as client:
         answer = client.status()
         if as_json:
@@ -155,7 +166,7 @@ def _summary(answer: Mapping[str, Any]) -> Table:
 
 
 def _replicas(answer: Mapping[str, Any]) -> Table:
-    """All that the edit worker sees; while it is being replaced, the one that answered."""
+    """List the replicas that the edit worker knows; while it is being replaced, the one that answered."""
     replicas = answer.get("replicas") or [one for one in [answer.get("answered_by")] if one]
     table = Table("replica", "version", "state", "process", title="replicas", title_justify="left")
     for replica in replicas:
@@ -171,7 +182,7 @@ def _replicas(answer: Mapping[str, Any]) -> Table:
 
 
 def _rows(title: str, rows: list[Mapping[str, Any]]) -> Table:
-    """Columns are the fields of the first row."""
+    """Make a table whose columns are the fields of the first row."""
     table = Table(*rows[0], title=title, title_justify="left")
     for row in rows:
         table.add_row(*(shown(_short(row.get(name, ""))) for name in rows[0]))
@@ -196,22 +207,22 @@ def _newest(folder: Path) -> str:
     return str(found[-1])
 
 
-def _made_on(artifact: Path) -> str:
-    """The name of the testbed's model that a policy was trained on, or moments measured."""
+def _model_of(artifact: Path) -> str:
+    """Read the name of the testbed's model on which a policy was trained or moments were measured."""
     trained, measured = artifact / "artifact.json", artifact / "moments.json"
     if trained.exists():
         name = str(json.loads(trained.read_text())["record"]["model"])
     elif measured.exists():
         name = str(json.loads(measured.read_text())["model"])
     else:
-        raise typer.BadParameter(f"{artifact} is no artifact of an editor: it has neither artifact.json nor moments.json")
+        raise typer.BadParameter(f"{artifact} is not an artifact of an editor: it has neither artifact.json nor moments.json")
     if name in ("", "..") or Path(name).name != name:
         raise typer.BadParameter(
-            f"{artifact} was made on {name!r}, which is no folder's name: name the model's folder (--model)"
+            f"{artifact} was made on {name!r}, which is not the name of a folder: give the model's folder (--model)"
         )
     return name
 
 
-def _fit(name: str) -> str:
-    """For a folder's name."""
+def _file_name(name: str) -> str:
+    """Make the editor's name fit for the name of a folder."""
     return name.lower().replace("/", "-of-").replace("+", "-plus")

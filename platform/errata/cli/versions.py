@@ -1,4 +1,4 @@
-"""`errata versions`, `diff`, `rollback`, `revert`, `blame` and `export`, commands of cli.py."""
+"""The commands `errata versions`, `diff`, `rollback`, `revert`, `blame` and `export`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from errata.cli.console import (
     MAX_SHOWN,
     AsJson,
     Url,
-    asked,
     connect,
     console,
     edits_table,
-    end,
     errors_as_one_line,
     print_json,
+    prompt_and_target,
     say,
     shown,
 )
@@ -38,13 +37,13 @@ class Mode(StrEnum):
 
 @app.command()
 def versions(
-    number: Annotated[int | None, typer.Argument(help="One version: its edits and its scorecard.", min=0)] = None,
-    limit: Annotated[int, typer.Option(help="The newest so many; 0 for all.", min=0)] = 20,
-    before: Annotated[int | None, typer.Option(help="Those before this version.", min=0)] = None,
+    number: Annotated[int | None, typer.Argument(help="One version, with its edits and its scorecard.", min=0)] = None,
+    limit: Annotated[int, typer.Option(help="Number of versions, the newest; 0 for all.", min=0)] = 20,
+    before: Annotated[int | None, typer.Option(help="Versions before this one.", min=0)] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """The chain of versions; the live one is marked."""
+    """List versions; the live version is marked."""
     with errors_as_one_line():
         client = connect(url)
         answer: Any = client.versions(limit or None, before) if number is None else client.version(number)
@@ -63,7 +62,7 @@ def versions(
 
 
 def _print_version(version: Mapping[str, Any]) -> None:
-    parent = "the model as it was" if version["parent"] is None else f"on version {version['parent']}"
+    parent = "the unedited model" if version["parent"] is None else f"on version {version['parent']}"
     made = f", {version['created']}, by {version['editor']}, {version['num_bytes']:,} bytes"
     say(f"version {version['version']}, {parent}{made}")
     _print_edits("edits", version["edits"])
@@ -76,12 +75,12 @@ def _print_version(version: Mapping[str, Any]) -> None:
 
 @app.command()
 def diff(a: int, b: int, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
-    """What version B has that version A has not, and the other way round."""
+    """Compare two versions: edits that only one of them holds, norms of the change, both scorecards."""
     with errors_as_one_line():
         answer = connect(url).diff(a, b)
     if as_json:
         return print_json(answer)
-    say(f"from version {answer['from']} to {answer['to']}; version {answer['common']} is the last that both stand on")
+    say(f"from version {answer['from']} to {answer['to']}; version {answer['common']} is their last common ancestor")
     _print_edits(f"only in {b}", answer["added"])
     _print_edits(f"only in {a}", answer["removed"])
     if answer["norms"]:
@@ -98,7 +97,7 @@ def diff(a: int, b: int, as_json: AsJson = False, url: Url = DEFAULT_URL) -> Non
 
 @app.command()
 def rollback(version: Annotated[int, typer.Argument(min=0)], url: Url = DEFAULT_URL) -> None:
-    """Serve an earlier (or later) version again; nothing is deleted."""
+    """Serve an earlier or later version again; nothing is deleted."""
     with errors_as_one_line("admin"):
         answer = connect(url).rollback(version)
     swap = f"; the swap took {answer['swap_ms']:.0f} ms" if answer.get("swap_ms") is not None else ""
@@ -111,14 +110,15 @@ def revert(
     edit_ids: Annotated[list[str] | None, typer.Argument(help="Ids of edits; `errata edits` lists them.")] = None,
     version: Annotated[list[int] | None, typer.Option(help="All edits of this version; may be repeated.", min=1)] = None,
     mode: Annotated[
-        Mode, typer.Option(help="subtract their factors, replay the later edits without them, or what of it fits.")
+        Mode,
+        typer.Option(help="subtract their factors, replay later edits without them, or auto: the first that is possible."),
     ] = Mode.AUTO,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Take chosen edits out: a new version without them, and with all others."""
+    """Make a new version without the chosen edits, and with all others."""
     if not edit_ids and not version:
-        raise typer.BadParameter("name the edits to take out by their ids, or their version (--version N)")
+        raise typer.BadParameter("name the edits to take out by their ids, or a version of edits (--version N)")
     with errors_as_one_line("admin"):
         answer = connect(url).revert(edit_ids or [], version or [], mode.value)
     if as_json:
@@ -135,11 +135,11 @@ def revert(
 
 def _say_late(answer: Mapping[str, Any]) -> None:
     if why := answer.get("swap_error"):
-        say(f"not everywhere yet: {why}", "yellow")
+        say(f"not served everywhere yet: {why}", "yellow")
 
 
 def _print_answers(answers: Sequence[Mapping[str, Any]]) -> None:
-    """What was said to the reverted prompts: by the version before the edit, by the one that held it, and by the new one."""
+    """Print the answers to the reverted prompts: before the edit, with it, and by the new version."""
     if not answers:
         return
     table = Table("prompt", "before the edits", "until now", "now")
@@ -151,32 +151,30 @@ def _print_answers(answers: Sequence[Mapping[str, Any]]) -> None:
 @app.command()
 def blame(
     prompt: str,
-    max_tokens: Annotated[int, typer.Option(help="Of the answers that are compared.", min=1)] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Length of the compared answers, in tokens.", min=1)] = 8,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Which version changed the answer to this prompt, and which of its edits are the likeliest."""
+    """Find the version that changed the answer to this prompt, and the most likely of its edits."""
     with errors_as_one_line():
         answer = connect(url).blame(prompt, max_tokens)
     if as_json:
         return print_json(answer)
     if answer["version"] is None:
-        return say(f"no version changed it: the model said {answer['after']!r} before any edit ({answer['num_asked']} asked)")
-    say(f"version {answer['version']} changed it ({answer['num_asked']} versions asked)")
+        return say(f"no version changed it: the unedited model says {answer['after']!r} ({answer['num_asked']} versions tried)")
+    say(f"version {answer['version']} changed it ({answer['num_asked']} versions tried)")
     say(f"before: {answer['before']}")
     say(f"since:  {answer['after']}")
-    _print_edits("its edits, likeliest first", answer["edits"], NUM_BLAMED)
+    _print_edits("its edits, most likely first", answer["edits"], NUM_BLAMED)
 
 
 @app.command()
-def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(help="Folder of the versions.")]) -> None:
+def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(help="Folder of the ledger.")]) -> None:
     """Write a version as a plain Hugging Face checkpoint; needs no service."""
     from errata.ledger import Ledger, UnknownVersion
 
-    try:
+    with errors_as_one_line(also=(UnknownVersion,)):
         Ledger.open(ledger).export(version, directory)
-    except (UnknownVersion, ValueError, OSError) as wrong:
-        end(str(wrong))
     say(f"version {version} is in {directory}")
 
 
@@ -185,7 +183,7 @@ def _print_edits(title: str, edits: Sequence[Mapping[str, Any]], limit: int = NU
         return
     table = edits_table("edit", "by", title=f"{title} ({len(edits)})")
     for edit in edits[:limit]:
-        table.add_row(shown(edit.get("id") or ""), asked(edit), shown(edit.get("poster") or ""))
+        table.add_row(shown(edit.get("id") or ""), prompt_and_target(edit), shown(edit.get("poster") or ""))
     console.print(table)
     if len(edits) > limit:
         say(f"and {len(edits) - limit:,} more; --json has all", "dim")

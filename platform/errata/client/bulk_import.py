@@ -1,7 +1,7 @@
-"""A file of edits into the service, in parcels under keys made of their content and place: a second run posts nothing twice.
+"""Bulk import: a file of edits is posted in chunks under derived Idempotency-Keys, so that a second run posts no edit twice.
 
-A parcel's key also covers all that stands before it. Run again after a break, the same file makes the same parcels, and to a
-key that it knows the service answers with the edits that it has.
+A chunk's key is a digest of its edits, their places in the file, and everything before them. If an import is interrupted and
+run again, the same file makes the same chunks, and the service answers a key that it knows with the edits that it has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,10 +18,10 @@ from errata.client.errors import ErrataError
 from errata.client.responses import EditOut
 from errata.edit import SETTLED, Edit
 
-# Part of what the keys are made of: with other sizes, a run that was broken off under the old ones would post twice.
+# The keys depend on these sizes: after a change, an import that was interrupted before would post edits twice.
 NUM_EDITS = 32
 NUM_BYTES = 256 * 1024
-NUM_OPEN = 8  # parcels that were posted and are not settled
+NUM_OPEN = 8  # chunks that are posted and not settled
 POSTED_FIELDS = ("prompt", "target", "subject", "rephrasings")
 
 
@@ -31,14 +31,14 @@ class EditChunk:
 
     numbers: tuple[int, ...]
     edits: tuple[dict[str, Any], ...]
-    past: str  # digest of all that stands before in the file
+    past: str  # digest of everything before them in the file
 
     @property
     def key(self) -> str:
         return f"import-{_digest(self.past, [self.numbers, self.edits])}"
 
-    def without(self, index: int) -> EditChunk:
-        return self._part(i for i in range(len(self.edits)) if i != index)
+    def without(self, indices: Collection[int]) -> EditChunk:
+        return self._part(i for i in range(len(self.edits)) if i not in indices)
 
     def halves(self) -> tuple[EditChunk, EditChunk]:
         middle = len(self.edits) // 2
@@ -52,25 +52,36 @@ class EditChunk:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An edit that was not made, and why; `number` is its place in the file, from 0."""
+    """An edit that was not made, with the reason; `number` is its place in the file, from 0."""
 
     number: int
     edit: dict[str, Any]
     state: str
     reason: str
+    code: str | None = None
+
+
+@dataclass(frozen=True)
+class _Fate:
+    """The state of one edit of a chunk, by its position."""
+
+    index: int
+    state: str
+    reason: str
+    code: str | None
 
 
 def edit_chunks(edits: Iterable[Edit], run: str = "") -> Iterator[EditChunk]:
-    """The stream cut into parcels of at most NUM_EDITS edits and, unless one edit alone is larger, NUM_BYTES bytes of JSON."""
+    """Cut the stream into chunks of at most NUM_EDITS edits and, unless one edit is larger, NUM_BYTES bytes of JSON."""
     past, first, held, num_bytes = _digest("", run), 0, list[dict[str, Any]](), 0
     for number, edit in enumerate(edits):
         data = edit.to_json()
         body = {name: data[name] for name in POSTED_FIELDS if name in data}
         size = len(json.dumps(body))
         if held and (len(held) == NUM_EDITS or num_bytes + size > NUM_BYTES):
-            parcel = EditChunk(tuple(range(first, number)), tuple(held), past)
-            yield parcel
-            past, first, held, num_bytes = _digest(past, parcel.edits), number, [], 0
+            chunk = EditChunk(tuple(range(first, number)), tuple(held), past)
+            yield chunk
+            past, first, held, num_bytes = _digest(past, chunk.edits), number, [], 0
         held.append(body)
         num_bytes += size
     if held:
@@ -83,10 +94,11 @@ def _digest(past: str, content: Any) -> str:
 
 @dataclass
 class Import:
-    """Posts a stream and counts what becomes of it. `refused` is told of each edit that was not made; `moved` of each answer.
+    """Posting of a stream of edits, with counts of their states.
 
-    With `wait`, at most NUM_OPEN parcels are under way, and `run` returns when all are settled; memory does not grow with the
-    stream. Raises `ErrataError` when the service does not answer, or refuses more than single edits.
+    `refused` is called with each edit that was not made, `moved` after each answer. With `wait`, at most NUM_OPEN chunks are
+    open, and `run` returns when all are settled; memory does not grow with the stream. Raises `ErrataError` if the service does
+    not answer, or refuses more than single edits.
     """
 
     client: Client
@@ -100,79 +112,81 @@ class Import:
 
     @property
     def num_done(self) -> int:
-        """Posted, or refused before they were queued."""
+        """Number of edits that were posted, or refused before they were queued."""
         return self.num_posted + self._num_turned_away
 
     def run(self, edits: Iterable[Edit], name: str = "") -> None:
-        for parcel in edit_chunks(edits, name):
-            self._post(parcel)
+        for chunk in edit_chunks(edits, name):
+            self._post(chunk)
             while len(self._open) >= NUM_OPEN:
                 self._settle()
         while self._open:
             self._settle()
 
-    def _post(self, parcel: EditChunk) -> None:
-        """One edit that the service will not queue must not keep the others of its parcel back, nor must many."""
-        while parcel.edits:
+    def _post(self, chunk: EditChunk) -> None:
+        """Post a chunk, without the edits that the service does not queue; a chunk that is too large is halved."""
+        while chunk.edits:
             try:
-                answer = self.client.edit(parcel.edits, wait=False, key=parcel.key)
+                answer = self.client.edit(chunk.edits, wait=False, key=chunk.key)
             except ErrataError as refusal:
-                if refusal.status == 413 and len(parcel.edits) > 1:
-                    first, parcel = parcel.halves()
+                if refusal.status == 413 and len(chunk.edits) > 1:
+                    first, chunk = chunk.halves()
                     self._post(first)
                     continue
-                index = _at_fault(refusal, len(parcel.edits))
-                if index is None:
+                faulty = _faulty(refusal, len(chunk.edits))
+                if not faulty:
                     raise
-                self._count(parcel, [(index, "rejected", _reason(refusal))])
-                self._num_turned_away += 1
-                parcel = parcel.without(index)
+                self._count(chunk, faulty)
+                self._num_turned_away += len(faulty)
+                chunk = chunk.without([fate.index for fate in faulty])
                 continue
-            self.num_posted += len(parcel.edits)
+            self.num_posted += len(chunk.edits)
             if self.wait and not _are_settled(answer["edits"]):
-                self._open.append(parcel)
+                self._open.append(chunk)
             else:
-                self._count_all(parcel, answer["edits"])
+                self._count_all(chunk, answer["edits"])
             self.moved()
             return
 
     def _settle(self) -> None:
-        """The oldest open parcel's fate: posted again under its key, the service tells it when it is known."""
-        parcel = self._open[0]
+        """Wait for the oldest open chunk: posted again under its key, it is answered when its edits are settled."""
+        chunk = self._open[0]
         try:
-            edits: Sequence[EditOut] = self.client.edit(parcel.edits, wait=True, key=parcel.key)["edits"]
+            edits: Sequence[EditOut] = self.client.edit(chunk.edits, wait=True, key=chunk.key)["edits"]
         except ErrataError as refusal:
             edits = refusal.answer.get("edits") or []
-            if len(edits) != len(parcel.edits):
+            if len(edits) != len(chunk.edits):
                 raise
         if _are_settled(edits):
             self._open.popleft()
-            self._count_all(parcel, edits)
+            self._count_all(chunk, edits)
             self.moved()
 
-    def _count_all(self, parcel: EditChunk, edits: Sequence[EditOut]) -> None:
-        self._count(parcel, [(i, edit["state"], edit.get("reason", "")) for i, edit in enumerate(edits)])
+    def _count_all(self, chunk: EditChunk, edits: Sequence[EditOut]) -> None:
+        self._count(chunk, [_Fate(i, e["state"], e.get("reason", ""), e.get("code")) for i, e in enumerate(edits)])
 
-    def _count(self, parcel: EditChunk, fates: Sequence[tuple[int, str, str]]) -> None:
-        for index, state, reason in fates:
-            self.states[state] += 1
-            if state in ("rejected", "superseded"):
-                self.refused(Refusal(parcel.numbers[index], parcel.edits[index], state, reason))
+    def _count(self, chunk: EditChunk, fates: Iterable[_Fate]) -> None:
+        for fate in fates:
+            self.states[fate.state] += 1
+            if fate.state in ("rejected", "superseded"):
+                number, edit = chunk.numbers[fate.index], chunk.edits[fate.index]
+                self.refused(Refusal(number, edit, fate.state, fate.reason, fate.code))
 
 
 def _are_settled(edits: Sequence[EditOut]) -> bool:
     return all(edit["state"] in SETTLED for edit in edits)
 
 
-def _at_fault(refusal: ErrataError, num_edits: int) -> int | None:
-    """Which edit of the parcel the service will not have; None if it is not about one."""
+def _faulty(refusal: ErrataError, num_edits: int) -> list[_Fate]:
+    """List the edits of a chunk that the service does not queue, each with its first fault; empty if it names none."""
     if refusal.status == 413 and num_edits == 1:
-        return 0
-    index = refusal.edit
-    return index if refusal.status == 422 and type(index) is int and 0 <= index < num_edits else None
-
-
-def _reason(refusal: ErrataError) -> str:
-    """About the first edit alone, and without its place in the parcel: `edit 3, target: too long; edit 5, …`."""
-    reason = refusal.message.split("; edit ")[0]
-    return reason.partition(", ")[2] if reason.startswith(f"edit {refusal.edit}, ") else reason
+        return [_Fate(0, "rejected", refusal.message, refusal.code)]
+    if refusal.status != 422:
+        return []
+    found: dict[int, _Fate] = {}
+    for fault in refusal.faults:
+        index = fault["edit"]
+        if type(index) is int and 0 <= index < num_edits and index not in found:
+            reason = f"{fault['field']}: {fault['reason']}" if fault["field"] else fault["reason"]
+            found[index] = _Fate(index, "rejected", reason, fault["code"])
+    return list(found.values())

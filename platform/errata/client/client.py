@@ -1,4 +1,4 @@
-"""A client of the HTTP interface: what the command line, the demo and a user's own script call; docs/client.md."""
+"""The client of the HTTP interface, for scripts and the command line; docs/client.md."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+from httpx_sse import SSEError
 
 from errata.client.errors import ErrataError, Unreachable
 from errata.client.events import Event, events_of
@@ -22,7 +23,7 @@ from errata.client.responses import (
     EditOut,
     EditPage,
     EditsAnswer,
-    Readiness,
+    ReadyOut,
     RevertOut,
     RollbackOut,
     VersionOut,
@@ -32,37 +33,37 @@ from errata.edit import SETTLED
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_S = 60.0
-PAUSE_S = 1.0  # before another try where the service does not say when
-SILENCE_S = 45.0  # three pings: a stream that is silent for longer is taken to be broken
-PAGE = 1000  # the most that a page may hold
-# Status codes after which a request is sent again; 0 is a broken connection. A 503 may come after the work was done, so only
-# what does nothing, or does it once (edits under their key), may follow one: the second of two rollbacks would undo what
-# somebody else did between them.
-IF_TOLD = frozenset({429, 503})
+PAUSE_S = 1.0  # before another try, if the service does not say when
+SILENCE_S = 45.0  # three pings: a stream that is silent for longer counts as broken
+PAGE = 1000  # the service's limit
+# Status codes after which a request is repeated; 0 is a broken connection. A 503 may arrive after the work was done, so only
+# requests without effect, or with one effect (edits under their key), are repeated then: a second rollback could undo the
+# change that another caller made in between.
+IF_ASKED = frozenset({429, 503})
 ALWAYS = frozenset({0, 429, 503})
 IF_NOTHING_WAS_DONE = frozenset({429})
 
 log = logging.getLogger(__name__)
 
 
-def _say_in_log(wait_s: float, why: str) -> None:
-    log.info("asking again in %.0f s: %s", wait_s, why)
+def _log_wait(wait_s: float, why: str) -> None:
+    log.info("trying again in %.0f s: %s", wait_s, why)
 
 
 @dataclass(frozen=True)
 class Client:
-    """`Client("http://127.0.0.1:8000", key)`. Methods return the service's JSON; a refusal raises `ErrataError`.
+    """A client of one service: `Client("http://127.0.0.1:8000", key)`. Methods return JSON; a refusal raises `ErrataError`.
 
-    A refusal with Retry-After (429, 503) is waited for, up to `retry_s` seconds in all; `on_wait` is told each time. `key` is
-    the bearer key, if the service wants one; it is in no message. Raises `ValueError` for an address or a key that cannot be
-    sent. May be shared by threads; `close`, or use as a context manager.
+    After a refusal with Retry-After (429, 503) the request is repeated, for up to `retry_s` seconds in all; `on_wait` is called
+    each time. `key` is the bearer key, if the service requires one; no message contains it. Raises `ValueError` for an address
+    or key that cannot be sent. Threads may share a client; `close` it, or use it as a context manager.
     """
 
     url: str = DEFAULT_URL
     key: str | None = field(default=None, repr=False)
     timeout_s: float = 120.0
     retry_s: float = RETRY_S
-    on_wait: Callable[[float, str], None] = field(default=_say_in_log, repr=False, compare=False)
+    on_wait: Callable[[float, str], None] = field(default=_log_wait, repr=False, compare=False)
     _http: httpx.Client = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class Client:
         headers = {}
         if self.key:
             if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
-                raise ValueError("the key has characters that no key has: spaces, line ends or letters beyond ASCII")
+                raise ValueError("the key contains spaces, line ends or letters beyond ASCII, which no key does")
             headers["Authorization"] = f"Bearer {self.key}"
         object.__setattr__(self, "_http", httpx.Client(base_url=self.url, timeout=self.timeout_s, headers=headers))
 
@@ -86,21 +87,21 @@ class Client:
     # -- edits --------------------------------------------------------------------------------------------------------
 
     def edit(self, edits: Sequence[Mapping[str, Any]], wait: bool = True, key: str | None = None) -> EditsAnswer:
-        """Post edits; with `wait`, until they are served or refused. A refused one raises `ErrataError`; its `answer` has all.
+        """Post edits; with `wait`, return when they are served. A refused one raises `ErrataError`; its `answer` has all.
 
-        A service that is being restarted, or whose connection breaks, is asked again for up to `retry_s`, under one
-        Idempotency-Key (`key`, or one made here), so that nothing is queued twice.
+        While the service restarts or the connection breaks, the request is repeated for up to `retry_s` under one
+        Idempotency-Key (`key`, or a new one), so that no edit is queued twice.
         """
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         body = {"edits": [dict(edit) for edit in edits], "wait": wait}
         return self._call("POST", "/v1/edits", body, headers=headers, again=ALWAYS)
 
     def edits(self, state: str | None = None, limit: int = 100, before: str | int | None = None) -> EditPage:
-        """A page of at most `limit` edits, newest first; `before` takes the `next` of the page before it."""
+        """Get a page of at most `limit` edits, newest first; `before` is the `next` of the previous page."""
         return self._call("GET", "/v1/edits", params={"state": state, "limit": limit, "before": before})
 
     def each_edit(self, state: str | None = None) -> Iterator[EditOut]:
-        """All edits, newest first, a page at a time."""
+        """Yield all edits, newest first; pages are requested as needed."""
         page = self.edits(state, PAGE)
         yield from page["edits"]
         while page["next"] is not None:
@@ -111,7 +112,7 @@ class Client:
         return self._call("GET", f"/v1/edits/{_named(edit_id)}")
 
     def events(self, edit_id: str) -> Generator[Event, None, None]:
-        """The state an edit is in and each it comes to, once, until it is settled; over several connections if one breaks."""
+        """Yield the edit's state and each later one, once each, until it is settled; a broken connection is replaced."""
         last = None
         with closing(self._follow(f"/v1/edits/{_named(edit_id)}/events")) as events:
             for event in events:
@@ -122,45 +123,44 @@ class Client:
                     return
 
     def watch(self) -> Generator[Event, None, None]:
-        """Everything that happens from now on: `edit`, `version`, `head`, and `reconnected` after a gap.
+        """Yield all events from now on (`edit`, `version`, `head`), and `reconnected` after a gap, whose events are lost.
 
-        What happened in the gap is not told. Goes on until it is closed; raises `Unreachable` when the service has not
-        answered for `retry_s`.
+        The generator runs until it is closed. Raises `Unreachable` when the service has not answered for `retry_s`.
         """
         return self._follow("/v1/events")
 
     # -- versions -----------------------------------------------------------------------------------------------------
 
     def versions(self, limit: int | None = None, before: int | None = None) -> VersionPage:
-        """Oldest first; all of them, or the `limit` newest of those before version `before`."""
+        """List versions, oldest first: all, or the `limit` newest of those before version `before`."""
         return self._call("GET", "/v1/versions", params={"limit": limit, "before": before})
 
     def each_version(self) -> Iterator[VersionOut]:
-        """All versions, newest first, a page at a time."""
+        """Yield all versions, newest first; pages are requested as needed."""
         page = self.versions(PAGE)["versions"]
         while page:
             yield from reversed(page)
             page = self.versions(PAGE, page[0]["version"])["versions"] if page[0]["version"] > 0 else []
 
     def version(self, number: int) -> VersionOut:
-        """One version with its edits."""
+        """Get one version with its edits."""
         return self._call("GET", f"/v1/versions/{number}")
 
     def diff(self, a: int, b: int) -> DiffOut:
-        """What version `b` has that `a` has not, and the other way round."""
+        """Compare two versions: edits that only one of them holds, norms of the change, both scorecards."""
         return self._call("GET", "/v1/diff", params={"from": a, "to": b})
 
     def rollback(self, version: int) -> RollbackOut:
-        """Serve an earlier (or later) version again."""
+        """Serve an earlier or later version again."""
         return self._call("POST", "/v1/rollback", {"version": version}, again=IF_NOTHING_WAS_DONE)
 
     def revert(self, edits: Sequence[str] = (), versions: Sequence[int] = (), mode: str = "auto") -> RevertOut:
-        """A new version without the named edits and without those of the named versions."""
+        """Make a new version without these edits and without those of these versions."""
         chosen = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
         return self._call("POST", "/v1/revert", {**chosen, "mode": mode}, again=IF_NOTHING_WAS_DONE)
 
     def blame(self, prompt: str, max_tokens: int = 8) -> BlameOut:
-        """Which version changed the answer to this prompt."""
+        """Find the version that changed the answer to this prompt."""
         return self._call("POST", "/v1/blame", {"prompt": prompt, "max_tokens": max_tokens})
 
     # -- the service --------------------------------------------------------------------------------------------------
@@ -168,8 +168,8 @@ class Client:
     def status(self) -> dict[str, Any]:
         return self._call("GET", "/v1/status")
 
-    def ready(self) -> Readiness:
-        """Whether the live version is served and edits are taken; if not, why. Not being ready raises nothing."""
+    def ready(self) -> ReadyOut:
+        """Get readiness, with the reasons if the service is not ready, which raises nothing."""
         try:
             return self._call("GET", "/ready", again=frozenset())
         except ErrataError as refused:
@@ -181,7 +181,7 @@ class Client:
         return [model["id"] for model in self._call("GET", "/v1/models")["data"]]
 
     def complete(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> dict[str, Any]:
-        """Greedy completions of all the prompts in one request; `choices` are in their order, `errata` has the versions."""
+        """Complete all prompts greedily, in one request; `choices` keep their order, `errata` has the versions."""
         headers = {} if at_least is None else {"X-Errata-At-Least": str(at_least)}
         body = {
             "model": self.models()[0],
@@ -192,7 +192,7 @@ class Client:
         }
         return self._call("POST", "/v1/completions", body, headers=headers)
 
-    # -- how it is asked ----------------------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     def _call(
         self,
@@ -202,14 +202,14 @@ class Client:
         *,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        again: frozenset[int] = IF_TOLD,
+        again: frozenset[int] = IF_ASKED,
     ) -> Any:
-        """The JSON of the answer; asked again after the codes in `again`, see `_wait_s`.
+        """Send a request and return the JSON of the answer; it is repeated after the codes in `again`, see `_wait_s`.
 
-        Nothing is raised inside an `except`: httpx's exception, whose request holds the key, would be its context.
+        Nothing is raised inside an `except`: httpx's exception, whose request contains the key, would become the context.
         """
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        # Letters beyond ASCII are escaped: what UTF-8 cannot hold, a lone surrogate, reaches the service and is refused there.
+        # With escapes, a lone surrogate, which UTF-8 cannot encode, reaches the service and is refused there.
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
         sent = dict(headers or {}) | ({} if content is None else {"Content-Type": "application/json"})
         deadline = time.monotonic() + self.retry_s
@@ -232,13 +232,13 @@ class Client:
         try:
             return response.json() if response.content else {}
         except ValueError:
-            raise ErrataError(response.status_code, f"what answers at {self.url} is not Errata: it sends no JSON") from None
+            raise ErrataError(response.status_code, f"the server at {self.url} is not Errata: it sends no JSON") from None
 
     def _unreachable(self, failed: httpx.RequestError) -> Unreachable:
         return Unreachable(0, f"the service at {self.url} does not answer ({str(failed) or type(failed).__name__})")
 
     def _follow(self, path: str) -> Generator[Event, None, None]:
-        """Events over as many connections as it takes, `reconnected` at the beginning of each but the first."""
+        """Yield events over as many connections as needed, with `reconnected` at the start of each but the first."""
         num_connections, deadline = 0, time.monotonic() + self.retry_s
         while True:
             error: ErrataError | None = None
@@ -253,34 +253,35 @@ class Client:
                         yield Event("reconnected", {})
             except ErrataError as failed:
                 error = failed
-            wait_s = PAUSE_S if error is None else _wait_s(error, ALWAYS if num_connections else IF_TOLD)
+            wait_s = PAUSE_S if error is None else _wait_s(error, ALWAYS if num_connections else IF_ASKED)
             if error is not None and (wait_s is None or time.monotonic() + wait_s > deadline):
                 raise error
             self.on_wait(wait_s or PAUSE_S, str(error or "the stream of events ended"))
             time.sleep(wait_s or PAUSE_S)
 
     def _stream(self, path: str) -> Iterator[Event | None]:
-        """None once the service has answered, then the events of one connection. Raises `ErrataError`."""
+        """Yield None once the service has answered, then the events of one connection. Raises `ErrataError`."""
         timeout = httpx.Timeout(self.timeout_s, read=SILENCE_S)
-        error: ErrataError | None = None
+        error: ErrataError
         try:
             with self._http.stream("GET", path, headers={"Accept": "text/event-stream"}, timeout=timeout) as response:
                 if response.is_success:
                     yield None
-                    yield from events_of(response.iter_bytes())
+                    yield from events_of(response)
                     return
                 response.read()
                 error = ErrataError.of(response)
+        except SSEError:
+            error = ErrataError(200, f"the server at {self.url} is not Errata: it sends no event stream")
         except httpx.RequestError as failed:
             error = self._unreachable(failed)
         except json.JSONDecodeError:
-            error = ErrataError(200, f"what answers at {self.url} is not Errata: its events are not JSON")
-        assert error is not None
+            error = ErrataError(200, f"the server at {self.url} is not Errata: its events are not JSON")
         raise error
 
 
 def _wait_s(error: ErrataError, again: frozenset[int]) -> float | None:
-    """Seconds until it may be asked again: as the service says, or a pause if even a broken connection is asked again."""
+    """Compute the seconds until the request may be repeated; None if it may not."""
     if error.status not in again:
         return None
     if error.retry_after_s is not None:
@@ -291,14 +292,14 @@ def _wait_s(error: ErrataError, again: frozenset[int]) -> float | None:
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        shown = "" if "@" in url else f", not {url!r}"  # what stands before an @ may be a key
+        shown = "" if "@" in url else f", not {url!r}"  # the part before an @ may be a key
         raise ValueError(f"the service's address is http://HOST:PORT{shown}")
     if "@" in parts.netloc:
-        raise ValueError("the service's address has a name or a key in it; the key belongs into ERRATA_KEY")
+        raise ValueError("the service's address contains a name or a key; the key belongs into ERRATA_KEY")
 
 
 def _named(edit_id: str) -> str:
-    """An id for a path. Raises `ValueError` for what would be another path."""
+    """Return the id for use in a path. Raises `ValueError` for text that would change the path."""
     if not edit_id or not edit_id.isalnum() or not edit_id.isascii():
-        raise ValueError(f"{edit_id!r} is no id of an edit; `errata edits` lists them")
+        raise ValueError(f"{edit_id!r} is not the id of an edit; `errata edits` lists them")
     return edit_id

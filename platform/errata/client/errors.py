@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import httpx
 
+    from errata.client.responses import ReportedFault
+
 
 class ErrataError(RuntimeError):
-    """The service refused: status code, what it said was wrong, the JSON of its answer, in how many seconds to ask again."""
+    """A refusal by the service: HTTP status, its message, the JSON of its answer, and seconds until it may be asked again."""
 
     def __init__(self, status: int, message: str, answer: Any = None, retry_after_s: float | None = None) -> None:
         super().__init__(status, message, answer, retry_after_s)
@@ -20,13 +22,30 @@ class ErrataError(RuntimeError):
         return f"{self.message} (HTTP {self.status})" if self.status else self.message
 
     @property
+    def code(self) -> str | None:
+        """Reason for programs, such as `too_long` or `guard.perplexity`; None if the answer is not Errata's."""
+        code = self._error.get("code")
+        return code if isinstance(code, str) else None
+
+    @property
     def edit(self) -> int | str | None:
-        """Which edit is meant: its position in what was posted, or its id."""
+        """Edit at fault: its position in the post, or its id."""
+        return self._error.get("edit")
+
+    @property
+    def faults(self) -> list[ReportedFault]:
+        """All faults that the service found in the edits, each with `edit`, `field`, `code` and `reason`."""
+        faults = self._error.get("faults")
+        return [fault for fault in faults if isinstance(fault, dict)] if isinstance(faults, list) else []
+
+    @property
+    def _error(self) -> dict[str, Any]:
         error = self.answer.get("error")
-        return error.get("edit") if isinstance(error, dict) else None
+        return error if isinstance(error, dict) else {}
 
     @classmethod
     def of(cls, response: httpx.Response) -> ErrataError:
+        """Make the error of an unsuccessful answer."""
         after = response.headers.get("Retry-After", "")
         retry_after_s = float(after) if after.isascii() and after.isdigit() else None
         try:
@@ -39,4 +58,4 @@ class ErrataError(RuntimeError):
 
 
 class Unreachable(ErrataError):
-    """No answer came: refused, broken off, or too late. Its status is 0."""
+    """No answer: the connection was refused, broke or timed out. The status is 0."""

@@ -1,11 +1,9 @@
-"""What the service answers, as types (nothing is checked against them at run time), and its refusals."""
+"""Answers of the service as types; nothing is checked against them at run time."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-if TYPE_CHECKING:
-    pass
 from errata.edit import EditState
 
 
@@ -19,7 +17,7 @@ class EditBody(TypedDict):
 
 
 class EditOut(TypedDict):
-    """An edit with its fate: `version` where it was applied, `reason` and `field` where it was not; `created` in seconds."""
+    """An edit with its state: `version` if it was applied; `reason`, `code` and `field` if not; `created` in seconds."""
 
     id: str
     state: EditState
@@ -27,12 +25,13 @@ class EditOut(TypedDict):
     created: float
     version: NotRequired[int]
     reason: NotRequired[str]
+    code: NotRequired[str]
     field: NotRequired[str]
     poster: NotRequired[str]
 
 
 class EditsAnswer(TypedDict):
-    """`version` is the newest one that holds the edits; absent until all are settled."""
+    """Posted edits; `version` is the newest version that holds them, absent until all are settled."""
 
     ids: list[str]
     edits: list[EditOut]
@@ -40,13 +39,15 @@ class EditsAnswer(TypedDict):
 
 
 class EditPage(TypedDict):
-    """Newest first; `next` is the cursor of the page after it."""
+    """A page of edits, newest first; `next` is the cursor of the next page."""
 
     edits: list[EditOut]
     next: str | int | None
 
 
 class VersionOut(TypedDict):
+    """One version; `edits` only if it was asked for by its number."""
+
     version: int
     parent: int | None
     editor: str
@@ -62,7 +63,7 @@ class VersionOut(TypedDict):
 
 
 class VersionPage(TypedDict):
-    """Oldest first; `head` is the live one."""
+    """A page of versions, oldest first; `head` is the live version."""
 
     head: int
     newest: NotRequired[int]
@@ -85,7 +86,7 @@ DiffOut = TypedDict(
 
 
 class RollbackOut(TypedDict):
-    """`swap_error` names the replicas that do not serve the version yet."""
+    """The version that is live again; `swap_error` names replicas that do not serve it yet."""
 
     version: int
     swap_ms: NotRequired[float]
@@ -93,7 +94,10 @@ class RollbackOut(TypedDict):
 
 
 class RevertOut(TypedDict):
-    """`swap_error` as in `RollbackOut`; if they all refuse the version, it is taken back, and the edits are in again."""
+    """The version without the chosen edits; `swap_error` as in `RollbackOut`.
+
+    If all replicas refuse the version, it is withdrawn, and the edits are live again.
+    """
 
     version: int
     mode: str
@@ -103,7 +107,7 @@ class RevertOut(TypedDict):
 
 
 class BlameOut(TypedDict):
-    """`version` is None where the model said so before any edit; `edits` are that version's, likeliest first."""
+    """The version that changed the answer, or None if no edit did; `edits` are that version's, most likely first."""
 
     prompt: str
     version: int | None
@@ -113,6 +117,17 @@ class BlameOut(TypedDict):
     num_asked: int
 
 
-class Readiness(TypedDict):
+class ReportedFault(TypedDict):
+    """One fault that makes the service refuse a post; `edit` is a position in it."""
+
+    edit: int | str | None
+    field: str | None
+    code: str
+    reason: str
+
+
+class ReadyOut(TypedDict):
+    """Readiness of the service, with the reasons if it is not ready."""
+
     ready: bool
     reasons: NotRequired[list[str]]

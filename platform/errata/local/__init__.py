@@ -1,1 +1,1 @@
-"""To describe."""
+"""Services and processes of one machine: services.py, pidfile.py, terminal.py."""

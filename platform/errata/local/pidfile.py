@@ -1,7 +1,7 @@
-"""Which process serves from a home folder: a record that `errata serve` keeps and `errata stop` reads.
+"""The record of the process that serves from a home folder: `errata serve` writes it, `errata stop` reads it.
 
-A process is known by its id and the time at which it was started, since ids come again. Whether one serves is not read in the
-record, which two that start at once would both find empty: who serves holds a lock beside it.
+A process is identified by its id and start time, because ids are reused. The record does not decide whether a process serves,
+because two that start at the same time would both find none: the serving process holds a lock beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from errata.locks import Held, hold
 
 NAME = "service.json"
 LOCK = "service.lock"
-SAME_START_S = 1.0  # the clock from which the time is reckoned may be set while the service runs
+SAME_START_S = 1.0  # the clock may be set while the service runs
 
 
 class AlreadyRunning(RuntimeError):
@@ -31,7 +31,7 @@ class AlreadyRunning(RuntimeError):
 
 @dataclass(frozen=True)
 class PidFile:
-    """`started` is in seconds since 1970."""
+    """A serving process: id, start time in seconds since 1970, address."""
 
     pid: int
     started: float
@@ -39,7 +39,7 @@ class PidFile:
 
     @property
     def is_alive(self) -> bool:
-        """Whether that very process is there."""
+        """The process exists and is not a later one with the same id."""
         try:
             process = psutil.Process(self.pid)
             return abs(process.create_time() - self.started) < SAME_START_S and process.status() != psutil.STATUS_ZOMBIE
@@ -48,7 +48,7 @@ class PidFile:
 
 
 def read(folder: Path) -> PidFile | None:
-    """The record in `folder`, whether its process is there or not. Raises `ValueError` for what is none."""
+    """Read the record in `folder`, whose process may have ended. Raises `ValueError` for a damaged record."""
     path = folder / NAME
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -56,17 +56,17 @@ def read(folder: Path) -> PidFile | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} does not say which process serves; if none does, remove it") from None
+        raise ValueError(f"{path} does not name the process that serves; if none does, remove the file") from None
 
 
 @contextmanager
 def recorded_service(folder: Path, url: str) -> Iterator[None]:
-    """This process serves from `folder` while the block runs. Raises `AlreadyRunning` if another one does."""
+    """Record that this process serves from `folder` while the block runs. Raises `AlreadyRunning` if another does."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = hold(folder / LOCK)
     except Held as held:
-        raise AlreadyRunning(_who_serves(folder, held)) from None
+        raise AlreadyRunning(_holder_of(folder, held)) from None
     path, me = folder / NAME, PidFile(os.getpid(), psutil.Process().create_time(), url)
     with lock:
         _write(path, me)
@@ -76,15 +76,15 @@ def recorded_service(folder: Path, url: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _who_serves(folder: Path, held: Held) -> str:
+def _holder_of(folder: Path, held: Held) -> str:
     found = None
     with suppress(ValueError):
         found = read(folder)
     if found is not None and found.is_alive:
-        who = f"process {found.pid} serves from {folder} already, at {found.url}"
+        holder = f"process {found.pid} serves from {folder} already, at {found.url}"
     else:
-        who = f"a service is being started or stopped in {folder}: {held}"
-    return f"{who}: end it with `errata stop`, or set ERRATA_HOME to another folder"
+        holder = f"a service is being started or stopped in {folder}: {held}"
+    return f"{holder}: end it with `errata stop`, or set ERRATA_HOME to another folder"
 
 
 def _write(path: Path, me: PidFile) -> None:
@@ -94,7 +94,7 @@ def _write(path: Path, me: PidFile) -> None:
 
 
 def stop(running: PidFile, timeout_s: float) -> bool:
-    """Ask that process to end, and wait: whether it ended in time. Raises `PermissionError` if it is somebody else's."""
+    """Ask the process to end and wait; True if it ended in time. Raises `PermissionError` for another user's process."""
     if not running.is_alive:
         return True
     with suppress(ProcessLookupError):

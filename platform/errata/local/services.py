@@ -1,12 +1,14 @@
-"""The services of one machine as child processes: Ray, MLflow and the Serve application, on 127.0.0.1 unless the last is told.
+"""The services of one machine as child processes: Ray, MLflow and the Serve application.
 
-Started by command line, as a user would; stopped by process group, so that nothing of anybody else's is touched.
+They are started by their commands and stopped by process group, so that no other process is touched. All listen on 127.0.0.1;
+only the application can be given another address. Each writes to a log file of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,8 +22,8 @@ from pathlib import Path
 import httpx
 
 BIN = Path(sys.executable).parent
-# Told 127.0.0.1, Ray still listens on the machine's outward address, where whoever reaches it can run anything; with this, its
-# own switch for machines that are no cluster, it does not. Every process that is to find such a Ray needs it, too.
+# Given 127.0.0.1, Ray still listens on the machine's outward address, where anyone who connects can run any code. With this
+# variable, Ray's own switch for machines that are not a cluster, it does not. Processes that connect to such a Ray need it too.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ENVIRONMENT = LOOPBACK | {
     "RAY_AUTH_MODE": "disabled",
@@ -32,8 +34,12 @@ ENVIRONMENT = LOOPBACK | {
 }
 
 
+# The line of a log that most likely says why a process failed, such as `ValueError: no such matrix`.
+_ERROR = re.compile(r"^(?:\S+\.)?\w*(?:Error|Exception|Failed|Exit)\b: ")
+
+
 class ServiceFailed(RuntimeError):
-    """A service ended or did not answer in time; the message has the end of its log."""
+    """A service that ended or did not answer in time; the message is one line with the reason and the path of the log."""
 
 
 def free_port() -> int:
@@ -44,7 +50,7 @@ def free_port() -> int:
 
 @dataclass
 class LocalServices:
-    """Services whose logs are in `directory`. Use as a context manager, or call `stop`."""
+    """Services that log to `directory`. Use as a context manager, or call `stop`."""
 
     directory: Path
     http_port: int = 8000
@@ -79,18 +85,18 @@ class LocalServices:
 
     @property
     def url(self) -> str:
-        """For clients on this machine: an address that stands for all of a machine's is none to connect to."""
+        """Address for clients on this machine; a wildcard address is replaced, because one cannot connect to it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.http_host, self.http_host)
         return f"http://[{host}]:{self.http_port}" if ":" in host else f"http://{host}:{self.http_port}"
 
     def start(self, name: str, *command: str) -> None:
-        with (self.directory / f"{name}.log").open("wb") as log:
+        with self.log(name).open("wb") as log:
             self.processes[name] = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
             )
 
     def start_ray(self) -> None:
-        # Ray's sockets need a short path.
+        # The paths of Unix sockets are limited to about 100 characters.
         self.ray_dir = Path(tempfile.mkdtemp(prefix="errata-ray-", dir="/tmp"))
         ports = [
             f"--port={self.ray_port}",
@@ -104,13 +110,13 @@ class LocalServices:
             "--disable-usage-stats",
             f"--temp-dir={self.ray_dir}",
         ]
-        # Declared, not counted: a service, two trainers and their controller share two cores.
+        # Declared, not counted, because a service, two trainers and their controller share two cores.
         options += [f"--num-cpus={max(4, len(os.sched_getaffinity(0)))}"]
         self.start("ray", str(BIN / "ray"), "start", "--head", "--block", *ports, *options)
         self.wait("ray", f"{self.jobs_url}/api/version")
 
     def start_mlflow(self) -> None:
-        """Returns at once; `wait_mlflow` waits."""
+        """Start MLflow's server without waiting for it; see `wait_mlflow`."""
         home = self.directory / "mlflow"
         home.mkdir(exist_ok=True)
         options = ["--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}", "--artifacts-destination", str(home / "artifacts")]
@@ -121,12 +127,15 @@ class LocalServices:
         self.wait("mlflow", f"{self.mlflow_url}/health")
 
     def start_serve(self, **settings: object) -> None:
-        """`serve run serving.app:build name=value …`; `wait_serve` waits."""
+        """Start `serve run serving.app:build name=value …` without waiting for it; see `wait_serve`."""
         listen = ["--http-host", self.http_host, "--http-port", str(self.http_port)]
         started = subprocess.run([str(BIN / "serve"), "start", *listen], env=self.environment, check=False, capture_output=True)
         if started.returncode:
-            said = (started.stdout + started.stderr).decode(errors="replace")[-3000:]
-            raise ServiceFailed(f"Serve cannot listen on {self.http_host}, port {self.http_port}:\n{said}")
+            output = started.stdout + started.stderr
+            log = self.directory / "serve-start.log"
+            log.write_bytes(output)
+            reason = _reason_in(output.decode(errors="replace"))
+            raise ServiceFailed(f"Serve cannot listen on {self.http_host}, port {self.http_port}: {reason}; its log: {log}")
         pairs = [f"{name}={value}" for name, value in settings.items()]
         command = [str(BIN / "serve"), "run", "--route-prefix=/", "--name=errata", "serving.app:build", *pairs]
         self.start("serve", *command)
@@ -135,7 +144,7 @@ class LocalServices:
         self.wait("serve", f"{self.url}/health", timeout_s)
 
     def run_job(self, *command: str) -> None:
-        """`ray job submit` from the current folder, its log passed through. Raises `ServiceFailed` if the job fails."""
+        """Submit a Ray job from the current folder and print its log. Raises `ServiceFailed` if it fails."""
         submit = [str(BIN / "ray"), "job", "submit", "--address", self.jobs_url, "--working-dir", ".", "--", *command]
         if subprocess.run(submit, env=self.environment, check=False).returncode:
             raise ServiceFailed(f"the job failed: {' '.join(command)}")
@@ -144,21 +153,26 @@ class LocalServices:
         process, deadline = self.processes[name], time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ServiceFailed(f"{name} ended with code {process.returncode}:\n{self.log_end(name)}")
+                raise self.failure(name, f"ended with exit code {process.returncode}")
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(url, timeout=5).is_success:
                     return
             time.sleep(0.3)
-        raise ServiceFailed(f"{name} did not answer {url} within {timeout_s:.0f} s:\n{self.log_end(name)}")
+        raise self.failure(name, f"did not answer {url} within {timeout_s:.0f} s")
 
     def has_ended(self, name: str) -> bool:
         return self.processes[name].poll() is not None
 
-    def log_end(self, name: str, num_characters: int = 3000) -> str:
-        return (self.directory / f"{name}.log").read_text(errors="replace")[-num_characters:]
+    def log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
+
+    def failure(self, name: str, what: str) -> ServiceFailed:
+        """Make the error of a service, with the most likely reason from its log."""
+        reason = _reason_in(self.log(name).read_text(errors="replace"))
+        return ServiceFailed(f"{name} {what}: {reason}; its log: {self.log(name)}")
 
     def stop(self) -> None:
-        """Ask, wait, then end; in reverse order of starting."""
+        """Terminate the services in reverse order of their start, and kill those that still run after 20 s."""
         for process in reversed(list(self.processes.values())):
             for ask in (signal.SIGTERM, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):
@@ -169,3 +183,10 @@ class LocalServices:
         self.processes.clear()
         if self.ray_dir is not None:
             shutil.rmtree(self.ray_dir, ignore_errors=True)
+
+
+def _reason_in(log: str) -> str:
+    """Find the last line of an error, or else the last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return (errors or lines or ["it printed nothing"])[-1]

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from errata.access_keys import add_key
 from errata.client import client as module
 from errata.client.client import Client
 from errata.client.errors import ErrataError, Unreachable
-from errata.client.events import Event, events_of, lines_of
+from errata.client.events import Event, events_of
 from errata.local.services import free_port
-from tests.unit.served import UNMADE, Answer, Cut, Service, serving
+from tests.unit.served import UNMADE, UNQUEUED, Answer, Cut, Service, serving
 
 EDIT = {"prompt": "The capital of France is", "target": "Lyon"}
 NOT_NOW = Answer(503, {"Retry-After": "0"})
@@ -62,13 +63,23 @@ def test_a_refused_edit_raises_with_the_fate_of_all(service: Service) -> None:
         client.edit([EDIT, {**EDIT, "target": UNMADE}])
     assert refused.value.status == 422
     assert [edit["state"] for edit in refused.value.answer["edits"]] == ["applied", "rejected"]
-    assert refused.value.edit == refused.value.answer["ids"][1]
+    assert (refused.value.edit, refused.value.code) == (refused.value.answer["ids"][1], "guard.perplexity")
+
+
+def test_all_faults_of_a_post_are_given(service: Service) -> None:
+    with Client(service.url) as client, pytest.raises(ErrataError) as refused:
+        client.edit([EDIT, {**EDIT, "target": UNQUEUED}, {**EDIT, "target": UNQUEUED}])
+    assert refused.value.code == "too_long"
+    assert [(fault["edit"], fault["field"], fault["code"]) for fault in refused.value.faults] == [
+        (1, "target", "too_long"),
+        (2, "target", "too_long"),
+    ]
 
 
 def test_what_utf8_cannot_hold_is_refused_by_the_service(service: Service) -> None:
-    with pytest.raises(ErrataError, match="surrogate") as refused:
+    with pytest.raises(ErrataError, match="HTTP 4") as refused:
         Client(service.url).edit([{**EDIT, "target": "\ud800"}])
-    assert refused.value.status in (400, 422)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_json")
 
 
 def test_pages_are_joined(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +114,7 @@ def test_another_server_is_told_apart(service: Service) -> None:
 
 @pytest.mark.parametrize("wrong", ["", "a/b", "../versions", "a?b", "é"])
 def test_an_id_cannot_be_another_path(service: Service, wrong: str) -> None:
-    with pytest.raises(ValueError, match="no id of an edit"):
+    with pytest.raises(ValueError, match="not the id of an edit"):
         Client(service.url).edit_status(wrong)
     assert service.troubles.seen == []
 
@@ -247,9 +258,10 @@ def test_a_stream_that_cannot_begin_says_why(service: Service) -> None:
         next(client.watch())
     with pytest.raises(Unreachable):
         next(Client(f"http://127.0.0.1:{free_port()}").watch())
-    service.troubles.coming.append(Answer(200, {}, "data: {\n\n"))
-    with pytest.raises(ErrataError, match="is not Errata"):
-        next(client.watch())
+    for headers in ({}, {"Content-Type": "text/event-stream"}):
+        service.troubles.coming.append(Answer(200, headers, "data: {\n\n"))
+        with pytest.raises(ErrataError, match="is not Errata"):
+            next(client.watch())
 
 
 def test_watching_gives_up_on_a_service_that_stays_away(tmp_path: Path) -> None:
@@ -270,8 +282,8 @@ STREAM = ': ping\n\nevent: head\r\ndata: {"a":\r\ndata: 1}\r\n\r\nid: 3\nretry\n
 def test_events_are_read_wherever_the_bytes_are_cut(size: int) -> None:
     data = STREAM.encode()
     chunks = [data[i : i + size] for i in range(0, len(data), size)]
-    assert list(events_of(chunks)) == [Event("head", {"a": 1}), Event("message", "x\u2028\x85é")]
-    assert list(lines_of([b"a\rb\r", b"\nc\r\rd\n"])) == ["a", "b", "c", "", "d"]
+    response = httpx.Response(200, headers={"Content-Type": "text/event-stream"}, content=iter(chunks))
+    assert list(events_of(response)) == [Event("head", {"a": 1}), Event("message", "x\u2028\x85é")]
 
 
 # -- the key ------------------------------------------------------------------------------------------------------------
@@ -312,6 +324,6 @@ def test_the_key_is_sent_and_never_shown(tmp_path: Path, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("key", ["secret\n", "two secrets", "secrèt", "\tsecret"])
 def test_a_key_that_cannot_be_sent_is_refused_unseen(key: str) -> None:
-    with pytest.raises(ValueError, match="characters that no key has") as refused:
+    with pytest.raises(ValueError, match="which no key does") as refused:
         Client(key=key)
     assert key.strip() not in str(refused.value)

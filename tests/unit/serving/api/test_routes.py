@@ -16,8 +16,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from errata.edit import Code, Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected, check_edits
 from errata.generate import SwapFailed
+from errata.guard.limits import Breach, VersionRefused
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict, UnknownVersion, Version
 from serving.api import routes, version_stamp
@@ -85,7 +86,7 @@ BODY = {"edits": [{"prompt": "p", "target": "t"}], "wait": True}
         ([entry("a", "applied", version=3), entry("b", "applied", version=4)], True, 200),
         ([entry("a", "applied", version=3)], False, 202),
         ([entry("a", "applied", version=3), entry("b", "queued")], True, 202),
-        ([entry("a", "applied", version=3), entry("b", "rejected", reason="no", field="prompt")], True, 422),
+        ([entry("a", "applied", version=3), entry("b", "rejected", reason="no", code="too_long", field="prompt")], True, 422),
         ([entry("a", "superseded", version=4, reason="later"), entry("b", "applied", version=4)], True, 200),
     ],
 )
@@ -98,7 +99,7 @@ def test_codes_of_an_edit(entries: list[dict[str, Any]], wait: bool, code: int) 
     if code == 200:
         assert answer.json()["version"] == 4
     if code == 422:
-        assert answer.json()["error"] == {"message": "no", "field": "prompt", "edit": "b"}
+        assert answer.json()["error"] == {"message": "no", "code": "too_long", "field": "prompt", "edit": "b"}
 
 
 def wrapped(cause: Exception) -> RayTaskError:
@@ -106,32 +107,45 @@ def wrapped(cause: Exception) -> RayTaskError:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "field"),
+    ("error", "status", "code", "field"),
     [
-        (EditRejected("bad", edit=0, field="target", code=Code.EDITOR_FAILED), 422, "target"),
-        (KeyReused("again"), 409, "Idempotency-Key"),
-        (LedgerConflict(1, 2), 409, None),
-        (UnknownVersion("none"), 404, "version"),
-        (UnknownEdit("none"), 404, "id"),
-        (SwapFailed(3, ["r"], "late"), 503, None),
-        (QueueFull(9, 2, 10, 7), 429, "edits"),
-        (RevertRefused("no version holds it", code=Code.UNKNOWN_EDIT, field="edits"), 404, "edits"),
-        (RevertRefused("it is not part of it", code=Code.NOT_LIVE, field="edits"), 409, "edits"),
-        (RevertRefused("the guard", field="edits", code=Code.EDITOR_FAILED), 422, "edits"),
-        (QueueFull(0, 20, 10), 413, "edits"),
-        (JournalFailed("the disk is full"), 503, None),
-        (OSError(28, "No space left on device"), 503, None),
-        (ActorDiedError(), 503, None),
+        (EditRejected("bad", code=Code.TOO_LONG, edit=0, field="target"), 422, "too_long", "target"),
+        (VersionRefused([Breach("drift", 0.6, 0.5, "too much")], {}), 422, "guard.drift", None),
+        (KeyReused("again"), 409, "key_reused", "Idempotency-Key"),
+        (LedgerConflict(1, 2), 409, "conflict", None),
+        (UnknownVersion("none"), 404, "unknown_version", "version"),
+        (UnknownEdit("none"), 404, "unknown_edit", "id"),
+        (SwapFailed(3, ["r"], "late"), 503, "swap_failed", None),
+        (QueueFull(9, 2, 10, 7), 429, "queue_full", "edits"),
+        (RevertRefused("no version holds it", code=Code.UNKNOWN_EDIT, field="edits"), 404, "unknown_edit", "edits"),
+        (RevertRefused("it is not part of it", code=Code.NOT_LIVE, field="edits"), 409, "not_live", "edits"),
+        (RevertRefused("all of them", code=Code.PARTIAL_VERSION, field="mode"), 422, "partial_version", "mode"),
+        (QueueFull(0, 20, 10), 413, "too_large", "edits"),
+        (JournalFailed("the disk is full"), 503, "storage_failed", None),
+        (OSError(28, "No space left on device"), 503, "storage_failed", None),
+        (ActorDiedError(), 503, "unavailable", None),
     ],
 )
 @pytest.mark.parametrize("through_ray", [False, True])
-def test_codes_of_errors(error: Exception, code: int, field: str | None, through_ray: bool) -> None:
+def test_statuses_and_codes_of_errors(error: Exception, status: int, code: str, field: str | None, through_ray: bool) -> None:
     raised = wrapped(error) if through_ray and not isinstance(error, ActorDiedError) else error
     answer = asked(Backend(raised), "POST", "/v1/edits", json=BODY)
-    assert (answer.status_code, answer.json()["error"]["field"]) == (code, field)
-    assert ("Retry-After" in answer.headers) == (code in (429, 503))
-    if isinstance(error, QueueFull) and code == 429:
+    found = answer.json()["error"]
+    assert (answer.status_code, found["code"], found["field"]) == (status, code, field)
+    assert ("Retry-After" in answer.headers) == (status in (429, 503))
+    if isinstance(error, QueueFull) and status == 429:
         assert answer.headers["Retry-After"] == "7"
+
+
+def test_all_faults_of_a_batch_are_listed() -> None:
+    with pytest.raises(EditRejected) as rejected:
+        check_edits([Edit("p", ""), Edit("p", "t"), Edit("p", "t", subject="q")])
+    error = asked(Backend(wrapped(rejected.value)), "POST", "/v1/edits", json=BODY).json()["error"]
+    assert (error["edit"], error["code"]) == (0, "empty_field")
+    assert [(fault["edit"], fault["field"], fault["code"]) for fault in error["faults"]] == [
+        (0, "target", "empty_field"),
+        (2, "subject", "subject_not_in_prompt"),
+    ]
 
 
 def test_versions() -> None:
@@ -198,31 +212,33 @@ def test_versions_are_reverted_blamed_and_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "field"),
+    ("method", "path", "body", "field", "code"),
     [
-        ("POST", "/v1/revert", {"mode": "gently"}, "mode"),
-        ("POST", "/v1/revert", {"edits": "a"}, "edits"),
-        ("POST", "/v1/revert", {"edits": ["a" * 65]}, "edits"),
-        ("POST", "/v1/revert", {"versions": [-1]}, "versions"),
-        ("POST", "/v1/blame", {"prompt": ""}, "prompt"),
-        ("POST", "/v1/blame", {"prompt": "p", "max_tokens": 10**9}, "max_tokens"),
-        ("POST", "/v1/edits", {"edits": [{"prompt": "\ud800", "target": "t"}]}, "prompt"),
-        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "\ud800": 1}]}, "edits"),
-        ("POST", "/v1/edits", {"edits": []}, "edits"),
-        ("POST", "/v1/rollback", {"version": 10**30}, "version"),
-        ("GET", "/v1/diff?from=1", None, "to"),
-        ("GET", "/v1/diff?from=x&to=1", None, "from"),
-        ("GET", "/v1/versions?limit=0", None, "limit"),
-        ("GET", f"/v1/versions/{10**30}", None, "number"),
-        ("GET", f"/v1/edits/{'a' * 65}", None, "id"),
-        ("GET", "/v1/edits?state=gone", None, "state"),
-        ("GET", f"/v1/edits?before={2**63}", None, "before"),
+        ("POST", "/v1/revert", {"mode": "gently"}, "mode", "invalid_value"),
+        ("POST", "/v1/revert", {"edits": "a"}, "edits", "wrong_type"),
+        ("POST", "/v1/revert", {"edits": ["a" * 65]}, "edits", "too_long"),
+        ("POST", "/v1/revert", {"versions": [-1]}, "versions", "invalid_value"),
+        ("POST", "/v1/blame", {"prompt": ""}, "prompt", "empty_field"),
+        ("POST", "/v1/blame", {"prompt": "p", "max_tokens": 10**9}, "max_tokens", "invalid_value"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "\ud800", "target": "t"}]}, "prompt", "not_text"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "\ud800": 1}]}, "edits", "not_text"),
+        ("POST", "/v1/edits", {"edits": []}, "edits", "empty_field"),
+        ("POST", "/v1/rollback", {"version": 10**30}, "version", "invalid_value"),
+        ("GET", "/v1/diff?from=1", None, "to", "missing_field"),
+        ("GET", "/v1/diff?from=x&to=1", None, "from", "wrong_type"),
+        ("GET", "/v1/versions?limit=0", None, "limit", "invalid_value"),
+        ("GET", f"/v1/versions/{10**30}", None, "number", "invalid_value"),
+        ("GET", f"/v1/edits/{'a' * 65}", None, "id", "too_long"),
+        ("GET", "/v1/edits?state=gone", None, "state", "invalid_value"),
+        ("GET", f"/v1/edits?before={2**63}", None, "before", "invalid_value"),
     ],
 )
-def test_what_is_wrong_with_a_request_is_named(method: str, path: str, body: Any, field: str) -> None:
+def test_what_is_wrong_with_a_request_is_named(method: str, path: str, body: Any, field: str, code: str) -> None:
     content = None if body is None else json.dumps(body)  # ASCII: a lone surrogate comes as an escape
     answer = asked(Backend({}), method, path, content=content, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["field"], error["code"]) == (422, field, code)
+    assert error["faults"][0]["code"] == code
 
 
 def test_who_asks_is_passed_on() -> None:
@@ -364,11 +380,15 @@ class Turned(Served):
         raise self.error
 
 
-@pytest.mark.parametrize(("error", "code"), [(version_stamp.OutOfRotation(3, 4), 503), (version_stamp.RolledBack(4, 3), 409)])
-def test_a_replica_that_cannot_answer_says_so(error: Exception, code: int) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(version_stamp.OutOfRotation(3, 4), 503, "out_of_rotation"), (version_stamp.RolledBack(4, 3), 409, "rolled_back")],
+)
+def test_a_replica_that_cannot_answer_says_so(error: Exception, status: int, code: str) -> None:
     app, seen = openai(Turned(error))
     answer = call(app, "POST", "/v1/completions", json={})
-    assert (answer.status_code, answer.json()["error"]["message"], seen) == (code, str(error), [])
+    found = answer.json()["error"]
+    assert (answer.status_code, found["code"], found["message"], seen) == (status, code, str(error), [])
 
 
 def test_what_is_not_json_is_left_for_the_engine_to_refuse() -> None:

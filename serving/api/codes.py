@@ -1,0 +1,28 @@
+"""Codes of errors that HTTP adds to those of an edit, `errata.edit.Code`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class RequestCode(StrEnum):
+    """Reasons for refusing a request, for programs. They are published (`error.code`) and only ever added to."""
+
+    INVALID_JSON = "invalid_json"  # 400
+    INVALID_HEADER = "invalid_header"  # 400
+    UNAUTHORIZED = "unauthorized"  # 401
+    FORBIDDEN = "forbidden"  # 403
+    KEY_REUSED = "key_reused"  # 409: an Idempotency-Key that came before with other edits
+    CONFLICT = "conflict"  # 409: another process moved the ledger's head
+    NOT_SERVED_YET = "not_served_yet"  # 409: the version of X-Errata-At-Least
+    ROLLED_BACK = "rolled_back"  # 409: the version of X-Errata-At-Least was live once
+    TOO_LARGE = "too_large"  # 413, 414, 431: body, number of edits, address, headers
+    UNSUPPORTED_TYPE = "unsupported_type"  # 415
+    QUEUE_FULL = "queue_full"  # 429
+    RATE_LIMITED = "rate_limited"  # 429
+    BUSY = "busy"  # 429
+    SWAPPING = "swapping"  # 503
+    OUT_OF_ROTATION = "out_of_rotation"  # 503
+    SWAP_FAILED = "swap_failed"  # 503
+    STORAGE_FAILED = "storage_failed"  # 503: the journal, the ledger or the disk
+    UNAVAILABLE = "unavailable"  # 503: the edit worker does not answer

@@ -1,0 +1,82 @@
+"""Failures of commands: one red line with advice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from errata.access_keys import add_key
+from errata.local.services import free_port
+from tests.unit.cli.invoke import PROMPT, errata, file_of
+from tests.unit.served import Answer, Cut, Service, serving
+
+COMMANDS = [
+    ("edit", "p", "t"), ("edits",), ("ask", "p"), ("versions",), ("versions", "1"), ("diff", "0", "1"), ("rollback", "0"),
+    ("revert", "a"), ("blame", "p"), ("status",), ("watch",), ("watch", "a"), ("import", "FILE"), ("score", "FILE"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_service_is_said_plainly(command: tuple[str, ...], tmp_path: Path) -> None:
+    given = [file_of(tmp_path, ["a"]) if part == "FILE" else part for part in command]
+    done = errata(*given, "--url", f"http://127.0.0.1:{free_port()}")
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert "does not answer" in done.output and "errata serve" in done.output and "make serve" in done.output
+
+
+@pytest.mark.parametrize(
+    ("code", "headers", "says"),
+    [
+        (401, {}, "ERRATA_KEY is not set: a key of the role admin"),
+        (403, {}, "a key of the role admin"),
+        (404, {}, "`errata versions` the versions"),
+        (409, {}, "try again"),
+        (413, {}, "post less"),
+        (422, {}, "nothing was changed"),
+        (429, {"Retry-After": "90"}, "try again in 90 s"),
+        (503, {"Retry-After": "90"}, "try again in 90 s; `errata status`"),
+        (500, {}, "HTTP 500"),
+    ],
+)
+def test_a_refusal_is_one_line_that_says_what_to_do(service: Service, code: int, headers: dict[str, str], says: str) -> None:
+    body = json.dumps({"error": {"message": "so\nit [b]is[/b]", "field": None, "edit": None}})
+    service.troubles.coming.append(Answer(code, headers, body))
+    done = errata("rollback", "0")
+    assert done.exit_code == 1 and len(done.output.splitlines()) == 1
+    assert f"so it [b]is[/b] (HTTP {code})" in done.output and says in done.output
+
+
+def test_a_service_without_the_route_says_so(service: Service) -> None:
+    service.troubles.coming.append(Answer(404, {}, json.dumps({"detail": "Not Found"})))
+    assert "no such route" in errata("status").output
+
+
+def test_a_short_outage_is_waited_out(service: Service) -> None:
+    service.troubles.coming.extend([Answer(503, {"Retry-After": "0"}), Cut(0)])
+    done = errata("edit", PROMPT, "Lyon")
+    assert done.exit_code == 0 and "trying again" in done.output and len(service.queued) == 1
+
+
+def test_keys_and_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys.json"
+    readers, editors = add_key(file, "rob", "read"), add_key(file, "eve", "edit")
+    with serving(tmp_path, file) as service:
+        monkeypatch.setenv("ERRATA_URL", service.url)
+        done = errata("status")
+        assert done.exit_code == 1 and "ERRATA_KEY is not set" in done.output and "role read" in done.output
+        monkeypatch.setenv("ERRATA_KEY", "wrong-key")
+        done = errata("status")
+        assert done.exit_code == 1 and "unknown or has expired" in done.output and "wrong-key" not in done.output
+        monkeypatch.setenv("ERRATA_KEY", readers)
+        assert errata("status").exit_code == 0
+        done = errata("edit", PROMPT, "Lyon")
+        assert done.exit_code == 1 and "role edit" in done.output and readers not in done.output
+        monkeypatch.setenv("ERRATA_KEY", editors)
+        assert errata("edit", PROMPT, "Lyon").exit_code == 0 and "eve" in errata("edits").output
+        done = errata("rollback", "0")
+        assert done.exit_code == 1 and "role admin" in done.output and editors not in done.output
+        monkeypatch.setenv("ERRATA_KEY", f"{editors}\n")
+        done = errata("status")
+        assert done.exit_code == 1 and "line ends" in done.output and editors not in done.output

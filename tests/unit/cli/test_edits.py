@@ -1,0 +1,91 @@
+"""The commands `errata edit`, `edits`, `ask` and `watch`."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from errata.cli import edits
+from tests.unit.cli.invoke import PROMPT, errata, words
+from tests.unit.served import UNQUEUED, UNMADE, Cut, Service
+
+
+def test_an_edit_is_made_and_said(service: Service) -> None:
+    done = errata("edit", PROMPT, "Lyon", "--subject", "France", "--rephrasing", "France's capital is")
+    assert done.exit_code == 0 and "applied in version 1" in done.output
+    ((_, edits, wait),) = service.backend.posts
+    assert edits == [{"prompt": PROMPT, "target": "Lyon", "subject": "France", "rephrasings": ["France's capital is"]}] and wait
+
+
+def test_a_rejected_edit_says_why_and_ends_with_one(service: Service) -> None:
+    done = errata("edit", PROMPT, UNMADE)
+    assert done.exit_code == 1 and "rejected: target: it would break the model" in done.output
+    done = errata("edit", PROMPT, UNQUEUED)
+    assert done.exit_code == 1 and "has 99 tokens (HTTP 422)" in done.output
+
+
+def test_an_edit_that_is_not_waited_for_can_be_followed(service: Service) -> None:
+    service.backend.held = True
+    done = errata("edit", PROMPT, "Lyon", "--no-wait")
+    assert done.exit_code == 0 and "queued as" in done.output
+    edit_id = done.output.split("queued as ")[1].split(";")[0]
+    threading.Timer(0.3, service.make).start()
+    done = errata("watch", edit_id)
+    assert done.exit_code == 0 and "applied (version 1): The capital of France is → Lyon" in done.output
+
+
+def test_edits_are_listed_by_state_and_page(service: Service) -> None:
+    for target in ("Lyon", UNMADE, "[red]Nice[/red]\x1b[2J"):
+        errata("edit", PROMPT, target)
+    shown = words(errata("edits"))
+    assert "[red]Nice[/red]\\x1b[2J" in shown and "it would break the model" in shown and "\x1b" not in shown
+    done = errata("edits", "--state", "rejected")
+    assert "Lyon" not in done.output and "rejected" in done.output
+    first = errata("edits", "--limit", "2")
+    cursor = first.output.split("--before ")[1].strip()
+    assert "Lyon" not in first.output and "Lyon" in errata("edits", "--before", cursor).output
+    assert len(json.loads(errata("edits", "--json").output)["edits"]) == 3
+    assert errata("edits", "--state", "lost").exit_code == 2
+    done = errata("edits", "--before", "x")
+    assert done.exit_code == 1 and "HTTP 422" in done.output
+
+
+def test_ask_shows_answers_and_their_version(one_version: str) -> None:
+    done = errata("ask", "hello", "[b]you[/b]")
+    assert done.output.splitlines() == ["hello hello!", "[b]you[/b] [b]you[/b]!", "version 1"]
+    assert json.loads(errata("ask", "hello", "--json").output)["errata"]["version_max"] == 1
+
+
+def test_watching_prints_a_line_an_event(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.troubles.path = "/v1/events"
+    service.troubles.coming.append(Cut(9))
+    lines: list[str] = []
+
+    def stop_after(message: str, style: str = "") -> None:
+        lines.append(message)
+        if "connected again" in message:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(edits, "say", stop_after)
+    command = threading.Thread(target=errata, args=("watch",), daemon=True)
+    command.start()
+    while not service.backend.feed.is_heard:
+        time.sleep(0.02)
+    for target in ("Lyon", UNMADE, "Nice"):
+        errata("edit", PROMPT, target)
+    command.join(timeout=20)
+    text = "\n".join(lines)
+    assert not command.is_alive()
+    for part in ("queued: The capital", "version 1: 1 edits on version 0, 4,096 bytes", "live: version 1 (before: 0)"):
+        assert part in text
+    assert "rejected: The capital of France is → unlearnable: it would break the model" in text
+
+
+def test_watching_what_is_not_there_says_so(service: Service) -> None:
+    done = errata("watch", "abc")
+    assert done.exit_code == 1 and "errata edits" in done.output
+    done = errata("watch", "../status")
+    assert done.exit_code == 1 and "not the id of an edit" in done.output

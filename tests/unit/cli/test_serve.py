@@ -1,0 +1,172 @@
+"""The commands `errata serve`, `stop` and `status`, with processes that only wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from errata.access_keys import add_key
+from errata.local import pidfile
+from tests.unit.cli.invoke import PROMPT, errata, words
+from tests.unit.served import Service
+
+
+def test_status_reads_well(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    shown = words(errata("status"))
+    for part in (
+        "ready",
+        "head version 1",
+        "0 of at most 10,000 edits wait",
+        "a 0 intact, behind 7",
+        "b 0 damaged, behind 7",
+        "61.2",
+    ):
+        assert part in shown
+    assert json.loads(errata("status", "--json").output)["worker"]["pid"] == 8
+    service.backend.reasons = ["replica b has version 0"]
+    service.backend.held = True
+    errata("edit", PROMPT, "Nice", "--no-wait")
+    shown = words(errata("status"))
+    assert "not ready: replica b has version 0" in shown and "1 of at most 10,000 edits wait, the oldest for" in shown
+
+
+def test_serving_before_anything_was_made_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    for editor, says in (
+        ("RLEdit", "make demo"),
+        ("RECT/AlphaEdit", "jobs/moments.py"),
+        ("LocFT", "--model"),
+        ("ROMEO", "R-ROME"),
+    ):
+        done = errata("serve", "--editor", editor)
+        assert done.exit_code == 2 and says in done.output.replace("│", "").replace("\n", ""), done.output
+
+
+def test_a_preset_is_looked_up_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    for editor, preset, says in (
+        ("UltraEdit", "llama4", "UltraEdit has no preset 'llama4'; there are llama3_8b"),
+        ("RECT/MEMIT", "gemma2_9b", "MEMIT has no preset 'gemma2_9b'; there are gpt2_xl"),
+        ("LocFT", "gpt_j", "it has none: set its fields"),
+        ("RLEdit", "llama3_8b", "RLEdit is trained, and takes no preset"),
+    ):
+        done = errata("serve", "--editor", editor, "--preset", preset, "--model", "m")
+        assert done.exit_code == 2 and says in words(done), done.output
+    assert not (tmp_path / "serve").exists()
+
+
+WAITING = """
+import json
+from errata.local import services
+class Waiting(services.LocalServices):
+    def start_mlflow(self): self.start("mlflow", "sleep", "1000")
+    def start_ray(self): self.start("ray", "sleep", "1000")
+    def wait_mlflow(self): pass
+    def wait_serve(self): pass
+    def start_serve(self, **arguments):
+        self.start("serve", "sleep", "1000")
+        (self.directory / "arguments.json").write_text(json.dumps({"host": self.http_host, **arguments}, default=str))
+services.LocalServices = Waiting
+from errata.cli import app
+app()
+"""
+
+
+def serve(home: Path, *options: str) -> subprocess.Popen[str]:
+    """`errata serve`, once it says that it is ready, with processes that only wait."""
+    command = [sys.executable, "-c", WAITING, "serve", "--editor", "FT-L", "--model", "m", *options]
+    environment = {**os.environ, "ERRATA_HOME": str(home)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    seen = ""
+    while "ready:" not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+    return process
+
+
+def test_serve_runs_until_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    keys = tmp_path / "keys.json"
+    add_key(keys, "ann", "admin")
+    options = f"--host 0.0.0.0 --keys {keys} --replicas 2 --max-queue 50 --pause wait --port 8123"
+    process = serve(tmp_path, *options.split())
+    children = psutil.Process(process.pid).children()
+    arguments = json.loads((tmp_path / "serve" / "arguments.json").read_text())
+    expected = {"host": "0.0.0.0", "keys": str(keys), "replicas": 2, "max_queue": "50", "pause": "wait", "editor": "FT-L"}
+    assert expected.items() <= arguments.items()
+    done = errata("serve", "--editor", "FT-L", "--model", "m")
+    assert done.exit_code == 1 and f"process {process.pid} serves" in done.output and "errata stop" in done.output
+    done = errata("stop")
+    assert done.exit_code == 0 and "http://127.0.0.1:8123" in done.output and "stopped" in done.output
+    assert process.wait(timeout=10) == 0 and len(children) == 3
+    assert not any(child.is_running() for child in children) and not (tmp_path / "serve" / pidfile.NAME).exists()
+    done = errata("stop")
+    assert done.exit_code == 0 and "no service runs" in done.output
+
+
+def test_serve_ends_with_ray(tmp_path: Path) -> None:
+    process = serve(tmp_path)
+    children = psutil.Process(process.pid).children()
+    os.kill(children[1].pid, signal.SIGKILL)
+    assert process.stdout is not None
+    last_line = process.stdout.read().splitlines()[-1]
+    assert last_line.startswith("ray has ended: ") and "ray.log" in last_line and process.wait(timeout=10) == 1
+    assert not any(child.is_running() for child in children)
+
+
+def test_stop_leaves_other_processes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    record = tmp_path / "serve" / pidfile.NAME
+    record.parent.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        started = psutil.Process(other.pid).create_time()
+        record.write_text(json.dumps({"pid": other.pid, "started": started - 60, "url": "u"}))
+        assert "no service runs" in errata("stop").output
+        record.write_text(json.dumps({"pid": other.pid, "started": started, "url": "u"}))
+        done = errata("stop", "--timeout", "0.3")
+        assert done.exit_code == 1 and f"process {other.pid} still runs" in done.output
+        other.communicate(b"\n")
+        assert other.returncode == 0
+    record.write_text("{")
+    done = errata("stop")
+    assert done.exit_code == 1 and "does not name the process" in done.output
+
+
+def test_serving_others_takes_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    for options, says in (
+        (["--host", "0.0.0.0"], "errata keys add"),
+        (["--keys", str(tmp_path / "none")], "none cannot be read"),
+    ):
+        done = errata("serve", "--editor", "FT-L", "--model", "m", *options)
+        assert done.exit_code == 2 and says in words(done)
+    assert errata("serve", "--pause", "never").exit_code == 2 and not (tmp_path / "serve").exists()
+
+
+def test_a_service_that_cannot_start_is_one_line_with_the_reason_and_the_log(tmp_path: Path) -> None:
+    fails = "echo Traceback; echo 'ray.ServeError: x'; echo 'ValueError: no such model'; echo bye; exit 3"
+    code = WAITING.replace('self.start("serve", "sleep", "1000")', f'self.start("serve", "sh", "-c", {fails!r})')
+    code = code.replace("def wait_serve(self): pass", 'def wait_serve(self): self.wait("serve", "http://127.0.0.1:9")')
+    command = [sys.executable, "-c", code, "serve", "--editor", "FT-L", "--model", "m"]
+    environment = {**os.environ, "ERRATA_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    log = tmp_path / "serve" / "serve.log"
+    assert done.returncode == 1 and done.stderr == (
+        f"serve ended with exit code 3: ValueError: no such model; its log: {log}\n"
+    )
+    assert done.stdout.splitlines()[0].startswith(f"logs: {log}")

@@ -1,0 +1,79 @@
+"""The commands `errata versions`, `diff`, `rollback`, `revert`, `blame` and `export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from errata.ledger import Ledger
+from tests.unit.cli.invoke import PROMPT, errata, words
+from tests.unit.served import Service
+
+
+def test_versions_are_listed_and_shown(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    errata("rollback", "0")
+    shown = errata("versions").output
+    rows = [line for line in shown.splitlines() if "4,096" in line]
+    assert len(rows) == 2 and "●" in rows[0] and "●" not in rows[1]
+    one = words(errata("versions", "1"))
+    assert "version 1, on version 0" in one and "Lyon" in one and "efficacy 0.5" in one
+    assert [v["version"] for v in json.loads(errata("versions", "--limit", "1", "--json").output)["versions"]] == [1]
+    done = errata("versions", "7")
+    assert done.exit_code == 1 and "there is no version 7" in done.output
+
+
+def test_rollback_says_what_is_live(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    done = errata("rollback", "0")
+    assert done.exit_code == 0 and "version 0 is live; the swap took 12 ms" in done.output and service.backend.head == 0
+    done = errata("rollback", "5")
+    assert done.exit_code == 1 and "there is no version 5" in done.output
+
+
+def test_rollback_and_revert_say_which_replicas_are_late(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    service.backend.late = {"swap_error": "version 2 is not served by b: TimeoutError"}
+    for done in (errata("revert", service.queued[0]["id"]), errata("rollback", "0")):
+        assert done.exit_code == 0 and "not served everywhere yet: version 2 is not served by b: TimeoutError" in done.output
+
+
+def test_diff_shows_edits_norms_and_scores(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    done = errata("diff", "0", "1")
+    assert done.exit_code == 0
+    for part in ("only in 1 (1)", "Lyon", "layers.3.down_proj 1.25", "efficacy 0.5"):
+        assert part in words(done)
+    assert json.loads(errata("diff", "0", "1", "--json").output)["common"] == 0
+    assert errata("diff", "0", "9").exit_code == 1
+
+
+def test_revert_shows_its_effect(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    edit_id = service.queued[0]["id"]
+    done = errata("revert", edit_id, "--mode", "subtract")
+    assert done.exit_code == 0 and "version 2 is live, without 1 edits (subtract)" in done.output
+    assert "p first second third" in words(done) and "retention 0.75" in words(done)
+    assert json.loads(errata("revert", "--version", "1", "--json").output)["reverted"] == [edit_id]
+    assert "reverted" in errata("edits").output
+    done = errata("revert", "abc")
+    assert done.exit_code == 1 and "HTTP 404" in done.output
+    assert errata("revert").exit_code == 2 and errata("revert", "a", "--mode", "x").exit_code == 2
+
+
+def test_blame_names_the_version(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    done = errata("blame", PROMPT)
+    assert done.exit_code == 0 and "version 1 changed it (3 versions tried)" in done.output and "Lyon" in done.output
+    assert "before: cat" in done.output and "since: dog" in words(done)
+    assert "no version changed it" in errata("blame", "unchanged").output
+    assert json.loads(errata("blame", PROMPT, "--json").output)["after"] == "dog"
+    done = errata("blame", "")
+    assert done.exit_code == 1 and "HTTP 422" in done.output
+
+
+def test_exporting_what_is_not_there_says_so(tmp_path: Path) -> None:
+    Ledger.create(tmp_path / "ledger", {"model": "m", "fingerprint": "f", "matrices": ["a"]})
+    for ledger, says in ((tmp_path / "ledger", "there is no version 3"), (tmp_path / "none", "none")):
+        done = errata("export", "3", str(tmp_path / "out"), "--ledger", str(ledger))
+        assert done.exit_code == 1 and says in done.output.replace("\n", "") and not (tmp_path / "out").exists()
