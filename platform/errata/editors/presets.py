@@ -1,8 +1,8 @@
-"""Which matrices of which model an editor edits, with which constants, and who says so: the one table of it.
+"""Presets: the matrices and constants of each editor for known models, with their sources.
 
-`Editor.preset(name)` reads it, and so do `errata serve --preset`, `errata bench` and the plans of learned editors
-(jobs/plans.py). A row's names are its model's, and its model's with a dataset's behind it: `llama3_8b`, `llama3_8b_fever`.
-Fields are those of the editor's class, dots for nested ones; those that a row leaves out are as the class has them.
+`Editor.preset(name)` reads this table, and so do `errata serve --preset`, `errata bench` and the plans of hypernetwork editors
+(jobs/plans.py). A row's name is its model's, with a dataset's behind it if it is for one: `llama3_8b`, `llama3_8b_fever`.
+Fields are those of the editor's class, with dots for nested ones; the class's defaults apply to the others.
 docs/plans.md shows the table.
 """
 
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
-# published: in the method's paper or its authors' code, or in that of a later paper that compares with it; toolkit: in
-# EasyEdit; extrapolated: by the rule that the row names, of no paper; testbed: chosen on the testbed's validation edits.
+# published: from the method's paper or its authors' code, or from a later paper that compares with it; toolkit: from
+# EasyEdit; extrapolated: from no paper, by the rule that the row names; testbed: chosen on the testbed's validation edits.
 Basis = Literal["published", "toolkit", "extrapolated", "testbed"]
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """Where the model is on the Hugging Face hub, and the dtype that it is edited in."""
+    """A model's name on the Hugging Face hub, and the dtype that it is edited in."""
 
     hub: str
     dtype: str = "bfloat16"
@@ -41,10 +41,10 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A row. `editor` is a class; what is made from it, such as R-ROME from ROME, has its rows too, unless it has its own.
+    """A row of the table. `editor` is a class; subclasses without rows of their own, such as R-ROME of ROME, have its rows.
 
-    The row holds for each of `datasets`, `""` being any other one. `training` is how much a learned editor was trained, by the
-    names of `Schedule`.
+    The row is for each of `datasets`; `""` stands for any other one. `training` is the length of a hypernetwork's training, in
+    fields of `Schedule`.
     """
 
     editor: str
@@ -61,29 +61,35 @@ class Preset:
         return tuple(f"{self.model}_{dataset}" if dataset else self.model for dataset in self.datasets)
 
     def dataset_of(self, name: str) -> str:
-        """The dataset that one of the row's names is for."""
+        """Return the dataset that one of the row's names is for."""
         return self.datasets[self.names.index(name)]
 
 
 def layers(first: int, last: int, *matrices: str) -> tuple[str, ...]:
-    """Of a model that is built as Llama: MLP matrices of the blocks `first` to `last`, that one included."""
+    """Return the MLP matrices of the blocks `first` to `last`, inclusive, in Llama's naming."""
     return tuple(f"layers.{layer}.mlp.{matrix}" for layer in range(first, last + 1) for matrix in matrices)
 
 
 def blocks(first: int, last: int, *matrices: str) -> tuple[str, ...]:
-    """The same, of one that is built as GPT-2."""
+    """Return the MLP matrices of the blocks `first` to `last`, inclusive, in GPT-2's naming."""
     return tuple(f"h.{block}.mlp.{matrix}" for block in range(first, last + 1) for matrix in matrices)
 
 
 GATE_UP = ("gate_proj", "up_proj")
 ALL_THREE = (*GATE_UP, "down_proj")
 
-# --- learned
+# --- hypernetworks
 
-# η of 1e-6 (MEND's 1e-4) and λ of 1 are where the policy starts, without `first_step` and `first_ridge`.
-_LEARNED = {"centred": True, "first_step": None, "first_ridge": None, "metric_strength": 0.0, "reward.score_prompts": False}
+# Without `first_step` and `first_ridge`, the policy starts at η = 1e-6 (MEND: 1e-4) and λ = 1.
+_HYPERNETWORK = {
+    "centred": True,
+    "first_step": None,
+    "first_ridge": None,
+    "metric_strength": 0.0,
+    "reward.score_prompts": False,
+}
 
-_RLEDIT: dict[str, Any] = _LEARNED | {
+_RLEDIT: dict[str, Any] = _HYPERNETWORK | {
     "rank": 1024,
     "num_blocks": 4,
     "learning_rate": 1e-5,
@@ -93,7 +99,7 @@ _RLEDIT: dict[str, Any] = _LEARNED | {
     "reward.backtrack_depth": 9,  # ten batches with the current one, as published
     "reward.discount": 1.0,
 }
-# 400 batches of 20 are published as one sequence with one step at its end; here, 400 steps on episodes of 20 batches.
+# The published training is one sequence of 400 batches of 20 with one step at its end; here, 400 steps on episodes of 20.
 _RLEDIT_TRAINING = {"train_steps": 400, "batches": 20, "batch_size": 20}
 _RLEDIT_DATA = ("", "zsre", "counterfact", "fever")
 
@@ -108,7 +114,7 @@ def _rledit(
     return Preset("RLEdit", model, modules, _RLEDIT, source, datasets, basis, _RLEDIT_TRAINING)
 
 
-_MALMEN: dict[str, Any] = _LEARNED | {
+_MALMEN: dict[str, Any] = _HYPERNETWORK | {
     "rank": 1920,
     "num_blocks": 2,
     "learning_rate": 1e-5,
@@ -116,7 +122,7 @@ _MALMEN: dict[str, Any] = _LEARNED | {
     "reward.update_penalty": 0.0,
 }
 _MEND: dict[str, Any] = _MALMEN | {"learning_rate": 1e-6, "reward.edit_weight": 0.1}
-# Up to 100,000 single edits, the gradients of ten of them in a step.
+# Published: up to 100,000 single edits, with the gradients of ten in a step.
 _MEND_TRAINING = {"train_steps": 10_000, "episodes": 10, "batches": 1, "batch_size": 1}
 
 
@@ -124,7 +130,7 @@ def _mend(model: str, modules: tuple[str, ...], source: str, basis: Basis = "pub
     return Preset("MEND", model, modules, _MEND, source, basis=basis, training=_MEND_TRAINING)
 
 
-LEARNED = (
+HYPERNETWORKS = (
     _rledit("llama3_8b", layers(22, 30, *GATE_UP), datasets=("", "counterfact", "fever")),
     _rledit("llama3_8b", layers(11, 15, "gate_proj") + layers(18, 24, "up_proj"), datasets=("zsre",)),
     _rledit("gemma2_9b", layers(32, 40, *GATE_UP), datasets=_RLEDIT_DATA),
@@ -134,7 +140,7 @@ LEARNED = (
     _rledit("qwen2_5_7b", layers(18, 26, *GATE_UP), "UltraEdit's layers", basis="extrapolated"),
     _rledit("phi4", layers(30, 38, "down_proj"), "UltraEdit's layers", basis="extrapolated"),
     _rledit("qwen3_8b", layers(26, 34, *GATE_UP), "the nine blocks before the last, as in Llama-3", basis="extrapolated"),
-    # One pass over the train split is published: about so many batches.
+    # Published: one pass over the train split, which is about this many batches.
     *(
         Preset(
             "MALMEN",
@@ -193,7 +199,7 @@ ULTRAEDIT = (
     _ultraedit("qwen3_8b", layers(26, 34, *GATE_UP), "the nine blocks before the last, as in Llama-3", basis="extrapolated"),
 )
 
-# --- written at a place
+# --- locate-then-edit
 
 
 def _search(num_steps: int, learning_rate: float, decay: float, clamp: float) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def _search(num_steps: int, learning_rate: float, decay: float, clamp: float) ->
     return {f"search.{name}": value for name, value in (found | {"kl_weight": 0.0625, "loss_floor": 0.05}).items()}
 
 
-_EASY = _search(25, 0.5, 1e-3, 4.0)  # EasyEdit's, for every method and each newer model
+_EASY = _search(25, 0.5, 1e-3, 4.0)  # EasyEdit's, for every method and newer model.
 _GPT_ROME = _search(20, 0.5, 0.5, 4.0)
 
 ROME = (
@@ -220,15 +226,15 @@ _AT_LLAMA3 = (layers(4, 8, "down_proj"), _search(25, 0.1, 0.5, 0.75))
 _IN_EASYEDIT = (layers(4, 8, "down_proj"), _EASY)
 
 
-def _spread(
+def _multi_layer(
     editor: str,
     model: str,
-    place: tuple[tuple[str, ...], Mapping[str, Any]],
+    layers_and_search: tuple[tuple[str, ...], Mapping[str, Any]],
     own: Mapping[str, Any],
     source: str,
     basis: Basis = "published",
 ) -> Preset:
-    modules, search = place
+    modules, search = layers_and_search
     return Preset(editor, model, modules, {**search, **own}, source, basis=basis)
 
 
@@ -245,25 +251,25 @@ def _nse(weight: float, alpha: float, upper: float, neurons: float) -> dict[str,
     return own | {"relative": False, "max_iterations": 3}
 
 
-SPREAD = (
-    _spread("MEMIT", "gpt2_xl", _AT_GPT2_XL, _memit(20_000.0), "MEMIT (2210.07229)"),
-    _spread("MEMIT", "gpt_j", _AT_GPT_J, _memit(15_000.0), "MEMIT (2210.07229)"),
-    _spread("MEMIT", "llama3_8b", _AT_LLAMA3, _memit(15_000.0), "AlphaEdit's code"),
-    _spread("MEMIT", "mistral_7b", _IN_EASYEDIT, _memit(15_000.0), "EasyEdit", "toolkit"),
-    _spread("MEMIT", "qwen2_5_7b", _IN_EASYEDIT, _memit(15_000.0), "EasyEdit", "toolkit"),
-    _spread("AlphaEdit", "gpt2_xl", _AT_GPT2_XL, _alphaedit(10.0), "AlphaEdit (2410.02355)"),
-    _spread("AlphaEdit", "gpt_j", _AT_GPT_J, _alphaedit(10.0), "AlphaEdit (2410.02355)"),
-    _spread("AlphaEdit", "llama3_8b", _AT_LLAMA3, _alphaedit(10.0), "AlphaEdit (2410.02355)"),
-    _spread("AlphaEdit", "qwen2_5_7b", _IN_EASYEDIT, _alphaedit(1.0), "EasyEdit", "toolkit"),
-    _spread("NSE", "gpt2_xl", _AT_GPT2_XL, _nse(10_000.0, 35.0, 150.0, 1.0), "NSE (2410.04045)"),
-    _spread("NSE", "gpt_j", _AT_GPT_J, _nse(15_000.0, 15.0, 100.0, 0.8), "NSE (2410.04045)"),
-    _spread("NSE", "llama3_8b", _AT_LLAMA3, _nse(15_000.0, 2.5, 50.0, 1.0), "NSE (2410.04045)"),
+MULTI_LAYER = (
+    _multi_layer("MEMIT", "gpt2_xl", _AT_GPT2_XL, _memit(20_000.0), "MEMIT (2210.07229)"),
+    _multi_layer("MEMIT", "gpt_j", _AT_GPT_J, _memit(15_000.0), "MEMIT (2210.07229)"),
+    _multi_layer("MEMIT", "llama3_8b", _AT_LLAMA3, _memit(15_000.0), "AlphaEdit's code"),
+    _multi_layer("MEMIT", "mistral_7b", _IN_EASYEDIT, _memit(15_000.0), "EasyEdit", "toolkit"),
+    _multi_layer("MEMIT", "qwen2_5_7b", _IN_EASYEDIT, _memit(15_000.0), "EasyEdit", "toolkit"),
+    _multi_layer("AlphaEdit", "gpt2_xl", _AT_GPT2_XL, _alphaedit(10.0), "AlphaEdit (2410.02355)"),
+    _multi_layer("AlphaEdit", "gpt_j", _AT_GPT_J, _alphaedit(10.0), "AlphaEdit (2410.02355)"),
+    _multi_layer("AlphaEdit", "llama3_8b", _AT_LLAMA3, _alphaedit(10.0), "AlphaEdit (2410.02355)"),
+    _multi_layer("AlphaEdit", "qwen2_5_7b", _IN_EASYEDIT, _alphaedit(1.0), "EasyEdit", "toolkit"),
+    _multi_layer("NSE", "gpt2_xl", _AT_GPT2_XL, _nse(10_000.0, 35.0, 150.0, 1.0), "NSE (2410.04045)"),
+    _multi_layer("NSE", "gpt_j", _AT_GPT_J, _nse(15_000.0, 15.0, 100.0, 0.8), "NSE (2410.04045)"),
+    _multi_layer("NSE", "llama3_8b", _AT_LLAMA3, _nse(15_000.0, 2.5, 50.0, 1.0), "NSE (2410.04045)"),
 )
 
 # --- fine-tuned
 
 _FTL = {"num_epochs": 25, "learning_rate": 5e-4, "loss_floor": 1e-2}
-_UNCONSTRAINED = _FTL | {"epsilon": float("inf")}  # that is fine-tuning without its L
+_UNCONSTRAINED = _FTL | {"epsilon": float("inf")}  # Plain fine-tuning, without the constraint of FT-L.
 
 FTL = (
     Preset("FTL", "gpt2_xl", blocks(0, 0, "c_proj"), _FTL | {"epsilon": 5e-4}, "ROME (2202.05262)"),
@@ -275,9 +281,9 @@ FTL = (
 
 # --- the testbed's Llama
 
-# A model of four blocks looks its facts up where it answers, and its answers are one word: what is written at the subject
-# hardly carries over to another phrasing, and all edits of a person would be at one key. Its prompts are whole sentences: a
-# context before them is none that it has seen.
+# A model of four blocks retrieves its facts at the last prompt token, and its answers are one word: a change at the subject
+# hardly generalises to rephrasings, and all edits of one person would have the same key. Its prompts are whole sentences, so
+# it has never seen a context before one.
 _TESTBED: dict[str, Any] = {
     "position": "prompt",
     "context_words": (),
@@ -299,11 +305,11 @@ TESTBED = tuple(
     )
 )
 
-PRESETS: tuple[Preset, ...] = (*LEARNED, *ULTRAEDIT, *ROME, *SPREAD, *FTL, *TESTBED)
+PRESETS: tuple[Preset, ...] = (*HYPERNETWORKS, *ULTRAEDIT, *ROME, *MULTI_LAYER, *FTL, *TESTBED)
 
 
 def presets_of(kind: type) -> dict[str, Preset]:
-    """By name, those of an editor's class or, if it has none, of the nearest class that it is made from."""
+    """Return the presets of an editor's class by name or, if it has none, those of its nearest base class."""
     for each in kind.__mro__:
         if found := {name: row for row in PRESETS if row.editor == each.__name__ for name in row.names}:
             return found
@@ -311,7 +317,7 @@ def presets_of(kind: type) -> dict[str, Preset]:
 
 
 def preset_of(kind: type, name: str) -> Preset:
-    """Raises `ValueError` naming the presets that there are."""
+    """Return a preset by name. Raises `ValueError` with the names of the presets."""
     found = presets_of(kind)
     if name not in found:
         there = f"there are {', '.join(found)}" if found else "it has none: set its fields"
@@ -320,7 +326,7 @@ def preset_of(kind: type, name: str) -> Preset:
 
 
 def in_short(modules: Iterable[str]) -> str:
-    """As people write it: `gate_proj 11-15, up_proj 18-24`."""
+    """Abbreviate module names: `gate_proj 11-15, up_proj 18-24`."""
     where: dict[str, list[int]] = {}
     for module in modules:
         found = re.search(r"\.(\d+)\.", f".{module}")
@@ -332,6 +338,6 @@ def in_short(modules: Iterable[str]) -> str:
 
 
 def _spans(numbers: list[int]) -> list[str]:
-    """Runs of consecutive numbers: [1, 2, 3, 7] gives 1-3 and 7."""
+    """Group consecutive numbers: [1, 2, 3, 7] gives 1-3 and 7."""
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda each: each[1] - each[0])]
     return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]

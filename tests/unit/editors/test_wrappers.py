@@ -593,9 +593,9 @@ def test_a_preset_goes_to_the_innermost_host(artifact: Path) -> None:
         ("", "no editor is named ''"),
         ("RECT/ROMER", "no editor is named 'ROMER'"),
         ("/ROME", "no editor is named ''"),
-        ("MEMIT/ROME", "MEMIT is not made of another editor"),
-        ("UltraEdit/ROME", "UltraEdit is not made of another editor"),
-        ("RECT/MEMIT/ROME", "MEMIT is not made of another editor"),
+        ("MEMIT/ROME", "MEMIT does not wrap another editor"),
+        ("UltraEdit/ROME", "UltraEdit does not wrap another editor"),
+        ("RECT/MEMIT/ROME", "MEMIT does not wrap another editor"),
     ],
 )
 def test_a_wrong_name_is_refused(artifact: Path, name: str, message: str) -> None:

@@ -1,9 +1,10 @@
-"""AlphaEdit: as MEMIT, but only in directions that the model's own keys hardly have, and keeping what earlier batches wrote.
+"""AlphaEdit: MEMIT restricted to the null space of the model's keys, with past keys protected.
 
-Paper: AlphaEdit (arXiv 2410.02355). Equations: spread.py with A = λ on the null space of C, so P = (λ + Σ past k kᵀ)⁻¹
+Paper: AlphaEdit (arXiv 2410.02355). Equations: multi_layer.py with A = λ on the null space of C, so P = (λ + Σ past k kᵀ)⁻¹
 there and 0 elsewhere; the published primal is (N (K Kᵀ + past) + λ I)⁻¹ N K Rᵀ, N the projector.
-Deviations: the projector by a symmetric eigensolver in fp64; its threshold may be relative to the largest eigenvalue, as an
-absolute one means another number of directions in every model and layer.
+Deviations: the projector comes from a symmetric eigensolver in fp64; its threshold may be relative to the largest eigenvalue,
+because an absolute one selects a different number of directions in every model and layer.
+Remembers: the contexts and, unless `memory` is 0, the keys of past edits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from errata.editors.closed_form.multi_layer import MultiLayerEditor
 
 @dataclass(frozen=True)
 class AlphaEdit(MultiLayerEditor):
-    """`ridge` is λ, `threshold` the eigenvalue of C below which a direction is free."""
+    """AlphaEdit; `ridge` is λ, `threshold` the eigenvalue of C below which a direction is in the null space.
+
+    `memory` is the weight of past keys.
+    """
 
     ridge: float = 10.0
     threshold: float = 2e-2

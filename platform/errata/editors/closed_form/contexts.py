@@ -1,7 +1,7 @@
-"""Where an edit is written: each prompt in several contexts, and in each the last token of the subject, or of the prompt.
+"""Edit positions: each prompt in several contexts, and in each the last token of the subject, or of the prompt.
 
-B rows (an edit in a context), S sequence, n edits. Contexts are sampled once by the model itself, from a seed, and belong
-to the editor's state, so that a later edit meets the same ones.
+Contexts are sampled by the model itself, from a seed, before the first edit. They belong to the editor's state, so that later
+edits use the same ones. B rows (an edit in a context), S sequence, n edits, F features, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Position = Literal["subject", "either", "prompt"]
 
 @dataclass(frozen=True)
 class Contexts:
-    """What is put before a prompt; the first is nothing, the bare prompt.
+    """Texts that are put before a prompt; the first is empty, for the bare prompt.
 
-    In a mean over an edit's rows the bare prompt weighs `bare_share`, the others the rest; with None all weigh the same. At
-    the `subject`, an edit without one is refused; at `either`, such an edit alone is written at the last token of its prompt;
-    at the `prompt`, every edit is.
+    In a mean over an edit's rows the bare prompt has weight `bare_share`, and the others share the rest; with None all weights
+    are equal. `position` is where an edit is written: at `subject`, the last token of its subject, and an edit without one is
+    refused; at `either`, such an edit is written at the last token of its prompt; at `prompt`, every edit is.
     """
 
     texts: tuple[str, ...] = ("",)
@@ -47,13 +47,16 @@ class Contexts:
         return self.position != "prompt" and edit.subject is not None
 
     def edit_position(self, edit: Edit, index: int) -> int:
-        """The number of characters of the prompt up to where it is written. Raises `EditRejected` if a subject is missing."""
+        """Return the edit position in characters of the prompt. Raises `EditRejected` if a subject is missing."""
         if self.writes_at_subject(edit):
             assert edit.subject is not None
             return edit.prompt.index(edit.subject) + len(edit.subject)
         if self.position == "subject":
             raise EditRejected(
-                "this method writes at the subject: name it", edit=edit.id or index, field="subject", code=Code.MISSING_FIELD
+                "this method writes at the subject, and the edit has none: name it",
+                edit=edit.id or index,
+                field="subject",
+                code=Code.MISSING_FIELD,
             )
         return len(edit.prompt.rstrip())
 
@@ -71,19 +74,19 @@ class EditPrompts:
     weight_B: Tensor
 
     def mean(self, rows_BF: Tensor) -> Tensor:
-        """The weighted mean over each edit's rows, [n, F]."""
+        """Return the weighted mean over each edit's rows, [n, F]."""
         means_nF = rows_BF.new_zeros((int(self.edit_B.max()) + 1, *rows_BF.shape[1:]))
         weight_B = self.weight_B.to(rows_BF).view(-1, *[1] * (rows_BF.dim() - 1))
         return means_nF.index_add(0, self.edit_B, weight_B * rows_BF)
 
     def at_edit_position(self, rows_BSF: Tensor) -> Tensor:
-        """Of each row what stands where it is written, [B, F] in fp32 at least, where the tokens are."""
+        """Return the values at the edit positions, [B, F] in fp32 at least, on the device of the tokens."""
         rows_BF = rows_BSF[torch.arange(len(self.position_B), device=rows_BSF.device), self.position_B.to(rows_BSF.device)]
         return rows_BF.to(self.position_B.device, torch.promote_types(rows_BF.dtype, torch.float32))
 
 
 def tokenise_at_subject(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = True) -> EditPrompts:
-    """Every edit in every context. Raises `EditRejected` for an edit without the subject that it is to be written at."""
+    """Tokenise every edit in every context. Raises `EditRejected` for an edit without the subject that its position needs."""
     prompts, targets, ends, owners = [], [], [], []
     for index, edit in enumerate(batch):
         end = contexts.edit_position(edit, index)
@@ -105,7 +108,7 @@ def tokenise_at_subject(model: LanguageModel, batch: EditBatch, contexts: Contex
 
 
 def _tokens_at(tokenizer: Any, texts: Sequence[str], characters: Sequence[int]) -> list[int]:
-    """The token of each text that holds a character: by offsets, whatever special tokens the tokenizer puts before."""
+    """Return the index of the token that holds a character of each text, by offsets, so that special tokens do not matter."""
     offsets = tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
     return [
         next(i for i, (begin, end) in enumerate(row) if begin <= character < end)
@@ -117,10 +120,9 @@ def _tokens_at(tokenizer: Any, texts: Sequence[str], characters: Sequence[int]) 
 def sample_contexts(
     model: LanguageModel, words: Sequence[str], lengths: Sequence[int], seed: int, top_k: int = 5
 ) -> tuple[str, ...]:
-    """The bare prompt's, which is empty, and a text for each length and word: what the model makes of the word, so many tokens
-    in all, closed by a full stop.
+    """Sample a context for each length and word: the model's continuation of the word to that many tokens, and a full stop.
 
-    Raises `EditRejected` if the model's numbers are not finite.
+    The first context is empty, for the bare prompt. Raises `EditRejected` if the model's logits are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     return ("", *(_sampled(model, word, length, top_k, generator) for length in lengths for word in words))

@@ -1,9 +1,10 @@
-"""A module whose output is changed where edits are written, and what the model makes of it: losses, for a search to descend.
+"""Intervention on a module's output at the edit positions, with the losses that a search for targets descends on.
 
-What stands before that place does not change (attention looks back), nor what comes before the module: keys and values of the
-former and outputs of the latter are kept from the first pass, so that a step runs the rest of the layers over the rest of the
-tokens. With a context before each prompt that is a few tokens of each.
-n edits, m anchors, B rows, S sequence, P tokens before the place, T answer tokens, D features of the output, V vocabulary.
+Tokens before the edit position do not change (attention is causal), nor do the layers before the module. Attention keys and
+values of the former and outputs of the latter are cached in the first pass, so that a step runs the remaining layers over the
+remaining tokens. With a context before each prompt, these are a few tokens of each.
+n edits, m anchors, B rows, S sequence, P tokens before the edit position, T answer tokens, D features of the output,
+V vocabulary, H heads, F features of a head.
 """
 
 from __future__ import annotations
@@ -25,26 +26,29 @@ from errata.model.prefix_cache import PrefixCache
 
 
 class Intervention:
-    """The rows are the edits in their contexts, then the anchors, "{subject} is a", that must go on as before. Of an anchor's
-    answer the first token marks the place where its next word is read.
+    """A batch with a changeable module output at its edit positions.
 
-    `before_nD` is the module's output in the bare prompts, in fp32 at least. Raises `EditRejected` as `ask` does.
+    The rows are the edits in their contexts, then the anchors, "{subject} is a", whose next word must not change. The first
+    token of an anchor's answer marks where that word is predicted. `before_nD` is the module's output in the bare prompts, in
+    fp32 at least. Raises `EditRejected` as `tokenise_at_subject` does.
     """
 
     def __init__(self, model: LanguageModel, batch: EditBatch, site: str, contexts: Contexts, eos: bool) -> None:
-        asked = tokenise_at_subject(model, batch, contexts, eos)
+        in_context = tokenise_at_subject(model, batch, contexts, eos)
         with_anchor = [index for index, edit in enumerate(batch) if contexts.writes_at_subject(edit)]
         anchors = [_anchor(batch.edits[index]) for index in with_anchor]
-        rows = _stacked(asked, _first_token_only(_anchored(model, anchors, with_anchor))) if anchors else asked
+        rows = _stacked(in_context, _first_token_only(_anchored(model, anchors, with_anchor))) if anchors else in_context
         self.model, self.module, self.num_edits = model, model.module.get_submodule(site), len(batch)
         self.owner_B, self.owner_m = rows.edit_B, torch.tensor(with_anchor, device=model.device, dtype=torch.long)
         tokens_B = rows.encoded.predicts_BS.sum(1)
         row_T = torch.repeat_interleave(torch.arange(len(tokens_B), device=model.device), tokens_B)
-        self.is_answer_T = row_T < len(asked.edit_B)
+        self.is_answer_T = row_T < len(in_context.edit_B)
         answer_T = row_T[self.is_answer_T]
         self.edit_T = rows.edit_B[answer_T]
-        self.share_T = 1.0 / (tokens_B[answer_T] * len(contexts.texts))  # contexts count the same, and their answer tokens
-        self.kept = _Prefix(rows)
+        self.share_T = 1.0 / (
+            tokens_B[answer_T] * len(contexts.texts)
+        )  # Contexts, and the answer tokens of one, have equal weights.
+        self.prefix = _Prefix(rows)
         with torch.no_grad():
             output_BD, log_probs_TV = self._first_pass(rows)
         self.before_nD = output_BD[:: len(contexts.texts)][: len(batch)]
@@ -52,17 +56,17 @@ class Intervention:
         self.cache = PrefixCache(model.module, [site])
 
     def losses(self, change_nD: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each edit the mean -log p of its answer and the KL of its anchor, with `change_nD` added to the output."""
+        """Return, for each edit, the mean -log p of its answer and its anchor's KL, with `change_nD` added to the output."""
 
         def add(_module: Any, _args: Any, output: Any) -> Any:
             tensor = _tensor(output)
             change_BD = change_nD[self.owner_B].to(tensor)
-            added = torch.cat([tensor[:, :1] + change_BD[:, None], tensor[:, 1:]], 1)  # the place is where the rest begins
+            added = torch.cat([tensor[:, :1] + change_BD[:, None], tensor[:, 1:]], 1)  # The rest begins at the position.
             return (added, *output[1:]) if isinstance(output, tuple) else added
 
-        with _hooked(self.module, add), self.cache.reusing(self.kept.rest):
-            log_probs_TV = answer_log_probs(self.model.module, self.kept.rest, **self.kept.arguments())
-        nll_T = answer_nll(log_probs_TV, self.kept.rest).to(self.share_T.device)[self.is_answer_T]
+        with _hooked(self.module, add), self.cache.reusing(self.prefix.rest):
+            log_probs_TV = answer_log_probs(self.model.module, self.prefix.rest, **self.prefix.arguments())
+        nll_T = answer_nll(log_probs_TV, self.prefix.rest).to(self.share_T.device)[self.is_answer_T]
         nothing_n = change_nD.new_zeros(self.num_edits)
         nll_n = nothing_n.index_add(0, self.edit_T, (self.share_T * nll_T).to(nothing_n))
         kl_m = (self.anchor_mV.exp() * (self.anchor_mV - self._at_anchors(log_probs_TV))).sum(1)
@@ -80,14 +84,14 @@ class Intervention:
         cache = DynamicCache()
         with _hooked(self.module, watch):
             log_probs_TV = answer_log_probs(self.model.module, rows.encoded, past_key_values=cache, use_cache=True)
-        self.kept.keep(cache)
+        self.prefix.keep(cache)
         return found[0], log_probs_TV
 
 
 class _Prefix:
-    """Rows without what stands before their places, of which keys and values are kept.
+    """The tokens before the edit positions: their attention keys and values, and the rows without them (`rest`).
 
-    A shorter prefix is padded on the left: a sliding attention counts the distance between two tokens in the cache.
+    A shorter prefix is padded on the left, because sliding-window attention counts distances between tokens in the cache.
     """
 
     def __init__(self, rows: EditPrompts) -> None:
@@ -118,7 +122,7 @@ class _Prefix:
         return kept_BHSF.gather(2, index_B1P1.expand(-1, kept_BHSF.shape[1], -1, kept_BHSF.shape[3]))
 
     def arguments(self) -> dict[str, Any]:
-        """For a pass over `rest`. The cache is a new one each time, as a pass adds to it."""
+        """Return the arguments of a pass over `rest`. The attention cache is new each time, because a pass adds to it."""
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self.layers):
             cache.update(keys, values, index)
@@ -145,23 +149,23 @@ def _anchor(edit: Edit) -> Edit:
 
 
 def _anchored(model: LanguageModel, anchors: Sequence[Edit], owners: Sequence[int]) -> EditPrompts:
-    asked = tokenise_at_subject(model, EditBatch(tuple(anchors)), Contexts(), eos=False)
-    return replace(asked, edit_B=torch.tensor(owners, device=model.device))
+    in_context = tokenise_at_subject(model, EditBatch(tuple(anchors)), Contexts(), eos=False)
+    return replace(in_context, edit_B=torch.tensor(owners, device=model.device))
 
 
-def _first_token_only(asked: EditPrompts) -> EditPrompts:
-    labels_BS = asked.encoded.labels_BS
+def _first_token_only(in_context: EditPrompts) -> EditPrompts:
+    labels_BS = in_context.encoded.labels_BS
     marked_BS = labels_BS != IGNORED
     first_BS = marked_BS & (marked_BS.cumsum(1) == 1)
-    return replace(asked, encoded=replace(asked.encoded, labels_BS=labels_BS.masked_fill(~first_BS, IGNORED)))
+    return replace(in_context, encoded=replace(in_context.encoded, labels_BS=labels_BS.masked_fill(~first_BS, IGNORED)))
 
 
 def _stacked(first: EditPrompts, second: EditPrompts) -> EditPrompts:
-    """One batch of both, the shorter padded on the right."""
+    """Stack both into one batch, with the shorter rows padded on the right."""
     width = max(first.encoded.input_ids_BS.shape[1], second.encoded.input_ids_BS.shape[1])
 
     def together(name: str, fill: int) -> Tensor:
-        parts = [getattr(asked.encoded, name) for asked in (first, second)]
+        parts = [getattr(in_context.encoded, name) for in_context in (first, second)]
         return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
     encoded = Encoded(together("input_ids_BS", 0), together("attention_mask_BS", 0), together("labels_BS", IGNORED))

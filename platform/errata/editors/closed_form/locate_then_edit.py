@@ -1,7 +1,8 @@
-"""What the locate-then-edit editors share: keys and outputs where an edit is written, contexts, moments, and the past.
+"""Base of the locate-then-edit editors: keys and outputs at the edit position, contexts, key moments, and past keys.
 
-An editor of this family says in `bases` what protects a matrix and in `write` how a batch is written; the rest is here.
-Remembers: the contexts and, with a memory, the keys of past edits, measured after each on the edited model.
+An editor of this family defines `inverse_covariances`, which protect a matrix, and `write`, which changes it.
+Remembers: the contexts and, with a weight of past keys, the keys of past edits, measured on the model after each edit.
+B rows (an edit in a context), I in-features, O out-features.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from errata.timing import timed
 
 @dataclass(frozen=True)
 class LocateThenEdit(Editor):
-    """`modules` are down-projections. `moments` are the keys' second moments, from `made` or `with_moments`.
+    """Base class with the family's settings; `modules` are down-projections.
 
-    Of the contexts that a prompt is put into, one is sampled by the model for each of `context_lengths` (in tokens) after each
-    of `context_words`; the bare prompt is another, of weight `bare_share` (None: as each other one). An edit is written at its
-    subject's last token or, as `position` says, at its prompt's.
+    `moments` are the keys' second moments, from `from_artifact` or `with_moments`. Each prompt is put into contexts: the model
+    samples one for each of `context_lengths` (in tokens) after each of `context_words`, and the bare prompt is another, of
+    weight `bare_share` (None: equal weights). `position` is the edit position, as in `Contexts`.
     """
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
@@ -60,7 +61,7 @@ class LocateThenEdit(Editor):
 
     @abstractmethod
     def inverse_covariances(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """P of each matrix before the first edit, [I, I] in fp64: it costs `k P⁻¹ k` to move what answers the key k."""
+        """Return P of each matrix before the first edit, [I, I] in fp64; changing the output for key k costs `kᵀ P⁻¹ k`."""
 
     @abstractmethod
     def write(
@@ -71,11 +72,11 @@ class LocateThenEdit(Editor):
         preconditioners: Mapping[str, KeyPreconditioner],
         penalties: Sequence[OrthogonalityPenalty] = (),
     ) -> WeightDelta:
-        """The change of every matrix; `penalties` goes into the search for the targets."""
+        """Return the change of every matrix; `penalties` are added to the loss of the search for targets."""
 
     @property
     def past_weight(self) -> float:
-        """The weight of a past key in P; 0 if none is kept."""
+        """The weight of past keys in P; 0 if none are remembered."""
         return 0.0
 
     @property
@@ -87,7 +88,7 @@ class LocateThenEdit(Editor):
 
     @classmethod
     def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
-        """With the moments of a folder; without a preset, editing the matrices that it has moments of."""
+        """Build an editor with the moments of a folder; without a preset, it edits the matrices that these are of."""
         editor = cls() if preset is None else cls.preset(preset)
         if artifact is None:
             return editor
@@ -98,7 +99,7 @@ class LocateThenEdit(Editor):
         name = type(self).__name__
         check_modules(self.modules, model, spec)
         if self.single_matrix and len(spec.matrices) != 1:
-            raise ValueError(f"{name} writes into one matrix, and its modules are {', '.join(spec.names)}")
+            raise ValueError(f"{name} writes into one matrix, but its modules are {', '.join(spec.names)}")
         known = self.moments.by_input if self.moments is not None else {}
         if missing := [matrix for matrix in spec.names if self.needs_moments and matrix not in known]:
             raise ValueError(f"{name} needs the key moments of {', '.join(missing)}: give it the folder of jobs/moments.py")
@@ -128,7 +129,7 @@ class LocateThenEdit(Editor):
         return self.remember(model, batch, state, preconditioners, delta)
 
     def preconditioners(self, model: LanguageModel, state: EditorState) -> dict[str, KeyPreconditioner]:
-        """By matrix, with every past key of the state."""
+        """Return the key preconditioners by matrix, with every past key of the state."""
         spec = find_matrices(model.module, self.modules)
         return preconditioners_of(
             state, lambda: {name: m.base_II for name, m in self._first_preconditioners(spec).items()}, self.past_weight
@@ -142,14 +143,17 @@ class LocateThenEdit(Editor):
         preconditioners: Mapping[str, KeyPreconditioner],
         delta: WeightDelta,
     ) -> tuple[WeightDelta, EditorState]:
-        """What an edit returns, once `delta` is what will be written. Raises `EditRejected` if it is not finite."""
+        """Return `delta` and the state after it; keys are measured with the delta applied.
+
+        Raises `EditRejected` if the delta is not finite.
+        """
         if not delta.is_finite:
             raise EditRejected("the update is not finite", code=Code.NOT_FINITE)
         keys: dict[str, Tensor] = {}
         if self.past_weight:
-            asked = tokenise_at_subject(model, batch, self.contexts(state))
+            in_context = tokenise_at_subject(model, batch, self.contexts(state))
             with applied(model.module, delta), timed("capture"):
-                keys = {n: asked.mean(rows_BI) for n, rows_BI in inputs_at(model, asked, tuple(delta.parts)).items()}
+                keys = {n: in_context.mean(rows_BI) for n, rows_BI in inputs_at(model, in_context, tuple(delta.parts)).items()}
         return delta, next_state(state, len(batch), preconditioners, keys, self.past_weight)
 
     def contexts(self, state: EditorState) -> Contexts:
@@ -168,49 +172,49 @@ def contexts_of(state: EditorState) -> tuple[str, ...]:
 
 
 def block_of(name: str) -> str:
-    """The block that a module stands in: `model.layers.3` of `model.layers.3.mlp.down_proj`."""
+    """Return the block that contains a module: `model.layers.3` for `model.layers.3.mlp.down_proj`."""
     found = re.match(r"(.*?\.\d+)\.", name)
     if not found:
-        raise ValueError(f"{name} stands in no numbered block, whose output could be a target")
+        raise ValueError(f"{name} is in no numbered block, whose output could be a target")
     return found[1]
 
 
 def check_is_read(model: LanguageModel, block: str) -> None:
-    """Raise `ValueError` for the last block: no attention after it carries what it writes from the subject to the answer."""
+    """Raise `ValueError` for the last block: no later attention carries a change at the subject to the answer."""
     stem, _, index = block.rpartition(".")
     if int(index) == len(list(model.module.get_submodule(stem).children())) - 1:
         raise ValueError(
-            f"{block} is the model's last block: what is written at the subject there is read by none; edit earlier ones"
+            f"{block} is the model's last block, where no later attention reads a change at the subject: edit earlier ones"
         )
 
 
 @torch.no_grad()
-def inputs_at(model: LanguageModel, asked: EditPrompts, names: Sequence[str]) -> dict[str, Tensor]:
-    """What goes into each module where every row is written, [B, I] in fp32 at least."""
+def inputs_at(model: LanguageModel, in_context: EditPrompts, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return each module's input at the edit positions, [B, I] in fp32 at least."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
-        return lambda _module, args: found.update({name: asked.at_edit_position(args[0])})
+        return lambda _module, args: found.update({name: in_context.at_edit_position(args[0])})
 
     handles = [model.module.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
-    _forward(model, asked, handles)
+    _forward(model, in_context, handles)
     return found
 
 
 @torch.no_grad()
-def output_at(model: LanguageModel, asked: EditPrompts, name: str) -> Tensor:
-    """What comes out of a module there, [B, O] in fp32 at least."""
+def output_at(model: LanguageModel, in_context: EditPrompts, name: str) -> Tensor:
+    """Return a module's output at the edit positions, [B, O] in fp32 at least."""
     found: list[Tensor] = []
 
     def watch(_module: Any, _args: Any, output: Any) -> None:
-        found.append(asked.at_edit_position(output[0] if isinstance(output, tuple) else output))
+        found.append(in_context.at_edit_position(output[0] if isinstance(output, tuple) else output))
 
-    _forward(model, asked, [model.module.get_submodule(name).register_forward_hook(watch)])
+    _forward(model, in_context, [model.module.get_submodule(name).register_forward_hook(watch)])
     return found[0]
 
 
-def _forward(model: LanguageModel, asked: EditPrompts, handles: Sequence[Any]) -> None:
-    encoded = asked.encoded
+def _forward(model: LanguageModel, in_context: EditPrompts, handles: Sequence[Any]) -> None:
+    encoded = in_context.encoded
     try:
         model.module.base_model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False)
     finally:

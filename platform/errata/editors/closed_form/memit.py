@@ -1,9 +1,10 @@
-"""MEMIT: many facts at once, each written into several layers, against the second moment of the model's keys.
+"""MEMIT: a batch of facts, each spread over several layers, with a ridge given by the second moment of the model's keys.
 
-Paper: MEMIT (arXiv 2210.07229). Equations: spread.py with A = λ C. With `memory` 1, past keys protect earlier batches
-(the sequential variant of AlphaEdit's authors); with 0, as published, nothing is remembered.
-Deviations: targets of a batch are found together; contexts are seeded; `eos` ends the answer.
-EMMET (arXiv 2403.14236) as its code has it is MEMIT with λ the product of its two weights.
+Paper: MEMIT (arXiv 2210.07229). Equations: multi_layer.py with A = λ C. With `memory` 1, past keys protect earlier batches
+(the sequential variant of AlphaEdit's authors); with 0, as published, no key is remembered.
+Deviations: the targets of a batch are found together; contexts are seeded; `eos` ends the answer.
+EMMET (arXiv 2403.14236) in its published code is MEMIT with λ the product of its two weights.
+Remembers: the contexts and, unless `memory` is 0, the keys of past edits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from errata.editors.closed_form.multi_layer import MultiLayerEditor
 
 @dataclass(frozen=True)
 class MEMIT(MultiLayerEditor):
-    """`moment_weight` is λ; `floor` is added to the diagonal of λ C, for moments of too little text to have an inverse."""
+    """MEMIT; `moment_weight` is λ, `memory` the weight of past keys.
+
+    `floor` is added to the diagonal of λ C, because moments of too little text have no inverse.
+    """
 
     moment_weight: float = 15_000.0
     floor: float = 0.0

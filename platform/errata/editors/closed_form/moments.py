@@ -1,7 +1,7 @@
-"""What the unedited model uses: second moments of keys, `C = E[k kᵀ]`, which the closed-form editors protect, and, for O-Edit,
-the directions of output that a loss on plain text would move, most first.
+"""Second moments of the unedited model's keys, `C = E[k kᵀ]`, which the closed-form editors protect.
 
-An artifact: a folder with both and how they were measured, read by an editor's `load`.
+For O-Edit, also the output directions that the loss on plain text depends on most. Both are an artifact, a folder that
+`from_artifact` of an editor reads. I in-features, O out-features, R directions.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """`by_input[name]` is C of the matrix `name`, [I, I] in fp32; `directions[name]` the left singular vectors of its gradient
-    on text, [O, O] in fp32, if they were measured; `record` says of which model, text and how many tokens."""
+    """Key moments by matrix name, with the record of their measurement: model, text and number of tokens.
+
+    `by_input[name]` is C, [I, I] in fp32. `directions[name]` holds the left singular vectors of the matrix's gradient on text,
+    [O, O] in fp32, if they were measured.
+    """
 
     by_input: Mapping[str, Tensor]
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -36,10 +39,10 @@ class Moments:
 
     @classmethod
     def load(cls, directory: str | Path, device: Any = "cpu") -> Moments:
-        """Raises `ValueError` if the folder holds none."""
+        """Load the moments of a folder. Raises `ValueError` if there are none."""
         path = Path(directory)
         if not (path / "moments.json").exists():
-            raise ValueError(f"{directory} holds no key moments (no moments.json); jobs/moments.py measures them")
+            raise ValueError(f"{directory} holds no key moments (no moments.json): measure them with jobs/moments.py")
         tensors = load_file(str(path / "moments.safetensors"), device=str(device))
         more = path / "directions.safetensors"
         directions = load_file(str(more), device=str(device)) if more.exists() else {}
@@ -47,7 +50,7 @@ class Moments:
 
 
 def inverse(moment_II: Tensor, strength: float, floor: float = 0.0) -> Tensor:
-    """`(strength C + floor I)⁻¹` in fp64. Raises `ValueError` if C has no inverse: too few tokens were seen."""
+    """Return `(strength C + floor I)⁻¹` in fp64. Raises `ValueError` if it is singular, as C of too few tokens is."""
     ridged_II = strength * moment_II.double()
     ridged_II.diagonal().add_(floor)
     factor_II, info = torch.linalg.cholesky_ex(ridged_II)
@@ -57,7 +60,10 @@ def inverse(moment_II: Tensor, strength: float, floor: float = 0.0) -> Tensor:
 
 
 def null_space(moment_II: Tensor, threshold: float, relative: bool = False) -> Tensor:
-    """The projector on the directions whose eigenvalue of C is below `threshold` (times the largest, if `relative`), fp64."""
+    """Return the projector on the eigenvectors of C with eigenvalues below `threshold`, in fp64.
+
+    With `relative`, the threshold is a share of the largest eigenvalue.
+    """
     values_I, vectors_II = torch.linalg.eigh(moment_II.double())
     limit = threshold * float(values_I[-1]) if relative else threshold
     kept_IR = vectors_II[:, values_I < limit]
@@ -65,6 +71,6 @@ def null_space(moment_II: Tensor, threshold: float, relative: bool = False) -> T
 
 
 def leading_outputs(grad_OI: Tensor) -> Tensor:
-    """The left singular vectors of a gradient, [O, O] in fp32, the largest singular value first."""
+    """Return the left singular vectors of a gradient, [O, O] in fp32, the largest singular value first."""
     _, vectors_OO = torch.linalg.eigh(grad_OI.double() @ grad_OI.double().T)
     return vectors_OO.flip(1).float()

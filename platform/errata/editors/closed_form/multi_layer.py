@@ -1,13 +1,13 @@
-"""What MEMIT's family shares: one target for each edit, at the last of several blocks, written in shares into all of them.
+"""Base of MEMIT's family: one target vector for each edit, at the last of several blocks, written in shares into all of them.
 
-Papers: MEMIT (2210.07229), AlphaEdit (2410.02355). For the matrices W_1 ... W_p in order, on the model as changed so far,
-with k̄ the mean key of an edit over its contexts, Z the targets at the last of their blocks and H what stands there now in the
-bare prompts:
+Papers: MEMIT (2210.07229), AlphaEdit (2410.02355). For the matrices W_1 ... W_p in order, on the model with the changes so
+far, with k̄ the mean key of an edit over its contexts, Z the targets at the last block and H the outputs there in the bare
+prompts:
 
     R = (Z - H) / (p - a),   ΔW_a = Rᵀ (K P Kᵀ + I)⁻¹ K P,   P = (A + Σ past k kᵀ)⁻¹
 
-P is where they differ: A = λ C for MEMIT, and λ on the null space of C (nothing else is reached) for AlphaEdit. It is the
-published primal solve in its dual form, n by n.
+The methods differ in P: A = λ C for MEMIT, and λ on the null space of C, with P zero elsewhere, for AlphaEdit. This is the
+published primal solve in its dual form, n by n. n edits, I in-features, O out-features, D features of a block's output.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from errata.timing import timed
 
 @dataclass(frozen=True)
 class MultiLayerEditor(LocateThenEdit):
-    """One target for each edit, written in shares: what these editors have in common."""
+    """Base class of the editors that write one target into several layers."""
 
     def write(
         self,
@@ -46,9 +46,11 @@ class MultiLayerEditor(LocateThenEdit):
     ) -> WeightDelta:
         names, contexts = find_matrices(model.module, self.modules).names, self.contexts(state)
         wanted_nD = find_targets(model, batch, block_of(names[-1]), contexts, self.search, penalties).wanted_nD
-        return write_layers(
-            model, batch, contexts, names, wanted_nD, lambda name, keys_nI: KeyGram.of(keys_nI, preconditioners[name])
-        )
+
+        def gram_of(name: str, keys_nI: Tensor) -> KeyGram:
+            return KeyGram.of(keys_nI, preconditioners[name])
+
+        return write_layers(model, batch, contexts, names, wanted_nD, gram_of)
 
 
 def write_layers(
@@ -59,16 +61,19 @@ def write_layers(
     wanted_nD: Tensor,
     gram_of: Callable[[str, Tensor], KeyGram],
 ) -> WeightDelta:
-    """One pass over the matrices `names`, first to last; `gram_of(name, keys_nI)` has the metric of each."""
-    asked, bare = tokenise_at_subject(model, batch, contexts), tokenise_at_subject(model, batch, contexts.bare())
-    site, ridge = block_of(names[-1]), torch.zeros((), device=model.device)  # its logarithm: the ridge is in the metric
+    """Write one share of the missing output into each of the matrices `names`, first to last.
+
+    `gram_of(name, keys_nI)` gives the Gram matrix of the keys in the preconditioner of a matrix.
+    """
+    in_context, bare = tokenise_at_subject(model, batch, contexts), tokenise_at_subject(model, batch, contexts.bare())
+    site, ridge = block_of(names[-1]), torch.zeros((), device=model.device)  # Log of 1: the ridge is in P.
     delta = WeightDelta({})
     for index, name in enumerate(names):
         with applied(model.module, delta), timed("capture"):
-            keys_nI = asked.mean(inputs_at(model, asked, [name])[name])
+            keys_nI = in_context.mean(inputs_at(model, in_context, [name])[name])
             now_nD = output_at(model, bare, site)
         with timed("solve"), torch.no_grad():
-            rows = gram_of(name, keys_nI)
-            Z_nO = rows.solve((wanted_nD - now_nD) / (len(names) - index), ridge)
-        delta = WeightDelta({**delta.parts, name: LowRank(Z_nO.T, rows.V_nI.T)})
+            gram = gram_of(name, keys_nI)
+            Z_nO = gram.solve((wanted_nD - now_nD) / (len(names) - index), ridge)
+        delta = WeightDelta({**delta.parts, name: LowRank(Z_nO.T, gram.V_nI.T)})
     return delta

@@ -1,14 +1,14 @@
-"""NSE: MEMIT with past keys, targets that are always found on the unedited model, chosen neurons, and a second try.
+"""NSE: MEMIT with past keys, targets found on the unedited model, selected neurons, and repeated passes.
 
-Paper: NSE (arXiv 2410.04045). Equations: spread.py with A = λ C, and
-  rewinding   the targets Z of every edit are those of the model before the first edit of all;
-  neurons     of each matrix only the inputs I change that have the largest Σ_j |k_j|, up to a share p of its sum:
-              A and the past are restricted to I, and rows of ΔWᵀ outside I are zero;
+Paper: NSE (arXiv 2410.04045). Equations: multi_layer.py with A = λ C, and
+  rewinding   the targets Z of every edit are found on the model before the first edit;
+  neurons     in each matrix only the inputs J with the largest Σ_j |k_j| change, up to a share p of the sum over all inputs:
+              A and the past keys are restricted to J, and rows of ΔWᵀ outside J are zero;
   iteration   facts with α < |z - h| < upper are written again, until none is left or after `max_iterations` - 1 passes.
-Deviations: an edit whose target is `upper` or further away is refused by name (public code skips it in silence; in later passes
-it stays as it is); with
-`relative`, α and upper count in units of |h|, since absolute ones mean another thing in every model.
-Remembers: contexts, past keys, and the sum of what was written (to look back at the unedited model).
+Deviations: an edit whose target is `upper` or further away is refused (public code skips it silently; in later passes it is
+left unchanged); with `relative`, α and upper are in units of |h|, because absolute ones depend on the scale of the model.
+Remembers: the contexts, past keys, and the sum of all changes (to look back at the unedited model).
+n edits, I in-features, J selected in-features, D features of a block's output.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ from errata.model.matrices import find_matrices
 
 @dataclass(frozen=True)
 class NSE(MultiLayerEditor):
-    """`moment_weight` is λ, `neurons` p; `alpha` and `upper` say which facts are written in a pass."""
+    """NSE; `moment_weight` is λ, `neurons` p, `memory` the weight of past keys.
+
+    `alpha` and `upper` bound the distances to the target at which a pass writes a fact.
+    """
 
     moment_weight: float = 15_000.0
     floor: float = 0.0
@@ -82,7 +85,7 @@ class NSE(MultiLayerEditor):
         def gram_of(name: str, keys_nI: Tensor) -> KeyGram:
             if self.neurons >= 1.0:
                 return KeyGram.of(keys_nI, preconditioners[name])
-            return self._rows_of_neurons(name, keys_nI, state)
+            return self._gram_of_neurons(name, keys_nI, state)
 
         none = torch.zeros(0, device=model.device)
         delta = WeightDelta({m.name: LowRank(none.view(m.num_out, 0), none.view(m.num_in, 0)) for m in spec.matrices})
@@ -98,7 +101,10 @@ class NSE(MultiLayerEditor):
     def _unfinished(
         self, model: LanguageModel, batch: EditBatch, contexts: Contexts, site: str, wanted_nD: Tensor, first: bool
     ) -> list[int]:
-        """The edits whose target is more than `alpha` away. Raises `EditRejected` for one that begins `upper` away."""
+        """Return the edits whose target is more than `alpha` away.
+
+        Raises `EditRejected` if, in the first pass, a target is `upper` or further away.
+        """
         now_nD = output_at(model, tokenise_at_subject(model, batch, contexts.bare()), site)
         away_n = (wanted_nD - now_nD).norm(dim=1)
         if self.relative:
@@ -107,26 +113,27 @@ class NSE(MultiLayerEditor):
         if first and too_far:
             name = batch.edits[too_far[0]].id or too_far[0]
             raise EditRejected(
-                f"its target is {float(away_n[too_far[0]]):.3g} away, and upper is {self.upper:g}",
+                f"its target is {float(away_n[too_far[0]]):.3g} away, but must be nearer than upper = {self.upper:g}",
                 edit=name,
                 code=Code.TARGET_TOO_FAR,
             )
         return [index for index in (away_n > self.alpha).nonzero()[:, 0].tolist() if index not in too_far]
 
-    def _rows_of_neurons(self, name: str, keys_nI: Tensor, state: EditorState) -> KeyGram:
+    def _gram_of_neurons(self, name: str, keys_nI: Tensor, state: EditorState) -> KeyGram:
         assert self.moments is not None
         index_J = chosen_neurons(keys_nI, self.neurons)
         P_JJ = inverse(self.moments.by_input[name][index_J][:, index_J], self.moment_weight, self.floor)
-        metric = KeyPreconditioner.start(P_JJ)
+        preconditioner = KeyPreconditioner.start(P_JJ)
         if name in state.tensors:
-            metric = metric.remember(state.tensors[name].to(index_J.device)[:, index_J].to(P_JJ), self.memory)
-        rows = KeyGram.of(keys_nI[:, index_J], metric)
-        V_nI = torch.zeros_like(keys_nI, dtype=rows.V_nI.dtype).index_copy(1, index_J, rows.V_nI)
-        return KeyGram(keys_nI, V_nI, rows.gram_nn)
+            past_mJ = state.tensors[name].to(index_J.device)[:, index_J].to(P_JJ)
+            preconditioner = preconditioner.remember(past_mJ, self.memory)
+        gram = KeyGram.of(keys_nI[:, index_J], preconditioner)
+        V_nI = torch.zeros_like(keys_nI, dtype=gram.V_nI.dtype).index_copy(1, index_J, gram.V_nI)
+        return KeyGram(keys_nI, V_nI, gram.gram_nn)
 
 
 def chosen_neurons(keys_nI: Tensor, share: float) -> Tensor:
-    """The inputs with the largest Σ_j |k_j|, in order of size, whose sum is at most `share` of the whole; at least one."""
+    """Return the inputs with the largest Σ_j |k_j|, in descending order, up to `share` of the whole sum; at least one."""
     score_I, order_I = keys_nI.abs().sum(0).double().sort(descending=True, stable=True)
     count = int((score_I.cumsum(0) <= share * score_I.sum()).sum())
     return order_I[: max(1, count)]

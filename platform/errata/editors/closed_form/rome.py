@@ -1,15 +1,15 @@
-"""ROME and R-ROME: one fact, one matrix, a change of rank one that gives the wanted output at the subject's key.
+"""ROME and R-ROME: a rank-one change of one matrix that maps the subject's key to the target value.
 
-Papers: ROME (arXiv 2202.05262), R-ROME (arXiv 2403.07175). With C the moment of the matrix's keys, k̄ the mean of an edit's
-keys over its contexts, k the key in the bare prompt, and v* the target of the matrix's output there:
+Papers: ROME (arXiv 2202.05262), R-ROME (arXiv 2403.07175). With C the second moment of the matrix's keys, k̄ the mean of an
+edit's keys over its contexts, k the key in the bare prompt, and v* the target of the matrix's output there:
 
     ROME     u = C⁻¹ k̄,   ΔW = (v* - W k) uᵀ / (uᵀ k)
     R-ROME   u = C⁻¹ k̄,   ΔW = (v* - W k̄) uᵀ / (uᵀ k̄), W k̄ the mean of the outputs; or k in place of every k̄
 
-ROME mixes two keys: where they differ, uᵀ k is small and the change huge, its known flaw ("disabling edits"), kept as it is.
-Deviations: C by Cholesky in fp64; the targets of a batch are found together on the model before the batch, and then written
-one after the other, each on what the earlier ones left (with batches of one this is the published order).
-Remembers: the contexts; nothing of past edits.
+ROME mixes two keys: where they differ, uᵀ k is small and the change is huge. This published flaw ("disabling edits") is kept.
+Deviations: C⁻¹ by Cholesky in fp64; the targets of a batch are found together on the model before the batch, and then written
+in order, each on top of the earlier ones (with batches of one this is the published order).
+Remembers: the contexts; nothing of past edits. n edits, I in-features, O out-features.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ ROME_SEARCH = Search(num_steps=20, learning_rate=0.5, decay=0.5, clamp=4.0)
 
 @dataclass(frozen=True)
 class ROME(LocateThenEdit):
-    """`use_moments` False takes the identity for C, as the public Llama-3 setting does. `floor` as in MEMIT, beside C."""
+    """ROME; `use_moments` False takes the identity for C, as the public Llama-3 setting does.
+
+    `floor` is added to the diagonal of C.
+    """
 
     search: Search = ROME_SEARCH
     context_lengths: tuple[int, ...] = (5, 5, 10, 10)
@@ -73,30 +76,30 @@ class ROME(LocateThenEdit):
             return WeightDelta({name: one_by_one(u_nI, keys_nI.double(), (wanted_nO - now_nO).double())})
 
     def keys(self, model: LanguageModel, batch: EditBatch, state: EditorState, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The key that gives u, the key that is answered by the target, and what answers that key now."""
+        """Return, for each edit, the key that gives u, the key that the target answers, and the present output for that key."""
         contexts = self.contexts(state)
-        asked, bare = tokenise_at_subject(model, batch, contexts), tokenise_at_subject(model, batch, contexts.bare())
-        mean_nI = asked.mean(inputs_at(model, asked, [name])[name])
+        in_context, bare = tokenise_at_subject(model, batch, contexts), tokenise_at_subject(model, batch, contexts.bare())
+        mean_nI = in_context.mean(inputs_at(model, in_context, [name])[name])
         return mean_nI, inputs_at(model, bare, [name])[name], output_at(model, bare, name)
 
 
 @dataclass(frozen=True)
 class RROME(ROME):
-    """`prompt_keys` takes the key of the bare prompt everywhere, otherwise it is the mean over the contexts."""
+    """R-ROME: one key in all places, that of the bare prompt with `prompt_keys`, else the mean over the contexts."""
 
     prompt_keys: bool = False
 
     def keys(self, model: LanguageModel, batch: EditBatch, state: EditorState, name: str) -> tuple[Tensor, Tensor, Tensor]:
         contexts = self.contexts(state)
-        asked = tokenise_at_subject(model, batch, contexts.bare() if self.prompt_keys else contexts)
-        mean_nI = asked.mean(inputs_at(model, asked, [name])[name])
-        return mean_nI, mean_nI, asked.mean(output_at(model, asked, name))
+        in_context = tokenise_at_subject(model, batch, contexts.bare() if self.prompt_keys else contexts)
+        mean_nI = in_context.mean(inputs_at(model, in_context, [name])[name])
+        return mean_nI, mean_nI, in_context.mean(output_at(model, in_context, name))
 
 
 def one_by_one(u_nI: Tensor, keys_nI: Tensor, missing_nO: Tensor) -> LowRank:
-    """Σ_j r_j u_jᵀ / (u_jᵀ k_j), r_j being what is missing at k_j when the earlier ones have been written."""
+    """Return Σ_j r_j u_jᵀ / (u_jᵀ k_j), where r_j is what is missing at k_j after the earlier changes."""
     factors: list[Tensor] = []
-    answers_nn = u_nI @ keys_nI.T  # [j, i]: how much the change of j answers the key of i
+    answers_nn = u_nI @ keys_nI.T  # [j, i]: the response of change j to the key of edit i.
     for j in range(len(keys_nI)):
         moved_O = sum((answers_nn[i, j] * factors[i] for i in range(j)), torch.zeros_like(missing_nO[j]))
         factors.append((missing_nO[j] - moved_O) / answers_nn[j, j])

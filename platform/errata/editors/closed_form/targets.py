@@ -1,11 +1,11 @@
-"""Target vectors: what a module's output where an edit is written should become, for every edit of a batch at once.
+"""Target vectors: the wanted output of a module at the edit position, found by gradient descent for a whole batch.
 
-Papers: ROME (2202.05262, section 3.1), MEMIT (2210.07229, section 4.2). With h the output as it is and δ the change,
+Papers: ROME (2202.05262, section 3.1), MEMIT (2210.07229, section 4.2). With h the present output and δ its change,
 
     minimise  mean over contexts and answer tokens of -log p(answer; h + δ)  +  κ KL(p | p_δ)  +  ω |δ| / |h|²,   |δ| <= c |h|
 
-by Adam from δ = 0; p is the model's next word after "{subject} is a". The edits of a batch are independent, so one forward pass
-serves all of them in each step; an edit whose loss is below the floor stays as it is while the others go on.
+by Adam from δ = 0; p is the model's next word after "{subject} is a". The edits of a batch are independent, so each step is one
+forward pass for all of them; an edit whose loss is below the floor is frozen while the others continue.
 Deviations: the KL is taken at the last token of its prompt, as the papers say (public code reads it at the subject), and left
 out for an edit that is not written at its subject; with `eos` the end of the answer is part of the answer; logits in fp32.
 n edits, D features of the output, R columns of a basis.
@@ -28,7 +28,10 @@ from errata.timing import timed
 
 @dataclass(frozen=True)
 class Search:
-    """The published constants are MEMIT's for Llama-3-8B. At most `num_steps - 1` updates: the last step only looks."""
+    """Settings of the search for targets; the defaults are MEMIT's published ones for Llama-3-8B.
+
+    There are at most `num_steps - 1` updates: the last step only evaluates the loss.
+    """
 
     num_steps: int = 25
     learning_rate: float = 0.1
@@ -41,7 +44,7 @@ class Search:
 
 @dataclass(frozen=True)
 class OrthogonalityPenalty:
-    """Adds `weight` times the mean of |cos(δ, b)| over the columns b of `basis_DR`, unit vectors, to the loss."""
+    """A loss term: `weight` times the mean of |cos(δ, b)| over the columns b of `basis_DR`, which are unit vectors."""
 
     weight: float
     basis_DR: Tensor
@@ -53,7 +56,7 @@ class OrthogonalityPenalty:
 
 @dataclass(frozen=True)
 class Targets:
-    """Of each edit: the output as it was in the bare prompt, its change, and the loss that was reached."""
+    """Result of the search: the outputs in the bare prompts, their changes, and the final losses."""
 
     before_nD: Tensor
     change_nD: Tensor
@@ -73,16 +76,16 @@ def find_targets(
     search: Search,
     penalties: Sequence[OrthogonalityPenalty] = (),
 ) -> Targets:
-    """The targets of a batch at the output of module `site`. Raises `EditRejected` naming an edit whose loss is no number."""
-    written_at = Intervention(model, batch, site, contexts, search.eos)
-    before_nD = written_at.before_nD
+    """Find the targets of a batch at the output of module `site`. Raises `EditRejected` if a loss is not finite."""
+    intervention = Intervention(model, batch, site, contexts, search.eos)
+    before_nD = intervention.before_nD
     norm_n = before_nD.norm(dim=1)
     change_nD = torch.zeros_like(before_nD, requires_grad=True)
     optimizer = torch.optim.Adam([change_nD], lr=search.learning_rate)
     finished_n = torch.zeros(len(batch), dtype=torch.bool, device=model.device)
     for step in range(search.num_steps):
         with torch.enable_grad():
-            nll_n, kl_n = written_at.losses(change_nD)
+            nll_n, kl_n = intervention.losses(change_nD)
             loss_n = nll_n + search.kl_weight * kl_n + search.decay * change_nD.norm(dim=1) / norm_n.square()
             loss_n = loss_n + sum(each.cost(change_nD) for each in penalties)
         if not bool(torch.isfinite(loss_n).all()):

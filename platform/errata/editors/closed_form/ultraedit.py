@@ -1,10 +1,11 @@
-"""UltraEdit: the gradient at each answer token, normalised over all edits so far, and one ridge solve; nothing is trained.
+"""UltraEdit: gradients at the answer tokens, normalised over all edits so far, and one ridge solve, without training.
 
 Paper: UltraEdit (arXiv 2505.14679); the solve is MALMEN's with an identity for the network.
 Equations: [k̂ | ĝ] = ([k | g] - μ) / (σ + 1e-7),  D = -η |k̂|² ĝ,  S = (Kᵀ K + λ I)⁻¹ Kᵀ D with the keys K as they are.
-Deviations: the dual n-by-n solve in fp64; rows of the sum over answer tokens, whose scale the normaliser takes out; the end of
-the answer is an answer token.
+Deviations: the dual n-by-n solve in fp64; gradients of the sum over answer tokens, whose scale the normaliser removes; the end
+of the answer is an answer token.
 Remembers: count, mean and squares of the rows of every edit so far, one set for all matrices of a shape; not the keys.
+n answer tokens, I in-features, O out-features, F = I + O.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from errata.timing import timed
 
 @dataclass(frozen=True)
 class UltraEdit(Editor):
-    """`step` is η, `ridge` λ. As |k̂|² is about the number of in-features, the step counts in units of that."""
+    """UltraEdit; `step` is η, `ridge` λ. As |k̂|² is about I, the step is effectively in units of I."""
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
     step: float = 1e-6
@@ -61,7 +62,7 @@ class UltraEdit(Editor):
         return delta.beside(model.module), EditorState(state.num_edits + len(batch), tensors)
 
     def _normalisers(self, spec: ModelSpec, captured: Mapping[str, Captured], state: EditorState) -> dict[str, Normaliser]:
-        """By shape, as the state has them and with this batch's rows."""
+        """Return the state's normalisers by shape, updated with this batch's rows."""
         normalisers: dict[str, Normaliser] = {}
         for matrix in spec.matrices:
             shape = _shape(matrix.shape)
@@ -78,7 +79,9 @@ class UltraEdit(Editor):
         sources, parts = input_sources(spec.names), dict[str, LowRank]()
         shared = {source: KeyGram.of(captured[source].keys_TI) for source in dict.fromkeys(sources.values())}
         log_ridge = shared[spec.names[0]].keys_nI.new_tensor(math.log(self.ridge))
-        inverses(list(shared.values()), log_ridge.expand(len(shared)))  # all in one call; each solve below finds its own
+        inverses(
+            list(shared.values()), log_ridge.expand(len(shared))
+        )  # One call for all; each solve below looks its inverse up.
         for matrix in spec.matrices:
             rows, source = captured[matrix.name], sources[matrix.name]
             x_nF: Tensor = normalisers[_shape(matrix.shape)](torch.cat([rows.keys_TI, rows.grads_TO], 1))

@@ -1,8 +1,8 @@
-"""What the learned editors share: their hyper-parameters, the policy that training makes, its artifact, and the edit.
+"""Base of the hypernetwork editors: their hyper-parameters, the trained policy, its artifact, and the edit.
 
 At edit time: one forward and one backward pass for the rows of keys and gradients, the network, and a solve with as many
-unknowns as there are rows; with `num_passes` above one, again on the model that was left, for what is still missing.
-Remembers: the keys of past edits, where `metric_strength` and `memory` are not zero; otherwise only their number.
+unknowns as there are rows. With `num_passes` above one, this is repeated on the edited model, for what is still missing.
+Remembers: the keys of past edits, if `metric_strength` and `memory` are not zero; otherwise only their number.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from errata.timing import timed
 
 @dataclass(frozen=True)
 class Policy:
-    """What training makes: the network, and the fixed part of each input's metric, `(c C + I)⁻¹`."""
+    """The result of training: the network, and the base preconditioner `(c C + I)⁻¹` of each input."""
 
     net: Hypernetwork
     base_preconditioners: Mapping[str, Tensor] = field(default_factory=dict)
@@ -46,11 +46,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class HypernetworkEditor(Editor):
-    """Hyper-parameters, and the trained policy.
+    """Base class: hyper-parameters and the trained policy.
 
-    `modules` are patterns of module names. `first_step` and `first_ridge` set the scale that training starts from, or None
-    for the published constants. `metric_strength` is c of the metric, 0 for the plain ridge solve, and `memory` the weight in
-    it of the keys of past edits. With `num_passes` above one, an edit is repeated on the model that it left.
+    `modules` are patterns of module names. `first_step` and `first_ridge` set the scale that training starts from; None takes
+    the published constants. `metric_strength` is c of the key preconditioner, 0 for the plain ridge solve, and `memory` is the
+    weight of past keys in it. With `num_passes` above one, an edit is repeated on the edited model.
     """
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
@@ -73,8 +73,11 @@ class HypernetworkEditor(Editor):
     def initialised(
         self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int, micro_batch: int = 0
     ) -> Self:
-        """With a new policy: the metric from `text`, the normaliser from the batches `first` and the first scales from the
-        last of them. At most `micro_batch` texts at a time go through the model, or with 0 all of a batch."""
+        """Return the editor with a new policy.
+
+        The base preconditioners come from `text`, the normaliser from the batches `first`, and the first scales from the last
+        of these. At most `micro_batch` texts are in one forward pass, or with 0 all of a batch.
+        """
         spec, bases = find_matrices(model.module, self.modules), self.measure_preconditioners(model, text)
         net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
         captured: dict[str, Captured] = {}
@@ -89,7 +92,7 @@ class HypernetworkEditor(Editor):
         return replace(self, policy=Policy(net, bases))
 
     def measure_preconditioners(self, model: LanguageModel, text: Sequence[Encoded]) -> dict[str, Tensor]:
-        """The fixed part of each input's metric, from the keys of `text`; none if the editor has no metric."""
+        """Measure the base preconditioner of each input on the keys of `text`; none with a `metric_strength` of 0."""
         if not self.metric_strength:
             return {}
         inputs = dict.fromkeys(input_sources(find_matrices(model.module, self.modules).names).values())
@@ -97,7 +100,7 @@ class HypernetworkEditor(Editor):
         return {name: base_preconditioner(moment_II, self.metric_strength) for name, moment_II in moments.items()}
 
     def with_preconditioners(self, bases: Mapping[str, Tensor]) -> Self:
-        """The same policy in another metric, from `measure_preconditioners`."""
+        """Return the same policy with other base preconditioners, from `measure_preconditioners`."""
         return replace(self, policy=Policy(self.trained_policy().net, bases))
 
     def trained_policy(self) -> Policy:
@@ -109,7 +112,7 @@ class HypernetworkEditor(Editor):
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         known = self.trained_policy().net.spec
         if known != spec:
-            raise ValueError(f"the policy was trained for {known.matrices}, the model offers {spec.matrices}")
+            raise ValueError(f"the policy was trained for {known.matrices}, but the model has {spec.matrices}")
         return EditorState()
 
     def edit(
@@ -137,12 +140,12 @@ class HypernetworkEditor(Editor):
         if not delta.is_finite:
             raise EditRejected("the update is not finite: the policy's numbers overflow", code=Code.NOT_FINITE)
         if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
-            # Passes that wrote at nearly the same keys: fewer factors hold them.
+            # Several passes write at nearly the same keys, so that fewer factors represent their sum.
             delta = delta.compact()
         return delta.beside(model.module), next_state(state, len(batch), preconditioners, keys, self.memory, grams)
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
-        """The policy as an artifact; `record` is how it was made: plan, seed, training curve, model."""
+        """Save the policy as an artifact; `record` describes its training: plan, seed, training curve, model."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         policy = self.trained_policy()
@@ -157,18 +160,16 @@ class HypernetworkEditor(Editor):
     @classmethod
     def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
         if artifact is None or preset is not None:
-            raise ValueError(
-                f"{cls.__name__} is trained: give it the folder of a trained policy (jobs/train.py), and no preset"
-            )
+            raise ValueError(f"{cls.__name__} is trained: name the folder of a trained policy (jobs/train.py), and no preset")
         return cls.load(artifact, device)
 
     @classmethod
     def load(cls, directory: str | Path, device: Any = "cpu") -> Self:
-        """An editor with its policy, from `save`. Raises `ValueError` if the folder holds none of this editor's."""
+        """Load an editor with its policy from a folder of `save`. Raises `ValueError` if it holds no artifact of this class."""
         path = Path(directory) / "artifact.json"
         description: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"editor": None}
         if description["editor"] != cls.__name__:
-            found = f"it is one of {description['editor']}" if description["editor"] else "no artifact.json"
+            found = f"it is of {description['editor']}" if description["editor"] else "no artifact.json"
             raise ValueError(f"{directory} holds no {cls.__name__} artifact ({found}); train one with jobs/train.py")
         fields = description["fields"]
         fields |= {"modules": tuple(fields["modules"]), "reward": Reward(**fields["reward"])}

@@ -1,13 +1,15 @@
-"""The policy: from what an edit does to a matrix (its keys and output gradients) to how that matrix shall change.
+"""The hypernetwork: it maps the keys and output gradients of an edit to a change of each matrix.
 
 Papers: MEND (2110.11309), MALMEN (2311.04661), RLEdit (2502.05759). For each row of keys k and gradients g:
     [k̃ | g̃] = blocks([k | g] normalised)
     outer (MEND):             ΔW = -η Σ g̃ k̃ᵀ
     solve (MALMEN, RLEdit):   D = -η <k, k̃> g̃, the change of the output that MEND would make there, then a dual solve.
-Deviations: η and λ are trained as logarithms (as plain numbers they dominate the clipped gradient 1e5-fold), and are first
-set by a few batches, so that one setting fits models of any scale; random projections are scaled by 1/sqrt(width); all three
-share MALMEN's block, whose scale and shift stand after the rectifier.
+Deviations: η and λ are trained as logarithms (as plain numbers they dominate the clipped gradient 1e5-fold), and are
+initialised from a few batches, so that one setting fits models of any scale; random projections are scaled by 1/sqrt(width);
+all three methods use MALMEN's block, whose scale and shift follow the rectifier.
 Remembers nothing: the normaliser is trained with the network and frozen afterwards.
+m matrices of one shape in one call, M all of that shape, n rows (edited tokens), I in-features, O out-features, F = I + O,
+R rank.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from errata.model.matrices import MatrixSpec, ModelSpec, input_sources
 from errata.timing import timed
 
 Rule = Literal["outer", "solve"]
-# Published; the sign of MEND's is in the rule.
+# The published step sizes; the sign of MEND's is in the rule.
 FIRST_STEP: dict[Rule, float] = {"outer": 1e-4, "solve": 1e-6}
-# Beyond so many rows the network's products fill any device, and running more matrices together only takes more memory.
+# Beyond this many rows the network's products keep any device busy, and more matrices in one call only need more memory.
 ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """One matrix's change, `ΔW = Z_nOᵀ V_nI`, its factors carrying gradients to the network; written at `keys_nI`."""
+    """The change of one matrix, `ΔW = Z_nOᵀ V_nI`, written at `keys_nI`; the factors carry gradients to the network."""
 
     V_nI: Tensor
     Z_nO: Tensor
@@ -47,9 +49,9 @@ class Proposal:
 
 
 class Block(nn.Module):
-    """`x + s ⊙ max(0, x A B + b) + t`, with s and t per matrix; B starts at zero, so the network starts as the identity.
+    """Residual block `x + s ⊙ max(0, x A B + b) + t`, with s and t per matrix; B starts at zero, as the identity.
 
-    Rows are [m, n, F]: n of each of m matrices, whose numbers are `index_m`.
+    Rows are [m, n, F]: n for each of m matrices, whose numbers are `index_m`.
     """
 
     def __init__(self, width: int, rank: int, num_matrices: int) -> None:
@@ -61,13 +63,13 @@ class Block(nn.Module):
         self.shift_MF = nn.Parameter(torch.zeros(num_matrices, width))
 
     def forward(self, x_mnF: Tensor, index_m: Tensor) -> Tensor:
-        # clamp, not relu: at exactly zero, where training starts, relu has no gradient.
+        # Training starts at exactly zero, where clamp has a gradient and relu has none.
         inner_mnF = (x_mnF @ self.A_FR @ self.B_RF + self.bias_F).clamp(min=0)
         return x_mnF + self.scale_MF[index_m, None] * inner_mnF + self.shift_MF[index_m, None]
 
 
 class ShapeNet(nn.Module):
-    """The network of all matrices of one shape."""
+    """The hypernetwork of all matrices of one shape."""
 
     def __init__(self, matrices: list[MatrixSpec], rank: int, num_blocks: int, centred: bool, rule: Rule) -> None:
         super().__init__()
@@ -80,8 +82,10 @@ class ShapeNet(nn.Module):
         self.log_ridge_M = nn.Parameter(torch.zeros(len(matrices)))
 
     def forward(self, captured: Mapping[str, Captured], index_m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """k [m, n, I], k̃ [m, n, I] and g̃ [m, n, O] of m matrices, whose numbers here are `index_m`. Where they have unlike
-        numbers of rows, what is behind a matrix's last row means nothing."""
+        """Return k [m, n, I], k̃ [m, n, I] and g̃ [m, n, O] of m matrices, whose numbers are `index_m`.
+
+        If the matrices have different numbers of rows, the shorter ones are padded; the padding has no meaning.
+        """
         k_mnI = pad_sequence([rows.keys_TI for rows in captured.values()], batch_first=True)
         g_mnO = pad_sequence([rows.grads_TO for rows in captured.values()], batch_first=True)
         x_mnF = self.normaliser(torch.cat([k_mnI, g_mnO], 2))
@@ -90,7 +94,7 @@ class ShapeNet(nn.Module):
         return k_mnI, x_mnF[..., : self.num_in], x_mnF[..., self.num_in :]
 
     def groups(self, captured: Mapping[str, Captured]) -> Iterator[tuple[dict[str, Captured], Tensor]]:
-        """Those of the captured matrices that are of this shape, with their numbers here, as many as are run together."""
+        """Yield the captured matrices of this shape with their numbers, in groups that share one call."""
         own = [name for name in self.index if name in captured]
         num_rows = max((len(captured[name].keys_TI) for name in own), default=0)
         size = max(1, ROWS_AT_ONCE // max(1, num_rows))
@@ -99,13 +103,13 @@ class ShapeNet(nn.Module):
             yield {name: captured[name] for name in names}, index_m
 
 
-def _directions(k_mnI: Tensor, made_mnI: Tensor, g_mnO: Tensor) -> Tensor:
-    """`<k, k̃> g̃`, row by row."""
-    return (k_mnI * made_mnI).sum(-1, keepdim=True) * g_mnO
+def _directions(k_mnI: Tensor, pseudo_mnI: Tensor, g_mnO: Tensor) -> Tensor:
+    """Return `<k, k̃> g̃`, row by row."""
+    return (k_mnI * pseudo_mnI).sum(-1, keepdim=True) * g_mnO
 
 
 class Hypernetwork(nn.Module):
-    """One `ShapeNet` per shape of matrix; seeded."""
+    """The policy network: one `ShapeNet` for each shape of matrix, initialised from a seed."""
 
     def __init__(self, spec: ModelSpec, rank: int, num_blocks: int, centred: bool, seed: int, rule: Rule = "solve") -> None:
         super().__init__()
@@ -127,7 +131,7 @@ class Hypernetwork(nn.Module):
             yield net
 
     def observe(self, captured: Mapping[str, Captured]) -> None:
-        """Show rows to the normalisers."""
+        """Update the normalisers with captured rows."""
         for name, rows in captured.items():
             self._net(name).normaliser.update(torch.cat([rows.keys_TI, rows.grads_TO], 1))
 
@@ -137,9 +141,10 @@ class Hypernetwork(nn.Module):
         preconditioners: Mapping[str, KeyPreconditioner],
         shared: dict[str, KeyGram] | None = None,
     ) -> dict[str, Proposal]:
-        """The change of every captured matrix. `preconditioners` are by input: of matrices that read the same, the first's name.
+        """Return the change of every captured matrix.
 
-        `shared` keeps, by input too, what a solve makes of the keys, for as long as they and the preconditioners stay the same.
+        `preconditioners` are by input: the name of the first matrix that reads it. `shared` holds the Gram matrices of the
+        keys, also by input, and is reused while keys and preconditioners are the same.
         """
         shared = {} if shared is None else shared
         proposals: dict[str, Proposal] = {}
@@ -157,13 +162,13 @@ class Hypernetwork(nn.Module):
         shared: dict[str, KeyGram],
     ) -> dict[str, Proposal]:
         with timed("network"):
-            k_mnI, made_mnI, g_mnO = net(group, index_m)
-            directions_mnO = g_mnO if self.rule == "outer" else _directions(k_mnI, made_mnI, g_mnO)
+            k_mnI, pseudo_mnI, g_mnO = net(group, index_m)
+            directions_mnO = g_mnO if self.rule == "outer" else _directions(k_mnI, pseudo_mnI, g_mnO)
             wanted_mnO = -net.log_step_M[index_m].exp()[:, None, None] * directions_mnO
         if self.rule == "outer":
             cut = {name: slice(len(rows.keys_TI)) for name, rows in group.items()}
             return {
-                name: Proposal(made_mnI[m, cut[name]], wanted_mnO[m, cut[name]], rows.keys_TI)
+                name: Proposal(pseudo_mnI[m, cut[name]], wanted_mnO[m, cut[name]], rows.keys_TI)
                 for m, (name, rows) in enumerate(group.items())
             }
         for name, rows in group.items():
@@ -181,13 +186,16 @@ class Hypernetwork(nn.Module):
     def set_scale(
         self, captured: Mapping[str, Captured], preconditioners: Mapping[str, KeyPreconditioner], step: float, ridge: float
     ) -> None:
-        """First step sizes and ridges: outputs move by `step` in root mean square where an answer is predicted, and the
-        ridge is `ridge` of the mean diagonal of the Gram matrix that it is added to."""
+        """Initialise step sizes and ridges from one batch.
+
+        Outputs at the answer tokens move by `step` in root mean square, and the ridge is the share `ridge` of the Gram
+        matrix's mean diagonal.
+        """
         for name, rows in captured.items():
             net = self._net(name)
             i = net.index[name]
-            k_1nI, made_1nI, g_1nO = net({name: rows}, torch.tensor([i], device=rows.keys_TI.device))
-            moved_1nO = (k_1nI @ made_1nI.mT) @ g_1nO if self.rule == "outer" else _directions(k_1nI, made_1nI, g_1nO)
+            k_1nI, pseudo_1nI, g_1nO = net({name: rows}, torch.tensor([i], device=rows.keys_TI.device))
+            moved_1nO = (k_1nI @ pseudo_1nI.mT) @ g_1nO if self.rule == "outer" else _directions(k_1nI, pseudo_1nI, g_1nO)
             net.log_step_M[i] = math.log(step / float(moved_1nO.square().mean().sqrt()))
             gram_nn = KeyGram.of(rows.keys_TI, preconditioners.get(self._source_of[name])).gram_nn
             net.log_ridge_M[i] = math.log(ridge * float(gram_nn.diagonal().mean()))

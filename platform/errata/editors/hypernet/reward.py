@@ -1,4 +1,4 @@
-"""Settings of an episode's reward and of its memory use."""
+"""Settings of a training episode: its reward, and its use of device memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reward:
-    """What an episode is scored by; symbols as in the paper.
+    """The reward of an episode; symbols as in the paper.
 
-    With `backtrack_uniform` the k earlier batches are drawn from all of the episode instead of being the last ones: in a long
-    sequence it is the old edits that are forgotten. `edit_weight` scales CE, `score_prompts` says whether it counts the edit
-    prompts or their rephrasings alone.
+    With `backtrack_uniform` the k earlier batches are drawn from the whole episode instead of being the last ones, because old
+    edits are forgotten first. `edit_weight` scales CE. With `score_prompts`, CE counts the edit prompts and their rephrasings,
+    else the rephrasings alone.
     """
 
     discount: float = 1.0  # gamma
@@ -25,23 +25,23 @@ class Reward:
     score_prompts: bool = True
 
     def backtracked(self, t: int, generator: random.Random) -> list[int]:
-        """The batches that step t is scored on: itself, then up to k earlier ones."""
+        """Return the batches that step t is scored on: its own, then up to k earlier ones."""
         earlier = list(range(t - 1, -1, -1))
         depth = min(t, self.backtrack_depth)
         return [t, *(generator.sample(earlier, depth) if self.backtrack_uniform else earlier[:depth])]
 
     def earliest(self, t: int) -> int:
-        """The earliest batch that a step may be scored on from `t` on."""
+        """Return the earliest batch that step t, or a later one, may be scored on."""
         return 0 if self.backtrack_uniform else max(0, t - self.backtrack_depth)
 
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """How an episode spares the device's memory. It takes time, and changes values by rounding alone; docs/memory.md.
+    """Options that save device memory in training. They cost time, and change values by rounding alone; docs/device_memory.md.
 
-    `micro_batch` is the most texts of one pass and its gradient, 0 for all of a batch's. With `recompute` what gradients need
-    is made again when they do: the network's inner values, and those of the blocks behind the trunk. With `on_host` what
-    stays as long as a batch can be scored lies in the host's memory: its trunk, and the base model's log-probabilities.
+    `micro_batch` is the most texts of one forward and backward pass, 0 for all of a batch. `recompute` is activation
+    checkpointing, of the network and of the blocks behind the prefix cache. `on_host` keeps in the host's memory what is kept
+    as long as a batch can be scored: prefix caches and the base model's log-probabilities.
     """
 
     micro_batch: int = 0
@@ -50,7 +50,7 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         if self.micro_batch < 0:
-            raise ValueError(f"micro_batch is a number of texts, or 0 for all of a batch's, not {self.micro_batch}")
+            raise ValueError(f"micro_batch is a number of texts, or 0 for all of a batch, not {self.micro_batch}")
 
 
-FOR_LARGE_MODELS = MemoryOptions(micro_batch=64, recompute=True)  # of the plans of real models, and measured by benchmarks
+FOR_LARGE_MODELS = MemoryOptions(micro_batch=64, recompute=True)  # For the plans of real models.

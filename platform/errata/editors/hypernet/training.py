@@ -1,9 +1,8 @@
-"""Training of the policy: many short episodes, one optimiser step each, on one worker of any number.
+"""Training of the policy: several short episodes for each optimiser step, divided among any number of workers.
 
-A train_step's episodes are shared among the workers, each on its own copy of the frozen model; `sum_up` adds their gradients
-and losses.
-The episodes follow from seed and train_step alone: any number of workers makes the same policy, and training resumes where a
-checkpoint stands.
+Each worker has a copy of the frozen model and plays its share of a train_step's episodes; `sum_up` adds gradients and losses.
+The episodes depend on seed and train_step alone, so that any number of workers trains the same policy, and training resumes
+from a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from errata.model.language_model import LanguageModel
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much is played: in each of `train_steps`, `episodes` of `batches` batches of `batch_size` edits.
+    """Length of training: in each of `train_steps`, `episodes` episodes of `batches` batches of `batch_size` edits.
 
-    An episode starts from the base model, or from one that as many as `burn_in` batches, played without being scored, have
-    changed: a policy that has only seen early states does not know what its hundredth batch meets.
+    An episode starts with 0 to `burn_in` batches that are edited and not scored, because a policy that is trained only on
+    early states does not generalise to its hundredth batch.
     """
 
     train_steps: int = 60
@@ -40,21 +39,21 @@ class Schedule:
 
     @property
     def longest(self) -> int:
-        """Edits of the longest episode; all are different."""
+        """The number of edits of the longest episode; all are different."""
         return (self.batches + self.burn_in) * self.batch_size
 
     def check_workers(self, num_workers: int) -> None:
-        """Raises `ValueError` where some of so many workers would have no episode to play."""
+        """Raise `ValueError` if there are more workers than episodes."""
         if num_workers > self.episodes:
             raise ValueError(f"{num_workers} workers cannot share {self.episodes} episodes: raise schedule.episodes")
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What an episode is played on: edits, and the metric without a past. Folds take turns.
+    """The data of an episode: edits, and base preconditioners by input. Folds take turns.
 
-    A metric that knows the locality probes of its own episodes protects them better than those that a policy will meet; with
-    the edits of a fold in the metric of another, training sees what use will see.
+    A preconditioner measured on the locality probes of its own episodes protects them better than the probes at edit time.
+    With the edits of one fold and the preconditioners of another, training has the conditions of use.
     """
 
     edits: Sequence[Edit]
@@ -62,7 +61,7 @@ class Fold:
 
 
 class Trainer:
-    """The policy, its optimiser, and where training stands. The policy of `editor` is trained in place."""
+    """The optimiser of a policy and the progress of its training. The policy of `editor` is trained in place."""
 
     def __init__(
         self,
@@ -74,15 +73,15 @@ class Trainer:
         savings: MemoryOptions | None = None,
     ) -> None:
         if (fewest := min(len(fold.edits) for fold in folds)) < schedule.longest:
-            raise ValueError(f"an episode needs {schedule.longest} different edits; the stream has {fewest}")
+            raise ValueError(f"an episode needs {schedule.longest} different edits, but the stream has {fewest}")
         if schedule.batches + schedule.burn_in > 1 and not editor.trains_on_sequences:
-            raise ValueError(f"{type(editor).__name__} is trained on single batches: schedule.batches is 1 and burn_in 0")
+            raise ValueError(f"{type(editor).__name__} is trained on single batches: set schedule.batches=1 and burn_in=0")
         self.editor, self.model, self.folds, self.schedule, self.seed = editor, model, folds, schedule, seed
         self.savings = savings or MemoryOptions()
         self.net = editor.trained_policy().net
         scalars = [p for n, p in self.net.named_parameters() if n.endswith(("log_step_M", "log_ridge_M"))]
         others = [p for n, p in self.net.named_parameters() if not n.endswith(("log_step_M", "log_ridge_M"))]
-        # Groups are clipped apart: the scalars' gradients would drown the rest.
+        # Gradients are clipped by group, because those of the scalars are far larger than the rest.
         self.optimizer = torch.optim.Adam(
             [{"params": others, "share": 1.0}, {"params": scalars, "share": 10.0}], lr=editor.learning_rate
         )
@@ -117,7 +116,7 @@ class Trainer:
         return means
 
     def _play(self, index: int) -> dict[str, float]:
-        """An episode of different edits, drawn anew for each train_step and index."""
+        """Play one episode of different edits, drawn by train_step and index; returns its mean losses."""
         fold = self.folds[(self.train_step * self.schedule.episodes + index) % len(self.folds)]
         seed = (self.seed * 1_000_003 + self.train_step) * self.schedule.episodes + index
         generator = torch.Generator().manual_seed(seed)
@@ -134,7 +133,7 @@ class Trainer:
         return EpisodeBatch(self.model, batch, self.editor.reward.score_prompts, self.savings)
 
     def _decay(self) -> float:
-        """A cosine from 1 to 0.1."""
+        """Return the learning rate's factor, a cosine from 1 to 0.1."""
         return 0.55 + 0.45 * math.cos(math.pi * self.train_step / max(1, self.schedule.train_steps))
 
     def state_dict(self) -> dict[str, Any]:

@@ -40,7 +40,10 @@ from errata.model.prefix_cache import BatchCache
 
 @dataclass(frozen=True)
 class Protected(EditorWrapper):
-    """Base class of both forms: the protected directions. `knowledge_rate` is β; 0 needs no gradient and protects only edits."""
+    """Base class of both forms, with the protected directions.
+
+    `knowledge_rate` is β; 0 needs no gradient and protects only the edits.
+    """
 
     host: LocateThenEdit
     knowledge_rate: float = 1.0
