@@ -1,4 +1,4 @@
-"""The training jobs as a user runs them, with a worker killed on the way."""
+"""Training jobs as a user runs them: a killed worker, two workers against one, a benchmark, moments of keys."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -21,9 +22,10 @@ from errata.editors.hypernet.rledit import RLEdit
 from errata.model.key_moments import gradient_sums, key_sums
 from errata.model.language_model import checkpoint_fingerprint, load
 from errata.model.matrices import find_matrices
-from jobs import moments
+from jobs import bench, moments, train
+from jobs.arguments import from_arguments as from_plan_arguments
 from jobs.plans import PLANS
-from jobs.suites import SUITES, from_arguments
+from jobs.suites import from_arguments
 from jobs.training_data import texts
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(home: Path, *command: str) -> "subprocess.Popen[str]":
-    """A job in a Ray of its own, which ends with it; killed where it hangs, so that who reads its lines does not, too."""
+    """Start a job in its own Ray. It is killed after `LONGEST_S`, so that a reader of its lines never blocks."""
     environment = {**os.environ, "ERRATA_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)
     job = subprocess.Popen(
@@ -48,13 +50,14 @@ def started(home: Path, *command: str) -> "subprocess.Popen[str]":
 
 
 def ended_after(seconds: float, job: "subprocess.Popen[str]") -> None:
+    """Kill a job that runs too long."""
     timer = threading.Timer(seconds, job.kill)
     timer.daemon = True
     timer.start()
 
 
 def output_until_killed(home: Path, says: str, *command: str) -> str:
-    """What a job wrote until a line had `says` in it; then its driver is killed with SIGKILL."""
+    """Output of a job up to a line that contains `says`; then its driver is killed with SIGKILL."""
     job, seen = started(home, *command), []
     assert job.stdout is not None
     for line in job.stdout:
@@ -62,12 +65,12 @@ def output_until_killed(home: Path, says: str, *command: str) -> str:
         if says in line:
             job.send_signal(signal.SIGKILL)
             break
-    assert job.wait(timeout=60) == -signal.SIGKILL, "it ended by itself: " + "".join(seen[-40:])
+    assert job.wait(timeout=60) == -signal.SIGKILL, "the job ended by itself: " + "".join(seen[-40:])
     return "".join(seen)
 
 
 def lines_of(home: Path, *command: str) -> Iterator[str]:
-    """Run a job in a Ray of its own; yields its output line by line, and fails with it if the job fails."""
+    """Yield the output of a job in its own Ray line by line; fails with the job's log if the job fails."""
     job = started(home, *command)
     seen = []
     try:
@@ -82,15 +85,22 @@ def lines_of(home: Path, *command: str) -> Iterator[str]:
             job.wait(timeout=60)
 
 
-def test_training_goes_on_when_a_worker_is_killed(home: Path) -> None:
-    killed, after = None, []
+def log_of(home: Path, job: str) -> str:
+    """The newest log of a job, with the frameworks' lines."""
+    return max((home / "logs").glob(f"{job}-*.log"), key=lambda path: path.stat().st_mtime).read_text()
+
+
+def test_training_continues_when_a_worker_is_killed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed, after, shown = None, [], []
     for line in lines_of(home, "jobs/train.py", *ARGUMENTS):
-        found = re.search(r"pid=(\d+).*train: (\d+)/12", line)
-        if found and killed is None and int(found[2]) >= 5:
-            killed = int(found[2])
-            os.kill(int(found[1]), signal.SIGKILL)
-        elif found and killed is not None:
-            after.append(int(found[2]))
+        shown.append(line)
+        if not (found := re.match(r"train: (\d+)/12", line)):
+            continue
+        if killed is None and int(found[1]) >= 5:
+            (killed,) = set(re.findall(r"pid=(\d+)\S* train: \d+/12", log_of(home, "train")))
+            os.kill(int(killed), signal.SIGKILL)
+        elif killed is not None:
+            after.append(int(found[1]))
     assert killed is not None and after[-1] == 12
     assert after[0] > 1, "training started from nothing instead of from its last checkpoint"
     (artifact,) = (home / "hypernets").iterdir()
@@ -99,40 +109,26 @@ def test_training_goes_on_when_a_worker_is_killed(home: Path) -> None:
     assert record["seed"] == 0 and record["plan"]["schedule"]["train_steps"] == 12
     assert RLEdit.load(artifact).trained_policy().base_preconditioners
     assert len(list(read_edits(home / "streams" / "world-20-train.parquet"))) == 36
+    assert all(line.startswith(("train: ", "pretrain: ")) for line in shown), "lines of the frameworks are shown"
+    monkeypatch.setenv("ERRATA_HOME", str(home))
+    train.run(from_plan_arguments(ARGUMENTS))  # does not start Ray, because the policy exists
+    assert not ray.is_initialized()
 
 
-def test_a_second_run_finds_everything_there(home: Path) -> None:
-    output = "".join(lines_of(home, "jobs/train.py", *ARGUMENTS))
-    assert "the policy is there" in output
+def test_two_workers_train_the_policy_of_one(home: Path) -> None:
+    """Each has half of the episodes."""
+    script = "import sys; from jobs import train; from jobs.arguments import from_arguments as plan; "
+    script += "[train.run(plan([*sys.argv[1:], f'num_workers={n}'])) for n in (1, 2)]"
+    output = "".join(lines_of(home, "-c", script, "plan=tiny", "schedule.train_steps=2"))
+    one, two = (load_file(Path(folder) / "policy.safetensors") for folder in re.findall(r"the policy is in (\S+)", output))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_two_workers_make_the_policy_of_one(home: Path) -> None:
-    """With half the episodes each."""
-    found = {}
-    for num_workers in (1, 2):
-        output = "".join(lines_of(home, "jobs/train.py", "plan=tiny", "schedule.train_steps=2", f"num_workers={num_workers}"))
-        artifact = re.findall(r"the policy is in (\S+)", output)[-1]
-        found[num_workers] = load_file(Path(artifact) / "policy.safetensors")
-    assert found[1].keys() == found[2].keys()
-    for name, tensor in found[1].items():
-        torch.testing.assert_close(tensor, found[2][name], rtol=1e-3, atol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["plan=huge"], "no plan is named 'huge'"),
-        (["plan=tiny", "sead=1"], "has no field 'sead'"),
-        (["plan=tiny", "seed=one"], "'one' is no int"),
-        (["plan"], "field=value"),
-    ],
-)
-def test_a_wrong_argument_is_named(arguments: list[str], says: str) -> None:
-    done = subprocess.run([sys.executable, "jobs/train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
+def test_a_benchmark_is_run_once_and_then_cached(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["jobs/bench.py", "suite=tiny", "seeds=3"]
     output = "".join(lines_of(home, *command))
     for name in ("RLEdit [2/2], seed 0", "LocFT, seed 3", "AlphaEdit, seed 3"):
@@ -145,47 +141,19 @@ def test_a_benchmark_is_run_and_then_found_there(home: Path) -> None:
         report["rows"][2]["train_s"] > report["rows"][4]["train_s"] == 0
         and report["settings"]["RLEdit"]["schedule"]["train_steps"] == 1
     )
-    again = "".join(lines_of(home, *command))
+    monkeypatch.setenv("ERRATA_HOME", str(home))
+    bench.run_suite(from_arguments(command[1:]))
+    again = capsys.readouterr().out
     assert "bench: RLEdit, seed" not in again and "| RLEdit | 8 | 1 |" in again
     assert json.loads((home / "bench-tiny" / "report.json").read_text())["rows"] == report["rows"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["suite=huge"], "no suite is named 'huge'; there are lifelong, counterfact, ablation, tiny"),
-        (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, LocFT, AlphaEdit"),
-        (["suite=tiny", "budget=9"], "more settings than these have: RLEdit, LocFT, AlphaEdit"),
-        (["suite=tiny", "num_edits=900"], "fewer than 900"),
-        (["suite=tiny", "num_edit=9"], "has no field 'num_edit'"),
-        (["suite=tiny", "full"], "field=value, or FULL"),
-        (["suite=tiny", "batch_size=0"], "at least 1: batch_size"),
-        (["suite=tiny", "checkpoints=1,0"], "at least 1: checkpoints 0"),
-        (["suite=tiny", "seeds=0,x"], "seeds are whole numbers"),
-        (["FULL", "corpus.num_subjects=200", "num_edits=300"], "fewer than 300"),
-        (["suite=counterfact", "corpus.directory=/none"], "no file /none/counterfact_edit.json"),
-    ],
-)
-def test_a_wrong_argument_of_a_benchmark_is_named(arguments: list[str], says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        from_arguments(arguments)
-
-
-@pytest.mark.parametrize("name", SUITES)
-@pytest.mark.parametrize("full", [False, True])
-def test_every_editor_of_a_suite_has_enough_settings(name: str, full: bool) -> None:
-    suite = SUITES[name](full)
-    assert all(len(grid.settings) >= suite.budget for grid in suite.grids)
-    assert len({grid.name for grid in suite.grids}) == len(suite.grids)
-    plans = [suite.plan(setting, 0) for grid in suite.grids for setting in grid.settings if setting.schedule]
-    assert len({plan.artifact_dir for plan in plans}) == len(plans)
-
-
-def test_moments_are_those_of_one_pass_and_start_an_editor(home: Path) -> None:
+def test_moments_are_those_of_one_pass_and_start_an_editor(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["jobs/moments.py", "plan=tiny", "modules=layers.0.mlp.down_proj", "directions=1"]
     assert "moments: 1 matrices over" in "".join(lines_of(home, *command))
-    output = "".join(lines_of(home, *command))
-    found = Path(re.findall(r"they are there: (\S+)", output)[-1])
+    monkeypatch.setenv("ERRATA_HOME", str(home))
+    found = moments.run(moments.from_command_line(command[1:]))  # does not start Ray, because they are measured
+    assert not ray.is_initialized()
     plan = PLANS["tiny"]()
     fingerprint = checkpoint_fingerprint(home / "testbed" / plan.digest("corpus", "shape"))[:12]
     assert f"{fingerprint}-world-20-" in found.name and "-float32-" in found.name
@@ -202,19 +170,9 @@ def test_moments_are_those_of_one_pass_and_start_an_editor(home: Path) -> None:
     torch.testing.assert_close(sizes_O, torch.linalg.svdvals(grad_OI), rtol=1e-2, atol=1e-2 * float(sizes_O[0]))
 
 
-@pytest.mark.parametrize(
-    ("argument", "says"),
-    [("texts=many", "number of lines"), ("modules=layers.9.mlp.down_proj", "no linear module"), ("textz=1", "no field")],
-)
-def test_a_wrong_argument_of_the_moments_is_named(home: Path, argument: str, says: str) -> None:
-    model = home / "testbed" / PLANS["tiny"]().digest("corpus", "shape")
-    with pytest.raises(ValueError, match=says):
-        moments.run(moments.from_command_line(["plan=tiny", f"model={model}", argument]))
-
-
 @pytest.mark.long
-def test_crossed_training_ends_in_the_plans_own_metric(home: Path) -> None:
-    """A policy trained on the folds' metrics is used in the one of its plan."""
+def test_cross_fitted_training_ends_with_the_plans_own_preconditioner(home: Path) -> None:
+    """A policy trained with the folds' key preconditioners is used with the plan's."""
     arguments = ["plan=tiny", "schedule.train_steps=2", "cross_fit=True", "metric_part=train"]
     output = "".join(lines_of(home, "jobs/train.py", *arguments))
     editor = RLEdit.load(re.findall(r"the policy is in (\S+)", output)[-1])

@@ -37,7 +37,7 @@ def test_arguments() -> None:
         ("trials=0", "at least 1"),
         ("text=a.txt", "leave model=, edits= and text= out"),
         ("trials=many", "whole number"),
-        ("sweep=colour", "nothing to sweep"),
+        ("sweep=colour", "no swept setting is named colour"),
         ("sead=1", "no field"),
         ("model=elsewhere", "validation edits of the plan's corpus"),
         ("checkpoint_every=20", "checkpoint_every=20"),
