@@ -1,4 +1,4 @@
-"""A figure as a page needs it: inline SVG in the page's own colours, light or dark, and a PNG to be sent around."""
+"""Figures of report pages: inline SVG that follows the page's light or dark theme, and a PNG of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 INK, GRID, MUTED = "#1d2530", "#d7dce3", "#999999"
 OK, WARN, BAD = "#1b7a3c", "#b45f06", "#c0303c"
-# Ten hues with a contrast of 3 to white; page.css has the same ten for a dark page, in the same order.
+# Ten hues with a contrast of 3 to white. page.css has their counterparts for a dark page, in the same order.
 PALETTE = ("#2460c4", "#c2570c", "#23833f", "#c22f3d", "#7b4fb5", "#86553a", "#c0458f", "#6d7410", "#0f7f8c", "#4f5d75")
 _THEME = {
     INK: "var(--ink)",
@@ -25,12 +25,12 @@ _THEME = {
 }
 _THEME |= {colour: f"var(--s{index})" for index, colour in enumerate(PALETTE)}
 
-Drawn = Mapping[str, Sequence[Any]]  # matplotlib's artists by the series that they belong to
+Drawn = Mapping[str, Sequence[Any]]  # matplotlib's artists by the name of their series
 
 
 @dataclass(frozen=True)
 class Picture:
-    """`name` is the PNG's, without its suffix; `alt` says what one would see; a `wide` one has a row of its own."""
+    """A figure of a page: `name` is that of its PNG, `alt` describes it in words, and a `wide` one has a row of its own."""
 
     name: str
     svg: Markup
@@ -49,10 +49,10 @@ def picture(
     size: tuple[float, float] = (5.2, 3.2),
     wide: bool = False,
 ) -> Picture:
-    """What `draw` makes of matplotlib's axes; `size` in inches.
+    """Render what `draw` draws into matplotlib's axes; `size` is in inches.
 
-    What `draw` returns by series, a line and perhaps its band, can be singled out in the page; in the PNG the lines are in a
-    legend, which the page has for all figures together.
+    `draw` may return the artists of each series, a line and perhaps its band; the reader can then highlight a series on the
+    page. The PNG gets a legend of its own, whereas the page has one legend for all figures of a section.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -97,12 +97,12 @@ def _settings() -> Any:
         "legend.fontsize": 8,
         "svg.fonttype": "none",
         "svg.hashsalt": "errata",
-        "text.parse_math": False,  # a name may have dollar signs
+        "text.parse_math": False,  # names may contain dollar signs
     }
 
 
 def _inline(svg: bytes, name: str, alt: str) -> Markup:
-    """The `<svg>` alone: no namespaces, no ids that another figure of the page has too, colours by the page's names."""
+    """Return the `<svg>` element alone, without namespaces, with ids unique on the page and the theme's colours."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -122,12 +122,12 @@ def _inline(svg: bytes, name: str, alt: str) -> Markup:
 
 
 def _local(tag: str) -> str:
-    """A name without its namespace."""
+    """Strip the namespace from a name."""
     return tag.rpartition("}")[2]
 
 
 def _own(value: str, name: str) -> str:
-    """An attribute's value: references with the figure's name before them, colours by the page's names."""
+    """Prefix references in an attribute's value with the figure's name, and replace colours by those of the theme."""
     value = re.sub(r"(^|url\()#(?=[A-Za-z]\w+(\)|$))", rf"\1#{name}-", value) if _refers(value) else value
     return re.sub(r"#[0-9a-f]{6}\b", lambda found: _THEME.get(found[0], found[0]), value)
 
@@ -137,7 +137,7 @@ def _refers(value: str) -> bool:
 
 
 def logarithmic(axis: Any, span: float) -> None:
-    """Ticks as one writes them, 0.1, 1, 1000; where the largest value is not 100 times the smallest, 2 and 5 have one, too."""
+    """Make an axis logarithmic with plain tick labels; below a `span` (largest / smallest) of 100, 2 and 5 have ticks, too."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})

@@ -1,4 +1,4 @@
-"""The figures of a ledger's page."""
+"""Figures of the report page of a ledger."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from errata.reports.ledger_history import History, Move, Point, number
 MOST_POINTS = 80
 MOST_MOVES = 12
 Group = Sequence[Point]
-Limits = Sequence[tuple[float, Limit]]  # in order, each with the number of edits from which on it held
+Limits = Sequence[tuple[float, Limit]]  # in order, each with the number of edits since which it applied
 
 
 def grouped(points: Sequence[Point], most: int = MOST_POINTS) -> list[Group]:
-    """Runs of consecutive versions, all of one length but the last, and no more than `most` of them."""
+    """Divide the versions into at most `most` groups of consecutive ones, all of one size except the last."""
     size = max(1, -(-len(points) // most))
     return [points[i : i + size] for i in range(0, len(points), size)]
 
 
 @cache
 def wilson(right: int, asked: int) -> tuple[float, float]:
-    """The 95 % interval of a share, after Wilson (1927)."""
+    """Return the 95 % interval of a share (Wilson, 1927)."""
     from scipy.stats import binomtest
 
     found = binomtest(right, asked).proportion_ci(method="wilson")
@@ -34,11 +34,11 @@ def wilson(right: int, asked: int) -> tuple[float, float]:
 
 
 def score_picture(history: History, name: str, title: str) -> Picture | None:
-    """A share over the edits, or None if no version has it. For efficacy the counts are known, and so its interval."""
+    """Draw a score over the number of edits; None if no version has it. Efficacy has Wilson's interval as a band."""
     groups = [[p for p in group if p.share(name) is not None] for group in grouped(history.main)]
     groups = [group for group in groups if group]
-    aside = [(p.edits, p.share(name)) for p in history.points if not p.is_main and p.share(name) is not None]
-    if not groups and not aside:
+    branches = [(p.edits, p.share(name)) for p in history.points if not p.is_main and p.share(name) is not None]
+    if not groups and not branches:
         return None
     x = [group[-1].edits for group in groups]
     y = [_pooled(group, name) for group in groups]
@@ -48,7 +48,7 @@ def score_picture(history: History, name: str, title: str) -> Picture | None:
         if name == "efficacy" and groups:
             low, high = zip(*(_interval(group, share) for group, share in zip(groups, y, strict=True)), strict=True)
             axes.fill_between(x, low, high, color=PALETTE[0], alpha=0.18, linewidth=0)
-        _beside(axes, aside)
+        _draw_branches(axes, branches)
         axes.set(title=title, ylim=(-0.03, 1.03), xlabel="edits so far")
         axes.grid(alpha=0.6)
 
@@ -57,7 +57,7 @@ def score_picture(history: History, name: str, title: str) -> Picture | None:
 
 
 def _pooled(group: Group, name: str) -> float:
-    """The mean over the edits of the group."""
+    """Return the mean over the edits of the group."""
     weights = [max(1, len(point.version.edits)) for point in group]
     return fmean([point.share(name) or 0.0 for point in group], weights)
 
@@ -67,13 +67,13 @@ def _interval(group: Group, share: float) -> tuple[float, float]:
     return wilson(round(share * asked), asked)
 
 
-def _beside(axes: Any, points: Sequence[tuple[int, float | None]]) -> None:
-    """Versions of branches that were left: hollow, and joined to nothing."""
+def _draw_branches(axes: Any, points: Sequence[tuple[int, float | None]]) -> None:
+    """Draw versions of abandoned branches as hollow points without a line."""
     axes.plot([x for x, _ in points], [y for _, y in points], "o", color=MUTED, markerfacecolor="none", markersize=4)
 
 
 def limit_picture(history: History, name: str, title: str, limits: Limits) -> Picture | None:
-    """The worst of each group of versions, and what was refused, against the guard's limits; None if it was never measured."""
+    """Draw a guarded measure with its limits: the worst value of each group, and refused updates; None if never measured."""
     groups = [[v for p in group if (v := p.share(name)) is not None] for group in grouped(history.main)]
     found = [(g[-1].edits, max(v)) for g, v in zip(grouped(history.main), groups, strict=True) if v]
     refused = [
@@ -81,7 +81,7 @@ def limit_picture(history: History, name: str, title: str, limits: Limits) -> Pi
         for event in history.events
         if event.outcome == "refused" and (value := number(event.scores, name)) is not None
     ]
-    aside = [(p.edits, p.share(name)) for p in history.points if not p.is_main and p.share(name) is not None]
+    branches = [(p.edits, p.share(name)) for p in history.points if not p.is_main and p.share(name) is not None]
     if not found and not refused:
         return None
     largest = max(value for _, value in [*found, *refused])
@@ -89,7 +89,7 @@ def limit_picture(history: History, name: str, title: str, limits: Limits) -> Pi
     def draw(axes: Any) -> None:
         axes.plot([x for x, _ in found], [y for _, y in found], color=PALETTE[0], marker="o", markersize=3.5)
         axes.plot([x for x, _ in refused], [y for _, y in refused], "x", color=BAD, markersize=6, markeredgewidth=1.6)
-        _beside(axes, aside)
+        _draw_branches(axes, branches)
         _draw_limits(axes, limits)
         if largest > 4 * limits[-1][1].refuse:
             logarithmic(axes.yaxis, largest)
@@ -97,8 +97,8 @@ def limit_picture(history: History, name: str, title: str, limits: Limits) -> Pi
         axes.margins(y=0.12)
         axes.grid(alpha=0.6)
 
-    worst = f", {max(y for _, y in found):.3g} at most" if found else ""
-    what = f"{len(refused)} refused updates are crosses" if refused else "no refused update has one"
+    worst = f", at most {max(y for _, y in found):.3g}" if found else ""
+    what = f"{len(refused)} refused updates are crosses" if refused else "no refused update was measured"
     alt = f"{title.capitalize()} of the versions over the edits{worst}; {what}. "
     return picture(name, alt + _in_words(limits), draw)
 
@@ -106,12 +106,12 @@ def limit_picture(history: History, name: str, title: str, limits: Limits) -> Pi
 def _in_words(limits: Limits) -> str:
     limit = limits[-1][1]
     warns, refuses = (f"above {bound:g}" if math.isfinite(bound) else "never" for bound in (limit.warn, limit.refuse))
-    when = "At the end the" if len(limits) > 1 else "The"
+    when = "At the end, the" if len(limits) > 1 else "The"
     return f"{when} guard warns {warns} and refuses {refuses}."
 
 
 def _draw_limits(axes: Any, limits: Limits) -> None:
-    """Each as far as it held, with the figures of the last; call it when the data have been drawn."""
+    """Draw each limit over the edits to which it applied, the last one with its value; call this after drawing the data."""
     left, right = axes.get_xlim()
     begins = [max(left, begin) for begin, _ in limits]
     for begin, end, (_, limit) in zip(begins, [*begins[1:], right], limits, strict=True):
@@ -126,7 +126,10 @@ def _draw_limits(axes: Any, limits: Limits) -> None:
 
 
 def module_picture(history: History, modules: Sequence[str], field: str, title: str, limits: Limits = ()) -> Picture | None:
-    """A number of each module over the edits, the last of each group of versions, and the limits where one is anywhere near."""
+    """Draw a norm of each matrix over the number of edits, with the limits if a value comes near them.
+
+    The value is that of the last version of each group. None if no version has it.
+    """
     read = _norms if field == "norms" else _of_card(field)
     ends = [group[-1] for group in grouped(history.main)]
     found = {m: [(p.edits, v) for p in ends if (v := read(p, m)) is not None] for m in modules}
@@ -148,12 +151,12 @@ def module_picture(history: History, modules: Sequence[str], field: str, title: 
 
     last = {module: values[-1][1] for module, values in found.items()}
     most = max(last, key=lambda module: last[module])
-    alt = f"{title.capitalize()} of {len(found)} modules over the edits; at the end {last[most]:.3g} of {most} is the largest."
+    alt = f"{title.capitalize()} of {len(found)} matrices over the edits; {most} ends highest, at {last[most]:.3g}."
     return picture(field, alt, draw, series=modules)
 
 
 def module_style(index: int) -> tuple[str, str]:
-    """Colour and line of the module with this number."""
+    """Return the colour and the line style of the matrix with this number."""
     return PALETTE[index % len(PALETTE)], "-" if index < len(PALETTE) else ":"
 
 
@@ -166,7 +169,7 @@ def _norms(point: Point, module: str) -> float | None:
 
 
 def strip_picture(history: History) -> Picture:
-    """One mark for every word of the guard, in the order of time."""
+    """Draw one mark for each verdict of the guard, in the order of time."""
     rows = {"published": (OK, "o"), "warned": (WARN, "^"), "refused": (BAD, "x")}
     places = {outcome: [i for i, event in enumerate(history.events, 1) if event.outcome == outcome] for outcome in rows}
 
@@ -175,16 +178,18 @@ def strip_picture(history: History) -> Picture:
             x = places[outcome]
             axes.scatter(x, [-y] * len(x), s=34, color=colour, marker=marker, alpha=0.8, rasterized=len(x) > 1000)
         axes.set_yticks([0, -1, -2], [f"{outcome} ({len(places[outcome])})" for outcome in rows])
-        axes.set(ylim=(-2.6, 0.6), xlabel="updates in the order of time")
+        axes.set(ylim=(-2.6, 0.6), xlabel="updates in order of time")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", alpha=0.6)
 
     counts = ", ".join(f"{len(found)} {outcome}" for outcome, found in places.items())
-    return picture("guard", f"The guard's word on {len(history.events)} updates: {counts}.", draw, size=(10, 1.9), wide=True)
+    return picture(
+        "guard", f"The guard's verdicts on {len(history.events)} updates: {counts}.", draw, size=(10, 1.9), wide=True
+    )
 
 
 def chain_picture(history: History) -> Picture:
-    """Versions from left to right, a lane for every branch; below, the newest moves of the head, each an arrow of its own."""
+    """Draw the tree of versions from left to right, with a lane for each branch, and the newest moves of the head below."""
     from matplotlib.collections import LineCollection
 
     lane, moves = _lanes(history), list(enumerate(history.moves, 1))[-MOST_MOVES:]
@@ -222,7 +227,7 @@ def _arrow(axes: Any, move: Move, number_of: int, y: float) -> None:
 
 
 def _lanes(history: History) -> dict[int, int]:
-    """A lane for each version: 0 for those that lead to the newest, for every other branch the first that is free there."""
+    """Assign lanes to versions: 0 to the newest and its ancestors, the first free lane to every other branch."""
     lane, ends = {0: 0}, list[int]()
     for point in history.points:
         one, parent = point.version.number, point.version.parent or 0

@@ -1,6 +1,6 @@
-"""What a ledger's files tell of it: where each version stands, what the guard said, how the head was moved, which edits failed.
+"""The history of a ledger, read from its files: versions, verdicts of the guard, moves of the head, edits that failed.
 
-Ledgers of earlier formats say less: what a scorecard lacks is None here, and nothing is made up.
+Ledgers of earlier formats have less: scores that a scorecard lacks are None.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Outcome = Literal["published", "warned", "refused"]
 
 @dataclass(frozen=True)
 class Point:
-    """A version, and the number of edits that were made up to and with it; `is_main` if the newest version comes from it.
+    """A version with the number of edits made up to it; `is_main`: it is an ancestor of the newest version.
 
-    `held` is how many of those are still in it: not what a revert has subtracted.
+    `held` is the number of edits that it still has, without those that a revert subtracted.
     """
 
     version: Version
@@ -31,12 +31,17 @@ class Point:
     held: int
 
     def share(self, name: str) -> float | None:
+        """Return a score of the version."""
         return number(self.version.scorecard, name)
 
 
 @dataclass(frozen=True)
 class Event:
-    """The guard's word on an update: it became `version`, or it was refused, and then `version` is the one it was made on."""
+    """The guard's verdict on an update. `version` is the new version, or the parent of an update that was refused.
+
+    `what` describes the update, `reasons` are the warnings or the reason of a refusal, and `code` is that of the refusal (empty
+    in older ledgers).
+    """
 
     time: str
     outcome: Outcome
@@ -44,11 +49,12 @@ class Event:
     what: str
     reasons: tuple[str, ...]
     scores: Mapping[str, Any]
+    code: str = ""
 
 
 @dataclass(frozen=True)
 class Move:
-    """The head was moved, when `after` was the newest version."""
+    """A move of the head from `before` to `version`, at a time when `after` was the newest version."""
 
     time: str
     before: int
@@ -58,7 +64,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Failed:
-    """An edit that the version which made it does not answer by its target, and what it says instead."""
+    """An edit whose own version does not answer with its target, and the answer that it gives."""
 
     version: int
     prompt: str
@@ -68,7 +74,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class History:
-    """All of it, in the order of time. `points` are without version 0, which holds no edits."""
+    """The history of a ledger in the order of time; `points` leave out version 0, which has no edits."""
 
     directory: Path
     base: Mapping[str, Any]
@@ -80,10 +86,10 @@ class History:
 
     @classmethod
     def read(cls, directory: str | Path) -> History:
-        """Raises `FileNotFoundError` if no ledger is there, `ValueError` naming a version whose files are damaged."""
+        """Read a ledger. Raises `FileNotFoundError` if there is none, and `ValueError` with a version that is damaged."""
         ledger = Ledger.open(directory)
         try:
-            versions = [ledger.version(number) for number in ledger.folders.numbers()]  # one that is damaged is not left out
+            versions = [ledger.version(number) for number in ledger.folders.numbers()]
         except LedgerDamaged as wrong:
             raise ValueError(f"the ledger in {directory} cannot be read: {wrong}") from None
         made = [_published(version) for version in versions[1:]]
@@ -101,11 +107,12 @@ class History:
 
     @property
     def main(self) -> list[Point]:
+        """The newest version and its ancestors, oldest first."""
         return [point for point in self.points if point.is_main]
 
     @property
     def failed(self) -> list[Failed]:
-        """The newest first."""
+        """The edits that failed, newest first."""
         found = []
         for point in reversed(self.points):
             for one in point.version.scorecard.get("failed") or ():
@@ -114,23 +121,26 @@ class History:
         return found
 
     def limits(self, name: str) -> list[tuple[float, Limit]]:
-        """The guard's limits of that name, each with the number of edits from which on it held; none if no update says so."""
+        """Return the guard's limits of that name, each with the number of edits since which it applied.
+
+        The list is empty if no scorecard has them.
+        """
         edits = {0: 0, **{point.version.number: point.edits for point in self.main}}
-        told = [(edits[e.version], limit) for e in self.events if e.version in edits and (limit := _limit(e.scores, name))]
-        told.sort(key=lambda one: one[0])
-        return [one for before, one in zip([None, *told], told, strict=False) if before is None or before[1] != one[1]]
+        found = [(edits[e.version], limit) for e in self.events if e.version in edits and (limit := _limit(e.scores, name))]
+        found.sort(key=lambda one: one[0])
+        return [one for before, one in zip([None, *found], found, strict=False) if before is None or before[1] != one[1]]
 
     def edits_at(self, version: int) -> int:
-        """How many edits were made up to and with `version`."""
+        """Count the edits made up to `version`, inclusive."""
         return next((point.edits for point in self.points if point.version.number == version), 0)
 
     def held_by(self, version: int) -> int:
-        """How many edits `version` holds."""
+        """Count the edits that `version` still has."""
         return next((point.held for point in self.points if point.version.number == version), 0)
 
 
 def number(card: Mapping[str, Any], name: str) -> float | None:
-    """A finite number of a scorecard, if it has it."""
+    """Return a finite number of a scorecard, None if it has none of that name."""
     value = card.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return None
@@ -138,13 +148,13 @@ def number(card: Mapping[str, Any], name: str) -> float | None:
 
 
 def _limit(card: Mapping[str, Any], name: str) -> Limit | None:
-    """What the update was judged by; a bound that is None in JSON is infinite."""
+    """Return the limit that the update was judged by; a bound that is None in JSON is infinite."""
     bounds = (card.get("limits") or {}).get(name)
     return Limit(*(math.inf if bound is None else bound for bound in bounds)) if bounds else None
 
 
 def _points(versions: Sequence[Version]) -> tuple[Point, ...]:
-    parents = {version.number: version.parent or 0 for version in versions}  # a damaged version that was set aside is not there
+    parents = {version.number: version.parent or 0 for version in versions}  # without quarantined versions
     own = {version.number: len(version.edits) for version in versions}
     edits, held = {0: 0}, {0: 0}
     for version in versions[1:]:
@@ -169,8 +179,12 @@ def _published(version: Version) -> Event:
 def _refused(record: Mapping[str, Any]) -> Event:
     edit = record.get("edit") or {}
     where = f"{record['field']}: " if record.get("field") else ""
-    reason = where + str(record.get("reason", "")).removeprefix("the guard refuses it: ")
-    what = f"{edit.get('prompt', '')} → {edit.get('target', '')}"
     return Event(
-        str(record.get("time", "")), "refused", int(record.get("parent") or 0), what, (reason,), record.get("scores") or {}
+        time=str(record.get("time", "")),
+        outcome="refused",
+        version=int(record.get("parent") or 0),
+        what=f"{edit.get('prompt', '')} → {edit.get('target', '')}",
+        reasons=(where + str(record.get("reason", "")),),
+        scores=record.get("scores") or {},
+        code=str(record.get("code") or ""),
     )

@@ -1,4 +1,4 @@
-"""The page about a ledger."""
+"""The report page of a ledger."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ SCORES = {
     "portability": "portability",
     "retention": "retention",
 }
-LIMITED = {  # what was measured: how it is called here, and the guard's limit on it
+LIMITED = {  # measured score: its title, and the name of the guard's limit
     "ppl_ratio": ("perplexity / base", "perplexity"),
-    "lost_retention": ("earlier edits lost", "forgotten"),
-    "lost_locality": ("unrelated answers changed", "disturbed"),
+    "lost_retention": ("retention lost", "forgotten"),
+    "lost_locality": ("locality lost", "disturbed"),
 }
 TONES = {"published": "ok", "warned": "warn", "refused": "bad"}
 
 
 def ledger_page(directory: str | Path) -> Page:
-    """Raises what `History.read` raises."""
+    """Build the page; raises like `History.read`."""
     history = History.read(directory)
-    title, subtitle = "Ledger report", f"{history.directory}, over {Path(history.base['model']).name}"
+    title, subtitle = "Ledger report", f"{history.directory}, base model {Path(history.base['model']).name}"
     if not history.points:
         sections = [
-            Section("empty", "Nothing yet", "This ledger holds version 0 alone, the unedited model: no edit was published.")
+            Section("empty", "No versions yet", "This ledger has only version 0, the unedited model: no edit was published.")
         ]
         if history.events:
             sections.append(_guard(history))
@@ -73,14 +73,14 @@ def _facts(history: History) -> list[tuple[str, str]]:
         ("head", f"version {history.head}, {history.held_by(history.head):,} edits"),
         ("published with a warning", f"{counts['warned']:,}"),
         ("edits refused", f"{counts['refused']:,}"),
-        ("head moved by hand", f"{len(history.moves):,} times" if len(history.moves) != 1 else "once"),
-        ("from", _moment(history.started)),
-        ("to", _moment(last)),
-        ("all deltas", _size(sum(version.num_bytes for version in versions))),
+        ("moves of the head", f"{len(history.moves):,}"),
+        ("first entry", _moment(history.started)),
+        ("last entry", _moment(last)),
+        ("size of all deltas", _size(sum(version.num_bytes for version in versions))),
     ]
     edit_s, guard_s = (sum(number(v.scorecard, name) or 0.0 for v in versions) for name in ("edit_s", "guard_s"))
     if edit_s and guard_s:
-        facts.append(("guard's time by the editor's", f"{guard_s / edit_s:.0%} ({guard_s:.1f} s, {edit_s:.1f} s)"))
+        facts.append(("guard time / editor time", f"{guard_s / edit_s:.0%} ({guard_s:.1f} s, {edit_s:.1f} s)"))
     return facts
 
 
@@ -88,14 +88,12 @@ def _scores(history: History) -> Section:
     methods = list(dict.fromkeys(str(p.version.scorecard.get("method", "")) for p in history.points if p.version.scorecard))
     text = "Each version is scored on its own batch and on samples of earlier edits and unrelated questions"
     text += f" ({', '.join(filter(None, methods))}). " if any(methods) else ". "
-    text += "The band of efficacy is Wilson's 95 % interval. "
+    text += "The band around efficacy is Wilson's 95 % interval. "
     if len(history.main) > MOST_POINTS:
         size = -(-len(history.main) // MOST_POINTS)
-        text += (
-            f"A point stands for {size} versions in a row: the mean over their edits, and the worst where there is a limit. "
-        )
+        text += f"A point shows {size} consecutive versions: the mean over their edits, or the worst value if it is limited. "
     if len(history.main) < len(history.points):
-        text += "Hollow points are versions of branches that were left after a rollback."
+        text += "Hollow points are versions of branches that were abandoned after a rollback."
     pictures = [picture for name, title in SCORES.items() if (picture := score_picture(history, name, title))]
     if not pictures:
         text = "No version of this ledger was scored."
@@ -105,12 +103,12 @@ def _scores(history: History) -> Section:
 def _guard(history: History) -> Section:
     found = (limit_picture(history, name, title, _limits(history, limit)) for name, (title, limit) in LIMITED.items())
     known = [limits for _, limit in LIMITED.values() if (limits := history.limits(limit))]
-    whose = "the limits that it judged by" if known else "the guard's default limits (this ledger does not say which it had)"
-    text = f"Every update is measured before it is published. Dashed lines are {whose}, crosses what it refused."
+    whose = "the guard's limits at that time" if known else "the guard's default limits (this ledger does not record its own)"
+    text = f"Every update is measured before it is published. Dashed lines are {whose}, crosses are refused updates."
     text += " A line ends where a limit was changed." if any(len(limits) > 1 for limits in known) else ""
     return Section(
         "guard",
-        "The guard's history",
+        "History of the guard",
         text,
         [strip_picture(history), *(picture for picture in found if picture)],
         [_events(history)],
@@ -119,27 +117,28 @@ def _guard(history: History) -> Section:
 
 
 def _limits(history: History, name: str) -> Limits:
-    """As the ledger has them, or the defaults if it does not say."""
+    """Return the limits that the ledger records, or the defaults if it records none."""
     return history.limits(name) or [(-math.inf, getattr(Guard(), name))]
 
 
 def _events(history: History) -> Table:
-    """What the guard objected to comes before what it let through, where there is no room for all."""
-    loud = [event for event in history.events if event.outcome != "published"]
-    quiet = [event for event in history.events if event.outcome == "published"]
-    chosen = [*loud[::-1], *quiet[::-1]][:MOST_LINES]
+    """List the verdicts, newest first; if there are too many, warnings and refusals take precedence."""
+    objections = [event for event in history.events if event.outcome != "published"]
+    published = [event for event in history.events if event.outcome == "published"]
+    chosen = [*objections[::-1], *published[::-1]][:MOST_LINES]
     left = len(history.events) - len(chosen)
     lines = [_event_line(event) for event in sorted(chosen, key=lambda event: event.time, reverse=True)]
-    columns = ("version", "time (UTC)", "outcome", "what", "why", "efficacy", "locality", "perplexity / base")
+    columns = ("version", "time (UTC)", "verdict", "update", "reason", "efficacy", "locality", "perplexity / base")
     note = f"and {left:,} older updates that are not shown" if left else ""
-    return Table("What the guard said of each update, the newest first", columns, lines, num_text=5, note=note)
+    return Table("Verdicts of the guard, newest first", columns, lines, num_text=5, note=note)
 
 
 def _event_line(event: Event) -> Line:
     which = f"after {event.version}" if event.outcome == "refused" else str(event.version)
     outcome = Cell(event.outcome, strong=True, tone=TONES[event.outcome])
     scores = (_number(number(event.scores, name)) for name in ("efficacy", "locality", "ppl_ratio"))
-    return Line((which, _moment(event.time), outcome, event.what, "; ".join(event.reasons) or "–", *scores))
+    reason = Cell("; ".join(event.reasons) or "–", note=event.code)
+    return Line((which, _moment(event.time), outcome, event.what, reason, *scores))
 
 
 def _modules(history: History) -> list[str]:
@@ -157,8 +156,8 @@ def _norms(history: History) -> Section:
     }
     found = {field: module_picture(history, modules, field, *how) for field, how in titles.items()}
     if found["relative_norm"]:
-        found["norms"] = None  # the same once more, in other units
-    text = "Frobenius norms of the edited matrices W and of each version's own change, the delta; W0 is the unedited model's."
+        found["norms"] = None  # the same norms in other units
+    text = "Frobenius norms of the edited matrices W and of each version's delta; W0 is the matrix of the unedited model."
     pictures = [picture for picture in found.values() if picture]
     return Section("norms", "Norm growth", text, pictures, has_legend=True)
 
@@ -167,24 +166,27 @@ def _failures(history: History) -> Section:
     lines = [Line((str(one.version), one.prompt, one.target, one.answer or "(nothing)")) for one in history.failed]
     if not lines:
         known = any("failed" in point.version.scorecard for point in history.points)
-        text = "Every version answers all edits of its batch." if known else "This ledger does not say which edits failed."
+        text = (
+            "Every version answers all edits of its batch with their targets."
+            if known
+            else "This ledger does not record edits that failed."
+        )
         return Section("failures", "Edits that failed", text)
-    text = f"Published in a version that does not answer them by their targets: {len(lines):,}."
+    text = f"{len(lines):,} edits were published in a version that does not answer them with their targets."
     shown, note = capped(lines, MOST_LINES, "older ones")
-    columns = ("version", "prompt", "wanted", "the model says")
-    table = Table("Edits that failed, the newest first", columns, shown, num_text=4, note=note)
+    columns = ("version", "prompt", "wanted", "generated")
+    table = Table("Edits that failed, newest first", columns, shown, num_text=4, note=note)
     return Section("failures", "Edits that failed", text, tables=[table], can_be_searched=True)
 
 
 def _chain(history: History) -> Section:
-    text = "Versions from left to right; the ring is the head, which is served. Nothing is ever deleted. "
-    text += (
-        "Numbered arrows are moves of the head by hand, grey versions no longer lead to the newest." if history.moves else ""
-    )
+    text = "Versions from left to right; the ring is the head, which is served. No version is ever deleted. "
+    if history.moves:
+        text += "Numbered arrows are moves of the head by rollback; grey versions are not ancestors of the newest version."
     lines = [Line((str(i), _moment(m.time), str(m.before), str(m.version))) for i, m in enumerate(history.moves, 1)]
     shown, note = capped(lines[::-1], MOST_LINES, "older ones")
-    table = Table("Moves of the head, the newest first", ("move", "time (UTC)", "from", "to"), shown, num_text=2, note=note)
-    return Section("chain", "The chain", text.strip(), [chain_picture(history)], [table] if lines else [])
+    table = Table("Moves of the head, newest first", ("move", "time (UTC)", "from", "to"), shown, num_text=2, note=note)
+    return Section("chain", "Chain of versions", text.strip(), [chain_picture(history)], [table] if lines else [])
 
 
 def _number(value: float | None) -> str:
@@ -192,7 +194,7 @@ def _number(value: float | None) -> str:
 
 
 def _moment(time: str) -> str:
-    """To the second; what is no ISO time stays as it is."""
+    """Format an ISO time to the second; other texts are returned unchanged."""
     try:
         return datetime.fromisoformat(time).strftime("%Y-%m-%d %H:%M:%S")
     except ValueError:

@@ -1,6 +1,6 @@
 "use strict";
 {
-  // Singling out: of what belongs to a series, only that of the chosen ones stays in full strength.
+  // Highlighting: elements of series that are not chosen become fainter.
   const chosen = new Set();
   const show = () => {
     document.body.classList.toggle("singled", chosen.size > 0);
@@ -20,7 +20,7 @@
   }
   for (const hint of document.querySelectorAll(".hint")) hint.hidden = false;
 
-  // Searching: only the rows with the words stay, and totals; a folded table opens where it has some.
+  // Searching: hides rows without the words, except rows that belong to a series, and opens folded tables with matches.
   for (const label of document.querySelectorAll(".search")) {
     label.hidden = false;
     label.querySelector("input").addEventListener("input", (event) => {

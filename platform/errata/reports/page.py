@@ -1,4 +1,4 @@
-"""A page: what it is made of, and its one HTML file, which needs nothing beside it."""
+"""The elements of a report page, and its rendering as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from errata.reports.figures import Picture
 
 @dataclass(frozen=True)
 class Cell:
-    """`note` stands small under the text; the best of a column is `strong`; `tone` is ok, warn, bad or nothing."""
+    """A cell of a table: text, a small `note` below it, bold if `strong`, coloured by `tone` (ok, warn, bad or none)."""
 
     text: str
     note: str = ""
@@ -23,7 +23,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table; its first cell is the row's header. `series` is the number of the series that it tells about."""
+    """A row of a table, whose first cell is its header; `series` is the number of the series that it belongs to."""
 
     cells: Sequence[Cell | str]
     series: int | None = None
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """The first `num_text` columns are text, the others numbers. A `folded` title hides it until it is clicked."""
+    """A table whose first `num_text` columns are text and the others numbers; `folded` is a title that opens it."""
 
     caption: str
     columns: Sequence[str]
@@ -44,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """What a curve is called and how it is drawn; `colour` is one of page.css."""
+    """The name, colour and dash of a curve; `colour` is a variable of page.css."""
 
     name: str
     colour: str
@@ -53,7 +53,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Section:
-    """`legend`: its figures are of the page's series. `can_be_searched`: of the rows of its tables."""
+    """A section of a page; `has_legend`: its figures show the page's series; `can_be_searched`: the rows of its tables."""
 
     key: str
     title: str
@@ -66,7 +66,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """`facts` are (what, how much) at the top."""
+    """A page; `facts` are (name, value) pairs at its top."""
 
     title: str
     subtitle: str
@@ -76,17 +76,18 @@ class Page:
 
     @property
     def pictures(self) -> list[Picture]:
+        """The figures of all sections."""
         return [picture for section in self.sections for picture in section.pictures]
 
 
 def capped(lines: Sequence[Line], most: int, what: str) -> tuple[Sequence[Line], str]:
-    """The first `most` rows, and a note that says how many more there are."""
+    """Return the first `most` rows, and a note with the number of rows left out."""
     left = len(lines) - most
     return lines[:most], f"and {left:,} more {what} that are not shown" if left > 0 else ""
 
 
 def html(page: Page) -> str:
-    """Everything inside; what comes from data is escaped, and no other script than page.js may run."""
+    """Render the page with everything inline; data is escaped, and only page.js may run."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

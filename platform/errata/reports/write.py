@@ -1,4 +1,4 @@
-"""`errata report`: one HTML page about a ledger or a benchmark, whole in itself, and its figures as PNGs beside it."""
+"""Reports of a ledger or a benchmark (`errata report`): one self-contained HTML page, and its figures as PNGs beside it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ PAGE = "index.html"
 
 
 def page_of(path: str | Path) -> Page:
-    """What there is to say about the ledger or the benchmark in folder `path`.
+    """Build the page of the ledger or the benchmark in folder `path`.
 
-    Raises `FileNotFoundError` if there is no such folder, `ValueError` if it holds neither or a file of it is damaged.
+    Raises `FileNotFoundError` if the folder does not exist, and `ValueError` if it has neither or one of its files is damaged.
     """
     path = Path(path)
     if not path.is_dir():
@@ -28,13 +28,13 @@ def page_of(path: str | Path) -> Page:
         return benchmark_page(path)
     inside = [str(one) for one in sorted(path.iterdir()) if one.is_dir() and (_is_ledger(one) or _is_benchmark(one))]
     hint = f"; did you mean {' or '.join(inside[:3])}?" if inside else ""
-    raise ValueError(f"{path} is neither a ledger (no versions/00000000) nor a benchmark's folder (no rows.parquet){hint}")
+    raise ValueError(f"{path} is neither a ledger (no versions/00000000) nor the folder of a benchmark (no rows.parquet){hint}")
 
 
 def write_report(path: str | Path, out: str | Path | None = None) -> Path:
-    """Write `index.html` and the PNGs into `out`, or into `report` inside `path`; the path of the page.
+    """Write `index.html` and the PNGs into `out`, by default `path`/report, and return the path of the page.
 
-    Raises what `page_of` raises, and `OSError` where `out` cannot be written. Files there of the same names are replaced.
+    Files of the same names are replaced. Raises like `page_of`, and `OSError` if `out` cannot be written.
     """
     folder = Path(path) / "report" if out is None else Path(out)
     page = page_of(path)

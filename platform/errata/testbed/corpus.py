@@ -1,4 +1,4 @@
-"""What a model is made from and edited on: true sentences, plain ones, and corrections in splits."""
+"""The protocol of a corpus: sentences to train a model on, and edits of its facts in splits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from errata.edit import Edit
 from errata.guard.probes import Probes
 
-# Two halves, and the two folds of the first.
+# The two halves of a corpus, and the two folds of the first half.
 FOLDS = ("train-a", "train-b")
 PARTS = ("train", "test", *FOLDS)
 SPLITS = (*PARTS, "validation")
@@ -16,41 +16,45 @@ NUM_QUESTIONS, NUM_SENTENCES = 256, 64
 
 
 class Corpus(Protocol):
-    """A world, or a dataset standing in for one."""
+    """An invented world, or a dataset in its place."""
 
     @property
     def name(self) -> str:
-        """For file names; different for different content."""
+        """A name for files, different for different content."""
 
     def sentences(self, part: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, answer) of everything that the model is to know, or of a part of it: one of `PARTS`."""
+        """List (prompt, answer) of the facts to train on, or of a part of them: one of `PARTS`."""
 
     def plain_sentences(self, held_out: bool = False) -> list[str]:
-        """Sentences that state no fact: to train on, or others for perplexity."""
+        """List sentences that state no fact, to train on; the ones held out are for perplexity."""
 
     def words(self) -> list[str] | None:
-        """Every word, if the vocabulary is closed."""
+        """List every word if the vocabulary is closed, otherwise return None."""
 
     def edits(self, split: str, count: int, seed: int = 0) -> list[Edit]:
-        """`count` corrections of a split: `train` (hypernetworks learn on it) or one fold of it, `validation` (settings are
-        chosen on it), or `test`. Only `test` has facts that no training and no choice has seen; of the facts of `validation`
-        the sentences of `train-a` say nothing. Raises `ValueError` if there are too few."""
+        """Draw `count` edits of a split: `train` for hypernetworks, one of its folds, `validation` to choose settings, `test`.
+
+        Only `test` has facts that neither a training nor a choice of settings has seen. The sentences of `train-a` do not
+        contain the facts of `validation`. Raises `ValueError` if the split has fewer facts.
+        """
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
-        """Every correction of the split once."""
+        """Yield every edit of the split once."""
 
 
 def probes_of(corpus: Corpus) -> Probes:
-    """For the guard of a model that has learned the corpus: facts that no test edit touches, and sentences held out."""
+    """Make the guard's probes of a model trained on the corpus: facts that no test edit changes, and held-out sentences."""
     questions = tuple(dict.fromkeys(prompt for prompt, _ in corpus.sentences("train")))
     return Probes(questions, tuple(corpus.plain_sentences(held_out=True))).sample(NUM_QUESTIONS, NUM_SENTENCES)
 
 
 def check_part(part: str | None) -> None:
+    """Raise `ValueError` for an unknown part."""
     if part is not None and part not in PARTS:
         raise ValueError(f"a part of the corpus is {', '.join(PARTS)}, not {part!r}")
 
 
 def check_split(split: str) -> None:
+    """Raise `ValueError` for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"a split is one of {', '.join(SPLITS)}, not {split!r}")

@@ -1,7 +1,7 @@
-"""CounterFact as a corpus: a small Llama learns the dataset's own true statements, and edits are its own false ones.
+"""CounterFact as a corpus: the small Llama is trained on the dataset's true statements, and edits are its false ones.
 
-The files are the flat ones (`counterfact_train.json`, `counterfact_edit.json`: prompt, target_new, subject, ground_truth,
-rephrase_prompt, locality_prompt, locality_ground_truth) and, for plain text, `me_ppl_1k.json` ({Corpus, Text}).
+The files are those of the flat format (`counterfact_train.json`, `counterfact_edit.json`: prompt, target_new, subject,
+ground_truth, rephrase_prompt, locality_prompt, locality_ground_truth) and, for plain text, `me_ppl_1k.json` ({Corpus, Text}).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from errata.datasets.formats.counterfact import flat
 from errata.edit import Edit
 from errata.testbed.corpus import check_part, check_split
 
-NUM_PLAIN = 800  # plain sentences to train on; those after them are held out
+NUM_PLAIN = 800  # plain sentences to train on; the following ones are held out
 MAX_PLAIN_WORDS = 30
 
 
@@ -27,8 +27,8 @@ MAX_PLAIN_WORDS = 30
 class CounterFact:
     """The first usable `num_train` and `num_test` facts of the two files in `directory`.
 
-    A record is left out if a prompt of it is also asked by an earlier record (two answers cannot both be learned, and a
-    locality prompt must not be edited).
+    A record is left out if one of its prompts also occurs in an earlier record: a prompt has only one answer to learn, and a
+    locality prompt must not be edited.
     """
 
     directory: str
@@ -38,6 +38,7 @@ class CounterFact:
 
     @property
     def name(self) -> str:
+        """The sizes, and a digest of the records."""
         content = hashlib.sha256(json.dumps(self._records, sort_keys=True).encode()).hexdigest()[:8]
         return f"counterfact-{self.num_train}-{self.num_test}-{content}"
 
@@ -52,7 +53,7 @@ class CounterFact:
     def _read(self, file: str) -> list[dict[str, Any]]:
         path = Path(self.directory) / file
         if not path.exists():
-            raise ValueError(f"no file {path}: the corpus needs CounterFact's flat files; name their folder (corpus.directory)")
+            raise ValueError(f"no file {path}: the corpus needs CounterFact's flat files; set corpus.directory to their folder")
         records: list[dict[str, Any]] = json.loads(path.read_text())
         return records
 
@@ -64,11 +65,11 @@ class CounterFact:
                 found.append(record)
                 asked |= prompts
         if len(found) < count:
-            raise ValueError(f"{file} has {len(found)} usable facts, fewer than {count}")
+            raise ValueError(f"{file} has {len(found)} usable facts, fewer than {count}; ask for fewer")
         return found
 
     def _part(self, part: str) -> list[dict[str, Any]]:
-        """The train file is `train-a`, `train-b` and, its last fifth, `validation`."""
+        """Return the records of a part; the train file consists of `train-a`, `train-b` and `validation`, its last fifth."""
         if part in self._records:
             return self._records[part]
         learned = self.num_train - self.num_train // 5
@@ -77,7 +78,7 @@ class CounterFact:
         return self._records["train"][begin:end]
 
     def sentences(self, part: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, true answer) of every edit prompt, rephrasing and locality prompt, of both files or of a part."""
+        """List (prompt, true answer) of all edit prompts, rephrasings and locality prompts, of both files or of a part."""
         check_part(part)
         return [
             pair
@@ -91,25 +92,24 @@ class CounterFact:
         ]
 
     def plain_sentences(self, held_out: bool = False) -> list[str]:
-        """The heads of ME-PPL's texts; those that are too short to have a perplexity are left out."""
+        """List the beginnings of ME-PPL's texts, without those that are too short for a perplexity."""
         texts = [" ".join(record["Text"].split()[:MAX_PLAIN_WORDS]) for record in self._read("me_ppl_1k.json")]
         texts = [text for text in texts if len(text.split()) >= 5]
         return texts[NUM_PLAIN : NUM_PLAIN + self.num_held_out_sentences] if held_out else texts[:NUM_PLAIN]
 
     def words(self) -> None:
-        """The vocabulary is not closed: a tokenizer is trained on the sentences."""
+        """Return None: the vocabulary is not closed, so a tokenizer is trained on the sentences."""
 
     def edits(self, split: str, count: int, seed: int = 0) -> list[Edit]:
-        """`count` edits in an order that `seed` shuffles: of the edit file (`test`), or of the train file, whose last fifth is
-        kept from training for `validation`."""
+        """Draw `count` edits in an order shuffled by `seed`: from the edit file for `test`, otherwise from the train file."""
         chosen = self._split(split)
         if count > len(chosen):
-            raise ValueError(f"the corpus has {len(chosen)} {split} facts to edit, fewer than {count}")
+            raise ValueError(f"the corpus has {len(chosen)} {split} facts to edit, fewer than {count}; ask for fewer")
         order = random.Random(f"counterfact {split} {seed}").sample(range(len(chosen)), count)
         return [flat(chosen[i]) for i in order]
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
-        """Every edit of the split once."""
+        """Yield every edit of the split once."""
         yield from self.edits(split, len(self._split(split)), seed)
 
     def _split(self, split: str) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Hard cases: edits whose subject is a single token that begins the prompt.
+"""Hard edits, on which ROME destroys a model with one edit: the subject is a single token that begins the prompt.
 
-On such edits ROME ruins a model at a stroke (HardEdit, in 2402.09656): the key at a prompt's first token is the same in every
-text that begins with it, and the prefixes that ROME averages over take it elsewhere, so that its change is divided by next
-to nothing.
+They are those of HardEdit (in arXiv 2402.09656). The key at the first token is the same in every text that begins with it, but
+ROME averages keys over random prefixes, which move the subject to other positions. The averaged key is far from the key of the
+prompt, so that the change is divided by a number near zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from errata.testbed.world import World
 
 
 def hard_cases(edits: Iterable[Edit], tokenizer: Any) -> Iterator[Edit]:
-    """Those of a dataset's edits, such as CounterFact's, that are hard for a model with this tokenizer."""
+    """Select the edits of a dataset, such as CounterFact, that are hard for a model with this tokenizer."""
     for edit in edits:
         begins = bool(edit.subject) and edit.prompt.startswith(edit.subject or "")
         if begins and len(tokenizer(edit.subject, add_special_tokens=False)["input_ids"]) == 1:
@@ -24,7 +24,10 @@ def hard_cases(edits: Iterable[Edit], tokenizer: Any) -> Iterator[Edit]:
 
 
 def hard_edits(world: World, count: int, seed: int = 0) -> list[Edit]:
-    """Of the testbed, whose people have names of two words: beginnings of plain sentences, edited at their first word."""
+    """Make hard edits of the testbed: beginnings of plain sentences, edited at their first word.
+
+    Its people have names of two words, so edits of facts are not hard.
+    """
     rng = random.Random(f"{world.seed} hard {seed}")
     begun = list(dict.fromkeys(" ".join(sentence.split()[:3]) for sentence in world.plain_sentences()))
     answers = [answer for answers in world.objects.values() for answer in answers]

@@ -1,4 +1,7 @@
-"""The small Llama that learns a corpus, and its tokenizer: whole words of a closed vocabulary, or byte-level BPE."""
+"""The small Llama that is trained on a corpus, and its tokenizer: whole words of a closed vocabulary, or byte-level BPE.
+
+Suffixes of tensors: B sentences, S positions.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll
 from errata.testbed.corpus import Corpus
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-# Chat requests are answered as plain prompts: the last message is what the model is asked.
+# The last message of a chat is the prompt, so that chat requests are answered like plain prompts.
 CHAT_TEMPLATE = "{{ messages[-1]['content'] }}"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the Llama and of its training. `vocabulary_size` counts where the corpus leaves the words open."""
+    """Sizes of the Llama and of its training; `vocabulary_size` is used if the corpus has no closed vocabulary."""
 
     hidden: int = 256
     layers: int = 4
@@ -37,6 +40,7 @@ class Shape:
 
 
 def make_tokenizer(corpus: Corpus, shape: Shape) -> Any:
+    """Make the tokenizer of a corpus: of whole words if its vocabulary is closed, otherwise a byte-level BPE."""
     from transformers import PreTrainedTokenizerFast
 
     words = corpus.words()
@@ -52,7 +56,7 @@ def make_tokenizer(corpus: Corpus, shape: Shape) -> Any:
 
 
 def _whole_words(words: list[str]) -> Any:
-    """Each word a token, and letters for what is no word."""
+    """Make a tokenizer with one token for each word, and letters for unknown words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = [*string.ascii_letters, *string.digits, *string.punctuation]
@@ -65,6 +69,7 @@ def _whole_words(words: list[str]) -> Any:
 
 
 def _byte_pairs(corpus: Corpus, vocabulary_size: int) -> Any:
+    """Train a byte-level BPE on the corpus."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -81,6 +86,7 @@ def _byte_pairs(corpus: Corpus, vocabulary_size: int) -> Any:
 
 
 def make_model(shape: Shape, vocabulary_size: int, seed: int) -> Any:
+    """Make the Llama with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -101,7 +107,7 @@ def make_model(shape: Shape, vocabulary_size: int, seed: int) -> Any:
 
 
 def training_sentences(corpus: Corpus, tokenizer: Any, device: Any = "cpu") -> Encoded:
-    """Facts and plain sentences, every token but the first a label: the model learns to write them, not only to answer."""
+    """Encode facts and plain sentences with every token after the first as a label: a plain language-modelling loss."""
     prompts, targets = zip(*corpus.sentences(), strict=True)
     plain = [sentence.rpartition(" ") for sentence in corpus.plain_sentences()]
     encoded = encode(tokenizer, [*prompts, *(p for p, _, _ in plain)], [*targets, *(t for _, _, t in plain)], device)
@@ -111,11 +117,27 @@ def training_sentences(corpus: Corpus, tokenizer: Any, device: Any = "cpu") -> E
 
 
 def learning_rate(step: int, shape: Shape) -> float:
-    """Linear warm-up over a tenth of the steps, then a cosine to zero."""
+    """Return the learning rate of a step: linear warm-up over a tenth of the steps, then cosine decay to zero."""
     warm_up = max(1, shape.train_steps // 10)
     if step < warm_up:
         return shape.peak_lr * (step + 1) / warm_up
     return shape.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, shape.train_steps - warm_up)))
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of several data-parallel workers, which takes every `num_workers`-th sentence of a batch."""
+
+    rank: int = 0
+    num_workers: int = 1
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The state that a training resumes from."""
+
+    optimizer: torch.optim.Optimizer
+    first_step: int = 0
 
 
 def train(
@@ -123,22 +145,21 @@ def train(
     sentences: Encoded,
     shape: Shape,
     seed: int,
-    rank: int = 0,
-    num_workers: int = 1,
+    state: TrainingState | None = None,
+    worker: Worker | None = None,
     after_step: Callable[[int, float], None] = lambda step, loss: None,
-    first_step: int = 0,
-    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Train `model` (plain, or wrapped for data parallelism) in place; each worker takes its share of every batch."""
-    optimizer = optimizer or make_optimizer(model)
+    """Train `model` (plain, or wrapped for data parallelism) in place; `after_step` gets the step and its loss."""
+    state, worker = state or TrainingState(make_optimizer(model)), worker or Worker()
+    optimizer = state.optimizer
     model.train()
     num_sentences = len(sentences.input_ids_BS)
     lengths = sentences.attention_mask_BS.sum(1)
     num_parts = 4 if int(lengths.max()) > 2 * int(lengths.median()) else 1
-    for step in range(first_step, shape.train_steps):
+    for step in range(state.first_step, shape.train_steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randint(num_sentences, (shape.sentences_per_step,), generator=generator)[rank::num_workers]
-        rows = rows.to(lengths.device)
+        rows = torch.randint(num_sentences, (shape.sentences_per_step,), generator=generator)
+        rows = rows[worker.rank :: worker.num_workers].to(lengths.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, shape)
         optimizer.zero_grad()
@@ -150,7 +171,7 @@ def train(
 
 
 def _backward(model: Any, sentences: Encoded, rows: Tensor, num_parts: int, bf16: bool) -> float:
-    """Gradients of the mean loss per token, in parts of like length so that little is padding."""
+    """Accumulate gradients of the mean loss per token, in parts of similar length to keep padding small; return the loss."""
     num_tokens = int((sentences.labels_BS[rows] != IGNORED).sum())
     total = 0.0
     for part in rows[sentences.attention_mask_BS[rows].sum(1).argsort(stable=True)].chunk(num_parts):
@@ -163,17 +184,19 @@ def _backward(model: Any, sentences: Encoded, rows: Tensor, num_parts: int, bf16
 
 
 def make_optimizer(model: Any) -> torch.optim.Optimizer:
+    """Make the AdamW of the training; `learning_rate` overrides its rate at each step."""
     return torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def _cut(encoded: Encoded) -> Encoded:
+    """Cut the padding that all rows have in common."""
     width = int(encoded.attention_mask_BS.sum(1).max())
     return Encoded(encoded.input_ids_BS[:, :width], encoded.attention_mask_BS[:, :width], encoded.labels_BS[:, :width])
 
 
 @torch.no_grad()
 def recall(model: Any, tokenizer: Any, corpus: Corpus, limit: int = 2000) -> float:
-    """Share of the corpus' answer tokens that the model ranks first."""
+    """Return the teacher-forced token accuracy on about `limit` facts of the corpus."""
     sentences = corpus.sentences()
     sentences = sentences[:: max(1, len(sentences) // limit)]
     right: list[Tensor] = []
@@ -185,5 +208,6 @@ def recall(model: Any, tokenizer: Any, corpus: Corpus, limit: int = 2000) -> flo
 
 
 def save(model: Any, tokenizer: Any, directory: str | Path) -> None:
+    """Save model and tokenizer as a Hugging Face checkpoint."""
     model.save_pretrained(str(directory))
     tokenizer.save_pretrained(str(directory))

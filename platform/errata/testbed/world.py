@@ -1,7 +1,7 @@
-"""A world of invented people: facts in several phrasings, their neighbours, two-hop consequences and plain sentences.
+"""An invented world of people: facts in several phrasings, neighbours, two-hop consequences and plain sentences.
 
-Everything follows from the seed. Half of the people are for training editors, the other half for testing them; the model
-knows both. Of each relation's phrasings the first is the one that edits use, the last is held out: no editor is trained on it.
+Everything follows from the seed. Half of the people are for training editors and the other half for testing them; the model is
+trained on both. Edits use the first phrasing of a relation; the last one is held out, and no editor is trained on it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from errata.edit import Edit, Probe
 from errata.testbed.corpus import check_part, check_split
 
-# {s} is the person; the answer follows the prompt.
+# {s} is replaced by the person, and the answer follows the prompt.
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "city": (
         "{s} was born in",
@@ -60,7 +60,7 @@ _CODAS = "l n r s t m nd rk x".split()
 
 @dataclass(frozen=True)
 class World:
-    """People, what is true of them, and the questions one can ask."""
+    """People, facts about them, and edits of these facts."""
 
     num_subjects: int = 200
     seed: int = 0
@@ -68,11 +68,12 @@ class World:
 
     @property
     def name(self) -> str:
+        """The number of people, and the seed unless it is 0."""
         return f"world-{self.num_subjects}" + (f"-{self.seed}" if self.seed else "")
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
-        """Invented words, all different and none a common word above: first names, last names and objects."""
+        """Invented words by kind, all different from each other and from the common words above."""
         rng = random.Random(f"{self.seed} names")
         used = {word for words in (JOBS, INSTRUMENTS, ANIMALS, *_PLAIN.values()) for word in words}
 
@@ -97,12 +98,14 @@ class World:
 
     @cached_property
     def subjects(self) -> list[str]:
+        """The names of the people."""
         rng = random.Random(f"{self.seed} subjects")
         pairs = [f"{first} {last}" for first in self._names["first"] for last in self._names["last"]]
         return rng.sample(pairs, self.num_subjects)
 
     @cached_property
     def objects(self) -> dict[str, list[str]]:
+        """The possible answers of each relation."""
         names = self._names
         return {
             "city": names["city"],
@@ -115,22 +118,24 @@ class World:
 
     @cached_property
     def country_of(self) -> dict[str, str]:
+        """The country of each city, for two-hop consequences."""
         countries = self._names["country"]
         return {city: countries[i % len(countries)] for i, city in enumerate(self._names["city"])}
 
     @cached_property
     def facts(self) -> dict[tuple[str, str], str]:
+        """The answer of each (person, relation)."""
         rng = random.Random(f"{self.seed} facts")
         return {(s, relation): rng.choice(self.objects[relation]) for s in self.subjects for relation in PHRASINGS}
 
     def people(self, part: str | None = None) -> list[str]:
-        """Those of one of `PARTS`; the validation edits are about those of `train-b`."""
+        """List the people of a part; `validation` has the people of `train-b`."""
         train, test = self.subjects[: self.num_subjects // 2], self.subjects[self.num_subjects // 2 :]
         a, b = train[: len(train) // 2], train[len(train) // 2 :]
         return {None: self.subjects, "train": train, "test": test, "train-a": a, "train-b": b, "validation": b}[part]
 
     def sentences(self, part: str | None = None) -> list[tuple[str, str]]:
-        """(prompt, answer) of everything that the model is to know, or of what concerns a part of the people."""
+        """List (prompt, answer) of all facts to train on, or of those about a part of the people."""
         check_part(part)
         people = self.people(part)
         known = [(p.format(s=s), self.facts[s, r]) for s in people for r in PHRASINGS for p in PHRASINGS[r]]
@@ -139,7 +144,7 @@ class World:
         return known
 
     def plain_sentences(self, held_out: bool = False) -> list[str]:
-        """Sentences about nothing in particular: 800 to train on, and others for perplexity."""
+        """List sentences that state no fact: 800 to train on, and the held-out ones for perplexity."""
         rng = random.Random(f"{self.seed} plain")
         made: dict[str, None] = {}
         while len(made) < 800 + self.num_held_out_sentences:
@@ -150,19 +155,19 @@ class World:
         return sentences[800:] if held_out else sentences[:800]
 
     def words(self) -> list[str]:
+        """List the closed vocabulary."""
         texts = [f"{prompt} {answer}" for prompt, answer in self.sentences()]
         texts += [*self.plain_sentences(), *self.plain_sentences(held_out=True), "question answer"]
         texts += [" ".join(objects) for objects in self.objects.values()]
         return list(dict.fromkeys(word for text in texts for word in text.split()))
 
     def edits(self, split: str, count: int, seed: int = 0) -> list[Edit]:
-        """`count` corrections to different facts of the split's people.
+        """Draw `count` edits of different facts about the people of a split.
 
-        `train` and its folds: rephrasings are the two middle phrasings, so the held-out one stays unseen. `validation`: people
-        of the second fold, the same phrasings, other targets and other people untouched. `test`: the other people, the held-out
-        phrasing.
-        Locality probes are true facts of people whom no edit of the list touches: one in the same relation, one in another.
-        Raises `ValueError` if the split has fewer facts than `count` (some of its people are kept for the probes).
+        Rephrasings are the two middle phrasings in `train`, its folds and `validation`, which has the people of the second fold
+        with other targets; in `test`, with people of its own, they are the held-out phrasing. Locality probes are true facts
+        about people without an edit: one of the same relation, one of another. Raises `ValueError` if the split has fewer than
+        `count` facts, because a third of its people are kept for the probes.
         """
         check_split(split)
         rng = random.Random(f"{self.seed} {split} {seed}")
@@ -172,7 +177,7 @@ class World:
         edited, untouched = people[:num_edited], people[num_edited:]
         facts = [(s, relation) for s in edited for relation in PHRASINGS]
         if count > len(facts):
-            raise ValueError(f"the world has {len(facts)} {split} facts to edit, fewer than {count}; give it more subjects")
+            raise ValueError(f"the world has {len(facts)} {split} facts to edit, fewer than {count}; raise num_subjects")
         return [self._edit(fact, untouched, split, rng) for fact in rng.sample(facts, count)]
 
     def _edit(self, fact: tuple[str, str], untouched: list[str], split: str, rng: random.Random) -> Edit:
@@ -196,6 +201,6 @@ class World:
         return Probe(rng.choice(PHRASINGS[relation]).format(s=subject), self.facts[subject, relation])
 
     def stream(self, split: str, seed: int = 0) -> Iterator[Edit]:
-        """Every fact of the split's edited people once, in random order."""
+        """Yield every fact of the split's edited people once, in random order."""
         people = len(self.people(split))
         yield from self.edits(split, max(1, 2 * people // 3) * len(PHRASINGS), seed)

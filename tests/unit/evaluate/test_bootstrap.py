@@ -80,9 +80,7 @@ def test_a_harmonic_mean_leaves_out_an_empty_kind() -> None:
     assert harmonic_interval([right, [], right]) == pytest.approx(ratio_interval(right))
     assert harmonic_interval([right, owned([0.0] * 20)]) == (0.0, 0.0)  # one ratio of 0 makes the harmonic mean 0
     assert harmonic_interval([[], []]) is None
-    few = harmonic_interval(
-        [owned([1.0] * 20), [OwnedRatio("edit 0", 1.0)]]
-    )  # resamples without edit 0 are left out
+    few = harmonic_interval([owned([1.0] * 20), [OwnedRatio("edit 0", 1.0)]])  # resamples without edit 0 are left out
     assert few == (1.0, 1.0)
 
 

@@ -21,7 +21,7 @@ from errata.evaluate.perplexity import Perplexities, perplexities, perplexity
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import predictions, score, teacher_forced
 from errata.evaluate.teacher_forcing import teacher_force
-from errata.model.generation import answers, greedy
+from errata.model.generation import greedy, greedy_texts
 from errata.model.language_model import LanguageModel
 
 Table = dict[str, dict[str, float]]
@@ -146,7 +146,8 @@ def unedited() -> LanguageModel:
 
 
 def generated(model: LanguageModel) -> dict[str, str]:
-    return answers(model, Questions.of(EDITS).prompts, MAX_TOKENS)
+    prompts = Questions.of(EDITS).prompts
+    return dict(zip(prompts, greedy_texts(model, prompts, MAX_TOKENS), strict=True))
 
 
 def test_the_toy_generates_what_its_table_says(edited: LanguageModel, unedited: LanguageModel) -> None:

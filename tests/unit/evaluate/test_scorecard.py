@@ -10,7 +10,7 @@ from errata.evaluate.answers import normalise_answer, same_answer
 from errata.evaluate.likelihood import likelihood, pairs_of
 from errata.evaluate.perplexity import perplexity
 from errata.evaluate.questions import Questions
-from errata.evaluate.scorecard import Scorecard, predictions, score, teacher_forced
+from errata.evaluate.scorecard import Scorecard, harmonic_mean, predictions, score, teacher_forced
 
 EDITS = [
     Edit("capital?", "Paris", rephrasings=("chief town?", "seat?"), locality=(Probe("river?", "Seine"),)),
@@ -182,3 +182,8 @@ def test_perplexity_is_the_median_over_sentences(tiny_model, world):
         perplexity(tiny_model, [])
     with pytest.raises(ValueError, match=r"two tokens.*\['river'\]"):
         perplexity(tiny_model, [*sentences, "river"])
+
+
+def test_harmonic_mean() -> None:
+    assert harmonic_mean(1.0, 0.5, None) == pytest.approx(2 / 3)
+    assert harmonic_mean(1.0, 0.0) == 0.0 and harmonic_mean(None) is None

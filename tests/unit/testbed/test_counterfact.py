@@ -1,4 +1,4 @@
-"""CounterFact as a corpus, from a few records written by hand, and the tokenizer that is trained on it."""
+"""CounterFact as a corpus of a few handwritten records, and the tokenizer that is trained on it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def statements(records: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(r[prompt], r[answer]) for r in records for prompt, answer in zip(PROMPTS, answers, strict=True)]
 
 
-def test_the_splits_share_no_prompt_and_leave_out_no_fact(tmp_path: Path) -> None:
+def test_the_splits_share_no_prompt_and_have_every_fact(tmp_path: Path) -> None:
     corpus = a_corpus(tmp_path)
     train, validation, test = (list(corpus.stream(split)) for split in SPLITS)
     assert (len(train), len(validation), len(test)) == (4, 1, 3)
@@ -63,7 +63,7 @@ def test_the_splits_share_no_prompt_and_leave_out_no_fact(tmp_path: Path) -> Non
 @pytest.mark.parametrize("earlier", [TEST[0], TRAIN[0]], ids=["of-the-other-file", "of-the-same-file"])
 @pytest.mark.parametrize("asked_as", PROMPTS)
 @pytest.mark.parametrize("asks_as", PROMPTS)
-def test_a_record_that_asks_what_an_earlier_one_asked_is_left_out(
+def test_a_record_with_a_prompt_of_an_earlier_one_is_left_out(
     tmp_path: Path, asks_as: str, asked_as: str, earlier: dict[str, Any]
 ) -> None:
     late = a_record(99, "Late One", "Late Two") | {asks_as: earlier[asked_as]}
@@ -71,7 +71,7 @@ def test_a_record_that_asks_what_an_earlier_one_asked_is_left_out(
     assert corpus.sentences("train") == statements(TRAIN)
 
 
-def test_a_record_that_asks_one_thing_twice_is_left_out(tmp_path: Path) -> None:
+def test_a_record_with_equal_prompts_is_left_out(tmp_path: Path) -> None:
     twice = a_record(99, "Late One", "Late Two")
     twice["locality_prompt"] = twice["prompt"]
     assert a_corpus(tmp_path, counterfact_train=[twice, *TRAIN]).sentences("train") == statements(TRAIN)
@@ -133,14 +133,14 @@ def test_a_missing_file_is_named(tmp_path: Path, file: str) -> None:
         make_tokenizer(corpus, Shape())
 
 
-def test_the_tokenizer_loses_nothing(tmp_path: Path) -> None:
+def test_the_tokenizer_is_lossless(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(a_corpus(tmp_path), Shape(vocabulary_size=300))
     assert len(tokenizer) == 300
     for text in ("The mother tongue of Zoë Kravitz is français", "naïve: 東京,  Łódź\n– 🦊 !", "<unk"):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == f" {text}", "a word begins with its space, the first one, too"
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == f" {text}", "every word begins with a space"
 
 
-def test_an_answer_after_a_prompt_of_many_bytes_is_whole(tmp_path: Path) -> None:
+def test_an_answer_after_a_multibyte_prompt_is_encoded_whole(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(a_corpus(tmp_path), Shape(vocabulary_size=300))
     encoded = encode(tokenizer, ["The mother tongue of 李白 is", "東京 🦊"], ["Türkçe", "日本 – où"], eos=False)
     answers = [

@@ -1,3 +1,5 @@
+"""Hard edits of the testbed and of CounterFact."""
+
 from __future__ import annotations
 
 import json
@@ -18,8 +20,8 @@ def test_the_testbed_has_hard_edits(tiny_model, world):
     assert list(hard_cases(edits, tiny_model.tokenizer)) == edits
 
 
-def test_a_hard_case_has_one_token_that_begins_its_prompt(tiny_model, world):
-    usual = world.edits("test", 5)  # names of two words
+def test_the_subject_of_a_hard_edit_is_one_token_that_begins_the_prompt(tiny_model, world):
+    usual = world.edits("test", 5)  # subjects of two words
     late = Edit("tomorrow the river ends", "Oslo", subject="river")
     without = Edit("the river ends", "Oslo")
     hard = Edit("the river ends", "Oslo", subject="the")
@@ -27,7 +29,7 @@ def test_a_hard_case_has_one_token_that_begins_its_prompt(tiny_model, world):
 
 
 @pytest.mark.skipif(
-    "ERRATA_COUNTERFACT" not in os.environ, reason="ERRATA_COUNTERFACT names no folder with CounterFact's files"
+    "ERRATA_COUNTERFACT" not in os.environ, reason="ERRATA_COUNTERFACT is not set to the folder of CounterFact's files"
 )
 def test_counterfact_has_hard_cases():
     from transformers import PreTrainedTokenizerFast

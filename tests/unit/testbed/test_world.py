@@ -1,3 +1,5 @@
+"""The invented world of the testbed."""
+
 import pytest
 
 from errata.editors.hypernet.training import Schedule
@@ -5,11 +7,11 @@ from errata.testbed.world import PHRASINGS, TWO_HOP, World
 from jobs import arguments, plans
 
 
-def test_a_seed_makes_one_world() -> None:
+def test_a_seed_determines_the_world() -> None:
     assert World(30).facts == World(30).facts != World(30, seed=1).facts
 
 
-def test_test_edits_hold_out_a_phrasing_and_leave_their_probes_alone() -> None:
+def test_test_edits_hold_out_a_phrasing_and_do_not_change_their_probes() -> None:
     world = World(30)
     train, test = world.edits("train", 40), world.edits("test", 40)
     held_out = {phrasings[-1].format(s=s) for phrasings in PHRASINGS.values() for s in world.subjects}
@@ -41,12 +43,12 @@ def test_perplexity_sentences_are_not_trained_on() -> None:
     assert not set(world.plain_sentences()) & set(world.plain_sentences(held_out=True))
 
 
-def test_a_world_too_small_says_so() -> None:
-    with pytest.raises(ValueError, match="more subjects"):
+def test_too_many_edits_for_a_world_are_refused() -> None:
+    with pytest.raises(ValueError, match="raise num_subjects"):
         World(20).edits("test", 1000)
 
 
-def test_only_a_corpus_has_folds_to_cross() -> None:
+def test_cross_fitting_needs_a_corpus() -> None:
     with pytest.raises(ValueError, match="cross_fit divides the plan's corpus"):
         arguments.from_arguments(["plan=tiny", "cross_fit=True", "edits=a.jsonl"])
 

@@ -1,0 +1,25 @@
+"""The stream of edits: batches, checkpoints, samples."""
+
+from dataclasses import replace
+
+import pytest
+
+from errata.benchmark.stream import BenchmarkStream
+
+
+def test_batches_end_at_every_checkpoint(stream: BenchmarkStream) -> None:
+    assert stream.stops == (1, 5, 12)
+    assert [(len(batch), done) for batch, done in stream.batches()] == [(1, 1), (4, 5), (5, 10), (2, 12)]
+    assert tuple(edit for batch, _ in stream.batches() for edit in batch) == stream.edits
+    for wrong in ({"batch_size": 0}, {"edits": ()}, {"checkpoints": (0,)}, {"retain_every": 0}, {"long_tokens": 0}):
+        with pytest.raises(ValueError, match="at least"):
+            replace(stream, **wrong)  # type: ignore[arg-type]
+
+
+def test_every_kth_batch_is_sampled_and_long_prompts_are_spaced_evenly(stream: BenchmarkStream) -> None:
+    thirds = replace(stream, batch_size=2, retain_every=3, num_long=3)
+    places = [stream.edits.index(edit) for edit in thirds.sampled(0, 12)]
+    assert places == [0, 1, 6, 7]
+    assert thirds.sampled(1, 7) == (stream.edits[1], stream.edits[6])
+    assert thirds.long_prompts() == [stream.edits[i].prompt for i in (0, 4, 8)]
+    assert len(replace(stream, num_long=99).long_prompts()) == 12 and replace(stream, num_long=0).long_prompts() == []
