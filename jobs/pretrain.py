@@ -63,7 +63,8 @@ def work(config: dict[str, Any]) -> None:
             ray.train.report(metrics, checkpoint=checkpoint)
 
     sentences: Encoded = testbed.training_sentences(corpus, tokenizer, device)
-    testbed.train(model, sentences, shape, plan.seed, rank, num_workers, after_step, first_step, optimizer)
+    state, worker = testbed.TrainingState(optimizer, first_step), testbed.Worker(rank, num_workers)
+    testbed.train(model, sentences, shape, plan.seed, state, worker, after_step)
     if rank == 0:
         finish(plan, plain, tokenizer, corpus, config.get("provenance", {}))
 
