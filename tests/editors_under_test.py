@@ -62,10 +62,22 @@ def located(
 FIRST = ("layers.0.mlp.down_proj",)
 SEARCH = Search(num_steps=12, learning_rate=0.03, decay=0.0, clamp=4.0)
 
-MEMIT_HOST = MEMIT(FIRST, SEARCH, ("the", "a"), (3,), moment_weight=1.0, floor=1e-2)
-ALPHAEDIT = AlphaEdit(FIRST, SEARCH, ("the", "a"), (3,), ridge=1e-2, threshold=0.5, relative=True)
-ROME_HOST = ROME(FIRST, SEARCH, ("the", "a"), (2, 3), floor=1e-2)
-NSE_ALL = NSE(FIRST, SEARCH, ("the",), (3,), moment_weight=1.0, floor=1e-2, alpha=0.01, upper=1e3, relative=True)
+MEMIT_HOST = MEMIT(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), moment_weight=1.0, floor=1e-2)
+ALPHAEDIT = AlphaEdit(
+    FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), ridge=1e-2, threshold=0.5, relative=True
+)
+ROME_HOST = ROME(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(2, 3), floor=1e-2)
+NSE_ALL = NSE(
+    FIRST,
+    search=SEARCH,
+    context_words=("the",),
+    context_lengths=(3,),
+    moment_weight=1.0,
+    floor=1e-2,
+    alpha=0.01,
+    upper=1e3,
+    relative=True,
+)
 
 UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "RLEdit": learned(RLEdit(("layers.1.mlp.down_proj",), rank=8)),
@@ -82,8 +94,10 @@ UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "AlphaEdit": located(ALPHAEDIT),
     "ROME": located(ROME_HOST),
     "ROME-without-moments": lambda model: replace(ROME_HOST, use_moments=False, context_words=()),
-    "R-ROME": located(RROME(FIRST, SEARCH, ("the", "a"), (3,), floor=1e-2)),
-    "R-ROME-prompt-keys": located(RROME(FIRST, SEARCH, ("the",), (3,), floor=1e-2, prompt_keys=True)),
+    "R-ROME": located(RROME(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), floor=1e-2)),
+    "R-ROME-prompt-keys": located(
+        RROME(FIRST, search=SEARCH, context_words=("the",), context_lengths=(3,), floor=1e-2, prompt_keys=True)
+    ),
     "NSE": located(NSE_ALL),
     "NSE-some-neurons": located(replace(NSE_ALL, neurons=0.8)),
     "RECT": located(MEMIT_HOST, lambda host: RECT(host, kept=0.2)),

@@ -92,7 +92,18 @@ def test_memit_is_the_published_solve(model: LanguageModel, memory: float) -> No
 
 
 def check_memit(model: LanguageModel, memory: float, bound: float = EXACT) -> None:
-    editor = with_moments(MEMIT(modules_of(model), SEARCH, WORDS, (4,), moment_weight=20.0, floor=1e-2, memory=memory), model)
+    editor = with_moments(
+        MEMIT(
+            modules_of(model),
+            search=SEARCH,
+            context_words=WORDS,
+            context_lengths=(4,),
+            moment_weight=20.0,
+            floor=1e-2,
+            memory=memory,
+        ),
+        model,
+    )
     assert editor.moments is not None
     moments = editor.moments.by_input
 
@@ -104,7 +115,12 @@ def check_memit(model: LanguageModel, memory: float, bound: float = EXACT) -> No
 
 
 def test_alphaedit_is_the_published_solve(model: LanguageModel) -> None:
-    editor = with_moments(AlphaEdit(modules_of(model), SEARCH, WORDS, (4,), ridge=2.0, threshold=0.1, relative=True), model)
+    editor = with_moments(
+        AlphaEdit(
+            modules_of(model), search=SEARCH, context_words=WORDS, context_lengths=(4,), ridge=2.0, threshold=0.1, relative=True
+        ),
+        model,
+    )
     assert editor.moments is not None
     moments = editor.moments.by_input
 
@@ -128,7 +144,7 @@ def test_targets_of_a_batch_are_those_of_its_edits_alone(llama: LanguageModel) -
 
 
 def test_an_edit_without_a_subject_is_refused(llama: LanguageModel) -> None:
-    editor = with_moments(MEMIT(MODULES["llama"], SEARCH, WORDS, (4,), floor=1.0), llama)
+    editor = with_moments(MEMIT(MODULES["llama"], search=SEARCH, context_words=WORDS, context_lengths=(4,), floor=1.0), llama)
     state = editor.start(llama, find_matrices(llama.module, editor.modules))
     with pytest.raises(EditRejected, match="name it") as refused:
         editor.edit(llama, EditBatch((BATCHES[0].edits[0], Edit("the sun is", "cold"))), state)
@@ -142,6 +158,8 @@ def test_without_moments_it_cannot_start(llama: LanguageModel) -> None:
 
 
 def test_the_last_block_cannot_be_edited_at_the_subject(llama: LanguageModel) -> None:
-    editor = with_moments(MEMIT(("layers.2.mlp.down_proj",), SEARCH, WORDS, (4,), floor=1.0), llama)
+    editor = with_moments(
+        MEMIT(("layers.2.mlp.down_proj",), search=SEARCH, context_words=WORDS, context_lengths=(4,), floor=1.0), llama
+    )
     with pytest.raises(ValueError, match=r"model\.layers\.2 is the model's last block"):
         editor.start(llama, find_matrices(llama.module, editor.modules))

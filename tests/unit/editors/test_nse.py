@@ -46,7 +46,7 @@ IN_FP32 = 7e-4  # seen: 6.8e-5
 
 def an_editor(model: LanguageModel, **fields: Any) -> NSE:
     settings = {"moment_weight": WEIGHT, "floor": FLOOR, "alpha": ALPHA[model.path], "upper": 1e3, **fields}
-    return with_moments(NSE(modules_of(model), SEARCH, WORDS, (4,), **settings), model)
+    return with_moments(NSE(modules_of(model), search=SEARCH, context_words=WORDS, context_lengths=(4,), **settings), model)
 
 
 def chosen(K_In: Tensor, share: float) -> list[int]:

@@ -48,7 +48,15 @@ IN_FP32 = 1.5e-4  # seen: 1.3e-5
 def an_editor(flavour: str, model: LanguageModel, use_moments: bool = True) -> ROME:
     """Of the second layer's matrix, with contexts of two lengths."""
     kind, fields = FLAVOURS[flavour]
-    made = kind(modules_of(model)[1:], SEARCH, WORDS, (2, 4), use_moments=use_moments, floor=FLOOR, **fields)
+    made = kind(
+        modules_of(model)[1:],
+        search=SEARCH,
+        context_words=WORDS,
+        context_lengths=(2, 4),
+        use_moments=use_moments,
+        floor=FLOOR,
+        **fields,
+    )
     return with_moments(made, model) if use_moments else made
 
 

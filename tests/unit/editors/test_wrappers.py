@@ -69,11 +69,23 @@ FINE_TUNED = 4e-4  # seen: 4.1e-5; the search of FT-L is in fp32, and Adam's ste
 LARGE = Search(num_steps=4, learning_rate=0.5, clamp=2.0)  # changes that are larger than the model's own matrices
 
 HOSTS: dict[str, Callable[[tuple[str, ...], Search], Editor]] = {
-    "ROME": lambda modules, search: ROME(modules[1:], search, WORDS, (2, 4), floor=FLOOR),
-    "MEMIT": lambda modules, search: MEMIT(modules, search, WORDS, (4,), moment_weight=20.0, floor=0.05),
-    "AlphaEdit": lambda modules, search: AlphaEdit(modules, search, WORDS, (4,), ridge=1e-2, threshold=0.1, relative=True),
+    "ROME": lambda modules, search: ROME(modules[1:], search=search, context_words=WORDS, context_lengths=(2, 4), floor=FLOOR),
+    "MEMIT": lambda modules, search: MEMIT(
+        modules, search=search, context_words=WORDS, context_lengths=(4,), moment_weight=20.0, floor=0.05
+    ),
+    "AlphaEdit": lambda modules, search: AlphaEdit(
+        modules, search=search, context_words=WORDS, context_lengths=(4,), ridge=1e-2, threshold=0.1, relative=True
+    ),
     "NSE": lambda modules, search: NSE(
-        modules, search, WORDS, (4,), moment_weight=20.0, floor=1e-3, alpha=0.01, upper=1e3, max_iterations=2
+        modules,
+        search=search,
+        context_words=WORDS,
+        context_lengths=(4,),
+        moment_weight=20.0,
+        floor=1e-3,
+        alpha=0.01,
+        upper=1e3,
+        max_iterations=2,
     ),
     "UltraEdit": lambda modules, search: UltraEdit(modules, step=1e-4),
     "FT-L": lambda modules, search: FTL(modules, num_epochs=2),
@@ -105,7 +117,7 @@ def the_largest(change_OI: Tensor, weight_OI: Tensor, kept: float) -> Tensor:
 def test_rect_keeps_the_largest_entries_beside_the_weights(model: LanguageModel, host: str, kept: float) -> None:
     """In a sequence, on the weights as the earlier batches left them: entries as the host has them, or zero."""
     plain = a_host(host, model)
-    editor, spec = RECT(plain, kept), find_matrices(model.module, plain.modules)
+    editor, spec = RECT(plain, kept=kept), find_matrices(model.module, plain.modules)
     edited, state = EditedModel(model.module, spec), editor.start(model, spec)
     for batch in BATCHES[:2]:
         free, _ = plain.edit(model, batch, state)
@@ -122,9 +134,9 @@ def test_rect_keeps_the_largest_entries_beside_the_weights(model: LanguageModel,
 
 def test_rect_is_kept_in_the_smaller_form(model: LanguageModel) -> None:
     """A part is sparse where its indices and values weigh less than the matrix."""
-    (few,), _, _ = played(RECT(a_host("MEMIT", model), 0.2), model, BATCHES[:1])
-    (many,), _, _ = played(RECT(a_host("MEMIT", model), 0.5), model, BATCHES[:1])
-    (every,), _, _ = played(RECT(a_host("MEMIT", model), 1.0), model, BATCHES[:1])
+    (few,), _, _ = played(RECT(a_host("MEMIT", model), kept=0.2), model, BATCHES[:1])
+    (many,), _, _ = played(RECT(a_host("MEMIT", model), kept=0.5), model, BATCHES[:1])
+    (every,), _, _ = played(RECT(a_host("MEMIT", model), kept=1.0), model, BATCHES[:1])
     (free,), _, _ = played(a_host("MEMIT", model), model, BATCHES[:1])
     assert all(torch.equal(part.dense(), free.parts[name].dense()) for name, part in every)
     assert {type(part) for _, part in few} == {Sparse} and {type(part) for _, part in many} == {Dense}
@@ -134,12 +146,12 @@ def test_rect_is_kept_in_the_smaller_form(model: LanguageModel) -> None:
 @pytest.mark.parametrize("kept", [0.0, -0.1, 1.01, math.nan])
 def test_rect_refuses_what_is_no_share(kept: float) -> None:
     with pytest.raises(ValueError, match="kept is a share"):
-        RECT(MEMIT(), kept)
+        RECT(MEMIT(), kept=kept)
 
 
 def test_rect_remembers_the_keys_of_the_model_as_it_was_edited(model: LanguageModel) -> None:
     """Past keys are measured on the edited model, which has the kept entries alone."""
-    editor = RECT(a_host("AlphaEdit", model), 0.2)
+    editor = RECT(a_host("AlphaEdit", model), kept=0.2)
     (delta,), (_, state), contexts = played(editor, model, BATCHES[:1])
     for name, part in delta:
         write(model, name, part.dense())
@@ -246,7 +258,7 @@ def test_prune_leaves_the_base_and_what_is_held_of_the_sum(
 ) -> None:
     """Over a sequence in which the sum becomes larger than the matrices and, from factors, a whole matrix."""
     plain = a_host(host, model, SEARCH if host == "ROME" else LARGE)
-    assert check_held(model, plain, PRUNE(plain, restraint, base), MANY, EXACT)[-1]
+    assert check_held(model, plain, PRUNE(plain, restraint=restraint, base=base), MANY, EXACT)[-1]
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -267,13 +279,13 @@ def test_prune_holds_any_host(model: LanguageModel, host: str) -> None:
     if isinstance(plain, FTL):
         plain = replace(plain, epsilon=0.1, learning_rate=0.1)
     bound = FINE_TUNED if isinstance(plain, FTL) else EXACT
-    assert check_held(model, plain, PRUNE(plain, "linear"), BATCHES, bound)[-1]
+    assert check_held(model, plain, PRUNE(plain, restraint="linear"), BATCHES, bound)[-1]
 
 
 def test_prune_holds_rect(model: LanguageModel) -> None:
     """RECT looks at the weights themselves: as they would be if nothing were held down."""
-    plain = RECT(a_host("ROME", model, LARGE), 0.2)
-    assert check_held(model, plain, PRUNE(plain, "linear"), BATCHES, EXACT)[-1]
+    plain = RECT(a_host("ROME", model, LARGE), kept=0.2)
+    assert check_held(model, plain, PRUNE(plain, restraint="linear"), BATCHES, EXACT)[-1]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +455,7 @@ def test_oedit_plus_writes_at_right_angles(model: LanguageModel, rate: float, ho
     the gradient; the parts keep the rank of the host's."""
     plain = with_directions(a_host(host, model), model)
     directions = plain.moments.directions
-    editor = OEditPlus(plain, rate)
+    editor = OEditPlus(plain, knowledge_rate=rate)
     deltas, _, _ = played(editor, model, BATCHES)
     assert set(deltas[0].parts) == set(find_matrices(model.module, plain.modules).names)
     for name in deltas[0].parts:
@@ -460,7 +472,7 @@ def test_oedit_plus_writes_at_right_angles(model: LanguageModel, rate: float, ho
 
 def test_oedit_plus_refuses_when_a_matrix_is_full(model: LanguageModel) -> None:
     """32 output directions: 9 for β t after three edits, 3 + 18 after six, and after nine 6 + 27 are more than there are."""
-    editor = OEditPlus(protecting_host(model), 3.0)
+    editor = OEditPlus(protecting_host(model), knowledge_rate=3.0)
     (name,) = find_matrices(model.module, editor.modules).names
     assert weight_of(model, name).shape[0] == 32
     deltas, states, _ = played(editor, model, BATCHES[:2])
@@ -481,7 +493,7 @@ def test_without_directions_oedit_cannot_start(model: LanguageModel, kind: type[
     with pytest.raises(ValueError, match="needs the directions of") as refused:
         kind(host).start(model, spec)
     assert spec.names[0] in str(refused.value)
-    assert kind(host, 0.0).start(model, spec).num_edits == 0
+    assert kind(host, knowledge_rate=0.0).start(model, spec).num_edits == 0
 
 
 def test_directions_are_the_left_singular_vectors_of_the_weights_gradient(model: LanguageModel) -> None:
@@ -498,7 +510,13 @@ def test_directions_are_the_left_singular_vectors_of_the_weights_gradient(model:
 
 @pytest.mark.parametrize(
     "over",
-    [lambda host: host, lambda host: RECT(host, 0.2), PRUNE, lambda host: OEdit(host, 0.0), lambda host: OEditPlus(host, 0.0)],
+    [
+        lambda host: host,
+        lambda host: RECT(host, kept=0.2),
+        PRUNE,
+        lambda host: OEdit(host, knowledge_rate=0.0),
+        lambda host: OEditPlus(host, knowledge_rate=0.0),
+    ],
     ids=["alone", "RECT", "PRUNE", "O-Edit", "O-Edit+"],
 )
 def test_nse_looks_back_at_the_unedited_model(

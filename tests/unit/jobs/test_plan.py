@@ -37,7 +37,7 @@ def test_gpus_per_worker_need_use_gpu(wrong: list[str]) -> None:
 def test_memory_options_do_not_change_the_artifact() -> None:
     plan = from_arguments(["plan=tiny"])
     spared = from_arguments(["plan=tiny", "savings.micro_batch=8", "savings.recompute=True"])
-    assert spared.savings == MemoryOptions(8, recompute=True) and spared.digest() == plan.digest()
+    assert spared.savings == MemoryOptions(micro_batch=8, recompute=True) and spared.digest() == plan.digest()
     assert from_arguments(["plan=llama3_8b"]).savings.recompute
     with pytest.raises(ValueError, match="micro_batch is a number of texts"):
         from_arguments(["plan=tiny", "savings.micro_batch=-1"])

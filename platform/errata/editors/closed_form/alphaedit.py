@@ -18,7 +18,7 @@ from errata.editors.closed_form.moments import null_space
 from errata.editors.closed_form.multi_layer import MultiLayerEditor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AlphaEdit(MultiLayerEditor):
     """AlphaEdit; `ridge` is λ, `threshold` the eigenvalue of C below which a direction is in the null space.
 

@@ -11,7 +11,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
@@ -44,6 +44,7 @@ class LocateThenEdit(Editor):
     """
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
+    _: KW_ONLY
     search: Search = field(default_factory=Search)
     context_words: tuple[str, ...] = ("The", "Therefore", "Because", "I", "You")
     context_lengths: tuple[int, ...] = (10,)

@@ -18,7 +18,7 @@ from errata.editors.closed_form.moments import inverse
 from errata.editors.closed_form.multi_layer import MultiLayerEditor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MEMIT(MultiLayerEditor):
     """MEMIT; `moment_weight` is λ, `memory` the weight of past keys.
 

@@ -35,7 +35,7 @@ from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NSE(MultiLayerEditor):
     """NSE; `moment_weight` is λ, `neurons` p, `memory` the weight of past keys.
 

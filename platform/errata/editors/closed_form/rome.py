@@ -37,7 +37,7 @@ from errata.timing import timed
 ROME_SEARCH = Search(num_steps=20, learning_rate=0.5, decay=0.5, clamp=4.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ROME(LocateThenEdit):
     """ROME; `use_moments` False takes the identity for C, as the public Llama-3 setting does.
 
@@ -83,7 +83,7 @@ class ROME(LocateThenEdit):
         return mean_nI, inputs_at(model, bare, [name])[name], output_at(model, bare, name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RROME(ROME):
     """R-ROME: one key in all places, that of the bare prompt with `prompt_keys`, else the mean over the contexts."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class UltraEdit(Editor):
     """UltraEdit; `step` is η, `ridge` λ. As |k̂|² is about I, the step is effectively in units of I."""
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
+    _: KW_ONLY
     step: float = 1e-6
     ridge: float = 1.0
     max_batch: int = 1000

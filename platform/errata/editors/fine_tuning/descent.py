@@ -24,7 +24,7 @@ from errata.model.matrices import find_matrices
 from errata.timing import timed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Descent:
     """Settings of the descent.
 

@@ -10,7 +10,7 @@ Remembers: only the number of edits; each call has its own box, so T calls may d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch
@@ -27,6 +27,7 @@ class FTL(Editor):
     """FT-L. The defaults are the published constants for GPT2-XL: 25 epochs, learning rate 5e-4, epsilon 5e-4."""
 
     modules: tuple[str, ...] = ("layers.0.mlp.down_proj",)
+    _: KW_ONLY
     num_epochs: int = 25
     learning_rate: float = 5e-4
     epsilon: float = 5e-4
@@ -43,7 +44,13 @@ class FTL(Editor):
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
     ) -> tuple[WeightDelta, EditorState]:
         descent = Descent(
-            self.num_epochs, self.learning_rate, max(1, len(batch)), self.loss_floor, self.eos, self.seed, self.epsilon
+            num_epochs=self.num_epochs,
+            learning_rate=self.learning_rate,
+            batch_size=max(1, len(batch)),
+            loss_floor=self.loss_floor,
+            eos=self.eos,
+            seed=self.seed,
+            box=self.epsilon,
         )
         delta = descend(model, batch, self.modules, self.max_batch, descent)
         return delta, EditorState(state.num_edits + len(batch))

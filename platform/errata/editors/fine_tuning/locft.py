@@ -9,7 +9,7 @@ Remembers: only the number of edits. The change has full rank and is a dense par
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch
@@ -26,6 +26,7 @@ class LocFT(Editor):
     """LocFT; `batch_size` is that of the mini-batches."""
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
+    _: KW_ONLY
     num_epochs: int = 40
     learning_rate: float = 3e-4
     batch_size: int = 32
@@ -41,6 +42,13 @@ class LocFT(Editor):
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
     ) -> tuple[WeightDelta, EditorState]:
-        descent = Descent(self.num_epochs, self.learning_rate, self.batch_size, self.loss_floor, self.eos, self.seed)
+        descent = Descent(
+            num_epochs=self.num_epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            loss_floor=self.loss_floor,
+            eos=self.eos,
+            seed=self.seed,
+        )
         delta = descend(model, batch, self.modules, self.max_batch, descent)
         return delta, EditorState(state.num_edits + len(batch))

@@ -115,7 +115,7 @@ class AppliedUpdate:
         return torch.stack([(factor * leaf.grad).sum() for factor, leaf in pairs if leaf.grad is not None]).sum()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpisodeOptions:
     """Settings of one episode besides its reward.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -54,6 +54,7 @@ class HypernetworkEditor(Editor):
     """
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
+    _: KW_ONLY
     rank: int = 128
     num_blocks: int = 2
     centred: bool = False

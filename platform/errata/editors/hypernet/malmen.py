@@ -14,7 +14,7 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import Reward
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MALMEN(HypernetworkEditor):
     """MALMEN; the default reward has its published locality weight and no penalty."""
 

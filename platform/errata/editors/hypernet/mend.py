@@ -19,7 +19,7 @@ from errata.editors.hypernet.reward import Reward
 REWARD = Reward(edit_weight=0.1, locality_weight=1.0, update_penalty=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MEND(HypernetworkEditor):
     """MEND; it has no solve, so `metric_strength` must be 0."""
 

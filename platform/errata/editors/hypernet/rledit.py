@@ -14,7 +14,7 @@ from typing import ClassVar
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RLEdit(HypernetworkEditor):
     """RLEdit; unlike the published method, it uses a key preconditioner by default."""
 

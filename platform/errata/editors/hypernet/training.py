@@ -126,7 +126,9 @@ class Trainer:
         batches = batches_of((fold.edits[int(i)] for i in order), size)
         preconditioners = {name: KeyPreconditioner.start(base_II) for name, base_II in fold.base_preconditioners.items()}
         editor, steps = self.editor, [self.step_of(batch) for batch in batches]
-        options = EpisodeOptions(editor.memory, editor.num_passes, burn_in, seed, self.savings)
+        options = EpisodeOptions(
+            past_weight=editor.memory, num_passes=editor.num_passes, num_burn_in=burn_in, seed=seed, savings=self.savings
+        )
         return play(self.model, self.net, steps, preconditioners, editor.reward, options)
 
     def step_of(self, batch: EditBatch) -> EpisodeBatch:

@@ -17,7 +17,7 @@ O out-features, R past directions, Q knowledge directions, t edits so far.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Protected(EditorWrapper):
     """
 
     host: LocateThenEdit
+    _: KW_ONLY
     knowledge_rate: float = 1.0
     past_rank: int | None = None
     knowledge_rank: int | None = None
@@ -94,7 +95,7 @@ def _limit(rank: int | None) -> float | int:
     return float("inf") if rank is None else rank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OEdit(Protected):
     """O-Edit; `past_weight` is λ1, `knowledge_weight` λ2."""
 
@@ -119,7 +120,7 @@ class OEdit(Protected):
         return delta, with_accumulated(wrap_state(after), accumulate(state, delta))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OEditPlus(Protected):
     """O-Edit+; it refuses a batch if the projection leaves less than the share `least_kept` of a change's norm."""
 

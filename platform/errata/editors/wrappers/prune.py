@@ -37,7 +37,7 @@ from errata.model.prefix_cache import BatchCache
 Restraint = Literal["log", "linear"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PRUNE(EditorWrapper):
     """PRUNE; `base` is α, which the authors' repository sets to e, 1.2, 1.5 or 2."""
 

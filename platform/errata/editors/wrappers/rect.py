@@ -26,7 +26,7 @@ from errata.model.matrices import find_matrices
 from errata.model.prefix_cache import BatchCache
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RECT(EditorWrapper):
     """RECT; `kept` is the share of entries that stay."""
 
