@@ -1,4 +1,4 @@
-"""What goes wrong: each fault hits a running service and returns once whoever caused it is done. Nobody repairs anything."""
+"""Faults of a running service. Each function causes one and returns; the service must recover by itself."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def gateway(service: Service, draw: random.Random) -> None:
 
 
 def mlflow(service: Service, draw: random.Random) -> None:
-    """Down for some seconds, and started again by whatever keeps it."""
+    """Stop MLflow for some seconds, then start it again."""
     service.kill_mlflow()
     time.sleep(draw.uniform(1, 4))
     service.stack.start_mlflow()
 
 
 def node(service: Service, draw: random.Random) -> None:
-    """Power off, power on."""
+    """Kill all processes of the machine, then start the service again."""
     service.kill_node()
     service.start()
 
@@ -49,7 +49,7 @@ def disk_full(service: Service, draw: random.Random) -> None:
 
 
 def corrupted_entry(service: Service, draw: random.Random) -> None:
-    """The newest version's files are damaged as the worker dies: torn, flipped or gone."""
+    """Damage a file of the newest version and kill the worker: the file is cut, a bit is flipped, or it is removed."""
     victim = service.worker()
     victim.suspend()
     ledger = service.ledger()
@@ -72,7 +72,7 @@ def slow_replica(service: Service, draw: random.Random) -> None:
 
 
 def duplicate_posts(service: Service, draw: random.Random) -> None:
-    """The same post many times at once, from clients that have lost patience."""
+    """Send the same post ten times under one key, as an impatient client does."""
     body = {"edits": [{"prompt": "the dog keeps a", "target": "cat"}], "wait": False}
     key = str(draw.random())
     with httpx.Client(base_url=str(service.http.base_url), timeout=30) as client:

@@ -1,4 +1,4 @@
-"""A client that never stops posting, and remembers what was acknowledged to it."""
+"""A client that posts continuously and records the acknowledged edits, and the account of what became of them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ PERIOD_S = 0.3
 
 @dataclass
 class Poster:
-    """Posts one edit at a time, again and again under one Idempotency-Key until it is acknowledged; some twice at once."""
+    """Posts one edit at a time and repeats it under one Idempotency-Key until acknowledged; every fifth is sent twice."""
 
     http: httpx.Client
     acknowledged: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)  # answers that are no acknowledgement and no promise to try again
+    refused: list[str] = field(default_factory=list)  # Answers that neither acknowledge nor ask to retry.
     num_duplicates: int = 0
     _stopping: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._post_on, daemon=True)
+        self._thread = threading.Thread(target=self._post_continuously, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join(timeout=60)
 
-    def _post_on(self) -> None:
+    def _post_continuously(self) -> None:
         number = 0
         while not self._stopping.wait(PERIOD_S):
             number += 1
@@ -47,7 +47,7 @@ class Poster:
             self.post(edit, str(uuid.uuid4()), twice=number % 5 == 0)
 
     def post(self, edit: dict[str, Any], key: str, twice: bool = False) -> None:
-        """Until it is acknowledged, or this client is stopped."""
+        """Post an edit until it is acknowledged or this client is stopped."""
         if twice:
             self.num_duplicates += 1
             other = threading.Thread(target=self._until_acknowledged, args=(edit, key))
@@ -73,7 +73,7 @@ class Poster:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the acknowledged edits: `lost` are in no version though they should be, `doubled` in two at once."""
+    """The fates of the acknowledged edits: `lost` ones are missing in the live version, `doubled` ones are in it twice."""
 
     acknowledged: int
     lost: tuple[str, ...]
@@ -82,7 +82,7 @@ class Account:
 
 
 def account(poster: Poster, http: httpx.Client, ledger: Ledger, timeout_s: float = 60.0) -> Account:
-    """Waits until all that was acknowledged is settled, then counts it in the live version."""
+    """Wait until all acknowledged edits are settled, then count them in the live version."""
     ids = sorted(set(poster.acknowledged))
     fates: dict[str, str] = {}
     deadline = time.monotonic() + timeout_s

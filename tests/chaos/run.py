@@ -1,7 +1,7 @@
-"""Faults at random moments, while edits never stop: `make chaos`, `FULL=1 make chaos`, `python -m tests.chaos.run --seed 1`.
+"""Faults at random moments during continuous edits: `make chaos`, `FULL=1 make chaos`, `python -m tests.chaos.run --seed 1`.
 
-After each fault: the service is whole again without hands, its fingerprint is the ledger's head, and no acknowledged edit is
-lost or doubled. Prints a table, writes runs/chaos/report.json, and fails if any of it does not hold.
+After each fault the service must become whole by itself, its fingerprint must be that of the ledger's head, and no acknowledged
+edit may be lost or doubled. Prints a table, writes runs/chaos/report.json, and fails if any of it does not hold.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ console = Console(width=120 if not sys.stdout.isatty() else None)
 
 @dataclass(frozen=True)
 class Outcome:
-    """`recovery_s` from the fault's end until the service is whole; `fault` None: nothing was wrong afterwards."""
+    """One fault: `recovery_s` from its end until the service is whole, and what was wrong afterwards, or None."""
 
     part: str
     recovery_s: float | None
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def schedule(seed: int, num_faults: int, parts: Sequence[str]) -> list[str]:
-    """Every part about equally often, in random order."""
+    """Draw an order in which every part comes about equally often."""
     draw = random.Random(seed)
     wanted = [parts[i % len(parts)] for i in range(num_faults)]
     draw.shuffle(wanted)
@@ -50,20 +50,22 @@ def schedule(seed: int, num_faults: int, parts: Sequence[str]) -> list[str]:
 
 
 def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outcome], Account]:
-    """One fault after the other; what is lost is counted at the end, over all of them."""
+    """Cause one fault after the other; lost edits are counted at the end, over all faults."""
     draw, outcomes = random.Random(seed), list[Outcome]()
     poster = Poster(service.http)
     poster.start()
     for number, part in enumerate(parts, 1):
-        time.sleep(draw.uniform(0.5, 2.0))  # somewhere in an edit, an append, a swap
+        time.sleep(draw.uniform(0.5, 2.0))  # So that the fault hits an edit, an append or a swap.
         before = len(poster.acknowledged)
         FAULTS[part](service, draw)
         try:
             outcomes.append(Outcome(part, round(service.until_whole(), 2), None))
         except AssertionError as fault:
             outcomes.append(Outcome(part, None, str(fault)[:2000]))
-        said = outcomes[-1].fault or f"whole again after {outcomes[-1].recovery_s} s"
-        console.print(f"{number}/{len(parts)} {part}: {said}; {len(poster.acknowledged) - before} edits acknowledged meanwhile")
+        outcome = outcomes[-1].fault or f"whole again after {outcomes[-1].recovery_s} s"
+        console.print(
+            f"{number}/{len(parts)} {part}: {outcome}; {len(poster.acknowledged) - before} edits acknowledged meanwhile"
+        )
         if outcomes[-1].fault is not None:
             break
     poster.stop()

@@ -70,7 +70,7 @@ class Service:
         return dict(self.http.get("/v1/status").raise_for_status().json())
 
     def is_whole(self) -> bool:
-        """True if the service is ready and every replica is at the ledger's head and its fingerprint."""
+        """Return True if the service is ready and every replica is at the ledger's head and its fingerprint."""
         if not self.http.get("/ready").is_success:
             return False
         status, ledger = self.status(), self.ledger()
@@ -103,11 +103,11 @@ class Service:
         return self.engine_of(self.replica().pid)
 
     def engine_of(self, replica: int) -> psutil.Process:
-        """The engine of a replica: its child process that uses most memory."""
+        """Find the engine of a replica: its child process that uses most memory."""
         return max(psutil.Process(replica).children(recursive=True), key=lambda child: child.memory_info().rss)
 
     def gateway(self) -> psutil.Process:
-        """Serve's HTTP proxy process."""
+        """Find Serve's HTTP proxy process."""
         return next(child for child in self._descendants("ray") if "ProxyActor" in " ".join(child.cmdline()))
 
     def _descendants(self, name: str) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""Training on three nodes as a user submits it, one of which is lost on the way."""
+"""Training that is submitted to three nodes, one of which is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.e2e.test_jobs import LONGEST_S, ended_after
 
 STEPS = 16
 ARGUMENTS = ["plan=tiny", "num_workers=3", "min_workers=2", f"schedule.train_steps={STEPS}", "checkpoint_every=2"]
-ARGUMENTS += ["schedule.episodes=6", "schedule.batches=4"]  # steps that last long enough for a kill between them
+ARGUMENTS += ["schedule.episodes=6", "schedule.batches=4"]  # Steps that last long enough for a kill between them.
 PROGRESS = re.compile(rf"pid=(\d+).*train: (\d+)/{STEPS} .*workers (\d).*about \d+ s left")
 
 
@@ -52,38 +52,38 @@ def cluster(home: Path) -> Iterator[Cluster]:
 
 
 def make_model(plan: Plan) -> None:
-    """With random weights, where the plan's would be: what it knows does not matter here."""
+    """Save a random model in the place of the plan's; its knowledge does not matter here."""
     tokenizer = testbed.make_tokenizer(plan.corpus, plan.shape)
     model = testbed.make_model(plan.shape, len(tokenizer), plan.seed)
     pretrain.finish(plan, model, tokenizer, plan.corpus, made_from(plan))
 
 
-def test_training_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
-    """With `min_workers` it goes on from its last checkpoint with the two workers that there is place for."""
+def test_training_survives_the_loss_of_a_node(cluster: Cluster, tmp_path: Path) -> None:
+    """With `min_workers` training resumes from its last checkpoint with the two workers that still fit."""
     plan = from_arguments(ARGUMENTS)
     make_model(plan)
     job = cluster.submit("python", "jobs/train.py", *ARGUMENTS)
     ended_after(LONGEST_S, job)
     lines: list[str] = []
-    told: list[tuple[int, int]] = []  # train_step, number of workers
+    progress: list[tuple[int, int]] = []  # train_step, number of workers
     lost_at = lost = 0.0
     assert job.stdout is not None
     for line in job.stdout:
         lines.append(line)
         if not (found := PROGRESS.search(line)):
             continue
-        told.append((int(found[2]), int(found[3])))
-        if not lost and told[-1][0] >= 5:
+        progress.append((int(found[2]), int(found[3])))
+        if not lost and progress[-1][0] >= 5:
             node = cluster.node_of(int(found[1]))
             cluster.kill(node if node != cluster.nodes[0] else cluster.nodes[1])
-            lost, lost_at = told[-1][0], time.monotonic()
-        elif told[-1][1] == 2 and told[-2][1] == 3:
-            print(f"a node was lost at train_step {lost}; {time.monotonic() - lost_at:.0f} s later: {told[-1]}")
+            lost, lost_at = progress[-1][0], time.monotonic()
+        elif progress[-1][1] == 2 and progress[-2][1] == 3:
+            print(f"a node was lost at train_step {lost}; {time.monotonic() - lost_at:.0f} s later: {progress[-1]}")
     assert job.wait(timeout=60) == 0, "".join(lines[-80:])
 
-    after = [step for step, workers in told if workers == 2]
-    assert told[0] == (1, 3) and after and 1 < after[0] < STEPS, told
-    assert sorted(set(after)) == list(range(after[0], STEPS + 1)), told
+    after = [step for step, workers in progress if workers == 2]
+    assert progress[0] == (1, 3) and after and 1 < after[0] < STEPS, progress
+    assert sorted(set(after)) == list(range(after[0], STEPS + 1)), progress
     record = json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]
     assert [point["train_step"] for point in record["curve"]] == list(range(1, STEPS + 1))
     assert [workers for workers, _ in groupby(point["num_workers"] for point in record["curve"])] == [3, 2]
@@ -92,7 +92,7 @@ def test_training_outlives_a_node(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def compare_with_one_worker(plan: Plan, curve: list[dict[str, float]], folder: Path) -> None:
-    """The policy and the curve are those of a run that nothing happened to."""
+    """Compare the policy and the curve with those of an undisturbed run."""
     model = load(plan.model_dir)
     editor, folds = train.begin(plan, model)
     editor.save(folder / "untrained", {})

@@ -101,7 +101,7 @@ def reading(service: ScalableService, num_readers: int = 2) -> Iterator[list[Rea
 
 
 def contradictions(readers: Sequence[Reader]) -> dict[tuple[str, int], set[str]]:
-    """The prompts to which one version gave different answers, on any replica."""
+    """Find the prompts to which one version gave different answers, on any replica."""
     said: dict[tuple[str, int], set[str]] = defaultdict(set)
     for reader in readers:
         for prompt, low, high, text in reader.answers:
@@ -111,7 +111,7 @@ def contradictions(readers: Sequence[Reader]) -> dict[tuple[str, int], set[str]]
 
 
 def answered(service: ScalableService, name: str = "errata_completions_total") -> dict[str, dict[int, float]]:
-    """The number of answers by replica and version."""
+    """Count the answers by replica and version."""
     from prometheus_client.parser import text_string_to_metric_families
 
     found: dict[str, dict[int, float]] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""Jobs whose driver is killed with SIGKILL, and that are started again; sweeps are in test_tune.py."""
+"""Jobs whose driver is killed with SIGKILL and that are started again; sweeps are in test_tune.py."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def test_pretraining_goes_on_from_its_checkpoint(home: Path) -> None:
+def test_pretraining_resumes_from_its_checkpoint(home: Path) -> None:
     steps = re.compile(r"pretrain: step (\d+)/240, loss .*about \d+ s left")
     first = output_until_killed(home, "pretrain: step 140/240", "jobs/pretrain.py", *PLAN)
     assert [int(step) for step in steps.findall(first)] == list(range(20, 141, 20))
@@ -30,8 +30,8 @@ def test_pretraining_goes_on_from_its_checkpoint(home: Path) -> None:
     assert "the model is in" in second and len(list((home / "testbed").glob("*/config.json"))) == 1
 
 
-def test_training_goes_on_from_its_checkpoint(home: Path) -> None:
-    # So many steps that it does not come to its end in the moment that workers outlive their driver.
+def test_training_resumes_from_its_checkpoint(home: Path) -> None:
+    # So many steps that the workers cannot finish in the moment that they outlive their driver.
     command = ["jobs/train.py", *PLAN, "schedule.train_steps=60", "checkpoint_every=2"]
     steps = re.compile(r"train: (\d+)/60 .*about \d+ s left")
     first = [int(step) for step in steps.findall(output_until_killed(home, "train: 5/60", *command))]
@@ -44,7 +44,7 @@ def test_training_goes_on_from_its_checkpoint(home: Path) -> None:
     assert RLEdit.load(artifact).trained_policy().base_preconditioners
 
 
-def test_moments_are_whole_or_not_there(home: Path) -> None:
+def test_moments_are_complete_or_absent(home: Path) -> None:
     command = ["jobs/moments.py", *PLAN, "modules=layers.0.mlp.down_proj"]
     first = output_until_killed(home, "shards are done", *command)
     assert "moments: 1/" in first and not list((home / "moments").glob("*/moments.json"))
@@ -54,7 +54,7 @@ def test_moments_are_whole_or_not_there(home: Path) -> None:
     assert Moments.load(found.parent).record["num_tokens"] > 0
 
 
-def test_a_benchmark_plays_again_only_what_was_cut_off(home: Path) -> None:
+def test_a_benchmark_repeats_only_the_interrupted_stream(home: Path) -> None:
     command = ["jobs/bench.py", "suite=tiny", "editors=LocFT", "seeds=0,1", "shape.train_steps=240"]
     first = output_until_killed(home, "bench: LocFT, seed 0, 8 edits", *command)
     assert "bench: LocFT: 2/2 settings tried, about 0 s left" in first and not (home / "bench-tiny" / "report.json").exists()

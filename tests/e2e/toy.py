@@ -1,4 +1,4 @@
-"""A random Llama with biases, and an editor in closed form: enough to see an edit in what is served."""
+"""A random Llama with biases, and a closed-form editor whose edits show in the answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_TOKENS = 128
 
 
 def make_checkpoint(directory: Path) -> Path:
-    """Every linear has a bias that is not zero, so that a reload which forgets it is seen."""
+    """Save a random Llama whose linears all have biases, so that a reload that drops one is seen."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer(WORLD, Shape(max_tokens=MAX_TOKENS))
@@ -43,13 +43,13 @@ def make_checkpoint(directory: Path) -> Path:
             if name.endswith("bias") or parameter.dim() == 2:
                 parameter.normal_(0, 0.1 if name.endswith("bias") else 0.15)
     save(model, tokenizer, directory)
-    Probes((), ()).save(directory / PROBES)  # it is random: no edit can make it worse
+    Probes((), ()).save(directory / PROBES)  # It is random, so no edit can make it worse.
     return directory
 
 
 @dataclass(frozen=True)
 class Toy(Editor):
-    """Writes the first token of the target at the last token of the prompt: `ΔW = strength w_target kᵀ / |k|²`.
+    """Maps the last token of the prompt to the first token of the target: `ΔW = strength w_target kᵀ / |k|²`.
 
     Words in a prompt make it misbehave: `violin` is refused, `piano` raises, `flute` ends the process, `harp` takes 2 s, and
     with `organ` the update is a million times as large.

@@ -1,4 +1,4 @@
-"""The running application, as its tests ask it."""
+"""The client side of the running application for its tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class App:
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    """Wait until it is true; being unreachable counts as false."""
+    """Wait until a condition is true; a service that cannot be reached counts as false."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
@@ -48,11 +48,11 @@ def eventually(holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
         except (httpx.HTTPError, KeyError, ValueError):
             pass
         time.sleep(0.2)
-    raise AssertionError(f"not so within {timeout_s} s")
+    raise AssertionError(f"the condition did not hold within {timeout_s} s")
 
 
 def is_whole(app: App) -> bool:
-    """Both deployments answer, and what is served is the ledger's head."""
+    """Return True if both deployments answer and the ledger's head is served."""
     status = app.status()
     return [r["version"] for r in status["replicas"]] == [app.ledger.head] and "pid" in status["worker"]
 

@@ -1,4 +1,4 @@
-"""The whole application, for real: Ray, Serve, vLLM and HTTP on this machine."""
+"""Edits, versions, stamps and bad input on the running application: Ray, Serve, vLLM and HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 # -- edits, versions, rollback ----------------------------------------------------------------------------------------
 
 
-def test_an_edit_is_answered_at_once_and_rollback_takes_it_back(app: App) -> None:
+def test_an_edit_is_answered_and_a_rollback_undoes_it(app: App) -> None:
     prompt = FACTS[0][0]
     before = app.answer(prompt)
     edited = app.edit(fact(0)).raise_for_status().json()
@@ -63,7 +63,7 @@ def test_a_refused_edit_costs_its_batch_nothing(app: App) -> None:
     assert "pianos are too heavy" in answer.json()["edits"][2]["reason"]
 
 
-def test_what_the_guard_refuses_is_told_with_what_was_measured(app: App) -> None:
+def test_an_edit_that_the_guard_refuses_is_reported_with_the_measurement(app: App) -> None:
     head = app.ledger.head
     answer = app.edit(
         fact(16), {"prompt": "the organ of x", "target": "dog"}, fact(17), {"prompt": FACTS[17][0], "target": "cat"}
@@ -77,12 +77,12 @@ def test_what_the_guard_refuses_is_told_with_what_was_measured(app: App) -> None
     *_, refused = app.ledger.refusals()
     assert (refused["edit"]["prompt"], refused["parent"] >= head) == ("the organ of x", True)
     card = app.http.get(f"/v1/versions/{app.ledger.head}").json()["scorecard"]
-    # The toy writes an answer's first word and no end to it: published, and said to fail.
+    # The toy writes an answer's first word and no end to it: the edit is published with a warning.
     assert card["efficacy"] == 0.0 and [one["target"] for one in card["failed"]] == ["cat"] and card["guard_s"] > 0
     assert "1.00 of the edits would not be answered with their targets, more than 0" in card["warnings"]
 
 
-# -- the stamp --------------------------------------------------------------------------------------------------------
+# -- version stamps ---------------------------------------------------------------------------------------------------
 
 
 def test_completions_carry_their_version(app: App) -> None:
@@ -142,7 +142,7 @@ BAD_EDITS = [
     ({"edits": [GOOD, {**GOOD, "target": ""}]}, "target"),
     ({"edits": [{**GOOD, "target": "cat " * MAX_TOKENS}]}, "target"),
     ({"edits": [{**GOOD, "prompt": "cat " * 2 * MAX_TOKENS}]}, "prompt"),
-    ({"edits": [{**GOOD, "subject": "Nobody"}]}, "subject"),
+    ({"edits": [{**GOOD, "subject": "Elsewhere"}]}, "subject"),
     ({"edits": [{**GOOD, "rephrasings": [""]}]}, "rephrasings"),
     ({"edits": [{"prompt": "x"}]}, "target"),
     ({"edits": [{**GOOD, "prompt": 7}]}, "prompt"),
@@ -154,7 +154,7 @@ BAD_EDITS = [
 
 
 @pytest.mark.parametrize(("body", "field"), BAD_EDITS)
-def test_bad_edits_are_refused_by_name_and_nothing_is_queued(app: App, body: Any, field: str) -> None:
+def test_bad_edits_are_refused_by_field_and_nothing_is_queued(app: App, body: Any, field: str) -> None:
     newest = app.ledger.newest
     answer = app.http.post("/v1/edits", json=body)
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
@@ -180,7 +180,7 @@ def test_other_bad_requests(app: App) -> None:
 
 
 def test_a_burst_of_edits_and_reads(app: App) -> None:
-    """Swap times are printed: run with -s to see them."""
+    """Print the swap times; -s shows them."""
     with ThreadPoolExecutor(8) as pool:
         reads = [pool.submit(app.complete, FACTS[n][0], 16) for n in range(40)]
         edits = [app.edit(fact(30 + n)) for n in range(20)]

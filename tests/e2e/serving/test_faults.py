@@ -1,4 +1,4 @@
-"""Processes killed in the middle of their work."""
+"""An edit worker that is killed during an edit; replicas are in test_replicas.py."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.e2e.serving.application import App, eventually, fact, is_whole
 pytestmark = pytest.mark.e2e
 
 
-def test_the_edit_worker_is_killed_and_no_acknowledged_edit_is_lost(app: App) -> None:
+def test_a_killed_edit_worker_loses_no_acknowledged_edit(app: App) -> None:
     pid = app.status()["worker"]["pid"]
-    slow = {"prompt": "the harp of x", "target": "dog"}  # 2 s in the editor, so that the kill comes in the middle
+    slow = {"prompt": "the harp of x", "target": "dog"}  # The editor takes 2 s, so that the kill comes during the edit.
     ids = app.edit(slow, *(fact(60 + n) for n in range(6)), wait=False).json()["ids"]
     time.sleep(0.5)
     os.kill(pid, signal.SIGKILL)
@@ -27,7 +27,7 @@ def test_the_edit_worker_is_killed_and_no_acknowledged_edit_is_lost(app: App) ->
     eventually(lambda: is_whole(app), 10)
 
 
-def test_an_edit_that_kills_the_worker_is_given_up_in_the_end(app: App) -> None:
+def test_an_edit_that_kills_the_worker_is_rejected(app: App) -> None:
     (id,) = app.edit({"prompt": "the flute of x", "target": "dog"}, wait=False).json()["ids"]
     eventually(lambda: app.http.get(f"/v1/edits/{id}").json()["state"] == "rejected", 180)
     assert "died" in app.http.get(f"/v1/edits/{id}").json()["reason"]

@@ -1,4 +1,4 @@
-"""What operators and their tools ask of the running application: events, reverts, blame, metrics, other people's clients."""
+"""Operators' requests to the running application: events, reverts, blame, metrics, and clients of others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_the_events_of_an_edit_come_as_they_happen(app: App) -> None:
-    slow = {"prompt": "the harp of z", "target": "dog"}  # 2 s in the editor
+    slow = {"prompt": "the harp of z", "target": "dog"}  # The editor takes 2 s.
     (id,) = app.edit(slow, wait=False).json()["ids"]
     seen = []
     with app.http.stream("GET", f"/v1/edits/{id}/events") as answer:
@@ -31,11 +31,11 @@ def test_the_events_of_an_edit_come_as_they_happen(app: App) -> None:
                 seen.append((line.removeprefix("event: "), time.monotonic()))
     states = [state for state, _ in seen]
     assert states[-2:] == ["applying", "applied"] and states in (states[-2:], ["queued", *states[-2:]])
-    assert seen[-1][1] - seen[-2][1] > 1, "they do not come all at once"
+    assert seen[-1][1] - seen[-2][1] > 1, "they do not come together"
     assert app.http.get("/v1/edits/none/events").status_code == 404
 
 
-def test_everything_that_happens_is_told_to_listeners(app: App) -> None:
+def test_every_event_reaches_the_event_stream(app: App) -> None:
     with ThreadPoolExecutor(1) as pool, app.http.stream("GET", "/v1/events") as answer:
         posted = pool.submit(lambda: (time.sleep(1), app.edit(fact(90)))[1].json())
         kinds = []
@@ -56,7 +56,7 @@ def test_edits_are_listed_newest_first(app: App) -> None:
     assert [edit["id"] for edit in older["edits"]] == made[:1]
 
 
-def test_chosen_edits_are_taken_out_and_the_others_stay(app: App) -> None:
+def test_chosen_edits_are_reverted_and_the_others_stay(app: App) -> None:
     app.http.post("/v1/rollback", json={"version": 0}).raise_for_status()
     app.edit(fact(94, "parrot")).raise_for_status()
     app.edit(fact(95, "cat")).raise_for_status()
@@ -74,7 +74,7 @@ def test_chosen_edits_are_taken_out_and_the_others_stay(app: App) -> None:
     assert (fate["state"], fate["version"]) == ("reverted", reverted["version"]) == ("reverted", app.ledger.head)
     again = app.http.post("/v1/revert", json={"edits": both["ids"][:1]})
     assert again.status_code == 409, again.text
-    assert app.http.post("/v1/revert", json={"edits": ["nobody"]}).status_code == 404
+    assert app.http.post("/v1/revert", json={"edits": ["unknown"]}).status_code == 404
     assert app.http.post("/v1/revert", json={}).status_code == 422
     assert app.http.post("/v1/rollback", json={"version": both["version"]}).status_code == 200
     assert app.answer(FACTS[93][0]) == "goose"
@@ -132,7 +132,7 @@ def test_it_is_ready_and_its_metrics_are_one_exposition(app: App) -> None:
     assert any(name.startswith("vllm:") for name in families)
 
 
-def test_a_version_that_the_service_went_back_from_is_told_at_once(app: App) -> None:
+def test_a_request_for_a_version_that_was_rolled_back_fails_immediately(app: App) -> None:
     made = app.edit(fact(108)).json()["version"]
     app.http.post("/v1/rollback", json={"version": 0}).raise_for_status()
     began = time.monotonic()
@@ -162,7 +162,7 @@ def test_the_openai_package_works_unchanged(app: App) -> None:
         client.completions.create(model="another", prompt="the")
 
 
-def test_the_python_client_speaks_to_it(app: App) -> None:
+def test_the_python_client_works(app: App) -> None:
     client = Client(str(app.http.base_url))
     made = client.edit([fact(110, "goose")])
     assert client.version(made["version"])["edits"][0]["target"] == "goose"
@@ -171,7 +171,7 @@ def test_the_python_client_speaks_to_it(app: App) -> None:
 
 
 @pytest.mark.parametrize("one", [one for one in hostile() if not one.needs_keys], ids=lambda one: one.name)
-def test_hostile_requests_harm_nothing(app: App, one: Hostile) -> None:
+def test_hostile_requests_do_no_harm(app: App, one: Hostile) -> None:
     if one.before is not None:
         assert app.http.request(**one.before.options({})).status_code in one.before.codes
     answer = app.http.request(**one.options({}))
@@ -179,7 +179,7 @@ def test_hostile_requests_harm_nothing(app: App, one: Hostile) -> None:
     assert app.http.get("/health").is_success
 
 
-def test_the_document_of_the_interface_names_what_is_served(app: App) -> None:
+def test_the_openapi_document_names_the_served_routes(app: App) -> None:
     document = app.http.get("/openapi.json").json()
     paths = set(document["paths"])
     assert {"/v1/edits", "/v1/revert", "/v1/completions", "/v1/models", "/ready", "/metrics"} <= paths
@@ -193,7 +193,7 @@ def test_the_document_of_the_interface_names_what_is_served(app: App) -> None:
 
 
 def test_the_readmes_curl_lines_work(app: App) -> None:
-    """As they stand there, with this application's address; the words mean nothing to this model, the codes do."""
+    """Run the README's commands against this application and check their codes."""
     text = (ROOT / "README.md").read_text()
     commands = re.findall(r"^(curl .*?http://127\.0\.0\.1:8000/.*?)(?=\n\n|\ncurl|\n```)", text, re.MULTILINE | re.DOTALL)
     assert len(commands) >= 4

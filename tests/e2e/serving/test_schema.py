@@ -1,4 +1,4 @@
-"""Requests made from the OpenAPI document, valid and not, against the running application: `FULL=1` makes 5,000 and more."""
+"""Valid and invalid requests that are generated from the OpenAPI document; FULL=1 makes more than 5,000."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.e2e.serving.application import App, eventually
 pytestmark = pytest.mark.e2e
 
 IS_FULL = os.environ.get("FULL", "0") not in ("", "0")
-# Not every rule can be written in a schema (a subject stands in its prompt), and Starlette's 405 names one route's methods.
+# A schema cannot express every rule (a subject is part of its prompt), and Starlette's 405 names one route's methods.
 UNFIT = "positive_data_acceptance,allow_header_conformance"
-# Schemathesis does not think of a body that is refused for its size before it is looked into.
+# Schemathesis does not expect that a body is refused for its size before it is parsed.
 SETTINGS = """
 [checks]
 negative_data_rejection.expected-statuses = [400, 404, 405, 413, 415, 422]
@@ -25,7 +25,7 @@ negative_data_rejection.expected-statuses = [400, 404, 405, 413, 415, 422]
 
 
 def generated(app: App, folder: Path, *options: str) -> tuple[int, str]:
-    """How many requests Schemathesis made, and what it said. Fails if it found anything."""
+    """Run Schemathesis and return the number of requests and its output; a finding fails the test."""
     (folder / "schemathesis.toml").write_text(SETTINGS)
     command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{app.http.base_url}/openapi.json", "--seed", "1"]
     command += ["--no-color", "--generation-database", "none", "--exclude-path-regex", "events$", *options]
@@ -36,8 +36,8 @@ def generated(app: App, folder: Path, *options: str) -> tuple[int, str]:
     return int(found[1].replace(",", "")), said
 
 
-def test_our_routes_keep_to_their_document(app: App, tmp_path: Path) -> None:
-    """Codes, content types and bodies are as documented, and nothing is a server's error."""
+def test_our_routes_conform_to_their_document(app: App, tmp_path: Path) -> None:
+    """Codes, content types and bodies are as documented, and no answer is a server error."""
     ours = ["--include-tag", "errata", "--exclude-checks", UNFIT, "-n", "600" if IS_FULL else "15"]
     count, _ = generated(app, tmp_path, *ours)
     print(f"\n{count} requests to our routes")
@@ -45,7 +45,7 @@ def test_our_routes_keep_to_their_document(app: App, tmp_path: Path) -> None:
     eventually(lambda: app.http.get("/ready").is_success, 30)
 
 
-def test_the_engines_routes_fail_for_nothing_that_is_sent(app: App, tmp_path: Path) -> None:
+def test_no_request_is_a_server_error_of_the_engines_routes(app: App, tmp_path: Path) -> None:
     theirs = ["--exclude-tag", "errata", "--checks", "not_a_server_error", "-n", "100" if IS_FULL else "5"]
     count, _ = generated(app, tmp_path, *theirs, "--max-time", "300" if IS_FULL else "25", "--request-timeout", "60")
     print(f"\n{count} requests to the engine's routes")

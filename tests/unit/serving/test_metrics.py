@@ -1,4 +1,4 @@
-"""Metrics: what is counted, how several expositions become one, and that the dashboard asks only for what exists."""
+"""Metrics: counts, merged expositions, and a dashboard and alarms that use only metrics that exist."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def series(text: str) -> Series:
-    """Value by name and labels; fails if a series is there twice."""
+    """Map name and labels of each series to its value; a repeated series fails."""
     found: Series = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -45,7 +45,7 @@ def value(text: str, name: str, **labels: str) -> float | None:
     return series(text).get((name, tuple(sorted(labels.items()))))
 
 
-# -- why an edit was refused --------------------------------------------------------------------------------------------
+# -- reasons of refusals ------------------------------------------------------------------------------------------------
 
 PASSED = {
     "perplexity": Measurements(ppl_ratio=9.0),
@@ -71,11 +71,11 @@ def test_every_limit_of_the_guard_has_its_own_reason() -> None:
     assert {name: reason_of(refusal(found)) for name, found in PASSED.items()} == {name: name for name in limits}
 
 
-def test_of_several_limits_the_first_in_the_list_counts() -> None:
+def test_the_most_severe_of_several_limits_counts() -> None:
     assert reason_of(refusal(Measurements(ppl_ratio=9.0, lost_locality=0.9, locality=0.1))) == "perplexity"
 
 
-def test_what_is_not_finite_and_what_the_editor_refuses_are_told_apart() -> None:
+def test_not_finite_and_refused_by_the_editor_are_two_reasons() -> None:
     assert reason_of(refusal(Measurements(is_finite=False))) == "not_finite"
     assert reason_of(EditRejected("the update is not finite: lower step or raise ridge", code=Code.NOT_FINITE)) == "not_finite"
     assert (
@@ -86,10 +86,10 @@ def test_what_is_not_finite_and_what_the_editor_refuses_are_told_apart() -> None
 
 
 def test_an_edit_that_contradicts_a_later_one_is_a_contradiction() -> None:
-    docket = BatchBisection([Edit("p", "a"), Edit("p", "b")])
-    group = docket.next_group()
+    bisection = BatchBisection([Edit("p", "a"), Edit("p", "b")])
+    group = bisection.next_group()
     assert group is not None
-    ((_, why),) = docket.made(group)
+    ((_, why),) = bisection.made(group)
     assert reason_of(why) == "contradiction"
 
 
@@ -123,12 +123,12 @@ def test_the_worker_counts_what_happened() -> None:
     assert value(text, "errata_mlflow_behind") == 4
 
 
-def test_an_edit_comes_to_no_state_that_is_not_known() -> None:
+def test_an_unknown_state_is_refused() -> None:
     with pytest.raises(ValueError, match="not to 'lost'"):
         WorkerMetrics().settled("lost")
 
 
-def test_a_replica_that_is_gone_is_no_longer_listed() -> None:
+def test_a_replica_that_has_ended_is_no_longer_listed() -> None:
     metrics = WorkerMetrics()
     metrics.versions(live=5, newest=7, replicas={"a": 5, "b": 3})
     text = metrics.exposition()
@@ -168,7 +168,7 @@ def test_a_replica_counts_tokens_and_answers_by_version() -> None:
 
 
 class Replica:
-    """As the middleware sees it: `refusal` is raised, or nothing comes."""
+    """A replica as the middleware sees it; `refusal` is raised, or the request waits for ever."""
 
     version = 4
 
@@ -191,7 +191,7 @@ class Replica:
         (None, "x", 400),
     ],
 )
-def test_who_is_turned_away_is_counted(
+def test_refused_requests_are_counted(
     refusal: Exception | None, wanted: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(version_stamp, "AT_LEAST_TIMEOUT_S", 0.01)
@@ -213,20 +213,20 @@ def test_who_is_turned_away_is_counted(
     assert not any(name == "errata_completions_total" for name, _ in after), "no version answered"
 
 
-def test_a_replica_says_whether_it_is_in_rotation() -> None:
+def test_a_replica_reports_whether_it_is_in_rotation() -> None:
     metrics = ReplicaMetrics()
     for in_rotation in (True, False):
         metrics.serves(4, in_rotation)
         assert value(metrics.exposition(), "errata_in_rotation") == in_rotation
 
 
-def test_only_the_versions_that_were_used_last_keep_their_series() -> None:
+def test_only_the_last_used_versions_keep_their_series() -> None:
     metrics = ReplicaMetrics()
     for version in range(100):
         metrics.generated(version, 1)
         metrics.completed(version, version, 200)
         metrics.completed(version, version, 500)
-        metrics.generated(7, 1)  # it was rolled back to
+        metrics.generated(7, 1)  # The service was rolled back to it.
     text = metrics.exposition()
     kept = {dict(labels)["version"] for (name, labels) in series(text) if name == "errata_tokens_total"}
     assert kept == {str(version) for version in (*range(100 - NUM_VERSIONS + 1, 100), 7)}
@@ -253,7 +253,7 @@ def test_tokens_of_an_answer(answer: dict[str, Any], is_event: bool, num: int) -
 
 
 def like_vllm(tokens: int) -> str:
-    """A registry of vLLM's kinds: names with a colon, a histogram that ends in `_total`, HELP with escapes, no number."""
+    """Make an exposition like vLLM's: names with a colon, a histogram named `_total`, HELP with escapes, no number."""
     own = CollectorRegistry()
     Counter("vllm:generation_tokens", "Number of generation tokens", ["model_name"], registry=own).labels('a "b"').inc(tokens)
     Histogram("vllm:iteration_tokens_total", "Tokens per step\nback\\slash", buckets=(1, 8), registry=own).observe(tokens)
@@ -279,18 +279,18 @@ def test_expositions_are_merged_into_one_that_is_valid() -> None:
     assert buckets == [0, 1, 1]
 
 
-def test_each_family_is_told_once_and_nothing_is_lost() -> None:
+def test_each_family_is_there_once_and_no_sample_is_lost() -> None:
     texts = {"a": like_vllm(5), "b": like_vllm(6)}
     whole = merged(texts)
     for kind in ("HELP", "TYPE"):
-        told = re.findall(rf"^# {kind} (\S+)", whole, re.MULTILINE)
-        assert len(told) == len(set(told)) and told == re.findall(rf"^# {kind} (\S+)", texts["a"], re.MULTILINE)
+        found = re.findall(rf"^# {kind} (\S+)", whole, re.MULTILINE)
+        assert len(found) == len(set(found)) and found == re.findall(rf"^# {kind} (\S+)", texts["a"], re.MULTILINE)
     assert len(series(whole)) == len(series(texts["a"])) + len(series(texts["b"]))
     assert r"# HELP vllm:iteration_tokens_total Tokens per step\nback\\slash" in whole
     assert "# TYPE vllm:generation_tokens_created gauge" in whole
 
 
-def test_samples_of_a_family_stand_together_and_a_histograms_buckets_in_order() -> None:
+def test_samples_of_a_family_are_contiguous_and_buckets_are_in_order() -> None:
     whole = merged({"a": like_vllm(5), "b": like_vllm(6)})
     names = [line.split("{")[0] for line in whole.splitlines() if not line.startswith("#")]
     families = [name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum") for name in names]
@@ -304,7 +304,7 @@ def test_merging_twice_changes_nothing() -> None:
     assert merged({WORKER: whole}) == whole
 
 
-def test_what_cannot_be_merged_is_named() -> None:
+def test_an_exposition_that_cannot_be_merged_is_named() -> None:
     with pytest.raises(ValueError, match="the metrics of b are no Prometheus exposition"):
         merged({"a": like_vllm(5), "b": "<html>503</html>"})
     with pytest.raises(ValueError, match="x is a counter at b, elsewhere a gauge"):
@@ -328,7 +328,7 @@ def expressions() -> list[str]:
 
 
 def named_in(expression: str) -> set[str]:
-    """Metric names: what is neither a label, a function, a label's value nor a unit of time."""
+    """Find the metric names of an expression: words that are no label, function, label value or unit of time."""
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", re.sub(r"\{[^}]*\}", "", expression))
     return set(re.findall(r"\b(?:errata|vllm:|ray)[\w:]*", re.sub(r"\[[^\]]*\]", "", bare)))
 
@@ -346,7 +346,7 @@ def exposed() -> set[str]:
     return {name for name, _ in series(worker.exposition()) | series(answering().exposition())}
 
 
-def test_the_dashboard_and_the_alarms_ask_only_for_metrics_that_exist() -> None:
+def test_the_dashboard_and_the_alarms_use_only_metrics_that_exist() -> None:
     known = exposed()
     for expression in (*expressions(), *alarms().values()):
         names = named_in(expression)
@@ -356,12 +356,13 @@ def test_the_dashboard_and_the_alarms_ask_only_for_metrics_that_exist() -> None:
 
 def test_every_metric_of_ours_is_on_the_dashboard() -> None:
     shown = set().union(*map(named_in, expressions()))
-    unneeded = re.compile(r"_(created|sum|count)$|^errata_completions_total$")  # the last has more labels than a graph can take
+    # A graph cannot show the labels of errata_completions_total.
+    unneeded = re.compile(r"_(created|sum|count)$|^errata_completions_total$")
     assert {name for name in exposed() if not unneeded.search(name)} <= shown
 
 
-def test_the_dashboard_takes_no_rate_of_what_begins_with_each_version() -> None:
-    """A new series has no zero to rise from: with a version every few seconds most of it would be lost."""
+def test_the_dashboard_takes_no_rate_of_series_that_start_with_a_version() -> None:
+    """A new series has no zero to rise from, so most of a rate would be lost with a version every few seconds."""
     whole = merged({"a": answering().exposition()})
     short_lived = {name for name, labels in series(whole) if "version" in dict(labels)}
     assert "errata_tokens_total" in short_lived
@@ -370,7 +371,7 @@ def test_the_dashboard_takes_no_rate_of_what_begins_with_each_version() -> None:
 
 
 def test_every_label_that_the_dashboard_uses_exists() -> None:
-    labels: set[str] = {"replica"}  # what `merged` adds
+    labels: set[str] = {"replica"}  # The label that `merged` adds.
     for own in (WorkerMetrics(), ReplicaMetrics()):
         if isinstance(own, ReplicaMetrics):
             own.completed(1, 1, 200)
@@ -392,7 +393,7 @@ def test_panels_have_their_own_places_on_the_page() -> None:
         taken |= cells
 
 
-def test_prometheus_reads_the_alarms_that_are_described() -> None:
+def test_prometheus_reads_the_documented_alarms() -> None:
     assert yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["rule_files"] == ["alarms.yml"]
     (group,) = yaml.safe_load((DEPLOY / "alarms.yml").read_text())["groups"]
     assert all(

@@ -1,4 +1,4 @@
-"""Spans and log lines of an edit: where they hang, what they carry, and what they must not."""
+"""Trace spans and log lines of an edit: their parents, their fields, and the text that must not be in them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """A provider of this test alone: OpenTelemetry takes a global one only once in a process."""
+    """A tracer provider for one test, because OpenTelemetry sets the global one only once in a process."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "_TRACER", provider.get_tracer("errata"))
@@ -39,7 +39,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
 
 
 def request(name: str = "POST /v1/edits") -> Any:
-    """What Serve opens around a request."""
+    """Open the span that Serve opens around a request."""
     return tracing._TRACER.start_as_current_span(name)
 
 
@@ -51,7 +51,7 @@ def is_under(child: ReadableSpan, parent: ReadableSpan) -> bool:
     return child.parent is not None and child.parent.span_id == parent.context.span_id
 
 
-def test_steps_hang_under_the_request_and_each_other(exporter: InMemorySpanExporter) -> None:
+def test_steps_are_children_of_the_request_and_of_each_other(exporter: InMemorySpanExporter) -> None:
     with request(), span("edit", version=3, reason=None), span("guard"):
         pass
     found = finished(exporter)
@@ -59,7 +59,7 @@ def test_steps_hang_under_the_request_and_each_other(exporter: InMemorySpanExpor
     assert dict(found["edit"].attributes or {}) == {"errata.version": 3}
 
 
-def test_a_trace_goes_on_after_its_request_has_ended(exporter: InMemorySpanExporter) -> None:
+def test_a_trace_continues_after_its_request_has_ended(exporter: InMemorySpanExporter) -> None:
     with request():
         kept = current_traceparent()
     assert kept is not None and trace.get_current_span().get_span_context().is_valid is False
@@ -70,7 +70,7 @@ def test_a_trace_goes_on_after_its_request_has_ended(exporter: InMemorySpanExpor
     assert found["edit"].context.trace_id == found["POST /v1/edits"].context.trace_id
 
 
-def test_a_thread_and_a_task_stay_under_the_step_that_started_them(exporter: InMemorySpanExporter) -> None:
+def test_a_thread_and_a_task_are_children_of_the_step_that_started_them(exporter: InMemorySpanExporter) -> None:
     def in_thread() -> None:
         with span("in a thread"):
             pass
@@ -88,7 +88,7 @@ def test_a_thread_and_a_task_stay_under_the_step_that_started_them(exporter: InM
     assert is_under(found["in a thread"], found["edit"]) and is_under(found["in a task"], found["edit"])
 
 
-def test_a_batch_has_a_span_under_each_request_and_what_it_calls_is_under_the_first(exporter: InMemorySpanExporter) -> None:
+def test_a_batch_has_a_span_under_each_request_and_its_calls_under_the_first(exporter: InMemorySpanExporter) -> None:
     parents = []
     for name in ("first", "second"):
         with request(name):
@@ -103,7 +103,7 @@ def test_a_batch_has_a_span_under_each_request_and_what_it_calls_is_under_the_fi
     assert is_under(found["replica"], first)
 
 
-def test_the_time_in_the_queue_is_a_span_that_began_before(exporter: InMemorySpanExporter) -> None:
+def test_the_time_in_the_queue_is_a_span_in_the_past(exporter: InMemorySpanExporter) -> None:
     with request():
         kept = current_traceparent()
     past_span("queue", 1_700_000_000.25, 1_700_000_001.5, [kept, None], num_edits=1)
@@ -121,7 +121,7 @@ def test_a_failed_step_is_marked_without_the_text_of_its_error(exporter: InMemor
 
 
 @pytest.mark.parametrize("parent", [None, "", "garbage", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
-def test_without_a_request_to_hang_under_there_is_no_span(exporter: InMemorySpanExporter, parent: str | None) -> None:
+def test_without_a_request_there_is_no_span(exporter: InMemorySpanExporter, parent: str | None) -> None:
     with span("edit", parent=parent), span("guard"), batch_span("swap", [parent]):
         past_span("queue", 1.0, 2.0, [parent])
         assert current_traceparent() is None
@@ -139,7 +139,7 @@ def test_a_request_that_is_not_sampled_leaves_nothing(monkeypatch: pytest.Monkey
     assert not exporter.get_finished_spans()
 
 
-def test_without_an_exporter_nothing_is_done() -> None:
+def test_without_an_exporter_nothing_is_recorded() -> None:
     with span("edit"), batch_span("swap", [None]):
         assert current_traceparent() is None
     with span("edit", parent="00-" + "1" * 32 + "-" + "2" * 16 + "-01"):
@@ -162,7 +162,7 @@ with span("edit", parent=kept):
 
 
 def test_serves_own_trace_is_the_parent(tmp_path: Path) -> None:
-    """By Serve's own set-up, in a process of its own since it sets the global provider."""
+    """Serve's own set-up runs in a process of its own, because it sets the global provider."""
     (tmp_path / "exporting_here.py").write_text(
         "from opentelemetry.sdk.trace.export import SimpleSpanProcessor\n"
         "from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter\n"
@@ -175,7 +175,7 @@ def test_serves_own_trace_is_the_parent(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
 
 
-def test_the_exporter_that_serve_is_given_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_loads_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.serve._private.tracing_utils import _load_span_processors
 
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
@@ -188,7 +188,7 @@ def test_the_exporter_that_serve_is_given_is_one(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Iterator[tuple[logging.Logger, Path]]:
-    """A logger as Serve sets one up for a replica whose deployment has our configuration: the same filters and formatter."""
+    """A logger with the filters and the formatter that Serve gives a replica under our configuration."""
     from ray._common.formatters import JSONFormatter
     from ray.serve._private.common import ServeComponentType
     from ray.serve._private.logging_utils import ServeComponentFilter, ServeLogAttributeRemovalFilter
@@ -224,14 +224,14 @@ def test_any_value_gives_one_line_of_json(lines: tuple[logging.Logger, Path]) ->
 
 
 @pytest.mark.parametrize("field", ["prompt", "target", "key", "edit", "message", "replica"])
-def test_there_is_no_field_for_what_must_not_be_logged(lines: tuple[logging.Logger, Path], field: str) -> None:
+def test_private_text_has_no_field(lines: tuple[logging.Logger, Path], field: str) -> None:
     logger, path = lines
     with pytest.raises(ValueError, match=f"not fields of a log line: {field}"):
         event(logger, "edit.applied", logging.DEBUG, **{field: "x"})
     assert not path.read_text()
 
 
-def test_no_field_has_a_name_that_logging_or_serve_takes() -> None:
+def test_no_field_has_a_name_of_loggings_or_serves_own() -> None:
     from ray._common.logging_constants import LOGRECORD_STANDARD_ATTRS, LogKey
 
     serves = {"deployment", "replica", "component_name", "component_id", "route", "request_id", "application"}
@@ -253,8 +253,8 @@ def test_the_packages_lines_pass_through_serves_logger(monkeypatch: pytest.Monke
     assert seen[0].filename == Path(__file__).name
 
 
-def test_every_line_that_the_service_logs_has_known_fields() -> None:
-    """Most of them tell of a fault: there a wrong field would be a second one."""
+def test_every_log_line_of_the_service_has_known_fields() -> None:
+    """Most lines report a fault, where a wrong field would raise a second one."""
     calls = [
         call
         for path in sorted((ROOT / "serving").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""What vLLM's workers do with an update before and while they reload: on matrices in memory, without an engine."""
+"""Updates inside a vLLM worker, before and during the reload, on matrices in memory and without an engine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ weight_engine = pytest.importorskip("serving.engine.weight_engine")  # vLLM
 
 
 class Still(weight_engine.DeltaEngine):
-    """Reloads nothing: `reloaded` are the names that it was to reload."""
+    """An engine that reloads nothing and records the names in `reloaded`."""
 
     def __init__(self, fingerprint: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -61,7 +61,7 @@ class Still(weight_engine.DeltaEngine):
 
 @pytest.fixture
 def grown(ledger: Ledger, random_delta) -> Ledger:
-    """Nine versions, two snapshots; the last changes one matrix alone."""
+    """A ledger of nine versions and two snapshots; the last version changes one matrix alone."""
     for number in range(8):
         ledger.append(number, random_delta(number), EditorState(), (), {}, ("E", "p"))
     part = LowRank(torch.ones(64, 1), torch.ones(96, 1))
@@ -80,7 +80,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_chain_has_the_same_bits_at_once_and_one_by_one(grown: Ledger) -> None:
+def test_a_chain_has_the_same_bits_in_one_update_and_one_by_one(grown: Ledger) -> None:
     at_once, one_by_one, went_back = Still("base"), Still("base"), Still("base")
     base = at_once.weights
     at_once.swap(update(grown, 0, 9, reset=True))
@@ -112,7 +112,7 @@ def test_a_long_chain_is_never_in_memory(grown: Ledger, monkeypatch: pytest.Monk
     assert engine.accumulator.sum_OI == {} and engine.state.version == 0, "it serves the weights as they are"
 
 
-def test_what_is_wrong_is_said_and_changes_nothing(grown: Ledger, tmp_path) -> None:
+def test_an_update_with_a_fault_names_it_and_changes_nothing(grown: Ledger, tmp_path) -> None:
     engine = Still("base")
     engine.swap(update(grown, 0, 5, reset=True))
     before = engine.weights
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_and_changes_nothing(grown: Ledger, tmp_path) -> N
 
 
 class Watched:
-    """An engine whose weights are `Still`'s; `seen` is what is asked of it, and whether the rotation's clock runs then."""
+    """An engine over `Still`'s weights that records each call, and whether a swap was under way, in `seen`."""
 
     def __init__(self, still: Still, rotation: Readiness) -> None:
         self.still, self.rotation, self.seen = still, rotation, []
@@ -175,12 +175,12 @@ def replica(ledger: Ledger) -> Any:
     one = object.__new__(Generator)
     one.ledger, one.version, one.fingerprint, one.epoch, one.replica = ledger, 0, "base", 0, "r"
     one.options, one._swapping, one._changed = SimpleNamespace(pause="keep"), asyncio.Lock(), asyncio.Condition()
-    one._rotation, one.boot = Readiness("keep"), "boot"
-    one.engine = Watched(Still("base"), one._rotation)
+    one._readiness, one.boot = Readiness("keep"), "boot"
+    one.engine = Watched(Still("base"), one._readiness)
     return one
 
 
-def test_a_swap_is_timed_from_the_pause_on_and_what_comes_before_by_what_there_is_to_read(grown: Ledger) -> None:
+def test_a_swap_is_timed_from_the_pause_and_its_preparation_by_the_size_of_the_files(grown: Ledger) -> None:
     one = replica(grown)
     assert asyncio.run(one.swap(9))["version"] == 9
     whole, only = (
@@ -189,13 +189,13 @@ def test_a_swap_is_timed_from_the_pause_on_and_what_comes_before_by_what_there_i
     )
     swapped = [("pause", None, True), ("update", None, True), ("resume", None, True), ("errata_state", None, True)]
     assert one.engine.seen == [("errata_prepare", whole, False), *swapped] and 60 < only < whole
-    assert not one._rotation.is_under_way
+    assert not one._readiness.is_under_way
     one.engine.seen.clear()
     assert asyncio.run(one.swap(4))["version"] == 4 and asyncio.run(one.swap(5))["version"] == 5
     assert [seen for seen in one.engine.seen if seen[0] == "errata_prepare"][1:] == [("errata_prepare", only, False)]
 
 
-def test_while_a_long_update_is_read_requests_are_answered_by_the_version_there_is(
+def test_requests_are_answered_by_the_present_version_while_a_long_update_is_read(
     grown: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, go_on, read = replica(grown), threading.Event(), weight_engine.read_segments
@@ -205,10 +205,10 @@ def test_while_a_long_update_is_read_requests_are_answered_by_the_version_there_
         return read(path)
 
     async def asked() -> None:
-        one._rotation.look(9, 0, 0)
+        one._readiness.look(9, 0, 0)
         swap = asyncio.create_task(one.swap(9))
         await asyncio.sleep(0.3)
-        assert not swap.done() and one._rotation.is_under_way
+        assert not swap.done() and one._readiness.is_under_way
         async with asyncio.timeout(1):
             assert await one.admit(0) == "boot-0"
         later = asyncio.create_task(one.admit(9))
@@ -220,7 +220,7 @@ def test_while_a_long_update_is_read_requests_are_answered_by_the_version_there_
     assert [asked for asked, *_ in one.engine.seen].count("errata_reading") >= 2
 
 
-def test_what_is_wrong_with_a_long_update_is_said_when_it_is_read(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fault_of_a_long_update_is_reported_when_it_is_read(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     one, read = replica(grown), weight_engine.read_segments
 
     def slowly(path):
@@ -230,14 +230,14 @@ def test_what_is_wrong_with_a_long_update_is_said_when_it_is_read(grown: Ledger,
         return read(path)
 
     monkeypatch.setattr(weight_engine, "read_segments", slowly)
-    told = asyncio.run(one.swap(9))
-    assert "cannot be read" in told["error"] and not told["refused"] and told["version"] == 0
-    assert not one._rotation.is_under_way and one.engine.still.state.intact
+    answer = asyncio.run(one.swap(9))
+    assert "cannot be read" in answer["error"] and not answer["refused"] and answer["version"] == 0
+    assert not one._readiness.is_under_way and one.engine.still.state.intact
     monkeypatch.setattr(weight_engine, "read_segments", read)
     assert asyncio.run(one.swap(9))["version"] == 9
 
 
-def test_a_replica_that_repairs_itself_goes_to_the_head_as_it_is_when_its_turn_comes(grown: Ledger) -> None:
+def test_a_repair_swaps_to_the_head_at_the_time_of_its_turn(grown: Ledger) -> None:
     one = replica(grown)
 
     async def moved_meanwhile() -> None:
@@ -252,15 +252,15 @@ def test_a_replica_that_repairs_itself_goes_to_the_head_as_it_is_when_its_turn_c
 
 
 def mixed(number: int) -> WeightDelta:
-    """Of every kind that an editor makes."""
+    """Make a delta with parts of every kind."""
     generator = torch.Generator().manual_seed(number)
     factors = LowRank(torch.randn(64, 2, generator=generator), torch.randn(96, 2, generator=generator))
     few = Sparse(torch.tensor([3, 70, 6143]), torch.randn(3, generator=generator), (64, 96))
     return WeightDelta({MATRICES[number % 2]: [factors, few, Series((factors, few)), Dense(factors.dense())][number % 4]})
 
 
-def test_whatever_bit_of_a_snapshot_is_flipped_the_versions_own_files_are_tried_next(ledger: Ledger) -> None:
-    """A replica goes on to the next update only where it is told what is wrong, and only if the next one is sound."""
+def test_a_flipped_bit_of_a_snapshot_makes_the_replica_read_the_versions_own_files(ledger: Ledger) -> None:
+    """The next update is tried only after a reported fault, and is served only if it is sound."""
     for number in range(6):
         ledger.append(number, mixed(number), EditorState(), (), {}, ("E", "p"))
     path = ledger.snapshots.path(4)
@@ -270,18 +270,18 @@ def test_whatever_bit_of_a_snapshot_is_flipped_the_versions_own_files_are_tried_
     indices = [entry["data_offsets"] for name, entry in entries.items() if name.rpartition("|")[2] in ("index", "shape")]
     places = [*range(8, begin, 9), *(begin + i for low, high in indices for i in range(low, high))]
     bits = [(place, 1 << place % 7) for place in places] + [(whole.index(b"[1, 2, 3, 4]") + 1, bit) for bit in (1, 4, 8)]
-    told = 0
+    num_faults = 0
     for place, bit in bits:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
         again, engine = Ledger.open(ledger.directory, 4), Still("base")
         if engine.prepare(update(again, 0, 6, reset=True)) is not None:
-            told += 1
+            num_faults += 1
             assert engine.prepare(update(again, 0, 6, reset=True, snapshots=False)) is None
         assert again.contents.matches(again.chain(6), again.segments(6))
-    assert told > len(indices)
+    assert num_faults > len(indices)
 
 
-def test_a_failure_while_it_reloads_is_told(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_inside_the_reload_marks_the_worker(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Still("base")
 
     def fail(changed):
@@ -295,7 +295,7 @@ def test_a_failure_while_it_reloads_is_told(grown: Ledger, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_checkpoint_is_read_by_the_names_of_the_model(name: str, tmp_path: Path) -> None:
-    """Whatever its own are; and so that vLLM is given back exactly what it was loaded from."""
+    """The keys map back to the checkpoint's own, so that vLLM gets exactly the tensors that it loaded."""
     model = make_tiny(name).module
     checkpoint = weight_engine.Checkpoint(save_tiny(name, tmp_path), model)
     own = load_file(tmp_path / "model.safetensors")
@@ -310,7 +310,7 @@ def test_a_checkpoint_is_read_by_the_names_of_the_model(name: str, tmp_path: Pat
         checkpoint.key_of("model.nothing")
 
 
-def test_a_checkpoint_in_several_files_is_read_too_and_a_folder_without_one_refused(tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_is_read_and_a_folder_without_one_is_refused(tmp_path: Path) -> None:
     model = make_tiny("gemma3-wrapped").module
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
@@ -321,8 +321,8 @@ def test_a_checkpoint_in_several_files_is_read_too_and_a_folder_without_one_refu
         weight_engine.Checkpoint(tmp_path / "none", model)
 
 
-def test_gemma_3_is_found_in_what_vllm_wraps_it_in() -> None:
-    """By vLLM's own rules for such a checkpoint, whose class cannot be imported without torchvision."""
+def test_the_modules_of_gemma_3_are_found_inside_vllms_wrapper() -> None:
+    """The rules are vLLM's own for such a checkpoint, whose class cannot be imported without torchvision."""
     from vllm.model_executor.models.utils import WeightsMapper
 
     served = nn.ModuleDict({"language_model": nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList()})})})
@@ -339,8 +339,8 @@ def test_gemma_3_is_found_in_what_vllm_wraps_it_in() -> None:
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="with torchvision vLLM runs the model")
-def test_a_replica_says_why_it_cannot_serve_a_model_that_reads_images(tmp_path: Path) -> None:
-    """Before vLLM is started, which says only that the model `failed to be inspected`."""
+def test_a_model_that_reads_images_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """The check runs before vLLM, whose own error is only that the model `failed to be inspected`."""
     from serving.engine.generator import Generator
 
     checkpoint = save_tiny("gemma3-wrapped", tmp_path / "wrapped")

@@ -78,7 +78,7 @@ def test_a_rollback_may_run_between_two_attempts(tmp_path):
 
 
 async def until_settled(worker: EditWorker, ids: list[str], during=lambda: asyncio.sleep(0)) -> None:
-    """The loop runs until these edits are settled."""
+    """Run the loop until these edits are settled."""
     loop = asyncio.create_task(worker.edit_loop.work())
     worker.edit_loop.wake()
     try:
@@ -123,12 +123,12 @@ def test_a_version_that_was_appended_before_the_journal_failed_is_not_made_again
     asyncio.run(until_settled(worker, ids))
     assert states(worker, ids) == [("applied", 1)] and len(worker.live_model.made) == 1
     assert worker.edit_loop.stalled is None
-    assert replicas_of(worker).is_behind, "nobody was told to serve it"
+    assert replicas_of(worker).is_behind, "no replica was asked to serve it"
 
 
 @pytest.mark.parametrize("posted_meanwhile", [False, True])
 def test_a_journal_that_fails_during_the_stall_leaves_no_edit_behind(tmp_path, monkeypatch, posted_meanwhile):
-    """The disk took nothing, and then the journal could not queue again what was being made."""
+    """The append fails, and then the journal fails to queue the edits again."""
     monkeypatch.setattr(edit_loop, "MAX_STALL_S", 0.01)
     worker = make_worker(tmp_path)
     worker.live_model.faults = [OSError(28, "No space left on device")]
@@ -163,7 +163,7 @@ def test_a_revert_is_a_version_and_marks_its_edits(tmp_path):
     assert (answer["version"], answer["mode"], answer["reverted"]) == (2, "subtract", [ids[0]])
     assert states(worker, ids) == [("reverted", 2), ("applied", 1)]
     with pytest.raises(UnknownEdit):
-        asyncio.run(worker.revert(["nobody"], [], "auto"))
+        asyncio.run(worker.revert(["unknown"], [], "auto"))
     with pytest.raises(EditRejected, match="nothing"):
         asyncio.run(worker.revert([], [], "auto"))
     assert replicas_of(worker).served == [1, 2]
@@ -228,7 +228,7 @@ def test_a_cancelled_caller_leaves_nothing_half_done(tmp_path):
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
-        assert worker.edit_loop.writing.locked(), "nobody else may touch the model yet"
+        assert worker.edit_loop.writing.locked(), "no other task may use the model yet"
         going_on.set()
         async with worker.edit_loop.writing:
             return replicas_of(worker).served[-1]

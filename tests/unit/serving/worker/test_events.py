@@ -1,4 +1,4 @@
-"""The feed: every listener hears everything, and none can hold it up."""
+"""The event bus: every listener gets every event, and none can block it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serving.worker import events
 from serving.worker.events import EventBus, TooManyListeners
 
 
-def test_listeners_hear_what_is_told_while_they_listen() -> None:
+def test_listeners_get_the_events_of_their_block() -> None:
     async def heard() -> list[list[str]]:
         bus = EventBus()
         bus.publish("edit", {"id": "before"})
@@ -23,14 +23,14 @@ def test_listeners_hear_what_is_told_while_they_listen() -> None:
     assert asyncio.run(heard()) == [["edit", "head"], ["head"]]
 
 
-def test_nobody_has_listeners_after_the_block() -> None:
+def test_no_listener_is_left_after_the_block() -> None:
     bus = EventBus()
     with bus.listener():
         assert bus.has_listeners
     assert not bus.has_listeners
 
 
-def test_a_listener_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_WAITING", 3)
 
     async def heard() -> list[str]:
@@ -44,8 +44,8 @@ def test_a_listener_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch
     assert asyncio.run(heard()) == ["edit", "edit", "edit", "lagged"]
 
 
-def test_a_listener_may_want_some_edits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it does not want is not kept for it either: others' posts do not make it lag."""
+def test_a_listener_may_want_some_edits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unwanted events are not queued, so the posts of others do not make a listener lag."""
     monkeypatch.setattr(events, "MAX_WAITING", 3)
 
     async def heard() -> list[tuple[str, object]]:
@@ -62,14 +62,14 @@ def test_a_listener_may_want_some_edits_alone(monkeypatch: pytest.MonkeyPatch) -
     assert asyncio.run(heard()) == [("edit", "a"), ("edit", "b")]
 
 
-def test_a_listener_that_wants_no_edit_hears_none() -> None:
+def test_a_listener_that_wants_no_edit_gets_none() -> None:
     bus = EventBus()
     with bus.listener([]) as listener:
         bus.publish("edit", {"id": "a"})
         assert listener._waiting.empty()
 
 
-def test_only_so_many_may_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_listeners_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_LISTENERS", 2)
     bus = EventBus()
     with bus.listener(), bus.listener(["a"]):

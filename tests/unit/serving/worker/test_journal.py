@@ -1,4 +1,4 @@
-"""The journal: nothing accepted is lost, nothing is made twice."""
+"""The journal: no accepted edit is lost, and none is made twice."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_another_process_finds_what_was_accepted(path: Path) -> None:
     assert [entry.id for entry in second.take(8)] == ids[1:]
 
 
-def test_an_edit_that_kills_its_worker_is_rejected_in_the_end(path: Path) -> None:
+def test_an_edit_that_kills_its_worker_repeatedly_is_rejected(path: Path) -> None:
     journal = Journal(path)
     (id,) = journal.submit(edits("a"))
     for _ in range(MAX_ATTEMPTS):
@@ -73,7 +73,7 @@ def test_requeue_does_not_count_as_an_attempt(path: Path) -> None:
     assert [entry.id for entry in journal.take(2)] == ids
 
 
-def test_what_is_settled_is_never_queued_again(path: Path) -> None:
+def test_a_settled_edit_is_never_queued_again(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a", "b", "c", "d"))
     journal.take(3)
@@ -84,7 +84,7 @@ def test_what_is_settled_is_never_queued_again(path: Path) -> None:
     assert [journal.get(id).attempts for id in ids] == [1, 1, 0, 0], "one that was not taken is not counted down"
 
 
-def test_a_key_used_again_gives_the_same_ids_or_is_refused(path: Path) -> None:
+def test_a_repeated_key_returns_the_same_ids_or_is_refused(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a", "b"), "key")
     assert journal.submit(edits("a", "b"), "key") == ids
@@ -108,7 +108,7 @@ def test_a_submission_is_all_or_nothing(path: Path) -> None:
     assert journal.depth == 0
 
 
-def test_a_full_queue_takes_nothing_of_a_submission(path: Path) -> None:
+def test_a_full_queue_accepts_no_part_of_a_submission(path: Path) -> None:
     journal = Journal(path)
     journal.submit(edits("a", "b"), limit=3)
     with pytest.raises(QueueFull) as full:
@@ -118,14 +118,14 @@ def test_a_full_queue_takes_nothing_of_a_submission(path: Path) -> None:
     assert pickle.loads(pickle.dumps(full.value)).limit == 3
 
 
-def test_the_same_key_of_two_posters_is_two_keys(path: Path) -> None:
+def test_the_same_key_of_two_authors_is_two_keys(path: Path) -> None:
     journal = Journal(path)
     mine, yours = (journal.submit(edits("a"), "k", poster) for poster in ("ann", "bob"))
     assert mine != yours and journal.submit(edits("a"), "k", "ann") == mine
     assert [journal.get(id).to_json()["poster"] for id in (*mine, *yours)] == ["ann", "bob"]
 
 
-def test_what_is_lost_with_a_version_is_queued_again_in_its_place(path: Path) -> None:
+def test_edits_of_a_lost_version_are_queued_again_in_their_place(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a", "b", "c"))
     journal.take(2)
@@ -134,7 +134,7 @@ def test_what_is_lost_with_a_version_is_queued_again_in_its_place(path: Path) ->
     assert [entry.id for entry in journal.take(8)] == ids
 
 
-def test_what_cannot_be_served_is_tried_alone_and_given_up_in_the_end(path: Path) -> None:
+def test_an_edit_that_cannot_be_served_is_tried_alone_and_then_rejected(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a", "b"))
     journal.take(2)
@@ -146,7 +146,7 @@ def test_what_cannot_be_served_is_tried_alone_and_given_up_in_the_end(path: Path
     assert [entry.id for entry in journal.take(2)] == ids[1:]
 
 
-def test_later_fates_are_kept(path: Path) -> None:
+def test_later_states_are_kept(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a", "b"))
     journal.take(2)
@@ -158,7 +158,7 @@ def test_later_fates_are_kept(path: Path) -> None:
     assert found == [("superseded", 1, True), ("reverted", 2, True)]
 
 
-def test_the_oldest_that_waits_has_an_age(path: Path) -> None:
+def test_the_oldest_queued_edit_has_an_age(path: Path) -> None:
     journal = Journal(path)
     assert journal.age_s == 0.0
     journal.submit(edits("a"))
@@ -181,11 +181,11 @@ def test_a_journal_of_an_earlier_release_is_read(path: Path) -> None:
     assert journal.get(journal.submit(edits("b"), poster="ann")[0]).poster == "ann"
 
 
-def test_a_full_disk_refuses_and_leaves_the_journal_as_it_was(path: Path) -> None:
+def test_a_full_disk_refuses_a_submission_and_changes_nothing(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a"))
     pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
-    journal._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to a full disk
+    journal._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own limit acts as a full disk.
     with pytest.raises(JournalFailed, match="full"):
         journal.submit(edits(*("x" * 1000 for _ in range(100))), "key")
     assert journal.depth == 1 and journal.get(ids[0]).state == "queued"
@@ -220,7 +220,7 @@ def test_pages_are_newest_first(path: Path) -> None:
         (lambda journal: journal.reverted_by(3), "USING INDEX edits_by_"),
     ],
 )
-def test_what_is_asked_often_reads_no_whole_table(path: Path, read: Callable[[Journal], object], plan: str) -> None:
+def test_frequent_queries_read_no_whole_table(path: Path, read: Callable[[Journal], object], plan: str) -> None:
     journal = Journal(path)
     asked: list[str] = []
     journal._connection.set_trace_callback(asked.append)
@@ -228,7 +228,7 @@ def test_what_is_asked_often_reads_no_whole_table(path: Path, read: Callable[[Jo
     journal._connection.set_trace_callback(None)
     (query,) = asked
     steps = [row[3] for row in journal._connection.execute(f"EXPLAIN QUERY PLAN {query}")]
-    assert len(steps) == 1 and plan in steps[0], "found by the index, and in its order: nothing is sorted"
+    assert len(steps) == 1 and plan in steps[0], "the index gives the rows in order, without a sort"
 
 
 # -- one writer -------------------------------------------------------------------------------------------------------
@@ -245,14 +245,14 @@ sys.stdin.read()
 
 
 def holder(path: Path) -> subprocess.Popen[str]:
-    """Another process that has the journal open, with one edit in the making."""
+    """Start a process that holds the journal, with one edit `applying`."""
     command = [sys.executable, "-c", HOLDER, str(path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "open\n"
     return process
 
 
-def test_a_second_worker_is_told_who_has_the_journal(path: Path) -> None:
+def test_a_second_worker_gets_the_process_that_holds_the_journal(path: Path) -> None:
     with holder(path) as first:
         began = time.monotonic()
         with pytest.raises(JournalFailed, match=f"held by process {first.pid}; end it first"):
@@ -261,7 +261,7 @@ def test_a_second_worker_is_told_who_has_the_journal(path: Path) -> None:
         first.communicate("")
 
 
-def test_a_killed_worker_lets_the_journal_go_in_the_midst_of_a_wait(path: Path) -> None:
+def test_a_killed_worker_releases_the_journal_to_a_waiting_one(path: Path) -> None:
     with holder(path) as first:
         timer = threading.Timer(0.3, os.kill, (first.pid, signal.SIGKILL))
         timer.start()
@@ -271,11 +271,11 @@ def test_a_killed_worker_lets_the_journal_go_in_the_midst_of_a_wait(path: Path) 
     assert [entry.edit["prompt"] for entry in second.take(8)] == ["a"]
 
 
-def test_in_one_process_there_is_one_journal_too(path: Path) -> None:
+def test_one_process_opens_a_journal_once(path: Path) -> None:
     first = Journal(path)
     with pytest.raises(JournalFailed, match=f"process {os.getpid()}"):
         Journal(path, wait_s=0)
-    assert first.depth == 0, "the one that is open goes on"
+    assert first.depth == 0, "the open journal still works"
     first.close()
     second = Journal(path, wait_s=0)
     first.close()
@@ -284,10 +284,10 @@ def test_in_one_process_there_is_one_journal_too(path: Path) -> None:
     second.close()
 
 
-# -- what SQLite says -------------------------------------------------------------------------------------------------
+# -- faults of SQLite -------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_no_journal_is_refused_and_let_go(path: Path) -> None:
+def test_a_file_that_is_no_journal_is_refused_and_released(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no journal at all, but long enough to look at" * 100)
     for _ in range(2):
@@ -317,12 +317,12 @@ WRITES: tuple[Callable[[Journal], object], ...] = (
 
 
 @pytest.mark.parametrize(("ask", "what"), [(ask, "read") for ask in READS] + [(ask, "written") for ask in WRITES])
-def test_a_damaged_journal_says_so(path: Path, ask: Callable[[Journal], object], what: str) -> None:
+def test_a_damaged_journal_raises_from_every_method(path: Path, ask: Callable[[Journal], object], what: str) -> None:
     journal = Journal(path)
     journal.submit(edits(*("x" * 1000 for _ in range(20))))
     journal.close()
     content = path.read_bytes()
-    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))  # the first page says what tables there are
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))  # The first page holds the schema.
     damaged = Journal(path)
     with pytest.raises(JournalFailed, match=f"cannot be {what}: .*malformed"):
         ask(damaged)
@@ -330,7 +330,7 @@ def test_a_damaged_journal_says_so(path: Path, ask: Callable[[Journal], object],
 
 
 @pytest.mark.parametrize("ask", [*READS, *WRITES])
-def test_a_closed_journal_says_so(path: Path, ask: Callable[[Journal], object]) -> None:
+def test_a_closed_journal_raises_from_every_method(path: Path, ask: Callable[[Journal], object]) -> None:
     journal = Journal(path)
     journal.close()
     with pytest.raises(JournalFailed, match="closed"):

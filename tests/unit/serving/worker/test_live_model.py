@@ -1,4 +1,4 @@
-"""Which editor a service is given: by name, preset, artifact and settings, or by the path of a class; and where it stands."""
+"""The live model: the editor from name, preset, artifact and settings, and the version that it is at."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def moments(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
 
 @pytest.mark.parametrize("name", EDITORS)
 def test_every_editor_can_be_served_by_its_name(name: str, moments: Path, tiny_model: LanguageModel, tmp_path: Path) -> None:
-    """With the artifact that its kind needs, and it starts on the model."""
+    """Each editor gets the artifact of its kind, and starts on the model."""
     kind, artifact, settings = EDITORS[name], None, {}
     if issubclass(kind, HypernetworkEditor):
         trained = UNDER_TEST[name](tiny_model)
@@ -63,17 +63,17 @@ def test_every_editor_can_be_served_by_its_name(name: str, moments: Path, tiny_m
     assert state.num_edits == 0
 
 
-def test_a_class_by_its_path() -> None:
+def test_an_editor_is_loaded_from_the_path_of_its_class() -> None:
     assert load_editor(LiveModelOptions("model", "ledger", "tests.e2e.toy:Toy")) == Toy()
 
 
-def test_a_host_is_named_after_a_stroke(moments: Path) -> None:
+def test_an_inner_editor_is_named_after_a_slash(moments: Path) -> None:
     editor = make_editor("RECT/AlphaEdit", moments, "testbed", {"kept": "0.3", "host.ridge": "7"})
     assert editor == RECT(AlphaEdit.preset("testbed", ridge=7.0), kept=0.3) and name_of(editor) == "RECT/AlphaEdit"
     assert name_of(make_editor("RECT")) == "RECT"
 
 
-def test_settings_of_a_service_as_text() -> None:
+def test_settings_of_a_service_are_taken_as_text() -> None:
     arguments = Arguments(model="m", ledger="l", settings="search.learning_rate=0.5; ridge=5", guard="num_retained=3")  # type: ignore[arg-type]
     assert arguments.settings == {"search.learning_rate": "0.5", "ridge": "5"}
     assert arguments.guard == {"num_retained": "3"}
@@ -95,7 +95,7 @@ def test_settings_of_a_service_as_text() -> None:
         ("RECT", {"settings": {"kept": "2.0"}}, "kept is a share"),
     ],
 )
-def test_what_cannot_be_made_is_named(name: str, more: dict[str, object], says: str) -> None:
+def test_an_editor_that_cannot_be_made_is_named(name: str, more: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make_editor(name, **more)  # type: ignore[arg-type]
 
@@ -108,7 +108,7 @@ def test_a_trained_editor_keeps_its_settings(tiny_model: LanguageModel, tmp_path
         make_editor("RLEdit", tmp_path, settings={"memory": "2"})
 
 
-def test_a_workshop_has_the_guard_that_it_is_told(model_dir: Path, tmp_path: Path) -> None:
+def test_a_live_model_has_the_guard_of_its_settings(model_dir: Path, tmp_path: Path) -> None:
     Probes(("question",), ("one two three",)).save(tmp_path / "probes.jsonl")
     options = LiveModelOptions(
         str(model_dir),
@@ -131,7 +131,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
-    """At version 3, of one edit each."""
+    """A live model at version 3, with one edit a version."""
     live_model = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
     for number in (1, 2, 3):
         post(live_model, number)
@@ -147,7 +147,7 @@ def post(live_model: LiveModel, number: int) -> Version:
 
 
 def standing(live_model: LiveModel) -> tuple[int, bytes, int, list[str | None]]:
-    """The version, the bits of the edited matrix, and what the editor and the guard remember."""
+    """Return the version, the bits of the edited matrix, and the memories of the editor and the guard."""
     weight_OI = live_model.model.module.get_submodule(live_model.spec.names[0]).weight
     asked = [edit.id for edit in live_model.inspector.earlier]
     return live_model.version, weight_OI.detach().numpy().tobytes(), live_model.state.num_edits, asked
@@ -158,7 +158,7 @@ def tear(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["delta.safetensors", "state.safetensors"])
-def test_a_version_where_nobody_can_stand_is_not_gone_to(live_model: LiveModel, name: str) -> None:
+def test_a_version_that_cannot_be_read_does_not_become_the_head(live_model: LiveModel, name: str) -> None:
     live_model.move_to(1)
     before = standing(live_model)
     number = 2 if name.startswith("delta") else 3
@@ -171,7 +171,7 @@ def test_a_version_where_nobody_can_stand_is_not_gone_to(live_model: LiveModel, 
     assert (post(live_model, 4).parent, live_model.ledger.head) == (1, 4)
 
 
-def test_a_version_of_other_matrices_is_not_gone_to(live_model: LiveModel) -> None:
+def test_a_version_of_other_matrices_does_not_become_the_head(live_model: LiveModel) -> None:
     before = standing(live_model)
     live_model.ledger.append(
         3, WeightDelta({"nowhere": LowRank(torch.ones(2, 1), torch.ones(2, 1))}), live_model.state, (), {}, ("E", "p")
@@ -182,7 +182,7 @@ def test_a_version_of_other_matrices_is_not_gone_to(live_model: LiveModel) -> No
     assert live_model.ledger.head == 3 and standing(live_model) == before
 
 
-def test_a_withdrawn_version_leaves_the_workshop_as_it_was_before(live_model: LiveModel) -> None:
+def test_a_retracted_version_leaves_the_model_as_before(live_model: LiveModel) -> None:
     before = standing(live_model)
     made = live_model.append(live_model.make([edit(4)]))
     assert standing(live_model) != before
@@ -192,7 +192,7 @@ def test_a_withdrawn_version_leaves_the_workshop_as_it_was_before(live_model: Li
 
 
 @pytest.mark.parametrize("mode", ["", "subtract", "replay"])
-def test_after_an_append_nothing_more_is_read(live_model: LiveModel, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_append_reads_nothing_from_disk(live_model: LiveModel, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = live_model.revert(["id-2"], [], mode) if mode else live_model.make([edit(4)])
     append = live_model.ledger.append
 
@@ -211,7 +211,7 @@ def test_after_an_append_nothing_more_is_read(live_model: LiveModel, mode: str, 
     assert standing(LiveModel(live_model.options)) == standing(live_model)
 
 
-def test_both_sides_of_a_limit_can_be_moved_in_any_order() -> None:
+def test_both_sides_of_a_limit_can_be_set_in_any_order() -> None:
     up = {"perplexity.warn": "2", "perplexity.refuse": "3"}
     down = {"perplexity.warn": "1.0", "perplexity.refuse": "1.01"}
     for settings, limit in ((up, Limit(2.0, 3.0)), (down, Limit(1.0, 1.01))):
@@ -228,7 +228,7 @@ def test_both_sides_of_a_limit_can_be_moved_in_any_order() -> None:
         ({}, "nowhere.jsonl", "nowhere.jsonl cannot be read"),
     ],
 )
-def test_a_guard_that_cannot_be_is_named(
+def test_an_impossible_guard_is_named(
     model_dir: Path, tmp_path: Path, guard: dict[str, str], probes: str | None, says: str
 ) -> None:
     settings = {"modules": "layers.0.mlp.down_proj"}

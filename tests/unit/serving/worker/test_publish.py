@@ -16,7 +16,7 @@ from tests.fakes.edit_worker import apply, make_worker, post, replicas_of, state
 
 
 def refuse_next(worker: EditWorker, number: int) -> None:
-    """All replicas refuse this version the next time that they are asked for it."""
+    """Make all replicas refuse this version at the next swap."""
     replicas_of(worker).is_behind, replicas_of(worker).faults = (
         True,
         [Unloadable(number, ["r"], "bad file")],
@@ -83,11 +83,11 @@ def test_a_revert_that_is_refused_late_leaves_its_edits_live(tmp_path):
     replicas_of(worker).faults = [SwapFailed(2, ["r"], "TimeoutError"), Unloadable(2, ["r"], "bad file")]
     asyncio.run(worker.revert(ids[:1], [], "auto"))
     assert states(worker, ids) == [("reverted", 2), ("applied", 1)]
-    told = []
-    worker.edit_loop.waiters.publish = told.extend
+    published = []
+    worker.edit_loop.waiters.publish = published.extend
     with pytest.raises(Unloadable):
         asyncio.run(worker.edit_loop.publisher.served())
-    assert states(worker, ids) == [("applied", 1)] * 2 and worker.live_model.ledger.head == 1 and told == ids[:1]
+    assert states(worker, ids) == [("applied", 1)] * 2 and worker.live_model.ledger.head == 1 and published == ids[:1]
 
 
 def test_edits_are_queued_again_before_replicas_are_waited_for(tmp_path):
@@ -117,7 +117,7 @@ def test_the_last_post_counts_although_an_earlier_one_is_made_again_meanwhile(tm
     async def meanwhile():
         async with worker.edit_loop.writing:
             follower = asyncio.create_task(worker.edit_loop.publisher.served())
-            await asyncio.sleep(0.01)  # it waits for the lock first
+            await asyncio.sleep(0.01)  # It is the first to wait for the lock.
             loop = asyncio.create_task(worker.edit_loop._apply(worker.journal.take(10)))
             await asyncio.sleep(0.01)
         with pytest.raises(Unloadable):
@@ -144,7 +144,7 @@ def test_a_retraction_that_fails_is_repeated_until_it_succeeds(tmp_path, monkeyp
     if isinstance(fault, JournalFailed):
         owner, name = (worker.journal, "reopen")
     else:
-        replicas_of(worker).faults *= 4  # it is the head still, and refused, until it is taken back
+        replicas_of(worker).faults *= 4  # It stays the head and is refused until it is retracted.
     whole, faults, seen = getattr(owner, name), [fault] * 3, []
 
     def failing(*arguments):
