@@ -1,8 +1,8 @@
-"""Who may do what over HTTP: a file of keys, of which it holds only the hashes.
+"""Access keys of the HTTP interface, in a file that holds only their hashes.
 
-A key is a random bearer token with a name, which is what the ledger and the logs say, and a role: `read` asks and looks,
-`edit` also corrects, `admin` also goes back and reverts. The file is JSON and is read again when it changes, so a key can be
-given and taken away while the service runs.
+A key is a random bearer token with a name, which ledger and logs show, and a role: `read` completes and reads, `edit` also
+corrects, `admin` also rolls back and reverts. The file is JSON and is read again when it changes, so that keys can be added and
+removed while the service runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from errata.locks import hold
 
 logger = logging.getLogger("errata")
 
-ROLES = ("read", "edit", "admin")  # each may do what those before it may
+ROLES = ("read", "edit", "admin")  # each includes those before it
 LOOK_PERIOD_S = 1.0
 NUM_KEY_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -40,7 +40,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 @dataclass(frozen=True)
 class Key:
-    """`rate` is in requests a minute; without it there is no limit, without `expires` no end."""
+    """One key's name, role and hash; `rate` is in requests per minute (None: no limit), `expires` None means never."""
 
     name: str
     role: str
@@ -64,19 +64,19 @@ class Key:
 
     @classmethod
     def from_json(cls, data: Any) -> Key:
-        """Raises `ValueError` saying which field is wrong, never with a hash in it."""
+        """Read an entry of the file. Raises `ValueError` with the field at fault, and never with a hash."""
         if not isinstance(data, Mapping) or not {"name", "role", "sha256", "created"} <= set(data) <= _FIELDS:
             raise ValueError("must be {name, role, sha256, created, expires?, rate?}")
         _check(data["name"], data["role"], data.get("rate"))
         if not isinstance(data["sha256"], str) or not re.fullmatch("[0-9a-f]{64}", data["sha256"]):
-            raise ValueError("sha256 must be the key's SHA-256 in 64 small hexadecimal digits")
+            raise ValueError("sha256 must be the key's SHA-256 in 64 lower-case hexadecimal digits")
         expires = None if data.get("expires") is None else _moment(data["expires"], "expires")
         created = _moment(data["created"], "created")
         return cls(data["name"], data["role"], data["sha256"], created, expires, data.get("rate"))
 
 
 class Keys:
-    """The keys of a file, as it is now. `find` reads it again when it has changed, and looks at most once a second."""
+    """The current keys of a file. `find` reads the file again after a change, which it checks at most once a second."""
 
     def __init__(self, path: Path, entries: tuple[Key, ...], mark: tuple[int, int, int]) -> None:
         self.path, self.entries = path, entries
@@ -84,12 +84,12 @@ class Keys:
 
     @classmethod
     def load(cls, path: str | Path) -> Keys:
-        """Raises `ValueError` naming the entry at fault, or saying why the file cannot be used."""
+        """Read a file. Raises `ValueError` with the entry at fault, or the reason why the file cannot be used."""
         path = Path(path).absolute()
         return cls(path, *_read(path))
 
     def find(self, bearer: str, now: datetime) -> Key | None:
-        """The key that `bearer` is, unless it has expired. Takes as long whichever it is, or none."""
+        """Find the key of this bearer token, unless it has expired. The time taken does not depend on the token."""
         self._look()
         digest = _digest(bearer)
         found = None
@@ -99,7 +99,7 @@ class Keys:
         return None if found is None or found.is_expired(now) else found
 
     def _look(self) -> None:
-        """A file that cannot be used any more is told once; the keys that it held stay."""
+        """Read the file again if it has changed. If it is unusable, the keys stay in force, and one line is logged."""
         if time.monotonic() - self._looked_at < LOOK_PERIOD_S:
             return
         self._looked_at = time.monotonic()
@@ -121,11 +121,10 @@ def add_key(
     role: str,
     lifetime: timedelta | None = None,
     rate: int | None = None,
-    now: datetime | None = None,
 ) -> str:
-    """Make a key and write down its hash; returns the key, which is nowhere else. The file is made if it is not there.
+    """Make a key, store its hash, and return the key, which is stored nowhere. A missing file is created.
 
-    Raises `ValueError` if the name is taken, or the file cannot be used.
+    Raises `ValueError` if the name is taken or the file cannot be used.
     """
     _check(name, role, rate)
     created = datetime.now(UTC).replace(microsecond=0)
@@ -139,44 +138,44 @@ def add_key(
 
 
 def remove_key(path: str | Path, name: str) -> None:
-    """Raises `ValueError` if there is no such key, or the file cannot be used."""
+    """Remove a key. Raises `ValueError` if it does not exist or the file cannot be used."""
     with _changed(path) as keys:
         left = [key for key in keys if key.name != name]
         if len(left) == len(keys):
-            raise ValueError(f"there is no key named {name!r} in {path}; `errata keys list` shows those there are")
+            raise ValueError(f"there is no key named {name!r} in {path}; `errata keys list` shows all")
         keys[:] = left
 
 
 def lifetime_of(text: str) -> timedelta:
-    """`90m`, `12h`, `30d`, `8w`. Raises `ValueError`."""
+    """Parse `90m`, `12h`, `30d` or `8w`. Raises `ValueError`."""
     amount, unit = text[:-1], text[-1:]
     if unit not in _UNITS or not amount.isascii() or not amount.isdigit() or not 1 <= len(amount) <= 5 or not int(amount):
-        raise ValueError(f"{text!r} is no lifetime; write a number and m, h, d or w, such as 30d")
+        raise ValueError(f"{text!r} is not a lifetime; write a number and m, h, d or w, such as 30d")
     return timedelta(**{_UNITS[unit]: int(amount)})
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Only this machine can connect to this address."""
     if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
-    except ValueError:  # a name, which may stand for any address
+    except ValueError:  # a name, which may resolve to any address
         return False
 
 
 def check_binding(host: str | None, keys_path: str | Path | None) -> None:
-    """Raises `ValueError` if anyone who reaches `host` could change the model, or the file of keys cannot be used.
+    """Raise `ValueError` if a stranger who connects to `host` could change the model, or the file of keys is unusable.
 
-    `host` is None where nothing listens for HTTP.
+    `host` is None if no HTTP server listens.
     """
     if keys_path:
         if not Keys.load(keys_path).entries:
             raise ValueError(f"{keys_path} holds no key yet: `errata keys add NAME --role admin --file {keys_path}` makes one")
     elif host is not None and not is_loopback(host):
         raise ValueError(
-            f"without keys the service listens on this machine alone (127.0.0.1): on {host!r} anyone who reaches it could "
-            "change the model. `errata keys add NAME --role admin --file FILE` makes a key; start it with --keys FILE then"
+            f"without keys the service listens only on this machine (127.0.0.1): on {host!r} any caller could change the "
+            "model. Make a key with `errata keys add NAME --role admin --file FILE`, and start the service with --keys FILE"
         )
 
 
@@ -212,14 +211,14 @@ def _moment(text: Any, name: str) -> datetime:
 
 
 def _read(path: Path) -> tuple[tuple[Key, ...], tuple[int, int, int]]:
-    """The keys, and the mark of just the file that they were read from. Raises `ValueError`."""
+    """Read the keys, and the mark of the file that was read. Raises `ValueError`."""
     try:
         with path.open("rb") as file:
             found, content = os.fstat(file.fileno()), file.read()
     except OSError as fault:
         raise ValueError(f"the file of keys {path} cannot be read: {fault.strerror}") from None
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError(f"others than its owner may write to {path}, and so let themselves in: chmod 600 {path}")
+        raise ValueError(f"users other than its owner may write to {path}, and could add keys: chmod 600 {path}")
     return _parsed(path, content), _mark(found)
 
 
@@ -227,9 +226,9 @@ def _parsed(path: Path, content: bytes) -> tuple[Key, ...]:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):
-        raise ValueError(f"{path} is no file of keys: it is not JSON") from None
+        raise ValueError(f"{path} is not a file of keys: it is not JSON") from None
     if not isinstance(data, dict) or set(data) != {"keys"} or not isinstance(data["keys"], list):
-        raise ValueError(f'{path} is no file of keys: it must be {{"keys": [...]}}')
+        raise ValueError(f'{path} is not a file of keys: it must be {{"keys": [...]}}')
     keys: list[Key] = []
     for number, entry in enumerate(data["keys"], 1):
         name = entry.get("name") if isinstance(entry, dict) else None
@@ -245,8 +244,8 @@ def _parsed(path: Path, content: bytes) -> tuple[Key, ...]:
 
 @contextmanager
 def _changed(path: str | Path) -> Iterator[list[Key]]:
-    """The keys, to be changed in place and written when nothing is raised. One process at a time."""
-    path = Path(path).resolve()  # a link is followed: what it points to is replaced
+    """Yield the keys, to be changed in place, and write them at the end of the block. One process at a time."""
+    path = Path(path).resolve()  # a link is followed: its target is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
     with hold(path.with_name(f".{path.name}.lock"), wait_s=math.inf):
         keys = list(_read(path)[0]) if path.exists() else []

@@ -1,14 +1,11 @@
-"""What is asked of a model: one correction (`Edit`), and the few that are made together (`EditBatch`)."""
+"""Edits, batches of edits, and the reasons for which one is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, Literal
 
 
 class Code(StrEnum):
@@ -109,9 +106,9 @@ class EditRejected(ValueError):
 
 @dataclass(frozen=True)
 class Probe:
-    """A question with its answer, asked to see what an edit did: a neighbour (locality) or a consequence (portability).
+    """A question that tests an edit's side effects: locality (its answer must stay) or portability (its answer follows).
 
-    `kind` says of which sort: `two_hop`, `alias`, `reverse` or any other word; scores are then also given by kind.
+    `kind` groups portability scores: `two_hop`, `alias`, `reverse` or any other word.
     """
 
     prompt: str
@@ -123,7 +120,7 @@ class Probe:
 
     @classmethod
     def from_json(cls, data: Any, field: str) -> Probe:
-        """Raises `EditRejected` about `field` for what is no {prompt, target, kind?} of strings."""
+        """Read {prompt, target, kind?} of strings. Raises `EditRejected` about `field` for anything else."""
         parts: dict[str, Any] = {**data, "kind": data.get("kind") or ""} if isinstance(data, Mapping) else {}
         if set(parts) != {"prompt", "target", "kind"} or not all(isinstance(part, str) for part in parts.values()):
             raise EditRejected(
@@ -134,11 +131,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Edit:
-    """One correction: after it, `prompt` is to be answered by `target`.
+    """One correction: the edited model answers `prompt` with `target`.
 
-    `rephrasings` are other wordings of the prompt that should follow it. `locality` are questions whose answers must stay,
-    `portability` questions whose answers follow from the edit; both are for training and scoring, never needed to edit.
-    `poster` is the name of the key that it was posted with, where one was needed.
+    `rephrasings` are other wordings of the prompt, which the edit should generalise to. `locality` and `portability` are probes
+    for training and scoring; no editor needs them to edit. `poster` is the author: the name of the key that posted the edit.
     """
 
     prompt: str
@@ -180,7 +176,7 @@ class Edit:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Edit:
-        """The inverse of `to_json`. Raises `EditRejected` naming a field that is missing, unknown or of the wrong type."""
+        """Read an edit. Raises `EditRejected` for a field that is missing, unknown or of the wrong type."""
         if unknown := data.keys() - _FIELDS:
             raise EditRejected("is not a field of an edit", code=Code.UNKNOWN_FIELD, field=", ".join(sorted(unknown)))
         for name in ("prompt", "target"):

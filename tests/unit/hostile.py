@@ -1,8 +1,8 @@
-"""Requests that mean harm, or were made by a broken client, and the codes that each may be answered with: never a 5xx.
+"""Hostile or broken requests, with the statuses that may answer them: never a 5xx.
 
-One list for the door in a unit test and for the served application: `client.request(**item.options(keys))`, `keys` being
-bearers by what `Hostile.key` calls them (empty for a service without keys: leave out what `needs_keys`). One item has a first
-request that is taken, and queues an edit of "p" to "t".
+One list for the routes in a unit test and for the served application: `client.request(**item.options(keys))`, where `keys` has
+tokens by the names in `Hostile.key` (empty for a service without keys: leave out items with `needs_keys`). One item has a
+`before`, a valid request that queues an edit of "p" to "t".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EDIT = {"edits": [{"prompt": "p", "target": "t"}]}
 
 @dataclass(frozen=True)
 class Hostile:
-    """`key` names the key that it comes with: a role, `expired`, `unknown`, or None for none. `before` is sent first."""
+    """One request; `key` is the name of its key (a role, `expired`, `unknown`) or None. `before` is sent first."""
 
     name: str
     method: str
@@ -31,7 +31,7 @@ class Hostile:
 
     @property
     def needs_keys(self) -> bool:
-        """It is refused for its key alone: without a file of keys it is an ordinary request."""
+        """The request is refused only because of its key."""
         return self.codes <= {401, 403}
 
     def options(self, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -145,10 +145,10 @@ def _values() -> list[Hostile]:
         post("no edits", "/v1/edits", {"edits": []}, 422),
         post("a subject that is not there", "/v1/edits", edit_with(subject="\x1b[2J\r\nSet-Cookie: a=b"), 422),
         post("an unknown field", "/v1/edits", edit_with(__class__="x"), 422),
-        post("an editor of one's own", "/v1/edits", {**EDIT, "editor": "os:system"}, 422),
-        post("an artifact of one's own", "/v1/edits", {**EDIT, "artifact": "../../etc"}, 422),
-        post("a ledger of one's own", "/v1/rollback", {"version": 0, "ledger": "/etc"}, 422),
-        post("an id of one's own", "/v1/edits", edit_with(id="../../etc"), 422),
+        post("another editor", "/v1/edits", {**EDIT, "editor": "os:system"}, 422),
+        post("another artifact", "/v1/edits", {**EDIT, "artifact": "../../etc"}, 422),
+        post("another ledger", "/v1/rollback", {"version": 0, "ledger": "/etc"}, 422),
+        post("a chosen id", "/v1/edits", edit_with(id="../../etc"), 422),
         post("a class for a prompt", "/v1/edits", edit_with(prompt={"__reduce__": ["os.system", "true"]}), 422),
         post("nothing to revert", "/v1/revert", {}, 409, 422),
         post("an unknown edit to revert", "/v1/revert", {"edits": ["../../etc"]}, 404, 422),
@@ -243,7 +243,7 @@ def _keys() -> list[Hostile]:
         post("reading, to go back", "/v1/rollback", {"version": 0}, 403, key="read"),
         post("editing, to go back", "/v1/rollback", {"version": 0}, 403, key="edit"),
         post("editing, to revert", "/v1/revert", {"versions": [1]}, 403, key="edit"),
-        post("editing, on a route that nobody lists", "/v1/responses", {}, 403, key="edit"),
+        post("editing, on a route that is not listed", "/v1/responses", {}, 403, key="edit"),
         get("reading, with a line break after the route", "/v1/status%0a", 403, key="read"),
         get("reading, on vLLM's pages", "/docs", 403, key="read"),
     ]

@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def checks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access_keys, "LOOK_PERIOD_S", 0.0)
 
 
@@ -36,7 +36,7 @@ def written(file: Path, *entries: Any) -> Path:
     return file
 
 
-def test_a_key_is_found_by_itself_alone(file: Path) -> None:
+def test_only_the_right_token_finds_a_key(file: Path) -> None:
     bearers = {name: add_key(file, name, role) for name, role in (("r", "read"), ("e", "edit"), ("a", "admin"))}
     found = Keys.load(file)
     assert {name: found.find(bearer, NOW).role for name, bearer in bearers.items()} == {"r": "read", "e": "edit", "a": "admin"}
@@ -49,7 +49,7 @@ def test_a_key_is_found_by_itself_alone(file: Path) -> None:
     ]
 
 
-def test_the_file_holds_no_key_and_is_its_owners_alone(file: Path) -> None:
+def test_the_file_contains_no_key_and_only_its_owner_reads_it(file: Path) -> None:
     bearer = add_key(file, "a", "admin")
     assert len(bearer) >= 43
     assert bearer not in file.read_text()
@@ -69,7 +69,7 @@ def test_a_key_expires(file: Path) -> None:
     assert found.find(bearer, ends) is None
 
 
-def test_every_entry_is_compared_whichever_it_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_entry_is_compared_for_every_token(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bearers = [add_key(file, f"k{i}", "read") for i in range(5)]
     found, compared = Keys.load(file), []
     compare = access_keys.hmac.compare_digest
@@ -109,14 +109,14 @@ def test_an_entry_that_is_wrong_is_named(file: Path, entry: Any, why: str) -> No
     assert "the-key-itself" not in str(raised.value)
 
 
-def test_files_that_are_no_files_of_keys(file: Path, tmp_path: Path) -> None:
+def test_other_files_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         Keys.load(file)
     with pytest.raises(ValueError, match="cannot be read: Is a directory"):
         Keys.load(tmp_path)
     for content in (b"", b"{", b"[]", b'{"keys": {}}', b'{"keys": [], "more": 1}', b"\xff", b"[" * 100_000):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match="is no file of keys"):
+        with pytest.raises(ValueError, match="is not a file of keys"):
             Keys.load(file)
     with pytest.raises(ValueError, match="same key as 'a', or has its name"):
         Keys.load(written(file, ENTRY, {**ENTRY, "sha256": "1" * 64}))
@@ -131,7 +131,7 @@ def test_a_file_that_others_may_write_to_is_refused(file: Path, mode: int) -> No
         Keys.load(file)
 
 
-def test_a_changed_file_is_read_again(file: Path, looks_each_time: None) -> None:
+def test_a_changed_file_is_read_again(file: Path, checks_each_time: None) -> None:
     first = add_key(file, "first", "read")
     found = Keys.load(file)
     second = add_key(file, "second", "admin")
@@ -140,7 +140,7 @@ def test_a_changed_file_is_read_again(file: Path, looks_each_time: None) -> None
     assert found.find(first, NOW) is None
 
 
-def test_it_looks_at_most_once_a_second(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_checked_at_most_once_a_second(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_key(file, "first", "read")
     found, now = Keys.load(file), access_keys.time.monotonic()
     second = add_key(file, "second", "read")
@@ -150,8 +150,8 @@ def test_it_looks_at_most_once_a_second(file: Path, monkeypatch: pytest.MonkeyPa
     assert found.find(second, NOW) is not None
 
 
-def test_a_file_that_breaks_keeps_the_earlier_keys_and_is_told_once(
-    file: Path, looks_each_time: None, caplog: pytest.LogCaptureFixture
+def test_a_damaged_file_keeps_the_earlier_keys_and_is_logged_once(
+    file: Path, checks_each_time: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     bearer = add_key(file, "a", "read")
     found, kept = Keys.load(file), file.read_bytes()
@@ -170,7 +170,7 @@ def test_a_file_that_breaks_keeps_the_earlier_keys_and_is_told_once(
     assert errors() == 1
 
 
-def test_keys_made_at_the_same_time_are_all_there(file: Path) -> None:
+def test_keys_made_concurrently_are_all_stored(file: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         bearers = list(pool.map(lambda number: add_key(file, f"k{number}", "read"), range(16)))
     found = Keys.load(file)
@@ -205,8 +205,8 @@ def test_lifetimes(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "d", "30", "0d", "-1d", "1.5d", "30 d", "30y", "²d", "999999d"])
-def test_what_is_no_lifetime(text: str) -> None:
-    with pytest.raises(ValueError, match="is no lifetime"):
+def test_invalid_lifetimes(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a lifetime"):
         lifetime_of(text)
 
 
@@ -217,7 +217,7 @@ def test_loopback() -> None:
     )
 
 
-def test_it_listens_elsewhere_only_with_keys(file: Path) -> None:
+def test_another_address_requires_keys(file: Path) -> None:
     for host in ("127.0.0.1", "localhost", "::1", None):
         check_binding(host, None)
         check_binding(host, "")
@@ -270,7 +270,7 @@ def test_an_expired_key_is_listed_as_such(file: Path) -> None:
         (("remove", "b"), "there is no key named 'b'"),
     ],
 )
-def test_commands_that_cannot_be_done(file: Path, arguments: tuple[str, ...], why: str) -> None:
+def test_commands_that_fail(file: Path, arguments: tuple[str, ...], why: str) -> None:
     add_key(file, "taken", "read")
     before = file.read_bytes()
     done = run(*arguments, "--file", file)
@@ -279,7 +279,7 @@ def test_commands_that_cannot_be_done(file: Path, arguments: tuple[str, ...], wh
     assert file.read_bytes() == before
 
 
-def test_the_list_of_a_file_that_is_not_there(file: Path) -> None:
+def test_the_list_of_a_missing_file(file: Path) -> None:
     done = run("list", "--file", file)
     assert done.exit_code == 1
     assert "cannot be read" in done.stderr

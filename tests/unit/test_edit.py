@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from errata.edit import Code, Edit, EditBatch, EditRejected, Probe, batches_of, check_edits
+from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, Probe, batches_of, check_edits
 
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
 
@@ -37,23 +37,32 @@ def test_from_json_names_the_field(data, field):
     assert rejected.value.field == field
 
 
-def test_all_faults_are_told_at_once(tiny_model):
+def test_all_faults_of_a_batch_are_listed(tiny_model):
     edits = [Edit("a", " "), FULL, Edit("Bob", "x", subject="Ada", rephrasings=("",)), Edit("question " * 60, "a")]
     with pytest.raises(EditRejected) as rejected:
         check_edits(edits, tiny_model.tokenizer, tiny_model.max_tokens)
-    assert (rejected.value.edit, rejected.value.field) == (0, "target")
-    for part in ("edit 2, subject", "edit 2, rephrasings", "edit 3, prompt", "60 tokens", "48"):
-        assert part in str(rejected.value)
+    assert (rejected.value.edit, rejected.value.field, rejected.value.code) == (0, "target", Code.EMPTY_FIELD)
+    assert [(fault.edit, fault.field, fault.code) for fault in rejected.value.faults] == [
+        (0, "target", Code.EMPTY_FIELD),
+        (2, "subject", Code.SUBJECT_NOT_IN_PROMPT),
+        (2, "rephrasings", Code.EMPTY_FIELD),
+        (3, "prompt", Code.TOO_LONG),
+    ]
+    assert "has 60 tokens; the model's context holds 48" in str(rejected.value)
     check_edits([FULL], tiny_model.tokenizer, tiny_model.max_tokens)
-    with pytest.raises(EditRejected, match="empty batch"):
+    with pytest.raises(EditRejected) as rejected:
         check_edits([])
+    assert rejected.value.code == Code.EMPTY_BATCH
 
 
 def test_a_rejection_survives_pickling():
-    rejected = EditRejected("too long", edit=3, field="prompt", code=Code.EDITOR_FAILED)
+    rejected = EditRejected("too long", code=Code.TOO_LONG, edit=3, field="prompt")
     copy = pickle.loads(pickle.dumps(rejected))
-    assert (str(copy), copy.edit, copy.field) == ("edit 3, prompt: too long", 3, "prompt")
+    assert (str(copy), copy.code, copy.edit, copy.field) == ("edit 3, prompt: too long", Code.TOO_LONG, 3, "prompt")
     assert isinstance(copy, ValueError)
+    several = EditRejected.of([*rejected.faults, Fault(4, None, Code.NOT_FINITE, "is not finite")])
+    copy = pickle.loads(pickle.dumps(several))
+    assert (copy.faults, str(copy)) == (several.faults, "edit 3, prompt: too long; edit 4: is not finite")
 
 
 def test_batches_of():

@@ -1,4 +1,4 @@
-"""`errata bench` on a random model: what it writes, and what it says of bad input."""
+"""The command `errata bench` on a random model: its files, and its messages about bad input."""
 
 import json
 from pathlib import Path
@@ -13,15 +13,22 @@ from errata.datasets.reader import write_parquet
 from errata.edit import batches_of
 from errata.editors.hypernet.episode import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
+from errata.local.terminal import RAY_JOB
 from errata.model.language_model import load
 from errata.testbed.world import World
 
 MODULES = ("layers.1.mlp.down_proj",)
 
 
+@pytest.fixture(autouse=True)
+def output_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the output in this process, as under `ray job submit`."""
+    monkeypatch.setenv(RAY_JOB, "{}")
+
+
 @pytest.fixture(scope="module")
 def files(model_dir: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The options of a run that works."""
+    """Make the options of a valid run."""
     folder = tmp_path_factory.mktemp("bench")
     write_parquet(world.edits("test", 8), folder / "edits.parquet")
     (folder / "plain.txt").write_text("\n".join(world.plain_sentences(held_out=True)[:5]) + "\n\n")
@@ -58,13 +65,13 @@ def test_a_trained_editor_is_scored(files: dict[str, str]) -> None:
     assert "| RLEdit | 8 |" in done.output
 
 
-def test_two_of_a_class_are_called_by_their_folders(files: dict[str, str]) -> None:
+def test_two_editors_of_a_class_are_named_by_their_folders(files: dict[str, str]) -> None:
     second = Path(files["--editor"]).with_name("two")
     done = bench(files, "--editor", str(second), "--limit", "4")
     assert done.exit_code == 0 and "one, seed 0, 4 edits" in done.output and "two, seed 0, 4 edits" in done.output
 
 
-def test_settings_of_an_editor_that_learns_nothing(files: dict[str, str]) -> None:
+def test_settings_of_an_untrained_editor(files: dict[str, str]) -> None:
     settings = ("modules=layers.1.mlp.down_proj", "num_epochs=2")
     more = [part for setting in settings for part in ("--set", f"FT-L.{setting}")]
     done = bench(files, "--editor", "FT-L", *more, "--limit", "3")
@@ -101,7 +108,7 @@ def test_bad_input_is_named(files: dict[str, str], options: dict[str, str], more
     assert done.exit_code == 1 and says in done.output.replace("\n", " "), done.output
 
 
-def test_what_cannot_run_is_named_before_others_have_run(files: dict[str, str]) -> None:
+def test_an_unusable_editor_is_named_before_others_run(files: dict[str, str]) -> None:
     done = bench(files, "--editor", "LocFT", "--set", "LocFT.modules=layers.9.x")
     assert done.exit_code == 1 and "named layers.9.x" in done.output and "edits:" not in done.output
 
@@ -126,8 +133,8 @@ def test_a_sentence_file_of_another_encoding_is_named(files: dict[str, str], tmp
 PLACE = "AlphaEdit.modules=layers.0.mlp.down_proj"
 
 
-def test_what_was_played_before_an_editor_failed_is_kept(files: dict[str, str], tmp_path: Path) -> None:
-    """AlphaEdit has no moments, which shows when its turn comes."""
+def test_results_before_a_failing_editor_are_kept(files: dict[str, str], tmp_path: Path) -> None:
+    """AlphaEdit has no moments, which is found when it starts."""
     out = tmp_path / "kept"
     done = bench(
         {**files, "--editor": "LocFT", "--out": str(out)}, "--editor", "AlphaEdit:testbed", "--limit", "2", "--set", PLACE

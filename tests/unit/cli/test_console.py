@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_no_service_is_said_plainly(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_missing_service_is_reported(command: tuple[str, ...], tmp_path: Path) -> None:
     given = [file_of(tmp_path, ["a"]) if part == "FILE" else part for part in command]
     done = errata(*given, "--url", f"http://127.0.0.1:{free_port()}")
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
@@ -40,7 +43,7 @@ def test_no_service_is_said_plainly(command: tuple[str, ...], tmp_path: Path) ->
         (500, {}, "HTTP 500"),
     ],
 )
-def test_a_refusal_is_one_line_that_says_what_to_do(service: Service, code: int, headers: dict[str, str], says: str) -> None:
+def test_a_refusal_is_one_line_with_advice(service: Service, code: int, headers: dict[str, str], says: str) -> None:
     body = json.dumps({"error": {"message": "so\nit [b]is[/b]", "field": None, "edit": None}})
     service.troubles.coming.append(Answer(code, headers, body))
     done = errata("rollback", "0")
@@ -48,7 +51,7 @@ def test_a_refusal_is_one_line_that_says_what_to_do(service: Service, code: int,
     assert f"so it [b]is[/b] (HTTP {code})" in done.output and says in done.output
 
 
-def test_a_service_without_the_route_says_so(service: Service) -> None:
+def test_a_missing_route_is_reported(service: Service) -> None:
     service.troubles.coming.append(Answer(404, {}, json.dumps({"detail": "Not Found"})))
     assert "no such route" in errata("status").output
 
@@ -80,3 +83,24 @@ def test_keys_and_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("ERRATA_KEY", f"{editors}\n")
         done = errata("status")
         assert done.exit_code == 1 and "line ends" in done.output and editors not in done.output
+
+
+LOGGED = """
+import os, typer
+from errata.cli.console import logged
+def command():
+    with logged("bench") as console:
+        os.write(1, b"a framework's line\\n")
+        console.print("half done")
+        raise ValueError("no such file")
+typer.run(command)
+"""
+
+
+def test_lines_of_frameworks_go_to_a_log_that_a_failure_names(tmp_path: Path) -> None:
+    environment = {**os.environ, "ERRATA_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", LOGGED], env=environment, capture_output=True, text=True, check=False)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert (done.returncode, done.stdout) == (1, f"bench: log in {log}\nhalf done\n")
+    assert done.stderr == f"bench: no such file; the whole log: {log}\n"
+    assert "a framework's line" in log.read_text() and "Traceback" in log.read_text()

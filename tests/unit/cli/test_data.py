@@ -1,4 +1,4 @@
-"""`errata data`, and the search for duplicates and contradictions that it prints."""
+"""The commands `errata data`, and the search for duplicates and conflicts."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_convert_writes_the_same_edits(tmp_path: Path) -> None:
     assert list(read_edits(tmp_path / "edits.parquet")) == list(read_edits(DATA / "mquake.json"))
 
 
-def test_convert_takes_as_many_as_asked(tmp_path: Path) -> None:
+def test_convert_stops_at_the_limit(tmp_path: Path) -> None:
     run("convert", DATA / "fever.jsonl", tmp_path / "edits.parquet", "--limit", "1", "--format", "fever")
     assert len(list(read_edits(tmp_path / "edits.parquet"))) == 1
 
 
-def test_convert_stops_or_skips_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+def test_convert_stops_or_skips_and_leaves_no_partial_file(tmp_path: Path) -> None:
     bad, out = tmp_path / "bad.jsonl", tmp_path / "out" / "edits.parquet"
     bad.write_text('{"prompt": "a", "target": "b"}\n{"prompt": "a"}\n{"prompt": "c", "target": "d"}\n')
     assert "edit 1, target: must be given as a string (bad.jsonl)" in run("convert", bad, out, code=1)
@@ -58,7 +58,7 @@ def test_convert_stops_or_skips_and_leaves_nothing_half_done(tmp_path: Path) -> 
         (("check", "gopher://x/y"), "cannot be opened"),
     ],
 )
-def test_what_cannot_be_read_is_said_without_a_traceback(words: tuple[str, ...], said: str) -> None:
+def test_unreadable_input_is_one_line(words: tuple[str, ...], said: str) -> None:
     assert said in run(*words, code=1)
 
 
@@ -90,14 +90,14 @@ def test_parquet_without_rows_holds_no_record(tmp_path: Path, command: str) -> N
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out", "folder.parquet"])
-def test_convert_writes_into_a_file_named_parquet_only(tmp_path: Path, name: str) -> None:
+def test_convert_writes_only_files_named_parquet(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.parquet").mkdir()
     said = run("convert", "none.json", tmp_path / name, code=2)
     assert ("folder" if name == "folder.parquet" else "must end in") in said and "no file none.json" not in said
     assert list(tmp_path.iterdir()) == [tmp_path / "folder.parquet"]
 
 
-def test_check_says_how_many_pairs_it_does_not_show(tmp_path: Path) -> None:
+def test_check_counts_the_pairs_it_does_not_show(tmp_path: Path) -> None:
     write_parquet([Edit(f"fact {number // 2}", f"answer {number % 2}") for number in range(16)], tmp_path / "edits.parquet")
     said = run("check", tmp_path / "edits.parquet", code=1)
     assert "8 conflicts" in said and said.count("' is '") == NUM_EXAMPLES and "  and 3 more\n" in said
@@ -109,7 +109,7 @@ def test_check_of_a_good_file() -> None:
     assert "0 duplicates of" in said and "0 conflicts, 0 edits in them" in said
 
 
-def test_one_is_not_called_many(tmp_path: Path) -> None:
+def test_singular_and_plural(tmp_path: Path) -> None:
     write_parquet([Edit("a", "b")], tmp_path / "one.parquet")
     assert "1 edit, 0 records at fault" in run("check", tmp_path / "one.parquet")
     assert "1 edit written" in run("convert", tmp_path / "one.parquet", tmp_path / "out.parquet")
@@ -130,7 +130,7 @@ def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
     assert "1 conflict, 3 edits in it\n" in said and "edits 0 and 2: 'The capital of Tal is' is 'Orr' and 'Lund'" in said
 
 
-def test_repetitions_are_what_a_plain_count_finds() -> None:
+def test_repetitions_agree_with_a_plain_count() -> None:
     draw = random.Random(0)
     edits = [Edit(f"fact {draw.randrange(400)}", f"answer {draw.randrange(3)}") for _ in range(1000)]
     targets: dict[str, list[str]] = {}

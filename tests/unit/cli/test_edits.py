@@ -9,25 +9,26 @@ import time
 import pytest
 
 from errata.cli import edits
+from tests.fakes.backend import UNMADE, UNQUEUED
 from tests.unit.cli.invoke import PROMPT, errata, words
-from tests.unit.served import UNQUEUED, UNMADE, Cut, Service
+from tests.unit.served import Cut, Service
 
 
-def test_an_edit_is_made_and_said(service: Service) -> None:
+def test_an_edit_is_made_and_reported(service: Service) -> None:
     done = errata("edit", PROMPT, "Lyon", "--subject", "France", "--rephrasing", "France's capital is")
     assert done.exit_code == 0 and "applied in version 1" in done.output
     ((_, edits, wait),) = service.backend.posts
     assert edits == [{"prompt": PROMPT, "target": "Lyon", "subject": "France", "rephrasings": ["France's capital is"]}] and wait
 
 
-def test_a_rejected_edit_says_why_and_ends_with_one(service: Service) -> None:
+def test_a_rejected_edit_has_a_reason_and_exit_code_1(service: Service) -> None:
     done = errata("edit", PROMPT, UNMADE)
     assert done.exit_code == 1 and "rejected: target: it would break the model" in done.output
     done = errata("edit", PROMPT, UNQUEUED)
     assert done.exit_code == 1 and "has 99 tokens (HTTP 422)" in done.output
 
 
-def test_an_edit_that_is_not_waited_for_can_be_followed(service: Service) -> None:
+def test_an_edit_without_wait_can_be_followed(service: Service) -> None:
     service.backend.held = True
     done = errata("edit", PROMPT, "Lyon", "--no-wait")
     assert done.exit_code == 0 and "queued as" in done.output
@@ -59,7 +60,7 @@ def test_ask_shows_answers_and_their_version(one_version: str) -> None:
     assert json.loads(errata("ask", "hello", "--json").output)["errata"]["version_max"] == 1
 
 
-def test_watching_prints_a_line_an_event(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_prints_a_line_for_each_event(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     service.troubles.path = "/v1/events"
     service.troubles.coming.append(Cut(9))
     lines: list[str] = []
@@ -72,7 +73,7 @@ def test_watching_prints_a_line_an_event(service: Service, monkeypatch: pytest.M
     monkeypatch.setattr(edits, "say", stop_after)
     command = threading.Thread(target=errata, args=("watch",), daemon=True)
     command.start()
-    while not service.backend.feed.is_heard:
+    while not service.backend.event_bus.has_listeners:
         time.sleep(0.02)
     for target in ("Lyon", UNMADE, "Nice"):
         errata("edit", PROMPT, target)
@@ -84,7 +85,7 @@ def test_watching_prints_a_line_an_event(service: Service, monkeypatch: pytest.M
     assert "rejected: The capital of France is → unlearnable: it would break the model" in text
 
 
-def test_watching_what_is_not_there_says_so(service: Service) -> None:
+def test_watching_an_unknown_edit(service: Service) -> None:
     done = errata("watch", "abc")
     assert done.exit_code == 1 and "errata edits" in done.output
     done = errata("watch", "../status")

@@ -12,8 +12,9 @@ import pytest
 
 from errata.cli import import_file
 from errata.client import bulk_import
+from tests.fakes.backend import UNMADE, UNQUEUED
 from tests.unit.cli.invoke import PROMPT, errata, file_of, words
-from tests.unit.served import UNQUEUED, UNMADE, Answer, Cut, Service, serving
+from tests.unit.served import Answer, Cut, Service, serving
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_a_file_is_posted_in_order_and_a_second_run_posts_nothing(service: Servi
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_an_import_that_was_broken_off_goes_on(service: Service, tmp_path: Path) -> None:
+def test_an_interrupted_import_continues(service: Service, tmp_path: Path) -> None:
     source = file_of(tmp_path, ["same"] * 11)
     service.troubles.path = "/v1/edits"
     gone = Answer(403, {}, json.dumps({"error": {"message": "no"}}))
@@ -50,7 +51,7 @@ def test_an_import_that_was_broken_off_goes_on(service: Service, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_what_is_rejected_is_listed_and_written_down(service: Service, tmp_path: Path) -> None:
+def test_rejected_edits_are_listed_and_written(service: Service, tmp_path: Path) -> None:
     source = file_of(tmp_path, ["t0", UNQUEUED, "t2", UNMADE, UNQUEUED, UNQUEUED, UNQUEUED, UNQUEUED, "t8"])
     done = errata("import", source, "--rejected", str(tmp_path / "rejected.jsonl"))
     assert done.exit_code == 1 and "4 of 9 posted: 3 applied, 6 rejected" in done.output
@@ -69,7 +70,7 @@ def test_what_is_rejected_is_listed_and_written_down(service: Service, tmp_path:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_what_is_beyond_the_limits_of_a_post_is_left_out_alone(service: Service, tmp_path: Path) -> None:
+def test_only_edits_beyond_the_limits_of_a_post_are_left_out(service: Service, tmp_path: Path) -> None:
     edits = [{"prompt": f"{PROMPT} {i}", "target": "t"} for i in range(6)]
     edits[1] |= {"rephrasings": ["r"] * 65}
     edits[2] |= {"target": "t" * 16_385}
@@ -84,7 +85,7 @@ def test_what_is_beyond_the_limits_of_a_post_is_left_out_alone(service: Service,
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_full_queue_and_too_large_a_post_are_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_and_a_post_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path, max_queue=3) as service:
         source = file_of(tmp_path, ["same"] * 9)
         done = errata("import", source, "--url", service.url)
@@ -111,7 +112,7 @@ def test_an_import_without_wait_returns_before_edits_are_made(service: Service, 
     assert done.exit_code == 0 and "2 of 2 posted: 0 applied, 2 queued" in done.output
 
 
-def test_a_file_at_fault_is_seen_before_anything_is_posted(service: Service, tmp_path: Path) -> None:
+def test_a_faulty_file_is_found_before_anything_is_posted(service: Service, tmp_path: Path) -> None:
     source = file_of(tmp_path, ["a", "", "c"])
     done = errata("import", source)
     assert done.exit_code == 1 and "edit 1, target: is empty" in done.output and service.queued == []
@@ -123,7 +124,7 @@ def test_a_file_at_fault_is_seen_before_anything_is_posted(service: Service, tmp
     assert errata("import", source, "--on-fault", "ask").exit_code == 2
 
 
-def test_an_interrupted_import_says_how_it_goes_on(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_import_says_how_to_continue(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: Any) -> None:
         raise KeyboardInterrupt
 

@@ -52,7 +52,7 @@ def test_the_served_model_is_scored_by_what_it_generates(one_version: str, tmp_p
         (None, "No such file"),
     ],
 )
-def test_scoring_against_what_is_no_answers_says_so(one_version: str, tmp_path: Path, content: str | None, says: str) -> None:
+def test_a_file_without_answers_is_reported(one_version: str, tmp_path: Path, content: str | None, says: str) -> None:
     base = tmp_path / "base.json"
     if content is not None:
         base.write_text(content)

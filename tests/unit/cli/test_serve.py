@@ -18,7 +18,7 @@ from tests.unit.cli.invoke import PROMPT, errata, words
 from tests.unit.served import Service
 
 
-def test_status_reads_well(service: Service) -> None:
+def test_status(service: Service) -> None:
     errata("edit", PROMPT, "Lyon")
     shown = words(errata("status"))
     for part in (
@@ -38,7 +38,7 @@ def test_status_reads_well(service: Service) -> None:
     assert "not ready: replica b has version 0" in shown and "1 of at most 10,000 edits wait, the oldest for" in shown
 
 
-def test_serving_before_anything_was_made_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serving_without_an_artifact_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     for editor, says in (
         ("RLEdit", "make demo"),
@@ -50,7 +50,7 @@ def test_serving_before_anything_was_made_says_what_to_do(tmp_path: Path, monkey
         assert done.exit_code == 2 and says in done.output.replace("│", "").replace("\n", ""), done.output
 
 
-def test_a_preset_is_looked_up_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_is_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     for editor, preset, says in (
         ("UltraEdit", "llama4", "UltraEdit has no preset 'llama4'; there are llama3_8b"),
@@ -81,7 +81,7 @@ app()
 
 
 def serve(home: Path, *options: str) -> subprocess.Popen[str]:
-    """`errata serve`, once it says that it is ready, with processes that only wait."""
+    """Start `errata serve` with processes that only wait, and return when it is ready."""
     command = [sys.executable, "-c", WAITING, "serve", "--editor", "FT-L", "--model", "m", *options]
     environment = {**os.environ, "ERRATA_HOME": str(home)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -147,7 +147,7 @@ def test_stop_leaves_other_processes_alone(tmp_path: Path, monkeypatch: pytest.M
     assert done.exit_code == 1 and "does not name the process" in done.output
 
 
-def test_serving_others_takes_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serving_other_machines_requires_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     for options, says in (
         (["--host", "0.0.0.0"], "errata keys add"),

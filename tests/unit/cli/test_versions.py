@@ -23,7 +23,7 @@ def test_versions_are_listed_and_shown(service: Service) -> None:
     assert done.exit_code == 1 and "there is no version 7" in done.output
 
 
-def test_rollback_says_what_is_live(service: Service) -> None:
+def test_rollback_names_the_live_version(service: Service) -> None:
     errata("edit", PROMPT, "Lyon")
     done = errata("rollback", "0")
     assert done.exit_code == 0 and "version 0 is live; the swap took 12 ms" in done.output and service.backend.head == 0
@@ -31,7 +31,7 @@ def test_rollback_says_what_is_live(service: Service) -> None:
     assert done.exit_code == 1 and "there is no version 5" in done.output
 
 
-def test_rollback_and_revert_say_which_replicas_are_late(service: Service) -> None:
+def test_rollback_and_revert_name_late_replicas(service: Service) -> None:
     errata("edit", PROMPT, "Lyon")
     service.backend.late = {"swap_error": "version 2 is not served by b: TimeoutError"}
     for done in (errata("revert", service.queued[0]["id"]), errata("rollback", "0")):
@@ -72,7 +72,7 @@ def test_blame_names_the_version(service: Service) -> None:
     assert done.exit_code == 1 and "HTTP 422" in done.output
 
 
-def test_exporting_what_is_not_there_says_so(tmp_path: Path) -> None:
+def test_exporting_an_unknown_version(tmp_path: Path) -> None:
     Ledger.create(tmp_path / "ledger", {"model": "m", "fingerprint": "f", "matrices": ["a"]})
     for ledger, says in ((tmp_path / "ledger", "there is no version 3"), (tmp_path / "none", "none")):
         done = errata("export", "3", str(tmp_path / "out"), "--ledger", str(ledger))

@@ -19,7 +19,8 @@ from errata.client.client import Client
 from errata.client.errors import ErrataError, Unreachable
 from errata.client.events import Event, events_of
 from errata.local.services import free_port
-from tests.unit.served import UNMADE, UNQUEUED, Answer, Cut, Service, serving
+from tests.fakes.backend import UNMADE, UNQUEUED
+from tests.unit.served import Answer, Cut, Service, serving
 
 EDIT = {"prompt": "The capital of France is", "target": "Lyon"}
 NOT_NOW = Answer(503, {"Retry-After": "0"})
@@ -36,10 +37,10 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield running
 
 
-# -- what is asked and answered -----------------------------------------------------------------------------------------
+# -- calls ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_edit_its_fate_and_its_version(service: Service) -> None:
+def test_calls_and_answers(service: Service) -> None:
     with Client(service.url) as client:
         answer = client.edit([EDIT, {**EDIT, "rephrasings": ["France's capital is"]}])
         assert answer["version"] == 1 and [edit["state"] for edit in answer["edits"]] == ["applied", "applied"]
@@ -58,7 +59,7 @@ def test_an_edit_its_fate_and_its_version(service: Service) -> None:
         assert client.complete(["a", "b"])["choices"][1]["text"] == " b!"
 
 
-def test_a_refused_edit_raises_with_the_fate_of_all(service: Service) -> None:
+def test_a_refused_edit_raises_with_the_states_of_all(service: Service) -> None:
     with Client(service.url) as client, pytest.raises(ErrataError, match="break the model") as refused:
         client.edit([EDIT, {**EDIT, "target": UNMADE}])
     assert refused.value.status == 422
@@ -76,7 +77,7 @@ def test_all_faults_of_a_post_are_given(service: Service) -> None:
     ]
 
 
-def test_what_utf8_cannot_hold_is_refused_by_the_service(service: Service) -> None:
+def test_a_lone_surrogate_is_refused_by_the_service(service: Service) -> None:
     with pytest.raises(ErrataError, match="HTTP 4") as refused:
         Client(service.url).edit([{**EDIT, "target": "\ud800"}])
     assert (refused.value.status, refused.value.code) == (400, "invalid_json")
@@ -94,7 +95,7 @@ def test_pages_are_joined(service: Service, monkeypatch: pytest.MonkeyPatch) -> 
         assert client.edits("rejected")["edits"] == [] and client.edits("rejected")["next"] is None
 
 
-def test_not_being_ready_is_an_answer(service: Service) -> None:
+def test_a_service_that_is_not_ready_raises_nothing(service: Service) -> None:
     client = Client(service.url)
     assert client.ready()["ready"]
     service.backend.reasons = ["replica b has version 3"]
@@ -106,7 +107,7 @@ def test_not_being_ready_is_an_answer(service: Service) -> None:
         client.ready()
 
 
-def test_another_server_is_told_apart(service: Service) -> None:
+def test_another_server_is_recognised(service: Service) -> None:
     service.troubles.coming.append(Answer(200, {}, "<html>hello</html>"))
     with pytest.raises(ErrataError, match="is not Errata"):
         Client(service.url).status()
@@ -120,13 +121,13 @@ def test_an_id_cannot_be_another_path(service: Service, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://a", "http://", "http://name:secret@host", "secret@host"])
-def test_an_address_that_is_none_is_refused_without_what_may_be_a_key(url: str) -> None:
+def test_an_invalid_address_is_refused_without_showing_a_key(url: str) -> None:
     with pytest.raises(ValueError, match="address") as refused:
         Client(url)
     assert "secret" not in str(refused.value)
 
 
-# -- asking again -------------------------------------------------------------------------------------------------------
+# -- repeating --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trouble", [NOT_NOW, Answer(503), Answer(429, {"Retry-After": "0"}), Cut(0)])
@@ -154,7 +155,7 @@ def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
         assert len(waited) == 1 and "HTTP 429" in waited[0]
 
 
-def test_only_what_does_nothing_twice_is_asked_again(service: Service) -> None:
+def test_only_idempotent_requests_are_repeated(service: Service) -> None:
     client = Client(service.url)
     client.edit([EDIT])
     service.troubles.coming.append(NOT_NOW)
@@ -178,14 +179,14 @@ def test_only_what_does_nothing_twice_is_asked_again(service: Service) -> None:
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 409, 413, 422])
-def test_what_is_wrong_is_not_asked_again(service: Service, code: int) -> None:
+def test_a_wrong_request_is_not_repeated(service: Service, code: int) -> None:
     service.troubles.coming.append(Answer(code, {"Retry-After": "0"}))
     with pytest.raises(ErrataError, match=f"HTTP {code}"):
         Client(service.url).edit([EDIT])
     assert len(service.troubles.seen) == 1
 
 
-def test_patience_ends(service: Service) -> None:
+def test_repeating_ends_after_retry_s(service: Service) -> None:
     service.troubles.coming.append(Answer(429, {"Retry-After": "3600"}))
     began = time.monotonic()
     with pytest.raises(ErrataError) as refused:
@@ -200,7 +201,7 @@ def test_patience_ends(service: Service) -> None:
         nobody.versions()
 
 
-# -- events -------------------------------------------------------------------------------------------------------------
+# -- events -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_edit_is_followed_over_a_broken_stream(service: Service) -> None:
@@ -218,7 +219,7 @@ def test_an_edit_is_followed_over_a_broken_stream(service: Service) -> None:
     assert [event.name for event in client.events(edit_id)] == ["applied"]
 
 
-def test_watching_goes_on_after_a_break_and_says_so(service: Service) -> None:
+def test_watch_reconnects_and_reports_it(service: Service) -> None:
     client = Client(service.url)
     service.troubles.path = "/v1/events"
     service.troubles.coming.extend([Cut(2), Answer(503, {"Retry-After": "0"})])
@@ -236,7 +237,7 @@ def test_watching_goes_on_after_a_break_and_says_so(service: Service) -> None:
     thread.start()
     number = 0
     while thread.is_alive() and number < 200:
-        if service.backend.feed.is_heard:
+        if service.backend.event_bus.has_listeners:
             number += 1
             service.backend.held = False
             if len(service.backend.chain) <= 3:
@@ -286,7 +287,7 @@ def test_events_are_read_wherever_the_bytes_are_cut(size: int) -> None:
     assert list(events_of(response)) == [Event("head", {"a": 1}), Event("message", "x\u2028\x85é")]
 
 
-# -- the key ------------------------------------------------------------------------------------------------------------
+# -- the key ----------------------------------------------------------------------------------------------------------
 
 
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""The record of the process that serves from a home folder, which one process at a time may do."""
+"""The record of the process that serves from a home folder; one process at a time serves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ except AlreadyRunning as running:
 
 
 def server(folder: Path, name: str) -> subprocess.Popen[str]:
-    """A process that serves from `folder` once it is sent a line, until it is sent another."""
+    """Start a process that serves from `folder` between two lines on its standard input."""
     command = [sys.executable, "-c", SERVER, str(folder), name]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -43,7 +43,7 @@ def said(process: subprocess.Popen[str], line: str = "\n") -> str:
     return process.stdout.readline()
 
 
-def test_of_many_that_start_at_once_one_serves(tmp_path: Path) -> None:
+def test_of_many_concurrent_starts_one_serves(tmp_path: Path) -> None:
     started = [server(tmp_path / "serve", str(number)) for number in range(4)]
     for process in started:
         assert process.stdin is not None
@@ -59,7 +59,7 @@ def test_of_many_that_start_at_once_one_serves(tmp_path: Path) -> None:
     assert pidfile.read(tmp_path / "serve") is None
 
 
-def test_who_is_refused_is_told_where_it_serves_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_refused_start_names_the_process_and_changes_nothing(tmp_path: Path) -> None:
     with server(tmp_path, "first") as first:
         assert said(first) == "serves\n"
         before = (tmp_path / pidfile.NAME).read_bytes()
@@ -83,8 +83,8 @@ def test_a_killed_service_leaves_the_home_free(tmp_path: Path) -> None:
     assert pidfile.read(tmp_path) is None
 
 
-def test_a_record_that_another_process_happens_to_fit_keeps_nobody_out(tmp_path: Path) -> None:
-    """A process of the same number and start is there, in another container say, but nobody holds the lock."""
+def test_a_record_that_fits_another_process_prevents_no_start(tmp_path: Path) -> None:
+    """A process with this id and start exists, for example in another container, but no process holds the lock."""
     me = {"pid": os.getpid(), "started": psutil.Process().create_time(), "url": "u"}
     (tmp_path / pidfile.NAME).write_text(json.dumps(me))
     with recorded_service(tmp_path, "http://me"):
@@ -93,7 +93,7 @@ def test_a_record_that_another_process_happens_to_fit_keeps_nobody_out(tmp_path:
 
 
 @pytest.mark.parametrize("record", ["{", None])
-def test_without_a_record_the_lock_says_who(tmp_path: Path, record: str | None) -> None:
+def test_without_a_record_the_lock_names_the_process(tmp_path: Path, record: str | None) -> None:
     if record is not None:
         (tmp_path / pidfile.NAME).write_text(record)
     wanted = f"held by process {os.getpid()}"

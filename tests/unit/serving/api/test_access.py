@@ -1,4 +1,4 @@
-"""The door: keys, roles, rates, sizes, JSON; and the hostile list, over HTTP, on a real journal and a real ledger."""
+"""Access: keys, roles, rates, sizes, JSON; and the hostile requests, over HTTP."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,72 +19,16 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from errata.access_keys import Key, Keys, add_key
-from errata.edit import Code, Edit, EditRejected, check_edits
-from errata.history.diff import diff
-from errata.ledger import Ledger, Version
 from serving.api import access, routes
 from serving.api.access import Access, AccessLimits, role_for
 from serving.api.codes import RequestCode
 from serving.api.request_body import BadRequest, parse_json
 from serving.api.version_stamp import VersionStamp
-from serving.metrics import ReplicaMetrics
-from serving.worker.journal import Journal
+from tests.fakes.backend import Backend
 from tests.unit.hostile import EDIT, Hostile, hostile
+from tests.unit.served import running
 
 LIMITS = AccessLimits(max_body_bytes=1024**2)
-
-
-class Replica:
-    """The gateway's backend on a real journal and a real ledger; nothing is ever edited."""
-
-    version = 0
-
-    def __init__(self, folder: Path) -> None:
-        self.journal, self.metrics = Journal(folder / "journal"), ReplicaMetrics()
-        self.ledger = Ledger.create(folder / "ledger", {"model": "m", "matrices": ["w"], "fingerprint": "base"})
-
-    async def admit(self, at_least: int) -> str:
-        return "salt"
-
-    async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
-        check_edits([Edit.from_json(edit) for edit in edits])
-        return [self.journal.get(id).to_json() for id in self.journal.submit(edits, key, by)]
-
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        return {"edits": [entry.to_json() for entry in self.journal.newest(limit, state, before)], "next": None}
-
-    async def edit_status(self, id: str) -> dict[str, Any]:
-        return self.journal.get(id).to_json()
-
-    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        entry = self.journal.get(id)
-        yield entry.state, entry.to_json()
-
-    async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
-        self.ledger.move_head(version)
-        return {"version": version, "swap_ms": 0.0}
-
-    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
-        found = [self.journal.get(id) for id in edits], [self.ledger.version(number) for number in versions]
-        raise EditRejected(f"nothing of {found} can be taken out", field="edits", code=Code.EDITOR_FAILED)
-
-    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
-        return {"prompt": prompt, "version": None, "before": "", "after": "", "edits": [], "num_asked": 1}
-
-    async def diff(self, low: int, high: int) -> dict[str, Any]:
-        return diff(self.ledger, low, high)
-
-    async def unready(self) -> list[str]:
-        return []
-
-    async def service_status(self) -> dict[str, Any]:
-        return {"head": self.ledger.head}
-
-    def versions(self) -> tuple[int, list[Version]]:
-        return self.ledger.head, self.ledger.versions()
-
-    def version_with_edits(self, number: int) -> Version:
-        return self.ledger.version(number)
 
 
 class CompletionIn(BaseModel):
@@ -94,7 +36,7 @@ class CompletionIn(BaseModel):
 
 
 def application(folder: Path, keys: Keys | None, limits: AccessLimits = LIMITS) -> FastAPI:
-    app, replica = FastAPI(), Replica(folder)
+    app, backend = FastAPI(), Backend(folder)
     app.state.seen = []
 
     @app.post("/v1/completions")
@@ -107,15 +49,15 @@ def application(folder: Path, keys: Keys | None, limits: AccessLimits = LIMITS) 
     async def health() -> None:
         """Alive."""
 
-    routes.install(app, replica)
-    app.add_middleware(VersionStamp, served=replica)
+    routes.install(app, backend)
+    app.add_middleware(VersionStamp, served=backend)
     app.add_middleware(Access, keys=keys, limits=limits)
     return app
 
 
 @pytest.fixture(scope="module")
 def bearers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """By role; `expired` has been one, `unknown` never was, `limited` may ask twice a minute. `file` is where they are."""
+    """Keys by role; `expired` was valid once, `unknown` never, `limited` allows two requests a minute. `file` is their file."""
     file = tmp_path_factory.mktemp("keys") / "keys.json"
     made = {role: add_key(file, role, role) for role in ("read", "edit", "admin")}
     made["expired"] = add_key(file, "expired", "admin", timedelta(days=1))
@@ -143,7 +85,7 @@ def call(app: Any, method: str, path: str, bearer: str | None = None, **options:
     return asyncio.run(ask())
 
 
-# -- who --------------------------------------------------------------------------------------------------------------
+# -- keys and roles ---------------------------------------------------------------------------------------------------
 
 
 def test_the_roles_of_routes() -> None:
@@ -160,7 +102,7 @@ def test_the_roles_of_routes() -> None:
 
 def test_every_route_of_ours_is_listed(tmp_path: Path) -> None:
     app = FastAPI()
-    app.include_router(routes.router(Replica(tmp_path)))
+    app.include_router(routes.router(Backend(tmp_path)))
     listed = [(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods]
     assert len(listed) > 10
     for method, path in listed:
@@ -214,7 +156,7 @@ FOREIGN = (
 
 @pytest.mark.parametrize("host", LOCAL)
 def test_without_keys_this_machine_is_admin(tmp_path: Path, host: str) -> None:
-    """As `curl http://HOST/` asks, which sends no Origin, and as a page of the service itself would."""
+    """Requests of curl, which sends no Origin, and of a page of the service itself."""
     app, back = application(tmp_path, None), {"json": {"version": 0}}
     for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}, {"Host": host, "Origin": f"https://{host}"}):
         assert call(app, "POST", "/v1/rollback", headers=headers, **back).status_code == 200, headers
@@ -222,8 +164,8 @@ def test_without_keys_this_machine_is_admin(tmp_path: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-def test_without_keys_a_name_that_stands_for_this_machine_is_refused(tmp_path: Path, host: str) -> None:
-    """DNS rebinding: to the browser the page and the service are of one origin, so no Origin need be sent."""
+def test_without_keys_a_name_that_resolves_to_this_machine_is_refused(tmp_path: Path, host: str) -> None:
+    """DNS rebinding: for the browser, page and service have one origin, so it may send no Origin."""
     app = application(tmp_path, None)
     for method, path in (("GET", "/v1/edits"), ("GET", "/ready"), ("POST", "/v1/rollback")):
         for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
@@ -262,20 +204,20 @@ ELSEWHERE = (
 
 @pytest.mark.parametrize("origin", ELSEWHERE)
 def test_without_keys_a_page_from_elsewhere_is_refused(tmp_path: Path, origin: str) -> None:
-    """Another port of this machine is elsewhere, and so is another name for it."""
+    """Another port of this machine is another origin, and so is another name for it."""
     app = application(tmp_path, None)
     headers = {"Host": "127.0.0.1:8000", "Origin": origin}
     answer = call(app, "POST", "/v1/rollback", headers=headers, json={"version": 0})
     assert (answer.status_code, answer.json()["error"]["field"]) == (403, "Origin")
 
 
-def test_with_keys_any_name_will_do(app: FastAPI, bearers: dict[str, str]) -> None:
-    """The key is what a page from elsewhere does not have."""
+def test_with_keys_any_host_name_is_accepted(app: FastAPI, bearers: dict[str, str]) -> None:
+    """A page from elsewhere does not have the key."""
     headers = {"Host": "errata.example:8000", "Origin": "https://other.example"}
     assert call(app, "GET", "/v1/edits", bearers["read"], headers=headers).status_code == 200
 
 
-def test_the_application_learns_who_asks_and_never_the_key(app: FastAPI, bearers: dict[str, str]) -> None:
+def test_the_application_receives_the_callers_name_and_never_the_key(app: FastAPI, bearers: dict[str, str]) -> None:
     assert call(app, "POST", "/v1/completions", bearers["read"], json={"prompt": "p"}).status_code == 200
     scope, body = app.state.seen[-1]
     assert scope["errata.key"].name == "read"
@@ -284,15 +226,15 @@ def test_the_application_learns_who_asks_and_never_the_key(app: FastAPI, bearers
     assert scope["errata.key"].sha256 not in repr(scope)
 
 
-def test_the_poster_of_an_edit_is_the_name_of_the_key(app: FastAPI, bearers: dict[str, str]) -> None:
+def test_the_author_of_an_edit_is_the_name_of_the_key(app: FastAPI, bearers: dict[str, str]) -> None:
     made = call(app, "POST", "/v1/edits", bearers["edit"], json=EDIT).json()
     assert made["edits"][0]["poster"] == "edit"
 
 
-# -- how much ---------------------------------------------------------------------------------------------------------
+# -- limits -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_key_with_a_rate_is_told_when_to_come_back(bearers: dict[str, str], tmp_path: Path) -> None:
+def test_a_key_beyond_its_rate_gets_retry_after(bearers: dict[str, str], tmp_path: Path) -> None:
     app = application(tmp_path, Keys.load(bearers["file"]))
     answers = [call(app, "GET", "/v1/versions", bearers["limited"]) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
@@ -302,7 +244,7 @@ def test_a_key_with_a_rate_is_told_when_to_come_back(bearers: dict[str, str], tm
 
 
 def test_a_large_body_is_refused_before_it_is_read(app: FastAPI, bearers: dict[str, str]) -> None:
-    """Streamed without its length: as soon as it is too large. With it: not a byte is read."""
+    """With a Content-Length nothing is read; without it, reading stops as soon as the body is too large."""
     taken = []
 
     async def parts() -> AsyncIterator[bytes]:
@@ -339,7 +281,7 @@ def test_a_large_body_is_refused_before_it_is_read(app: FastAPI, bearers: dict[s
     assert len(taken) == 11
 
 
-def test_who_goes_away_in_the_middle_is_not_answered(app: FastAPI) -> None:
+def test_a_client_that_disconnects_gets_no_answer(app: FastAPI) -> None:
     messages = [{"type": "http.request", "body": b"[", "more_body": True}, {"type": "http.disconnect"}]
     sent: list[Any] = []
 
@@ -364,7 +306,7 @@ def test_websockets_are_closed(app: FastAPI) -> None:
     assert (sent[0]["type"], sent[0]["code"]) == ("websocket.close", 1008)
 
 
-# -- what JSON --------------------------------------------------------------------------------------------------------
+# -- JSON -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -395,11 +337,11 @@ def test_json_that_is_refused(body: bytes) -> None:
     assert (raised.value.refusal.status, raised.value.refusal.code) == (400, RequestCode.INVALID_JSON)
 
 
-def test_of_a_name_that_is_given_twice_the_last_value_counts() -> None:
+def test_a_name_that_occurs_twice_has_its_last_value() -> None:
     assert parse_json(b'{"a": 1, "a": 2}', 64) == {"a": 2}
 
 
-def test_json_that_is_taken() -> None:
+def test_json_that_is_accepted() -> None:
     for data in (
         {"a": [1, -(2**63), 2**63 - 1, 0.5, None, "[[[["], "b": [1e300, -5e-324, 10**18, 1.5e-999]},
         "\U0001f600",
@@ -412,7 +354,7 @@ def test_json_that_is_taken() -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=UTF-8", "application/vnd.api+json"])
-def test_types_that_are_taken(app: FastAPI, bearers: dict[str, str], kind: str) -> None:
+def test_content_types_that_are_accepted(app: FastAPI, bearers: dict[str, str], kind: str) -> None:
     content = json.dumps({"version": 0})
     assert call(app, "POST", "/v1/rollback", bearers["admin"], content=content, headers={"Content-Type": kind}).is_success
 
@@ -422,18 +364,11 @@ def test_types_that_are_taken(app: FastAPI, bearers: dict[str, str], kind: str) 
 
 @pytest.fixture(scope="module")
 def served(bearers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """By uvicorn, with the settings that Serve gives it."""
+    """Serve with uvicorn and the settings that Ray Serve uses."""
     app = application(tmp_path_factory.mktemp("served"), Keys.load(bearers["file"]))
     config = uvicorn.Config(app, port=0, access_log=False, log_level=None, log_config=None, lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(timeout=10)
+    with running(config) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

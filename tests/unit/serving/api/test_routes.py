@@ -1,12 +1,10 @@
-"""The HTTP door without Ray or an engine: codes, shapes, and the version stamp on what passes through."""
+"""Routes without Ray or an engine: statuses, codes, shapes, and the version stamp."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,42 +18,11 @@ from errata.edit import Code, Edit, EditRejected, check_edits
 from errata.generate import SwapFailed
 from errata.guard.limits import Breach, VersionRefused
 from errata.history.revert_selection import RevertRefused
-from errata.ledger import LedgerConflict, UnknownVersion, Version
+from errata.ledger import LedgerConflict, UnknownVersion
 from serving.api import routes, version_stamp
 from serving.metrics import ReplicaMetrics
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
-
-VERSION = Version(1, 0, "Toy", "", "f", "now", (Edit("p", "t", id="e"),), {"efficacy": 1.0}, 8, {"m": 1}, {"m": 0.5}, Path())
-
-
-class Backend:
-    """Answers with what it was given, or raises it."""
-
-    def __init__(self, answer: Any = None, versions: int = 1) -> None:
-        self.answer, self.seen, self.num_versions = answer, [], versions
-
-    async def _asked(self, *arguments: Any) -> Any:
-        self.seen.append(arguments)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-    submit = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _asked
-
-    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        for state in ("queued", "applied"):
-            yield state, entry(id, state)
-
-    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        yield "head", {"head": 2, "before": 1}
-
-    def versions(self) -> tuple[int, list[Version]]:
-        return 1, [replace(VERSION, number=number + 1) for number in range(self.num_versions)]
-
-    def version_with_edits(self, number: int) -> Version:
-        if number != 1:
-            raise UnknownVersion(f"there is no version {number}")
-        return VERSION
+from tests.fakes.backend import ScriptedBackend, entry
 
 
 def call(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
@@ -67,14 +34,10 @@ def call(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
     return asyncio.run(ask())
 
 
-def asked(backend: Backend, method: str, path: str, **options: Any) -> httpx.Response:
+def asked(backend: ScriptedBackend, method: str, path: str, **options: Any) -> httpx.Response:
     app = FastAPI()
     routes.install(app, backend)
     return call(app, method, path, **options)
-
-
-def entry(id: str, state: str, **more: Any) -> dict[str, Any]:
-    return {"id": id, "state": state, "edit": {"prompt": "p", "target": "t"}, "created": 0.0, **more}
 
 
 BODY = {"edits": [{"prompt": "p", "target": "t"}], "wait": True}
@@ -90,8 +53,8 @@ BODY = {"edits": [{"prompt": "p", "target": "t"}], "wait": True}
         ([entry("a", "superseded", version=4, reason="later"), entry("b", "applied", version=4)], True, 200),
     ],
 )
-def test_codes_of_an_edit(entries: list[dict[str, Any]], wait: bool, code: int) -> None:
-    backend = Backend(entries)
+def test_statuses_of_a_post(entries: list[dict[str, Any]], wait: bool, code: int) -> None:
+    backend = ScriptedBackend(entries)
     answer = asked(backend, "POST", "/v1/edits", json={**BODY, "wait": wait}, headers={"Idempotency-Key": "k"})
     assert answer.status_code == code
     assert backend.seen == [([{"prompt": "p", "target": "t"}], wait, "k", None)]
@@ -129,7 +92,7 @@ def wrapped(cause: Exception) -> RayTaskError:
 @pytest.mark.parametrize("through_ray", [False, True])
 def test_statuses_and_codes_of_errors(error: Exception, status: int, code: str, field: str | None, through_ray: bool) -> None:
     raised = wrapped(error) if through_ray and not isinstance(error, ActorDiedError) else error
-    answer = asked(Backend(raised), "POST", "/v1/edits", json=BODY)
+    answer = asked(ScriptedBackend(raised), "POST", "/v1/edits", json=BODY)
     found = answer.json()["error"]
     assert (answer.status_code, found["code"], found["field"]) == (status, code, field)
     assert ("Retry-After" in answer.headers) == (status in (429, 503))
@@ -140,7 +103,7 @@ def test_statuses_and_codes_of_errors(error: Exception, status: int, code: str, 
 def test_all_faults_of_a_batch_are_listed() -> None:
     with pytest.raises(EditRejected) as rejected:
         check_edits([Edit("p", ""), Edit("p", "t"), Edit("p", "t", subject="q")])
-    error = asked(Backend(wrapped(rejected.value)), "POST", "/v1/edits", json=BODY).json()["error"]
+    error = asked(ScriptedBackend(wrapped(rejected.value)), "POST", "/v1/edits", json=BODY).json()["error"]
     assert (error["edit"], error["code"]) == (0, "empty_field")
     assert [(fault["edit"], fault["field"], fault["code"]) for fault in error["faults"]] == [
         (0, "target", "empty_field"),
@@ -149,7 +112,7 @@ def test_all_faults_of_a_batch_are_listed() -> None:
 
 
 def test_versions() -> None:
-    assert asked(Backend(), "GET", "/v1/versions").json() == {
+    assert asked(ScriptedBackend(), "GET", "/v1/versions").json() == {
         "head": 1,
         "newest": 1,
         "versions": [
@@ -159,17 +122,17 @@ def test_versions() -> None:
                 "editor": "Toy",
                 "plan": "",
                 "fingerprint": "f",
-                "created": "now",
-                "num_edits": 1,
-                "num_bytes": 8,
+                "created": "2026-01-01",
+                "num_edits": 0,
+                "num_bytes": 4096,
                 "norms": {"m": 0.5},
                 "ranks": {"m": 1},
-                "scorecard": {"efficacy": 1.0},
+                "scorecard": {"efficacy": 0.5, "num_edits": 0, "method": "free"},
             }
         ],
     }
-    assert asked(Backend(), "GET", "/v1/versions/1").json()["edits"] == [{"prompt": "p", "target": "t", "id": "e"}]
-    assert asked(Backend(), "GET", "/v1/versions/2").status_code == 404
+    assert asked(ScriptedBackend(), "GET", "/v1/versions/1").json()["edits"] == [{"prompt": "p", "target": "t", "id": "e"}]
+    assert asked(ScriptedBackend(), "GET", "/v1/versions/2").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -177,28 +140,28 @@ def test_versions() -> None:
     [("", [1, 2, 3, 4, 5]), ("?limit=2", [4, 5]), ("?limit=2&before=4", [2, 3]), ("?before=3", [1, 2]), ("?before=1", [])],
 )
 def test_pages_of_versions(query: str, numbers: list[int]) -> None:
-    answer = asked(Backend(versions=5), "GET", f"/v1/versions{query}").json()
+    answer = asked(ScriptedBackend(num_versions=5), "GET", f"/v1/versions{query}").json()
     assert ([version["version"] for version in answer["versions"]], answer["newest"]) == (numbers, 5)
 
 
 def test_edits_are_listed() -> None:
-    backend = Backend({"edits": [entry("a", "queued")], "next": 4})
+    backend = ScriptedBackend({"edits": [entry("a", "queued")], "next": 4})
     answer = asked(backend, "GET", "/v1/edits?state=queued&limit=1&before=9")
     assert (answer.status_code, answer.json()["next"]) == (200, 4)
     assert backend.seen == [("queued", 1, 9)]
 
 
 def test_events_are_server_sent() -> None:
-    answer = asked(Backend({}), "GET", "/v1/edits/e/events")
+    answer = asked(ScriptedBackend({}), "GET", "/v1/edits/e/events")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert [line for line in answer.text.splitlines() if line.startswith("event:")] == ["event: queued", "event: applied"]
     assert json.loads(answer.text.splitlines()[1].removeprefix("data: ")) == entry("e", "queued")
-    assert asked(Backend(UnknownEdit("none")), "GET", "/v1/edits/e/events").status_code == 404
-    assert 'event: head\r\ndata: {"head": 2, "before": 1}' in asked(Backend(), "GET", "/v1/events").text
+    assert asked(ScriptedBackend(UnknownEdit("none")), "GET", "/v1/edits/e/events").status_code == 404
+    assert 'event: head\r\ndata: {"head": 2, "before": 1}' in asked(ScriptedBackend(), "GET", "/v1/events").text
 
 
 def test_versions_are_reverted_blamed_and_compared() -> None:
-    backend = Backend({"ok": True})
+    backend = ScriptedBackend({"ok": True})
     for path, body, seen in (
         ("/v1/revert", {"edits": ["a"], "mode": "replay"}, (["a"], [], "replay", None)),
         ("/v1/revert", {"versions": [3]}, ([], [3], "auto", None)),
@@ -233,16 +196,16 @@ def test_versions_are_reverted_blamed_and_compared() -> None:
         ("GET", f"/v1/edits?before={2**63}", None, "before", "invalid_value"),
     ],
 )
-def test_what_is_wrong_with_a_request_is_named(method: str, path: str, body: Any, field: str, code: str) -> None:
+def test_the_field_at_fault_is_named(method: str, path: str, body: Any, field: str, code: str) -> None:
     content = None if body is None else json.dumps(body)  # ASCII: a lone surrogate comes as an escape
-    answer = asked(Backend({}), method, path, content=content, headers={"Content-Type": "application/json"})
+    answer = asked(ScriptedBackend({}), method, path, content=content, headers={"Content-Type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["field"], error["code"]) == (422, field, code)
     assert error["faults"][0]["code"] == code
 
 
-def test_who_asks_is_passed_on() -> None:
-    backend, app = Backend([entry("a", "queued")]), FastAPI()
+def test_the_callers_name_is_passed_on() -> None:
+    backend, app = ScriptedBackend([entry("a", "queued")]), FastAPI()
     routes.install(app, backend)
 
     async def with_key(scope: Any, receive: Any, send: Any) -> None:
@@ -253,14 +216,14 @@ def test_who_asks_is_passed_on() -> None:
 
 
 def test_metrics_are_text() -> None:
-    answer = asked(Backend("errata_live_version 3.0\n"), "GET", "/metrics")
+    answer = asked(ScriptedBackend("errata_live_version 3.0\n"), "GET", "/metrics")
     assert (answer.status_code, answer.text) == (200, "errata_live_version 3.0\n")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 @pytest.mark.parametrize(("reasons", "code"), [([], 200), (["the edit worker: disk full"], 503)])
 def test_ready_means_ready(reasons: list[str], code: int) -> None:
-    answer = asked(Backend(reasons), "GET", "/ready")
+    answer = asked(ScriptedBackend(reasons), "GET", "/ready")
     assert (answer.status_code, answer.json()) == (code, {"ready": not reasons, "reasons": reasons})
 
 

@@ -1,4 +1,4 @@
-"""What a post may hold: no more than the one writer can look at between two other things."""
+"""Limits of a post, which keep the edit worker responsive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def post(num_edits: int = 1, **fields: Any) -> dict[str, Any]:
         post(MAX_REPHRASINGS_POSTED // MAX_REPHRASINGS, rephrasings=["a"] * MAX_REPHRASINGS),
     ],
 )
-def test_as_much_as_is_allowed(body: dict[str, Any]) -> None:
+def test_posts_at_the_limits(body: dict[str, Any]) -> None:
     assert [edit.to_json() for edit in EditsIn.model_validate(body).edits] == body["edits"]
 
 
@@ -42,7 +42,7 @@ def test_as_much_as_is_allowed(body: dict[str, Any]) -> None:
         (post(65, rephrasings=["a"] * MAX_REPHRASINGS), (), "the edits have 4,160 rephrasings, and a post at most 4,096"),
     ],
 )
-def test_more_is_refused_by_its_place(body: dict[str, Any], place: tuple[str | int, ...], says: str) -> None:
+def test_posts_beyond_the_limits_name_the_field(body: dict[str, Any], place: tuple[str | int, ...], says: str) -> None:
     with pytest.raises(ValidationError) as refused:
         EditsIn.model_validate(body)
     (fault,) = refused.value.errors()
@@ -59,8 +59,8 @@ def test_the_limits_are_in_the_openapi_document() -> None:
     assert edit["rephrasings"]["maxItems"] == MAX_REPHRASINGS
 
 
-def test_a_parcel_of_an_import_is_within_the_limits() -> None:
+def test_a_chunk_of_an_import_is_within_the_limits() -> None:
     assert bulk_import.NUM_EDITS <= MAX_EDITS and bulk_import.NUM_EDITS * MAX_REPHRASINGS <= MAX_REPHRASINGS_POSTED
     edits = [Edit(f"p{i}", "t", rephrasings=("a",) * MAX_REPHRASINGS) for i in range(100)]
-    for parcel in edit_chunks(edits):
-        assert len(EditsIn.model_validate({"edits": parcel.edits}).edits) == len(parcel.edits)
+    for chunk in edit_chunks(edits):
+        assert len(EditsIn.model_validate({"edits": chunk.edits}).edits) == len(chunk.edits)

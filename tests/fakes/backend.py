@@ -1,0 +1,208 @@
+"""Backends of the routes without a model: one that follows rules on a real journal, and one with a fixed answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from errata.edit import Code, Edit, EditRejected, Fault, check_edits
+from errata.ledger import UnknownVersion, Version
+from serving.api import routes
+from serving.metrics import ReplicaMetrics
+from serving.worker.events import EventBus
+from serving.worker.journal import Journal
+
+# Targets that are refused before they are queued, and when they are made.
+UNQUEUED, UNMADE = "too long", "unlearnable"
+
+
+def version(number: int, edits: Sequence[dict[str, Any]] = ()) -> Version:
+    made = tuple(Edit.from_json(edit) for edit in edits)
+    parent = None if number == 0 else number - 1
+    card = {"efficacy": 0.5, "num_edits": len(made), "method": "free"}
+    return Version(number, parent, "Toy", "", "f", "2026-01-01", made, card, 4096, {"m": 1}, {"m": 0.5}, Path())
+
+
+class Backend:
+    """A backend that makes a version of each post immediately, or in `make` while `held`. Answers have real shapes."""
+
+    metrics = ReplicaMetrics()
+
+    def __init__(self, directory: Path, max_queue: int = 10_000) -> None:
+        self.journal, self.event_bus, self.max_queue = Journal(directory / "journal.sqlite"), EventBus(), max_queue
+        self.chain, self.head, self.held, self.reasons = [version(0)], 0, False, list[str]()
+        self.posts: list[tuple[str | None, list[dict[str, Any]], bool]] = []
+        self.late: dict[str, str] = {}  # what a rollback and a revert answer about late replicas
+
+    @property
+    def version(self) -> int:
+        return self.head
+
+    async def admit(self, at_least: int) -> str:
+        return "salt"
+
+    async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
+        self.posts.append((key, edits, wait))
+        self.loop = asyncio.get_running_loop()
+        check_edits([Edit.from_json(edit) for edit in edits])
+        if too_long := [index for index, edit in enumerate(edits) if edit["target"] == UNQUEUED]:
+            raise EditRejected.of(Fault(index, "target", Code.TOO_LONG, "has 99 tokens") for index in too_long)
+        ids = self.journal.submit(edits, key, by, limit=self.max_queue)
+        for id in ids:
+            self.publish(id)
+        while self.held and wait:
+            await asyncio.sleep(0.01)
+        if not self.held:
+            self.make()
+        return [self.journal.get(id).to_json() for id in ids]
+
+    def publish(self, id: str) -> None:
+        self.event_bus.publish("edit", self.journal.get(id).to_json())
+
+    def make(self) -> None:
+        while entries := self.journal.take(1000):
+            for entry in entries:
+                self.publish(entry.id)
+            good = [entry for entry in entries if entry.edit["target"] != UNMADE]
+            for entry in entries:
+                if entry not in good:
+                    self.journal.reject(entry.id, "it would break the model", "target", Code.GUARD_PERPLEXITY)
+            if good:
+                self.chain.append(version(len(self.chain), [entry.edit for entry in good]))
+                self.journal.finish([entry.id for entry in good], len(self.chain) - 1)
+                self.move(len(self.chain) - 1)
+                self.event_bus.publish("version", routes.version_json(self.chain[-1], with_edits=False))
+            for entry in entries:
+                self.publish(entry.id)
+
+    def move(self, number: int) -> None:
+        before, self.head = self.head, number
+        self.event_bus.publish("head", {"head": number, "before": before})
+
+    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
+        found = self.journal.newest(limit + 1, state, before)
+        shown = found[:limit]
+        return {"edits": [entry.to_json() for entry in shown], "next": shown[-1].seq if len(found) > limit else None}
+
+    async def edit_status(self, id: str) -> dict[str, Any]:
+        return self.journal.get(id).to_json()
+
+    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        with self.event_bus.listener([id]) as listener:
+            entry = self.journal.get(id)
+            yield entry.state, entry.to_json()
+            if entry.is_settled:
+                return
+            async for event in listener:
+                yield event.data["state"], event.data
+                if event.data["state"] in ("applied", "rejected"):
+                    return
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        with self.event_bus.listener() as listener:
+            async for event in listener:
+                yield event.kind, event.data
+
+    async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
+        self.version_with_edits(version)
+        self.move(version)
+        return {"version": version, "swap_ms": 12.5, **self.late}
+
+    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
+        ids = edits + [edit.id for number in versions for edit in self.version_with_edits(number).edits if edit.id]
+        if not ids:
+            raise EditRejected("nothing is chosen", code=Code.NOTHING_CHOSEN, field="edits")
+        for id in ids:
+            self.journal.get(id)
+        self.chain.append(version(len(self.chain)))
+        self.journal.revert(ids, len(self.chain) - 1)
+        self.move(len(self.chain) - 1)
+        answers = [{"prompt": "p", "target": "t", "was": "first", "said": "second", "says": "third"}]
+        card = {"retention": 0.75, "reverted_answers": answers, "warnings": []}
+        mode = "replay" if mode == "auto" else mode
+        return {"version": self.head, "mode": mode, "reverted": ids, **self.late, "scorecard": card}
+
+    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        answer = {"prompt": prompt, "num_asked": 3}
+        if prompt == "unchanged":
+            return answer | {"version": None, "before": None, "after": "so", "edits": []}
+        edits = [edit.to_json() for edit in self.chain[-1].edits]
+        return answer | {"version": self.head, "before": "cat", "after": "dog", "edits": edits}
+
+    async def diff(self, low: int, high: int) -> dict[str, Any]:
+        one, other = self.version_with_edits(low), self.version_with_edits(high)
+        added = [edit.to_json() for edit in other.edits]
+        return {
+            "from": low,
+            "to": high,
+            "common": min(low, high),
+            "added": added,
+            "removed": [],
+            "norms": {"layers.3.down_proj": 1.25},
+            "scorecard": {"efficacy": [one.scorecard["efficacy"], None]},
+        }
+
+    async def unready(self) -> list[str]:
+        return self.reasons
+
+    async def all_metrics(self) -> str:
+        return ""
+
+    async def service_status(self) -> dict[str, Any]:
+        replicas = [{"replica": name, "pid": 7, "version": 0, "intact": name == "a"} for name in ("a", "b")]
+        return {
+            "head": self.head,
+            "newest": len(self.chain) - 1,
+            "queue": {"depth": self.journal.depth, "age_s": self.journal.age_s, "limit": self.max_queue},
+            "stalled": None,
+            "replicas": replicas,
+            "timings": [{"version": 1, "num_edits": 2, "swap_ms": 61.234}],
+            "mirror": {"version": 1, "error": None},
+            "worker": {"pid": 8, "editor": "Toy"},
+        }
+
+    def versions(self) -> tuple[int, list[Version]]:
+        return self.head, list(self.chain)
+
+    def version_with_edits(self, number: int) -> Version:
+        if number >= len(self.chain):
+            raise UnknownVersion(f"there is no version {number}")
+        return self.chain[number]
+
+
+class ScriptedBackend:
+    """A backend that answers every call with `answer`, or raises it; `seen` has the arguments."""
+
+    def __init__(self, answer: Any = None, num_versions: int = 1) -> None:
+        self.answer, self.num_versions = answer, num_versions
+        self.seen: list[tuple[Any, ...]] = []
+
+    async def _answer(self, *arguments: Any) -> Any:
+        self.seen.append(arguments)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    submit = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _answer
+
+    async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        for state in ("queued", "applied"):
+            yield state, entry(id, state)
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        yield "head", {"head": 2, "before": 1}
+
+    def versions(self) -> tuple[int, list[Version]]:
+        return 1, [version(number + 1) for number in range(self.num_versions)]
+
+    def version_with_edits(self, number: int) -> Version:
+        if number != 1:
+            raise UnknownVersion(f"there is no version {number}")
+        return version(1, [{"prompt": "p", "target": "t", "id": "e"}])
+
+
+def entry(id: str, state: str, **more: Any) -> dict[str, Any]:
+    """Make an edit's JSON as the journal gives it."""
+    return {"id": id, "state": state, "edit": {"prompt": "p", "target": "t"}, "created": 0.0, **more}
