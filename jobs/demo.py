@@ -20,6 +20,7 @@ from typing import Any
 from errata.client.client import Client
 from errata.edit import Edit, EditBatch, batches_of
 from errata.evaluate.perplexity import perplexity
+from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import score
 from errata.generate import HFGenerator
 from errata.home import home
@@ -83,14 +84,14 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What the demo asks at every version: all `prompts`, and of those the ones that are compared with transformers."""
+class AskedPrompts:
+    """Prompts that are asked at every version: all of them, and those whose tokens are compared with transformers."""
 
-    prompts: list[str]
+    every: list[str]
     parity: list[str]
 
     @classmethod
-    def about(cls, edits: Sequence[Edit]) -> Questions:
+    def about(cls, edits: Sequence[Edit]) -> AskedPrompts:
         probes = [probe.prompt for edit in edits for probe in edit.locality]
         asked = [p for e in edits for p in (e.prompt, *e.rephrasings, *(q.prompt for q in e.portability))]
         half = NUM_PARITY // 2
@@ -121,14 +122,14 @@ def start(demo: Demo) -> None:
 
 def edit_and_roll_back(demo: Demo, edits: Sequence[Edit]) -> None:
     """Post all edits under traffic, roll back and forward, and fill the report."""
-    questions = Questions.about(edits)
+    asked = AskedPrompts.about(edits)
     model = load(demo.plan.model_dir)
     ledger = Ledger.open(demo.directory / "ledger")
     reference = HFGenerator(model, find_matrices(model.module, demo.plan.editor.modules), ledger)
-    traffic = Traffic(demo.services.url, questions.prompts)
-    answers_at = apply_edits(demo, edits, questions, reference, traffic)
+    traffic = Traffic(demo.services.url, asked.every)
+    answers_at = apply_edits(demo, edits, asked, reference, traffic)
     newest = max(answers_at)
-    roll_back(demo, questions, reference, answers_at)
+    roll_back(demo, asked, reference, answers_at)
     sentences = demo.plan.corpus.plain_sentences(held_out=True)
     for name, version in (("perplexity_base", 0), ("perplexity", newest)):
         reference.swap(version)
@@ -148,11 +149,11 @@ def edit_and_roll_back(demo: Demo, edits: Sequence[Edit]) -> None:
 
 
 def apply_edits(
-    demo: Demo, edits: Sequence[Edit], questions: Questions, reference: HFGenerator, traffic: Traffic
+    demo: Demo, edits: Sequence[Edit], asked: AskedPrompts, reference: HFGenerator, traffic: Traffic
 ) -> dict[int, dict[str, str]]:
     """Post the edits batch by batch and score each version; returns all answers by version."""
-    before = demo.answers(questions.prompts)
-    demo.check_parity(reference, 0, questions.parity)
+    before = demo.answers(asked.every)
+    demo.check_parity(reference, 0, asked.parity)
     answers_at: dict[int, dict[str, str]] = {0: before}
     title = f"{len(edits)} edits in {NUM_BATCHES} batches over HTTP, under a steady stream of requests"
     with demo.stage("edits", title), traffic.running():
@@ -160,9 +161,9 @@ def apply_edits(
         for batch in batches_of(edits, BATCH_SIZE):
             done += batch
             version = traffic.applied = post(demo, batch)
-            demo.check_parity(reference, version, questions.parity)
-            answers_at[version] = demo.answers(questions.prompts, at_least=version)
-            card = score(done, answers_at[version], before, first=list(edits[:BATCH_SIZE])).to_json()
+            demo.check_parity(reference, version, asked.parity)
+            answers_at[version] = demo.answers(asked.every, at_least=version)
+            card = score(Questions.of(done, first=edits[:BATCH_SIZE]), answers_at[version], before).to_json()
             demo.curve.append({"edits": len(done), **{k: v for k, v in card.items() if isinstance(v, float)}})
             console().print(f"  version {version}: {described(demo.curve[-1])}")
     return answers_at
@@ -174,14 +175,14 @@ def post(demo: Demo, batch: EditBatch) -> int:
     return int(demo.client.edit(body, wait=True)["version"])
 
 
-def roll_back(demo: Demo, questions: Questions, reference: HFGenerator, answers_at: dict[int, dict[str, str]]) -> None:
+def roll_back(demo: Demo, asked: AskedPrompts, reference: HFGenerator, answers_at: dict[int, dict[str, str]]) -> None:
     """Serve earlier versions and the newest one again, and count the answers that are as they were."""
     newest = max(answers_at)
     with demo.stage("rollback", f"rolling back to version {newest // 2}, to 0, and forward to {newest}"):
         for version in (newest // 2, 0, newest):
             demo.client.rollback(version)
-            demo.check_parity(reference, version, questions.parity)
-            again = demo.answers(questions.prompts)
+            demo.check_parity(reference, version, asked.parity)
+            again = demo.answers(asked.every)
             same = sum(again[p] == answers_at[version][p] for p in again)
             demo.report.setdefault("rollback_same_answers", {})[str(version)] = f"{same}/{len(again)}"
             console().print(f"  version {version}: {same} of {len(again)} answers as they were at that version")
