@@ -85,7 +85,7 @@ class Costs:
         )
 
 
-class Run:
+class BenchmarkRun:
     """One editor on one stream. `checkpoints()` yields the scores at each checkpoint; after the last, `answers` is filled."""
 
     def __init__(
@@ -179,7 +179,7 @@ def run(
     """
     unedited = unedited or UneditedAnswers.of(model, stream)
     before = fingerprint(model)
-    one = Run(model, benchmarked, stream, unedited)
+    one = BenchmarkRun(model, benchmarked, stream, unedited)
     found: list[CheckpointScores] = []
     try:
         for scores in one.checkpoints():

@@ -11,17 +11,17 @@ from errata.benchmark.results import BY_NAME, CheckpointScores
 from errata.benchmark.summary import EditorSummary
 from errata.reports.benchmark_answers import Pair
 from errata.reports.figures import GRID, INK, MUTED, PALETTE, Drawn, Picture, logarithmic, picture
-from errata.reports.page import Series
+from errata.reports.page import LegendEntry
 
 MANY = 6  # above this number of editors their bands overlap too much and become fainter
 
 
-def series_of(editors: Sequence[str]) -> list[Series]:
+def series_of(editors: Sequence[str]) -> list[LegendEntry]:
     """Return the colours and dashes that `curves` uses; the first editor, the unedited model, is grey."""
     named = [
         (f"var(--s{index % len(PALETTE)})", "solid" if index < len(PALETTE) else "dotted") for index in range(len(editors))
     ]
-    return [Series(name, *style) for name, style in zip(editors, [("var(--muted)", "dashed"), *named], strict=False)]
+    return [LegendEntry(name, *style) for name, style in zip(editors, [("var(--muted)", "dashed"), *named], strict=False)]
 
 
 def curve_picture(rows: Sequence[CheckpointScores], name: str, title: str, editors: Sequence[str]) -> Picture | None:

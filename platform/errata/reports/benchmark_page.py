@@ -97,7 +97,7 @@ def _comparison(summaries: Sequence[EditorSummary], editors: Sequence[str]) -> S
     elif any(summary and summary.interval for one in summaries for summary in one.measures.values()):
         text += "The small numbers are the 95 % bootstrap interval over edits."
     table = Table("Editors at the last checkpoint, sorted by harmonic mean", columns, lines)
-    return Section("standings", "Comparison of editors", text.strip(), tables=[table], has_legend=True)
+    return Section("comparison", "Comparison of editors", text.strip(), tables=[table], has_legend=True)
 
 
 def _cells(one: EditorSummary, measures: Sequence[Measure], best: Mapping[str, float | None]) -> Iterator[Cell]:

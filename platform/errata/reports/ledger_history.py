@@ -36,7 +36,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Event:
+class GuardEvent:
     """The guard's verdict on an update. `version` is the new version, or the parent of an update that was refused.
 
     `what` describes the update, `reasons` are the warnings or the reason of a refusal, and `code` is that of the refusal (empty
@@ -81,7 +81,7 @@ class History:
     head: int
     started: str
     points: tuple[Point, ...]
-    events: tuple[Event, ...]
+    events: tuple[GuardEvent, ...]
     moves: tuple[Move, ...]
 
     @classmethod
@@ -169,17 +169,17 @@ def _points(versions: Sequence[Version]) -> tuple[Point, ...]:
     return tuple(Point(v, edits[v.number], v.number in main, held[v.number]) for v in versions[1:])
 
 
-def _published(version: Version) -> Event:
+def _published(version: Version) -> GuardEvent:
     warnings = tuple(str(warning) for warning in version.scorecard.get("warnings") or ())
     count = len(version.edits)
     what = f"{count} edit{'' if count == 1 else 's'}"
-    return Event(version.created, "warned" if warnings else "published", version.number, what, warnings, version.scorecard)
+    return GuardEvent(version.created, "warned" if warnings else "published", version.number, what, warnings, version.scorecard)
 
 
-def _refused(record: Mapping[str, Any]) -> Event:
+def _refused(record: Mapping[str, Any]) -> GuardEvent:
     edit = record.get("edit") or {}
     where = f"{record['field']}: " if record.get("field") else ""
-    return Event(
+    return GuardEvent(
         time=str(record.get("time", "")),
         outcome="refused",
         version=int(record.get("parent") or 0),

@@ -18,8 +18,8 @@ from errata.reports.ledger_figures import (
     score_picture,
     strip_picture,
 )
-from errata.reports.ledger_history import Event, History, number
-from errata.reports.page import Cell, Line, Page, Section, Series, Table, capped
+from errata.reports.ledger_history import GuardEvent, History, number
+from errata.reports.page import Cell, LegendEntry, Line, Page, Section, Table, capped
 
 MOST_LINES = 200
 SCORES = {
@@ -51,7 +51,7 @@ def ledger_page(directory: str | Path) -> Page:
         return Page(title, subtitle, _facts(history), sections)
     sections = [_scores(history), _guard(history), _norms(history), _failures(history), _chain(history)]
     modules = _modules(history)
-    series = [Series(name, *_css(index)) for index, name in enumerate(modules)]
+    series = [LegendEntry(name, *_css(index)) for index, name in enumerate(modules)]
     return Page(title, subtitle, _facts(history), sections, series)
 
 
@@ -133,7 +133,7 @@ def _events(history: History) -> Table:
     return Table("Verdicts of the guard, newest first", columns, lines, num_text=5, note=note)
 
 
-def _event_line(event: Event) -> Line:
+def _event_line(event: GuardEvent) -> Line:
     which = f"after {event.version}" if event.outcome == "refused" else str(event.version)
     outcome = Cell(event.outcome, strong=True, tone=TONES[event.outcome])
     scores = (_number(number(event.scores, name)) for name in ("efficacy", "locality", "ppl_ratio"))

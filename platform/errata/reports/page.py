@@ -43,7 +43,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Series:
+class LegendEntry:
     """The name, colour and dash of a curve; `colour` is a variable of page.css."""
 
     name: str
@@ -72,7 +72,7 @@ class Page:
     subtitle: str
     facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
-    series: Sequence[Series] = field(default=())
+    series: Sequence[LegendEntry] = field(default=())
 
     @property
     def pictures(self) -> list[Picture]:
