@@ -30,7 +30,7 @@ OTHERS = [name for name in ARCHITECTURES if name not in (*DEFAULT, "gemma3-wrapp
 
 
 def served_tokens(directory: Path, architecture: str, versions: Sequence[int]) -> list[list[list[int]]]:
-    """The tokens of an engine over the ledger at each of `versions`, swapped in one after the other.
+    """Return an engine's tokens at each of `versions` of the ledger, swapped in one after the other.
 
     A version that does not follow the one before it is reached from the base model.
     """

@@ -78,7 +78,7 @@ def test_tokens_are_equal_after_every_swap_and_after_rollback(pair: Pair, names:
 
 
 def part_of(kind: str, shape: tuple[int, int], seed: int) -> Part:
-    """A random change of one kind, large enough to change the answers of a random model."""
+    """Make a random change of one kind, large enough to change the answers of a random model."""
     generator = torch.Generator().manual_seed(seed)
     num_out, num_in = shape
     low_rank = LowRank(0.3 * torch.randn(num_out, 3, generator=generator), torch.randn(num_in, 3, generator=generator) * 0.3)

@@ -106,7 +106,7 @@ def states(worker: EditWorker, ids: list[str]) -> list[tuple[str, int | None]]:
 
 
 def replicas_of(worker: EditWorker) -> InMemoryReplicas:
-    """The replicas that the worker publishes to."""
+    """Return the replicas that the worker publishes to."""
     replicas = worker.edit_loop.publisher.replicas
     assert isinstance(replicas, InMemoryReplicas)
     return replicas

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    """A tracer provider for one test, because OpenTelemetry sets the global one only once in a process."""
+    """Make a tracer provider for one test, because OpenTelemetry sets the global one only once in a process."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "_TRACER", provider.get_tracer("errata"))
@@ -188,7 +188,7 @@ def test_serve_loads_the_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Iterator[tuple[logging.Logger, Path]]:
-    """A logger with the filters and the formatter that Serve gives a replica under our configuration."""
+    """Make a logger with the filters and the formatter that Serve gives a replica under our configuration."""
     from ray._common.formatters import JSONFormatter
     from ray.serve._private.common import ServeComponentType
     from ray.serve._private.logging_utils import ServeComponentFilter, ServeLogAttributeRemovalFilter

@@ -61,7 +61,7 @@ class Still(weight_engine.DeltaEngine):
 
 @pytest.fixture
 def grown(ledger: Ledger, random_delta) -> Ledger:
-    """A ledger of nine versions and two snapshots; the last version changes one matrix alone."""
+    """Make a ledger of nine versions and two snapshots; the last version changes one matrix alone."""
     for number in range(8):
         ledger.append(number, random_delta(number), EditorState(), (), {}, ("E", "p"))
     part = LowRank(torch.ones(64, 1), torch.ones(96, 1))

@@ -131,7 +131,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
-    """A live model at version 3, with one edit a version."""
+    """Make a live model at version 3, with one edit a version."""
     live_model = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
     for number in (1, 2, 3):
         post(live_model, number)
