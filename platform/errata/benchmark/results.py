@@ -149,7 +149,9 @@ class CheckpointScores:
         """Read the result of `to_json`; measures that an older record lacks are None."""
         found = [name for name in INTERVALS if record.get(f"{name}_low") is not None]
         return cls(
-            *(record[name] for name in _KEYS),
+            record["editor"],
+            record["seed"],
+            record["edits"],
             values={name: record.get(name) for name in BY_NAME},
             intervals={name: (record[f"{name}_low"], record[f"{name}_high"]) for name in found},
         )
