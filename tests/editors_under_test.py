@@ -1,4 +1,4 @@
-"""Every editor, ready on a small model: what the contract tests and the parity tests run over. A new editor is a line here."""
+"""Every editor with settings for a small model, for the contract, replay and parity tests. A new editor is one line here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,20 @@ from errata.testbed.world import World
 GATE_UP = ("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
 
 
+_BUILT: dict[tuple[str, str], Editor] = {}
+_MOMENTS: dict[tuple[str, tuple[str, ...]], Moments] = {}
+
+
+def editor_under_test(name: str, model: LanguageModel) -> Editor:
+    """Build an editor on an unedited model; once per session for each checkpoint, because editors are frozen."""
+    if (name, model.path) not in _BUILT:
+        _BUILT[name, model.path] = UNDER_TEST[name](model)
+    return _BUILT[name, model.path]
+
+
 def learned(editor: HypernetworkEditor) -> Callable[[LanguageModel], Editor]:
+    """Return a builder of the editor with an initialised policy."""
+
     def make(model: LanguageModel) -> Editor:
         batches = list(batches_of(World(20).edits("train", 20), 5))
         text = [EpisodeBatch(model, batch).in_scope_texts for batch in batches]
@@ -45,6 +58,7 @@ def learned(editor: HypernetworkEditor) -> Callable[[LanguageModel], Editor]:
 
 
 def measured(model: LanguageModel, modules: tuple[str, ...]) -> Moments:
+    """Measure the key moments and output directions of an unedited model on a few facts."""
     names = find_matrices(model.module, modules).names
     text = [EpisodeBatch(model, batch).in_scope_texts for batch in batches_of(World(20).edits("train", 20), 5)]
     gradients = gradient_sums(model.module, text, names)
@@ -52,22 +66,29 @@ def measured(model: LanguageModel, modules: tuple[str, ...]) -> Moments:
     return Moments(key_moment(model.module, text, names), {}, directions)
 
 
-def located(
-    editor: LocateThenEdit, over: Callable[[LocateThenEdit], Editor] = lambda host: host
+def with_key_moments(
+    editor: LocateThenEdit, wrap: Callable[[LocateThenEdit], Editor] = lambda inner: inner
 ) -> Callable[[LanguageModel], Editor]:
-    """With moments of the model, and in what it is the host of."""
-    return lambda model: over(editor.with_moments(measured(model, editor.modules)))
+    """Return a builder of the editor with moments of the model, and with `wrap` around it."""
+
+    def make(model: LanguageModel) -> Editor:
+        key = model.path, editor.modules
+        if key not in _MOMENTS:
+            _MOMENTS[key] = measured(model, editor.modules)
+        return wrap(editor.with_moments(_MOMENTS[key]))
+
+    return make
 
 
 FIRST = ("layers.0.mlp.down_proj",)
 SEARCH = Search(num_steps=12, learning_rate=0.03, decay=0.0, clamp=4.0)
 
-MEMIT_HOST = MEMIT(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), moment_weight=1.0, floor=1e-2)
-ALPHAEDIT = AlphaEdit(
+SMALL_MEMIT = MEMIT(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), moment_weight=1.0, floor=1e-2)
+SMALL_ALPHAEDIT = AlphaEdit(
     FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), ridge=1e-2, threshold=0.5, relative=True
 )
-ROME_HOST = ROME(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(2, 3), floor=1e-2)
-NSE_ALL = NSE(
+SMALL_ROME = ROME(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(2, 3), floor=1e-2)
+SMALL_NSE = NSE(
     FIRST,
     search=SEARCH,
     context_words=("the",),
@@ -89,25 +110,25 @@ UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
     "MALMEN-published": learned(MALMEN.preset("gpt_j", rank=8, modules=("layers.*.mlp.down_proj",))),
     "UltraEdit": lambda model: UltraEdit(("layers.1.mlp.down_proj",), step=1e-4),
     "UltraEdit-gate-up": lambda model: UltraEdit(GATE_UP, step=1e-4),
-    "MEMIT": located(MEMIT_HOST),
-    "MEMIT-with-memory": located(replace(MEMIT_HOST, context_words=("the",), memory=1.0)),
-    "AlphaEdit": located(ALPHAEDIT),
-    "ROME": located(ROME_HOST),
-    "ROME-without-moments": lambda model: replace(ROME_HOST, use_moments=False, context_words=()),
-    "R-ROME": located(RROME(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), floor=1e-2)),
-    "R-ROME-prompt-keys": located(
+    "MEMIT": with_key_moments(SMALL_MEMIT),
+    "MEMIT-with-memory": with_key_moments(replace(SMALL_MEMIT, context_words=("the",), memory=1.0)),
+    "AlphaEdit": with_key_moments(SMALL_ALPHAEDIT),
+    "ROME": with_key_moments(SMALL_ROME),
+    "ROME-without-moments": lambda model: replace(SMALL_ROME, use_moments=False, context_words=()),
+    "R-ROME": with_key_moments(RROME(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), floor=1e-2)),
+    "R-ROME-prompt-keys": with_key_moments(
         RROME(FIRST, search=SEARCH, context_words=("the",), context_lengths=(3,), floor=1e-2, prompt_keys=True)
     ),
-    "NSE": located(NSE_ALL),
-    "NSE-some-neurons": located(replace(NSE_ALL, neurons=0.8)),
-    "RECT": located(MEMIT_HOST, lambda host: RECT(host, kept=0.2)),
-    "RECT-of-AlphaEdit": located(ALPHAEDIT, RECT),
+    "NSE": with_key_moments(SMALL_NSE),
+    "NSE-some-neurons": with_key_moments(replace(SMALL_NSE, neurons=0.8)),
+    "RECT": with_key_moments(SMALL_MEMIT, lambda inner: RECT(inner, kept=0.2)),
+    "RECT-of-AlphaEdit": with_key_moments(SMALL_ALPHAEDIT, RECT),
     "RECT-of-RLEdit": lambda model: RECT(learned(RLEdit(("layers.1.mlp.down_proj",), rank=8))(model), kept=0.9),
-    "PRUNE": located(MEMIT_HOST, PRUNE),
-    "PRUNE-at-work": located(ROME_HOST, lambda host: PRUNE(host, restraint="linear")),
-    "O-Edit": located(ROME_HOST, lambda host: OEdit(host, past_weight=0.5, knowledge_weight=0.5)),
-    "O-Edit-of-MEMIT": located(MEMIT_HOST, lambda host: OEdit(host, knowledge_rate=0.0, past_weight=0.5)),
-    "O-Edit+": located(ROME_HOST, lambda host: OEditPlus(host, knowledge_rate=0.5)),
+    "PRUNE": with_key_moments(SMALL_MEMIT, PRUNE),
+    "PRUNE-at-work": with_key_moments(SMALL_ROME, lambda inner: PRUNE(inner, restraint="linear")),
+    "O-Edit": with_key_moments(SMALL_ROME, lambda inner: OEdit(inner, past_weight=0.5, knowledge_weight=0.5)),
+    "O-Edit-of-MEMIT": with_key_moments(SMALL_MEMIT, lambda inner: OEdit(inner, knowledge_rate=0.0, past_weight=0.5)),
+    "O-Edit+": with_key_moments(SMALL_ROME, lambda inner: OEditPlus(inner, knowledge_rate=0.5)),
     "FT-L": lambda model: FTL(("layers.1.mlp.down_proj",), num_epochs=3),
     "LocFT": lambda model: LocFT(("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), num_epochs=3, batch_size=2),
     "MEND": learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)),
@@ -127,7 +148,7 @@ def one_row_an_edit(encoded: Encoded) -> int:
     return len(encoded.input_ids_BS)
 
 
-# What the parts of a delta may be and, where they are low-rank, how many rows a pass has to make them of.
+# The kinds of a delta's parts and, if they are low-rank, the number of rows that one pass has to make them of.
 MADE_OF: dict[type[Editor], tuple[set[type[Part]], Callable[[Encoded], int] | None]] = {
     RLEdit: ({LowRank}, answer_tokens),
     MALMEN: ({LowRank}, answer_tokens),

@@ -1,4 +1,4 @@
-"""Of every editor: a version that was replayed without an edit has the bits of one that never met it."""
+"""Replay with every editor: a version replayed without an edit has the bits of one that never had the edit."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from errata.ledger import Ledger, Version
 from errata.model.language_model import LanguageModel, load
 from errata.model.matrices import ModelSpec, find_matrices
 from errata.testbed.world import World
-from tests.editors_under_test import UNDER_TEST
+from tests.editors_under_test import UNDER_TEST, editor_under_test
 
 OPEN = Guard(change=Limit(1e9, 1e9), growth=Limit(1e9, 1e9), forgotten=Limit(1.0, 1.0))
 
 
 class Place:
-    """A ledger of its own, and a model that stands at its head."""
+    """A ledger, and a model in memory at the version of its head."""
 
     def __init__(self, editor: Editor, directory: Path, ledger: Path) -> None:
         self.editor, self.model = editor, load(directory)
@@ -63,11 +63,11 @@ class Place:
 
 
 @pytest.mark.parametrize("name", UNDER_TEST)
-def test_a_replayed_version_has_the_bits_of_one_that_never_met_the_edit(
+def test_a_replayed_version_has_the_bits_of_one_without_the_edit(
     name: str, model_dir: Path, tiny_model: LanguageModel, tmp_path: Path
 ) -> None:
     edits = [replace(edit, id=f"e{i}") for i, edit in enumerate(World(20).edits("test", 11))]
-    editor = UNDER_TEST[name](tiny_model)
+    editor = editor_under_test(name, tiny_model)
     here = Place(editor, model_dir, tmp_path / "here")
     never = Place(editor, model_dir, tmp_path / "never")
     for batch in batches_of(edits[:9], 3):
@@ -77,18 +77,16 @@ def test_a_replayed_version_has_the_bits_of_one_that_never_met_the_edit(
     assert version.parent == 1 and [e.id for e in version.edits] == ["e3", "e5", "e6", "e7", "e8"]
     _check_same(here, never)
     assert here.ledger.state(version.number).num_edits == 8
-    here.edit(edits[9:])  # and what is made on it is the same, too
+    here.edit(edits[9:])  # An edit after the revert is the same, too.
     never.edit(edits[9:])
     _check_same(here, never)
 
 
 @pytest.mark.parametrize("name", ["RLEdit", "UltraEdit", "AlphaEdit"])
-def test_a_revert_after_a_revert_has_the_same_bits_too(
-    name: str, model_dir: Path, tiny_model: LanguageModel, tmp_path: Path
-) -> None:
-    """The batches are those that were posted, although one version holds them all by then."""
+def test_a_second_revert_has_the_same_bits_too(name: str, model_dir: Path, tiny_model: LanguageModel, tmp_path: Path) -> None:
+    """The replayed batches are those that were posted, although one version holds them all after the first revert."""
     edits = [replace(edit, id=f"e{i}") for i, edit in enumerate(World(20).edits("test", 9))]
-    editor = UNDER_TEST[name](tiny_model)
+    editor = editor_under_test(name, tiny_model)
     here = Place(editor, model_dir, tmp_path / "here")
     never = Place(editor, model_dir, tmp_path / "never")
     for batch in batches_of(edits, 3):

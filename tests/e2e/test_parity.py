@@ -16,7 +16,7 @@ from errata.edit import batches_of
 from errata.model.matrices import find_matrices
 from errata.testbed.language_model import Shape, make_tokenizer, save
 from tests.e2e.pair import Pair, Reference, Served, num_changed
-from tests.editors_under_test import UNDER_TEST
+from tests.editors_under_test import UNDER_TEST, editor_under_test
 from tests.tiny_models import ARCHITECTURES, GROUPED, LLAMA3_ROPE, LLAMA_LIKE, MAX_TOKENS, WORLD
 
 pytestmark = pytest.mark.e2e
@@ -117,7 +117,7 @@ def visible(delta: WeightDelta) -> WeightDelta:
 def test_tokens_are_equal_for_every_editor(pair: Pair, name: str) -> None:
     """Two batches of each editor and a rollback."""
     before = pair.served.tokens()
-    editor = UNDER_TEST[name](pair.reference.model)
+    editor = editor_under_test(name, pair.reference.model)
     state = editor.start(pair.reference.model, find_matrices(pair.reference.model.module, editor.modules))
     for batch in batches_of(WORLD.edits("test", 6), 3):
         delta, state = editor.edit(pair.reference.model, batch, state)

@@ -33,7 +33,7 @@ from errata.model.capture import capture
 from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode
 from errata.model.language_model import LanguageModel, load
 from errata.model.matrices import editable_matrices, find_matrices, fused_partners
-from tests.editors_under_test import ALPHAEDIT, MEMIT_HOST, ROME_HOST, learned, measured
+from tests.editors_under_test import SMALL_ALPHAEDIT, SMALL_MEMIT, SMALL_ROME, learned, measured
 from tests.tiny_models import ARCHITECTURES, NUM_BLOCKS, WORLD, Architecture, make_tiny, save_tiny
 from tests.unit.editors.test_intervention import check_losses
 from tests.unit.editors.test_locate_then_edit import check_memit
@@ -182,9 +182,9 @@ def editors(architecture: Architecture) -> dict[str, Editor]:
     first, second = (architecture.name(architecture.written, block) for block in (0, 1))
     both, whole = (first, second), tuple(architecture.name(matrix) for matrix in architecture.matrices)
     return {
-        "ROME": replace(ROME_HOST, modules=(first,)),
-        "MEMIT": replace(MEMIT_HOST, modules=both),
-        "AlphaEdit": replace(ALPHAEDIT, modules=both),
+        "ROME": replace(SMALL_ROME, modules=(first,)),
+        "MEMIT": replace(SMALL_MEMIT, modules=both),
+        "AlphaEdit": replace(SMALL_ALPHAEDIT, modules=both),
         "RLEdit": RLEdit(whole, rank=8),
         "MALMEN": MALMEN(both, rank=8),
         "UltraEdit": UltraEdit(whole, step=1e-4),

@@ -27,7 +27,7 @@ from errata.model.matrices import find_matrices
 from serving.app import Arguments
 from serving.worker.live_model import LiveModel, LiveModelOptions, guard_from, load_editor
 from tests.e2e.toy import WORLD, Toy, make_checkpoint
-from tests.editors_under_test import UNDER_TEST, measured
+from tests.editors_under_test import editor_under_test, measured
 
 MODULES = ("layers.0.mlp.down_proj",)
 
@@ -46,7 +46,7 @@ def test_every_editor_can_be_served_by_its_name(name: str, moments: Path, tiny_m
     """Each editor gets the artifact of its kind, and starts on the model."""
     kind, artifact, settings = EDITORS[name], None, {}
     if issubclass(kind, HypernetworkEditor):
-        trained = UNDER_TEST[name](tiny_model)
+        trained = editor_under_test(name, tiny_model)
         assert isinstance(trained, HypernetworkEditor)
         trained.save(tmp_path, {})
         artifact = str(tmp_path)
@@ -101,7 +101,7 @@ def test_an_editor_that_cannot_be_made_is_named(name: str, more: dict[str, objec
 
 
 def test_a_trained_editor_keeps_its_settings(tiny_model: LanguageModel, tmp_path: Path) -> None:
-    trained = UNDER_TEST["RLEdit"](tiny_model)
+    trained = editor_under_test("RLEdit", tiny_model)
     assert isinstance(trained, RLEdit)
     trained.save(tmp_path, {})
     with pytest.raises(ValueError, match="trained with its settings"):
