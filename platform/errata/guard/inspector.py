@@ -25,9 +25,9 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch
 from errata.guard.edit_sample import Sample
 from errata.guard.limits import Guard, Measurements, check_norms, matrix_norms
-from errata.guard.probe_answers import MAX_ANSWER_TOKENS, ProbeAnswers, ProbeTexts, by_row
+from errata.guard.probe_answers import MAX_ANSWER_TOKENS, AnswerPasses, ProbeAnswers, ProbeTexts, by_row
 from errata.guard.probes import Probes
-from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode
+from errata.model.encoding import Encoded, answer_nll, encode
 from errata.model.generation import end_tokens, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
@@ -56,7 +56,7 @@ class Inspector:
         self.model, self.spec, self.guard, self.seed = model, spec, guard, seed
         self.base_norms = matrix_norms(model, spec)
         self.prefix_cache = PrefixCache(model.module, spec.names)
-        self.is_pointwise: bool | None = None  # None until the first text shows it.
+        self.passes = AnswerPasses(model.module)
         self.end_ids = torch.tensor(sorted(end_tokens(model)), device=model.device)
         self.is_fp32 = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
         self.probe_texts = ProbeTexts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
@@ -176,25 +176,16 @@ class Inspector:
     def _probe_answers(self, delta: WeightDelta) -> ProbeAnswers:
         texts = self.probe_texts
         assert texts is not None
-        log_probs_TV = self._log_probs(self.prefix_cache, texts.encoded, delta)
+        log_probs_TV = self.passes.log_probs(self.prefix_cache, texts.encoded, delta)
         num_questions = len(texts.questions)
         said = by_row(texts.encoded, log_probs_TV.argmax(-1))[:num_questions]
         nll = by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
         is_finite = bool(torch.isfinite(log_probs_TV).all())
         return ProbeAnswers([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
 
-    def _log_probs(self, cache: PrefixCache, text: Encoded, delta: WeightDelta) -> Tensor:
-        """Return log p at the answer positions, [T, V]. After the first pass of a text, only what these need is computed."""
-        if self.is_pointwise is None:
-            self.is_pointwise = cache.anew().is_pointwise(text)
-        if self.is_pointwise and cache.has(text):
-            text = cache.narrowed(text)
-        with cache.once(text), applied(self.model.module, delta):
-            return answer_log_probs(self.model.module, text)
-
     def _answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
         """Return for each row if exactly its target would be generated; None if a log probability is not finite."""
-        log_probs_TV = self._log_probs(cache, encoded, delta)
+        log_probs_TV = self.passes.log_probs(cache, encoded, delta)
         if not torch.isfinite(log_probs_TV).all():
             return None
         said_T, wanted_T = log_probs_TV.argmax(-1).to(self.end_ids.device), encoded.targets_T

@@ -1,17 +1,21 @@
-"""Answers of the model to the guard's probes."""
+"""Answers of the model to the guard's probes, and the passes that score answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from errata.delta.side_branch import applied
+from errata.delta.weight_delta import WeightDelta
 from errata.evaluate.answers import first_sentence
 from errata.guard.probes import Probes
-from errata.model.encoding import Encoded, padded
+from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, padded
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
+from errata.model.prefix_cache import PrefixCache, UnreadOutput
 
 MAX_ANSWER_TOKENS = 8
 MAX_SENTENCE_TOKENS = 64
@@ -71,6 +75,92 @@ def _first_sentence(tokenizer: Any, ids: list[int]) -> list[int]:
             return ids[:count]
     has_ended = len(ids) < MAX_ANSWER_TOKENS and tokenizer.eos_token_id is not None
     return [*ids, tokenizer.eos_token_id] if has_ended else ids
+
+
+class AnswerPasses:
+    """Forward passes for the log probabilities of answers, which compute no more than these depend on.
+
+    A prefix cache replays the activations before the edited modules. If the rest of the model is pointwise, as it is after
+    the last attention layer, a text's second pass runs it at the answer positions only. `is_pointwise` is None before the
+    first text.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.is_pointwise: bool | None = None
+
+    def log_probs(self, cache: PrefixCache, text: Encoded, delta: WeightDelta) -> Tensor:
+        """Return log p at the answer positions of `text`, [T, V], of the model with `delta`."""
+        if self.is_pointwise is None:
+            self.is_pointwise = self.rest_is_pointwise(cache, text)
+        if self.is_pointwise and cache.has(text):
+            text = self.answer_positions_only(cache, text)
+        with cache.reusing(text), applied(self.module, delta):
+            return answer_log_probs(self.module, text)
+
+    def rest_is_pointwise(self, cache: PrefixCache, text: Encoded) -> bool:
+        """Return True if a prediction depends on the cached and the changing modules at its own position only.
+
+        Found from the gradient of the prediction at the last answer position of each row. `cache` is not changed.
+        """
+        is_answer_BS = text.labels_BS != IGNORED
+        is_last_BS = is_answer_BS & (is_answer_BS.cumsum(1) == is_answer_BS.sum(1, keepdim=True))
+        last = replace(text, labels_BS=text.labels_BS.masked_fill(~is_last_BS, IGNORED))
+        if not last.predicts_BS[:, 1:].any():  # The first position of a text has no other position to depend on.
+            return False
+        cache, given = cache.empty_copy(), list[Tensor]()
+        with torch.no_grad(), cache.reusing(last):
+            answer_log_probs(self.module, last)
+        watched = cache.derive(last, replace(last), lambda one: _with_gradient(one, given))
+
+        handles = [
+            module.register_forward_hook(lambda _m, _a, output: _with_gradient(output, given)) for module in cache.changing
+        ]
+        try:
+            with torch.enable_grad(), cache.reusing(watched):
+                loss = answer_nll(answer_log_probs(self.module, watched), watched).sum()
+        finally:
+            for handle in handles:
+                handle.remove()
+        grads = torch.autograd.grad(loss, given, allow_unused=True)
+        return not any(grad is not None and _reaches_others(grad, last) for grad in grads)
+
+    def answer_positions_only(self, cache: PrefixCache, text: Encoded) -> Encoded:
+        """Return the answer positions of `text` as one row, for which `cache` then replays the outputs at these positions.
+
+        It gives the log probabilities of `text`, which must be cached, if the rest of the model is pointwise.
+        """
+        if id(text) not in cache.derived:
+            row_1T = text.targets_T[None]
+            labels_BS = nn.functional.pad(row_1T, (1, 0), value=IGNORED)  # one longer, so that every position predicts
+            short = Encoded(row_1T, torch.ones_like(row_1T), labels_BS)
+            cache.derive(text, short, lambda one: _at_answers(one, text))
+        return cache.derived[id(text)]
+
+
+def _with_gradient(one: Any, given: list[Tensor]) -> Any:
+    """Return a tensor as one that takes a gradient, and add it to `given`; return anything else as it is."""
+    if not isinstance(one, Tensor) or not one.is_floating_point():
+        return one
+    given.append(one if one.requires_grad else one.detach().requires_grad_())
+    return given[-1]
+
+
+def _reaches_others(grad: Tensor, text: Encoded) -> bool:
+    """Return True if a gradient is not zero at a position that predicts no answer, or has no positions."""
+    if grad.shape[:2] == text.predicts_BS.shape:
+        grad = grad[~text.predicts_BS.to(grad.device)]
+    return bool(grad.any())
+
+
+def _at_answers(one: Any, text: Encoded) -> Any:
+    """Return the rows of a cached tensor at the answer positions of `text`, [1, T, ...]; anything else as it is."""
+    num_rows, width = text.input_ids_BS.shape
+    if isinstance(one, UnreadOutput):
+        return replace(one, shape=torch.Size((1, len(text.predicts_T), *one.shape[2:])))
+    if not isinstance(one, Tensor) or one.ndim < 2 or one.shape[0] not in (1, num_rows) or one.shape[1] != width:
+        return one
+    return at_answers(one.expand(num_rows, *one.shape[1:]), text)[None]
 
 
 def by_row(encoded: Encoded, values_T: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,6 @@ from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, Probe
 from errata.evaluate.perplexity import perplexity
-from errata.guard import inspector as inspection
 from errata.guard import probe_answers
 from errata.guard.edit_sample import Sample
 from errata.guard.inspector import FEW, MAX_EXCUSED, Inspector, _excused
@@ -54,7 +53,7 @@ def scores(inspector: Inspector, batch: EditBatch, delta: WeightDelta) -> Measur
 def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes, random_delta, scale, matrices):
     spec = find_matrices(tiny_model.module, matrices)
     inspector = Inspector(tiny_model, spec, LENIENT, probes)
-    assert inspector.is_pointwise is (matrices == MATRICES[1:])
+    assert inspector.passes.is_pointwise is (matrices == MATRICES[1:])
     before, sentences = answers(tiny_model, probes.questions), probes.sentences
     alone = [perplexity(tiny_model, [sentence]) for sentence in sentences]
     edits = world.edits("test", 4)
@@ -156,7 +155,7 @@ def test_no_numbers_are_seen(tiny_model, probes, value):
 
 def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
-    healthy = inspection.answer_log_probs
+    healthy = probe_answers.answer_log_probs
 
     def broken(model, encoded, **more):
         log_probs_TV = healthy(model, encoded, **more)
@@ -164,7 +163,7 @@ def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch)
             log_probs_TV[-1] = math.nan
         return log_probs_TV
 
-    monkeypatch.setattr(inspection, "answer_log_probs", broken)
+    monkeypatch.setattr(probe_answers, "answer_log_probs", broken)
     found = scores(inspector, EditBatch((Edit("question", "answer"),)), WeightDelta({}))
     assert not found.is_finite and not LENIENT.check(found).publish
 
@@ -194,9 +193,9 @@ def test_any_end_token_ends_an_answer(tiny_model, world):
             return torch.nn.functional.one_hot(torch.tensor([answer[0], said]), len(tiny_model.tokenizer)).float()
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inspection, "answer_log_probs", rigged)
+            patch.setattr(probe_answers, "answer_log_probs", rigged)
             encoded = encode(tiny_model.tokenizer, [edit.prompt], [edit.target])
-            assert inspector._answered(inspector.prefix_cache.anew(), encoded, WeightDelta({})) == [right]
+            assert inspector._answered(inspector.prefix_cache.empty_copy(), encoded, WeightDelta({})) == [right]
 
 
 def test_of_an_answer_that_runs_on_only_its_first_sentence_counts(tiny_model):

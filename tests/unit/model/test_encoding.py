@@ -12,8 +12,7 @@ from errata.model import capture as capturing
 from errata.model.capture import capture
 from errata.model.encoding import IGNORED, answer_log_probs, answer_nll, encode, padded, split
 from errata.model.key_moments import gradient_sums, key_moment, key_sums
-from errata.model.matrices import find_matrices
-from errata.model.prefix_cache import PrefixCache, _Unread
+from errata.model.prefix_cache import PrefixCache, UnreadOutput
 from errata.testbed.world import World
 from tests.unit.small_models import a_model
 
@@ -108,10 +107,10 @@ def test_what_comes_before_the_edited_matrices_runs_once(tiny_model, monkeypatch
     with applied(tiny_model.module, delta):
         expected, _ = capture(tiny_model.module, encoded, [name])
     calls.clear()
-    trunk = PrefixCache(tiny_model.module, [name])
-    with trunk.once(encoded):
+    cache = PrefixCache(tiny_model.module, [name])
+    with cache.reusing(encoded):
         capture(tiny_model.module, encoded, [name])
-    with trunk.once(encoded), applied(tiny_model.module, delta):
+    with cache.reusing(encoded), applied(tiny_model.module, delta):
         found, _ = capture(tiny_model.module, encoded, [name])
     handle.remove()
     assert calls == ["attention", "up"]
@@ -123,49 +122,6 @@ def of_kind(kind):
     model = a_model(kind, torch.float32)
     edits = World(20).edits("test", 6)
     return model, encode(model.tokenizer, [edit.prompt for edit in edits], [edit.target for edit in edits])
-
-
-PLACES = {
-    "llama": {
-        ("model.layers.2.mlp.down_proj",): True,
-        ("model.layers.2.mlp.gate_proj", "model.layers.2.mlp.up_proj"): True,
-        ("model.layers.2.self_attn.o_proj",): False,  # the attention itself is no module, and runs again
-        ("model.layers.2.self_attn.v_proj",): False,
-        ("model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"): False,
-    },
-    "gpt2": {("transformer.h.2.mlp.c_proj",): True, ("transformer.h.1.mlp.c_proj",): False},
-}
-
-
-@pytest.mark.parametrize("kind, names", [(kind, names) for kind, found in PLACES.items() for names in found])
-def test_behind_the_last_attention_a_pass_over_the_answers_alone_is_enough(kind, names):
-    model, text = of_kind(kind)
-    trunk, pointwise = PrefixCache(model.module, names), PLACES[kind][names]
-    assert trunk.is_pointwise(text) is pointwise
-    if not pointwise:
-        return
-    generator = torch.Generator().manual_seed(0)
-    shapes = {matrix.name: matrix.shape for matrix in find_matrices(model.module, names).matrices}
-    delta = WeightDelta({name: Dense(0.1 * torch.randn(*shape, generator=generator)) for name, shape in shapes.items()})
-    before_TV = answer_log_probs(model.module, text)
-    with trunk.once(text):
-        answer_log_probs(model.module, text)
-    short = trunk.narrowed(text)
-    assert trunk.narrowed(text) is short and torch.equal(short.targets_T, text.targets_T)
-    with applied(model.module, delta):
-        expected_TV = answer_log_probs(model.module, text)
-        with trunk.once(short):
-            found_TV = answer_log_probs(model.module, short)
-    torch.testing.assert_close(found_TV, expected_TV, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(expected_TV, before_TV, atol=1e-2)
-    trunk.forget(text)
-    assert not trunk.kept and not trunk.narrow
-
-
-def test_a_text_of_one_place_says_nothing_of_what_depends_on_others(tiny_model):
-    only = padded([([5], [7]), ([6], [8])], 0)
-    assert not PrefixCache(tiny_model.module, [MODULE]).is_pointwise(only)
-    assert PrefixCache(tiny_model.module, [MODULE]).is_pointwise(padded([([5, 6], [7]), ([6], [8])], 0))
 
 
 @pytest.mark.parametrize("value, refused", [(3e38, False), (torch.inf, True), (torch.nan, True)])
@@ -184,13 +140,13 @@ def test_only_what_is_not_finite_is_refused_and_by_its_edit(tiny_model, value, r
 @pytest.mark.parametrize("kind, name", [("llama", "model.layers.2.mlp.down_proj"), ("gpt2", "transformer.h.2.mlp.c_proj")])
 def test_of_blocks_that_hand_on_to_the_next_the_last_is_kept(kind, name):
     model, text = of_kind(kind)
-    trunk = PrefixCache(model.module, [name])
-    with trunk.once(text):
+    cache = PrefixCache(model.module, [name])
+    with cache.reusing(text):
         expected_TV = answer_log_probs(model.module, text)
-    (outputs,) = (outputs for _, outputs in trunk.kept.values())
-    unread = [output.shape for output in outputs if isinstance(output, _Unread)]
+    (outputs,) = (outputs for _, outputs in cache.outputs.values())
+    unread = [output.shape for output in outputs if isinstance(output, UnreadOutput)]
     assert unread == [(*text.input_ids_BS.shape, 32)], "of three blocks the last is edited, and the second its input"
-    with trunk.once(text):
+    with cache.reusing(text):
         assert torch.equal(answer_log_probs(model.module, text), expected_TV)
 
 
