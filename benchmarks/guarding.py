@@ -39,7 +39,7 @@ from errata.hardware import hardware
 from errata.home import home
 from errata.ledger import Ledger
 from errata.lifelong import run as edit_all
-from errata.model.generation import answers
+from errata.model.generation import greedy_texts
 from errata.model.language_model import LanguageModel, checkpoint_fingerprint, load
 from errata.model.matrices import ModelSpec, find_matrices
 from errata.model.prefix_cache import BatchCache
@@ -129,7 +129,10 @@ class Bench:
         guarded = set(Probes.beside(self.plan.model_dir).sentences)
         self.sentences = [sentence for sentence in world.plain_sentences(held_out=True) if sentence not in guarded]
         self.prompts = Questions.of(self.healthy).prompts
-        self.base_answers, self.base_perplexity = answers(base, self.prompts, MAX_TOKENS), perplexity(base, self.sentences)
+        self.base_answers, self.base_perplexity = self.answers(base), perplexity(base, self.sentences)
+
+    def answers(self, model: LanguageModel) -> dict[str, str]:
+        return dict(zip(self.prompts, greedy_texts(model, self.prompts, MAX_TOKENS), strict=True))
 
     def guarded(self, editor: Editor, batches: Sequence[EditBatch], name: str) -> dict[str, Any]:
         """By the loop itself, on a ledger that is kept (`errata report` shows it). Where nothing is refused, `overhead` is the
@@ -169,7 +172,7 @@ class Bench:
         return self.scored(model, refused)
 
     def scored(self, model: LanguageModel, refused: Sequence[Edit]) -> dict[str, Any]:
-        card = score(Questions.of(self.healthy), answers(model, self.prompts, MAX_TOKENS), self.base_answers)
+        card = score(Questions.of(self.healthy), self.answers(model), self.base_answers)
         return {
             "efficacy": card.efficacy,
             "generalisation": card.generalisation,

@@ -22,7 +22,7 @@ from benchmarks.report import console, show, write_report
 from errata.edit import Edit, batches_of
 from errata.hardware import hardware
 from errata.home import home
-from errata.model.generation import answered
+from errata.model.generation import greedy_texts
 from jobs.plans import demo
 from serving.worker.live_model import LiveModel, LiveModelOptions
 
@@ -40,10 +40,10 @@ class Bench:
         edits = self.plan.corpus.edits("test", NUM_BATCHES * BATCH_SIZE, seed)
         self.edits = [replace(edit, id=f"e{i}") for i, edit in enumerate(edits)]
         self.questions = list(dict.fromkeys(probe.prompt for edit in edits for probe in edit.locality))[:NUM_QUESTIONS]
-        self.shop = self.posted("all", ())
-        self.shop.move_to(0)
+        self.live_model = self.posted("all", ())
+        self.live_model.move_to(0)
         self.unedited = self.say(self.questions)
-        self.shop.move_to(NUM_BATCHES)
+        self.live_model.move_to(NUM_BATCHES)
         self.head = self.say([edit.prompt for edit in self.edits])
         self.head_locality = self.locality()
 
@@ -56,23 +56,23 @@ class Bench:
         """A new ledger of all edits but these."""
         folder = home() / "bench-revert" / name
         shutil.rmtree(folder, ignore_errors=True)
-        shop = LiveModel(LiveModelOptions(str(self.plan.model_dir), str(folder), "RLEdit", str(self.plan.artifact_dir)))
+        live_model = LiveModel(LiveModelOptions(str(self.plan.model_dir), str(folder), "RLEdit", str(self.plan.artifact_dir)))
         for batch in batches_of(self.edits, BATCH_SIZE):
             if left := [edit for edit in batch if edit.id not in without]:
-                shop.append(shop.make(left))
-        return shop
+                live_model.append(live_model.make(left))
+        return live_model
 
     def say(self, prompts: Sequence[str]) -> list[str]:
-        return answered(self.shop.model, prompts, MAX_TOKENS)
+        return [text.strip() for text in greedy_texts(self.live_model.model, prompts, MAX_TOKENS, fit_context=True)]
 
     def trial(self, gone: Sequence[Edit], mode: str, is_compared: bool) -> dict[str, Any]:
         """Milliseconds to make the version and to append it; shares of what is taken out, of the others, of questions."""
-        self.shop.move_to(NUM_BATCHES)
+        self.live_model.move_to(NUM_BATCHES)
         ids = [str(edit.id) for edit in gone]
         began = time.perf_counter()
-        made = self.shop.revert(ids, (), mode)
+        made = self.live_model.revert(ids, (), mode)
         ready = time.perf_counter()
-        version = self.shop.append(made)
+        version = self.live_model.append(made)
         done = time.perf_counter()
         now = dict(zip([edit.prompt for edit in self.edits], self.say([edit.prompt for edit in self.edits]), strict=True))
         held = [edit for edit, answer in zip(self.edits, self.head, strict=True) if answer == edit.target and edit not in gone]
@@ -90,18 +90,22 @@ class Bench:
     def is_as_never_posted(self, ids: Sequence[str]) -> float:
         """1 if weights and editor state have the bits of a ledger that never met these edits, else 0."""
         never = self.posted("never", ids)
-        weights = (shop.model.module.get_submodule(name).weight for name in self.shop.spec.names for shop in (self.shop, never))
-        mine, theirs = self.shop.state.tensors, never.state.tensors
+        weights = (
+            one.model.module.get_submodule(name).weight
+            for name in self.live_model.spec.names
+            for one in (self.live_model, never)
+        )
+        mine, theirs = self.live_model.state.tensors, never.state.tensors
         same_state = mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
         return float(same_state and all(torch.equal(*pair) for pair in zip(weights, weights, strict=True)))
 
     def blamed(self, edits: Sequence[Edit]) -> dict[str, Any]:
         """Of edits that the head answers: whether version and edit are found, how many versions are asked, in what time."""
-        self.shop.move_to(NUM_BATCHES)
+        self.live_model.move_to(NUM_BATCHES)
         rows = []
         for edit in edits:
             began = time.perf_counter()
-            found = self.shop.blame(edit.prompt, MAX_TOKENS)
+            found = self.live_model.blame(edit.prompt, MAX_TOKENS)
             ms = 1e3 * (time.perf_counter() - began)
             own = self.edits.index(edit) // BATCH_SIZE + 1
             is_first = bool(found.edits) and found.edits[0].id == edit.id

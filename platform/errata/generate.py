@@ -8,7 +8,7 @@ from typing import Protocol
 
 from errata.delta.accumulator import EditedModel
 from errata.ledger import Ledger
-from errata.model.generation import greedy
+from errata.model.generation import greedy, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
@@ -73,8 +73,7 @@ class HFGenerator:
             self.swap(self.ledger.head)
             if self.version < at_least:
                 raise SwapFailed(at_least, ("this process",), f"the head is version {self.version}")
-        decode = self.language_model.tokenizer.decode
-        texts = [decode(ids, skip_special_tokens=True) for ids in self.token_ids(prompts, max_tokens)]
+        texts = greedy_texts(self.language_model, prompts, max_tokens, self.batch_size)
         return [Completion(p, text, self.version, self.version) for p, text in zip(prompts, texts, strict=True)]
 
     def token_ids(self, prompts: Sequence[str], max_tokens: int = 8) -> list[list[int]]:
