@@ -35,7 +35,7 @@ from errata.model.prefix_cache import BatchCache, PrefixCache
 
 REDRAWN_EVERY = 8  # Batches after which the sample of earlier edits is drawn again.
 FEW = 16  # Losses in a smaller sample are divided by this: one edit of two is not half of all edits.
-MAX_EXCUSED = 0.25  # Share of a sample that edits may exclude by naming it; more would be a way around the guard.
+MAX_EXCLUDED = 0.25  # Share of a sample that edits may exclude by naming it; more would be a way around the guard.
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Observed:
 
 
 class Inspector:
-    """Measures updates of a model that is at one version. `model` must hold the base weights at construction.
+    """The guard's measuring side, for a model that is at one version. `model` must hold the base weights at construction.
 
     `at_version` sets which edits the version holds, `committed` adds those of an update that was applied.
     """
@@ -96,8 +96,8 @@ class Inspector:
         efficacy = 1 - len(failed) / len(batch) if len(batch) else None
         found = replace(found, efficacy=efficacy, failed=self._wrong_answers(failed, delta))
         self.answered = self.answered or self._sample_answered(WeightDelta({})) or {}
-        excused = _excused(list(held), batch.prompts, [p for edit in batch for p in edit.rephrasings])
-        counted = [prompt for prompt in held if prompt not in excused]
+        excluded = _excluded(list(held), batch.prompts, [p for edit in batch for p in edit.rephrasings])
+        counted = [prompt for prompt in held if prompt not in excluded]
         lost = [self.answered.get(prompt, False) and not held[prompt] for prompt in counted]
         found = replace(found, retention=_share([held[prompt] for prompt in counted]), lost_retention=_lost(lost))
         if self.probe_texts is None or self.base_answers is None:
@@ -152,8 +152,8 @@ class Inspector:
         if not then.is_finite:
             return replace(found, is_finite=False)
         named = [p for e in batch for p in (*e.rephrasings, *(probe.prompt for probe in e.portability))]
-        excused = _excused(self.probe_texts.questions, batch.prompts, named)
-        counts = [question not in excused for question in self.probe_texts.questions]
+        excluded = _excluded(self.probe_texts.questions, batch.prompts, named)
+        counts = [question not in excluded for question in self.probe_texts.questions]
         same_now, same_then = (list(compress(probed.same_as(self.base_answers), counts)) for probed in (now, then))
         lost = [before and not after for before, after in zip(same_now, same_then, strict=True)]
         ratios_now, ratios_then = now.ratios_to(self.base_answers), then.ratios_to(self.base_answers)
@@ -222,14 +222,14 @@ def _share(right: Sequence[bool]) -> float | None:
     return sum(right) / len(right) if right else None
 
 
-def _excused(sample: Sequence[str], edited: Iterable[str], named: Iterable[str]) -> set[str]:
+def _excluded(sample: Sequence[str], edited: Iterable[str], named: Iterable[str]) -> set[str]:
     """Return the sampled prompts that a batch is about: those that it edits, or names as rephrasings or consequences.
 
     The author's naming is not verified, so named prompts are excluded only if most of the sample remains.
     """
-    excused = set(sample).intersection(named)
-    limit = MAX_EXCUSED * max(FEW, len(sample))
-    return set(edited) | (excused if len(excused) <= limit else set())
+    excluded = set(sample).intersection(named)
+    limit = MAX_EXCLUDED * max(FEW, len(sample))
+    return set(edited) | (excluded if len(excluded) <= limit else set())
 
 
 def _lost(lost: Sequence[bool]) -> float | None:

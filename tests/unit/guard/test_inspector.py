@@ -1,4 +1,4 @@
-"""What the guard measures, against the same things found by editing the model and generating."""
+"""Measurements of an update, compared with an edited model that generates."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, Probe
 from errata.evaluate.perplexity import perplexity
 from errata.guard import probe_answers
-from errata.guard.edit_sample import Sample
-from errata.guard.inspector import FEW, MAX_EXCUSED, Inspector, _excused
+from errata.guard.inspector import FEW, MAX_EXCLUDED, Inspector, _excluded
 from errata.guard.limits import Guard, Limit, Measurements
-from errata.guard.probes import FILE, PLAIN, Probes
+from errata.guard.probes import Probes
 from errata.model.encoding import encode
 from errata.model.generation import greedy
 from errata.model.matrices import find_matrices
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+
 LENIENT = Guard(change=Limit(math.inf, math.inf))
 
 
@@ -36,9 +36,9 @@ def answers(model, prompts) -> list[str]:
     return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in greedy(model, prompts, 8)]
 
 
-def told(model, prompts) -> list[Edit]:
-    """Edits that ask for the word that the model says anyway."""
-    model.tokenizer.eos_token = None  # the random model ends no answer
+def already_answered(model, prompts) -> list[Edit]:
+    """Make edits whose targets the model already answers."""
+    model.tokenizer.eos_token = None  # The random model ends no answer.
     words = [model.tokenizer.decode(ids) for ids in greedy(model, prompts, 1)]
     return [Edit(prompt, word) for prompt, word in zip(prompts, words, strict=True)]
 
@@ -50,7 +50,7 @@ def scores(inspector: Inspector, batch: EditBatch, delta: WeightDelta) -> Measur
 
 @pytest.mark.parametrize("matrices", [MATRICES, MATRICES[1:]], ids=["all", "behind the last attention"])
 @pytest.mark.parametrize("scale", [0.0, 0.4, 4.0])
-def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes, random_delta, scale, matrices):
+def test_measurements_equal_those_of_an_edited_model_that_generates(tiny_model, world, probes, random_delta, scale, matrices):
     spec = find_matrices(tiny_model.module, matrices)
     inspector = Inspector(tiny_model, spec, LENIENT, probes)
     assert inspector.passes.is_pointwise is (matrices == MATRICES[1:])
@@ -59,7 +59,7 @@ def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes
     edits = world.edits("test", 4)
     delta = WeightDelta({name: random_delta(3, scale).parts[name] for name in matrices})
     batch = EditBatch(tuple(edits))
-    inspector.measure(batch, WeightDelta({}))  # so that the trunk of each text is there
+    inspector.measure(batch, WeightDelta({}))  # This fills the prefix cache of each text.
     found = scores(inspector, batch, delta)
 
     edited = EditedModel(tiny_model.module, spec)
@@ -81,7 +81,7 @@ def test_it_measures_what_editing_and_generating_shows(tiny_model, world, probes
     assert found.retention is None
 
 
-def test_it_changes_nothing(tiny_model, world, probes, random_delta):
+def test_measuring_changes_no_weight(tiny_model, world, probes, random_delta):
     before = {name: tensor.clone() for name, tensor in tiny_model.module.state_dict().items()}
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     batch = EditBatch(tuple(world.edits("test", 3)))
@@ -90,9 +90,9 @@ def test_it_changes_nothing(tiny_model, world, probes, random_delta):
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_model.module.state_dict().items())
 
 
-def test_earlier_edits_are_asked_again_until_they_are_edited_anew(tiny_model, world, random_delta):
+def test_earlier_edits_are_sampled_until_they_are_edited_again(tiny_model, world, random_delta):
     prompts = [prompt for prompt, _ in world.sentences()[:3]]
-    held = told(tiny_model, prompts[1:])
+    held = already_answered(tiny_model, prompts[1:])
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
     inspector.at_version([*held, Edit(prompts[0], "nothing of the kind")])
     nothing, other = WeightDelta({}), EditBatch((Edit("question", "answer"),))
@@ -106,7 +106,7 @@ def test_earlier_edits_are_asked_again_until_they_are_edited_anew(tiny_model, wo
     assert again.retention == pytest.approx(1 / 2)
 
 
-def test_what_was_measured_of_an_update_is_known_of_its_version(tiny_model, world, probes, random_delta):
+def test_answers_observed_with_an_update_are_those_of_its_version(tiny_model, world, probes, random_delta):
     spec = find_matrices(tiny_model.module, MATRICES)
     inspector, edited = Inspector(tiny_model, spec, LENIENT, probes), EditedModel(tiny_model.module, spec)
     edits, deltas = world.edits("test", 6), [random_delta(seed, 0.3) for seed in (1, 2)]
@@ -115,12 +115,12 @@ def test_what_was_measured_of_an_update_is_known_of_its_version(tiny_model, worl
     edited.add(deltas[0])
     inspector.committed(first, observed)
     known = scores(inspector, second, deltas[1])
-    inspector.at_version(first)  # nothing is known any more
+    inspector.at_version(first)  # This drops all answers.
     assert scores(inspector, second, deltas[1]) == known
     assert known.lost_locality is not None and known.retention is not None
 
 
-def test_a_probe_that_is_edited_is_no_probe(tiny_model, probes, random_delta):
+def test_edited_probes_are_excluded(tiny_model, probes, random_delta):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     every = EditBatch(tuple(Edit(question, "x") for question in probes.questions))
     assert scores(inspector, every, random_delta(0)).lost_locality is None
@@ -130,14 +130,14 @@ def test_a_probe_that_is_edited_is_no_probe(tiny_model, probes, random_delta):
     assert ruin.lost_locality is not None and ruin.lost_locality <= len(rest) / FEW
 
 
-def test_rephrasings_are_no_way_around_the_guard(tiny_model, world, probes, random_delta):
-    """Of an edit that names every question and every earlier edit as its own rephrasings."""
+def test_rephrasings_cannot_exclude_most_of_the_probes(tiny_model, world, probes, random_delta):
+    """An edit names every question and every earlier edit as its rephrasings."""
     spec = find_matrices(tiny_model.module, MATRICES)
     inspector = Inspector(tiny_model, spec, LENIENT, probes)
     texts = [probe.prompt for probe in world.edits("test", 30)]
-    some = int(MAX_EXCUSED * FEW)
-    assert _excused(texts, ["edited"], texts[:some]) == {"edited", *texts[:some]}
-    assert _excused(texts, ["edited"], texts) == {"edited"} and _excused(texts, texts, texts[:some]) == set(texts)
+    some = int(MAX_EXCLUDED * FEW)
+    assert _excluded(texts, ["edited"], texts[:some]) == {"edited", *texts[:some]}
+    assert _excluded(texts, ["edited"], texts) == {"edited"} and _excluded(texts, texts, texts[:some]) == set(texts)
     plain = Edit("question", "answer")
     named = replace(plain, rephrasings=(*probes.questions, *(f"wording {i}" for i in range(3))))
     found = [scores(inspector, EditBatch((edit,)), random_delta(1, 30.0)) for edit in (plain, named)]
@@ -145,7 +145,7 @@ def test_rephrasings_are_no_way_around_the_guard(tiny_model, world, probes, rand
 
 
 @pytest.mark.parametrize("value", [1e30, math.nan])
-def test_no_numbers_are_seen(tiny_model, probes, value):
+def test_a_delta_that_is_not_finite_is_refused(tiny_model, probes, value):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     broken = WeightDelta({MATRICES[0]: LowRank(torch.full((64, 1), value), torch.full((96, 1), value))})
     found = scores(inspector, EditBatch((Edit("question", "answer"),)), broken)
@@ -153,7 +153,7 @@ def test_no_numbers_are_seen(tiny_model, probes, value):
     assert not LENIENT.check(found).publish
 
 
-def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch):
+def test_one_sentence_that_is_not_finite_is_refused(tiny_model, probes, monkeypatch):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     healthy = probe_answers.answer_log_probs
 
@@ -168,7 +168,7 @@ def test_one_sentence_without_numbers_is_enough(tiny_model, probes, monkeypatch)
     assert not found.is_finite and not LENIENT.check(found).publish
 
 
-def test_a_few_broken_sentences_are_seen_where_the_median_is_as_it_was(tiny_model, probes, monkeypatch):
+def test_a_few_broken_sentences_are_found_although_the_median_is_unchanged(tiny_model, probes, monkeypatch):
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, probes)
     assert scores(inspector, EditBatch((Edit("question", "answer"),)), WeightDelta({})).broken_sentences == 0.0
     healthy = inspector.base_answers
@@ -198,26 +198,7 @@ def test_any_end_token_ends_an_answer(tiny_model, world):
             assert inspector._answered(inspector.prefix_cache.empty_copy(), encoded, WeightDelta({})) == [right]
 
 
-def test_of_an_answer_that_runs_on_only_its_first_sentence_counts(tiny_model):
-    class Words:
-        eos_token_id = 0
-
-        def decode(self, ids, skip_special_tokens):
-            return " ".join({1: "Paris", 2: ".", 3: "It", 4: "is", 5: "big"}[i] for i in ids).replace(" .", ".")
-
-    assert probe_answers._first_sentence(Words(), [1, 2, 3, 4, 5]) == [1, 2]
-    assert probe_answers._first_sentence(Words(), [3, 4, 5]) == [3, 4, 5, 0]
-    assert probe_answers._first_sentence(Words(), [1, 2]) == [1, 2, 0]
-    assert probe_answers._first_sentence(Words(), [5] * 8) == [5] * 8
-
-
-def test_a_sentence_of_one_token_is_named(tiny_model):
-    spec = find_matrices(tiny_model.module, MATRICES)
-    with pytest.raises(ValueError, match="needs two tokens to have a perplexity, but the probe 'river'"):
-        Inspector(tiny_model, spec, LENIENT, Probes((), ("river",)))
-
-
-def test_what_was_rounded_is_asked_again(tiny_model, world, probes, random_delta):
+def test_answers_are_computed_again_after_rounding_to_bf16(tiny_model, world, probes, random_delta):
     tiny_model.module.to(torch.bfloat16)
     spec = find_matrices(tiny_model.module, MATRICES)
     inspector, edited = Inspector(tiny_model, spec, LENIENT, probes), EditedModel(tiny_model.module, spec)
@@ -230,56 +211,10 @@ def test_what_was_rounded_is_asked_again(tiny_model, world, probes, random_delta
     assert scores(inspector, second, random_delta(2, 0.3)) == known
 
 
-def test_few_earlier_edits_are_not_enough_to_refuse(tiny_model, world, random_delta):
-    held = told(tiny_model, [prompt for prompt, _ in world.sentences()[:2]])
+def test_losses_in_a_small_sample_are_divided_by_the_minimum_size(tiny_model, world, random_delta):
+    held = already_answered(tiny_model, [prompt for prompt, _ in world.sentences()[:2]])
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
     inspector.at_version(held)
     found = scores(inspector, EditBatch((Edit("question", "answer"),)), random_delta(1, 30.0))
     assert found.retention == 0.0
     assert found.lost_retention == pytest.approx(2 / FEW)
-
-
-def test_a_sample_is_the_same_however_the_edits_came():
-    edits = [Edit(f"prompt {i}", "x") for i in range(100)]
-    whole, parts = Sample(10, 0), Sample(10, 0)
-    whole.add(edits)
-    for i in range(0, 100, 7):
-        parts.add(edits[i : i + 7])
-    assert {e.prompt for e in whole} == {e.prompt for e in parts} and len(list(whole)) == 10
-    assert {e.prompt for e in whole} != {e.prompt for e in _sampled(edits, seed=1)}
-    newer = Edit(next(iter(whole)).prompt, "newer")
-    whole.add([newer])
-    assert newer in list(whole) and len(list(whole)) == 10
-
-
-def _sampled(edits, seed):
-    sample = Sample(10, seed)
-    sample.add(edits)
-    return sample
-
-
-def test_probes_are_kept_in_a_file(tmp_path):
-    probes = Probes(("a b", "c"), ("one two three", "four five"))
-    probes.save(tmp_path / FILE)
-    assert Probes.load(tmp_path / FILE) == probes == Probes.beside(tmp_path)
-    assert Probes.beside(tmp_path / "elsewhere") == Probes((), PLAIN)
-    assert Probes(tuple("abcdef"), ()).sample(3, 3) == Probes(("a", "c", "e"), ())
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"{", "line 1 is not JSON"),
-        (b'{"prompt": "a"}\n["b"]', "line 2: a probe must be"),
-        (b'{"question": "a"}', "a probe must be"),
-        (b'{"prompt": " "}', "the prompt must be a string"),
-        (b'{"sentence": 3}', "the sentence must be a string"),
-        (b"\xff\xfe", "cannot be read"),
-    ],
-)
-def test_a_bad_probe_is_named(tmp_path, content, says):
-    (tmp_path / FILE).write_bytes(content)
-    with pytest.raises(ValueError, match=says):
-        Probes.load(tmp_path / FILE)
-    with pytest.raises(ValueError, match="cannot be read"):
-        Probes.load(tmp_path / "none.jsonl")

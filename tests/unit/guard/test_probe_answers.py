@@ -1,4 +1,4 @@
-"""Passes for the log probabilities of answers: the part of the model that they need, and no more."""
+"""Passes for the log probabilities of answers, the tokens of an answer that count, and probes that are too short."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import torch
 from errata.delta.parts import Dense
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
+from errata.guard import probe_answers
+from errata.guard.inspector import Inspector
+from errata.guard.limits import Guard
 from errata.guard.probe_answers import AnswerPasses
+from errata.guard.probes import Probes
 from errata.model.encoding import answer_log_probs, encode, padded
 from errata.model.matrices import find_matrices
 from errata.model.prefix_cache import PrefixCache
@@ -57,3 +61,22 @@ def test_a_text_of_one_position_does_not_show_what_depends_on_other_positions(ti
     passes, cache = AnswerPasses(tiny_model.module), PrefixCache(tiny_model.module, [MODULE])
     assert not passes.rest_is_pointwise(cache, padded([([5], [7]), ([6], [8])], 0))
     assert passes.rest_is_pointwise(cache, padded([([5, 6], [7]), ([6], [8])], 0))
+
+
+def test_only_the_first_sentence_of_an_answer_counts(tiny_model):
+    class Words:
+        eos_token_id = 0
+
+        def decode(self, ids, skip_special_tokens):
+            return " ".join({1: "Paris", 2: ".", 3: "It", 4: "is", 5: "big"}[i] for i in ids).replace(" .", ".")
+
+    assert probe_answers._first_sentence(Words(), [1, 2, 3, 4, 5]) == [1, 2]
+    assert probe_answers._first_sentence(Words(), [3, 4, 5]) == [3, 4, 5, 0]
+    assert probe_answers._first_sentence(Words(), [1, 2]) == [1, 2, 0]
+    assert probe_answers._first_sentence(Words(), [5] * 8) == [5] * 8
+
+
+def test_a_sentence_of_one_token_is_named(tiny_model):
+    spec = find_matrices(tiny_model.module, [MODULE])
+    with pytest.raises(ValueError, match="needs two tokens to have a perplexity, but the probe 'river'"):
+        Inspector(tiny_model, spec, Guard(), Probes((), ("river",)))
