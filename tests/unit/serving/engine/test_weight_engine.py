@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import threading
 import time
 import weakref
@@ -14,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -350,3 +353,27 @@ def test_a_model_that_reads_images_is_refused_with_the_reason(tmp_path: Path) ->
     weight_engine.check_architecture(save_tiny("gemma3", tmp_path / "text"))
     with pytest.raises(ValueError, match="some/model is no folder"):
         weight_engine.check_architecture("some/model")
+
+
+def test_an_engine_ends_when_its_replica_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replica and its engine are two forked processes."""
+    monkeypatch.setattr(weight_engine, "PARENT_PERIOD_S", 0.02)
+    read, write = os.pipe()
+    replica = os.fork()
+    if replica == 0:
+        try:
+            if os.fork() == 0:
+                parent = os.getppid()
+                os.write(write, str(os.getpid()).encode())
+                weight_engine._end_with_parent(parent)
+            time.sleep(60)
+        finally:
+            os._exit(0)
+    engine = psutil.Process(int(os.read(read, 20)))
+    assert engine.ppid() == replica
+    os.kill(replica, signal.SIGKILL)
+    os.waitpid(replica, 0)
+    deadline = time.monotonic() + 10
+    while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
