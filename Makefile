@@ -102,8 +102,8 @@ lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 # Write the list of files in docs/architecture.md from the modules' docstrings.
-tree: setup
-	$(BIN)/python docs/tree.py
+tree:
+	$(PYTHON) docs/tree.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
