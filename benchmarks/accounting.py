@@ -1,8 +1,8 @@
-"""Bytes of tensors that are alive, operation by operation, also of tensors that have sizes and no numbers.
+"""Bytes of live tensors, operation by operation, also for tensors with sizes and without values.
 
-So the memory of a run can be told without the device: the code that would run there runs on `FakeTensorMode`'s tensors, on the
-device `meta` in the accelerator's place and on `cpu` as the host. Counted are storages from when an operation makes them until
-nothing holds them. Not counted is what is not a tensor: workspaces of libraries, the allocator's fragments, a CUDA context.
+This gives the memory of a run without the device: its code runs on `FakeTensorMode`'s tensors, with the device `meta` in place
+of the accelerator and `cpu` as the host. A storage counts from the operation that allocates it until its last reference goes.
+Memory that is not a tensor does not count: library workspaces, fragments of the allocator, a CUDA context.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ OTHER = "other"
 
 
 def fakes() -> FakeTensorMode:
-    """Tensors made within it have no numbers. Those of the device `meta` stay there, as those of an accelerator would."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)  # torch.tensor makes one on `meta` that is none
+    """Make tensors without values inside the block; tensors on `meta` stay there, as on an accelerator."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # torch.tensor would make a real tensor on `meta`
     mode.allow_meta = True
     return mode
 
 
 class Accounting(TorchDispatchMode):
-    """`now_bytes` and `peak_bytes` of the tensors of a device that were made within it, and the parts of the peak in `at_peak`.
+    """Context manager that counts `now_bytes` and `peak_bytes` of a device's tensors, and the parts of the peak in `at_peak`.
 
-    `owners` gives the tensors of each part, when it is asked; it is when the peak has grown by `grain`, so that the parts are
-    those of up to so much less. What they do not own goes by the label it was made under, or has last dimension `named_by`.
-    A fake has no numbers to decide by: it says true, 0 or 1.0.
+    `owners` gives the tensors of each part. It is called when the peak has grown by `grain`, so the parts describe a moment at
+    most that far below the peak. A tensor without owner belongs to the label it was made under, or to the part of `named_by`
+    whose last dimension it has. A fake tensor has no values for a branch to depend on: it reads as true, 0 or 1.0.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Accounting(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = id(storage)  # the storage's own object, the same as long as it lives
+        key = id(storage)  # one object per storage, as long as it lives
         if key in self._alive:
             return
         label = self.named_by.get(tensor.shape[-1], self.label) if tensor.ndim > 1 else self.label
@@ -76,7 +76,7 @@ class Accounting(TorchDispatchMode):
         self.now_bytes -= self._alive.pop(key)[0]
 
     def parts(self) -> dict[str, int]:
-        """Bytes that are alive now, by owner or label."""
+        """Live bytes by owner or label."""
         owned = {id(t.untyped_storage()): name for name, tensors in self.owners().items() for t in tensors}
         sums: Counter[str] = Counter()
         for key, (num_bytes, label, _) in list(self._alive.items()):
@@ -85,7 +85,7 @@ class Accounting(TorchDispatchMode):
 
     @contextmanager
     def labelled(self, modules: Sequence[nn.Module], label: str) -> Iterator[None]:
-        """Within it, what is made in the forward pass of `modules` has the label."""
+        """Label the tensors that the forward passes of `modules` allocate inside the block."""
 
         def begin(*_: Any) -> None:
             self.label = label
@@ -102,7 +102,7 @@ class Accounting(TorchDispatchMode):
 
 
 def _decided(func: Any, args: Any) -> bool | int | float | None:
-    """What code that asks a fake for a number is told."""
+    """Values that a fake tensor gives to code that reads one."""
     if not any(isinstance(arg, FakeTensor) for arg in args):
         return None
     if func is aten.equal.default:

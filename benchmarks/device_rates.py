@@ -1,4 +1,4 @@
-"""What a device can do, and what a piece of work asks of it: the two sides of a physical floor."""
+"""Measured rates of a device and counted work of a computation: the two sides of a lower bound on time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ NUM_TRIES = 5
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured. `tflops` by kind of number: products of square matrices of `matrix_size`; `fp32` is as torch is set for the
-    rest of the run, `tf32` and `host_to_device_gb_s` (from pinned memory) are there on a GPU alone. A copy counts what is read
-    and what is written."""
+    """Measured rates of a device.
+
+    `tflops` by kind of number are those of products of square matrices of `matrix_size`; `fp32` as torch is configured for the
+    whole run. `tf32` and `host_to_device_gb_s` (from pinned memory) exist on a GPU only. A copy counts bytes read and written.
+    """
 
     matrix_size: int
     tflops: dict[str, float]
@@ -27,17 +29,16 @@ class Rates:
     host_to_device_gb_s: float | None
 
     def floor_s(self, work: Work) -> float:
-        """The seconds below which this device cannot do the work: its products at their rates, or its bytes, if those take
-        longer."""
+        """Lower bound of the seconds for some work: its products at the measured rates, or its bytes if they take longer."""
         products_s = work.flops / (1e12 * self.tflops[work.dtype]) + work.network_flops / (1e12 * self.tflops["fp32"])
         return max(products_s, work.num_bytes / (1e9 * self.copy_gb_s))
 
 
 @dataclass
 class Work:
-    """Products with the model's weights (of kind `dtype`) and with a policy's (fp32), and the bytes of weights that are read.
+    """Products with the model's weights (of kind `dtype`) and a policy's (fp32), and the bytes of weights read.
 
-    The rest is left out: attention's products of activations, norms, solves.
+    Attention's products of activations, norms and solves are left out.
     """
 
     dtype: str = "bf16"
@@ -51,7 +52,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 @contextmanager
 def counted(model: nn.Module) -> Iterator[Work]:
-    """The work of the passes inside: 2 FLOPs a weight and row forward, and 2 more where the gradient by the input is taken."""
+    """Count the work of the passes inside: 2 FLOPs per weight and row forward, 2 more for the gradient by the input."""
     weight = next(model.parameters())
     work = Work(next(name for name, dtype in DTYPES.items() if dtype == weight.dtype))
 
@@ -61,7 +62,7 @@ def counted(model: nn.Module) -> Iterator[Work]:
         work.flops += times * 2.0 * num_rows * module.weight.numel()
         work.num_bytes += times * module.weight.numel() * module.weight.element_size()
 
-    # After the module: others' hooks before it may leave rows out.
+    # A hook after the module, because other hooks before it may remove rows.
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear)]
     try:
         yield work
@@ -92,7 +93,7 @@ def _matrix_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
 
 
 def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
-    """The median of some tries, after one that is not counted."""
+    """Median of several tries, after one that is not counted."""
     found = []
     for _ in range(NUM_TRIES + 1):
         finish(device)
@@ -104,6 +105,6 @@ def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
 
 
 def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

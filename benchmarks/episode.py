@@ -1,6 +1,6 @@
-"""Memory and time of one training episode by backtracking depth: ours, which back-propagates loss by loss, and one graph.
+"""Memory and time of a training episode by backtracking depth: loss by loss (ours) against one graph.
 
-Both play the same batches on the same small random Llama and give the same gradient. T answer tokens, V vocabulary.
+Both process the same batches on the same small random Llama and give the same gradient. T answer tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MODULES = ("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj")
 
 @dataclass(frozen=True)
 class Episode:
-    """How long an episode is played on how large a model."""
+    """Size of the model and length of the episode."""
 
     depths: tuple[int, ...] = (0, 2, 8)
     num_batches: int = 10
@@ -47,7 +47,7 @@ class Episode:
 
 
 def measure_episodes(episode: Episode) -> list[dict[str, Any]]:
-    """A row for each depth: bytes that graphs hold at most, seconds, and the difference of the two gradients."""
+    """Measure each depth: peak bytes of graphs, seconds, and the difference of the two gradients."""
     rows = []
     for depth in episode.depths:
         ours, naive = (_measure(episode, depth, one_graph) for one_graph in (False, True))
@@ -73,7 +73,7 @@ def _measure(episode: Episode, depth: int, one_graph: bool) -> dict[str, Any]:
     saved, seconds = SavedTensors(model.module), []
     with saved.watching():
         run(model, net, steps, {}, reward)
-    for _ in range(3):  # the hooks cost time, so memory and time are measured apart
+    for _ in range(3):  # hooks cost time, so memory and time are measured separately
         net.zero_grad()
         start = time.perf_counter()
         run(model, net, steps, {}, reward)
@@ -93,7 +93,7 @@ def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[E
     steps = [EpisodeBatch(model, batch) for batch in batches_of(edits, episode.batch_size)]
     net = Hypernetwork(find_matrices(model.module, MODULES), rank=32, num_blocks=2, centred=False, seed=episode.seed)
     for step in steps:
-        step.base_log_probs(0)  # made now, while the model is the base model
+        step.base_log_probs(0)  # computed now, while the model is unedited
         captured, _ = capture(model.module, step.edit_texts, net.spec.names)
         net.observe(captured)
     net.set_scale(captured, {}, step=0.5, ridge=0.1)
@@ -109,9 +109,9 @@ def play_in_one_graph(
     num_passes: int = 1,
     num_burn_in: int = 0,
 ) -> None:
-    """The plain way: every loss of the episode in one graph, and one backward pass at its end.
+    """Compute the reference gradient: all losses of the episode in one graph, one backward pass at its end.
 
-    `trajectory.play` with its default memory must give the same gradient; tests hold it to that.
+    Our loss-by-loss episode must give the same gradient; tests check that.
     """
     loss, made = torch.zeros(()), list[dict[str, Proposal]]()
     for t, step in enumerate(steps):
@@ -136,7 +136,7 @@ def play_in_one_graph(
 
 
 def _branch(made: Sequence[Mapping[str, Proposal]]) -> WeightDelta:
-    """Every update so far, its factors side by side."""
+    """Concatenate the factors of all updates so far."""
     factors = {n: ([p[n].Z_nO.T for p in made], [p[n].V_nI.T for p in made]) for n in (made[0] if made else ())}
     return WeightDelta({n: LowRank(torch.cat(U, 1), torch.cat(V, 1)) for n, (U, V) in factors.items()})
 

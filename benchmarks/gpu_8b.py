@@ -1,9 +1,9 @@
-"""Speed and memory at Llama-3-8B's size on a GPU, with random weights: `make bench-gpu`. It needs torch and transformers alone.
+"""Speed and memory at Llama-3-8B's size on a GPU, with random weights: `make bench-gpu`. Needs only torch and transformers.
 
-* an edit by each editor, in parts, against the least that the device's own measured rates allow (gpu_edits.py);
-* one training step of RLEdit on an episode, and a version put into the model, against loading all weights (gpu_swaps.py).
+* an edit by each editor, in parts, against the lower bound by the device's measured rates (gpu_edits.py);
+* a training step of RLEdit on an episode, and a swap of a version, against loading all weights (gpu_swaps.py).
 
-`--size tiny` runs the same code in a minute without a GPU, to try it; its figures say nothing about one.
+`--size tiny` runs the same code in a minute without a GPU, to try it; its figures say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.device_rates import measure_rates
-from benchmarks.gpu_edits import CONTENDERS, PARTS, Bench, clear
+from benchmarks.gpu_edits import PARTS, STARTS, Bench, clear
 from benchmarks.gpu_swaps import check_checkpoint, measure_swaps, measure_training, shards
 from benchmarks.random_llama import SIZES, make_language_model
 from benchmarks.report import console, show, write_report
@@ -40,8 +40,10 @@ PARTS_NOTE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: each of `editors`, or all, at each of `batches`; the median of `repeats`. Raises `ValueError` for what
-    cannot be."""
+    """Editors (all by default) and batch sizes to measure, each by the median of `repeats`.
+
+    Raises `ValueError` for impossible values.
+    """
 
     size: str = "8b"
     batches: tuple[int, ...] = (20, 100)
@@ -58,8 +60,8 @@ class Settings:
             raise ValueError(
                 f"--size {self.size} needs a CUDA GPU, and torch sees none; --size tiny tries the script without one"
             )
-        if unknown := [name for name in self.editors if name not in CONTENDERS]:
-            raise ValueError(f"no editor here is named {', '.join(unknown)}; there are {', '.join(CONTENDERS)}")
+        if unknown := [name for name in self.editors if name not in STARTS]:
+            raise ValueError(f"no editor here is named {', '.join(unknown)}; there are {', '.join(STARTS)}")
         if not self.batches or min(*self.batches, self.repeats) < 1:
             raise ValueError("--batches and --repeats take numbers from 1 on")
         if self.checkpoint and not shards(self.checkpoint):
@@ -71,8 +73,10 @@ class Settings:
 
 
 def run(settings: Settings, command: str) -> Path:
-    """Everything, printed and written to `$ERRATA_HOME/bench-gpu/report.json`. Raises `ValueError` for a checkpoint of another
-    model."""
+    """Measure, print and write `$ERRATA_HOME/bench-gpu/report.json`.
+
+    Raises `ValueError` for a checkpoint of another model.
+    """
     torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     size, device = SIZES[settings.size], settings.device
     about: dict[str, Any] = {"command": command, "seed": settings.seed, "hardware": hardware()}
@@ -98,10 +102,10 @@ def run(settings: Settings, command: str) -> Path:
 
 def edits(bench: Bench, settings: Settings) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for name in settings.editors or CONTENDERS:
+    for name in settings.editors or STARTS:
         for row in bench.rows(name, settings.batches):
             rows.append(row)
-            console.print(_line(row), highlight=False)  # at once: a run that is broken off has said so much
+            console.print(_line(row), highlight=False)  # shown immediately, so that an interrupted run has shown its results
         clear()
     parts = [f"{part}_ms" for part in PARTS]
     show("An edit", [{name: value for name, value in row.items() if name not in parts} for row in rows], NOTE)
@@ -117,7 +121,7 @@ def _line(row: Mapping[str, Any]) -> str:
 def checked(
     rows: Sequence[Mapping[str, Any]], training: Sequence[Mapping[str, Any]], settings: Settings
 ) -> list[dict[str, Any]]:
-    """What must hold at full size on a GPU, with its number; of anything else nothing is said about whether it does."""
+    """List the claims that must hold at full size on a GPU, with their figures."""
     peak_gib = training[0]["peak_gib"]  # with the savings
     peak_gb = None if peak_gib is None else peak_gib * 2**30 / 1e9
     lines: list[tuple[str, float | None, float]] = [("an episode's peak memory in GB: at most", peak_gb, MOST_TRAINING_GB)]
@@ -137,7 +141,7 @@ def checked(
 
 
 def _holds(what: str, found: float | None, bound: float) -> bool:
-    """Not for what there is no number of: it did not fit, or was refused."""
+    """Return True unless the figure is missing because the work did not fit or was refused."""
     return found is not None and (found >= bound if what.endswith("at least") else found <= bound)
 
 
@@ -146,7 +150,7 @@ def parsed(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--size", default=Settings.size, help=", ".join(SIZES))
     parser.add_argument("--batches", default=",".join(map(str, Settings.batches)), help="numbers of edits, with commas")
     parser.add_argument("--repeats", type=int, default=Settings.repeats)
-    parser.add_argument("--editors", default="", help=f"some of {', '.join(CONTENDERS)}, with commas; all if left out")
+    parser.add_argument("--editors", default="", help=f"some of {', '.join(STARTS)}, with commas; all if left out")
     parser.add_argument("--checkpoint", default="", help="a folder of safetensors of this architecture, to time loading it")
     parser.add_argument("--tf32", action="store_true", help="fp32 products in TF32, those of the policy's network too")
     parser.add_argument("--seed", type=int, default=Settings.seed)

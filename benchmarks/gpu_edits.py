@@ -1,4 +1,4 @@
-"""An edit by each editor on a large model: in parts, with its memory, against the device's floor. Part of gpu_8b.py."""
+"""An edit by each editor on a large model: parts, memory, and the device's lower bound. Part of gpu_8b.py."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Found = TypeVar("Found")
 Start = Callable[[LanguageModel, Size, int], tuple[Editor, EditorState]]  # the int is the seed
 
 METRIC_STRENGTH = 1000.0
-# Of a moment's mean diagonal, added to it: the made texts have fewer tokens than a key has features.
+# Share of the moment's mean diagonal added to it, because the texts have fewer tokens than a key has features.
 MOMENT_FLOOR = 1e-3
 
 
 def ready_policy(model: LanguageModel, size: Size, seed: int, metric_strength: float) -> HypernetworkEditor:
-    """As training begins with it: the time of an edit does not depend on what was learned."""
+    """Initialise a policy as for training; the time of an edit does not depend on what was learned."""
     editor = RLEdit(modules=size.learned, rank=size.rank, num_blocks=size.num_blocks, metric_strength=metric_strength)
     first = batches_of(made_edits(2 * size.episode_batch_size, seed), size.episode_batch_size)
     return editor.initialised(model, made_text(model, size.num_texts, seed), first, seed)
@@ -52,8 +52,10 @@ def start_plainly(model: LanguageModel, editor: Editor) -> tuple[Editor, EditorS
 
 
 def start_located(model: LanguageModel, size: Size, seed: int, editor: LocateThenEdit) -> tuple[Editor, EditorState]:
-    """One moment, measured on few texts and decomposed once, serves all matrices; each has a copy of what comes of it, as large
-    as its own would be."""
+    """Start a locate-then-edit editor with one moment for all matrices, measured on few texts and decomposed once.
+
+    Each matrix gets its own copy of the derived matrices, as large as real ones.
+    """
     names = find_matrices(model.module, editor.modules).names
     moment_II = key_moment(model.module, made_text(model, size.num_texts, seed), names[:1])[names[0]]
     moment_II.diagonal().add_(MOMENT_FLOOR * moment_II.diagonal().mean())
@@ -65,7 +67,7 @@ def start_located(model: LanguageModel, size: Size, seed: int, editor: LocateThe
     )
 
 
-CONTENDERS: dict[str, Start] = {
+STARTS: dict[str, Start] = {
     "RLEdit": lambda model, size, seed: start_plainly(model, ready_policy(model, size, seed, 0.0)),
     "RLEdit-metric": lambda model, size, seed: start_plainly(model, ready_policy(model, size, seed, METRIC_STRENGTH)),
     "UltraEdit": lambda model, size, seed: start_plainly(model, UltraEdit.preset("llama3_8b", modules=size.ultra)),
@@ -81,12 +83,12 @@ BLANK = dict.fromkeys((*_TIMES, "peak_gib", "tflop_per_edit", "floor_ms", "times
 
 @dataclass
 class Timed:
-    """Seconds of repetitions by part; `edit` is all but the merge."""
+    """Seconds of repetitions by part; `edit` is everything except the merge."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, spent: Mapping[str, float], merge_s: float) -> None:
-        """`spent` is by stages, of which `network` is within `solve`."""
+        """Add the seconds of one repetition by stage; `network` is part of `solve`."""
         parts = {name: spent.get(name, 0.0) for name in ("capture", "targets", "network", "solve")}
         parts["solve"] -= parts["network"]
         parts["rest"] = spent["total"] - sum(parts.values())
@@ -94,7 +96,7 @@ class Timed:
             self.seconds.setdefault(name, []).append(value)
 
     def figures(self, num_edits: int) -> dict[str, float]:
-        """Milliseconds an edit, and edits a second with the merge."""
+        """Milliseconds per edit, and edits a second including the merge."""
         ms = {name: [1e3 * second / num_edits for second in found] for name, found in self.seconds.items()}
         both = [edit + merge for edit, merge in zip(ms["edit"], ms["merge"], strict=True)]
         total = {"ms_per_edit": median(both), "ms_min": min(both), "ms_max": max(both), "edits_per_s": 1e3 / median(both)}
@@ -104,7 +106,7 @@ class Timed:
 
 @dataclass
 class Bench:
-    """A model to edit on a device of known rates; `last_delta` is that of the last edit by a policy."""
+    """A model to edit on a device of known rates; `last_delta` is the last delta of a policy."""
 
     model: LanguageModel
     size: Size
@@ -114,9 +116,9 @@ class Bench:
     last_delta: WeightDelta | None = None
 
     def rows(self, name: str, batches: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """A row for each number of edits a batch; one that does not fit, or is refused, says so."""
+        """Measure each batch size; one that does not fit or is refused gets its reason."""
         with stage_seconds() as seconds:
-            started, error = attempt(lambda: CONTENDERS[name](self.model, self.size, self.seed))
+            started, error = attempt(lambda: STARTS[name](self.model, self.size, self.seed))
         for num_edits in batches:
             row: dict[str, Any] = {"editor": name, "batch": num_edits, **BLANK, "start_s": seconds["total"], "error": error}
             if started is not None:
@@ -125,8 +127,10 @@ class Bench:
             yield row
 
     def figures(self, editor: Editor, state: EditorState, num_edits: int) -> dict[str, Any]:
-        """Each repetition is of other edits, on the model with one uncounted batch in it: something is remembered, and there is
-        a sum to add to."""
+        """Time repetitions with different edits.
+
+        An uncounted batch comes first, so that past keys and an accumulated delta exist.
+        """
         made = made_edits(num_edits * (self.repeats + 2), self.seed + 1)
         first, counting, *batches = batches_of(made, num_edits)
         edited, timed = EditedModel(self.model.module, find_matrices(self.model.module, editor.modules)), Timed()
@@ -167,7 +171,7 @@ class Bench:
 
 
 def add_network(work: Work, editor: HypernetworkEditor, delta: WeightDelta) -> None:
-    """The policy's two products a block, over every row of every matrix, and its parameters, read once."""
+    """Add the work of the policy: two products a block over every row of every matrix, and its parameters, read once."""
     net = editor.trained_policy().net
     widths = {matrix.name: sum(matrix.shape) for matrix in net.spec.matrices}
     values = sum(widths[name] * rank for name, rank in delta.ranks().items())
@@ -176,24 +180,27 @@ def add_network(work: Work, editor: HypernetworkEditor, delta: WeightDelta) -> N
 
 
 def attempt(work: Callable[[], Found]) -> tuple[Found | None, str | None]:
-    """What `work` returns, or why there is nothing: what does not fit is a line of the report, and the rest is measured."""
+    """Return the result of `work`, or the reason why there is none.
+
+    A measurement that does not fit becomes a line of the report, and the rest is measured.
+    """
     try:
         return work(), None
     except torch.OutOfMemoryError:
         error = "out of memory"
-    except (EditRejected, FloatingPointError, RuntimeError) as fault:  # RuntimeError: what CUDA and its libraries raise
+    except (EditRejected, FloatingPointError, RuntimeError) as fault:  # CUDA and its libraries raise RuntimeError
         error = str(fault).partition("\n")[0]
     clear()
     return None, error
 
 
 def clear() -> None:
-    """Memory that nothing refers to goes back to the device."""
+    """Return unreferenced memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def gib(peak: PeakMemory) -> float | None:
-    """The most that was in use, with the model."""
+    """Peak memory in GiB, including the model."""
     return None if peak.total_bytes is None else peak.total_bytes / 2**30

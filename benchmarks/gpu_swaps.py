@@ -1,4 +1,4 @@
-"""Another version in a large model: one delta against all weights; and one training step of RLEdit on it. Part of gpu_8b.py."""
+"""Swaps of a large model to another version, and one training step of RLEdit on it. Part of gpu_8b.py."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ _SECONDS = ("seconds", "seconds_min", "seconds_max")
 
 
 def measure_training(model: LanguageModel, size: Size, repeats: int, seed: int) -> list[dict[str, Any]]:
-    """Seconds and memory of one optimiser step on one episode, of RLEdit with its metric and the usual rewards: with the
-    savings that large models are trained with, and without any."""
+    """Measure one optimiser step on one episode of RLEdit with its key preconditioner and the usual rewards.
+
+    Once with the memory options for large models, once without any.
+    """
     rows = []
     for name, savings in SAVINGS.items():
         row: dict[str, Any] = {"savings": name, "batches": size.episode_batches, "batch_size": size.episode_batch_size}
@@ -52,13 +54,13 @@ def _training(model: LanguageModel, size: Size, savings: MemoryOptions, repeats:
 
 
 def measure_swaps(model: LanguageModel, delta: WeightDelta, repeats: int, checkpoint: str = "") -> list[dict[str, Any]]:
-    """Seconds until the model in memory is another version, by what is brought to it."""
+    """Measure the seconds until the model in memory is another version, by what is loaded."""
     edited = EditedModel(model.module, find_matrices(model.module, tuple(delta.parts)))
-    host = WeightDelta.from_tensors(delta.to_tensors())
+    in_host_memory = WeightDelta.from_tensors(delta.to_tensors())
     model_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())
     ways: dict[str, tuple[int, Callable[[], Callable[[], Any]]]] = {
         "delta, made on this device": (delta.num_bytes, lambda: partial(edited.add, delta)),
-        "delta from the host, as a service adds it": (delta.num_bytes, lambda: partial(edited.add, host)),
+        "delta from host memory, as a service adds it": (delta.num_bytes, lambda: partial(edited.add, in_host_memory)),
         "all weights, from pinned memory": (model_bytes, lambda: all_weights(model)),
     }
     if checkpoint:
@@ -73,7 +75,7 @@ def measure_swaps(model: LanguageModel, delta: WeightDelta, repeats: int, checkp
 
 
 def _swapped(ready: Callable[[], Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """The first time is not counted: after it, there is a sum to add to."""
+    """Time a swap. The first is not counted, because no accumulated delta exists before it."""
     swap = ready()
     swap()
     return _spread(_timed(swap, repeats))
@@ -93,7 +95,7 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def all_weights(model: LanguageModel) -> Callable[[], None]:
-    """Copies every parameter from the host's memory, pinned where there is a GPU."""
+    """Copy every parameter from host memory, pinned if there is a GPU."""
     on_host = [parameter.detach().to("cpu", copy=True) for parameter in model.module.parameters()]
     if model.device.type == "cuda":
         on_host = [tensor.pin_memory() for tensor in on_host]
@@ -110,7 +112,7 @@ def shards(folder: str) -> list[Path]:
 
 
 def check_checkpoint(model: LanguageModel, folder: str) -> None:
-    """Raises `ValueError` unless the folder's shards hold just the model's parameters."""
+    """Raise `ValueError` unless the folder's shards hold exactly the model's parameters."""
     found: dict[str, tuple[int, ...]] = {}
     for file in shards(folder):
         try:
@@ -124,7 +126,7 @@ def check_checkpoint(model: LanguageModel, folder: str) -> None:
 
 
 def load_weights(model: LanguageModel, folder: str) -> None:
-    """Every shard to the device and into the parameters, the page cache being as it is."""
+    """Load every shard to the device and into the parameters, with the page cache as it is."""
     parameters = dict(model.module.named_parameters())
     for file in shards(folder):
         for name, tensor in load_file(str(file), device=str(model.device)).items():

@@ -1,8 +1,8 @@
-"""A ledger from version 1 to 10,000: `make bench-ledger`.
+"""A ledger that grows from version 1 to 10,000: `make bench-ledger`.
 
-Every version has random factors of the testbed's size, of rank 10 to 30, and an editor's state that has grown by as many
-keys of past edits, as RLEdit's and AlphaEdit's do. At each of the points the ledger is opened again as a restarted edit
-worker opens it, and as a replica does, in processes of their own: the operating system still has the files in memory.
+Every version has random factors of the testbed's size, of rank 10 to 30, and an editor state that grows by as many past keys,
+as RLEdit's and AlphaEdit's do. At each measured point, separate processes open the ledger as a restarted edit worker and as a
+replica; the operating system still caches the files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ POINTS = (1, 10, 100, 1_000, 10_000)
 
 @dataclass(frozen=True)
 class Settings:
-    """One matrix [out_features, in_features] is edited; `window` appends before a point are timed."""
+    """One edited matrix [out_features, in_features]; `window` appends before each measured point are timed."""
 
     num_versions: int = 10_000
     in_features: int = 768
@@ -75,9 +75,9 @@ def timed(what: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def open_as_worker(directory: Path) -> dict[str, Any]:
-    """Seconds of each thing that a restarted edit worker does before it takes edits, but for the model; of all: `open_s`.
+    """Measure each step of a restarted edit worker before it accepts edits, except loading the model.
 
-    `open_cpu_s` is the process's own time: what an idle machine comes near to.
+    `open_s` is the total, and `open_cpu_s` the process's CPU time, which an idle machine approaches.
     """
     ledger = Ledger.open(directory)
     steps: dict[str, Callable[[], Any]] = {
@@ -96,7 +96,7 @@ def open_as_worker(directory: Path) -> dict[str, Any]:
 
 
 def open_as_replica(directory: Path) -> dict[str, Any]:
-    """What a replica reads to catch up, and one look at the head, as it takes every 0.2 s."""
+    """Measure what a replica reads to catch up, and one read of the head, which it repeats every 0.2 s."""
     seconds, ledger = timed(lambda: Ledger.open(directory))
     read_s, count = timed(lambda: sum(len(read_segments(file)) for file in ledger.files_to(ledger.head)))
     assert count == ledger.head
@@ -116,7 +116,7 @@ def size_of(directory: Path) -> int:
 
 
 def measure(settings: Settings, directory: Path) -> list[dict[str, Any]]:
-    """One row at each point: the median append of the versions up to it, with and without a snapshot, and openings of it."""
+    """Measure each point: the median append before it, with and without a snapshot, and the openings."""
     ledger = Ledger.create(directory, {"model": "random", "fingerprint": "random", "matrices": [MATRIX]})
     state, rows, taken, used_cpu = EditorState(), [], [], []
     factor_bytes = key_bytes = 0
@@ -169,12 +169,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def run(settings: Settings, command: str) -> Path:
-    """Everything, printed, drawn and written to `$ERRATA_HOME/bench-ledger`."""
+    """Measure, print, draw and write `$ERRATA_HOME/bench-ledger`."""
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
     console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     folder = home() / NAME
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # not /tmp, which may be memory, where syncing costs nothing
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # not /tmp, which may be in memory, where syncing is free
         rows = measure(settings, Path(scratch) / "ledger")
     draw(rows, folder / "growth.png")
     columns: tuple[str, ...] = (
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--as", dest="role", default="worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    torch.set_num_threads(1)  # the matrices are small, and threads that wait for each other on a busy machine are slow
+    torch.set_num_threads(1)  # the matrices are small; several threads would mostly wait for each other
     if given.open:
         print(json.dumps({"worker": open_as_worker, "replica": open_as_replica}[given.role](given.open)))
         return

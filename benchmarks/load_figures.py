@@ -1,7 +1,7 @@
-"""What a load run shows, from what its clients wrote down: failed and mis-versioned answers, throughput, stalls, swaps.
+"""Figures of a load run from its clients' records: failed and mis-versioned answers, throughput, stalls, swaps.
 
-All times are seconds of one clock, the clients' own. A version is known to be live from some moment between the post of
-its batch and the answer to it; what follows from that alone is counted, so a doubt never makes an answer mis-versioned.
+All times are seconds on one clock, the clients'. A version is known to become live between the post of its batch and the
+answer to it. Only what follows from that counts, so uncertainty never makes an answer mis-versioned.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Request:
-    """One generation request. `tokens`: when each event of its stream came. `version_min` and `version_max` as stamped on the
-    answer, None on one that has no stamp; `at_least` as sent in `X-Errata-At-Least`.
+    """One generation request.
 
-    `status` is the HTTP code, 0 if the connection broke; an error inside a stream that began as 200 counts as 500.
+    `tokens` are the times of its stream's events. `version_min` and `version_max` are the stamped versions, None without a
+    stamp; `at_least` was sent in `X-Errata-At-Least`. `status` is the HTTP code, 0 if the connection broke; an error inside a
+    stream that began with 200 counts as 500.
     """
 
     start: float
@@ -37,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True)
 class EditBatch:
-    """A post that waited, or a rollback: `version` was live on all replicas when it `returned`, None if nothing was made."""
+    """A post that waited, or a rollback: `version` was live on all replicas when it `returned`; None if none was made."""
 
     posted: float
     returned: float
@@ -46,7 +47,7 @@ class EditBatch:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the run with edits landing (`edits`) or without; two that follow each other are a pair."""
+    """A part of the run with or without edits; two consecutive phases are a pair."""
 
     begin: float
     end: float
@@ -55,10 +56,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """The ratio is of tokens a second with edits by those without, over all pairs; the lowest and highest are single pairs'.
+    """Result of a load run; None is not measured.
 
-    None is what was not measured. Stalls: of each stream that was open during a swap, its longest pause that the swap
-    touches; of these the 99th percentile and the longest.
+    The ratio is of tokens a second with edits to those without, over all pairs; lowest and highest are of single pairs. A stall
+    is the longest pause of a stream that overlaps a swap; the figures are the 99th percentile and the longest.
     """
 
     requests: int
@@ -86,9 +87,11 @@ def load_figures(
     phases: Sequence[Phase],
     first_version: int = 0,
 ) -> LoadFigures:
-    """`batches` in the order in which their versions went live, after `first_version`. `swaps`: when each swap began and ended;
-    where that is not known, a batch's `(posted, returned)`, in which it lies, gives a stall that is too long rather than
-    too short. Raises `ValueError` for times that run backwards.
+    """Compute the figures of a run.
+
+    `batches` are in the order in which their versions went live, after `first_version`. `swaps` are the intervals of the swaps;
+    if unknown, a batch's `(posted, returned)`, which contains the swap, gives a stall that is too long rather than too short.
+    Raises `ValueError` for times that run backwards.
     """
     _check(requests, batches, swaps, phases)
     lives, swaps = lifetimes(batches, first_version), sorted(swaps)
@@ -113,14 +116,14 @@ def load_figures(
 
 
 def is_failed(request: Request) -> bool:
-    """Not answered by 200, or without a token, or without its versions."""
+    """Detect an answer with another status than 200, without tokens, or without versions."""
     return request.status != 200 or not request.tokens or request.version_min is None or request.version_max is None
 
 
 def is_misversioned(request: Request, lives: dict[int, list[Interval]]) -> bool:
-    """The answer is older than the client asked for, or names a version that was not live at any moment of it.
+    """Detect an answer older than requested, or with a version that was not live at any moment of the request.
 
-    So an answer by an old version to a request that began after the next one was acknowledged is counted, too.
+    This includes an answer by an old version to a request that began after the next version was acknowledged.
     """
     if is_failed(request):
         return False
@@ -132,10 +135,10 @@ def is_misversioned(request: Request, lives: dict[int, list[Interval]]) -> bool:
 
 
 def lifetimes(batches: Sequence[EditBatch], first_version: int) -> dict[int, list[Interval]]:
-    """When each version may have been live: from the post that made it until the answer to the one that replaced it.
+    """Intervals in which each version may have been live: from its post to the answer of its successor.
 
-    A batch that the service made in several versions, or together with refused edits, leaves numbers between: these may have
-    been live while it was being made.
+    A batch that the service made in several versions, or together with refused edits, skips numbers; these may have been live
+    while it was made.
     """
     lives: dict[int, list[Interval]] = {}
     version, since = first_version, -math.inf
@@ -151,9 +154,9 @@ def lifetimes(batches: Sequence[EditBatch], first_version: int) -> dict[int, lis
 
 
 def stalls_ms(request: Request, swaps: Sequence[Interval]) -> Iterator[float]:
-    """For each swap that falls between two tokens of the stream, the longest pause that it touches, in milliseconds.
+    """Longest pause of a stream that overlaps each swap, in milliseconds, for swaps between two of its tokens.
 
-    `swaps` are in order and one at a time.
+    `swaps` are in order and do not overlap.
     """
     tokens = request.tokens
     if len(tokens) < 2:
@@ -166,9 +169,9 @@ def stalls_ms(request: Request, swaps: Sequence[Interval]) -> Iterator[float]:
 
 
 def paired_rates(requests: Sequence[Request], phases: Sequence[Phase]) -> tuple[float, float, list[float]]:
-    """Tokens a second over all phases with edits, over all without, and the ratio of each pair that follow each other.
+    """Tokens a second over all phases with edits, over all without, and the ratio of each pair.
 
-    A phase that has no partner does not count, nor do tokens of failed answers.
+    Phases without a partner and tokens of failed answers do not count.
     """
     times = np.sort([token for request in requests if not is_failed(request) for token in request.tokens])
     ordered = sorted(phases, key=lambda phase: phase.begin)

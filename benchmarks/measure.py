@@ -1,4 +1,4 @@
-"""Seconds and bytes of a piece of work, each in a process of its own so that nothing before it is counted."""
+"""Seconds and bytes of a computation, each in a fresh process, so that nothing before it counts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 
 def in_fresh_process(work: Callable[..., Any], *args: Any) -> Any:
-    """What `work(*args)` returns, from a new interpreter."""
+    """Call `work(*args)` in a new interpreter and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args).result()
 
 
 class Phases:
-    """Seconds by the name of a phase, one entry a repetition."""
+    """Seconds by the name of a phase, one entry per repetition."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
@@ -37,9 +37,9 @@ class Phases:
 
 
 class SavedTensors:
-    """Bytes that graphs built inside the block hold for their backward pass: now, and at most.
+    """Context manager that counts the bytes that graphs hold for their backward pass: now, and at most.
 
-    A storage saved several times counts once; the model's own tensors, which are there anyway, do not count.
+    A storage saved several times counts once; the model's own tensors do not count.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -66,7 +66,7 @@ class SavedTensors:
 
 
 class _Held:
-    """One saved tensor; it is let go of when its graph is."""
+    """One saved tensor; it is released with its graph."""
 
     def __init__(self, watch: SavedTensors, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -1,6 +1,6 @@
-"""Llama-3-8B's architecture with random weights, made where it runs, and edits of a realistic length for it; also as tiny.
+"""Llama-3-8B's architecture with random weights, generated on the device, and edits of realistic length; also a tiny size.
 
-Speed and memory do not depend on what weights say, so nothing is downloaded; scores would mean nothing here and are not taken.
+Speed and memory do not depend on the weights' values, so nothing is downloaded; no scores are taken.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from errata.testbed.language_model import make_tokenizer
 from errata.testbed.world import World
 
 PROMPT_WORDS, TARGET_WORDS = 20, 3
-REPHRASINGS, PROBES = 2, 10  # of an edit that a policy is trained on: CounterFact's
-_SUBJECT = slice(8, 10)  # of the prompt's words
+REPHRASINGS, PROBES = 2, 10  # per training edit, as in CounterFact
+_SUBJECT = slice(8, 10)  # words of the prompt
 TEXTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Size:
-    """A Llama, which of its matrices are edited, and how much of the rest is made.
+    """Architecture of a Llama, its edited matrices, and sizes of the measurements.
 
-    `learned` with a policy of `rank` and `num_blocks`; `ultra` by UltraEdit, `spread` by MEMIT and AlphaEdit, `tuned` by LocFT;
-    `num_texts` are what moments are measured on; an episode is `episode_batches` batches of `episode_batch_size` edits.
-    `rate_size` and `copied_bytes` are what the device's rates are measured with.
+    `learned` is edited by a policy of `rank` and `num_blocks`, `ultra` by UltraEdit, `spread` by MEMIT and AlphaEdit, `tuned`
+    by LocFT. Moments are measured on `num_texts`; an episode has `episode_batches` of `episode_batch_size` edits. `rate_size`
+    and `copied_bytes` are for measuring the device's rates.
     """
 
     hidden: int
@@ -59,7 +59,7 @@ class Size:
 
 
 SIZES = {
-    # The matrices are those of the editors' presets for Llama-3-8B; LocFT's is the one that FT is compared at.
+    # The matrices of the editors' presets for Llama-3-8B; LocFT's is the matrix at which FT is compared.
     "8b": Size(
         hidden=4096,
         intermediate=14336,
@@ -95,8 +95,10 @@ SIZES = {
 
 
 def make_language_model(size: Size, device: torch.device, seed: int) -> LanguageModel:
-    """In bf16, made on the device itself. Its tokenizer knows the words of a small world; the other rows of the embedding are
-    there and never looked up."""
+    """Generate the model in bf16 on the device itself.
+
+    Its tokenizer knows the words of a small world; the other rows of the embedding are never used.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(seed)
@@ -120,8 +122,11 @@ def make_language_model(size: Size, device: torch.device, seed: int) -> Language
 
 
 def made_edits(count: int, seed: int, rephrasings: int = 1, probes: int = 1) -> list[Edit]:
-    """Random words: a prompt of 20 tokens with a subject of two in it, an answer of three; rephrasings and unrelated
-    questions of the same length."""
+    """Generate edits of random words.
+
+    A prompt has 20 tokens, two of them the subject, and the answer three; rephrasings and unrelated questions have the same
+    length.
+    """
     rng, words = random.Random(seed), World(20).words()
 
     def text(num_words: int) -> str:
@@ -138,7 +143,7 @@ def made_edits(count: int, seed: int, rephrasings: int = 1, probes: int = 1) -> 
 
 
 def made_text(model: LanguageModel, num_texts: int, seed: int) -> list[Encoded]:
-    """Texts of the same kind, in batches, for moments of keys; of each, every token but the first is an answer."""
+    """Generate texts of random words in batches, for moments of keys; every token except the first is an answer."""
     texts = [edit.prompt.partition(" ") for edit in made_edits(num_texts, seed)]
     return [_encoded(model, texts[start : start + TEXTS_AT_ONCE]) for start in range(0, num_texts, TEXTS_AT_ONCE)]
 

@@ -1,8 +1,8 @@
-"""A stream of a million edits from Parquet, one by one and validated: `make bench-stream`.
+"""A stream of a million validated edits from Parquet: `make bench-stream`.
 
-The file is made here, of invented facts with a subject, a rephrasing, a locality probe and an id each. Each reading
-runs in its own process, which imports only `errata.datasets.reader`; its memory is the peak resident set size.
-Beside it, what looking for contradictions adds (`errata data check`), and the same edits read from JSON lines.
+The file holds generated facts with a subject, a rephrasing, a locality probe and an id each. Each reading runs in its own
+process, which imports only `errata.datasets.reader`; its memory is the peak resident set size. Beside it: the cost of the
+search for contradictions (`errata data check`), and the same edits as JSON lines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RELATIONS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """`num_json` of the edits are also read from JSON lines; a reading is played `repeats` times, and their median counts."""
+    """Number of edits, `num_json` of them also read from JSON lines; each reading is the median of `repeats`."""
 
     num_edits: int = 1_000_000
     num_json: int = 200_000
@@ -41,7 +41,7 @@ class Settings:
 
 
 def invented(count: int, seed: int) -> Iterator[Edit]:
-    """Edits as long as CounterFact's, no two about the same fact."""
+    """Generate edits as long as CounterFact's, each about another fact."""
     draw = random.Random(seed)
     for number in range(count):
         prompt, rephrasing = RELATIONS[number % len(RELATIONS)]
@@ -52,7 +52,7 @@ def invented(count: int, seed: int) -> Iterator[Edit]:
 
 
 def read(path: str, looks_for_conflicts: bool) -> dict[str, float]:
-    """What one process needs to take every edit of a file: seconds, seconds of its CPU, and its highest memory in bytes."""
+    """Measure one process that reads all edits of a file: seconds, CPU seconds, and peak memory in bytes."""
     started, used = time.perf_counter(), time.process_time()
     if looks_for_conflicts:
         from errata.datasets.duplicates import Watch
@@ -75,7 +75,7 @@ def read(path: str, looks_for_conflicts: bool) -> dict[str, float]:
 
 
 def in_new_process(path: Path, looks_for_conflicts: bool = False) -> dict[str, float]:
-    """`read` in an interpreter that has nothing else loaded: not torch, which the reports import."""
+    """Call `read` in an interpreter without torch, which the reports import."""
     command = [
         sys.executable,
         "-m",
@@ -89,14 +89,14 @@ def in_new_process(path: Path, looks_for_conflicts: bool = False) -> dict[str, f
     return found
 
 
-def row(name: str, played: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians over the readings; `records_per_cpu_s` is what an idle machine would come near to."""
+def row(name: str, readings: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over the readings; an idle machine approaches `records_per_cpu_s`."""
     return {
         "what": name,
-        "num_edits": int(played[0]["num_edits"]),
-        "records_per_s": round(median(one["num_edits"] / one["wall_s"] for one in played)),
-        "records_per_cpu_s": round(median(one["num_edits"] / one["cpu_s"] for one in played)),
-        "peak_rss_mb": round(max(one["peak_bytes"] for one in played) / 1e6),
+        "num_edits": int(readings[0]["num_edits"]),
+        "records_per_s": round(median(one["num_edits"] / one["wall_s"] for one in readings)),
+        "records_per_cpu_s": round(median(one["num_edits"] / one["cpu_s"] for one in readings)),
+        "peak_rss_mb": round(max(one["peak_bytes"] for one in readings) / 1e6),
     }
 
 
@@ -115,7 +115,7 @@ def measure(settings: Settings, folder: Path) -> list[dict[str, Any]]:
 
 
 def run(settings: Settings, command: str) -> Path:
-    """Everything, printed and written to `$ERRATA_HOME/bench-stream/report.json`."""
+    """Measure, print and write `$ERRATA_HOME/bench-stream/report.json`."""
     from benchmarks.report import console, show, write_report
     from errata.hardware import hardware
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: a table on the terminal, `$ERRATA_HOME/NAME/report.json`."""
+"""Output of every benchmark: a table on the terminal and `$ERRATA_HOME/NAME/report.json`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.table import Table
 
 from errata.home import home
 
-# A Console over a pipe would wrap tables to 80 columns and cut words.
+# A console over a pipe would wrap tables to 80 columns and cut words.
 console = Console(width=160 if not sys.stdout.isatty() else None)
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
-    """Print a table whose columns are the fields of its rows; None, what was not measured, prints as a dash."""
+    """Print a table whose columns are the fields of its rows; None prints as a dash."""
     table = Table()
     for name in rows[0]:
         table.add_column(name.replace("_", "\n"), justify="right")

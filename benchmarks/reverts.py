@@ -1,7 +1,7 @@
-"""Edits taken out of a model that holds 200 of them, and answers traced to their versions: `make bench-revert`.
+"""Edits reverted in a model that holds 200 of them, and answers traced to their versions: `make bench-revert`.
 
-The testbed's model, the demo's RLEdit, 20 batches of 10. Every trial begins at version 20, where one edit or one whole batch is
-reverted; then all prompts are asked. What is replayed is compared with a ledger in which the edits were never posted.
+The testbed's model, the demo's RLEdit, 20 batches of 10. Every trial begins at version 20 and reverts one edit or one batch;
+then all prompts are asked. A replayed revert is compared with a ledger in which the edits were never posted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCHES = (0, 4, 9, 14, 19)
 
 
 class Bench:
-    """A workshop at version 20, and what it and the unedited model answer."""
+    """A live model at version 20, with its answers and those of the unedited model."""
 
     def __init__(self, seed: int) -> None:
         self.plan = replace(demo(), seed=seed)
@@ -48,12 +48,12 @@ class Bench:
         self.head_locality = self.locality()
 
     def locality(self) -> float:
-        """The share of unrelated questions that are answered as by the unedited model."""
+        """Return the share of unrelated questions answered as by the unedited model."""
         same = [now == then for now, then in zip(self.say(self.questions), self.unedited, strict=True)]
         return sum(same) / len(same)
 
     def posted(self, name: str, without: Collection[str]) -> LiveModel:
-        """A new ledger of all edits but these."""
+        """Make a new ledger of all edits except `without`."""
         folder = home() / "bench-revert" / name
         shutil.rmtree(folder, ignore_errors=True)
         live_model = LiveModel(LiveModelOptions(str(self.plan.model_dir), str(folder), "RLEdit", str(self.plan.artifact_dir)))
@@ -66,7 +66,7 @@ class Bench:
         return [text.strip() for text in greedy_texts(self.live_model.model, prompts, MAX_TOKENS, fit_context=True)]
 
     def trial(self, gone: Sequence[Edit], mode: str, is_compared: bool) -> dict[str, Any]:
-        """Milliseconds to make the version and to append it; shares of what is taken out, of the others, of questions."""
+        """Measure one revert: milliseconds to make and append the version, and shares of answers by kind of prompt."""
         self.live_model.move_to(NUM_BATCHES)
         ids = [str(edit.id) for edit in gone]
         began = time.perf_counter()
@@ -88,7 +88,7 @@ class Bench:
         }
 
     def is_as_never_posted(self, ids: Sequence[str]) -> float:
-        """1 if weights and editor state have the bits of a ledger that never met these edits, else 0."""
+        """Return 1 if weights and editor state have the bits of a ledger without these edits, else 0."""
         never = self.posted("never", ids)
         weights = (
             one.model.module.get_submodule(name).weight
@@ -100,7 +100,7 @@ class Bench:
         return float(same_state and all(torch.equal(*pair) for pair in zip(weights, weights, strict=True)))
 
     def blamed(self, edits: Sequence[Edit]) -> dict[str, Any]:
-        """Of edits that the head answers: whether version and edit are found, how many versions are asked, in what time."""
+        """Measure the search for the version of each edit that the head answers: share found, versions asked, time."""
         self.live_model.move_to(NUM_BATCHES)
         rows = []
         for edit in edits:
@@ -115,7 +115,7 @@ class Bench:
 
 
 def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The means of what was measured, column by column."""
+    """Mean of each column."""
     found = {name: [row[name] for row in rows if row[name] is not None] for name in rows[0]}
     return {"trials": len(rows), **{name: sum(some) / len(some) if some else None for name, some in found.items()}}
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Edits taken out of a model that holds 200, by both ways.")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    torch.set_num_threads(1)  # the matrices are small: two threads mostly wait for each other
+    torch.set_num_threads(1)  # the matrices are small; two threads would mostly wait for each other
     run(given.seed, f"make bench-revert ARGS='--seed {given.seed}'")
 
 

@@ -1,8 +1,8 @@
-"""The service under load: streams that never stop, with and without edits landing among them: `make bench-serving`.
+"""The service under load: streams that never stop, with and without edits among them: `make bench-serving`.
 
-Phases alternate: in one a batch of edits is posted every second, in the next none. The same clients ask all the time, half of
-the requests with `X-Errata-At-Least`, so that an answer by too old a version is seen. The ratio of tokens a second is paired
-within the run; everything, clients included, shares the machine. Uses the demo's model and policy, made if they are not there.
+Phases alternate: in one, a batch of edits is posted every second; in the next, none. The same clients send requests throughout,
+half of them with `X-Errata-At-Least`, so that an answer by an old version is detected. The ratio of tokens a second is paired
+within the run; everything, clients included, shares the machine. Uses the demo's model and policy, made if they do not exist.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jobs import arguments, plan
 
 @dataclass(frozen=True)
 class Settings:
-    """`phase_s` seconds with edits and as many without are a pair; every stream has `num_tokens` tokens."""
+    """A pair of phases is `phase_s` seconds with edits and as many without; every stream has `num_tokens` tokens."""
 
     num_pairs: int = 2
     phase_s: float = 15.0
@@ -52,7 +52,7 @@ SETTLE_S = 2.0
 
 @dataclass
 class Run:
-    """What the clients write down. Times are `time.time()`, the clock that the worker tells its swaps by."""
+    """Records of the clients. Times are `time.time()`, the clock of the worker's swap times."""
 
     settings: Settings
     http: httpx.AsyncClient
@@ -70,7 +70,7 @@ class Run:
         clients = [asyncio.create_task(self._ask_on(number)) for number in range(self.settings.num_clients)]
         await asyncio.sleep(WARM_UP_S)
         for pair in range(self.settings.num_pairs):
-            for edits in (False, True) if pair % 2 == 0 else (True, False):  # a drift of the machine hits both alike
+            for edits in (False, True) if pair % 2 == 0 else (True, False):  # a drift of the machine affects both alike
                 await self._phase(edits)
         self.is_over = True
         await asyncio.gather(*clients)
@@ -89,7 +89,7 @@ class Run:
         console.print(f"  {'with edits' if edits else 'without'}: {shown} requests", highlight=False)
 
     async def _edit_until(self, end: float) -> None:
-        """A batch each period, whether or not the one before is answered: as many as fit in are in the phase."""
+        """Post a batch each period, whether or not the previous one is answered, as many as fit in the phase."""
         beats = itertools.count()
         posts: list[asyncio.Task[None]] = []
         start = time.time()
@@ -115,7 +115,7 @@ class Run:
             self.swaps[timing["swap_at"]] = (timing["swap_at"], timing["swap_at"] + timing["swap_ms"] / 1e3)
 
     async def _roll_back(self) -> None:
-        """Nobody asks for a version that is about to go: such a request would rightly be refused."""
+        """Roll back, without requests for the version that is about to go, which would rightly be refused."""
         self.asks_for_versions = False
         await asyncio.sleep(SETTLE_S)
         posted = time.time()
@@ -157,20 +157,20 @@ class Run:
         return Request(start, time.time(), tuple(tokens), low, high, status, at_least)
 
 
-def started(settings: Settings, stack: LocalServices, plan: plan.Plan) -> None:
-    """The demo's service; its model and policy are made first if they are not there."""
-    stack.start_ray()
+def started(settings: Settings, services: LocalServices, plan: plan.Plan) -> None:
+    """Start the demo's service; its model and policy are made first if they do not exist."""
+    services.start_ray()
     for made, job in ((plan.model_dir, "jobs/pretrain.py"), (plan.artifact_dir, "jobs/train.py")):
         if not made.exists():
-            stack.run_job(sys.executable, job, "plan=demo", f"seed={plan.seed}")
-    stack.start_serve(
+            services.run_job(sys.executable, job, "plan=demo", f"seed={plan.seed}")
+    services.start_serve(
         model=plan.model_dir,
         artifact=plan.artifact_dir,
-        ledger=stack.directory / "ledger",
+        ledger=services.directory / "ledger",
         replicas=settings.replicas,
         pause=settings.pause,
     )
-    stack.wait_serve()
+    services.wait_serve()
 
 
 async def loaded(settings: Settings, url: str, plan: plan.Plan) -> Run:
@@ -183,7 +183,7 @@ async def loaded(settings: Settings, url: str, plan: plan.Plan) -> Run:
 
 
 def run(settings: Settings, command: str) -> dict[str, Any]:
-    """Everything, printed and written to `$ERRATA_HOME/bench-serving/report.json`."""
+    """Measure, print and write `$ERRATA_HOME/bench-serving/report.json`."""
     from errata.hardware import hardware
 
     plan = arguments.from_arguments(["plan=demo", f"seed={settings.seed}"])
@@ -191,9 +191,9 @@ def run(settings: Settings, command: str) -> dict[str, Any]:
     console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     directory = home() / "bench-serving"
     shutil.rmtree(directory, ignore_errors=True)
-    with LocalServices(directory, http_port=free_port()) as stack:
-        started(settings, stack, plan)
-        found = asyncio.run(loaded(settings, stack.url, plan))
+    with LocalServices(directory, http_port=free_port()) as services:
+        started(settings, services, plan)
+        found = asyncio.run(loaded(settings, services.url, plan))
     batches = sorted(found.batches, key=lambda batch: batch.returned)
     figures = load_figures(found.requests, batches, sorted(found.swaps.values()), found.phases)
     row = {**figures.to_json(), "edit_batches": sum(batch.version not in (None, 0) for batch in batches)}

@@ -1,6 +1,6 @@
-"""Gate and up of one layer read the same input, so their solves have the same keys: what sharing saves.
+"""Shared solves of gate and up projections, which read the same input and therefore have the same keys.
 
-n rows, I in-features, O out-features, m past rows of a metric.
+n rows, I in-features, O out-features, m past rows of a key preconditioner.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def all_shared(keys_nI: Tensor, metric: KeyPreconditioner | None, wanted: Pair, 
 
 
 def automatic(keys_nI: Tensor, metric: KeyPreconditioner | None, wanted: Pair, log_ridges: Pair) -> Pair:
-    """As `gram_shared`, by Cholesky solves that are differentiated automatically."""
+    """Compute `gram_shared` by Cholesky solves with automatic differentiation."""
     gram_nn = KeyGram.of(keys_nI, metric).gram_nn
     eye_nn = torch.eye(len(gram_nn), dtype=torch.float64)
     gate, up = (
@@ -55,7 +55,7 @@ WAYS: dict[str, Callable[[Tensor, KeyPreconditioner | None, Pair, Pair], Pair]] 
 
 
 def measure_pair(key_size: int, out_size: int, num_rows: int, repeats: int, seed: int) -> list[dict[str, Any]]:
-    """Median seconds of a pair's forward and backward solve by ridge and in a metric with past rows, each way."""
+    """Median seconds of a pair's solves, by ridge and with a key preconditioner, for each way of sharing."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -63,7 +63,7 @@ def measure_pair(key_size: int, out_size: int, num_rows: int, repeats: int, seed
 
     keys_nI = randn(num_rows, key_size)
     wanted, upstream = ((randn(num_rows, out_size), randn(num_rows, out_size)) for _ in range(2))
-    base_II = torch.eye(key_size, dtype=torch.float64) / 2  # its values do not matter to the time
+    base_II = torch.eye(key_size, dtype=torch.float64) / 2  # its values do not affect the time
     metric = KeyPreconditioner.resume(base_II, randn(min(NUM_PAST, key_size // 2), key_size).double())
     return [
         {"key_size": key_size, "num_rows": num_rows, "solve": name}

@@ -1,14 +1,14 @@
 """One training step of a hypernetwork editor's solve: the public primal form against our dual, `make bench-solver`.
 
-n rows, T = 4 n tokens of the losses, I in-features (key size), O out-features. Rows `K_nI` and wanted changes `D_nO` give the
-change S of a matrix; a loss, here `<G_TO, X_TI S>`, gives gradients by D and by log λ.
+n rows, T = 4 n tokens of the losses, I in-features (key size), O out-features. Keys `K_nI` and wanted changes `D_nO` give the
+change S of a matrix. A loss, here `<G_TO, X_TI S>`, gives gradients by D and by log λ.
 
 * primal, as MALMEN and RLEdit publish it, fp32:  S = (KᵀK + λI)⁻¹ KᵀD;  Γ = XᵀG dense;  a second solve A⁻¹Γ of I by I;
   dD = K A⁻¹Γ,  dlog λ = -λ <A⁻¹Γ, S>
 * dual, ours (errata.editors.solve):  Z = (KKᵀ + λI)⁻¹ D in fp64, n by n;  the model runs with (x Kᵀ) Z beside it, so the
-  gradient arrives at Z_nO and neither S nor Γ exists;  automatic differentiation takes it to D and log λ
+  gradient arrives at Z_nO and neither S nor Γ exists;  automatic differentiation continues to D and log λ
 
-Counted as the solve: everything from (K, D) to S or Z, and from Γ or dZ to (dD, dlog λ). Counted apart as the branch: what each
+The solve is everything from (K, D) to S or Z, and from Γ or dZ to (dD, dlog λ). The branch is counted separately: what each
 form adds to the model's own passes. Primal: W += S and Γ = XᵀG. Dual: (X Kᵀ) Z, and its gradients by Z and by X.
 """
 
@@ -35,7 +35,7 @@ from errata.hardware import PeakMemory, hardware
 
 @dataclass(frozen=True)
 class Case:
-    """One matrix and number of rows. λ is the published first value."""
+    """One matrix and number of rows. λ is the published initial value."""
 
     key_size: int
     out_size: int
@@ -46,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Given:
-    """What both forms start from."""
+    """Input of both forms."""
 
     K_nI: Tensor
     D_nO: Tensor
@@ -58,13 +58,15 @@ class Given:
 
 @dataclass(frozen=True)
 class Gradients:
+    """Gradients by the wanted changes and by log λ."""
+
     wanted_nO: Tensor
     log_ridge: float
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`rows` for every matrix of `shapes` (I, O). Key sizes from `primal_once_from` run their primal only at `once_rows`."""
+    """Rows for every matrix (I, O) of `shapes`. From key size `primal_once_from`, the primal runs only at `once_rows`."""
 
     shapes: tuple[tuple[int, int], ...] = ((4096, 14336), (14336, 4096))
     rows: tuple[int, ...] = (20, 100, 400)
@@ -76,8 +78,11 @@ class Settings:
 
 
 def make_given(case: Case) -> Given:
-    """Keys share a direction, as a model's do. Of the tokens half are rephrasings, the keys twice over with noise, whose loss
-    wants what the edits want, and half are unrelated, with a gradient of their own."""
+    """Generate input. Keys share a direction, as a model's do.
+
+    Half of the tokens are rephrasings: the keys twice with noise, whose loss agrees with the edits. The other half is
+    unrelated, with a gradient of its own.
+    """
     generator = torch.Generator().manual_seed(case.seed)
 
     def randn(*shape: int) -> Tensor:
@@ -95,7 +100,7 @@ def make_given(case: Case) -> Given:
 
 
 def primal(given: Given, phase: Phases) -> Gradients:
-    """The public form."""
+    """Run the public form."""
 
     def ridged_II() -> Tensor:
         A_II = given.K_nI.T @ given.K_nI
@@ -109,15 +114,15 @@ def primal(given: Given, phase: Phases) -> Gradients:
         gamma_IO = given.X_TI.T @ given.G_TO
     with phase("backward"):
         solved_IO = torch.linalg.solve(ridged_II(), gamma_IO)
-        overlap = torch.dot(solved_IO.T.reshape(-1), S_IO.T.reshape(-1))  # LAPACK's answers lie column by column
+        overlap = torch.dot(solved_IO.T.reshape(-1), S_IO.T.reshape(-1))  # LAPACK returns columns contiguously
         return Gradients(given.K_nI @ solved_IO, -given.ridge * float(overlap))
 
 
 def dual(given: Given, phase: Phases) -> Gradients:
-    """Ours."""
+    """Run our form."""
     D_nO = given.D_nO.detach().requires_grad_()
     log_ridge = torch.tensor(given.ridge).log().requires_grad_()
-    X_TI = given.X_TI.detach().requires_grad_()  # earlier layers are edited too, so the gradient goes on through X
+    X_TI = given.X_TI.detach().requires_grad_()  # earlier layers are edited too, so the gradient continues through X
     with phase("forward"):
         V_nI, Z_nO = ridge_dual(given.K_nI, D_nO, log_ridge)
     with phase("branch"):
@@ -133,7 +138,7 @@ FORMS: dict[str, Callable[[Given, Phases], Gradients]] = {"primal": primal, "dua
 
 
 def truth(given: Given) -> Gradients:
-    """Both gradients in fp64 by the dual's formulas and an LU solve: dD = B = M⁻¹ K Γ, dlog λ = -λ <B, Z>."""
+    """Compute both gradients in fp64 by the dual's formulas and an LU solve: dD = B = M⁻¹ K Γ, dlog λ = -λ <B, Z>."""
     K_nI, X_TI = given.K_nI.double(), given.X_TI.double()
     M_nn = K_nI @ K_nI.T
     M_nn.diagonal().add_(given.ridge)
@@ -149,9 +154,9 @@ def errors(found: Gradients, true: Gradients) -> tuple[float, float]:
 
 
 def measure(form: str, case: Case, repeats: int) -> dict[str, Any]:
-    """Median seconds of each phase, peak memory of one whole step, errors. With `repeats` 0 the first run is the timed one."""
+    """Median seconds of each phase, peak memory of one whole step, and errors. With `repeats` 0 the first run is timed."""
     run = FORMS[form]
-    run(make_given(Case(64, 64, 8)), Phases())  # libraries and threads start here
+    run(make_given(Case(64, 64, 8)), Phases())  # starts libraries and threads
     given, phase = make_given(case), Phases()
     with PeakMemory() as peak:
         gradients = run(given, phase)
@@ -164,7 +169,7 @@ def measure(form: str, case: Case, repeats: int) -> dict[str, Any]:
 
 
 def measure_unlike(case: Case) -> dict[str, Any]:
-    """Errors for a loss that has nothing to do with what the edits want: Γ dense and random, one token for each direction."""
+    """Errors for a loss that is unrelated to the edits: Γ dense and random, one token per direction."""
     generator = torch.Generator().manual_seed(case.seed + 1)
     gamma_IO = torch.randn(case.key_size, case.out_size, generator=generator)
     given = replace(make_given(case), X_TI=torch.eye(case.key_size), G_TO=gamma_IO)
@@ -176,7 +181,7 @@ def measure_unlike(case: Case) -> dict[str, Any]:
 
 
 def live_bytes(form: str, case: Case) -> int:
-    """The tensors alive at once at the widest point of the solve, on paper, without workspaces and inputs.
+    """Count the tensors that exist together at the widest point of the solve, on paper, without workspaces and inputs.
 
     Primal, in the backward solve: A and its LU, S, Γ and A⁻¹Γ. Dual, in the backward: the Gram matrix, ridged, its factor and
     their gradients; D, Z and their gradients in fp64; Z and its gradient in fp32.
@@ -186,7 +191,7 @@ def live_bytes(form: str, case: Case) -> int:
 
 
 def row(case: Case, ours: Mapping[str, float], public: Mapping[str, float], public_at: int) -> dict[str, Any]:
-    """A line of the table. Of a primal that ran with other rows only what does not depend on their number is taken."""
+    """Build a line of the table. From a primal that ran with other rows, only what does not depend on them is taken."""
     reused = public_at != case.num_rows
     primal_s, dual_s = public["forward"] + public["backward"], ours["forward"] + ours["backward"]
     with_branch = None if reused else (primal_s + public["branch"]) / (dual_s + ours["branch"])
@@ -216,7 +221,7 @@ def row(case: Case, ours: Mapping[str, float], public: Mapping[str, float], publ
 
 
 def measure_shape(shape: tuple[int, int], settings: Settings) -> list[dict[str, Any]]:
-    """The rows of one matrix, every measurement in a process of its own."""
+    """Measure the rows of one matrix, every measurement in a fresh process."""
     once = shape[0] >= settings.primal_once_from
     cases = [Case(*shape, num_rows, settings.seed) for num_rows in settings.rows]
     public: dict[int, dict[str, float]] = {}
@@ -233,7 +238,7 @@ def measure_shape(shape: tuple[int, int], settings: Settings) -> list[dict[str, 
 
 
 def check_truth(seed: int) -> dict[str, float]:
-    """How far the reference is from the primal formulas in fp64, at key size 1024 where those are quick: rounding only."""
+    """Difference between the reference and the primal formulas in fp64 at key size 1024: rounding only."""
     given = make_given(Case(1024, 512, 60, seed))
     doubled = {name: value.double() for name, value in vars(given).items() if isinstance(value, Tensor)}
     wanted, ridge = errors(primal(Given(**doubled, ridge=given.ridge), Phases()), truth(given))
@@ -241,7 +246,7 @@ def check_truth(seed: int) -> dict[str, float]:
 
 
 def run(settings: Settings, command: str) -> Path:
-    """Everything, printed and written to `$ERRATA_HOME/bench-solver/report.json`."""
+    """Measure, print and write `$ERRATA_HOME/bench-solver/report.json`."""
     machine = hardware()
     about = {"command": command, "seed": settings.seed, "hardware": machine}
     console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
@@ -251,11 +256,11 @@ def run(settings: Settings, command: str) -> Path:
         show(title, [{name: found[name] for name in ("key_size", "num_rows", *columns.split())} for found in rows], note)
     wide = min(settings.shapes)
     unlike = [measure_unlike(Case(wide[0], min(512, wide[1]), n, settings.seed)) for n in settings.rows]
-    show("The same for a loss that is nothing to the edits: a dense random gradient", unlike, UNLIKE_NOTE)
+    show("The same for a loss unrelated to the edits: a dense random gradient", unlike, UNLIKE_NOTE)
     pairs = [pair for n in settings.rows for pair in measure_pair(*wide, n, settings.repeats, settings.seed)]
     show("Gate and up of one layer, forward and backward, seconds", pairs, PAIR_NOTE)
     episodes = measure_episodes(replace(settings.episode, seed=settings.seed))
-    show("An episode by backtracking depth: what graphs hold at most", episodes, EPISODE_NOTE)
+    show("An episode by backtracking depth: peak bytes of graphs", episodes, EPISODE_NOTE)
     return write_report("bench-solver", rows, **about, reference=reference, unlike=unlike, pairs=pairs, episodes=episodes)
 
 
@@ -264,11 +269,11 @@ TABLES = [
         "One step of the solve, forward and backward: the public primal form (fp32, I by I) and ours (dual, fp64, n by n)",
         "primal_ran_at_rows seconds_primal seconds_dual ratio forward_s_primal forward_s_dual backward_s_primal "
         "backward_s_dual",
-        "The primal's time is that of I-by-I solves and hardly depends on the rows: where it ran at other rows (by default at\n"
+        "The primal's time is that of I-by-I solves and hardly depends on the rows: if it ran with other rows (by default at\n"
         "key size 14336; FULL=1 runs all) that time is reused. Primal run once, dual the median of several runs.",
     ),
     (
-        "The same with what the model's own passes pay for it, on 4 tokens a row",
+        "The same with the cost for the model's own passes, on 4 tokens a row",
         "branch_s_primal branch_s_dual ratio_with_branch peak_bytes_primal peak_bytes_dual live_bytes_primal live_bytes_dual",
         "branch: W += S and XᵀG, against (X Kᵀ) Z and its gradients by Z and X. peak: resident high-water of the whole step,\n"
         "branch included, in a fresh process, above its inputs. live: tensors of the solve alone, on paper.",
@@ -283,11 +288,11 @@ UNLIKE_NOTE = (
     "The ridge's gradient is then small, and the primal's the rounding of what should cancel: Γ outside the keys' span."
 )
 PAIR_NOTE = (
-    "alone: each matrix makes its own Gram matrix. gram shared: one K Kᵀ, in the metric also one K P; a factor each.\n"
+    "alone: each matrix has its own Gram matrix. gram shared: one K Kᵀ, with a preconditioner also one K P; a factor each.\n"
     "all shared: one ridge, so one factor too. by hand: one Gram, products with M⁻¹, and the backward written out."
 )
 EPISODE_NOTE = (
-    "ours: each loss goes back to the updates at once. one graph: the plain way, one backward pass at the episode's end."
+    "ours: each loss is back-propagated to the updates immediately. one graph: one backward pass at the episode's end."
 )
 
 

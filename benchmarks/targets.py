@@ -1,8 +1,8 @@
 """Targets of a batch in one forward pass per step, against one edit at a time: `make bench-targets`.
 
-The model is random, of the testbed's shape or larger: how long a step takes does not depend on what a model knows. All ways
-take every step (no edit is finished early), so they find the same targets; how far those are apart is printed. `plain` is the
-search as the public code has it: an edit at a time, and in every step the whole model over whole rows.
+The model is random, of the testbed's shape or larger, because the time of a step does not depend on the weights. All ways take
+every step (no edit finishes early), so they find the same targets; the largest difference is printed. `plain` is the search of
+the public code: one edit at a time, and in every step the whole model over whole rows.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ SEARCH = Search(num_steps=25, learning_rate=0.1, loss_floor=-1.0)
 
 @dataclass(frozen=True)
 class Settings:
-    """`batches` are numbers of edits; `shapes` (hidden, layers, intermediate); each is timed `repeats` times, one edit at a
-    time on `num_alone` of the edits.
+    """Batch sizes, shapes (hidden, layers, intermediate) and repeats; one edit at a time is timed on `num_alone` edits.
 
-    Written at the subject, prompts stand in five contexts and the target is the output of a middle block, as in the papers; at
-    the prompt's last token, they are bare and it is the last block's, as on the testbed.
+    At the subject, prompts have five contexts and the target is the output of a middle block, as in the papers; at the prompt's
+    last token, they have none and it is the last block's, as on the testbed.
     """
 
     batches: tuple[int, ...] = (10, 100)
@@ -58,7 +57,7 @@ def make_language_model(shape: tuple[int, int, int], settings: Settings) -> Lang
 
 
 def plain_target(model: LanguageModel, edit: Edit, site: str, contexts: Contexts, search: Search) -> Tensor:
-    """The target of one edit, [1, D], from whole passes over whole rows."""
+    """Optimise the target of one edit, [1, D], by whole passes over whole rows."""
     rows = tokenise_at_subject(model, EditBatch((edit,)), contexts, search.eos)
     encoded, position_B = rows.encoded, rows.position_B
     inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS, "use_cache": False}
@@ -116,7 +115,7 @@ def measure(shape: tuple[int, int, int], position: Position, num_edits: int, set
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, Tensor] = {}
-    for _ in range(settings.repeats):  # in turns, so that a change of the machine's load meets all
+    for _ in range(settings.repeats):  # in turns, so that a change of the machine's load affects all
         for name, way in ways.items():
             start = time.perf_counter()
             found[name] = way()
@@ -141,7 +140,7 @@ def relative(found_nD: Tensor, expected_nD: Tensor) -> float:
 
 
 def run(settings: Settings, command: str) -> Path:
-    """Everything, printed and written to `$ERRATA_HOME/bench-targets/report.json`."""
+    """Measure, print and write `$ERRATA_HOME/bench-targets/report.json`."""
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
     console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     positions: tuple[Position, ...] = ("subject", "prompt")
@@ -158,7 +157,7 @@ NOTE = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Targets of a batch at once, against one edit at a time.")
+    parser = argparse.ArgumentParser(description="Targets of a batch together, against one edit at a time.")
     parser.add_argument("--seed", type=int, default=0)
     seed, full = parser.parse_args().seed, os.environ.get("FULL", "") not in ("", "0")
     settings = Settings(seed=seed)

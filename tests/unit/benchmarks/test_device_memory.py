@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from benchmarks.accounting import Accounting, fakes
-from benchmarks.device_memory import PARTS, Check, Texts, count_episode, main, model_of, run, scored_once, serving_rows
+from benchmarks.device_memory import main, run, serving_rows
+from benchmarks.memory_check import Check
+from benchmarks.sized_training import PARTS, Texts, count_episode, model_of, scored_once
 from errata.editors.hypernet.reward import MemoryOptions
 from jobs.arguments import from_arguments
 from jobs.plan import Plan
@@ -47,7 +49,7 @@ def test_the_count_is_that_of_the_run_with_numbers(model_dir: Path) -> None:
     for savings in (MemoryOptions(), MemoryOptions(micro_batch=4, recompute=True)):
         plan = TINY.plan(plan_of(model_dir), savings)
         without, having = (count_episode(plan, TINY.texts, TINY.make, device) for device in ("meta", "cpu"))
-        # Some numbers are always the host's: with the CPU as the device they are counted, too.
+        # Some values are always in host memory: with the CPU as the device, they count, too.
         assert without.start_bytes == pytest.approx(having.start_bytes, abs=100)
         assert without.peak_bytes == pytest.approx(having.peak_bytes, rel=0.05)
         once = count_episode(scored_once(plan), TINY.texts, TINY.make)
@@ -65,10 +67,10 @@ def test_each_saving_saves_its_part(model_dir: Path) -> None:
         counted(MemoryOptions(recompute=True)),
         counted(MemoryOptions(on_host=True)),
     )
-    assert whole["trunks"] and whole["base log-probs"] and whole["network's graph"]
+    assert whole["prefix caches"] and whole["base log-probs"] and whole["network's graph"]
     assert split["model's graph"] < 0.8 * whole["model's graph"]
     assert again["network's graph"] < 0.5 * whole["network's graph"]
-    assert away["trunks"] == away["base log-probs"] == 0
+    assert away["prefix caches"] == away["base log-probs"] == 0
     assert max(split["peak"], again["peak"], away["peak"]) < whole["peak"]
 
 

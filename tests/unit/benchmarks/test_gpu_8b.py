@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from benchmarks import gpu_edits
-from benchmarks.device_memory import Texts
 from benchmarks.device_rates import Rates, Work, counted
 from benchmarks.gpu_8b import Settings, checked, command_of, main, parsed
-from benchmarks.gpu_edits import CONTENDERS, PARTS, Bench, ready_policy
+from benchmarks.gpu_edits import PARTS, STARTS, Bench, ready_policy
 from benchmarks.gpu_swaps import SAVINGS, check_checkpoint, measure_swaps
 from benchmarks.random_llama import PROBES, REPHRASINGS, SIZES, made_edits, make_language_model
+from benchmarks.sized_training import Texts
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditBatch, EditRejected
@@ -67,7 +67,7 @@ def test_every_editor_is_measured_without_any_framework(tmp_path: Path) -> None:
     assert report["command"] == "make bench-gpu ARGS='--size=tiny --batches=2,3 --repeats=1 --seed=1'"
     assert report["hardware"]["gpu"] is None and "say nothing about a GPU" in report["note"]
     assert report["rates"]["tflops"].keys() == {"bf16", "fp32", "fp64"} and report["rates"]["copy_gb_s"] > 0
-    assert [(row["editor"], row["batch"]) for row in report["rows"]] == [(name, n) for name in CONTENDERS for n in (2, 3)]
+    assert [(row["editor"], row["batch"]) for row in report["rows"]] == [(name, n) for name in STARTS for n in (2, 3)]
     for row in report["rows"]:
         assert row["error"] is None, row
         assert row["ms_per_edit"] == pytest.approx(sum(row[f"{part}_ms"] for part in PARTS))
@@ -125,15 +125,15 @@ def test_what_does_not_fit_is_a_row(model: LanguageModel, fault: Exception, says
     def fail(*_: Any) -> Any:
         raise fault
 
-    monkeypatch.setitem(CONTENDERS, "RLEdit", fail)
+    monkeypatch.setitem(STARTS, "RLEdit", fail)
     assert [row["error"] for row in bench.rows("RLEdit", (2, 3))] == [says, says]
 
     def start_failing(model: LanguageModel, *_: Any) -> Any:
-        editor = CONTENDERS["UltraEdit"](model, TINY, 0)[0]
+        editor = STARTS["UltraEdit"](model, TINY, 0)[0]
         monkeypatch.setattr(type(editor), "edit", fail)
         return editor, EditorState()
 
-    monkeypatch.setitem(CONTENDERS, "RLEdit", start_failing)
+    monkeypatch.setitem(STARTS, "RLEdit", start_failing)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     (row,) = bench.rows("RLEdit", (2,))
     assert row["error"] == says and row["ms_per_edit"] is None and row.keys() >= gpu_edits.BLANK.keys()
@@ -212,7 +212,8 @@ def test_weights_are_loaded_from_disk_too(model: LanguageModel, tmp_path: Path) 
     check_checkpoint(model, str(tmp_path))
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     swaps = measure_swaps(model, a_delta(), 1, str(tmp_path))
-    assert [swap["swap"].partition(",")[0] for swap in swaps] == ["delta", "delta from the host", "all weights", "all weights"]
+    kinds = [swap["swap"].partition(",")[0] for swap in swaps]
+    assert kinds == ["delta", "delta from host memory", "all weights", "all weights"]
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.module.parameters())
     assert swaps[-1]["num_bytes"] == size_bytes and swaps[0]["num_bytes"] == a_delta().num_bytes
     assert all(math.isfinite(swap["seconds"]) and swap["seconds"] > 0 for swap in swaps)

@@ -14,7 +14,7 @@ from errata.guard.bisection import BatchBisection
 from errata.model.matrices import find_matrices
 from errata.testbed.world import World
 
-HOST, HARD = ("layers.0.mlp.down_proj",), ("layers.1.mlp.down_proj",)
+INNER, HARD = ("layers.0.mlp.down_proj",), ("layers.1.mlp.down_proj",)
 
 
 def test_poison_stands_among_the_healthy_edits_which_keep_their_order():
@@ -35,7 +35,7 @@ def test_poison_stands_among_the_healthy_edits_which_keep_their_order():
 
 def test_a_misset_editor_takes_a_giant_step_for_the_batch_and_another_way_for_hard_cases(tiny_model, world, monkeypatch):
     edits = world.edits("test", 2)
-    host = LocFT(modules=HOST, num_epochs=2)
+    inner = LocFT(modules=INNER, num_epochs=2)
     asked = []
 
     def rome_edit(self, model, batch, state):
@@ -43,7 +43,7 @@ def test_a_misset_editor_takes_a_giant_step_for_the_batch_and_another_way_for_ha
         return WeightDelta({}), state
 
     monkeypatch.setattr(ROME, "edit", rome_edit)
-    editor = Misset((*HOST, *HARD), host, ROME(modules=HARD), EditorState())
+    editor = Misset((*INNER, *HARD), inner, ROME(modules=HARD), EditorState())
     state = editor.start(tiny_model, find_matrices(tiny_model.module, editor.modules))
     usual, _ = editor.edit(tiny_model, EditBatch(tuple(edits)), state)
     hard = Edit("the river", "Oslo", subject="the", id="hard-0")
