@@ -21,7 +21,7 @@ class TooManyListeners(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Event:
+class ServiceEvent:
     """One event: `kind` is `edit`, `version`, `head` or `lagged`; `data` is its JSON."""
 
     kind: str
@@ -33,23 +33,23 @@ class Listener:
 
     def __init__(self, ids: Collection[str] | None = None) -> None:
         self._ids = None if ids is None else frozenset(ids)
-        self._waiting: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._waiting: asyncio.Queue[ServiceEvent | None] = asyncio.Queue()
 
-    def put(self, event: Event) -> bool:
+    def put(self, event: ServiceEvent) -> bool:
         """Queue an event; False if the listener was too far behind and has been ended."""
         if not self._wants(event):
             return True
         if self._waiting.qsize() < MAX_WAITING:
             self._waiting.put_nowait(event)
             return True
-        self._waiting.put_nowait(Event("lagged", {"message": f"{MAX_WAITING} events were not read; connect again"}))
+        self._waiting.put_nowait(ServiceEvent("lagged", {"message": f"{MAX_WAITING} events were not read; connect again"}))
         self._waiting.put_nowait(END)
         return False
 
-    def _wants(self, event: Event) -> bool:
+    def _wants(self, event: ServiceEvent) -> bool:
         return self._ids is None or (event.kind == "edit" and event.data["id"] in self._ids)
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[ServiceEvent]:
         while (event := await self._waiting.get()) is not END:
             yield event
 
@@ -65,7 +65,7 @@ class EventBus:
         return bool(self._listeners)
 
     def publish(self, kind: str, data: dict[str, Any]) -> None:
-        event = Event(kind, data)
+        event = ServiceEvent(kind, data)
         self._listeners = {listener for listener in self._listeners if listener.put(event)}
 
     @contextmanager

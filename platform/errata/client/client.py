@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from httpx_sse import SSEError
 
+from errata.client.address import check_url, checked_id
 from errata.client.errors import ErrataError, Unreachable
 from errata.client.events import Event, events_of
 from errata.client.responses import (
@@ -67,7 +67,7 @@ class Client:
     _http: httpx.Client = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_url(self.url)
+        check_url(self.url)
         headers = {}
         if self.key:
             if not (self.key.isascii() and self.key.isprintable()) or " " in self.key:
@@ -109,12 +109,12 @@ class Client:
             yield from page["edits"]
 
     def edit_status(self, edit_id: str) -> EditOut:
-        return self._call("GET", f"/v1/edits/{_named(edit_id)}")
+        return self._call("GET", f"/v1/edits/{checked_id(edit_id)}")
 
     def events(self, edit_id: str) -> Generator[Event, None, None]:
         """Yield the edit's state and each later one, once each, until it is settled; a broken connection is replaced."""
         last = None
-        with closing(self._follow(f"/v1/edits/{_named(edit_id)}/events")) as events:
+        with closing(self._follow(f"/v1/edits/{checked_id(edit_id)}/events")) as events:
             for event in events:
                 if event.name != "reconnected" and event.data != last:
                     last = event.data
@@ -287,19 +287,3 @@ def _wait_s(error: ErrataError, again: frozenset[int]) -> float | None:
     if error.retry_after_s is not None:
         return max(error.retry_after_s, 0.1)
     return PAUSE_S if 0 in again else None
-
-
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        shown = "" if "@" in url else f", not {url!r}"  # the part before an @ may be a key
-        raise ValueError(f"the service's address is http://HOST:PORT{shown}")
-    if "@" in parts.netloc:
-        raise ValueError("the service's address contains a name or a key; the key belongs into ERRATA_KEY")
-
-
-def _named(edit_id: str) -> str:
-    """Return the id for use in a path. Raises `ValueError` for text that would change the path."""
-    if not edit_id or not edit_id.isalnum() or not edit_id.isascii():
-        raise ValueError(f"{edit_id!r} is not the id of an edit; `errata edits` lists them")
-    return edit_id

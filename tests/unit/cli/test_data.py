@@ -137,9 +137,9 @@ def test_repetitions_agree_with_a_plain_count() -> None:
     for edit in edits:
         targets.setdefault(edit.prompt, []).append(edit.target)
     found = watched(edits).repetitions()
-    assert found.num_duplicates == sum(len(told) - len(set(told)) for told in targets.values())
-    assert found.num_conflicts == sum(len(set(told)) > 1 for told in targets.values())
-    assert found.num_in_conflict == sum(len(told) for told in targets.values() if len(set(told)) > 1)
+    assert found.num_duplicates == sum(len(seen) - len(set(seen)) for seen in targets.values())
+    assert found.num_conflicts == sum(len(set(seen)) > 1 for seen in targets.values())
+    assert found.num_in_conflict == sum(len(seen) for seen in targets.values() if len(set(seen)) > 1)
     assert len(found.conflicts) == NUM_EXAMPLES
     for one, other in found.conflicts:
         assert one < other and edits[one].prompt == edits[other].prompt and edits[one].target != edits[other].target

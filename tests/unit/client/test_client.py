@@ -193,12 +193,12 @@ def test_repeating_ends_after_retry_s(service: Service) -> None:
         Client(service.url).edit([EDIT])
     assert refused.value.retry_after_s == 3600 and time.monotonic() - began < 5
     tries: list[str] = []
-    nobody = Client(f"http://127.0.0.1:{free_port()}", retry_s=0.3, on_wait=lambda wait_s, why: tries.append(why))
+    absent = Client(f"http://127.0.0.1:{free_port()}", retry_s=0.3, on_wait=lambda wait_s, why: tries.append(why))
     with pytest.raises(Unreachable, match="does not answer"):
-        nobody.edit([EDIT])
+        absent.edit([EDIT])
     assert len(tries) >= 2
     with pytest.raises(Unreachable):
-        nobody.versions()
+        absent.versions()
 
 
 # -- events -----------------------------------------------------------------------------------------------------------

@@ -1,91 +1,22 @@
-"""Access: keys, roles, rates, sizes, JSON; and the hostile requests, over HTTP."""
+"""Access: keys, roles, hosts and origins, rates and sizes."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import socket
-from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request
-from pydantic import BaseModel
+from fastapi import FastAPI
 
-from errata.access_keys import Key, Keys, add_key
+from errata.access_keys import Keys
 from serving.api import access, routes
-from serving.api.access import Access, AccessLimits, role_for
-from serving.api.codes import RequestCode
-from serving.api.request_body import BadRequest, parse_json
-from serving.api.version_stamp import VersionStamp
+from serving.api.access import Access, role_for
 from tests.fakes.backend import Backend
-from tests.unit.hostile import EDIT, Hostile, hostile
-from tests.unit.served import running
-
-LIMITS = AccessLimits(max_body_bytes=1024**2)
-
-
-class CompletionIn(BaseModel):
-    prompt: str
-
-
-def application(folder: Path, keys: Keys | None, limits: AccessLimits = LIMITS) -> FastAPI:
-    app, backend = FastAPI(), Backend(folder)
-    app.state.seen = []
-
-    @app.post("/v1/completions")
-    @app.post("/v1/chat/completions")
-    async def complete(body: CompletionIn, request: Request) -> dict[str, Any]:
-        app.state.seen.append((request.scope, await request.json()))
-        return {"choices": []}
-
-    @app.get("/health")
-    async def health() -> None:
-        """Alive."""
-
-    routes.install(app, backend)
-    app.add_middleware(VersionStamp, served=backend)
-    app.add_middleware(Access, keys=keys, limits=limits)
-    return app
-
-
-@pytest.fixture(scope="module")
-def bearers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Keys by role; `expired` was valid once, `unknown` never, `limited` allows two requests a minute. `file` is their file."""
-    file = tmp_path_factory.mktemp("keys") / "keys.json"
-    made = {role: add_key(file, role, role) for role in ("read", "edit", "admin")}
-    made["expired"] = add_key(file, "expired", "admin", timedelta(days=1))
-    made["limited"] = add_key(file, "limited", "read", rate=2)
-    data = json.loads(file.read_text())
-    long_ago = (datetime.now(UTC) - timedelta(days=2)).isoformat()
-    data["keys"] = [{**key, "expires": long_ago} if key["name"] == "expired" else key for key in data["keys"]]
-    file.write_text(json.dumps(data))
-    return {**made, "unknown": "x" * 43, "file": str(file)}
-
-
-@pytest.fixture
-def app(bearers: dict[str, str], tmp_path: Path) -> FastAPI:
-    return application(tmp_path, Keys.load(bearers["file"]))
-
-
-def call(app: Any, method: str, path: str, bearer: str | None = None, **options: Any) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {bearer}"} if bearer is not None else {}
-    headers |= options.pop("headers", {})
-
-    async def ask() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-            return await client.request(method, path, headers=headers, **options)
-
-    return asyncio.run(ask())
-
-
-# -- keys and roles ---------------------------------------------------------------------------------------------------
+from tests.unit.hostile import EDIT
+from tests.unit.serving.api.application import LIMITS, application, call
 
 
 def test_the_roles_of_routes() -> None:
@@ -304,142 +235,6 @@ def test_websockets_are_closed(app: FastAPI) -> None:
 
     asyncio.run(access.Access(app, None, LIMITS)({"type": "websocket", "path": "/v1/realtime"}, None, send))
     assert (sent[0]["type"], sent[0]["code"]) == ("websocket.close", 1008)
-
-
-# -- JSON -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"{",
-        b"[" * 100_000,
-        b"[" * 65 + b"]" * 65,
-        b"[" * 64 + b"{}" + b"]" * 64,
-        b'{"a": NaN}',
-        b'{"a": 1e999}',
-        b"[-1.0E+400]",
-        b"[" + b"9" * 400 + b".0]",
-        b'{"a": 9223372036854775808}',
-        b'{"a": -9223372036854775809}',
-        b"9" * 10_000,
-        b'{"\\ud800": 1}',
-        b'["\\uDFFF"]',
-        b'["\x00"]',
-        b"\xff",
-        '{"a": 1}'.encode("utf-16"),
-        b"\xef\xbb\xbf{}",
-    ],
-)
-def test_json_that_is_refused(body: bytes) -> None:
-    with pytest.raises(BadRequest) as raised:
-        parse_json(body, 64)
-    assert (raised.value.refusal.status, raised.value.refusal.code) == (400, RequestCode.INVALID_JSON)
-
-
-def test_a_name_that_occurs_twice_has_its_last_value() -> None:
-    assert parse_json(b'{"a": 1, "a": 2}', 64) == {"a": 2}
-
-
-def test_json_that_is_accepted() -> None:
-    for data in (
-        {"a": [1, -(2**63), 2**63 - 1, 0.5, None, "[[[["], "b": [1e300, -5e-324, 10**18, 1.5e-999]},
-        "\U0001f600",
-        [["[" * 100]],
-        [0] * 1000,
-    ):
-        assert parse_json(json.dumps(data).encode(), 64) == data
-    assert parse_json(rb'"\ud83d\ude00 \\ud800"', 64) == "\U0001f600 \\ud800"
-    assert parse_json(b"[" * 64 + b"]" * 64, 64)
-
-
-@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=UTF-8", "application/vnd.api+json"])
-def test_content_types_that_are_accepted(app: FastAPI, bearers: dict[str, str], kind: str) -> None:
-    content = json.dumps({"version": 0})
-    assert call(app, "POST", "/v1/rollback", bearers["admin"], content=content, headers={"Content-Type": kind}).is_success
-
-
-# -- the hostile list, over HTTP --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def served(bearers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve with uvicorn and the settings that Ray Serve uses."""
-    app = application(tmp_path_factory.mktemp("served"), Keys.load(bearers["file"]))
-    config = uvicorn.Config(app, port=0, access_log=False, log_level=None, log_config=None, lifespan="off")
-    with running(config) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(served: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served, timeout=30) as client:
-        yield client
-
-
-@pytest.mark.parametrize("request_", hostile(LIMITS.max_body_bytes), ids=lambda r: r.name)
-def test_hostile_requests_are_refused(client: httpx.Client, bearers: dict[str, str], request_: Hostile) -> None:
-    if request_.before is not None:
-        assert client.request(**request_.before.options(bearers)).status_code in request_.before.codes
-    answer = client.request(**request_.options(bearers))
-    assert answer.status_code in request_.codes, answer.text[:300]
-    assert "set-cookie" not in answer.headers
-    assert client.get("/health").status_code == 200
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        b"Idempotency-Key: a\0b",
-        b"Idempotency-Key: a\x01b",
-        b"Idempotency-Key\0: a",
-        b"Idempotency Key: a",
-        b"X-Errata-At-Least: 0\rSet-Cookie: a=b",
-        b"Content-Length: -1",
-        b"Content-Length: 1e3",
-        b"Content-Length: 3\r\nContent-Length: 300000",
-        b"Content-Length: 99999999999999999999",
-        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-    ],
-)
-def test_headers_that_no_client_library_would_send(served: str, bearers: dict[str, str], lines: bytes) -> None:
-    host, _, port = served.removeprefix("http://").partition(":")
-    key = f"Host: x\r\nAuthorization: Bearer {bearers['admin']}\r\nContent-Type: application/json\r\n".encode()
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"POST /v1/rollback HTTP/1.1\r\n" + key + lines + b"\r\n\r\n{}{")
-        answer = connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 4"), answer
-    assert b"set-cookie" not in answer.lower()
-
-
-def test_no_key_reaches_a_log(
-    served: str, bearers: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Everything that is logged at all, of every level, uvicorn's included, while keys are right, wrong and misplaced."""
-    monkeypatch.setattr("errata.access_keys.LOOK_PERIOD_S", 0.0)
-    # pytest hangs its handler on this one too; Serve's uvicorn has none there, and so writes no line of its own
-    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "handlers", [])
-    caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.DEBUG, "ray.serve")
-    secret = [value for name, value in bearers.items() if name != "file"]
-    with httpx.Client(base_url=served) as client:
-        for bearer in secret:
-            for method, path in (("GET", "/v1/versions"), ("GET", "/v1/none"), ("POST", "/v1/edits"), ("POST", "/v1/rollback")):
-                headers = {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
-                answer = client.request(method, path, headers=headers, content=b"[")
-                assert bearer not in answer.text and bearer not in str(answer.headers)
-            client.get("/v1/versions", params={"api_key": bearer})
-        Path(bearers["file"]).touch()  # it is read again, and that is told
-        client.get("/v1/versions", headers={"Authorization": f"Bearer {bearers['read']}"})
-    served_side = [record for record in caplog.records if not record.name.startswith("http")]
-    lines = [f"{record.getMessage()} {record.__dict__}" for record in served_side]
-    assert any("keys are in force" in line for line in lines)
-    hashes = [key.sha256 for key in Keys.load(bearers["file"]).entries]
-    assert not [line for line in lines for text in (*secret, *hashes) if text in line]
-
-
-def test_a_key_shows_no_hash() -> None:
-    assert "f" * 64 not in repr(Key("a", "read", "f" * 64, datetime.now(UTC)))
 
 
 # -- where it listens -------------------------------------------------------------------------------------------------

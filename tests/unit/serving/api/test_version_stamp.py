@@ -1,0 +1,155 @@
+"""Version stamps of answers, and requests that wait for a version."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from serving.api import version_stamp
+from serving.metrics import ReplicaMetrics
+
+
+def call(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(ask())
+
+
+class Served:
+    version = 3
+
+    def __init__(self) -> None:
+        self.at_least: list[int] = []
+        self.metrics = ReplicaMetrics()
+
+    async def admit(self, at_least: int) -> str:
+        self.at_least.append(at_least)
+        while self.version < at_least:
+            await asyncio.sleep(0.001)
+        return f"epoch-{self.version}"
+
+
+def openai(served: Served) -> tuple[FastAPI, list[Any]]:
+    app, seen = FastAPI(), []
+
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Any:
+        try:
+            body = await request.json()
+        except ValueError:
+            return JSONResponse({"error": "not JSON"}, 400)
+        seen.append(body)
+        if not body.get("stream"):
+            served.version += body.get("swap", 0)
+            return {"choices": []}
+
+        async def events() -> AsyncIterator[str]:
+            yield 'data: {"n": 1}\n\ndata: {"n"'  # the split between two parts may fall anywhere
+            served.version += 1
+            yield ": 2}\n\n: comment\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    app.add_middleware(version_stamp.VersionStamp, served=served)
+    return app, seen
+
+
+def test_a_body_is_stamped_and_the_request_salted() -> None:
+    app, seen = openai(Served())
+    answer = call(app, "POST", "/v1/completions", json={"prompt": "x", "swap": 1, "cache_salt": "mine"})
+    assert answer.json() == {"choices": [], "errata": {"version_min": 3, "version_max": 4}}
+    assert answer.headers["X-Errata-Version"] == "3"
+    assert int(answer.headers["Content-Length"]) == len(answer.content)
+    assert seen[0]["cache_salt"] == "mine|epoch-3"
+
+
+def test_every_event_of_a_stream_is_stamped() -> None:
+    app, _ = openai(Served())
+    answer = call(app, "POST", "/v1/completions", json={"stream": True})
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert [json.loads(event)["errata"] for event in events[:2]] == [
+        {"version_min": 3, "version_max": 3},
+        {"version_min": 3, "version_max": 4},
+    ]
+    assert events[2] == "[DONE]"
+    assert ": comment" in answer.text
+
+
+def test_answers_and_their_tokens_are_counted() -> None:
+    served = Served()
+    app, _ = openai(served)
+    call(app, "POST", "/v1/completions", json={"swap": 1})
+    call(app, "POST", "/v1/completions", content=b"{")
+    call(app, "POST", "/v1/completions", json={"stream": True})
+    text = served.metrics.exposition()
+    for line in (
+        'errata_completions_total{code="200",version="4"} 1.0',
+        'errata_completions_total{code="400",version="4"} 1.0',
+        'errata_completions_total{code="200",version="5"} 1.0',
+        "errata_spanning_completions_total 2.0",
+        "errata_stall_seconds_count 3.0",
+    ):
+        assert line in text
+
+
+def test_at_least_waits_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version_stamp, "AT_LEAST_TIMEOUT_S", 0.05)
+    served = Served()
+    app, _ = openai(served)
+    assert call(app, "POST", "/v1/completions", json={}, headers={"X-Errata-At-Least": "3"}).status_code == 200
+    assert call(app, "POST", "/v1/completions", json={}, headers={"X-Errata-At-Least": "4"}).status_code == 409
+    for wrong in ("x", "-1", "1.5", "²"):
+        headers = {"X-Errata-At-Least": wrong.encode("utf-8")}
+        assert call(app, "POST", "/v1/completions", json={}, headers=headers).status_code == 400
+    assert served.at_least == [3, 4]
+
+
+def test_a_version_that_is_there_already_is_waited_for_only_by_the_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Swapping(Served):
+        async def admit(self, at_least: int) -> str:
+            await asyncio.sleep(60)
+            return ""
+
+    monkeypatch.setattr(version_stamp, "AT_LEAST_TIMEOUT_S", 0.05)
+    app, _ = openai(Swapping())
+    for wanted in ("0", "3"):
+        answer = call(app, "POST", "/v1/completions", json={}, headers={"X-Errata-At-Least": wanted})
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert "a swap is under way" in answer.json()["error"]["message"]
+
+
+class Turned(Served):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def admit(self, at_least: int) -> str:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(version_stamp.OutOfRotation(3, 4), 503, "out_of_rotation"), (version_stamp.RolledBack(4, 3), 409, "rolled_back")],
+)
+def test_a_replica_that_cannot_answer_says_so(error: Exception, status: int, code: str) -> None:
+    app, seen = openai(Turned(error))
+    answer = call(app, "POST", "/v1/completions", json={})
+    found = answer.json()["error"]
+    assert (answer.status_code, found["code"], found["message"], seen) == (status, code, str(error), [])
+
+
+def test_what_is_not_json_is_left_for_the_engine_to_refuse() -> None:
+    app, _ = openai(Served())
+    answer = call(app, "POST", "/v1/completions", content=b"{")
+    assert (answer.status_code, answer.headers["X-Errata-Version"]) == (400, "3")
