@@ -1,4 +1,7 @@
-"""Parts of a weight delta: low-rank, sparse, dense, and series of them."""
+"""Parts of a weight delta: the change of one matrix, which is low-rank, sparse, dense, or a series of such changes.
+
+O out-features, I in-features, R rank, N non-zero entries.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LowRank:
-    """`change_OI = U_OR V_IRᵀ`."""
+    """A low-rank update, `change_OI = U_OR V_IRᵀ`."""
 
     U_OR: Tensor
     V_IR: Tensor
@@ -30,7 +33,7 @@ class LowRank:
         return self.U_OR @ self.V_IR.T
 
     def norm(self) -> float:
-        """Frobenius norm, from the R-by-R Gram matrices alone."""
+        """Compute the Frobenius norm from the R-by-R Gram matrices."""
         return float(((self.U_OR.T @ self.U_OR).double() * (self.V_IR.T @ self.V_IR).double()).sum().clamp(min=0).sqrt())
 
     def side_branch(self, x: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Sparse:
-    """`change_OI` is zero but at the flat positions `index_N`, where it is `value_N`."""
+    """A sparse change with the values `value_N` at the flat positions `index_N`."""
 
     index_N: Tensor
     value_N: Tensor
@@ -75,7 +78,7 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Dense:
-    """`change_OI` itself."""
+    """A dense change, stored as the matrix itself."""
 
     matrix_OI: Tensor
     kind = "dense"
@@ -106,7 +109,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Series:
-    """Changes to add one after the other, in fp32: the sum then has the bits that it has when they come one by one."""
+    """Changes to add one after another in fp32, so that the sum has the same bits as when each is a version of its own."""
 
     parts: tuple[LowRank | Sparse | Dense, ...]
     kind = "series"
@@ -120,7 +123,7 @@ class Series:
         return sum(part.rank for part in self.parts)
 
     def merged(self) -> LowRank | Dense:
-        """The same change as one part, up to rounding."""
+        """Return the sum as one part, equal up to rounding."""
         return _sum(self.parts)
 
     def dense(self) -> Tensor:
@@ -144,12 +147,12 @@ Part = Piece | Series
 
 
 def pieces(part: Part) -> tuple[Piece, ...]:
-    """What is added one after the other: the part itself, unless it is a series."""
+    """Return the elements of a series, or the part itself."""
     return part.parts if isinstance(part, Series) else (part,)
 
 
 def _is_sound(piece: Piece) -> bool:
-    """Whether it can be added: that of damaged files may not."""
+    """Return True if the tensors fit each other. Those of a damaged file may not."""
     if isinstance(piece, LowRank):
         return piece.U_OR.shape[1:] == piece.V_IR.shape[1:]
     if isinstance(piece, Sparse) and len(piece.index_N):
@@ -163,16 +166,16 @@ def where(part: Part) -> torch.device:
 
 
 def on_device(part: Part, device: torch.device) -> Part:
-    """The same change there: itself, if it is there."""
+    """Return the part with its tensors on the device, or the part itself if they are there."""
     return part if where(part) == device else _part({key: tensor.to(device) for key, tensor in part.tensors().items()})
 
 
 def _part(tensors: dict[str, Tensor]) -> Part:
-    """Raises `ValueError` for tensors that are no part's."""
+    """Build a part from its tensors. Raises `ValueError` if their names fit no kind of part."""
     try:
         return _series(tensors) if any("." in key for key in tensors) else _piece(tensors)
     except (KeyError, TypeError, ValueError) as wrong:
-        raise ValueError(f"no change of a matrix is made of tensors named {', '.join(sorted(tensors))}") from wrong
+        raise ValueError(f"no kind of delta has tensors named {', '.join(sorted(tensors))}") from wrong
 
 
 def _series(tensors: dict[str, Tensor]) -> Series:
@@ -194,14 +197,14 @@ def _piece(tensors: dict[str, Tensor]) -> LowRank | Sparse | Dense:
 
 def _compact(part: LowRank, tolerance: float) -> LowRank:
     left_OR, values_R, right_IR = svd(part)
-    tail_R = values_R.square().flip(0).cumsum(0).flip(0).sqrt()  # norm of what is lost when cutting before r
+    tail_R = values_R.square().flip(0).cumsum(0).flip(0).sqrt()  # Norm of the rest if it is cut before r.
     rank = max(1, int((tail_R > tolerance * values_R.norm()).sum()))
     root_R = values_R[:rank].sqrt()
     return LowRank((left_OR[:, :rank] * root_R).float(), (right_IR[:, :rank] * root_R).float())
 
 
 def svd(part: Part) -> tuple[Tensor, Tensor, Tensor]:
-    """(left [O, R], values [R], right [I, R]) of the change, in fp64; of factors by QR and the small core."""
+    """Compute left [O, R], values [R] and right [I, R] of the change in fp64; for factors, by QR and an SVD of the core."""
     if not isinstance(part, LowRank):
         left_OR, values_R, right_RI = torch.linalg.svd(part.dense().double(), full_matrices=False)
         return left_OR, values_R, right_RI.T

@@ -1,4 +1,4 @@
-"""Run a model with a delta applied beside its weights."""
+"""Side branches: run a model with a delta beside its weights, without changing them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from errata.model.matrices import MatrixSpec
 
 @contextmanager
 def applied(model: nn.Module, *deltas: WeightDelta) -> Iterator[None]:
-    """The model behaves as if edited, by side branches beside each module; no weight is touched."""
-
+    """Add the output of each delta's side branch to its module, so that the model behaves as if it were edited."""
     parts = [found for delta in deltas for found in delta.beside(model)]
     handles = [model.get_submodule(name).register_forward_hook(_Beside(part)) for name, part in parts]
     try:
@@ -38,7 +37,7 @@ class _Beside:
 
 
 def weight_now(model: nn.Module, matrix: MatrixSpec) -> Tensor:
-    """A matrix [O, I] with the side branches that `applied` has put beside it: in fp32 with one, else as it is stored."""
+    """Return a matrix [O, I] plus the side branches of `applied`: in fp32 if there are any, else in its own dtype."""
     module = model.get_submodule(matrix.name)
     weight_OI: Tensor = matrix.oriented(module.weight.detach())  # type: ignore[arg-type, union-attr, operator]
     for hook in module._forward_hooks.values():

@@ -1,4 +1,4 @@
-"""What an editor returns: the change of each edited matrix, kept as factors, summed in fp32, cast once.
+"""Weight delta: the result of an edit, which is the change of each edited matrix.
 
 O out-features, I in-features, R rank.
 """
@@ -22,7 +22,7 @@ from errata.model.devices import device_of
 
 @dataclass(frozen=True)
 class WeightDelta:
-    """The change of some matrices of a model, by module name."""
+    """The change of some matrices of a model, by module name; added up in fp32 and cast once."""
 
     parts: Mapping[str, Part]
 
@@ -35,7 +35,7 @@ class WeightDelta:
 
     @property
     def dense_bytes(self) -> int:
-        """What the same change would weigh as whole fp32 matrices."""
+        """Size of the same change as dense fp32 matrices."""
         return sum(4 * part.shape[0] * part.shape[1] for _, part in self)
 
     def norms(self) -> dict[str, float]:
@@ -47,7 +47,7 @@ class WeightDelta:
     @property
     def is_finite(self) -> bool:
         tensors = [tensor for _, part in self for tensor in part.tensors().values() if tensor.is_floating_point()]
-        # Read once: on a GPU, each look at a number waits for all work before it.
+        # The result is read once, because each read synchronises a GPU.
         return not tensors or bool(
             torch.stack([torch.isfinite(tensor).all().to(tensors[0].device) for tensor in tensors]).all()
         )
@@ -57,16 +57,16 @@ class WeightDelta:
 
     @classmethod
     def load(cls, path: str | Path, device: Any = "cpu") -> WeightDelta:
-        """Raises `SafetensorError` or `ValueError` if the file is none that `save` wrote."""
+        """Read a file that `save` wrote. Raises `SafetensorError` or `ValueError` for any other file."""
         return cls.from_tensors(load_file(str(path), device=str(device)))
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Every tensor under `module|key`, on the CPU; copies, because safetensors refuses tensors that share memory."""
+        """Copy every tensor to the CPU, named `module|key`. Copies, because safetensors refuses tensors that share memory."""
         return {f"{n}|{k}": t.detach().cpu().contiguous().clone() for n, part in self for k, t in part.tensors().items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> WeightDelta:
-        """From what `to_tensors` gives. Raises `ValueError` for anything else."""
+        """Build a delta from the result of `to_tensors`. Raises `ValueError` for other tensors."""
         grouped: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.rpartition("|")
@@ -77,38 +77,38 @@ class WeightDelta:
         return WeightDelta({name: part.scaled(factor) for name, part in self})
 
     def compact(self, tolerance: float = 1e-6) -> WeightDelta:
-        """The same change with fewer factors: what is cut off has a Frobenius norm of at most `tolerance` of each part.
+        """Reduce the rank of low-rank parts, with a Frobenius error of at most `tolerance` times each part's norm.
 
-        QR of both factors, then an SVD of the small core in fp64, which is exact up to the cut. Other kinds stay as they are.
+        QR of both factors, then an SVD of the core in fp64, which is exact up to the cut. Other kinds are not changed.
         """
         return WeightDelta({n: _compact(p, tolerance) if isinstance(p, LowRank) else p for n, p in self})
 
     def folded(self) -> WeightDelta:
-        """The same change, as whole matrices where the factors have become larger than those."""
+        """Turn parts into dense matrices if their factors are larger than these."""
         return WeightDelta({n: p if p.rank * sum(p.shape) < p.shape[0] * p.shape[1] else Dense(p.dense()) for n, p in self})
 
     def beside(self, model: nn.Module) -> WeightDelta:
-        """The same change, each part where its module is."""
+        """Move each part to the device of its module."""
         return WeightDelta({name: on_device(part, device_of(model, name)) for name, part in self})
 
     def digest(self) -> str:
-        """SHA-256 over names, shapes and bytes."""
+        """Compute the SHA-256 of names, shapes and bytes."""
         state = hashlib.sha256()
         for name, part in sorted(self.parts.items()):
             for key, tensor in sorted(part.tensors().items()):
                 state.update(json.dumps([name, key, list(tensor.shape), str(tensor.dtype)]).encode())
-                as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bf16
+                as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy has no bf16.
                 state.update(as_bytes.numpy().data)
         return state.hexdigest()
 
 
 def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:
-    """The sum of low-rank deltas by putting their factors side by side, or adding where V is one; of other kinds, densely."""
+    """Add deltas. Low-rank parts are concatenated, or added if they share V; a sum with other kinds is dense."""
     return WeightDelta({name: _sum(found) for name, found in _by_name(deltas).items()})
 
 
 def in_series(deltas: Sequence[WeightDelta]) -> WeightDelta:
-    """One delta that makes the sum of these, added in this order, bit by bit."""
+    """Join deltas into one with the same bits as their sum in this order."""
     found = _by_name(deltas)
     return WeightDelta({name: parts[0] if len(parts) == 1 else Series(tuple(parts)) for name, parts in found.items()})
 

@@ -1,4 +1,4 @@
-"""Keys and output gradients at chosen linear modules, for the answer tokens of a batch.
+"""Keys and output gradients of linear modules at the answer tokens of a batch.
 
 T answer tokens, I in-features, O out-features.
 """
@@ -19,13 +19,13 @@ from errata.timing import timed
 
 @dataclass(frozen=True)
 class Captured:
-    """`keys_TI`: inputs of the module where an answer token is predicted; `grads_TO`: d(sum of -log p) / d(output) there."""
+    """Rows of one module where answer tokens are predicted: its inputs, and d(sum of -log p) / d(output)."""
 
     keys_TI: Tensor
     grads_TO: Tensor
 
     def with_gradient(self) -> Captured:
-        """The rows whose gradient is not zero."""
+        """Keep the rows whose gradient is not zero."""
         chosen_T = (self.grads_TO != 0).any(1)
         return Captured(self.keys_TI[chosen_T], self.grads_TO[chosen_T])
 
@@ -34,12 +34,12 @@ class Captured:
 def capture(
     model: Any, encoded: Encoded, modules: Sequence[str], all_tokens: bool = False
 ) -> tuple[dict[str, Captured], Tensor]:
-    """One forward and one backward pass: the captured rows by module, in fp32, and the -log p of each answer token, [T].
+    """Run a forward and a backward pass; return fp32 rows by module, and -log p of each answer token, [T].
 
-    Rows are the positions that predict an answer token or, with `all_tokens`, all that the answers have a gradient at.
-    Modules with the same input share one tensor of keys, unless rows are left out. The loss is the *sum* over answer tokens,
-    so that a row does not depend on what else is in the batch. Parameters stay without gradients: each module's output takes
-    one instead. All that is returned is where the tokens are, wherever a module is.
+    Rows are the positions that predict an answer token or, with `all_tokens`, all positions with a gradient. Modules with the
+    same input share one tensor of keys, except with `all_tokens`. The loss is the *sum* over answer tokens, so that a row does
+    not depend on the rest of the batch. Gradients are taken at the modules' outputs, not at the parameters. The results are on
+    the device of the tokens.
     """
     sources = input_sources(modules)
     keys: dict[str, Tensor] = {}
@@ -74,7 +74,7 @@ def capture(
 
 
 def joined(parts: Sequence[Mapping[str, Captured]]) -> dict[str, Captured]:
-    """What was captured of a batch part by part, as of the whole: modules with the same keys share them still."""
+    """Join the rows of a batch's parts. Modules that shared their keys still share them."""
     if len(parts) == 1:
         return dict(parts[0])
     keys: dict[int, Tensor] = {}

@@ -1,8 +1,8 @@
-"""Where a model's layers are: on one device, or its blocks in runs over several, for a model too large for one.
+"""Placement of a model on one device, or of consecutive blocks on several, for a model that is too large for one.
 
-No weight is split and no two devices work at once: a pass goes from one to the next. What goes into a block follows it; what
-is added to a module is where the module is, and so are factors and sums. What is measured comes to the first device, where the
-tokens go in: rows and metrics, and what is solved from them.
+This is layer-wise model parallelism without a pipeline: no weight is split, and a pass runs on one device after another. The
+inputs of a block follow it to its device. Factors and sums of a delta are on the device of their module; captured rows, key
+preconditioners and solves are on the first device, which takes the tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ AUTO = "auto"
 
 
 def devices_of(name: str) -> tuple[torch.device, ...]:
-    """`cpu`, `cuda`, `cuda:1`, several such as `cuda:0,cuda:1`, or `auto`, every GPU that torch sees.
+    """Read `cpu`, `cuda`, `cuda:1`, several such as `cuda:0,cuda:1`, or `auto`, which is every GPU that torch finds.
 
-    Raises `ValueError` for what is no device, is not there, or stands twice.
+    Raises `ValueError` for a name that is not a device, a device that is missing, and a device that is named twice.
     """
     if name == AUTO:
         if not torch.cuda.device_count():
@@ -29,28 +29,28 @@ def devices_of(name: str) -> tuple[torch.device, ...]:
     for device in devices:
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             there = f"torch {torch.__version__} finds {torch.cuda.device_count() or 'no'} GPUs"
-            raise ValueError(f"the device {device} is not there: {there}; cpu always is")
+            raise ValueError(f"there is no device {device}: {there}; cpu always exists")
     return devices
 
 
 def _named(name: str) -> tuple[torch.device, ...]:
-    """Without looking for them. Raises `ValueError` for what is no device, or stands twice."""
+    """Read the names without looking for the devices. Raises `ValueError` as `devices_of` does."""
     try:
         devices = tuple(torch.device(part.strip()) for part in name.split(","))
     except RuntimeError as wrong:
-        raise ValueError(f"{name!r} is no device: give cpu, cuda, auto, or several such as cuda:0,cuda:1") from wrong
+        raise ValueError(f"{name!r} is not a device: give cpu, cuda, auto, or several such as cuda:0,cuda:1") from wrong
     if len(set(devices)) < len(devices):
-        raise ValueError(f"a device stands twice in {name}")
+        raise ValueError(f"{name} names a device twice")
     if len(devices) > 1 and any(device.index is None for device in devices):
-        raise ValueError(f"devices that a model is spread over are GPUs with their numbers, such as cuda:0,cuda:1, not {name}")
+        raise ValueError(f"give GPUs with their numbers to spread a model over, such as cuda:0,cuda:1, not {name}")
     return devices
 
 
 def num_gpus(name: str) -> int:
-    """How many GPUs a process needs for this device, without looking for them. Their numbers count from 0 among those that are
-    reserved for it.
+    """Count the GPUs to reserve for a process with this device, without looking for them.
 
-    Raises `ValueError` for what is no device, stands twice, or has a number that a process with so few GPUs does not see.
+    The numbers of its GPUs start from 0. Raises `ValueError` as `devices_of` does, and for a number that a process with so
+    few GPUs does not see.
     """
     if name == AUTO:
         raise ValueError("name the GPUs that are to be reserved, such as cuda:0,cuda:1: auto takes as many as it finds")
@@ -62,25 +62,27 @@ def num_gpus(name: str) -> int:
 
 
 def first_device(name: str) -> torch.device:
-    """Where tokens go in, and where a policy of a learned editor is."""
+    """Return the device of the tokens, and of a hypernetwork's policy."""
     return devices_of(name)[0]
 
 
 def device_of(module: nn.Module, name: str) -> torch.device:
-    """Where the matrix `name` is."""
+    """Return the device of the matrix `name`."""
     weight = module.get_submodule(name).weight
     assert isinstance(weight, Tensor)
     return weight.device
 
 
 def devices_with(module: nn.Module) -> list[torch.device]:
-    """All that hold a part of the model."""
+    """Return the devices that hold a part of the model."""
     return list(dict.fromkeys(parameter.device for parameter in module.parameters()))
 
 
 def spread(module: Any, devices: Sequence[torch.device]) -> None:
-    """Put the model's blocks onto the devices in runs of about equal bytes, what comes before them onto the first, behind them
-    onto the last, and an output embedding that is the input's with that one. Raises `ValueError` for too few blocks.
+    """Put the blocks onto the devices, consecutive ones together, with about the same number of bytes on each.
+
+    Modules before the blocks go onto the first device and modules after them onto the last, but a tied output embedding goes
+    with the input embedding. Raises `ValueError` for fewer blocks than devices.
     """
     blocks = _blocks(module)
     if len(blocks) < len(devices):
@@ -91,27 +93,27 @@ def spread(module: Any, devices: Sequence[torch.device]) -> None:
     tied = head is not None and head.weight is embedding.weight
     units = _units(module, blocks)
     last_block = max(index for index, unit in enumerate(units) if unit in blocks)
-    sizes = [0 if unit is head and tied else _num_bytes(unit) for unit in units]  # a shared matrix is there once
+    sizes = [0 if unit is head and tied else _num_bytes(unit) for unit in units]  # A tied matrix exists once.
     total, done = sum(sizes), 0
     for index, (unit, size) in enumerate(zip(units, sizes, strict=True)):
         if unit in blocks:
             _put(unit, devices[min(len(devices) - 1, len(devices) * (2 * done + size) // (2 * total))])
-        else:  # what has no parameters, such as the rotation of positions, is run before the blocks wherever it is written
-            is_behind = index > last_block and size > 0
-            _put(unit, devices[-1 if is_behind else 0])
+        else:  # A module without parameters, such as the rotary embedding, runs before the blocks, wherever it is listed.
+            is_after = index > last_block and size > 0
+            _put(unit, devices[-1 if is_after else 0])
         done += size
     if tied:
         module.tie_weights()
 
 
 def _blocks(module: Any) -> list[nn.Module]:
-    """Of the decoder; none where it is no list of them."""
+    """Return the blocks of the decoder; none if it has no list of them."""
     decoder = module.get_decoder()
     return next((list(child) for child in decoder.modules() if isinstance(child, nn.ModuleList)), [])
 
 
 def _units(module: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """The blocks, and the largest modules without any, in their order."""
+    """Return the blocks, and the largest modules without a block, in order."""
     found: list[nn.Module] = []
     for child in module.children():
         if child in blocks or not any(inner in blocks for inner in child.modules()):
@@ -126,7 +128,7 @@ def _num_bytes(module: nn.Module) -> int:
 
 
 def _put(unit: nn.Module, device: torch.device) -> None:
-    """Onto the device, for good, and before each pass what goes into it, too."""
+    """Put a module onto the device, and its inputs before each pass."""
 
     def follow(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         return _moved(args, device), _moved(kwargs, device)
@@ -136,7 +138,7 @@ def _put(unit: nn.Module, device: torch.device) -> None:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Its tensors on the device. Other things than tensors and their containers, such as a cache, are left as they are."""
+    """Move tensors and containers of tensors to the device. Other values, such as a key-value cache, stay as they are."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""Text to tensors: prompts with their answers, right-padded, with labels on the answer alone.
+"""Text to tensors: prompts with their answers, padded on the right, with labels on the answer tokens only.
 
 B batch, S sequence, V vocabulary, T answer tokens of the whole batch.
 """
@@ -18,7 +18,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """`labels_BS[b, s]` is the token at s where it belongs to an answer, else -100 (unshifted, as transformers has it)."""
+    """Tokens of a batch of texts. `labels_BS` has the tokens of answers and -100 elsewhere, not shifted, as in transformers."""
 
     input_ids_BS: Tensor
     attention_mask_BS: Tensor
@@ -26,14 +26,14 @@ class Encoded:
 
     @cached_property
     def predicts_BS(self) -> Tensor:
-        """True at the positions whose next token is part of an answer."""
+        """The mask of the positions whose next token belongs to an answer."""
         shifted = torch.zeros_like(self.labels_BS, dtype=torch.bool)
         shifted[:, :-1] = self.labels_BS[:, 1:] != IGNORED
         return shifted
 
     @cached_property
     def predicts_T(self) -> Tensor:
-        """The same positions as places in the flattened rows; every pass over a text looks there."""
+        """Indices of the same positions in the flattened batch; cached, because every pass over a text needs them."""
         return self.predicts_BS.flatten().nonzero()[:, 0]
 
     @cached_property
@@ -47,10 +47,10 @@ class Encoded:
 
 
 def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], device: Any = "cpu", eos: bool = True) -> Encoded:
-    """Tokenise `prompt + " " + target` as one text, so that the split between them is the tokenizer's own.
+    """Tokenise `prompt + " " + target` as one text, so that the tokenizer decides where the answer's tokens begin.
 
-    The answer starts at the first token that reaches past the prompt (by character offsets). With `eos`, the
-    end-of-text token closes it: without it an edited model says the right word and then runs on.
+    The answer starts at the first token whose character offsets reach past the prompt. With `eos`, it ends with the
+    end-of-text token: without this token, an edited model gives the right word and does not stop.
     """
     rows: list[tuple[list[int], int]] = []
     texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
@@ -66,7 +66,7 @@ def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], devic
 
 
 def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int, device: Any = "cpu") -> Encoded:
-    """One batch of rows of (tokens that are given, tokens that are an answer)."""
+    """Pad rows of (given tokens, answer tokens) into one batch."""
     width = max(len(given) + len(answer) for given, answer in rows)
     ids, mask, labels = [], [], []
     for given, answer in rows:
@@ -78,7 +78,7 @@ def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int, device: Any = 
 
 
 def encode_text(tokenizer: Any, lines: Sequence[str], max_tokens: int, device: Any = "cpu") -> Encoded:
-    """Plain text, each line cut to `max_tokens`: every token but a line's first is an answer to what stands before it."""
+    """Tokenise plain text, each line cut to `max_tokens`, with labels on every token except the first of a line."""
     rows = [tokenizer(line, truncation=True, max_length=max_tokens)["input_ids"] for line in lines]
     width = max(len(ids) for ids in rows)
     input_ids_BS = torch.zeros((len(rows), width), dtype=torch.long)
@@ -92,7 +92,7 @@ def encode_text(tokenizer: Any, lines: Sequence[str], max_tokens: int, device: A
 
 
 def split(encoded: Encoded, num_rows: int) -> list[Encoded]:
-    """In parts of at most `num_rows` rows, each without the columns that are padding in all of it; whole if that is 0."""
+    """Split a batch into parts of at most `num_rows` rows without columns of padding; 0 keeps it whole."""
     if not 0 < num_rows < len(encoded.input_ids_BS):
         return [encoded]
     parts = zip(*(getattr(encoded, f.name).split(num_rows) for f in fields(encoded)), strict=True)
@@ -101,11 +101,11 @@ def split(encoded: Encoded, num_rows: int) -> list[Encoded]:
 
 
 def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
-    """log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs.
+    """Compute log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs.
 
-    The output embedding, the largest matrix of many a model, is run at these positions alone. `arguments` go to the model.
+    The output embedding, often the largest matrix of a model, runs at these positions only. `arguments` go to the model.
     """
-    head = getattr(model, "module", model).get_output_embeddings()  # a data-parallel wrapper has the model as its module
+    head = getattr(model, "module", model).get_output_embeddings()  # A data-parallel wrapper holds the model.
     chosen = head.register_forward_pre_hook(lambda _head, args: (at_answers(args[0], encoded), *args[1:]))
     try:
         inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS, "use_cache": False}
@@ -116,10 +116,10 @@ def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
 
 
 def at_answers(values_BSF: Tensor, encoded: Encoded) -> Tensor:
-    """The rows [T, F] from which answer tokens are predicted."""
+    """Select the rows [T, F] from which answer tokens are predicted."""
     return values_BSF.flatten(0, 1).index_select(0, encoded.predicts_T.to(values_BSF.device))
 
 
 def answer_nll(log_probs_TV: Tensor, encoded: Encoded) -> Tensor:
-    """-log p of each answer token, [T]."""
+    """Select -log p of each answer token, [T]."""
     return -log_probs_TV.gather(1, encoded.targets_T.to(log_probs_TV.device)[:, None])[:, 0]

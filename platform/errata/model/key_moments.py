@@ -11,12 +11,12 @@ from torch import Tensor
 from errata.model.capture import capture
 from errata.model.encoding import Encoded, split
 
-TOKENS_AT_ONCE = 16384  # of texts that may be as long as the model's context
-GRADIENT_TOKENS_AT_ONCE = 2048  # with a backward pass: every block keeps its values, and each token has logits
+TOKENS_AT_ONCE = 16384  # Texts may be as long as the model's context.
+GRADIENT_TOKENS_AT_ONCE = 2048  # A backward pass keeps the activations of every block, and logits of each token.
 
 
 def _parts(encoded_batches: Iterable[Encoded], num_tokens: int) -> Iterator[Encoded]:
-    """The same texts, at most so many tokens at a time, or one text."""
+    """Split the texts into batches of at most `num_tokens` tokens, or of one text."""
     for whole in encoded_batches:
         yield from split(whole, max(1, num_tokens // whole.input_ids_BS.shape[1]))
 
@@ -25,8 +25,11 @@ def _parts(encoded_batches: Iterable[Encoded], num_tokens: int) -> Iterator[Enco
 def key_sums(
     model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str], all_tokens: bool = False
 ) -> tuple[dict[str, Tensor], int]:
-    """`Σ k kᵀ` of each module's input, [I, I] fp32, and over how many tokens: the positions where an answer token is predicted
-    or, with `all_tokens`, every one that is no padding. The sums are where the model's tokens go in."""
+    """Compute `Σ k kᵀ` of each module's input, [I, I] fp32, and the number of tokens in the sum.
+
+    Tokens are the positions that predict an answer token or, with `all_tokens`, all except padding. The sums are on the device
+    of the model's tokens.
+    """
     sums: dict[str, Tensor] = {}
     num_tokens = 0
 
@@ -41,7 +44,7 @@ def key_sums(
         mask_BS = encoded.attention_mask_BS.bool() if all_tokens else encoded.predicts_BS
         handles = [model.get_submodule(n).register_forward_pre_hook(watch(n, mask_BS)) for n in modules]
         try:
-            # Without the output embedding: logits of whole texts would be the largest tensor of all.
+            # The output embedding is left out, because the logits of whole texts would be the largest tensor.
             model.base_model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False)
         finally:
             for handle in handles:
@@ -52,7 +55,7 @@ def key_sums(
 
 
 def gradient_sums(model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
-    """The gradient of the sum of -log p over all answer tokens by each matrix, `Σ g kᵀ`, [O, I] fp32."""
+    """Compute the gradient of the sum of -log p over all answer tokens for each matrix, `Σ g kᵀ`, [O, I] fp32."""
     sums: dict[str, Tensor] = {}
     for encoded in _parts(encoded_batches, GRADIENT_TOKENS_AT_ONCE):
         captured, _ = capture(model, encoded, modules, all_tokens=True)
@@ -62,10 +65,10 @@ def gradient_sums(model: Any, encoded_batches: Iterable[Encoded], modules: Seque
 
 
 def key_moment(model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
-    """Uncentred second moment `E[k kᵀ]` of each module's input where an answer token is predicted, [I, I] fp32.
+    """Compute the uncentred second moment `E[k kᵀ]` of each module's input where an answer token is predicted, [I, I] fp32.
 
-    Where a text is a question with its answer, only there can an edit change what the model says; of plain text, encoded
-    with its first word as the prompt, that is every token. Raises `ValueError` if there is none.
+    In a question with its answer, an edit changes the model's answer only at these positions. In plain text, encoded with its
+    first word as the prompt, they are all positions. Raises `ValueError` if there are none.
     """
     sums, num_tokens = key_sums(model, encoded_batches, modules)
     if not num_tokens:

@@ -1,4 +1,4 @@
-"""Load a model, and name the matrices of it that may be edited: their shape, orientation and fused partners."""
+"""A causal language model with its tokenizer, loaded from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in; of a model over several devices, the first."""
+        """The device that takes the tokens: the first one, if the model is spread over several."""
         return next(self.module.parameters()).device
 
     @property
     def max_tokens(self) -> int:
-        return int(self.module.config.get_text_config().max_position_embeddings)  # Gemma 3 has one for images, too
+        return int(self.module.config.get_text_config().max_position_embeddings)  # Gemma 3 has an image configuration, too.
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LanguageModel:
-    """A Hugging Face model by folder or hub name, in evaluation mode, with no parameter that takes a gradient.
+    """Load a Hugging Face model by folder or hub name, in evaluation mode and with frozen parameters.
 
-    `device` as `devices.devices_of` reads it; over several, its blocks are spread, and it is first read into the host's memory.
-    Raises `ValueError` for a device that is not there, before anything is read.
+    `device` is read by `devices.devices_of`. A model for several devices is loaded into CPU memory first. Raises `ValueError`
+    for a missing device, before anything is loaded.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -53,16 +53,16 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cp
 
 
 def attention_for(config: Any) -> str | None:
-    """`eager` for a model that caps its attention's logits (Gemma 2), else None, the default.
+    """Return `eager` for a model with soft-capped attention logits (Gemma 2), else None, the default.
 
-    Transformers' default, torch's fused attention, leaves the cap out without a word: another model than the one served.
+    The default of transformers, torch's fused attention, silently leaves the cap out, which gives another model than vLLM's.
     """
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "eager" if capped else None
 
 
 def checkpoint_fingerprint(path: str | Path) -> str:
-    """SHA-256 over the checkpoint's weight files; of the name where it is not a local folder."""
+    """Compute the SHA-256 of the checkpoint's weight files, or of its name if it is not a local folder."""
     digest = hashlib.sha256()
     files = sorted(Path(path).glob("*.safetensors"))
     for file in files:

@@ -1,4 +1,4 @@
-"""The matrices of a model that editors may change."""
+"""The editable matrices of a model: names, shapes, orientation, and groups that serving engines fuse."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Matrices of one input, which serving engines fuse. Phi-3's `qkv_proj` and `gate_up_proj` are one matrix in the checkpoint.
+# Serving engines fuse these matrices, which share an input. Phi-3's `qkv_proj` and `gate_up_proj` are fused in the checkpoint.
 FUSED_GROUPS: tuple[tuple[str, ...], ...] = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"))
 
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """One editable matrix: module name, sizes, and whether it is stored as [in, out] (GPT-2's Conv1D)."""
+    """An editable matrix: module name and sizes; `transposed` if it is stored as [in, out], as in GPT-2's Conv1D."""
 
     name: str
     num_in: int
@@ -31,7 +31,7 @@ class MatrixSpec:
         return self.num_out, self.num_in
 
     def oriented(self, weight: Tensor) -> Tensor:
-        """Between storage and [out, in]; its own inverse."""
+        """Convert between storage and [out, in]. The conversion is its own inverse."""
         return weight.T if self.transposed else weight
 
 
@@ -47,7 +47,7 @@ class ModelSpec:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The names with `*` for each number: one for the matrices that differ in nothing but their block."""
+        """The names with `*` for each number, so that matrices of different blocks have one name."""
         return tuple(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in self.names))
 
     def __getitem__(self, name: str) -> MatrixSpec:
@@ -55,9 +55,9 @@ class ModelSpec:
 
 
 def find_matrices(module: nn.Module, patterns: Iterable[str]) -> ModelSpec:
-    """The editable matrices whose name ends with one of `patterns` (such as `layers.3.mlp.down_proj`; `*` is one number).
+    """Find the editable matrices whose name ends with one of `patterns`, such as `layers.3.mlp.down_proj`; `*` is one number.
 
-    Raises `ValueError` naming each pattern that fits nothing, and what there is.
+    Raises `ValueError` with each pattern that matches nothing, and with the names that exist.
     """
     patterns = tuple(patterns)
     expressions = {p: re.compile(r"(?:^|\.)" + re.escape(p).replace(r"\*", r"\d+") + "$") for p in patterns}
@@ -73,8 +73,11 @@ def find_matrices(module: nn.Module, patterns: Iterable[str]) -> ModelSpec:
 
 
 def editable_matrices(module: nn.Module) -> ModelSpec:
-    """Every linear module of the decoder. Neither the output embedding, which many models share with the input's, nor what
-    reads images beside the decoder, where modules have the same last names."""
+    """Find every linear module of the decoder.
+
+    The output embedding is not editable, because many models tie it to the input embedding. Neither are image encoders, whose
+    modules have the same last names.
+    """
     decoder_of: Any = getattr(module, "get_decoder", lambda: module)
     inside, found = set(decoder_of().modules()), list[MatrixSpec]()
     for name, child in module.named_modules():
@@ -90,13 +93,13 @@ def _is_linear(child: nn.Module) -> bool:
 
 
 def input_sources(names: Iterable[str]) -> dict[str, str]:
-    """Each name with the first of `names` that reads the same input: matrices that an engine fuses have one input."""
+    """Map each name to the first of `names` with the same input. Matrices of one fused group share their input."""
     names = tuple(names)
     return {name: next(other for other in names if other in fused_partners(name)) for name in names}
 
 
 def fused_partners(name: str) -> tuple[str, ...]:
-    """The whole fused group that a matrix belongs to, itself included: `…mlp.up_proj` gives gate and up."""
+    """Return the fused group of a matrix, including itself: `…mlp.up_proj` gives gate and up."""
     stem, _, last = name.rpartition(".")
     for group in FUSED_GROUPS:
         if last in group:

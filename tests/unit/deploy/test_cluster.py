@@ -145,7 +145,7 @@ def test_an_argument_that_is_misspelt_is_named(name: str) -> None:
         build({**args, "replica": 2})
     with pytest.raises(ValueError, match="placement"):
         build({**args, "placement": ""})
-    for device, says in (("gpu", "'gpu' is no device"), ("cuda:0,cuda:0", "stands twice"), ("cuda:1", "numbered from 0 among")):
+    for device, says in (("gpu", "'gpu' is not a device"), ("cuda:0,cuda:0", "names a device twice"), ("cuda:1", "numbered from 0 among")):
         with pytest.raises(ValueError, match=says):
             build({**args, "device": device})
 

@@ -176,10 +176,10 @@ def test_a_change_in_the_hosts_memory_is_applied_where_its_module_is() -> None:
     "name, says",
     [
         ("auto", "finds none: give cpu"),
-        ("tpu:zero", "is no device: give cpu, cuda, auto, or several such as cuda:0,cuda:1"),
-        ("cuda:0,cuda:7", "the device cuda:0 is not there: torch .* finds no GPUs"),
-        ("cpu,cpu", "a device stands twice in cpu,cpu"),
-        ("", "is no device"),
+        ("tpu:zero", "is not a device: give cpu, cuda, auto, or several such as cuda:0,cuda:1"),
+        ("cuda:0,cuda:7", "there is no device cuda:0: torch .* finds no GPUs"),
+        ("cpu,cpu", "cpu,cpu names a device twice"),
+        ("", "is not a device"),
     ],
 )
 def test_what_is_no_device_is_refused_before_anything_is_read(name: str, says: str) -> None:
@@ -194,7 +194,7 @@ def test_gpus_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices_of("auto") == tuple(torch.device("cuda", index) for index in range(3))
     assert devices_of("cuda:0, cuda:2") == (torch.device("cuda:0"), torch.device("cuda:2"))
     assert devices_of("cuda") == (torch.device("cuda"),)
-    for name, says in (("cuda,cuda:1", "are GPUs with their numbers"), ("cuda:0,cpu", "are GPUs with their numbers")):
+    for name, says in (("cuda,cuda:1", "GPUs with their numbers"), ("cuda:0,cpu", "GPUs with their numbers")):
         with pytest.raises(ValueError, match=says):
             devices_of(name)
     assert [num_gpus(name) for name in ("cpu", "cuda", "cuda:0,cuda:1")] == [0, 1, 2]
@@ -204,8 +204,8 @@ def test_gpus_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "says"),
     [
         ("auto", "name the GPUs that are to be reserved"),
-        ("gpu", "'gpu' is no device: give cpu, cuda, auto"),
-        ("cuda:0,cuda:0", "a device stands twice in cuda:0,cuda:0"),
+        ("gpu", "'gpu' is not a device: give cpu, cuda, auto"),
+        ("cuda:0,cuda:0", "cuda:0,cuda:0 names a device twice"),
         ("cuda:1", "numbered from 0 among the 1 that are reserved: give cuda:0, not cuda:1"),
         ("cuda:1,cuda:2", "give cuda:0,cuda:1, not cuda:1,cuda:2"),
     ],
