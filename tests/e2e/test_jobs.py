@@ -86,7 +86,7 @@ def lines_of(home: Path, *command: str) -> Iterator[str]:
 
 
 def log_of(home: Path, job: str) -> str:
-    """The newest log of a job, with the frameworks' lines."""
+    """Read the newest log of a job, which has the frameworks' lines, too."""
     return max((home / "logs").glob(f"{job}-*.log"), key=lambda path: path.stat().st_mtime).read_text()
 
 

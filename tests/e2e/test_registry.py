@@ -29,7 +29,7 @@ from errata.registry import Registry, RegistryUnavailable
 
 pytestmark = pytest.mark.e2e
 
-# In a process of its own: MLflow resolves `models:/` with a tracking address that is global to the process.
+# In a fresh process, because MLflow resolves `models:/` with a tracking address that is global to the process.
 FETCH = "import sys, mlflow; mlflow.artifacts.download_artifacts('models:/' + sys.argv[1], dst_path=sys.argv[2])"
 
 
@@ -79,7 +79,7 @@ def test_every_version_is_mirrored_once_and_the_alias_follows_the_head(uri, ledg
     assert registry.versions()[3]["aliases"] == ["serving"]
 
 
-def test_a_version_can_be_had_from_mlflow_alone(uri, ledger, tmp_path):
+def test_a_version_can_be_downloaded_from_mlflow(uri, ledger, tmp_path):
     from mlflow import MlflowClient
 
     append(ledger, efficacy=0.75)
@@ -101,7 +101,7 @@ def test_a_version_can_be_had_from_mlflow_alone(uri, ledger, tmp_path):
     assert not (folder / "state.safetensors").exists()
 
 
-def test_what_the_pages_of_mlflow_show(uri, ledger, tmp_path):
+def test_the_pages_of_mlflow(uri, ledger, tmp_path):
     from mlflow import MlflowClient
 
     append(ledger)
@@ -131,7 +131,7 @@ def test_what_the_pages_of_mlflow_show(uri, ledger, tmp_path):
 
 
 class Meddled:
-    """An MlflowClient; just before its call `name`, `action` is done once."""
+    """An MlflowClient that calls `action` once, just before its method `name`."""
 
     def __init__(self, uri: str, name: str, action: Callable[[], None]) -> None:
         from mlflow import MlflowClient
@@ -214,7 +214,7 @@ class Broken(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("status", [200, 404, 500, 503])
-def test_what_is_no_mlflow_is_told_and_nothing_is_thought_to_be_mirrored(ledger, status):
+def test_another_server_is_refused_and_nothing_counts_as_mirrored(ledger, status):
     answering = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Answering", (Broken,), {"status": status}))
     threading.Thread(target=answering.serve_forever, daemon=True).start()
     uri = f"http://127.0.0.1:{answering.server_address[1]}"
@@ -227,7 +227,7 @@ def test_what_is_no_mlflow_is_told_and_nothing_is_thought_to_be_mirrored(ledger,
     assert not (ledger.directory.parent / "ledger.mlflow.json").exists()
 
 
-def test_a_server_that_never_answers_holds_a_call_no_longer_than_the_timeout(ledger, monkeypatch):
+def test_a_silent_server_times_out(ledger, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         registry = Registry(f"http://127.0.0.1:{silent.getsockname()[1]}", "facts")
@@ -238,7 +238,7 @@ def test_a_server_that_never_answers_holds_a_call_no_longer_than_the_timeout(led
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "http://", "http://no.such.host.invalid", "nonsense://here"])
-def test_a_wrong_address_is_told(ledger, uri):
+def test_a_wrong_address_is_named(ledger, uri):
     with pytest.raises(RegistryUnavailable, match=re.escape(uri)):
         Registry(uri, "facts").mirror(ledger)
 

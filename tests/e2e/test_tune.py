@@ -1,4 +1,4 @@
-"""A sweep as a user runs it: killed on the way, started again, its best plan taken by train.py, its runs nested in MLflow."""
+"""A sweep as a user runs it: killed and started again, its best plan accepted by train.py, its runs nested in MLflow."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from tests.e2e.test_registry import start_mlflow
 ARGUMENTS = ["plan=tiny", "trials=2", "validation=8", "schedule.train_steps=2", "checkpoint_every=1"]
 
 
-def test_a_sweep_goes_on_after_it_was_killed(tmp_path: Path) -> None:
+def test_a_killed_sweep_continues(tmp_path: Path) -> None:
     port = free_port()
     server = start_mlflow(tmp_path / "mlflow", port)
     try:
         mlflow = f"mlflow=http://127.0.0.1:{port}"
         assert " score " in output_until_killed(tmp_path, "at train_step", "jobs/tune.py", *ARGUMENTS, mlflow)
         output = "".join(lines_of(tmp_path, "jobs/tune.py", *ARGUMENTS, mlflow))
-        assert "going on with" in output and "the best plan" in output
+        assert "tune: continuing" in output and "the best plan" in output
         (found,) = (tmp_path / "tune").glob("*/found")
         trials = json.loads((found / "trials.json").read_text())["trials"]
         assert len(trials) == 2 and all(trial["score"] is not None for trial in trials)

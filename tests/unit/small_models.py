@@ -1,6 +1,6 @@
-"""What the tests of the located editors share: small random models of two architectures, and plain ways to look into them.
+"""Small random models of two architectures, and plain code to look into them, for tests of the locate-then-edit editors.
 
-Written after the published descriptions and not after the package: one prompt at a time, everything in fp64. I in-features, O
+Written after the published descriptions, not after the package: one prompt at a time, everything in fp64. I in-features, O
 out-features, n edits.
 """
 
@@ -34,15 +34,15 @@ from tests.tiny_models import ARCHITECTURES, make_tiny
 SEARCH = Search(num_steps=6, learning_rate=0.5)
 WORDS = ("the", "a")
 BATCHES = list(batches_of(World(20).edits("test", 9), 3))
-# The architectures of the published papers, in 32 dimensions; the others are those of tests/tiny_models.py.
+# The architectures of the papers in 32 dimensions; the other architectures are in tests/tiny_models.py.
 MODULES = {"llama": ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), "gpt2": ("h.0.mlp.c_proj", "h.1.mlp.c_proj")}
 SHAPE = Shape(hidden=32, layers=3, intermediate=48, heads=2, max_tokens=48)
 
-EXACT = 1e-6  # relative, of a model in fp64: only a delta's factors are rounded, to fp32
+EXACT = 1e-6  # relative error with a model in fp64, where only a delta's factors are rounded to fp32
 
 
 def a_model(kind: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
-    """Random, of three layers; in fp64 what is compared are the equations, not the rounding. The same numbers in fp32."""
+    """Build a random model of three layers, in fp64 by default, so that tests compare equations and not rounding."""
     if kind in ARCHITECTURES:
         tiny = make_tiny(kind)
         return replace(tiny, module=tiny.module.to(dtype))
@@ -59,7 +59,7 @@ def a_model(kind: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
 
 
 def modules_of(model: LanguageModel) -> tuple[str, ...]:
-    """Of the first two blocks what the located editors write into."""
+    """Name the matrices of the first two blocks that the editors write to."""
     if model.path in ARCHITECTURES:
         return tuple(ARCHITECTURES[model.path].name(ARCHITECTURES[model.path].written, block) for block in (0, 1))
     return MODULES["gpt2" if "GPT2" in type(model.module).__name__ else "llama"]
@@ -67,7 +67,7 @@ def modules_of(model: LanguageModel) -> tuple[str, ...]:
 
 @cache
 def moments_of(kind: str, modules: tuple[str, ...], dtype: torch.dtype = torch.float64) -> Moments:
-    """Of the model as it is made, where its own sentences have their answers."""
+    """Measure the key moments of an unedited model on its own sentences with their answers."""
     model = a_model(kind, dtype)
     names = find_matrices(model.module, modules).names
     pairs = World(20).sentences()
@@ -81,7 +81,7 @@ def with_moments(editor: Any, model: LanguageModel) -> Any:
 
 
 def at_subject(model: LanguageModel, prompts: Sequence[str], subjects: Sequence[str], name: str, output: bool) -> Tensor:
-    """One prompt at a time: what goes into a module, or comes out of it, at the subject's last word."""
+    """Capture a module's input or output at the subject's last token, one prompt at a time."""
     found: list[Tensor] = []
     module = model.module.get_submodule(name)
     for prompt, subject in zip(prompts, subjects, strict=True):
@@ -103,25 +103,25 @@ def subjects_of(batch: EditBatch) -> list[str]:
 
 
 def keys(model: LanguageModel, batch: EditBatch, contexts: Sequence[str], name: str) -> Tensor:
-    """Half the bare prompt's, half the mean over the others."""
+    """Average the keys: half the bare prompt's, half the mean over the contexts."""
     bare, *others = in_contexts(model, batch, contexts, name, False)
     return 0.5 * bare + 0.5 * torch.stack(others).mean(0)
 
 
 def in_contexts(model: LanguageModel, batch: EditBatch, contexts: Sequence[str], name: str, output: bool) -> list[Tensor]:
-    """What goes into a module, or comes out of it, at every edit's subject, [n, I] or [n, O], in each context."""
+    """Capture a module's input [n, I] or output [n, O] at every edit's subject, in each context."""
     subjects = subjects_of(batch)
     return [at_subject(model, [context + prompt for prompt in batch.prompts], subjects, name, output) for context in contexts]
 
 
 def weight_of(model: LanguageModel, name: str) -> Tensor:
-    """A copy, [O, I], in fp64."""
+    """Copy a weight, [O, I], in fp64."""
     (matrix,) = find_matrices(model.module, [name]).matrices
     return matrix.oriented(model.module.get_submodule(name).weight).double().clone()
 
 
 def write(model: LanguageModel, name: str, change_OI: Tensor) -> None:
-    """Into the weights, for good."""
+    """Add a change to the weights permanently."""
     (matrix,) = find_matrices(model.module, [name]).matrices
     weight = model.module.get_submodule(name).weight
     weight += matrix.oriented(change_OI).to(weight)
@@ -137,11 +137,11 @@ def rome_batch(
     flavour: str = "ROME",
     projector_OO: Tensor | None = None,
 ) -> Tensor:
-    """ROME's change of the matrix `name`, [O, I], fact by fact into the weights: what a fact finds there, the model is asked.
+    """Compute ROME's change of the matrix `name`, [O, I], writing fact by fact, so that each fact sees the earlier ones.
 
-    u = C⁻¹ k̄ / |C⁻¹ k̄|, or k̄ / |k̄| without a moment, and ΔW = (v* - W k) uᵀ / (uᵀ k). In u stands the mean of the keys over
-    the contexts, beside v* the bare prompt's; R-ROME has one key everywhere, the mean (and the mean of W k) or the bare one.
-    A projector is applied to what has been solved for, before it is written.
+    u = C⁻¹ k̄ / |C⁻¹ k̄|, or k̄ / |k̄| without a moment, and ΔW = (v* - W k) uᵀ / (uᵀ k). u uses the mean of the keys over the
+    contexts, v* the bare prompt's key. R-ROME uses one key everywhere: the mean (and the mean of W k), or the bare prompt's. A
+    projector is applied to the solution before it is written.
     """
     change_OI = torch.zeros_like(weight_of(model, name))
     for index, edit in enumerate(batch):
@@ -164,9 +164,9 @@ def rome_batch(
 def played(
     editor: Editor, model: LanguageModel, batches: Sequence[EditBatch]
 ) -> tuple[list[WeightDelta], list[EditorState], tuple[str, ...]]:
-    """The batches edited one after the other, each on what the earlier ones left; the model is then as it was.
+    """Edit the batches in turn, each on the result of the earlier ones; the model is restored.
 
-    The deltas, the states before, between and after them, and the contexts, () where the editor has none.
+    Returns the deltas, the states before, between and after them, and the contexts, () if the editor has none.
     """
     spec = find_matrices(model.module, editor.modules)
     edited, states, deltas = EditedModel(model.module, spec), [editor.start(model, spec)], []
@@ -181,12 +181,12 @@ def played(
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    """The error of `found`, in units of the norm of `wanted`."""
+    """Relative error of `found`, in units of the norm of `wanted`."""
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
 def check_close(deltas: Sequence[WeightDelta], changes: Sequence[dict[str, Tensor]], bound: float) -> None:
-    """Every delta is the change of its batch, matrix by matrix, up to a relative error of `bound`."""
+    """Check every delta against its batch's change, matrix by matrix, up to a relative error of `bound`."""
     for delta, change in zip(deltas, changes, strict=True):
         assert set(delta.parts) == set(change)
         for name, part in delta:

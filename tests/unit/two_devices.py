@@ -1,7 +1,7 @@
-"""A machine with accelerators, for tests where there is none: tensors that are on `meta:0` or `meta:1` and have numbers.
+"""A simulated machine with accelerators: tensors on `meta:0` or `meta:1` that have values.
 
-Each holds a tensor of the CPU that computes for it, so results are those of the CPU to the bit; an operation that mixes devices
-is refused as CUDA refuses it, and more strictly: no index is taken from another device. `.cpu()` and `.to` copy.
+Each holds a CPU tensor that computes for it, so results have the bits of the CPU's. An operation that mixes devices is refused
+as CUDA refuses it, and more strictly: an index from another device is refused, too. `.cpu()` and `.to` copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COPIES = (aten.copy_.default, aten._to_copy.default)
 
 
 class OnDevice(Tensor):
-    """A tensor of an accelerator; `held` has its numbers."""
+    """A tensor of an accelerator; `held` has its values."""
 
     held: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -54,7 +54,7 @@ class OnDevice(Tensor):
 
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The operation on the numbers, its results on the device of its tensors."""
+    """Run an operation on the values; its results are on the device of its tensors."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     found = {tensor.device for tensor in tensors if tensor.dim() or isinstance(tensor, OnDevice)}
     if len(found) > 1 and func not in COPIES:
@@ -73,14 +73,14 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class Machine(TorchDispatchMode):
-    """What makes tensors on an accelerator makes such ones."""
+    """Dispatch mode in which factory functions make tensors of an accelerator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(func, args, kwargs or {})
 
 
 class Numbers(TorchFunctionMode):
-    """Lists of numbers are put onto an accelerator by a copy: torch makes a tensor of `meta` without them."""
+    """Copies Python numbers to an accelerator, because torch makes a `meta` tensor without values of them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func == Tensor.__getitem__ and isinstance(args[1], list):
@@ -94,7 +94,7 @@ MADE = torch.tensor
 
 
 def made_by_copy(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:
-    """In place of torch.tensor, for the same reason."""
+    """Replace torch.tensor for the same reason."""
     return MADE(data, **kwargs).to(device if device is not None else "cpu")
 
 

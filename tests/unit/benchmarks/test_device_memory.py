@@ -1,4 +1,4 @@
-"""The count of memory at a tiny size: against tensors with numbers, what each saving saves, and the report."""
+"""The count of memory at a tiny size: against tensors with values, the effect of each memory option, and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark for a GPU at a tiny size, in bf16: every editor, its report, and that it needs torch and transformers alone."""
+"""The GPU benchmark at a tiny size in bf16: every editor, its report, and that it needs only torch and transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a load run, by hand-made records whose answers are known."""
+"""Figures of a load run from hand-made records with known answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stream(*tokens: float) -> Request:
     return Request(tokens[0] - 0.1, tokens[-1], tokens, 0, 0)
 
 
-# posted at 10, 20, 30, each live a second later at the latest
+# posted at 10, 20 and 30, each live within a second
 BATCHES = [EditBatch(10, 11, 1), EditBatch(20, 21, 2), EditBatch(30, 31, 3)]
 
 

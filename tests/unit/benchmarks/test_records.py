@@ -1,4 +1,4 @@
-"""The benchmark of streams, on a few thousand edits."""
+"""The benchmark of streams on a few thousand edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The solver benchmark at tiny sizes: its report, and that what it compares is the same computation."""
+"""The solver benchmark at tiny sizes: its report, and that both forms compute the same."""
 
 from __future__ import annotations
 

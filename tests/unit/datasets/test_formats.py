@@ -1,4 +1,4 @@
-"""Every dataset's format: recognised, converted to the edits that its file says, and refused by field where it is wrong."""
+"""Formats of the datasets: recognised, converted to the edits of each file, and refused by field."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ FIRST = {
     ),
 }
 
-# What a record cannot do without, as a path; a number in it is a place in a list.
+# Required fields of a record as paths; a number is an index of a list.
 NEEDED = {
     "plain": ["prompt", "target"],
     "counterfact": [f"requested_rewrite.{name}" for name in ("prompt", "subject", "target_new.str", "target_true.str")],
@@ -131,12 +131,12 @@ def changed(record: dict[str, Any], path: str, change: Callable[[Any, Any], None
 
 
 def named(path: str) -> str:
-    """As an error names the field: a[0].b."""
+    """Format a field's path as an error does: a[0].b."""
     return "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path.split(".")).removeprefix(".")
 
 
 def refused(tmp_path: Path, name: str, record: dict[str, Any]) -> EditRejected:
-    """The error for a file in which `record` stands at place 1, after a good one."""
+    """Return the refusal of a file whose record 1 is `record`, after a good one."""
     path = tmp_path / "bad.json"
     path.write_text(json.dumps([records(name)[0], record]))
     with pytest.raises(EditRejected) as rejected:

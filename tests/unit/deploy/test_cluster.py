@@ -1,5 +1,8 @@
-"""What a cluster is described by: cluster.yaml against Ray's own schema, the manifests against KubeRay's structure, the
-service's configuration against Serve's schema and our arguments. Nothing is started."""
+"""Descriptions of a cluster, without starting one.
+
+cluster.yaml is checked against Ray's schema, the manifests against KubeRay's types, and the service's configuration against
+Serve's schema and our arguments.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from errata.cli import main
 from jobs import moments, suites, tune
 from jobs.arguments import from_arguments
 from serving.app import Arguments, _resources, build
-from tests.unit.kuberay_schema import SCHEMAS
+from tests.unit.deploy.kuberay_schema import SCHEMAS
 
 ROOT = Path(__file__).parents[3]
 CLUSTERS = ("cluster.yaml", "deploy/cluster-local.yaml")
@@ -120,7 +123,7 @@ def serve_configs() -> dict[str, dict[str, Any]]:
 
 
 def assert_known(config: dict[str, Any], schema: type[BaseModel]) -> None:
-    """Serve takes fields that it does not know without a word."""
+    """Check for unknown fields, which Serve silently accepts."""
     assert set(config) <= set(schema.model_fields), set(config) - set(schema.model_fields)
 
 
@@ -145,7 +148,11 @@ def test_an_argument_that_is_misspelt_is_named(name: str) -> None:
         build({**args, "replica": 2})
     with pytest.raises(ValueError, match="placement"):
         build({**args, "placement": ""})
-    for device, says in (("gpu", "'gpu' is not a device"), ("cuda:0,cuda:0", "names a device twice"), ("cuda:1", "numbered from 0 among")):
+    for device, says in (
+        ("gpu", "'gpu' is not a device"),
+        ("cuda:0,cuda:0", "names a device twice"),
+        ("cuda:1", "numbered from 0 among"),
+    ):
         with pytest.raises(ValueError, match=says):
             build({**args, "device": device})
 
@@ -200,7 +207,7 @@ def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def pods_of(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The pod templates of a manifest, a head first."""
+    """List a manifest's pod templates, a head first."""
     if manifest["apiVersion"].startswith("ray.io/"):
         cluster = cluster_of(manifest)
         yield cluster["headGroupSpec"]["template"]
@@ -221,7 +228,7 @@ def test_the_structure_is_a_schema(schema: dict[str, Any]) -> None:
 
 
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every key whose name is part of the structure; not of those in maps that take any name."""
+    """List the paths of keys that belong to the structure, except those of maps with arbitrary keys."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         if isinstance(key, str):
@@ -281,7 +288,7 @@ def test_a_pod_of_ray_has_the_environment_and_the_shared_folder(name: str) -> No
 
 @pytest.mark.parametrize("name", RAY_MANIFESTS)
 def test_a_group_declares_the_resource_that_it_is_named_after(name: str) -> None:
-    """KubeRay takes a string with JSON in quotes of its own."""
+    """KubeRay takes a string that contains quoted JSON."""
     (manifest,) = manifests(name)
     for group in cluster_of(manifest)["workerGroupSpecs"]:
         assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {group["groupName"]: 1}
@@ -344,7 +351,7 @@ def test_services_and_policies_select_pods_that_there_are() -> None:
     assert mlflow["spec"]["selector"]["matchLabels"].items() <= mlflow["spec"]["template"]["metadata"]["labels"].items()
 
 
-# --- The walk-through
+# --- The guide
 
 
 def test_the_jobs_that_the_walk_through_submits_are_understood() -> None:

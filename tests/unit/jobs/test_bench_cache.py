@@ -1,4 +1,4 @@
-"""A run of the benchmark that has been done is not done again: its rows and its answers come from the cache."""
+"""Cached runs of the benchmark: their rows and answers are read, not computed again."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_rows_and_answers_survive(tiny_model: LanguageModel, tmp_path: Path, mon
     assert first.answered and {answer.edits for answer in first.answered} == {6}
 
     def play(*_: object) -> None:
-        pytest.fail("it was done already")
+        pytest.fail("a cached run is computed again")
 
     monkeypatch.setattr("jobs.bench.run", play)
     again = Bench(suite, tiny_model)
     assert again.rows("unedited", None, "test", 0) == rows and again.answered == first.answered
     renamed = Bench(suite, tiny_model)
-    assert renamed.rows("as it is", None, "test", 0)[-1].editor == "as it is"
-    assert {answer.editor for answer in renamed.answered} == {"as it is"}
+    assert renamed.rows("renamed", None, "test", 0)[-1].editor == "renamed"
+    assert {answer.editor for answer in renamed.answered} == {"renamed"}
 
 
 def test_a_validation_stream_keeps_no_answers(

@@ -1,4 +1,4 @@
-"""A sweep's parts without Ray's cluster: its arguments, its data, its plan files, its pictures."""
+"""Parts of a sweep without Ray's cluster: arguments, data, plan files, plots."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_a_wrong_argument_is_named(argument: str, says: str) -> None:
         tune.from_command_line(["plan=tiny", argument])
 
 
-def test_progress_of_a_sweep_that_goes_on_counts_what_had_ended(capsys: pytest.CaptureFixture[str]) -> None:
-    """Trials as Ray Tune restores them: two of four had ended before."""
+def test_progress_of_a_continued_sweep_counts_earlier_trials(capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials as Ray Tune restores them, two of four ended before."""
     trials = [Trial("trial", trial_id=f"t{i}", stub=True) for i in range(4)]
     for trial in trials[:2]:
         trial.set_status(Trial.TERMINATED)
@@ -68,19 +68,19 @@ def test_progress_of_a_sweep_that_goes_on_counts_what_had_ended(capsys: pytest.C
     assert lines[2] == "tune: 4/4 trials ended, about 0 s left"
 
 
-def test_another_sweep_is_kept_elsewhere() -> None:
+def test_each_sweep_has_its_folder() -> None:
     others = ([], ["trials=3"], ["sweep=memory"], ["validation=9"])
     sweeps = [tune.from_command_line(["plan=tiny", "validation=8", *arguments]) for arguments in others]
     assert len({sweep.directory for sweep in sweeps}) == len(sweeps)
 
 
-def test_settings_go_where_they_belong() -> None:
+def test_settings_are_set_by_path() -> None:
     plan = with_fields(PLANS["tiny"](), {"editor.reward.discount": 0.8, "editor.memory": 2.0})
     assert (plan.editor.reward.discount, plan.editor.memory) == (0.8, 2.0)
 
 
 def test_a_sweep_sees_no_test_fact() -> None:
-    """Neither in the edits it learns from, nor in those it is scored by, nor in the sentences of the metric."""
+    """Checks edits for training, edits for scoring, and sentences of the key preconditioner."""
     world = World(20)
     seen = [*world.stream("train"), *world.stream("train-a"), *world.stream("train-b"), *world.edits("validation", 18)]
     texts = [f"{edit.prompt} {edit.target} {edit.rephrasings} {edit.locality} {edit.portability}" for edit in seen]
@@ -91,7 +91,7 @@ def test_a_sweep_sees_no_test_fact() -> None:
     assert plan.metric_part == "train-a" and plan.cross_fit
 
 
-def test_the_lifelong_score_leaves_the_model_as_it_was(tiny_model: LanguageModel) -> None:
+def test_the_lifelong_score_restores_the_model(tiny_model: LanguageModel) -> None:
     world = World(20)
     batches = list(batches_of(world.edits("train", 20), 5))
     editor = RLEdit(("layers.1.mlp.down_proj",), rank=8)
@@ -132,7 +132,7 @@ def test_a_bad_plan_file_is_named(content: str, says: str, tmp_path: Path) -> No
         from_arguments([f"plan={tmp_path / 'other.json'}"])
 
 
-def test_pictures_show_what_matters(tmp_path: Path) -> None:
+def test_plots_and_importances(tmp_path: Path) -> None:
     rng = random.Random(0)
     fields = ("editor.reward.discount", "editor.reward.update_penalty")
     trials = []

@@ -1,7 +1,7 @@
-"""The structure of KubeRay's resources (ray.io/v1), as JSON Schema and reduced to what deploy/kubernetes uses.
+"""JSON Schema of KubeRay's resources (ray.io/v1), reduced to what deploy/kubernetes uses.
 
-Written from the operator's published types (raycluster_types.go, rayjob_types.go, rayservice_types.go): names, kinds, what is
-required. Strict: what is not here is taken for a typo. A pod is reduced in the same way to what core/v1 has of it.
+Written from the operator's published types (raycluster_types.go, rayjob_types.go, rayservice_types.go): names, kinds, required
+fields. Strict: an unknown field is a typo. A pod is reduced to fields of core/v1 in the same way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TEXTS = {"type": "object", "additionalProperties": TEXT}
 
 
 def record(required: str = "", **fields: Any) -> dict[str, Any]:
-    """An object with these fields and no others."""
+    """Build the schema of an object with exactly these fields."""
     return {"type": "object", "required": required.split(), "properties": fields, "additionalProperties": False}
 
 
