@@ -35,7 +35,7 @@ from errata.testbed.world import World
 from tests.conftest import SHAPE
 from tests.editors_under_test import UNDER_TEST
 from tests.unit.small_models import a_model
-from tests.unit.two_devices import FIRST, SECOND, two_accelerators
+from tests.unit.model.two_devices import FIRST, SECOND, two_accelerators
 
 BATCHES = list(batches_of(World(20).edits("test", 6), 3))
 
