@@ -1,8 +1,8 @@
-"""A stream with poison in it, with the guard and without, beside the same stream without poison: `make bench-guard`.
+"""A stream of edits with poison, with and without the guard, and the same stream without poison: `make bench-guard`.
 
-Poison is of three kinds, in equal parts: an edit that a later one of its batch contradicts; an edit of a single-token subject
-that begins its prompt, made by ROME as published; and an edit with which the editor takes a step that is `GIANT` times as
-long, for its whole batch. All others are made by the demo's RLEdit. Every answer is generated freely.
+There are three kinds of poison in equal parts: an edit that a later one of its batch contradicts; an edit whose subject is a
+single token at the start of its prompt, made by ROME as published; and an edit for which the editor takes a step `GIANT` times
+as long, for its whole batch. All other edits are made by the demo's RLEdit. Every answer is generated freely.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from errata.evaluate.perplexity import perplexity
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import score
 from errata.generate import HFGenerator
+from errata.guard.inspector import Inspector
 from errata.guard.limits import Guard
 from errata.guard.probes import Probes
 from errata.hardware import hardware
@@ -54,15 +55,18 @@ BATCH_SIZE, POISON_SHARE, MAX_TOKENS = 10, 0.05, 5
 
 @dataclass(frozen=True)
 class Misset(Editor):
-    """`host`, but hard cases are made by `rome`, and a batch with a giant in it `GIANT` times as large."""
+    """Editor that fails on poison: `inner`, but `rome` makes the hard edits.
+
+    A batch with a giant edit is scaled by `GIANT`.
+    """
 
     modules: tuple[str, ...]
-    host: Editor
+    inner: Editor
     rome: ROME
     rome_state: EditorState
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
-        return self.host.start(model, find_matrices(model.module, self.host.modules))
+        return self.inner.start(model, find_matrices(model.module, self.inner.modules))
 
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
@@ -71,7 +75,7 @@ class Misset(Editor):
         usual = [edit for edit in batch if kind_of(edit) != "hard"]
         delta = WeightDelta({})
         if usual:
-            delta, state = self.host.edit(model, EditBatch(tuple(usual)), state)
+            delta, state = self.inner.edit(model, EditBatch(tuple(usual)), state)
             delta = delta.scaled(GIANT) if any(kind_of(edit) == "giant" for edit in usual) else delta
         if hard:
             with applied(model.module, delta):
@@ -81,12 +85,12 @@ class Misset(Editor):
 
 
 def kind_of(edit: Edit) -> str:
-    """`healthy`, or of which kind of poison it is."""
+    """Return the kind of poison, or `healthy`."""
     return (edit.id or "").split("-")[0] or "healthy"
 
 
 def poisoned(healthy: Sequence[Edit], world: World, seed: int) -> list[EditBatch]:
-    """The healthy edits in their batches, and poison at random places among them."""
+    """Insert poison at random places into the batches of healthy edits."""
     rng = random.Random(f"poison {seed}")
     batches = [list(batch) for batch in batches_of(healthy, BATCH_SIZE)]
     count = max(3, round(len(healthy) * POISON_SHARE / (1 - POISON_SHARE)))
@@ -106,7 +110,7 @@ def poisoned(healthy: Sequence[Edit], world: World, seed: int) -> list[EditBatch
 
 
 class Bench:
-    """What the runs share; each begins at the base model."""
+    """Editor, streams and base answers of all runs; each run begins at the base model."""
 
     def __init__(self, num_edits: int, seed: int) -> None:
         self.plan = replace(demo(), seed=seed)
@@ -122,8 +126,8 @@ class Bench:
         rome = rome.with_moments(Moments.load(moments.run(moments.Measurement(self.plan, rome.modules))))
         base = load(self.plan.model_dir)
         start = rome.start(base, find_matrices(base.module, rome.modules))
-        host = RLEdit.load(self.plan.artifact_dir)
-        self.editor = Misset((*host.modules, *rome.modules), host, rome, start)
+        inner = RLEdit.load(self.plan.artifact_dir)
+        self.editor = Misset((*inner.modules, *rome.modules), inner, rome, start)
         self.healthy = world.edits("test", num_edits, seed)
         self.poisoned = poisoned(self.healthy, world, seed)
         guarded = set(Probes.beside(self.plan.model_dir).sentences)
@@ -132,11 +136,15 @@ class Bench:
         self.base_answers, self.base_perplexity = self.answers(base), perplexity(base, self.sentences)
 
     def answers(self, model: LanguageModel) -> dict[str, str]:
+        """Greedy answers to all prompts."""
         return dict(zip(self.prompts, greedy_texts(model, self.prompts, MAX_TOKENS), strict=True))
 
     def guarded(self, editor: Editor, batches: Sequence[EditBatch], name: str) -> dict[str, Any]:
-        """By the loop itself, on a ledger that is kept (`errata report` shows it). Where nothing is refused, `overhead` is the
-        guard's seconds by all others from an edit to a version that this process serves."""
+        """Run the lifelong loop on a ledger that is kept, so that `errata report` can show it.
+
+        If nothing is refused, `overhead` is the guard's seconds divided by all others from an edit to the version that is
+        served.
+        """
         model, refused = load(self.plan.model_dir), list[Edit]()
         spec, folder = find_matrices(model.module, editor.modules), home() / "bench-guard" / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -144,13 +152,14 @@ class Bench:
         ledger = Ledger.create(
             folder, {"model": str(self.plan.model_dir), "fingerprint": fingerprint, "matrices": list(spec.names)}
         )
-        generator, probes = HFGenerator(model, spec, ledger), Probes.beside(self.plan.model_dir)
 
         def note(batch: EditBatch, _why: EditRejected) -> None:
             refused.extend(batch)
 
         began = time.perf_counter()
-        loop = edit_all(model, spec, editor, batches, ledger, generator, Guard(), "bench-guard", note, probes)
+        inspector = Inspector(model, spec, Guard(), Probes.beside(self.plan.model_dir))
+        generator = HFGenerator(model, spec, ledger)
+        loop = edit_all(editor, inspector, batches, ledger, generator, "bench-guard", note)
         cards = [version.scorecard for version in loop]
         total_s = time.perf_counter() - began
         guard_s, edit_s = (sum(card[name] for card in cards) for name in ("guard_s", "edit_s"))
@@ -158,7 +167,7 @@ class Bench:
         return self.scored(model, refused) | (times if not refused else {})
 
     def unguarded(self, batches: Sequence[EditBatch]) -> dict[str, Any]:
-        """What the editor itself refuses is left out here, too."""
+        """Run without a guard. Batches that the editor itself refuses are left out."""
         model, refused = load(self.plan.model_dir), list[Edit]()
         spec = find_matrices(model.module, self.editor.modules)
         edited, state = EditedModel(model.module, spec), self.editor.start(model, spec)
@@ -190,7 +199,7 @@ def run(num_edits: int, seed: int, command: str) -> Path:
     console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     bench = Bench(num_edits, seed)
     runs = {
-        "clean": bench.guarded(bench.editor.host, list(batches_of(bench.healthy, BATCH_SIZE)), "clean"),
+        "clean": bench.guarded(bench.editor.inner, list(batches_of(bench.healthy, BATCH_SIZE)), "clean"),
         "with_guard": bench.guarded(bench.editor, bench.poisoned, "with_guard"),
         "without_guard": bench.unguarded(bench.poisoned),
     }

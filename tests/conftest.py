@@ -1,6 +1,7 @@
-"""The environment of every test: no network, no usage reports, no token for Ray nor an ear for others, and a small KV cache.
+"""The environment of every test, and a random Llama that is so small that a test takes milliseconds.
 
-And a random Llama so small that a test takes milliseconds, its tokenizer that of a world of 20 people.
+Tests use no network, send no usage reports, need no token for Ray, listen on the loopback interface only, and have a small KV
+cache. The tokenizer is that of a world of 20 people.
 """
 
 import os
@@ -25,16 +26,16 @@ os.environ |= LOOPBACK | {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
-    "COLUMNS": "200",  # what commands print is not broken within a path, however long the folders of a test are
+    "COLUMNS": "200",  # Wide, so that commands do not wrap the long paths of tests.
 }
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("long") and os.environ.get("FULL", "0") in ("", "0"):
-        pytest.skip("a long one: FULL=1 runs it")
+        pytest.skip("takes long: FULL=1 runs it")
 
 
-torch.set_num_threads(1)  # models of a few thousand weights: more threads only wait for each other
+torch.set_num_threads(1)  # For models of a few thousand weights, threads only wait for each other.
 
 
 @pytest.fixture(scope="session")
@@ -52,5 +53,5 @@ def model_dir(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_model(model_dir: Path) -> LanguageModel:
-    """Loaded anew for each test, because generators edit it in place."""
+    """Load the model for each test, because generators edit it in place."""
     return load(model_dir)

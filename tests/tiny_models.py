@@ -1,6 +1,6 @@
-"""Every architecture that the tests cover, as a random model of three blocks whose tokenizer is that of a world of 20 people.
+"""Every architecture under test, as a random model of three blocks with the tokenizer of a world of 20 people.
 
-Both the tests of single parts and those with an engine build on these, so that what is edited there is what is served here.
+Unit tests and tests with an engine share these models, so that the models that are edited are also those that are served.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from errata.testbed.world import World
 
 WORLD = World(20)
 NUM_BLOCKS = 3
-WINDOW = 8  # tokens: shorter than the prompts, so that sliding attention shows
+WINDOW = 8  # In tokens, and shorter than the prompts, so that sliding attention has an effect.
 MAX_TOKENS = 64
-HIDDEN, HEAD, HEADS = 64, 32, 2  # a head size that vLLM has a CPU kernel for
+HIDDEN, HEAD, HEADS = 64, 32, 2  # vLLM has a CPU kernel for this head size.
 
 LLAMA_LIKE = (
     "self_attn.q_proj",
@@ -83,8 +83,11 @@ VISION = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """`config` makes a configuration for a vocabulary size; `matrices` are the linear modules of a block in the model's own
-    order, and `written` the last of its feed-forward part, which the closed-form editors write into."""
+    """An architecture: `config` maps a vocabulary size to a configuration.
+
+    `matrices` are the linear modules of a block in the model's order. `written` is the last one of the feed-forward part, into
+    which closed-form editors write.
+    """
 
     config: Callable[[int], PreTrainedConfig]
     matrices: tuple[str, ...] = LLAMA_LIKE
@@ -97,7 +100,7 @@ class Architecture:
         return f"{self.blocks}.{number}"
 
     def name(self, matrix: str, block: int | str = 1) -> str:
-        """The module of a matrix of a block."""
+        """Return the module name of a matrix of a block."""
         return f"{self.block(block)}.{matrix}"
 
 
@@ -164,7 +167,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def make_tiny(name: str) -> LanguageModel:
-    """Random and in fp32, biases and norms too: what is forgotten in a reload is seen."""
+    """Make a random model in fp32. Biases and norms are random, too, so that a reload that forgets one fails a test."""
     tokenizer = make_tokenizer(WORLD, Shape(max_tokens=MAX_TOKENS))
     generator = torch.Generator().manual_seed(0)
     config = ARCHITECTURES[name].config(len(tokenizer))
@@ -172,13 +175,13 @@ def make_tiny(name: str) -> LanguageModel:
     for parameter in module.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = 0.15 * noise if parameter.dim() > 1 else parameter.data + 0.1 * noise
-    if name.startswith("gemma"):  # its embedding is scaled up, and would otherwise outweigh what the blocks add to it
+    if name.startswith("gemma"):  # Its scaled embedding would otherwise outweigh the blocks.
         module.get_input_embeddings().weight.data /= HIDDEN**0.5
     return LanguageModel(module.eval().requires_grad_(False), tokenizer, name)
 
 
 def save_tiny(name: str, directory: Path) -> Path:
-    """The same model as a checkpoint; of GPT-2 with the names of the published one, which leave `transformer.` out."""
+    """Save the model as a checkpoint. GPT-2 gets the names of the published one, which have no `transformer.`."""
     model = make_tiny(name)
     save(model.module, model.tokenizer, directory)
     if name == "gpt-2":

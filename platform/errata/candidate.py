@@ -1,4 +1,4 @@
-"""Edit, measure, guard: a version that may be appended."""
+"""Edit, measure, guard: make a version that may be appended to the ledger."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CandidateVersion:
     delta: WeightDelta
     state: EditorState
     scorecard: dict[str, Any]
-    observed: Observed | None = None  # for `Inspector.committed`
+    observed: Observed | None = None  # An argument of `Inspector.committed`.
 
 
 def make_candidate(editor: Editor, batch: EditBatch, state: EditorState, inspector: Inspector, head: int) -> CandidateVersion:

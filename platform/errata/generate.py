@@ -1,4 +1,4 @@
-"""Asking the model: what every generator can do, and the one that runs in this process (for tests and benchmarks)."""
+"""Generators: the interface of every server of the model, and one in this process, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from errata.model.matrices import ModelSpec
 
 
 class SwapFailed(RuntimeError):
-    """A version that is not served everywhere: by which replicas it is not, and why."""
+    """A version that `replicas` do not serve, for `reason`."""
 
     def __init__(self, version: int, replicas: Sequence[str], reason: str = "") -> None:
         super().__init__(version, tuple(replicas), reason)
@@ -27,7 +27,7 @@ class SwapFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Completion:
-    """`text` follows `prompt`; its tokens were sampled under versions from `version_min` to `version_max`."""
+    """The text after a prompt. Its tokens were sampled under versions from `version_min` to `version_max`."""
 
     prompt: str
     text: str
@@ -36,19 +36,19 @@ class Completion:
 
 
 class Generator(Protocol):
-    """What serves the model."""
+    """A server of the model at some version of the ledger."""
 
     def swap(self, version: int) -> None:
-        """Serve `version` everywhere, or raise `SwapFailed`. Asking for the version that is served does nothing."""
+        """Serve `version` on every replica, or raise `SwapFailed`. A version that is served already costs nothing."""
 
     def generate(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> list[Completion]:
-        """Greedy completions in the order of `prompts`, by version `at_least` or a newer one."""
+        """Complete each prompt greedily, by version `at_least` or a newer one."""
 
 
 class HFGenerator:
-    """A transformers model in this process, at any version of a ledger; starts at the ledger's head.
+    """A transformers model in this process, at any version of a ledger; it starts at the ledger's head.
 
-    `language_model` must hold the base weights when it is given, and is edited in place.
+    `language_model` must hold the base weights at construction, and is edited in place.
     """
 
     def __init__(self, language_model: LanguageModel, spec: ModelSpec, ledger: Ledger, batch_size: int = 64) -> None:
@@ -58,7 +58,10 @@ class HFGenerator:
         self.swap(ledger.head)
 
     def swap(self, version: int) -> None:
-        """Raises `UnknownVersion`, and `ValueError` if a delta does not fit the model; the version served then stays."""
+        """Set the weights to `version`.
+
+        Raises `UnknownVersion`, and `ValueError` if a delta does not fit the model; the current version then stays.
+        """
         if version == self.version:
             return
         if self.ledger.version(version).parent == self.version:
@@ -68,7 +71,7 @@ class HFGenerator:
         self.version = version
 
     def generate(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> list[Completion]:
-        """As `Generator` has it; raises `SwapFailed` if the ledger's head is older than `at_least`."""
+        """Complete each prompt. Raises `SwapFailed` if the ledger's head is older than `at_least`."""
         if at_least is not None and self.version < at_least:
             self.swap(self.ledger.head)
             if self.version < at_least:
@@ -77,5 +80,5 @@ class HFGenerator:
         return [Completion(p, text, self.version, self.version) for p, text in zip(prompts, texts, strict=True)]
 
     def token_ids(self, prompts: Sequence[str], max_tokens: int = 8) -> list[list[int]]:
-        """As `greedy` has it."""
+        """Generate the greedy tokens after each prompt, as `greedy` does."""
         return greedy(self.language_model, prompts, max_tokens, self.batch_size)

@@ -1,4 +1,4 @@
-"""The machine in words, and the memory that a piece of work needs on it."""
+"""Description of the machine, and the peak memory of a block of code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, the threads in use, and how busy it is: a load above 0 before the start is somebody else's."""
+    """Describe the machine and its load. A load above 0 before the start comes from other processes."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -29,12 +29,11 @@ def hardware() -> dict[str, Any]:
 
 
 class PeakMemory:
-    """`num_bytes`: the highest memory inside the block above what was in use when it began, `total_bytes` with that; None where
-    it is not known.
+    """Peak memory inside a block: `total_bytes`, and `num_bytes` above the start; None if the system does not tell.
 
-    On GPUs as torch counts allocations there, each one's peak, summed. Otherwise the resident memory as Linux counts it: it
-    sees LAPACK's workspaces, which torch's profiler does not. What the allocator kept of earlier work is handed back first, so
-    the block runs slower.
+    On GPUs, the sum of the peaks of torch's allocators. Otherwise the resident memory as Linux counts it, which includes
+    LAPACK's workspaces, unlike torch's profiler. Free memory of the allocator is first returned to the system, so the block
+    runs slower.
     """
 
     def __init__(self, *devices: torch.device) -> None:
@@ -50,7 +49,7 @@ class PeakMemory:
             self._before = sum(map(torch.cuda.memory_allocated, self._gpus))
         elif os.access("/proc/self/clear_refs", os.W_OK):
             ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+            Path("/proc/self/clear_refs").write_text("5")  # The high-water mark is reset.
             self._before = _status_bytes("VmRSS")
         return self
 

@@ -1,4 +1,4 @@
-"""Where models, artifacts, ledgers and reports are kept."""
+"""The folder of models, artifacts, ledgers and reports."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """$ERRATA_HOME, else ~/.cache/errata."""
+    """Return $ERRATA_HOME, or ~/.cache/errata if it is not set."""
     return Path(os.environ.get("ERRATA_HOME") or Path.home() / ".cache" / "errata").absolute()

@@ -1,77 +1,81 @@
-"""The whole loop on one page: edit -> measure -> guard -> append -> swap, batch after batch, for as long as they come."""
+"""The whole loop on one page: edit -> measure -> guard -> append -> swap, for each batch that comes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from errata.candidate import make_candidate
+from errata.candidate import CandidateVersion, make_candidate
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.generate import Generator, HFGenerator
 from errata.guard.bisection import BatchBisection
 from errata.guard.inspector import Inspector
-from errata.guard.limits import Guard
-from errata.guard.probes import Probes
 from errata.history.lineage import live_edits
 from errata.ledger import Ledger, Version
-from errata.model.language_model import LanguageModel
-from errata.model.matrices import ModelSpec
 
 
-def stop(batch: EditBatch, why: EditRejected) -> None:
-    """What `run` does with a refused edit unless told otherwise."""
-    raise why
+def raise_refusal(batch: EditBatch, refusal: EditRejected) -> None:
+    """Stop at the first refused edit."""
+    raise refusal
 
 
 def run(
-    model: LanguageModel,
-    spec: ModelSpec,
     editor: Editor,
+    inspector: Inspector,
     batches: Iterable[EditBatch],
     ledger: Ledger,
     generator: Generator,
-    guard: Guard,
     plan: str = "",
-    on_rejected: Callable[[EditBatch, EditRejected], None] = stop,
-    probes: Probes | None = None,
+    on_rejected: Callable[[EditBatch, EditRejected], None] = raise_refusal,
 ) -> Iterator[Version]:
-    """Yields each version once `generator` serves it. Goes on from the ledger's head, with the editor's state there.
+    """Edit the inspector's model batch by batch from the ledger's head on; yield each version once `generator` serves it.
 
-    `model` is the editor's copy: either the `HFGenerator`'s own, or one that holds the base weights; it is kept at the
-    head. A batch that is refused without an edit being named is halved until it is known whom to blame: the others are
-    published, in smaller batches, and what is refused goes to the ledger's list of refusals and to `on_rejected`. Raises
-    `LedgerConflict` if somebody else appends, `SwapFailed` if a version is in the ledger but not served.
+    The model is that of `generator`, an `HFGenerator`, or another one with the base weights. A refused batch is bisected: the
+    edits at fault go to the ledger's refusals and to `on_rejected`, the others into smaller versions. Raises `LedgerConflict`
+    if another writer appends, and `SwapFailed` if a version is in the ledger and not served.
     """
-    shared = isinstance(generator, HFGenerator) and generator.language_model is model
-    if shared:
-        generator.swap(0)  # the inspector looks at the base model first
-    try:
-        inspector = Inspector(model, spec, guard, probes or Probes((), ()))
-    finally:
-        generator.swap(ledger.head)
-    copy = generator if shared else HFGenerator(model, spec, ledger)
-    at, state = -1, EditorState()
-    for fresh in batches:
-        docket = BatchBisection(fresh.edits)
-        while (group := docket.next_group()) is not None:
-            batch, head = docket.batch(group), ledger.head
-            if head != at:
-                copy.swap(head)
-                inspector.at_version(live_edits(ledger, head))
-                at, state = head, ledger.state(head) or editor.start(model, spec)
+    working_copy, origin = _WorkingCopy(editor, inspector, ledger, generator), (type(editor).__name__, plan)
+    for batch in batches:
+        bisection = BatchBisection(batch.edits)
+        while (group := bisection.next_group()) is not None:
+            head, state = working_copy.at_head()
             try:
-                made = make_candidate(editor, batch, state, inspector, head)
+                candidate = make_candidate(editor, bisection.batch(group), state, inspector, head)
             except EditRejected as refusal:
-                settled = docket.refused(group, refusal.with_traceback(None))
+                settled = bisection.refused(group, refusal.with_traceback(None))
             else:
-                version = ledger.append(head, made.delta, made.state, batch.edits, made.scorecard, (type(editor).__name__, plan))
-                copy.swap(version.number)
-                inspector.committed(batch, made.observed)
-                at, state = version.number, made.state
+                version = ledger.append(head, candidate.delta, candidate.state, candidate.edits, candidate.scorecard, origin)
+                working_copy.commit(candidate, version)
                 generator.swap(version.number)
                 yield version
-                settled = docket.made(group)
-            for i, why in settled:
-                ledger.refuse(at, fresh.edits[i], why)
-                on_rejected(EditBatch((fresh.edits[i],)), why)
+                settled = bisection.made(group)
+            for index, refusal in settled:
+                ledger.refuse(working_copy.version, batch.edits[index], refusal)
+                on_rejected(EditBatch((batch.edits[index],)), refusal)
+
+
+class _WorkingCopy:
+    """The model to edit and the editor's state after `version`, which is the ledger's head."""
+
+    def __init__(self, editor: Editor, inspector: Inspector, ledger: Ledger, generator: Generator) -> None:
+        self.editor, self.inspector, self.ledger = editor, inspector, ledger
+        generator.swap(ledger.head)
+        is_served = isinstance(generator, HFGenerator) and generator.language_model is inspector.model
+        self.model = generator if is_served else HFGenerator(inspector.model, inspector.spec, ledger)
+        self.version, self.state = -1, EditorState()
+
+    def at_head(self) -> tuple[int, EditorState]:
+        """Move to the ledger's head if a rollback has moved it, and return its number and the editor's state there."""
+        if (head := self.ledger.head) != self.version:
+            self.model.swap(head)
+            self.inspector.at_version(live_edits(self.ledger, head))
+            state = self.ledger.state(head) or self.editor.start(self.inspector.model, self.inspector.spec)
+            self.version, self.state = head, state
+        return self.version, self.state
+
+    def commit(self, candidate: CandidateVersion, version: Version) -> None:
+        """Move to the version that was appended for the candidate."""
+        self.model.swap(version.number)
+        self.inspector.committed(EditBatch(candidate.edits), candidate.observed)
+        self.version, self.state = version.number, candidate.state

@@ -1,4 +1,4 @@
-"""Fields of a frozen dataclass by name, dots for nested ones; `field=value` from a command line."""
+"""Settings by name: fields of frozen dataclasses, with dots for nested ones, and `field=value` from a command line."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Record = TypeVar("Record")
 
 
 def overridden(record: Record, name: str, value: str) -> Record:
-    """`record` with the field `name`, such as `reward.discount`, read from `value` as the type that it has now or, if it is
-    None, as the one that its annotation has beside None.
+    """Return `record` with the field `name`, such as `reward.discount`, parsed from the text `value`.
 
-    Raises `ValueError` naming a field that is not there, and what there is, or a value of another type.
+    The type is that of the present value or, if it is None, the annotated one. Raises `ValueError` for an unknown field, with
+    the names that exist, and for a value of another type.
     """
     return _with(record, name.split("."), lambda owner, field: _parsed(value, owner, field, name), name)
 
 
 def with_fields(record: Record, fields: Mapping[str, Any]) -> Record:
-    """`record` with fields such as `reward.discount` set. Raises `ValueError` naming a field that is not there."""
+    """Return `record` with fields such as `reward.discount` set. Raises `ValueError` for an unknown field."""
     for name, value in fields.items():
         record = _with(record, name.split("."), lambda _owner, _field, value=value: value, name)  # type: ignore[misc]
     return record
@@ -52,11 +52,13 @@ def _parsed(value: str, owner: Any, field: str, full: str) -> Any:
     try:
         return _number(value) if wanted is float else _literal(value, wanted)
     except ValueError as wrong:
-        raise ValueError(f"{full}: {value!r} is no {wanted.__name__}{' or None' if NoneType in kinds else ''}") from wrong
+        raise ValueError(
+            f"{full}: {value!r} is not of type {wanted.__name__}{' or None' if NoneType in kinds else ''}"
+        ) from wrong
 
 
 def _number(value: str) -> float:
-    """Also `inf`. Raises `ValueError`."""
+    """Parse a number, also `inf`. Raises `ValueError` for any other text, and for NaN."""
     found = float(value)
     if math.isnan(found):
         raise ValueError(value)
@@ -64,7 +66,7 @@ def _number(value: str) -> float:
 
 
 def _literal(value: str, wanted: type) -> Any:
-    """As Python writes it; a tuple also as texts with commas between them. Raises `ValueError` for another type."""
+    """Parse a Python literal; a tuple may also be texts with commas. Raises `ValueError` for another type."""
     try:
         parsed = ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""Where the time of a piece of work goes: `with stage("solve"):` inside it, `with measured() as seconds:` around it."""
+"""Seconds of the stages of a computation: `with timed("solve"):` inside it, `with stage_seconds() as seconds:` around it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _found: ContextVar[dict[str, float] | None] = ContextVar("seconds", default=None
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Count the time inside under `name`; nothing is done when nobody measures. Also a decorator."""
+    """Add the time inside to the stage `name`, if a `stage_seconds` block is open. Also a decorator."""
     found = _found.get()
     if found is None:
         yield
@@ -28,7 +28,7 @@ def timed(name: str) -> Iterator[None]:
 
 @contextmanager
 def stage_seconds() -> Iterator[dict[str, float]]:
-    """Seconds by stage, filled as stages end, and `total` when the block ends, also by an exception."""
+    """Collect the seconds of each stage as it ends, and `total` when the block ends, also after an exception."""
     found: dict[str, float] = {}
     token = _found.set(found)
     start = _now()
@@ -40,7 +40,7 @@ def stage_seconds() -> Iterator[dict[str, float]]:
 
 
 def _now() -> float:
-    """Seconds; a GPU has finished what it was given."""
+    """Return the time in seconds, after all work that was given to GPUs."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()

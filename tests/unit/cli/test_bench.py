@@ -83,7 +83,7 @@ def test_settings_of_an_untrained_editor(files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "more", "says"),
     [
-        ({"--editor": "ROMEO"}, [], "'ROMEO' is neither a folder nor an editor; there are RLEdit"),
+        ({"--editor": "ROMEO"}, [], "'ROMEO' is neither a folder nor an editor; editors are RLEdit"),
         ({"--editor": "RLEdit"}, [], "RLEdit is trained: give it the folder"),
         ({"--editor": "tests"}, [], "no artifact.json"),
         ({"--edits": "none.parquet"}, [], "no file none.parquet"),
@@ -92,12 +92,12 @@ def test_settings_of_an_untrained_editor(files: dict[str, str]) -> None:
         ({"--model": "/no/model"}, [], "/no/model"),
         ({}, ["--device", "cuda"], "finds no GPUs"),
         ({}, ["--checkpoints", "1,ten"], "not '1,ten'"),
-        ({}, ["--dtype", "float99"], "'float99' is no dtype"),
+        ({}, ["--dtype", "float99"], "'float99' is not a dtype"),
         ({}, ["--set", "RLEdit.rank=3"], "was trained with its settings"),
         ({}, ["--set", "FTL.rank=3"], "no editor here is named 'FTL'"),
         ({}, ["--set", "rank"], "EDITOR.field=value"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.epochs=3"], "LocFT has no field 'epochs'; it has modules, num_epochs"),
-        ({"--editor": "LocFT"}, ["--set", "LocFT.num_epochs=few"], "'few' is no int"),
+        ({"--editor": "LocFT"}, ["--set", "LocFT.num_epochs=few"], "'few' is not of type int"),
         ({"--editor": "MEMIT"}, ["--set", "MEMIT.position=promt"], "position is one of subject, either, prompt, not 'promt'"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.modules=layers.9.x"], "no linear module of the model is named layers.9.x"),
         ({"--out": "README.md"}, [], "README.md"),
@@ -115,7 +115,7 @@ def test_an_unusable_editor_is_named_before_others_run(files: dict[str, str]) ->
 
 def test_the_same_editor_twice_is_refused(files: dict[str, str]) -> None:
     done = bench(files, "--editor", files["--editor"])
-    assert done.exit_code == 1 and "named twice" in done.output
+    assert done.exit_code == 1 and "given twice" in done.output
 
 
 @pytest.mark.parametrize("option", [("--batch-size", "0"), ("--limit", "-3")])
@@ -127,7 +127,7 @@ def test_a_number_out_of_range_is_named(files: dict[str, str], option: tuple[str
 def test_a_sentence_file_of_another_encoding_is_named(files: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("one caf\xe9 two".encode("latin-1"))
     done = bench({**files, "--text": str(tmp_path / "latin.txt")})
-    assert done.exit_code == 1 and "latin.txt is no UTF-8 text" in done.output.replace("\n", "")
+    assert done.exit_code == 1 and "latin.txt is not UTF-8 text" in done.output.replace("\n", "")
 
 
 PLACE = "AlphaEdit.modules=layers.0.mlp.down_proj"

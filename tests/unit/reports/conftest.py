@@ -11,6 +11,7 @@ from errata.benchmark.run import BenchmarkedEditor, run_all
 from errata.benchmark.stream import BenchmarkStream
 from errata.edit import Edit, batches_of
 from errata.generate import HFGenerator
+from errata.guard.inspector import Inspector
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
 from errata.ledger import Ledger
@@ -25,13 +26,14 @@ from tests.unit.reports.parsed_page import MODULE, NASTY, Small
 def lived(ledger: Ledger, tiny_model: LanguageModel, world: World) -> Ledger:
     """Two versions, a refused edit, a rollback to 1 and another version from there, made by the loop with its guard."""
     spec = find_matrices(tiny_model.module, [MODULE])
-    generator, edits = HFGenerator(tiny_model, spec, ledger), world.edits("test", 6)
+    edits = world.edits("test", 6)
     probes = Probes(tuple(edit.prompt for edit in edits[4:]), tuple(world.plain_sentences(held_out=True)[:4]))
     guard = Guard(growth=Limit(0.5, 10.0))  # every published version has a warning
+    inspector, generator = Inspector(tiny_model, spec, guard, probes), HFGenerator(tiny_model, spec, ledger)
 
     def play(*some: Edit) -> None:
         batches = batches_of(some, 2)
-        assert list(run(tiny_model, spec, Small(), batches, ledger, generator, guard, "", lambda *_: None, probes))
+        assert list(run(Small(), inspector, batches, ledger, generator, on_rejected=lambda *_: None))
 
     play(*edits[:2], *edits[2:3], Edit("poison <i>", NASTY))
     ledger.move_head(1)

@@ -11,6 +11,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditRejected, batches_of
 from errata.editors.state import EditorState
 from errata.generate import HFGenerator
+from errata.guard.inspector import Inspector
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
 from errata.ledger import Ledger
@@ -51,7 +52,9 @@ def test_limits_are_drawn_as_they_were_at_the_time(
     probes = Probes(tuple(edit.prompt for edit in edits[4:]), tuple(world.plain_sentences(held_out=True)[:4]))
 
     def play(guard: Guard, *some: Edit) -> None:
-        list(run(tiny_model, spec, Small(), batches_of(some, 1), ledger, generator, guard, "", lambda *_: None, probes))
+        generator.swap(0)
+        inspector = Inspector(tiny_model, spec, guard, probes)
+        list(run(Small(), inspector, batches_of(some, 1), ledger, generator, on_rejected=lambda *_: None))
 
     strict = Guard(perplexity=Limit(1.01, 1.25))
     play(strict, edits[0], Edit("poison <i>", "x"), edits[1])
