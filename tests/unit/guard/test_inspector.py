@@ -183,6 +183,7 @@ def test_a_few_broken_sentences_are_found_although_the_median_is_unchanged(tiny_
 def test_any_end_token_ends_an_answer(tiny_model, world):
     (edit,) = world.edits("test", 1)
     inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
+    inspector.passes.is_pointwise = False  # No pass is run, so that there is no gradient to tell.
     end, other = tiny_model.tokenizer.eos_token_id, 7
     answer = tiny_model.tokenizer(edit.target)["input_ids"]
     assert len(answer) == 1

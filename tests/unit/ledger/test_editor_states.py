@@ -34,7 +34,7 @@ def test_a_growing_state_is_stored_as_its_new_rows(ledger, random_delta):
     again = Ledger.open(ledger.directory, 4)
     for number in (14, 1, 8, 9, 4):
         assert states_equal(again.state(number), states[number - 1])
-    with pytest.raises(ValueError, match="new rows alone"):
+    with pytest.raises(ValueError, match="only the rows of one version"):
         EditorState.load(ledger.folders.path(14) / "state.safetensors")
 
 
