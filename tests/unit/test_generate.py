@@ -1,3 +1,5 @@
+"""The generator of this process: greedy decoding, versions, and swaps."""
+
 from __future__ import annotations
 
 import pickle
@@ -27,7 +29,7 @@ def generator_of(model, ledger):
 
 
 def alone(model, prompt, max_tokens):
-    """The same greedy tokens, one forward pass each, without padding or a cache."""
+    """Generate the same greedy tokens with one forward pass each, without padding and without a cache."""
     ids = list(model.tokenizer(prompt)["input_ids"])
     made = []
     while len(made) < max_tokens:
@@ -38,7 +40,7 @@ def alone(model, prompt, max_tokens):
     return made
 
 
-def test_a_padded_batch_gives_what_each_prompt_alone_gives(tiny_model, ledger):
+def test_a_padded_batch_gives_the_tokens_of_each_prompt_alone(tiny_model, ledger):
     generator = generator_of(tiny_model, ledger)
     assert generator.token_ids(PROMPTS, 6) == [alone(tiny_model, prompt, 6) for prompt in PROMPTS]
 
@@ -49,26 +51,30 @@ def test_completions_carry_the_version_and_stop_at_the_end_token(tiny_model, led
     assert (completion.prompt, completion.version_min, completion.version_max) == ("question", 3, 3)
     assert completion.text == tiny_model.tokenizer.decode(generator.token_ids(["question"], 3)[0])
     tiny_model.module.lm_head.weight.zero_()[tiny_model.tokenizer.eos_token_id] = 0.0
-    tiny_model.module.generation_config.eos_token_id = [0, tiny_model.tokenizer.eos_token_id]  # all logits equal: token 0 wins
+    tiny_model.module.generation_config.eos_token_id = [
+        0,
+        tiny_model.tokenizer.eos_token_id,
+        # All logits are equal, so token 0 is the argmax.
+    ]
     assert generator.generate(PROMPTS)[0].text == ""
     assert generator.generate([]) == []
 
 
-def test_every_way_to_a_version_gives_the_same_bits(tiny_model, ledger, random_delta, model_dir):
+def test_every_path_to_a_version_gives_the_same_bits(tiny_model, ledger, random_delta, model_dir):
     grown(ledger, random_delta, 6)
-    walked = generator_of(tiny_model, ledger)
+    stepped = generator_of(tiny_model, ledger)
     for version in (0, 1, 2, 6, 2, 3, 4, 4, 5):
-        walked.swap(version)
+        stepped.swap(version)
     jumped = generator_of(load(model_dir), ledger)
     jumped.swap(5)
     for name, tensor in jumped.language_model.module.state_dict().items():
-        assert torch.equal(tensor, walked.language_model.module.state_dict()[name]), name
-    walked.swap(0)
+        assert torch.equal(tensor, stepped.language_model.module.state_dict()[name]), name
+    stepped.swap(0)
     for name, tensor in load(model_dir).module.state_dict().items():
-        assert torch.equal(tensor, walked.language_model.module.state_dict()[name]), name
+        assert torch.equal(tensor, stepped.language_model.module.state_dict()[name]), name
 
 
-def test_at_least_catches_up_with_the_ledger(tiny_model, ledger, random_delta):
+def test_at_least_makes_the_generator_follow_the_ledger(tiny_model, ledger, random_delta):
     generator = generator_of(tiny_model, ledger)
     grown(ledger, random_delta)
     assert generator.generate(["question"])[0].version_max == 0

@@ -57,7 +57,7 @@ class Overflowing(GradientStep):
 
 
 def inspector_of(model, guard=None, probes=None):
-    """An inspector of the base model, which is made before a generator moves the model to the ledger's head."""
+    """Make an inspector of the base model, before a generator moves the model to the ledger's head."""
     return Inspector(model, find_matrices(model.module, MATRICES), guard or Guard(), probes or Probes((), ()))
 
 

@@ -1,5 +1,6 @@
-"""Every architecture: its matrices are found, captured, changed and exported as they are in any other, and every kind of editor
-works on it. What is computed is checked against plain hooks and plain gradients of the whole model.
+"""Every architecture: its matrices are found, captured, changed and exported, and every kind of editor works on it.
+
+Results are compared with plain hooks and with gradients of the whole model.
 
 I in-features, O out-features, B texts, S sequence, T answer tokens.
 """
@@ -55,7 +56,7 @@ def architecture(name: str) -> Architecture:
 
 @pytest.fixture
 def model(name: str) -> LanguageModel:
-    """Made anew for each test, because some write into it."""
+    """Make the model for each test, because some tests change its weights."""
     return make_tiny(name)
 
 
@@ -87,7 +88,9 @@ def test_every_linear_module_of_a_block_is_found_and_nothing_else(model: Languag
         assert len(find_matrices(model.module, [matrix]).names) == NUM_BLOCKS
 
 
-def test_a_name_that_fits_nothing_is_answered_by_those_that_do(model: LanguageModel, architecture: Architecture) -> None:
+def test_a_name_that_matches_nothing_is_refused_with_the_names_that_exist(
+    model: LanguageModel, architecture: Architecture
+) -> None:
     for pattern in ("mlp.dense_h_to_4h", "lm_head", "vision_tower.encoder.layers.0.self_attn.q_proj"):
         with pytest.raises(ValueError) as refused:
             find_matrices(model.module, [architecture.written, pattern])
@@ -96,7 +99,7 @@ def test_a_name_that_fits_nothing_is_answered_by_those_that_do(model: LanguageMo
 
 
 def test_keys_and_gradients_are_those_of_the_whole_model(model: LanguageModel, architecture: Architecture) -> None:
-    """Keys are what a plain hook sees; Σ g kᵀ over all tokens is the gradient of the loss by the weight."""
+    """Keys equal the inputs of a plain hook, and Σ g kᵀ over all tokens is the gradient of the loss for the weight."""
     names = [architecture.name(matrix) for matrix in architecture.matrices]
     text, seen = text_of(model), dict[str, Tensor]()
     weights = {n: model.module.get_submodule(n).weight.requires_grad_() for n in names}
@@ -118,8 +121,8 @@ def test_keys_and_gradients_are_those_of_the_whole_model(model: LanguageModel, a
         assert relative(rows.grads_TO.T @ rows.keys_TI, matrix.oriented(gradients[matrix.name])) < 1e-4
 
 
-def test_modules_that_share_their_input_are_known(model: LanguageModel, architecture: Architecture) -> None:
-    """Their keys are measured once; a group that is not one would give some of them the keys of another."""
+def test_fused_partners_share_their_input(model: LanguageModel, architecture: Architecture) -> None:
+    """Check what key sharing relies on: the keys of a group are captured once, for all its matrices."""
     names = [architecture.name(matrix) for matrix in architecture.matrices]
     seen: dict[str, Tensor] = {}
     handles = [
@@ -133,8 +136,8 @@ def test_modules_that_share_their_input_are_known(model: LanguageModel, architec
             torch.testing.assert_close(seen[one], seen[other])
 
 
-def test_a_change_of_rank_one_adds_its_product_with_the_key(model: LanguageModel, architecture: Architecture) -> None:
-    """`U Vᵀ` adds `(x · v) u` to what the module says, its bias as it was: beside the weight, and in it."""
+def test_a_rank_one_update_adds_its_product_with_the_key(model: LanguageModel, architecture: Architecture) -> None:
+    """`U Vᵀ` adds `(x · v) u` to the module's output, as a side branch and in the weight, and does not change the bias."""
     for matrix in architecture.matrices:
         module_name = architecture.name(matrix)
         delta = noise(model, [module_name], rank=1)
@@ -148,8 +151,10 @@ def test_a_change_of_rank_one_adds_its_product_with_the_key(model: LanguageModel
         torch.testing.assert_close(module(x_SI), expected_SO)
 
 
-def test_beside_in_and_exported_it_is_the_same_model(name: str, architecture: Architecture, tmp_path: Path) -> None:
-    """Nothing else of the checkpoint has changed: biases, norms, the embedding, which the output shares where it is tied."""
+def test_side_branch_edited_weights_and_export_are_the_same_model(
+    name: str, architecture: Architecture, tmp_path: Path
+) -> None:
+    """Nothing else in the checkpoint changes: biases, norms, and the embedding, which may be tied to the output."""
     checkpoint = save_tiny(name, tmp_path / "base")
     model = load(checkpoint)
     names = [architecture.name(matrix) for matrix in architecture.matrices]
@@ -178,7 +183,7 @@ def moments_of(name: str) -> Moments:
 
 
 def editors(architecture: Architecture) -> dict[str, Editor]:
-    """One of each kind; those that are trained, or need moments, not yet with them."""
+    """Make an editor of each kind, still without training and without moments."""
     first, second = (architecture.name(architecture.written, block) for block in (0, 1))
     both, whole = (first, second), tuple(architecture.name(matrix) for matrix in architecture.matrices)
     return {
@@ -195,7 +200,7 @@ def editors(architecture: Architecture) -> dict[str, Editor]:
 
 @pytest.mark.parametrize("kind", editors(ARCHITECTURES["llama3"]))
 def test_every_kind_of_editor_edits_it(name: str, model: LanguageModel, architecture: Architecture, kind: str) -> None:
-    """One batch: the answers become more likely, and the model is as it was, bit by bit."""
+    """After one batch the answers are more likely, and the model's own weights have the same bits as before."""
     editor: Any = editors(architecture)[kind]
     if kind in ("RLEdit", "MALMEN"):
         editor = learned(editor)(model)
@@ -214,8 +219,10 @@ def test_every_kind_of_editor_edits_it(name: str, model: LanguageModel, architec
 
 
 @pytest.mark.parametrize("position", ["subject", "prompt"])
-def test_what_follows_from_a_change_of_the_residual_stream(name: str, architecture: Architecture, position: Any) -> None:
-    """Gemma computes its norms in fp32 whatever the model's type is."""
+def test_losses_under_an_intervention_are_those_of_the_whole_model(
+    name: str, architecture: Architecture, position: Any
+) -> None:
+    """Gemma is tested in fp32, because it computes its norms in fp32 for any dtype."""
     dtype, precision = (torch.float32, 1e-3) if name.startswith("gemma") else (torch.float64, 1e-5)
     check_losses(a_model(name, dtype), architecture.block(1), position, precision)
 
@@ -224,8 +231,8 @@ def test_memit_is_the_published_solve(name: str) -> None:
     check_memit(a_model(name), memory=1.0, bound=1e-4)
 
 
-def test_the_cap_of_gemma_2_on_its_attention_is_kept(tmp_path: Path) -> None:
-    """Transformers' default attention has none, vLLM's has."""
+def test_the_soft_cap_of_gemma_2_on_its_attention_is_kept(tmp_path: Path) -> None:
+    """The default attention of transformers has no soft cap, and vLLM's has one."""
     checkpoint = save_tiny("gemma2", tmp_path)
     model = load(checkpoint)
     assert model.module.config._attn_implementation == "eager"
@@ -236,12 +243,12 @@ def test_the_cap_of_gemma_2_on_its_attention_is_kept(tmp_path: Path) -> None:
     assert not torch.allclose(logits(model), capped, atol=1e-2)
 
 
-def test_what_a_model_reads_images_by_is_exported_with_it(tmp_path: Path) -> None:
+def test_the_image_processor_is_exported_with_the_model(tmp_path: Path) -> None:
     base = save_tiny("gemma3-wrapped", tmp_path / "base")
     (base / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
     exported = export({"model": str(base), "matrices": ["mlp.down_proj"]}, [], tmp_path / "exported")
     assert (exported / "preprocessor_config.json").read_text() == (base / "preprocessor_config.json").read_text()
 
 
-def test_the_context_of_a_model_that_reads_images_is_its_text_models() -> None:
+def test_a_model_with_images_has_the_context_of_its_text_model() -> None:
     assert make_tiny("gemma3-wrapped").max_tokens == make_tiny("gemma3").max_tokens == 64

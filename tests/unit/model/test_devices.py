@@ -1,4 +1,4 @@
-"""A model over two devices, with numbers (two_devices.py): what is made, scored, trained and generated on one is on two."""
+"""A model over two devices (two_devices.py): edits, scores, training and generation equal those on one device."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from errata.testbed.language_model import make_model, make_tokenizer
 from errata.testbed.world import World
 from tests.conftest import SHAPE
 from tests.editors_under_test import UNDER_TEST
-from tests.unit.small_models import a_model
 from tests.unit.model.two_devices import FIRST, SECOND, two_accelerators
+from tests.unit.small_models import a_model
 
 BATCHES = list(batches_of(World(20).edits("test", 6), 3))
 
@@ -52,7 +52,7 @@ def on_two() -> LanguageModel:
 
 
 def edited(make: Callable[[LanguageModel], Editor], model: LanguageModel) -> tuple[list[WeightDelta], EditedModel]:
-    """Each batch on what the one before left."""
+    """Edit batch after batch, and return the deltas and the edited model."""
     editor = make(model)
     spec = find_matrices(model.module, editor.modules)
     into, state, deltas = EditedModel(model.module, spec), editor.start(model, spec), list[WeightDelta]()
@@ -64,7 +64,7 @@ def edited(make: Callable[[LanguageModel], Editor], model: LanguageModel) -> tup
 
 
 @pytest.mark.parametrize("make", UNDER_TEST.values(), ids=UNDER_TEST)
-def test_every_editor_makes_the_change_that_it_makes_on_one_device(make: Callable[[LanguageModel], Editor]) -> None:
+def test_every_editor_returns_the_same_delta_as_on_one_device(make: Callable[[LanguageModel], Editor]) -> None:
     expected, _ = edited(make, on_one())
     with two_accelerators():
         model = on_two()
@@ -112,14 +112,14 @@ def test_an_update_is_measured_over_two_devices(layer: int, random_delta: Callab
     sentences = tuple(World(20).plain_sentences(held_out=True)[:3])
 
     def measured(model: LanguageModel) -> tuple[Measurements, bool | None]:
-        model.tokenizer.eos_token = None  # the random model ends no answer
+        model.tokenizer.eos_token = None  # The random model never ends an answer.
         prompts = [edit.prompt for batch in BATCHES for edit in batch]
         said = [model.tokenizer.decode(ids) for ids in greedy(model, prompts, max_tokens=1)]
         edits = [Edit(prompt, word) for prompt, word in zip(prompts, said, strict=True)]
         lenient, probes = Guard(change=Limit(math.inf, math.inf)), Probes(tuple(prompts[:2]), sentences)
         inspector = Inspector(model, find_matrices(model.module, [name]), lenient, probes)
         inspector.at_version(edits[2:4])
-        inspector.measure(EditBatch(tuple(edits[4:])), WeightDelta({}))  # so that the trunk of each text is there
+        inspector.measure(EditBatch(tuple(edits[4:])), WeightDelta({}))  # Fills the prefix cache of each text.
         return inspector.measure(EditBatch(tuple(edits[4:])), delta)[0], inspector.passes.is_pointwise
 
     expected, is_pointwise = measured(on_one())
@@ -132,9 +132,9 @@ def test_an_update_is_measured_over_two_devices(layer: int, random_delta: Callab
         assert getattr(found, part) == getattr(expected, part) is not None, part
 
 
-def test_blocks_are_in_runs_of_equal_size() -> None:
+def test_consecutive_blocks_of_about_equal_size_share_a_device() -> None:
     with two_accelerators():
-        model = a_model("llama", torch.float32)  # three blocks
+        model = a_model("llama", torch.float32)  # It has three blocks.
         spread(model.module, [FIRST, SECOND])
         base = model.module.model
         assert [block.mlp.up_proj.weight.device for block in base.layers] == [FIRST, FIRST, SECOND]
@@ -142,7 +142,7 @@ def test_blocks_are_in_runs_of_equal_size() -> None:
         assert base.norm.weight.device == model.module.lm_head.weight.device == SECOND
 
 
-def test_a_shared_embedding_stays_one() -> None:
+def test_a_tied_embedding_stays_tied() -> None:
     config = GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1)
     torch.manual_seed(0)
     module = GPT2LMHeadModel(config).eval().requires_grad_(False)
@@ -155,7 +155,7 @@ def test_a_shared_embedding_stays_one() -> None:
         assert torch.allclose(module(ids_BS.to(FIRST)).logits.cpu(), expected, atol=1e-6)
 
 
-def test_a_change_in_the_hosts_memory_is_applied_where_its_module_is() -> None:
+def test_a_delta_in_cpu_memory_is_applied_on_the_device_of_its_module() -> None:
     name, generator = "model.layers.1.mlp.down_proj", torch.Generator().manual_seed(0)
     U_OR, V_IR = torch.randn(64, 2, generator=generator), torch.randn(96, 2, generator=generator)
     for part in (LowRank(U_OR, V_IR), Dense(U_OR @ V_IR.T)):
@@ -182,9 +182,9 @@ def test_a_change_in_the_hosts_memory_is_applied_where_its_module_is() -> None:
         ("", "is not a device"),
     ],
 )
-def test_what_is_no_device_is_refused_before_anything_is_read(name: str, says: str) -> None:
+def test_a_wrong_device_is_refused_before_anything_is_loaded(name: str, says: str) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there are GPUs here")
+        pytest.skip("this machine has GPUs")
     with pytest.raises(ValueError, match=says):
         load("no/such/folder", device=name)
 
@@ -227,8 +227,8 @@ def test_the_memory_of_all_devices_is_counted(monkeypatch: pytest.MonkeyPatch) -
         assert devices_with(on_two().module) == [FIRST, SECOND]
 
 
-def test_a_shared_embedding_is_weighed_once() -> None:
-    """Where it is as large as all blocks, the first device has it and none of them."""
+def test_a_tied_embedding_is_counted_once() -> None:
+    """If the embedding is as large as all blocks, the first device has it and the second has the blocks."""
     config = GPT2Config(vocab_size=3072, n_positions=16, n_embd=32, n_layer=8, n_head=2, bos_token_id=1, eos_token_id=1)
     module = GPT2LMHeadModel(config)
     with two_accelerators():
