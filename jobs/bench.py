@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from rich.progress import Progress
 
@@ -42,7 +41,7 @@ from errata.provenance import code_digest
 from errata.registry import TrainingRun
 from jobs import moments, pretrain, train, training_data
 from jobs.editor_settings import EditorGrid, EditorSetting
-from jobs.entry import run_job
+from jobs.entry import run_job, stop_ray
 from jobs.mlflow_run import log_run, made_from
 from jobs.suites import Suite, from_arguments
 from jobs.workers import forget_run, set_threads, time_left
@@ -175,12 +174,12 @@ def run_suite(suite: Suite) -> Path:
     for grid in suite.chosen:
         for setting in grid.settings[: suite.budget]:
             bench.prepare(setting, 0)
-    ray.shutdown()  # nothing else runs while edits are timed
+    stop_ray()  # nothing else runs while edits are timed
     chosen = {grid.name: choose(bench, grid) for grid in suite.chosen}
     for setting, _ in chosen.values():
         for seed in suite.seeds:
             bench.prepare(setting, seed)
-    ray.shutdown()
+    stop_ray()
     made = made_from(suite.model_plan)
     rows = run_test_streams(bench, {name: setting for name, (setting, _) in chosen.items()})
     directory = home() / f"bench-{suite.name}"
@@ -232,10 +231,10 @@ def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[
             run.log({f"harmonic_mean.{metric_name(row.editor)}": row["harmonic_mean"] or 0.0}, row.edits)
         run.artifact(directory, "bench")
 
-    played = hashlib.sha256(json.dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()[:12]
     names = ("batch_size", "num_edits", "num_validation", "budget", "seeds", "editors")
     params = {"suite": suite.name, **{name: getattr(suite, name) for name in names}}
-    log_run("bench", f"bench-{suite.name}-{played}", suite.model_plan, made, fill, params)
+    log_run("bench", f"bench-{suite.name}-{digest}", suite.model_plan, made, fill, params)
 
 
 def metric_name(editor: str) -> str:
@@ -251,10 +250,10 @@ def note(suite: Suite) -> str:
         f"{suite.corpus.name}, {suite.num_edits} edits in batches of {suite.batch_size} (cut at checkpoints), seeds "
         f"{', '.join(map(str, suite.seeds))}. By free generation, and teacher-forced (tf). Settings: "
         f"{tried if suite.budget > 1 else 'one candidate for every editor, not chosen by any score'}; no training "
-        "and no choice sees a test edit. RLEdit's metric and the moments of the closed-form editors are of all true sentences "
-        "that the model was made from, or of the train half's where a row says so; training, or measuring moments, is done "
-        "once, before the first edit. A cell is the mean over the seeds (smallest–largest); with one seed, the value and in "
-        "square brackets its 95 % interval over resampled edits."
+        "and no choice sees a test edit. RLEdit's key preconditioner and the closed-form editors' moments are measured on "
+        "all true sentences that the model was trained on, or on the train half's where a row says so. Training, or measuring "
+        "moments, is done once, before the first edit. A cell is the mean over the seeds (smallest–largest); with one seed, "
+        "the value and in square brackets its 95 % interval over resampled edits."
     )
 
 

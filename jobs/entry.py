@@ -1,10 +1,11 @@
-"""How a job starts and ends: arguments are checked, then its own lines go to the terminal and the frameworks' to a log."""
+"""Start and end of a job: its own lines go to the terminal, the frameworks' to a log, a failure is one line."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -30,11 +31,12 @@ def run_job(read: Callable[[Sequence[str]], Chosen], run: Callable[[Chosen], obj
     A failure ends the process with code 1 and one line on standard error. Tracebacks go to the log.
     """
     script = Path(sys.argv[0])
-    try:
-        chosen = read(sys.argv[1:])
-    except (ValueError, OSError) as wrong:
-        sys.exit(f"{script.name}: {wrong}")
-    with Terminal(script.stem, JOBS) as terminal:
+    with ExitStack() as stack:
+        try:
+            chosen = read(sys.argv[1:])
+            terminal = stack.enter_context(Terminal(script.stem, JOBS))
+        except (ValueError, OSError) as wrong:
+            sys.exit(f"{script.name}: {wrong}")
         if terminal.log:
             terminal.console.print(f"{script.stem}: log in {terminal.log}", highlight=False, soft_wrap=True)
         with _Failures(script.name, terminal):

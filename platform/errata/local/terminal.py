@@ -29,7 +29,7 @@ from rich.text import Text
 from errata.home import home
 
 PIPE_WIDTH = 120  # a console over a pipe would wrap tables to 80 columns and cut words
-PERIOD_S = 0.1
+PERIOD_S = 0.02
 CHUNK_BYTES = 2**20
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets this variable for the driver of a submitted job
 COLOUR = r"(?:\x1b\[[\d;]*m)*"
@@ -44,6 +44,12 @@ def console() -> Console:
         _open[-1].show_new_lines()
         return _open[-1].console
     return _console_on(sys.stdout)
+
+
+def log_only(line: str) -> None:
+    """Write a line to the log of the open terminal, to order the frameworks' lines there."""
+    if _open and _open[-1].log is not None:
+        os.write(1, f"{line}\n".encode())
 
 
 def is_ray_job() -> bool:
