@@ -86,7 +86,10 @@ class Costs:
 
 
 class BenchmarkRun:
-    """One editor on one stream. `checkpoints()` yields the scores at each checkpoint; after the last, `answers` is filled."""
+    """A run of one editor on one stream.
+
+    `checkpoints()` yields the scores at each checkpoint; after the last one, `answers` has every answer.
+    """
 
     def __init__(
         self, model: LanguageModel, benchmarked: BenchmarkedEditor, stream: BenchmarkStream, unedited: UneditedAnswers

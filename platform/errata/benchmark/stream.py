@@ -78,7 +78,7 @@ class BenchmarkStream:
 
 @dataclass(frozen=True)
 class UneditedAnswers:
-    """What the unedited model generates and predicts on a stream; computed once, for all editors.
+    """The answers, predictions and perplexities of the unedited model on a stream, computed once for all editors.
 
     `max_tokens` is the generation limit of every answer.
     """

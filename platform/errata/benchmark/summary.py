@@ -29,7 +29,7 @@ class SeedSummary:
 
 @dataclass(frozen=True)
 class EditorSummary:
-    """One editor after `edits` edits: its measures over the seeds, by name; None where none was measured."""
+    """The measures of one editor after `edits` edits, over seeds and by name; None for what was not measured."""
 
     editor: str
     edits: int

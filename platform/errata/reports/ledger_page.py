@@ -166,11 +166,8 @@ def _failures(history: History) -> Section:
     lines = [Line((str(one.version), one.prompt, one.target, one.answer or "(nothing)")) for one in history.failed]
     if not lines:
         known = any("failed" in point.version.scorecard for point in history.points)
-        text = (
-            "Every version answers all edits of its batch with their targets."
-            if known
-            else "This ledger does not record edits that failed."
-        )
+        text = "Every version answers all edits of its batch with their targets."
+        text = text if known else "This ledger does not record edits that failed."
         return Section("failures", "Edits that failed", text)
     text = f"{len(lines):,} edits were published in a version that does not answer them with their targets."
     shown, note = capped(lines, MOST_LINES, "older ones")

@@ -114,7 +114,8 @@ def test_a_hypernetwork_edits_the_random_model(tiny_model: LanguageModel, stream
     assert benchmarked.settings["num_passes"] == 2 and "policy" not in benchmarked.settings
     assert benchmarked.settings["reward"]["discount"] == 1.0
     again = run(tiny_model, benchmarked, stream)[-1]
-    assert (again.efficacy, again.locality, again.delta_norm) == (last["efficacy"], last["locality"], last["delta_norm"])
+    for name in ("efficacy", "locality", "delta_norm"):
+        assert again[name] == last[name], name
 
 
 @pytest.mark.parametrize(("refuses", "count"), [((4,), 4), ((1, 4, 5, 2), 12)])

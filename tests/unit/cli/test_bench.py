@@ -84,7 +84,7 @@ def test_settings_of_an_untrained_editor(files: dict[str, str]) -> None:
     ("options", "more", "says"),
     [
         ({"--editor": "ROMEO"}, [], "'ROMEO' is neither a folder nor an editor; editors are RLEdit"),
-        ({"--editor": "RLEdit"}, [], "RLEdit is trained: give it the folder"),
+        ({"--editor": "RLEdit"}, [], "RLEdit is trained: name the folder"),
         ({"--editor": "tests"}, [], "no artifact.json"),
         ({"--edits": "none.parquet"}, [], "no file none.parquet"),
         ({"--edits": "README.md"}, [], "is no file of edits: neither Parquet, JSON lines"),

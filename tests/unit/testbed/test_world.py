@@ -2,9 +2,7 @@
 
 import pytest
 
-from errata.editors.hypernet.training import Schedule
 from errata.testbed.world import PHRASINGS, TWO_HOP, World
-from jobs import arguments, plans
 
 
 def test_a_seed_determines_the_world() -> None:
@@ -46,21 +44,3 @@ def test_perplexity_sentences_are_not_trained_on() -> None:
 def test_too_many_edits_for_a_world_are_refused() -> None:
     with pytest.raises(ValueError, match="raise num_subjects"):
         World(20).edits("test", 1000)
-
-
-def test_cross_fitting_needs_a_corpus() -> None:
-    with pytest.raises(ValueError, match="cross_fit divides the plan's corpus"):
-        arguments.from_arguments(["plan=tiny", "cross_fit=True", "edits=a.jsonl"])
-
-
-@pytest.mark.parametrize("name", plans.PLANS)
-def test_every_plan_is_named_as_its_function(name: str) -> None:
-    assert arguments.from_arguments([f"plan={name}"]).name == name
-
-
-def test_overrides_reach_nested_fields_and_change_the_artifact() -> None:
-    plan = arguments.from_arguments(["plan=tiny", "editor.reward.discount=0.5", "schedule.batches=2", "editor.modules=a,b"])
-    assert plan.editor.reward.discount == 0.5 and plan.editor.modules == ("a", "b")
-    assert plan.schedule == Schedule(train_steps=4, batches=2, batch_size=4)
-    assert plan.digest() != plans.tiny().digest()
-    assert arguments.from_arguments(["plan=tiny", "mlflow=http://127.0.0.1:1"]).digest() == plans.tiny().digest()
