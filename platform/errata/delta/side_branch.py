@@ -17,8 +17,8 @@ from errata.model.matrices import MatrixSpec
 @contextmanager
 def applied(model: nn.Module, *deltas: WeightDelta) -> Iterator[None]:
     """Add the output of each delta's side branch to its module, so that the model behaves as if it were edited."""
-    parts = [found for delta in deltas for found in delta.beside(model)]
-    handles = [model.get_submodule(name).register_forward_hook(_Beside(part)) for name, part in parts]
+    parts = [found for delta in deltas for found in delta.on_devices_of(model)]
+    handles = [model.get_submodule(name).register_forward_hook(_SideBranchHook(part)) for name, part in parts]
     try:
         yield
     finally:
@@ -27,7 +27,7 @@ def applied(model: nn.Module, *deltas: WeightDelta) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Beside:
+class _SideBranchHook:
     """A hook that adds the side branch of a part."""
 
     part: Part
@@ -41,6 +41,6 @@ def weight_now(model: nn.Module, matrix: MatrixSpec) -> Tensor:
     module = model.get_submodule(matrix.name)
     weight_OI: Tensor = matrix.oriented(module.weight.detach())  # type: ignore[arg-type, union-attr, operator]
     for hook in module._forward_hooks.values():
-        if isinstance(hook, _Beside):
+        if isinstance(hook, _SideBranchHook):
             weight_OI = weight_OI.float() + hook.part.dense()
     return weight_OI

@@ -87,7 +87,7 @@ class WeightDelta:
         """Turn parts into dense matrices if their factors are larger than these."""
         return WeightDelta({n: p if p.rank * sum(p.shape) < p.shape[0] * p.shape[1] else Dense(p.dense()) for n, p in self})
 
-    def beside(self, model: nn.Module) -> WeightDelta:
+    def on_devices_of(self, model: nn.Module) -> WeightDelta:
         """Move each part to the device of its module."""
         return WeightDelta({name: on_device(part, device_of(model, name)) for name, part in self})
 

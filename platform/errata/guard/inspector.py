@@ -87,7 +87,7 @@ class Inspector:
         found = check_norms(delta, self.base_norms)
         if not found.is_finite or not self.guard.check(found).publish:
             return found, observed
-        delta = delta.beside(self.model.module)  # The delta of a revert was read from the ledger, onto the CPU.
+        delta = delta.on_devices_of(self.model.module)  # The delta of a revert was read from the ledger, onto the CPU.
         found = replace(found, norm_growth=self._growth(delta))
         right, held = self._batch_answered(batch, delta, cache), self._sample_answered(delta)
         if right is None or held is None:

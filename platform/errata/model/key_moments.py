@@ -11,8 +11,8 @@ from torch import Tensor
 from errata.model.capture import capture
 from errata.model.encoding import Encoded, split
 
-TOKENS_AT_ONCE = 16384  # Texts may be as long as the model's context.
-GRADIENT_TOKENS_AT_ONCE = 2048  # A backward pass keeps the activations of every block, and logits of each token.
+MAX_TOKENS = 16384  # In one pass; texts may be as long as the model's context.
+MAX_GRADIENT_TOKENS = 2048  # In one pass with gradients, which keeps activations of every block and logits of each token.
 
 
 def _parts(encoded_batches: Iterable[Encoded], num_tokens: int) -> Iterator[Encoded]:
@@ -40,7 +40,7 @@ def key_sums(
 
         return hook
 
-    for encoded in _parts(encoded_batches, TOKENS_AT_ONCE):
+    for encoded in _parts(encoded_batches, MAX_TOKENS):
         mask_BS = encoded.attention_mask_BS.bool() if all_tokens else encoded.predicts_BS
         handles = [model.get_submodule(n).register_forward_pre_hook(watch(n, mask_BS)) for n in modules]
         try:
@@ -57,7 +57,7 @@ def key_sums(
 def gradient_sums(model: Any, encoded_batches: Iterable[Encoded], modules: Sequence[str]) -> dict[str, Tensor]:
     """Compute the gradient of the sum of -log p over all answer tokens for each matrix, `Σ g kᵀ`, [O, I] fp32."""
     sums: dict[str, Tensor] = {}
-    for encoded in _parts(encoded_batches, GRADIENT_TOKENS_AT_ONCE):
+    for encoded in _parts(encoded_batches, MAX_GRADIENT_TOKENS):
         captured, _ = capture(model, encoded, modules, all_tokens=True)
         for name, rows in captured.items():
             sums[name] = sums.get(name, 0) + rows.grads_TO.T @ rows.keys_TI

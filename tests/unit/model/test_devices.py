@@ -91,9 +91,9 @@ def test_a_policy_is_trained_over_two_devices(savings: MemoryOptions) -> None:
         editor = RLEdit(("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"), rank=8, metric_strength=10.0)
         text = [EpisodeBatch(model, batch).in_scope_texts for batch in BATCHES]
         policy = editor.initialised(model, text, BATCHES, seed=0).trained_policy()
-        metrics = {name: KeyPreconditioner.start(base_II) for name, base_II in policy.base_preconditioners.items()}
+        preconditioners = {name: KeyPreconditioner.start(base_II) for name, base_II in policy.base_preconditioners.items()}
         steps = [EpisodeBatch(model, batch, savings=savings) for batch in BATCHES]
-        losses = play(model, policy.net, steps, metrics, Reward(), EpisodeOptions(savings=savings))
+        losses = play(model, policy.net, steps, preconditioners, Reward(), EpisodeOptions(savings=savings))
         grads = [p.grad for p in policy.net.parameters() if p.grad is not None]
         assert {grad.device for grad in grads} == {model.device}
         return torch.cat([grad.reshape(-1).cpu() for grad in grads]), losses

@@ -23,7 +23,7 @@ def test_key_moment_leaves_padding_out(tiny_model):
 def test_long_texts_are_measured_in_parts(tiny_model, monkeypatch):
     text, widest = encode(tiny_model.tokenizer, PROMPTS * 3, TARGETS * 3), []
     whole, num_tokens = key_sums(tiny_model.module, [text], [MODULE], all_tokens=True)
-    monkeypatch.setattr(key_moments, "TOKENS_AT_ONCE", 2 * text.input_ids_BS.shape[1])
+    monkeypatch.setattr(key_moments, "MAX_TOKENS", 2 * text.input_ids_BS.shape[1])
     handle = tiny_model.module.model.register_forward_pre_hook(
         lambda _module, _args, kwargs: widest.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
@@ -37,7 +37,7 @@ def test_gradients_of_long_texts_are_summed_in_parts(tiny_model, monkeypatch):
     text, widest = encode(tiny_model.tokenizer, PROMPTS * 3, TARGETS * 3), []
     modules = [MODULE.replace("layers.1", "layers.0"), MODULE]
     whole = gradient_sums(tiny_model.module, [text], modules)
-    monkeypatch.setattr(key_moments, "GRADIENT_TOKENS_AT_ONCE", 2 * text.input_ids_BS.shape[1])
+    monkeypatch.setattr(key_moments, "MAX_GRADIENT_TOKENS", 2 * text.input_ids_BS.shape[1])
     with tiny_model.module.register_forward_pre_hook(
         lambda _module, _args, kwargs: widest.append(kwargs["input_ids"].numel()), with_kwargs=True
     ):

@@ -126,7 +126,7 @@ class LocateThenEdit(Editor):
     ) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.max_batch)
         preconditioners = self.preconditioners(model, state)
-        delta = transform(self.write(model, batch, state, preconditioners, penalties).beside(model.module))
+        delta = transform(self.write(model, batch, state, preconditioners, penalties).on_devices_of(model.module))
         return self.remember(model, batch, state, preconditioners, delta)
 
     def preconditioners(self, model: LanguageModel, state: EditorState) -> dict[str, KeyPreconditioner]:

@@ -60,7 +60,7 @@ class UltraEdit(Editor):
         if not delta.is_finite:
             raise EditRejected("the update is not finite: lower step or raise ridge", code=Code.NOT_FINITE)
         tensors = {f"{shape}|{key}": t for shape, norm in normalisers.items() for key, t in norm.state_dict().items()}
-        return delta.beside(model.module), EditorState(state.num_edits + len(batch), tensors)
+        return delta.on_devices_of(model.module), EditorState(state.num_edits + len(batch), tensors)
 
     def _normalisers(self, spec: ModelSpec, captured: Mapping[str, Captured], state: EditorState) -> dict[str, Normaliser]:
         """Return the state's normalisers by shape, updated with this batch's rows."""

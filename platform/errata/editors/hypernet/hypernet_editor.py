@@ -143,7 +143,7 @@ class HypernetworkEditor(Editor):
         if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
             # Several passes write at nearly the same keys, so that fewer factors represent their sum.
             delta = delta.compact()
-        return delta.beside(model.module), next_state(state, len(batch), preconditioners, keys, self.memory, grams)
+        return delta.on_devices_of(model.module), next_state(state, len(batch), preconditioners, keys, self.memory, grams)
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
         """Save the policy as an artifact; `record` describes its training: plan, seed, training curve, model."""

@@ -71,7 +71,7 @@ class PRUNE(EditorWrapper):
     ) -> tuple[WeightDelta, EditorState]:
         own = {key: top for key, top in state.tensors.items() if key.startswith("top|")}
         tops = {key.removeprefix("top|"): float(top) for key, top in own.items()}
-        total = accumulated_delta(state).beside(model.module)
+        total = accumulated_delta(state).on_devices_of(model.module)
         before = prune(total, tops, self.restraint, self.base)
         held = WeightDelta({n: minus(part, before.parts[n]) for n, part in total if before.parts[n] is not part})
         with applied(model.module, held):
