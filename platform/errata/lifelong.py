@@ -35,7 +35,8 @@ def run(
     edits at fault go to the ledger's refusals and to `on_rejected`, the others into smaller versions. Raises `LedgerConflict`
     if another writer appends, and `SwapFailed` if a version is in the ledger and not served.
     """
-    working_copy, origin = _WorkingCopy(editor, inspector, ledger, generator), (type(editor).__name__, plan)
+    working_copy = _WorkingCopy(editor, inspector, ledger, generator)
+    origin = type(editor).__name__, plan
     for batch in batches:
         bisection = BatchBisection(batch.edits)
         while (group := bisection.next_group()) is not None:
@@ -50,9 +51,9 @@ def run(
                 generator.swap(version.number)
                 yield version
                 settled = bisection.made(group)
-            for index, refusal in settled:
-                ledger.refuse(working_copy.version, batch.edits[index], refusal)
-                on_rejected(EditBatch((batch.edits[index],)), refusal)
+            for index, cause in settled:
+                ledger.refuse(working_copy.version, batch.edits[index], cause)
+                on_rejected(EditBatch((batch.edits[index],)), cause)
 
 
 class _WorkingCopy:
