@@ -17,9 +17,10 @@ Folder = Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Folder of the
 @app.command()
 def push(directory: Folder, where: Where) -> None:
     """Copy the versions that a copy lacks, the live version last. The ledger may be in use."""
+    from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
     from errata.ledger.remote import push as push_versions
 
-    with errors_as_one_line():
+    with errors_as_one_line(also=(LedgerConflict, LedgerDamaged, UnknownVersion)):
         num_new = push_versions(directory, where)
     say(f"{num_new:,} versions were new; {where} is a copy of {directory}")
 
@@ -27,8 +28,9 @@ def push(directory: Folder, where: Where) -> None:
 @app.command()
 def pull(where: Where, directory: Folder) -> None:
     """Copy versions from a copy into a ledger, or into a new one, and check each. Stop its service first."""
+    from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
     from errata.ledger.remote import pull as pull_versions
 
-    with errors_as_one_line():
+    with errors_as_one_line(also=(LedgerConflict, LedgerDamaged, UnknownVersion)):
         num_new = pull_versions(where, directory)
     say(f"{num_new:,} versions were new; {directory} is the ledger of which {where} is a copy")

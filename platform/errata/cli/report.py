@@ -17,8 +17,9 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about a ledger or a benchmark, and its figures as PNGs; needs no service."""
+    from errata.ledger import LedgerDamaged, UnknownVersion
     from errata.reports.write import write_report
 
-    with errors_as_one_line():
+    with errors_as_one_line(also=(LedgerDamaged, UnknownVersion)):
         page = write_report(path, out)
     say(f"written to {page}")

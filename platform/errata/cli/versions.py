@@ -171,9 +171,9 @@ def blame(
 @app.command()
 def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(help="Folder of the ledger.")]) -> None:
     """Write a version as a plain Hugging Face checkpoint; needs no service."""
-    from errata.ledger import Ledger, UnknownVersion
+    from errata.ledger import Ledger, LedgerDamaged, UnknownVersion
 
-    with errors_as_one_line(also=(UnknownVersion,)):
+    with errors_as_one_line(also=(LedgerDamaged, UnknownVersion)):
         Ledger.open(ledger).export(version, directory)
     say(f"version {version} is in {directory}")
 
