@@ -131,8 +131,9 @@ def _curves(rows: Sequence[CheckpointScores], editors: Sequence[str]) -> Section
     if num_seeds > 1:
         text += f"A line is the mean over {num_seeds} seeds. "
     if any(row.intervals for row in rows):
-        what = "spans the seeds' 95 % bootstrap intervals" if num_seeds > 1 else "is the 95 % bootstrap interval"
-        text += f"A band {what} over edits; a score without intervals has the range of the seeds."
+        text += "A band is the 95 % bootstrap interval over edits."
+        if num_seeds > 1:
+            text += " It spans the intervals of all seeds, or the seeds' values for a score without intervals."
     elif num_seeds > 1:
         text += "A band spans the lowest to the highest seed."
     return Section("curves", "Scores over the edits", text.strip(), pictures, has_legend=True)
