@@ -22,8 +22,8 @@ from errata.testbed.world import World
 MODULES = ("layers.0.mlp.down_proj", "layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
 REWARD = Reward(discount=0.9, backtrack_decay=0.7, backtrack_depth=2, update_penalty=1e-3, locality_weight=0.5, edit_weight=0.8)
 UNDER_TEST = {
-    "in-the-metric": RLEdit(MODULES, rank=8, metric_strength=10.0),
-    "in-the-metric-two-passes": RLEdit(MODULES, rank=8, metric_strength=10.0, num_passes=2),
+    "preconditioned": RLEdit(MODULES, rank=8, metric_strength=10.0),
+    "preconditioned-two-passes": RLEdit(MODULES, rank=8, metric_strength=10.0, num_passes=2),
     "by-ridge": RLEdit(MODULES, rank=8, metric_strength=0.0),
     "by-ridge-two-passes": RLEdit(MODULES, rank=8, metric_strength=0.0, num_passes=2),
     "by-MEND": MEND(MODULES, rank=8),
@@ -38,7 +38,7 @@ def ready(
     editor = editor.initialised(model, [step.in_scope_texts for step in steps], batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
-        if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
+        if name.endswith("B_RF"):  # Not zero, so that every parameter has a gradient.
             parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return editor, steps, {n: KeyPreconditioner.start(b) for n, b in editor.trained_policy().base_preconditioners.items()}
 
@@ -66,7 +66,7 @@ def test_the_size_of_an_update_is_that_of_its_matrix() -> None:
 
 
 def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
-    editor, steps, preconditioners = ready(tiny_model, UNDER_TEST["in-the-metric"])
+    editor, steps, preconditioners = ready(tiny_model, UNDER_TEST["preconditioned"])
     net = editor.trained_policy().net
 
     def gradient_of(update_penalty: float) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
 def gradient(
     model: LanguageModel, editor: HypernetworkEditor, savings: MemoryOptions, reward: Reward = REWARD
 ) -> tuple[Tensor, dict[str, float]]:
-    """Of an episode of five batches, as one vector, with the losses. What is kept is played from anew."""
+    """Play an episode of five batches with fresh caches; returns its gradient as one vector, and its losses."""
     editor, _, preconditioners = ready(model, editor)
     net = editor.trained_policy().net
     steps = [EpisodeBatch(model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 4)]
@@ -92,13 +92,14 @@ def gradient(
 
 @pytest.mark.parametrize("uniform", [False, True], ids=["the last ones", "of all"])
 @pytest.mark.parametrize("editor", UNDER_TEST.values(), ids=UNDER_TEST)
-def test_savings_of_memory_change_no_gradient(tiny_model: LanguageModel, editor: HypernetworkEditor, uniform: bool) -> None:
+def test_memory_options_change_no_gradient(tiny_model: LanguageModel, editor: HypernetworkEditor, uniform: bool) -> None:
     reward = replace(REWARD, backtrack_uniform=uniform)
     whole, losses = gradient(tiny_model, editor, MemoryOptions(), reward)
     for savings in (MemoryOptions(recompute=True), MemoryOptions(on_host=True), MemoryOptions(recompute=True, on_host=True)):
         found, same = gradient(tiny_model, editor, savings, reward)
         assert torch.equal(found, whole) and same == losses, savings
-    tiny_model.module.double()  # keys that a pass of another size rounds otherwise are apart by far more after a solve
+    tiny_model.module.double()
+    # In fp32, keys that a forward pass of another size rounds differently are far apart after a solve.
     whole, losses = gradient(tiny_model, editor, MemoryOptions(), reward)
     for savings in (MemoryOptions(micro_batch=3), MemoryOptions(micro_batch=5, recompute=True, on_host=True)):
         found, close = gradient(tiny_model, editor, savings, reward)
@@ -106,8 +107,8 @@ def test_savings_of_memory_change_no_gradient(tiny_model: LanguageModel, editor:
         assert close == pytest.approx(losses, rel=1e-5), savings
 
 
-def test_savings_hold_less_for_the_backward_pass(tiny_model: LanguageModel) -> None:
-    """Also in the block behind the last edited one, which has no side branch."""
+def test_memory_options_save_fewer_tensors_for_the_backward_pass(tiny_model: LanguageModel) -> None:
+    """Tensors of the block after the last edited one, which has no side branch, count too."""
     editor, _, _ = ready(tiny_model, RLEdit(("layers.0.mlp.down_proj",), rank=8, metric_strength=0.0))
 
     def held(savings: MemoryOptions) -> int:
@@ -123,9 +124,9 @@ def test_savings_hold_less_for_the_backward_pass(tiny_model: LanguageModel) -> N
     assert held(MemoryOptions(micro_batch=4, recompute=True)) < 0.4 * whole
 
 
-@pytest.mark.parametrize("rule", ["in-the-metric-two-passes", "by-MEND"])
+@pytest.mark.parametrize("rule", ["preconditioned-two-passes", "by-MEND"])
 def test_no_pass_has_more_texts_than_a_micro_batch(tiny_model: LanguageModel, rule: str) -> None:
-    """Of first batches, of edits and of what they are scored on."""
+    """The passes are those of first batches, of edits, and of scored texts."""
     editor, _, preconditioners = ready(tiny_model, UNDER_TEST[rule])
     batches, found = list(batches_of(World(20).edits("train", 8), 4)), []
     text = [EpisodeBatch(tiny_model, batch).in_scope_texts for batch in batches]
@@ -147,7 +148,7 @@ def test_no_pass_has_more_texts_than_a_micro_batch(tiny_model: LanguageModel, ru
     assert max(found) == 3
 
 
-def test_the_first_batches_set_the_same_scales_in_parts(tiny_model: LanguageModel) -> None:
+def test_micro_batches_give_the_same_first_scales(tiny_model: LanguageModel) -> None:
     batches, editor = list(batches_of(World(20).edits("train", 8), 4)), UNDER_TEST["by-ridge"]
     whole, parts = (
         editor.initialised(tiny_model, [], batches, seed=0, micro_batch=size).trained_policy().net for size in (0, 3)
@@ -156,15 +157,15 @@ def test_the_first_batches_set_the_same_scales_in_parts(tiny_model: LanguageMode
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_scored_no_more_is_not_kept(tiny_model: LanguageModel) -> None:
-    editor, _, preconditioners = ready(tiny_model, UNDER_TEST["in-the-metric"])
+def test_batches_that_are_not_scored_again_are_freed(tiny_model: LanguageModel) -> None:
+    editor, _, preconditioners = ready(tiny_model, UNDER_TEST["preconditioned"])
     steps = [EpisodeBatch(tiny_model, batch) for batch in batches_of(World(20).edits("train", 20), 4)]
-    play(tiny_model, editor.trained_policy().net, steps, preconditioners, REWARD)  # two earlier batches at most
+    play(tiny_model, editor.trained_policy().net, steps, preconditioners, REWARD)  # A step scores at most two earlier batches.
     assert [bool(step._base_log_probs) for step in steps] == [False, False, False, True, True]
     assert [REWARD.earliest(t) for t in range(5)] == [0, 0, 0, 1, 2]
     assert replace(REWARD, backtrack_uniform=True).earliest(4) == 0
 
 
-def test_a_micro_batch_below_none_is_refused() -> None:
+def test_a_negative_micro_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="micro_batch is a number of texts, or 0"):
         MemoryOptions(micro_batch=-1)

@@ -1,4 +1,4 @@
-"""Fine-tuning as an editor, against a plain loop over the weight itself."""
+"""The fine-tuning editors against a plain training loop on the weight."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_end_of_the_answer_is_learned_too(tiny_model: LanguageModel) -> None
     assert with_end != without
 
 
-def test_descent_ends_once_the_loss_is_low(tiny_model: LanguageModel) -> None:
+def test_descent_ends_at_the_loss_floor(tiny_model: LanguageModel) -> None:
     delta, state = LocFT((MODULE,), loss_floor=1e6).edit(tiny_model, BATCH, EditorState())
     assert delta.norms() == {f"model.{MODULE}": 0.0} and state.num_edits == 4
 
@@ -77,7 +77,7 @@ def test_a_transposed_weight_is_edited_the_same_way(tiny_model: LanguageModel) -
     assert float(loss_of(gpt2, BATCH)) < before
 
 
-def test_a_learning_rate_that_blows_up_is_refused(tiny_model: LanguageModel) -> None:
+def test_a_learning_rate_that_diverges_is_refused(tiny_model: LanguageModel) -> None:
     with pytest.raises(EditRejected, match="finite"):
         LocFT((MODULE,), learning_rate=float("inf"), num_epochs=2).edit(tiny_model, BATCH, EditorState())
 

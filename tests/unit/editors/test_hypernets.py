@@ -1,4 +1,4 @@
-"""MEND and MALMEN, and what training has in common: who plays which episode, and what is remembered."""
+"""MEND and MALMEN, training over any number of workers, and past keys."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ready(model: LanguageModel, editor: HypernetworkEditor) -> HypernetworkEdito
     editor = editor.initialised(model, [EpisodeBatch(model, batch).in_scope_texts for batch in batches], batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
-        if name.endswith("B_RF"):  # away from zero, so that every parameter has a gradient
+        if name.endswith("B_RF"):  # Not zero, so that every parameter has a gradient.
             parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return editor
 
@@ -47,7 +47,7 @@ def fold(editor: HypernetworkEditor) -> list[Fold]:
     return [Fold(EDITS, editor.trained_policy().base_preconditioners)]
 
 
-def test_untrained_mend_adds_up_rank_one_changes(tiny_model: LanguageModel) -> None:
+def test_untrained_mend_sums_rank_one_changes(tiny_model: LanguageModel) -> None:
     batch = next(batches_of(EDITS, 4))
     editor = MEND(MODULES, rank=8).initialised(tiny_model, [], [batch], seed=0)
     delta, _ = editor.edit(tiny_model, batch, EditorState())
@@ -70,7 +70,7 @@ def test_published_mend_starts_at_its_published_step(tiny_model: LanguageModel) 
     assert net.log_step_M.exp().tolist() == pytest.approx([1e-4] * len(net.log_step_M))
 
 
-def test_mend_has_no_metric() -> None:
+def test_mend_has_no_preconditioner() -> None:
     with pytest.raises(ValueError, match="metric_strength"):
         MEND(metric_strength=1.0)
 
@@ -88,7 +88,7 @@ def test_single_batch_editors_refuse_sequences(tiny_model: LanguageModel, make: 
 
 
 def add_to(summed: list[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
-    """The last worker to come sees the sums."""
+    """Sum over the workers; the last one gets the totals."""
     for tensor, total in zip(tensors, summed or [torch.zeros(())] * len(tensors), strict=True):
         tensor += total
     summed[:] = [tensor.clone() for tensor in tensors]
@@ -116,7 +116,7 @@ def test_more_workers_than_episodes_are_refused(tiny_model: LanguageModel) -> No
         trainer.step(0, 3)
 
 
-def test_folds_take_turns_each_in_its_own_metric(tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_take_turns_each_with_its_own_preconditioners(tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     world, editor = World(20), ready(tiny_model, RLEdit(MODULES, rank=8, reward=REWARD))
     folds = []
     for own, other in (FOLDS, FOLDS[::-1]):
@@ -150,7 +150,7 @@ def test_which_batches_are_backtracked() -> None:
     assert drawn[3] == uniform.backtracked(9, random.Random(3))
 
 
-def test_memory_is_kept_or_not(tiny_model: LanguageModel) -> None:
+def test_past_keys_are_remembered_unless_their_weight_is_zero(tiny_model: LanguageModel) -> None:
     first, second = list(batches_of(EDITS, 4))[:2]
     editor = ready(tiny_model, RLEdit(MODULES, rank=8))
     _, none = replace(editor, memory=0.0).edit(tiny_model, first, EditorState())
@@ -158,5 +158,5 @@ def test_memory_is_kept_or_not(tiny_model: LanguageModel) -> None:
     _, state = editor.edit(tiny_model, first, EditorState())
     forgotten, kept = (editor.edit(tiny_model, second, s)[0].norms() for s in (none, state))
     assert forgotten != kept
-    bare = EditorState(state.num_edits, state.tensors)  # as it comes back from a file
+    bare = EditorState(state.num_edits, state.tensors)  # A state from a file has nothing derived.
     assert editor.edit(tiny_model, second, bare)[0].digest() == editor.edit(tiny_model, second, state)[0].digest()

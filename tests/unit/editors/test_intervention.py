@@ -1,4 +1,4 @@
-"""Where an edit is written, and what follows from a change there: against one row at a time through the whole model."""
+"""Edit positions and interventions, against the whole model run on one row at a time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.unit.editors.test_locate_then_edit import a_model
 
 SUBJECT = World(20).subjects[0]
 EDITS = (
-    Edit(f"{SUBJECT} keeps a", "dog", SUBJECT),  # the subject begins the prompt
-    Edit("the old river shines near the river", "lamp", "river"),  # its first mention counts
-    Edit("today a lamp", "ends", "lamp"),  # the subject is the last word
+    Edit(f"{SUBJECT} keeps a", "dog", SUBJECT),  # The subject begins the prompt.
+    Edit("the old river shines near the river", "lamp", "river"),  # Its first mention counts.
+    Edit("today a lamp", "ends", "lamp"),  # The subject is the last word.
 )
 CONTEXTS = ("", "the old river shines. ", "a lamp. ")
 SITES = {"llama": "model.layers.1", "gpt2": "transformer.h.1"}
@@ -35,7 +35,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def changed_by_hand(
     model: LanguageModel, site: str, ids: Sequence[int], at: int, change_D: Tensor, targets: Sequence[int]
 ) -> tuple[float, Tensor, Tensor]:
-    """(mean -log p of the targets, which end `ids`; the output at `at` before the change; log p after the last token)."""
+    """Return mean -log p of the targets, which end `ids`, the unchanged output at `at`, and log p after the last token."""
     found: list[Tensor] = []
 
     def add(_m: Any, _a: Any, output: Any) -> Any:
@@ -63,7 +63,7 @@ def test_losses_are_those_of_the_whole_model(kind: str, position: Position) -> N
 
 
 def check_losses(model: LanguageModel, site: str, position: Position, precision: float = 1e-5) -> None:
-    """What a place says for edits in contexts, all in one batch behind kept prefixes, is what each says alone."""
+    """Compare the losses of a batch of edits in contexts, over cached prefixes, with those of each row alone."""
     eos = model.tokenizer.eos_token_id
     contexts = Contexts(CONTEXTS, position=position)
     place = Intervention(model, EditBatch(EDITS), site, contexts, eos=True)
@@ -97,7 +97,7 @@ def check_losses(model: LanguageModel, site: str, position: Position, precision:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("bos", [False, True])
-def test_the_subject_is_found_whatever_the_tokenizer_does(side: str, bos: bool) -> None:
+def test_the_subject_is_found_with_any_padding_and_special_tokens(side: str, bos: bool) -> None:
     model = a_model("llama")
     model.tokenizer.padding_side = side
     if bos:
@@ -113,7 +113,7 @@ def test_the_subject_is_found_whatever_the_tokenizer_does(side: str, bos: bool) 
     assert asked.edit_B.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-def test_an_edit_without_a_subject_is_refused_or_written_at_its_end() -> None:
+def test_an_edit_without_a_subject_is_refused_or_written_at_the_last_token() -> None:
     model = a_model("llama")
     batch = EditBatch((EDITS[0], Edit("the old river", "ends")))
     with pytest.raises(EditRejected, match="name it") as refused:

@@ -1,4 +1,4 @@
-"""MEMIT and AlphaEdit against their published equations, solved plainly in the primal and in fp64."""
+"""MEMIT and AlphaEdit against their published equations, solved in primal form and in fp64."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def published(
     solve: Callable[[str, Tensor, Tensor], Tensor],
     remembers: bool,
 ) -> list[dict[str, Tensor]]:
-    """The changes [O, I] of each batch, layer by layer into the weights; `solve(name, K_In, past_II)` gives X_In."""
+    """Edit with the published equations, layer by layer into the weights; returns the changes [O, I] of each batch.
+
+    `solve(name, K_In, past_II)` gives X_In.
+    """
     spec = find_matrices(model.module, editor.modules)
     site = block_of(spec.names[-1])
     past = {m.name: torch.zeros(m.num_in, m.num_in, dtype=torch.float64) for m in spec.matrices}
@@ -151,7 +154,7 @@ def test_an_edit_without_a_subject_is_refused(llama: LanguageModel) -> None:
     assert refused.value.field == "subject"
 
 
-def test_without_moments_it_cannot_start(llama: LanguageModel) -> None:
+def test_memit_without_moments_cannot_start(llama: LanguageModel) -> None:
     editor = MEMIT(("layers.1.mlp.down_proj",))
     with pytest.raises(ValueError, match=r"MEMIT needs the key moments of model\.layers\.1"):
         editor.start(llama, find_matrices(llama.module, editor.modules))

@@ -1,4 +1,4 @@
-"""The hypernetwork runs many matrices together; what it proposes for one does not depend on the others."""
+"""The hypernetwork batches matrices of one shape; the proposal for one does not depend on the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def randn(*shape: int, seed: int) -> torch.Tensor:
 
 def a_net(rule: Rule) -> Hypernetwork:
     net = Hypernetwork(SPEC, rank=4, num_blocks=2, centred=False, seed=0, rule=rule)
-    for i, parameter in enumerate(net.parameters()):  # away from the identity, and unlike for each matrix
+    for i, parameter in enumerate(net.parameters()):  # Not the identity, and different for each matrix.
         parameter.data += 0.3 * randn(*parameter.shape, seed=i)
     return net
 
@@ -51,7 +51,9 @@ def gradients(net: Hypernetwork, proposals: dict[str, Proposal]) -> list[torch.T
 
 @pytest.mark.parametrize("rows_at_once", [1, 10, 1000])
 @pytest.mark.parametrize("rule", ["solve", "outer"])
-def test_a_matrix_gets_alone_what_it_gets_among_others(rule: Rule, rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proposal_for_a_matrix_does_not_depend_on_the_others(
+    rule: Rule, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(net_module, "ROWS_AT_ONCE", rows_at_once)
     net = a_net(rule)
     captured = rows({"layers.1.mlp.down_proj": 3, "layers.2.mlp.down_proj": 8} if rule == "outer" else {})
@@ -66,7 +68,7 @@ def test_a_matrix_gets_alone_what_it_gets_among_others(rule: Rule, rows_at_once:
     torch.testing.assert_close(gradients(net, together), gradients(net, alone), rtol=1e-4, atol=1e-4)
 
 
-def test_passes_over_the_same_keys_share_the_solve() -> None:
+def test_passes_over_the_same_keys_share_the_inverses() -> None:
     net, captured, shared = a_net("solve"), rows({}), {}
     with torch.no_grad():
         first = net.propose(captured, preconditioners(), shared)
@@ -78,7 +80,7 @@ def test_passes_over_the_same_keys_share_the_solve() -> None:
         assert torch.equal(first[name].Z_nO, second[name].Z_nO)
 
 
-def test_one_matrix_without_a_solution_is_refused_among_others() -> None:
+def test_one_matrix_without_a_solution_refuses_the_batch() -> None:
     net, captured = a_net("solve"), rows({})
     captured["layers.1.mlp.down_proj"].keys_TI.mul_(float("nan"))
     with pytest.raises(EditRejected, match="no solution"):
@@ -91,11 +93,11 @@ def test_the_network_is_a_stage_of_its_own() -> None:
     assert 0 < seconds["network"] < seconds["total"]
 
 
-def test_metrics_remember_together_what_each_remembers_alone() -> None:
+def test_preconditioners_remember_together_as_alone() -> None:
     before = preconditioners()
     keys = {name: own.keys_TI for name, own in rows({"layers.1.mlp.down_proj": 3}).items() if name in before}
     after = with_keys(before, keys, 0.5)
     assert list(after) == list(before)
-    for name, metric in before.items():
-        torch.testing.assert_close(after[name].whitened_mI, metric.remember(keys[name], 0.5).whitened_mI)
+    for name, one in before.items():
+        torch.testing.assert_close(after[name].whitened_mI, one.remember(keys[name], 0.5).whitened_mI)
     assert with_keys(before, {}, 0.0) == before

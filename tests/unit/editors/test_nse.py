@@ -1,4 +1,4 @@
-"""NSE against its published equations: rewound targets, chosen neurons, a second pass and past keys, primal and in fp64."""
+"""NSE against its published equations in primal form and fp64: rewound targets, neurons, a second pass, past keys."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from tests.unit.small_models import (
 )
 
 WEIGHT, FLOOR = 20.0, 1e-3
-# Between the distances that the first pass leaves, so that of some batches a part of the facts is written again.
+# A value between the distances after the first pass, so that some batches write a part of their facts again.
 ALPHA = {"llama": 0.045, "gpt2": 0.06}
-# Between the distances before the first pass, so that some facts are never written.
+# A value between the distances before the first pass, so that some facts are never written.
 FAR_ALPHA = {"llama": 0.0712, "gpt2": 0.12}
 IN_FP32 = 7e-4  # seen: 6.8e-5
 
@@ -50,9 +50,9 @@ def an_editor(model: LanguageModel, **fields: Any) -> NSE:
 
 
 def chosen(K_In: Tensor, share: float) -> list[int]:
-    """The inputs of largest Σ_j |k_j|, taken one by one as long as what has been taken is at most `share` of the whole."""
+    """Select the inputs with the largest Σ_j |k_j| one by one, while their sum is at most `share` of the whole."""
     scores = K_In.abs().sum(1).tolist()
-    limit = share * sum(scores) * (1 + 1e-12)  # the whole is at most the whole, in whatever order it is summed
+    limit = share * sum(scores) * (1 + 1e-12)  # Tolerance for the order of summation.
     taken: list[int] = []
     for index in sorted(range(len(scores)), key=lambda i: -scores[i]):
         if sum(scores[i] for i in [*taken, index]) > limit:
@@ -64,7 +64,7 @@ def chosen(K_In: Tensor, share: float) -> list[int]:
 def published(
     model: LanguageModel, editor: NSE, contexts: Sequence[str], rewinds: bool = True
 ) -> tuple[list[dict[str, Tensor]], list[list[list[int]]]]:
-    """The changes of each batch, written into the model, and which of its edits each pass wrote.
+    """Edit with the published equations; returns the changes of each batch, and the edits that each pass wrote.
 
     Every target is found on the model before anything was written. A pass is over all layers, for the facts with
     α < |z - h| < upper: X_I = (λ C_II + past_II + K_I K_Iᵀ)⁻¹ K_I and ΔW = R X_Iᵀ, zero outside I. The past grows by the
@@ -117,8 +117,8 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 
 @pytest.mark.parametrize("max_iterations", [2, 3])
 @pytest.mark.parametrize("neurons", [1.0, 0.7])
-def test_it_is_the_published_solve(model: LanguageModel, neurons: float, max_iterations: int) -> None:
-    """`max_iterations` - 1 passes: all facts in the first, and in the second of some batches a part, of some none."""
+def test_nse_is_the_published_solve(model: LanguageModel, neurons: float, max_iterations: int) -> None:
+    """There are `max_iterations` - 1 passes: all facts in the first, and a part, or none, of each batch in the second."""
     editor = an_editor(model, neurons=neurons, max_iterations=max_iterations)
     deltas, _, contexts = played(editor, model, BATCHES)
     changes, passes = published(model, editor, contexts)
@@ -133,8 +133,8 @@ def test_it_is_the_published_solve(model: LanguageModel, neurons: float, max_ite
 
 
 @pytest.mark.parametrize("neurons", [1.0, 0.7])
-def test_a_fact_that_is_near_enough_is_left_alone(model: LanguageModel, neurons: float) -> None:
-    """With α between the first distances some facts are not written; their keys are past keys all the same."""
+def test_a_fact_near_its_target_is_not_written(model: LanguageModel, neurons: float) -> None:
+    """With α between the first distances some facts are not written; their keys are still past keys."""
     editor = an_editor(model, neurons=neurons, alpha=FAR_ALPHA[model.path])
     deltas, _, contexts = played(editor, model, BATCHES)
     changes, passes = published(model, editor, contexts)
@@ -142,7 +142,7 @@ def test_a_fact_that_is_near_enough_is_left_alone(model: LanguageModel, neurons:
     assert 0 < len(passes[0][0]) < len(BATCHES[0])
 
 
-def test_distances_in_units_of_what_stands_there(model: LanguageModel) -> None:
+def test_distances_relative_to_the_present_output(model: LanguageModel) -> None:
     editor = an_editor(model, relative=True, alpha=0.3, upper=3.0)
     deltas, _, contexts = played(editor, model, BATCHES)
     changes, passes = published(model, editor, contexts)
@@ -153,15 +153,15 @@ def test_distances_in_units_of_what_stands_there(model: LanguageModel) -> None:
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("neurons", [1.0, 0.7])
 def test_a_model_in_fp32_gives_the_same_up_to_rounding(kind: str, neurons: float) -> None:
-    """The editor in fp32 against the equations in fp64, targets included."""
+    """Compare the editor in fp32 with the equations in fp64, targets included."""
     model = a_model(kind, torch.float32)
     editor = an_editor(model, neurons=neurons)
     deltas, _, contexts = played(editor, model, BATCHES)
     check_close(deltas, published(a_model(kind), editor, contexts)[0], IN_FP32)
 
 
-def test_targets_of_the_edited_model_would_be_others(model: LanguageModel) -> None:
-    """Rewinding: the targets of later batches are the unedited model's, and the edited one's would make another change."""
+def test_targets_are_those_of_the_unedited_model(model: LanguageModel) -> None:
+    """Rewinding finds targets on the unedited model; targets of the edited model would give another change."""
     editor = an_editor(model)
     deltas, _, contexts = played(editor, model, BATCHES)
     changes, _ = published(model, editor, contexts, rewinds=False)
@@ -170,8 +170,8 @@ def test_targets_of_the_edited_model_would_be_others(model: LanguageModel) -> No
     assert errors[0] < EXACT and min(errors[1:]) > 0.01
 
 
-def test_a_part_of_the_neurons_is_changed(model: LanguageModel) -> None:
-    """With a share of 0.7 whole columns of every change are zero; of two passes over other facts, or with 1, none need be."""
+def test_only_selected_neurons_change(model: LanguageModel) -> None:
+    """With a share of 0.7, whole columns of every change are zero; with 1, or after two passes, they need not be."""
     every, some = (played(an_editor(model, neurons=share), model, BATCHES[:1])[0][0] for share in (1.0, 0.7))
     for name, part in some:
         columns = (part.dense() == 0).all(0)
@@ -180,8 +180,8 @@ def test_a_part_of_the_neurons_is_changed(model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_target_too_far_away_is_refused_by_name(model: LanguageModel, named: bool) -> None:
-    """The one edit of the batch whose target is `upper` or more away; by its id, or its position where it has none."""
+def test_a_target_too_far_away_is_refused_with_its_edit(model: LanguageModel, named: bool) -> None:
+    """The refusal has the id of the one edit whose target is `upper` or more away, or its position without an id."""
     edits = [replace(edit, id=f"fact {i}" if named else None) for i, edit in enumerate(BATCHES[0])]
     batch, editor = EditBatch(tuple(edits)), an_editor(model)
     spec = find_matrices(model.module, editor.modules)
@@ -197,8 +197,8 @@ def test_a_target_too_far_away_is_refused_by_name(model: LanguageModel, named: b
     assert delta.digest() == free.digest()
 
 
-def test_where_nothing_is_to_be_written_the_change_is_zero(model: LanguageModel) -> None:
-    """An α that no target reaches: a change of every matrix, of its shape, that does nothing; the edits count as made."""
+def test_a_batch_without_facts_to_write_gives_a_zero_change(model: LanguageModel) -> None:
+    """With an α that no target reaches, every matrix has a zero change of its shape, and the edits are counted."""
     editor = an_editor(model, alpha=1e2)
     deltas, states, _ = played(editor, model, BATCHES)
     spec = find_matrices(model.module, editor.modules)
@@ -209,7 +209,7 @@ def test_where_nothing_is_to_be_written_the_change_is_zero(model: LanguageModel)
     assert [state.num_edits for state in states] == [0, 3, 6, 9]
 
 
-def test_its_factors_are_in_fp32(model: LanguageModel) -> None:
-    """As every editor's, also those of a model in fp64: deltas are summed, and made smaller, in that."""
+def test_the_factors_are_in_fp32(model: LanguageModel) -> None:
+    """This holds for a model in fp64, too, because deltas are summed and compacted in fp32."""
     (delta,), _, _ = played(an_editor(model), model, BATCHES[:1])
     assert {tensor.dtype for _, part in delta for tensor in part.tensors().values()} == {torch.float32}

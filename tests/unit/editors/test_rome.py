@@ -1,4 +1,4 @@
-"""ROME and R-ROME against their published equations: one fact after the other into the weights, in fp64."""
+"""ROME and R-ROME against their published equations, one fact after the other, in fp64."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.unit.small_models import (
 
 EDITS = World(20).edits("test", 6)
 BATCHES = [EditBatch(tuple(EDITS[:1])), EditBatch(tuple(EDITS[1:4])), EditBatch(tuple(EDITS[4:]))]
-FLOOR = 1e-5  # of the size of C's smaller eigenvalues in these models: without C or without the floor u is another
+FLOOR = 1e-5  # About the smaller eigenvalues of C in these models, so that both C and the floor change u.
 FLAVOURS: dict[str, tuple[type[ROME], dict[str, bool]]] = {
     "ROME": (ROME, {}),
     "R-ROME": (RROME, {}),
@@ -46,7 +46,7 @@ IN_FP32 = 1.5e-4  # seen: 1.3e-5
 
 
 def an_editor(flavour: str, model: LanguageModel, use_moments: bool = True) -> ROME:
-    """Of the second layer's matrix, with contexts of two lengths."""
+    """Return an editor of the second layer's matrix, with contexts of two lengths."""
     kind, fields = FLAVOURS[flavour]
     made = kind(
         modules_of(model)[1:],
@@ -61,7 +61,7 @@ def an_editor(flavour: str, model: LanguageModel, use_moments: bool = True) -> R
 
 
 def floored_moment(editor: ROME, name: str) -> Tensor | None:
-    """C + floor I, in fp64; None where the editor takes the identity."""
+    """Return C + floor I in fp64, or None if the editor takes the identity."""
     if editor.moments is None:
         return None
     moment_II = editor.moments.by_input[name].double()
@@ -69,7 +69,7 @@ def floored_moment(editor: ROME, name: str) -> Tensor | None:
 
 
 def published(model: LanguageModel, editor: ROME, contexts: tuple[str, ...], flavour: str) -> list[dict[str, Tensor]]:
-    """The change of each batch: all its targets on the model before it, then every fact into the weights."""
+    """Return the change of each batch: targets on the model before it, then every fact into the weights."""
     (name,) = find_matrices(model.module, editor.modules).names
     changes = []
     for batch in BATCHES:
@@ -86,7 +86,7 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 @pytest.mark.parametrize("use_moments", [True, False])
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_every_flavour_is_the_published_equation(model: LanguageModel, flavour: str, use_moments: bool) -> None:
-    """ΔW = (v* - W k) uᵀ / (uᵀ k) for fact after fact, with the keys that the flavour takes and C + floor I or the identity."""
+    """Each fact changes W by (v* - W k) uᵀ / (uᵀ k), with the flavour's keys, and C + floor I or the identity."""
     editor = an_editor(flavour, model, use_moments)
     deltas, _, contexts = played(editor, model, BATCHES)
     assert len(contexts) == 5
@@ -98,15 +98,15 @@ def test_every_flavour_is_the_published_equation(model: LanguageModel, flavour: 
 @pytest.mark.parametrize("use_moments", [True, False])
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_model_in_fp32_gives_the_same_up_to_rounding(kind: str, flavour: str, use_moments: bool) -> None:
-    """The editor in fp32 against the equations in fp64, targets included."""
+    """Compare the editor in fp32 with the equations in fp64, targets included."""
     model = a_model(kind, torch.float32)
     editor = an_editor(flavour, model, use_moments)
     deltas, _, contexts = played(editor, model, BATCHES)
     check_close(deltas, published(a_model(kind), editor, contexts, flavour), IN_FP32)
 
 
-def test_the_flavours_are_three(model: LanguageModel) -> None:
-    """The same facts get three different changes: what the equations are compared with is not one and the same."""
+def test_the_three_flavours_differ(model: LanguageModel) -> None:
+    """The same facts get three different changes, so that the comparison with the equations distinguishes them."""
     changes = [played(an_editor(flavour, model), model, BATCHES[:1])[0][0] for flavour in FLAVOURS]
     (name,) = changes[0].parts
     dense = [change.parts[name].dense() for change in changes]
@@ -114,8 +114,8 @@ def test_the_flavours_are_three(model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_last_edit_of_a_batch_is_answered_by_its_target(model: LanguageModel, flavour: str) -> None:
-    """(W + ΔW) k = v*, k being the key that stands beside v*: nothing comes after the last edit to move it again."""
+def test_the_last_edit_of_a_batch_has_its_target_exactly(model: LanguageModel, flavour: str) -> None:
+    """(W + ΔW) k = v* holds for the key k of the last edit, because no later edit moves it."""
     editor, batch = an_editor(flavour, model), BATCHES[1]
     (delta,), _, contexts = played(editor, model, [batch])
     ((name, part),) = delta
@@ -138,12 +138,12 @@ def test_several_matrices_are_refused(model: LanguageModel, flavour: str) -> Non
 
 @pytest.mark.parametrize("kind", [ROME, RROME])
 def test_there_are_twenty_one_contexts(model: LanguageModel, kind: type[ROME]) -> None:
-    """The bare prompt, ten texts of at most five tokens and ten of ten, their word counted, all of the same weight."""
+    """They are the bare prompt, ten texts of at most five tokens and ten of ten, with the word, all of equal weight."""
     editor = kind(modules_of(model)[:1], use_moments=False)
     state = editor.start(model, find_matrices(model.module, editor.modules))
     bare, *others = contexts_of(state)
     assert bare == "" and len(others) == 20
     for short, long in zip(others[:10], others[10:], strict=True):
-        assert short[0] == long[0]  # of the same word
+        assert short[0] == long[0]  # Both continue the same word.
         assert len(model.tokenizer(short)["input_ids"]) <= len(model.tokenizer(long)["input_ids"])
     assert editor.contexts(state).weights == [1 / 21] * 21

@@ -1,4 +1,4 @@
-"""The dual solvers against the formulas of the papers, solved plainly in the primal and in fp64."""
+"""The dual solvers against the formulas of the papers in primal form, in fp64."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def make_moment():
 
 
 def primal_ridge(keys_nI, wanted_nO, log_ridge):
-    """S = (Kᵀ K + λ I)⁻¹ Kᵀ D; the change of the weight is Sᵀ."""
+    """Return Sᵀ with S = (Kᵀ K + λ I)⁻¹ Kᵀ D."""
     S_IO = torch.linalg.solve(keys_nI.T @ keys_nI + log_ridge.exp() * torch.eye(I, dtype=torch.float64), keys_nI.T @ wanted_nO)
     return S_IO.T
 
 
-def primal_metric(keys_nI, wanted_nO, log_ridge, moment_II, strength, past_mI):
-    """S = (Kᵀ K + λ (c C + past + I))⁻¹ Kᵀ D."""
+def primal_preconditioned(keys_nI, wanted_nO, log_ridge, moment_II, strength, past_mI):
+    """Return Sᵀ with S = (Kᵀ K + λ (c C + past + I))⁻¹ Kᵀ D."""
     weight_II = strength * moment_II + past_mI.T @ past_mI + torch.eye(I, dtype=torch.float64)
     return torch.linalg.solve(keys_nI.T @ keys_nI + log_ridge.exp() * weight_II, keys_nI.T @ wanted_nO).T
 
 
 def check_same(dual, primal, inputs):
-    """The same value, and the same gradients of one scalar of it; fp32 is the accuracy of what the dual returns."""
+    """Check equal values, and equal gradients of a scalar; the dual returns fp32."""
     torch.testing.assert_close(dual.double(), primal, rtol=1e-4, atol=1e-5)
     probe = randn(O, I, seed=9)
     found = torch.autograd.grad((dual.double() * probe).sum(), inputs)
@@ -64,17 +64,19 @@ def test_ridge_dual_is_the_primal_solution(keys_nI, wanted_nO, log_ridge):
 
 
 @pytest.mark.parametrize("steps", [(), (M,), (4, 1, 4)])
-def test_metric_dual_is_the_primal_solution_whatever_the_steps_of_the_past(keys_nI, wanted_nO, log_ridge, moment_II, steps):
+def test_preconditioned_dual_is_the_primal_solution_for_any_blocks_of_past_keys(
+    keys_nI, wanted_nO, log_ridge, moment_II, steps
+):
     past_mI = randn(M, I, seed=4)[: sum(steps)]
-    metric = KeyPreconditioner.start(base_preconditioner(moment_II, 30.0))
+    preconditioner = KeyPreconditioner.start(base_preconditioner(moment_II, 30.0))
     for part in past_mI.split(steps) if steps else ():
-        metric = metric.remember(part)
-    V_nI, Z_nO = preconditioned_dual(keys_nI, wanted_nO, log_ridge, metric)
-    expected = primal_metric(keys_nI, wanted_nO, log_ridge, moment_II, 30.0, past_mI)
+        preconditioner = preconditioner.remember(part)
+    V_nI, Z_nO = preconditioned_dual(keys_nI, wanted_nO, log_ridge, preconditioner)
+    expected = primal_preconditioned(keys_nI, wanted_nO, log_ridge, moment_II, 30.0, past_mI)
     check_same(Z_nO.double().T @ V_nI.double(), expected, (wanted_nO, log_ridge))
 
 
-def test_resuming_from_the_past_keys_alone_gives_the_same_metric(keys_nI, moment_II):
+def test_resuming_from_past_keys_gives_the_same_preconditioner(keys_nI, moment_II):
     base_II, past_mI = base_preconditioner(moment_II, 2.0), randn(M, I, seed=4)
     stepwise = KeyPreconditioner.start(base_II).remember(past_mI[:3]).remember(past_mI[3:])
     torch.testing.assert_close(KeyPreconditioner.resume(base_II, past_mI).apply(keys_nI), stepwise.apply(keys_nI))
@@ -82,41 +84,41 @@ def test_resuming_from_the_past_keys_alone_gives_the_same_metric(keys_nI, moment
     torch.testing.assert_close(stepwise.apply(keys_nI), expected)
 
 
-def test_a_weight_is_that_of_the_past_beside_the_moment(keys_nI, moment_II):
+def test_the_weight_scales_past_keys(keys_nI, moment_II):
     base_II, past_mI = base_preconditioner(moment_II, 2.0), randn(M, I, seed=4)
     found = KeyPreconditioner.start(base_II).remember(past_mI[:4], 0.3).remember(past_mI[4:], 0.3).apply(keys_nI)
     torch.testing.assert_close(found, keys_nI @ torch.linalg.inv(torch.linalg.inv(base_II) + 0.3 * past_mI.T @ past_mI))
 
 
-def test_two_pasts_that_grow_from_one_stay_apart(keys_nI, moment_II):
+def test_two_preconditioners_that_grow_from_one_are_independent(keys_nI, moment_II):
     base_II, past_mI = base_preconditioner(moment_II, 2.0), randn(M, I, seed=4)
     common = KeyPreconditioner.start(base_II).remember(past_mI[:3])
     one, other = common.remember(past_mI[3:6]), common.remember(past_mI[6:])
-    for metric, rows in ((common, past_mI[:3]), (one, past_mI[:6]), (other, past_mI[[0, 1, 2, 6, 7, 8]])):
+    for preconditioner, rows in ((common, past_mI[:3]), (one, past_mI[:6]), (other, past_mI[[0, 1, 2, 6, 7, 8]])):
         expected = keys_nI @ torch.linalg.inv(torch.linalg.inv(base_II) + rows.T @ rows)
-        torch.testing.assert_close(metric.apply(keys_nI), expected)
+        torch.testing.assert_close(preconditioner.apply(keys_nI), expected)
 
 
-def test_repeated_keys_are_no_singular_system(keys_nI, wanted_nO, log_ridge, moment_II):
-    """Without a ridge K Kᵀ of repeated rows has no inverse; the past may hold them too."""
+def test_repeated_keys_give_no_singular_system(keys_nI, wanted_nO, log_ridge, moment_II):
+    """Without a ridge, K Kᵀ of repeated rows is singular; past keys may repeat, too."""
     same = keys_nI[:1].expand(N, I)
-    metric = KeyPreconditioner.start(base_preconditioner(moment_II, 1.0)).remember(same).remember(same)
-    for V_nI, Z_nO in (ridge_dual(same, wanted_nO, log_ridge), preconditioned_dual(same, wanted_nO, log_ridge, metric)):
+    preconditioner = KeyPreconditioner.start(base_preconditioner(moment_II, 1.0)).remember(same).remember(same)
+    for V_nI, Z_nO in (ridge_dual(same, wanted_nO, log_ridge), preconditioned_dual(same, wanted_nO, log_ridge, preconditioner)):
         assert torch.isfinite(V_nI).all()
         assert torch.isfinite(Z_nO).all()
 
 
-def test_a_small_ridge_reaches_what_is_wanted(keys_nI, wanted_nO):
+def test_a_small_ridge_gives_the_wanted_output(keys_nI, wanted_nO):
     V_nI, Z_nO = ridge_dual(keys_nI, wanted_nO, torch.tensor(-25.0))
     torch.testing.assert_close(keys_nI @ V_nI.T @ Z_nO.double(), wanted_nO.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_the_metric_spares_what_the_model_uses(keys_nI, wanted_nO, log_ridge):
+def test_the_preconditioner_protects_used_directions(keys_nI, wanted_nO, log_ridge):
     used_I = randn(I, seed=6)
     moment_II = torch.outer(used_I, used_I)
-    metric = KeyPreconditioner.start(base_preconditioner(moment_II, 1000.0))
+    preconditioner = KeyPreconditioner.start(base_preconditioner(moment_II, 1000.0))
     plain = ridge_dual(keys_nI, wanted_nO, log_ridge)
-    spared = preconditioned_dual(keys_nI, wanted_nO, log_ridge, metric)
+    spared = preconditioned_dual(keys_nI, wanted_nO, log_ridge, preconditioner)
     moved = [float((Z.detach().double().T @ (V.double() @ used_I)).norm()) for V, Z in (plain, spared)]
     assert moved[1] < 0.05 * moved[0]
 
@@ -133,13 +135,13 @@ def test_keys_that_are_not_finite_are_not_remembered(moment_II):
         KeyPreconditioner.start(base_preconditioner(moment_II, 1.0)).remember(randn(N, I) * float("nan"))
 
 
-def test_a_past_of_more_rows_than_features_is_folded_into_the_base(moment_II):
+def test_more_past_rows_than_features_are_folded_into_the_base(moment_II):
     base_II = base_preconditioner(moment_II, 2.0)
     blocks = [randn(5, I, seed=seed) for seed in range(8)]
-    metric = KeyPreconditioner.start(base_II)
+    preconditioner = KeyPreconditioner.start(base_II)
     for block_nI in blocks:
-        metric = metric.remember(block_nI)
+        preconditioner = preconditioner.remember(block_nI)
     past_mI = torch.cat(blocks)
     truth_II = torch.linalg.inv(torch.linalg.inv(base_II) + past_mI.T @ past_mI)
-    torch.testing.assert_close(metric.apply(torch.eye(I, dtype=torch.float64)), truth_II)
-    assert len(metric.whitened_mI) <= I // 2 + 5 < len(past_mI)
+    torch.testing.assert_close(preconditioner.apply(torch.eye(I, dtype=torch.float64)), truth_II)
+    assert len(preconditioner.whitened_mI) <= I // 2 + 5 < len(past_mI)

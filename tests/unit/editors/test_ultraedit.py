@@ -1,4 +1,4 @@
-"""UltraEdit against its equations, solved plainly in the primal and in fp64, over two batches."""
+"""UltraEdit against its equations in primal form and fp64, over two batches."""
 
 from __future__ import annotations
 
