@@ -12,7 +12,8 @@ import torch
 from benchmarks.episode import Episode
 from benchmarks.measure import Phases
 from benchmarks.sharing import WAYS
-from benchmarks.solver import FORMS, Case, Settings, check_truth, errors, make_given, run, truth
+from benchmarks.solve_forms import FORMS, Case, errors, make_given, truth
+from benchmarks.solver import Settings, check_truth, run
 from errata.editors.solve import KeyPreconditioner
 
 CASE = Case(key_size=64, out_size=48, num_rows=5)

@@ -1,0 +1,89 @@
+"""The service's configuration against Serve's schema and our arguments; nothing is started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+from serving.app import Arguments, _resources, build
+from tests.unit.deploy.deployment import (
+    serve_configs,
+)
+
+
+def assert_known(config: dict[str, Any], schema: type[BaseModel]) -> None:
+    """Check for unknown fields, which Serve silently accepts."""
+    assert set(config) <= set(schema.model_fields), set(config) - set(schema.model_fields)
+
+
+@pytest.mark.parametrize("name", ["deploy/serve.yaml", "rayservice.yaml"])
+def test_the_services_configuration_is_valid(name: str) -> None:
+    config = serve_configs()[name]
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    assert_known(config, ServeDeploySchema)
+    assert_known(config["http_options"], HTTPOptionsSchema)
+    assert_known(config["applications"][0], ServeApplicationSchema)
+    assert application.import_path == "serving.app:build" and application.route_prefix == "/"
+    arguments = Arguments.model_validate(application.args)
+    assert build(dict(application.args)) is not None
+    assert config["http_options"]["host"] == "0.0.0.0" and arguments.keys, "others can reach it, so it needs keys"
+    assert arguments.device == "cuda" and arguments.placement == "serve" and arguments.ledger.startswith("/mnt/errata/")
+
+
+@pytest.mark.parametrize("name", ["deploy/serve.yaml", "rayservice.yaml"])
+def test_a_misspelt_argument_is_named(name: str) -> None:
+    args = serve_configs()[name]["applications"][0]["args"]
+    with pytest.raises(ValueError, match="replica: Extra inputs"):
+        build({**args, "replica": 2})
+    with pytest.raises(ValueError, match="placement"):
+        build({**args, "placement": ""})
+    for device, says in (
+        ("gpu", "'gpu' is not a device"),
+        ("cuda:0,cuda:0", "names a device twice"),
+        ("cuda:1", "numbered from 0 among"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            build({**args, "device": device})
+
+
+def test_engines_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for given, threads in (({}, "8"), ({"replicas": 3}, "2"), ({"replicas": 9}, "1"), ({"replicas": 3, "threads": 5}, "5")):
+        generator = build({"model": "m", "ledger": "l", **given})._bound_deployment
+        assert generator.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
+
+
+@pytest.mark.parametrize(
+    ("given", "replicas", "workers", "memory"),
+    [
+        ({}, 0, 0, 0.9),
+        ({"gpus": 1, "device": "cuda"}, 1, 1, 0.9),
+        ({"gpus": 2, "device": "cuda:0,cuda:1"}, 2, 2, 0.9),
+        ({"gpus": 0.6, "device": "cuda"}, 0.6, 0.4, 0.54),
+        ({"gpus": "0.6", "device": "cuda", "gpu_memory": 0.3}, 0.6, 0.4, 0.3),
+        ({"gpus": 0.5}, 0.5, 0, 0.45),
+    ],
+)
+def test_gpus_are_reserved_for_replicas_and_the_edit_worker(
+    given: dict, replicas: float, workers: float, memory: float
+) -> None:
+    app = build({"model": "m", "ledger": "l", **given})
+    worker, options = app._bound_deployment.init_args
+    assert app._bound_deployment.ray_actor_options["num_gpus"] == replicas
+    assert worker._bound_deployment.ray_actor_options["num_gpus"] == workers
+    assert options.gpu_memory == pytest.approx(memory) and options.tensor_parallel == max(1, int(replicas))
+    with pytest.raises(ValueError, match="neither a part of one GPU"):
+        build({"model": "m", "ledger": "l", "gpus": 1.5})
+
+
+def test_both_deployments_are_placed_and_by_default_neither() -> None:
+    needed = {"model": "m", "ledger": "l"}
+    assert _resources(Arguments(**needed), 0, 1)["resources"] == {}
+    app = build({**needed, "placement": "serve"})
+    generator = app._bound_deployment
+    (worker, _) = generator.init_args
+    for bound in (generator, worker._bound_deployment):
+        assert bound.ray_actor_options["resources"] == {"serve": 0.001}, bound.name
