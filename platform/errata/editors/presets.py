@@ -43,7 +43,7 @@ MODELS = {
 class Preset:
     """A row of the table. `editor` is a class; subclasses without rows of their own, such as R-ROME of ROME, have its rows.
 
-    The row is for each of `datasets`; `""` stands for any other one. `training` is the length of a hypernetwork's training, in
+    The row is for each of `datasets`; `""` means any other one. `training` is the length of a hypernetwork's training, in
     fields of `Schedule`.
     """
 

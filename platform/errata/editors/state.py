@@ -72,7 +72,7 @@ class JoinedTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class EditorState:
-    """What an editor remembers: the number of its edits, and tensors by name.
+    """The memory of an editor between edits: the number of its edits, and tensors by name.
 
     `derived` holds what follows from these and is slow to compute; it is not saved.
     """

@@ -137,7 +137,7 @@ def test_folds_take_turns_each_with_its_own_preconditioners(tiny_model: Language
     for index, (subjects, preconditioners) in enumerate(seen):
         own = folds[index % 2]
         assert subjects <= set(world.people(FOLDS[index % 2]))
-        assert all(torch.equal(metric.base_II, own.base_preconditioners[name]) for name, metric in preconditioners.items())
+        assert all(torch.equal(one.base_II, own.base_preconditioners[name]) for name, one in preconditioners.items())
 
 
 def test_which_batches_are_backtracked() -> None:
