@@ -26,7 +26,7 @@ def plan_of(model_dir: Path) -> Plan:
 
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["without numbers", "with numbers"])
-def test_bytes_are_counted_for_as_long_as_something_holds_them(numbers: bool) -> None:
+def test_bytes_are_counted_while_they_are_referenced(numbers: bool) -> None:
     device = "cpu" if numbers else "meta"
     with fakes() if not numbers else torch.enable_grad(), Accounting(device, named_by={7: "wide"}) as accounting:
         one = torch.zeros(100, 100, device=device)
@@ -45,7 +45,7 @@ def test_bytes_are_counted_for_as_long_as_something_holds_them(numbers: bool) ->
         assert accounting.now_bytes == 0
 
 
-def test_the_count_is_that_of_the_run_with_numbers(model_dir: Path) -> None:
+def test_the_count_equals_that_of_a_run_with_values(model_dir: Path) -> None:
     for savings in (MemoryOptions(), MemoryOptions(micro_batch=4, recompute=True)):
         plan = TINY.plan(plan_of(model_dir), savings)
         without, having = (count_episode(plan, TINY.texts, TINY.make, device) for device in ("meta", "cpu"))
@@ -56,7 +56,7 @@ def test_the_count_is_that_of_the_run_with_numbers(model_dir: Path) -> None:
         assert once.peak_bytes == pytest.approx(without.peak_bytes, rel=0.01), "scoring again needs no more"
 
 
-def test_each_saving_saves_its_part(model_dir: Path) -> None:
+def test_each_memory_option_saves_its_part(model_dir: Path) -> None:
     def counted(savings: MemoryOptions) -> dict[str, int]:
         found = count_episode(TINY.plan(plan_of(model_dir), savings), TINY.texts, TINY.make)
         return {part: found.parts.get(part, 0) for part in PARTS} | {"peak": found.peak_bytes}
@@ -74,7 +74,7 @@ def test_each_saving_saves_its_part(model_dir: Path) -> None:
     assert max(split["peak"], again["peak"], away["peak"]) < whole["peak"]
 
 
-def test_what_an_editor_keeps(model_dir: Path) -> None:
+def test_memory_of_an_editor_in_service(model_dir: Path) -> None:
     plan = plan_of(model_dir)
     rows = {(row["where"], row["what"]): row["gib"] * 2**30 for row in serving_rows(plan, Texts(answers=2), batch_sizes=(4,))}
     assert rows["edit worker", "its metric, in fp64"] == 8 * 96**2  # one matrix of 64 x 96
@@ -98,7 +98,7 @@ def test_the_report(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert {row["where"] for row in report["serving"]} == {"edit worker", "replica, in host memory"}
 
 
-def test_a_model_that_is_not_there_is_named() -> None:
+def test_a_missing_model_is_named() -> None:
     plan = from_arguments(["plan=tiny", "model=somewhere/else"])
     with pytest.raises(ValueError, match=r"needs somewhere/else/config.json: name the model's folder, model=PATH"):
         model_of(plan, "cpu")

@@ -94,7 +94,7 @@ def test_every_editor_is_measured_without_any_framework(tmp_path: Path) -> None:
         (["--size=tiny", "--checkpoint=tests"], "holds no .*safetensors"),
     ],
 )
-def test_what_cannot_be_measured_is_said_at_once(
+def test_impossible_settings_are_refused_by_the_command(
     arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -104,7 +104,7 @@ def test_what_cannot_be_measured_is_said_at_once(
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
 
 
-def test_the_command_is_what_was_asked() -> None:
+def test_the_report_has_the_command() -> None:
     settings = parsed(["--size=tiny", "--batches=4", "--editors=MEMIT,RLEdit", "--tf32"])
     assert settings == Settings("tiny", (4,), editors=("MEMIT", "RLEdit"), tf32=True)
     arguments = command_of(settings).partition("'")[2].rstrip("'").split()
@@ -119,7 +119,9 @@ def test_the_command_is_what_was_asked() -> None:
         (RuntimeError("CUDA error: none\nand how to find out"), "CUDA error: none"),
     ],
 )
-def test_what_does_not_fit_is_a_row(model: LanguageModel, fault: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_does_not_fit_is_a_row(
+    model: LanguageModel, fault: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = Bench(model, TINY, RATES, repeats=1, seed=0)
 
     def fail(*_: Any) -> Any:
@@ -150,7 +152,7 @@ def test_the_large_model_is_that_of_the_papers() -> None:
     assert find_matrices(module, size.tuned).matrices[0].shape == (4096, 14336)
 
 
-def test_the_model_is_left_as_it_was(model: LanguageModel) -> None:
+def test_the_model_is_restored(model: LanguageModel) -> None:
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     bench = Bench(model, TINY, RATES, repeats=2, seed=0)
     (row,) = bench.rows("RLEdit-metric", (3,))
@@ -180,7 +182,7 @@ def test_the_floor_is_the_longer_of_products_and_bytes() -> None:
     assert RATES.floor_s(Work("bf16", flops=4e12, num_bytes=1e11)) == pytest.approx(10.0)
 
 
-def test_what_must_hold_is_judged_at_full_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claims_are_checked_at_full_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     row = {"editor": "RLEdit", "batch": 100, "edits_per_s": 100.0, "solve_share": 0.02}
     rows = [row, {**row, "batch": 20, "edits_per_s": 1.0}, {**row, "editor": "LocFT", "edits_per_s": 1.0}]
@@ -192,7 +194,7 @@ def test_what_must_hold_is_judged_at_full_size_alone(monkeypatch: pytest.MonkeyP
     assert {check["holds"] for check in checked(rows, [{"peak_gib": 70.0}], Settings("tiny"))} == {None}
 
 
-def test_training_is_measured_as_the_plans_of_large_models_train() -> None:
+def test_training_is_measured_with_the_options_of_large_models() -> None:
     assert (
         SAVINGS["as planned for 8B"]
         == from_arguments(["plan=llama3_8b"]).savings

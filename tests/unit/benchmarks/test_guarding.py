@@ -17,7 +17,7 @@ from errata.testbed.world import World
 INNER, HARD = ("layers.0.mlp.down_proj",), ("layers.1.mlp.down_proj",)
 
 
-def test_poison_stands_among_the_healthy_edits_which_keep_their_order():
+def test_poison_is_inserted_among_healthy_edits_in_order():
     world = World(60)
     healthy = world.edits("test", 100)
     batches = poisoned(healthy, world, seed=0)
@@ -33,7 +33,7 @@ def test_poison_stands_among_the_healthy_edits_which_keep_their_order():
     assert poisoned(healthy, world, seed=0) == batches != poisoned(healthy, world, seed=1)
 
 
-def test_a_misset_editor_takes_a_giant_step_for_the_batch_and_another_way_for_hard_cases(tiny_model, world, monkeypatch):
+def test_a_misset_editor_scales_giant_batches_and_gives_hard_edits_to_rome(tiny_model, world, monkeypatch):
     edits = world.edits("test", 2)
     inner = LocFT(modules=INNER, num_epochs=2)
     asked = []

@@ -53,11 +53,11 @@ BATCHES = [EditBatch(10, 11, 1), EditBatch(20, 21, 2), EditBatch(30, 31, 3)]
         (answer(20.5, 20.6, (1, 2), at_least=2), False),
     ],
 )
-def test_an_answer_names_only_versions_that_were_live_in_it(request_: Request, is_wrong: bool) -> None:
+def test_an_answer_names_only_live_versions(request_: Request, is_wrong: bool) -> None:
     assert is_misversioned(request_, lifetimes(BATCHES, 0)) is is_wrong
 
 
-def test_a_rollback_makes_an_old_version_live_again_and_the_new_one_not() -> None:
+def test_a_rollback_replaces_the_new_version_by_an_old_one() -> None:
     lives = lifetimes([*BATCHES, EditBatch(40, 41, 1)], 0)
     assert lives[1] == [(10, 21), (40, math.inf)] and lives[3] == [(30, 41)]
     assert not is_misversioned(answer(45, 46, (1, 1)), lives)
@@ -65,7 +65,7 @@ def test_a_rollback_makes_an_old_version_live_again_and_the_new_one_not() -> Non
     assert not is_misversioned(answer(39, 42, (1, 3)), lives)
 
 
-def test_a_batch_that_was_made_in_several_versions_leaves_numbers_between() -> None:
+def test_a_batch_of_several_versions_skips_numbers() -> None:
     lives = lifetimes([EditBatch(10, 14, 3)], 0)
     assert lives == {0: [(-math.inf, 14)], 1: [(10, 14)], 2: [(10, 14)], 3: [(10, math.inf)]}
 
@@ -77,7 +77,7 @@ def test_a_refused_batch_makes_no_version() -> None:
 @pytest.mark.parametrize(
     "change", [{"status": 500}, {"status": 0}, {"tokens": ()}, {"version_min": None}, {"version_max": None}]
 )
-def test_a_failed_answer_is_failed_and_not_misversioned_as_well(change: dict[str, object]) -> None:
+def test_a_failed_answer_does_not_count_as_misversioned(change: dict[str, object]) -> None:
     request = replace(answer(45, 46, (9, 9)), **change)  # type: ignore[arg-type]
     assert is_failed(request) and not is_misversioned(request, lifetimes(BATCHES, 0))
 
@@ -96,7 +96,7 @@ def test_a_failed_answer_is_failed_and_not_misversioned_as_well(change: dict[str
         ((1.0,), (0.5, 1.5), []),
     ],
 )
-def test_a_stall_is_the_longest_pause_that_a_swap_touches(
+def test_a_stall_is_the_longest_pause_that_overlaps_a_swap(
     tokens: tuple[float, ...], swap: tuple[float, float], ms: list[float]
 ) -> None:
     assert list(stalls_ms(stream(*tokens), [swap])) == pytest.approx(ms)
@@ -145,14 +145,14 @@ def test_percentiles_of_many_swaps() -> None:
     assert found.swap_ms_p50 == pytest.approx(51) and found.swap_ms_p99 == pytest.approx(100)
 
 
-def test_what_was_not_measured_is_none() -> None:
+def test_missing_measurements_are_none() -> None:
     found = load_figures([], [], [], [])
     assert (found.requests, found.throughput_ratio, found.stall_ms_p99, found.swap_ms_p50) == (0, None, None, None)
     idle = load_figures([], [], [], [Phase(0, 1, False), Phase(1, 2, True)])
     assert idle.throughput_ratio is None and idle.throughput_ratio_lowest is None
 
 
-def test_records_that_cannot_be_are_refused() -> None:
+def test_impossible_records_are_refused() -> None:
     with pytest.raises(ValueError, match="times run backwards: 1, 3, 2"):
         load_figures([Request(1, 2, (3.0,), 0, 0)], [], [], [])
     with pytest.raises(ValueError, match="times run backwards: 2, 1"):

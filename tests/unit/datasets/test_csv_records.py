@@ -13,7 +13,7 @@ from errata.edit import Edit, EditRejected, Probe
 from tests.unit.datasets.files import EDITS, rejection, written
 
 
-def test_csv_has_lists_as_json_and_lines_within_quotes() -> None:
+def test_cells_have_json_lists_and_quoted_line_ends() -> None:
     data = Path(__file__).parents[2] / "data" / "formats"
     first, second = read_edits(data / "plain.csv")
     assert first.rephrasings == ("Where Zoë Arden is from, people speak",)
@@ -56,7 +56,7 @@ def test_a_bad_row_of_csv_stops_or_is_skipped(tmp_path: Path, row: bytes, reason
     ],
     ids=["open", "closed-far-away", "second-cell", "not-closed-well", "last-line"],
 )
-def test_a_quote_left_open_always_stops(tmp_path: Path, rows: dict[int, str], reason: str, on_fault: str) -> None:
+def test_an_open_quote_always_stops(tmp_path: Path, rows: dict[int, str], reason: str, on_fault: str) -> None:
     content = "".join(f"{rows.get(number, f'a{number},b')}\n" for number in range(1000))
     path = written(tmp_path / "edits.csv", "prompt,target\n" + content)
     found: list[Edit] = []
@@ -66,7 +66,7 @@ def test_a_quote_left_open_always_stops(tmp_path: Path, rows: dict[int, str], re
     assert rejected.value.edit == min(rows)
 
 
-def test_a_cell_of_csv_may_have_many_lines_but_not_more(tmp_path: Path) -> None:
+def test_the_lines_of_a_cell_are_bounded(tmp_path: Path) -> None:
     most = "\n".join(["x"] * MAX_CELL_LINES)
     content = f'prompt,target\n"{most}","{most}"\nc,d\n'
     assert list(read_edits(written(tmp_path / "edits.csv", content))) == [Edit(most, most), Edit("c", "d")]
@@ -74,7 +74,7 @@ def test_a_cell_of_csv_may_have_many_lines_but_not_more(tmp_path: Path) -> None:
     assert rejection(written(tmp_path / "edits.csv", more), on_fault="skip").edit == 0
 
 
-def test_a_row_of_csv_has_an_end(tmp_path: Path) -> None:
+def test_the_lines_of_a_row_are_bounded(tmp_path: Path) -> None:
     path = written(tmp_path / "edits.csv", 'prompt,target\n"a\n' + '","\n' * MAX_ROW_LINES)
     assert "is of a row that has no end" in rejection(path, on_fault="skip").reason
 

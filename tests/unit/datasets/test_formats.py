@@ -211,14 +211,14 @@ def test_a_field_of_the_wrong_type_or_empty_is_named(tmp_path: Path, name: str, 
         ("mquake", "questions", "one", "questions"),
     ],
 )
-def test_what_is_wrong_inside_a_field_is_named(tmp_path: Path, name: str, path: str, wrong: Any, field: str) -> None:
+def test_a_fault_inside_a_field_is_named(tmp_path: Path, name: str, path: str, wrong: Any, field: str) -> None:
     def put(inner: Any, last: Any) -> None:
         inner[last] = wrong
 
     assert refused(tmp_path, name, changed(records(name)[0], path, put)).field == field
 
 
-def test_a_case_of_several_edits_is_kept_whole_or_left_out_whole(tmp_path: Path) -> None:
+def test_a_case_of_several_edits_is_read_whole_or_skipped_whole(tmp_path: Path) -> None:
     good, also_good = records("mquake")
     bad = copy.deepcopy(good)
     bad["requested_rewrite"][1]["target_new"] = {}
@@ -245,7 +245,7 @@ def test_a_sentence_of_rippleedits_is_cut_after_its_verb(sentence: str, relation
     assert ripple({"edit": {"prompt": sentence, "relation": relation}}) == Edit(prompt, target)
 
 
-def test_unknown_fields_are_told_with_the_known_formats(tmp_path: Path) -> None:
+def test_an_unknown_format_is_refused_with_its_fields_and_the_known_formats(tmp_path: Path) -> None:
     (tmp_path / "what.json").write_text(json.dumps([{"colour": "red", "size": 3}]))
     with pytest.raises(EditRejected, match=r"colour, size.*counterfact.*mquake.*\(what.json\)"):
         list(read_edits(tmp_path / "what.json"))

@@ -18,7 +18,7 @@ from errata.testbed.world import World
 from tests.unit.datasets.files import EDITS, GOOD, rejection, written
 
 
-def test_parquet_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_a_round_trip_keeps_the_edits(tmp_path: Path) -> None:
     edits = [
         *World(20).edits("train", 10),
         Edit("a b", "c"),

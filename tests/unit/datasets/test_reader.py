@@ -15,7 +15,7 @@ from errata.testbed.world import World
 from tests.unit.datasets.files import EDITS, GOOD, lines, rejection, written
 
 
-def test_the_content_counts_and_not_the_name(tmp_path: Path) -> None:
+def test_the_format_is_recognised_by_content(tmp_path: Path) -> None:
     assert list(read_edits(written(tmp_path / "one.txt", json.dumps(GOOD)))) == EDITS
     assert list(read_edits(written(tmp_path / "two.json", lines(GOOD)))) == EDITS
     write_parquet(EDITS, tmp_path / "three.csv")
@@ -23,11 +23,11 @@ def test_the_content_counts_and_not_the_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [lines(GOOD), json.dumps(GOOD), 'prompt,target,rephrasings\na b,c,\nd,e,"[""f""]"\ng,h,\n'])
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, content: str) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, content: str) -> None:
     assert list(read_edits(written(tmp_path / "edits", b"\xef\xbb\xbf" + content.encode()))) == EDITS
 
 
-def test_a_compressed_file_is_unpacked_by_its_name(tmp_path: Path) -> None:
+def test_a_compressed_file_is_recognised_by_its_name(tmp_path: Path) -> None:
     assert list(read_edits(written(tmp_path / "edits.jsonl.gz", gzip.compress(lines(GOOD).encode())))) == EDITS
 
 
@@ -44,7 +44,7 @@ def test_a_file_without_records_is_refused(tmp_path: Path, content: str) -> None
     assert "empty" in reason or "no record" in reason
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_other_encodings_are_refused(tmp_path: Path) -> None:
     for encoding in ("utf-16", "utf-16-be"):
         text = "\ufeff" * (encoding != "utf-16") + json.dumps(GOOD)
         assert "is UTF-16, not UTF-8" in rejection(written(tmp_path / "edits", text.encode(encoding))).reason
@@ -53,7 +53,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["short", "bytes", "start"])
-def test_a_packed_file_that_is_damaged_is_named_with_the_record(tmp_path: Path, damage: str) -> None:
+def test_damage_of_a_compressed_file_is_named_with_the_record(tmp_path: Path, damage: str) -> None:
     draw = random.Random(0)
     records = [{"prompt": f"p {draw.random()}", "target": str(draw.random())} for _ in range(20_000)]
     packed = gzip.compress(lines(records).encode())

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
         (["plan=huge"], "no plan is named 'huge'"),
         (["plan=demoo"], "did you mean demo"),
         (["plan=tiny", "sead=1"], "has no field 'sead'"),
-        (["plan=tiny", "seed=one"], "'one' is no int"),
+        (["plan=tiny", "seed=one"], "'one' is not of type int"),
         (["plan"], "have the form field=value; these do not: plan"),
     ],
 )

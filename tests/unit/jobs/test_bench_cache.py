@@ -13,7 +13,7 @@ from jobs.bench import Bench
 from jobs.suites import Suite
 
 
-def test_rows_and_answers_survive(tiny_model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_rows_and_answers_are_read(tiny_model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     suite = Suite("cached", World(20), Shape(), (), num_edits=6, num_validation=3, batch_size=3)
     first = Bench(suite, tiny_model)
