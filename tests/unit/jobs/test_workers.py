@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
-from ray.train import Checkpoint
+from ray.train import Checkpoint, ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.storage import StorageContext
 
 from jobs.arguments import from_arguments
 from jobs.plan import Plan
 from jobs.plans import tiny
-from jobs.workers import forget_run, worker_resources
+from jobs.workers import cause_of, forget_run, worker_resources
 
 
 @pytest.fixture
@@ -63,3 +64,9 @@ def test_checkpoints_at_a_uri_are_written_and_removed(home: Path, tmp_path: Path
 def test_resources_of_a_worker(arguments: list[str], cpus: float, asked: dict[str, float]) -> None:
     plan: Plan = from_arguments(["plan=tiny", *arguments])
     assert worker_resources(plan, cpus) == pytest.approx(asked)
+
+
+def test_the_cause_of_a_failed_training_is_one_line() -> None:
+    fault = UserExceptionWithTraceback(ValueError("no text\nin the file"), "Traceback ...")
+    assert cause_of(WorkerGroupError("1 worker failed", {1: fault})) == "worker 1: ValueError: no text"
+    assert cause_of(ControllerError(TimeoutError("no resources"))) == "controller: TimeoutError: no resources"
