@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from errata.access_keys import Keys, add_key, lifetime_of, remove_key
 from errata.cli.console import console, errors_as_one_line, say
 
 app = typer.Typer(help="Make, list and remove keys of the service.", no_args_is_help=True)
@@ -25,6 +24,8 @@ def add(
     rate: Annotated[int | None, typer.Option(help="Requests a minute, at each replica; without it, no limit.")] = None,
 ) -> None:
     """Make a key and show it once: the file holds only its hash. A running service accepts it within a second."""
+    from errata.access_keys import add_key, lifetime_of
+
     with errors_as_one_line():
         lifetime = lifetime_of(expires) if expires else None
         bearer = add_key(file, name, role, lifetime, rate)
@@ -35,6 +36,8 @@ def add(
 @app.command("list")
 def list_keys(file: File) -> None:
     """List names, roles and dates; the keys themselves are not stored."""
+    from errata.access_keys import Keys
+
     with errors_as_one_line():
         keys = Keys.load(file).entries
     now, table = datetime.now(UTC), Table("name", "role", "made", "expires", "requests a minute")
@@ -49,6 +52,8 @@ def list_keys(file: File) -> None:
 @app.command()
 def remove(name: str, file: File) -> None:
     """Remove a key. A running service refuses it within a second."""
+    from errata.access_keys import remove_key
+
     with errors_as_one_line():
         remove_key(file, name)
     say(f"the key of {name} is removed")
