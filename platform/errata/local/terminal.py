@@ -39,7 +39,7 @@ _open: list[Terminal] = []
 
 
 def console() -> Console:
-    """The console of the open terminal, or one on standard output. Lines that were logged before are shown first."""
+    """Return the console of the open terminal, or one on standard output. Logged lines of speakers are shown first."""
     if _open:
         _open[-1].show_new_lines()
         return _open[-1].console
@@ -53,7 +53,7 @@ def log_only(line: str) -> None:
 
 
 def is_ray_job() -> bool:
-    """Is this process the driver of a job that was submitted to a Ray cluster?"""
+    """Return True in the driver of a job that was submitted to a Ray cluster."""
     return RAY_JOB in os.environ
 
 

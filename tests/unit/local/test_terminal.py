@@ -1,4 +1,4 @@
-"""What a command shows and what it logs."""
+"""The terminal of a command: lines that are shown, and lines that are only logged."""
 
 from __future__ import annotations
 
