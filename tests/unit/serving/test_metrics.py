@@ -117,7 +117,7 @@ def test_the_worker_counts_what_happened() -> None:
 
 
 def test_an_unknown_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="not to 'lost'"):
+    with pytest.raises(ValueError, match="not 'lost'"):
         WorkerMetrics().settled("lost")
 
 

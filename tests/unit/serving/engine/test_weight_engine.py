@@ -344,15 +344,16 @@ def test_the_modules_of_gemma_3_are_found_inside_vllms_wrapper() -> None:
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="with torchvision vLLM runs the model")
 def test_a_model_that_reads_images_is_refused_with_the_reason(tmp_path: Path) -> None:
     """The check runs before vLLM, whose own error is only that the model `failed to be inspected`."""
+    from serving.engine.checkpoint import check_architecture
     from serving.engine.generator import Generator
 
     checkpoint = save_tiny("gemma3-wrapped", tmp_path / "wrapped")
     replica = SimpleNamespace(options=SimpleNamespace(model=str(checkpoint)))
     with pytest.raises(ValueError, match=r"Gemma3ForConditionalGeneration, which reads images too.*torchvision"):
         asyncio.run(Generator._start_engine(replica))
-    weight_engine.check_architecture(save_tiny("gemma3", tmp_path / "text"))
+    check_architecture(save_tiny("gemma3", tmp_path / "text"))
     with pytest.raises(ValueError, match="some/model is no folder"):
-        weight_engine.check_architecture("some/model")
+        check_architecture("some/model")
 
 
 def test_an_engine_ends_when_its_replica_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

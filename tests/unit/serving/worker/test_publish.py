@@ -140,7 +140,7 @@ def test_a_retraction_that_fails_is_repeated_until_it_succeeds(tmp_path, monkeyp
     ids = post(worker, "a")
     apply(worker)
     refuse_next(worker, 1)
-    owner, name = (worker.live_model, "withdraw")
+    owner, name = (worker.live_model, "retract")
     if isinstance(fault, JournalFailed):
         owner, name = (worker.journal, "reopen")
     else:
