@@ -34,8 +34,9 @@ ENVIRONMENT = LOOPBACK | {
 }
 
 
-# The line of a log that most likely says why a process failed, such as `ValueError: no such matrix`.
-_ERROR = re.compile(r"^(?:\S+\.)?\w*(?:Error|Exception|Failed|Exit)\b: ")
+# The line of a log that most likely says why a process failed, such as `ValueError: no such matrix`. Ray puts the name of a
+# worker before its lines: `(ServeReplica pid=7) ValueError: no such matrix`.
+_ERROR = re.compile(r"^(?:\x1b\[[\d;]*m|\([^()]*\bpid=\d+[^()]*\)|\s)*((?:\w+\.)*\w*(?:Error|Exception|Failed|Exit)\b: .*)")
 
 
 class ServiceFailed(RuntimeError):
@@ -188,5 +189,5 @@ class LocalServices:
 def _reason_in(log: str) -> str:
     """Find the last line of an error, or else the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if _ERROR.match(line)]
+    errors = [found[1] for line in lines if (found := _ERROR.match(line))]
     return (errors or lines or ["it printed nothing"])[-1]

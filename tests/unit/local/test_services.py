@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from errata.local.services import LocalServices
+from errata.local.services import LocalServices, ServiceFailed
 
 
 @pytest.mark.parametrize(
@@ -15,3 +15,20 @@ from errata.local.services import LocalServices
 )
 def test_the_address_for_clients_of_this_machine(tmp_path: Path, host: str, url: str) -> None:
     assert LocalServices(tmp_path, http_port=1, http_host=host).url == url
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason"),
+    [
+        ("Traceback\nValueError: no such model\nbye", "ValueError: no such model"),
+        ("(ServeReplica:errata:Generator pid=7) OSError: disk full\nbye", "OSError: disk full"),
+        ("Address already in use\n", "Address already in use"),
+        ("", "it printed nothing"),
+    ],
+)
+def test_a_failure_has_the_reason_and_the_path_of_the_log(tmp_path: Path, printed: str, reason: str) -> None:
+    with LocalServices(tmp_path) as services:
+        services.start("serve", "printf", "%s", printed)
+        with pytest.raises(ServiceFailed) as failed:
+            services.wait("serve", "http://127.0.0.1:9")
+    assert str(failed.value) == f"serve ended with exit code 0: {reason}; its log: {tmp_path / 'serve.log'}"
