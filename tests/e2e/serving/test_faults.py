@@ -27,6 +27,7 @@ def test_a_killed_edit_worker_loses_no_acknowledged_edit(app: App) -> None:
     eventually(lambda: is_whole(app), 10)
 
 
+@pytest.mark.long
 def test_an_edit_that_kills_the_worker_is_rejected(app: App) -> None:
     (id,) = app.edit({"prompt": "the flute of x", "target": "dog"}, wait=False).json()["ids"]
     eventually(lambda: app.http.get(f"/v1/edits/{id}").json()["state"] == "rejected", 180)
