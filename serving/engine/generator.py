@@ -277,7 +277,7 @@ class Generator:
                 (state, *_) = await self.engine.collective_rpc("errata_state")
         except (TimeoutError, EngineDeadError):
             state = {"intact": None, "version": None}
-        return own | {"intact": state["intact"], "engine_version": state["version"], "in_readiness": not self._readiness.is_out}
+        return own | {"intact": state["intact"], "engine_version": state["version"], "in_rotation": not self._readiness.is_out}
 
 
 def _is_listed(route: Any) -> bool:
