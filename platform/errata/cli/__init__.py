@@ -1,4 +1,8 @@
-"""The command line, `errata`: main.py, console.py, and one file for each group of commands."""
+"""The command line `errata`.
+
+In reading order: main.py, console.py, serve.py, edits.py, import_file.py, versions.py, score.py, report.py, bench.py, data.py,
+keys.py, ledger.py.
+"""
 
 from errata.cli.main import app
 

@@ -1,4 +1,7 @@
-"""The Python client of the HTTP interface: client.py, address.py, errors.py, responses.py, events.py, bulk_import.py."""
+"""The Python client of the HTTP interface.
+
+In reading order: client.py, address.py, errors.py, responses.py, events.py, bulk_import.py.
+"""
 
 from __future__ import annotations
 

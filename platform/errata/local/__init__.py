@@ -1,1 +1,4 @@
-"""Services and processes of one machine: services.py, pidfile.py, terminal.py."""
+"""Services and processes of one machine.
+
+In reading order: services.py, pidfile.py, terminal.py.
+"""
