@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from errata.delta.accumulator import EditedModel
+from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected, batches_of
 from errata.editors import EDITORS, Editor, EditorState
@@ -14,21 +15,36 @@ from errata.editors.closed_form.nse import NSE
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.wrappers.wrapper import EditorWrapper
+from errata.model.capture import capture
 from errata.model.encoding import encode
 from errata.model.language_model import LanguageModel, load
 from errata.model.matrices import find_matrices
 from errata.testbed.world import World
 from tests.editors_under_test import MADE_OF, UNDER_TEST, editor_under_test
 
+FIRST_DELTAS: dict[str, WeightDelta] = {}  # The edit of the first batch by each editor, for the tests that only read it.
+
 
 @pytest.fixture(params=UNDER_TEST)
-def editor(request: pytest.FixtureRequest, tiny_model: LanguageModel) -> Editor:
-    return editor_under_test(request.param, tiny_model)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def editor(name: str, tiny_model: LanguageModel) -> Editor:
+    return editor_under_test(name, tiny_model)
 
 
 @pytest.fixture
 def batches() -> list[EditBatch]:
     return list(batches_of(World(20).edits("test", 9), 3))
+
+
+@pytest.fixture
+def delta(name: str, editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> WeightDelta:
+    if name not in FIRST_DELTAS:
+        FIRST_DELTAS[name], _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
+    return FIRST_DELTAS[name]
 
 
 def started(editor: Editor, model: LanguageModel) -> EditorState:
@@ -91,13 +107,8 @@ def test_a_rolled_back_edit_leaves_no_trace(
 
 
 def test_a_delta_makes_the_answers_of_its_edits_likelier(
-    editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]
+    delta: WeightDelta, tiny_model: LanguageModel, batches: list[EditBatch]
 ) -> None:
-    from errata.delta.side_branch import applied
-    from errata.model.capture import capture
-    from errata.model.encoding import encode
-
-    delta, _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
     encoded = encode(tiny_model.tokenizer, batches[0].prompts, batches[0].targets)
     _, before_T = capture(tiny_model.module, encoded, tuple(delta.parts))
     with applied(tiny_model.module, delta):
@@ -105,17 +116,15 @@ def test_a_delta_makes_the_answers_of_its_edits_likelier(
     assert after_T.mean() < before_T.mean()
 
 
-def test_a_delta_names_only_the_editors_matrices(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
+def test_a_delta_names_only_the_editors_matrices(editor: Editor, delta: WeightDelta, tiny_model: LanguageModel) -> None:
     spec = find_matrices(tiny_model.module, editor.modules)
-    delta, _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
     assert set(delta.parts) == set(spec.names)
     assert {name: tuple(part.dense().shape) for name, part in delta} == {m.name: m.shape for m in spec.matrices}
 
 
 def test_a_deltas_kind_and_rank_are_those_of_its_method(
-    editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]
+    editor: Editor, delta: WeightDelta, tiny_model: LanguageModel, batches: list[EditBatch]
 ) -> None:
-    delta, _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
     kinds, rows_of = MADE_OF[type(editor)]
     assert {type(part) for _, part in delta} <= kinds
     if rows_of:
