@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from errata.delta.accumulator import EditedModel
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, batches_of
+from errata.edit import Edit, EditBatch, batches_of
 from errata.editors import Editor, EditorState
 from errata.editors.closed_form.locate_then_edit import contexts_of
 from errata.editors.closed_form.moments import Moments
@@ -127,38 +127,29 @@ def write(model: LanguageModel, name: str, change_OI: Tensor) -> None:
     weight += matrix.oriented(change_OI).to(weight)
 
 
-def rome_batch(
+def rome_fact(
     model: LanguageModel,
-    batch: EditBatch,
+    edit: Edit,
     contexts: Sequence[str],
     name: str,
-    wanted_nO: Tensor,
+    wanted_O: Tensor,
     moment_II: Tensor | None,
     flavour: str = "ROME",
-    projector_OO: Tensor | None = None,
 ) -> Tensor:
-    """Compute ROME's change of the matrix `name`, [O, I], writing fact by fact, so that each fact sees the earlier ones.
+    """Compute ROME's change of the matrix `name`, [O, I], for one fact, without writing it.
 
     u = C⁻¹ k̄ / |C⁻¹ k̄|, or k̄ / |k̄| without a moment, and ΔW = (v* - W k) uᵀ / (uᵀ k). u uses the mean of the keys over the
-    contexts, v* the bare prompt's key. R-ROME uses one key everywhere: the mean (and the mean of W k), or the bare prompt's. A
-    projector is applied to the solution before it is written.
+    contexts, v* the bare prompt's key. R-ROME uses one key everywhere: the mean (and the mean of W k), or the bare prompt's.
     """
-    change_OI = torch.zeros_like(weight_of(model, name))
-    for index, edit in enumerate(batch):
-        fact = EditBatch((edit,))
-        keys_CI = torch.cat(in_contexts(model, fact, contexts, name, False))
-        outputs_CO = torch.cat(in_contexts(model, fact, contexts, name, True))
-        mean_I, bare_I = keys_CI.mean(0), keys_CI[0]
-        direction_I = bare_I if flavour == "R-ROME, prompt keys" else mean_I
-        answered_I, now_O = (mean_I, outputs_CO.mean(0)) if flavour == "R-ROME" else (bare_I, outputs_CO[0])
-        u_I = direction_I if moment_II is None else torch.linalg.solve(moment_II, direction_I)
-        u_I = u_I / u_I.norm()
-        fact_OI = torch.outer(wanted_nO[index] - now_O, u_I) / (u_I @ answered_I)
-        if projector_OO is not None:
-            fact_OI = projector_OO @ fact_OI
-        write(model, name, fact_OI)
-        change_OI = change_OI + fact_OI
-    return change_OI
+    fact = EditBatch((edit,))
+    keys_CI = torch.cat(in_contexts(model, fact, contexts, name, False))
+    outputs_CO = torch.cat(in_contexts(model, fact, contexts, name, True))
+    mean_I, bare_I = keys_CI.mean(0), keys_CI[0]
+    direction_I = bare_I if flavour == "R-ROME, prompt keys" else mean_I
+    answered_I, now_O = (mean_I, outputs_CO.mean(0)) if flavour == "R-ROME" else (bare_I, outputs_CO[0])
+    u_I = direction_I if moment_II is None else torch.linalg.solve(moment_II, direction_I)
+    u_I = u_I / u_I.norm()
+    return torch.outer(wanted_O - now_O, u_I) / (u_I @ answered_I)
 
 
 def played(

@@ -32,8 +32,9 @@ from tests.unit.small_models import (
     check_close,
     modules_of,
     played,
-    rome_batch,
+    rome_fact,
     weight_of,
+    write,
 )
 
 OEDIT_IN_FP32 = 4e-5  # seen: 3.5e-6
@@ -95,7 +96,12 @@ def protected_rome(
             both_OR = torch.cat([H_OR, B_OQ], 1)
             projector_OO = torch.eye(len(both_OR), dtype=torch.float64) - both_OR @ torch.linalg.pinv(both_OR)
         wanted_nO = find_targets(model, batch, name, Contexts(contexts), editor.host.search, penalties).wanted_nD
-        change_OI = rome_batch(model, batch, contexts, name, wanted_nO, C_II, projector_OO=projector_OO)
+        change_OI = torch.zeros_like(total_OI)
+        for edit, wanted_O in zip(batch, wanted_nO, strict=True):
+            fact_OI = rome_fact(model, edit, contexts, name, wanted_O, C_II)
+            fact_OI = fact_OI if projector_OO is None else projector_OO @ fact_OI
+            write(model, name, fact_OI)
+            change_OI = change_OI + fact_OI
         total_OI, made = total_OI + change_OI, made + len(batch)
         changes.append({name: change_OI})
     return changes

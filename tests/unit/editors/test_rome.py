@@ -28,8 +28,9 @@ from tests.unit.small_models import (
     modules_of,
     played,
     relative,
-    rome_batch,
+    rome_fact,
     subjects_of,
+    weight_of,
     with_moments,
     write,
 )
@@ -74,7 +75,12 @@ def published(model: LanguageModel, editor: ROME, contexts: tuple[str, ...], fla
     changes = []
     for batch in BATCHES:
         wanted_nO = find_targets(model, batch, name, Contexts(contexts), editor.search).wanted_nD
-        changes.append({name: rome_batch(model, batch, contexts, name, wanted_nO, floored_moment(editor, name), flavour)})
+        moment_II, change_OI = floored_moment(editor, name), torch.zeros_like(weight_of(model, name))
+        for edit, wanted_O in zip(batch, wanted_nO, strict=True):
+            fact_OI = rome_fact(model, edit, contexts, name, wanted_O, moment_II, flavour)
+            write(model, name, fact_OI)
+            change_OI = change_OI + fact_OI
+        changes.append({name: change_OI})
     return changes
 
 
