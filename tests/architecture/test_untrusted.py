@@ -11,7 +11,7 @@ import pytest
 import typer
 from torch import nn
 
-from errata.cli.serve import _made_on
+from errata.cli.serve import _model_of
 from tests.architecture.test_fences import sources, tops
 
 OURS = sources("platform/errata", "jobs", "serving")
@@ -54,8 +54,8 @@ def test_only_the_operators_editor_is_imported_by_name() -> None:
 def test_an_artifact_cannot_name_a_model_outside_the_testbed(tmp_path: Path, record: str, name: str) -> None:
     made = {"model": name}
     (tmp_path / record).write_text(json.dumps({"record": made} if record == "artifact.json" else made))
-    with pytest.raises(typer.BadParameter, match="no folder's name"):
-        _made_on(tmp_path)
+    with pytest.raises(typer.BadParameter, match="not the name of a folder"):
+        _model_of(tmp_path)
 
 
 def test_a_checkpoint_cannot_name_files_outside_its_folder(tmp_path: Path) -> None:
