@@ -264,7 +264,7 @@ def test_an_expired_key_is_listed_as_such(file: Path) -> None:
     [
         (("add", "a", "--role", "root"), "role must be one of read, edit, admin"),
         (("add", "a b"), "name must be"),
-        (("add", "a", "--expires", "soon"), "is no lifetime"),
+        (("add", "a", "--expires", "soon"), "is not a lifetime"),
         (("add", "a", "--rate", "0"), "rate must be"),
         (("add", "taken"), "there is a key named 'taken' already"),
         (("remove", "b"), "there is no key named 'b'"),
