@@ -206,6 +206,7 @@ def run(plan: Plan) -> None:
     directory = home() / "demo"
     shutil.rmtree(directory, ignore_errors=True)
     edits = plan.corpus.edits("test", NUM_BATCHES * BATCH_SIZE, plan.seed)
+    console().print(f"demo: logs of the services in {directory}", highlight=False, soft_wrap=True)
     with LocalServices(directory, http_port=free_port()) as services:
         demo = Demo(plan, services, directory, Client(services.url))
         start(demo)
