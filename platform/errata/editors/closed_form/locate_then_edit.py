@@ -107,8 +107,8 @@ class LocateThenEdit(Editor):
         if self.position != "prompt":
             check_is_read(model, block_of(spec.names[-1]))
         texts = sample_contexts(model, self.context_words, self.context_lengths, self.seed)
-        written = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
-        return EditorState(0, {"contexts": written}, {"preconditioners": self._first_preconditioners(spec)})
+        text_bytes = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
+        return EditorState(0, {"contexts": text_bytes}, {"preconditioners": self._first_preconditioners(spec)})
 
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
