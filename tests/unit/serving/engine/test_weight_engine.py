@@ -144,12 +144,12 @@ def test_an_update_with_a_fault_names_it_and_changes_nothing(grown: Ledger, tmp_
 class Watched:
     """An engine over `Still`'s weights that records each call, and whether a swap was under way, in `seen`."""
 
-    def __init__(self, still: Still, rotation: Readiness) -> None:
-        self.still, self.rotation, self.seen = still, rotation, []
+    def __init__(self, still: Still, readiness: Readiness) -> None:
+        self.still, self.readiness, self.seen = still, readiness, []
 
     def look(self, asked: str) -> None:
-        bound = self.rotation._preparing
-        self.seen.append((asked, bound and bound[1], self.rotation._swap_began is not None))
+        bound = self.readiness._preparing
+        self.seen.append((asked, bound and bound[1], self.readiness._swap_began is not None))
 
     async def collective_rpc(self, method, args=()):
         self.look(method)
@@ -191,7 +191,8 @@ def test_a_swap_is_timed_from_the_pause_and_its_preparation_by_the_size_of_the_f
         for versions in (grown.versions()[1:], grown.versions()[5:6])
     )
     swapped = [("pause", None, True), ("update", None, True), ("resume", None, True), ("errata_state", None, True)]
-    assert one.engine.seen == [("errata_prepare", whole, False), *swapped] and 60 < only < whole
+    seen = [call for call in one.engine.seen if call[0] != "errata_reading"]  # A busy machine reads longer.
+    assert seen == [("errata_prepare", whole, False), *swapped] and 60 < only < whole
     assert not one._readiness.is_under_way
     one.engine.seen.clear()
     assert asyncio.run(one.swap(4))["version"] == 4 and asyncio.run(one.swap(5))["version"] == 5

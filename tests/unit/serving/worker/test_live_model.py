@@ -221,7 +221,7 @@ def test_both_sides_of_a_limit_can_be_set_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("guard", "probes", "says"),
     [
-        ({"perplexity": "2"}, None, "perplexity: '2' is no Limit"),
+        ({"perplexity": "2"}, None, "perplexity: '2' is not of type Limit"),
         ({"perplexity.refuse": "high"}, None, "'high' is not of type float"),
         ({"perplexity.refuse": "1"}, None, "must not exceed its refusal level"),
         ({"colour": "red"}, None, "Guard has no field 'colour'; it has perplexity, broken"),
