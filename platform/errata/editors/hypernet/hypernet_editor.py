@@ -136,7 +136,7 @@ class HypernetworkEditor(Editor):
             with torch.no_grad(), timed("solve"):
                 proposals = net.propose(captured, preconditioners, shared)
             grams = grams or {name: shared[name] for name in preconditioners}
-            written = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
+            update = WeightDelta({name: LowRank(p.Z_nO.T, p.V_nI.T) for name, p in proposals.items()})
             delta = chained([delta, update])
         if not delta.is_finite:
             raise EditRejected("the update is not finite: the policy's numbers overflow", code=Code.NOT_FINITE)
