@@ -69,7 +69,7 @@ def test_on_fault_has_two_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("record", "said"),
-    [({"prompt": "a", "target": ""}, "every record is at fault"), (None, "the file holds no record")],
+    [({"prompt": "a", "target": ""}, "every record is faulty"), (None, "the file holds no record")],
     ids=["at-fault", "none"],
 )
 def test_convert_of_no_edit_fails_and_leaves_an_old_file(tmp_path: Path, record: dict | None, said: str) -> None:
@@ -125,7 +125,7 @@ def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
     ]
     (tmp_path / "edits.json").write_text(json.dumps(records))
     said = run("check", tmp_path / "edits.json", code=1)
-    assert "4 edits, 1 record at fault\n" in said and "1 × target: must be given as a string" in said
+    assert "4 edits, 1 record at fault\n" in said and "1 × missing_field (target)" in said
     assert "1 duplicate of an earlier edit" in said and "edits 0 and 1: 'The capital of Tal is' is 'Orr' and 'orr'" in said
     assert "1 conflict, 3 edits in it\n" in said and "edits 0 and 2: 'The capital of Tal is' is 'Orr' and 'Lund'" in said
 

@@ -47,7 +47,7 @@ def test_the_served_model_is_scored_by_what_it_generates(one_version: str, tmp_p
     [
         ("{", "contains no answers"),
         ('{"answers": [1], "max_tokens": 16}', "contains no answers"),
-        ('{"answers": {}, "max_tokens": 16}', "no answer was given to 1 prompts"),
+        ('{"answers": {}, "max_tokens": 16}', "1 prompts have no answer to score"),
         ('{"answers": {}, "max_tokens": 8}', "have at most 8 tokens, not 16: give --max-tokens 8"),
         (None, "No such file"),
     ],

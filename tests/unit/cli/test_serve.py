@@ -56,7 +56,7 @@ def test_a_preset_is_checked_before_anything_starts(tmp_path: Path, monkeypatch:
         ("UltraEdit", "llama4", "UltraEdit has no preset 'llama4'; there are llama3_8b"),
         ("RECT/MEMIT", "gemma2_9b", "MEMIT has no preset 'gemma2_9b'; there are gpt2_xl"),
         ("LocFT", "gpt_j", "it has none: set its fields"),
-        ("RLEdit", "llama3_8b", "RLEdit is trained, and takes no preset"),
+        ("RLEdit", "llama3_8b", "RLEdit is trained, so it takes no preset"),
     ):
         done = errata("serve", "--editor", editor, "--preset", preset, "--model", "m")
         assert done.exit_code == 2 and says in words(done), done.output
