@@ -111,7 +111,7 @@ def test_one_harmful_edit_is_found_and_its_neighbours_are_made(tiny_model, ledge
     assert [edit for version in made for edit in version.edits] == healthy
     ((culprit, refusal),) = refused
     assert culprit.edits == (poison,) and isinstance(refusal, VersionRefused)
-    assert refusal.code in (Code.GUARD_DISTURBED, Code.GUARD_PERPLEXITY, Code.GUARD_BROKEN)
+    assert refusal.code in (Code.GUARD_DISTURBED, Code.GUARD_DRIFT, Code.GUARD_PERPLEXITY, Code.GUARD_BROKEN)
     (record,) = ledger.refusals()
     assert (record["edit"]["id"], record["reason"]) == ("poison", refusal.reason)
     assert record["scores"]["lost_locality"] == refusal.scores["lost_locality"]
