@@ -48,11 +48,12 @@ def errors_as_one_line(role: str = "read", also: tuple[type[Exception], ...] = (
 
     `role` is the role of a key that the command requires, `also` are types of errors that only this command expects.
     """
+    expected: tuple[type[Exception], ...] = (ValueError, OSError, *also)
     try:
         yield
     except ErrataError as refused:
         fail(with_advice(refused, role))
-    except (ValueError, OSError, *also) as wrong:
+    except expected as wrong:
         fail(str(wrong))
 
 

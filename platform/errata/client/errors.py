@@ -35,8 +35,8 @@ class ErrataError(RuntimeError):
     @property
     def faults(self) -> list[ReportedFault]:
         """All faults that the service found in the edits, each with `edit`, `field`, `code` and `reason`."""
-        faults = self._error.get("faults")
-        return [fault for fault in faults if isinstance(fault, dict)] if isinstance(faults, list) else []
+        faults: list[ReportedFault] | None = self._error.get("faults")
+        return faults if isinstance(faults, list) else []
 
     @property
     def _error(self) -> dict[str, Any]:
