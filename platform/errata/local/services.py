@@ -38,6 +38,9 @@ ENVIRONMENT = LOOPBACK | {
 # worker before its lines: `(ServeReplica pid=7) ValueError: no such matrix`.
 _ERROR = re.compile(r"^(?:\x1b\[[\d;]*m|\([^()]*\bpid=\d+[^()]*\)|\s)*((?:\w+\.)*\w*(?:Error|Exception|Failed|Exit)\b: .*)")
 
+# Errors that only wrap the reason, which is in a line before them.
+_WRAPPER = re.compile(r"Traceback \(most recent call last\)|: Deploying application ")
+
 
 class ServiceFailed(RuntimeError):
     """A service that ended or did not answer in time; the message is one line with the reason and the path of the log."""
@@ -189,5 +192,5 @@ class LocalServices:
 def _reason_in(log: str) -> str:
     """Find the last line of an error, or else the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [found[1] for line in lines if (found := _ERROR.match(line))]
+    errors = [found[1] for line in lines if (found := _ERROR.match(line)) and not _WRAPPER.search(found[1])]
     return (errors or lines or ["it printed nothing"])[-1]
