@@ -43,7 +43,7 @@ def ability(*options: str) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path, world: World) -> Path:
-    """A task of the world's facts with two choices each: the true answer and a wrong one."""
+    """Write a task of the world's facts with two choices each: the true answer and a wrong one."""
     known = [(prompt, answer) for prompt, answer in world.sentences() if answer != "violin"]
     records = [{"prompt": prompt, "choices": [answer, "violin"], "answer": 0} for prompt, answer in known]
     (tmp_path / "facts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records[:20]))
