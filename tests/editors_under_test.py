@@ -35,15 +35,16 @@ from errata.testbed.world import World
 GATE_UP = ("layers.1.mlp.gate_proj", "layers.1.mlp.up_proj")
 
 
-_BUILT: dict[tuple[str, str], Editor] = {}
-_MOMENTS: dict[tuple[str, tuple[str, ...]], Moments] = {}
+_BUILT: dict[tuple[str, str, str], Editor] = {}
+_MOMENTS: dict[tuple[str, str, tuple[str, ...]], Moments] = {}
 
 
 def editor_under_test(name: str, model: LanguageModel) -> Editor:
-    """Build an editor on an unedited model; once per session for each checkpoint, because editors are frozen."""
-    if (name, model.path) not in _BUILT:
-        _BUILT[name, model.path] = UNDER_TEST[name](model)
-    return _BUILT[name, model.path]
+    """Build an editor on an unedited model; once per session for each checkpoint and device, because editors are frozen."""
+    key = name, model.path, str(model.device)
+    if key not in _BUILT:
+        _BUILT[key] = UNDER_TEST[name](model)
+    return _BUILT[key]
 
 
 def learned(editor: HypernetworkEditor) -> Callable[[LanguageModel], Editor]:
@@ -72,7 +73,7 @@ def with_key_moments(
     """Return a builder of the editor with moments of the model, and with `wrap` around it."""
 
     def make(model: LanguageModel) -> Editor:
-        key = model.path, editor.modules
+        key = model.path, str(model.device), editor.modules
         if key not in _MOMENTS:
             _MOMENTS[key] = measured(model, editor.modules)
         return wrap(editor.with_moments(_MOMENTS[key]))

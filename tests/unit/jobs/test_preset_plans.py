@@ -70,7 +70,7 @@ def test_a_plan_of_a_dataset_needs_a_file_of_it(tmp_path: Path) -> None:
     plain = tmp_path / "edits.parquet"
     write_parquet(read_edits(FEVER), plain)
     plan = "plan=rledit_llama3_8b_zsre"
-    assert "trains on edits of zsre: name a file of them, edits=PATH" in refusal(plan)
+    assert "trains on edits of zsre: name a file, edits=PATH" in refusal(plan)
     assert "has the layers for zsre" in (said := refusal(plan, f"edits={FEVER}")) and "of the format fever" in said
     assert "nowhere.json" in refusal(plan, f"edits={tmp_path / 'nowhere.json'}")
     for accepted in ([f"edits={ZSRE}"], [f"edits={plain}"], [f"edits={FEVER}", "dataset=any"]):
