@@ -104,7 +104,7 @@ def play_in_one_graph(
     model: LanguageModel,
     net: Hypernetwork,
     steps: Sequence[EpisodeBatch],
-    metrics: Mapping[str, KeyPreconditioner],
+    preconditioners: Mapping[str, KeyPreconditioner],
     reward: Reward,
     num_passes: int = 1,
     num_burn_in: int = 0,
@@ -122,9 +122,9 @@ def play_in_one_graph(
             with applied(model.module, so_far):
                 captured, _ = capture(model.module, step.edit_texts, net.spec.names, all_tokens=net.rule == "outer")
             with torch.set_grad_enabled(t >= num_burn_in):
-                made.append(net.propose(captured, metrics))
+                made.append(net.propose(captured, preconditioners))
             first = first or captured
-        metrics = {name: metric.remember(first[name].keys_TI) for name, metric in metrics.items()}
+        preconditioners = {name: past.remember(first[name].keys_TI) for name, past in preconditioners.items()}
         if t < num_burn_in:
             continue
         for age in range(min(t, reward.backtrack_depth) + 1):
