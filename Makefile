@@ -95,8 +95,9 @@ tune: setup
 test: unit
 	$(BIN)/python -m pytest tests/e2e tests/chaos
 
+# One thread for each of pytest's processes: more would only wait for each other.
 unit: setup
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --ignore=tests/e2e --ignore=tests/chaos
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --ignore=tests/e2e --ignore=tests/chaos
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
