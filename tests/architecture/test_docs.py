@@ -86,7 +86,7 @@ def test_every_module_has_a_docstring() -> None:
     assert [path.relative_to(ROOT).as_posix() for path in tree.modules() if not tree.first_line(path)] == []
 
 
-def test_the_trips_name_files_that_exist() -> None:
+def test_the_diagrams_name_files_that_exist() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     named = set(re.findall(r"\b(?:errata|serving|jobs)/[\w/]+\.py", page.partition(tree_module().BEGIN)[0]))
     assert {name for name in named if not any((ROOT / top / name).exists() for top in ("", "platform"))} == set()
