@@ -1,3 +1,5 @@
+"""Access keys: the file of hashes, expiry, reloading, and addresses that require keys."""
+
 from __future__ import annotations
 
 import json
@@ -200,17 +202,17 @@ def test_a_link_is_followed(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90m", 5400), ("12h", 43200), ("30d", 2592000), ("8w", 4838400)])
-def test_lifetimes(text: str, seconds: int) -> None:
+def test_a_lifetime_is_a_number_and_a_unit(text: str, seconds: int) -> None:
     assert lifetime_of(text).total_seconds() == seconds
 
 
 @pytest.mark.parametrize("text", ["", "d", "30", "0d", "-1d", "1.5d", "30 d", "30y", "²d", "999999d"])
-def test_invalid_lifetimes(text: str) -> None:
+def test_an_invalid_lifetime_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a lifetime"):
         lifetime_of(text)
 
 
-def test_loopback() -> None:
+def test_only_addresses_of_this_machine_are_loopback() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.1.2.3", "::1", "[::1]")))
     assert not any(
         map(is_loopback, ("0.0.0.0", "::", "", "10.0.0.1", "example.org", "localhost.example.org", "127.0.0.1.nip.io"))

@@ -1,3 +1,5 @@
+"""Edits and batches: JSON, checks by field, and rejections."""
+
 from __future__ import annotations
 
 import pickle
@@ -13,11 +15,11 @@ KINDS = Edit("a", "b", portability=(Probe("p", "q", "two_hop"), Probe("r", "s"),
 
 
 @pytest.mark.parametrize("edit", [FULL, KINDS, Edit("a", "b")])
-def test_json_round_trip(edit):
+def test_an_edit_is_read_from_json_as_it_was_written(edit):
     assert Edit.from_json(edit.to_json()) == edit
 
 
-def test_a_probe_without_a_kind_is_written_as_ever():
+def test_a_probe_without_a_kind_is_written_without_the_field():
     assert FULL.to_json()["portability"] == [{"prompt": "r", "target": "s"}]
     old = {"prompt": "a", "target": "b", "portability": [{"prompt": "r", "target": "s", "kind": None}]}
     assert Edit.from_json(old).portability == (Probe("r", "s"),)
@@ -65,7 +67,7 @@ def test_a_rejection_survives_pickling():
     assert (copy.faults, str(copy)) == (several.faults, "edit 3, prompt: too long; edit 4: is not finite")
 
 
-def test_batches_of():
+def test_batches_keep_the_order_and_the_rest():
     edits = [Edit(str(i), "x") for i in range(5)]
     assert [batch.prompts for batch in batches_of(edits, 2)] == [["0", "1"], ["2", "3"], ["4"]]
     assert EditBatch(edits).edits == tuple(edits)

@@ -46,7 +46,7 @@ def test_an_untracked_copy_does_not_have_the_commit_of_the_checkout(checkout: Pa
     assert commit(checkout / "code") == head(checkout)
 
 
-def test_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_there_is_no_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(checkout))
     assert commit(checkout / "code") == ""
 
@@ -60,7 +60,9 @@ def test_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[]", ""),
     ],
 )
-def test_the_package_of_a_submitted_job(config: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_of_a_submitted_job_is_read_from_its_environment(
+    config: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", config)
     assert working_dir() == found
 

@@ -74,7 +74,7 @@ def test_each_memory_option_saves_its_part(model_dir: Path) -> None:
     assert max(split["peak"], again["peak"], away["peak"]) < whole["peak"]
 
 
-def test_memory_of_an_editor_in_service(model_dir: Path) -> None:
+def test_memory_of_an_editor_in_service_is_counted_by_part(model_dir: Path) -> None:
     plan = plan_of(model_dir)
     rows = {(row["where"], row["what"]): row["gib"] * 2**30 for row in serving_rows(plan, Texts(answers=2), batch_sizes=(4,))}
     assert rows["edit worker", "its metric, in fp64"] == 8 * 96**2  # one matrix of 64 x 96
@@ -85,7 +85,9 @@ def test_memory_of_an_editor_in_service(model_dir: Path) -> None:
     assert rows["replica, in host memory", "base of the edited matrices and their partners"] == 4 * 64 * 96
 
 
-def test_the_report(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_has_every_memory_option_and_the_check(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     path = run(plan_of(model_dir), TINY.texts, TINY, "a command")
     report = json.loads(path.read_text())

@@ -104,7 +104,7 @@ def test_impossible_settings_are_refused_by_the_command(
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
 
 
-def test_the_report_has_the_command() -> None:
+def test_the_command_in_the_report_gives_the_same_settings() -> None:
     settings = parsed(["--size=tiny", "--batches=4", "--editors=MEMIT,RLEdit", "--tf32"])
     assert settings == Settings("tiny", (4,), editors=("MEMIT", "RLEdit"), tf32=True)
     arguments = command_of(settings).partition("'")[2].rstrip("'").split()

@@ -1,3 +1,5 @@
+"""The stream with harmful edits: where they are inserted, and the editor that makes them."""
+
 from __future__ import annotations
 
 from collections import Counter

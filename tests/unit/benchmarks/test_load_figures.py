@@ -118,7 +118,7 @@ def test_throughput_is_paired() -> None:
     assert paired_rates([requests[0], failed], phases[:2]) == (0.0, 10.0, [0.0])
 
 
-def test_the_figures_of_a_run() -> None:
+def test_a_run_has_known_figures() -> None:
     steady = tuple(i / 10 for i in range(1, 101))  # without edits, 100 tokens in 10 s
     edited = tuple(10 + i / 10 for i in range(1, 100) if i not in (50, 51))  # a pause of 0.3 s at 15
     requests = [
@@ -139,7 +139,7 @@ def test_the_figures_of_a_run() -> None:
     assert json.loads(json.dumps(found.to_json()))["misversioned"] == 1
 
 
-def test_percentiles_of_many_swaps() -> None:
+def test_percentiles_are_over_all_swaps() -> None:
     swaps = [(float(i), i + i / 1000) for i in range(1, 102)]  # 1 to 101 ms
     found = load_figures([], [], swaps, [])
     assert found.swap_ms_p50 == pytest.approx(51) and found.swap_ms_p99 == pytest.approx(100)

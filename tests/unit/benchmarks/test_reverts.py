@@ -1,3 +1,5 @@
+"""Means over the trials of the benchmark of reverts."""
+
 from __future__ import annotations
 
 from benchmarks.reverts import averaged

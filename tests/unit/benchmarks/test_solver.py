@@ -46,7 +46,7 @@ def test_every_way_of_sharing_keys_solves_the_same(in_metric: bool) -> None:
         torch.testing.assert_close(tensors, found["alone"], msg=name)
 
 
-def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_has_ratios_and_small_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     episode = Episode(depths=(0, 2), num_batches=3, batch_size=2, num_subjects=20)
     settings = Settings(shapes=((64, 48),), rows=(5, 8), primal_once_from=64, once_rows=8, repeats=2, episode=episode)

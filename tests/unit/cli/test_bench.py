@@ -71,7 +71,7 @@ def test_two_editors_of_a_class_are_named_by_their_folders(files: dict[str, str]
     assert done.exit_code == 0 and "one, seed 0, 4 edits" in done.output and "two, seed 0, 4 edits" in done.output
 
 
-def test_settings_of_an_untrained_editor(files: dict[str, str]) -> None:
+def test_settings_of_an_untrained_editor_are_set_by_name(files: dict[str, str]) -> None:
     settings = ("modules=layers.1.mlp.down_proj", "num_epochs=2")
     more = [part for setting in settings for part in ("--set", f"FT-L.{setting}")]
     done = bench(files, "--editor", "FT-L", *more, "--limit", "3")

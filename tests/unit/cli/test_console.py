@@ -62,7 +62,7 @@ def test_a_short_outage_is_waited_out(service: Service) -> None:
     assert done.exit_code == 0 and "trying again" in done.output and len(service.queued) == 1
 
 
-def test_keys_and_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_key_is_explained_and_never_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys.json"
     readers, editors = add_key(file, "rob", "read"), add_key(file, "eve", "edit")
     with serving(tmp_path, file) as service:

@@ -103,13 +103,13 @@ def test_check_counts_the_pairs_it_does_not_show(tmp_path: Path) -> None:
     assert "8 conflicts" in said and said.count("' is '") == NUM_EXAMPLES and "  and 3 more\n" in said
 
 
-def test_check_of_a_good_file() -> None:
+def test_check_finds_nothing_in_a_good_file() -> None:
     said = run("check", DATA / "counterfact.json")
     assert "counterfact.json: counterfact" in said and "2 edits, 0 records at fault" in said
     assert "0 duplicates of" in said and "0 conflicts, 0 edits in them" in said
 
 
-def test_singular_and_plural(tmp_path: Path) -> None:
+def test_a_count_of_one_is_singular(tmp_path: Path) -> None:
     write_parquet([Edit("a", "b")], tmp_path / "one.parquet")
     assert "1 edit, 0 records at fault" in run("check", tmp_path / "one.parquet")
     assert "1 edit written" in run("convert", tmp_path / "one.parquet", tmp_path / "out.parquet")

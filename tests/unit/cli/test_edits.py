@@ -85,7 +85,7 @@ def test_watch_prints_a_line_for_each_event(service: Service, monkeypatch: pytes
     assert "rejected: The capital of France is → unlearnable: it would break the model" in text
 
 
-def test_watching_an_unknown_edit(service: Service) -> None:
+def test_watching_an_unknown_edit_is_an_error_with_advice(service: Service) -> None:
     done = errata("watch", "abc")
     assert done.exit_code == 1 and "errata edits" in done.output
     done = errata("watch", "../status")

@@ -85,7 +85,9 @@ def test_only_edits_beyond_the_limits_of_a_post_are_left_out(service: Service, t
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_full_queue_and_a_post_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_waits_while_the_queue_is_full_and_splits_large_posts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(tmp_path, max_queue=3) as service:
         source = file_of(tmp_path, ["same"] * 9)
         done = errata("import", source, "--url", service.url)

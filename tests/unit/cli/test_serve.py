@@ -18,7 +18,7 @@ from tests.unit.cli.invoke import PROMPT, errata, words
 from tests.unit.served import Service
 
 
-def test_status(service: Service) -> None:
+def test_status_shows_readiness_replicas_and_queue(service: Service) -> None:
     errata("edit", PROMPT, "Lyon")
     shown = words(errata("status"))
     for part in (

@@ -72,7 +72,7 @@ def test_blame_names_the_version(service: Service) -> None:
     assert done.exit_code == 1 and "HTTP 422" in done.output
 
 
-def test_exporting_an_unknown_version(tmp_path: Path) -> None:
+def test_an_unknown_version_is_not_exported(tmp_path: Path) -> None:
     Ledger.create(tmp_path / "ledger", {"model": "m", "fingerprint": "f", "matrices": ["a"]})
     for ledger, says in ((tmp_path / "ledger", "there is no version 3"), (tmp_path / "none", "none")):
         done = errata("export", "3", str(tmp_path / "out"), "--ledger", str(ledger))

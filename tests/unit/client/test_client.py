@@ -40,7 +40,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 # -- calls ------------------------------------------------------------------------------------------------------------
 
 
-def test_calls_and_answers(service: Service) -> None:
+def test_each_method_returns_the_answer_of_its_route(service: Service) -> None:
     with Client(service.url) as client:
         answer = client.edit([EDIT, {**EDIT, "rephrasings": ["France's capital is"]}])
         assert answer["version"] == 1 and [edit["state"] for edit in answer["edits"]] == ["applied", "applied"]

@@ -164,7 +164,7 @@ def test_every_record_of_a_format_is_recognised_by_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_from_every_format_to_parquet_and_back(tmp_path: Path, name: str) -> None:
+def test_every_format_survives_parquet(tmp_path: Path, name: str) -> None:
     edits = list(read_edits(FILES[name]))
     assert write_parquet(edits, tmp_path / "edits.parquet") == len(edits)
     assert list(read_edits(tmp_path / "edits.parquet")) == edits

@@ -17,7 +17,7 @@ from errata.edit import EditRejected
 from tests.unit.datasets.files import EDITS, GOOD, lines, rejection, written
 
 
-def test_json_lines_and_json(tmp_path: Path) -> None:
+def test_json_lines_and_a_json_list_give_the_same_edits(tmp_path: Path) -> None:
     for name, content in {"edits.jsonl": lines(GOOD) + "\n\n", "edits.json": json.dumps(GOOD, indent=2)}.items():
         assert list(read_edits(written(tmp_path / name, content))) == EDITS
 

@@ -23,13 +23,13 @@ def parts(tmp_path: Path) -> Path:
     return tmp_path / "parts"
 
 
-def test_folders_patterns_and_uris(parts: Path) -> None:
+def test_folders_patterns_and_uris_are_read(parts: Path) -> None:
     for where in (parts, f"{parts}/part-*.parquet", parts.as_uri(), f"{parts.as_uri()}/part-*.parquet"):
         assert list(read_edits(where)) == EDITS
     assert list(read_edits(f"{parts.as_uri()}/part-1.parquet")) == EDITS[1:2]
 
 
-def test_another_filesystem_of_pyarrow(parts: Path) -> None:
+def test_another_filesystem_of_pyarrow_is_read(parts: Path) -> None:
     inner = pafs.SubTreeFileSystem(str(parts.parent), pafs.LocalFileSystem())
     assert list(read_edits("parts", filesystem=inner)) == EDITS
     memory = pafs._MockFileSystem()

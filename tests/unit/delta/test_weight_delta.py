@@ -10,7 +10,7 @@ from errata.delta.weight_delta import WeightDelta, chained, in_series
 from tests.unit.delta.parts_under_test import COLUMNS, PARTS, ROWS, a_low_rank
 
 
-def test_save_and_load(tmp_path):
+def test_a_saved_delta_is_loaded_with_the_same_bits(tmp_path):
     delta = WeightDelta({**PARTS, "with.bf16": LowRank(torch.ones(3, 1).bfloat16(), torch.ones(2, 1).bfloat16())})
     delta.save(tmp_path / "delta.safetensors")
     loaded = WeightDelta.load(tmp_path / "delta.safetensors")

@@ -44,7 +44,7 @@ def test_a_manifest_is_valid_by_kuberays_types(name: str) -> None:
 
 
 @pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
-def test_the_structure_is_a_schema(schema: dict[str, Any]) -> None:
+def test_kuberays_types_are_a_valid_schema(schema: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
 
 
@@ -72,7 +72,7 @@ def test_a_typo_anywhere_in_a_manifest_is_caught(name: str) -> None:
         assert not structure.is_valid(broken), path
 
 
-def test_one_namespace_and_unique_names() -> None:
+def test_all_objects_share_a_namespace_and_have_unique_names() -> None:
     found = manifests(*MANIFESTS)
     (namespace,) = [one["metadata"]["name"] for one in found if one["kind"] == "Namespace"]
     assert all(one["metadata"]["namespace"] == namespace for one in found if one["kind"] != "Namespace")

@@ -140,7 +140,7 @@ def test_folds_take_turns_each_with_its_own_preconditioners(tiny_model: Language
         assert all(torch.equal(one.base_II, own.base_preconditioners[name]) for name, one in preconditioners.items())
 
 
-def test_which_batches_are_backtracked() -> None:
+def test_backtracking_scores_the_latest_or_uniformly_drawn_batches() -> None:
     recent = Reward(backtrack_depth=2)
     assert recent.backtracked(5, random.Random(0)) == [5, 4, 3] and recent.backtracked(1, random.Random(0)) == [1, 0]
     uniform = replace(recent, backtrack_uniform=True)

@@ -123,7 +123,7 @@ def test_an_edit_without_a_subject_is_refused_or_written_at_the_last_token() -> 
     assert positions == {"either": [1, 2], "prompt": [3, 2]}
 
 
-def test_weights_of_contexts() -> None:
+def test_contexts_weigh_the_same_unless_the_bare_prompt_has_a_share() -> None:
     assert Contexts(CONTEXTS).weights == pytest.approx([1 / 3] * 3)
     assert Contexts(CONTEXTS, bare_share=0.5).weights == [0.5, 0.25, 0.25]
     assert Contexts(("",), bare_share=0.5).weights == [1.0]

@@ -1,3 +1,7 @@
+"""Running mean and variance of rows, in any batches."""
+
+from __future__ import annotations
+
 import torch
 
 from errata.editors.normalise import Normaliser

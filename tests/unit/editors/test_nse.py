@@ -142,7 +142,7 @@ def test_a_fact_near_its_target_is_not_written(model: LanguageModel, neurons: fl
     assert 0 < len(passes[0][0]) < len(BATCHES[0])
 
 
-def test_distances_relative_to_the_present_output(model: LanguageModel) -> None:
+def test_distances_may_be_relative_to_the_present_output(model: LanguageModel) -> None:
     editor = an_editor(model, relative=True, alpha=0.3, upper=3.0)
     deltas, _, contexts = played(editor, model, BATCHES)
     changes, passes = published(model, editor, contexts)

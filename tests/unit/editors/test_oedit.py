@@ -126,7 +126,7 @@ def test_oedit_penalises_protected_directions_in_the_search(model: LanguageModel
     check_close(deltas, protected_rome(model, editor, batches, contexts), EXACT)
 
 
-def test_oedit_with_the_published_weights(model: LanguageModel) -> None:
+def test_oedit_has_the_published_weights(model: LanguageModel) -> None:
     """The weights are λ1 = λ2 = 50."""
     editor = OEdit(rome_with_directions(model))
     assert (editor.past_weight, editor.knowledge_weight, editor.knowledge_rate) == (50.0, 50.0, 1.0)
@@ -169,7 +169,7 @@ def test_oedit_plus_projects_the_solution(model: LanguageModel, setting: str, si
 
 @pytest.mark.parametrize("setting", ["past and knowledge", "of low ranks"])
 @pytest.mark.parametrize("kind", MODULES)
-def test_oedit_plus_of_a_model_in_fp32(kind: str, setting: str) -> None:
+def test_oedit_plus_in_fp32_agrees_with_fp64(kind: str, setting: str) -> None:
     """Compare the editor in fp32 with the equations in fp64, targets included."""
     model = a_model(kind, torch.float32)
     editor = OEditPlus(rome_with_directions(model), **SETTINGS[setting])
@@ -178,7 +178,7 @@ def test_oedit_plus_of_a_model_in_fp32(kind: str, setting: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MODULES)
-def test_oedit_of_a_model_in_fp32(kind: str) -> None:
+def test_oedit_in_fp32_agrees_with_fp64(kind: str) -> None:
     model = a_model(kind, torch.float32)
     editor = OEdit(rome_with_directions(model), **SETTINGS["the past alone"], **SOFT)
     deltas, _, contexts = played(editor, model, BATCHES[:2])

@@ -49,7 +49,7 @@ def test_a_row_fits_its_model_at_full_depth(editor: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED_LAYERS["RLEdit"])
-def test_rledits_constants(name: str) -> None:
+def test_rledits_presets_have_its_published_constants(name: str) -> None:
     editor = RLEdit.preset(name)
     assert (editor.rank, editor.num_blocks, editor.learning_rate) == (1024, 4, 1e-5)
     assert (editor.centred, editor.first_step, editor.first_ridge, editor.metric_strength) == (True, None, None, 0.0)
@@ -60,7 +60,7 @@ def test_rledits_constants(name: str) -> None:
 
 
 @pytest.mark.parametrize(("editor", "rate", "weight"), [("MALMEN", 1e-5, 1.0), ("MEND", 1e-6, 0.1)])
-def test_malmens_and_mends_constants(editor: str, rate: float, weight: float) -> None:
+def test_malmens_and_mends_presets_have_their_published_constants(editor: str, rate: float, weight: float) -> None:
     chosen: Any = EDITORS[editor]
     for name in PUBLISHED_LAYERS[editor]:
         made = chosen.preset(name)
@@ -71,7 +71,7 @@ def test_malmens_and_mends_constants(editor: str, rate: float, weight: float) ->
         assert (reward.update_penalty, reward.score_prompts) == (0.0, False)
 
 
-def test_ultraedits_constants() -> None:
+def test_ultraedits_presets_have_its_published_constants() -> None:
     for name in PUBLISHED_LAYERS["UltraEdit"]:
         editor: Any = make_editor("UltraEdit", preset=name)
         assert (editor.step, editor.ridge) == (1e-6, 1.0)
@@ -81,14 +81,14 @@ def test_ultraedits_constants() -> None:
     ("name", "epsilon"),
     [("gpt2_xl", 5e-4), ("gpt_j", 5e-5), *((model, float("inf")) for model in ("llama3_8b", "mistral_7b", "qwen2_5_7b"))],
 )
-def test_ftls_constants(name: str, epsilon: float) -> None:
+def test_ftls_presets_have_the_published_constants(name: str, epsilon: float) -> None:
     editor = FTL.preset(name)
     assert (editor.num_epochs, editor.learning_rate, editor.loss_floor, editor.epsilon) == (25, 5e-4, 1e-2, epsilon)
 
 
 @pytest.mark.parametrize("model", ["mistral_7b", "qwen2_5_7b"])
 @pytest.mark.parametrize("editor", ["ROME", "R-ROME", "MEMIT", "AlphaEdit"])
-def test_easyedits_constants(editor: str, model: str) -> None:
+def test_the_toolkits_presets_have_easyedits_constants(editor: str, model: str) -> None:
     """The search is the same for every method. The constants of the methods' own papers are tested in test_build.py."""
     if model not in PUBLISHED_LAYERS[editor]:
         return

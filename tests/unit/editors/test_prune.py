@@ -152,7 +152,7 @@ def test_the_weights_are_the_base_and_the_restrained_sum(model: LanguageModel, i
 
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("inner", ["ROME", "NSE"])
-def test_prune_of_a_model_in_fp32(kind: str, inner: str) -> None:
+def test_prune_in_fp32_agrees_with_fp64(kind: str, inner: str) -> None:
     """Compare with the wrapped editor alone on the same model, with sums and singular values in fp64."""
     model = a_model(kind, torch.float32)
     plain = an_inner(inner, model, LARGE)

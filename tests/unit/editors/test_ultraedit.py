@@ -31,7 +31,7 @@ def expected(seen: list[torch.Tensor], num_in: int, step: float, ridge: float) -
     return torch.linalg.solve(gram_II, keys_nI.T @ wanted_nO).T
 
 
-def test_two_batches_in_sequence(tiny_model: LanguageModel) -> None:
+def test_each_of_two_batches_is_the_published_solve(tiny_model: LanguageModel) -> None:
     editor, state, seen = UltraEdit((NAME,), step=1e-4, ridge=0.5), EditorState(), []
     num_in = tiny_model.module.get_submodule(NAME).in_features
     first, state = editor.edit(tiny_model, BATCHES[0], state)
@@ -44,11 +44,11 @@ def test_two_batches_in_sequence(tiny_model: LanguageModel) -> None:
     assert state.num_edits == 8
 
 
-def test_a_single_edit_as_the_first(tiny_model: LanguageModel) -> None:
+def test_a_single_edit_as_the_first_has_a_finite_delta(tiny_model: LanguageModel) -> None:
     delta, _ = UltraEdit((NAME,)).edit(tiny_model, EditBatch(BATCHES[0].edits[:1]), EditorState())
     assert delta.is_finite
 
 
-def test_published_settings() -> None:
+def test_a_preset_has_the_published_settings_and_takes_other_fields() -> None:
     editor = UltraEdit.preset("llama3_8b", step=2e-6)
     assert (editor.step, editor.ridge, len(editor.modules)) == (2e-6, 1.0, 12)

@@ -74,13 +74,13 @@ FORCED = {
 
 
 @pytest.mark.parametrize("name", FREE)
-def test_free_generation(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
+def test_shares_by_free_generation_are_those_by_hand(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
     card = score(Questions.of(EDITS, EDITS[:2], EDITS[:3]), generated(edited), generated(unedited), IMMEDIATE)
     assert card.to_json()[name] == pytest.approx(FREE[name])
 
 
 @pytest.mark.parametrize("name", FORCED)
-def test_teacher_forced(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
+def test_teacher_forced_shares_are_those_by_hand(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
     base = predictions(unedited, Questions.of(EDITS).locality)
     card = teacher_forced(edited, Questions.of(EDITS, EDITS[:2], EDITS[:3]), base)
     assert card.to_json()[name] == pytest.approx(FORCED[name])
@@ -109,7 +109,7 @@ LIKELIHOOD = {  #                        P(new)                 P(old), by the u
 
 
 @pytest.mark.parametrize("name", LIKELIHOOD)
-def test_likelihood(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
+def test_likelihoods_are_those_by_hand(edited: LanguageModel, unedited: LanguageModel, name: str) -> None:
     found = likelihood(edited, pairs_of(EDITS, generated(unedited))).to_json()
     assert found[f"likelihood_{name}"] == pytest.approx(LIKELIHOOD[name], rel=1e-5)
 
@@ -127,7 +127,7 @@ def test_answers_that_differ_only_in_their_last_token_share_a_row_without_a_diff
         assert alone.target_tokens == together[question].target_tokens
 
 
-def test_perplexity(edited: LanguageModel) -> None:
+def test_perplexities_are_those_by_hand(edited: LanguageModel) -> None:
     sentences = ["hill rome", "crown paris", "metal gold", "pet cat"]  # 1/p of the second word: 2, 2, 4, 8
     found = perplexities(edited, sentences)
     assert found.by_sentence == pytest.approx((2, 2, 4, 8), rel=1e-5)
@@ -147,12 +147,12 @@ def test_perplexity(edited: LanguageModel) -> None:
         ("", 0.0, 0.0),
     ],
 )
-def test_fluency(text: str, bigrams: float, trigrams: float) -> None:
+def test_fluency_is_the_weighted_entropy_of_ngrams(text: str, bigrams: float, trigrams: float) -> None:
     assert (entropy_bits(text.split(), 2), entropy_bits(text.split(), 3)) == pytest.approx((bigrams, trigrams))
     assert fluencies({"p": text, "q": ""}) == pytest.approx({"p": (2 / 3 * bigrams + 4 / 3 * trigrams) / 2, "q": 0.0})
 
 
-def test_consistency() -> None:
+def test_consistency_is_the_cosine_of_tfidf_vectors() -> None:
     rare = math.log(3 / 2) + 1  # in one of two texts; a word in both weighs ln(3/3) + 1 = 1
     assert consistencies({"p": "red fox"}, {"p": "red hen"}) == pytest.approx({"p": 1 / (1 + rare**2)})
     assert consistencies({"p": "red fox"}, {"p": "fox red"}) == pytest.approx({"p": 1.0})
@@ -167,7 +167,7 @@ def test_a_longer_text_does_not_end_where_the_answer_does(edited: LanguageModel)
     assert said == ["pure tin", "pure tin tin tin"]
 
 
-def test_intervals_over_edits(edited: LanguageModel, unedited: LanguageModel) -> None:
+def test_intervals_resample_edits(edited: LanguageModel, unedited: LanguageModel) -> None:
     """One of 4 edits is right: of 4 drawn, none is right in 32 % of the resamples, 3 or more in 5 %, all 4 in 0.4 %."""
     flat = score(Questions.of(EDITS), generated(edited), generated(unedited)).to_json()
     assert (flat["efficacy_low"], flat["efficacy_high"]) == (0.0, 0.75)

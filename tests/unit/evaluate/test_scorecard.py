@@ -1,3 +1,5 @@
+"""Scorecards: comparison of answers, shares by kind of question, and missing answers."""
+
 from __future__ import annotations
 
 import math
@@ -34,7 +36,7 @@ BASE = {"river?": "Loire"}
         (" ?", "?"),
     ],
 )
-def test_normalise_answer(text, expected):
+def test_an_answer_is_normalised_as_squad_does(text, expected):
     assert normalise_answer(text) == expected
 
 
@@ -184,6 +186,6 @@ def test_perplexity_is_the_median_over_sentences(tiny_model, world):
         perplexity(tiny_model, [*sentences, "river"])
 
 
-def test_harmonic_mean() -> None:
+def test_the_harmonic_mean_leaves_out_missing_scores() -> None:
     assert harmonic_mean(1.0, 0.5, None) == pytest.approx(2 / 3)
     assert harmonic_mean(1.0, 0.0) == 0.0 and harmonic_mean(None) is None

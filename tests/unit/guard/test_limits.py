@@ -133,7 +133,7 @@ def test_small_steps_beyond_a_limit_are_bounded():
     assert largest == pytest.approx(2 * guard.perplexity.refuse, rel=2e-3)
 
 
-def test_matrix_norms(tiny_model):
+def test_matrix_norms_are_frobenius_norms(tiny_model):
     norms = matrix_norms(tiny_model, find_matrices(tiny_model.module, MATRICES))
     weight = tiny_model.module.get_submodule(MATRICES[0]).weight
     assert norms[MATRICES[0]] == pytest.approx(float(weight.square().sum().sqrt()), rel=1e-5)

@@ -89,7 +89,7 @@ def test_kinds_of_deltas_can_be_mixed(ledger: Ledger, random_delta) -> None:
             assert found[matrix] == pytest.approx(wanted, rel=1e-6)
 
 
-def test_edits_and_scores_side_by_side(forked: Ledger) -> None:
+def test_a_diff_lists_added_and_removed_edits_and_both_scores(forked: Ledger) -> None:
     found = diff(forked, 3, 5)
     assert (found["from"], found["to"], found["common"]) == (3, 5, 1)
     assert [edit["prompt"] for edit in found["added"]] == ["d", "a"] and found["added"][1]["id"] == "new"
@@ -119,7 +119,7 @@ def test_factors_that_cancel_have_a_small_norm(random_delta) -> None:
         assert norm(part) == pytest.approx(random_delta(1, 1e-3).parts[name].norm(), rel=1e-2)
 
 
-def test_norms_of_sparse_deltas_and_of_series(random_delta) -> None:
+def test_sparse_deltas_and_series_have_the_norms_of_their_matrices(random_delta) -> None:
     sparse = Sparse(torch.tensor([0, 100]), torch.tensor([3.0, 4.0]), (64, 96))
     assert norm(sparse) == 5.0
     name, low_rank = next(iter(random_delta(0)))

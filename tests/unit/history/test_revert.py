@@ -206,7 +206,7 @@ def test_a_revert_of_a_replayed_version_keeps_its_batches(exact: LiveModel) -> N
     check_is_at_head(exact)
 
 
-def test_subtract_after_subtract_and_of_a_replayed_version(live_model: LiveModel) -> None:
+def test_a_replayed_version_is_subtracted_after_another_subtraction(live_model: LiveModel) -> None:
     post(live_model, (A,), (B, C), (D,))
     live_model.append(live_model.revert(["e5"], []))  # Version 4 follows 1 and holds C and D.
     live_model.append(live_model.revert([], [1], "subtract"))
@@ -317,7 +317,7 @@ def test_a_refusal_can_be_pickled() -> None:
     assert (str(fault), fault.code, fault.edit) == ("edit e1, edits: gone", Code.NOT_LIVE, "e1")
 
 
-def test_common_ancestor(live_model: LiveModel) -> None:
+def test_the_common_ancestor_is_the_last_shared_version(live_model: LiveModel) -> None:
     post(live_model, (A,), (B,), (C,))
     live_model.move_to(1)
     post(live_model, (D,))

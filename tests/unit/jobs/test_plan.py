@@ -51,7 +51,7 @@ def test_memory_options_do_not_change_the_artifact() -> None:
         (["min_workers=-1"], "or 0, not -1"),
     ],
 )
-def test_impossible_numbers_of_workers(arguments: list[str], says: str) -> None:
+def test_impossible_numbers_of_workers_are_refused(arguments: list[str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         from_arguments(["plan=tiny", *arguments])
 

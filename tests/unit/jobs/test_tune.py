@@ -25,7 +25,7 @@ from jobs.plans import PLANS
 from jobs.sweep_plots import draw
 
 
-def test_arguments() -> None:
+def test_arguments_set_the_sweep_and_its_plan() -> None:
     sweep = tune.from_command_line(["plan=tiny", "validation=8", "trials=3", "sweep=discount,memory", "schedule.train_steps=2"])
     assert (sweep.trials, sweep.fields) == (3, ("editor.reward.discount", "editor.memory"))
     assert sweep.plan.schedule.train_steps == 2 and sweep.plan.num_workers == 1
@@ -113,7 +113,7 @@ def test_a_plan_file_is_the_plan(name: str, tmp_path: Path) -> None:
     assert from_arguments([f"plan={tmp_path / 'plan.json'}", "seed=4"]).seed == 4
 
 
-def test_a_plan_file_for_a_dataset(tmp_path: Path) -> None:
+def test_a_plan_file_keeps_the_corpus_of_a_dataset(tmp_path: Path) -> None:
     plan = PLANS["tiny"]()
     object.__setattr__(plan, "corpus", CounterFact("somewhere", num_train=10))
     write_plan(plan, tmp_path / "plan.json")
@@ -132,7 +132,7 @@ def test_a_bad_plan_file_is_named(content: str, says: str, tmp_path: Path) -> No
         from_arguments([f"plan={tmp_path / 'other.json'}"])
 
 
-def test_plots_and_importances(tmp_path: Path) -> None:
+def test_a_sweep_is_plotted_and_its_deciding_setting_is_most_important(tmp_path: Path) -> None:
     rng = random.Random(0)
     fields = ("editor.reward.discount", "editor.reward.update_penalty")
     trials = []

@@ -24,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_storage_of_checkpoints(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_stored_at_the_home_a_variable_or_an_argument(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny()
     assert plan.storage_for("train") == str(home / "train")
     monkeypatch.setenv("ERRATA_STORAGE", "s3://bucket/errata/")
@@ -61,7 +61,7 @@ def test_checkpoints_at_a_uri_are_written_and_removed(home: Path, tmp_path: Path
         (["use_gpu=True", "placement=train"], 2, {"CPU": 1.0, "GPU": 1.0, "train": 0.001}),
     ],
 )
-def test_resources_of_a_worker(arguments: list[str], cpus: float, asked: dict[str, float]) -> None:
+def test_a_worker_requests_the_resources_of_its_plan(arguments: list[str], cpus: float, asked: dict[str, float]) -> None:
     plan: Plan = from_arguments(["plan=tiny", *arguments])
     assert worker_resources(plan, cpus) == pytest.approx(asked)
 

@@ -195,7 +195,7 @@ def test_the_fingerprint_names_the_lineage(ledger, random_delta, tmp_path):
     assert append(other, random_delta(2)).fingerprint != ledger.version(2).fingerprint
 
 
-def test_find_edit(ledger, random_delta):
+def test_an_edit_is_found_by_its_id(ledger, random_delta):
     append(ledger, random_delta(1), edits=[Edit("a", "b", id="one"), Edit("c", "d")])
     assert ledger.find_edit("one") == 1
     assert ledger.find_edit("two") is None
@@ -230,7 +230,7 @@ def test_a_retracted_version_is_not_the_head_and_holds_no_edit(ledger, random_de
     assert (ledger.head, ledger.retracted(), ledger.find_edit("one")) == (1, {2, 3}, None)
 
 
-def test_head_before_an_append(ledger, random_delta):
+def test_the_head_before_an_append_is_known_until_the_head_moves(ledger, random_delta):
     append(ledger, random_delta(1))
     append(ledger, random_delta(2))
     assert [ledger.head_before(number) for number in (0, 1, 2)] == [None, 0, 1]

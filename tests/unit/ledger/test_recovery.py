@@ -172,7 +172,7 @@ def test_the_head_before_a_damaged_branch_is_restored(ledger, random_delta):
     assert recover(ledger).head == 5
 
 
-def test_a_damaged_head_that_is_not_the_newest(ledger, random_delta):
+def test_a_damaged_head_that_is_not_the_newest_is_quarantined(ledger, random_delta):
     ledger = fill(ledger, random_delta, 4)
     append(ledger, random_delta, parent=2, expected_head=4)
     ledger.move_head(4)

@@ -196,7 +196,7 @@ def test_a_wrong_device_is_refused_before_anything_is_loaded(name: str, says: st
         load("no/such/folder", device=name)
 
 
-def test_gpus_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_named_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 3)
     assert devices_of("auto") == tuple(torch.device("cuda", index) for index in range(3))
     assert devices_of("cuda:0, cuda:2") == (torch.device("cuda:0"), torch.device("cuda:2"))

@@ -30,7 +30,7 @@ def test_a_benchmark_has_a_page(benchmark: Path, tmp_path: Path) -> None:
     assert {a["data-series"] for a in page.all("g") if "series" in (a.get("class") or "")} == {"0", "1", "2"}
 
 
-def test_a_benchmark_of_an_earlier_format(benchmark: Path, tmp_path: Path) -> None:
+def test_a_benchmark_of_an_earlier_format_has_a_page(benchmark: Path, tmp_path: Path) -> None:
     """Neither answers nor intervals nor report.json."""
     pq.write_table(pq.read_table(benchmark / "rows.parquet").select(REQUIRED), tmp_path / "rows.parquet")
     page = Page(write_report(tmp_path))
@@ -47,7 +47,7 @@ def test_infinite_values_have_a_page(benchmark: Path, tmp_path: Path) -> None:
     assert "∞" in Page(write_report(tmp_path)).text
 
 
-def test_a_benchmark_of_the_unedited_model_alone(tmp_path: Path) -> None:
+def test_a_benchmark_of_the_unedited_model_alone_has_a_page(tmp_path: Path) -> None:
     write_rows(tmp_path, [a_row()])
     (tmp_path / "report.json").write_text(json.dumps({"suite": "lifelong"}))
     page = Page(write_report(tmp_path))

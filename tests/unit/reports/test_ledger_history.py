@@ -14,7 +14,7 @@ from errata.reports.write import write_report
 from tests.unit.reports.parsed_page import NASTY, Page, check_self_contained
 
 
-def test_the_history_of_a_ledger(lived: Ledger) -> None:
+def test_a_history_has_points_events_moves_and_failed_edits(lived: Ledger) -> None:
     history = History.read(lived.directory)
     assert [(p.version.number, p.edits, p.is_main) for p in history.points] == [(1, 2, True), (2, 3, False), (3, 3, True)]
     assert [(event.outcome, event.version) for event in history.events] == [

@@ -78,7 +78,7 @@ def test_the_report_inside_a_ledger_does_not_change_it(lived: Ledger) -> None:
     assert [version.fingerprint for version in Ledger.open(lived.directory).versions()] == before
 
 
-def test_a_ledger_of_an_earlier_format(
+def test_a_ledger_of_an_earlier_format_has_a_page(
     ledger: Ledger, random_delta: Callable[..., WeightDelta], tmp_path: Path, world: World
 ) -> None:
     """Scorecards that lack the guard's measures or everything, and half a line at the end of the log of moves."""
@@ -96,7 +96,7 @@ def test_a_ledger_of_an_earlier_format(
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == {"efficacy", "guard", "norms", "chain"}
 
 
-def test_a_ledger_with_only_version_0(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_ledger_with_only_version_0_has_a_page(ledger: Ledger, tmp_path: Path) -> None:
     page = Page(write_report(ledger.directory, tmp_path / "out"))
     assert "This ledger has only version 0, the unedited model" in page.text and not page.all("svg")
 
@@ -125,7 +125,7 @@ def test_long_tables_are_cut_with_a_note(
     assert "and 2 older updates that are not shown" in page.text and "warned" in page.text and "(nothing)" in page.text
 
 
-def test_intervals_and_groups() -> None:
+def test_intervals_are_wilsons_and_groups_are_of_equal_size() -> None:
     assert wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)  # computed by hand from Wilson's formula
     assert wilson(10, 10)[1] == 1.0
     groups = grouped(list(range(201)), 80)  # type: ignore[arg-type]

@@ -238,7 +238,7 @@ def test_only_the_last_used_versions_keep_their_series() -> None:
         ({"choices": [], "usage": {"completion_tokens": 5}}, True, 0),
     ],
 )
-def test_tokens_of_an_answer(answer: dict[str, Any], is_event: bool, num: int) -> None:
+def test_tokens_are_counted_by_usage_or_one_for_each_event(answer: dict[str, Any], is_event: bool, num: int) -> None:
     assert num_tokens(answer, is_event) == num
 
 

@@ -19,7 +19,7 @@ from tests.unit.hostile import EDIT
 from tests.unit.serving.api.application import LIMITS, application, call
 
 
-def test_the_roles_of_routes() -> None:
+def test_each_route_requires_its_role_and_an_unlisted_one_admin() -> None:
     assert role_for("GET", "/health") == role_for("HEAD", "/ready") == access.OPEN
     reading = ("/v1/edits", "/v1/edits/3f", "/v1/edits/3f/events", "/v1/versions/3", "/v1/diff", "/metrics", "/v1/models")
     assert {role_for("GET", path) for path in reading} == {"read"}
@@ -41,7 +41,7 @@ def test_every_route_of_ours_is_listed(tmp_path: Path) -> None:
         assert any(route.fullmatch(asked) for route, _ in access.TABLE), f"{asked} is in no list of roles"
 
 
-def test_a_key_of_each_role(app: FastAPI, bearers: dict[str, str]) -> None:
+def test_a_key_opens_the_routes_of_its_role_only(app: FastAPI, bearers: dict[str, str]) -> None:
     asked = [("GET", "/v1/versions", None), ("POST", "/v1/edits", EDIT), ("POST", "/v1/rollback", {"version": 0})]
     codes = {
         role: [call(app, method, path, bearers[role], json=body).status_code for method, path, body in asked]

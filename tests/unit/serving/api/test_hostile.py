@@ -58,7 +58,7 @@ def test_hostile_requests_are_refused(client: httpx.Client, bearers: dict[str, s
         b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
-def test_headers_that_no_client_library_would_send(served: str, bearers: dict[str, str], lines: bytes) -> None:
+def test_malformed_headers_are_refused(served: str, bearers: dict[str, str], lines: bytes) -> None:
     host, _, port = served.removeprefix("http://").partition(":")
     key = f"Host: x\r\nAuthorization: Bearer {bearers['admin']}\r\nContent-Type: application/json\r\n".encode()
     with socket.create_connection((host, int(port)), timeout=10) as connection:

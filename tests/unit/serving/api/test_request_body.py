@@ -34,7 +34,7 @@ from tests.unit.serving.api.application import call
         b"\xef\xbb\xbf{}",
     ],
 )
-def test_json_that_is_refused(body: bytes) -> None:
+def test_json_outside_the_limits_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest) as raised:
         parse_json(body, 64)
     assert (raised.value.refusal.status, raised.value.refusal.code) == (400, RequestCode.INVALID_JSON)
@@ -44,7 +44,7 @@ def test_a_name_that_occurs_twice_has_its_last_value() -> None:
     assert parse_json(b'{"a": 1, "a": 2}', 64) == {"a": 2}
 
 
-def test_json_that_is_accepted() -> None:
+def test_json_within_the_limits_is_accepted() -> None:
     for data in (
         {"a": [1, -(2**63), 2**63 - 1, 0.5, None, "[[[["], "b": [1e300, -5e-324, 10**18, 1.5e-999]},
         "\U0001f600",
@@ -57,6 +57,6 @@ def test_json_that_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=UTF-8", "application/vnd.api+json"])
-def test_content_types_that_are_accepted(app: FastAPI, bearers: dict[str, str], kind: str) -> None:
+def test_content_types_of_json_are_accepted(app: FastAPI, bearers: dict[str, str], kind: str) -> None:
     content = json.dumps({"version": 0})
     assert call(app, "POST", "/v1/rollback", bearers["admin"], content=content, headers={"Content-Type": kind}).is_success

@@ -50,7 +50,7 @@ BODY = {"edits": [{"prompt": "p", "target": "t"}], "wait": True}
         ([entry("a", "superseded", version=4, reason="later"), entry("b", "applied", version=4)], True, 200),
     ],
 )
-def test_statuses_of_a_post(entries: list[dict[str, Any]], wait: bool, code: int) -> None:
+def test_a_post_is_answered_by_the_states_of_its_edits(entries: list[dict[str, Any]], wait: bool, code: int) -> None:
     backend = ScriptedBackend(entries)
     answer = asked(backend, "POST", "/v1/edits", json={**BODY, "wait": wait}, headers={"Idempotency-Key": "k"})
     assert answer.status_code == code
@@ -87,7 +87,9 @@ def wrapped(cause: Exception) -> RayTaskError:
     ],
 )
 @pytest.mark.parametrize("through_ray", [False, True])
-def test_statuses_and_codes_of_errors(error: Exception, status: int, code: str, field: str | None, through_ray: bool) -> None:
+def test_each_error_has_its_status_and_code(
+    error: Exception, status: int, code: str, field: str | None, through_ray: bool
+) -> None:
     raised = wrapped(error) if through_ray and not isinstance(error, ActorDiedError) else error
     answer = asked(ScriptedBackend(raised), "POST", "/v1/edits", json=BODY)
     found = answer.json()["error"]
@@ -108,7 +110,7 @@ def test_all_faults_of_a_batch_are_listed() -> None:
     ]
 
 
-def test_versions() -> None:
+def test_versions_are_listed_and_shown_with_their_edits() -> None:
     assert asked(ScriptedBackend(), "GET", "/v1/versions").json() == {
         "head": 1,
         "newest": 1,
@@ -136,7 +138,7 @@ def test_versions() -> None:
     ("query", "numbers"),
     [("", [1, 2, 3, 4, 5]), ("?limit=2", [4, 5]), ("?limit=2&before=4", [2, 3]), ("?before=3", [1, 2]), ("?before=1", [])],
 )
-def test_pages_of_versions(query: str, numbers: list[int]) -> None:
+def test_versions_are_listed_in_pages(query: str, numbers: list[int]) -> None:
     answer = asked(ScriptedBackend(num_versions=5), "GET", f"/v1/versions{query}").json()
     assert ([version["version"] for version in answer["versions"]], answer["newest"]) == (numbers, 5)
 

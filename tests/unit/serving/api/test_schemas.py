@@ -26,7 +26,7 @@ def post(num_edits: int = 1, **fields: Any) -> dict[str, Any]:
         post(MAX_REPHRASINGS_POSTED // MAX_REPHRASINGS, rephrasings=["a"] * MAX_REPHRASINGS),
     ],
 )
-def test_posts_at_the_limits(body: dict[str, Any]) -> None:
+def test_posts_at_the_limits_are_accepted(body: dict[str, Any]) -> None:
     assert [edit.to_json() for edit in EditsIn.model_validate(body).edits] == body["edits"]
 
 
