@@ -45,17 +45,27 @@ def test_bytes_are_counted_while_they_are_referenced(numbers: bool) -> None:
         assert accounting.now_bytes == 0
 
 
-def test_the_count_equals_that_of_a_run_with_values(model_dir: Path) -> None:
-    for savings in (MemoryOptions(), MemoryOptions(micro_batch=4, recompute=True)):
-        plan = TINY.plan(plan_of(model_dir), savings)
-        without, having = (count_episode(plan, TINY.texts, TINY.make, device) for device in ("meta", "cpu"))
-        # Some values are always in host memory: with the CPU as the device, they count, too.
-        assert without.start_bytes == pytest.approx(having.start_bytes, abs=100)
-        assert without.peak_bytes == pytest.approx(having.peak_bytes, rel=0.05)
-        once = count_episode(scored_once(plan), TINY.texts, TINY.make)
-        assert once.peak_bytes == pytest.approx(without.peak_bytes, rel=0.01), "scoring again needs no more"
+@pytest.mark.parametrize(
+    "savings",
+    [MemoryOptions(micro_batch=4, recompute=True), pytest.param(MemoryOptions(), marks=pytest.mark.long)],
+    ids=["with options", "without"],
+)
+def test_the_count_equals_that_of_a_run_with_values(model_dir: Path, savings: MemoryOptions) -> None:
+    plan = TINY.plan(plan_of(model_dir), savings)
+    without, having = (count_episode(plan, TINY.texts, TINY.make, device) for device in ("meta", "cpu"))
+    # Some values are always in host memory: with the CPU as the device, they count, too.
+    assert without.start_bytes == pytest.approx(having.start_bytes, abs=100)
+    assert without.peak_bytes == pytest.approx(having.peak_bytes, rel=0.05)
 
 
+@pytest.mark.long
+def test_scoring_a_batch_again_needs_no_more(model_dir: Path) -> None:
+    plan = TINY.plan(plan_of(model_dir), MemoryOptions())
+    once, again = (count_episode(each, TINY.texts, TINY.make) for each in (scored_once(plan), plan))
+    assert once.peak_bytes == pytest.approx(again.peak_bytes, rel=0.01)
+
+
+@pytest.mark.long
 def test_each_memory_option_saves_its_part(model_dir: Path) -> None:
     def counted(savings: MemoryOptions) -> dict[str, int]:
         found = count_episode(TINY.plan(plan_of(model_dir), savings), TINY.texts, TINY.make)
@@ -85,6 +95,7 @@ def test_memory_of_an_editor_in_service_is_counted_by_part(model_dir: Path) -> N
     assert rows["replica, in host memory", "base of the edited matrices and their partners"] == 4 * 64 * 96
 
 
+@pytest.mark.long
 def test_the_report_has_every_memory_option_and_the_check(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

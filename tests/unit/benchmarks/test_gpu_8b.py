@@ -60,6 +60,7 @@ def run_tiny(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_every_editor_is_measured_without_any_framework(tmp_path: Path) -> None:
     done = run_tiny(tmp_path, "--batches=2,3", "--repeats=1", "--seed=1")
     assert done.returncode == 0, done.stderr
