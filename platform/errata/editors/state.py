@@ -69,6 +69,9 @@ class JoinedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.blocks)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.blocks  # `Mapping` would join the tensor to find out.
+
 
 @dataclass(frozen=True)
 class EditorState:

@@ -19,6 +19,7 @@ from errata.editors import EDITORS, Editor
 from errata.editors.closed_form.memit import MEMIT
 from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.fine_tuning.ftl import FTL
+from errata.editors.state import JoinedTensors
 from errata.editors.wrappers.prune import PRUNE, prune
 from errata.editors.wrappers.rect import RECT
 from errata.editors.wrappers.wrapper import EditorWrapper
@@ -169,6 +170,18 @@ def test_prune_restrains_any_editor(model: LanguageModel, inner: str) -> None:
         plain = replace(plain, epsilon=0.1, learning_rate=0.1)
     bound = FINE_TUNED if isinstance(plain, FTL) else EXACT
     assert check_restrained(model, plain, PRUNE(plain, restraint="linear"), BATCHES, bound)[-1]
+
+
+def test_prune_does_not_join_the_keys_of_the_wrapped_editor(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = a_model("llama")
+    editor = PRUNE(an_inner("AlphaEdit", model))
+    _, states, _ = played(editor, model, BATCHES[:2])
+    read = list[str]()
+    joined = JoinedTensors.__getitem__
+    monkeypatch.setattr(JoinedTensors, "__getitem__", lambda self, name: (read.append(name), joined(self, name))[1])
+    editor.edit(model, BATCHES[2], states[-1])
+    assert "top|model.layers.0.mlp.down_proj" in read
+    assert not {name for name in read if "mlp.down_proj" in name and name.startswith("host|")}
 
 
 def test_prune_restrains_rect(model: LanguageModel) -> None:

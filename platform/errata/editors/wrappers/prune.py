@@ -69,7 +69,7 @@ class PRUNE(EditorWrapper):
         transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
-        own = {key: top for key, top in state.tensors.items() if key.startswith("top|")}
+        own = {key: state.tensors[key] for key in state.tensors if key.startswith("top|")}
         tops = {key.removeprefix("top|"): float(top) for key, top in own.items()}
         total = accumulated_delta(state).on_devices_of(model.module)
         before = prune(total, tops, self.restraint, self.base)
