@@ -45,9 +45,8 @@ class Intervention:
         self.is_answer_T = row_T < len(in_context.edit_B)
         answer_T = row_T[self.is_answer_T]
         self.edit_T = rows.edit_B[answer_T]
-        self.share_T = 1.0 / (
-            tokens_B[answer_T] * len(contexts.texts)
-        )  # Contexts, and the answer tokens of one, have equal weights.
+        # Contexts have equal weights, and so have the answer tokens of one context.
+        self.share_T = 1.0 / (tokens_B[answer_T] * len(contexts.texts))
         self.prefix = _Prefix(rows)
         with torch.no_grad():
             output_BD, log_probs_TV = self._first_pass(rows)

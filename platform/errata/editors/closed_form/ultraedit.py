@@ -80,9 +80,8 @@ class UltraEdit(Editor):
         sources, parts = input_sources(spec.names), dict[str, LowRank]()
         shared = {source: KeyGram.of(captured[source].keys_TI) for source in dict.fromkeys(sources.values())}
         log_ridge = shared[spec.names[0]].keys_nI.new_tensor(math.log(self.ridge))
-        inverses(
-            list(shared.values()), log_ridge.expand(len(shared))
-        )  # One call for all; each solve below looks its inverse up.
+        # One call for all, because each solve below only looks up its inverse.
+        inverses(list(shared.values()), log_ridge.expand(len(shared)))
         for matrix in spec.matrices:
             rows, source = captured[matrix.name], sources[matrix.name]
             x_nF: Tensor = normalisers[_shape(matrix.shape)](torch.cat([rows.keys_TI, rows.grads_TO], 1))

@@ -110,9 +110,8 @@ class OEdit(Protected):
         transform: Callable[[WeightDelta], WeightDelta],
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
-        *_, (H_OR, B_OQ) = self.directions(
-            model, state, state.num_edits + len(batch)
-        ).values()  # Those of the last matrix, where the target is.
+        directions = self.directions(model, state, state.num_edits + len(batch))
+        *_, (H_OR, B_OQ) = directions.values()  # Those of the last matrix, where the target is.
         penalties = [
             OrthogonalityPenalty(w, b) for w, b in ((self.past_weight, H_OR), (self.knowledge_weight, B_OQ)) if b.shape[1]
         ]
