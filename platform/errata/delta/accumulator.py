@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from errata.delta.parts import LowRank, Piece, _is_sound, pieces
+from errata.delta.parts import LowRank, Piece, is_sound, pieces
 from errata.delta.weight_delta import WeightDelta
 from errata.model.matrices import ModelSpec
 
@@ -36,7 +36,7 @@ class Accumulator:
                 continue
             if part.shape != tuple(self.base_OI[name].shape):
                 faults.append(f"{name} is {tuple(self.base_OI[name].shape)}, its delta {part.shape}")
-            elif not all(piece.shape == part.shape and _is_sound(piece) for piece in pieces(part)):
+            elif not all(piece.shape == part.shape and is_sound(piece) for piece in pieces(part)):
                 faults.append(f"the tensors of the delta of {name} do not fit each other")
         if faults:
             raise ValueError("; ".join(faults))

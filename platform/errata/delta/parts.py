@@ -124,7 +124,7 @@ class Series:
 
     def merged(self) -> LowRank | Dense:
         """Return the sum as one part, equal up to rounding."""
-        return _sum(self.parts)
+        return sum_of(self.parts)
 
     def dense(self) -> Tensor:
         return reduce(torch.add, (part.dense().float() for part in self.parts))
@@ -151,7 +151,7 @@ def pieces(part: Part) -> tuple[Piece, ...]:
     return part.parts if isinstance(part, Series) else (part,)
 
 
-def _is_sound(piece: Piece) -> bool:
+def is_sound(piece: Piece) -> bool:
     """Return True if the tensors fit each other. Those of a damaged file may not."""
     if isinstance(piece, LowRank):
         return piece.U_OR.shape[1:] == piece.V_IR.shape[1:]
@@ -167,10 +167,10 @@ def where(part: Part) -> torch.device:
 
 def on_device(part: Part, device: torch.device) -> Part:
     """Return the part with its tensors on the device, or the part itself if they are there."""
-    return part if where(part) == device else _part({key: tensor.to(device) for key, tensor in part.tensors().items()})
+    return part if where(part) == device else part_of({key: tensor.to(device) for key, tensor in part.tensors().items()})
 
 
-def _part(tensors: dict[str, Tensor]) -> Part:
+def part_of(tensors: dict[str, Tensor]) -> Part:
     """Build a part from its tensors. Raises `ValueError` if their names fit no kind of part."""
     try:
         return _series(tensors) if any("." in key for key in tensors) else _piece(tensors)
@@ -195,7 +195,8 @@ def _piece(tensors: dict[str, Tensor]) -> LowRank | Sparse | Dense:
     return Dense(tensors["matrix"])
 
 
-def _compact(part: LowRank, tolerance: float) -> LowRank:
+def compacted(part: LowRank, tolerance: float) -> LowRank:
+    """Return the change with the fewest factors whose error stays below `tolerance` of its norm."""
     left_OR, values_R, right_IR = svd(part)
     tail_R = values_R.square().flip(0).cumsum(0).flip(0).sqrt()  # Norm of the rest if it is cut before r.
     rank = max(1, int((tail_R > tolerance * values_R.norm()).sum()))
@@ -219,7 +220,8 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return one == other
 
 
-def _sum(parts: Sequence[LowRank | Sparse | Dense]) -> LowRank | Dense:
+def sum_of(parts: Sequence[LowRank | Sparse | Dense]) -> LowRank | Dense:
+    """Add changes of one matrix; factors stay factors, and V is kept once if all share it."""
     low_rank = [part for part in parts if isinstance(part, LowRank)]
     if len(low_rank) == len(parts):
         if all(_same_memory(part.V_IR, low_rank[0].V_IR) for part in low_rank):

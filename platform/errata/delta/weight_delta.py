@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from errata.delta.parts import Dense, LowRank, Part, Series, Sparse, _compact, _part, _sum, on_device, pieces
+from errata.delta.parts import Dense, LowRank, Part, Series, Sparse, compacted, on_device, part_of, pieces, sum_of
 from errata.model.devices import device_of
 
 
@@ -71,7 +71,7 @@ class WeightDelta:
         for key, tensor in tensors.items():
             name, _, part = key.rpartition("|")
             grouped.setdefault(name, {})[part] = tensor
-        return cls({name: _part(found) for name, found in grouped.items()})
+        return cls({name: part_of(found) for name, found in grouped.items()})
 
     def scaled(self, factor: float) -> WeightDelta:
         return WeightDelta({name: part.scaled(factor) for name, part in self})
@@ -81,7 +81,7 @@ class WeightDelta:
 
         QR of both factors, then an SVD of the core in fp64, which is exact up to the cut. Other kinds are not changed.
         """
-        return WeightDelta({n: _compact(p, tolerance) if isinstance(p, LowRank) else p for n, p in self})
+        return WeightDelta({n: compacted(p, tolerance) if isinstance(p, LowRank) else p for n, p in self})
 
     def folded(self) -> WeightDelta:
         """Turn parts into dense matrices if their factors are larger than these."""
@@ -104,7 +104,7 @@ class WeightDelta:
 
 def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:
     """Add deltas. Low-rank parts are concatenated, or added if they share V; a sum with other kinds is dense."""
-    return WeightDelta({name: _sum(found) for name, found in _by_name(deltas).items()})
+    return WeightDelta({name: sum_of(found) for name, found in _by_name(deltas).items()})
 
 
 def in_series(deltas: Sequence[WeightDelta]) -> WeightDelta:
