@@ -35,11 +35,9 @@ from serving.worker.edit_worker import Busy
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 
 OURS = ("/v1/edits", "/v1/events", "/v1/versions", "/v1/diff", "/v1/rollback", "/v1/revert", "/v1/blame")
-ANSWERED = (
-    *(EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged),
-    *(SwapFailed, QueueFull, JournalFailed, OSError, Busy),
-    *(RayActorError, DeploymentUnavailableError, BackPressureError),
-)
+ANSWERED: tuple[type[Exception], ...] = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
+ANSWERED += (SwapFailed, QueueFull, JournalFailed, OSError, Busy)
+ANSWERED += (RayActorError, DeploymentUnavailableError, BackPressureError)
 PING_S = 15
 REFUSED = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
 

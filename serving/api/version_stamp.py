@@ -119,9 +119,11 @@ class VersionStamp:
     async def _refuse(self, send: Send, status: int, code: RequestCode, message: str) -> None:
         """Refuse with 503 on behalf of this replica, or with another status because of the requested version."""
         self.served.metrics.turned_away(status)
-        is_replicas = status == 503
-        header = ("Retry-After", "1") if is_replicas else None
-        await ErrorAnswer(status, code, message, None if is_replicas else "X-Errata-At-Least", header).send_to(send)
+        if status == 503:
+            refusal = ErrorAnswer(status, code, message, None, ("Retry-After", "1"))
+        else:
+            refusal = ErrorAnswer(status, code, message, "X-Errata-At-Least")
+        await refusal.send_to(send)
 
 
 @dataclass

@@ -132,7 +132,7 @@ class Publisher:
                     raise
 
     async def _retract_late(self, fault: Unloadable) -> None:
-        """Withdraw a head that replicas refuse only after it was reported as applied, and queue its edits again.
+        """Retract a head that replicas refuse only after it was reported as applied, and queue its edits again.
 
         This happens when the replicas did not answer while the version was made, or when the previous process died before
         it could retract the version. A head that was chosen by a rollback stays.

@@ -96,7 +96,7 @@ class RollbackOut(TypedDict):
 class RevertOut(TypedDict):
     """The version without the chosen edits; `swap_error` as in `RollbackOut`.
 
-    If all replicas refuse the version, it is withdrawn, and the edits are live again.
+    If all replicas refuse the version, it is retracted, and the edits are live again.
     """
 
     version: int

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from errata.durable import new_folder, replaced
-from errata.ledger.entry import faults
+from errata.ledger.entry import ENTRY, faults
 from errata.ledger.head import HEAD, MOVES
-from errata.ledger.ledger import ENTRY, REFUSALS, Ledger
+from errata.ledger.ledger import REFUSALS, Ledger
 
 VERSIONS, SNAPSHOTS = "versions", "snapshots"
 STATE_SUFFIX = ".state.safetensors"
