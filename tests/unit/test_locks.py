@@ -53,6 +53,7 @@ def test_a_lock_is_not_inherited(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         lock.close()
         hold(tmp_path / "lock").close()
+        assert child.poll() is None, "the child must outlive the lock"
         child.communicate(b"\n")
 
 

@@ -13,17 +13,11 @@ from errata.datasets.reader import write_parquet
 from errata.edit import batches_of
 from errata.editors.hypernet.episode import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
-from errata.local.terminal import RAY_JOB
 from errata.model.language_model import load
 from errata.testbed.world import World
 
+pytestmark = pytest.mark.usefixtures("output_is_not_redirected")
 MODULES = ("layers.1.mlp.down_proj",)
-
-
-@pytest.fixture(autouse=True)
-def output_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the output in this process, as under `ray job submit`."""
-    monkeypatch.setenv(RAY_JOB, "{}")
 
 
 @pytest.fixture(scope="module")

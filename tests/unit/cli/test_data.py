@@ -1,16 +1,15 @@
-"""The commands `errata data`, and the search for duplicates and conflicts."""
+"""The commands `errata data`."""
 
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from errata.cli.main import app
-from errata.datasets.duplicates import NUM_EXAMPLES, Watch
+from errata.datasets.duplicates import NUM_EXAMPLES
 from errata.datasets.reader import read_edits, write_parquet
 from errata.edit import Edit
 
@@ -21,13 +20,6 @@ def run(*words: str | Path, code: int = 0) -> str:
     done = CliRunner().invoke(app, ["data", *map(str, words)])
     assert done.exit_code == code, done.output
     return done.output
-
-
-def watched(edits: list[Edit]) -> Watch:
-    watch = Watch()
-    for edit in edits:
-        watch.see(edit)
-    return watch
 
 
 def test_convert_writes_the_same_edits(tmp_path: Path) -> None:
@@ -128,26 +120,3 @@ def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
     assert "4 edits, 1 record at fault\n" in said and "1 × missing_field (target)" in said
     assert "1 duplicate of an earlier edit" in said and "edits 0 and 1: 'The capital of Tal is' is 'Orr' and 'orr'" in said
     assert "1 conflict, 3 edits in it\n" in said and "edits 0 and 2: 'The capital of Tal is' is 'Orr' and 'Lund'" in said
-
-
-def test_repetitions_agree_with_a_plain_count() -> None:
-    draw = random.Random(0)
-    edits = [Edit(f"fact {draw.randrange(400)}", f"answer {draw.randrange(3)}") for _ in range(1000)]
-    targets: dict[str, list[str]] = {}
-    for edit in edits:
-        targets.setdefault(edit.prompt, []).append(edit.target)
-    found = watched(edits).repetitions()
-    assert found.num_duplicates == sum(len(seen) - len(set(seen)) for seen in targets.values())
-    assert found.num_conflicts == sum(len(set(seen)) > 1 for seen in targets.values())
-    assert found.num_in_conflict == sum(len(seen) for seen in targets.values() if len(set(seen)) > 1)
-    assert len(found.conflicts) == NUM_EXAMPLES
-    for one, other in found.conflicts:
-        assert one < other and edits[one].prompt == edits[other].prompt and edits[one].target != edits[other].target
-    for one, other in found.duplicates:
-        assert one < other and edits[one] == edits[other]
-
-
-@pytest.mark.parametrize("edits", [[], [Edit("a", "b")], [Edit("a", "b"), Edit("c", "b")]])
-def test_nothing_is_repeated(edits: list[Edit]) -> None:
-    found = watched(edits).repetitions()
-    assert (found.num_duplicates, found.num_conflicts, found.num_in_conflict) == (0, 0, 0)

@@ -23,7 +23,8 @@ from tests.unit.deploy.deployment import (
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_a_cluster_is_valid_by_rays_own_schema(name: str) -> None:
     config = prepare_config(read(name))
-    validate_config(config)
+    validate_config(config)  # raises for a config that is not valid
+    assert config["head_node_type"] in config["available_node_types"]
 
 
 @pytest.mark.parametrize(

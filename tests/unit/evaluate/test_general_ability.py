@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from errata.cli.main import app
 from errata.evaluate.general_ability import TASKS, AbilityOptions, _arguments, _vllm_by_either_name, local_task, measure
-from errata.local.terminal import RAY_JOB
 from errata.testbed.world import World
 from tests.tiny_models import save_tiny
+
+pytestmark = pytest.mark.usefixtures("output_is_not_redirected")
 
 installed = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is an optional extra")
 TASK = """
@@ -29,12 +30,6 @@ doc_to_choice: "{{choices}}"
 doc_to_target: answer
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
-
-
-@pytest.fixture(autouse=True)
-def output_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the output in this process, as under `ray job submit`."""
-    monkeypatch.setenv(RAY_JOB, "{}")
 
 
 def ability(*options: str) -> Any:

@@ -16,16 +16,11 @@ from errata.model.generation import greedy, greedy_texts
 from errata.model.language_model import LanguageModel
 from serving.worker import live_model as live_model_module
 from serving.worker.live_model import LiveModel, LiveModelOptions
-from tests.e2e.toy import WORLD, make_checkpoint
+from tests.e2e.toy import WORLD
 
 EDITS = [
     Edit(edit.prompt, edit.target, edit.subject, id=f"e{i}") for i, edit in enumerate(WORLD.edits("test", 36)) if i % 3 == 0
 ]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict
 from errata.model.generation import greedy_texts
 from serving.worker.live_model import LiveModel, LiveModelOptions
-from tests.e2e.toy import WORLD, Toy, make_checkpoint
+from tests.e2e.toy import WORLD, Toy
 
 MATRIX = "model.layers.1.mlp.down_proj"
 EDITS = [
@@ -44,11 +44,6 @@ class Exact(Toy):
         module = model.module.get_submodule(MATRIX)
         said_OE = module.weight @ (part.V_IR / part.V_IR.square().sum(0)) + module.bias[:, None]
         return WeightDelta({MATRIX: LowRank(part.U_OR - said_OE, part.V_IR)}), after
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture

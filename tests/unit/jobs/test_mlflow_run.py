@@ -34,13 +34,6 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     os.chdir(before)
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    monkeypatch.delenv("ERRATA_STORAGE", raising=False)
-    return tmp_path
-
-
 def runs_of(uri: str, result: str) -> list[Any]:
     client = MlflowClient(uri)
     (experiment,) = [found for found in client.search_experiments() if found.name == "errata"]

@@ -12,13 +12,6 @@ from jobs.arguments import from_arguments
 from jobs.plans import tiny
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    monkeypatch.delenv("ERRATA_STORAGE", raising=False)
-    return tmp_path
-
-
 def test_missing_gpus_are_refused_on_one_machine_and_not_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     plan = replace(tiny(), use_gpu=True, num_workers=3, gpus_per_worker=40)

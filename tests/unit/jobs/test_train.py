@@ -17,13 +17,6 @@ from jobs.mlflow_run import made_from
 from jobs.plans import tiny
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    monkeypatch.delenv("ERRATA_STORAGE", raising=False)
-    return tmp_path
-
-
 def test_more_workers_than_episodes_are_refused(home: Path) -> None:
     with pytest.raises(ValueError, match=r"3 workers cannot share 2 episodes: raise schedule\.episodes"):
         train.run(from_arguments(["plan=tiny", "num_workers=3"]))

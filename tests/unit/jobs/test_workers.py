@@ -17,13 +17,6 @@ from jobs.plans import tiny
 from jobs.workers import cause_of, forget_run, worker_resources
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    monkeypatch.delenv("ERRATA_STORAGE", raising=False)
-    return tmp_path
-
-
 def test_checkpoints_are_stored_at_the_home_a_variable_or_an_argument(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny()
     assert plan.storage_for("train") == str(home / "train")

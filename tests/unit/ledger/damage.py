@@ -12,6 +12,7 @@ from errata.editors.state import EditorState
 from errata.ledger import Ledger
 
 DELTA, STATE = "delta.safetensors", "state.safetensors"
+EDIT = Edit("a prompt", "its target", id="one", poster="ada")
 
 
 def cut(path: Path) -> None:
@@ -44,6 +45,12 @@ def append(ledger, random_delta, parent=None, expected_head=None):
     edits = (Edit(f"prompt {number}", "target", id=f"id-{number}", poster="ada"),)
     state = before.grown(1, {"past": rows}, {})
     return ledger.append(parent, random_delta(number), state, edits, {"efficacy": 1.0}, ("E", "p"), expected_head)
+
+
+def append_state(ledger, random_delta, state=None):
+    """Append a version with the edit `EDIT` and this state, or one with 40 rows."""
+    state = EditorState(1, {"past": torch.ones(40, 30)}) if state is None else state
+    return ledger.append(ledger.head, random_delta(ledger.newest + 1), state, [EDIT], {"efficacy": 1.0}, ("E", "p"))
 
 
 def fill(ledger, random_delta, count):

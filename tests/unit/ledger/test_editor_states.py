@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from errata.edit import Edit
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
-
-EDIT = Edit("a prompt", "its target", id="one", poster="ada")
-
-
-def append(ledger, random_delta, state=None):
-    state = EditorState(1, {"past": torch.ones(40, 30)}) if state is None else state
-    return ledger.append(ledger.head, random_delta(ledger.newest + 1), state, [EDIT], {"efficacy": 1.0}, ("E", "p"))
+from tests.unit.ledger.damage import append_state
 
 
 def states_equal(one: EditorState, other: EditorState) -> bool:
@@ -27,7 +20,7 @@ def test_a_growing_state_is_stored_as_its_new_rows(ledger, random_delta):
     states, state = [], EditorState(0, {"contexts": torch.arange(50)})
     for number in range(1, 15):
         state = state.grown(2, {"past": torch.full((2, 3), float(number)), "num_rows": torch.tensor([2])}, {})
-        append(ledger, random_delta, state)
+        append_state(ledger, random_delta, state)
         states.append(state)
     sizes = [(ledger.folders.path(n) / "state.safetensors").stat().st_size for n in range(2, 15)]
     assert max(sizes) - min(sizes) < 16, sizes
@@ -80,7 +73,7 @@ def test_states_are_exact_after_reopening_rollback_and_branching(ledger, random_
 )
 def test_a_state_is_read_with_the_bits_that_it_was_saved_with(ledger, random_delta, before, after):
     for tensor in (before, after):
-        append(ledger, random_delta, EditorState(1, {"t": tensor}))
+        append_state(ledger, random_delta, EditorState(1, {"t": tensor}))
     for number, tensor in ((1, before), (2, after)):
         found = Ledger.open(ledger.directory).state(number).tensors["t"]
         assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)

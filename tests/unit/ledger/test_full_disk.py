@@ -9,20 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from errata.edit import Code, Edit, EditRejected
+from errata.edit import Code, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import Ledger, LedgerConflict
 from errata.ledger.recovery import recover
 from tests.fakes.full_disk import no_file_over
-
-EDIT = Edit("a prompt", "its target", id="one", poster="ada")
-
-
-def append(ledger, random_delta, state=None):
-    state = EditorState(1, {"past": torch.ones(40, 30)}) if state is None else state
-    return ledger.append(ledger.head, random_delta(ledger.newest + 1), state, [EDIT], {"efficacy": 1.0}, ("E", "p"))
+from tests.unit.ledger.damage import EDIT, append_state
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
@@ -36,22 +29,22 @@ def files_of(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("num_before", [1, 4])
 def test_a_version_that_does_not_fit_leaves_the_ledger_unchanged(ledger, random_delta, num_bytes, num_before):
     for _ in range(num_before):  # With 4 versions a snapshot is written first.
-        append(ledger, random_delta)
+        append_state(ledger, random_delta)
     before = files_of(ledger.directory)
     with no_file_over(num_bytes), pytest.raises(OSError) as full:
-        append(ledger, random_delta)
+        append_state(ledger, random_delta)
     assert full.value.errno == errno.EFBIG
     assert files_of(ledger.directory) == before
     assert (ledger.head, ledger.newest, Ledger.open(ledger.directory).head) == (num_before, num_before, num_before)
-    assert append(ledger, random_delta).number == num_before + 1
+    assert append_state(ledger, random_delta).number == num_before + 1
     assert ledger.verify(num_before + 1) == [] and recover(ledger).notes == ()
 
 
 @pytest.mark.parametrize("what", ["move", "refuse", "retract"])
 @pytest.mark.parametrize("num_bytes", [0, 50, 150])
 def test_moves_and_refusals_that_do_not_fit_leave_the_ledger_unchanged(ledger, random_delta, what, num_bytes):
-    append(ledger, random_delta)
-    append(ledger, random_delta)
+    append_state(ledger, random_delta)
+    append_state(ledger, random_delta)
     for number in (1, 2):  # With two lines in the log, 150 bytes suffice for HEAD but not for the log.
         ledger.move_head(number)
         ledger.refuse(number, EDIT, EditRejected("no room", code=Code.EDITOR_FAILED))
@@ -87,7 +80,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_on_a_full_disk_every_call_succeeds_or_changes_nothing(small_disk, random_delta):
     ledger = Ledger.create(small_disk / "ledger", {"model": "m", "fingerprint": "f", "matrices": ["w"]}, snapshot_every=4)
     for _ in range(4):
-        append(ledger, random_delta)
+        append_state(ledger, random_delta)
     ballast = small_disk / "ballast"
     num_failed = 0
     for free in range(0, 80_000, 3_000):
@@ -97,7 +90,7 @@ def test_on_a_full_disk_every_call_succeeds_or_changes_nothing(small_disk, rando
         ballast.open("r+b").truncate(max(0, ballast.stat().st_size - free))
         before, head = files_of(ledger.directory), ledger.head
         try:
-            append(ledger, random_delta)
+            append_state(ledger, random_delta)
             ledger.move_head(1)
             ledger.refuse(1, EDIT, EditRejected("no", code=Code.EDITOR_FAILED))
             ledger.move_head(ledger.newest)
@@ -115,7 +108,7 @@ def test_on_a_full_disk_every_call_succeeds_or_changes_nothing(small_disk, rando
 
 
 def test_a_conflict_is_raised_before_anything_is_written(ledger, random_delta):
-    append(ledger, random_delta)
+    append_state(ledger, random_delta)
     before = files_of(ledger.directory)
     with no_file_over(0), pytest.raises(LedgerConflict):
         ledger.append(0, random_delta(1), EditorState(), (), {}, ("E", "p"))

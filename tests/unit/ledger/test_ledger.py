@@ -19,6 +19,7 @@ from errata.ledger import REFUSALS, Ledger, LedgerConflict, UnknownVersion, read
 from errata.ledger.recovery import recover
 from errata.model.language_model import load
 from errata.model.matrices import find_matrices
+from tests.unit.ledger.damage import digests
 
 STATE = EditorState(3, {"past": torch.arange(6.0).view(2, 3)})
 
@@ -30,10 +31,6 @@ def append(ledger, delta, parent=None, edits=(), state=STATE):
 
 def fill(ledger, random_delta, count):
     return [append(ledger, random_delta(100 + ledger.newest)) for _ in range(count)]
-
-
-def digests(deltas):
-    return [delta.digest() for delta in deltas]
 
 
 def test_version_0_is_the_base(ledger):

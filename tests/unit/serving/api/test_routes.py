@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +19,7 @@ from errata.ledger import LedgerConflict, UnknownVersion
 from serving.api import routes
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 from tests.fakes.backend import ScriptedBackend, entry
-
-
-def call(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(ask())
+from tests.unit.serving.api.application import call
 
 
 def asked(backend: ScriptedBackend, method: str, path: str, **options: Any) -> httpx.Response:

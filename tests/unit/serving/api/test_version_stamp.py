@@ -7,22 +7,13 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from serving.api import version_stamp
 from serving.metrics import ReplicaMetrics
-
-
-def call(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(ask())
+from tests.unit.serving.api.application import call
 
 
 class Served:

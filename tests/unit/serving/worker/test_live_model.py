@@ -26,7 +26,7 @@ from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from serving.app import Arguments
 from serving.worker.live_model import LiveModel, LiveModelOptions, guard_from, load_editor
-from tests.e2e.toy import WORLD, Toy, make_checkpoint
+from tests.e2e.toy import WORLD, Toy
 from tests.editors_under_test import editor_under_test, measured
 
 MODULES = ("layers.0.mlp.down_proj",)
@@ -122,11 +122,6 @@ def test_a_live_model_has_the_guard_of_its_settings(model_dir: Path, tmp_path: P
     assert inspector.guard == Guard(perplexity=Limit(1.05, 1.2), num_sentences=1)
     assert inspector.probe_texts is not None and inspector.probe_texts.questions == ("question",)
     assert LiveModel(replace(options, probes=None)).inspector.probe_texts.questions == ()  # type: ignore[union-attr]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
