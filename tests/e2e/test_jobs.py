@@ -90,6 +90,7 @@ def log_of(home: Path, job: str) -> str:
     return max((home / "logs").glob(f"{job}-*.log"), key=lambda path: path.stat().st_mtime).read_text()
 
 
+@pytest.mark.long
 def test_training_continues_when_a_worker_is_killed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed, after, shown = None, [], []
     for line in lines_of(home, "jobs/train.py", *ARGUMENTS):

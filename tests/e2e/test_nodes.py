@@ -58,6 +58,7 @@ def make_model(plan: Plan) -> None:
     pretrain.finish(plan, model, tokenizer, plan.corpus, made_from(plan))
 
 
+@pytest.mark.long
 def test_training_survives_the_loss_of_a_node(cluster: Cluster, tmp_path: Path) -> None:
     """With `min_workers` training resumes from its last checkpoint with the two workers that still fit."""
     plan = from_arguments(ARGUMENTS)
