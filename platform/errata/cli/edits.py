@@ -99,6 +99,9 @@ def import_(
     source: Annotated[str, typer.Argument(help="A file, folder, pattern or URI; docs/data.md has the formats.")],
     format_name: Annotated[str, typer.Option("--format", help="Format of the records; without it, it is detected.")] = "",
     on_fault: Annotated[str, typer.Option(help="stop at a faulty record before anything is posted, or skip it.")] = "stop",
+    absent_subject: Annotated[
+        str, typer.Option(help="refuse an edit whose subject is not in its prompt, or drop the subject.")
+    ] = "refuse",
     limit: Annotated[int, typer.Option(help="Number of edits to post; 0 for all.", min=0)] = 0,
     wait: Annotated[bool, typer.Option(help="Wait until all edits are settled; otherwise until they are queued.")] = True,
     run: Annotated[str, typer.Option(help="Name of this run; under another name the same file is posted again.")] = "",
@@ -106,12 +109,13 @@ def import_(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Post a file of edits. After an interruption the same command continues, and posts no edit twice."""
+    from errata.cli.data import absent_subjects
     from errata.cli.import_file import ImportOptions, import_file
 
     if on_fault not in ("stop", "skip"):
         raise typer.BadParameter(f"--on-fault is stop or skip, not {on_fault!r}")
+    options = ImportOptions(format_name, on_fault == "skip", limit, wait, run, refused_to, absent_subjects(absent_subject))
     with errors_as_one_line("edit"):
-        options = ImportOptions(format_name, on_fault == "skip", limit, wait, run, refused_to)
         ended_well = import_file(source, options, url)
     if not ended_well:
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ gives an `EditRejected` in place of an `Edit`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from typing import Any
@@ -14,8 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from errata.datasets.advice import nearest
+from errata.datasets.completion import PLACE, AbsentSubject, completed
 from errata.datasets.formats import plain
+from errata.datasets.formats.fields import LeftOut
 from errata.edit import Code, Edit, EditRejected, Probe
+from errata.text.rules import cleaned
 
 PROBES = pa.list_(pa.struct([("prompt", pa.string()), ("target", pa.string()), ("kind", pa.string())]))
 SCHEMA = pa.schema(
@@ -29,20 +34,24 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
     ]
 )
+INDEX_COLUMN = re.compile(r"__index_level_\d+__")  # names under which pandas writes an index
+NUMBERS = ("target", "subject", "id")  # columns in which whole numbers are read as their text
 
 
-def check_schema(schema: pa.Schema) -> None:
-    """Raise `EditRejected` naming a column that is missing, unknown or of the wrong type."""
-    for name in schema.names:
+def check_schema(schema: pa.Schema, names: Sequence[str]) -> None:
+    """Raise `EditRejected` naming a column, of those in `names`, that is missing, unknown or of the wrong type."""
+    for name in names:
         if name not in SCHEMA.names:
-            raise EditRejected(
-                f"is not a column of edits; there are {', '.join(SCHEMA.names)}", field=name, code=Code.UNKNOWN_FIELD
-            )
+            meant = nearest(name, (known for known in SCHEMA.names if known not in names))
+            reason = f"is not a column of edits; there are {', '.join(SCHEMA.names)}"
+            reason += f"; rename {name} to {meant}" if meant else ""
+            raise EditRejected(reason, field=name, code=Code.UNKNOWN_FIELD)
         found, wanted = schema.field(name).type, SCHEMA.field(name).type
-        if not _fits(found, wanted):
-            raise EditRejected(f"the column must be of {wanted}, not of {found}", field=name, code=Code.WRONG_TYPE)
+        if not (_fits(found, wanted) or (name in NUMBERS and pa.types.is_integer(found))):
+            advice = "; convert it to text" if pa.types.is_floating(found) or pa.types.is_integer(found) else ""
+            raise EditRejected(f"the column must be of {wanted}, not of {found}{advice}", field=name, code=Code.WRONG_TYPE)
     for name in ("prompt", "target"):
-        if name not in schema.names:
+        if name not in names:
             raise EditRejected("the column is missing", field=name, code=Code.MISSING_FIELD)
 
 
@@ -61,13 +70,16 @@ def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
     return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
 
 
-def edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
-    """Edit or fault of each row, in order. The schema must have passed `check_schema`."""
+def edits_of(batch: pa.RecordBatch, absent_subject: AbsentSubject, left_out: LeftOut) -> Iterator[Edit | EditRejected]:
+    """Edit or fault of each row, in order. The schema must have passed `check_schema`.
+
+    What a row's edit is read without is in `left_out` when it is yielded; the caller empties it.
+    """
     for part in _readable(batch):
         if isinstance(part, EditRejected):
             yield part
         else:
-            yield from _edits_of(part)
+            yield from _edits_of(part, absent_subject, left_out)
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | EditRejected]:
@@ -106,7 +118,7 @@ def _damage(row: pa.RecordBatch) -> EditRejected | None:
     return None
 
 
-def _edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
+def _edits_of(batch: pa.RecordBatch, absent_subject: AbsentSubject, left_out: LeftOut) -> Iterator[Edit | EditRejected]:
     columns = {name: batch.column(name) for name in batch.schema.names}
     prompts, targets, subjects, ids = (_texts(columns.get(name), len(batch)) for name in ("prompt", "target", "subject", "id"))
     rephrasings = columns.get("rephrasings")
@@ -127,37 +139,61 @@ def _edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
         yield from made
         return
     for index, edit in enumerate(made):
-        yield _checked_row(batch, index) if index in suspects else edit
+        yield _checked_row(batch, index, absent_subject, left_out) if index in suspects else edit
 
 
 def _texts(column: pa.Array | None, length: int) -> list[str | None]:
-    return [None] * length if column is None else column.to_pylist()
+    if column is None:
+        return [None] * length
+    return (column.cast(pa.string()) if pa.types.is_integer(column.type) else column).to_pylist()
 
 
 def _suspects(prompts: Sequence[Any], targets: Sequence[Any], subjects: Sequence[Any]) -> set[int]:
-    """Find the rows that may be faulty; `Edit.faults` decides."""
+    """Find the rows that may be faulty, not clean, or templates; `completed` decides."""
     return {
         index
         for index, (prompt, target, subject) in enumerate(zip(prompts, targets, subjects, strict=True))
-        if not (prompt and target and prompt.strip() and target.strip())
-        or (subject is not None and not (subject in prompt and subject.strip()))
+        if not (prompt and target and prompt.strip() and _is_clean(target))
+        or PLACE in prompt
+        or (subject is not None and not (subject in prompt and subject and _is_clean(subject)))
     }
 
 
+def _is_clean(text: str) -> bool:
+    return text.strip() == text and (text.isascii() or cleaned(text) == text)
+
+
 def _lists_are_whole(columns: dict[str, pa.Array]) -> bool:
-    """Test that every rephrasing is a text and every probe has a prompt and a target."""
+    """Test that every rephrasing is a text, every probe has a prompt and a clean target, and none is a template."""
     wordings = _values(columns.get("rephrasings"))
-    if not all(wording and wording.strip() for wording in wordings):
+    if not all(wording and wording.strip() and PLACE not in wording for wording in wordings):
         return False
     for name in ("locality", "portability"):
         probes = _flat(columns.get(name))
-        if len(probes) and (probes.null_count or not all(_has_text(pc.struct_field(probes, p)) for p in ("prompt", "target"))):
+        if len(probes) and (
+            probes.null_count
+            or not _are_questions(pc.struct_field(probes, "prompt"))
+            or not _are_answers(pc.struct_field(probes, "target"))
+        ):
             return False
     return True
 
 
-def _has_text(strings: pa.Array) -> bool:
-    return not strings.null_count and bool(pc.all(pc.not_equal(pc.utf8_trim_whitespace(strings), "")).as_py())
+def _are_questions(strings: pa.Array) -> bool:
+    if strings.null_count or pa.types.is_null(strings.type):
+        return False
+    is_good = pc.and_(pc.not_equal(pc.utf8_trim_whitespace(strings), ""), pc.invert(pc.match_substring(strings, PLACE)))
+    return bool(pc.all(is_good).as_py())
+
+
+def _are_answers(strings: pa.Array) -> bool:
+    if strings.null_count or pa.types.is_null(strings.type):
+        return False
+    is_good = pc.and_(pc.not_equal(strings, ""), pc.equal(pc.utf8_trim_whitespace(strings), strings))
+    if not pc.all(is_good).as_py():
+        return False
+    others = strings.filter(pc.invert(pc.string_is_ascii(strings))).to_pylist()
+    return all(cleaned(text) == text for text in others)
 
 
 def _flat(column: pa.Array | None) -> pa.Array:
@@ -190,15 +226,13 @@ def _groups(column: pa.Array | None, values: Iterable[Any], length: int) -> Iter
     return (tuple(islice(left, count)) for count in pc.fill_null(pc.list_value_length(column), 0).to_pylist())
 
 
-def _checked_row(batch: pa.RecordBatch, index: int) -> Edit | EditRejected:
+def _checked_row(batch: pa.RecordBatch, index: int, absent_subject: AbsentSubject, left_out: LeftOut) -> Edit | EditRejected:
     row = batch.slice(index, 1).to_pylist()[0]
+    given = {name: found for name, found in row.items() if found is not None and found != []}
     try:
-        edit = plain.edit(row)
+        return completed(plain.edit(given, left_out), absent_subject, left_out)
     except EditRejected as rejected:
         return rejected
-    for fault in edit.faults():
-        return EditRejected.of([fault])
-    return edit
 
 
 def batch_of(edits: Sequence[Edit]) -> pa.RecordBatch:

@@ -5,40 +5,29 @@ The fields are those of `Edit`; `locality` and `portability` are lists of {promp
 
 from __future__ import annotations
 
-from errata.datasets.formats.fields import Record, objects, optional_text, string, texts, value
-from errata.edit import Code, Edit, EditRejected, Probe
+from errata.datasets.formats.fields import LeftOut, Record, optional_written, string, texts, written
+from errata.datasets.formats.probes import probes
+from errata.edit import Code, Edit, EditRejected
 
 FIELDS = ("prompt", "target", "subject", "rephrasings", "locality", "portability", "id")
+_KNOWN = frozenset(FIELDS)
 
 
 def matches(record: Record) -> bool:
     return "prompt" in record or "target" in record
 
 
-def edit(record: Record) -> Edit:
-    unknown = [name for name in record if name not in FIELDS]
-    if unknown:
-        raise EditRejected(
-            f"is not a field of an edit; there are {', '.join(FIELDS)}",
-            field=", ".join(sorted(unknown)),
-            code=Code.UNKNOWN_FIELD,
-        )
+def edit(record: Record, left_out: LeftOut) -> Edit:
+    if not record.keys() <= _KNOWN:
+        unknown = sorted(record.keys() - _KNOWN)
+        reason = f"is not a field of an edit; there are {', '.join(FIELDS)}"
+        raise EditRejected(reason, field=", ".join(unknown), code=Code.UNKNOWN_FIELD)
     return Edit(
         prompt=string(record, "prompt"),
-        target=string(record, "target"),
-        subject=None if value(record, "subject") is None else string(record, "subject"),
-        rephrasings=texts(record, "rephrasings"),
-        locality=_probes(record, "locality"),
-        portability=_probes(record, "portability"),
-        id=None if value(record, "id") is None else string(record, "id"),
+        target=written(record, "target"),
+        subject=optional_written(record, "subject", left_out),
+        rephrasings=texts(record, "rephrasings", left_out),
+        locality=probes(record, "locality", left_out),
+        portability=probes(record, "portability", left_out),
+        id=optional_written(record, "id", left_out),
     )
-
-
-def _probes(record: Record, name: str) -> tuple[Probe, ...]:
-    probes = []
-    for index, probe in enumerate(objects(record, name)):
-        try:
-            probes.append(Probe(string(probe, "prompt"), string(probe, "target"), optional_text(probe, "kind") or ""))
-        except EditRejected as rejected:
-            raise EditRejected(rejected.reason, field=f"{name}[{index}].{rejected.field}", code=rejected.code) from None
-    return tuple(probes)
