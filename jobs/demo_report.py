@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from errata.edit import Edit
-from errata.evaluate.answers import normalise_answer
+from errata.text.answers import normalise_answer
 from errata.ledger import Ledger
 from jobs.demo_traffic import Traffic
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from errata.evaluate.answers import same_answer
+from errata.text.answers import same_answer
 from errata.evaluate.bootstrap import Interval, OwnedRatio, harmonic_interval, ratio_interval
 from errata.evaluate.questions import Question, Questions
 from errata.evaluate.teacher_forcing import TeacherForced, teacher_force

@@ -235,7 +235,7 @@ def _answers_so_far(context: RevertContext, selection: RevertSelection) -> tuple
 
 
 def _say(context: RevertContext, edits: Sequence[Edit]) -> list[str]:
-    prompts = [edit.prompt for edit in edits]
+    prompts = [edit.prompts[0] for edit in edits]
     texts = greedy_texts(context.inspector.model, prompts, MAX_ANSWER_TOKENS, fit_context=True)
     return [text.strip() for text in texts]
 
