@@ -90,8 +90,9 @@ def _nearest_format(names: list[str]) -> tuple[str, str]:
     """Name the format that shares most fields with a record, and the fields to rename for it."""
     best, most, changes = "", 0.0, ""
     for format_ in (FORMATS["plain"], *FORMATS.values()):
-        shared = sum(name in format_.fields for name in names)
-        renamed = renamings(names, format_.fields)
+        known = plain.FIELDS if format_.name == "plain" else format_.fields
+        shared = sum(name in known for name in names)
+        renamed = renamings(names, known)
         score = (shared + renamed.count("rename ")) / len(format_.fields)
         if renamed and score > most:
             best, most, changes = format_.name, score, renamed

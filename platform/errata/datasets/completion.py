@@ -7,29 +7,33 @@ and no subject is refused; a rephrasing is left out, and so is a probe, because 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from errata.datasets.formats.fields import LeftOut
 from errata.edit import Code, Edit, EditRejected, Probe
-from errata.text.rules import subject_span
+from errata.text.rules import is_blank, subject_span, text_fault
 
 PLACE = "{}"
+OPTIONS = ("rephrasings", "locality", "portability")
 AbsentSubject = Literal["refuse", "drop"]  # what is done with an edit whose subject is not in its prompt
 DROP_ADVICE = '--absent-subject drop (absent_subject="drop" in Python) reads the edit without its subject'
 
 
 def completed(edit: Edit, absent_subject: AbsentSubject, left_out: LeftOut) -> Edit:
     """Return the edit with its templates filled and checked. Raises `EditRejected` with its first fault."""
-    if PLACE in edit.prompt or any(PLACE in rephrasing for rephrasing in edit.rephrasings):
+    if PLACE in edit.prompt or PLACE in "\n".join(edit.rephrasings):
         edit = _filled(edit, left_out)
-    for name in ("locality", "portability"):
-        probes = getattr(edit, name)
-        if probes and any(PLACE in probe.prompt for probe in probes):
+    for name, probes in (("locality", edit.locality), ("portability", edit.portability)):
+        if probes and any([PLACE in probe.prompt for probe in probes]):
             edit = replace(edit, **{name: _whole(probes, name, left_out)})
     if absent_subject == "drop" and edit.subject is not None and subject_span(edit.prompt, edit.subject) is None:
         left_out.append(_absent(edit))
         edit = replace(edit, subject=None)
-    for fault in edit.faults():
+    faults = list(edit.faults())
+    if any(fault.field in OPTIONS for fault in faults):
+        edit = _pruned(edit, left_out)
+        faults = list(edit.faults())
+    for fault in faults:
         if fault.code == Code.SUBJECT_NOT_IN_PROMPT:
             raise EditRejected(f"{fault.reason}; {DROP_ADVICE}", field=fault.field, code=fault.code)
         raise EditRejected.of([fault])
@@ -62,6 +66,30 @@ def _whole(probes: tuple[Probe, ...], name: str, left_out: LeftOut) -> tuple[Pro
         else:
             kept.append(probe)
     return tuple(kept)
+
+
+def _pruned(edit: Edit, left_out: LeftOut) -> Edit:
+    """Leave out the rephrasings and probes that have no visible character, or one that is no text."""
+    kept: dict[str, tuple[Any, ...]] = {}
+    for name in OPTIONS:
+        good = []
+        for index, one in enumerate(getattr(edit, name)):
+            said = {"": one} if isinstance(one, str) else {".prompt": one.prompt, ".target": one.target}
+            faults = [(part, _text_fault(text)) for part, text in said.items()]
+            part, fault = next(((part, fault) for part, fault in faults if fault), ("", None))
+            if fault is None:
+                good.append(one)
+            else:
+                left_out.append(EditRejected(fault[0], field=f"{name}[{index}]{part}", code=fault[1]))
+        kept[name] = tuple(good)
+    return replace(edit, **kept)
+
+
+def _text_fault(text: str) -> tuple[str, Code] | None:
+    if is_blank(text):
+        return "is empty", Code.EMPTY_FIELD
+    fault = text_fault(text)
+    return None if fault is None else (fault, Code.NOT_TEXT)
 
 
 def _absent(edit: Edit) -> EditRejected:

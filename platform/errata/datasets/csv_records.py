@@ -18,7 +18,7 @@ from errata.datasets.csv_lines import CELLS, RowLines
 from errata.datasets.lines import CHUNK_BYTES, UNNAMED, Found, lines_of
 from errata.edit import Code, EditRejected
 
-LIST_FIELDS = ("rephrasings", "locality", "portability")
+LIST_FIELDS = ("rephrasings", "locality", "portability", "messages")
 INDEX_NAME = re.compile(r"(Unnamed: [\d.]+)?")  # of the columns in which pandas writes its index
 
 

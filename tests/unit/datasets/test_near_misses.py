@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from errata.datasets.reader import read_edits
+from errata.datasets.reader import read_edits, write_parquet
 from errata.datasets.skip_report import SkipReport
 from errata.edit import Code, Edit, Probe
 from tests.unit.datasets.files import lines, rejection, written
@@ -201,7 +201,8 @@ def test_a_subject_that_is_not_in_the_prompt(tmp_path: Path) -> None:
         ({"prompt": "a", "targt": "b"}, {}, "rename targt to target"),
         ({"prompt": "a", "answer": "b"}, {}, "rename answer to target"),
         ({"promt": "a", "Target ": "b"}, {}, "the nearest is plain: rename promt to prompt, rename Target  to target"),
-        ({"question": "a", "answer": "b"}, {}, "the nearest is plain: rename question to prompt, rename answer to target"),
+        ({"question": "a", "answer": "b"}, {}, "the nearest is plain: rename answer to target"),
+        ({"input": "a", "output": "b"}, {}, "the nearest is plain: rename input to prompt, rename output to target"),
         ({"prompt": "a", "target": "b", "rephrase": "c"}, {"format_name": "plain"}, "this looks like qaedit: --format qaedit"),
         ({"prompt": "a", "target": "b", "queries": []}, {"format_name": "plain"}, "this looks like rome: --format rome"),
         ({"src": "a", "answers": ["b"]}, {"format_name": "plain"}, "this looks like zsre-memit: --format zsre-memit"),
@@ -285,6 +286,49 @@ def test_targets_and_subjects_are_stripped_on_every_way_in(tmp_path: Path, paddi
         edit = only(tmp_path, record)
         assert (edit.prompt, edit.target, edit.subject) == ("The mayor of Tal is", "Bob", "Tal")
         assert all(probe.target == "Bob" for probe in edit.locality)
+
+
+def test_edits_of_chat_keep_their_form(tmp_path: Path) -> None:
+    said = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Who is {}?"},
+    ]
+    records = [
+        {"question": "Who is Tal?", "target": " Ada"},
+        {"prompt": "Who is Tal?", "form": "both", "target": "Ada"},
+        {"messages": said, "target": "Ada", "subject": "Tal"},
+        {"prompt": "Who is Tal?", "target": "Ada"},
+    ]
+    edits, report = read(tmp_path, *records)
+    assert [edit.form for edit in edits] == ["chat", "both", "chat", "completion"]
+    assert {edit.prompt for edit in edits} == {"Who is Tal?"} and {edit.target for edit in edits} == {"Ada"}
+    assert [message.content for message in edits[2].before] == ["Hello", "Hi"] and not report.left_out
+    write_parquet(edits, tmp_path / "edits.parquet")
+    assert list(read_edits(tmp_path / "edits.parquet")) == edits
+    written(tmp_path / "edits.jsonl", lines([edit.to_json() for edit in edits]))
+    assert list(read_edits(tmp_path / "edits.jsonl")) == edits
+    assert refused(tmp_path, {"question": "a", "form": "completion", "target": "b"}).field == "form"
+    assert refused(tmp_path, {"messages": said[:2], "target": "b"}).field == "messages"
+
+
+@pytest.mark.parametrize(("text", "code"), [("a\x1fb", "not_text"), ("\u200b\u200c", "empty_field"), ("a\ufffd", "not_text")])
+@pytest.mark.parametrize("name", ["edits.jsonl", "edits.parquet"])
+def test_an_option_that_is_no_text_is_left_out(tmp_path: Path, name: str, text: str, code: str) -> None:
+    edit = Edit(
+        "a",
+        "b",
+        rephrasings=("c", text),
+        locality=(Probe("d", "e"), Probe(text, "f") if code == "empty_field" else Probe("g", "h")),
+    )
+    if name.endswith("parquet"):
+        write_parquet([edit], tmp_path / name)
+    else:
+        written(tmp_path / name, lines([edit.to_json()]))
+    report = SkipReport()
+    (found,) = read_edits(tmp_path / name, skip_report=report)
+    assert found.rephrasings == ("c",) and report.left_out[f"{code} (rephrasings[])"] == 1
+    assert len(found.locality) == (1 if code == "empty_field" else 2)
 
 
 def test_the_csv_of_halluedit(tmp_path: Path) -> None:

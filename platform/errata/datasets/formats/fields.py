@@ -65,7 +65,7 @@ def new_target(record: Record, path: str) -> str:
 def written_value(found: Any, field: str) -> str:
     """Return a text, or a number as it was written, cleaned. Raises `EditRejected` if the number's text is not known."""
     if isinstance(found, str):
-        if not (kept := cleaned(found)):
+        if not (kept := found.strip() if found.isascii() else cleaned(found)):
             raise EditRejected("is empty; give the text", field=field, code=Code.EMPTY_FIELD)
         return kept
     if isinstance(found, WrittenNumber):
@@ -109,7 +109,7 @@ def optional_written(record: Record, path: str, left_out: LeftOut) -> str | None
     found = value(record, path)
     if found is None and path not in record:
         return None
-    if found is None or (isinstance(found, str) and not cleaned(found)):
+    if found is None or found == "" or (isinstance(found, str) and not cleaned(found)):
         left_out.append(_empty(path))
         return None
     return written_value(found, path)

@@ -1,16 +1,20 @@
 """Our own schema, documented in docs/data.md: prompt, target, and optionally subject, rephrasings, locality, portability, id.
 
-The fields are those of `Edit`; `locality` and `portability` are lists of {prompt, target, kind?}.
+The fields are those of `Edit`; `locality` and `portability` are lists of {prompt, target, kind?}. An edit of chat has a
+`question` or `messages` in place of the prompt, or a `form`, as `Edit.from_json` reads them.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from errata.datasets.formats.fields import LeftOut, Record, optional_written, string, texts, written
 from errata.datasets.formats.probes import probes
 from errata.edit import Code, Edit, EditRejected
 
-FIELDS = ("prompt", "target", "subject", "rephrasings", "locality", "portability", "id")
-_KNOWN = frozenset(FIELDS)
+ASKED = ("prompt", "question", "messages", "form")
+FIELDS = ("prompt", "target", "subject", "rephrasings", "locality", "portability", "id", *ASKED[1:])
+_KNOWN, _CHAT = frozenset(FIELDS), frozenset(ASKED[1:])
 
 
 def matches(record: Record) -> bool:
@@ -22,8 +26,9 @@ def edit(record: Record, left_out: LeftOut) -> Edit:
         unknown = sorted(record.keys() - _KNOWN)
         reason = f"is not a field of an edit; there are {', '.join(FIELDS)}"
         raise EditRejected(reason, field=", ".join(unknown), code=Code.UNKNOWN_FIELD)
-    return Edit(
-        prompt=string(record, "prompt"),
+    is_of_chat = not _CHAT.isdisjoint(record)
+    made = Edit(
+        prompt="" if is_of_chat else string(record, "prompt"),
         target=written(record, "target"),
         subject=optional_written(record, "subject", left_out),
         rephrasings=texts(record, "rephrasings", left_out),
@@ -31,3 +36,11 @@ def edit(record: Record, left_out: LeftOut) -> Edit:
         portability=probes(record, "portability", left_out),
         id=optional_written(record, "id", left_out),
     )
+    return _asked(made, record) if is_of_chat else made
+
+
+def _asked(edit: Edit, record: Record) -> Edit:
+    """Return the edit with prompt, form and earlier messages of the record."""
+    given = {name: found for name in ASKED if (found := record.get(name)) is not None}
+    asked = Edit.from_json({**given, "target": edit.target})
+    return replace(edit, prompt=asked.prompt, form=asked.form, before=asked.before)

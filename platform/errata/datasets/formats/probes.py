@@ -73,7 +73,7 @@ def _collect(found: Any, field: str, kind: str, made: list[Probe], left_out: Lef
     elif not isinstance(found, Mapping):
         reason = f"must be an object with a question and its answer, not {kind_of(found)}"
         left_out.append(EditRejected(reason, field=field, code=Code.WRONG_TYPE))
-    elif any(name in found for name in QUESTIONS):
+    elif "prompt" in found or any(name in found for name in QUESTIONS):
         try:
             made += _probes_of(found, field, kind)
         except EditRejected as rejected:
@@ -89,6 +89,7 @@ def _collect(found: Any, field: str, kind: str, made: list[Probe], left_out: Lef
 
 
 def _probes_of(found: Record, field: str, kind: str) -> list[Probe]:
+    """Make the probes of one object: one, or as many as its lists of questions and answers are long."""
     asked = next(name for name in QUESTIONS if name in found)
     answered = next((name for name in ANSWERS if name in found), ANSWERS[0])
     question, answer = found[asked], found.get(answered)
