@@ -64,9 +64,10 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cp
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     attention = attention_for(AutoConfig.from_pretrained(folder))
-    module, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
+    module, found = loaded
     if missing := sorted(found["missing_keys"]):  # transformers would fill them with random numbers
         raise ValueError(f"{folder} lacks {len(missing)} tensors of the model, such as {missing[0]}: copy the whole checkpoint")
     module.eval().requires_grad_(False)
