@@ -75,10 +75,10 @@ def check_checkpoint(model: str | Path) -> Path:
     folder = folder_of(model)
     _check_kind(folder)
     config = read_json(folder / CONFIG)
-    for where, part in (("", config), *((f"{name}.", config.get(name)) for name in NESTED)):
-        for field in QUANTISED_FIELDS if isinstance(part, Mapping) else ():
-            if part.get(field) is not None:
-                raise ValueError(_quantised(folder, f"{CONFIG} has {where}{field}{_method(part[field])}"))
+    parts = {"": config} | {f"{name}.": part for name in NESTED if isinstance(part := config.get(name), dict)}
+    for where, part in parts.items():
+        for field in (field for field in QUANTISED_FIELDS if part.get(field) is not None):
+            raise ValueError(_quantised(folder, f"{CONFIG} has {where}{field}{_method(part[field])}"))
     _check_dtypes(folder, headers(folder))
     check_tokenizer_files(folder)
     return folder
