@@ -65,7 +65,8 @@ def _parsed(value: str, owner: Any, field: str, full: str) -> Any:
         return None
     now = getattr(owner, field)
     if dataclasses.is_dataclass(now):
-        raise ValueError(f"{full} is set by its fields, such as {full}.{next(_paths(now), '')}, not as a whole")
+        inner = next(_paths(now), "")
+        raise ValueError(f"{full}: {value!r} is not of type {type(now).__name__}; set its fields, such as {full}.{inner}")
     kind = next(kind for kind in kinds if kind is not NoneType)
     if get_origin(kind) is Literal and value not in get_args(kind):
         raise ValueError(f"{full} is one of {', '.join(map(str, get_args(kind)))}, not {value!r}")

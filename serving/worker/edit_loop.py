@@ -30,6 +30,7 @@ from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.publish import Publisher
 from serving.worker.reconcile import Reconciler
 from serving.worker.replicas import Replicas, Unloadable
+from serving.worker.served_check import ServedCheck
 
 logger = logging.getLogger("errata")
 
@@ -61,6 +62,7 @@ class EditLoop:
         self.publisher = Publisher(
             live_model, self.reconciler, self.waiters, mirror, self.metrics, self.wake, replicas or Replicas()
         )
+        self.served_check = ServedCheck(self.publisher.replicas, self.metrics)
         self.writing = self.publisher.writing
         self._stalled: str | None = None
         self._num_stalls = 0
@@ -238,6 +240,7 @@ class EditLoop:
             return bisection.refused(group, refusal.with_traceback(None))  # A traceback would keep the candidate in memory.
         version = await self.publisher.publish(made, time.perf_counter() - begin, traces)
         self._finish(tried, version)
+        self.served_check.begin(version.number, version.edits)
         return _Answered(version.number)
 
     # -- what becomes of an edit --------------------------------------------------------------------------------------
@@ -251,6 +254,7 @@ class EditLoop:
         head = self.live_model.version
         for entry, texts in zip(true, said, strict=True):
             self.journal.finish([entry.id], head, unchanged=texts[0])
+        self.metrics.settled("applied", len(true))
         event(logger, "edit.unchanged", edit_ids=[entry.id for entry in true], version=head)
         return _Answered(head)
 

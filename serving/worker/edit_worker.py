@@ -216,7 +216,12 @@ class EditWorker:
             "replicas": await self.edit_loop.publisher.replicas.ask("status"),
             "timings": list(self.edit_loop.publisher.timings),
             "mirror": self.mirror.state,
-            "worker": {"pid": os.getpid(), "editor": self.options.live_model.editor, "ledger": str(ledger.directory)},
+            "worker": {
+                "pid": os.getpid(),
+                "editor": self.options.live_model.editor,
+                "form": self._renderer.form,
+                "ledger": str(ledger.directory),
+            },
         }
 
     async def expositions(self) -> dict[str, str]:

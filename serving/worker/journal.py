@@ -215,7 +215,8 @@ class Journal:
     def reopen(self, version: int) -> int:
         """Queue the edits again that were applied in a lost version; returns their number."""
         with self._transaction() as db:
-            query = "UPDATE edits SET state = 'queued', version = NULL, unchanged = NULL, attempts = 0 WHERE state = 'applied' AND version = ?"
+            fresh = "state = 'queued', version = NULL, unchanged = NULL, attempts = 0"
+            query = f"UPDATE edits SET {fresh} WHERE state = 'applied' AND version = ?"
             return db.execute(query, (version,)).rowcount
 
     def reverting(self) -> list[int]:

@@ -58,7 +58,7 @@ def test_fields_are_set_by_name() -> None:
         ("MEMIT", "context_words", "The,You", ("The", "You")),
         ("MEMIT", "context_words", "7", ("7",)),
         ("MEMIT", "modules", "", "'' has an empty part"),
-        ("MEMIT", "search", "5", "search is set by its fields, such as search.num_steps, not as a whole"),
+        ("MEMIT", "search", "5", "search: '5' is not of type Search; set its fields, such as search.num_steps"),
         ("MEMIT", "search.num_step", "5", "did you mean search.num_steps?"),
         ("MEMIT", "num_steps", "5", "did you mean search.num_steps?"),
         ("RECT", "modules", "a", "did you mean host.modules?"),

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from errata.text.answers import first_sentence, same_answer
-from errata.text.dialogue import Prompt
 from errata.evaluate.bootstrap import Interval
 from errata.evaluate.questions import Questions
+from errata.text.answers import first_sentence, same_answer
+from errata.text.dialogue import Prompt
 
 KINDS = ("efficacy", "generalisation", "locality", "portability", "retention")
 

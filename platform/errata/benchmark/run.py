@@ -22,12 +22,12 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
-from errata.text.answers import same_answer
 from errata.evaluate.questions import Question
 from errata.hardware import PeakMemory
 from errata.model.devices import devices_with
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices
+from errata.text.answers import same_answer
 from errata.timing import stage_seconds
 
 UNEDITED = "unedited"

@@ -9,9 +9,9 @@ from errata.edit import Edit, EditBatch, check_edits
 from errata.evaluate.perplexity import Perplexities, perplexities
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Predictions, predictions
-from errata.text.dialogue import Prompt
 from errata.model.generation import greedy_texts
 from errata.model.language_model import LanguageModel
+from errata.text.dialogue import Prompt
 
 CHECKPOINTS = (1, 10, 100, 200, 500, 1000)
 
@@ -114,6 +114,8 @@ def long_texts(model: LanguageModel, stream: BenchmarkStream) -> dict[str, str]:
     return generated_answers(model, prompts, num_tokens, min_tokens=num_tokens)
 
 
-def generated_answers(model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int, min_tokens: int = 0) -> dict[Prompt, str]:
+def generated_answers(
+    model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int, min_tokens: int = 0
+) -> dict[Prompt, str]:
     """Generate the greedy text after each prompt, by prompt."""
     return dict(zip(prompts, greedy_texts(model, prompts, max_tokens, min_tokens=min_tokens), strict=True))

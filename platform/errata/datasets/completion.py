@@ -25,7 +25,8 @@ def completed(edit: Edit, absent_subject: AbsentSubject, left_out: LeftOut) -> E
         edit = _filled(edit, left_out)
     for name, probes in (("locality", edit.locality), ("portability", edit.portability)):
         if probes and any([PLACE in probe.prompt for probe in probes]):
-            edit = replace(edit, **{name: _whole(probes, name, left_out)})
+            whole = _whole(probes, name, left_out)
+            edit = replace(edit, locality=whole) if name == "locality" else replace(edit, portability=whole)
     if absent_subject == "drop" and edit.subject is not None and subject_span(edit.prompt, edit.subject) is None:
         left_out.append(_absent(edit))
         edit = replace(edit, subject=None)
@@ -70,7 +71,7 @@ def _whole(probes: tuple[Probe, ...], name: str, left_out: LeftOut) -> tuple[Pro
 
 def _pruned(edit: Edit, left_out: LeftOut) -> Edit:
     """Leave out the rephrasings and probes that have no visible character, or one that is no text."""
-    kept: dict[str, tuple[Any, ...]] = {}
+    kept: dict[str, Any] = {}
     for name in OPTIONS:
         good = []
         for index, one in enumerate(getattr(edit, name)):

@@ -13,12 +13,12 @@ from statistics import fmean
 from typing import Any
 
 from errata.edit import Edit
-from errata.text.dialogue import Prompt
-from errata.text.answers import first_sentence, same_answer
 from errata.evaluate.bootstrap import Interval, OwnedRatio, ratio_interval
 from errata.evaluate.questions import Question
 from errata.evaluate.teacher_forcing import TeacherForced, teacher_force
 from errata.model.language_model import LanguageModel
+from errata.text.answers import first_sentence, same_answer
+from errata.text.dialogue import Prompt
 
 # The edit's prompt, the question whose answer should have the higher likelihood, and the question it is compared with.
 Pair = tuple[str, Question, Question]

@@ -58,7 +58,10 @@ class BatchBisection:
                 answer = self.edits[rival].target
                 why = f"another edit of the same batch answers this prompt with {answer!r}; the later one counts"
                 settled.append((i, EditRejected(why, field="target", code=Code.CONTRADICTED)))
-        for i, _ in settled:  # An edit asked in two forms may be superseded in one of them, and others wait for it in the other.
+        for (
+            i,
+            _,
+        ) in settled:  # An edit asked in two forms may be superseded in one of them, and others wait for it in the other.
             self._wait(self._heirs(i))
         return settled
 

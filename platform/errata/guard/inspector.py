@@ -161,9 +161,7 @@ class Inspector:
             if wrong is not None:  # Another wording of the target, or more after its first sentence, is an answer.
                 failed.append((i, {"prompt": edit.prompt, "target": edit.target, "answer": wrong}))
         efficacy = 1 - len(failed) / len(batch) if len(batch) else None
-        return replace(
-            found, efficacy=efficacy, failed=tuple(row for _, row in failed), unanswered=tuple(i for i, _ in failed)
-        )
+        return replace(found, efficacy=efficacy, failed=tuple(row for _, row in failed), unanswered=tuple(i for i, _ in failed))
 
     def _batch_answered(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None) -> list[bool] | None:
         """Return whether each edit's prompts are answered by its target exactly; None if a log probability is not finite."""
@@ -239,9 +237,7 @@ class Inspector:
             return log_probs_TV.argmax(-1).to(self.end_ids.device)
         rows = [
             (ids[mask & (labels == IGNORED)].tolist(), int((labels != IGNORED).sum()))
-            for ids, mask, labels in zip(
-                encoded.input_ids_BS, encoded.attention_mask_BS.bool(), encoded.labels_BS, strict=True
-            )
+            for ids, mask, labels in zip(encoded.input_ids_BS, encoded.attention_mask_BS.bool(), encoded.labels_BS, strict=True)
         ]
         end = int(self.end_ids[0])
         num_rows = len(rows) if num_rows is None else num_rows

@@ -81,7 +81,8 @@ class Measurements:
 
     `relative_norm`: |delta| / |W0| of each matrix (Frobenius); `norm_growth`: |W| / |W0| with the delta. `ppl_ratio`: the
     median over held-out sentences of the perplexity relative to the unedited model's. Shares from 0 to 1: `efficacy`, the
-    batch's edits that the version answers with their targets (`failed` lists the others, `unanswered` their positions); `retention`, the same of a sample of
+    batch's edits that the version answers with their targets (`failed` lists the others, `unanswered` their positions);
+    `retention`, the same of a sample of
     earlier edits; `locality`, the questions that it answers as the unedited model does. `lost_retention` and `lost_locality`
     are the shares of the same samples, counted as at least `inspector.FEW`, that held at the parent version and no longer do.
     `broken_sentences`: the share of sentences whose perplexity passes the limit. `before` holds `ppl_ratio`, `locality` and

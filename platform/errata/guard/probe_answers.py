@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
-from errata.text.answers import first_sentence
-from errata.text.dialogue import Dialogue, Prompt
 from errata.guard.probes import Probes
 from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, padded
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
 from errata.model.prefix_cache import PrefixCache, UnreadOutput
+from errata.text.answers import first_sentence
+from errata.text.dialogue import Dialogue, Prompt
 
 MAX_ANSWER_TOKENS = 8
 MAX_SENTENCE_TOKENS = 64

@@ -81,7 +81,7 @@ class Renderer:
 
     @staticmethod
     def _tail(prompt: Prompt, text: str, answer: str) -> str:
-        """Return the answer with what stands between it and the prompt; nothing does if the template begins a message for it."""
+        """Return the answer with what comes between it and the prompt: nothing, if the template begins a message for it."""
         is_new_message = isinstance(prompt, Dialogue) and not text.endswith(prompt.question.rstrip())
         return answer if is_new_message else separator(text, answer) + answer
 
@@ -140,9 +140,7 @@ class Renderer:
 
     def _templated(self, messages: tuple[Message, ...], open_answer: bool) -> str:
         if not self.can_chat:
-            raise EditRejected(
-                "the model has no chat template: give a prompt to be completed", code=Code.NO_CHAT, field="form"
-            )
+            raise EditRejected("the model has no chat template: give a prompt to be completed", code=Code.NO_CHAT, field="form")
         rendered = self._applied(messages, self._parts_are_read, open_answer)
         assert rendered is not None
         return rendered
@@ -153,7 +151,7 @@ class Renderer:
         ]
         try:
             rendered: str = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=open_answer)
-        except Exception as refused:  # A template raises any error it likes, most often jinja2's.
+        except Exception as refused:  # noqa: BLE001  # A template raises what it likes, most often jinja2's errors.
             why = f"the model's chat template refuses these messages: {str(refused)[:200]}"
             raise EditRejected(why, code=Code.TEMPLATE_REFUSES, field="messages") from None
         return rendered
@@ -184,7 +182,9 @@ class Renderer:
         for ids in self._candidates(tail):
             if self._written([*given, *ids]) == before + tail:
                 return ids
-        why = f"the tokenizer writes {tail!r} after this prompt only as part of the prompt's last word; end the prompt elsewhere"
+        why = (
+            f"the tokenizer writes {tail!r} after this prompt only as part of the prompt's last word; end the prompt elsewhere"
+        )
         raise EditRejected(why, code=Code.UNWRITABLE, field="target")
 
     def _candidates(self, tail: str) -> Iterator[list[int]]:
@@ -196,5 +196,3 @@ class Renderer:
     def _written(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
@@ -113,7 +114,7 @@ def dialogue_fault(messages: Sequence[Message]) -> str | None:
         return "the last message must be the user's: it is the one that is answered"
     if any(message.role == "system" for message in messages[1:]):
         return "a system message must be the first one, and the only one of its role"
-    if spoken[0] != "user" or any(one == other for one, other in zip(spoken, spoken[1:], strict=False)):
+    if spoken[0] != "user" or any(one == other for one, other in pairwise(spoken)):
         return "user and assistant must alternate, and the user begins"
     return None
 

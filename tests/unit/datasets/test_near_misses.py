@@ -176,6 +176,13 @@ def test_an_empty_or_faulty_option_is_left_out_and_counted(tmp_path: Path, recor
     assert report.left_out == {counted: 1} and "edit 0, " in report.report()
 
 
+@pytest.mark.parametrize("tests", [7, ["x"], [{"test_queries": "x"}], [{"test_queries": [{"prompt": "a", "answers": []}]}]])
+def test_a_faulty_test_of_rippleedits_costs_itself(tmp_path: Path, tests: Any) -> None:
+    record = {"example_type": "popular", "edit": {"prompt": "The mother of Tal is Ada."}, "Forgetfulness": tests}
+    (edit,), report = read(tmp_path, record)
+    assert edit == Edit("The mother of Tal is", "Ada") and report.num_left_out == 1
+
+
 def test_a_refused_record_counts_none_of_its_options(tmp_path: Path) -> None:
     _, report = read(tmp_path, {"prompt": "a", "target": "", "rephrase": ""}, on_fault="skip")
     assert report.num_skipped == 1 and not report.left_out

@@ -65,7 +65,9 @@ def flat_matches(record: Record) -> bool:
     return "target_new" in record and bool({"rephrase_prompt", "locality_prompt"} & set(record))
 
 
-def flat(record: Record, left_out: LeftOut) -> Edit:
+def flat(record: Record, left_out: LeftOut | None = None) -> Edit:
+    """Convert a flat record; the testbed calls it for records of which nothing is left out."""
+    left_out = [] if left_out is None else left_out
     rephrasing = optional_text(record, "rephrase_prompt", left_out)
     return Edit(
         prompt=text(record, "prompt"),

@@ -48,7 +48,12 @@ def _cut(sentence: str, relation: object) -> tuple[str, str]:
 def _probes(record: Record, criteria: dict[str, str], left_out: LeftOut) -> tuple[Probe, ...]:
     made = []
     for name, kind in criteria.items():
-        for index, test in enumerate(objects(record, name)):
+        try:
+            tests = objects(record, name)
+        except EditRejected as rejected:
+            left_out.append(rejected)
+            continue
+        for index, test in enumerate(tests):
             field = f"{name}[{index}].test_queries"
             try:
                 queries = objects(test, "test_queries")

@@ -68,7 +68,12 @@ class EpisodeBatch:
             for text in ((edit.prompt, *edit.rephrasings) if self.score_prompts or not edit.rephrasings else edit.rephrasings)
         ]
         return self._encode(
-            [(p, edit.target) for i, (edit, text) in enumerate(texts) for asked in edit.ask(text) for p in _with_context(asked, i)]
+            [
+                (p, edit.target)
+                for i, (edit, text) in enumerate(texts)
+                for asked in edit.ask(text)
+                for p in _with_context(asked, i)
+            ]
         )
 
     @cached_property
