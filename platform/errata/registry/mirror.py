@@ -90,8 +90,9 @@ class Mirror:
             raise ValueError(f"the limit must be 1 or more, not {limit}")
         with self.file.alone():
             cursor, done, self._done = self.file.read(), self._done, None
+            contents = self._contents()  # Before the work, because edits go on meanwhile.
             queue, added = deque[int](), 0
-            if done != (cursor, *self._contents()):
+            if done != (cursor, *contents):
                 cursor = self._compare(cursor)
                 if self.ledger.head <= cursor.version:
                     self._serve(cursor)  # A rollback does not wait for the versions that are queued.
@@ -104,7 +105,7 @@ class Mirror:
                     self.file.write(cursor)
                 self._serve(cursor)
                 self._set_tags(len(queue))
-            self._done = None if queue else (cursor, *self._contents())
+            self._done = None if queue else (cursor, *contents)
         return Mirrored(added, len(queue), self.ledger.head, self._serving.version if self._serving else None)
 
     def _contents(self) -> tuple[int, ...]:

@@ -68,6 +68,26 @@ def test_a_complete_mirror_needs_no_call_and_a_new_process_few(ledger):
     assert len(fake.calls) == 4
 
 
+@pytest.mark.parametrize("change", [append, refuse, lambda ledger: ledger.move_head(0)])
+def test_what_happens_to_the_ledger_while_it_is_mirrored_is_mirrored_by_the_next_call(ledger, change):
+    fake = FakeMlflow()
+    mirror = registry(fake)
+    append(ledger)
+
+    def fails(call: int) -> bool:
+        if fake.calls[-1] == "set_registered_model_tag":  # The last request.
+            fake.fails = lambda call: False
+            change(ledger)
+        return False
+
+    mirror.mirror(ledger)
+    append(ledger)
+    fake.fails = fails
+    mirror.mirror(ledger)
+    mirror.mirror(ledger)
+    assert_mirrored(fake, ledger)
+
+
 def test_a_limit_splits_a_backlog_and_the_alias_is_as_near_to_the_head_as_possible(ledger):
     fake = FakeMlflow()
     mirror = registry(fake)
