@@ -21,6 +21,8 @@ DROP_ADVICE = '--absent-subject drop (absent_subject="drop" in Python) reads the
 
 def completed(edit: Edit, absent_subject: AbsentSubject, left_out: LeftOut) -> Edit:
     """Return the edit with its templates filled and checked. Raises `EditRejected` with its first fault."""
+    if _is_evidently_whole(edit):
+        return edit
     if PLACE in edit.prompt or PLACE in "\n".join(edit.rephrasings):
         edit = _filled(edit, left_out)
     for name, probes in (("locality", edit.locality), ("portability", edit.portability)):
@@ -39,6 +41,27 @@ def completed(edit: Edit, absent_subject: AbsentSubject, left_out: LeftOut) -> E
             raise EditRejected(f"{fault.reason}; {DROP_ADVICE}", field=fault.field, code=fault.code)
         raise EditRejected.of([fault])
     return edit
+
+
+def _is_evidently_whole(edit: Edit) -> bool:
+    """Test in one pass what holds for most edits: printable ASCII, no template, no empty text, the subject in the prompt.
+
+    `Edit.faults` finds nothing in such an edit, and takes five times as long to do so.
+    """
+    texts = [edit.prompt, edit.target, *edit.rephrasings]
+    for probe in edit.locality:
+        texts += probe.prompt, probe.target
+    for probe in edit.portability:
+        texts += probe.prompt, probe.target
+    subject, joined = edit.subject, "".join(texts)
+    return (
+        joined.isascii()
+        and joined.isprintable()
+        and PLACE not in joined
+        and all(map(str.strip, texts))
+        and (subject is None or (subject in edit.prompt and bool(subject.strip())))
+        and not edit.before
+    )
 
 
 def _filled(edit: Edit, left_out: LeftOut) -> Edit:
