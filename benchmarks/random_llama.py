@@ -149,4 +149,4 @@ def made_text(model: LanguageModel, num_texts: int, seed: int) -> list[Encoded]:
 
 
 def _encoded(model: LanguageModel, texts: Sequence[tuple[str, str, str]]) -> Encoded:
-    return encode(model.tokenizer, [first for first, _, _ in texts], [rest for _, _, rest in texts], model.device)
+    return encode(model.renderer, [first for first, _, _ in texts], [rest for _, _, rest in texts], model.device)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from errata.editors.presets import in_short
+from errata.local.preflight import DTYPES, Problems, matched
+from errata.model.checkpoint import check_checkpoint, headers
+from errata.model.matrices import find_matrices
 from errata.overrides import overridden
+from errata.testbed.language_model import make_model
 from jobs.entry import run_job
 from jobs.plan import Plan
 from jobs.plan_json import read_plan
@@ -65,10 +73,35 @@ def from_arguments(arguments: Sequence[str]) -> Plan:
     return plan
 
 
+def check_model(plan: Plan, modules: Sequence[str]) -> None:
+    """Raise `ValueError` for a model that cannot be edited, or that lacks a matrix of `modules`; no weights are loaded.
+
+    A model that is not on this machine is only refused if the job cannot run on another one.
+    """
+    found = Problems()
+    if plan.dtype not in DTYPES:
+        found.append(f"dtype: {plan.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
+    if not plan.model:
+        found.checked("editor.modules", find_matrices, _testbed(plan), modules)
+    elif Path(plan.model).is_dir() or not (plan.placement or "RAY_ADDRESS" in os.environ):
+        folder = found.checked("model", check_checkpoint, plan.model)
+        if folder is not None:
+            found.checked("editor.modules", matched, folder, headers(folder), modules)
+    if found:
+        raise ValueError("; ".join(found))
+
+
+def _testbed(plan: Plan) -> Any:
+    """Make the testbed's model without weights."""
+    with torch.device("meta"):
+        return make_model(plan.shape, vocabulary_size=8, seed=0)
+
+
 def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda plan: None) -> None:
     """Run a job on the plan of the command line, or list all plans if the only argument is `plans`.
 
-    `check` raises `ValueError` or `FileNotFoundError` where the job cannot do what the plan says.
+    Before Ray starts, the plan's model is checked. `check` raises `ValueError` or `FileNotFoundError` where the job cannot do
+    what the plan says.
     """
     if sys.argv[1:] == ["plans"]:
         print(listing())
@@ -76,6 +109,7 @@ def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda pla
 
     def read(arguments: Sequence[str]) -> Plan:
         plan = from_arguments(arguments)
+        check_model(plan, plan.editor.modules)
         check(plan)
         plan.check_gpus()
         return plan

@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from errata.edit import Edit
-from errata.evaluate.answers import normalise_answer
 from errata.ledger import Ledger
+from errata.text.answers import normalise_answer
 from jobs.demo_traffic import Traffic
 
 SCORES = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention")

@@ -30,7 +30,7 @@ from errata.model.key_moments import gradient_sums, key_sums
 from errata.model.language_model import LanguageModel, checkpoint_fingerprint, load
 from errata.model.matrices import find_matrices
 from jobs import pretrain
-from jobs.arguments import from_arguments
+from jobs.arguments import check_model, from_arguments
 from jobs.entry import run_job
 from jobs.mlflow_run import log_run, made_from
 from jobs.plan import MARK, Plan
@@ -99,6 +99,7 @@ def run(what: Measurement) -> Path:
     """
     plan = what.plan
     replace(plan, num_workers=1, min_workers=0).check_gpus()
+    check_model(plan, what.modules)
     pretrain.run(plan)
     model = load(plan.model_dir)
     names = find_matrices(model.module, what.modules).names

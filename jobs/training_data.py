@@ -51,7 +51,7 @@ def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[list[str]])
     if plan.text:
         joined = ([" ".join(line) for line in chunk] for chunk in chunks)
         return [encode_text(model.tokenizer, chunk, model.max_tokens, model.device) for chunk in joined]
-    return [encode(model.tokenizer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
+    return [encode(model.renderer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
 
 
 def check_data(plan: Plan) -> None:

@@ -4,8 +4,9 @@ Optuna's TPE proposes settings and ASHA stops trials that fall behind. Each tria
 checkpoints by the harmonic mean of efficacy, generalisation and locality at the end of a validation stream; the best of the
 completed trials wins. All data belong to the corpus' train half, and trials are cross-fitted: a trial's key preconditioner
 excludes the facts that it is trained and scored on, as in use. An interrupted sweep continues when the same command is given
-again. Other arguments: `concurrent` trials, `validation` edits, `sweep=discount,memory`. Writes trials.json, best.json (for
-`jobs/train.py plan=…/best.json`), heatmap.png and importances.png to `found/`; with `mlflow=URI` to MLflow, too.
+again. Other arguments: `concurrent` trials, `validation` edits (100, or all of a smaller corpus), `sweep=discount,memory`.
+Writes trials.json, best.json (for `jobs/train.py plan=…/best.json`), heatmap.png and importances.png to `found/`; with
+`mlflow=URI` to MLflow, too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from errata.overrides import with_fields
 from errata.registry import Registry, TrainingRun
 from errata.testbed.corpus import FOLDS
 from jobs import train, training_data
-from jobs.arguments import from_arguments
+from jobs.arguments import check_model, from_arguments
 from jobs.entry import run_job
 from jobs.mlflow_run import log_run, made_from
 from jobs.plan import Plan
@@ -56,6 +57,7 @@ SPACE: dict[str, Any] = {
     "editor.memory": ray.tune.loguniform(0.1, 10.0),
 }
 SCORE = "score"
+VALIDATION = 100  # edits on which a trial is scored
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Sweep:
     plan: Plan
     trials: int = 16
     concurrent: int = 2
-    validation: int = 100
+    validation: int = VALIDATION
     fields: tuple[str, ...] = tuple(SPACE)
 
     @property
@@ -86,7 +88,7 @@ class Sweep:
 
 def from_command_line(arguments: Sequence[str]) -> Sweep:
     """Read a sweep from `plan=NAME trials=16 field=value ...`. Raises `ValueError` that names a wrong argument."""
-    own = {"trials": 16, "concurrent": 2, "validation": 100}
+    own = {"trials": 16, "concurrent": 2, "validation": VALIDATION}
     found = {name: value for name, sign, value in (a.partition("=") for a in arguments) if sign and name in (*own, "sweep")}
     rest = [argument for argument in arguments if argument.partition("=")[0] not in found]
     if wrong := [f"{name}={value}" for name, value in found.items() if name in own and not value.isdigit()]:
@@ -103,6 +105,7 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
     plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
     if plan.model or plan.edits or plan.text:
         raise ValueError("a sweep is scored on validation edits of the plan's corpus: leave model=, edits= and text= out")
+    check_model(plan, plan.editor.modules)
     train.check(plan)
     if plan.min_workers:
         raise ValueError("trials share the cluster, each with its num_workers: leave min_workers= out")
@@ -111,9 +114,26 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
             f"trials are scored every checkpoint_every={plan.checkpoint_every} steps, and these have "
             f"{plan.schedule.train_steps}: lower it, or raise schedule.train_steps"
         )
-    plan.corpus.edits("validation", numbers["validation"], plan.seed)
+    numbers["validation"] = _validation(plan, int(found["validation"]) if "validation" in found else None)
     plan.check_gpus()
     return Sweep(plan, fields=fields, **numbers)
+
+
+def _validation(plan: Plan, wanted: int | None) -> int:
+    """Return the number of validation edits: as given, or `VALIDATION`, or all that the plan's corpus has if it has fewer.
+
+    Raises `ValueError` if more are given than the corpus has.
+    """
+    there = sum(1 for _ in plan.corpus.stream("validation", plan.seed))
+    if wanted is None:
+        return min(VALIDATION, there)
+    if wanted > there:
+        size = getattr(plan.corpus, "num_subjects", 0)
+        larger = f", or a larger world, corpus.num_subjects={size * (wanted // there + 2)}" if size else ""
+        raise ValueError(
+            f"plan {plan.name}'s corpus has {there} validation edits, fewer than {wanted}: give validation={there}{larger}"
+        )
+    return wanted
 
 
 def lifelong_score(model: LanguageModel, editor: HypernetworkEditor, stream: BenchmarkStream) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray import serve
 from ray.serve import Application, Deployment
 
+from errata.local.preflight import StartSettings, problems_of
 from errata.model.devices import num_gpus
 from serving.engine.generator import Generator, ServingOptions
 from serving.logs import JSON
@@ -83,12 +86,16 @@ class Arguments(BaseModel):
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Build the application. Raises `ValueError` with every argument that is unknown, missing or of the wrong type."""
+    """Build the application.
+
+    Raises `ValueError` with every argument that is unknown, missing, of the wrong type, or that would stop the service later.
+    """
     try:
         arguments = Arguments.model_validate(args)
     except ValidationError as faults:
-        listed = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors())
-        raise ValueError(f"serving.app:build cannot start with these arguments: {listed}") from None
+        raise _refused(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors()) from None
+    if problems := problems_of(_start_settings(arguments), is_here=arguments.placement is None):
+        raise _refused(problems)
     worker_gpus: float = num_gpus(arguments.device)
     if worker_gpus == 1 and 0 < arguments.gpus < 1:
         worker_gpus = round(1 - arguments.gpus, 4)
@@ -96,6 +103,15 @@ def build(args: dict[str, Any]) -> Application:
     resources = _resources(arguments, arguments.gpus, _engine_threads(arguments))
     generator = _deployed("Generator", serve.ingress()(Generator), arguments.replicas, resources)
     return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
+
+
+def _refused(problems: Iterable[str]) -> ValueError:
+    return ValueError(f"serving.app:build cannot start with these arguments: {'; '.join(problems)}")
+
+
+def _start_settings(arguments: Arguments) -> StartSettings:
+    names = {one.name for one in fields(StartSettings)}
+    return StartSettings(**{name: value for name, value in arguments.model_dump().items() if name in names})
 
 
 def _deployed(name: str, kind: type, num_replicas: int, resources: dict[str, Any]) -> Deployment:

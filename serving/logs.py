@@ -17,6 +17,7 @@ JSON: Mapping[str, Any] = {"encoding": "JSON"}
 FIELDS = frozenset(
     {
         "edit_ids",
+        "form",  # completion or chat
         "num_edits",
         "version",
         "parent",

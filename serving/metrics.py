@@ -58,6 +58,8 @@ class WorkerMetrics:
         self._behind = Gauge("errata_versions_behind", "Versions between a replica and the live one", ["replica"], registry=own)
         self._live = Gauge("errata_live_version", "The version that is to be served: the ledger's head", registry=own)
         self._newest = Gauge("errata_newest_version", "The highest version in the ledger", registry=own)
+        help = "Answers of the served engine to edits of a new version, by whether they are the targets"
+        self._served = Counter("errata_served_answers", help, ["answer"], registry=own)
         self._mirror = Gauge("errata_mlflow_behind", "Versions that MLflow does not have yet", registry=own)
         self._swap_failures = Counter("errata_swap_failures", "Swaps that some replica did not make in time", registry=own)
         self._reverts = Counter("errata_reverts", "Versions that take chosen edits out", registry=own)
@@ -66,6 +68,8 @@ class WorkerMetrics:
             self._edits.labels(state)
         for reason in REASONS:
             self._refused.labels(reason)
+        for answer in ("agrees", "differs"):
+            self._served.labels(answer)
 
     def waiting(self, depth: int, oldest_s: float) -> None:
         """Set the number of queued edits and the age of the oldest one, 0 if there is none."""
@@ -90,6 +94,10 @@ class WorkerMetrics:
         self._guard_s.observe(guard_s)
         self._append_s.observe(append_s)
         self.settled("applied", num_edits)
+
+    def served_answer(self, agrees: bool) -> None:
+        """Count an answer of the served engine to an edit of its newest version."""
+        self._served.labels("agrees" if agrees else "differs").inc()
 
     def swapped(self, swap_s: float) -> None:
         self._swap_s.observe(swap_s)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from errata.text.dialogue import FORMS, Dialogue, Form, Message, Prompt, dialogue_fault, messages_from_json
+from errata.text.rules import cleaned, is_blank, prompt_key, subject_span, text_fault
 
 
 class Code(StrEnum):
@@ -26,6 +29,10 @@ class Code(StrEnum):
     EMPTY_BATCH = "empty_batch"
     BATCH_SIZE = "batch_size"
     CONTRADICTED = "contradicted"  # a later edit of the batch gives the prompt another target
+    NO_CHAT = "no_chat"  # a dialogue for a model without a chat template
+    TEMPLATE_REFUSES = "template_refuses"  # messages that the model's chat template does not take
+    UNWRITABLE = "unwritable"  # an answer that no tokens write after its prompt
+    INEFFECTIVE = "ineffective"  # the edited model answers otherwise, also after the edit was made again and stronger
     # a file of edits
     UNREADABLE_RECORD = "unreadable_record"
     UNREADABLE_FILE = "unreadable_file"
@@ -133,8 +140,10 @@ class Probe:
 class Edit:
     """One correction: the edited model answers `prompt` with `target`.
 
-    `rephrasings` are other wordings of the prompt, which the edit should generalise to. `locality` and `portability` are probes
-    for training and scoring; no editor needs them to edit. `poster` is the author: the name of the key that posted the edit.
+    `form` says how the prompt is asked: as the text of a completion, as the user's question in a dialogue after the messages
+    `before`, or both ways. `rephrasings` are other wordings of the prompt, which the edit should generalise to. `locality` and
+    `portability` are probes for training and scoring, asked in the same form; no editor needs them to edit. `poster` is the
+    author: the name of the key that posted the edit.
     """
 
     prompt: str
@@ -145,22 +154,52 @@ class Edit:
     portability: tuple[Probe, ...] = ()
     id: str | None = None
     poster: str | None = None
+    form: Form = "completion"
+    before: tuple[Message, ...] = ()
+
+    def ask(self, text: str) -> tuple[Prompt, ...]:
+        """Return the prompts that ask `text` in the form of this edit: one, or two for the form `both`."""
+        asked: dict[Form, tuple[Prompt, ...]] = {"completion": (text,)}
+        if self.form != "completion":
+            dialogue = Dialogue.of(text, self.before)
+            asked |= {"chat": (dialogue,), "both": (text, dialogue)}
+        return asked[self.form]
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts that the edited model answers with the target."""
+        return self.ask(self.prompt)
+
+    @property
+    def keys(self) -> frozenset[Any]:
+        """What edits of the same prompt have in common; edits that share a key contradict or repeat each other."""
+        return frozenset(map(prompt_key, self.prompts))
 
     def faults(self, edit: int | str | None = None) -> Iterator[Fault]:
         """Find every fault that shows without a tokenizer; `edit` is how the faults name this edit."""
         for name in ("prompt", "target"):
-            if not getattr(self, name).strip():
+            if is_blank(getattr(self, name)):
                 yield Fault(edit, name, Code.EMPTY_FIELD, "is empty; give the text")
-        if self.subject is not None and (not self.subject.strip() or self.subject not in self.prompt):
+        texts = [("target", self.target), ("subject", self.subject or "")]
+        texts += [("prompt", self.prompt), *(("messages", message.content) for message in self.before)]
+        for name, text in (*texts, *(("rephrasings", text) for text in self.rephrasings)):
+            if (fault := text_fault(text)) is not None:
+                yield Fault(edit, name, Code.NOT_TEXT, fault)
+        if self.before and (fault := dialogue_fault((*self.before, Message("user", self.prompt)))) is not None:
+            yield Fault(edit, "messages", Code.INVALID_VALUE, fault)
+        if self.before and self.form != "chat":
+            yield Fault(edit, "form", Code.INVALID_VALUE, f"messages are asked in chat: leave out the form {self.form}")
+        if self.subject is not None and (is_blank(self.subject) or subject_span(self.prompt, self.subject) is None):
             reason = f"{self.subject!r} does not occur in the prompt {self.prompt!r}"
             yield Fault(edit, "subject", Code.SUBJECT_NOT_IN_PROMPT, reason)
-        if any(not rephrasing.strip() for rephrasing in self.rephrasings):
+        if any(is_blank(rephrasing) for rephrasing in self.rephrasings):
             yield Fault(edit, "rephrasings", Code.EMPTY_FIELD, "one of them is empty; leave it out")
         for name in ("locality", "portability"):
-            if any(not (probe.prompt.strip() and probe.target.strip()) for probe in getattr(self, name)):
+            if any(is_blank(probe.prompt) or is_blank(probe.target) for probe in getattr(self, name)):
                 yield Fault(edit, name, Code.EMPTY_FIELD, "one of them has an empty prompt or target; leave it out")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the edit as JSON: `prompt` is the question of a dialogue, and `messages` stand there if others come before it."""
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
         if self.id is not None:
             data["id"] = self.id
@@ -172,17 +211,25 @@ class Edit:
         for name in ("locality", "portability"):
             if getattr(self, name):
                 data[name] = [probe.to_json() for probe in getattr(self, name)]
+        if self.form != "completion":
+            data["form"] = self.form
+        if self.before:
+            data["messages"] = [message.to_json() for message in (*self.before, Message("user", self.prompt))]
         return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Edit:
-        """Read an edit. Raises `EditRejected` for a field that is missing, unknown or of the wrong type."""
+        """Read an edit. Raises `EditRejected` for a field that is missing, unknown or of the wrong type.
+
+        The prompt is `prompt`, or `question` for one that is asked in chat, or `messages` that end with the user's question.
+        Targets and subjects lose white space at their ends.
+        """
         if unknown := data.keys() - _FIELDS:
             raise EditRejected("is not a field of an edit", code=Code.UNKNOWN_FIELD, field=", ".join(sorted(unknown)))
-        for name in ("prompt", "target"):
-            if not isinstance(data.get(name), str):
-                code = Code.WRONG_TYPE if name in data else Code.MISSING_FIELD
-                raise EditRejected("must be given as a string", code=code, field=name)
+        asked = _asked_of(data)
+        if not isinstance(data.get("target"), str):
+            code = Code.WRONG_TYPE if "target" in data else Code.MISSING_FIELD
+            raise EditRejected("must be given as a string", code=code, field="target")
         for name in ("subject", "id", "poster"):
             if not isinstance(data.get(name), str | None):
                 raise EditRejected("must be a string, or left out", code=Code.WRONG_TYPE, field=name)
@@ -194,17 +241,49 @@ class Edit:
         given = [name for name in ("locality", "portability") if data.get(name)]
         probes = {name: tuple(Probe.from_json(probe, name) for probe in data[name]) for name in given}
         return cls(
-            prompt=data["prompt"],
-            target=data["target"],
-            subject=data.get("subject"),
+            target=cleaned(data["target"]),
+            subject=None if data.get("subject") is None else cleaned(data["subject"]),
             rephrasings=tuple(data.get("rephrasings") or ()),
             id=data.get("id"),
             poster=data.get("poster"),
+            **asked,
             **probes,
         )
 
 
-_FIELDS = frozenset(each.name for each in fields(Edit))
+def _asked_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Read prompt, form and earlier messages of an edit."""
+    form = data.get("form")
+    if form is not None and form not in FORMS:
+        raise EditRejected(f"is one of {', '.join(FORMS)}, or left out", code=Code.INVALID_VALUE, field="form")
+    before: tuple[Message, ...] = ()
+    prompt, question = data.get("prompt"), data.get("question")
+    if data.get("messages"):
+        try:
+            messages = messages_from_json(data["messages"])
+        except ValueError as fault:
+            raise EditRejected(str(fault), code=Code.WRONG_TYPE, field="messages") from None
+        if (fault_found := dialogue_fault(messages)) is not None:
+            raise EditRejected(fault_found, code=Code.INVALID_VALUE, field="messages")
+        said = messages[-1].content
+        if any(text is not None and text != said for text in (prompt, question)):
+            why = "the last message is another text: give messages, or prompt, or question"
+            raise EditRejected(why, code=Code.INVALID_VALUE, field="prompt" if question is None else "question")
+        prompt, before, form = said, messages[:-1], form or "chat"
+    elif question is not None:
+        if prompt is not None and prompt != question:
+            raise EditRejected("give a prompt or a question, not both", code=Code.INVALID_VALUE, field="question")
+        prompt, form = question, form or "chat"
+        if form == "completion":
+            raise EditRejected("a question is asked in chat: post a prompt", code=Code.INVALID_VALUE, field="form")
+    if not isinstance(prompt, str):
+        is_given = any(data.get(name) is not None for name in ("prompt", "question"))
+        code = Code.WRONG_TYPE if is_given else Code.MISSING_FIELD
+        raise EditRejected("must be given as a string", code=code, field="question" if question is not None else "prompt")
+    return {"prompt": prompt, "form": form or "completion", "before": before}
+
+
+_FIELDS = frozenset(each.name for each in fields(Edit)) - {"before"} | {"question", "messages"}
 
 
 @dataclass(frozen=True)
@@ -223,12 +302,27 @@ class EditBatch:
         return iter(self.edits)
 
     @property
-    def prompts(self) -> list[str]:
-        return [edit.prompt for edit in self.edits]
+    def rows(self) -> list[Row]:
+        """The requests of all edits, in their order."""
+        return [Row(index, prompt, edit.target) for index, edit in enumerate(self.edits) for prompt in edit.prompts]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts of the rows."""
+        return [row.prompt for row in self.rows]
 
     @property
     def targets(self) -> list[str]:
-        return [edit.target for edit in self.edits]
+        """The answers of the rows."""
+        return [row.answer for row in self.rows]
+
+
+class Row(NamedTuple):
+    """A request that an edit of a batch answers: the edit's position, the prompt, and the answer."""
+
+    edit: int
+    prompt: Prompt
+    answer: str
 
 
 def batches_of(edits: Iterable[Edit], size: int) -> Iterator[EditBatch]:
@@ -245,36 +339,41 @@ def batches_of(edits: Iterable[Edit], size: int) -> Iterator[EditBatch]:
         yield EditBatch(tuple(pending))
 
 
-def check_edits(edits: Sequence[Edit], tokenizer: Any = None, max_tokens: int | None = None) -> None:
+def check_edits(edits: Sequence[Edit], renderer: Any = None, max_tokens: int | None = None) -> None:
     """Raise `EditRejected` with every fault of every edit.
 
-    With a tokenizer, a prompt with its target must also fit into `max_tokens` tokens, the model's context.
+    With the model's `Renderer`, every prompt must be a request that the model takes, with an answer that its tokens can write;
+    both must fit into `max_tokens` tokens, the model's context.
     """
     if not edits:
         raise EditRejected("an empty batch; give at least one edit", code=Code.EMPTY_BATCH, field="edits")
     faults = [fault for index, edit in enumerate(edits) for fault in edit.faults(index)]
-    if tokenizer is not None and max_tokens is not None:
-        faults += [fault for index, edit in enumerate(edits) for fault in _too_long(edit, index, tokenizer, max_tokens)]
+    if renderer is not None and max_tokens is not None and not faults:
+        faults = [fault for index, edit in enumerate(edits) for fault in _unfit(edit, index, renderer, max_tokens)]
     if faults:
         raise EditRejected.of(faults)
 
 
-def _too_long(edit: Edit, index: int, tokenizer: Any, max_tokens: int) -> Iterator[Fault]:
-    def count(text: str) -> int:
-        return len(tokenizer(text)["input_ids"])
-
-    def fault(field: str, reason: str) -> Fault:
-        return Fault(index, field, Code.TOO_LONG, reason)
-
-    num_prompt, num_all = count(edit.prompt), count(f"{edit.prompt} {edit.target}")
-    if num_prompt >= max_tokens:
-        yield fault("prompt", f"has {num_prompt} tokens; the model's context holds {max_tokens}")
-    elif num_all + 1 > max_tokens:  # one more for the end-of-text token that closes the answer
-        yield fault("target", f"makes {num_all + 1} tokens with its prompt; the model's context holds {max_tokens}")
-    for rephrasing in edit.rephrasings:
-        if count(f"{rephrasing} {edit.target}") + 1 > max_tokens:
-            reason = f"{rephrasing[:40]!r} with the target is longer than the model's context of {max_tokens}"
-            yield fault("rephrasings", reason)
+def _unfit(edit: Edit, index: int, renderer: Any, max_tokens: int) -> Iterator[Fault]:
+    """Find the faults that show when an edit is rendered."""
+    texts = [("prompt", edit.prompt), *(("rephrasings", rephrasing) for rephrasing in edit.rephrasings)]
+    for field_name, prompt in ((name, prompt) for name, text in texts for prompt in edit.ask(text)):
+        try:
+            num_prompt = len(renderer.ids(prompt))
+            num_all = num_prompt + len(renderer.answer_ids(prompt, edit.target, close=False))
+        except EditRejected as rejected:
+            yield Fault(index, rejected.field, rejected.code, rejected.reason)
+            return
+        if field_name == "rephrasings":
+            if num_all + 1 > max_tokens:
+                reason = f"{str(prompt)[:40]!r} with the target is longer than the model's context of {max_tokens}"
+                yield Fault(index, field_name, Code.TOO_LONG, reason)
+        elif num_prompt >= max_tokens:
+            reason = f"has {num_prompt} tokens; the model's context holds {max_tokens}"
+            yield Fault(index, "prompt", Code.TOO_LONG, reason)
+        elif num_all + 1 > max_tokens:  # one more for the token that ends the answer
+            reason = f"makes {num_all + 1} tokens with its prompt; the model's context holds {max_tokens}"
+            yield Fault(index, "target", Code.TOO_LONG, reason)
 
 
 EditState = Literal["queued", "applying", "applied", "rejected", "superseded", "reverted"]

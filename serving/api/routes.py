@@ -14,11 +14,13 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from sse_starlette import EventSourceResponse
 
-from errata.edit import SETTLED, EditRejected, EditState
+from errata.edit import SETTLED, Code, EditRejected, EditState
 from errata.generate import SwapFailed
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion, Version
+from errata.text.dialogue import Dialogue, Prompt, messages_from_json
 from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
 from serving.api.schemas import (
+    AskedIn,
     BlameIn,
     Cursor,
     EditOut,
@@ -61,7 +63,7 @@ class Backend(Protocol):
 
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]: ...
 
-    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]: ...
+    async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]: ...
 
     async def diff(self, low: int, high: int) -> dict[str, Any]: ...
 
@@ -189,7 +191,17 @@ def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
     @routes.post("/v1/blame")
     async def post_blame(body: BlameIn) -> dict[str, Any]:
         """Find the version that introduced the live answer."""
-        return await unwrapped(backend.blame(body.prompt, body.max_tokens))
+        return await unwrapped(backend.blame(asked_of(body), body.max_tokens))
+
+
+def asked_of(body: AskedIn) -> Prompt:
+    """Return the prompt or the dialogue of a body. Raises `EditRejected` for messages that are no dialogue."""
+    if body.messages is None:
+        return Dialogue.of(body.question) if body.question is not None else str(body.prompt)
+    try:
+        return Dialogue(messages_from_json([message.model_dump() for message in body.messages]))
+    except ValueError as fault:
+        raise EditRejected(str(fault), code=Code.INVALID_VALUE, field="messages") from None
 
 
 def _caller(request: Request) -> str | None:

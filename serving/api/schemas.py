@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from errata.edit import EditState
+from errata.text.dialogue import Form, Role
 
 # Bounds for the edit worker, which tokenises all texts of a post and does nothing else meanwhile.
 MAX_EDITS = 1_000
 MAX_REPHRASINGS = 64  # of one edit
 MAX_REPHRASINGS_POSTED = 4_096  # of all edits of a post
+MAX_MESSAGES = 64
 MAX_CHARACTERS = 16_384
 # A length limit also makes pydantic refuse a lone surrogate, which JSON can spell and UTF-8 cannot.
 Name = Annotated[str, Field(max_length=64)]
@@ -22,14 +24,39 @@ StrictNumber = Annotated[int, Field(ge=0, le=2**31, strict=True)]  # in a body, 
 Cursor = Annotated[int, Field(ge=0, le=2**62)]
 
 
-class EditIn(BaseModel):
-    """One correction, as posted."""
+class MessageIn(BaseModel):
+    """One message of a dialogue."""
 
     model_config = ConfigDict(extra="forbid")
-    prompt: Text
+    role: Role
+    content: Text
+
+
+class AskedIn(BaseModel):
+    """What the model is asked: a `prompt`, or in chat a `question`, or `messages` that end with the user's question."""
+
+    model_config = ConfigDict(extra="forbid")
+    prompt: Text | None = None
+    question: Text | None = None
+    messages: list[MessageIn] | None = Field(default=None, max_length=MAX_MESSAGES)
+
+    @model_validator(mode="after")
+    def _is_one_of_three(self) -> Self:
+        given = [name for name in ("prompt", "question", "messages") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"{' and '.join(given)} are given" if given else "none of them is given"
+            message = f"give one of prompt, question and messages: {found}"
+            raise PydanticCustomError("missing" if not given else "value_error", "{message}", {"message": message})
+        return self
+
+
+class EditIn(AskedIn):
+    """One correction, as posted; without `form`, a prompt is asked in the model's own form."""
+
     target: Text
     subject: Text | None = None
     rephrasings: list[Text] = Field(default_factory=list, max_length=MAX_REPHRASINGS)
+    form: Form | None = None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(exclude_defaults=True)
@@ -66,16 +93,24 @@ class RevertIn(BaseModel):
     mode: Literal["auto", "subtract", "replay"] = "auto"
 
 
-class BlameIn(BaseModel):
-    """A prompt whose answer is traced to a version."""
+class BlameIn(AskedIn):
+    """A prompt or a dialogue whose answer is traced to a version; `prompt` is the text of a completion."""
 
-    model_config = ConfigDict(extra="forbid")
-    prompt: Text = Field(min_length=1)
     max_tokens: int = Field(8, ge=1, le=256, strict=True)
 
 
+class AnswersOut(BaseModel):
+    """The model's answers to an edit's prompt before the edit and after it."""
+
+    before: str
+    after: str
+
+
 class EditOut(BaseModel):
-    """An edit with its state: `version` if it was applied, superseded or reverted; `reason`, `code` and `field` if refused."""
+    """An edit with its state: `version` if it was applied, superseded or reverted; `reason`, `code` and `field` if refused.
+
+    `changed` is false for an applied edit whose answer the model gave already.
+    """
 
     id: str
     state: EditState
@@ -86,6 +121,8 @@ class EditOut(BaseModel):
     code: str | None = None
     field: str | None = None
     poster: str | None = None
+    changed: bool | None = None
+    answers: AnswersOut | None = None
 
 
 class EditsOut(BaseModel):

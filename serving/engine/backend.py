@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from errata.history.diff import diff
 from errata.ledger import Ledger, Version
+from errata.text.dialogue import Prompt
 from serving.metrics import merged
 from serving.worker.edit_worker import Busy
 
@@ -57,7 +58,7 @@ class ServiceBackend:
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
         return await self.worker.revert.remote(edits, versions, mode, by)
 
-    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+    async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         return await self.worker.blame.remote(prompt, max_tokens)
 
     async def diff(self, low: int, high: int) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from errata.ledger import DELTA, Ledger, LedgerDamaged, UnknownVersion
 from serving.api import routes
 from serving.api.access import UNLISTED, Access, AccessLimits, role_for, served_host
 from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
+from serving.engine.answers import answered
 from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
 from serving.engine.readiness import Readiness, max_prepare_s
@@ -130,6 +131,7 @@ class Generator:
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
         await init_app_state(self.engine, app.state, self.args, supported_tasks=tasks)
         app.state.server = SimpleNamespace()  # vLLM's error handler reads it.
+        self._app = app
         app.title, app.router.routes[:] = "Errata", [route for route in app.router.routes if _is_listed(route)]
         app.middleware_stack = None  # vLLM has built it already; it is built again with the middlewares below.
         routes.install(app, ServiceBackend(self.worker, self.ledger, self))
@@ -256,6 +258,19 @@ class Generator:
 
     def _serves(self, at_least: int) -> bool:
         return not self._readiness.is_paused and self.version >= at_least
+
+    async def answer(self, asked: list[dict[str, Any]]) -> dict[str, Any]:
+        """Answer bodies of completions or chats as the OpenAI routes do, with the version that gave all answers.
+
+        `version` is None if it changed meanwhile, or if a request was refused.
+        """
+        epoch, version = self.epoch, self.version
+        try:
+            texts = await asyncio.gather(*(answered(self._app.state, self.options.served_name, body) for body in asked))
+        except ValueError as refused:
+            logger.warning("a sample of edits was not answered: %s", refused)
+            return {"version": None, "texts": []}
+        return {"version": version if epoch == self.epoch else None, "texts": texts}
 
     async def check_health(self) -> None:
         await self.engine.check_health()

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
 from errata.ledger import LedgerConflict, Version
+from errata.text.answers import same_answer
+from errata.text.dialogue import Prompt
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
@@ -27,6 +30,7 @@ from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.publish import Publisher
 from serving.worker.reconcile import Reconciler
 from serving.worker.replicas import Replicas, Unloadable
+from serving.worker.served_check import ServedCheck
 
 logger = logging.getLogger("errata")
 
@@ -58,6 +62,7 @@ class EditLoop:
         self.publisher = Publisher(
             live_model, self.reconciler, self.waiters, mirror, self.metrics, self.wake, replicas or Replicas()
         )
+        self.served_check = ServedCheck(self.publisher.replicas, self.metrics)
         self.writing = self.publisher.writing
         self._stalled: str | None = None
         self._num_stalls = 0
@@ -129,7 +134,7 @@ class EditLoop:
         found = {"version": version.number, "mode": reverted["mode"], "reverted": reverted["edits"]}
         return {**found, **late, "scorecard": version.scorecard}
 
-    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+    async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         """Find the version that brought the live answer; edits wait meanwhile."""
         async with self.writing:
             return (await asyncio.to_thread(self.live_model.blame, prompt, max_tokens)).to_json()
@@ -205,28 +210,38 @@ class EditLoop:
                     settled = await self._try(bisection, group, tried)
                 except (LedgerConflict, Unloadable) as fault:
                     return await self._give_back(fault, tried, [entries[i] for i in bisection.left()])
-                if isinstance(settled, Version):
-                    self._finish(tried, settled)
+                if isinstance(settled, _Answered):
                     superseded = bisection.made(group)
-                    self._supersede([(entries[i], why) for i, why in superseded], settled)
+                    self._supersede([(entries[i], why) for i, why in superseded], settled.version)
                     gone = [*group, *(i for i, _ in superseded)]
                 else:
                     await self._refuse([(entries[i], edits[i], why) for i, why in settled])
                     gone = [i for i, _ in settled]
             self.waiters.publish([entries[i].id for i in gone])
 
-    async def _try(self, bisection: BatchBisection, group: Group, tried: list[Entry]) -> Version | Settled:
-        """Edit one group and publish it; returns the version, or the edits that are refused by now.
+    async def _try(self, bisection: BatchBisection, group: Group, tried: list[Entry]) -> _Answered | Settled:
+        """Edit one group and publish it; returns the version that answers it, or the edits that are refused by now.
 
-        Raises `LedgerConflict` and `Unloadable`.
+        Edits that the head answers already need no version. They are looked at once more after the others are made, because
+        these may change their answers. Raises `LedgerConflict` and `Unloadable`.
         """
-        begin, traces = time.perf_counter(), [entry.trace for entry in tried]
+        begin, traces, edits = time.perf_counter(), [entry.trace for entry in tried], bisection.batch(group).edits
         try:
             with batch_span("errata.edit", traces, num_edits=len(group)):
-                made = await asyncio.to_thread(self.live_model.make, bisection.batch(group).edits)
+                said = await asyncio.to_thread(self.live_model.answers, edits)
+                true = [i for i, edit, texts in zip(group, edits, said, strict=True) if is_answered(edit, texts)]
+                if len(true) == len(group):
+                    return self._leave(tried, said)
+                if true:
+                    bisection.postpone(group, tuple(true))
+                    return []
+                made = await asyncio.to_thread(self.live_model.make, edits, [texts[0] for texts in said])
         except EditRejected as refusal:
             return bisection.refused(group, refusal.with_traceback(None))  # A traceback would keep the candidate in memory.
-        return await self.publisher.publish(made, time.perf_counter() - begin, traces)
+        version = await self.publisher.publish(made, time.perf_counter() - begin, traces)
+        self._finish(tried, version)
+        self.served_check.begin(version.number, version.edits)
+        return _Answered(version.number)
 
     # -- what becomes of an edit --------------------------------------------------------------------------------------
 
@@ -234,13 +249,22 @@ class EditLoop:
         self.journal.requeue([entry.id for entry in entries])
         self.waiters.publish([entry.id for entry in entries])
 
+    def _leave(self, true: list[Entry], said: list[list[str]]) -> _Answered:
+        """Settle edits that the head answers already, without a version."""
+        head = self.live_model.version
+        for entry, texts in zip(true, said, strict=True):
+            self.journal.finish([entry.id], head, unchanged=texts[0])
+        self.metrics.settled("applied", len(true))
+        event(logger, "edit.unchanged", edit_ids=[entry.id for entry in true], version=head)
+        return _Answered(head)
+
     def _finish(self, made: list[Entry], version: Version) -> None:
         self.journal.finish([entry.id for entry in made], version.number)
         event(logger, "edit.applied", edit_ids=[entry.id for entry in made], version=version.number)
 
-    def _supersede(self, gone: list[tuple[Entry, EditRejected]], version: Version) -> None:
+    def _supersede(self, gone: list[tuple[Entry, EditRejected]], version: int) -> None:
         for entry, why in gone:
-            self.journal.supersede(entry.id, why.reason, version.number)
+            self.journal.supersede(entry.id, why.reason, version)
         self.metrics.settled("superseded", len(gone))
 
     async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected]]) -> None:
@@ -261,6 +285,18 @@ class EditLoop:
             self.journal.requeue([entry.id for entry in tried])
         self.journal.requeue([entry.id for entry in left])
         self.waiters.publish([entry.id for entry in (*tried, *left)])
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """The edits of a group are answered by this version."""
+
+    version: int
+
+
+def is_answered(edit: Edit, texts: Sequence[str]) -> bool:
+    """Say if the answers to all prompts of an edit are its target."""
+    return all(same_answer(text, edit.target, edit.target) for text in texts)
 
 
 def _edit_of(entry: Entry) -> Edit:

@@ -17,8 +17,10 @@ from typing import Any
 
 from errata.edit import SETTLED, Code, Edit, check_edits
 from errata.history.revert_selection import RevertRefused
-from errata.ledger import Ledger
+from errata.ledger import Ledger, Version
 from errata.ledger.recovery import recover
+from errata.model.renderer import Renderer
+from errata.text.dialogue import Prompt
 from serving.logs import attach_to_serve, event
 from serving.metrics import WORKER
 from serving.tracing import current_traceparent
@@ -71,7 +73,8 @@ class EditWorker:
         self.live_model, self.journal, self.mirror, self.options = live_model, journal, mirror, options
         self.edit_loop = EditLoop(live_model, journal, mirror, options.max_batch, options.batch_window_s, replicas)
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
-        self._tokenizer, self._checking = copy.deepcopy(live_model.model.tokenizer), asyncio.Lock()
+        tokenizer = copy.deepcopy(live_model.model.tokenizer)
+        self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
         self._blaming = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -93,7 +96,9 @@ class EditWorker:
         Raises `EditRejected`, `KeyReused`, `QueueFull` or `JournalFailed` before anything is queued, and `SwapFailed` if the
         edits are made and durable but some replicas do not serve them yet.
         """
-        await self._check([Edit.from_json(edit) for edit in edits])
+        posted = [self._in_form(edit) for edit in edits]
+        await self._check(posted)
+        edits = [edit.to_json() for edit in posted]
         try:
             depth = self.journal.depth
             ids = self.journal.submit(edits, key, poster, current_traceparent(), self.options.max_queue)
@@ -108,10 +113,15 @@ class EditWorker:
             await self.edit_loop.publisher.served()
         return [self.journal.get(id).to_json() for id in ids]
 
+    def _in_form(self, posted: dict[str, Any]) -> Edit:
+        """Read a posted edit; one that names no form is asked in the model's own. Raises `EditRejected`."""
+        named = any(posted.get(name) is not None for name in ("form", "question", "messages"))
+        return Edit.from_json(posted if named else {**posted, "form": self._renderer.form})
+
     async def _check(self, edits: Sequence[Edit]) -> None:
         """Check edits in a thread, because a thousand take a third of a second; the lock keeps posts in their order."""
         async with self._checking:
-            await asyncio.to_thread(check_edits, edits, self._tokenizer, self.live_model.max_tokens)
+            await asyncio.to_thread(check_edits, edits, self._renderer, self.live_model.max_tokens)
 
     def _seconds_for(self, num_edits: int) -> int:
         """Estimate the whole seconds, at least 1, until so many edits are made, from the timings of the last versions."""
@@ -129,7 +139,12 @@ class EditWorker:
                 logger.warning("%d edits were not settled in %s s", len(waiter.open_ids), self.options.wait_timeout_s)
 
     async def edit_status(self, id: str) -> dict[str, Any]:
-        return self.journal.get(id).to_json()
+        """Return an edit with its state and, once it is applied, the model's answers before and after it."""
+        found = self.journal.get(id).to_json()
+        version = self.live_model.ledger.find_edit(id)
+        if version is not None and (answers := _answers_in(self.live_model.ledger.version(version), id)) is not None:
+            found["answers"] = answers
+        return found
 
     async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
         """List edits, newest first; `next` is the cursor of the following page, None at the end."""
@@ -177,7 +192,7 @@ class EditWorker:
                 raise RevertRefused(refused.reason, code=Code.NOT_LIVE, edit=refused.edit, field=refused.field) from None
             raise
 
-    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+    async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         """Find the version behind the live answer to a prompt; one call at a time, since edits wait. Raises `Busy`."""
         if self._blaming.locked():
             raise Busy("the service is tracing another answer to its version; ask again when that is done")
@@ -201,7 +216,12 @@ class EditWorker:
             "replicas": await self.edit_loop.publisher.replicas.ask("status"),
             "timings": list(self.edit_loop.publisher.timings),
             "mirror": self.mirror.state,
-            "worker": {"pid": os.getpid(), "editor": self.options.live_model.editor, "ledger": str(ledger.directory)},
+            "worker": {
+                "pid": os.getpid(),
+                "editor": self.options.live_model.editor,
+                "form": self._renderer.form,
+                "ledger": str(ledger.directory),
+            },
         }
 
     async def expositions(self) -> dict[str, str]:
@@ -230,6 +250,15 @@ class ServedEditWorker(EditWorker):
         mirror = MlflowMirrorTask(live_model.ledger, options.mlflow, options.mlflow_name)
         super().__init__(live_model, journal, mirror, options)
         self.start()
+
+
+def _answers_in(version: Version, id: str) -> dict[str, str] | None:
+    """Return the answers before and after an edit, which the version's scorecard has in the order of its edits."""
+    pairs = version.scorecard.get("answers", [])
+    for edit, (before, after) in zip(version.edits, pairs, strict=False):
+        if edit.id == id:
+            return {"before": before, "after": after}
+    return None
 
 
 def _end_process(task: asyncio.Task[None]) -> None:

@@ -24,13 +24,13 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
     version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    poster TEXT, trace TEXT, code TEXT);
+    poster TEXT, trace TEXT, code TEXT, unchanged TEXT);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, ids TEXT NOT NULL);
 """
-_NEW_COLUMNS = ("poster", "trace", "code")  # Journals of earlier releases lack these.
-_COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code"
+_NEW_COLUMNS = ("poster", "trace", "code", "unchanged")  # Journals of earlier releases lack these.
+_COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged"
 
 
 class KeyReused(ValueError):
@@ -67,7 +67,8 @@ class Entry:
 
     `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`), `superseded` (in `version`, by a
     later edit of its batch with the same prompt and another target), or `reverted` (applied once, and reverted by `version`).
-    `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post.
+    `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post. `unchanged` is the
+    answer of the model that `version` already gave when the edit was applied, so that it changed nothing.
     """
 
     seq: int
@@ -82,6 +83,7 @@ class Entry:
     poster: str | None = None
     trace: str | None = None
     code: str | None = None
+    unchanged: str | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -92,6 +94,10 @@ class Entry:
         for name in ("version", "reason", "code", "field", "poster"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
+        if self.state == "applied":
+            data["changed"] = self.unchanged is None
+        if self.unchanged is not None:
+            data["answers"] = {"before": self.unchanged, "after": self.unchanged}
         return data
 
 
@@ -176,8 +182,8 @@ class Journal:
             )
         return entries
 
-    def finish(self, ids: Iterable[str], version: int) -> None:
-        self._settle("state = 'applied', version = ?", [(version, id) for id in ids])
+    def finish(self, ids: Iterable[str], version: int, unchanged: str | None = None) -> None:
+        self._settle("state = 'applied', version = ?, unchanged = ?", [(version, unchanged, id) for id in ids])
 
     def reject(self, id: str, reason: str, field: str | None = None, code: Code | None = None) -> None:
         self._settle("state = 'rejected', reason = ?, field = ?, code = ?", [(reason, field, code and code.value, id)])
@@ -209,7 +215,8 @@ class Journal:
     def reopen(self, version: int) -> int:
         """Queue the edits again that were applied in a lost version; returns their number."""
         with self._transaction() as db:
-            query = "UPDATE edits SET state = 'queued', version = NULL, attempts = 0 WHERE state = 'applied' AND version = ?"
+            fresh = "state = 'queued', version = NULL, unchanged = NULL, attempts = 0"
+            query = f"UPDATE edits SET {fresh} WHERE state = 'applied' AND version = ?"
             return db.execute(query, (version,)).rowcount
 
     def reverting(self) -> list[int]:

@@ -31,6 +31,7 @@ from errata.model import matrices
 from errata.model.devices import first_device
 from errata.model.generation import check_question, greedy_texts
 from errata.overrides import overridden
+from errata.text.dialogue import Prompt
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,17 @@ class LiveModel:
         self.ledger.retract(number, to)
         self._load(read)
 
-    def make(self, edits: Sequence[Edit]) -> CandidateVersion:
-        """Make the candidate version of these edits; nothing changes. Raises `EditRejected` from the editor or the guard."""
+    def answers(self, edits: Sequence[Edit]) -> list[list[str]]:
+        """Generate the head's answers to each edit's prompts."""
+        return self.inspector.answers(EditBatch(tuple(edits)))
+
+    def make(self, edits: Sequence[Edit], before: Sequence[str] | None = None) -> CandidateVersion:
+        """Make the candidate version of these edits, whose answers so far are `before`; nothing changes.
+
+        Raises `EditRejected` from the editor or the guard, and for edits that have no effect.
+        """
         batch = EditBatch(tuple(edits))
-        return make_candidate(self.editor, batch, self.state, self.inspector, self.version)
+        return make_candidate(self.editor, batch, self.state, self.inspector, self.version, before)
 
     def revert(self, ids: Sequence[str], versions: Sequence[int], mode: str = "auto") -> CandidateVersion:
         """Make the candidate version without the edits of these ids and of these versions; nothing changes.
@@ -144,7 +152,7 @@ class LiveModel:
         """
         return revert(self, ids, versions, mode)
 
-    def blame(self, prompt: str, max_tokens: int = 8) -> Blamed:
+    def blame(self, prompt: Prompt, max_tokens: int = 8) -> Blamed:
         """Find the version that brought the live answer. The model is at the head again when this returns or raises.
 
         Raises `EditRejected` for a prompt that is empty or that leaves no room for an answer in the model's context.
@@ -156,7 +164,7 @@ class LiveModel:
                 checkout.to(version)
                 return greedy_texts(self.model, [prompt], max_tokens)[0].strip()
 
-            return blamed(self.ledger, self.version, prompt, answer)
+            return blamed(self.ledger, self.version, str(prompt), answer)
 
     def append(self, candidate: CandidateVersion) -> Version:
         """Append a candidate to the ledger, and load it.

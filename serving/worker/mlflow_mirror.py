@@ -43,7 +43,7 @@ class MlflowMirrorTask:
         """The number of versions that MLflow lacks; 0 without an address."""
         if self.uri is None:
             return 0
-        return self.state.get("left", 0) + max(0, self.ledger.newest - self.state.get("newest", -1))
+        return self.state.get("left", 0) + max(0, self.ledger.newest - self.state.get("newest", 0))
 
     def wake(self) -> None:
         self._changed.set()

@@ -21,6 +21,7 @@ from errata.ledger import Version
 SWAP_ATTEMPTS = 5
 SWAP_TIMEOUT_S = 10.0
 ASK_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 60.0
 NONE_UP = "none is up"
 
 
@@ -86,6 +87,18 @@ class Replicas:
         except (RayError, RayServeException, TimeoutError):
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    async def answers(self, asked: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Let one replica answer requests, the bodies of completions or chats; None if it is too slow or none is up.
+
+        The answer has `texts` in the order of the requests, and the `version` that gave all of them, or None if it changed.
+        """
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                found: dict[str, Any] = await _generators().answer.remote(asked)
+        except (RayError, RayServeException, TimeoutError):
+            return None
+        return found
 
 
 def _generators() -> DeploymentHandle[Any]:

@@ -10,14 +10,15 @@ ROOT = Path(__file__).parents[2]
 
 # A unit imports only from lines below its own; units on one line never import each other.
 LAYERS = (
-    "edit durable locks home overrides hardware timing",
-    "datasets model client local access_keys",
+    "text durable locks home overrides hardware timing",
+    "edit",
+    "datasets model client access_keys",
     "evaluate edit_memory provenance",
     "delta",
     "editors guard",
     "candidate ledger benchmark testbed",
     "generate history registry",
-    "lifelong reports",
+    "lifelong reports local",
     "cli jobs serving",
     "benchmarks",
 )

@@ -109,7 +109,7 @@ def test_a_rolled_back_edit_leaves_no_trace(
 def test_a_delta_makes_the_answers_of_its_edits_likelier(
     delta: WeightDelta, tiny_model: LanguageModel, batches: list[EditBatch]
 ) -> None:
-    encoded = encode(tiny_model.tokenizer, batches[0].prompts, batches[0].targets)
+    encoded = encode(tiny_model.renderer, batches[0].prompts, batches[0].targets)
     _, before_T = capture(tiny_model.module, encoded, tuple(delta.parts))
     with applied(tiny_model.module, delta):
         _, after_T = capture(tiny_model.module, encoded, tuple(delta.parts))
@@ -128,7 +128,7 @@ def test_a_deltas_kind_and_rank_are_those_of_its_method(
     kinds, rows_of = MADE_OF[type(editor)]
     assert {type(part) for _, part in delta} <= kinds
     if rows_of:
-        num_rows = rows_of(encode(tiny_model.tokenizer, batches[0].prompts, batches[0].targets))
+        num_rows = rows_of(encode(tiny_model.renderer, batches[0].prompts, batches[0].targets))
         num_passes = editor.num_passes if isinstance(editor, HypernetworkEditor) else 2 if isinstance(editor, NSE) else 1
         assert max(delta.ranks().values()) <= num_passes * num_rows
 

@@ -25,7 +25,7 @@ from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from errata.local.services import LocalServices, free_port
-from errata.registry import Registry, RegistryUnavailable
+from errata.registry import Registry, RegistryConflict, RegistryUnavailable
 
 pytestmark = pytest.mark.e2e
 
@@ -64,19 +64,22 @@ def test_every_version_is_mirrored_once_and_the_alias_follows_the_head(uri, ledg
     assert registry.versions() == []
     append(ledger)
     append(ledger, efficacy=0.75)
-    assert registry.mirror(ledger).added == 3
+    assert registry.mirror(ledger).added == 2
     assert Registry(uri, "facts").mirror(ledger).added == 0
     found = registry.versions()
-    assert [(row["version"], row["aliases"]) for row in found] == [(0, []), (1, []), (2, ["serving"])]
-    assert [row["fingerprint"] for row in found] == [version.fingerprint for version in ledger.versions()]
-    assert found[2]["tags"]["errata.parent"] == "1"
-    assert found[2]["tags"]["errata.editor"] == "RLEdit"
+    assert [(row["version"], row["mlflow_version"], row["aliases"]) for row in found] == [(1, 1, []), (2, 2, ["serving"])]
+    assert [row["fingerprint"] for row in found] == [version.fingerprint for version in ledger.versions()[1:]]
+    assert found[1]["tags"]["errata.parent"] == "1"
+    assert found[1]["tags"]["errata.editor"] == "RLEdit"
     ledger.move_head(1)
     assert registry.mirror(ledger).added == 0
-    assert [row["aliases"] for row in registry.versions()] == [[], ["serving"], []]
+    assert [row["aliases"] for row in registry.versions()] == [["serving"], []]
     append(ledger)
     assert registry.mirror(ledger).added == 1
-    assert registry.versions()[3]["aliases"] == ["serving"]
+    assert registry.versions()[2]["aliases"] == ["serving"]
+    ledger.move_head(0)
+    assert registry.mirror(ledger).serving is None
+    assert [row["aliases"] for row in registry.versions()] == [[], [], []]
 
 
 def test_a_version_can_be_downloaded_from_mlflow(uri, ledger, tmp_path):
@@ -85,7 +88,7 @@ def test_a_version_can_be_downloaded_from_mlflow(uri, ledger, tmp_path):
     append(ledger, efficacy=0.75)
     registry = Registry(uri, "download")
     registry.mirror(ledger)
-    row = registry.versions()[1]
+    row = registry.versions()[0]
     model = MlflowClient(uri).get_logged_model(row["model_id"])
     assert (model.status.value, model.tags["errata.version"]) == ("READY", "1")
     scores = {metric.key: metric.value for metric in model.metrics}
@@ -113,19 +116,19 @@ def test_the_pages_of_mlflow(uri, ledger, tmp_path):
     registry.mirror(ledger)
     client = MlflowClient(uri)
     model = client.get_registered_model("shown")
-    assert (model.tags, model.aliases) == ({"errata.live_version": "1", "errata.behind": "0"}, {"serving": "2"})
-    version = client.get_model_version("shown", "3")
+    assert (model.tags, model.aliases) == ({"errata.live_version": "1", "errata.behind": "0"}, {"serving": "1"})
+    version = client.get_model_version("shown", "2")
     assert version.status == "READY"
     assert "follows version 1: 1 edit, " in version.description
     assert "| p2 | t |" in version.description
-    logged = client.get_logged_model(registry.versions()[2]["model_id"])
+    logged = client.get_logged_model(registry.versions()[1]["model_id"])
     assert logged.params == {"editor": "RLEdit", "plan": "plan", "parent": "1", "num_edits": "1"}
     files = {file.path: file.file_size for file in client.list_logged_model_artifacts(logged.model_id)}
     assert sorted(files) == ["delta.safetensors", "edits.csv", "edits.jsonl", "entry.json"]
     assert min(files.values()) > 0
     [run] = [row["id"] for row in registry.runs() if row["tags"].get("errata.mirror") == "shown"]
     assert [(m.step, m.value) for m in client.get_metric_history(run, "efficacy")] == [(1, 0.5), (2, 0.75)]
-    assert [(m.step, m.value) for m in client.get_metric_history(run, "live_version")] == [(0, 0), (1, 1), (2, 2), (2, 1)]
+    assert [(m.step, m.value) for m in client.get_metric_history(run, "live_version")] == [(1, 1), (2, 2), (2, 1)]
     table = Path(client.download_artifacts(run, "refusals/refusals-000000.csv", str(tmp_path))).read_text()
     assert table.splitlines()[1].startswith("bad prompt,t,too large")
 
@@ -147,9 +150,134 @@ class Meddled:
 
 def assert_once_in_order(registry: Registry, ledger: Ledger) -> None:
     found = registry.versions()
-    assert [row["fingerprint"] for row in found] == [version.fingerprint for version in ledger.versions()]
+    assert [row["fingerprint"] for row in found] == [version.fingerprint for version in ledger.versions()[1:]]
     assert sorted(range(len(found)), key=lambda i: found[i]["mlflow_version"]) == list(range(len(found)))
     assert [row["version"] for row in found if row["aliases"]] == [ledger.head]
+
+
+def client_of(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def of_another_team(uri: str, name: str, what: str) -> None:
+    client = client_of(uri)
+    if what == "a prompt":
+        client.register_prompt(name, "Hello {{who}}")
+        return
+    client.create_registered_model(name, tags={"team": "fraud"} if what == "tags" else {})
+    if what != "tags":
+        model_id = client.create_logged_model(client.create_experiment(f"of the team of {name}")).model_id
+        client.finalize_logged_model(model_id, "READY")
+        client.create_model_version(name, f"models:/{model_id}", model_id=model_id)
+    if what == "the alias":
+        client.set_registered_model_alias(name, "serving", "1")
+    if what == "an archived version":
+        client.transition_model_version_stage(name, "1", "Archived")
+
+
+def contents(uri: str, name: str) -> Any:
+    client = client_of(uri)
+    models = client.search_registered_models(f"name = '{name}'") or client.search_prompts(f"name = '{name}'")
+    versions = [dict(found) for found in client.search_model_versions(f"name = '{name}'")]
+    logged = client.search_logged_models([found.experiment_id for found in client.search_experiments()], f"name = '{name}-1'")
+    for model in models:
+        model._tags.pop("_mlflow_experiment_ids", None)  # MLflow itself sets it on prompts, some time later.
+    return [vars(model) for model in models], versions, list(logged)
+
+
+@pytest.mark.parametrize("what", ["a version", "the alias", "an archived version", "tags", "a prompt"])
+def test_what_belongs_to_another_team_stays_as_it_is(uri, ledger, what):
+    name = f"fraud-{what.replace(' ', '-')}"
+    append(ledger)
+    of_another_team(uri, name, what)
+    before = contents(uri, name)
+    registry = Registry(uri, name)
+    for _ in range(2):
+        with pytest.raises(RegistryConflict, match=r"another's.* edits go on"):
+            registry.mirror(ledger)
+    assert contents(uri, name) == before
+    if what != "a prompt":
+        client_of(uri).set_registered_model_tag(name, "errata.live_version", "")
+        assert registry.mirror(ledger).serving == 1
+
+
+def test_an_empty_registered_model_is_taken(uri, ledger):
+    append(ledger)
+    client_of(uri).create_registered_model("empty", description="for Errata")
+    assert Registry(uri, "empty").mirror(ledger).added == 1
+    assert client_of(uri).get_registered_model("empty").description == "for Errata"
+
+
+def test_what_people_do_to_a_mirror_is_mended_or_left_alone(uri, ledger):
+    client, registry = client_of(uri), Registry(uri, "mended")
+    append(ledger)
+    append(ledger)
+    registry.mirror(ledger)
+    client.transition_model_version_stage("mended", "2", "Archived")
+    client.set_registered_model_alias("mended", "serving", "1")
+    client.set_registered_model_alias("mended", "champion", "1")
+    client.delete_registered_model_tag("mended", "errata.live_version")
+    client.copy_model_version("models:/mended/1", "mended")
+    append(ledger)
+    assert registry.mirror(ledger).added == 1
+    assert [(row["version"], row["mlflow_version"]) for row in registry.versions()] == [(1, 1), (2, 2), (3, 4)]
+    model = client.get_registered_model("mended")
+    assert model.aliases == {"serving": "4", "champion": "1"}
+    assert model.tags == {"errata.live_version": "3", "errata.behind": "0"}
+
+    client.delete_model_version("mended", "2")
+    ledger.move_head(2)
+    found = registry.mirror(ledger)
+    assert (found.live, found.serving) == (2, 1)
+    client.delete_model_version("mended", "4")
+    append(ledger)
+    assert registry.mirror(ledger).added == 3
+    assert [(row["version"], row["mlflow_version"]) for row in registry.versions()] == [(1, 1), (2, 5), (3, 6), (4, 7)]
+
+
+def test_a_renamed_and_a_deleted_model_are_mirrored_again_and_the_renamed_one_goes_on(uri, ledger):
+    client, registry = client_of(uri), Registry(uri, "before")
+    append(ledger)
+    registry.mirror(ledger)
+    client.rename_registered_model("before", "after")
+    append(ledger)
+    assert registry.mirror(ledger).added == 2
+    assert Registry(uri, "after").mirror(ledger).added == 1
+    client.delete_registered_model("before")
+    append(ledger)
+    assert registry.mirror(ledger).added == 3
+    assert_once_in_order(registry, ledger)
+
+
+def test_a_deleted_experiment_and_a_deleted_run(uri, ledger):
+    client, registry = client_of(uri), Registry(uri, "gone", experiment="gone")
+    append(ledger)
+    registry.mirror(ledger)
+    [run] = registry.runs()
+    client.delete_run(run["id"])
+    append(ledger)
+    assert registry.mirror(ledger).added == 1
+    experiment = client.get_experiment_by_name("gone").experiment_id
+    client.delete_experiment(experiment)
+    append(ledger)
+    for mirror in (registry.mirror, Registry(uri, "gone", experiment="gone").mirror):
+        with pytest.raises(RegistryConflict, match=f"'gone' in MLflow is deleted.* --experiment-id {experiment}"):
+            mirror(ledger)
+    client.restore_experiment(experiment)
+    assert registry.mirror(ledger).added == 1
+    assert_once_in_order(registry, ledger)
+
+
+@pytest.mark.parametrize("name", ["a\\b `c`", "é 数", "a#b?c&d=e+f", "a; b -- c AND (d)", "a" * 240, "-"])
+def test_a_name_that_the_mirror_takes_works(uri, ledger, name):
+    append(ledger)
+    registry = Registry(uri, name)
+    assert registry.mirror(ledger).serving == 1
+    append(ledger)
+    assert registry.mirror(ledger).serving == 2
+    assert_once_in_order(registry, ledger)
 
 
 def test_a_server_that_is_down_then_killed_then_stopped_gets_every_version_once(ledger, tmp_path, monkeypatch):
@@ -170,7 +298,7 @@ def test_a_server_that_is_down_then_killed_then_stopped_gets_every_version_once(
 
     server = start_mlflow(tmp_path / "mlflow", port)
     try:
-        assert killed.mirror(ledger).added == 3
+        assert killed.mirror(ledger).added == 2
         assert_once_in_order(killed, ledger)
 
         append(ledger)
@@ -213,14 +341,22 @@ class Broken(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("status", [200, 404, 500, 503])
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 500, 503])
 def test_another_server_is_refused_and_nothing_counts_as_mirrored(ledger, status):
     answering = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Answering", (Broken,), {"status": status}))
     threading.Thread(target=answering.serve_forever, daemon=True).start()
     uri = f"http://127.0.0.1:{answering.server_address[1]}"
     try:
-        with pytest.raises(RegistryUnavailable, match=uri):
+        with pytest.raises(RegistryUnavailable, match=uri) as raised:
             Registry(uri, "facts").mirror(ledger)
+        advice = {
+            401: "MLFLOW_TRACKING_TOKEN",
+            403: "MLFLOW_TRACKING_TOKEN",
+            404: "MLflow server of version 3",
+            500: "error 500",
+        }
+        assert advice.get(status, "") in str(raised.value)
+        assert "\n" not in str(raised.value)
     finally:
         answering.shutdown()
         answering.server_close()

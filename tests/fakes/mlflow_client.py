@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 IDS = count(1)  # Two servers never give the same id.
 
@@ -21,10 +23,12 @@ class FakeMlflow:
 
     def __init__(self) -> None:
         self.experiments: dict[str, str] = {}
+        self.deleted_experiments: set[str] = set()
         self.runs: list[Any] = []
         self.models: dict[str, Any] = {}
         self.registered: dict[str, Any] = {}
         self.versions: list[Any] = []
+        self.highest_deleted = 0
         self.metrics: set[tuple[Any, ...]] = set()  # A set, because MLflow keeps one copy of what is logged twice.
         self.tables: dict[str, str] = {}
         self.calls: list[str] = []
@@ -41,15 +45,18 @@ class FakeMlflow:
             fails = self.fails(len(self.calls))
             if fails and not self.late:
                 raise MlflowException(f"call {len(self.calls)} has failed")
-            result = found(*arguments, **named)
-            if fails:
-                raise MlflowException(f"the answer to call {len(self.calls)} was lost")
-            return result
+            if not fails:
+                return found(*arguments, **named)
+            with contextlib.suppress(MlflowException):
+                found(*arguments, **named)
+            raise MlflowException(f"the answer to call {len(self.calls)} was lost")
 
         return call
 
     def get_experiment_by_name(self, name: str) -> Any:
-        return SimpleNamespace(experiment_id=self.experiments[name]) if name in self.experiments else None
+        stage = "deleted" if name in self.deleted_experiments else "active"
+        found = self.experiments.get(name)
+        return SimpleNamespace(experiment_id=found, lifecycle_stage=stage) if found else None
 
     def create_experiment(self, name: str) -> str:
         assert name not in self.experiments
@@ -89,19 +96,28 @@ class FakeMlflow:
     def finalize_logged_model(self, model_id: str, status: str) -> None:
         self.models[model_id].status = status
 
-    def search_registered_models(self, condition: str, max_results: int) -> list[Any]:
-        return [model for name, model in self.registered.items() if condition == f"name = '{name}'"]
+    def get_registered_model(self, name: str) -> Any:
+        if name not in self.registered or self.registered[name].is_prompt:
+            raise MlflowException(f"there is no model {name}", RESOURCE_DOES_NOT_EXIST)
+        return self.registered[name]
 
-    def create_registered_model(self, name: str, description: str) -> None:
+    def search_registered_models(self, condition: str, max_results: int) -> list[Any]:
+        name, _, rest = condition.removeprefix("name = '").partition("' AND ")
+        assert rest == "tags.`mlflow.prompt.is_prompt` = 'true'"
+        return [self.registered[name]] if name in self.registered and self.registered[name].is_prompt else []
+
+    def create_registered_model(self, name: str, tags: dict[str, str], description: str) -> None:
         assert name not in self.registered
-        self.registered[name] = SimpleNamespace(aliases={}, tags={}, description=description)
+        self.registered[name] = registered_model(tags, description)
 
     def create_model_version(self, name: str, source: str, run_id: str, tags: Any, **_: Any) -> Any:
         if name not in self.registered:
             raise MlflowException(f"there is no model {name}")
         assert self.models[source.removeprefix("models:/")].status == "READY"
-        number = max((int(v.version) for v in self.versions), default=0) + 1
-        self.versions.append(SimpleNamespace(version=str(number), source=source, tags=tags, description=None))
+        number = max((int(v.version) for v in self.versions), default=0)
+        number = max(number, self.highest_deleted) + 1  # MLflow gives no number twice.
+        there = {"version": str(number), "source": source, "tags": tags, "description": None, "status": "READY"}
+        self.versions.append(SimpleNamespace(**there))
         return self.versions[-1]
 
     def update_model_version(self, name: str, version: str, description: str) -> None:
@@ -109,9 +125,10 @@ class FakeMlflow:
 
     def delete_model_version(self, name: str, version: str) -> None:
         self.versions = [v for v in self.versions if v.version != version]
+        self.highest_deleted = max(self.highest_deleted, int(version))
 
-    def search_model_versions(self, condition: str, max_results: int, order_by: list[str], page_token: str | None) -> Any:
-        assert order_by == ["version_number ASC"]
+    def search_model_versions(self, condition: str, max_results: int, order_by: Any = (), page_token: str | None = None) -> Any:
+        assert order_by == ["version_number ASC"] or max_results == 1
         left, _, wanted = condition.partition(" AND ")[2].rpartition(" ")
         tests = {
             "version_number >": lambda v: int(v.version) > int(wanted),
@@ -128,11 +145,18 @@ class FakeMlflow:
         assert version in {v.version for v in self.versions}
         self.registered[name].aliases[alias] = version
 
+    def delete_registered_model_alias(self, name: str, alias: str) -> None:
+        self.registered[name].aliases.pop(alias, None)
+
     def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
         self.registered[name].tags[key] = value
 
     def log_artifacts(self, run_id: str, folder: str, under: str) -> None:
         self.tables |= {path.name: path.read_text() for path in Path(folder).iterdir()}
+
+
+def registered_model(tags: dict[str, str], description: str = "", is_prompt: bool = False) -> Any:
+    return SimpleNamespace(aliases={}, tags=dict(tags), description=description, is_prompt=is_prompt)
 
 
 CALLS = {name for name in vars(FakeMlflow) if not name.startswith("_")}

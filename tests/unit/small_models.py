@@ -72,7 +72,7 @@ def moments_of(kind: str, modules: tuple[str, ...], dtype: torch.dtype = torch.f
     names = find_matrices(model.module, modules).names
     pairs = World(20).sentences()
     chunks = [pairs[i : i + 64] for i in range(0, len(pairs), 64)]
-    text = [encode(model.tokenizer, [p for p, _ in chunk], [a for _, a in chunk]) for chunk in chunks]
+    text = [encode(model.renderer, [p for p, _ in chunk], [a for _, a in chunk]) for chunk in chunks]
     return Moments(key_moment(model.module, text, names))
 
 

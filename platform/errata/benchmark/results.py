@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from errata.evaluate.answers import first_sentence, same_answer
 from errata.evaluate.bootstrap import Interval
 from errata.evaluate.questions import Questions
+from errata.text.answers import first_sentence, same_answer
+from errata.text.dialogue import Prompt
 
 KINDS = ("efficacy", "generalisation", "locality", "portability", "retention")
 
@@ -175,7 +176,7 @@ ANSWER_COLUMNS: dict[str, type] = typing.get_type_hints(Answer)
 
 
 def answers_of(
-    scores: CheckpointScores, questions: Questions, generated: Mapping[str, str], unedited: Mapping[str, str]
+    scores: CheckpointScores, questions: Questions, generated: Mapping[Prompt, str], unedited: Mapping[Prompt, str]
 ) -> list[Answer]:
     """List the answer to each question of each of `KINDS`; retention asks for the first batch and the sampled ones.
 
@@ -188,5 +189,5 @@ def answers_of(
             wanted = first_sentence(unedited[prompt], target).strip() if kind == "locality" else target
             text = generated[prompt]
             right = same_answer(text, wanted, target)
-            found.append(Answer(scores.editor, scores.seed, scores.edits, kind, prompt, wanted, text.strip(), right))
+            found.append(Answer(scores.editor, scores.seed, scores.edits, kind, str(prompt), wanted, text.strip(), right))
     return found

@@ -11,6 +11,7 @@ from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Predictions, predictions
 from errata.model.generation import greedy_texts
 from errata.model.language_model import LanguageModel
+from errata.text.dialogue import Prompt
 
 CHECKPOINTS = (1, 10, 100, 200, 500, 1000)
 
@@ -61,9 +62,9 @@ class BenchmarkStream:
         """Return the edits from `begin` to `end` whose retention is compared with their immediate success."""
         return tuple(self.edits[i] for i in range(begin, end) if i // self.batch_size % self.retain_every == 0)
 
-    def long_prompts(self) -> list[str]:
+    def long_prompts(self) -> list[Prompt]:
         """Return the prompts that are continued for fluency, spaced evenly over the stream."""
-        prompts = list(dict.fromkeys(edit.prompt for edit in self.edits))
+        prompts = list(dict.fromkeys(edit.prompts[0] for edit in self.edits))
         count = min(self.num_long, len(prompts))
         return [prompts[i * len(prompts) // count] for i in range(count)]
 
@@ -83,7 +84,7 @@ class UneditedAnswers:
     `max_tokens` is the generation limit of every answer.
     """
 
-    answers: Mapping[str, str]
+    answers: Mapping[Prompt, str]
     predictions: Predictions
     perplexities: Perplexities
     max_tokens: int
@@ -91,13 +92,15 @@ class UneditedAnswers:
     @classmethod
     def of(cls, model: LanguageModel, stream: BenchmarkStream) -> UneditedAnswers:
         """Ask `model`, which must hold the base weights. Raises `ValueError` with edits that do not fit its context."""
-        check_edits(stream.edits, model.tokenizer, model.max_tokens)
+        check_edits(stream.edits, model.renderer, model.max_tokens)
         questions = Questions.of(stream.edits, stream.first)
-        longest = max(len(model.tokenizer(f" {answer}")["input_ids"]) for _, answer in questions.all)
+        longest = max(len(answer) for _, answer in model.renderer.rows(questions.all, close=False))
         max_tokens = stream.max_answer_tokens or longest + 1
         found = generated_answers(model, questions.prompts, max_tokens)
         # All locality probes: one whose prompt is edited later is a locality probe until then.
-        probes = list(dict.fromkeys((probe.prompt, probe.target) for edit in stream.edits for probe in edit.locality))
+        probes = list(
+            dict.fromkeys((p, probe.target) for edit in stream.edits for probe in edit.locality for p in edit.ask(probe.prompt))
+        )
         return cls(found, predictions(model, probes), perplexities(model, stream.sentences), max_tokens)
 
 
@@ -106,11 +109,13 @@ def long_texts(model: LanguageModel, stream: BenchmarkStream) -> dict[str, str]:
     prompts = stream.long_prompts()
     if not prompts:
         return {}
-    room = model.max_tokens - max(len(model.tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    room = model.max_tokens - max(len(model.renderer.ids(prompt)) for prompt in prompts)
     num_tokens = min(stream.long_tokens, room)
     return generated_answers(model, prompts, num_tokens, min_tokens=num_tokens)
 
 
-def generated_answers(model: LanguageModel, prompts: Sequence[str], max_tokens: int, min_tokens: int = 0) -> dict[str, str]:
+def generated_answers(
+    model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int, min_tokens: int = 0
+) -> dict[Prompt, str]:
     """Generate the greedy text after each prompt, by prompt."""
     return dict(zip(prompts, greedy_texts(model, prompts, max_tokens, min_tokens=min_tokens), strict=True))

@@ -40,9 +40,11 @@ def bench(
     from errata.benchmark.summary import summarise
     from errata.benchmark.tables import described, markdown
     from errata.hardware import hardware
+    from errata.local.preflight import check_editors
 
     with logged("bench") as console:
         benchmarked = benchmarked_editors(editor, settings or [], device)
+        check_editors(model, {one.name: one.editor for one in benchmarked if one.editor is not None})
         stream = stream_of(edits, text, batch_size, checkpoints, limit, seed)
         machine = hardware()
         out.mkdir(parents=True, exist_ok=True)  # before hours of work, so that an unwritable folder is found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,8 @@ import typer
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from errata.cli.console import console, errors_as_one_line, say
+from errata.cli.console import console, errors_as_one_line, say, shown
+from errata.datasets.completion import AbsentSubject
 from errata.datasets.duplicates import Repetitions, Watch
 from errata.datasets.formats.table import FORMATS
 from errata.datasets.reader import OnFault, read_edits, write_parquet
@@ -26,6 +28,9 @@ FormatName = Annotated[
     str, typer.Option("--format", help=f"Format of the records; without it, it is detected: {', '.join(FORMATS)}.")
 ]
 Limit = Annotated[int, typer.Option(help="Number of edits to read; 0 for all.", min=0)]
+AbsentSubjects = Annotated[
+    str, typer.Option("--absent-subject", help="refuse an edit whose subject is not in its prompt, or drop the subject.")
+]
 EVERY = 100_000  # edits between two lines of progress if there is no terminal
 
 
@@ -35,6 +40,7 @@ def convert(
     out: Annotated[Path, typer.Argument(help="Parquet file to write; it appears complete or not at all.")],
     format_name: FormatName = "",
     on_fault: Annotated[str, typer.Option(help="stop at a faulty record, or skip and count it.")] = "stop",
+    absent_subject: AbsentSubjects = "refuse",
     limit: Limit = 0,
 ) -> None:
     """Convert a dataset of any known format to Parquet of our own schema."""
@@ -44,24 +50,25 @@ def convert(
         raise typer.BadParameter(f"{out} is a folder; name a file to write")
     if out.suffix.lower() != ".parquet":
         raise typer.BadParameter(f"the output is Parquet, so its name must end in .parquet: {out.name}")
+    how = _How(source, format_name, "skip" if on_fault == "skip" else "stop", absent_subjects(absent_subject))
     report = SkipReport()
     with _reported(report):
-        count = write_parquet(
-            _counted(_edits(source, format_name, "skip" if on_fault == "skip" else "stop", report, limit)), out
-        )
+        count = write_parquet(_counted(_edits(how, report, limit)), out)
     say(f"{_count(count, 'edit')} written to {out}")
 
 
 @app.command()
-def check(source: Source, format_name: FormatName = "", limit: Limit = 0) -> None:
+def check(source: Source, format_name: FormatName = "", absent_subject: AbsentSubjects = "refuse", limit: Limit = 0) -> None:
     """Count edits, faults, duplicates and conflicts; the exit code is 1 if there is a fault or a conflict."""
+    how = _How(source, format_name, "skip", absent_subjects(absent_subject))
     report, watch = SkipReport(), Watch()
     with _reported(report):
-        for edit in _counted(_edits(source, format_name, "skip", report, limit)):
+        for edit in _counted(_edits(how, report, limit)):
             watch.see(edit)
         found = watch.repetitions()
-        examples = _examples(source, format_name, found)
-    say(f"{_count(len(watch), 'edit')}, {_count(report.num_skipped, 'record')} at fault")
+        examples = _examples(how, found)
+    left_out = f", {_count(report.num_left_out, 'field')} left out" if report.num_left_out else ""
+    say(f"{_count(len(watch), 'edit')}, {_count(report.num_skipped, 'record')} at fault{left_out}")
     say(f"{_count(found.num_duplicates, 'duplicate')} of an earlier edit")
     _pairs(found.duplicates, found.num_duplicates, examples)
     in_conflict = f"{_count(found.num_in_conflict, 'edit')} in {'it' if found.num_conflicts == 1 else 'them'}"
@@ -75,13 +82,41 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _edits(source: str, format_name: str, on_fault: OnFault, report: SkipReport, limit: int) -> Iterator[Edit]:
+@dataclass(frozen=True)
+class _How:
+    """A source and how it is read."""
+
+    source: str
+    format_name: str
+    on_fault: OnFault
+    absent_subject: AbsentSubject
+
+    def read(self, report: SkipReport) -> Iterator[Edit]:
+        return read_edits(
+            self.source,
+            format_name=self.format_name,
+            on_fault=self.on_fault,
+            absent_subject=self.absent_subject,
+            skip_report=report,
+        )
+
+
+def absent_subjects(given: str) -> AbsentSubject:
+    """Return the value of --absent-subject. Raises `typer.BadParameter` for any other than refuse and drop."""
+    if given == "drop":
+        return "drop"
+    if given != "refuse":
+        raise typer.BadParameter(f"--absent-subject is refuse or drop, not {given!r}")
+    return "refuse"
+
+
+def _edits(how: _How, report: SkipReport, limit: int) -> Iterator[Edit]:
     """Read edits. Raises `EditRejected` if there is none, because an empty table would look like a success."""
-    edits = islice(read_edits(source, format_name=format_name, on_fault=on_fault, skip_report=report), limit or None)
+    edits = islice(how.read(report), limit or None)
     first = next(edits, None)
     if first is None:
         why = "every record is faulty, so there is no edit" if report.num_skipped else "the file holds no record"
-        raise EditRejected(f"{why} ({source})", code=Code.UNREADABLE_RECORD if report.num_skipped else Code.EMPTY_FILE)
+        raise EditRejected(f"{why} ({how.source})", code=Code.UNREADABLE_RECORD if report.num_skipped else Code.EMPTY_FILE)
     yield first
     yield from edits
 
@@ -117,15 +152,20 @@ def _counted(edits: Iterable[Edit]) -> Iterator[Edit]:
 def _print_report(report: SkipReport) -> None:
     for name, format_name in report.formats.items():
         say(f"{name}: {format_name}")
-    if report.num_skipped:
-        for line in report.report().splitlines():
-            console.print(Text(line, "yellow"), soft_wrap=True)
+    print_omissions(report)
 
 
-def _examples(source: str, format_name: str, found: Repetitions) -> dict[int, Edit]:
+def print_omissions(report: SkipReport) -> None:
+    """Print what was skipped and left out, if anything was."""
+    for line in report.report().splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        console.print(Text.assemble(indent, shown(line)), style="yellow", soft_wrap=True)
+
+
+def _examples(how: _How, found: Repetitions) -> dict[int, Edit]:
     """Read the edits of the pairs again, because their texts were not kept."""
     wanted = {number for pair in (*found.duplicates, *found.conflicts) for number in pair}
-    edits = _edits(source, format_name, "skip", SkipReport(), max(wanted, default=-1) + 1) if wanted else iter(())
+    edits = _edits(how, SkipReport(), max(wanted, default=-1) + 1) if wanted else iter(())
     return {number: edit for number, edit in enumerate(edits) if number in wanted}
 
 

@@ -23,12 +23,14 @@ from errata.cli.console import (
 )
 from errata.client.errors import ErrataError
 from errata.edit import EditState
+from errata.text.dialogue import FORMS, Dialogue
 
 if TYPE_CHECKING:
     from errata.client.events import Event
     from errata.client.responses import EditOut
 
 app = typer.Typer()
+FORM_HELP = "How the model is asked: completion, chat or both. Without it: chat, if the model has a chat template."
 STATES = get_args(EditState)
 
 
@@ -38,12 +40,15 @@ def edit(
     target: str,
     subject: Annotated[str | None, typer.Option(help="The subject of the fact, as it occurs in the prompt.")] = None,
     rephrasing: Annotated[list[str] | None, typer.Option(help="Another wording of the prompt; may be repeated.")] = None,
+    form: Annotated[str, typer.Option(help=FORM_HELP)] = "",
     wait: Annotated[bool, typer.Option(help="Wait until the edit is served; otherwise print its id and return.")] = True,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Correct one answer and wait until the served model gives it."""
+    if form and form not in FORMS:
+        raise typer.BadParameter(f"--form is {', '.join(FORMS)}, not {form!r}")
     body: dict[str, Any] = {"prompt": prompt, "target": target} | ({"subject": subject} if subject else {})
-    body |= {"rephrasings": rephrasing} if rephrasing else {}
+    body |= ({"rephrasings": rephrasing} if rephrasing else {}) | ({"form": form} if form else {})
     with errors_as_one_line("edit"):
         try:
             (made,) = connect(url).edit([body], wait)["edits"]
@@ -59,7 +64,10 @@ def edit(
 def _outcome(made: EditOut) -> str:
     state = made["state"]
     if state == "applied":
-        return f"applied in version {made['version']}"
+        if made.get("changed") is False:
+            return f"nothing to change: version {made['version']} answers so already"
+        asked = {"chat": " in chat", "both": " in chat and as a completion"}.get(made["edit"].get("form", ""), "")
+        return f"applied{asked} in version {made['version']}"
     if state == "rejected":
         field = f"{made['field']}: " if made.get("field") else ""
         return f"rejected: {field}{made.get('reason', 'without a reason')}"
@@ -99,6 +107,9 @@ def import_(
     source: Annotated[str, typer.Argument(help="A file, folder, pattern or URI; docs/data.md has the formats.")],
     format_name: Annotated[str, typer.Option("--format", help="Format of the records; without it, it is detected.")] = "",
     on_fault: Annotated[str, typer.Option(help="stop at a faulty record before anything is posted, or skip it.")] = "stop",
+    absent_subject: Annotated[
+        str, typer.Option(help="refuse an edit whose subject is not in its prompt, or drop the subject.")
+    ] = "refuse",
     limit: Annotated[int, typer.Option(help="Number of edits to post; 0 for all.", min=0)] = 0,
     wait: Annotated[bool, typer.Option(help="Wait until all edits are settled; otherwise until they are queued.")] = True,
     run: Annotated[str, typer.Option(help="Name of this run; under another name the same file is posted again.")] = "",
@@ -106,12 +117,13 @@ def import_(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Post a file of edits. After an interruption the same command continues, and posts no edit twice."""
+    from errata.cli.data import absent_subjects
     from errata.cli.import_file import ImportOptions, import_file
 
     if on_fault not in ("stop", "skip"):
         raise typer.BadParameter(f"--on-fault is stop or skip, not {on_fault!r}")
+    options = ImportOptions(format_name, on_fault == "skip", limit, wait, run, refused_to, absent_subjects(absent_subject))
     with errors_as_one_line("edit"):
-        options = ImportOptions(format_name, on_fault == "skip", limit, wait, run, refused_to)
         ended_well = import_file(source, options, url)
     if not ended_well:
         raise typer.Exit(1)
@@ -120,19 +132,24 @@ def import_(
 @app.command()
 def ask(
     prompts: list[str],
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 32,
     at_least: Annotated[int | None, typer.Option(help="Wait until this version is served.")] = None,
+    form: Annotated[str, typer.Option(help="completion or chat; without it, the form in which the model is corrected.")] = "",
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Print the served model's greedy answers, and the version that gave them."""
+    if form not in ("", "completion", "chat"):
+        raise typer.BadParameter(f"--form is completion or chat, not {form!r}")
     with errors_as_one_line():
-        answer = connect(url).complete(prompts, max_tokens, at_least)
+        client = connect(url)
+        in_chat = (form or client.form()) == "chat"
+        answer = client.ask([Dialogue.of(prompt) if in_chat else prompt for prompt in prompts], max_tokens, at_least)
     if as_json:
-        return print_json(answer)
-    for prompt, choice in zip(prompts, answer["choices"], strict=True):
-        console.print(Text.assemble(shown(prompt), " ", (shown(choice["text"]).plain, "bold")), soft_wrap=True)
-    say(f"version {answer['errata']['version_max']}", "dim")
+        return print_json({**answer, "form": "chat" if in_chat else "completion"})
+    for prompt, text in zip(prompts, answer["answers"], strict=True):
+        console.print(Text.assemble(shown(prompt), " ", (shown(text).plain, "bold")), soft_wrap=True)
+    say(f"version {answer['version_max']}{', in chat' if in_chat else ''}", "dim")
 
 
 @app.command()

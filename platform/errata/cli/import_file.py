@@ -16,8 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from errata.cli.console import MAX_SHOWN, connect, console, errors, say, say_waiting, shown, with_advice
+from errata.cli.data import print_omissions
 from errata.client.bulk_import import Import, Refusal
 from errata.client.errors import ErrataError
+from errata.datasets.completion import AbsentSubject
 from errata.datasets.reader import OnFault, read_edits
 from errata.datasets.skip_report import SkipReport
 from errata.edit import Edit
@@ -54,6 +56,7 @@ class ImportOptions:
     wait: bool = True
     run: str = ""
     refused_to: str = ""
+    absent_subject: AbsentSubject = "refuse"
 
 
 def import_file(source: str, options: ImportOptions, url: str) -> bool:
@@ -65,7 +68,13 @@ def import_file(source: str, options: ImportOptions, url: str) -> bool:
     on_fault: OnFault = "skip" if options.skips else "stop"
 
     def edits(report: SkipReport) -> Iterator[Edit]:
-        found = read_edits(source, format_name=options.format_name, on_fault=on_fault, skip_report=report)
+        found = read_edits(
+            source,
+            format_name=options.format_name,
+            on_fault=on_fault,
+            absent_subject=options.absent_subject,
+            skip_report=report,
+        )
         return islice(found, options.limit or None)
 
     with connect(url, RETRY_S, _at_most_every(EVERY_S, say_waiting)) as client, ExitStack() as stack:
@@ -73,8 +82,7 @@ def import_file(source: str, options: ImportOptions, url: str) -> bool:
         report = SkipReport()
         with _quiet(), console.status("reading …"):
             total = sum(1 for _ in edits(report))
-        if report.num_skipped:
-            console.print(shown(report.report()), style="yellow", soft_wrap=True)
+        print_omissions(report)
         if not total:
             raise ValueError(f"there is no edit in {source}")
         path = options.refused_to

@@ -16,6 +16,7 @@ from errata.cli.console import DEFAULT_URL, Url, connect, console, errors_as_one
 
 if TYPE_CHECKING:
     from errata.client.client import Client
+    from errata.text.dialogue import Prompt
 
 BATCH = 32
 SHOWN = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "harmonic_mean")
@@ -36,12 +37,14 @@ def score(
 
     with errors_as_one_line():
         chosen = list(islice(read_edits(edits), limit or None))
-        before = None if base is None else _saved(base, max_tokens)
+        saved = None if base is None else _saved(base, max_tokens)
         questions = Questions.of(chosen)
+        before = None if saved is None else {p: saved[_name(p)] for p in questions.prompts if _name(p) in saved}
         found = _ask(connect(url), questions.prompts, max_tokens)
         card = score(questions, found["answers"], before)
         if save is not None:
-            save.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            written = {**found, "answers": {_name(prompt): text for prompt, text in found["answers"].items()}}
+            save.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     table = Table("score", "value", "95 %", title=f"{len(chosen)} edits, answered by version {found['version_max']}")
     shares = {name: getattr(card, name) for name in SHOWN}
     shares |= {f"portability/{kind}": share for kind, share in card.portability_by_kind.items()}
@@ -54,15 +57,20 @@ def score(
         say(f"edits were made meanwhile: the answers are of versions {found['version_min']} to {found['version_max']}")
 
 
-def _ask(client: Client, prompts: Sequence[str], max_tokens: int) -> dict[str, Any]:
+def _name(prompt: Prompt) -> str:
+    """Return a prompt as it stands in a file of answers: a dialogue is its messages as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt.to_json(), ensure_ascii=False)
+
+
+def _ask(client: Client, prompts: Sequence[Prompt], max_tokens: int) -> dict[str, Any]:
     """Collect {"answers": by prompt, "version_min", "version_max", "max_tokens"}."""
-    answers: dict[str, str] = {}
+    answers: dict[Prompt, str] = {}
     versions: list[int] = []
     for begin in track(range(0, len(prompts), BATCH), "asking", console=console, transient=True):
         batch = prompts[begin : begin + BATCH]
-        answer = client.complete(batch, max_tokens)
-        answers |= {prompt: choice["text"] for prompt, choice in zip(batch, answer["choices"], strict=True)}
-        versions += [answer["errata"]["version_min"], answer["errata"]["version_max"]]
+        answer = client.ask(batch, max_tokens)
+        answers |= dict(zip(batch, answer["answers"], strict=True))
+        versions += [answer["version_min"], answer["version_max"]]
     if not versions:
         raise ValueError("there is no edit to score")
     return {"version_min": min(versions), "version_max": max(versions), "max_tokens": max_tokens, "answers": answers}

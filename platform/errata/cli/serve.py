@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from errata.cli.console import DEFAULT_URL, AsJson, Url, connect, console, errors_as_one_line, fail, print_json, say, shown
+from errata.cli.console import (
+    DEFAULT_URL,
+    AsJson,
+    Url,
+    connect,
+    console,
+    errors,
+    errors_as_one_line,
+    fail,
+    print_json,
+    say,
+    shown,
+)
 from errata.home import home
 
 if TYPE_CHECKING:
@@ -54,32 +66,85 @@ def serve(
     pause: Annotated[Pause, typer.Option(help="Requests in flight at a swap keep running, or it waits.")] = Pause.KEEP,
 ) -> None:
     """Start Ray, MLflow and the Serve application on this machine; Ctrl-C or `errata stop` stops them."""
-    from errata.access_keys import check_binding
-    from errata.editors import needs
-
     root = home()
-    try:
-        check_binding(host, keys or None)
-        artifacts = needs(editor, preset)
-    except ValueError as wrong:
-        raise typer.BadParameter(str(wrong)) from None
-    artifact = artifact or (_newest(root / artifacts) if artifacts else "")
-    if not model and not artifact:
-        raise typer.BadParameter(f"{editor} needs no artifact, which would name the model: give the model's folder (--model)")
-    arguments: dict[str, Any] = {
-        "model": model or str(root / "testbed" / _model_of(Path(artifact))),
+    model, artifact, problems = _model_and_artifact(model, artifact, editor, preset)
+    given: dict[str, Any] = {
+        "model": model,
         "editor": editor,
-        "ledger": ledger or root / "serve" / f"ledger-{_file_name(editor)}",
-        "mlflow_name": f"errata-{_file_name(editor)}",  # a registered model mirrors one ledger
+        "ledger": ledger or str(root / "serve" / f"ledger-{_file_name(editor)}"),
         "replicas": replicas,
         "gpus": gpus,
         "device": device,
         "dtype": dtype,
-        "pause": pause.value,
+        "artifact": artifact or None,
+        "preset": preset or None,
+        "probes": probes or None,
+        "keys": str(Path(keys).absolute()) if keys else None,
     }
-    given = {"artifact": artifact, "preset": preset, "settings": ";".join(settings or []), "guard": ";".join(guard or [])}
-    given |= {"probes": probes, "keys": str(Path(keys).absolute()) if keys else "", "max_queue": str(max_queue or "")}
-    _run(root / "serve", host, port, arguments | {name: value for name, value in given.items() if value})
+    pairs = {name: _pairs(name, texts or [], problems) for name, texts in (("settings", settings), ("guard", guard))}
+    _refuse(problems + _problems(given | pairs, host, port))
+    arguments = {name: value for name, value in given.items() if value is not None}
+    arguments |= {name: ";".join(f"{k}={v}" for k, v in chosen.items()) for name, chosen in pairs.items() if chosen}
+    arguments |= {"max_queue": str(max_queue)} if max_queue else {}
+    # A registered model mirrors one ledger.
+    _run(root / "serve", host, port, arguments | {"pause": pause.value, "mlflow_name": f"errata-{_file_name(editor)}"})
+
+
+def _model_and_artifact(model: str, artifact: str, editor: str, preset: str) -> tuple[str, str, list[str]]:
+    """Complete the model and the artifact where they are not given, and return them with what is wrong."""
+    from errata.editors import needs
+
+    try:
+        kind = needs(editor, preset)
+    except ValueError:
+        return model, artifact, []  # The other checks say it.
+    try:
+        artifact = artifact or (_newest(home() / kind) if kind else "")
+        if not model and not artifact:
+            raise typer.BadParameter(
+                f"{editor} needs no artifact, which would name the model: give the model's folder (--model)"
+            )
+        return model or str(home() / "testbed" / _model_of(Path(artifact))), artifact, []
+    except typer.BadParameter as wrong:
+        return model, artifact, [wrong.message]
+
+
+def _pairs(name: str, texts: Sequence[str], problems: list[str]) -> dict[str, str]:
+    """Read `field=value` texts; a text of another form becomes a problem."""
+    found: dict[str, str] = {}
+    for text in texts:
+        field, sign, value = text.partition("=")
+        if not sign or not field.strip() or ";" in text:
+            problems.append(
+                f"{name}: {text!r} is not of the form field=value without a semicolon; each field has its own option"
+            )
+        else:
+            found[field.strip()] = value.strip()
+    return found
+
+
+def _problems(given: Mapping[str, Any], host: str, port: int) -> list[str]:
+    """Find what would stop the service, before Ray, MLflow and vLLM are started."""
+    from errata.access_keys import check_binding
+    from errata.local import pidfile
+    from errata.local.preflight import Problems, StartSettings, machine_problems, port_problems, problems_of
+
+    start = StartSettings(**given)
+    found = Problems(problems_of(start) + machine_problems(start))
+    if not given["keys"]:
+        found.checked("keys", check_binding, host, None)
+    running = pidfile.read(home() / "serve") if (home() / "serve").exists() else None
+    if running is None or not running.is_alive:  # Otherwise it is the earlier service's port, and the start says so.
+        found += port_problems(host, {"port": port})
+    return found
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Print the problems, a line each, and end the command with exit code 2, if there are any."""
+    for problem in dict.fromkeys(problems):
+        errors.print(shown(problem), style="red", soft_wrap=True)
+    if problems:
+        raise typer.Exit(2)
 
 
 def _run(folder: Path, host: str, port: int, arguments: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from errata.cli.console import (
     say,
     shown,
 )
+from errata.text.dialogue import Dialogue
 
 app = typer.Typer()
 NUM_BLAMED, NUM_LISTED = 10, 100  # edits in a table
@@ -152,12 +153,17 @@ def _print_answers(answers: Sequence[Mapping[str, Any]]) -> None:
 def blame(
     prompt: str,
     max_tokens: Annotated[int, typer.Option(help="Length of the compared answers, in tokens.", min=1)] = 8,
+    form: Annotated[str, typer.Option(help="completion or chat; without it, the form in which the model is corrected.")] = "",
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Find the version that changed the answer to this prompt, and the most likely of its edits."""
+    if form not in ("", "completion", "chat"):
+        raise typer.BadParameter(f"--form is completion or chat, not {form!r}")
     with errors_as_one_line():
-        answer = connect(url).blame(prompt, max_tokens)
+        client = connect(url)
+        in_chat = (form or client.form()) == "chat"
+        answer = client.blame(Dialogue.of(prompt) if in_chat else prompt, max_tokens)
     if as_json:
         return print_json(answer)
     if answer["version"] is None:

@@ -7,9 +7,10 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from httpx_sse import SSEError
@@ -18,6 +19,7 @@ from errata.client.address import check_url, checked_id
 from errata.client.errors import ErrataError, Unreachable
 from errata.client.events import Event, events_of
 from errata.client.responses import (
+    AskedOut,
     BlameOut,
     DiffOut,
     EditOut,
@@ -30,11 +32,13 @@ from errata.client.responses import (
     VersionPage,
 )
 from errata.edit import SETTLED
+from errata.text.dialogue import Dialogue, Prompt
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_S = 60.0
 PAUSE_S = 1.0  # before another try, if the service does not say when
 SILENCE_S = 45.0  # three pings: a stream that is silent for longer counts as broken
+CHATS_AT_ONCE = 8
 PAGE = 1000  # the service's limit
 # Status codes after which a request is repeated; 0 is a broken connection. A 503 may arrive after the work was done, so only
 # requests without effect, or with one effect (edits under their key), are repeated then: a second rollback could undo the
@@ -159,9 +163,10 @@ class Client:
         chosen = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
         return self._call("POST", "/v1/revert", {**chosen, "mode": mode}, again=IF_NOTHING_WAS_DONE)
 
-    def blame(self, prompt: str, max_tokens: int = 8) -> BlameOut:
-        """Find the version that changed the answer to this prompt."""
-        return self._call("POST", "/v1/blame", {"prompt": prompt, "max_tokens": max_tokens})
+    def blame(self, prompt: Prompt, max_tokens: int = 8) -> BlameOut:
+        """Find the version that changed the answer to this prompt or dialogue."""
+        asked = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt.to_json()}
+        return self._call("POST", "/v1/blame", {**asked, "max_tokens": max_tokens})
 
     # -- the service --------------------------------------------------------------------------------------------------
 
@@ -179,6 +184,43 @@ class Client:
 
     def models(self) -> list[str]:
         return [model["id"] for model in self._call("GET", "/v1/models")["data"]]
+
+    def form(self) -> Literal["completion", "chat"]:
+        """Return the form in which the served model is asked and corrected if nobody says otherwise."""
+        return self.status().get("worker", {}).get("form", "completion")
+
+    def ask(self, prompts: Sequence[Prompt], max_tokens: int = 8, at_least: int | None = None) -> AskedOut:
+        """Ask greedily, dialogues in chat and texts as completions; `answers` keep the order of the prompts.
+
+        `version_min` and `version_max` are the oldest and the newest version that answered.
+        """
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        dialogues = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        said: dict[Prompt, str] = {}
+        stamps: list[dict[str, int]] = []
+        if texts:
+            answer = self.complete(texts, max_tokens, at_least)
+            said |= {prompt: choice["text"] for prompt, choice in zip(texts, answer["choices"], strict=True)}
+            stamps.append(answer["errata"])
+        if dialogues:
+            model = self.models()[0]
+            with ThreadPoolExecutor(CHATS_AT_ONCE) as pool:
+                found = list(pool.map(lambda dialogue: self._chat(model, dialogue, max_tokens, at_least), dialogues))
+            said |= {
+                prompt: answer["choices"][0]["message"]["content"] or ""
+                for prompt, answer in zip(dialogues, found, strict=True)
+            }
+            stamps += [answer["errata"] for answer in found]
+        return {
+            "answers": [said[prompt] for prompt in prompts],
+            "version_min": min((stamp["version_min"] for stamp in stamps), default=0),
+            "version_max": max((stamp["version_max"] for stamp in stamps), default=0),
+        }
+
+    def _chat(self, model: str, dialogue: Dialogue, max_tokens: int, at_least: int | None) -> dict[str, Any]:
+        headers = {} if at_least is None else {"X-Errata-At-Least": str(at_least)}
+        body = {"model": model, "messages": dialogue.to_json(), "max_tokens": max_tokens, "temperature": 0}
+        return self._call("POST", "/v1/chat/completions", body, headers=headers)
 
     def complete(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> dict[str, Any]:
         """Complete all prompts greedily, in one request; `choices` keep their order, `errata` has the versions."""

@@ -7,17 +7,18 @@ from typing import Any, NotRequired, TypedDict
 from errata.edit import EditState
 
 
-class EditBody(TypedDict):
-    """One correction as it is posted."""
+class AnswersOut(TypedDict):
+    """The model's answers to an edit's prompt before the edit and after it."""
 
-    prompt: str
-    target: str
-    subject: NotRequired[str]
-    rephrasings: NotRequired[list[str]]
+    before: str
+    after: str
 
 
 class EditOut(TypedDict):
-    """An edit with its state: `version` if it was applied; `reason`, `code` and `field` if not; `created` in seconds."""
+    """An edit with its state: `version` if it was applied; `reason`, `code` and `field` if not; `created` in seconds.
+
+    `changed` is false for an applied edit whose answer the model gave already.
+    """
 
     id: str
     state: EditState
@@ -28,6 +29,16 @@ class EditOut(TypedDict):
     code: NotRequired[str]
     field: NotRequired[str]
     poster: NotRequired[str]
+    changed: NotRequired[bool]
+    answers: NotRequired[AnswersOut]
+
+
+class AskedOut(TypedDict):
+    """Answers in the order of the prompts, and the oldest and the newest version that gave them."""
+
+    answers: list[str]
+    version_min: int
+    version_max: int
 
 
 class EditsAnswer(TypedDict):

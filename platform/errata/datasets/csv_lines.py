@@ -9,7 +9,9 @@ from errata.edit import Code, EditRejected
 
 MAX_CELL_LINES = 64
 MAX_ROW_LINES = 1024
-CELL = re.compile(r'"(?:[^"]|"")*+"|(?!")[^,]*')  # a cell that begins and ends on this line
+CELLS = {  # by separator: a cell that begins and ends on this line
+    separator: re.compile(rf'"(?:[^"]|"")*+"|(?!")[^{separator}]*') for separator in (",", ";", "\t")
+}
 REST = re.compile(r'(?:[^"]|"")*+"')  # the end of a cell that began on an earlier line
 
 
@@ -20,8 +22,8 @@ class RowLines:
     has more than `MAX_CELL_LINES` lines, or a row more than `MAX_ROW_LINES`.
     """
 
-    def __init__(self, lines: Iterator[str | EditRejected]) -> None:
-        self._lines = lines
+    def __init__(self, lines: Iterator[str | EditRejected], separator: str = ",") -> None:
+        self._lines, self.separator = lines, separator
         self.faults: list[EditRejected] = []
         self.of_row: list[str] = []
         self.num_read, self.is_at_end = 0, False
@@ -34,7 +36,7 @@ class RowLines:
                 line = "\n"  # ends the row, so that the next line is not joined to it
             self.of_row.append(line)
             yield line
-            if len(self.of_row) >= MAX_CELL_LINES and len(self.of_row) - _opened(self.of_row) >= MAX_CELL_LINES:
+            if len(self.of_row) >= MAX_CELL_LINES and len(self.of_row) - _opened(self.of_row, self.separator) >= MAX_CELL_LINES:
                 raise self.left_open(f"has no end within {MAX_CELL_LINES} lines")
             if len(self.of_row) >= MAX_ROW_LINES:
                 raise self.left_open(f"is of a row that has no end within {MAX_ROW_LINES:,} lines")
@@ -42,24 +44,24 @@ class RowLines:
 
     def left_open(self, why: str) -> EditRejected:
         """Build the refusal that names the line, from 1, in which the quote was opened."""
-        line = self.num_read - len(self.of_row) + _opened(self.of_row) + 1
+        line = self.num_read - len(self.of_row) + _opened(self.of_row, self.separator) + 1
         return EditRejected(
             f"the CSV is damaged here: the quote opened in line {line:,} {why}; nothing after it can be read",
             code=Code.UNREADABLE_FILE,
         )
 
 
-def _opened(lines: list[str]) -> int:
+def _opened(lines: list[str], separator: str) -> int:
     """Index of the line whose quote is still open after the last line, or is closed there in a way that is not CSV."""
     opened, is_open = 0, False
     for number, line in enumerate(lines):
         at = 0
         while True:
-            cell = (REST if is_open else CELL).match(line, at)
+            cell = (REST if is_open else CELLS[separator]).match(line, at)
             if cell is None:  # the cell continues on the next line
                 opened, is_open = (opened if is_open else number), True
                 break
             is_open, at = False, cell.end() + 1
-            if not line.startswith(",", cell.end()):
+            if not line.startswith(separator, cell.end()):
                 break
     return opened

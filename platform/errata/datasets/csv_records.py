@@ -1,4 +1,4 @@
-"""Records of a CSV file with a header; cells of list fields hold JSON.
+"""Records of a CSV file with a header; cells of list fields hold JSON. Tabs or semicolons may separate the cells (TSV).
 
 Rows are read with the standard library's `csv` over bounded lines, not with `pyarrow.csv.open_csv`, which would weaken three
 promises: it takes a quote that is never closed, with the hundred records up to the next quote, as one good row; it accepts
@@ -10,14 +10,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from errata.datasets.csv_lines import RowLines
-from errata.datasets.lines import Found, lines_of
+from errata.datasets.csv_lines import CELLS, RowLines
+from errata.datasets.lines import CHUNK_BYTES, UNNAMED, Found, lines_of
 from errata.edit import Code, EditRejected
 
-LIST_FIELDS = ("rephrasings", "locality", "portability")
+LIST_FIELDS = ("rephrasings", "locality", "portability", "messages")
+INDEX_NAME = re.compile(r"(Unnamed: [\d.]+)?")  # of the columns in which pandas writes its index
 
 
 def csv_records(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
@@ -25,9 +27,10 @@ def csv_records(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
 
     Raises `EditRejected` for a wrong header and for a quote that is left open.
     """
-    lines = RowLines(lines_of(stream, max_bytes))
+    separator = _separator(stream)
+    lines = RowLines(lines_of(stream, max_bytes), separator)
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # the default is 128 KiB
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     header = _header(reader, lines)
     while True:
         lines.of_row.clear()
@@ -49,6 +52,12 @@ def csv_records(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
             yield _record(header, row)
 
 
+def _separator(stream: io.BufferedReader) -> str:
+    """Tabs or semicolons if the header has them and no comma, as in TSV and in what some spreadsheets write; else a comma."""
+    line = stream.peek(CHUNK_BYTES).lstrip(b"\r\n ").partition(b"\n")[0].decode(errors="replace")
+    return "," if "," in line else max(CELLS, key=line.count)
+
+
 def _header(reader: Any, lines: RowLines) -> list[str]:
     """Column names from the first line that is not empty. Raises `EditRejected` if they are not those of a CSV file."""
     header: list[str] = []
@@ -57,31 +66,26 @@ def _header(reader: Any, lines: RowLines) -> list[str]:
             lines.of_row.clear()
             header = [name.strip() for name in next(reader, [])]
     except csv.Error as wrong:
-        _check_separator(lines)
         raise EditRejected(f"the header is not CSV: {wrong}", code=Code.UNREADABLE_FILE) from None
     if lines.faults:
         raise lines.faults[0]
     if header == [""]:
         raise EditRejected("the file holds no record", code=Code.EMPTY_FILE)
     if len(header) == 1:
-        _check_separator(lines)
         raise EditRejected(
             "is no file of edits: neither Parquet, JSON lines, a JSON list, nor CSV with a header of two columns or more",
             code=Code.UNKNOWN_FORMAT,
         )
-    if not all(header) or len(set(header)) < len(header):
+    num_indexes = next((number for number, name in enumerate(header) if not INDEX_NAME.fullmatch(name)), 0)
+    header = [UNNAMED] * num_indexes + header[num_indexes:]
+    named = header[num_indexes:]
+    if not all(named) or len(set(named)) < len(named):
         raise EditRejected(
-            f"the CSV header must name every column, each once: {', '.join(header)[:200]}", code=Code.UNREADABLE_FILE
+            f"the CSV header must name every column, each once: {', '.join(header)[:200]}; only a first column, pandas' index, "
+            "may have no name",
+            code=Code.UNREADABLE_FILE,
         )
     return header
-
-
-def _check_separator(lines: RowLines) -> None:
-    """Raise `EditRejected` if the header's cells are separated by another character than a comma."""
-    line = "".join(lines.of_row[-1:])
-    for separator, name in {";": ";", "\t": "tabs"}.items():
-        if separator in line and "," not in line:
-            raise EditRejected(f"cells are separated by commas; this header has {name}", code=Code.UNKNOWN_FORMAT)
 
 
 def _record(header: list[str], row: list[str]) -> Found:

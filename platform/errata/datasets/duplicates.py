@@ -1,6 +1,7 @@
 """Duplicates and contradictions in a stream of edits, found by hashes instead of texts.
 
-Two edits concern the same fact if their prompts are equal apart from white space and case. This covers "same subject and
+Two edits concern the same fact if their prompts, and in chat the messages before them, are equal apart from white space and
+case of the prompt. This covers "same subject and
 relation" as far as text shows it: the same template with the same subject gives the same prompt, but two phrasings of a
 relation are not recognised as one. Equal targets make a duplicate, different targets a conflict. The watch holds 16 bytes an
 edit while reading, and about 50 while it searches.
@@ -42,7 +43,8 @@ class Watch:
         self._facts, self._targets = array("q"), array("q")
 
     def see(self, edit: Edit) -> None:
-        self._facts.append(hash(_same(edit.prompt)))
+        fact = _same(edit.prompt)
+        self._facts.append(hash((fact, edit.before) if edit.before else fact))
         self._targets.append(hash(_same(edit.target)))
 
     def __len__(self) -> int:

@@ -13,7 +13,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from errata.datasets.formats.fields import kind_of
 from errata.datasets.lines import CHUNK_BYTES, Found, lines_of
+from errata.datasets.numbers import WrittenNumber, integer
 from errata.edit import Code, EditRejected
 
 
@@ -30,10 +32,14 @@ class _RepeatedKeys:
         return found
 
 
+def _decoder(keys: _RepeatedKeys) -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=keys, parse_int=integer, parse_float=WrittenNumber)
+
+
 def json_lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
     """Yield the object of each line that is not empty. A faulty line does not affect its neighbours."""
     keys = _RepeatedKeys()
-    decoder = json.JSONDecoder(object_pairs_hook=keys)
+    decoder = _decoder(keys)
     for line in lines_of(stream, max_bytes):
         if isinstance(line, EditRejected):
             yield line
@@ -42,19 +48,24 @@ def json_lines(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
             try:
                 found = decoder.decode(line)
             except (ValueError, RecursionError) as wrong:
-                yield EditRejected(f"the line is not one whole JSON object: {wrong}", code=Code.UNREADABLE_RECORD)
+                reason = f"the line is not one whole JSON object: {wrong}; write each record on one line, or one list of all"
+                yield EditRejected(reason, code=Code.UNREADABLE_RECORD)
             else:
                 yield _checked(found, line, keys)
 
 
-def json_list(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
-    """Yield the elements of a list of objects, each as soon as it is complete.
+def json_list(stream: io.BufferedReader, max_bytes: int, start: str = "") -> Iterator[Found]:
+    """Yield the elements of a list of objects, each as soon as it is complete. `start` is the file's text before the list.
 
     Raises `EditRejected` at damage after which no element can be found: a missing comma, bytes that are not UTF-8, an element
-    longer than `max_bytes`, no closing bracket, text after the list.
+    longer than `max_bytes`, no closing bracket, text after the list. After a list in an object, `{"data": [...], "n": 3}`,
+    further members may follow, but no second list.
     """
     window, keys = _Window(stream, max_bytes), _RepeatedKeys()
-    decoder = json.JSONDecoder(object_pairs_hook=keys)
+    decoder = _decoder(keys)
+    while len(window.text) < len(start):
+        window.more()
+    window.at = len(start)
     window.next()
     window.at += 1  # the bracket
     if window.next() != "]":
@@ -69,8 +80,26 @@ def json_list(stream: io.BufferedReader, max_bytes: int) -> Iterator[Found]:
             window.next()
     else:
         window.at += 1
+    if start:
+        _rest_of_object(window, decoder)
     if left := window.next():
         raise _broken(f"{left!r} follows the list")
+
+
+def _rest_of_object(window: _Window, decoder: json.JSONDecoder) -> None:
+    """Pass the members after the list up to the closing brace of the object that the list is in."""
+    while (after := window.next()) == ",":
+        window.at += 1
+        name = _value(window, decoder) if window.next() == '"' else None
+        if name is None or window.next() != ":":
+            raise _broken("no member of the object follows the comma")
+        window.at += 1
+        window.next()
+        if isinstance(_value(window, decoder), list):
+            raise _broken(f"another list, {name!r}, follows the list of records; write one list a file")
+    if after != "}":
+        raise _broken(f"{after!r} follows the list instead of a closing brace" if after else "the object has no end")
+    window.at += 1
 
 
 class _Window:
@@ -81,6 +110,7 @@ class _Window:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._damage: EditRejected | None = None
         self.text, self.at, self.is_at_end = "", 0, False
+        self.last = ""  # text of the value that was parsed last
 
     def more(self) -> None:
         """Read on. Raises `EditRejected` if the record that begins at `at` is too long, or not UTF-8."""
@@ -111,9 +141,16 @@ class _Window:
 
 
 def _element(window: _Window, decoder: json.JSONDecoder, keys: _RepeatedKeys) -> Found:
+    """Parse the record at the window's position."""
+    found = _value(window, decoder, keys)
+    return _checked(found, window.last, keys)
+
+
+def _value(window: _Window, decoder: json.JSONDecoder, keys: _RepeatedKeys | None = None) -> Any:
     """Parse the value at the window's position. It is complete if a character follows, because a number might continue."""
     while True:
-        keys.repeated = None
+        if keys is not None:
+            keys.repeated = None
         try:
             found, end = decoder.raw_decode(window.text, window.at)
         except (ValueError, RecursionError) as wrong:
@@ -121,9 +158,8 @@ def _element(window: _Window, decoder: json.JSONDecoder, keys: _RepeatedKeys) ->
                 raise _broken(str(wrong)) from None
         else:
             if end < len(window.text) or window.is_at_end:
-                text = window.text[window.at : end]
-                window.at = end
-                return _checked(found, text, keys)
+                window.last, window.at = window.text[window.at : end], end
+                return found
         window.more()
 
 
@@ -135,7 +171,7 @@ def _broken(why: str) -> EditRejected:
 def _checked(found: Any, text: str, keys: _RepeatedKeys) -> Found:
     """Return the object that was parsed from `text`, or its fault."""
     if not isinstance(found, dict):
-        return EditRejected(f"is not a JSON object but {type(found).__name__}", code=Code.UNREADABLE_RECORD)
+        return EditRejected(f"is not a JSON object but {kind_of(found)}", code=Code.UNREADABLE_RECORD)
     if keys.repeated is not None:
         return EditRejected(f"an object in it has the key {keys.repeated!r} more than once", code=Code.UNREADABLE_RECORD)
     if "\\ud" in text or "\\uD" in text:  # an escape in JSON can spell half of a surrogate pair, which cannot be encoded

@@ -12,6 +12,7 @@ MAX_RECORD_BYTES = 16 * 2**20
 CHUNK_BYTES = 2**18
 
 Found = dict[str, Any] | EditRejected  # a record, or what is wrong with it
+UNNAMED = ""  # key of a leading column without a name in a record of CSV
 
 
 def lines_of(stream: io.BufferedReader, max_bytes: int) -> Iterator[str | EditRejected]:

@@ -7,15 +7,21 @@ gives an `EditRejected` in place of an `Edit`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from errata.datasets.advice import nearest
+from errata.datasets.completion import PLACE, AbsentSubject, completed
 from errata.datasets.formats import plain
+from errata.datasets.formats.fields import LeftOut
 from errata.edit import Code, Edit, EditRejected, Probe
+from errata.text.rules import cleaned
 
 PROBES = pa.list_(pa.struct([("prompt", pa.string()), ("target", pa.string()), ("kind", pa.string())]))
 SCHEMA = pa.schema(
@@ -27,22 +33,35 @@ SCHEMA = pa.schema(
         ("locality", PROBES),
         ("portability", PROBES),
         ("id", pa.string()),
+        ("form", pa.string()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
     ]
 )
+INDEX_COLUMN = re.compile(r"__index_level_\d+__")  # names under which pandas writes an index
+VISIBLE = r"[^\pC\pZ]"  # a text without such a character is blank
+# The place of a subject, and the characters that `text_fault` refuses: controls, U+FFFD and what is no character.
+ODD = (
+    r"\{\}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\x{FDD0}-\x{FDEF}\x{FFFD}-\x{FFFF}"
+    + "".join(rf"\x{{{plane:X}FFFE}}\x{{{plane:X}FFFF}}" for plane in range(1, 17))
+    + "]"
+)
+NUMBERS = ("target", "subject", "id")  # columns in which whole numbers are read as their text
 
 
-def check_schema(schema: pa.Schema) -> None:
-    """Raise `EditRejected` naming a column that is missing, unknown or of the wrong type."""
-    for name in schema.names:
+def check_schema(schema: pa.Schema, names: Sequence[str]) -> None:
+    """Raise `EditRejected` naming a column, of those in `names`, that is missing, unknown or of the wrong type."""
+    for name in names:
         if name not in SCHEMA.names:
-            raise EditRejected(
-                f"is not a column of edits; there are {', '.join(SCHEMA.names)}", field=name, code=Code.UNKNOWN_FIELD
-            )
+            meant = nearest(name, (known for known in SCHEMA.names if known not in names))
+            reason = f"is not a column of edits; there are {', '.join(SCHEMA.names)}"
+            reason += f"; rename {name} to {meant}" if meant else ""
+            raise EditRejected(reason, field=name, code=Code.UNKNOWN_FIELD)
         found, wanted = schema.field(name).type, SCHEMA.field(name).type
-        if not _fits(found, wanted):
-            raise EditRejected(f"the column must be of {wanted}, not of {found}", field=name, code=Code.WRONG_TYPE)
+        if not (_fits(found, wanted) or (name in NUMBERS and pa.types.is_integer(found))):
+            advice = "; convert it to text" if pa.types.is_floating(found) or pa.types.is_integer(found) else ""
+            raise EditRejected(f"the column must be of {wanted}, not of {found}{advice}", field=name, code=Code.WRONG_TYPE)
     for name in ("prompt", "target"):
-        if name not in schema.names:
+        if name not in names:
             raise EditRejected("the column is missing", field=name, code=Code.MISSING_FIELD)
 
 
@@ -55,19 +74,21 @@ def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
         return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _fits(found.value_type, wanted.value_type)
     if pa.types.is_struct(wanted):
         names = {field.name: field.type for field in found} if pa.types.is_struct(found) else {}
-        return {"prompt", "target"} <= set(names) <= {"prompt", "target", "kind"} and all(
-            _fits(type_, pa.string()) for type_ in names.values()
-        )
+        known = {field.name for field in wanted}
+        return known - {"kind"} <= set(names) <= known and all(_fits(type_, pa.string()) for type_ in names.values())
     return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
 
 
-def edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
-    """Edit or fault of each row, in order. The schema must have passed `check_schema`."""
+def edits_of(batch: pa.RecordBatch, absent_subject: AbsentSubject, left_out: LeftOut) -> Iterator[Edit | EditRejected]:
+    """Edit or fault of each row, in order. The schema must have passed `check_schema`.
+
+    What a row's edit is read without is in `left_out` when it is yielded; the caller empties it.
+    """
     for part in _readable(batch):
         if isinstance(part, EditRejected):
             yield part
         else:
-            yield from _edits_of(part)
+            yield from _edits_of(part, absent_subject, left_out)
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | EditRejected]:
@@ -106,13 +127,11 @@ def _damage(row: pa.RecordBatch) -> EditRejected | None:
     return None
 
 
-def _edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
-    columns = {name: batch.column(name) for name in batch.schema.names}
+def _edits_of(batch: pa.RecordBatch, absent_subject: AbsentSubject, left_out: LeftOut) -> Iterator[Edit | EditRejected]:
+    columns = {name: _plain_type(batch.column(name)) for name in batch.schema.names}
     prompts, targets, subjects, ids = (_texts(columns.get(name), len(batch)) for name in ("prompt", "target", "subject", "id"))
     rephrasings = columns.get("rephrasings")
-    suspects = _suspects(prompts, targets, subjects)
-    if not _lists_are_whole(columns):
-        suspects = set(range(len(batch)))
+    suspects = _suspects(columns, prompts, subjects)
     made = map(
         Edit,
         prompts,
@@ -127,37 +146,84 @@ def _edits_of(batch: pa.RecordBatch) -> Iterator[Edit | EditRejected]:
         yield from made
         return
     for index, edit in enumerate(made):
-        yield _checked_row(batch, index) if index in suspects else edit
+        yield _checked_row(batch, index, absent_subject, left_out) if index in suspects else edit
+
+
+def _plain_type(column: pa.Array) -> pa.Array:
+    is_foreign = pa.types.is_dictionary(column.type) or pa.types.is_integer(column.type) or pa.types.is_string_view(column.type)
+    return column.cast(pa.string()) if is_foreign else column
 
 
 def _texts(column: pa.Array | None, length: int) -> list[str | None]:
     return [None] * length if column is None else column.to_pylist()
 
 
-def _suspects(prompts: Sequence[Any], targets: Sequence[Any], subjects: Sequence[Any]) -> set[int]:
-    """Find the rows that may be faulty; `Edit.faults` decides."""
-    return {
-        index
-        for index, (prompt, target, subject) in enumerate(zip(prompts, targets, subjects, strict=True))
-        if not (prompt and target and prompt.strip() and target.strip())
-        or (subject is not None and not (subject in prompt and subject.strip()))
-    }
+def _suspects(columns: dict[str, pa.Array], prompts: Sequence[Any], subjects: Sequence[Any]) -> set[int]:
+    """Find the rows that may be faulty, not clean, templates or of chat; `plain` and `completed` decide."""
+    num_rows = len(prompts)
+    if not _lists_are_whole(columns):
+        return set(range(num_rows))
+    is_suspect = np.zeros(num_rows, dtype=bool)
+    for name, is_good in (("prompt", _are_texts), ("target", _are_clean), ("subject", _are_clean), ("id", _are_clean)):
+        column = columns.get(name)
+        if column is not None and column.null_count < num_rows:
+            good = pc.fill_null(is_good(column), name not in ("prompt", "target"))
+            is_suspect |= ~good.to_numpy(zero_copy_only=False)
+        elif name in ("prompt", "target"):
+            is_suspect[:] = True
+    for name in ("form", "messages"):
+        if name in columns:
+            is_suspect |= columns[name].is_valid().to_numpy(zero_copy_only=False)
+    pairs = zip(prompts, subjects, strict=True)
+    absent = {index for index, (prompt, one) in enumerate(pairs) if one is not None and (not prompt or one not in prompt)}
+    return absent.union(np.flatnonzero(is_suspect).tolist())
+
+
+def _are_texts(strings: pa.Array) -> pa.Array:
+    """Test each text: something in it is visible, and nothing is a place for the subject or no text."""
+    if pc.all(pc.ascii_is_printable(strings)).as_py() is not False and not _has_place(strings):
+        return pc.not_equal(pc.ascii_trim_whitespace(strings), "")
+    is_visible, is_odd = (pc.match_substring_regex(strings, pattern) for pattern in (VISIBLE, ODD))
+    return pc.and_(is_visible, pc.invert(is_odd))
+
+
+def _has_place(strings: pa.Array) -> bool:
+    """Test whether {} may be in one of the texts, by a search of all their bytes at once."""
+    data = strings.buffers()[2]
+    return data is not None and PLACE.encode() in data.to_pybytes()
+
+
+def _are_clean(strings: pa.Array) -> pa.Array:
+    """Test each target or subject: a text, and equal to what `cleaned` makes of it."""
+    is_clean = pc.and_(_are_texts(strings), pc.equal(pc.utf8_trim_whitespace(strings), strings))
+    if pc.all(pc.string_is_ascii(strings)).as_py() is not False:
+        return is_clean
+    rest = [text is None or text.isascii() or cleaned(text) == text for text in strings.to_pylist()]
+    return pc.and_(is_clean, pa.array(rest))
 
 
 def _lists_are_whole(columns: dict[str, pa.Array]) -> bool:
-    """Test that every rephrasing is a text and every probe has a prompt and a target."""
-    wordings = _values(columns.get("rephrasings"))
-    if not all(wording and wording.strip() for wording in wordings):
+    """Test that every rephrasing is a text, every probe has a prompt and a clean target, and none is a template."""
+    if not _all(_flat(columns.get("rephrasings")), _are_texts):
         return False
     for name in ("locality", "portability"):
         probes = _flat(columns.get(name))
-        if len(probes) and (probes.null_count or not all(_has_text(pc.struct_field(probes, p)) for p in ("prompt", "target"))):
+        if len(probes) and not (
+            not probes.null_count
+            and not pa.types.is_null(probes.type)
+            and _all(pc.struct_field(probes, "prompt"), _are_texts)
+            and _all(pc.struct_field(probes, "target"), _are_clean)
+        ):
             return False
     return True
 
 
-def _has_text(strings: pa.Array) -> bool:
-    return not strings.null_count and bool(pc.all(pc.not_equal(pc.utf8_trim_whitespace(strings), "")).as_py())
+def _all(strings: pa.Array, is_good: Callable[[pa.Array], pa.Array]) -> bool:
+    if not len(strings):
+        return True
+    if strings.null_count or pa.types.is_null(strings.type):
+        return False
+    return bool(pc.all(is_good(_plain_type(strings))).as_py())
 
 
 def _flat(column: pa.Array | None) -> pa.Array:
@@ -190,15 +256,13 @@ def _groups(column: pa.Array | None, values: Iterable[Any], length: int) -> Iter
     return (tuple(islice(left, count)) for count in pc.fill_null(pc.list_value_length(column), 0).to_pylist())
 
 
-def _checked_row(batch: pa.RecordBatch, index: int) -> Edit | EditRejected:
+def _checked_row(batch: pa.RecordBatch, index: int, absent_subject: AbsentSubject, left_out: LeftOut) -> Edit | EditRejected:
     row = batch.slice(index, 1).to_pylist()[0]
+    given = {name: found for name, found in row.items() if found is not None and found != []}
     try:
-        edit = plain.edit(row)
+        return completed(plain.edit(given, left_out), absent_subject, left_out)
     except EditRejected as rejected:
         return rejected
-    for fault in edit.faults():
-        return EditRejected.of([fault])
-    return edit
 
 
 def batch_of(edits: Sequence[Edit]) -> pa.RecordBatch:
@@ -211,6 +275,8 @@ def batch_of(edits: Sequence[Edit]) -> pa.RecordBatch:
         [_plain(edit.locality) for edit in edits],
         [_plain(edit.portability) for edit in edits],
         [edit.id for edit in edits],
+        [None if edit.form == "completion" else edit.form for edit in edits],
+        [edit.to_json()["messages"] if edit.before else None for edit in edits],
     ]
     return pa.record_batch([pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 

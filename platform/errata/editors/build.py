@@ -1,9 +1,10 @@
 """Build an editor by name."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.editor import Editor
@@ -11,6 +12,7 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.presets import preset_of
 from errata.editors.table import EDITORS
 from errata.editors.wrappers.wrapper import EditorWrapper
+from errata.model.checkpoint import header, read_json
 from errata.overrides import overridden
 
 
@@ -46,14 +48,31 @@ def make_editor(
     `artifact` is the folder of a trained policy or of key moments, `preset` a name such as `llama3_8b`, for editors that have
     them; `settings` are fields with their values as text. Raises `ValueError` for what is unknown or missing.
     """
+    return _built(name, settings, lambda kind: kind.from_artifact(artifact, preset, device))
+
+
+def outline(
+    name: str,
+    artifact: str | Path | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Editor:
+    """Build the editor as `make_editor` does, with all its fields, but without reading the tensors of its artifact.
+
+    Raises `ValueError` as `make_editor` does.
+    """
+    return _built(name, settings, lambda kind: _outline(kind, artifact, preset))
+
+
+def _built(name: str, settings: Mapping[str, str] | None, make: Callable[[Any], Editor]) -> Editor:
     kind, outer, inner = _kinds(name)
     editor: Any
     if issubclass(kind, EditorWrapper):
-        editor = kind(make_editor(inner or _named(kind.default_inner()), artifact, preset, None, device))
+        editor = kind(_built(inner or _named(kind.default_inner()), None, make))
     elif inner:
         raise ValueError(f"{outer} does not wrap another editor, as {name!r} asks")
     else:
-        editor = kind.from_artifact(artifact, preset, device)
+        editor = make(kind)
     for field, value in (settings or {}).items():
         if isinstance(editor, HypernetworkEditor):
             raise ValueError(
@@ -61,6 +80,52 @@ def make_editor(
             )
         editor = overridden(editor, field, value)
     return editor
+
+
+def _outline(kind: Any, artifact: str | Path | None, preset: str | None) -> Editor:
+    if artifact is None:
+        return cast(Editor, kind.from_artifact(None, preset))
+    if issubclass(kind, HypernetworkEditor) and preset is None:
+        return _untrained(kind, Path(artifact))
+    if issubclass(kind, LocateThenEdit):
+        editor, names = kind.from_artifact(None, preset), tuple(matrices_of(artifact))
+        return replace(editor, modules=names) if preset is None else editor
+    return cast(Editor, kind.from_artifact(artifact, preset))
+
+
+def _untrained(kind: type[HypernetworkEditor], folder: Path) -> Editor:
+    """Build a hypernetwork editor with the matrices of its artifact. Raises `ValueError` if that is of another editor."""
+    path = folder / "artifact.json"
+    description = read_json(path) if path.exists() else {}
+    if (found := description.get("editor")) != kind.__name__:
+        what = f"it is of {found}" if found else "it has no artifact.json"
+        raise ValueError(
+            f"{folder} holds no {kind.__name__} policy ({what}): give the folder of one, or train one (jobs/train.py)"
+        )
+    return kind(tuple(matrices_of(folder)))
+
+
+def matrices_of(artifact: str | Path) -> dict[str, tuple[int, ...]]:
+    """Return the matrices of a trained policy with their sizes [out, in], or those of key moments with [in, in].
+
+    Only headers are read. Raises `ValueError` for a folder that is no artifact, or a damaged one.
+    """
+    folder = Path(artifact)
+    if (folder / "artifact.json").exists():
+        header(folder / "policy.safetensors")
+        try:
+            found = read_json(folder / "artifact.json")["matrices"]
+            return {one["name"]: (one["num_out"], one["num_in"]) for one in found}
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{folder / 'artifact.json'} names no matrices, so it is damaged: copy the artifact again"
+            ) from None
+    if not (folder / "moments.json").exists():
+        raise ValueError(
+            f"{artifact} is no artifact: it has neither artifact.json (a policy of jobs/train.py) nor moments.json (key "
+            "moments of jobs/moments.py)"
+        )
+    return {name: tensor.shape for name, tensor in header(folder / "moments.safetensors").items()}
 
 
 def needs(name: str, preset: str = "") -> str:

@@ -112,7 +112,7 @@ def check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Capt
         if len(finite_R) == len(finite_T):
             finite_T = finite_T & finite_R
     if not finite_T.all():
-        index = int(encoded.predicts_BS.nonzero()[:, 0][~finite_T][0])
+        index = batch.rows[int(encoded.predicts_BS.nonzero()[:, 0][~finite_T][0])].edit
         raise EditRejected(
             "the model's keys, gradients or loss are not finite here", edit=batch.edits[index].id or index, code=Code.NOT_FINITE
         )

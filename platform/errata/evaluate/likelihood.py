@@ -13,11 +13,12 @@ from statistics import fmean
 from typing import Any
 
 from errata.edit import Edit
-from errata.evaluate.answers import first_sentence, same_answer
 from errata.evaluate.bootstrap import Interval, OwnedRatio, ratio_interval
 from errata.evaluate.questions import Question
 from errata.evaluate.teacher_forcing import TeacherForced, teacher_force
 from errata.model.language_model import LanguageModel
+from errata.text.answers import first_sentence, same_answer
+from errata.text.dialogue import Prompt
 
 # The edit's prompt, the question whose answer should have the higher likelihood, and the question it is compared with.
 Pair = tuple[str, Question, Question]
@@ -47,25 +48,27 @@ class Likelihood:
         return {f"likelihood_{name}": value for name, value in flat.items()}
 
 
-def pairs_of(edits: Sequence[Edit], competitors: Mapping[str, str]) -> dict[str, list[Pair]]:
+def pairs_of(edits: Sequence[Edit], competitors: Mapping[Prompt, str]) -> dict[str, list[Pair]]:
     """List the comparisons by kind; of two edits of one prompt the later counts.
 
     `competitors` holds the old answer to each edited prompt: what the unedited model generates, or the gold answer. Its first
     sentence is used. Edits whose old answer is empty or equals the target are left out, and so are neighbours whose answer
     equals the target. Raises `ValueError` with the prompts that `competitors` lacks.
     """
-    current = list({edit.prompt: edit for edit in edits}.values())
-    if missing := [edit.prompt for edit in current if edit.prompt not in competitors]:
+    current = list({edit.prompts: edit for edit in edits}.values())
+    if missing := [edit.prompt for edit in current if edit.prompts[0] not in competitors]:
         raise ValueError(f"{len(missing)} prompts have no competing answer: {missing[:5]}; add one for each edited prompt")
     found: dict[str, list[Pair]] = {"efficacy": [], "generalisation": [], "locality": []}
     for edit in current:
-        old = first_sentence(competitors[edit.prompt], edit.target).strip()
+        old = first_sentence(competitors[edit.prompts[0]], edit.target).strip()
         if old and not same_answer(old, edit.target, edit.target):
-            found["efficacy"].append((edit.prompt, (edit.prompt, edit.target), (edit.prompt, old)))
-            found["generalisation"] += [(edit.prompt, (text, edit.target), (text, old)) for text in edit.rephrasings]
+            for kind, texts in (("efficacy", (edit.prompt,)), ("generalisation", edit.rephrasings)):
+                asked = [p for text in texts for p in edit.ask(text)]
+                found[kind] += [(edit.prompt, (p, edit.target), (p, old)) for p in asked]
         for probe in edit.locality:
             if not same_answer(probe.target, edit.target, edit.target):
-                found["locality"].append((edit.prompt, (probe.prompt, probe.target), (probe.prompt, edit.target)))
+                asked = list(edit.ask(probe.prompt))
+                found["locality"] += [(edit.prompt, (p, probe.target), (p, edit.target)) for p in asked]
     return found
 
 

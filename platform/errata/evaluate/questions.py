@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from errata.edit import Edit
 from errata.evaluate.bootstrap import OwnedRatio
+from errata.text.dialogue import Prompt
 
-Question = tuple[str, str]  # prompt, answer
+Question = tuple[Prompt, str]  # prompt, answer
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,26 @@ class Questions:
 
         `first` are the earliest edits of a stream and `earlier` a sample of all its batches; neither need be in `edits`.
         """
-        latest = {edit.prompt: edit for edit in (*first, *earlier, *edits)}
-        current = list({edit.prompt: edit for edit in edits}.values())
-        probes = [(edit, probe) for edit in current for probe in edit.portability]
-        asked = {
-            "efficacy": [(edit, (edit.prompt, edit.target)) for edit in current],
-            "generalisation": [(edit, (rephrasing, edit.target)) for edit in current for rephrasing in edit.rephrasings],
-            "locality": [(e, (p.prompt, p.target)) for e in current for p in e.locality if p.prompt not in latest],
-            "portability": [(edit, (probe.prompt, probe.target)) for edit, probe in probes],
-            "retention": [(edit, (edit.prompt, edit.target)) for edit in first],
-            "retention_every": [(edit, (edit.prompt, edit.target)) for edit in earlier],
+        latest = {prompt: edit for edit in (*first, *earlier, *edits) for prompt in edit.prompts}
+        current = list({edit.prompts: edit for edit in edits}.values())
+        probes = [(edit, probe, p) for edit in current for probe in edit.portability for p in edit.ask(probe.prompt)]
+        asked: dict[str, list[tuple[Edit, Question]]] = {
+            "efficacy": [(edit, (p, edit.target)) for edit in current for p in edit.prompts],
+            "generalisation": [(e, (p, e.target)) for e in current for text in e.rephrasings for p in e.ask(text)],
+            "locality": [
+                (e, (p, probe.target)) for e in current for probe in e.locality for p in e.ask(probe.prompt) if p not in latest
+            ],
+            "portability": [(edit, (p, probe.target)) for edit, probe, p in probes],
+            "retention": [(edit, (p, edit.target)) for edit in first for p in edit.prompts],
+            "retention_every": [(edit, (p, edit.target)) for edit in earlier for p in edit.prompts],
         }
         for kind in ("retention", "retention_every"):
-            asked[kind] = [(edit, question) for edit, question in asked[kind] if latest[edit.prompt].target == edit.target]
+            asked[kind] = [(edit, question) for edit, question in asked[kind] if latest[question[0]].target == edit.target]
         return cls(
             **{kind: tuple(question for _, question in found) for kind, found in asked.items()},
             num_edits=len(edits),
             owners={kind: tuple(edit.prompt for edit, _ in found) for kind, found in asked.items()},
-            portability_kinds=tuple(probe.kind for _, probe in probes),
+            portability_kinds=tuple(probe.kind for _, probe, _ in probes),
         )
 
     @property
@@ -67,7 +70,7 @@ class Questions:
         return tuple(dict.fromkeys(question for asked in self.kinds.values() for question in asked))
 
     @property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[Prompt]:
         """The distinct prompts of all kinds, each of which `score` needs an answer to."""
         return list(dict.fromkeys(prompt for prompt, _ in self.all))
 

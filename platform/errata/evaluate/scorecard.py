@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from errata.evaluate.answers import same_answer
 from errata.evaluate.bootstrap import Interval, OwnedRatio, harmonic_interval, ratio_interval
 from errata.evaluate.questions import Question, Questions
 from errata.evaluate.teacher_forcing import TeacherForced, teacher_force
 from errata.model.language_model import LanguageModel
+from errata.text.answers import same_answer
 
 _NOT_IN_NAMES = re.compile(r"[^\w .-]+")  # characters that MLflow does not allow in the name of a metric
 

@@ -57,7 +57,7 @@ def teacher_force(
     if not questions:
         return {}
     prompts, answers = zip(*questions, strict=True)
-    whole = encode(language_model.tokenizer, prompts, answers, eos=False)
+    whole = encode(language_model.renderer, prompts, answers, eos=False)
     groups = _rows_that_share(whole)
     found: dict[Question, TeacherForced] = {}
     for start in range(0, len(groups), batch_size):

@@ -11,6 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from errata.edit import Code, Edit, EditBatch, EditRejected
+from errata.text.rules import same_text
+
+
+def same_target(one: Edit, other: Edit) -> bool:
+    """Say if two edits of a prompt agree: their targets are the same text."""
+    return same_text(one.target) == same_text(other.target)
+
 
 Group = tuple[int, ...]  # Positions in the batch.
 Settled = list[tuple[int, EditRejected]]  # Positions whose refusal is final, and the refusals.
@@ -29,8 +36,9 @@ class BatchBisection:
     rivals: dict[int, int] = field(default_factory=dict)  # A waiting edit, and the edit that it waits for.
 
     def __post_init__(self) -> None:
-        last = {edit.prompt: i for i, edit in enumerate(self.edits)}
-        self.rivals = {i: last[e.prompt] for i, e in enumerate(self.edits) if self.edits[last[e.prompt]].target != e.target}
+        last = {key: i for i, edit in enumerate(self.edits) for key in edit.keys}
+        latest = [max(last[key] for key in edit.keys) for edit in self.edits]
+        self.rivals = {i: j for i, j in enumerate(latest) if not same_target(self.edits[i], self.edits[j])}
         self._wait(tuple(i for i in range(len(self.edits)) if i not in self.rivals))
 
     def next_group(self) -> Group | None:
@@ -50,10 +58,24 @@ class BatchBisection:
                 answer = self.edits[rival].target
                 why = f"another edit of the same batch answers this prompt with {answer!r}; the later one counts"
                 settled.append((i, EditRejected(why, field="target", code=Code.CONTRADICTED)))
+        for (
+            i,
+            _,
+        ) in settled:  # An edit asked in two forms may be superseded in one of them, and others wait for it in the other.
+            self._wait(self._heirs(i))
         return settled
 
     def refused(self, group: Group, refusal: EditRejected) -> Settled:
-        """Record that the group was refused, and return the edit at fault, or nothing while the group is being halved."""
+        """Record that the group was refused, and return the edit at fault, or nothing while the group is being halved.
+
+        Edits of a larger group that had no effect are tried again alone, after the others.
+        """
+        if refusal.code is Code.INEFFECTIVE and len(group) > 1:
+            weak = [group[fault.edit] for fault in refusal.faults if isinstance(fault.edit, int)]
+            for i in reversed(weak):
+                self._wait((i,))
+            self._wait(tuple(i for i in group if i not in weak))
+            return []
         guilty = self._named(group, refusal)
         if guilty is None and len(group) > 1:
             half = len(group) // 2
@@ -64,6 +86,11 @@ class BatchBisection:
         self._wait(self._heirs(guilty))
         self._wait(tuple(i for i in group if i != guilty))
         return [(guilty, refusal)]
+
+    def postpone(self, group: Group, later: Group) -> None:
+        """Put a group back as two: those that need not be made yet are tried after the others."""
+        self._wait(later)
+        self._wait(tuple(i for i in group if i not in later))
 
     def left(self) -> Group:
         """Return the positions, in order, that are neither settled nor being tried."""
@@ -84,7 +111,7 @@ class BatchBisection:
         rivals = [i for i, rival in self.rivals.items() if rival == guilty]
         if not rivals:
             return ()
-        heirs = tuple(i for i in rivals if self.edits[i].target == self.edits[rivals[-1]].target)
+        heirs = tuple(i for i in rivals if same_target(self.edits[i], self.edits[rivals[-1]]))
         for i in rivals:
             del self.rivals[i]
             if i not in heirs:

@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 
 from errata.edit import Edit
+from errata.text.dialogue import Prompt
 
 
 class Sample:
@@ -17,16 +18,16 @@ class Sample:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
-        self.held: dict[str, Edit] = {}
+        self.held: dict[tuple[Prompt, ...], Edit] = {}
 
     def add(self, edits: Iterable[Edit]) -> None:
         """Add edits to the population."""
-        self.held |= {edit.prompt: edit for edit in edits}
+        self.held |= {edit.prompts: edit for edit in edits}
         if len(self.held) > self.size:
-            self.held = {prompt: self.held[prompt] for prompt in heapq.nsmallest(self.size, self.held, self._rank)}
+            self.held = {prompts: self.held[prompts] for prompts in heapq.nsmallest(self.size, self.held, self._rank)}
 
-    def _rank(self, prompt: str) -> bytes:
-        return hashlib.sha256(f"{self.seed} {prompt}".encode()).digest()
+    def _rank(self, prompts: tuple[Prompt, ...]) -> bytes:
+        return hashlib.sha256(f"{self.seed} {prompts[0]}".encode()).digest()
 
     def __iter__(self) -> Iterator[Edit]:
         return iter(self.held.values())

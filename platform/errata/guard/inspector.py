@@ -27,14 +27,17 @@ from errata.guard.edit_sample import Sample
 from errata.guard.limits import Guard, Measurements, check_norms, matrix_norms
 from errata.guard.probe_answers import MAX_ANSWER_TOKENS, AnswerPasses, ProbeAnswers, ProbeTexts, by_row
 from errata.guard.probes import Probes
-from errata.model.encoding import Encoded, answer_nll, encode
-from errata.model.generation import end_tokens, greedy_texts
+from errata.model.encoding import IGNORED, Encoded, answer_nll, encode_rows
+from errata.model.generation import continuations, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache, PrefixCache
+from errata.text.answers import same_answer
+from errata.text.dialogue import Prompt
 
 REDRAWN_EVERY = 8  # Batches after which the sample of earlier edits is drawn again.
 FEW = 16  # Losses in a smaller sample are divided by this: one edit of two is not half of all edits.
+EXTRA_TOKENS = 4  # After an answer of the target's length, to see whether it ends.
 MAX_EXCLUDED = 0.25  # Share of a sample that edits may exclude by naming it; more would be a way around the guard.
 
 
@@ -42,7 +45,7 @@ MAX_EXCLUDED = 0.25  # Share of a sample that edits may exclude by naming it; mo
 class Observed:
     """Answers of the model with an update: success on each sampled earlier edit, by its prompt, and the probe answers."""
 
-    answered: Mapping[str, bool]
+    answered: Mapping[Prompt, bool]
     probed: ProbeAnswers | None
 
 
@@ -57,7 +60,7 @@ class Inspector:
         self.base_norms = matrix_norms(model, spec)
         self.prefix_cache = PrefixCache(model.module, spec.names)
         self.passes = AnswerPasses(model.module)
-        self.end_ids = torch.tensor(sorted(end_tokens(model)), device=model.device)
+        self.end_ids = torch.tensor(sorted(model.end_ids), device=model.device)
         self.is_fp32 = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
         self.probe_texts = ProbeTexts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
         self.base_answers = self._probe_answers(WeightDelta({})) if self.probe_texts is not None else None
@@ -74,7 +77,7 @@ class Inspector:
 
     def _forget(self) -> None:
         """Drop the answers of the current version; they are computed again when the next update is compared with them."""
-        self.answered: Mapping[str, bool] = {}
+        self.answered: Mapping[Prompt, bool] = {}
         self.probed: ProbeAnswers | None = None
 
     @torch.no_grad()
@@ -92,11 +95,10 @@ class Inspector:
         right, held = self._batch_answered(batch, delta, cache), self._sample_answered(delta)
         if right is None or held is None:
             return replace(found, is_finite=False), observed
-        failed = [edit for edit, answered in zip(batch, right, strict=True) if not answered]
-        efficacy = 1 - len(failed) / len(batch) if len(batch) else None
-        found = replace(found, efficacy=efficacy, failed=self._wrong_answers(failed, delta))
+        found = self._with_failed(found, batch, right, delta)
         self.answered = self.answered or self._sample_answered(WeightDelta({})) or {}
-        excluded = _excluded(list(held), batch.prompts, [p for edit in batch for p in edit.rephrasings])
+        named = [p for edit in batch for text in edit.rephrasings for p in edit.ask(text)]
+        excluded = _excluded(list(held), batch.prompts, named)
         counted = [prompt for prompt in held if prompt not in excluded]
         lost = [self.answered.get(prompt, False) and not held[prompt] for prompt in counted]
         found = replace(found, retention=_share([held[prompt] for prompt in counted]), lost_retention=_lost(lost))
@@ -123,35 +125,66 @@ class Inspector:
 
     def _is_stale(self, batch: EditBatch) -> bool:
         """Return True if the sample must be drawn again. It is kept for some batches, because a cached text costs less."""
-        drawn = {edit.prompt for edit in self.drawn}
-        return self.since_drawn >= REDRAWN_EVERY or len(drawn) < self.guard.num_retained or not drawn.isdisjoint(batch.prompts)
+        drawn = set(EditBatch(self.drawn).prompts)
+        is_small = len(self.drawn) < self.guard.num_retained
+        return self.since_drawn >= REDRAWN_EVERY or is_small or not drawn.isdisjoint(batch.prompts)
 
     def _draw(self) -> None:
         if self.sample_text is not None:
             self.prefix_cache.forget(self.sample_text)
         self.drawn, self.since_drawn, self.sample_text = tuple(self.earlier), 0, None
         if self.drawn:
-            prompts, targets = zip(*((edit.prompt, edit.target) for edit in self.drawn), strict=True)
-            self.sample_text = encode(self.model.tokenizer, prompts, targets, self.model.device)
+            self.sample_text = encode_rows(self.model.renderer, EditBatch(self.drawn).rows, self.model.device)
+
+    @torch.no_grad()
+    def answers(self, batch: EditBatch, delta: WeightDelta | None = None) -> list[list[str]]:
+        """Generate the answers to each edit's prompts, as the served model does, as far as the context has room."""
+        rows = batch.rows
+        texts: list[str] = []
+        with applied(self.model.module, delta or WeightDelta({})):
+            # One length for all: the longest answer, and room to see that a shorter one does not end.
+            lengths = [len(answer) for _, answer in self.model.renderer.rows([(row.prompt, row.answer) for row in rows])]
+            max_tokens = max([MAX_ANSWER_TOKENS, *(length + EXTRA_TOKENS for length in lengths)])
+            texts = greedy_texts(self.model, [row.prompt for row in rows], max_tokens, fit_context=True)
+        found: list[list[str]] = [[] for _ in batch]
+        for row, text in zip(rows, texts, strict=True):
+            found[row.edit].append(text.strip())
+        return found
+
+    def _with_failed(self, found: Measurements, batch: EditBatch, right: Sequence[bool], delta: WeightDelta) -> Measurements:
+        """Add the edits that the model answers otherwise than by their targets; the first wrong answer of each is kept."""
+        unsure = [i for i, answered in enumerate(right) if not answered]
+        asked = EditBatch(tuple(batch.edits[i] for i in unsure))
+        failed = []
+        for i, edit, texts in zip(unsure, asked, self.answers(asked, delta) if unsure else [], strict=True):
+            wrong = next((text for text in texts if not same_answer(text, edit.target, edit.target)), None)
+            if wrong is not None:  # Another wording of the target, or more after its first sentence, is an answer.
+                failed.append((i, {"prompt": edit.prompt, "target": edit.target, "answer": wrong}))
+        efficacy = 1 - len(failed) / len(batch) if len(batch) else None
+        return replace(found, efficacy=efficacy, failed=tuple(row for _, row in failed), unanswered=tuple(i for i, _ in failed))
 
     def _batch_answered(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None) -> list[bool] | None:
-        """Return the success on each edit of the batch; None if a log probability is not finite."""
+        """Return whether each edit's prompts are answered by its target exactly; None if a log probability is not finite."""
         if not len(batch):
             return []
         cache = cache or BatchCache.of(self.model, self.spec.names, batch)
-        return self._answered(cache.prefix, cache.tokens, delta)
+        right = self._answered(cache.prefix, cache.tokens, delta)
+        if right is None:
+            return None
+        wrong = {row.edit for row, answered in zip(batch.rows, right, strict=True) if not answered}
+        return [i not in wrong for i in range(len(batch))]
 
-    def _sample_answered(self, delta: WeightDelta) -> dict[str, bool] | None:
+    def _sample_answered(self, delta: WeightDelta) -> dict[Prompt, bool] | None:
         """Return the success on each sampled earlier edit, by prompt; None if a log probability is not finite."""
         right = [] if self.sample_text is None else self._answered(self.prefix_cache, self.sample_text, delta)
-        return None if right is None else dict(zip((edit.prompt for edit in self.drawn), right, strict=True))
+        return None if right is None else dict(zip(EditBatch(self.drawn).prompts, right, strict=True))
 
     def _with_probes(self, found: Measurements, batch: EditBatch, now: ProbeAnswers, then: ProbeAnswers) -> Measurements:
         """Add the scores of the probes without questions that the batch is about; `then` are the answers with the update."""
         assert self.probe_texts is not None and self.base_answers is not None
         if not then.is_finite:
             return replace(found, is_finite=False)
-        named = [p for e in batch for p in (*e.rephrasings, *(probe.prompt for probe in e.portability))]
+        named = [p for e in batch for t in (*e.rephrasings, *(probe.prompt for probe in e.portability)) for p in e.ask(t)]
         excluded = _excluded(self.probe_texts.questions, batch.prompts, named)
         counts = [question not in excluded for question in self.probe_texts.questions]
         same_now, same_then = (list(compress(probed.same_as(self.base_answers), counts)) for probed in (now, then))
@@ -178,7 +211,7 @@ class Inspector:
         assert texts is not None
         log_probs_TV = self.passes.log_probs(self.prefix_cache, texts.encoded, delta)
         num_questions = len(texts.questions)
-        said = by_row(texts.encoded, log_probs_TV.argmax(-1))[:num_questions]
+        said = by_row(texts.encoded, self._said(texts.encoded, log_probs_TV, delta, num_questions))[:num_questions]
         nll = by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
         is_finite = bool(torch.isfinite(log_probs_TV).all())
         return ProbeAnswers([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
@@ -188,17 +221,32 @@ class Inspector:
         log_probs_TV = self.passes.log_probs(cache, encoded, delta)
         if not torch.isfinite(log_probs_TV).all():
             return None
-        said_T, wanted_T = log_probs_TV.argmax(-1).to(self.end_ids.device), encoded.targets_T
+        said_T, wanted_T = self._said(encoded, log_probs_TV, delta), encoded.targets_T
         right_T = (said_T == wanted_T) | (torch.isin(said_T, self.end_ids) & torch.isin(wanted_T, self.end_ids))
         return [bool(part.all()) for part in by_row(encoded, right_T)]
 
-    def _wrong_answers(self, edits: Sequence[Edit], delta: WeightDelta) -> tuple[dict[str, str], ...]:
-        """Generate the answers to edits that failed, as far as the context has room."""
-        rows: list[str] = []
+    def _said(self, encoded: Encoded, log_probs_TV: Tensor, delta: WeightDelta, num_rows: int | None = None) -> Tensor:
+        """Return the token that the served model writes at each answer position, given the right ones before it, [T].
+
+        With `num_rows`, it does so in these first rows only, and the others are plain text.
+
+        That is the argmax, unless the model has a repetition penalty, which depends on all tokens before. The answer is then
+        generated; a wrong token changes the later ones, so the rows that are right are the same.
+        """
+        if self.model.repetition_penalty == 1.0:
+            return log_probs_TV.argmax(-1).to(self.end_ids.device)
+        rows = [
+            (ids[mask & (labels == IGNORED)].tolist(), int((labels != IGNORED).sum()))
+            for ids, mask, labels in zip(encoded.input_ids_BS, encoded.attention_mask_BS.bool(), encoded.labels_BS, strict=True)
+        ]
+        end = int(self.end_ids[0])
+        num_rows = len(rows) if num_rows is None else num_rows
         with applied(self.model.module, delta):
-            for edit in edits:
-                rows += greedy_texts(self.model, [edit.prompt], MAX_ANSWER_TOKENS, fit_context=True)
-        return tuple({"prompt": e.prompt, "target": e.target, "answer": t.strip()} for e, t in zip(edits, rows, strict=True))
+            said = [*continuations(self.model, rows[:num_rows]), *([] for _ in rows[num_rows:])]
+        return torch.tensor(
+            [id for ids, (_, length) in zip(said, rows, strict=True) for id in [*ids, *[end] * (length - len(ids))]],
+            device=self.end_ids.device,
+        )
 
     def _growth(self, delta: WeightDelta) -> dict[str, float]:
         """Return |W + delta| / |W0| of each matrix, from the inner product of W and delta instead of their sum."""
@@ -222,7 +270,7 @@ def _share(right: Sequence[bool]) -> float | None:
     return sum(right) / len(right) if right else None
 
 
-def _excluded(sample: Sequence[str], edited: Iterable[str], named: Iterable[str]) -> set[str]:
+def _excluded(sample: Sequence[Prompt], edited: Iterable[Prompt], named: Iterable[Prompt]) -> set[Prompt]:
     """Return the sampled prompts that a batch is about: those that it edits, or names as rephrasings or consequences.
 
     The author's naming is not verified, so named prompts are excluded only if most of the sample remains.

@@ -81,7 +81,8 @@ class Measurements:
 
     `relative_norm`: |delta| / |W0| of each matrix (Frobenius); `norm_growth`: |W| / |W0| with the delta. `ppl_ratio`: the
     median over held-out sentences of the perplexity relative to the unedited model's. Shares from 0 to 1: `efficacy`, the
-    batch's edits that the version answers with their targets (`failed` lists the others); `retention`, the same of a sample of
+    batch's edits that the version answers with their targets (`failed` lists the others, `unanswered` their positions);
+    `retention`, the same of a sample of
     earlier edits; `locality`, the questions that it answers as the unedited model does. `lost_retention` and `lost_locality`
     are the shares of the same samples, counted as at least `inspector.FEW`, that held at the parent version and no longer do.
     `broken_sentences`: the share of sentences whose perplexity passes the limit. `before` holds `ppl_ratio`, `locality` and
@@ -100,6 +101,7 @@ class Measurements:
     broken_sentences: float | None = None
     before: Mapping[str, float | None] = field(default_factory=dict)
     failed: tuple[Mapping[str, str], ...] = ()
+    unanswered: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the scores as JSON, flat except for the matrices. Infinity becomes None, because JSON has no infinity."""
@@ -119,8 +121,8 @@ class Guard:
     `broken` the share of sentences beyond that limit, which a median does not show. `change` limits `relative_norm` and
     `growth` limits `norm_growth`. Both are backstops: an update along directions that the model hardly uses may exceed the
     matrix in norm without harm. `forgotten` limits the retention and `disturbed` the locality lost by one version, `drift` the
-    cumulative locality lost. `unanswered` limits the share of the version's own edits that are not answered; by default it
-    only warns.
+    cumulative locality lost. With `strict`, every edit of a version is answered by its target, or it is refused; without it,
+    `unanswered` limits the share of the version's own edits that are not answered.
 
     The cumulative scores (`perplexity`, `broken`, `drift`) are refused only if this version makes them worse, so that a model
     past a limit still takes an update that does no harm.
@@ -134,6 +136,7 @@ class Guard:
     disturbed: Limit = Limit(0.05, 0.15)
     drift: Limit = Limit(0.2, 0.5)
     unanswered: Limit = Limit(0.0, 1.0)
+    strict: bool = True
     num_retained: int = 16
     num_questions: int = 40
     num_sentences: int = 12

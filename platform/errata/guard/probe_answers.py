@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
-from errata.evaluate.answers import first_sentence
 from errata.guard.probes import Probes
 from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, padded
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
 from errata.model.prefix_cache import PrefixCache, UnreadOutput
+from errata.text.answers import first_sentence
+from errata.text.dialogue import Dialogue, Prompt
 
 MAX_ANSWER_TOKENS = 8
 MAX_SENTENCE_TOKENS = 64
@@ -43,27 +44,31 @@ class ProbeTexts:
     """The probes as one batch of tokens: questions with the unedited model's answers, then sentences."""
 
     encoded: Encoded
-    questions: tuple[str, ...]
+    questions: tuple[Prompt, ...]
 
     @classmethod
     def of(cls, model: LanguageModel, probes: Probes) -> ProbeTexts | None:
         """Answer the questions with the unedited model, and tokenise all probes; None if there are none.
+
+        A model with a chat template is asked in chat, as its users ask it.
 
         Raises `ValueError` naming a probe that is too long for the context, or too short for a perplexity.
         """
         if not probes.questions and not probes.sentences:
             return None
         tokenizer = model.tokenizer
-        answers = greedy(model, probes.questions, MAX_ANSWER_TOKENS) if probes.questions else []
+        in_chat = model.renderer.form == "chat"
+        questions = tuple(Dialogue.of(text) if in_chat else text for text in probes.questions)
+        answers = greedy(model, questions, MAX_ANSWER_TOKENS) if questions else []
         rows = []
-        for prompt, ids in zip(probes.questions, answers, strict=True):
-            rows.append((list(tokenizer(prompt)["input_ids"]), _first_sentence(tokenizer, ids)))
+        for prompt, ids in zip(questions, answers, strict=True):
+            rows.append((list(model.renderer.ids(prompt)), _first_sentence(tokenizer, ids)))
         for sentence in probes.sentences:
             ids = tokenizer(sentence, truncation=True, max_length=min(MAX_SENTENCE_TOKENS, model.max_tokens))["input_ids"]
             if len(ids) < 2:
                 raise ValueError(f"a sentence needs two tokens to have a perplexity, but the probe {sentence!r} has {len(ids)}")
             rows.append((ids[:1], ids[1:]))
-        return cls(padded(rows, tokenizer.pad_token_id or 0, model.device), probes.questions)
+        return cls(padded(rows, model.renderer.pad_id, model.device), questions)
 
 
 def _first_sentence(tokenizer: Any, ids: list[int]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from errata.edit import Edit
 from errata.ledger import Ledger, Version
@@ -36,10 +36,19 @@ def live_edits(ledger: Ledger, number: int) -> Iterator[Edit]:
         yield from version.edits
 
 
-def batches(version: Version) -> list[tuple[Edit, ...]]:
+class MadeBatch(NamedTuple):
+    """Edits that the editor made in one call, and how often it made them again to be answered."""
+
+    edits: tuple[Edit, ...]
+    num_repeats: int
+
+
+def batches(version: Version) -> list[MadeBatch]:
     """Split the edits of a version into the editor's batches: one, unless a replayed revert made several batches again."""
-    edits = iter(version.edits)
-    return [tuple(islice(edits, size)) for size in _reverted(version).get("batches", [len(version.edits)])]
+    edits, reverted = iter(version.edits), _reverted(version)
+    sizes = reverted.get("batches", [len(version.edits)])
+    repeats = reverted.get("repeats") or [version.scorecard.get("repeats", 0)] * len(sizes)
+    return [MadeBatch(tuple(islice(edits, size)), again) for size, again in zip(sizes, repeats, strict=True)]
 
 
 def common_ancestor(ledger: Ledger, a: int, b: int) -> int:

@@ -26,12 +26,13 @@ from errata.delta.parts import Dense
 from errata.delta.weight_delta import WeightDelta, chained, in_series
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors.editor import Editor
+from errata.editors.repeated import edit_repeatedly
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector
 from errata.guard.limits import Measurements, VersionRefused
 from errata.guard.probe_answers import MAX_ANSWER_TOKENS
 from errata.history.checkout import checked_out
-from errata.history.lineage import live_edits, live_versions, taken_out
+from errata.history.lineage import MadeBatch, live_edits, live_versions, taken_out
 from errata.history.revert_selection import RevertRefused, RevertSelection, select
 from errata.ledger import Ledger, Version
 from errata.model.generation import greedy_texts
@@ -64,7 +65,7 @@ class _Draft:
 
     mode: str
     parent: int
-    batches: tuple[tuple[Edit, ...], ...]
+    batches: tuple[MadeBatch, ...]
     delta: WeightDelta
     state: EditorState
     change: WeightDelta
@@ -105,7 +106,7 @@ def _candidate(
     verdict = context.inspector.guard.check(found)
     if not verdict.publish:
         raise VersionRefused(verdict.breaches, found.to_json())
-    edits = tuple(edit for batch in draft.batches for edit in batch)
+    edits = tuple(edit for batch in draft.batches for edit in batch.edits)
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
     card = {**found.to_json(), "warnings": [*draft.warnings, *verdict.warnings], "num_edits": len(edits), "method": "free"}
     card |= seconds | _effect(selection, draft)
@@ -117,7 +118,9 @@ def _effect(selection: RevertSelection, draft: _Draft) -> dict[str, Any]:
     ids = [edit.id for edit in selection.edits if edit.id is not None]
     reverted = {"edits": ids, "versions": [version.number for version in selection.versions], "mode": draft.mode}
     if draft.mode == "replay":
-        reverted["batches"] = [len(batch) for batch in draft.batches]
+        reverted["batches"] = [len(batch.edits) for batch in draft.batches]
+        if any(batch.num_repeats for batch in draft.batches):
+            reverted["repeats"] = [batch.num_repeats for batch in draft.batches]
     num_back = sum(row["says"] == row["was"] for row in draft.answers)
     rows = [dict(row) for row in draft.answers]
     return {"reverted": reverted, "reverted_answers": rows, "went_back": num_back / len(rows)}
@@ -200,13 +203,12 @@ def _check_origins(context: RevertContext, later: Sequence[Version], parent: int
     return (f"versions {', '.join(numbers)} were made with another artifact than {plan or 'none'}",)
 
 
-def _edit_again(
-    context: RevertContext, batch: tuple[Edit, ...], state: EditorState, number: int
-) -> tuple[WeightDelta, EditorState]:
+def _edit_again(context: RevertContext, batch: MadeBatch, state: EditorState, number: int) -> tuple[WeightDelta, EditorState]:
     """Edit a batch, and return the delta with the bits that the ledger would give back."""
     where = f"the other edits of version {number} cannot be made again"
     try:
-        delta, after = context.editor.edit(context.inspector.model, EditBatch(batch), state)
+        edits, model = EditBatch(batch.edits), context.inspector.model
+        delta, after = edit_repeatedly(context.editor, model, edits, state, batch.num_repeats)
     except (EditRejected, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
         raise RevertRefused(f"{where}: {fault}", code=Code.NOT_REPLAYABLE) from fault
     if not delta.is_finite:
@@ -235,7 +237,7 @@ def _answers_so_far(context: RevertContext, selection: RevertSelection) -> tuple
 
 
 def _say(context: RevertContext, edits: Sequence[Edit]) -> list[str]:
-    prompts = [edit.prompt for edit in edits]
+    prompts = [edit.prompts[0] for edit in edits]
     texts = greedy_texts(context.inspector.model, prompts, MAX_ANSWER_TOKENS, fit_context=True)
     return [text.strip() for text in texts]
 

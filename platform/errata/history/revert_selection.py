@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from errata.edit import Code, Edit, EditRejected
-from errata.history.lineage import batches, live_versions
+from errata.history.lineage import MadeBatch, batches, live_versions
 from errata.ledger import Ledger, UnknownVersion, Version
 
 MAX_ASKED = 10  # Reverted prompts whose answers the scorecard shows.
@@ -46,13 +46,13 @@ class RevertSelection:
         """True if all edits of each version are selected."""
         return all(len(self.places[version.number]) == len(version.edits) for version in self.versions)
 
-    def without(self, version: Version) -> list[tuple[Edit, ...]]:
+    def without(self, version: Version) -> list[MadeBatch]:
         """Return the batches of a version without the selected edits; batches that become empty are left out."""
         left, place, gone = [], 0, self.places.get(version.number, frozenset())
         for batch in batches(version):
-            left.append(tuple(edit for i, edit in enumerate(batch, place) if i not in gone))
-            place += len(batch)
-        return [batch for batch in left if batch]
+            left.append(batch._replace(edits=tuple(edit for i, edit in enumerate(batch.edits, place) if i not in gone)))
+            place += len(batch.edits)
+        return [batch for batch in left if batch.edits]
 
 
 def select(ledger: Ledger, head: int, ids: Iterable[str], versions: Iterable[int]) -> RevertSelection:

@@ -1,4 +1,4 @@
 """Services and processes of one machine.
 
-In reading order: services.py, pidfile.py, terminal.py.
+In reading order: preflight.py, services.py, pidfile.py, terminal.py.
 """

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.edit import Row
+from errata.model.renderer import Renderer
+from errata.text.dialogue import Prompt
+
 IGNORED = -100
 
 
@@ -46,23 +50,20 @@ class Encoded:
         return len(self.targets_T)
 
 
-def encode(tokenizer: Any, prompts: Sequence[str], targets: Sequence[str], device: Any = "cpu", eos: bool = True) -> Encoded:
-    """Tokenise `prompt + " " + target` as one text, so that the tokenizer decides where the answer's tokens begin.
+def encode(
+    renderer: Renderer, prompts: Sequence[Prompt], targets: Sequence[str], device: Any = "cpu", eos: bool = True
+) -> Encoded:
+    """Render prompts with their answers: the ids of each prompt as it is served, then those of its answer.
 
-    The answer starts at the first token whose character offsets reach past the prompt. With `eos`, it ends with the
-    end-of-text token: without this token, an edited model gives the right word and does not stop.
+    With `eos`, the answer ends with the token at which the served model stops: without it, an edited model gives the right
+    word and does not stop.
     """
-    rows: list[tuple[list[int], int]] = []
-    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
-    encoding = tokenizer(texts, return_offsets_mapping=True)
-    for prompt, tokens, offsets in zip(prompts, encoding["input_ids"], encoding["offset_mapping"], strict=True):
-        ids = list(tokens)
-        start = next(i for i, (begin, end) in enumerate(offsets) if end > len(prompt) and end > begin)
-        if eos and tokenizer.eos_token_id is not None and ids[-1] != tokenizer.eos_token_id:
-            ids.append(tokenizer.eos_token_id)
-        rows.append((ids, start))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return padded([(ids[:start], ids[start:]) for ids, start in rows], pad, device)
+    return padded(renderer.rows(list(zip(prompts, targets, strict=True)), close=eos), renderer.pad_id, device)
+
+
+def encode_rows(renderer: Renderer, rows: Sequence[Row], device: Any = "cpu", eos: bool = True) -> Encoded:
+    """Render the requests of a batch with their answers, one row each."""
+    return encode(renderer, [row.prompt for row in rows], [row.answer for row in rows], device, eos)
 
 
 def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int, device: Any = "cpu") -> Encoded:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
+from errata.text.dialogue import Prompt
+from errata.text.rules import is_blank
 
 
 def greedy_texts(
     model: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     max_tokens: int = 8,
     batch_size: int = 64,
     min_tokens: int = 0,
@@ -24,7 +26,7 @@ def greedy_texts(
     """
     limits = [max_tokens] * len(prompts)
     if fit_context:
-        rooms = [model.max_tokens - len(model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+        rooms = [model.max_tokens - len(model.renderer.ids(prompt)) for prompt in prompts]
         limits = [max(1, min(max_tokens, room)) for room in rooms]
     texts: dict[int, str] = {}
     for limit in dict.fromkeys(limits):
@@ -35,19 +37,30 @@ def greedy_texts(
 
 
 def greedy(
-    model: LanguageModel, prompts: Sequence[str], max_tokens: int = 8, batch_size: int = 64, min_tokens: int = 0
+    model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int = 8, batch_size: int = 64, min_tokens: int = 0
 ) -> list[list[int]]:
     """Generate the greedy tokens after each prompt: at most `max_tokens`, without the end token.
 
-    No end token is chosen among the first `min_tokens`. Raises `ValueError` with the prompts that leave less room than
-    `max_tokens` in the model's context.
+    The defaults of the checkpoint's generation configuration that change a greedy answer hold here as in vLLM: the end tokens
+    and the repetition penalty. No end token is chosen among the first `min_tokens`. Raises `ValueError` with the prompts that
+    leave less room than `max_tokens` in the model's context.
     """
-    rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    rows = [list(model.renderer.ids(prompt)) for prompt in prompts]
     limit = model.max_tokens - max_tokens
-    if too_long := [prompt[:40] for prompt, ids in zip(prompts, rows, strict=True) if not 0 < len(ids) <= limit]:
+    if too_long := [str(prompt)[:40] for prompt, ids in zip(prompts, rows, strict=True) if not 0 < len(ids) <= limit]:
         raise ValueError(f"a prompt must have 1 to {limit} tokens; these do not: {too_long}")
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     return [ids for batch in batches for ids in _continue(model, batch, max_tokens, min_tokens)]
+
+
+def continuations(model: LanguageModel, rows: Sequence[tuple[list[int], int]]) -> list[list[int]]:
+    """Generate greedily after each row of tokens, as many tokens as it asks for, without the end token."""
+    found: dict[int, list[int]] = {}
+    for length in dict.fromkeys(length for _, length in rows):
+        chosen = [i for i, (_, own) in enumerate(rows) if own == length]
+        made = _continue(model, [rows[i][0] for i in chosen], length, 0) if length else [[] for _ in chosen]
+        found |= dict(zip(chosen, made, strict=True))
+    return [found[i] for i in range(len(rows))]
 
 
 @torch.no_grad()
@@ -68,27 +81,19 @@ def _continue(model: LanguageModel, rows: list[list[int]], max_tokens: int, min_
         top_p=None,
         top_k=None,
     )
-    ends = end_tokens(model)
-    return [_until(ends, ids) for ids in output_BS[:, width:].tolist()]
+    return [_until(model.end_ids, ids) for ids in output_BS[:, width:].tolist()]
 
 
-def end_tokens(model: LanguageModel) -> set[int]:
-    """Collect the tokens that end an answer, from the tokenizer and from the model's generation configuration."""
-    configured = model.module.generation_config.eos_token_id
-    configured = configured if isinstance(configured, list) else [configured]
-    return {token for token in (*configured, model.tokenizer.eos_token_id) if token is not None}
-
-
-def _until(ends: set[int], ids: list[int]) -> list[int]:
+def _until(ends: Collection[int], ids: list[int]) -> list[int]:
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def check_question(prompt: str, max_tokens: int, model: LanguageModel) -> None:
+def check_question(prompt: Prompt, max_tokens: int, model: LanguageModel) -> None:
     """Raise `EditRejected` if the prompt is empty, or leaves less room than `max_tokens` in the model's context."""
-    if not prompt.strip():
+    if is_blank(str(prompt)):
         raise EditRejected("is empty; give the text", field="prompt", code=Code.EMPTY_FIELD)
     if max_tokens < 1:
         raise EditRejected(f"an answer has at least one token, not {max_tokens}", field="max_tokens", code=Code.INVALID_VALUE)
-    if (length := len(model.tokenizer(prompt)["input_ids"])) + max_tokens > model.max_tokens:
+    if (length := len(model.renderer.ids(prompt))) + max_tokens > model.max_tokens:
         why = f"has {length} tokens, and with an answer of {max_tokens} does not fit the model's context of {model.max_tokens}"
         raise EditRejected(why, field="prompt", code=Code.TOO_LONG)

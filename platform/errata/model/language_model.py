@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from errata.model.checkpoint import check_checkpoint, check_tokenizer, folder_of, tokenizer_options
 from errata.model.devices import devices_of, spread
+from errata.model.renderer import Renderer
 
 
 @dataclass(frozen=True)
@@ -25,25 +28,48 @@ class LanguageModel:
         """The device that takes the tokens: the first one, if the model is spread over several."""
         return next(self.module.parameters()).device
 
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The renderer of prompts and answers as the served model reads and writes them."""
+        return Renderer(self.tokenizer, self.end_ids)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer, from the tokenizer and from the model's generation configuration."""
+        configured = self.module.generation_config.eos_token_id
+        configured = configured if isinstance(configured, list) else [configured]
+        return frozenset(token for token in (*configured, self.tokenizer.eos_token_id) if token is not None)
+
+    @property
+    def repetition_penalty(self) -> float:
+        """The penalty on tokens that occur already, by which the served model generates unless a request says otherwise."""
+        return float(self.module.generation_config.repetition_penalty or 1.0)
+
     @property
     def max_tokens(self) -> int:
         return int(self.module.config.get_text_config().max_position_embeddings)  # Gemma 3 has an image configuration, too.
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LanguageModel:
-    """Load a Hugging Face model by folder or hub name, in evaluation mode and with frozen parameters.
+    """Load a Hugging Face model by its folder, or by its name in the cache, in evaluation mode and with frozen parameters.
 
     `device` is read by `devices.devices_of`. A model for several devices is loaded into CPU memory first. Raises `ValueError`
-    for a missing device, before anything is loaded.
+    for a missing device, and for a checkpoint or tokenizer that cannot be used, before weights are loaded.
     """
+    devices, folder = devices_of(device), str(check_checkpoint(path))
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    devices = devices_of(device)
-    tokenizer = AutoTokenizer.from_pretrained(str(path))
+    tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
+    check_tokenizer(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    attention = attention_for(AutoConfig.from_pretrained(str(path)))
-    module: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=attention)
+    attention = attention_for(AutoConfig.from_pretrained(folder))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
+    )
+    module, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers would fill them with random numbers
+        raise ValueError(f"{folder} lacks {len(missing)} tensors of the model, such as {missing[0]}: copy the whole checkpoint")
     module.eval().requires_grad_(False)
     if len(devices) > 1:
         spread(module, devices)
@@ -62,11 +88,13 @@ def attention_for(config: Any) -> str | None:
 
 
 def checkpoint_fingerprint(path: str | Path) -> str:
-    """Compute the SHA-256 of the checkpoint's weight files, or of its name if it is not a local folder."""
-    digest = hashlib.sha256()
-    files = sorted(Path(path).glob("*.safetensors"))
+    """Compute the SHA-256 of the checkpoint's weight files. Raises `ValueError` if it has none on this machine."""
+    digest, folder = hashlib.sha256(), folder_of(path)
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise ValueError(f"{folder} holds no file of weights (model.safetensors)")
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest() if files else hashlib.sha256(str(path).encode()).hexdigest()
+    return digest.hexdigest()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,19 +58,53 @@ class ModelSpec:
 def find_matrices(module: nn.Module, patterns: Iterable[str]) -> ModelSpec:
     """Find the editable matrices whose name ends with one of `patterns`, such as `layers.3.mlp.down_proj`; `*` is one number.
 
-    Raises `ValueError` with each pattern that matches nothing, and with the names that exist.
+    Raises `ValueError` with each pattern that matches nothing, and with the names that exist; and for a matrix that is
+    quantised.
     """
-    patterns = tuple(patterns)
-    expressions = {p: re.compile(r"(?:^|\.)" + re.escape(p).replace(r"\*", r"\d+") + "$") for p in patterns}
-    editable = editable_matrices(module)
-    found = [m for m in editable.matrices if any(expression.search(m.name) for expression in expressions.values())]
-    missing = [p for p, expression in expressions.items() if not any(expression.search(m.name) for m in found)]
-    if missing or not found:
-        there = ", ".join(editable.kinds) or "nothing"
-        raise ValueError(
-            f"no linear module of the model is named {', '.join(missing) or '(no pattern given)'}; what can be edited: {there}"
-        )
+    patterns, editable = tuple(patterns), editable_matrices(module)
+    if (missing := unmatched(editable.names, patterns)) or not patterns:
+        raise ValueError(no_such_modules(missing, editable))
+    expressions = list(map(_expression, patterns))
+    found = [matrix for matrix in editable.matrices if any(one.search(matrix.name) for one in expressions)]
+    for matrix in found:
+        _check_is_plain(matrix.name, module.get_submodule(matrix.name))
     return ModelSpec(tuple(found))
+
+
+def unmatched(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Return the patterns that no name ends with."""
+    names = tuple(names)
+    return [pattern for pattern in dict.fromkeys(patterns) if not any(map(_expression(pattern).search, names))]
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    return re.compile(r"(?:^|\.)" + re.escape(pattern).replace(r"\*", r"\d+") + "$")
+
+
+def no_such_modules(missing: Sequence[str], there: ModelSpec) -> str:
+    """Make the sentence about patterns that match nothing: the closest names, and all kinds of names."""
+    close = [name for pattern in missing for name in closest(pattern, there.names, 0.6)[:1]]
+    meant = f"; the closest are {', '.join(dict.fromkeys(close))}" if close else ""
+    named = ", ".join(missing) or "(no pattern given)"
+    return f"no linear module of the model is named {named}; what can be edited: {', '.join(there.kinds) or 'nothing'}{meant}"
+
+
+def closest(pattern: str, names: Iterable[str], cutoff: float) -> list[str]:
+    """Return the ends of names that are most like the pattern, and as long in parts, the best first."""
+    num_parts = pattern.count(".") + 1
+    ends = dict.fromkeys(".".join(name.split(".")[-num_parts:]) for name in names)
+    return get_close_matches(pattern, list(ends), n=3, cutoff=cutoff)
+
+
+def _check_is_plain(name: str, module: Any) -> None:
+    """Raise `ValueError` for a weight that is not the matrix itself: bitsandbytes' and FP8 modules are `nn.Linear`, too."""
+    weight = module.weight
+    is_plain = type(weight) in (Tensor, nn.Parameter) and weight.dim() == 2
+    if not is_plain or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        raise ValueError(
+            f"{name} is a {type(module).__name__} whose weight is a {type(weight).__name__} of {weight.dtype}, not a plain "
+            "matrix of floating-point numbers, and cannot be edited: load the unquantised checkpoint of the same model"
+        )
 
 
 def editable_matrices(module: nn.Module) -> ModelSpec:
@@ -83,6 +118,8 @@ def editable_matrices(module: nn.Module) -> ModelSpec:
     for name, child in module.named_modules():
         if child in inside and _is_linear(child):
             transposed = not isinstance(child, nn.Linear)
+            if child.weight.dim() != 2:  # type: ignore[operator]
+                _check_is_plain(name, child)
             rows, columns = child.weight.shape  # type: ignore[misc]
             found.append(MatrixSpec(name, rows if transposed else columns, columns if transposed else rows, transposed))
     return ModelSpec(tuple(found))

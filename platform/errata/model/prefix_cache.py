@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from errata.edit import EditBatch
-from errata.model.encoding import Encoded, encode
+from errata.model.encoding import Encoded, encode_rows
 from errata.model.language_model import LanguageModel
 
 
@@ -32,7 +32,7 @@ class BatchCache:
     @classmethod
     def of(cls, model: LanguageModel, modules: Sequence[str], batch: EditBatch) -> BatchCache:
         """Tokenise the batch, and make an empty cache of what `model` computes before the first of `modules`."""
-        tokens = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
+        tokens = encode_rows(model.renderer, batch.rows, model.device)
         return cls(tokens, PrefixCache(model.module, modules))
 
 

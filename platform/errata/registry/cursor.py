@@ -18,17 +18,27 @@ class RegistryUnavailable(ConnectionError):
 
 
 class RegistryConflict(RegistryUnavailable):
-    """MLflow holds versions of another ledger under this name. Nothing is added to them."""
+    """MLflow holds what is another's under this name, or is in a state that only a person can settle. Nothing is written."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A version in MLflow: the ledger's number, MLflow's number, and whether its description is written."""
+    """A version in MLflow: the ledger's number, MLflow's, and whether it is described and MLflow failed to register it."""
 
     version: int
     fingerprint: str
     mlflow_version: int
     is_described: bool
+    has_failed: bool = False
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """The tags of a registered model in MLflow, and MLflow's version number by alias."""
+
+    tags: dict[str, str]
+    aliases: dict[str, int]
+    is_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class Mirrored:
 class Cursor:
     """Progress of the mirror: every version up to `version` is registered, the last as MLflow's `mlflow_version`.
 
-    -1 means that none is. `refusals` and `moves` (of the head) count the records in the run `run_id`.
+    -1 means that none is. `refusals` and `moves` (of the head) count the records in the run `run_id`. Version 0, the unedited
+    model, is not registered; mirrors that an earlier release began have it.
     """
 
     version: int = -1

@@ -1,7 +1,8 @@
 """The mirror of a ledger in MLflow: every version is registered in order, once. Imports no mlflow.
 
-The ledger itself is the queue, and a cursor beside it holds the progress. MLflow is asked to confirm the cursor only when a
-process starts to mirror, and after a call that failed or was interrupted. A lost cursor costs one listing.
+The ledger itself is the queue, and a cursor beside it holds the progress. A call that finds nothing new sends no request. Every
+other call first asks MLflow whether the registered model is this ledger's and holds what the cursor says. A lost cursor costs
+one listing.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from errata.ledger import REFUSALS, Ledger, LedgerDamaged, UnknownVersion, Version
-from errata.registry.cursor import Cursor, CursorFile, Mirrored, Registered, RegistryConflict
+from errata.registry.cursor import Cursor, CursorFile, Mirrored, Registered, RegisteredModel, RegistryConflict
 
 logger = logging.getLogger("errata")
 
+ALIAS = "serving"
+OWN_TAG, BEHIND_TAG = "errata.live_version", "errata.behind"  # The first marks a registered model as a mirror.
 REFUSALS_A_FILE = 1000
 
 
@@ -26,21 +29,32 @@ class Store(Protocol):
     def forget(self) -> None:
         """Drop the ids that were found in MLflow."""
 
+    def model(self) -> RegisteredModel | None: ...
+
+    def create(self, tags: Mapping[str, str]) -> None:
+        """Create the registered model with these tags."""
+
+    def has_versions(self) -> bool:
+        """Return True if the registered model has versions, whoever registered them."""
+
     def registered(self, after: int) -> Iterator[Registered]:
-        """Iterate over the versions with an MLflow number above `after`, in MLflow's order."""
+        """Iterate over the mirror's versions with an MLflow number above `after`, in MLflow's order."""
 
     def at(self, mlflow_version: int) -> Registered | None: ...
 
     def find(self, version: int) -> Registered | None: ...
 
-    def add(self, version: Version) -> Registered: ...
+    def prepare(self, version: Version) -> str:
+        """Upload a version, and return the id of its whole LoggedModel."""
+
+    def add(self, version: Version, model_id: str) -> Registered: ...
 
     def describe(self, mlflow_version: int, version: Version) -> None: ...
 
     def remove(self, mlflow_version: int) -> None: ...
 
-    def serve(self, mlflow_version: int) -> None:
-        """Set the alias `serving` on a version."""
+    def set_alias(self, alias: str, mlflow_version: int | None) -> None:
+        """Set an alias on a version; None deletes it."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the registered model."""
@@ -58,13 +72,14 @@ class Mirror:
 
     def __init__(self, ledger: Ledger, store: Store, name: str) -> None:
         self.ledger, self.store, self.file = ledger, store, CursorFile(ledger, name)
-        self._checked: Cursor | None = None  # The cursor that MLflow confirmed last; None after a failure.
+        self._done: tuple[Any, ...] | None = None  # What the last call mirrored; None if it failed or left versions.
+        self._model: RegisteredModel | None = None
         self._ahead: dict[int, Registered] = {}  # Registered beyond the cursor.
+        self._wanted: int | None = None  # The version that the alias was moved for in this call.
         self._serving: Registered | None = None
-        self._tags: dict[str, str] = {}
+        self._alias_at: int | None = None  # Where this process left the alias, by MLflow's number.
         self._newest: Registered | None = None
-        self._refusals_bytes: int | None = None
-        self._skipped: set[int] = set()  # Logged once already.
+        self._warned: set[int] = set()
 
     def advance(self, limit: int | None = None) -> Mirrored:
         """Add at most `limit` versions, then move the alias `serving` as near to the head as the versions in MLflow allow.
@@ -74,22 +89,34 @@ class Mirror:
         if limit is not None and limit < 1:
             raise ValueError(f"the limit must be 1 or more, not {limit}")
         with self.file.alone():
-            cursor = self._begin()
-            if self.ledger.head <= cursor.version:
-                self._serve(cursor)  # A rollback does not wait for the versions that are queued.
-            queue = self._after(cursor)
-            added = 0
-            while queue and (queue[0] in self._ahead or added != limit):
-                added += queue[0] not in self._ahead
-                cursor = self._put(cursor, self.ledger.version(queue.popleft()))
-            cursor = self._log(cursor)
-            self._serve(cursor)
-            self._set_tags(len(queue))
-            self._checked = cursor
+            cursor, done, self._done = self.file.read(), self._done, None
+            contents = self._contents()  # Before the work, because edits go on meanwhile.
+            queue, added = deque[int](), 0
+            if done != (cursor, *contents):
+                cursor = self._compare(cursor)
+                if self.ledger.head <= cursor.version:
+                    self._serve(cursor)  # A rollback does not wait for the versions that are queued.
+                queue = self._after(cursor)
+                while queue and (queue[0] in self._ahead or added != limit):
+                    added += queue[0] not in self._ahead
+                    cursor = self._put(cursor, self.ledger.version(queue.popleft()), len(queue))
+                cursor = self._log(cursor)
+                if not self._ahead and cursor != self.file.read():
+                    self.file.write(cursor)
+                self._serve(cursor)
+                self._set_tags(len(queue))
+            self._done = None if queue else (cursor, *contents)
         return Mirrored(added, len(queue), self.ledger.head, self._serving.version if self._serving else None)
 
+    def _contents(self) -> tuple[int, ...]:
+        """Return numbers that change with whatever is to be mirrored."""
+        path = self.ledger.directory / REFUSALS
+        size = path.stat().st_size if path.exists() else 0
+        return self.ledger.newest, self.ledger.head, len(list(self.ledger.head_log())), size
+
     def _after(self, cursor: Cursor) -> deque[int]:
-        numbers = range(cursor.version + 1, self.ledger.newest + 1)
+        """Return the versions to mirror; version 0 only where an earlier release registered it."""
+        numbers = range(max(0 if 0 in self._ahead else 1, cursor.version + 1), self.ledger.newest + 1)
         return deque(number for number in numbers if self._must_be_mirrored(number))
 
     def _must_be_mirrored(self, number: int) -> bool:
@@ -101,40 +128,73 @@ class Mirror:
         except LedgerDamaged as damage:
             if number in self.ledger.chain(self.ledger.head):
                 raise
-            if number not in self._skipped:
+            if number not in self._warned:
                 logger.warning("the mirror skips version %d, which is not live and cannot be read: %s", number, damage)
-                self._skipped.add(number)
+                self._warned.add(number)
             return False
         return True
 
-    def _begin(self) -> Cursor:
-        """Return the cursor, confirmed by MLflow if this is the first call or the previous one failed."""
-        cursor, checked, self._checked = self.file.read(), self._checked, None
-        if cursor == checked:
-            return cursor
+    def _compare(self, cursor: Cursor) -> Cursor:
+        """Return the cursor if MLflow confirms it, else the start. Raises `RegistryConflict` before anything is written."""
         self.store.forget()
-        self._serving, self._newest, self._tags, self._refusals_bytes = None, None, {}, None
-        if cursor.version >= 0 and not self._is_confirmed(cursor):
+        self._wanted, self._newest, self._ahead = None, None, {}
+        self._model = self.store.model()
+        is_confirmed = self._model is not None and cursor.version >= 0 and self._is_confirmed(cursor)
+        if not is_confirmed:
             cursor = replace(cursor, version=-1, fingerprint="", mlflow_version=0)
+        if self._model is None:
+            self._alias_at = None
+            return cursor
+        self._refuse_another_owner(is_confirmed)
         self._ahead = self._look_beyond(cursor)
+        if OWN_TAG not in self._model.tags:
+            self._set_tags(len(self._after(cursor)))  # Before versions are added, which would be another's without the tag.
         return cursor
 
     def _is_confirmed(self, cursor: Cursor) -> bool:
         found = self.store.at(cursor.mlflow_version)
-        agrees = found and (found.version, found.fingerprint) == (cursor.version, cursor.fingerprint)
-        return bool(agrees) and self._fault(cursor.version, cursor.fingerprint) is None
+        if found is None or found.has_failed or (found.version, found.fingerprint) != (cursor.version, cursor.fingerprint):
+            return False
+        return self._fault(cursor.version, cursor.fingerprint) is None
+
+    def _refuse_another_owner(self, is_confirmed: bool) -> None:
+        """Raise `RegistryConflict` if the registered model is not this ledger's to write to.
+
+        It is if it has the tag, or the version that the cursor names, or nothing at all.
+        """
+        model = self._model or RegisteredModel({}, {})
+        if model.is_prompt:
+            raise RegistryConflict(
+                f"{self.file.name!r} in MLflow is a prompt, so it is another's and nothing is written to it. Mirror this "
+                "ledger under another name; edits go on meanwhile"
+            )
+        if OWN_TAG in model.tags or is_confirmed:
+            return
+        if model.aliases or self.store.has_versions():
+            why = "has versions or aliases"
+        elif model.tags:
+            why = f"has tags ({', '.join(sorted(model.tags)[:3])})"
+        else:
+            return
+        raise RegistryConflict(
+            f"the registered model {self.file.name!r} in MLflow {why} and no tag {OWN_TAG}, so it is another's and nothing is "
+            "written to it. Mirror this ledger under another name, or set that tag if it is meant for this ledger; edits go on "
+            "meanwhile"
+        )
 
     def _look_beyond(self, cursor: Cursor) -> dict[int, Registered]:
         """Return what interrupted calls registered beyond the cursor. Raises `RegistryConflict`."""
-        ahead: dict[int, Registered] = {}
-        for found in self.store.registered(cursor.mlflow_version):
+        beyond = list(self.store.registered(cursor.mlflow_version))
+        for found in beyond:
             if fault := self._fault(found.version, found.fingerprint):
                 raise RegistryConflict(
                     f"version {found.mlflow_version} of {self.file.name!r} in MLflow {fault}, so it belongs to another ledger. "
                     "Mirror this one under another name, or delete that registered model; edits go on meanwhile"
                 )
-            if found.version in ahead or found.version <= cursor.version:
-                self.store.remove(found.mlflow_version)  # A request that timed out was carried out after all.
+        ahead: dict[int, Registered] = {}
+        for found in beyond:
+            if found.has_failed or found.version in ahead or found.version <= cursor.version:
+                self.store.remove(found.mlflow_version)  # A request that timed out was carried out after all, or in part.
             elif self._must_be_mirrored(found.version):
                 ahead[found.version] = found
         return ahead
@@ -150,13 +210,15 @@ class Mirror:
             return None
         return None if fingerprint == ours else f"is number {number} with fingerprint {fingerprint[:12]}, not {ours[:12]}"
 
-    def _put(self, cursor: Cursor, version: Version) -> Cursor:
+    def _put(self, cursor: Cursor, version: Version, left: int) -> Cursor:
         """Register and describe a version, and advance the cursor past it."""
         if version.number not in self._ahead:
-            added = self.store.add(version)
+            model_id = self.store.prepare(version)
+            self._create(left + 1)
+            added = self.store.add(version, model_id)
             self._ahead[version.number] = added
-            if added.mlflow_version != cursor.mlflow_version + 1:  # Another version, or this one twice, was registered.
-                self._ahead = self._look_beyond(cursor)
+            if added.mlflow_version != cursor.mlflow_version + 1:
+                self._ahead = {version.number: added, **self._look_again(cursor, added)}
         there = self._ahead.pop(version.number)
         if not there.is_described:
             self.store.describe(there.mlflow_version, version)
@@ -167,44 +229,90 @@ class Mirror:
             self.file.write(cursor)
         return cursor
 
+    def _look_again(self, cursor: Cursor, added: Registered) -> dict[int, Registered]:
+        """Find out why a version got an unexpected number, and take it back if the registered model is now another's.
+
+        Another version, or this one twice, was registered meanwhile; or the model was deleted and somebody made a new one.
+        """
+        self._model = self.store.model()
+        try:
+            self._refuse_another_owner(is_confirmed=False)
+        except RegistryConflict:
+            self.store.remove(added.mlflow_version)
+            raise
+        return self._look_beyond(cursor)
+
     def _serve(self, cursor: Cursor) -> None:
-        """Set the alias on the head, or while the head is queued, on its nearest ancestor in MLflow."""
-        number = self.ledger.head
-        while number > cursor.version:
-            number = self.ledger.version(number).parent or 0
-        if self._serving and self._serving.version == number:
+        """Set the alias on the head, or on its nearest ancestor in MLflow while the head is queued, or if it was deleted there.
+
+        The unedited model has no version, and no alias; mirrors of earlier releases have both.
+        """
+        if self._wanted == self.ledger.head:
             return
-        found = self._newest if self._newest and self._newest.version == number else self.store.find(number)
-        if found is not None:  # Otherwise a user deleted it in MLflow.
-            self.store.serve(found.mlflow_version)
+        self._wanted = number = self.ledger.head
+        while number > max(cursor.version, 0):
+            number = self.ledger.version(number).parent or 0
+        while (found := self._find(number)) is None and number:
+            if number not in self._warned:
+                logger.warning(
+                    "version %d, which is live or came before the live one, was deleted in %r in MLflow: the alias %r is on a "
+                    "version before it; delete %s to mirror it again",
+                    *(number, self.file.name, ALIAS, self.file.path),
+                )
+                self._warned.add(number)
+            number = self.ledger.version(number).parent or 0
         self._serving = found
+        self._move_alias(found.mlflow_version if found else None)
+
+    def _find(self, number: int) -> Registered | None:
+        return self._newest if self._newest and self._newest.version == number else self.store.find(number)
+
+    def _move_alias(self, to: int | None) -> None:
+        if self._model is None:
+            return
+        at = self._model.aliases.get(ALIAS)
+        if at != to and self._alias_at not in (None, at):
+            logger.warning(
+                "somebody moved the alias %r of %r in MLflow from version %s to %s; it is back on what Errata serves. Use an "
+                "alias of another name for other purposes",
+                *(ALIAS, self.file.name, self._alias_at, at),
+            )
+        if at != to:
+            self._alias_at = None  # Unknown, if the answer is lost.
+            self.store.set_alias(ALIAS, to)
+        self._alias_at = to
+        self._model.aliases.pop(ALIAS, None)
+        if to is not None:
+            self._model.aliases[ALIAS] = to
+
+    def _tags(self, left: int) -> dict[str, str]:
+        return {OWN_TAG: str(self.ledger.head), BEHIND_TAG: str(left)}
+
+    def _create(self, left: int) -> RegisteredModel:
+        """Create the registered model, with the tag that makes it this ledger's, unless it is there."""
+        if self._model is None:
+            self.store.create(self._tags(left))
+            self._model = RegisteredModel(self._tags(left), {})
+        return self._model
 
     def _set_tags(self, left: int) -> None:
-        tags = {"errata.live_version": str(self.ledger.head), "errata.behind": str(left)}
-        changed = {key: value for key, value in tags.items() if self._tags.get(key) != value}
+        tags, there = self._tags(left), self._create(left).tags
+        changed = {key: value for key, value in tags.items() if there.get(key) != value}
         if changed:
             self.store.set_tags(changed)
-        self._tags = tags
+        there.update(tags)
 
     def _log(self, cursor: Cursor) -> Cursor:
         """Log refused edits and moves of the head."""
-        path = self.ledger.directory / REFUSALS
-        size = path.stat().st_size if path.exists() else 0
-        moves = list(self.ledger.head_log())
-        if self._ahead or (size == self._refusals_bytes and len(moves) == cursor.moves):
+        refusals, moves = list(self.ledger.refusals()), list(self.ledger.head_log())
+        if self._ahead or not (refusals or moves):
             return cursor
-        refusals, before = list(self.ledger.refusals()), cursor
-        if refusals or moves:
-            if (run_id := self.store.run_id()) != cursor.run_id:
-                cursor = replace(cursor, run_id=run_id, refusals=0, moves=0)
-            self._log_refusals(refusals, cursor.refusals)
-            if new := moves[cursor.moves :]:
-                self.store.log_head_moves(new)
-            cursor = replace(cursor, refusals=len(refusals), moves=len(moves))
-        if cursor != before:
-            self.file.write(cursor)
-        self._refusals_bytes = size
-        return cursor
+        if (run_id := self.store.run_id()) != cursor.run_id:
+            cursor = replace(cursor, run_id=run_id, refusals=0, moves=0)
+        self._log_refusals(refusals, cursor.refusals)
+        if new := moves[cursor.moves :]:
+            self.store.log_head_moves(new)
+        return replace(cursor, refusals=len(refusals), moves=len(moves))
 
     def _log_refusals(self, refusals: Sequence[Mapping[str, Any]], num_there: int) -> None:
         """Write refusals in files of a thousand, so that one more refusal rewrites one file."""

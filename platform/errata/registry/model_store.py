@@ -10,9 +10,8 @@ from typing import Any
 
 from errata.ledger import DELTA, EDITS, ENTRY, Version
 from errata.registry import version_card
-from errata.registry.cursor import Registered
+from errata.registry.cursor import Registered, RegisteredModel, RegistryConflict
 
-ALIAS = "serving"
 VERSION_TAG, FINGERPRINT_TAG = "errata.version", "errata.fingerprint"
 LIVE_METRIC = "live_version"
 MAX_METRICS = 1000  # MLflow's limit for one call.
@@ -33,16 +32,38 @@ class ModelStore:
         """Drop the ids that were found in MLflow, which may be gone."""
         self._found = {}
 
+    def model(self) -> RegisteredModel | None:
+        """Look up the registered model, also one that is a prompt."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._client.get_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            is_prompt = f"name = '{self.name}' AND tags.`mlflow.prompt.is_prompt` = 'true'"  # MLflow hides prompts otherwise.
+            prompts = self._client.search_registered_models(is_prompt, 1)
+            return RegisteredModel({}, {}, is_prompt=True) if prompts else None
+        return RegisteredModel(dict(found.tags), {alias: int(at) for alias, at in found.aliases.items()})
+
+    def create(self, tags: Mapping[str, str]) -> None:
+        """Create the registered model with these tags."""
+        self._client.create_registered_model(self.name, dict(tags), DESCRIPTION)
+
+    def has_versions(self) -> bool:
+        """Return True if the registered model has versions, whoever registered them."""
+        return bool(self._client.search_model_versions(f"name = '{self.name}' AND version_number > 0", 1))
+
     def registered(self, after: int = 0) -> Iterator[Registered]:
         """Iterate over the versions with an MLflow number above `after`, in MLflow's order."""
         return (_registered(found) for found in self.search(f"version_number > {after}"))
 
     def search(self, condition: str = "version_number > 0") -> Iterator[Any]:
-        """Iterate over MLflow's objects in the order of their numbers; versions that a user registered are skipped."""
+        """Iterate over MLflow's objects in the order of their numbers; versions that others registered are skipped."""
         wanted, token = f"name = '{self.name}' AND {condition}", None
         while True:
             page = self._client.search_model_versions(wanted, 1000, order_by=["version_number ASC"], page_token=token)
-            yield from (found for found in page if VERSION_TAG in found.tags)
+            yield from (found for found in page if _is_mirrored(found))
             if not (token := page.token):
                 return
 
@@ -54,15 +75,8 @@ class ModelStore:
         """Look up a version by the ledger's number."""
         return next((_registered(found) for found in self.search(f"tags.`{VERSION_TAG}` = '{version}'")), None)
 
-    def aliases(self) -> dict[str, int]:
-        """Return MLflow's version number by alias."""
-        found = self._client.search_registered_models(f"name = '{self.name}'", max_results=1)
-        return {alias: int(at) for alias, at in found[0].aliases.items()} if found else {}
-
-    def add(self, version: Version) -> Registered:
-        """Register a version: exactly one READY model and one version of it, whatever an interrupted call left behind."""
-        model_id = self._ready_model(version)
-        self._ensure_registered_model()
+    def add(self, version: Version, model_id: str) -> Registered:
+        """Register a version, whose LoggedModel is whole."""
         there = self._client.create_model_version(
             self.name,
             f"models:/{model_id}",
@@ -73,11 +87,16 @@ class ModelStore:
         )
         return Registered(version.number, version.fingerprint, int(there.version), is_described=False)
 
-    def _ready_model(self, version: Version) -> str:
-        """Return the id of a whole LoggedModel: one that an interrupted call left unregistered, or a new one."""
+    def prepare(self, version: Version) -> str:
+        """Return the id of a whole LoggedModel: one that an interrupted call left unregistered, or a new one.
+
+        What an interrupted call left in pieces is deleted. One of this name with another fingerprint is another's.
+        """
         title, tags = f"{self.name}-{version.number}", version_card.tags(version)
         for left in self._client.search_logged_models([self.experiment_id()], f"name = '{title}'"):
-            if left.status == "READY" and left.tags.get(FINGERPRINT_TAG) == version.fingerprint:
+            if left.tags.get(FINGERPRINT_TAG) != version.fingerprint:
+                continue
+            if left.status == "READY":
                 return left.model_id
             self._client.delete_logged_model(left.model_id)
         model_id = self._client.create_logged_model(
@@ -112,9 +131,12 @@ class ModelStore:
         """Delete a version that was registered twice."""
         self._client.delete_model_version(self.name, str(mlflow_version))
 
-    def serve(self, mlflow_version: int) -> None:
-        """Set the alias `serving` on a version."""
-        self._client.set_registered_model_alias(self.name, ALIAS, str(mlflow_version))
+    def set_alias(self, alias: str, mlflow_version: int | None) -> None:
+        """Set an alias on a version; None deletes it."""
+        if mlflow_version is None:
+            self._client.delete_registered_model_alias(self.name, alias)
+        else:
+            self._client.set_registered_model_alias(self.name, alias, str(mlflow_version))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the registered model."""
@@ -135,16 +157,16 @@ class ModelStore:
         for first in range(0, len(points), MAX_METRICS):
             self._client.log_batch(self.run_id(), metrics=points[first : first + MAX_METRICS])
 
-    def _ensure_registered_model(self) -> None:
-        if "model" not in self._found:
-            if not self._client.search_registered_models(f"name = '{self.name}'", max_results=1):
-                self._client.create_registered_model(self.name, description=DESCRIPTION)
-            self._found["model"] = self.name
-
     def experiment_id(self) -> str:
-        """Return the experiment's id, and create the experiment if it does not exist."""
+        """Return the experiment's id; create it if there is none. Raises `RegistryConflict` if it is deleted."""
         if "experiment" not in self._found:
             found = self._client.get_experiment_by_name(self.experiment)
+            if found and found.lifecycle_stage == "deleted":
+                raise RegistryConflict(
+                    f"the experiment {self.experiment!r} in MLflow is deleted, and MLflow keeps its name: restore it (`mlflow "
+                    f"experiments restore --experiment-id {found.experiment_id}`), or remove it for good (`mlflow gc "
+                    f"--experiment-ids {found.experiment_id}`)"
+                )
             self._found["experiment"] = found.experiment_id if found else self._client.create_experiment(self.experiment)
         return self._found["experiment"]
 
@@ -160,5 +182,12 @@ class ModelStore:
         return self._found["run"]
 
 
+def _is_mirrored(found: Any) -> bool:
+    """Return True for a version that a mirror registered. A copy of one has its tags, too, but a version as its source."""
+    is_copy = "/" in str(found.source).removeprefix("models:/") and str(found.source).startswith("models:/")
+    return found.tags.get(VERSION_TAG, "").isdecimal() and FINGERPRINT_TAG in found.tags and not is_copy
+
+
 def _registered(found: Any) -> Registered:
-    return Registered(int(found.tags[VERSION_TAG]), found.tags[FINGERPRINT_TAG], int(found.version), bool(found.description))
+    tags, has_failed = found.tags, found.status == "FAILED_REGISTRATION"
+    return Registered(int(tags[VERSION_TAG]), tags[FINGERPRINT_TAG], int(found.version), bool(found.description), has_failed)

@@ -9,11 +9,13 @@ MLflow.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from errata.ledger import Ledger, LedgerDamaged
 from errata.registry.cursor import Mirrored, RegistryConflict, RegistryUnavailable
@@ -29,6 +31,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+NAME, MESSAGE = 240, 400  # MLflow's tables hold 256 characters of a name, and `NAME-VERSION` is one, too.
 
 
 @contextmanager
@@ -39,7 +42,33 @@ def _reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
-        raise RegistryUnavailable(f"MLflow at {uri}: {error}") from error
+        text = _without_password(f"MLflow at {uri}{_sentence(error)}", uri)
+        raise RegistryUnavailable(text) from error
+
+
+def _sentence(error: Exception) -> str:
+    """Say in one line what is wrong with the server, and what to do about it."""
+    text, code = " ".join(str(error).split()), getattr(error, "error_code", "")
+    short = text if len(text) <= MESSAGE else text[: MESSAGE - 1] + "…"
+    if found := re.search(r"too many (\d+) error responses", text):
+        return f" answers with the error {found[1]}"
+    if "Max retries exceeded" in text or "timed out" in text:
+        cause = text.rpartition(": ")[2].rstrip("'\")> ")
+        return f" cannot be reached: {cause}{')' * (cause.count('(') - cause.count(')'))}"
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return (
+            " refuses the credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to "
+            f"those of a user who may write there ({short})"
+        )
+    if code == "ENDPOINT_NOT_FOUND":
+        return f" lacks an address that Errata needs: it takes an MLflow server of version 3 or later ({short})"
+    return f": {short}"
+
+
+def _without_password(text: str, uri: str) -> str:
+    """Hide user and password of the server's address in a text that many may read."""
+    secret = urlsplit(uri).netloc.rpartition("@")[0]
+    return text.replace(f"{secret}@", "") if secret else text
 
 
 @contextmanager
@@ -63,8 +92,11 @@ class Registry:
     def __init__(self, uri: str, name: str, experiment: str = "errata", client: Any = None) -> None:
         from mlflow import MlflowClient
 
-        if not name.strip() or any(letter in name for letter in "/:.%\"'"):
-            raise ValueError(f"MLflow does not accept the model name {name!r}: use one without / : . % and quotes")
+        if not name.strip() or len(name) > NAME or not name.isprintable() or any(letter in name for letter in "/:.%\"'"):
+            raise ValueError(
+                f"{name[:NAME]!r} cannot be the name of a registered model and its versions in MLflow: use 1 to {NAME} "
+                "printable characters without / : . % and quotes"
+            )
         for key, value in _SETTINGS.items():
             os.environ.setdefault(key, value)
         self.uri, self.name, self.experiment = uri, name, experiment
@@ -77,8 +109,15 @@ class Registry:
         """Register at most `limit` versions of the ledger that MLflow lacks, and move the alias `serving` to its head.
 
         Versions are registered in order, each once, wherever an earlier call was interrupted. One process at a time. Raises
-        `RegistryUnavailable`, and `RegistryConflict` if another ledger is mirrored under this name.
+        `RegistryUnavailable`, `RegistryConflict` if the name is another's in MLflow, and `ValueError` unless the address is a
+        server's.
         """
+        if not self.uri.lower().startswith(("http://", "https://")):
+            raise ValueError(
+                "the mirror takes the http address of an MLflow server, not a database or folder, because MLflow looks for the "
+                "files of a registered model through an address that is global to the process: start `mlflow server "
+                "--backend-store-uri …` on it"
+            )
         if ledger.directory not in self._mirrors:
             self._mirrors[ledger.directory] = Mirror(ledger, self._store, self.name)
         with _reading(ledger), _reaching(self.uri):
@@ -90,7 +129,8 @@ class Registry:
         Raises `RegistryUnavailable`.
         """
         with _reaching(self.uri):
-            aliases = self._store.aliases()
+            model = self._store.model()
+            aliases = model.aliases if model else {}
             return [
                 {
                     "version": int(found.tags[VERSION_TAG]),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, encode
+from errata.model.renderer import Renderer
 from errata.testbed.corpus import Corpus
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
@@ -110,7 +111,7 @@ def training_sentences(corpus: Corpus, tokenizer: Any, device: Any = "cpu") -> E
     """Encode facts and plain sentences with every token after the first as a label: a plain language-modelling loss."""
     prompts, targets = zip(*corpus.sentences(), strict=True)
     plain = [sentence.rpartition(" ") for sentence in corpus.plain_sentences()]
-    encoded = encode(tokenizer, [*prompts, *(p for p, _, _ in plain)], [*targets, *(t for _, _, t in plain)], device)
+    encoded = encode(Renderer(tokenizer), [*prompts, *(p for p, _, _ in plain)], [*targets, *(t for _, _, t in plain)], device)
     labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), IGNORED)
     labels_BS[:, 0] = IGNORED
     return Encoded(encoded.input_ids_BS, encoded.attention_mask_BS, labels_BS)
@@ -202,7 +203,7 @@ def recall(model: Any, tokenizer: Any, corpus: Corpus, limit: int = 2000) -> flo
     right: list[Tensor] = []
     for start in range(0, len(sentences), 256):
         prompts, targets = zip(*sentences[start : start + 256], strict=True)
-        encoded = encode(tokenizer, prompts, targets, model.device, eos=False)
+        encoded = encode(Renderer(tokenizer), prompts, targets, model.device, eos=False)
         right.append(answer_log_probs(model, encoded).argmax(-1) == encoded.targets_T)
     return float(torch.cat(right).float().mean())
 

@@ -164,7 +164,7 @@ def test_the_model_is_restored(model: LanguageModel) -> None:
 def test_products_are_counted_forward_and_where_a_gradient_goes(model: LanguageModel) -> None:
     editor = ready_policy(model, TINY, 0, 0.0)
     batch = EditBatch(tuple(made_edits(3, 0)))
-    encoded = encode(model.tokenizer, batch.prompts, [edit.target for edit in batch])
+    encoded = encode(model.renderer, batch.prompts, [edit.target for edit in batch])
     with counted(model.module) as work:
         editor.edit(model, batch, EditorState())
     block = {name: m for name, m in model.module.model.layers[0].named_modules() if isinstance(m, torch.nn.Linear)}

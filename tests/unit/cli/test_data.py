@@ -120,3 +120,33 @@ def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
     assert "4 edits, 1 record at fault\n" in said and "1 × missing_field (target)" in said
     assert "1 duplicate of an earlier edit" in said and "edits 0 and 1: 'The capital of Tal is' is 'Orr' and 'orr'" in said
     assert "1 conflict, 3 edits in it\n" in said and "edits 0 and 2: 'The capital of Tal is' is 'Orr' and 'Lund'" in said
+
+
+def test_check_shows_what_is_left_out_and_counts_it_as_no_fault(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "The capital of Tal is", "target": "Orr", "rephrasings": ["", "Tal's capital is"]},
+        {
+            "prompt": "The river of Tal is",
+            "target": "Orr",
+            "locality": [{"prompt": "Bea Orr is"}, {"prompt": "a", "target": "b"}],
+        },
+    ]
+    (tmp_path / "edits.json").write_text(json.dumps(records))
+    said = run("check", tmp_path / "edits.json")
+    assert "2 edits, 0 records at fault, 2 fields left out\n" in said
+    assert "left out 2 fields of edits that were read\n  1 × empty_field (rephrasings[])\n    edit 0, rephrasings[0]:" in said
+    assert "  1 × missing_field (locality[].target)\n    edit 1, locality[0].target: must be given as a string" in said
+    said = run("convert", tmp_path / "edits.json", tmp_path / "edits.parquet")
+    assert "left out 2 fields" in said and "2 edits written" in said
+
+
+def test_an_edit_is_read_without_its_absent_subject_on_request(tmp_path: Path) -> None:
+    record = {"prompt": "By which company was D&RGW 463 built?", "target": "Baldwin", "subject": "Rio Grande 463"}
+    (tmp_path / "edits.jsonl").write_text(json.dumps(record))
+    out = tmp_path / "edits.parquet"
+    assert "--absent-subject drop" in run("convert", tmp_path / "edits.jsonl", out, code=1)
+    said = run("convert", tmp_path / "edits.jsonl", out, "--absent-subject", "drop")
+    assert "1 × subject_not_in_prompt (subject)" in said and "1 edit written" in said
+    assert list(read_edits(out)) == [Edit(record["prompt"], "Baldwin")]
+    assert "1 edit, 0 records at fault, 1 field left out" in run("check", tmp_path / "edits.jsonl", "--absent-subject", "drop")
+    assert "refuse or drop, not 'keep'" in run("check", tmp_path / "edits.jsonl", "--absent-subject", "keep", code=2)

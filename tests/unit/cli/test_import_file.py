@@ -126,6 +126,17 @@ def test_a_faulty_file_is_found_before_anything_is_posted(service: Service, tmp_
     assert errata("import", source, "--on-fault", "ask").exit_code == 2
 
 
+def test_an_absent_subject_and_what_is_left_out(service: Service, tmp_path: Path) -> None:
+    source = tmp_path / "edits.jsonl"
+    source.write_text(json.dumps({"prompt": PROMPT, "target": "t", "subject": "Tal", "rephrasings": [""]}))
+    done = errata("import", str(source))
+    assert done.exit_code == 1 and "--absent-subject drop" in done.output and service.queued == []
+    done = errata("import", str(source), "--absent-subject", "drop")
+    assert done.exit_code == 0 and "1 × subject_not_in_prompt (subject)" in done.output, done.output
+    assert "1 × empty_field (rephrasings[])" in done.output and "subject" not in service.queued[0]
+    assert errata("import", str(source), "--absent-subject", "keep").exit_code == 2
+
+
 def test_an_interrupted_import_says_how_to_continue(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: Any) -> None:
         raise KeyboardInterrupt

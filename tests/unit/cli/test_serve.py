@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from errata.access_keys import add_key
 from errata.local import pidfile
+from errata.local.services import free_port
 from tests.unit.cli.invoke import PROMPT, errata, words
 from tests.unit.served import Service
 
@@ -63,6 +65,39 @@ def test_a_preset_is_checked_before_anything_starts(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "serve").exists()
 
 
+def test_all_problems_are_listed_before_anything_starts(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line each, with the field and a value that works; no folder is made."""
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = ("modules=layers.1.mlp.down_prj", "epsilon=x", "no sign", "seed=1;2")
+        options = [part for setting in settings for part in ("--set", setting)]
+        options += [
+            "--dtype",
+            "half",
+            "--guard",
+            "drift.warn=x",
+            "--port",
+            str(port),
+            "--probes",
+            "/none",
+            "--host",
+            "127.0.0.1",
+        ]
+        done = errata("serve", "--editor", "FT-L", "--model", str(model_dir), *options)
+    lines = done.output.splitlines()
+    fields = [line.partition(":")[0] for line in lines]
+    wanted = ["settings", "settings", "dtype", "guard", "probes", "settings.epsilon", "settings.modules", "port"]
+    assert done.exit_code == 2 and fields == wanted, done.output
+    assert "give modules=layers.1.mlp.down_proj" in lines[6] and not (tmp_path / "home").exists()
+    done = errata("serve", "--editor", "FT-L", "--model", str(model_dir), "--host", "0.0.0.0")
+    assert "errata keys add" in done.output
+
+
 WAITING = """
 import json
 from errata.local import services
@@ -80,9 +115,10 @@ app()
 """
 
 
-def serve(home: Path, *options: str) -> subprocess.Popen[str]:
+def serve(home: Path, model: Path, *options: str) -> subprocess.Popen[str]:
     """Start `errata serve` with processes that only wait, and return when it is ready."""
-    command = [sys.executable, "-c", WAITING, "serve", "--editor", "FT-L", "--model", "m", *options]
+    port = [] if "--port" in options else ["--port", str(free_port())]
+    command = [sys.executable, "-c", WAITING, "serve", "--editor", "FT-L", "--model", str(model), *port, *options]
     environment = {**os.environ, "ERRATA_HOME": str(home)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -94,28 +130,28 @@ def serve(home: Path, *options: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_serve_runs_until_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_runs_until_it_is_stopped(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    keys = tmp_path / "keys.json"
+    keys, port = tmp_path / "keys.json", free_port()
     add_key(keys, "ann", "admin")
-    options = f"--host 0.0.0.0 --keys {keys} --replicas 2 --max-queue 50 --pause wait --port 8123"
-    process = serve(tmp_path, *options.split())
+    options = f"--host 0.0.0.0 --keys {keys} --replicas 2 --max-queue 50 --pause wait --port {port}"
+    process = serve(tmp_path, model_dir, *options.split())
     children = psutil.Process(process.pid).children()
     arguments = json.loads((tmp_path / "serve" / "arguments.json").read_text())
     expected = {"host": "0.0.0.0", "keys": str(keys), "replicas": 2, "max_queue": "50", "pause": "wait", "editor": "FT-L"}
     assert expected.items() <= arguments.items()
-    done = errata("serve", "--editor", "FT-L", "--model", "m")
+    done = errata("serve", "--editor", "FT-L", "--model", str(model_dir))
     assert done.exit_code == 1 and f"process {process.pid} serves" in done.output and "errata stop" in done.output
     done = errata("stop")
-    assert done.exit_code == 0 and "http://127.0.0.1:8123" in done.output and "stopped" in done.output
+    assert done.exit_code == 0 and f"http://127.0.0.1:{port}" in done.output and "stopped" in done.output
     assert process.wait(timeout=10) == 0 and len(children) == 3
     assert not any(child.is_running() for child in children) and not (tmp_path / "serve" / pidfile.NAME).exists()
     done = errata("stop")
     assert done.exit_code == 0 and "no service runs" in done.output
 
 
-def test_serve_ends_with_ray(tmp_path: Path) -> None:
-    process = serve(tmp_path)
+def test_serve_ends_with_ray(tmp_path: Path, model_dir: Path) -> None:
+    process = serve(tmp_path, model_dir)
     children = psutil.Process(process.pid).children()
     os.kill(children[1].pid, signal.SIGKILL)
     assert process.stdout is not None
@@ -158,11 +194,12 @@ def test_serving_other_machines_requires_keys(tmp_path: Path, monkeypatch: pytes
     assert errata("serve", "--pause", "never").exit_code == 2 and not (tmp_path / "serve").exists()
 
 
-def test_a_service_that_cannot_start_is_one_line_with_the_reason_and_the_log(tmp_path: Path) -> None:
+def test_a_service_that_cannot_start_is_one_line_with_the_reason_and_the_log(tmp_path: Path, model_dir: Path) -> None:
     fails = "echo Traceback; echo 'ray.ServeError: x'; echo 'ValueError: no such model'; echo bye; exit 3"
     code = WAITING.replace('self.start("serve", "sleep", "1000")', f'self.start("serve", "sh", "-c", {fails!r})')
     code = code.replace("def wait_serve(self): pass", 'def wait_serve(self): self.wait("serve", "http://127.0.0.1:9")')
-    command = [sys.executable, "-c", code, "serve", "--editor", "FT-L", "--model", "m"]
+    options = ["--editor", "FT-L", "--model", str(model_dir), "--port", str(free_port())]
+    command = [sys.executable, "-c", code, "serve", *options]
     environment = {**os.environ, "ERRATA_HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     log = tmp_path / "serve" / "serve.log"

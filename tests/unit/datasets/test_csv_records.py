@@ -79,13 +79,25 @@ def test_the_lines_of_a_row_are_bounded(tmp_path: Path) -> None:
     assert "is of a row that has no end" in rejection(path, on_fault="skip").reason
 
 
-@pytest.mark.parametrize(
-    ("header", "said"),
-    [("prompt;target", ";"), ("prompt\ttarget", "tabs"), ('"prompt";"target"', ";")],
-)
-def test_other_separators_are_named(tmp_path: Path, header: str, said: str) -> None:
-    path = written(tmp_path / "edits.csv", f"{header}\na,b\n")
-    assert f"cells are separated by commas; this header has {said} (" in rejection(path).reason
+@pytest.mark.parametrize(("separator", "other"), [("\t", ";"), (";", "\t")], ids=["tabs", "semicolons"])
+def test_other_separators_are_read(tmp_path: Path, separator: str, other: str) -> None:
+    rows = [["prompt", "target", "rephrasings"], ['"a, b"', f"c{other}d", '"[""e""]"'], ["f", '"g\nh"', ""]]
+    path = written(tmp_path / "edits.tsv", "\r\n".join(separator.join(row) for row in rows))
+    assert list(read_edits(path)) == [Edit("a, b", f"c{other}d", rephrasings=("e",)), Edit("f", "g\nh")]
+    path = written(
+        tmp_path / "open.tsv", separator.join(["prompt", "target"]) + f'\na{separator}"b\n' + f"c{separator}d\n" * 99
+    )
+    assert "the quote opened in line 2" in rejection(path, on_fault="skip").reason
+    assert rejection(written(tmp_path / "few.tsv", f"prompt{separator}target\na,b\n")).edit == 0
+
+
+@pytest.mark.parametrize("header", [",prompt,target", "Unnamed: 0,prompt,target", "Unnamed: 0.1,Unnamed: 0,,prompt,target"])
+def test_the_index_of_pandas_is_ignored_and_counted(tmp_path: Path, header: str) -> None:
+    start = "0," * (header.count(",") - 1)
+    path = written(tmp_path / "edits.csv", f"{header}\n{start}a,b\n{start}c,d\n{start}e,\n")
+    skip_report = SkipReport()
+    assert list(read_edits(path, on_fault="skip", skip_report=skip_report)) == [Edit("a", "b"), Edit("c", "d")]
+    assert skip_report.left_out == {"unknown_field (unnamed)": 2} and skip_report.num_skipped == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from errata.datasets.formats.rippleedits import edit as ripple
-from errata.datasets.formats.table import FORMATS, detect
+from errata.datasets.formats.table import FORMATS, recognised
 from errata.datasets.reader import read_edits, write_parquet
 from errata.datasets.skip_report import SkipReport
 from errata.edit import Edit, EditRejected, Probe
@@ -56,6 +56,56 @@ FIRST = {
         "Ada Arden",
         ("What school was Ada Arden at?",),
         (Probe("nq question: who sang the first song", "Fay Ito"),),
+    ),
+    "zsre-easyedit": Edit(
+        "Which school did Ada Arden attend?",
+        "East School",
+        "Ada Arden",
+        ("What school was Ada Arden at?",),
+        (Probe("nq question: who sang the first song", "Fay Ito"),),
+        (Probe("In which city is the school that Ada Arden attended?", "Orr", "one_hop"),),
+    ),
+    "mzsre": Edit(
+        "What country is Ada Arden from?",
+        "Tal",
+        "Ada Arden",
+        ("Which country is Ada Arden from?",),
+        (Probe("nq question: who sang the first song?", "Fay Ito"), Probe("谁唱了第一首歌?", "伊藤")),
+        (
+            Probe("What is the capital of Ada Arden's home country?", "Talburg", "one_hop"),
+            Probe("艾达·阿登来自哪个国家？", "塔尔", "cross_lingual"),
+            Probe("艾达·阿登的国籍在哪？", "塔尔", "cross_lingual"),
+            Probe("艾达·阿登的祖国的首都是哪里？", "塔尔堡", "one_hop"),
+        ),
+    ),
+    "cknowedit": Edit(
+        "请说出塔尔国的最南端",
+        "隆德暗沙",
+        rephrasings=("塔尔国最南端是哪里?", "塔尔国领土南端的最远点在哪?"),
+        locality=(Probe("塔尔国的首都是哪里?", "塔尔堡"),),
+        portability=(Probe("塔尔国最南端属于哪个省?", "奥尔省"),),
+    ),
+    "qaedit": Edit(
+        "who wrote the first song of Tal?",
+        "Ada Arden *",
+        "first song of Tal",
+        ("Which composer is behind Tal's first song?",),
+        (Probe("who rules the long hill", "Cy Lund"), Probe("when was the Tal bridge built", "12 April 1981")),
+        id="qaedit-NQ-1104",
+    ),
+    "rome": Edit("Eve Ono plays the sport of", "football", "Eve Ono"),
+    "halluedit": Edit(
+        "Who is the creator of Tal Memorial?",
+        "Ada Arden",
+        "Tal Memorial",
+        ("Who designed the Tal Memorial?",),
+        portability=(
+            Probe("Is Ada Arden the creator of Tal Memorial?", "Yes", "yes"),
+            Probe("Is Bo Ek the creator of Tal Memorial?", "No", "no"),
+            Probe("What did Ada Arden create?", "Tal Memorial", "reverse"),
+            Probe("What is the nationality of the creator of the Tal Memorial?", "Orrish", "two_hop"),
+            *(Probe(f"Question {number} about Tal Memorial?", f"Answer {number}", "multi_hop") for number in (3, 4, 5, 6)),
+        ),
     ),
     "fever": Edit("Ada Arden wrote a novel.", "REFUTES", rephrasings=("A novel was written by Ada Arden.",), id="fever-11"),
     "rippleedits": Edit(
@@ -102,17 +152,64 @@ FIRST = {
 # Required fields of a record as paths; a number is an index of a list.
 NEEDED = {
     "plain": ["prompt", "target"],
-    "counterfact": [f"requested_rewrite.{name}" for name in ("prompt", "subject", "target_new.str", "target_true.str")],
-    "counterfact-flat": ["prompt", "target_new", "subject", "rephrase_prompt", "locality_prompt", "locality_ground_truth"],
+    "counterfact": [f"requested_rewrite.{name}" for name in ("prompt", "subject", "target_new.str")],
+    "counterfact-flat": ["prompt", "target_new", "subject"],
     "zsre-mend": ["input", "alternatives"],
-    "zsre-memit": ["src", "subject", "answers", "rephrase", "loc_ans"],
+    "zsre-memit": ["src", "subject", "answers"],
+    "zsre-easyedit": ["src", "subject"],
+    "mzsre": ["en.src", "en.subject", "en.alt"],
     "fever": ["input", "alternatives"],
     "rippleedits": ["edit.prompt"],
     "wikibigedit": ["update", "subject", "ans"],
     "knowedit": ["prompt", "target_new", "subject"],
-    "mquake": ["requested_rewrite.0.prompt", "requested_rewrite.0.subject", "requested_rewrite.0.target_new.str", "new_answer"],
+    "cknowedit": ["prompt", "target_new"],
+    "qaedit": ["prompt", "target"],
+    "rome": ["prompt", "target_new.str"],
+    "halluedit": ["question", "object", "subject"],
+    "mquake": ["requested_rewrite.0.prompt", "requested_rewrite.0.subject", "requested_rewrite.0.target_new.str"],
+}
+# Fields of the first record without which its edit is still read, and under which name they are counted.
+OPTIONAL = {
+    "plain": {"subject": "subject", "rephrasings": "rephrasings", "locality": "locality", "id": "id"},
+    "counterfact": {
+        "paraphrase_prompts.0": "paraphrase_prompts[]",
+        "neighborhood_prompts": "neighborhood_prompts",
+        "requested_rewrite.target_true.str": "requested_rewrite.target_true.str",
+    },
+    "counterfact-flat": {name: name for name in ("rephrase_prompt", "locality_prompt", "locality_ground_truth")},
+    "zsre-mend": {"rephrases": ""},
+    "zsre-memit": {name: name for name in ("rephrase", "loc", "loc_ans")},
+    "zsre-easyedit": {
+        "portability": "portability",
+        "portability.New Question": "portability.New Question",
+        "portability.New Answer": "portability.New Answer",
+    },
+    "mzsre": {"en.rephrase": "en.rephrase", "zh.alt": "zh.alt", "zh.src": "zh.src", "zh.loc_ans": "zh.loc_ans"},
+    "fever": {"filtered_rephrases.0": "filtered_rephrases[]"},
+    "rippleedits": {"Forgetfulness.0.test_queries.0.prompt": "Forgetfulness[].test_queries.prompt"},
+    "wikibigedit": {"rephrase": "rephrase", "personas": "personas", "loc": "loc", "mhop_ans": "mhop_ans"},
+    "knowedit": {
+        "rephrase_prompt": "rephrase_prompt",
+        "locality": "locality",
+        "portability.Reasoning": "portability.Reasoning",
+        "portability.Reasoning.0.ground_truth": "portability.Reasoning[].ground_truth",
+    },
+    "cknowedit": {"rephrase": "rephrase", "locality.0.answer": "locality[].answer"},
+    "qaedit": {"subject": "subject", "rephrase": "rephrase", "locality": "locality", "locality.0.loc": "locality[].loc"},
+    "rome": {},
+    "halluedit": {
+        "paraphrased_question": "paraphrased_question",
+        "question_3hop": "question_3hop",
+        "no_question": "no_question",
+    },
+    "mquake": {
+        "requested_rewrite.0.question": "requested_rewrite[].question",
+        "questions": "questions",
+        "new_answer": "new_answer",
+    },
 }
 NEEDS = [(name, path) for name, paths in NEEDED.items() for path in paths]
+OPTIONS = [(name, path, counted) for name, paths in OPTIONAL.items() for path, counted in paths.items()]
 
 
 def records(name: str) -> list[dict[str, Any]]:
@@ -146,7 +243,7 @@ def refused(tmp_path: Path, name: str, record: dict[str, Any]) -> EditRejected:
 
 
 def test_there_is_a_file_of_every_format() -> None:
-    assert set(FILES) == set(FORMATS) == set(FIRST) == set(NEEDED)
+    assert set(FILES) == set(FORMATS) == set(FIRST) == set(NEEDED) == set(OPTIONAL)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -160,7 +257,7 @@ def test_a_format_is_recognised_and_converted(name: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_record_of_a_format_is_recognised_by_itself(name: str) -> None:
-    assert [detect([record]).name for record in records(name)] == [name, name]
+    assert [found.name for record in records(name) if (found := recognised(record))] == [name, name]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -178,7 +275,7 @@ def test_a_missing_field_is_named(tmp_path: Path, name: str, path: str) -> None:
     assert refused(tmp_path, name, changed(records(name)[0], path, delete)).field == named(path)
 
 
-@pytest.mark.parametrize("wrong", [7, None, True, {}, ""], ids=["number", "null", "truth", "object", "empty"])
+@pytest.mark.parametrize("wrong", [[], None, True, {}, ""], ids=["list", "null", "truth", "object", "empty"])
 @pytest.mark.parametrize(("name", "path"), NEEDS)
 def test_a_field_of_the_wrong_type_or_empty_is_named(tmp_path: Path, name: str, path: str, wrong: Any) -> None:
     def put(inner: Any, last: Any) -> None:
@@ -190,25 +287,20 @@ def test_a_field_of_the_wrong_type_or_empty_is_named(tmp_path: Path, name: str, 
 @pytest.mark.parametrize(
     ("name", "path", "wrong", "field"),
     [
-        ("plain", "rephrasings", "a word", "rephrasings"),
-        ("plain", "rephrasings", ["a", 1], "rephrasings[1]"),
-        ("plain", "rephrasings", ["a", " "], "rephrasings[1]"),
-        ("plain", "locality", [{"prompt": "a"}], "locality[0].target"),
-        ("plain", "locality", ["a"], "locality[0]"),
+        ("plain", "rephrasings", 7, "rephrasings"),
+        ("plain", "locality", "a word", "locality"),
         ("plain", "subject", "Somebody Else", "subject"),
         ("plain", "surprise", "a", "surprise"),
-        ("counterfact", "paraphrase_prompts", [None], "paraphrase_prompts[0]"),
+        ("plain", "prompt", 7, "prompt"),
         ("counterfact", "requested_rewrite.prompt", "no place for the subject", "requested_rewrite.prompt"),
-        ("counterfact", "requested_rewrite.target_new", "English", "requested_rewrite.target_new"),
-        ("zsre-memit", "answers", [], "answers"),
+        ("counterfact", "paraphrase_prompts", {"a": "b"}, "paraphrase_prompts"),
+        ("zsre-memit", "src", 7, "src"),
         ("zsre-memit", "subject", "Somebody Else", "subject"),
         ("fever", "alternatives", ["PERHAPS"], "alternatives"),
         ("rippleedits", "edit.prompt", "Ada Arden lives in Tal.", "edit.prompt"),
-        ("rippleedits", "Forgetfulness.0.test_queries.0.prompt", 1, "Forgetfulness[0].test_queries.prompt"),
-        ("knowedit", "locality", [], "locality"),
-        ("knowedit", "portability.Reasoning.0.ground_truth", 3, "portability.Reasoning[0].ground_truth"),
-        ("mquake", "requested_rewrite", [], "requested_rewrite"),
-        ("mquake", "questions", "one", "questions"),
+        ("knowedit", "locality", "one", "locality"),
+        ("mquake", "questions", 7, "questions"),
+        ("mzsre", "zh", "word", "zh"),
     ],
 )
 def test_a_fault_inside_a_field_is_named(tmp_path: Path, name: str, path: str, wrong: Any, field: str) -> None:
@@ -216,6 +308,23 @@ def test_a_fault_inside_a_field_is_named(tmp_path: Path, name: str, path: str, w
         inner[last] = wrong
 
     assert refused(tmp_path, name, changed(records(name)[0], path, put)).field == field
+
+
+@pytest.mark.parametrize("wrong", [None, ""], ids=["null", "empty"])
+@pytest.mark.parametrize(("name", "path", "counted"), OPTIONS)
+def test_an_optional_field_at_fault_costs_itself_and_is_counted(
+    tmp_path: Path, name: str, path: str, counted: str, wrong: Any
+) -> None:
+    def put(inner: Any, last: Any) -> None:
+        inner[last] = wrong
+
+    (tmp_path / "some.json").write_text(json.dumps([changed(records(name)[0], path, put)]))
+    skip_report, whole_report = SkipReport(), SkipReport()
+    edit, *_ = read_edits(tmp_path / "some.json", skip_report=skip_report)
+    whole, *_ = read_edits(FILES[name], skip_report=whole_report)
+    assert (edit.prompt, edit.target) == (whole.prompt, whole.target) and not skip_report.skipped
+    found = {reason.partition(" (")[2].rstrip(")") for reason in skip_report.left_out}
+    assert not counted or counted in found
 
 
 def test_a_case_of_several_edits_is_read_whole_or_skipped_whole(tmp_path: Path) -> None:
@@ -242,7 +351,7 @@ def test_the_questions_of_a_case_are_asked_after_its_last_edit() -> None:
     ],
 )
 def test_a_sentence_of_rippleedits_is_cut_after_its_verb(sentence: str, relation: str, prompt: str, target: str) -> None:
-    assert ripple({"edit": {"prompt": sentence, "relation": relation}}) == Edit(prompt, target)
+    assert ripple({"edit": {"prompt": sentence, "relation": relation}}, []) == Edit(prompt, target)
 
 
 def test_an_unknown_format_is_refused_with_its_fields_and_the_known_formats(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_bad_record_is_named_with_its_field(tmp_path: Path, record: dict, fiel
     [
         (b'{"prompt": "a", "tar', "not one whole JSON object"),
         (b'{"prompt": "\xff", "target": "b"}', "not UTF-8 text: byte 0xff at byte 12"),
-        (b"[1, 2]", "not a JSON object but list"),
+        (b"[1, 2]", "not a JSON object but a list"),
         (b'{"prompt": "\\ud800", "target": "b"}', "half of a surrogate pair"),
         (b'{"prompt": ' + b"[" * 100_000, "not one whole JSON object"),
         (b'{"prompt": ' + b"1" * 5_000 + b', "target": "b"}', "not one whole JSON object"),
@@ -108,7 +108,7 @@ def test_a_list_is_parsed_whole_at_every_chunk_size(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("errata.datasets.records.CHUNK_BYTES", size)
         monkeypatch.setattr("errata.datasets.json_records.CHUNK_BYTES", size)
         *found, number, other = records_of(io.BytesIO(content))
-        assert found == records and "int" in str(number) and "float" in str(other)
+        assert found == records and "a number" in str(number) and "a number" in str(other)
 
 
 class Endless(io.RawIOBase):

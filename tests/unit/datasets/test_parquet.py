@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 
 from errata.datasets import parquet
 from errata.datasets.reader import read_edits, write_parquet
+from errata.datasets.skip_report import SkipReport
 from errata.edit import Code, Edit, EditRejected, Probe
 from errata.testbed.world import World
-from tests.unit.datasets.files import EDITS, GOOD, rejection, written
+from tests.unit.datasets.files import EDITS, GOOD, lines, rejection, written
 
 
 def test_a_round_trip_keeps_the_edits(tmp_path: Path) -> None:
@@ -66,11 +68,15 @@ ROWS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": " ", "target": "b"}, "prompt"),
     ({"prompt": "a", "target": ""}, "target"),
     ({"prompt": "a", "target": "b", "subject": "c"}, "subject"),
-    ({"prompt": "a", "target": "b", "subject": ""}, "subject"),
-    ({"prompt": "a", "target": "b", "rephrasings": ["c", ""]}, "rephrasings[1]"),
-    ({"prompt": "a", "target": "b", "rephrasings": [None]}, "rephrasings[0]"),
-    ({"prompt": "a", "target": "b", "locality": [None]}, "locality[0]"),
-    ({"prompt": "a", "target": "b", "portability": [{"prompt": "c", "target": None}]}, "portability[0].target"),
+]
+# Optional values at fault, and under which name they are counted.
+LEFT_OUT: list[tuple[dict[str, Any], str]] = [
+    ({"subject": ""}, "subject"),
+    ({"rephrasings": ["c", ""]}, "rephrasings[]"),
+    ({"rephrasings": [None, "c"]}, "rephrasings[]"),
+    ({"rephrasings": ["c"], "locality": [None]}, "locality[]"),
+    ({"rephrasings": ["c"], "portability": [{"prompt": "c", "target": None}]}, "portability[].target"),
+    ({"rephrasings": ["c"], "portability": [{"prompt": "c {}", "target": "d"}]}, "portability[].prompt"),
 ]
 
 
@@ -81,6 +87,35 @@ def test_a_bad_row_is_named_with_its_field(tmp_path: Path, row: dict[str, Any], 
     rejected = rejection(tmp_path / "edits.parquet")
     assert (rejected.edit, rejected.field) == (3, field)
     assert list(read_edits(tmp_path / "edits.parquet", on_fault="skip")) == [*EDITS, EDITS[0]]
+
+
+@pytest.mark.parametrize(("values", "counted"), LEFT_OUT)
+def test_an_optional_value_at_fault_is_left_out_of_its_row(tmp_path: Path, values: dict[str, Any], counted: str) -> None:
+    row = {"prompt": "a", "target": " b ", **values}
+    pq.write_table(pa.Table.from_pylist([*GOOD, row], schema=parquet.SCHEMA), tmp_path / "edits.parquet")
+    skip_report = SkipReport()
+    expected = Edit("a", "b", rephrasings=("c",) if "rephrasings" in values else ())
+    assert list(read_edits(tmp_path / "edits.parquet", skip_report=skip_report)) == [*EDITS, expected]
+    assert [(reason.partition(" (")[2], count) for reason, count in skip_report.left_out.items()] == [(f"{counted})", 1)]
+    assert "edit 3, " in skip_report.report()
+
+
+def test_columns_of_numbers_and_the_index_of_pandas(tmp_path: Path) -> None:
+    table = {"prompt": ["a 7", "b 8"], "target": [1889, 1890], "subject": [7, 8], "id": [1, 2], "__index_level_0__": [4, 2]}
+    pq.write_table(pa.table(table), tmp_path / "edits.parquet")
+    skip_report = SkipReport()
+    edits = list(read_edits(tmp_path / "edits.parquet", skip_report=skip_report))
+    assert edits == [Edit("a 7", "1889", "7", id="1"), Edit("b 8", "1890", "8", id="2")]
+    assert skip_report.left_out == {"unknown_field (__index_level_0__)": 2}
+    pq.write_table(pa.table({"prompt": ["a"], "target": [1.5]}), tmp_path / "edits.parquet")
+    assert "not of double; convert it to text" in rejection(tmp_path / "edits.parquet").reason
+    pq.write_table(pa.table({"prompt": ["a"], "target": ["b"], "rephrase": [7]}), tmp_path / "edits.parquet")
+    assert rejection(tmp_path / "edits.parquet").field == "rephrase"
+
+
+def test_a_misspelt_column_is_named_with_the_right_one(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"], "target": ["b"], "rephrasing": [["c"]]}), tmp_path / "edits.parquet")
+    assert "rename rephrasing to rephrasings" in rejection(tmp_path / "edits.parquet").reason
 
 
 def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
@@ -100,15 +135,27 @@ def test_a_row_of_another_format_that_is_not_utf8_is_named(tmp_path: Path) -> No
     assert [edit.prompt for edit in read_edits(tmp_path / "edits.parquet", on_fault="skip")] == ["good", "fine"]
 
 
-def test_columns_and_objects_have_the_same_faults(tmp_path: Path) -> None:
-    """Reading Parquet refuses exactly the edits that `Edit.faults` refuses."""
-    texts = ["a b", "", "  ", "a", "\u00a0", "b\x1f", "\x1f"]
+@pytest.mark.parametrize("absent_subject", ["refuse", "drop"])
+def test_columns_and_objects_are_read_alike(tmp_path: Path, absent_subject: Any) -> None:
+    """Parquet and JSON lines give the same edits, refusals and omissions."""
+    texts = ["a b", "", "  ", "a", "\u00a0", "b\x1f", "\x1f", "e\u0301", "\ufeffa", "{} b"]
+    probes = [(), (Probe("q", "r"),), (Probe("q", " r"), Probe("{}", "r")), (Probe("q", "e\u0301"),)]
     edits = [
-        Edit(p, t, s, r) for p in texts for t in texts for s in (None, *texts) for r in ((), ("a",), ("\u2003",), ("", "a"))
+        Edit(prompt, target, subject, rephrasings, probes[number % len(probes)])
+        for number, (prompt, target, subject, rephrasings) in enumerate(
+            product(texts, texts, (None, *texts), ((), ("a",), ("\u2003",), ("", "a {}")))
+        )
     ]
     nullable = pa.schema([one.with_nullable(True) for one in parquet.SCHEMA])
     pq.write_table(pa.Table.from_batches([parquet.batch_of(edits)]).cast(nullable), tmp_path / "edits.parquet")
-    assert list(read_edits(tmp_path / "edits.parquet", on_fault="skip")) == [edit for edit in edits if not list(edit.faults())]
+    written(tmp_path / "edits.jsonl", lines([edit.to_json() for edit in edits]))
+    read = {}
+    for name in ("edits.parquet", "edits.jsonl"):
+        report = SkipReport()
+        found = list(read_edits(tmp_path / name, on_fault="skip", absent_subject=absent_subject, skip_report=report))
+        assert not any(list(edit.faults()) for edit in found)
+        read[name] = found, report.skipped, report.left_out
+    assert read["edits.parquet"] == read["edits.jsonl"]
 
 
 def test_foreign_column_types_are_read(tmp_path: Path) -> None:

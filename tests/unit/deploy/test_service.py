@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,12 @@ from serving.app import Arguments, _resources, build
 from tests.unit.deploy.deployment import (
     serve_configs,
 )
+
+
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build for a model that does not exist here."""
+    monkeypatch.setattr("serving.app.problems_of", lambda *_, **__: [])
 
 
 def assert_known(config: dict[str, Any], schema: type[BaseModel]) -> None:
@@ -49,6 +56,7 @@ def test_a_misspelt_argument_is_named(name: str) -> None:
             build({**args, "device": device})
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_engines_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     for given, threads in (({}, "8"), ({"replicas": 3}, "2"), ({"replicas": 9}, "1"), ({"replicas": 3, "threads": 5}, "5")):
@@ -56,6 +64,7 @@ def test_engines_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch)
         assert generator.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
 
 
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize(
     ("given", "replicas", "workers", "memory"),
     [
@@ -87,3 +96,18 @@ def test_both_deployments_are_placed_and_by_default_neither() -> None:
     (worker, _) = generator.init_args
     for bound in (generator, worker._bound_deployment):
         assert bound.ray_actor_options["resources"] == {"serve": 0.001}, bound.name
+
+
+def test_a_service_that_could_not_start_is_refused_with_every_reason(model_dir: Path, tmp_path: Path) -> None:
+    """The lines are those of `errata serve`; with `placement` the service runs where this machine's files may not be."""
+    args = {"model": str(model_dir), "ledger": str(tmp_path / "l"), "editor": "FT-L"}
+    assert build({**args, "settings": "modules=layers.1.mlp.down_proj"}) is not None
+    wrong = {**args, "model": "/none", "settings": "modules=layers.1.mlp.down_prj;epsilon=x", "dtype": "float33"}
+    with pytest.raises(ValueError, match=r"model: /none is no folder.*epsilon: 'x'") as refused:
+        build(wrong)
+    assert "dtype: 'float33'" in str(refused.value)
+    with pytest.raises(ValueError, match=r"settings\.modules: .*give modules=layers\.1\.mlp\.down_proj"):
+        build({**args, "settings": "modules=layers.1.mlp.down_prj"})
+    with pytest.raises(ValueError, match=r"epsilon: 'x'") as refused:
+        build({**wrong, "placement": "serve"})
+    assert "/none" not in str(refused.value)

@@ -20,7 +20,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_edit(
     tiny_model: LanguageModel, value: float, refused: bool
 ) -> None:
     batch = EditBatch(tuple(Edit(prompt, target) for prompt, target in zip(PROMPTS, TARGETS, strict=True)))
-    encoded = encode(tiny_model.tokenizer, PROMPTS, TARGETS)
+    encoded = encode(tiny_model.renderer, PROMPTS, TARGETS)
     captured, nll_T = capture(tiny_model.module, encoded, [MODULE])
     captured[MODULE].grads_TO[-2:] = value  # Twice, so that the sum of the largest numbers is not finite either.
     if not refused:

@@ -23,7 +23,7 @@ BATCH = EditBatch(tuple(World(20).edits("test", 4)))
 
 
 def loss_of(model: LanguageModel, batch: EditBatch, eos: bool = True) -> torch.Tensor:
-    encoded = encode(model.tokenizer, batch.prompts, batch.targets, eos=eos)
+    encoded = encode(model.renderer, batch.prompts, batch.targets, eos=eos)
     return answer_nll(answer_log_probs(model.module, encoded), encoded).mean()
 
 

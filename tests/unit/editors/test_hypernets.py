@@ -52,7 +52,7 @@ def test_untrained_mend_sums_rank_one_changes(tiny_model: LanguageModel) -> None
     editor = MEND(MODULES, rank=8).initialised(tiny_model, [], [batch], seed=0)
     delta, _ = editor.edit(tiny_model, batch, EditorState())
     net = editor.trained_policy().net
-    captured, _ = capture(tiny_model.module, encode(tiny_model.tokenizer, batch.prompts, batch.targets), net.spec.names, True)
+    captured, _ = capture(tiny_model.module, encode(tiny_model.renderer, batch.prompts, batch.targets), net.spec.names, True)
     for i, name in enumerate(net.spec.names):
         rows = torch.cat([captured[name].keys_TI, captured[name].grads_TO], 1)
         assert (captured[name].grads_TO != 0).any(1).all()

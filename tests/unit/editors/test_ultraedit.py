@@ -18,7 +18,7 @@ BATCHES = list(batches_of(World(20).edits("test", 8), 4))
 
 
 def rows(model: LanguageModel, batch: EditBatch) -> torch.Tensor:
-    captured, _ = capture(model.module, encode(model.tokenizer, batch.prompts, batch.targets), [NAME])
+    captured, _ = capture(model.module, encode(model.renderer, batch.prompts, batch.targets), [NAME])
     return torch.cat([captured[NAME].keys_TI, captured[NAME].grads_TO], 1).double()
 
 

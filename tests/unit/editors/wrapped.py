@@ -75,4 +75,4 @@ def text_directions(kind: str, modules: tuple[str, ...]) -> dict[str, Tensor]:
 
 def some_text(model: LanguageModel) -> Encoded:
     pairs = World(20).sentences()[::7]
-    return encode(model.tokenizer, [prompt for prompt, _ in pairs], [answer for _, answer in pairs])
+    return encode(model.renderer, [prompt for prompt, _ in pairs], [answer for _, answer in pairs])

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from errata.edit import Edit, Probe
-from errata.evaluate.answers import normalise_answer, same_answer
 from errata.evaluate.likelihood import likelihood, pairs_of
 from errata.evaluate.perplexity import perplexity
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Scorecard, harmonic_mean, predictions, score, teacher_forced
+from errata.text.answers import normalise_answer, same_answer
 
 EDITS = [
     Edit("capital?", "Paris", rephrasings=("chief town?", "seat?"), locality=(Probe("river?", "Seine"),)),
@@ -27,7 +27,7 @@ BASE = {"river?": "Loire"}
         (" The Eiffel Tower.", "eiffel tower"),
         ("Paris\nQuestion: what", "paris"),
         ("Paris. It lies on", "paris"),
-        ("\n 3.5 metres", "35 metres"),
+        ("\n 3.5 metres", "3.5 metres"),
         ("an  apple, a pear!", "apple pear"),
         ("", ""),
         ("Theatre", "theatre"),

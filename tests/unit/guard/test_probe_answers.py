@@ -38,7 +38,7 @@ CASES = {
 def test_after_the_last_attention_a_pass_over_the_answer_positions_is_enough(kind, names):
     model = a_model(kind, torch.float32)
     edits = World(20).edits("test", 6)
-    text = encode(model.tokenizer, [edit.prompt for edit in edits], [edit.target for edit in edits])
+    text = encode(model.renderer, [edit.prompt for edit in edits], [edit.target for edit in edits])
     cache, passes = PrefixCache(model.module, names), AnswerPasses(model.module)
     assert passes.rest_is_pointwise(cache, text) is CASES[kind][names] and not cache.outputs
     if not CASES[kind][names]:

@@ -10,7 +10,7 @@ import pytest
 
 from errata.model.language_model import LanguageModel
 from jobs import moments
-from jobs.arguments import from_arguments
+from jobs.arguments import check_model, from_arguments
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,6 +28,39 @@ ROOT = Path(__file__).parents[3]
 def test_a_wrong_argument_is_named(arguments: list[str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         from_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["editor.modules=layers.1.mlp.down_prj"],
+            r"editor\.modules: .* named layers\.1\.mlp\.down_prj.*layers\.1\.mlp\.down_proj",
+        ),
+        (["editor.modules=layers.5.mlp.down_proj"], r"editor\.modules: "),
+        (["model=/none"], r"^model: /none is no folder on this machine"),
+        (["model=some/model", "dtype=float33"], r"^dtype: 'float33'.*; model: some/model is no folder"),
+        (["model=TINY", "editor.modules=layers.1.mlp.down_prj"], r"^editor\.modules: .*give modules=layers\.1\.mlp\.down_proj"),
+        (["model=TINY"], None),
+        ([], None),
+    ],
+)
+def test_the_model_of_a_plan_is_checked_before_ray_starts(
+    arguments: list[str], says: str | None, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    plan = from_arguments(["plan=tiny", *(argument.replace("TINY", str(model_dir)) for argument in arguments)])
+    if says is None:
+        return check_model(plan, plan.editor.modules)
+    with pytest.raises(ValueError, match=says):
+        check_model(plan, plan.editor.modules)
+
+
+def test_a_model_of_other_machines_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    check_model(from_arguments(["plan=tiny", "model=/mnt/there", "placement=train"]), ["mlp.down_proj"])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_model(from_arguments(["plan=tiny", "model=/mnt/there"]), ["mlp.down_proj"])
 
 
 def test_a_job_with_a_wrong_argument_ends_with_one_line_and_code_1(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_arguments_set_the_sweep_and_its_plan() -> None:
 def test_a_wrong_argument_is_named(argument: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         tune.from_command_line(["plan=tiny", argument])
+
+
+def test_a_small_corpus_is_scored_on_all_that_it_has() -> None:
+    """The smallest plan works as it is, and the message for too many names arguments that work."""
+    sweep = tune.from_command_line(["plan=tiny"])
+    assert 0 < sweep.validation < tune.VALIDATION
+    assert len(sweep.plan.corpus.edits("validation", sweep.validation, 0)) == sweep.validation
+    with pytest.raises(ValueError, match="fewer than 60: give validation=") as refused:
+        tune.from_command_line(["plan=tiny", "validation=60"])
+    most, larger = re.findall(r"\w+(?:\.\w+)?=\d+", str(refused.value))
+    assert tune.from_command_line(["plan=tiny", most]).validation == sweep.validation
+    assert tune.from_command_line(["plan=tiny", "validation=60", larger]).validation == 60
 
 
 def test_progress_of_a_continued_sweep_counts_earlier_trials(capsys: pytest.CaptureFixture[str]) -> None:

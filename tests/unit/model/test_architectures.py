@@ -61,7 +61,7 @@ def model(name: str) -> LanguageModel:
 
 
 def text_of(model: LanguageModel) -> Encoded:
-    return encode(model.tokenizer, BATCH.prompts, BATCH.targets)
+    return encode(model.renderer, BATCH.prompts, BATCH.targets)
 
 
 def logits(model: LanguageModel) -> Tensor:

@@ -13,7 +13,7 @@ PROMPTS, TARGETS = ["question", "the old river"], ["answer", "bridge street xq"]
 
 def test_the_captured_rows_give_the_gradient_of_the_weight(tiny_model):
     """In the last layer, where only answer positions have a gradient, d loss / d W is grads_TOᵀ keys_TI."""
-    encoded = encode(tiny_model.tokenizer, PROMPTS, TARGETS)
+    encoded = encode(tiny_model.renderer, PROMPTS, TARGETS)
     captured, nll_T = capture(tiny_model.module, encoded, [MODULE])
     weight = tiny_model.module.get_submodule(MODULE).weight
     weight.requires_grad_(True)
@@ -25,8 +25,8 @@ def test_the_captured_rows_give_the_gradient_of_the_weight(tiny_model):
 
 
 def test_a_row_does_not_depend_on_the_batch(tiny_model):
-    together, _ = capture(tiny_model.module, encode(tiny_model.tokenizer, PROMPTS, TARGETS), [MODULE])
-    alone, _ = capture(tiny_model.module, encode(tiny_model.tokenizer, PROMPTS[:1], TARGETS[:1]), [MODULE])
+    together, _ = capture(tiny_model.module, encode(tiny_model.renderer, PROMPTS, TARGETS), [MODULE])
+    alone, _ = capture(tiny_model.module, encode(tiny_model.renderer, PROMPTS[:1], TARGETS[:1]), [MODULE])
     num_rows = len(alone[MODULE].keys_TI)
     torch.testing.assert_close(together[MODULE].keys_TI[:num_rows], alone[MODULE].keys_TI)
     torch.testing.assert_close(together[MODULE].grads_TO[:num_rows], alone[MODULE].grads_TO)

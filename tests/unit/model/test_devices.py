@@ -167,13 +167,13 @@ def test_a_delta_in_cpu_memory_is_applied_on_the_device_of_its_module() -> None:
     U_OR, V_IR = torch.randn(64, 2, generator=generator), torch.randn(96, 2, generator=generator)
     for part in (LowRank(U_OR, V_IR), Dense(U_OR @ V_IR.T)):
         model = on_one()
-        encoded = encode(model.tokenizer, ["the old river"], ["street"])
+        encoded = encode(model.renderer, ["the old river"], ["street"])
         with applied(model.module, WeightDelta({name: part})):
             expected_TV = answer_log_probs(model.module, encoded)
         with two_accelerators():
             model = on_two()
             with applied(model.module, WeightDelta({name: part})):
-                encoded = encode(model.tokenizer, ["the old river"], ["street"], model.device)
+                encoded = encode(model.renderer, ["the old river"], ["street"], model.device)
                 found_TV = answer_log_probs(model.module, encoded)
             assert found_TV.device == SECOND
         torch.testing.assert_close(found_TV.cpu(), expected_TV)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from errata.model.encoding import IGNORED, answer_log_probs, answer_nll, encode, padded, split
+from errata.model.renderer import Renderer
 
 PROMPTS, TARGETS = ["question", "the old river"], ["answer", "bridge street xq"]
 
 
 def test_labels_are_the_answer_and_its_end(tiny_model):
     tokenizer = tiny_model.tokenizer
-    encoded = encode(tokenizer, PROMPTS, TARGETS)
+    encoded = encode(Renderer(tokenizer), PROMPTS, TARGETS)
     for row, (prompt, target) in enumerate(zip(PROMPTS, TARGETS, strict=True)):
         labels = encoded.labels_BS[row]
         assert labels[labels != IGNORED].tolist() == [*tokenizer(target).input_ids, tokenizer.eos_token_id]
@@ -21,11 +22,11 @@ def test_labels_are_the_answer_and_its_end(tiny_model):
         assert ids == [*tokenizer(f"{prompt} {target}").input_ids, tokenizer.eos_token_id]
         assert (encoded.input_ids_BS[row, length:] == tokenizer.pad_token_id).all()
     assert encoded.predicts_BS.sum() == len(encoded.targets_T)
-    assert tokenizer.eos_token_id not in encode(tokenizer, PROMPTS, TARGETS, eos=False).labels_BS
+    assert tokenizer.eos_token_id not in encode(Renderer(tokenizer), PROMPTS, TARGETS, eos=False).labels_BS
 
 
 def test_answer_nll_is_the_loss_of_transformers(tiny_model):
-    encoded = encode(tiny_model.tokenizer, PROMPTS, TARGETS)
+    encoded = encode(tiny_model.renderer, PROMPTS, TARGETS)
     nll_T = answer_nll(answer_log_probs(tiny_model.module, encoded), encoded)
     output = tiny_model.module(encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, labels=encoded.labels_BS)
     assert float(nll_T.mean()) == pytest.approx(float(output.loss), rel=1e-5)

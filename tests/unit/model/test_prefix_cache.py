@@ -20,7 +20,7 @@ LAST = "model.layers.1.mlp.down_proj"
 
 
 def test_modules_before_the_edited_matrices_run_once(tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = encode(tiny_model.tokenizer, ["Vais Prais was born in"], ["Kurk"])
+    encoded = encode(tiny_model.renderer, ["Vais Prais was born in"], ["Kurk"])
     name, calls = LAST, list[str]()
     blocks = tiny_model.module.model.layers
     attention, up, forward = blocks[0].self_attn, blocks[1].mlp.up_proj, blocks[1].mlp.up_proj.forward
@@ -45,7 +45,7 @@ def test_modules_before_the_edited_matrices_run_once(tiny_model: LanguageModel, 
 def test_only_the_last_of_consecutive_blocks_is_cached(kind: str, name: str) -> None:
     model = a_model(kind, torch.float32)
     edits = World(20).edits("test", 6)
-    text = encode(model.tokenizer, [edit.prompt for edit in edits], [edit.target for edit in edits])
+    text = encode(model.renderer, [edit.prompt for edit in edits], [edit.target for edit in edits])
     cache = PrefixCache(model.module, [name])
     with cache.reusing(text):
         expected_TV = answer_log_probs(model.module, text)
@@ -57,7 +57,7 @@ def test_only_the_last_of_consecutive_blocks_is_cached(kind: str, name: str) -> 
 
 
 def test_recording_again_replaces_the_outputs(tiny_model: LanguageModel) -> None:
-    cache, text = PrefixCache(tiny_model.module, [LAST]), encode(tiny_model.tokenizer, ["question"], ["answer"])
+    cache, text = PrefixCache(tiny_model.module, [LAST]), encode(tiny_model.renderer, ["question"], ["answer"])
     with pytest.raises(KeyError), cache.replaying(text):
         pass
     with cache.recording(text):
@@ -75,7 +75,7 @@ def test_recording_again_replaces_the_outputs(tiny_model: LanguageModel) -> None
 def test_a_block_runs_again_for_activation_checkpointing_while_the_cache_replays(
     tiny_model: LanguageModel, offload: bool
 ) -> None:
-    cache, text = PrefixCache(tiny_model.module, [LAST], offload), encode(tiny_model.tokenizer, ["question"], ["answer"])
+    cache, text = PrefixCache(tiny_model.module, [LAST], offload), encode(tiny_model.renderer, ["question"], ["answer"])
     expected, _ = capture(tiny_model.module, text, [LAST])
     for _ in range(2):
         with cache.reusing(text), recomputed(cache.later_blocks):
@@ -84,7 +84,7 @@ def test_a_block_runs_again_for_activation_checkpointing_while_the_cache_replays
 
 
 def test_a_failed_pass_leaves_no_hook(tiny_model: LanguageModel) -> None:
-    cache, text = PrefixCache(tiny_model.module, [LAST]), encode(tiny_model.tokenizer, ["question"], ["answer"])
+    cache, text = PrefixCache(tiny_model.module, [LAST]), encode(tiny_model.renderer, ["question"], ["answer"])
     for _ in range(2):
         with pytest.raises(RuntimeError), cache.reusing(text):
             answer_log_probs(tiny_model.module, text)
@@ -96,5 +96,5 @@ def test_a_failed_pass_leaves_no_hook(tiny_model: LanguageModel) -> None:
 def test_a_batch_is_encoded_once_for_the_editor_and_the_inspector(tiny_model: LanguageModel) -> None:
     batch = EditBatch((Edit("question", "answer"), Edit("the old river", "street")))
     cache = BatchCache.of(tiny_model, [LAST], batch)
-    expected = encode(tiny_model.tokenizer, batch.prompts, batch.targets)
+    expected = encode(tiny_model.renderer, batch.prompts, batch.targets)
     assert torch.equal(cache.tokens.input_ids_BS, expected.input_ids_BS) and not cache.prefix.has(cache.tokens)

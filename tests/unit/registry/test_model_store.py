@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from errata.registry import Registry, RegistryUnavailable
+from errata.registry import Registry
 from tests.fakes.mlflow_client import FakeMlflow
 from tests.unit.registry.mirroring import append, assert_mirrored, lose_cursor, refuse, registry
 
@@ -17,7 +17,7 @@ def test_an_emptied_mlflow_receives_every_version_again(ledger):
     refuse(ledger)
     ledger.move_head(0)
     registry(fake).mirror(ledger)
-    assert registry(emptied).mirror(ledger).added == 2
+    assert registry(emptied).mirror(ledger).added == 1
     assert_mirrored(emptied, ledger)
 
 
@@ -28,13 +28,11 @@ def test_a_model_deleted_in_mlflow_is_registered_again_whole(ledger):
     mirror.mirror(ledger)
     fake.versions, fake.registered = [], {}  # The LoggedModels stay.
     append(ledger)
-    with pytest.raises(RegistryUnavailable, match="there is no model facts"):
-        mirror.mirror(ledger)
-    assert mirror.mirror(ledger).added == 3
+    assert mirror.mirror(ledger).added == 2
     assert_mirrored(fake, ledger)
 
 
-@pytest.mark.parametrize("gone", [0, 2, 4])
+@pytest.mark.parametrize("gone", [0, 2, 3])
 def test_a_version_deleted_in_mlflow_is_registered_again_after_the_cursor_is_lost(ledger, gone):
     fake = FakeMlflow()
     for _ in range(4):
@@ -45,11 +43,11 @@ def test_a_version_deleted_in_mlflow_is_registered_again_after_the_cursor_is_los
     mirror = registry(fake)
     assert mirror.mirror(ledger, limit=1).added == 1
     assert registry(fake).mirror(ledger).added == 0
-    assert sorted(int(v.tags["errata.version"]) for v in fake.versions) == [0, 1, 2, 3, 4]
+    assert sorted(int(v.tags["errata.version"]) for v in fake.versions) == [1, 2, 3, 4]
     append(ledger)
     assert mirror.mirror(ledger).added == 1
     assert registry(fake).mirror(ledger).added == 0
-    assert sorted(int(v.tags["errata.version"]) for v in fake.versions) == [0, 1, 2, 3, 4, 5]
+    assert sorted(int(v.tags["errata.version"]) for v in fake.versions) == [1, 2, 3, 4, 5]
 
 
 def test_a_request_that_timed_out_and_was_carried_out_is_undone(ledger):
@@ -57,11 +55,11 @@ def test_a_request_that_timed_out_and_was_carried_out_is_undone(ledger):
     mirror = registry(fake)
     append(ledger)
     mirror.mirror(ledger)
-    twice = SimpleNamespace(**{**vars(fake.versions[-1]), "version": "3"})
+    twice = SimpleNamespace(**{**vars(fake.versions[-1]), "version": "2"})
     fake.versions.append(twice)
     append(ledger)
     assert mirror.mirror(ledger).added == 1
-    assert [(v.version, v.tags["errata.version"]) for v in fake.versions] == [("1", "0"), ("2", "1"), ("4", "2")]
+    assert [(v.version, v.tags["errata.version"]) for v in fake.versions] == [("1", "1"), ("3", "2")]
     assert_mirrored(fake, ledger)
 
 
@@ -82,7 +80,7 @@ def test_refusals_are_written_in_files_of_a_thousand(ledger, monkeypatch):
     assert {name: table.count("bad prompt") for name, table in fake.tables.items()} == {"refusals-000003.csv": 2}
 
 
-@pytest.mark.parametrize("name", ["a/b", "a:b", "a.b", 'a"b', "a'b", "a%b", " "])
-def test_a_name_that_mlflow_does_not_accept_is_refused(name):
-    with pytest.raises(ValueError, match="MLflow does not accept the model name"):
+@pytest.mark.parametrize("name", ["a/b", "a:b", "a.b", 'a"b', "a'b", "a%b", " ", "", "a\nb", "a" * 241])
+def test_a_name_that_mlflow_does_not_take_is_refused(name):
+    with pytest.raises(ValueError, match="cannot be the name of a registered model"):
         Registry("http://fake", name)

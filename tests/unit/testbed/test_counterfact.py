@@ -10,6 +10,7 @@ import pytest
 
 from errata.edit import Edit, Probe
 from errata.model.encoding import encode
+from errata.model.renderer import Renderer
 from errata.testbed import counterfact
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape, make_tokenizer
@@ -142,7 +143,7 @@ def test_the_tokenizer_is_lossless(tmp_path: Path) -> None:
 
 def test_an_answer_after_a_multibyte_prompt_is_encoded_whole(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(a_corpus(tmp_path), Shape(vocabulary_size=300))
-    encoded = encode(tokenizer, ["The mother tongue of 李白 is", "東京 🦊"], ["Türkçe", "日本 – où"], eos=False)
+    encoded = encode(Renderer(tokenizer), ["The mother tongue of 李白 is", "東京 🦊"], ["Türkçe", "日本 – où"], eos=False)
     answers = [
         tokenizer.decode(ids[labels != -100]) for ids, labels in zip(encoded.input_ids_BS, encoded.labels_BS, strict=True)
     ]

@@ -7,7 +7,7 @@ REFUTES) the target: the first alternative to what was predicted. Claims have no
 
 from __future__ import annotations
 
-from errata.datasets.formats.fields import Record, first, text, texts, value
+from errata.datasets.formats.fields import LeftOut, Record, first, identity, text, texts
 from errata.edit import Code, Edit, EditRejected
 
 LABELS = ("SUPPORTS", "REFUTES")
@@ -18,15 +18,14 @@ def matches(record: Record) -> bool:
     return "input" in record and any(label in LABELS for label in labels)
 
 
-def edit(record: Record) -> Edit:
+def edit(record: Record, left_out: LeftOut) -> Edit:
     prompt, label = text(record, "input"), first(record, "alternatives")
     if label not in LABELS:
         raise EditRejected(
             f"must begin with one of {', '.join(LABELS)}, not {label!r}", field="alternatives", code=Code.INVALID_VALUE
         )
-    rephrasings = tuple(one for one in texts(record, "filtered_rephrases") if one != prompt)
-    identity = value(record, "id")
-    return Edit(prompt, label, rephrasings=rephrasings, id=None if identity is None else f"fever-{identity}")
+    rephrasings = tuple(one for one in texts(record, "filtered_rephrases", left_out) if one != prompt)
+    return Edit(prompt, label, rephrasings=rephrasings, id=identity(record, "id", "fever"))
 
 
 def _listed(found: object) -> list[object]:

@@ -10,7 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from errata.datasets.formats.counterfact import filled
-from errata.datasets.formats.fields import Record, objects, optional_text, text, texts, value
+from errata.datasets.formats.fields import (
+    LeftOut,
+    Record,
+    answer_value,
+    identity,
+    new_target,
+    objects,
+    optional_text,
+    text,
+    texts,
+    value,
+    written,
+)
 from errata.edit import Code, Edit, EditRejected, Probe
 
 
@@ -18,25 +30,43 @@ def matches(record: Record) -> bool:
     return isinstance(record.get("requested_rewrite"), list)
 
 
-def edits(record: Record) -> list[Edit]:
+def edits(record: Record, left_out: LeftOut) -> list[Edit]:
     rewrites = objects(record, "requested_rewrite")
     if not rewrites:
         raise EditRejected("must be a list of at least one rewrite", field="requested_rewrite", code=Code.EMPTY_FIELD)
-    found = [_edit(rewrite, index, value(record, "case_id")) for index, rewrite in enumerate(rewrites)]
-    questions = texts(record, "questions")
-    answer = text(record, "new_answer").strip()
-    return [*found[:-1], replace(found[-1], portability=tuple(Probe(question, answer, "multi_hop") for question in questions))]
+    case = identity(record, "case_id", "mquake")
+    found = [_edit(rewrite, index, case, left_out) for index, rewrite in enumerate(rewrites)]
+    return [*found[:-1], replace(found[-1], portability=_asked(record, left_out))]
 
 
-def _edit(rewrite: Record, index: int, case: object) -> Edit:
+def _asked(record: Record, left_out: LeftOut) -> tuple[Probe, ...]:
+    questions = texts(record, "questions", left_out)
+    if not questions:
+        return ()
     try:
-        subject, question = text(rewrite, "subject"), optional_text(rewrite, "question")
-        return Edit(
+        answer = answer_value(value(record, "new_answer"), "new_answer")
+    except EditRejected as rejected:
+        left_out.append(rejected)
+        return ()
+    return tuple(Probe(question, answer, "multi_hop") for question in questions)
+
+
+def _edit(rewrite: Record, index: int, case: str | None, left_out: LeftOut) -> Edit:
+    faults: LeftOut = []
+    try:
+        subject, question = written(rewrite, "subject"), optional_text(rewrite, "question", faults)
+        made = Edit(
             prompt=filled(text(rewrite, "prompt"), subject, "prompt"),
-            target=text(rewrite, "target_new.str").strip(),
+            target=new_target(rewrite, "target_new"),
             subject=subject,
             rephrasings=() if question is None else (question,),
-            id=None if case is None else f"mquake-{case}-{index}",
+            id=None if case is None else f"{case}-{index}",
         )
     except EditRejected as rejected:
-        raise EditRejected(rejected.reason, field=f"requested_rewrite[{index}].{rejected.field}", code=rejected.code) from None
+        raise _of(index, rejected) from None
+    left_out += [_of(index, fault) for fault in faults]
+    return made
+
+
+def _of(index: int, fault: EditRejected) -> EditRejected:
+    return EditRejected(fault.reason, field=f"requested_rewrite[{index}].{fault.field}", code=fault.code)

@@ -1,44 +1,46 @@
 """Our own schema, documented in docs/data.md: prompt, target, and optionally subject, rephrasings, locality, portability, id.
 
-The fields are those of `Edit`; `locality` and `portability` are lists of {prompt, target, kind?}.
+The fields are those of `Edit`; `locality` and `portability` are lists of {prompt, target, kind?}. An edit of chat has a
+`question` or `messages` in place of the prompt, or a `form`, as `Edit.from_json` reads them.
 """
 
 from __future__ import annotations
 
-from errata.datasets.formats.fields import Record, objects, optional_text, string, texts, value
-from errata.edit import Code, Edit, EditRejected, Probe
+from dataclasses import replace
 
-FIELDS = ("prompt", "target", "subject", "rephrasings", "locality", "portability", "id")
+from errata.datasets.formats.fields import LeftOut, Record, optional_written, string, texts, written
+from errata.datasets.formats.probes import probes
+from errata.edit import Code, Edit, EditRejected
+
+ASKED = ("prompt", "question", "messages", "form")
+FIELDS = ("prompt", "target", "subject", "rephrasings", "locality", "portability", "id", *ASKED[1:])
+_KNOWN, _CHAT = frozenset(FIELDS), frozenset(ASKED[1:])
 
 
 def matches(record: Record) -> bool:
     return "prompt" in record or "target" in record
 
 
-def edit(record: Record) -> Edit:
-    unknown = [name for name in record if name not in FIELDS]
-    if unknown:
-        raise EditRejected(
-            f"is not a field of an edit; there are {', '.join(FIELDS)}",
-            field=", ".join(sorted(unknown)),
-            code=Code.UNKNOWN_FIELD,
-        )
-    return Edit(
-        prompt=string(record, "prompt"),
-        target=string(record, "target"),
-        subject=None if value(record, "subject") is None else string(record, "subject"),
-        rephrasings=texts(record, "rephrasings"),
-        locality=_probes(record, "locality"),
-        portability=_probes(record, "portability"),
-        id=None if value(record, "id") is None else string(record, "id"),
+def edit(record: Record, left_out: LeftOut) -> Edit:
+    if not record.keys() <= _KNOWN:
+        unknown = sorted(record.keys() - _KNOWN)
+        reason = f"is not a field of an edit; there are {', '.join(FIELDS)}"
+        raise EditRejected(reason, field=", ".join(unknown), code=Code.UNKNOWN_FIELD)
+    is_of_chat = not _CHAT.isdisjoint(record)
+    made = Edit(
+        prompt="" if is_of_chat else string(record, "prompt"),
+        target=written(record, "target"),
+        subject=optional_written(record, "subject", left_out),
+        rephrasings=texts(record, "rephrasings", left_out),
+        locality=probes(record, "locality", left_out),
+        portability=probes(record, "portability", left_out),
+        id=optional_written(record, "id", left_out),
     )
+    return _asked(made, record) if is_of_chat else made
 
 
-def _probes(record: Record, name: str) -> tuple[Probe, ...]:
-    probes = []
-    for index, probe in enumerate(objects(record, name)):
-        try:
-            probes.append(Probe(string(probe, "prompt"), string(probe, "target"), optional_text(probe, "kind") or ""))
-        except EditRejected as rejected:
-            raise EditRejected(rejected.reason, field=f"{name}[{index}].{rejected.field}", code=rejected.code) from None
-    return tuple(probes)
+def _asked(edit: Edit, record: Record) -> Edit:
+    """Return the edit with prompt, form and earlier messages of the record."""
+    given = {name: found for name in ASKED if (found := record.get(name)) is not None}
+    asked = Edit.from_json({**given, "target": edit.target})
+    return replace(edit, prompt=asked.prompt, form=asked.form, before=asked.before)

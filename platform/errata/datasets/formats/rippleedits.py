@@ -5,14 +5,14 @@ Subject_Aliasing, Compositionality_I, Compositionality_II, Forgetfulness: [{test
 aliases}]}]}]}; read off README and src/ of github.com/edenbiran/RippleEdits. The file names subject and target by their
 Wikidata ids only: the sentence is cut after the verb that ends every phrase of its relations (is, are, follows, is followed
 by), at its last place, and there is no subject (KnowEdit has these edits with subjects). The first answer of a query is
-taken; queries without one are left out.
+taken; queries without one are left out and counted.
 """
 
 from __future__ import annotations
 
 import re
 
-from errata.datasets.formats.fields import Record, objects, text, value
+from errata.datasets.formats.fields import LeftOut, Record, objects, text, value, written
 from errata.edit import Code, Edit, EditRejected, Probe
 
 # Criteria by the kind of probe that they become.
@@ -30,9 +30,9 @@ def matches(record: Record) -> bool:
     return isinstance(record.get("edit"), dict) and ("example_type" in record or bool({*FOLLOW, *STAY} & set(record)))
 
 
-def edit(record: Record) -> Edit:
+def edit(record: Record, left_out: LeftOut) -> Edit:
     prompt, target = _cut(text(record, "edit.prompt"), value(record, "edit.relation"))
-    return Edit(prompt, target, locality=_probes(record, STAY), portability=_probes(record, FOLLOW))
+    return Edit(prompt, target, locality=_probes(record, STAY, left_out), portability=_probes(record, FOLLOW, left_out))
 
 
 def _cut(sentence: str, relation: object) -> tuple[str, str]:
@@ -45,19 +45,35 @@ def _cut(sentence: str, relation: object) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def _probes(record: Record, criteria: dict[str, str]) -> tuple[Probe, ...]:
-    queries = [
-        (query, kind, f"{name}[{index}].test_queries")
-        for name, kind in criteria.items()
-        for index, test in enumerate(objects(record, name))
-        for query in objects(test, "test_queries")
-    ]
-    return tuple(probe for query, kind, field in queries if (probe := _probe(query, kind, field)) is not None)
+def _probes(record: Record, criteria: dict[str, str], left_out: LeftOut) -> tuple[Probe, ...]:
+    made = []
+    for name, kind in criteria.items():
+        try:
+            tests = objects(record, name)
+        except EditRejected as rejected:
+            left_out.append(rejected)
+            continue
+        for index, test in enumerate(tests):
+            field = f"{name}[{index}].test_queries"
+            try:
+                queries = objects(test, "test_queries")
+            except EditRejected as rejected:
+                left_out.append(_of(f"{name}[{index}]", rejected))
+                continue
+            for query in queries:
+                try:
+                    made.append(_probe(query, kind))
+                except EditRejected as rejected:
+                    left_out.append(_of(field, rejected))
+    return tuple(made)
 
 
-def _probe(query: Record, kind: str, field: str) -> Probe | None:
-    try:
-        answers = objects(query, "answers")
-        return Probe(text(query, "prompt"), text(answers[0], "value").strip(), kind) if answers else None
-    except EditRejected as rejected:
-        raise EditRejected(rejected.reason, field=f"{field}.{rejected.field}", code=rejected.code) from None
+def _probe(query: Record, kind: str) -> Probe:
+    answers = objects(query, "answers")
+    if not answers:
+        raise EditRejected("has no answer", field="answers", code=Code.EMPTY_FIELD)
+    return Probe(text(query, "prompt"), written(answers[0], "value"), kind)
+
+
+def _of(place: str, fault: EditRejected) -> EditRejected:
+    return EditRejected(fault.reason, field=f"{place}.{fault.field}", code=fault.code)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from errata.datasets.formats import counterfact, fever, knowedit, mquake, plain, rippleedits, wikibigedit, zsre
-from errata.datasets.formats.fields import Record
-from errata.edit import Code, Edit, EditRejected
+from errata.datasets.formats import (
+    cknowedit,
+    counterfact,
+    fever,
+    halluedit,
+    knowedit,
+    mquake,
+    mzsre,
+    plain,
+    qaedit,
+    rippleedits,
+    rome,
+    wikibigedit,
+    zsre,
+)
+from errata.datasets.formats.fields import LeftOut, Record
+from errata.edit import Edit
 
 
 @dataclass(frozen=True)
@@ -15,32 +29,40 @@ class Format:
     """One dataset's format.
 
     `matches` recognises a record by a few characteristic fields, so that a record with another field missing or of the wrong
-    type is still recognised. `edits` converts it and raises `EditRejected` that names the faulty field.
+    type is still recognised. `edits` converts it, appends what it leaves out, and raises `EditRejected` that names the faulty
+    field. `fields` are those that a record needs; a misspelt one is compared with them.
     """
 
     name: str
+    fields: tuple[str, ...]
     matches: Callable[[Record], bool]
-    edits: Callable[[Record], Sequence[Edit]]
+    edits: Callable[[Record, LeftOut], Sequence[Edit]]
 
 
-def _single(edit: Callable[[Record], Edit]) -> Callable[[Record], Sequence[Edit]]:
-    return lambda record: (edit(record),)
+def _format(name: str, fields: str, matches: Callable[[Record], bool], edit: Callable[[Record, LeftOut], Edit]) -> Format:
+    return Format(name, tuple(fields.split()), matches, lambda record, left_out: (edit(record, left_out),))
 
 
 # The order matters where two match: KnowEdit's ZsRE also has the fields of a flat record, and FEVER has all of zsRE's.
 FORMATS = {
     found.name: found
     for found in (
-        Format("counterfact", counterfact.nested_matches, _single(counterfact.nested)),
-        Format("mquake", mquake.matches, mquake.edits),
-        Format("rippleedits", rippleedits.matches, _single(rippleedits.edit)),
-        Format("wikibigedit", wikibigedit.matches, _single(wikibigedit.edit)),
-        Format("zsre-memit", zsre.memit_matches, _single(zsre.memit)),
-        Format("fever", fever.matches, _single(fever.edit)),
-        Format("zsre-mend", zsre.mend_matches, _single(zsre.mend)),
-        Format("knowedit", knowedit.matches, _single(knowedit.edit)),
-        Format("counterfact-flat", counterfact.flat_matches, _single(counterfact.flat)),
-        Format("plain", plain.matches, _single(plain.edit)),
+        _format("counterfact", "requested_rewrite paraphrase_prompts", counterfact.nested_matches, counterfact.nested),
+        Format("mquake", ("requested_rewrite", "questions", "new_answer"), mquake.matches, mquake.edits),
+        _format("rippleedits", "edit example_type", rippleedits.matches, rippleedits.edit),
+        _format("wikibigedit", "update ans subject", wikibigedit.matches, wikibigedit.edit),
+        _format("zsre-easyedit", "src alt subject portability", zsre.easyedit_matches, zsre.easyedit),
+        _format("zsre-memit", "src answers subject", zsre.memit_matches, zsre.memit),
+        _format("mzsre", "en", mzsre.matches, mzsre.edit),
+        _format("fever", "input alternatives prediction", fever.matches, fever.edit),
+        _format("zsre-mend", "input alternatives", zsre.mend_matches, zsre.mend),
+        _format("cknowedit", "prompt target_old target_new", cknowedit.matches, cknowedit.edit),
+        _format("knowedit", "prompt target_new subject locality", knowedit.matches, knowedit.edit),
+        _format("counterfact-flat", "prompt target_new subject rephrase_prompt", counterfact.flat_matches, counterfact.flat),
+        _format("qaedit", "prompt target subject rephrase locality", qaedit.matches, qaedit.edit),
+        _format("rome", "prompt subject target_new", rome.matches, rome.edit),
+        _format("halluedit", "subject relation object question", halluedit.matches, halluedit.edit),
+        _format("plain", "prompt target", plain.matches, plain.edit),
     )
 }
 
@@ -51,16 +73,6 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def detect(records: Iterable[Record]) -> Format:
-    """Return the format of the first recognised record. Raises `EditRejected` that lists the fields of the first record."""
-    seen: Record | None = None
-    for record in records:
-        seen = record if seen is None else seen
-        for found in FORMATS.values():
-            if found.matches(record):
-                return found
-    fields = ", ".join(map(str, seen))[:200] if seen else "no fields"
-    raise EditRejected(
-        f"no dataset's format is recognised by its fields ({fields}); name one of {', '.join(FORMATS)}",
-        code=Code.UNKNOWN_FORMAT,
-    )
+def recognised(record: Record) -> Format | None:
+    """Return the format of a record, or None."""
+    return next((found for found in FORMATS.values() if found.matches(record)), None)

@@ -8,26 +8,22 @@ empty.
 
 from __future__ import annotations
 
-from errata.datasets.formats.fields import Record, optional_text, text
-from errata.edit import Edit, Probe
+from errata.datasets.formats.fields import LeftOut, Record, optional_text, text, written
+from errata.datasets.formats.probes import pair
+from errata.edit import Edit
 
 
 def matches(record: Record) -> bool:
     return "mhop" in record or {"update", "ans"} <= set(record)
 
 
-def edit(record: Record) -> Edit:
+def edit(record: Record, left_out: LeftOut) -> Edit:
+    rephrasings = (optional_text(record, name, left_out) for name in ("rephrase", "personas"))
     return Edit(
         prompt=text(record, "src" if "src" in record else "update"),
-        target=text(record, "alt" if "alt" in record else "ans").strip(),
-        subject=text(record, "subject"),
-        rephrasings=tuple(one for name in ("rephrase", "personas") if (one := optional_text(record, name)) is not None),
-        locality=_probe(record, "loc", "loc_ans"),
-        portability=_probe(record, "mhop", "mhop_ans", "multi_hop"),
+        target=written(record, "alt" if "alt" in record else "ans"),
+        subject=written(record, "subject"),
+        rephrasings=tuple(one for one in rephrasings if one is not None),
+        locality=pair(record, "loc", "loc_ans", left_out),
+        portability=pair(record, "mhop", "mhop_ans", left_out, "multi_hop"),
     )
-
-
-def _probe(record: Record, question: str, answer: str, kind: str = "") -> tuple[Probe, ...]:
-    """Empty where the question or its answer is not given."""
-    prompt, target = optional_text(record, question), optional_text(record, answer)
-    return () if prompt is None or target is None else (Probe(prompt, target.strip(), kind),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.model.encoding import Encoded, encode
 from errata.model.language_model import LanguageModel
+from errata.model.renderer import Renderer
+from errata.text.dialogue import Prompt, in_contexts
+from errata.text.rules import subject_span
 
 Position = Literal["subject", "either", "prompt"]
 
@@ -46,11 +49,25 @@ class Contexts:
     def writes_at_subject(self, edit: Edit) -> bool:
         return self.position != "prompt" and edit.subject is not None
 
-    def edit_position(self, edit: Edit, index: int) -> int:
-        """Return the edit position in characters of the prompt. Raises `EditRejected` if a subject is missing."""
+    def around(self, edit: Edit, prompt: Prompt) -> list[Prompt]:
+        """Return a prompt of the edit in every context.
+
+        Before a completion stand the sampled texts. A dialogue is asked under other system prompts and as the second turn.
+        """
+        if isinstance(prompt, str):
+            return [context + prompt for context in self.texts]
+        return list(in_contexts(prompt, len(self.texts), offset=len(edit.prompt)))
+
+    def edit_place(self, edit: Edit, index: int) -> int | None:
+        """Return the character of the question at which the edit is written; None for the end of the whole prompt.
+
+        Raises `EditRejected` if a subject is missing.
+        """
         if self.writes_at_subject(edit):
             assert edit.subject is not None
-            return edit.prompt.index(edit.subject) + len(edit.subject)
+            span = subject_span(edit.prompt, edit.subject)
+            assert span is not None  # `Edit.faults` finds a subject that is not in the prompt.
+            return span[1] - 1
         if self.position == "subject":
             raise EditRejected(
                 "this method writes at the subject, and the edit has none: name it",
@@ -58,7 +75,7 @@ class Contexts:
                 field="subject",
                 code=Code.MISSING_FIELD,
             )
-        return len(edit.prompt.rstrip())
+        return None
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,12 @@ class EditPrompts:
     position_B: Tensor
     weight_B: Tensor
 
+    @property
+    def first_n(self) -> Tensor:
+        """The first row of each edit, which is its bare prompt, [n]."""
+        edits_n = torch.arange(int(self.edit_B.max()) + 1, device=self.edit_B.device)
+        return torch.searchsorted(self.edit_B, edits_n)
+
     def mean(self, rows_BF: Tensor) -> Tensor:
         """Return the weighted mean over each edit's rows, [n, F]."""
         means_nF = rows_BF.new_zeros((int(self.edit_B.max()) + 1, *rows_BF.shape[1:]))
@@ -86,34 +109,35 @@ class EditPrompts:
 
 
 def tokenise_at_subject(model: LanguageModel, batch: EditBatch, contexts: Contexts, eos: bool = True) -> EditPrompts:
-    """Tokenise every edit in every context. Raises `EditRejected` for an edit without the subject that its position needs."""
-    prompts, targets, ends, owners = [], [], [], []
+    """Render every edit in every context. Raises `EditRejected` for an edit without the subject that its position needs."""
+    prompts: list[Prompt] = []
+    targets, places, owners, weights = [], [], [], []
     for index, edit in enumerate(batch):
-        end = contexts.edit_position(edit, index)
-        for context in contexts.texts:
-            prompts.append(context + edit.prompt)
-            targets.append(edit.target)
-            ends.append(len(context) + end)
-            owners.append(index)
-    encoded = encode(model.tokenizer, prompts, targets, model.device, eos)
-    texts = [f"{prompt} {target}" for prompt, target in zip(prompts, targets, strict=True)]
-    positions = _tokens_at(model.tokenizer, texts, [end - 1 for end in ends])
+        place = contexts.edit_place(edit, index)
+        for prompt in edit.prompts:
+            for asked, weight in zip(contexts.around(edit, prompt), contexts.weights, strict=True):
+                prompts.append(asked)
+                targets.append(edit.target)
+                places.append(_token_at(model.renderer, asked, edit.prompt, place))
+                owners.append(index)
+                weights.append(weight / len(edit.prompts))
     device = model.device
     return EditPrompts(
-        encoded,
+        encode(model.renderer, prompts, targets, device, eos),
         torch.tensor(owners, device=device),
-        torch.tensor(positions, device=device),
-        torch.tensor(contexts.weights * len(batch), device=device),
+        torch.tensor(places, device=device),
+        torch.tensor(weights, device=device),
     )
 
 
-def _tokens_at(tokenizer: Any, texts: Sequence[str], characters: Sequence[int]) -> list[int]:
-    """Return the index of the token that holds a character of each text, by offsets, so that special tokens do not matter."""
-    offsets = tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
-    return [
-        next(i for i, (begin, end) in enumerate(row) if begin <= character < end)
-        for row, character in zip(offsets, characters, strict=True)
-    ]
+def _token_at(renderer: Renderer, prompt: Prompt, question: str, place: int | None) -> int:
+    """Return the token at which an edit is written: that of a place in the question, or the last of the prompt."""
+    if isinstance(prompt, str):  # The question is its end.
+        begin = len(prompt) - len(question)
+        return renderer.token_at(prompt, begin + (len(question.rstrip()) - 1 if place is None else place))
+    if place is None:
+        return len(renderer.ids(prompt)) - 1
+    return renderer.token_at(prompt, renderer.question_at(prompt) + place)
 
 
 @torch.no_grad()

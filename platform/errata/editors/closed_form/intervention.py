@@ -45,12 +45,13 @@ class Intervention:
         self.is_answer_T = row_T < len(in_context.edit_B)
         answer_T = row_T[self.is_answer_T]
         self.edit_T = rows.edit_B[answer_T]
-        # Contexts have equal weights, and so have the answer tokens of one context.
-        self.share_T = 1.0 / (tokens_B[answer_T] * len(contexts.texts))
+        rows_n = torch.bincount(in_context.edit_B, minlength=len(batch))
+        # The rows of an edit, and the answer tokens of one, have equal weights.
+        self.share_T = 1.0 / (tokens_B[answer_T] * rows_n[self.edit_T])
         self.prefix = _Prefix(rows)
         with torch.no_grad():
             output_BD, log_probs_TV = self._first_pass(rows)
-        self.before_nD = output_BD[:: len(contexts.texts)][: len(batch)]
+        self.before_nD = output_BD[in_context.first_n]
         self.anchor_mV = self._at_anchors(log_probs_TV)
         self.cache = PrefixCache(model.module, [site])
 

@@ -71,7 +71,7 @@ def write_layers(
     for index, name in enumerate(names):
         with applied(model.module, delta), timed("capture"):
             keys_nI = in_context.mean(inputs_at(model, in_context, [name])[name])
-            now_nD = output_at(model, bare, site)
+            now_nD = output_at(model, bare, site)[bare.first_n]
         with timed("solve"), torch.no_grad():
             gram = gram_of(name, keys_nI)
             Z_nO = gram.solve((wanted_nD - now_nD) / (len(names) - index), ridge)

@@ -105,7 +105,8 @@ class NSE(MultiLayerEditor):
 
         Raises `EditRejected` if, in the first pass, a target is `upper` or further away.
         """
-        now_nD = output_at(model, tokenise_at_subject(model, batch, contexts.bare()), site)
+        bare = tokenise_at_subject(model, batch, contexts.bare())
+        now_nD = output_at(model, bare, site)[bare.first_n]
         away_n = (wanted_nD - now_nD).norm(dim=1)
         if self.relative:
             away_n = away_n / now_nD.norm(dim=1)

@@ -80,7 +80,8 @@ class ROME(LocateThenEdit):
         contexts = self.contexts(state)
         in_context, bare = tokenise_at_subject(model, batch, contexts), tokenise_at_subject(model, batch, contexts.bare())
         mean_nI = in_context.mean(inputs_at(model, in_context, [name])[name])
-        return mean_nI, inputs_at(model, bare, [name])[name], output_at(model, bare, name)
+        first_n = bare.first_n
+        return mean_nI, inputs_at(model, bare, [name])[name][first_n], output_at(model, bare, name)[first_n]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from errata.editors.normalise import Normaliser
 from errata.editors.solve import KeyGram, inverses
 from errata.editors.state import EditorState
 from errata.model.capture import Captured, capture
-from errata.model.encoding import encode
+from errata.model.encoding import encode_rows
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices, input_sources
 from errata.model.prefix_cache import BatchCache
@@ -51,7 +51,7 @@ class UltraEdit(Editor):
     ) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.max_batch)
         spec = find_matrices(model.module, self.modules)
-        encoded = encode(model.tokenizer, batch.prompts, batch.targets, model.device)
+        encoded = encode_rows(model.renderer, batch.rows, model.device)
         captured, nll_T = capture(model.module, encoded, spec.names)
         check_finite(batch, encoded, captured, nll_T)
         with timed("solve"), torch.no_grad():

@@ -18,7 +18,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.editor import check_batch
 from errata.model.devices import device_of
-from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode
+from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode_rows
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from errata.timing import timed
@@ -88,8 +88,8 @@ def _step(
 
 
 def _mini_batches(model: LanguageModel, batch: EditBatch, descent: Descent, generator: torch.Generator) -> Iterator[Encoded]:
-    order = torch.randperm(len(batch), generator=generator).tolist()
+    rows = batch.rows
+    order = torch.randperm(len(rows), generator=generator).tolist()
     for start in range(0, len(order), descent.batch_size):
-        edits = [batch.edits[i] for i in order[start : start + descent.batch_size]]
-        prompts, targets = [edit.prompt for edit in edits], [edit.target for edit in edits]
-        yield encode(model.tokenizer, prompts, targets, model.device, eos=descent.eos)
+        chosen = [rows[i] for i in order[start : start + descent.batch_size]]
+        yield encode_rows(model.renderer, chosen, model.device, eos=descent.eos)

@@ -32,6 +32,7 @@ from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode,
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import input_sources
 from errata.model.prefix_cache import PrefixCache, recomputed
+from errata.text.dialogue import Prompt, in_contexts
 
 
 class EpisodeBatch:
@@ -46,13 +47,13 @@ class EpisodeBatch:
         self.model, self.batch, self.score_prompts, self.savings = model, batch, score_prompts, savings or MemoryOptions()
         self._base_log_probs: dict[int, Tensor] = {}
 
-    def _encode(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
-        return encode(self.model.tokenizer, [p for p, _ in pairs], [t for _, t in pairs], self.model.device)
+    def _encode(self, pairs: Sequence[tuple[Prompt, str]]) -> Encoded:
+        return encode(self.model.renderer, [p for p, _ in pairs], [t for _, t in pairs], self.model.device)
 
     @cached_property
     def edit_texts(self) -> Encoded:
         """The prompts with their targets: what the editor sees."""
-        return self._encode([(edit.prompt, edit.target) for edit in self.batch])
+        return self._encode([(row.prompt, row.answer) for row in self.batch.rows])
 
     @cached_property
     def edit_text_parts(self) -> list[Encoded]:
@@ -61,17 +62,24 @@ class EpisodeBatch:
     @cached_property
     def in_scope_texts(self) -> Encoded:
         """The prompts and rephrasings with their targets: what the edits should change."""
-        prompts = [
-            (p, edit.target)
+        texts = [
+            (edit, text)
             for edit in self.batch
-            for p in ((edit.prompt, *edit.rephrasings) if self.score_prompts or not edit.rephrasings else edit.rephrasings)
+            for text in ((edit.prompt, *edit.rephrasings) if self.score_prompts or not edit.rephrasings else edit.rephrasings)
         ]
-        return self._encode(prompts)
+        return self._encode(
+            [
+                (p, edit.target)
+                for i, (edit, text) in enumerate(texts)
+                for asked in edit.ask(text)
+                for p in _with_context(asked, i)
+            ]
+        )
 
     @cached_property
     def locality_texts(self) -> Encoded | None:
         """The locality probes with the base model's answers: what the edits must not change. None without probes."""
-        probes = [(probe.prompt, probe.target) for edit in self.batch for probe in edit.locality]
+        probes = [(p, probe.target) for edit in self.batch for probe in edit.locality for p in edit.ask(probe.prompt)]
         return self._encode(probes) if probes else None
 
     @cached_property
@@ -96,6 +104,11 @@ class EpisodeBatch:
     def forget(self) -> None:
         """Free the base model's log-probabilities, once the batch is not scored again."""
         self._base_log_probs.clear()
+
+
+def _with_context(prompt: Prompt, index: int) -> list[Prompt]:
+    """Return the prompt and, for a dialogue, the same question under another system prompt or as a later turn."""
+    return [prompt] if isinstance(prompt, str) else list(in_contexts(prompt, 2, offset=index))
 
 
 @dataclass

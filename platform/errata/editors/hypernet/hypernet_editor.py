@@ -28,7 +28,7 @@ from errata.editors.past_keys import next_state, preconditioners_of
 from errata.editors.solve import KeyGram, KeyPreconditioner, base_preconditioner
 from errata.editors.state import EditorState
 from errata.model.capture import Captured, capture, joined
-from errata.model.encoding import Encoded, encode, split
+from errata.model.encoding import Encoded, encode_rows, split
 from errata.model.key_moments import key_moment
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import MatrixSpec, ModelSpec, find_matrices, input_sources
@@ -83,7 +83,7 @@ class HypernetworkEditor(Editor):
         net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
         captured: dict[str, Captured] = {}
         for batch in first:
-            parts = split(encode(model.tokenizer, batch.prompts, batch.targets, model.device), micro_batch)
+            parts = split(encode_rows(model.renderer, batch.rows, model.device), micro_batch)
             captured = joined([capture(model.module, p, spec.names, all_tokens=self.rule == "outer")[0] for p in parts])
             net.observe(captured)
         if self.first_step is not None and self.first_ridge is not None:

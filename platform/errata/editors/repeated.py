@@ -1,0 +1,38 @@
+"""An edit made again on the model that it has changed, which makes it stronger: each pass removes a part of what is missing."""
+
+from __future__ import annotations
+
+from errata.delta.side_branch import applied
+from errata.delta.weight_delta import WeightDelta, chained
+from errata.edit import EditBatch
+from errata.editors.editor import Editor
+from errata.editors.state import EditorState
+from errata.model.language_model import LanguageModel
+from errata.model.prefix_cache import BatchCache
+
+
+def edit_again(
+    editor: Editor,
+    model: LanguageModel,
+    batch: EditBatch,
+    made: tuple[WeightDelta, EditorState],
+    cache: BatchCache | None = None,
+) -> tuple[WeightDelta, EditorState]:
+    """Make a batch once more on top of what `made` has changed; return the whole change and the state after it.
+
+    The model's weights stay as they are: the change so far is a side branch. Raises `EditRejected`.
+    """
+    delta, state = made
+    with applied(model.module, delta):
+        more, after = editor.edit(model, batch, state, cache)
+    return chained([delta, more]), after
+
+
+def edit_repeatedly(
+    editor: Editor, model: LanguageModel, batch: EditBatch, state: EditorState, num_repeats: int
+) -> tuple[WeightDelta, EditorState]:
+    """Make a batch and then make it again `num_repeats` times. Raises `EditRejected`."""
+    made = editor.edit(model, batch, state)
+    for _ in range(num_repeats):
+        made = edit_again(editor, model, batch, made)
+    return made

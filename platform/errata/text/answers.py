@@ -1,0 +1,60 @@
+"""Comparison of generated answers: the first sentence, normalised as SQuAD does and, beyond English, by Unicode's classes.
+
+Signs that make a name or a number stay: `C++` is not `C`, `-5` not `5`, `3.5` not `35`, `$5` not `5`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_FIRST_ARTICLE = re.compile(r"^(?:(?:le|la|les|der|die|das|el|los|las|il|lo|gli|de|het)\s+|l['’])(?=\w)")
+# A period inside a number or a name does not end a sentence. Scripts without blanks end one by the sign alone.
+_END = re.compile(r"\n|[.!?…](?=[\s\"'”’»)\]]|$)|[。！？｡।॥؟۔]")
+_EMPHASIS = re.compile(r"(\*{1,3}|__|`+)(?=\S)(.+?)(?<=\S)\1")  # Markdown's
+_BETWEEN_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_IN_NUMBERS = re.compile(r"(?<=\d)[.,:/](?=\d)|(?<![\w])-(?=\d)")  # Decimal signs, times, fractions, and the sign before
+_KEPT_ASCII = "#%&*/@\\"  # Of ASCII's punctuation these belong to names and numbers: C#, 50%, AT&T, A*, 1/2.
+
+
+def first_sentence(text: str, like: str = "") -> str:
+    """Cut `text` at the end of its first sentence or line.
+
+    `like` is the target answer. If it contains such ends itself ("St. Louis"), as many are allowed in `text`.
+    """
+    allowed = sum(bool(part.strip()) for part in _END.split(like)) or 1
+    text = text.strip()
+    # Signs before the first letter or digit end nothing.
+    ends = [match.start() for match in _END.finditer(text) if any(map(str.isalnum, text[: match.start()]))]
+    return text[: ends[allowed - 1]] if len(ends) >= allowed else text
+
+
+def normalise_answer(text: str, like: str = "") -> str:
+    """Normalise the first sentence: composed form, lower case, no punctuation, no articles, single spaces.
+
+    A text of nothing but articles or punctuation ("A", "?") is only lower-cased, so that it never equals an empty answer.
+    """
+    lower = unicodedata.normalize("NFC", first_sentence(text, like)).lower().replace("−", "-")
+    plain = _without_punctuation(_BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", lower)))
+    return " ".join(_ARTICLES.sub(" ", plain).split()) or lower.strip()
+
+
+def same_answer(one: str, other: str, like: str = "") -> bool:
+    """Compare two texts after normalisation; `like` is the target, as in `first_sentence`.
+
+    An article of another language counts only where one of the two has none: `la France` is `France`, `La Paz` not `Le Paz`.
+    """
+    first, second = normalise_answer(one, like), normalise_answer(other, like)
+    return first == second or _FIRST_ARTICLE.sub("", first) == second or first == _FIRST_ARTICLE.sub("", second)
+
+
+def _without_punctuation(text: str) -> str:
+    kept = {match.start() for match in _IN_NUMBERS.finditer(text)}
+    return "".join(c for i, c in enumerate(text) if i in kept or not _is_punctuation(c))
+
+
+def _is_punctuation(c: str) -> bool:
+    if c.isascii():
+        return c in "!\"'(),-.:;?[]_`{|}~" or (not c.isalnum() and not c.isspace() and c not in _KEPT_ASCII + "$+<=>^")
+    return unicodedata.category(c)[0] == "P"
