@@ -192,7 +192,7 @@ def wait_for_mirror(demo: Demo) -> None:
     """Wait until every version is registered in MLflow, `MIRROR_S` at most."""
     registry = Registry(demo.services.mlflow_url, "errata")
     with demo.stage("mlflow", "the versions in MLflow"):
-        deadline, wanted = time.monotonic() + MIRROR_S, demo.report["versions"] + 1
+        deadline, wanted = time.monotonic() + MIRROR_S, demo.report["versions"]
         while len(registry.versions()) < wanted and time.monotonic() < deadline:
             time.sleep(0.5)
         found = registry.versions()
