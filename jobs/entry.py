@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,8 +40,17 @@ def run_job(read: Callable[[Sequence[str]], Chosen], run: Callable[[Chosen], obj
             sys.exit(f"{script.name}: {wrong}")
         if terminal.log:
             terminal.console.print(f"{script.stem}: log in {terminal.log}", highlight=False, soft_wrap=True)
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # By default they end the process and leave its services running.
+            signal.signal(ending, _interrupt)
         with _Failures(script.name, terminal):
             run(chosen)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """End as Ctrl-C does; a second signal does not disturb the cleaning up."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 class _Failures:
