@@ -56,7 +56,7 @@ def test_a_job_that_fails_shows_one_line_and_logs_the_traceback(tmp_path: Path) 
     assert "a library warns" in log.read_text() and "Traceback" in log.read_text()
 
 
-@pytest.mark.parametrize("body", ["raise KeyboardInterrupt", "__import__('signal').raise_signal(15)"], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("body", ["raise KeyboardInterrupt", "__import__('signal').raise_signal(15)"], ids=["key", "signal"])
 def test_an_interrupted_job_cleans_up_and_ends_as_the_shell_expects(tmp_path: Path, body: str) -> None:
     done = ended(tmp_path, body)
     assert done.returncode == INTERRUPTED and "interrupted" in done.stderr
