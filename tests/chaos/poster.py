@@ -88,11 +88,11 @@ def account(poster: Poster, http: httpx.Client, ledger: Ledger, timeout_s: float
     deadline = time.monotonic() + timeout_s
     while len(fates) < len(ids) and time.monotonic() < deadline:
         for id in (id for id in ids if id not in fates):
-            state = http.get(f"/v1/edits/{id}").json().get("state", "unknown")
-            if state not in ("queued", "applying"):
-                fates[id] = state
+            found = http.get(f"/v1/edits/{id}").json()
+            if (state := found.get("state", "unknown")) not in ("queued", "applying"):
+                fates[id] = "unchanged" if found.get("changed") is False else state
         time.sleep(0.1)
     held = Counter(edit.id for edit in live_edits(ledger, ledger.head))
-    lost = [id for id in ids if fates.get(id) != "superseded" and id in fates and held[id] == 0]
+    lost = [id for id in ids if fates.get(id) not in ("superseded", "unchanged") and id in fates and held[id] == 0]
     doubled = [id for id in ids if held[id] > 1]
     return Account(len(ids), tuple(lost), tuple(doubled), tuple(id for id in ids if id not in fates))
