@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from errata.edit import Edit, Probe
-from errata.text.answers import normalise_answer, same_answer
 from errata.evaluate.likelihood import likelihood, pairs_of
 from errata.evaluate.perplexity import perplexity
 from errata.evaluate.questions import Questions
@@ -17,47 +16,6 @@ EDITS = [
     Edit("food?", "bread", portability=(Probe("grain?", "wheat"),)),
 ]
 BASE = {"river?": "Loire"}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (" The Eiffel Tower.", "eiffel tower"),
-        ("Paris\nQuestion: what", "paris"),
-        ("Paris. It lies on", "paris"),
-        ("\n 3.5 metres", "3.5 metres"),
-        ("an  apple, a pear!", "apple pear"),
-        ("", ""),
-        ("Theatre", "theatre"),
-        ("A", "a"),
-        ("The.", "the"),
-        (" ?", "?"),
-    ],
-)
-def test_normalise_answer(text, expected):
-    assert normalise_answer(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("said", "wanted", "right"),
-    [
-        ("St. Louis. It lies on", "St. Louis", True),
-        ("St. Petersburg", "St. Louis", False),
-        ("J. R. R. Tolkien", "J. R. R. Tolkien", True),
-        ("J. S. Bach", "J. R. R. Tolkien", False),
-        ("St. Louis\nQuestion:", "St. Louis", True),
-        ("Washington, D.C.", "Washington, D.C.", True),
-        ("Washington, D.C. is", "Washington, D.C.", True),
-        ("", "A", False),
-        ("the", "A", False),
-        ("a.", "A", True),
-        ("Paris and Lyon", "Paris", False),
-        ("Parisian", "Paris", False),
-        ("PARIS.", "Paris", True),
-    ],
-)
-def test_an_answer_is_compared_up_to_where_its_like_ends(said, wanted, right):
-    assert same_answer(said, wanted, wanted) is right
 
 
 def test_score_counts_each_kind():
