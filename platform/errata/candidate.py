@@ -48,8 +48,8 @@ def make_candidate(
     """Edit the inspector's model, which is at version `head` with the editor's `state`, and measure the result.
 
     The model is unchanged afterwards. `before` are its answers to the edits, for the scorecard. Each edit must be answered by
-    its target, unless the guard is not strict: a single edit is made again until it is, at most `MAX_REPEATS` times and within
-    the guard. Raises `EditRejected` from the editor and for edits that are not answered, and `VersionRefused` from the guard.
+    its target, unless the guard is not strict: a single edit is made again until it is, at most `MAX_REPEATS` times, within the
+    guard and without the loss of earlier edits. Raises `EditRejected` from the editor and for edits that are not answered, and `VersionRefused` from the guard.
     """
     check_edits(batch.edits, inspector.model.renderer, inspector.model.max_tokens)
     try:
@@ -80,6 +80,8 @@ def _made(
             if weaker is not None:  # The guard refuses the stronger edit alone.
                 raise ineffective(batch, weaker, num_repeats, f"; one more time, {'; '.join(map(str, verdict.breaches))}")
             raise VersionRefused(verdict.breaches, measured)
+        if weaker is not None and found.lost_retention and guard.strict:  # Strength at the cost of earlier edits is no gain.
+            raise ineffective(batch, weaker, num_repeats, "; one more time, earlier edits would no longer be answered")
         if not found.unanswered or not guard.strict:
             break
         if len(batch) > 1 or num_repeats == MAX_REPEATS:
