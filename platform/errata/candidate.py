@@ -48,8 +48,9 @@ def make_candidate(
     """Edit the inspector's model, which is at version `head` with the editor's `state`, and measure the result.
 
     The model is unchanged afterwards. `before` are its answers to the edits, for the scorecard. Each edit must be answered by
-    its target, unless the guard is not strict: a single edit is made again until it is, at most `MAX_REPEATS` times, within the
-    guard and without the loss of earlier edits. Raises `EditRejected` from the editor and for edits that are not answered, and `VersionRefused` from the guard.
+    its target, unless the guard is not strict: a single edit is made again until it is, at most `MAX_REPEATS` times, within
+    the guard and without the loss of earlier edits. Raises `EditRejected` from the editor and for edits that are not answered,
+    and `VersionRefused` from the guard.
     """
     check_edits(batch.edits, inspector.model.renderer, inspector.model.max_tokens)
     try:
