@@ -48,8 +48,9 @@ def make_candidate(
     """Edit the inspector's model, which is at version `head` with the editor's `state`, and measure the result.
 
     The model is unchanged afterwards. `before` are its answers to the edits, for the scorecard. Each edit must be answered by
-    its target, unless the guard is not strict: a single edit is made again until it is, at most `MAX_REPEATS` times and within
-    the guard. Raises `EditRejected` from the editor and for edits that are not answered, and `VersionRefused` from the guard.
+    its target, unless the guard is not strict: a single edit is made again until it is, at most `MAX_REPEATS` times, within
+    the guard and without the loss of earlier edits. Raises `EditRejected` from the editor and for edits that are not answered,
+    and `VersionRefused` from the guard.
     """
     check_edits(batch.edits, inspector.model.renderer, inspector.model.max_tokens)
     try:
@@ -70,20 +71,23 @@ def _made(
     cache = BatchCache.of(inspector.model, inspector.spec.names, batch)
     began = time.perf_counter()
     made = editor.edit(inspector.model, batch, state, cache)
+    weaker: Measurements | None = None  # The last measurement, of an edit that is not answered.
     while True:
         edited = time.perf_counter()
         found, observed = inspector.measure(batch, made[0], cache)
         verdict, measured = guard.check(found), {**found.to_json(), "limits": guard.limits}
         seconds = {"edit_s": seconds["edit_s"] + edited - began, "guard_s": seconds["guard_s"] + time.perf_counter() - edited}
         if not verdict.publish:
-            if num_repeats:  # The guard refuses the stronger edit alone.
-                raise ineffective(batch, found, num_repeats, f"; one more time, {'; '.join(map(str, verdict.breaches))}")
+            if weaker is not None:  # The guard refuses the stronger edit alone.
+                raise ineffective(batch, weaker, num_repeats, f"; one more time, {'; '.join(map(str, verdict.breaches))}")
             raise VersionRefused(verdict.breaches, measured)
+        if weaker is not None and found.lost_retention and guard.strict:  # Strength at the cost of earlier edits is no gain.
+            raise ineffective(batch, weaker, num_repeats, "; one more time, earlier edits would no longer be answered")
         if not found.unanswered or not guard.strict:
             break
         if len(batch) > 1 or num_repeats == MAX_REPEATS:
-            raise ineffective(batch, found, num_repeats)
-        num_repeats, began = num_repeats + 1, time.perf_counter()
+            raise ineffective(batch, found, num_repeats + 1)
+        weaker, num_repeats, began = found, num_repeats + 1, time.perf_counter()
         made = edit_again(editor, inspector.model, batch, made, cache)
     card = {**measured, "warnings": list(verdict.warnings), "num_edits": len(batch), "method": "free"}
     card |= {name: round(value, 4) for name, value in seconds.items()}
@@ -99,9 +103,9 @@ def answers_after(batch: EditBatch, found: Measurements) -> list[str]:
     return [wrong.get(i, edit.target) for i, edit in enumerate(batch)]
 
 
-def ineffective(batch: EditBatch, found: Measurements, num_repeats: int, why: str = "") -> EditRejected:
-    """Build the refusal of every edit of a batch that the edited model does not answer by its target."""
-    times = f" although the edit was made {num_repeats + 1} times{why}" if num_repeats else ""
+def ineffective(batch: EditBatch, found: Measurements, num_made: int, why: str = "") -> EditRejected:
+    """Build the refusal of every edit of a batch that the model, edited `num_made` times, does not answer by its target."""
+    times = (f" although the edit was made {num_made} times" if num_made > 1 else "") + why
     reason = (
         "the edited model answers {answer!r} instead of {target!r}{times}. Word the target as the model would say it, give the "
         "subject, or set a larger step of the editor (`errata serve --set`)"

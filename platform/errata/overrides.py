@@ -106,8 +106,8 @@ def _read(value: str) -> Any:
 
 
 def _literal(value: str, wanted: type) -> Any:
-    """Parse a Python literal. Raises `ValueError` for another type."""
-    parsed = _read(value)
+    """Parse a Python literal, also `true` and `false`. Raises `ValueError` for another type."""
+    parsed = _read(value.capitalize() if wanted is bool else value)
     if type(parsed) is not wanted:
         raise ValueError(value)
     return parsed

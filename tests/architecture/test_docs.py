@@ -172,7 +172,7 @@ def test_the_listed_codes_are_the_enumerations() -> None:
 
 def test_the_table_of_layers_is_the_one_that_is_tested() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
-    rows = re.findall(r"^\| (\d) \| (.*) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
     listed = {int(level): set(re.findall(r"`(\w+)`", units)) for level, units in rows}
     package = ROOT / "platform" / "errata"
     present = {path.stem for folder in (ROOT, package) for path in folder.iterdir() if not path.name.startswith("_")}

@@ -29,7 +29,7 @@ INSIDE = {
     "errata.editors": (
         "normalise solve state presets",
         "editor",
-        "past_keys accumulated",
+        "past_keys accumulated repeated",
         "hypernet closed_form fine_tuning",
         "wrappers",
         "table",

@@ -62,7 +62,10 @@ def test_fields_are_set_by_name() -> None:
         ("MEMIT", "search.num_step", "5", "did you mean search.num_steps?"),
         ("MEMIT", "num_steps", "5", "did you mean search.num_steps?"),
         ("RECT", "modules", "a", "did you mean host.modules?"),
-        ("R-ROME", "use_moments", "false", "'false' is not of type bool; give True or False"),
+        ("R-ROME", "use_moments", "False", False),
+        ("R-ROME", "use_moments", "true", True),
+        ("R-ROME", "use_moments", "0", "'0' is not of type bool; give True or False"),
+        ("R-ROME", "use_moments", "no", "'no' is not of type bool; give True or False"),
         ("MEMIT", "bare_share", "half", "give 0.5, for example"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 from errata.datasets.formats.fields import kind_of
 from errata.datasets.lines import CHUNK_BYTES, Found, lines_of
-from errata.datasets.numbers import WrittenNumber, integer
+from errata.datasets.written_numbers import WrittenNumber, integer
 from errata.edit import Code, EditRejected
 
 

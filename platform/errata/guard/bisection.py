@@ -7,7 +7,7 @@ while (group := bisection.next_group()) is not None:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from errata.edit import Code, Edit, EditBatch, EditRejected
@@ -28,17 +28,21 @@ class BatchBisection:
     """The state of one batch. A refusal that names an edit costs that edit; any other is traced to its cause by halving.
 
     Of edits with one prompt and different targets, the latest is tried first. If a version is made of it, the earlier ones are
-    refused as superseded; if it is refused, the next latest is tried.
+    refused as superseded; if it is refused, the next latest is tried. An edit that is asked in two forms counts in both: it
+    waits for the latest of all edits that contradict it.
     """
 
     edits: Sequence[Edit]
     waiting: list[Group] = field(default_factory=list)  # A stack: the last group is next.
     rivals: dict[int, int] = field(default_factory=dict)  # A waiting edit, and the edit that it waits for.
+    asked: dict[Hashable, list[int]] = field(default_factory=dict)  # By prompt, the edits that are not refused, in order.
+    answered: set[int] = field(default_factory=set)  # Edits of which a version was made.
 
     def __post_init__(self) -> None:
-        last = {key: i for i, edit in enumerate(self.edits) for key in edit.keys}
-        latest = [max(last[key] for key in edit.keys) for edit in self.edits]
-        self.rivals = {i: j for i, j in enumerate(latest) if not same_target(self.edits[i], self.edits[j])}
+        for i, edit in enumerate(self.edits):
+            for key in edit.keys:
+                self.asked.setdefault(key, []).append(i)
+        self.rivals = {i: rival for i in range(len(self.edits)) if (rival := self._rival(i)) is not None}
         self._wait(tuple(i for i in range(len(self.edits)) if i not in self.rivals))
 
     def next_group(self) -> Group | None:
@@ -51,27 +55,19 @@ class BatchBisection:
 
     def made(self, group: Group) -> Settled:
         """Record that a version of the group was made, and return the edits that it supersedes."""
-        settled = []
-        for i, rival in list(self.rivals.items()):
-            if rival in group:
-                del self.rivals[i]
-                answer = self.edits[rival].target
-                why = f"another edit of the same batch answers this prompt with {answer!r}; the later one counts"
-                settled.append((i, EditRejected(why, field="target", code=Code.CONTRADICTED)))
-        for (
-            i,
-            _,
-        ) in settled:  # An edit asked in two forms may be superseded in one of them, and others wait for it in the other.
-            self._wait(self._heirs(i))
-        return settled
+        self.answered.update(group)
+        beaten = [(i, self._contradicted(rival)) for i, rival in self.rivals.items() if rival in self.answered]
+        for i, _ in beaten:
+            del self.rivals[i]
+        return [*beaten, *self._release(i for i, _ in beaten)]
 
     def refused(self, group: Group, refusal: EditRejected) -> Settled:
         """Record that the group was refused, and return the edit at fault, or nothing while the group is being halved.
 
         Edits of a larger group that had no effect are tried again alone, after the others.
         """
-        if refusal.code is Code.INEFFECTIVE and len(group) > 1:
-            weak = [group[fault.edit] for fault in refusal.faults if isinstance(fault.edit, int)]
+        weak = [group[fault.edit] for fault in refusal.faults if isinstance(fault.edit, int) and fault.code is Code.INEFFECTIVE]
+        if weak and len(group) > 1:
             for i in reversed(weak):
                 self._wait((i,))
             self._wait(tuple(i for i in group if i not in weak))
@@ -83,9 +79,9 @@ class BatchBisection:
             self._wait(group[:half])
             return []
         guilty = group[0] if guilty is None else guilty
-        self._wait(self._heirs(guilty))
+        beaten = self._release([guilty])
         self._wait(tuple(i for i in group if i != guilty))
-        return [(guilty, refusal)]
+        return [(guilty, refusal), *beaten]
 
     def postpone(self, group: Group, later: Group) -> None:
         """Put a group back as two: those that need not be made yet are tried after the others."""
@@ -106,14 +102,36 @@ class BatchBisection:
             return group[refusal.edit] if 0 <= refusal.edit < len(group) else None
         return next((i for i in group if refusal.edit is not None and self.edits[i].id == refusal.edit), None)
 
-    def _heirs(self, guilty: int) -> Group:
-        """Return the waiting edits to try after the one they waited for was refused: the latest, and others of its target."""
-        rivals = [i for i, rival in self.rivals.items() if rival == guilty]
-        if not rivals:
-            return ()
-        heirs = tuple(i for i in rivals if same_target(self.edits[i], self.edits[rivals[-1]]))
-        for i in rivals:
-            del self.rivals[i]
-            if i not in heirs:
-                self.rivals[i] = heirs[-1]
-        return heirs
+    def _rival(self, i: int) -> int | None:
+        """Return the latest edit that answers a prompt of edit `i` with another target, if it is the latest of the prompt."""
+        latest = {self.asked[key][-1] for key in self.edits[i].keys}
+        return max((j for j in latest if not same_target(self.edits[i], self.edits[j])), default=None)
+
+    def _contradicted(self, rival: int) -> EditRejected:
+        answer = self.edits[rival].target
+        why = f"another edit of the same batch answers this prompt with {answer!r}; the later one counts"
+        return EditRejected(why, field="target", code=Code.CONTRADICTED)
+
+    def _release(self, refused: Iterable[int]) -> Settled:
+        """Let the edits that waited for refused ones be tried, or wait for the next latest.
+
+        Returns those that an edit of which a version was made contradicts, in the other of two forms.
+        """
+        gone, free = list(refused), []
+        settled: Settled = []
+        while gone:
+            out = gone.pop()
+            for key in self.edits[out].keys:
+                self.asked[key].remove(out)
+            for i in [i for i, rival in self.rivals.items() if rival == out]:
+                del self.rivals[i]
+                rival = self._rival(i)
+                if rival is None:
+                    free.append(i)
+                elif rival in self.answered:
+                    settled.append((i, self._contradicted(rival)))
+                    gone.append(i)
+                else:
+                    self.rivals[i] = rival
+        self._wait(tuple(sorted(free)))
+        return settled

@@ -2,7 +2,8 @@
 
 /v1/completions tokenises the prompt with the tokenizer's special tokens. /v1/chat/completions puts the messages into the chat
 template, ends them with its generation prompt, and tokenises that text without more special tokens. The answer's ids are those
-that the model would generate after these: a prompt is never tokenised again together with its answer.
+that the model would generate after these: a prompt is never tokenised again together with its answer. A blank that the template
+writes between its generation prompt and an answer (Llama 2's " ", Zephyr's line end) is written by the model, too.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any, Literal
 from errata.edit import Code, EditRejected
 from errata.text.dialogue import Dialogue, Message, Prompt
 from errata.text.joining import separator
+from errata.text.templates import reads_parts
 
 # Texts before which an answer can be tokenised, where it cannot be together with its prompt. The first ones suit most
 # tokenizers; a letter and a Han sign suit those that put a blank at the beginning of every text.
 _CARRIERS = ("", "\n", "(", "a", "1", "中")
 _ECHO = "errata"  # A text without special meaning in any template.
+_FORMS = "A 1-é (ﬁ)"  # Some tokenizers lower it, take its accent away, or write it with other blanks.
 
 
 class Renderer:
@@ -26,7 +29,8 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, end_ids: Collection[int] = ()) -> None:
         self.tokenizer, self.end_ids = tokenizer, frozenset(end_ids)
-        self._special = frozenset(tokenizer.all_special_ids)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._special = frozenset({*tokenizer.all_special_ids, *(one for one, token in added.items() if token.special)})
         self.ids = lru_cache(maxsize=4096)(self._ids)
 
     @property
@@ -79,15 +83,12 @@ class Renderer:
                 found[i] = before, self._closed(requests[i][0], self._checked(ids, tail), close)
         return [found[i] for i in range(len(requests))]
 
-    @staticmethod
-    def _tail(prompt: Prompt, text: str, answer: str) -> str:
-        """Return the answer with what comes between it and the prompt: nothing, if the template begins a message for it."""
-        is_new_message = isinstance(prompt, Dialogue) and not text.endswith(prompt.question.rstrip())
-        return answer if is_new_message else separator(text, answer) + answer
+    def _tail(self, prompt: Prompt, text: str, answer: str) -> str:
+        """Return the answer with the blank between it and the prompt: the template's own, if it begins a message for it."""
+        is_new_message = isinstance(prompt, Dialogue) and self.form == "chat"
+        return (self._around_answer[0] if is_new_message else separator(text, answer)) + answer
 
     def _checked(self, ids: list[int], answer: str) -> list[int]:
-        if ids and ids[-1] == self.tokenizer.eos_token_id:  # Some tokenizers end every text with it.
-            ids = ids[:-1]
         if not ids:
             why = f"{answer.strip()!r} has no token of its own after the prompt"
             raise EditRejected(why, code=Code.UNWRITABLE, field="target")
@@ -119,17 +120,19 @@ class Renderer:
         if holding:
             return holding[-1]
         # Offsets that were trimmed leave blanks out: the token before the next character holds them.
-        return next((i - 1 for i, (begin, end) in enumerate(offsets) if begin > place and end > begin), len(offsets) - 1)
+        following = next((i for i, (begin, end) in enumerate(offsets) if begin > place and end > begin), len(offsets))
+        return max(0, following - 1)
 
     def question_at(self, prompt: Prompt) -> int:
         """Return where the question begins in `text(prompt)`: 0 for a completion, the last user message of a dialogue."""
         if isinstance(prompt, str):
             return 0
-        content = prompt.question
-        at = (text := self.text(prompt)).rfind(content)
+        text, content = self.text(prompt), prompt.question
+        last = len(text) - len(self._after_question) if text.endswith(self._after_question) else len(text)
+        at = text.rfind(content, 0, last)
         if at >= 0:
             return at
-        at = text.rfind(content.strip())  # Many templates trim the messages.
+        at = text.rfind(content.strip(), 0, last)  # Many templates trim the messages.
         return at - (len(content) - len(content.lstrip())) if at >= 0 else len(text)
 
     def _tokenised(self, texts: Sequence[str], special: bool) -> list[list[int]]:
@@ -159,18 +162,32 @@ class Renderer:
     @cached_property
     def _parts_are_read(self) -> bool:
         """The template reads a message as a list of parts: vLLM sends parts to this kind of template, and text to others."""
+        template = self.tokenizer.chat_template
+        if isinstance(template, dict):  # Named templates; transformers and vLLM take the default one.
+            template = template.get("default", "")
+        return reads_parts(template)
+
+    @cached_property
+    def _after_question(self) -> str:
+        """What the template writes after a question, up to the end of its generation prompt."""
+        return self.text(Dialogue.of(_ECHO)).rpartition(_ECHO)[2]
+
+    @cached_property
+    def _around_answer(self) -> tuple[str, str]:
+        """The blank that the template writes between its generation prompt and an answer, and all that it writes after it."""
+        question, said = Message("user", _ECHO), Message("assistant", f"{_ECHO}{_ECHO}")
+        begun = self._templated((question,), open_answer=True)
         try:
-            rendered = self._applied((Message("user", _ECHO),), as_parts=True, open_answer=True)
-        except EditRejected:
-            return False
-        return _ECHO in rendered and f"'{_ECHO}'" not in rendered  # Otherwise it has written the list itself.
+            before, _, after = self._templated((question, said), open_answer=False).rpartition(said.content)
+        except EditRejected:  # The template ends with a question only.
+            return "", ""
+        between = before.removeprefix(begun) if before.startswith(begun) else ""
+        return between if between.isspace() else "", after
 
     @cached_property
     def _end_of_turn(self) -> int | None:
         """The first special token that the template writes after an answer, at which the served model stops."""
-        said = (Message("user", _ECHO), Message("assistant", f"{_ECHO}{_ECHO}"))
-        after = self._templated(said, open_answer=False).rpartition(f"{_ECHO}{_ECHO}")[2]
-        ids = self._tokenised([after], special=False)[0]
+        ids = self._tokenised([self._around_answer[1]], special=False)[0]
         stops = self.end_ids | {self.tokenizer.eos_token_id}
         found = next((one for one in ids if one in stops), None)
         eos: int | None = self.tokenizer.eos_token_id
@@ -179,13 +196,24 @@ class Renderer:
     def _after(self, given: list[int], tail: str) -> list[int]:
         """Return ids that write `tail` after the tokens `given`. Raises `EditRejected` if there are none."""
         before = self._written(given)
-        for ids in self._candidates(tail):
-            if self._written([*given, *ids]) == before + tail:
-                return ids
+        for form in (str,) if self._is_faithful else (str, self._simplified):
+            for ids in self._candidates(tail):
+                if form(self._written([*given, *ids])) == form(before + tail):
+                    return ids
         why = (
             f"the tokenizer writes {tail!r} after this prompt only as part of the prompt's last word; end the prompt elsewhere"
         )
         raise EditRejected(why, code=Code.UNWRITABLE, field="target")
+
+    @cached_property
+    def _is_faithful(self) -> bool:
+        """The tokenizer writes a text as it read it: without lower case, other forms of letters, or blanks of its own."""
+        return self._written(self._tokenised([_FORMS], special=False)[0]) == _FORMS
+
+    def _simplified(self, text: str) -> str:
+        """Return a text in the tokenizer's normal form and without blanks, for tokenizers that change them."""
+        normalizer = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
+        return "".join((text if normalizer is None else normalizer.normalize_str(text)).split())
 
     def _candidates(self, tail: str) -> Iterator[list[int]]:
         for carrier in _CARRIERS:

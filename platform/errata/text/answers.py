@@ -9,12 +9,15 @@ import re
 import unicodedata
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_FIRST_ARTICLE = re.compile(r"^(?:(?:le|la|les|der|die|das|el|los|las|il|lo|gli|de|het)\s+|l['’])(?=\w)")
+_FIRST_ARTICLE = re.compile(r"^\W*(?:(?:le|la|les|der|die|das|el|los|las|il|lo|gli|de|het)\s+|l['’])(?=\w)", re.IGNORECASE)
 # A period inside a number or a name does not end a sentence. Scripts without blanks end one by the sign alone.
 _END = re.compile(r"\n|[.!?…](?=[\s\"'”’»)\]]|$)|[。！？｡।॥؟۔]")
-_EMPHASIS = re.compile(r"(\*{1,3}|__|`+)(?=\S)(.+?)(?<=\S)\1")  # Markdown's
+_EMPHASIS = re.compile(r"(?<![A-Za-z0-9])(\*{1,3}|__|`+)(?=\S)(.+?)(?<=\S)\1(?![A-Za-z0-9])")  # Markdown's
 _BETWEEN_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_IN_NUMBERS = re.compile(r"(?<=\d)[.,:/](?=\d)|(?<![\w])-(?=\d)")  # Decimal signs, times, fractions, and the sign before
+# Decimal signs, times, fractions, scores and dates, the sign before a number, and the line inside a name of code.
+_INSIDE = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w])-(?=\d)|(?<=\w)_(?=\w)")
+_SAME = str.maketrans({"−": "-", "\ufeff": None, "\u200b": None, "\u2060": None})
+_RANGE = re.compile(r"(?<=\d)[–‐‑](?=\d)")
 _KEPT_ASCII = "#%&*/@\\"  # Of ASCII's punctuation these belong to names and numbers: C#, 50%, AT&T, A*, 1/2.
 
 
@@ -35,8 +38,8 @@ def normalise_answer(text: str, like: str = "") -> str:
 
     A text of nothing but articles or punctuation ("A", "?") is only lower-cased, so that it never equals an empty answer.
     """
-    lower = unicodedata.normalize("NFC", first_sentence(text, like)).lower().replace("−", "-")
-    plain = _without_punctuation(_BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", lower)))
+    lower = unicodedata.normalize("NFC", first_sentence(text, like)).lower().translate(_SAME)
+    plain = _without_punctuation(_BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", _RANGE.sub("-", lower))))
     return " ".join(_ARTICLES.sub(" ", plain).split()) or lower.strip()
 
 
@@ -46,11 +49,15 @@ def same_answer(one: str, other: str, like: str = "") -> bool:
     An article of another language counts only where one of the two has none: `la France` is `France`, `La Paz` not `Le Paz`.
     """
     first, second = normalise_answer(one, like), normalise_answer(other, like)
-    return first == second or _FIRST_ARTICLE.sub("", first) == second or first == _FIRST_ARTICLE.sub("", second)
+    return first == second or _without_article(one, like) == second or first == _without_article(other, like)
+
+
+def _without_article(text: str, like: str) -> str:
+    return normalise_answer(_FIRST_ARTICLE.sub("", first_sentence(text, like)), like)
 
 
 def _without_punctuation(text: str) -> str:
-    kept = {match.start() for match in _IN_NUMBERS.finditer(text)}
+    kept = {match.start() for match in _INSIDE.finditer(text)}
     return "".join(c for i, c in enumerate(text) if i in kept or not _is_punctuation(c))
 
 

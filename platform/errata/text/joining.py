@@ -3,7 +3,7 @@
 The rule looks at the end of the prompt and at the beginning of the answer. A blank follows words of languages that write blanks
 between words. None follows white space, an open quotation mark or bracket, a sign that is part of the next word (`$`, `get_`,
 `ZX-`, `l'`), or letters of languages without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan), and none comes
-before punctuation that closes a word. In a dialogue the answer is a message of its own and has no blank at all.
+before punctuation that closes a word. In a dialogue the answer is a message of its own, and has only the template's blank.
 """
 
 from __future__ import annotations
@@ -26,21 +26,37 @@ _UNSPACED = (
     (0xFF00, 0xFFEF),  # full-width and half-width forms
     (0x20000, 0x3FFFF),  # Han
 )
-_OPENING = "([{<“‘«‹„‚¿¡"
-_PREFIXES = "$€£¥₹₽₩#@_\\^~+"
+_PREFIXES = "$€£¥₹₽₩#@_\\^~+<¿¡"
 _GLUE = "-/=–—&*"  # Part of the next word if no blank stands before it.
 _PAIRED = '"`'  # Opening and closing sign are the same.
+_OPENED_BY = {"“": "„", "«": "»", "‹": "›", "‘": "‚"}  # Signs that open, or close what the other sign has opened.
+_CLOSING_TOO = {"»": "«", "›": "‹", "”": "“„"}  # Signs that close what another has opened, and open if nothing is open.
 _APOSTROPHES = "'’"
-_ELIDED = {"jusqu", "lorsqu", "puisqu", "quelqu", "all", "dall", "dell", "nell", "sull", "dagl", "quell", "bell", "com"}
-_CLOSING = ",;!?)]}»”’%"
-_CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'ll", "'d", "'m", "n't")
+_ELIDED = {
+    "jusqu",
+    "lorsqu",
+    "puisqu",
+    "quelqu",
+    "aujourd",
+    "all",
+    "dall",
+    "dell",
+    "nell",
+    "sull",
+    "dagl",
+    "quell",
+    "bell",
+    "com",
+}
+_CLOSING = ",;!?)]}»”’%…،؛؟।॥"
+_CONTRACTION = re.compile(r"(?:'(?:s|t|re|ve|ll|d|m)|n't)(?!\w)")
 
 
 def separator(prompt: str, answer: str) -> str:
     """Return what stands between a completion's prompt and its answer: a blank, or nothing."""
     if not prompt or not answer or prompt[-1].isspace():
         return ""
-    if _is_open(prompt) or _closes(answer) or _is_unspaced_here(prompt, answer):
+    if _is_open(prompt, answer) or _closes(answer) or _is_unspaced_here(prompt, answer):
         return ""
     if prompt[-1] == "." and prompt[-2:-1].isdigit() and answer[0].isdigit():
         return ""
@@ -53,28 +69,49 @@ def is_unspaced(character: str) -> bool:
     return any(first <= code <= last for first, last in _UNSPACED)
 
 
-def _is_open(prompt: str) -> bool:
+def _is_open(prompt: str, answer: str) -> bool:
     """Say if the prompt ends inside a word or a quotation that the answer continues."""
     last, before = prompt[-1], prompt[-2:-1]
-    if last in _OPENING or last in _PREFIXES:
-        return True
     if last in _PAIRED or prompt.endswith("**"):
         mark = last if last in _PAIRED else "**"
         return prompt.count(mark) % 2 == 1
+    if last in _OPENED_BY or last in _CLOSING_TOO:
+        return _opens(last, prompt[:-1])
     if last in _APOSTROPHES:
-        return not before.isalpha() or _is_elided(prompt[:-1])
-    return last in _GLUE and bool(before) and not before.isspace()
+        return not before or before.isspace() or before in "([{" or _is_elided(prompt[:-1])
+    if last in _PREFIXES:
+        return not _ends_a_name(prompt, answer)
+    if last in _GLUE:
+        return bool(before) and not before.isspace() and not _ends_a_name(prompt, answer)
+    return unicodedata.category(last) in ("Ps", "Pi")
+
+
+def _opens(sign: str, before: str) -> bool:
+    """Say if a quotation mark after `before` begins a quotation: languages use the same signs in turned order."""
+    if sign in _OPENED_BY:
+        return before.count(_OPENED_BY[sign]) <= before.count(sign)
+    if sum(map(before.count, _CLOSING_TOO[sign])) > before.count(sign):
+        return False
+    return (not before or not before[-1].isalnum()) and (sign != "”" or before.count(sign) % 2 == 0)
+
+
+def _ends_a_name(prompt: str, answer: str) -> bool:
+    """Say if the sign at the end belongs to the word before it, and another word follows: `C++ is`, `A* finds`, `5€ more`."""
+    word = prompt.rstrip(prompt[-1])[-1:]
+    if prompt[-1] in "+#*":
+        return word.isalnum() and not answer[0].isdigit()
+    return prompt[-1] in "$€£¥₹₽₩" and word.isdigit()
 
 
 def _is_elided(prompt: str) -> bool:
     """Say if an apostrophe after `prompt` stands for a vowel: `l'`, `d'`, `qu'`, `dell'`, `O'`."""
     word = re.split(r"[^\w]", prompt.lower())[-1]
-    return len(word) <= 2 or word in _ELIDED
+    return word.isalpha() and (len(word) <= 2 or word in _ELIDED)
 
 
 def _closes(answer: str) -> bool:
     """Say if the answer begins with punctuation that closes the word before it."""
-    if answer[0] in _CLOSING or answer.startswith(_CONTRACTIONS):
+    if answer[0] in _CLOSING or _CONTRACTION.match(answer):
         return True
     return answer[0] == "." and not answer[1:2].isalnum()
 

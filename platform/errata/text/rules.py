@@ -29,6 +29,8 @@ def is_blank(text: str) -> bool:
 
 def text_fault(text: str) -> str | None:
     """Say which character of a text no model reads or writes whole; None if there is none."""
+    if text.isprintable() and "\ufffd" not in text:
+        return None
     for place, c in enumerate(text):
         category = unicodedata.category(c)
         if category == "Cs":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import permutations, product
+
 import pytest
 
-from errata.edit import Code, Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected, Fault
 from errata.guard.bisection import BatchBisection
 
 FIVE = [Edit(str(i), "x", id=f"id-{i}") for i in range(5)]
@@ -96,3 +98,75 @@ def test_remaining_edits_can_be_queued_again():
     assert (group, bisection.left()) == ((1, 3, 4), (0, 2))
     bisection.refused(group, EditRejected("harm", code=Code.EDITOR_FAILED))
     assert bisection.next_group() == (1,) and bisection.left() == (0, 2, 3, 4)
+
+
+def ineffective(group, *weak):
+    """Refuse the edits `weak` of a group, as `candidate.ineffective` does; None if there are none in it."""
+    places = [group.index(i) for i in weak if i in group]
+    return EditRejected.of(Fault(p, "target", Code.INEFFECTIVE, "no effect") for p in places) if places else None
+
+
+def test_an_edit_without_effect_waits_alone_behind_the_others():
+    tried = []
+
+    def is_bad(group):
+        tried.append(group)
+        return ineffective(group, 1, 3) if len(group) > 1 else ineffective(group, 3)
+
+    made, refused = settle(BatchBisection(FIVE), is_bad)
+    assert tried == [(0, 1, 2, 3, 4), (0, 2, 4), (1,), (3,)]
+    assert made == [(0, 2, 4), (1,)] and refused == {3: "no effect"}
+
+
+def test_a_group_whose_edits_all_have_no_effect_is_tried_one_by_one():
+    made, refused = settle(BatchBisection(FIVE), lambda group: ineffective(group, *group) if len(group) > 1 else None)
+    assert made == [(0,), (1,), (2,), (3,), (4,)] and not refused
+
+
+def test_the_rivals_of_an_edit_without_effect_wait_until_it_is_settled():
+    made, refused = settle(BatchBisection(RIVALS), lambda group: ineffective(group, 3, 4))
+    assert made == [(1,), (2,)] and refused[3] == refused[4] == "no effect" and "'second'; the later one counts" in refused[0]
+
+
+def test_edits_of_different_forms_are_no_rivals():
+    two = [Edit("p", "x"), Edit("p", "y", form="chat")]
+    assert settle(BatchBisection(two), lambda group: None) == ([(0, 1)], {})
+
+
+FORMS = (("completion", "x"), ("both", "y"), ("chat", "z"))
+
+
+@pytest.mark.parametrize("order", list(permutations(FORMS)), ids=lambda order: " ".join(form for form, _ in order))
+@pytest.mark.parametrize("bad", list(product([False, True], repeat=3)), ids=str)
+def test_edits_that_share_one_of_two_forms_are_all_settled(order, bad):
+    """The latest of each form counts, also against an edit of both forms; what it contradicts in none is made."""
+    edits = [Edit("p", target, form=form) for form, target in order]
+
+    def is_bad(group):
+        guilty = [i for i in group if bad[i]]
+        return EditRejected("harm", edit=group.index(guilty[0]), code=Code.EDITOR_FAILED) if guilty else None
+
+    made, refused = settle(BatchBisection(edits), is_bad)
+    done = [i for group in made for i in group]
+    assert sorted(done) + sorted(refused) == sorted(range(3), key=lambda i: (i in refused, i)) and len(done) == len(set(done))
+    wanted: list[int] = []  # From the latest to the earliest: an edit is made if it is no worse than those after it.
+    for i in (2, 1, 0):
+        if not bad[i] and not any(edits[i].keys & edits[j].keys for j in wanted):
+            wanted.append(i)
+    assert sorted(done) == sorted(wanted)
+    assert all(refused[i] == "harm" for i in refused if "counts" not in refused[i])
+
+
+def test_an_edit_of_both_forms_does_not_outlast_a_later_one_in_either():
+    """The latest agrees with the first, but the one between contradicts it in one form."""
+    three = [Edit("p", "x", form="both"), Edit("p", "y"), Edit("p", "x", form="chat")]
+    made, refused = settle(BatchBisection(three), lambda group: None)
+    assert made == [(1, 2)] and list(refused) == [0] and "'y'; the later one counts" in refused[0]
+
+
+@pytest.mark.parametrize("other", ["Cafe\u0301 is  in", " Café is in", "Café is\nin "], ids=["NFD", "blank", "line end"])
+def test_a_prompt_in_another_unicode_form_or_with_other_white_space_is_the_same(other):
+    made, refused = settle(BatchBisection([Edit("Café is in", "Lyon"), Edit(other, "Nice")]), lambda group: None)
+    assert made == [(1,)] and "'Nice'; the later one counts" in refused[0]
+    same = [Edit("Café is in", "Ca\u0301diz"), Edit(other, "Cádiz")]
+    assert settle(BatchBisection(same), lambda group: None) == ([(0, 1)], {})

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errata.datasets.numbers import WrittenNumber
+from errata.datasets.written_numbers import WrittenNumber
 from errata.edit import Code, EditRejected
 from errata.text.rules import cleaned
 
