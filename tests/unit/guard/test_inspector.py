@@ -18,9 +18,9 @@ from errata.guard.inspector import FEW, MAX_EXCLUDED, Inspector, _excluded
 from errata.guard.limits import Guard, Limit, Measurements
 from errata.guard.probes import Probes
 from errata.model.encoding import encode
-from errata.text.answers import first_sentence
 from errata.model.generation import greedy
 from errata.model.matrices import find_matrices
+from errata.text.answers import first_sentence
 
 MATRICES = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
 
