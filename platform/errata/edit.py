@@ -199,7 +199,11 @@ class Edit:
                 yield Fault(edit, name, Code.EMPTY_FIELD, "one of them has an empty prompt or target; leave it out")
 
     def to_json(self) -> dict[str, Any]:
+<<<<<<< HEAD
         """Return the edit as JSON; the question of a dialogue is `prompt`, and `messages` is there if others come before it."""
+=======
+        """Return the edit as JSON: `prompt` is the question of a dialogue; `messages` are there if others come before it."""
+>>>>>>> chat-edits
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
         if self.id is not None:
             data["id"] = self.id
@@ -347,9 +351,12 @@ def check_edits(edits: Sequence[Edit], renderer: Any = None, max_tokens: int | N
     """
     if not edits:
         raise EditRejected("an empty batch; give at least one edit", code=Code.EMPTY_BATCH, field="edits")
-    faults = [fault for index, edit in enumerate(edits) for fault in edit.faults(index)]
-    if renderer is not None and max_tokens is not None and not faults:
-        faults = [fault for index, edit in enumerate(edits) for fault in _unfit(edit, index, renderer, max_tokens)]
+    faults: list[Fault] = []
+    for index, edit in enumerate(edits):
+        found = list(edit.faults(index))
+        if not found and renderer is not None and max_tokens is not None:  # What is at fault already may not be rendered.
+            found = list(_unfit(edit, index, renderer, max_tokens))
+        faults += found
     if faults:
         raise EditRejected.of(faults)
 

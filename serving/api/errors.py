@@ -98,11 +98,15 @@ def _invalid_body(error: RequestValidationError) -> tuple[int, dict[str, Any]]:
 
 
 def _fault_of(found: dict[str, Any]) -> Fault:
-    """Translate an error of pydantic. In its place `body, edits, 0, prompt`, the number is the edit and the rest the field."""
+    """Translate an error of pydantic. In its place `body, edits, 0, prompt`, the number is the edit and the rest the field.
+
+    A check of several fields names the one at fault in its context.
+    """
     place = [part for part in found["loc"] if part not in ("body", "path", "query", "header")]
     index = next((part for part in place if isinstance(part, int)), None)
     named = [part for part in place if isinstance(part, str)]
     kind = found["type"]
     is_type = kind.endswith(("_type", "_parsing", "_from_float"))
+    field = found.get("ctx", {}).get("field") or (named[-1] if named else "body")
     code = _CODES.get(kind, Code.WRONG_TYPE if is_type else Code.INVALID_VALUE)
-    return Fault(index, named[-1] if named else "body", code, found["msg"])
+    return Fault(index, field, code, found["msg"])

@@ -19,6 +19,7 @@ MAX_CHARACTERS = 16_384
 # A length limit also makes pydantic refuse a lone surrogate, which JSON can spell and UTF-8 cannot.
 Name = Annotated[str, Field(max_length=64)]
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+Question = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 Number = Annotated[int, Field(ge=0, le=2**31)]
 StrictNumber = Annotated[int, Field(ge=0, le=2**31, strict=True)]  # in a body, where `true` is not a number
 Cursor = Annotated[int, Field(ge=0, le=2**62)]
@@ -38,7 +39,7 @@ class AskedIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
     prompt: Text | None = None
     question: Text | None = None
-    messages: list[MessageIn] | None = Field(default=None, max_length=MAX_MESSAGES)
+    messages: list[MessageIn] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
 
     @model_validator(mode="after")
     def _is_one_of_three(self) -> Self:
@@ -46,7 +47,8 @@ class AskedIn(BaseModel):
         if len(given) != 1:
             found = f"{' and '.join(given)} are given" if given else "none of them is given"
             message = f"give one of prompt, question and messages: {found}"
-            raise PydanticCustomError("missing" if not given else "value_error", "{message}", {"message": message})
+            context = {"message": message, "field": given[-1] if given else "prompt"}
+            raise PydanticCustomError("missing" if not given else "value_error", "{message}", context)
         return self
 
 
@@ -96,6 +98,8 @@ class RevertIn(BaseModel):
 class BlameIn(AskedIn):
     """A prompt or a dialogue whose answer is traced to a version; `prompt` is the text of a completion."""
 
+    prompt: Question | None = None
+    question: Question | None = None
     max_tokens: int = Field(8, ge=1, le=256, strict=True)
 
 

@@ -254,6 +254,11 @@ class Generator:
             await self._changed.wait_for(lambda: self._readiness.is_out or self._serves(at_least))
         if self._readiness.is_out:
             raise OutOfRotation(self.version, self.ledger.head)
+        return self._salt
+
+    @property
+    def _salt(self) -> str:
+        """The cache salt that only this state of the weights has."""
         return f"{self.boot}-{self.epoch}"
 
     def _serves(self, at_least: int) -> bool:
@@ -265,8 +270,9 @@ class Generator:
         `version` is None if it changed meanwhile, or if a request was refused.
         """
         epoch, version = self.epoch, self.version
+        bodies = [{**body, "cache_salt": self._salt} for body in asked]
         try:
-            texts = await asyncio.gather(*(answered(self._app.state, self.options.served_name, body) for body in asked))
+            texts = await asyncio.gather(*(answered(self._app.state, self.options.served_name, body) for body in bodies))
         except ValueError as refused:
             logger.warning("a sample of edits was not answered: %s", refused)
             return {"version": None, "texts": []}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,12 +18,12 @@ from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
 from errata.ledger import LedgerConflict, Version
-from errata.text.answers import same_answer
 from errata.text.dialogue import Prompt
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
 from serving.worker.events import Waiters
+from serving.worker.head_answers import HeadAnswers, Said
 from serving.worker.journal import Entry, Journal, JournalFailed
 from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
@@ -196,7 +196,7 @@ class EditLoop:
         """
         num_reopenings = self.reconciler.num_reopenings
         edits = [_edit_of(entry) for entry in entries]
-        bisection = BatchBisection(edits)
+        bisection, answers = BatchBisection(edits), HeadAnswers(self.live_model, edits)
         for entry in entries:
             past_span("errata.queue", entry.created, time.time(), [entry.trace], edit=entry.id)
         self.waiters.publish([entry.id for entry in entries])
@@ -207,7 +207,7 @@ class EditLoop:
                 if self.reconciler.num_reopenings != num_reopenings:
                     return self._requeue([*tried, *(entries[i] for i in bisection.left())])
                 try:
-                    settled = await self._try(bisection, group, tried)
+                    settled = await self._try(bisection, answers, group, tried)
                 except (LedgerConflict, Unloadable) as fault:
                     return await self._give_back(fault, tried, [entries[i] for i in bisection.left()])
                 if isinstance(settled, _Answered):
@@ -219,7 +219,9 @@ class EditLoop:
                     gone = [i for i, _ in settled]
             self.waiters.publish([entries[i].id for i in gone])
 
-    async def _try(self, bisection: BatchBisection, group: Group, tried: list[Entry]) -> _Answered | Settled:
+    async def _try(
+        self, bisection: BatchBisection, answers: HeadAnswers, group: Group, tried: list[Entry]
+    ) -> _Answered | Settled:
         """Edit one group and publish it; returns the version that answers it, or the edits that are refused by now.
 
         Edits that the head answers already need no version. They are looked at once more after the others are made, because
@@ -228,14 +230,14 @@ class EditLoop:
         begin, traces, edits = time.perf_counter(), [entry.trace for entry in tried], bisection.batch(group).edits
         try:
             with batch_span("errata.edit", traces, num_edits=len(group)):
-                said = await asyncio.to_thread(self.live_model.answers, edits)
-                true = [i for i, edit, texts in zip(group, edits, said, strict=True) if is_answered(edit, texts)]
+                said = await asyncio.to_thread(answers.to, group)
+                true = [i for i, one in zip(group, said, strict=True) if one.is_target]
                 if len(true) == len(group):
                     return self._leave(tried, said)
                 if true:
                     bisection.postpone(group, tuple(true))
                     return []
-                made = await asyncio.to_thread(self.live_model.make, edits, [texts[0] for texts in said])
+                made = await asyncio.to_thread(self.live_model.make, edits, [one.text for one in said])
         except EditRejected as refusal:
             return bisection.refused(group, refusal.with_traceback(None))  # A traceback would keep the candidate in memory.
         version = await self.publisher.publish(made, time.perf_counter() - begin, traces)
@@ -249,11 +251,11 @@ class EditLoop:
         self.journal.requeue([entry.id for entry in entries])
         self.waiters.publish([entry.id for entry in entries])
 
-    def _leave(self, true: list[Entry], said: list[list[str]]) -> _Answered:
+    def _leave(self, true: list[Entry], said: list[Said]) -> _Answered:
         """Settle edits that the head answers already, without a version."""
         head = self.live_model.version
-        for entry, texts in zip(true, said, strict=True):
-            self.journal.finish([entry.id], head, unchanged=texts[0])
+        for entry, one in zip(true, said, strict=True):
+            self.journal.finish([entry.id], head, unchanged=one.text)
         self.metrics.settled("applied", len(true))
         event(logger, "edit.unchanged", edit_ids=[entry.id for entry in true], version=head)
         return _Answered(head)
@@ -292,11 +294,6 @@ class _Answered:
     """The edits of a group are answered by this version."""
 
     version: int
-
-
-def is_answered(edit: Edit, texts: Sequence[str]) -> bool:
-    """Say if the answers to all prompts of an edit are its target."""
-    return all(same_answer(text, edit.target, edit.target) for text in texts)
 
 
 def _edit_of(entry: Entry) -> Edit:

@@ -12,10 +12,10 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from errata.edit import SETTLED, Code, Edit, check_edits
+from errata.edit import SETTLED, Code, Edit, EditRejected, Fault, check_edits
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Ledger, Version
 from errata.ledger.recovery import recover
@@ -96,7 +96,7 @@ class EditWorker:
         Raises `EditRejected`, `KeyReused`, `QueueFull` or `JournalFailed` before anything is queued, and `SwapFailed` if the
         edits are made and durable but some replicas do not serve them yet.
         """
-        posted = [self._in_form(edit) for edit in edits]
+        posted = self._read(edits)
         await self._check(posted)
         edits = [edit.to_json() for edit in posted]
         try:
@@ -112,6 +112,18 @@ class EditWorker:
             await self._until_settled(ids)
             await self.edit_loop.publisher.served()
         return [self.journal.get(id).to_json() for id in ids]
+
+    def _read(self, posted: Sequence[dict[str, Any]]) -> list[Edit]:
+        """Read posted edits. Raises `EditRejected` with the faults of all that cannot be read."""
+        read, faults = [], list[Fault]()
+        for index, edit in enumerate(posted):
+            try:
+                read.append(self._in_form(edit))
+            except EditRejected as refused:
+                faults += [replace(fault, edit=index) for fault in refused.faults]
+        if faults:
+            raise EditRejected.of(faults)
+        return read
 
     def _in_form(self, posted: dict[str, Any]) -> Edit:
         """Read a posted edit; one that names no form is asked in the model's own. Raises `EditRejected`."""

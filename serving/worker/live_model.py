@@ -14,7 +14,7 @@ import torch
 from errata.candidate import CandidateVersion, make_candidate
 from errata.delta.accumulator import EditedModel
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit, EditBatch
+from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors import make_editor
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
@@ -134,8 +134,11 @@ class LiveModel:
         self._load(read)
 
     def answers(self, edits: Sequence[Edit]) -> list[list[str]]:
-        """Generate the head's answers to each edit's prompts."""
-        return self.inspector.answers(EditBatch(tuple(edits)))
+        """Generate the head's answers to each edit's prompts. Raises `EditRejected` if they do not fit into the memory."""
+        try:
+            return self.inspector.answers(EditBatch(tuple(edits)))
+        except torch.OutOfMemoryError as fault:
+            raise EditRejected(f"OutOfMemoryError before the edit: {fault}", code=Code.EDITOR_FAILED) from fault
 
     def make(self, edits: Sequence[Edit], before: Sequence[str] | None = None) -> CandidateVersion:
         """Make the candidate version of these edits, whose answers so far are `before`; nothing changes.

@@ -21,11 +21,12 @@ from serving.worker.replicas import Replicas
 logger = logging.getLogger("errata")
 
 NUM_ASKED = 4  # of each version
-MAX_TOKENS = 64
+MAX_TOKENS = 64  # of an answer beyond the target
+MAX_TARGET_BYTES = 1_024  # Edits with a longer target are not asked.
 
 
 class ServedCheck:
-    """Asks one replica the first edits of a version, and counts answers that are not their targets."""
+    """Asks one replica the first edits of a version, and counts the answers that are their targets and those that are not."""
 
     def __init__(self, replicas: Replicas, metrics: WorkerMetrics) -> None:
         self.replicas, self.metrics = replicas, metrics
@@ -39,8 +40,10 @@ class ServedCheck:
 
     async def check(self, version: int, edits: Sequence[Edit]) -> None:
         """Compare the answers of one replica; nothing is counted if it serves another version by then or does not answer."""
-        asked = [(edit, prompt) for edit in edits for prompt in edit.prompts][:NUM_ASKED]
-        answer = await self.replicas.answers([request_of(prompt) for _, prompt in asked]) if asked else None
+        short = [edit for edit in edits if len(edit.target.encode()) <= MAX_TARGET_BYTES]
+        asked = [(edit, prompt) for edit in short for prompt in edit.prompts][:NUM_ASKED]
+        bodies = [request_of(prompt, edit.target) for edit, prompt in asked]
+        answer = await self.replicas.answers(bodies) if bodies else None
         if answer is None or answer["version"] != version:
             return
         for (edit, prompt), text in zip(asked, answer["texts"], strict=True):
@@ -52,7 +55,7 @@ class ServedCheck:
                 event(logger, "answer.differs", logging.ERROR, version=version, edit_ids=ids, form=form)
 
 
-def request_of(prompt: Prompt) -> dict[str, Any]:
-    """Return a prompt as the body of a request of OpenAI's API."""
+def request_of(prompt: Prompt, target: str) -> dict[str, Any]:
+    """Return a prompt as the body of a request of OpenAI's API, with room for the target: a token has at least one byte."""
     asked: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt.to_json()}
-    return asked | {"max_tokens": MAX_TOKENS, "temperature": 0}
+    return asked | {"max_tokens": MAX_TOKENS + len(target.encode()), "temperature": 0}

@@ -9,7 +9,7 @@ from collections import defaultdict
 
 from tests.architecture.test_fences import ROOT, sources
 
-# `EditOut` and `AnswersOut` are one type on both sides of HTTP; `Generator` is a protocol and the deployment that implements it.
+# `EditOut` and `AnswersOut` are one type on both sides of HTTP; `Generator` is a protocol and the deployment that has it.
 SHARED_NAMES = {"EditOut", "AnswersOut", "Generator"}
 
 RETIRED = ("docket", "contender", "contestant", "standings", "workshop", "outbox", "audience", "trunk")

@@ -20,6 +20,7 @@ from errata.model.encoding import encode
 from errata.model.language_model import LanguageModel, load
 from errata.model.matrices import find_matrices
 from errata.testbed.world import World
+from errata.text.dialogue import Dialogue, Form, Message
 from tests.editors_under_test import MADE_OF, UNDER_TEST, editor_under_test
 
 FIRST_DELTAS: dict[str, WeightDelta] = {}  # The edit of the first batch by each editor, for the tests that only read it.
@@ -191,3 +192,32 @@ def test_a_folder_without_an_artifact_is_a_clear_error(tmp_path: Path) -> None:
 def test_an_untrained_editor_says_what_to_do(tiny_model: LanguageModel) -> None:
     with pytest.raises(ValueError, match=r"jobs/train\.py"):
         RLEdit().edit(tiny_model, EditBatch((Edit("a", "b"),)), EditorState())
+
+
+CHEAP = [name for name in UNDER_TEST if name not in ("NSE", "NSE-some-neurons", "RLEdit-three-passes", "MALMEN-published")]
+MARKED = (  # Each message between words that the tokenizer knows as words.
+    "{% for message in messages %}question {{ message['role'] }} : {{ message['content'] }} answer\n{% endfor %}"
+    "{% if add_generation_prompt %}question assistant : {% endif %}"
+)
+
+
+@pytest.mark.parametrize("form", ["chat", "both"])
+@pytest.mark.parametrize("name", CHEAP)
+def test_a_batch_in_chat_and_in_both_forms_is_edited(name: str, form: Form, tiny_model: LanguageModel) -> None:
+    editor = editor_under_test(name, tiny_model)  # Made before the model can chat, as for any model.
+    tiny_model.tokenizer.chat_template = MARKED
+    before = {key: tensor.clone() for key, tensor in tiny_model.module.state_dict().items()}
+    system = Message("system", "yes")
+    first, *others = (replace(edit, form=form) for edit in World(20).edits("test", 3))
+    batch = EditBatch((replace(first, form="chat", before=(system,)), *others))
+    rows = batch.rows
+    dialogue = Dialogue.of(first.prompt, (system,))
+    forms = {"chat": (Dialogue,), "both": (str, Dialogue)}[form]
+    assert rows[0] == (0, dialogue, first.target)
+    assert [(row.edit, type(row.prompt)) for row in rows[1:]] == [(i, kind) for i in (1, 2) for kind in forms]
+    delta, state = editor.edit(tiny_model, batch, started(editor, tiny_model))
+    assert state.num_edits == 3 and delta.is_finite and max(delta.norms().values()) > 0
+    for key, tensor in tiny_model.module.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_model.module.modules())
+    assert len(encode(tiny_model.renderer, batch.prompts, batch.targets).input_ids_BS) == len(rows)

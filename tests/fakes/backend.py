@@ -9,6 +9,7 @@ from typing import Any
 
 from errata.edit import Code, Edit, EditRejected, Fault, check_edits
 from errata.ledger import UnknownVersion, Version
+from errata.text.dialogue import Prompt
 from serving.api import routes
 from serving.metrics import ReplicaMetrics
 from serving.worker.events import EventBus
@@ -124,9 +125,9 @@ class Backend:
         mode = "replay" if mode == "auto" else mode
         return {"version": self.head, "mode": mode, "reverted": ids, **self.late, "scorecard": card}
 
-    async def blame(self, prompt: str, max_tokens: int) -> dict[str, Any]:
-        answer = {"prompt": prompt, "num_asked": 3}
-        if prompt == "unchanged":
+    async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
+        answer = {"prompt": str(prompt), "num_asked": 3}
+        if str(prompt) == "unchanged":
             return answer | {"version": None, "before": None, "after": "so", "edits": []}
         edits = [edit.to_json() for edit in self.chain[-1].edits]
         return answer | {"version": self.head, "before": "cat", "after": "dog", "edits": edits}
@@ -160,7 +161,7 @@ class Backend:
             "replicas": replicas,
             "timings": [{"version": 1, "num_edits": 2, "swap_ms": 61.234}],
             "mirror": {"version": 1, "error": None},
-            "worker": {"pid": 8, "editor": "Toy"},
+            "worker": {"pid": 8, "editor": "Toy", "form": "completion"},
         }
 
     def versions(self) -> tuple[int, list[Version]]:

@@ -11,35 +11,47 @@ from serving.worker.edit_worker import EditWorker, WorkerOptions
 from serving.worker.journal import Journal
 from serving.worker.replicas import Replicas
 
+DONT_KNOW = "something else"
+TOKENIZER = SimpleNamespace(all_special_ids=[], chat_template=None)  # Of a model without a chat template.
+
 
 class InMemoryLiveModel:
-    """A live model whose versions are lists of edits. `refuse` maps a batch to its `EditRejected`, or to None."""
+    """A live model whose versions are lists of edits. `refuse` maps a batch to its `EditRejected`, or to None.
 
-    def __init__(self, refuse) -> None:
+    `said` has its answers by prompt; every other prompt is answered by `DONT_KNOW`, also after an edit.
+    """
+
+    def __init__(self, refuse, tokenizer=TOKENIZER) -> None:
         self.refuse_batch, self.version, self.made, self.noted = refuse, 0, [], []
+        self.said, self.asked = {}, []
         self.faults = []  # Raised by the next appends.
-        self.retracted, self.cards = set(), {}
+        self.retracted, self.cards, self.contents = set(), {}, {}
         self.ledger = SimpleNamespace(
             refuse=lambda parent, edit, why: self.noted.append((parent, edit.id)),
             head=0,
-            version=lambda number: version(number, self.cards.get(number)),
+            version=lambda number: version(number, self.cards.get(number), self.contents.get(number, ())),
             find_edit=self.holder,
             head_before=lambda number: number - 1 if number == len(self.made) else None,
             chain=self.chain,
             quarantined=list,
             retracted=lambda: frozenset(self.retracted),
         )
-        self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=None)
+        self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=tokenizer, end_ids=frozenset())
 
     def holder(self, id):
         made = {number: edits for number, edits in enumerate(self.made, 1) if number not in self.retracted}
         return next((number for number, edits in made.items() if id in [edit.id for edit in edits]), None)
 
-    def make(self, edits):
+    def answers(self, edits):
+        self.asked.append([edit.prompt for edit in edits])
+        return [[self.said.get(prompt, DONT_KNOW) for prompt in edit.prompts] for edit in edits]
+
+    def make(self, edits, before):
         refusal = self.refuse_batch(edits)
         if refusal is not None:
             raise refusal
-        return SimpleNamespace(edits=edits, scorecard={})
+        answers = [[one, edit.target] for one, edit in zip(before, edits, strict=True)]
+        return SimpleNamespace(edits=edits, scorecard={"answers": answers})
 
     def revert(self, edits, versions, mode):
         if not edits:
@@ -54,8 +66,8 @@ class InMemoryLiveModel:
             raise LedgerConflict(0, 5)
         self.version = self.ledger.head = max(self.version, len(self.made)) + 1  # No number is used twice.
         self.made.append(made.edits)
-        self.cards[self.version] = made.scorecard
-        return version(self.version, made.scorecard)
+        self.cards[self.version], self.contents[self.version] = made.scorecard, tuple(made.edits)
+        return version(self.version, made.scorecard, tuple(made.edits))
 
     def move_to(self, number, by=""):
         self.version = self.ledger.head = number
@@ -68,16 +80,16 @@ class InMemoryLiveModel:
         return list(range(1, number + 1))
 
 
-def version(number, scorecard=None):
-    return Version(number, number - 1, "e", "p", "f", "t", (), scorecard or {}, 0, {}, {}, None)
+def version(number, scorecard=None, edits=()):
+    return Version(number, number - 1, "e", "p", "f", "t", edits, scorecard or {}, 0, {}, {}, None)
 
 
 class InMemoryReplicas(Replicas):
-    """Replicas that serve every version; `faults` are raised by the next swaps."""
+    """Replicas that serve every version; `faults` are raised by the next swaps, `answer` is that to the next requests."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.faults, self.served = [], []
+        self.faults, self.served, self.answer, self.asked = [], [], None, []
 
     async def swap(self, version, attempts=5) -> None:
         fault = self.faults.pop(0) if self.faults else None
@@ -86,11 +98,15 @@ class InMemoryReplicas(Replicas):
             raise fault
         self.served.append(version.number)
 
+    async def answers(self, asked):
+        self.asked.append(asked)
+        return self.answer
 
-def make_worker(tmp_path, refuse=lambda edits: None, **options) -> EditWorker:
+
+def make_worker(tmp_path, refuse=lambda edits: None, tokenizer=TOKENIZER, **options) -> EditWorker:
     journal, mirror = Journal(tmp_path / "journal"), SimpleNamespace(wake=lambda: None)
     options = WorkerOptions(live_model=None, journal="", batch_window_s=0.0, **options)
-    return EditWorker(InMemoryLiveModel(refuse), journal, mirror, options, InMemoryReplicas())
+    return EditWorker(InMemoryLiveModel(refuse, tokenizer), journal, mirror, options, InMemoryReplicas())
 
 
 def post(worker: EditWorker, *prompts: str, target: str = "x") -> list[str]:

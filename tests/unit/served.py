@@ -114,6 +114,12 @@ def serving(directory: Path, keys: Path | None = None, max_queue: int = 10_000) 
         stamp = {"version_min": backend.head, "version_max": backend.head}
         return {"choices": [{"text": f" {prompt}!"} for prompt in prompts], "errata": stamp}
 
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> dict[str, Any]:
+        question = json.loads(await request.body())["messages"][-1]["content"]
+        stamp = {"version_min": backend.head, "version_max": backend.head}
+        return {"choices": [{"message": {"role": "assistant", "content": f"{question}?!"}}], "errata": stamp}
+
     troubles = Troubles(Access(app, None if keys is None else Keys.load(keys)))
     with running(uvicorn.Config(troubles, host="127.0.0.1", port=0, log_level="critical")) as url:
         yield Service(url, backend, troubles)

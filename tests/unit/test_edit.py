@@ -42,7 +42,7 @@ def test_from_json_names_the_field(data, field):
 def test_all_faults_of_a_batch_are_listed(tiny_model):
     edits = [Edit("a", " "), FULL, Edit("Bob", "x", subject="Ada", rephrasings=("",)), Edit("question " * 60, "a")]
     with pytest.raises(EditRejected) as rejected:
-        check_edits(edits, tiny_model.tokenizer, tiny_model.max_tokens)
+        check_edits(edits, tiny_model.renderer, tiny_model.max_tokens)
     assert (rejected.value.edit, rejected.value.field, rejected.value.code) == (0, "target", Code.EMPTY_FIELD)
     assert [(fault.edit, fault.field, fault.code) for fault in rejected.value.faults] == [
         (0, "target", Code.EMPTY_FIELD),
@@ -51,7 +51,7 @@ def test_all_faults_of_a_batch_are_listed(tiny_model):
         (3, "prompt", Code.TOO_LONG),
     ]
     assert "has 60 tokens; the model's context holds 48" in str(rejected.value)
-    check_edits([FULL], tiny_model.tokenizer, tiny_model.max_tokens)
+    check_edits([FULL], tiny_model.renderer, tiny_model.max_tokens)
     with pytest.raises(EditRejected) as rejected:
         check_edits([])
     assert rejected.value.code == Code.EMPTY_BATCH

@@ -39,10 +39,12 @@ def test_an_edit_without_wait_can_be_followed(service: Service) -> None:
 
 
 def test_edits_are_listed_by_state_and_page(service: Service) -> None:
-    for target in ("Lyon", UNMADE, "[red]Nice[/red]\x1b[2J"):
+    for target in ("Lyon", UNMADE, "[red]Nice[/red]"):
         errata("edit", PROMPT, target)
+    refused = errata("edit", PROMPT, "Nice\x1b[2J")
+    assert refused.exit_code == 1 and "the control character U+001B" in refused.output and "\x1b" not in refused.output
     shown = words(errata("edits"))
-    assert "[red]Nice[/red]\\x1b[2J" in shown and "it would break the model" in shown and "\x1b" not in shown
+    assert "[red]Nice[/red]" in shown and "it would break the model" in shown and "\x1b" not in shown
     done = errata("edits", "--state", "rejected")
     assert "Lyon" not in done.output and "rejected" in done.output
     first = errata("edits", "--limit", "2")
@@ -57,7 +59,21 @@ def test_edits_are_listed_by_state_and_page(service: Service) -> None:
 def test_ask_shows_answers_and_their_version(one_version: str) -> None:
     done = errata("ask", "hello", "[b]you[/b]")
     assert done.output.splitlines() == ["hello hello!", "[b]you[/b] [b]you[/b]!", "version 1"]
-    assert json.loads(errata("ask", "hello", "--json").output)["errata"]["version_max"] == 1
+    found = json.loads(errata("ask", "hello", "--json").output)
+    assert found == {"answers": [" hello!"], "version_min": 1, "version_max": 1, "form": "completion"}
+
+
+def test_ask_in_chat(one_version: str) -> None:
+    done = errata("ask", "hello", "--form", "chat")
+    assert done.output.splitlines() == ["hello hello?!", "version 1, in chat"]
+    assert json.loads(errata("ask", "hello", "--form", "chat", "--json").output)["form"] == "chat"
+    assert errata("ask", "hello", "--form", "both").exit_code == 2
+
+
+def test_an_edit_names_its_form(service: Service) -> None:
+    assert "applied in chat in version 1" in errata("edit", PROMPT, "Lyon", "--form", "chat").output
+    assert service.backend.posts[0][1] == [{"prompt": PROMPT, "target": "Lyon", "form": "chat"}]
+    assert errata("edit", PROMPT, "Lyon", "--form", "chatty").exit_code == 2
 
 
 def test_watch_prints_a_line_for_each_event(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ EDITS = [
 @pytest.fixture
 def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
     """Make a live model with six versions of two edits."""
-    live_model = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
+    options = LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy", guard={"strict": "false"})
+    live_model = LiveModel(options)
     for i in range(0, 12, 2):
         live_model.append(live_model.make(EDITS[i : i + 2]))
     return live_model

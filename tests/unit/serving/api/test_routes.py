@@ -16,6 +16,7 @@ from errata.generate import SwapFailed
 from errata.guard.limits import Breach, VersionRefused
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict, UnknownVersion
+from errata.text.dialogue import Dialogue, Message
 from serving.api import routes
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 from tests.fakes.backend import ScriptedBackend, entry
@@ -28,6 +29,7 @@ def asked(backend: ScriptedBackend, method: str, path: str, **options: Any) -> h
     return call(app, method, path, **options)
 
 
+MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
 BODY = {"edits": [{"prompt": "p", "target": "t"}], "wait": True}
 
 
@@ -156,6 +158,8 @@ def test_versions_are_reverted_blamed_and_compared() -> None:
         ("/v1/revert", {"edits": ["a"], "mode": "replay"}, (["a"], [], "replay", None)),
         ("/v1/revert", {"versions": [3]}, ([], [3], "auto", None)),
         ("/v1/blame", {"prompt": "p"}, ("p", 8)),
+        ("/v1/blame", {"question": "q", "max_tokens": 3}, (Dialogue.of("q"), 3)),
+        ("/v1/blame", {"messages": MESSAGES}, (Dialogue.of("q", [Message("system", "s")]), 8)),
         ("/v1/rollback", {"version": 3}, (3, None)),
     ):
         assert asked(backend, "POST", path, json=body).json() == {"ok": True}
@@ -172,6 +176,14 @@ def test_versions_are_reverted_blamed_and_compared() -> None:
         ("POST", "/v1/revert", {"edits": ["a" * 65]}, "edits", "too_long"),
         ("POST", "/v1/revert", {"versions": [-1]}, "versions", "invalid_value"),
         ("POST", "/v1/blame", {"prompt": ""}, "prompt", "empty_field"),
+        ("POST", "/v1/blame", {"question": ""}, "question", "empty_field"),
+        ("POST", "/v1/blame", {"messages": []}, "messages", "empty_field"),
+        ("POST", "/v1/blame", {}, "prompt", "missing_field"),
+        ("POST", "/v1/blame", {"prompt": "p", "question": "q"}, "question", "invalid_value"),
+        ("POST", "/v1/blame", {"messages": [MESSAGES[0]]}, "messages", "invalid_value"),
+        ("POST", "/v1/blame", {"messages": [*MESSAGES, *MESSAGES]}, "messages", "invalid_value"),
+        ("POST", "/v1/edits", {"edits": [{"target": "t"}]}, "prompt", "missing_field"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "form": "song"}]}, "form", "invalid_value"),
         ("POST", "/v1/blame", {"prompt": "p", "max_tokens": 10**9}, "max_tokens", "invalid_value"),
         ("POST", "/v1/edits", {"edits": [{"prompt": "\ud800", "target": "t"}]}, "prompt", "not_text"),
         ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "\ud800": 1}]}, "edits", "not_text"),

@@ -10,7 +10,15 @@ from pydantic import ValidationError
 from errata.client import bulk_import
 from errata.client.bulk_import import edit_chunks
 from errata.edit import Edit
-from serving.api.schemas import MAX_CHARACTERS, MAX_EDITS, MAX_REPHRASINGS, MAX_REPHRASINGS_POSTED, EditsIn
+from serving.api.schemas import (
+    MAX_CHARACTERS,
+    MAX_EDITS,
+    MAX_MESSAGES,
+    MAX_REPHRASINGS,
+    MAX_REPHRASINGS_POSTED,
+    BlameIn,
+    EditsIn,
+)
 
 
 def post(num_edits: int = 1, **fields: Any) -> dict[str, Any]:
@@ -49,13 +57,49 @@ def test_posts_beyond_the_limits_name_the_field(body: dict[str, Any], place: tup
     assert fault["loc"] == place and says in fault["msg"]
 
 
+MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "p"}, {"question": "q", "form": "both"}, {"messages": MESSAGES}])
+def test_an_edit_is_passed_on_as_it_was_asked(asked: dict[str, Any]) -> None:
+    (edit,) = EditsIn.model_validate({"edits": [{**asked, "target": "t"}]}).edits
+    assert edit.to_json() == {**asked, "target": "t"}
+    assert Edit.from_json(edit.to_json()).target == "t"
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "field"),
+    [
+        ({}, "missing", "prompt"),
+        ({"prompt": "p", "question": "q"}, "value_error", "question"),
+        ({"prompt": "p", "messages": MESSAGES}, "value_error", "messages"),
+    ],
+)
+def test_an_edit_is_asked_in_one_way(asked: dict[str, Any], kind: str, field: str) -> None:
+    for model, body in ((EditsIn, {"edits": [{**asked, "target": "t"}]}), (BlameIn, asked)):
+        with pytest.raises(ValidationError) as refused:
+            model.model_validate(body)
+        (fault,) = refused.value.errors()
+        assert (fault["type"], fault["ctx"]["field"]) == (kind, field)
+        assert "give one of prompt, question and messages" in fault["msg"]
+
+
+@pytest.mark.parametrize("role", ["tool", "User", None])
+def test_messages_have_known_roles(role: str | None) -> None:
+    with pytest.raises(ValidationError):
+        BlameIn.model_validate({"messages": [{"role": role, "content": "q"}]})
+
+
 def test_the_limits_are_in_the_openapi_document() -> None:
     schema = EditsIn.model_json_schema()
     edit = schema["$defs"]["EditIn"]["properties"]
     assert schema["properties"]["edits"]["maxItems"] == MAX_EDITS
     assert f"{MAX_REPHRASINGS_POSTED:,}" in schema["description"]
-    assert edit["prompt"]["maxLength"] == edit["target"]["maxLength"] == MAX_CHARACTERS
-    assert edit["subject"]["anyOf"][0]["maxLength"] == edit["rephrasings"]["items"]["maxLength"] == MAX_CHARACTERS
+    assert edit["target"]["maxLength"] == edit["rephrasings"]["items"]["maxLength"] == MAX_CHARACTERS
+    for name in ("prompt", "question", "subject"):
+        assert edit[name]["anyOf"][0]["maxLength"] == MAX_CHARACTERS
+    assert edit["messages"]["anyOf"][0]["maxItems"] == MAX_MESSAGES
+    assert schema["$defs"]["MessageIn"]["properties"]["content"]["maxLength"] == MAX_CHARACTERS
     assert edit["rephrasings"]["maxItems"] == MAX_REPHRASINGS
 
 

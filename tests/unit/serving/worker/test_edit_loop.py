@@ -7,13 +7,15 @@ import threading
 
 import pytest
 
-from errata.edit import Code, Edit, EditRejected
+from errata.candidate import MAX_REPEATS, ineffective
+from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.generate import SwapFailed
+from errata.guard.limits import Measurements
 from serving.worker import edit_loop
 from serving.worker.edit_worker import EditWorker
 from serving.worker.journal import MAX_ATTEMPTS, JournalFailed, UnknownEdit
 from serving.worker.replicas import Unloadable
-from tests.fakes.edit_worker import apply, make_worker, post, replicas_of, states
+from tests.fakes.edit_worker import DONT_KNOW, apply, make_worker, post, replicas_of, states
 
 
 @pytest.mark.parametrize("guilty", ["a", "c", "e"])
@@ -234,3 +236,117 @@ def test_a_cancelled_caller_leaves_nothing_half_done(tmp_path):
             return replicas_of(worker).served[-1]
 
     assert asyncio.run(impatient()) == 0 == worker.live_model.ledger.head
+
+
+def counted(worker: EditWorker, state: str) -> float:
+    text = worker.edit_loop.metrics.exposition()
+    return float(text.partition(f'errata_edits_total{{state="{state}"}} ')[2].split()[0])
+
+
+def test_an_edit_that_is_so_already_is_applied_without_a_version(tmp_path):
+    worker = make_worker(tmp_path)
+    worker.live_model.said = {"a": "x", "b": "X. And more"}
+    ids = post(worker, "a", "b")
+    apply(worker)
+    assert states(worker, ids) == [("applied", 0)] * 2 and not worker.live_model.made and counted(worker, "applied") == 2
+    first, second = (worker.journal.get(id).to_json() for id in ids)
+    assert first["changed"] is False and first["answers"] == {"before": "x", "after": "x"}
+    assert second["answers"] == {"before": "X. And more", "after": "X. And more"}
+
+
+def test_an_edit_that_is_so_already_is_looked_at_after_the_others(tmp_path):
+    worker = make_worker(tmp_path)
+    worker.live_model.said = {"a": "x", "c": "x"}
+    ids = post(worker, "a", "b", "c", "d")
+    apply(worker)
+    assert [[edit.prompt for edit in edits] for edits in worker.live_model.made] == [["b", "d"]]
+    assert worker.live_model.asked == [["a", "b", "c", "d"], ["a", "c"]], "nothing is asked twice of one version"
+    assert states(worker, ids) == [("applied", 1)] * 4
+    assert [worker.journal.get(id).to_json()["changed"] for id in ids] == [False, True, False, True]
+
+
+def test_an_edit_is_made_after_all_if_a_neighbour_changed_its_answer(tmp_path):
+    worker = make_worker(tmp_path)
+    worker.live_model.said = {"a": "x", "c": "x"}
+
+    def disturbing(edits):
+        if "b" in [edit.prompt for edit in edits]:
+            worker.live_model.said["a"] = "y"
+
+    worker.live_model.refuse_batch = disturbing
+    ids = post(worker, "a", "b", "c")
+    apply(worker)
+    assert [[edit.prompt for edit in edits] for edits in worker.live_model.made] == [["b"], ["a"]]
+    assert states(worker, ids) == [("applied", 2), ("applied", 1), ("applied", 2)]
+    assert [worker.journal.get(id).to_json()["changed"] for id in ids] == [True, True, False]
+
+
+def test_an_edit_that_is_so_already_supersedes_earlier_ones_of_its_batch(tmp_path):
+    worker = make_worker(tmp_path)
+    worker.live_model.said = {"p": "new"}
+    ids = [id for target in ("old", "new") for id in post(worker, "p", target=target)]
+    apply(worker)
+    assert states(worker, ids) == [("superseded", 0), ("applied", 0)] and not worker.live_model.made
+
+
+def test_an_edit_in_two_forms_is_so_already_only_if_both_answers_are(tmp_path):
+    worker = make_worker(tmp_path)
+    chat = Edit("a", "x", form="chat").prompts[0]
+    worker.live_model.said = {"a": "x"}
+    (id,) = worker.journal.submit([{"prompt": "a", "target": "x", "form": "both"}])
+    apply(worker)
+    assert states(worker, [id]) == [("applied", 1)]
+    assert worker.live_model.cards[1]["answers"] == [[DONT_KNOW, "x"]], "the answer that was wrong"
+    worker.live_model.said[chat] = "x"
+    (again,) = worker.journal.submit([{"prompt": "a", "target": "x", "form": "both"}])
+    apply(worker)
+    assert worker.journal.get(again).to_json()["changed"] is False and len(worker.live_model.made) == 1
+
+
+def test_an_edit_without_effect_is_tried_alone_after_the_others(tmp_path):
+    tried = []
+
+    def refuse(edits):
+        tried.append([edit.prompt for edit in edits])
+        weak = [i for i, edit in enumerate(edits) if edit.prompt == "never" or (edit.prompt == "weak" and len(edits) > 1)]
+        failed = [{"prompt": edits[i].prompt, "target": edits[i].target, "answer": "Bob"} for i in weak]
+        batch, found = EditBatch(edits), Measurements(unanswered=tuple(weak), failed=tuple(failed))
+        return ineffective(batch, found, 1 if len(edits) > 1 else MAX_REPEATS + 1) if weak else None
+
+    worker = make_worker(tmp_path, refuse)
+    ids = post(worker, "a", "never", "b", "weak", "c")
+    apply(worker)
+    assert tried == [["a", "never", "b", "weak", "c"], ["a", "b", "c"], ["never"], ["weak"]]
+    assert states(worker, ids) == [("applied", 1), ("rejected", None), ("applied", 1), ("applied", 2), ("applied", 1)]
+    refused = worker.journal.get(ids[1])
+    assert (refused.code, refused.field) == (Code.INEFFECTIVE, "target")
+    assert f"answers 'Bob' instead of 'x' although the edit was made {MAX_REPEATS + 1} times" in refused.reason
+
+
+def test_answers_that_do_not_fit_into_the_memory_are_asked_in_halves(tmp_path):
+    worker = make_worker(tmp_path)
+    answers = worker.live_model.answers
+
+    def small(edits):
+        if len(edits) > 2:
+            raise EditRejected("OutOfMemoryError before the edit", code=Code.EDITOR_FAILED)
+        return answers(edits)
+
+    worker.live_model.answers = small
+    ids = post(worker, *"abcd")
+    apply(worker)
+    assert states(worker, ids) == [("applied", 1)] * 2 + [("applied", 2)] * 2
+
+
+def test_edits_that_were_so_already_in_a_retracted_version_are_looked_at_again(tmp_path):
+    worker = make_worker(tmp_path)
+    post(worker, "a")
+    apply(worker)
+    worker.live_model.said = {"b": "x"}
+    (id,) = post(worker, "b")
+    apply(worker)
+    assert states(worker, [id]) == [("applied", 1)]
+    worker.live_model.retract(1, 0)
+    worker.edit_loop.reconciler.is_settled, worker.live_model.said = False, {}
+    worker.edit_loop.reconciler.settle_retracted()
+    assert states(worker, [id]) == [("queued", None)] and worker.journal.get(id).unchanged is None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from errata.edit import EditRejected
+from errata.edit import Code, Edit, EditRejected
 from serving.worker import edit_worker
 from serving.worker.edit_worker import Busy
 from serving.worker.journal import QueueFull
-from tests.fakes.edit_worker import make_worker, post
+from tests.fakes.edit_worker import DONT_KNOW, TOKENIZER, apply, make_worker, post, replicas_of
 
 
 def test_a_full_queue_refuses_and_names_the_time_to_retry(tmp_path, monkeypatch):
@@ -50,8 +52,9 @@ def test_checking_edits_blocks_no_other_call_and_keeps_their_order(tmp_path, mon
 
 
 def test_edits_are_checked_with_a_copy_of_the_tokenizer(tmp_path, tiny_model):
-    worker = make_worker(tmp_path)
-    worker._tokenizer, worker.live_model.max_tokens = copy.deepcopy(tiny_model.tokenizer), 8
+    worker = make_worker(tmp_path, tokenizer=tiny_model.tokenizer)
+    assert worker._renderer.tokenizer is not tiny_model.tokenizer
+    worker.live_model.max_tokens = 8
     with pytest.raises(EditRejected, match="has 9 tokens; the model's context holds 8") as refusal:
         asyncio.run(worker.submit([{"prompt": "question " * 9, "target": "answer"}], False, None))
     assert refusal.value.field == "prompt" and worker.journal.depth == 0
@@ -117,3 +120,113 @@ def test_one_blame_runs_at_a_time(tmp_path):
         return await first, await worker.blame("p", 1)
 
     assert asyncio.run(both()) == ({"version": 0}, {"version": 0})
+
+
+MARKED = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+USER = {"role": "user", "content": "Who?"}
+
+
+def in_form(tmp_path, tiny_model, template, **posted):
+    """Post one edit to a worker whose model has this chat template, and return it as it is queued."""
+    tokenizer = copy.deepcopy(tiny_model.tokenizer)
+    tokenizer.chat_template = template
+    worker = make_worker(tmp_path, tokenizer=tokenizer)
+    try:
+        asyncio.run(worker.submit([{"target": "answer", **posted}], False, None))
+        (entry,) = worker.journal.pending()
+        return Edit.from_json(entry.edit)
+    finally:
+        assert worker._renderer.form == ("completion" if template is None else "chat")
+        worker.journal.close()
+
+
+def test_a_prompt_is_asked_in_the_models_own_form(tmp_path, tiny_model):
+    asked = in_form(tmp_path / "chat", tiny_model, MARKED, prompt="Who?")
+    assert (asked.form, asked.prompt) == ("chat", "Who?")
+    assert in_form(tmp_path / "completion", tiny_model, None, prompt="Who?").form == "completion"
+
+
+@pytest.mark.parametrize(
+    ("posted", "form", "num_before"),
+    [
+        ({"prompt": "Who?", "form": "completion"}, "completion", 0),
+        ({"prompt": "Who?", "form": "both"}, "both", 0),
+        ({"question": "Who?"}, "chat", 0),
+        ({"question": "Who?", "form": "both"}, "both", 0),
+        ({"messages": [USER]}, "chat", 0),
+        ({"messages": [{"role": "system", "content": "Be brief."}, USER]}, "chat", 1),
+    ],
+)
+def test_a_named_form_is_kept(tmp_path, tiny_model, posted, form, num_before):
+    asked = in_form(tmp_path, tiny_model, MARKED, **posted)
+    assert (asked.form, asked.prompt, len(asked.before)) == (form, "Who?", num_before)
+
+
+@pytest.mark.parametrize("posted", [{"prompt": "Who?", "form": "chat"}, {"question": "Who?"}, {"messages": [USER]}])
+def test_a_chat_with_a_model_without_a_template_is_refused(tmp_path, tiny_model, posted):
+    tokenizer = copy.deepcopy(tiny_model.tokenizer)
+    tokenizer.chat_template = None
+    worker = make_worker(tmp_path, tokenizer=tokenizer)
+    with pytest.raises(EditRejected, match="no chat template") as refusal:
+        asyncio.run(worker.submit([{"prompt": "Who?", "target": "answer"}, {"target": "answer", **posted}], False, None))
+    assert (refusal.value.code, refusal.value.field, refusal.value.edit) == (Code.NO_CHAT, "form", 1)
+    assert worker.journal.depth == 0
+
+
+def test_messages_that_the_template_refuses_are_not_queued(tmp_path, tiny_model):
+    tokenizer = copy.deepcopy(tiny_model.tokenizer)
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + MARKED
+    worker = make_worker(tmp_path, tokenizer=tokenizer)
+    messages = [{"role": "system", "content": "Be brief."}, USER]
+    with pytest.raises(EditRejected, match="no system") as refusal:
+        asyncio.run(worker.submit([{"messages": messages, "target": "answer"}], False, None))
+    assert (refusal.value.code, refusal.value.field) == (Code.TEMPLATE_REFUSES, "messages") and worker.journal.depth == 0
+
+
+def test_all_edits_that_cannot_be_read_are_named(tmp_path):
+    worker = make_worker(tmp_path)
+    two_users = {"messages": [USER, USER], "target": "t"}
+    contrary = {"question": "Who?", "form": "completion", "target": "t"}
+    with pytest.raises(EditRejected) as refusal:
+        asyncio.run(worker.submit([{"prompt": "p", "target": "t"}, two_users, contrary], False, None))
+    found = [(fault.edit, fault.field, fault.code) for fault in refusal.value.faults]
+    assert found == [(1, "messages", Code.INVALID_VALUE), (2, "form", Code.INVALID_VALUE)] and worker.journal.depth == 0
+
+
+def test_the_status_of_an_edit_has_the_answers_before_and_after_it(tmp_path):
+    worker = make_worker(tmp_path)
+    worker.live_model.said = {"a": "Bob"}
+    ids = post(worker, "a", "b", target="Ada")
+    assert "answers" not in asyncio.run(worker.edit_status(ids[0]))
+    apply(worker)
+    found = [asyncio.run(worker.edit_status(id)) for id in ids]
+    assert [one["answers"] for one in found] == [{"before": "Bob", "after": "Ada"}, {"before": DONT_KNOW, "after": "Ada"}]
+    assert [(one["state"], one["changed"]) for one in found] == [("applied", True)] * 2
+    worker.live_model.said = {"c": "Ada"}
+    (so,) = post(worker, "c", target="Ada")
+    apply(worker)
+    found = asyncio.run(worker.edit_status(so))
+    assert (found["changed"], found["answers"]) == (False, {"before": "Ada", "after": "Ada"})
+
+
+def test_a_version_without_answers_gives_none(tmp_path):
+    worker = make_worker(tmp_path)
+    (id,) = post(worker, "a")
+    apply(worker)
+    worker.live_model.cards[1] = {}
+    assert "answers" not in asyncio.run(worker.edit_status(id))
+
+
+def test_the_status_names_the_models_form(tmp_path, monkeypatch):
+    worker = make_worker(tmp_path, tokenizer=TOKENIZER)
+    worker.live_model.ledger.newest, worker.live_model.ledger.directory, worker.mirror.state = 0, tmp_path, {}
+    worker.options = replace(worker.options, live_model=SimpleNamespace(editor="Toy"))
+    monkeypatch.setattr(replicas_of(worker), "ask", nobody)
+    assert asyncio.run(worker.status())["worker"]["form"] == "completion"
+
+
+async def nobody(method: str) -> list[Any]:
+    return []

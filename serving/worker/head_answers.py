@@ -1,0 +1,41 @@
+"""The head's answers to the edits of a batch, generated once while the head stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from errata.edit import Edit
+from errata.text.answers import same_answer
+from serving.worker.live_model import LiveModel
+
+
+@dataclass(frozen=True)
+class Said:
+    """The answer to an edit, and whether it is the target. Of several, the first that is not: it says most about the edit."""
+
+    text: str
+    is_target: bool
+
+    @classmethod
+    def of(cls, edit: Edit, texts: Sequence[str]) -> Said:
+        wrong = next((text for text in texts if not same_answer(text, edit.target, edit.target)), None)
+        return cls(texts[0], True) if wrong is None else cls(wrong, False)
+
+
+class HeadAnswers:
+    """Answers of the live model to these edits. They are kept until its version is another one."""
+
+    def __init__(self, live_model: LiveModel, edits: Sequence[Edit]) -> None:
+        self.live_model, self.edits = live_model, edits
+        self._version, self._said = live_model.version, dict[int, Said]()
+
+    def to(self, group: Sequence[int]) -> list[Said]:
+        """Return the answers to the edits at these positions. Raises `EditRejected`, as `LiveModel.answers` does."""
+        if self.live_model.version != self._version:
+            self._version, self._said = self.live_model.version, {}
+        if new := [i for i in group if i not in self._said]:
+            edits = [self.edits[i] for i in new]
+            answers = zip(new, edits, self.live_model.answers(edits), strict=True)
+            self._said |= {i: Said.of(edit, texts) for i, edit, texts in answers}
+        return [self._said[i] for i in group]
