@@ -199,11 +199,7 @@ class Edit:
                 yield Fault(edit, name, Code.EMPTY_FIELD, "one of them has an empty prompt or target; leave it out")
 
     def to_json(self) -> dict[str, Any]:
-<<<<<<< HEAD
-        """Return the edit as JSON; the question of a dialogue is `prompt`, and `messages` is there if others come before it."""
-=======
         """Return the edit as JSON: `prompt` is the question of a dialogue; `messages` are there if others come before it."""
->>>>>>> chat-edits
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
         if self.id is not None:
             data["id"] = self.id

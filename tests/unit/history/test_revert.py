@@ -46,18 +46,11 @@ class Exact(Toy):
         return WeightDelta({MATRIX: LowRank(part.U_OR - said_OE, part.V_IR)}), after
 
 
-<<<<<<< HEAD
-=======
 @dataclass(frozen=True)
 class Weak(Toy):
     """An editor whose edit is answered only after it was made more than once."""
 
     strength: float = 10.0
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
 def model_with(editor: str, checkpoint: Path, tmp_path: Path, **guard: str) -> LiveModel:
@@ -66,7 +59,6 @@ def model_with(editor: str, checkpoint: Path, tmp_path: Path, **guard: str) -> L
     return LiveModel(options)
 
 
->>>>>>> chat-edits
 @pytest.fixture
 def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
     return model_with("tests.e2e.toy:Toy", checkpoint, tmp_path)
