@@ -239,7 +239,7 @@ class Edit:
         if not all(isinstance(rephrasing, str) for rephrasing in data.get("rephrasings") or ()):
             raise EditRejected("must be strings", code=Code.WRONG_TYPE, field="rephrasings")
         given = [name for name in ("locality", "portability") if data.get(name)]
-        probes = {name: tuple(Probe.from_json(probe, name) for probe in data[name]) for name in given}
+        probes: dict[str, Any] = {name: tuple(Probe.from_json(probe, name) for probe in data[name]) for name in given}
         return cls(
             target=cleaned(data["target"]),
             subject=None if data.get("subject") is None else cleaned(data["subject"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 from errata.edit import Code, EditRejected
 from errata.ledger import LedgerConflict, Version
@@ -89,7 +90,8 @@ class InMemoryReplicas(Replicas):
 
     def __init__(self) -> None:
         super().__init__()
-        self.faults, self.served, self.answer, self.asked = [], [], None, []
+        self.faults, self.served, self.asked = [], [], []
+        self.answer: dict[str, Any] | None = None
 
     async def swap(self, version, attempts=5) -> None:
         fault = self.faults.pop(0) if self.faults else None

@@ -22,6 +22,7 @@ from errata.evaluate.questions import Question, Questions
 from errata.evaluate.scorecard import Scorecard, score, teacher_forced
 from errata.evaluate.teacher_forcing import teacher_force
 from errata.model.language_model import LanguageModel
+from errata.text.dialogue import Prompt
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def question_scores(
     unedited: UneditedAnswers,
     done: int,
     immediate: Mapping[Question, bool],
-) -> tuple[Scores, Questions, dict[str, str]]:
+) -> tuple[Scores, Questions, dict[Prompt, str]]:
     """Score the questions of the first `done` edits: by generation, teacher forcing and likelihood.
 
     `immediate` says which sampled edits were answered rightly immediately after their batch. Also returns the questions and

@@ -104,7 +104,7 @@ class UneditedAnswers:
         return cls(found, predictions(model, probes), perplexities(model, stream.sentences), max_tokens)
 
 
-def long_texts(model: LanguageModel, stream: BenchmarkStream) -> dict[str, str]:
+def long_texts(model: LanguageModel, stream: BenchmarkStream) -> dict[Prompt, str]:
     """Continue the long prompts of the stream, all by as many tokens as its longest prompt leaves room for."""
     prompts = stream.long_prompts()
     if not prompts:

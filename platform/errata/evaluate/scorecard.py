@@ -15,6 +15,7 @@ from errata.evaluate.questions import Question, Questions
 from errata.evaluate.teacher_forcing import TeacherForced, teacher_force
 from errata.model.language_model import LanguageModel
 from errata.text.answers import same_answer
+from errata.text.dialogue import Prompt
 
 _NOT_IN_NAMES = re.compile(r"[^\w .-]+")  # characters that MLflow does not allow in the name of a metric
 
@@ -78,8 +79,8 @@ def harmonic_mean(*shares: float | None) -> float | None:
 
 def score(
     questions: Questions,
-    answers: Mapping[str, str],
-    base_answers: Mapping[str, str] | None,
+    answers: Mapping[Prompt, str],
+    base_answers: Mapping[Prompt, str] | None,
     immediate: Mapping[Question, bool] | None = None,
 ) -> Scorecard:
     """Score generated texts, given by prompt.

@@ -11,7 +11,7 @@ import torch
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit
+from errata.edit import Code, Edit, EditRejected
 from errata.editors import EDITORS, make_editor, name_of
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
@@ -24,6 +24,7 @@ from errata.guard.probes import Probes
 from errata.ledger import LedgerDamaged, UnknownVersion, Version
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
+from errata.text.answers import same_answer
 from serving.app import Arguments
 from serving.worker.live_model import LiveModel, LiveModelOptions, guard_from, load_editor
 from tests.e2e.toy import WORLD, Toy
@@ -127,7 +128,8 @@ def test_a_live_model_has_the_guard_of_its_settings(model_dir: Path, tmp_path: P
 @pytest.fixture
 def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
     """Make a live model at version 3, with one edit a version."""
-    live_model = LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy"))
+    options = LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy", guard={"strict": "false"})
+    live_model = LiveModel(options)  # The toy's edits change the first token, and do not end the answer.
     for number in (1, 2, 3):
         post(live_model, number)
     return live_model
@@ -204,6 +206,20 @@ def test_an_append_reads_nothing_from_disk(live_model: LiveModel, mode: str, mon
     for file in live_model.ledger.folders.root.glob("*/*.kept"):
         shutil.move(file, file.with_suffix(""))
     assert standing(LiveModel(live_model.options)) == standing(live_model)
+
+
+def test_an_edit_that_is_not_answered_is_refused_unless_the_guard_is_not_strict(live_model: LiveModel) -> None:
+    before = live_model.answers([edit(4)])
+    made = live_model.make([edit(4)], [before[0][0]])
+    ((was, says),) = made.scorecard["answers"]
+    assert was == before[0][0] and says == made.scorecard["failed"][0]["answer"] and not same_answer(says, edit(4).target)
+    strict = LiveModel(replace(live_model.options, guard={}))
+    standing_before = standing(strict)
+    with pytest.raises(EditRejected) as refusal:
+        strict.make([edit(4)])
+    assert (refusal.value.code, refusal.value.field) == (Code.INEFFECTIVE, "target")
+    assert f"instead of {edit(4).target!r}" in refusal.value.reason
+    assert standing(strict) == standing_before and strict.answers([edit(4)]) == before
 
 
 def test_both_sides_of_a_limit_can_be_set_in_any_order() -> None:
