@@ -30,6 +30,7 @@ from errata.local.terminal import console, log_only
 from errata.model.language_model import load
 from errata.model.matrices import find_matrices
 from errata.registry import Registry
+from errata.text.dialogue import Prompt
 from jobs.arguments import main
 from jobs.demo_report import SCORES, described, facts_table, plot, scores_table, service_figures, versions_table
 from jobs.demo_traffic import MAX_TOKENS, MemoryPeak, Traffic
@@ -64,9 +65,9 @@ class Demo:
         self.seconds[name] = round(time.monotonic() - start, 1)
         console().print(f"  {self.seconds[name]:.1f} s")
 
-    def answers(self, prompts: Sequence[str], at_least: int | None = None) -> dict[str, str]:
+    def answers(self, prompts: Sequence[str], at_least: int | None = None) -> dict[Prompt, str]:
         """Greedy answers of the served model by prompt."""
-        found: dict[str, str] = {}
+        found: dict[Prompt, str] = {}
         for i in range(0, len(prompts), PROMPTS_AT_ONCE):
             part = list(prompts[i : i + PROMPTS_AT_ONCE])
             choices = self.client.complete(part, MAX_TOKENS, at_least)["choices"]
@@ -150,11 +151,11 @@ def edit_and_roll_back(demo: Demo, edits: Sequence[Edit]) -> None:
 
 def apply_edits(
     demo: Demo, edits: Sequence[Edit], asked: AskedPrompts, reference: HFGenerator, traffic: Traffic
-) -> dict[int, dict[str, str]]:
+) -> dict[int, dict[Prompt, str]]:
     """Post the edits batch by batch and score each version; returns all answers by version."""
     before = demo.answers(asked.every)
     demo.check_parity(reference, 0, asked.parity)
-    answers_at: dict[int, dict[str, str]] = {0: before}
+    answers_at: dict[int, dict[Prompt, str]] = {0: before}
     title = f"{len(edits)} edits in {NUM_BATCHES} batches over HTTP, under a steady stream of requests"
     with demo.stage("edits", title), traffic.running():
         done: list[Edit] = []
@@ -175,7 +176,7 @@ def post(demo: Demo, batch: EditBatch) -> int:
     return int(demo.client.edit(body, wait=True)["version"])
 
 
-def roll_back(demo: Demo, asked: AskedPrompts, reference: HFGenerator, answers_at: dict[int, dict[str, str]]) -> None:
+def roll_back(demo: Demo, asked: AskedPrompts, reference: HFGenerator, answers_at: dict[int, dict[Prompt, str]]) -> None:
     """Serve earlier versions and the newest one again, and count the answers that are as they were."""
     newest = max(answers_at)
     with demo.stage("rollback", f"rolling back to version {newest // 2}, to 0, and forward to {newest}"):

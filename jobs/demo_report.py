@@ -12,6 +12,7 @@ from rich.table import Table
 from errata.edit import Edit
 from errata.ledger import Ledger
 from errata.text.answers import normalise_answer
+from errata.text.dialogue import Prompt
 from jobs.demo_traffic import Traffic
 
 SCORES = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention")
@@ -24,7 +25,7 @@ def described(point: Point) -> str:
     return ", ".join(f"{name} {point[name]:.2f}" for name in PLOTTED if name in point)
 
 
-def facts_table(edits: Sequence[Edit], before: Mapping[str, str], after: Mapping[str, str]) -> Table:
+def facts_table(edits: Sequence[Edit], before: Mapping[Prompt, str], after: Mapping[Prompt, str]) -> Table:
     """Tabulate a few edits with their rephrasings, and a few questions that no edit concerns."""
     table = Table("asked", "before", "corrected to", "the served vLLM says now", title="A handful of facts")
     for edit in edits[:: max(1, len(edits) // 4)][:4]:

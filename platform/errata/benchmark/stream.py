@@ -104,14 +104,15 @@ class UneditedAnswers:
         return cls(found, predictions(model, probes), perplexities(model, stream.sentences), max_tokens)
 
 
-def long_texts(model: LanguageModel, stream: BenchmarkStream) -> dict[Prompt, str]:
+def long_texts(model: LanguageModel, stream: BenchmarkStream) -> dict[str, str]:
     """Continue the long prompts of the stream, all by as many tokens as its longest prompt leaves room for."""
     prompts = stream.long_prompts()
     if not prompts:
         return {}
     room = model.max_tokens - max(len(model.renderer.ids(prompt)) for prompt in prompts)
     num_tokens = min(stream.long_tokens, room)
-    return generated_answers(model, prompts, num_tokens, min_tokens=num_tokens)
+    found = generated_answers(model, prompts, num_tokens, min_tokens=num_tokens)
+    return {str(prompt): text for prompt, text in found.items()}
 
 
 def generated_answers(
