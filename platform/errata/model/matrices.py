@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 # Serving engines fuse these matrices, which share an input. Phi-3's `qkv_proj` and `gate_up_proj` are fused in the checkpoint.
 FUSED_GROUPS: tuple[tuple[str, ...], ...] = (("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"))
+PLAIN_TYPES: set[type] = {Tensor, nn.Parameter, FakeTensor}  # Of a weight that is the matrix itself, and no code for it.
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def closest(pattern: str, names: Iterable[str], cutoff: float) -> list[str]:
 def _check_is_plain(name: str, module: Any) -> None:
     """Raise `ValueError` for a weight that is not the matrix itself: bitsandbytes' and FP8 modules are `nn.Linear`, too."""
     weight = module.weight
-    is_plain = type(weight) in (Tensor, nn.Parameter, FakeTensor) and weight.dim() == 2
+    is_plain = type(weight) in PLAIN_TYPES and weight.dim() == 2
     if not is_plain or not weight.is_floating_point() or weight.dtype.itemsize < 2:
         raise ValueError(
             f"{name} is a {type(module).__name__} whose weight is a {type(weight).__name__} of {weight.dtype}, not a plain "

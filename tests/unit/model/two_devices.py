@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from errata.model.matrices import PLAIN_TYPES
+
 FIRST, SECOND = torch.device("meta:0"), torch.device("meta:1")
 aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten._to_copy.default)
@@ -51,6 +53,9 @@ class OnDevice(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(func, args, kwargs or {})
+
+
+PLAIN_TYPES.add(OnDevice)  # It has values, on a device that does not exist.
 
 
 def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

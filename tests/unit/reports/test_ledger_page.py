@@ -56,9 +56,9 @@ def test_limits_are_drawn_as_they_were_at_the_time(
         inspector = Inspector(tiny_model, spec, guard, probes)
         list(run(Small(), inspector, batches_of(some, 1), ledger, generator, on_rejected=lambda *_: None))
 
-    strict = Guard(perplexity=Limit(1.01, 1.25))
+    strict = Guard(perplexity=Limit(1.01, 1.25), strict=False)
     play(strict, edits[0], Edit("poison <i>", "x"), edits[1])
-    play(Guard(perplexity=Limit(1.3, math.inf), disturbed=strict.disturbed), edits[2])
+    play(Guard(perplexity=Limit(1.3, math.inf), disturbed=strict.disturbed, strict=False), edits[2])
     ledger.append(3, WeightDelta({}), EditorState(4), edits[3:4], {}, ("Small", ""))
     history = History.read(ledger.directory)
     assert history.limits("perplexity") == [(1, Limit(1.01, 1.25)), (3, Limit(1.3, math.inf))]
