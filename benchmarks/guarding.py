@@ -46,6 +46,7 @@ from errata.model.matrices import ModelSpec, find_matrices
 from errata.model.prefix_cache import BatchCache
 from errata.testbed.harmful_edits import hard_edits
 from errata.testbed.world import World
+from errata.text.dialogue import Prompt
 from jobs import moments
 from jobs.plans import demo
 
@@ -135,7 +136,7 @@ class Bench:
         self.prompts = Questions.of(self.healthy).prompts
         self.base_answers, self.base_perplexity = self.answers(base), perplexity(base, self.sentences)
 
-    def answers(self, model: LanguageModel) -> dict[str, str]:
+    def answers(self, model: LanguageModel) -> dict[Prompt, str]:
         """Greedy answers to all prompts."""
         return dict(zip(self.prompts, greedy_texts(model, self.prompts, MAX_TOKENS), strict=True))
 

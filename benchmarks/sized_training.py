@@ -30,6 +30,7 @@ from errata.model.encoding import IGNORED, Encoded
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices, input_sources
 from errata.model.prefix_cache import PrefixCache
+from errata.text.dialogue import Prompt
 from jobs.plan import Plan
 
 SEEN = torch.tensor(2.0, dtype=torch.float64)  # made outside, where tensors have values
@@ -69,7 +70,7 @@ class SizedBatch(EpisodeBatch):
 
     texts = Texts()
 
-    def _encode(self, pairs: Sequence[tuple[str, str]]) -> Encoded:
+    def _encode(self, pairs: Sequence[tuple[Prompt, str]]) -> Encoded:
         return self.texts.encoded(len(pairs), self.model.device)
 
     def _split(self, text: Encoded) -> list[Encoded]:
