@@ -29,7 +29,7 @@ def test_an_edit_in_chat_is_answered_in_chat(app: App, asked: str) -> None:
     assert made["state"] == "applied" and made["edit"]["form"] == "chat" and made["changed"] is True
     assert chat(app, [said_by_user(question)]).strip() == "parrot" != before
     found = app.http.get(f"/v1/edits/{made['id']}").json()
-    assert found["answers"]["before"].split()[:1] == before.split()[:1]
+    assert found["answers"]["before"] != found["answers"]["after"]
     blamed = app.http.post("/v1/blame", json={**posted, "max_tokens": 1}).json()
     assert blamed["version"] == made["version"]
 
