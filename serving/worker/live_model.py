@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,17 @@ from errata.editors import make_editor
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector
-from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
 from errata.history.blame import Blamed, blamed
 from errata.history.checkout import checked_out
 from errata.history.lineage import live_edits
 from errata.history.revert import revert
 from errata.ledger import Ledger, Version
+from errata.local.preflight import guard_from
 from errata.model import language_model as models
 from errata.model import matrices
 from errata.model.devices import first_device
 from errata.model.generation import check_question, greedy_texts
-from errata.overrides import overridden
 from errata.text.dialogue import Prompt
 
 
@@ -195,19 +193,6 @@ class LiveModel:
         self.inspector.committed(EditBatch(candidate.edits), candidate.observed)
         self.state, self.version = candidate.state, version.number
         return version
-
-
-def guard_from(settings: Mapping[str, str]) -> Guard:
-    """Make a guard from settings by field. Raises `ValueError` for an unknown field or a value of the wrong type."""
-    guard, wanted = Guard(), dict(settings)
-    for name in {name.partition(".")[0] for name in settings if "." in name}:
-        if isinstance(now := getattr(guard, name, None), Limit):
-            wanted = {f"{name}.warn": str(now.warn), f"{name}.refuse": str(now.refuse)} | wanted
-            anything: dict[str, Any] = {name: Limit(-math.inf, math.inf)}
-            guard = replace(guard, **anything)  # Set one after the other, the sides of a limit might cross.
-    for name, value in wanted.items():
-        guard = overridden(guard, name, value)
-    return guard
 
 
 def load_editor(options: LiveModelOptions) -> Editor:

@@ -22,11 +22,12 @@ from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
 from errata.ledger import LedgerDamaged, UnknownVersion, Version
+from errata.local.preflight import guard_from
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from errata.text.answers import same_answer
 from serving.app import Arguments
-from serving.worker.live_model import LiveModel, LiveModelOptions, guard_from, load_editor
+from serving.worker.live_model import LiveModel, LiveModelOptions, load_editor
 from tests.e2e.toy import WORLD, Toy
 from tests.editors_under_test import editor_under_test, measured
 
