@@ -98,9 +98,9 @@ def _made(
 
 
 def answers_after(batch: EditBatch, found: Measurements) -> list[str]:
-    """Return the answer to each edit: its target, or what was measured instead."""
+    """Return the answer to each edit, of two forms in chat: as it is wanted, or what was measured instead."""
     wrong = {i: row["answer"] for i, row in zip(found.unanswered, found.failed, strict=True)}
-    return [wrong.get(i, edit.target) for i, edit in enumerate(batch)]
+    return [wrong.get(i, edit.wording(edit.prompts[-1])) for i, edit in enumerate(batch)]
 
 
 def ineffective(batch: EditBatch, found: Measurements, num_made: int, why: str = "") -> EditRejected:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
+from errata.text.answers import first_sentence, same_answer, says
 from errata.text.dialogue import FORMS, Dialogue, Form, Message, Prompt, dialogue_fault, messages_from_json
 from errata.text.rules import cleaned, is_blank, prompt_key, subject_span, text_fault
 
@@ -111,6 +112,22 @@ class EditRejected(ValueError):
         return EditRejected.of, (self.faults,)
 
 
+class Question(NamedTuple):
+    """A prompt and its answer; `targets` are the texts that make an answer right, or none but `answer`."""
+
+    prompt: Prompt
+    answer: str
+    targets: tuple[str, ...] = ()
+
+    def is_answered_by(self, text: str) -> bool:
+        """Say if a text is right: its first sentence is one of the texts or, in chat, contains one of them."""
+        wanted = (self.answer, *self.targets)
+        if any(same_answer(text, one, one) for one in wanted):
+            return True
+        is_in_chat = isinstance(self.prompt, Dialogue)
+        return is_in_chat and any(says(first_sentence(text, one), one) for one in self.targets or wanted)
+
+
 @dataclass(frozen=True)
 class Probe:
     """A question that tests an edit's side effects: locality (its answer must stay) or portability (its answer follows).
@@ -141,9 +158,10 @@ class Edit:
     """One correction: the edited model answers `prompt` with `target`.
 
     `form` says how the prompt is asked: as the text of a completion, as the user's question in a dialogue after the messages
-    `before`, or both ways. `rephrasings` are other wordings of the prompt, which the edit should generalise to. `locality` and
-    `portability` are probes for training and scoring, asked in the same form; no editor needs them to edit. `poster` is the
-    author: the name of the key that posted the edit.
+    `before`, or both ways. `aliases` are other texts that count as the target. `answer` is the whole text that the model shall
+    write in chat, with the target in it; without it, that is the target alone. `rephrasings` are other wordings of the prompt,
+    which the edit should generalise to. `locality` and `portability` are probes for training and scoring, asked in the same
+    form; no editor needs them to edit. `poster` is the author: the name of the key that posted the edit.
     """
 
     prompt: str
@@ -156,6 +174,8 @@ class Edit:
     poster: str | None = None
     form: Form = "completion"
     before: tuple[Message, ...] = ()
+    aliases: tuple[str, ...] = ()
+    answer: str | None = None
 
     def ask(self, text: str) -> tuple[Prompt, ...]:
         """Return the prompts that ask `text` in the form of this edit: one, or two for the form `both`."""
@@ -171,6 +191,24 @@ class Edit:
         return self.ask(self.prompt)
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The target and its aliases: an answer is right if it is one of them or, in chat, contains one."""
+        return (self.target, *self.aliases)
+
+    def wording(self, prompt: Prompt) -> str:
+        """Return the text that the edited model writes after a prompt: the target or, in chat, the whole answer."""
+        return self.target if isinstance(prompt, str) or self.answer is None else self.answer
+
+    def question(self, prompt: Prompt) -> Question:
+        """Return a prompt as a question about this edit."""
+        return Question(prompt, self.wording(prompt), self.targets)
+
+    def first_wrong(self, texts: Sequence[str]) -> str | None:
+        """Return the first of the answers to `prompts` that is not right; None if all are."""
+        asked = zip(self.prompts, texts, strict=True)
+        return next((text for prompt, text in asked if not self.question(prompt).is_answered_by(text)), None)
+
+    @property
     def keys(self) -> frozenset[Any]:
         """What edits of the same prompt have in common; edits that share a key contradict or repeat each other."""
         return frozenset(map(prompt_key, self.prompts))
@@ -180,7 +218,8 @@ class Edit:
         for name in ("prompt", "target"):
             if is_blank(getattr(self, name)):
                 yield Fault(edit, name, Code.EMPTY_FIELD, "is empty; give the text")
-        texts = [("target", self.target), ("subject", self.subject or "")]
+        texts = [("target", self.target), ("subject", self.subject or ""), ("answer", self.answer or "")]
+        texts += [("aliases", alias) for alias in self.aliases]
         texts += [("prompt", self.prompt), *(("messages", message.content) for message in self.before)]
         for name, text in (*texts, *(("rephrasings", text) for text in self.rephrasings)):
             if (fault := text_fault(text)) is not None:
@@ -192,11 +231,21 @@ class Edit:
         if self.subject is not None and (is_blank(self.subject) or subject_span(self.prompt, self.subject) is None):
             reason = f"{self.subject!r} does not occur in the prompt {self.prompt!r}"
             yield Fault(edit, "subject", Code.SUBJECT_NOT_IN_PROMPT, reason)
-        if any(is_blank(rephrasing) for rephrasing in self.rephrasings):
-            yield Fault(edit, "rephrasings", Code.EMPTY_FIELD, "one of them is empty; leave it out")
+        for name in ("rephrasings", "aliases"):
+            if any(map(is_blank, getattr(self, name))):
+                yield Fault(edit, name, Code.EMPTY_FIELD, "one of them is empty; leave it out")
+        if self.answer is not None and (fault := self._answer_fault()) is not None:
+            yield Fault(edit, "answer", Code.INVALID_VALUE, fault)
         for name in ("locality", "portability"):
             if any(is_blank(probe.prompt) or is_blank(probe.target) for probe in getattr(self, name)):
                 yield Fault(edit, name, Code.EMPTY_FIELD, "one of them has an empty prompt or target; leave it out")
+
+    def _answer_fault(self) -> str | None:
+        if self.form == "completion":
+            return "is written in chat alone, and this prompt is completed: leave it out, or ask in chat (form)"
+        if not any(says(self.answer or "", text) for text in self.targets):
+            return f"{self.answer!r} does not contain the target {self.target!r}"
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Return the edit as JSON: `prompt` is the question of a dialogue; `messages` are there if others come before it."""
@@ -206,8 +255,11 @@ class Edit:
         for name in ("subject", "poster"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
-        if self.rephrasings:
-            data["rephrasings"] = list(self.rephrasings)
+        if self.answer is not None:
+            data["answer"] = self.answer
+        for name in ("aliases", "rephrasings"):
+            if getattr(self, name):
+                data[name] = list(getattr(self, name))
         for name in ("locality", "portability"):
             if getattr(self, name):
                 data[name] = [probe.to_json() for probe in getattr(self, name)]
@@ -222,7 +274,7 @@ class Edit:
         """Read an edit. Raises `EditRejected` for a field that is missing, unknown or of the wrong type.
 
         The prompt is `prompt`, or `question` for one that is asked in chat, or `messages` that end with the user's question.
-        Targets and subjects lose white space at their ends.
+        Targets, aliases, answers and subjects lose white space at their ends.
         """
         if unknown := data.keys() - _FIELDS:
             raise EditRejected("is not a field of an edit", code=Code.UNKNOWN_FIELD, field=", ".join(sorted(unknown)))
@@ -230,19 +282,22 @@ class Edit:
         if not isinstance(data.get("target"), str):
             code = Code.WRONG_TYPE if "target" in data else Code.MISSING_FIELD
             raise EditRejected("must be given as a string", code=code, field="target")
-        for name in ("subject", "id", "poster"):
+        for name in ("subject", "id", "poster", "answer"):
             if not isinstance(data.get(name), str | None):
                 raise EditRejected("must be a string, or left out", code=Code.WRONG_TYPE, field=name)
-        for name in ("rephrasings", "locality", "portability"):
+        for name in ("rephrasings", "aliases", "locality", "portability"):
             if not isinstance(data.get(name), list | tuple | None):
                 raise EditRejected("must be a list, or left out", code=Code.WRONG_TYPE, field=name)
-        if not all(isinstance(rephrasing, str) for rephrasing in data.get("rephrasings") or ()):
-            raise EditRejected("must be strings", code=Code.WRONG_TYPE, field="rephrasings")
+        for name in ("rephrasings", "aliases"):
+            if not all(isinstance(text, str) for text in data.get(name) or ()):
+                raise EditRejected("must be strings", code=Code.WRONG_TYPE, field=name)
         given = [name for name in ("locality", "portability") if data.get(name)]
         probes: dict[str, Any] = {name: tuple(Probe.from_json(probe, name) for probe in data[name]) for name in given}
         return cls(
             target=cleaned(data["target"]),
             subject=None if data.get("subject") is None else cleaned(data["subject"]),
+            aliases=tuple(cleaned(text) for text in data.get("aliases") or ()),
+            answer=None if data.get("answer") is None else cleaned(data["answer"]),
             rephrasings=tuple(data.get("rephrasings") or ()),
             id=data.get("id"),
             poster=data.get("poster"),
@@ -304,7 +359,7 @@ class EditBatch:
     @property
     def rows(self) -> list[Row]:
         """The requests of all edits, in their order."""
-        return [Row(index, prompt, edit.target) for index, edit in enumerate(self.edits) for prompt in edit.prompts]
+        return [Row(index, prompt, edit.wording(prompt)) for index, edit in enumerate(self.edits) for prompt in edit.prompts]
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -363,7 +418,7 @@ def _unfit(edit: Edit, index: int, renderer: Any, max_tokens: int) -> Iterator[F
     for field_name, prompt in ((name, prompt) for name, text in texts for prompt in edit.ask(text)):
         try:
             num_prompt = len(renderer.ids(prompt))
-            num_all = num_prompt + len(renderer.answer_ids(prompt, edit.target, close=False))
+            num_all = num_prompt + len(renderer.answer_ids(prompt, edit.wording(prompt), close=False))
         except EditRejected as rejected:
             yield Fault(index, rejected.field, rejected.code, rejected.reason)
             return

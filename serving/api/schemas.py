@@ -15,6 +15,7 @@ MAX_EDITS = 1_000
 MAX_REPHRASINGS = 64  # of one edit
 MAX_REPHRASINGS_POSTED = 4_096  # of all edits of a post
 MAX_MESSAGES = 64
+MAX_ALIASES = 64
 MAX_CHARACTERS = 16_384
 # A length limit also makes pydantic refuse a lone surrogate, which JSON can spell and UTF-8 cannot.
 Name = Annotated[str, Field(max_length=64)]
@@ -53,10 +54,16 @@ class AskedIn(BaseModel):
 
 
 class EditIn(AskedIn):
-    """One correction, as posted; without `form`, a prompt is asked in the model's own form."""
+    """One correction, as posted; without `form`, a prompt is asked in the model's own form.
+
+    In chat an answer is right if it contains the `target` or one of the `aliases`, and `answer` is the whole text to be said;
+    without it, one is made of what the model says now.
+    """
 
     target: Text
     subject: Text | None = None
+    aliases: list[Text] = Field(default_factory=list, max_length=MAX_ALIASES)
+    answer: Text | None = None
     rephrasings: list[Text] = Field(default_factory=list, max_length=MAX_REPHRASINGS)
     form: Form | None = None
 

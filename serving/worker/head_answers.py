@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from errata.edit import Edit
-from errata.text.answers import same_answer
 from serving.worker.live_model import LiveModel
 
 
@@ -19,7 +18,7 @@ class Said:
 
     @classmethod
     def of(cls, edit: Edit, texts: Sequence[str]) -> Said:
-        wrong = next((text for text in texts if not same_answer(text, edit.target, edit.target)), None)
+        wrong = edit.first_wrong(texts)
         return cls(texts[0], True) if wrong is None else cls(wrong, False)
 
 

@@ -13,7 +13,7 @@ import torch
 from errata.candidate import CandidateVersion, make_candidate
 from errata.delta.accumulator import EditedModel
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Code, Edit, EditBatch, EditRejected
+from errata.edit import Code, Edit, EditBatch, EditRejected, check_edits
 from errata.editors import make_editor
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
@@ -27,6 +27,7 @@ from errata.ledger import Ledger, Version
 from errata.local.preflight import guard_from
 from errata.model import language_model as models
 from errata.model import matrices
+from errata.model.composing import composed
 from errata.model.devices import first_device
 from errata.model.generation import check_question, greedy_texts
 from errata.text.dialogue import Prompt
@@ -141,9 +142,11 @@ class LiveModel:
     def make(self, edits: Sequence[Edit], before: Sequence[str] | None = None) -> CandidateVersion:
         """Make the candidate version of these edits, whose answers so far are `before`; nothing changes.
 
-        Raises `EditRejected` from the editor or the guard, and for edits that have no effect.
+        An edit in chat that has a target alone gets the answer that the model would say it in. Raises `EditRejected` from the
+        editor or the guard, and for edits that have no effect.
         """
-        batch = EditBatch(tuple(edits))
+        check_edits(edits, self.model.renderer, self.model.max_tokens)
+        batch = EditBatch(tuple(edits if before is None else composed(self.model, edits, before)))
         return make_candidate(self.editor, batch, self.state, self.inspector, self.version, before)
 
     def revert(self, ids: Sequence[str], versions: Sequence[int], mode: str = "auto") -> CandidateVersion:

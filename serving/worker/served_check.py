@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from errata.edit import Edit
-from errata.text.answers import same_answer
 from errata.text.dialogue import Prompt
 from serving.logs import event
 from serving.metrics import WorkerMetrics
@@ -42,12 +41,12 @@ class ServedCheck:
         """Compare the answers of one replica; nothing is counted if it serves another version by then or does not answer."""
         short = [edit for edit in edits if len(edit.target.encode()) <= MAX_TARGET_BYTES]
         asked = [(edit, prompt) for edit in short for prompt in edit.prompts][:NUM_ASKED]
-        bodies = [request_of(prompt, edit.target) for edit, prompt in asked]
+        bodies = [request_of(prompt, edit.wording(prompt)) for edit, prompt in asked]
         answer = await self.replicas.answers(bodies) if bodies else None
         if answer is None or answer["version"] != version:
             return
         for (edit, prompt), text in zip(asked, answer["texts"], strict=True):
-            agrees = same_answer(text, edit.target, edit.target)
+            agrees = edit.question(prompt).is_answered_by(text)
             self.metrics.served_answer(agrees)
             if not agrees:
                 form = "completion" if isinstance(prompt, str) else "chat"

@@ -14,11 +14,12 @@ import torch
 from errata.benchmark.results import MEASURES, Protocol
 from errata.benchmark.stream import BenchmarkStream, UneditedAnswers, generated_answers, long_texts
 from errata.delta.accumulator import EditedModel
+from errata.edit import Question
 from errata.evaluate.bootstrap import Interval, OwnedRatio, ratio_interval
 from errata.evaluate.fluency import consistencies, fluencies
 from errata.evaluate.likelihood import Likelihood, likelihood, pairs_of, questions_of
 from errata.evaluate.perplexity import perplexities
-from errata.evaluate.questions import Question, Questions
+from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Scorecard, score, teacher_forced
 from errata.evaluate.teacher_forcing import teacher_force
 from errata.model.language_model import LanguageModel

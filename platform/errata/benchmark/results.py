@@ -185,9 +185,12 @@ def answers_of(
     asked = {**questions.kinds, "retention": dict.fromkeys((*questions.retention, *questions.retention_every))}
     found = []
     for kind in KINDS:
-        for prompt, target in asked[kind]:
-            wanted = first_sentence(unedited[prompt], target).strip() if kind == "locality" else target
-            text = generated[prompt]
-            right = same_answer(text, wanted, target)
+        for question in asked[kind]:
+            prompt, wanted, text = question.prompt, question.answer, generated[question.prompt]
+            if kind == "locality":
+                wanted = first_sentence(unedited[prompt], question.answer).strip()
+                right = same_answer(text, wanted, question.answer)
+            else:
+                right = question.is_answered_by(text)
             found.append(Answer(scores.editor, scores.seed, scores.edits, kind, str(prompt), wanted, text.strip(), right))
     return found

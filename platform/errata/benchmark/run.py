@@ -19,15 +19,13 @@ from errata.benchmark.results import BY_NAME, Answer, CheckpointScores, answers_
 from errata.benchmark.stream import BenchmarkStream, UneditedAnswers, generated_answers
 from errata.delta.accumulator import EditedModel
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch, EditRejected
+from errata.edit import EditBatch, EditRejected, Question
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
-from errata.evaluate.questions import Question
 from errata.hardware import PeakMemory
 from errata.model.devices import devices_with
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices
-from errata.text.answers import same_answer
 from errata.timing import stage_seconds
 
 UNEDITED = "unedited"
@@ -114,9 +112,9 @@ class BenchmarkRun:
 
     def _ask_sampled(self, begin: int, end: int) -> None:
         """Record which of the sampled edits among those just made are answered by their targets."""
-        asked = {prompt: edit.target for edit in self.stream.sampled(begin, end) for prompt in edit.prompts}
+        asked = {prompt: edit.question(prompt) for edit in self.stream.sampled(begin, end) for prompt in edit.prompts}
         generated = generated_answers(self.model, list(asked), self.unedited.max_tokens)
-        self.immediate |= {(prompt, target): same_answer(generated[prompt], target, target) for prompt, target in asked.items()}
+        self.immediate |= {question: question.is_answered_by(generated[prompt]) for prompt, question in asked.items()}
 
     def _start(self) -> EditorState:
         if self.benchmarked.editor is None:

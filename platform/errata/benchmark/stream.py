@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from errata.edit import Edit, EditBatch, check_edits
+from errata.edit import Edit, EditBatch, Question, check_edits
 from errata.evaluate.perplexity import Perplexities, perplexities
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Predictions, predictions
@@ -94,13 +94,13 @@ class UneditedAnswers:
         """Ask `model`, which must hold the base weights. Raises `ValueError` with edits that do not fit its context."""
         check_edits(stream.edits, model.renderer, model.max_tokens)
         questions = Questions.of(stream.edits, stream.first)
-        longest = max(len(answer) for _, answer in model.renderer.rows(questions.all, close=False))
+        asked = [(question.prompt, question.answer) for question in questions.all]
+        longest = max(len(answer) for _, answer in model.renderer.rows(asked, close=False))
         max_tokens = stream.max_answer_tokens or longest + 1
         found = generated_answers(model, questions.prompts, max_tokens)
         # All locality probes: one whose prompt is edited later is a locality probe until then.
-        probes = list(
-            dict.fromkeys((p, probe.target) for edit in stream.edits for probe in edit.locality for p in edit.ask(probe.prompt))
-        )
+        named = [(p, probe) for edit in stream.edits for probe in edit.locality for p in edit.ask(probe.prompt)]
+        probes = list(dict.fromkeys(Question(prompt, probe.target) for prompt, probe in named))
         return cls(found, predictions(model, probes), perplexities(model, stream.sentences), max_tokens)
 
 

@@ -40,6 +40,8 @@ def edit(
     target: str,
     subject: Annotated[str | None, typer.Option(help="The subject of the fact, as it occurs in the prompt.")] = None,
     rephrasing: Annotated[list[str] | None, typer.Option(help="Another wording of the prompt; may be repeated.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another text that counts as the target; may be repeated.")] = None,
+    answer: Annotated[str, typer.Option(help="In chat, the whole answer, with the target in it.")] = "",
     form: Annotated[str, typer.Option(help=FORM_HELP)] = "",
     wait: Annotated[bool, typer.Option(help="Wait until the edit is served; otherwise print its id and return.")] = True,
     url: Url = DEFAULT_URL,
@@ -47,8 +49,8 @@ def edit(
     """Correct one answer and wait until the served model gives it."""
     if form and form not in FORMS:
         raise typer.BadParameter(f"--form is {', '.join(FORMS)}, not {form!r}")
-    body: dict[str, Any] = {"prompt": prompt, "target": target} | ({"subject": subject} if subject else {})
-    body |= ({"rephrasings": rephrasing} if rephrasing else {}) | ({"form": form} if form else {})
+    given = {"subject": subject, "rephrasings": rephrasing, "aliases": alias, "answer": answer, "form": form}
+    body: dict[str, Any] = {"prompt": prompt, "target": target} | {name: value for name, value in given.items() if value}
     with errors_as_one_line("edit"):
         try:
             (made,) = connect(url).edit([body], wait)["edits"]

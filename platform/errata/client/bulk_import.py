@@ -22,7 +22,7 @@ from errata.edit import SETTLED, Edit
 NUM_EDITS = 32
 NUM_BYTES = 256 * 1024
 NUM_OPEN = 8  # chunks that are posted and not settled
-POSTED_FIELDS = ("prompt", "target", "subject", "rephrasings")
+POSTED_FIELDS = ("prompt", "messages", "form", "target", "aliases", "answer", "subject", "rephrasings")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def edit_chunks(edits: Iterable[Edit], run: str = "") -> Iterator[EditChunk]:
     for number, edit in enumerate(edits):
         data = edit.to_json()
         body = {name: data[name] for name in POSTED_FIELDS if name in data}
+        if edit.before:  # The prompt is the last of the messages.
+            del body["prompt"], body["form"]
         size = len(json.dumps(body))
         if held and (len(held) == NUM_EDITS or num_bytes + size > NUM_BYTES):
             chunk = EditChunk(tuple(range(first, number)), tuple(held), past)

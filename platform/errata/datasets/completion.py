@@ -60,7 +60,7 @@ def _is_evidently_whole(edit: Edit) -> bool:
         and PLACE not in joined
         and all(map(str.strip, texts))
         and (subject is None or (subject in edit.prompt and bool(subject.strip())))
-        and not edit.before
+        and not (edit.before or edit.aliases or edit.answer)
     )
 
 

@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("form", pa.string()),
         ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("aliases", pa.list_(pa.string())),
+        ("answer", pa.string()),
     ]
 )
 INDEX_COLUMN = re.compile(r"__index_level_\d+__")  # names under which pandas writes an index
@@ -159,7 +161,7 @@ def _texts(column: pa.Array | None, length: int) -> list[str | None]:
 
 
 def _suspects(columns: dict[str, pa.Array], prompts: Sequence[Any], subjects: Sequence[Any]) -> set[int]:
-    """Find the rows that may be faulty, not clean, templates or of chat; `plain` and `completed` decide."""
+    """Find the rows that may be faulty, not clean, templates, of chat or with aliases; `plain` and `completed` decide."""
     num_rows = len(prompts)
     if not _lists_are_whole(columns):
         return set(range(num_rows))
@@ -171,7 +173,7 @@ def _suspects(columns: dict[str, pa.Array], prompts: Sequence[Any], subjects: Se
             is_suspect |= ~good.to_numpy(zero_copy_only=False)
         elif name in ("prompt", "target"):
             is_suspect[:] = True
-    for name in ("form", "messages"):
+    for name in ("form", "messages", "aliases", "answer"):
         if name in columns:
             is_suspect |= columns[name].is_valid().to_numpy(zero_copy_only=False)
     pairs = zip(prompts, subjects, strict=True)
@@ -277,6 +279,8 @@ def batch_of(edits: Sequence[Edit]) -> pa.RecordBatch:
         [edit.id for edit in edits],
         [None if edit.form == "completion" else edit.form for edit in edits],
         [edit.to_json()["messages"] if edit.before else None for edit in edits],
+        [edit.aliases or None for edit in edits],
+        [edit.answer for edit in edits],
     ]
     return pa.record_batch([pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, fields
 from statistics import fmean
 from typing import Any
 
-from errata.edit import Edit
+from errata.edit import Edit, Question
 from errata.evaluate.bootstrap import Interval, OwnedRatio, ratio_interval
-from errata.evaluate.questions import Question
 from errata.evaluate.teacher_forcing import TeacherForced, teacher_force
 from errata.model.language_model import LanguageModel
 from errata.text.answers import first_sentence, same_answer
@@ -64,11 +63,11 @@ def pairs_of(edits: Sequence[Edit], competitors: Mapping[Prompt, str]) -> dict[s
         if old and not same_answer(old, edit.target, edit.target):
             for kind, texts in (("efficacy", (edit.prompt,)), ("generalisation", edit.rephrasings)):
                 asked = [p for text in texts for p in edit.ask(text)]
-                found[kind] += [(edit.prompt, (p, edit.target), (p, old)) for p in asked]
+                found[kind] += [(edit.prompt, edit.question(p), Question(p, old)) for p in asked]
         for probe in edit.locality:
             if not same_answer(probe.target, edit.target, edit.target):
                 asked = list(edit.ask(probe.prompt))
-                found["locality"] += [(edit.prompt, (p, probe.target), (p, edit.target)) for p in asked]
+                found["locality"] += [(edit.prompt, Question(p, probe.target), Question(p, edit.wording(p))) for p in asked]
     return found
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from errata.edit import Edit
+from errata.edit import Edit, Question
 from errata.evaluate.bootstrap import OwnedRatio
 from errata.text.dialogue import Prompt
-
-Question = tuple[Prompt, str]  # prompt, answer
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,21 @@ class Questions:
         current = list({edit.prompts: edit for edit in edits}.values())
         probes = [(edit, probe, p) for edit in current for probe in edit.portability for p in edit.ask(probe.prompt)]
         asked: dict[str, list[tuple[Edit, Question]]] = {
-            "efficacy": [(edit, (p, edit.target)) for edit in current for p in edit.prompts],
-            "generalisation": [(e, (p, e.target)) for e in current for text in e.rephrasings for p in e.ask(text)],
+            "efficacy": [(edit, edit.question(p)) for edit in current for p in edit.prompts],
+            "generalisation": [(e, e.question(p)) for e in current for text in e.rephrasings for p in e.ask(text)],
             "locality": [
-                (e, (p, probe.target)) for e in current for probe in e.locality for p in e.ask(probe.prompt) if p not in latest
+                (e, Question(p, probe.target))
+                for e in current
+                for probe in e.locality
+                for p in e.ask(probe.prompt)
+                if p not in latest
             ],
-            "portability": [(edit, (p, probe.target)) for edit, probe, p in probes],
-            "retention": [(edit, (p, edit.target)) for edit in first for p in edit.prompts],
-            "retention_every": [(edit, (p, edit.target)) for edit in earlier for p in edit.prompts],
+            "portability": [(edit, Question(p, probe.target)) for edit, probe, p in probes],
+            "retention": [(edit, edit.question(p)) for edit in first for p in edit.prompts],
+            "retention_every": [(edit, edit.question(p)) for edit in earlier for p in edit.prompts],
         }
         for kind in ("retention", "retention_every"):
-            asked[kind] = [(edit, question) for edit, question in asked[kind] if latest[question[0]].target == edit.target]
+            asked[kind] = [(edit, question) for edit, question in asked[kind] if latest[question.prompt].target == edit.target]
         return cls(
             **{kind: tuple(question for _, question in found) for kind, found in asked.items()},
             num_edits=len(edits),
@@ -72,7 +74,7 @@ class Questions:
     @property
     def prompts(self) -> list[Prompt]:
         """The distinct prompts of all kinds, each of which `score` needs an answer to."""
-        return list(dict.fromkeys(prompt for prompt, _ in self.all))
+        return list(dict.fromkeys(question.prompt for question in self.all))
 
     def owned(self, kind: str, values: Iterable[float]) -> list[OwnedRatio]:
         """Attach the owning edit to one value for each question of a kind, in the order of the questions."""

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from errata.edit import Question
 from errata.evaluate.bootstrap import Interval, OwnedRatio, harmonic_interval, ratio_interval
-from errata.evaluate.questions import Question, Questions
+from errata.evaluate.questions import Questions
 from errata.evaluate.teacher_forcing import TeacherForced, teacher_force
 from errata.model.language_model import LanguageModel
 from errata.text.answers import same_answer
@@ -91,13 +92,13 @@ def score(
     """
     missing = [prompt for prompt in questions.prompts if prompt not in answers]
     if base_answers is not None:
-        missing += [f"{prompt} (unedited)" for prompt, _ in questions.locality if prompt not in base_answers]
+        missing += [f"{prompt} (unedited)" for prompt, *_ in questions.locality if prompt not in base_answers]
     if missing:
         raise ValueError(f"{len(missing)} prompts have no answer to score: {missing[:5]}; generate an answer to each")
-    right = {(prompt, target): same_answer(answers[prompt], target, target) for prompt, target in questions.all}
+    right = {question: question.is_answered_by(answers[question.prompt]) for question in questions.all}
     unchanged = None
     if base_answers is not None:
-        unchanged = [same_answer(answers[prompt], base_answers[prompt], target) for prompt, target in questions.locality]
+        unchanged = [same_answer(answers[one.prompt], base_answers[one.prompt], one.answer) for one in questions.locality]
     return _scorecard(questions, right, unchanged, "free", immediate or {})
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from errata.evaluate.questions import Question
+from errata.edit import Question
 from errata.model.encoding import IGNORED, Encoded, answer_log_probs, encode
 from errata.model.language_model import LanguageModel
 
@@ -56,7 +56,7 @@ def teacher_force(
     """
     if not questions:
         return {}
-    prompts, answers = zip(*questions, strict=True)
+    prompts, answers, _ = zip(*questions, strict=True)
     whole = encode(language_model.renderer, prompts, answers, eos=False)
     groups = _rows_that_share(whole)
     found: dict[Question, TeacherForced] = {}

@@ -32,11 +32,11 @@ from errata.model.generation import continuations, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache, PrefixCache
-from errata.text.answers import same_answer
 from errata.text.dialogue import Prompt
 
 REDRAWN_EVERY = 8  # Batches after which the sample of earlier edits is drawn again.
 FEW = 16  # Losses in a smaller sample are divided by this: one edit of two is not half of all edits.
+MAX_CHAT_TOKENS = 32  # A chat model's first sentence, which may say the target late.
 EXTRA_TOKENS = 4  # After an answer of the target's length, to see whether it ends.
 MAX_EXCLUDED = 0.25  # Share of a sample that edits may exclude by naming it; more would be a way around the guard.
 
@@ -144,7 +144,8 @@ class Inspector:
         with applied(self.model.module, delta or WeightDelta({})):
             # One length for all: the longest answer, and room to see that a shorter one does not end.
             lengths = [len(answer) for _, answer in self.model.renderer.rows([(row.prompt, row.answer) for row in rows])]
-            max_tokens = max([MAX_ANSWER_TOKENS, *(length + EXTRA_TOKENS for length in lengths)])
+            shortest = MAX_ANSWER_TOKENS if all(isinstance(row.prompt, str) for row in rows) else MAX_CHAT_TOKENS
+            max_tokens = max([shortest, *(length + EXTRA_TOKENS for length in lengths)])
             texts = greedy_texts(self.model, [row.prompt for row in rows], max_tokens, fit_context=True)
         found: list[list[str]] = [[] for _ in batch]
         for row, text in zip(rows, texts, strict=True):
@@ -157,8 +158,8 @@ class Inspector:
         asked = EditBatch(tuple(batch.edits[i] for i in unsure))
         failed = []
         for i, edit, texts in zip(unsure, asked, self.answers(asked, delta) if unsure else [], strict=True):
-            wrong = next((text for text in texts if not same_answer(text, edit.target, edit.target)), None)
-            if wrong is not None:  # Another wording of the target, or more after its first sentence, is an answer.
+            wrong = edit.first_wrong(texts)
+            if wrong is not None:  # Another wording, or more after the first sentence, may be an answer, too.
                 failed.append((i, {"prompt": edit.prompt, "target": edit.target, "answer": wrong}))
         efficacy = 1 - len(failed) / len(batch) if len(batch) else None
         return replace(found, efficacy=efficacy, failed=tuple(row for _, row in failed), unanswered=tuple(i for i, _ in failed))

@@ -1,6 +1,7 @@
 """Comparison of generated answers: the first sentence, normalised as SQuAD does and, beyond English, by Unicode's classes.
 
-Signs that make a name or a number stay: `C++` is not `C`, `-5` not `5`, `3.5` not `35`, `$5` not `5`.
+`same_answer` compares a whole answer, `says` looks for a text inside one. Signs that make a name or a number stay: `C++` is
+not `C`, `-5` not `5`, `3.5` not `35`, `$5` not `5`.
 """
 
 from __future__ import annotations
@@ -50,6 +51,34 @@ def same_answer(one: str, other: str, like: str = "") -> bool:
     """
     first, second = normalise_answer(one, like), normalise_answer(other, like)
     return first == second or _without_article(one, like) == second or first == _without_article(other, like)
+
+
+def says(text: str, wanted: str) -> bool:
+    """Say if `text` contains `wanted` as words, whatever stands around it: how a chat model's answer is read.
+
+    Case and accents do not count. A wanted text of at most three characters with a capital keeps its case, because it is a
+    symbol: `In` is not "in". A number is not a part of a longer one.
+    """
+    is_symbol = len(wanted.strip()) <= 3 and any(map(str.isupper, wanted))
+    wanted, text = _plain_letters(wanted, is_symbol), _plain_letters(text, is_symbol)
+    if not wanted:
+        return False
+    before = r"(?<![\w-])(?<!\d[.,])" if wanted[0].isdigit() else r"(?<!\w)" if wanted[0].isalnum() else ""
+    after = r"(?!\w)(?![.,]\d)" if wanted[-1].isdigit() else r"(?![\w+#])" if wanted[-1].isalnum() else ""
+    if any(unicodedata.category(c) == "Lo" for c in wanted):  # A script without capitals may write without blanks, too.
+        before = after = ""
+    return re.search(before + re.escape(wanted) + after, text) is not None
+
+
+def _plain_letters(text: str, keep_case: bool) -> str:
+    """Take away accents, Markdown's emphasis, commas between thousands, white space and, unless kept, case."""
+    text = _BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", unicodedata.normalize("NFKC", text).translate(_SAME)))
+    letters: list[str] = []
+    for c in unicodedata.normalize("NFD", text):  # Only accents: marks of other scripts make other words.
+        if not (unicodedata.combining(c) and letters and letters[-1].lower() != letters[-1].upper()):
+            letters.append(c)
+    bare = "".join(letters)
+    return " ".join((bare if keep_case else bare.casefold()).split())
 
 
 def _without_article(text: str, like: str) -> str:

@@ -13,7 +13,7 @@ from errata.datasets.formats.probes import probes
 from errata.edit import Code, Edit, EditRejected
 
 ASKED = ("prompt", "question", "messages", "form")
-FIELDS = ("prompt", "target", "subject", "rephrasings", "locality", "portability", "id", *ASKED[1:])
+FIELDS = ("prompt", "target", "aliases", "answer", "subject", "rephrasings", "locality", "portability", "id", *ASKED[1:])
 _KNOWN, _CHAT = frozenset(FIELDS), frozenset(ASKED[1:])
 
 
@@ -26,10 +26,15 @@ def edit(record: Record, left_out: LeftOut) -> Edit:
         unknown = sorted(record.keys() - _KNOWN)
         reason = f"is not a field of an edit; there are {', '.join(FIELDS)}"
         raise EditRejected(reason, field=", ".join(unknown), code=Code.UNKNOWN_FIELD)
+    if "answer" in record and "target" not in record:
+        reason = "is missing; rename answer to target, unless answer is a whole text with the target in it"
+        raise EditRejected(reason, field="target", code=Code.MISSING_FIELD)
     is_of_chat = not _CHAT.isdisjoint(record)
     made = Edit(
         prompt="" if is_of_chat else string(record, "prompt"),
         target=written(record, "target"),
+        aliases=texts(record, "aliases", left_out),
+        answer=optional_written(record, "answer", left_out),
         subject=optional_written(record, "subject", left_out),
         rephrasings=texts(record, "rephrasings", left_out),
         locality=probes(record, "locality", left_out),

@@ -117,7 +117,7 @@ def tokenise_at_subject(model: LanguageModel, batch: EditBatch, contexts: Contex
         for prompt in edit.prompts:
             for asked, weight in zip(contexts.around(edit, prompt), contexts.weights, strict=True):
                 prompts.append(asked)
-                targets.append(edit.target)
+                targets.append(edit.wording(prompt))
                 places.append(_token_at(model.renderer, asked, edit.prompt, place))
                 owners.append(index)
                 weights.append(weight / len(edit.prompts))

@@ -69,7 +69,7 @@ class EpisodeBatch:
         ]
         return self._encode(
             [
-                (p, edit.target)
+                (p, edit.wording(p))
                 for i, (edit, text) in enumerate(texts)
                 for asked in edit.ask(text)
                 for p in _with_context(asked, i)
