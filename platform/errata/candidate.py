@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, check_edits
+from errata.edit import Code, Edit, EditBatch, EditRejected, Fault
 from errata.editors.editor import Editor
 from errata.editors.repeated import edit_again
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector, Observed
 from errata.guard.limits import Measurements, VersionRefused
+from errata.model.edit_check import check_edits
 from errata.model.prefix_cache import BatchCache
 
 MAX_REPEATS = 4  # An edit alone is made again so often, until it is answered.

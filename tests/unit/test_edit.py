@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 
-from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, Probe, batches_of, check_edits
+from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, Probe, batches_of
+from errata.model.edit_check import check_edits
 
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
 
