@@ -20,63 +20,94 @@ from errata.text.answers import first_sentence, says
 from errata.text.dialogue import Dialogue
 
 MAX_PLACES = 16  # in the first clause of an answer
+MAX_SCORED = 4  # of the texts, the whole likelihood is computed of these
 _CLAUSE = re.compile(r"[,;:(]\s")
+_QUESTION = re.compile(r"(?:what|who|which|where)\s+(is|are|was|were)\s+(.*?)\s*\?$", re.IGNORECASE | re.DOTALL)
 _END_SIGNS = ".!?。！？"
 
 
 def composed(model: LanguageModel, edits: Sequence[Edit], said: Sequence[str]) -> list[Edit]:
     """Complete the edits in chat that have no `answer`, given what the model says to each now; others are returned as given."""
-    return [_with_answer(model, edit, own) if _is_open(edit) else edit for edit, own in zip(edits, said, strict=True)]
+    return [
+        _with_answer(model, edit, own) if edit.answer is None and edit.form != "completion" else edit
+        for edit, own in zip(edits, said, strict=True)
+    ]
 
 
+@torch.no_grad()
 def _with_answer(model: LanguageModel, edit: Edit, said: str) -> Edit:
     dialogue = next(prompt for prompt in edit.prompts if isinstance(prompt, Dialogue))
-    frames = _frames(edit.target, said)
-    scores = _log_likelihoods(model, dialogue, frames) if len(frames) > 1 else [0.0]
-    return replace(edit, answer=max(zip(scores, frames, strict=True))[1])
+    own, *frames = _frames(edit.prompt, edit.target, said)
+    if not frames:
+        return replace(edit, answer=own)
+    (given, own_ids), *rows = model.renderer.rows([(dialogue, text) for text in (own, *frames)])
+    reading = _Reading(model, given, own_ids)
+    likely = sorted(range(len(frames)), key=lambda i: reading.log_prob_until_changed(rows[i][1]), reverse=True)[:MAX_SCORED]
+    scores = reading.log_probs([rows[i][1] for i in likely])
+    return replace(edit, answer=frames[likely[scores.index(max(scores))]])
 
 
-def _is_open(edit: Edit) -> bool:
-    return edit.answer is None and edit.form != "completion"
+class _Reading:
+    """The model's reading of a prompt with its own answer, and then of other answers to the same prompt."""
+
+    def __init__(self, model: LanguageModel, given: list[int], own: list[int]) -> None:
+        from transformers import DynamicCache
+
+        self.model, self.given, self.own = model, given, own
+        self.cache = DynamicCache(config=model.module.config)
+        ids_1S = torch.tensor([given + own], device=model.device)
+        logits_SV = model.module(ids_1S, past_key_values=self.cache, logits_to_keep=len(own) + 1).logits[0]
+        self.log_probs_SV = torch.log_softmax(logits_SV.float(), -1)
+
+    def log_prob_until_changed(self, answer: list[int]) -> float:
+        """Return log p of an answer's tokens up to the first one that the model's own answer does not have."""
+        same = next(
+            (i for i, (a, b) in enumerate(zip(answer, self.own, strict=False)) if a != b), min(len(answer), len(self.own))
+        )
+        ids = torch.tensor(answer[: same + 1], device=self.log_probs_SV.device)
+        return float(self.log_probs_SV[: len(ids)].gather(1, ids[:, None]).sum())
+
+    def log_probs(self, answers: Sequence[list[int]]) -> list[float]:
+        """Return log p of each whole answer; the prompt is not read again. Called once."""
+        model, width = self.model, max(map(len, answers))
+        pad = model.renderer.pad_id
+        ids_BS = torch.tensor([ids + [pad] * (width - len(ids)) for ids in answers], device=model.device)
+        mask_BS = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in answers], device=model.device)
+        self.cache.crop(-len(self.own))
+        self.cache.batch_repeat_interleave(len(answers))
+        whole_BS = torch.cat([mask_BS.new_ones((len(answers), len(self.given))), mask_BS], 1)
+        logits_BSV = model.module(ids_BS, attention_mask=whole_BS, past_key_values=self.cache).logits[:, :-1]
+        log_probs_BSV = torch.log_softmax(logits_BSV.float(), -1)
+        first_BV = self.log_probs_SV[:1].expand(len(answers), -1)
+        log_probs_BSV = torch.cat([first_BV[:, None], log_probs_BSV], 1)
+        return [float(total) for total in (log_probs_BSV.gather(-1, ids_BS[..., None])[..., 0] * mask_BS).sum(1)]
 
 
-def _frames(target: str, said: str) -> list[str]:
-    """List texts that say the target: the model's first clause, cut before each of its words and ended by the target.
+def _frames(question: str, target: str, said: str) -> list[str]:
+    """Return the model's answer, and texts that say the target: its first clause, cut before each word and ended by the target.
 
-    The words after the first one stay, too, where the target takes its place ("Abuja is the capital").
+    The words after the first one stay, too, where the target takes its place ("Abuja is the capital"), and a question that can
+    be turned into a statement is one ("What is the capital of Peru?": "The capital of Peru is Lima."). An answer that says the
+    target is the only text, and so is the target where there is no answer.
     """
     sentence = first_sentence(said, target).strip()
+    whole = sentence + _end_of(said, sentence)
     if says(sentence, target):
-        return [sentence + _end_of(said, sentence)]
+        return [whole]
     places = [match.start() for match in re.finditer(r"\S+", _CLAUSE.split(sentence)[0])][:MAX_PLACES]
+    if not places:
+        return [target]
     end = _end_of(said, sentence) if len(places) > 1 else ""
-    found = [target, *(f"{sentence[:place]}{target}{end}" for place in [*places[1:], len(sentence)] if place)]
+    found = [target, *(f"{sentence[:place]}{target}{end}" for place in places[1:]), f"{sentence} {target}{end}"]
     if len(places) > 2:
         found.append(f"{target} {sentence[places[1] :]}{end}")
-    return [frame for frame in dict.fromkeys(found) if says(frame, target)]
+    if turned := _QUESTION.match(question.strip()):
+        verb, rest = turned.groups()
+        found.append(f"{rest[0].upper()}{rest[1:]} {verb.lower()} {target}.")
+    return [whole, *(frame for frame in dict.fromkeys(found) if says(frame, target))]
 
 
 def _end_of(said: str, sentence: str) -> str:
     """Return the sign that ends the sentence, a full stop if it was cut off before one."""
     sign = said.strip()[len(sentence) : len(sentence) + 1]
     return sign if sign and sign in _END_SIGNS else "."
-
-
-@torch.no_grad()
-def _log_likelihoods(model: LanguageModel, prompt: Dialogue, texts: Sequence[str]) -> list[float]:
-    """Return log p of each whole answer to one prompt, its end token included; the prompt is read once for all."""
-    from transformers import DynamicCache
-
-    rows = model.renderer.rows([(prompt, text) for text in texts])
-    given, pad = rows[0][0], model.renderer.pad_id
-    width = max(len(answer) for _, answer in rows)
-    ids_BS = torch.tensor([answer + [pad] * (width - len(answer)) for _, answer in rows], device=model.device)
-    is_answer_BS = torch.tensor([[1] * len(answer) + [0] * (width - len(answer)) for _, answer in rows], device=model.device)
-    cache = DynamicCache(config=model.module.config)
-    first = model.module(input_ids=torch.tensor([given], device=model.device), past_key_values=cache, logits_to_keep=1)
-    cache.batch_repeat_interleave(len(rows))
-    mask_BS = torch.cat([torch.ones((len(rows), len(given)), dtype=torch.long, device=model.device), is_answer_BS], 1)
-    rest = model.module(input_ids=ids_BS, attention_mask=mask_BS, past_key_values=cache)
-    logits_BSV = torch.cat([first.logits[:, -1:].expand(len(rows), -1, -1), rest.logits[:, :-1]], 1).float()
-    log_probs_BS = torch.log_softmax(logits_BSV, -1).gather(-1, ids_BS[..., None])[..., 0]
-    return [float(total) for total in (log_probs_BS * is_answer_BS).sum(1)]
