@@ -17,6 +17,7 @@ from errata.local.preflight import DTYPES, Problems, matched
 from errata.model.checkpoint import check_checkpoint, headers
 from errata.model.matrices import find_matrices
 from errata.overrides import overridden
+from errata.testbed import smollm2
 from errata.testbed.language_model import make_model
 from jobs.entry import run_job
 from jobs.plan import Plan
@@ -83,6 +84,8 @@ def check_model(plan: Plan, modules: Sequence[str]) -> None:
         found.append(f"dtype: {plan.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
     if not plan.model:
         found.checked("editor.modules", find_matrices, _testbed(plan), modules)
+    elif plan.model == smollm2.NAME:
+        found.checked("model", smollm2.check)
     elif Path(plan.model).is_dir() or not (plan.placement or "RAY_ADDRESS" in os.environ):
         folder = found.checked("model", check_checkpoint, plan.model)
         if folder is not None:

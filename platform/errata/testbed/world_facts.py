@@ -20,6 +20,7 @@ from errata.edit import Edit, Probe
 from errata.testbed import fact_tables
 from errata.testbed.corpus import check_part, check_split
 from errata.testbed.fact import COUNTRY_RELATIONS, WORDINGS, Fact
+from errata.text.dialogue import Dialogue, Prompt
 
 CONTINENT_OF_CITY = "On which continent is the city of {s}?"
 CURRENCY_OF_CITY = "What is the currency of the country in which {s} lies?"
@@ -85,9 +86,9 @@ class WorldFacts:
         begin, end = _BOUNDS[split]
         return [fact for fact in self._facts if begin <= _place(f"{self.seed} {fact.subject}") < end]
 
-    def sentences(self, part: str | None = None) -> list[tuple[str, str]]:
-        """List (statement, target) of all facts, or of those about a part of the subjects."""
-        return [(fact.statement, fact.target) for fact in self.facts(part)]
+    def sentences(self, part: str | None = None) -> list[tuple[Prompt, str]]:
+        """List (question in chat, sentence) of all facts, or of those about a part of the subjects."""
+        return [(Dialogue.of(fact.question()), fact.sentence) for fact in self.facts(part)]
 
     def plain_sentences(self, held_out: bool = False) -> list[str]:
         """List sentences of the language reference that comes with Python: 400 to train on, and 100 for perplexity.
