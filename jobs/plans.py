@@ -55,7 +55,7 @@ def demo_gate_up() -> Plan:
 def smollm2() -> Plan:
     """Build the plan of the default model, a real language model that is corrected in chat."""
     editor = RLEdit(
-        modules=tuple(f"layers.{block}.mlp.down_proj" for block in (20, 21, 22)),
+        modules=tuple(f"layers.{block}.mlp.down_proj" for block in (17, 19, 21, 23)),
         rank=64,
         metric_strength=1e4,
         first_step=0.3,
@@ -67,7 +67,7 @@ def smollm2() -> Plan:
     return Plan(
         "smollm2",
         editor,
-        Schedule(train_steps=30, batches=4, batch_size=8, burn_in=3),
+        Schedule(train_steps=16, batches=3, batch_size=8, burn_in=2),
         model=default_model.NAME,
         corpus=WorldFacts(),
         metric_part="train",

@@ -1,6 +1,6 @@
 """The texts of one edit batch of an episode: what the editor sees, what its edits should change, and what they must not.
 
-A dialogue counts as it is and in one other context. The loss on locality texts is measured against the base model's
+Every second dialogue stands in another context. The loss on locality texts is measured against the base model's
 log-probabilities, which are computed once. T answer tokens, V vocabulary.
 """
 
@@ -55,8 +55,7 @@ class EpisodeBatch:
             [
                 (p, edit.wording(p))
                 for i, (edit, text) in enumerate(texts)
-                for asked in edit.ask(text)
-                for p in _with_context(asked, i)
+                for p in (_in_context(asked, i) for asked in edit.ask(text))
             ]
         )
 
@@ -90,6 +89,8 @@ class EpisodeBatch:
         self._base_log_probs.clear()
 
 
-def _with_context(prompt: Prompt, index: int) -> list[Prompt]:
-    """Return the prompt and, for a dialogue, the same question under another system prompt or as a later turn."""
-    return [prompt] if isinstance(prompt, str) else list(in_contexts(prompt, 2, offset=index))
+def _in_context(prompt: Prompt, index: int) -> Prompt:
+    """Return every second dialogue under another system prompt or as a later turn, and other prompts as they are."""
+    if isinstance(prompt, str) or index % 2 == 0:
+        return prompt
+    return in_contexts(prompt, 2, offset=index // 2)[1]
