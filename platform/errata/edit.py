@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from errata.text.answers import first_sentence, same_answer, says
+from errata.text.answers import Question, says
 from errata.text.dialogue import FORMS, Dialogue, Form, Message, Prompt, dialogue_fault, messages_from_json
 from errata.text.rules import cleaned, is_blank, prompt_key, subject_span, text_fault
 
@@ -110,22 +110,6 @@ class EditRejected(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EditRejected.of, (self.faults,)
-
-
-class Question(NamedTuple):
-    """A prompt and its answer; `targets` are the texts that make an answer right, or none but `answer`."""
-
-    prompt: Prompt
-    answer: str
-    targets: tuple[str, ...] = ()
-
-    def is_answered_by(self, text: str) -> bool:
-        """Say if a text is right: its first sentence is one of the texts or, in chat, contains one of them."""
-        wanted = (self.answer, *self.targets)
-        if any(same_answer(text, one, one) for one in wanted):
-            return True
-        is_in_chat = isinstance(self.prompt, Dialogue)
-        return is_in_chat and any(says(first_sentence(text, one), one) for one in self.targets or wanted)
 
 
 @dataclass(frozen=True)
@@ -250,13 +234,9 @@ class Edit:
     def to_json(self) -> dict[str, Any]:
         """Return the edit as JSON: `prompt` is the question of a dialogue; `messages` are there if others come before it."""
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
-        if self.id is not None:
-            data["id"] = self.id
-        for name in ("subject", "poster"):
+        for name in ("id", "subject", "poster", "answer"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
-        if self.answer is not None:
-            data["answer"] = self.answer
         for name in ("aliases", "rephrasings"):
             if getattr(self, name):
                 data[name] = list(getattr(self, name))
@@ -406,32 +386,10 @@ def check_edits(edits: Sequence[Edit], renderer: Any = None, max_tokens: int | N
     for index, edit in enumerate(edits):
         found = list(edit.faults(index))
         if not found and renderer is not None and max_tokens is not None:  # What is at fault already may not be rendered.
-            found = list(_unfit(edit, index, renderer, max_tokens))
+            found = list(renderer.faults(edit, index, max_tokens))
         faults += found
     if faults:
         raise EditRejected.of(faults)
-
-
-def _unfit(edit: Edit, index: int, renderer: Any, max_tokens: int) -> Iterator[Fault]:
-    """Find the faults that show when an edit is rendered."""
-    texts = [("prompt", edit.prompt), *(("rephrasings", rephrasing) for rephrasing in edit.rephrasings)]
-    for field_name, prompt in ((name, prompt) for name, text in texts for prompt in edit.ask(text)):
-        try:
-            num_prompt = len(renderer.ids(prompt))
-            num_all = num_prompt + len(renderer.answer_ids(prompt, edit.wording(prompt), close=False))
-        except EditRejected as rejected:
-            yield Fault(index, rejected.field, rejected.code, rejected.reason)
-            return
-        if field_name == "rephrasings":
-            if num_all + 1 > max_tokens:
-                reason = f"{str(prompt)[:40]!r} with the target is longer than the model's context of {max_tokens}"
-                yield Fault(index, field_name, Code.TOO_LONG, reason)
-        elif num_prompt >= max_tokens:
-            reason = f"has {num_prompt} tokens; the model's context holds {max_tokens}"
-            yield Fault(index, "prompt", Code.TOO_LONG, reason)
-        elif num_all + 1 > max_tokens:  # one more for the token that ends the answer
-            reason = f"makes {num_all + 1} tokens with its prompt; the model's context holds {max_tokens}"
-            yield Fault(index, "target", Code.TOO_LONG, reason)
 
 
 EditState = Literal["queued", "applying", "applied", "rejected", "superseded", "reverted"]

@@ -20,7 +20,10 @@ from errata.text.answers import first_sentence, says
 from errata.text.dialogue import Dialogue
 
 MAX_PLACES = 16  # in the first clause of an answer
-_CLAUSE = re.compile(r"[,;:(]\s")
+_CLAUSE = re.compile(r"[,;:(]\s|[，；：（]")
+# A word or, in Thai, Chinese and Japanese, a letter: these write without blanks.
+_WITHOUT_BLANKS = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_WITHOUT_BLANKS}]|[^\s{_WITHOUT_BLANKS}]+")
 _END_SIGNS = ".!?。！？"
 
 
@@ -48,11 +51,13 @@ def _frames(target: str, said: str) -> list[str]:
     sentence = first_sentence(said, target).strip()
     if says(sentence, target):
         return [sentence + _end_of(said, sentence)]
-    places = [match.start() for match in re.finditer(r"\S+", _CLAUSE.split(sentence)[0])][:MAX_PLACES]
+    places = [match.start() for match in _WORD.finditer(_CLAUSE.split(sentence)[0])][:MAX_PLACES]
     end = _end_of(said, sentence) if len(places) > 1 else ""
-    found = [target, *(f"{sentence[:place]}{target}{end}" for place in [*places[1:], len(sentence)] if place)]
+    end_of_target = "" if target.endswith(tuple(_END_SIGNS)) else end
+    found = [target, *(f"{sentence[:place]}{target}{end_of_target}" for place in places[1:])]
     if len(places) > 2:
-        found.append(f"{target} {sentence[places[1] :]}{end}")
+        blank = " " if sentence[places[1] - 1].isspace() else ""
+        found.append(f"{target}{blank}{sentence[places[1] :]}{end}")
     return [frame for frame in dict.fromkeys(found) if says(frame, target)]
 
 
