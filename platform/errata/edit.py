@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-from errata.text.answers import first_sentence, same_answer, says
+from errata.text.answers import Question, says
 from errata.text.dialogue import FORMS, Dialogue, Form, Message, Prompt, dialogue_fault, messages_from_json
 from errata.text.rules import cleaned, is_blank, prompt_key, subject_span, text_fault
 
@@ -110,22 +110,6 @@ class EditRejected(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EditRejected.of, (self.faults,)
-
-
-class Question(NamedTuple):
-    """A prompt and its answer; `targets` are the texts that make an answer right, or none but `answer`."""
-
-    prompt: Prompt
-    answer: str
-    targets: tuple[str, ...] = ()
-
-    def is_answered_by(self, text: str) -> bool:
-        """Say if a text is right: its first sentence is one of the texts or, in chat, contains one of them."""
-        wanted = (self.answer, *self.targets)
-        if any(same_answer(text, one, one) for one in wanted):
-            return True
-        is_in_chat = isinstance(self.prompt, Dialogue)
-        return is_in_chat and any(says(first_sentence(text, one), one) for one in self.targets or wanted)
 
 
 @dataclass(frozen=True)
@@ -250,13 +234,9 @@ class Edit:
     def to_json(self) -> dict[str, Any]:
         """Return the edit as JSON: `prompt` is the question of a dialogue; `messages` are there if others come before it."""
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
-        if self.id is not None:
-            data["id"] = self.id
-        for name in ("subject", "poster"):
+        for name in ("id", "subject", "poster", "answer"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
-        if self.answer is not None:
-            data["answer"] = self.answer
         for name in ("aliases", "rephrasings"):
             if getattr(self, name):
                 data[name] = list(getattr(self, name))

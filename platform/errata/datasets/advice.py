@@ -61,6 +61,8 @@ def renamings(names: Iterable[str], known: Iterable[str]) -> str:
     names, known = [str(name) for name in names], tuple(known)
     free = [name for name in known if name not in names]
     meant = {name: nearest(name, free) for name in names if name not in known}
+    if "answer" in names and "target" in free and "target" not in meant.values():  # A whole answer is no target.
+        meant["answer"] = "target"
     return ", ".join(f"rename {name} to {right}" for name, right in meant.items() if right)
 
 

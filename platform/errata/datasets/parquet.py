@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from errata.datasets.advice import nearest
+from errata.datasets.advice import nearest, renamings
 from errata.datasets.completion import PLACE, AbsentSubject, completed
 from errata.datasets.formats import plain
 from errata.datasets.formats.fields import LeftOut
@@ -64,7 +64,9 @@ def check_schema(schema: pa.Schema, names: Sequence[str]) -> None:
             raise EditRejected(f"the column must be of {wanted}, not of {found}{advice}", field=name, code=Code.WRONG_TYPE)
     for name in ("prompt", "target"):
         if name not in names:
-            raise EditRejected("the column is missing", field=name, code=Code.MISSING_FIELD)
+            advice = renamings(names, SCHEMA.names)
+            reason = f"the column is missing; {advice}" if advice else "the column is missing"
+            raise EditRejected(reason, field=name, code=Code.MISSING_FIELD)
 
 
 def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:

@@ -21,7 +21,10 @@ from errata.text.dialogue import Dialogue
 
 MAX_PLACES = 16  # in the first clause of an answer
 MAX_SCORED = 4  # of the texts, the whole likelihood is computed of these
-_CLAUSE = re.compile(r"[,;:(]\s")
+_CLAUSE = re.compile(r"[,;:(]\s|[，；：（]")
+# A word or, in Thai, Chinese and Japanese, a letter: these write without blanks.
+_WITHOUT_BLANKS = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_WITHOUT_BLANKS}]|[^\s{_WITHOUT_BLANKS}]+")
 _QUESTION = re.compile(r"(?:what|who|which|where)\s+(is|are|was|were)\s+(.*?)\s*\?$", re.IGNORECASE | re.DOTALL)
 _END_SIGNS = ".!?。！？"
 
@@ -94,16 +97,19 @@ def _frames(question: str, target: str, said: str) -> list[str]:
     whole = sentence + _end_of(said, sentence)
     if says(sentence, target):
         return [whole]
-    places = [match.start() for match in re.finditer(r"\S+", _CLAUSE.split(sentence)[0])][:MAX_PLACES]
+    places = [match.start() for match in _WORD.finditer(_CLAUSE.split(sentence)[0])][:MAX_PLACES]
     if not places:
         return [target]
     end = _end_of(said, sentence) if len(places) > 1 else ""
-    found = [target, *(f"{sentence[:place]}{target}{end}" for place in places[1:]), f"{sentence} {target}{end}"]
+    end_of_target = "" if target.endswith(tuple(_END_SIGNS)) else end
+    found = [target, *(f"{sentence[:place]}{target}{end_of_target}" for place in places[1:])]
+    found.append(f"{sentence} {target}{end_of_target}")
     if len(places) > 2:
-        found.append(f"{target} {sentence[places[1] :]}{end}")
+        blank = " " if sentence[places[1] - 1].isspace() else ""
+        found.append(f"{target}{blank}{sentence[places[1] :]}{end}")
     if turned := _QUESTION.match(question.strip()):
         verb, rest = turned.groups()
-        found.append(f"{rest[0].upper()}{rest[1:]} {verb.lower()} {target}.")
+        found.append(f"{rest[0].upper()}{rest[1:]} {verb.lower()} {target}{end_of_target or '.'}")
     return [whole, *(frame for frame in dict.fromkeys(found) if says(frame, target))]
 
 

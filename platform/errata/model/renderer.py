@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
-from errata.edit import Code, EditRejected
+from errata.edit import Code, Edit, EditRejected, Fault
 from errata.text.dialogue import Dialogue, Message, Prompt
 from errata.text.joining import separator
 from errata.text.templates import reads_parts
@@ -101,6 +101,28 @@ class Renderer:
     def _closed(self, prompt: Prompt, ids: list[int], close: bool) -> list[int]:
         end = self.end_of_answer(prompt) if close else None
         return ids if end is None else [*ids, end]
+
+    def faults(self, edit: Edit, index: int, max_tokens: int) -> Iterator[Fault]:
+        """Find the faults that show when an edit is rendered, for a context of `max_tokens`; `index` is the edit's position."""
+        texts = [("prompt", edit.prompt), *(("rephrasings", rephrasing) for rephrasing in edit.rephrasings)]
+        for name, prompt in ((name, prompt) for name, text in texts for prompt in edit.ask(text)):
+            wording = edit.wording(prompt)
+            try:
+                num_prompt = len(self.ids(prompt))
+                num_all = num_prompt + len(self.answer_ids(prompt, wording, close=False))
+            except EditRejected as rejected:
+                yield Fault(index, rejected.field, rejected.code, rejected.reason)
+                return
+            if name == "rephrasings":
+                if num_all + 1 > max_tokens:
+                    reason = f"{str(prompt)[:40]!r} with the target is longer than the model's context of {max_tokens}"
+                    yield Fault(index, name, Code.TOO_LONG, reason)
+            elif num_prompt >= max_tokens:
+                reason = f"has {num_prompt} tokens; the model's context holds {max_tokens}"
+                yield Fault(index, "prompt", Code.TOO_LONG, reason)
+            elif num_all + 1 > max_tokens:  # one more for the token that ends the answer
+                reason = f"makes {num_all + 1} tokens with its prompt; the model's context holds {max_tokens}"
+                yield Fault(index, "target" if wording == edit.target else "answer", Code.TOO_LONG, reason)
 
     def end_of_answer(self, prompt: Prompt) -> int | None:
         """Return the token that ends an answer: the end of text or, in a dialogue, what the template writes after a message."""

@@ -8,18 +8,39 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import NamedTuple
+
+from errata.text.dialogue import Dialogue, Prompt
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _FIRST_ARTICLE = re.compile(r"^\W*(?:(?:le|la|les|der|die|das|el|los|las|il|lo|gli|de|het)\s+|l['’])(?=\w)", re.IGNORECASE)
 # A period inside a number or a name does not end a sentence. Scripts without blanks end one by the sign alone.
 _END = re.compile(r"\n|[.!?…](?=[\s\"'”’»)\]]|$)|[。！？｡।॥؟۔]")
+_END_SIGNS = ".!?。।॥؟۔"
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])(\*{1,3}|__|`+)(?=\S)(.+?)(?<=\S)\1(?![A-Za-z0-9])")  # Markdown's
 _BETWEEN_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Decimal signs, times, fractions, scores and dates, the sign before a number, and the line inside a name of code.
 _INSIDE = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w])-(?=\d)|(?<=\w)_(?=\w)")
 _SAME = str.maketrans({"−": "-", "\ufeff": None, "\u200b": None, "\u2060": None})
+_TYPED = str.maketrans({"’": "'", "‘": "'", "‐": "-", "‑": "-"})  # Signs as a keyboard writes them.
 _RANGE = re.compile(r"(?<=\d)[–‐‑](?=\d)")
 _KEPT_ASCII = "#%&*/@\\"  # Of ASCII's punctuation these belong to names and numbers: C#, 50%, AT&T, A*, 1/2.
+
+
+class Question(NamedTuple):
+    """A prompt and its answer; `targets` are the texts that make an answer right, or none but `answer`."""
+
+    prompt: Prompt
+    answer: str
+    targets: tuple[str, ...] = ()
+
+    def is_answered_by(self, text: str) -> bool:
+        """Say if a text is right: its first sentence is one of the texts or, in chat, contains one of them."""
+        wanted = (self.answer, *self.targets)
+        if any(same_answer(text, one, one) for one in wanted):
+            return True
+        is_in_chat = isinstance(self.prompt, Dialogue)
+        return is_in_chat and any(says(first_sentence(text, one), one) for one in self.targets or wanted)
 
 
 def first_sentence(text: str, like: str = "") -> str:
@@ -56,28 +77,43 @@ def same_answer(one: str, other: str, like: str = "") -> bool:
 def says(text: str, wanted: str) -> bool:
     """Say if `text` contains `wanted` as words, whatever stands around it: how a chat model's answer is read.
 
-    Case and accents do not count. A wanted text of at most three characters with a capital keeps its case, because it is a
-    symbol: `In` is not "in". A number is not a part of a longer one.
+    Case and accents do not count, nor does a sign that ends the wanted text. A wanted text of at most three characters with a
+    capital keeps its case, because it is a symbol: `In` is not "in". A number is not a part of a longer one.
     """
     is_symbol = len(wanted.strip()) <= 3 and any(map(str.isupper, wanted))
     wanted, text = _plain_letters(wanted, is_symbol), _plain_letters(text, is_symbol)
-    if not wanted:
+    wanted = wanted.rstrip(_END_SIGNS) or wanted
+    begins = [match.start() for match in re.finditer(f"(?={re.escape(wanted)})", text)] if wanted else []
+    return any(_is_whole(text[:begin], wanted, text[begin + len(wanted) :]) for begin in begins)
+
+
+def _is_whole(before: str, wanted: str, after: str) -> bool:
+    """Say if a text is no part of a longer word, name or number between what stands before and after it."""
+    first, last, following = wanted[0], wanted[-1], after[:1]
+    if first.isdigit() and re.search(r"-$|\d[.,]$", before):
         return False
-    before = r"(?<![\w-])(?<!\d[.,])" if wanted[0].isdigit() else r"(?<!\w)" if wanted[0].isalnum() else ""
-    after = r"(?!\w)(?![.,]\d)" if wanted[-1].isdigit() else r"(?![\w+#])" if wanted[-1].isalnum() else ""
-    if any(unicodedata.category(c) == "Lo" for c in wanted):  # A script without capitals may write without blanks, too.
-        before = after = ""
-    return re.search(before + re.escape(wanted) + after, text) is not None
+    if last.isdigit() and re.match(r"[.,]\d", after):
+        return False
+    if last.isalpha() and following in ("+", "#"):
+        return False
+    if following and unicodedata.category(following)[0] == "M":  # A mark changes the last letter.
+        return False
+    return not ((_is_apart(first) and _is_apart(before[-1:])) or (_is_apart(last) and _is_apart(following)))
+
+
+def _is_apart(c: str) -> bool:
+    """Say if words with this letter or digit are set apart: scripts without capitals may write without blanks."""
+    return c == "_" or (c.isalnum() and unicodedata.category(c) not in ("Lo", "Lm"))
 
 
 def _plain_letters(text: str, keep_case: bool) -> str:
     """Take away accents, Markdown's emphasis, commas between thousands, white space and, unless kept, case."""
-    text = _BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", unicodedata.normalize("NFKC", text).translate(_SAME)))
+    text = _BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", unicodedata.normalize("NFKC", text).translate(_SAME | _TYPED)))
     letters: list[str] = []
     for c in unicodedata.normalize("NFD", text):  # Only accents: marks of other scripts make other words.
         if not (unicodedata.combining(c) and letters and letters[-1].lower() != letters[-1].upper()):
             letters.append(c)
-    bare = "".join(letters)
+    bare = unicodedata.normalize("NFC", "".join(letters))
     return " ".join((bare if keep_case else bare.casefold()).split())
 
 

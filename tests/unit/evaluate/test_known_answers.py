@@ -7,6 +7,7 @@ from statistics import harmonic_mean
 
 import pytest
 
+from errata.edit import Question
 from errata.evaluate.fluency import consistencies, entropy_bits, fluencies
 from errata.evaluate.likelihood import likelihood, pairs_of
 from errata.evaluate.perplexity import Perplexities, perplexities, perplexity
@@ -115,7 +116,8 @@ def test_likelihoods_are_those_by_hand(edited: LanguageModel, unedited: Language
 
 
 def test_answers_that_differ_only_in_their_last_token_share_a_row_without_a_difference(edited: LanguageModel) -> None:
-    asked = [("seat", "paris"), ("seat", "lyon"), ("river", "blue nile"), ("river", "blue danube"), ("river", "seine")]
+    pairs = [("seat", "paris"), ("seat", "lyon"), ("river", "blue nile"), ("river", "blue danube"), ("river", "seine")]
+    asked = [Question(*pair) for pair in pairs]
     together = teacher_force(edited, asked)
     assert {question: math.exp(sum(made.log_probs)) for question, made in together.items()} == pytest.approx(
         dict(zip(asked, (1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 4), strict=True)), rel=1e-5

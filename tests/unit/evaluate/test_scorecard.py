@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from errata.edit import Edit, Probe
+from errata.edit import Edit, Probe, Question
 from errata.evaluate.likelihood import likelihood, pairs_of
 from errata.evaluate.perplexity import perplexity
 from errata.evaluate.questions import Questions
@@ -63,10 +63,11 @@ def test_retention_ratio_compares_with_the_answers_right_after_the_edit():
     later = [Edit("d", "5")]  # replaces the fourth, which then has no retention question
     answers = {"a": "1", "b": "no", "c": "3", "d": "5"}
     questions = Questions.of(later, earlier=earlier)
-    card = score(questions, answers, {}, {("a", "1"): True, ("b", "2"): True, ("c", "3"): False})
+    immediate = {edit.question(edit.prompt): right for edit, right in zip(earlier, (True, True, False), strict=False)}
+    card = score(questions, answers, {}, immediate)
     assert card.retention_every == pytest.approx(2 / 3)
     assert card.retention_ratio == 1.0  # two are right now and two were: a loss and a gain cancel out
-    assert score(questions, answers, {}, {("b", "2"): False}).retention_ratio is None
+    assert score(questions, answers, {}, {earlier[1].question("b"): False}).retention_ratio is None
     assert score(questions, answers, {}).retention_ratio is None
 
 
@@ -79,8 +80,8 @@ def test_without_questions_there_is_no_share():
 def test_a_later_edit_of_the_same_prompt_replaces_the_earlier():
     edits = [Edit("a", "old"), Edit("a", "new"), Edit("b", "kept")]
     questions = Questions.of(edits, first=edits[:1] + edits[2:])
-    assert questions.efficacy == (("a", "new"), ("b", "kept"))
-    assert questions.retention == (("b", "kept"),)
+    assert questions.efficacy == (edits[1].question("a"), edits[2].question("b"))
+    assert questions.retention == (edits[2].question("b"),)
     assert questions.num_edits == 3
 
 
@@ -92,12 +93,12 @@ def test_prompts_are_asked_once_and_missing_answers_are_named():
 
 def test_teacher_forcing_asks_for_every_token(tiny_model, world):
     edits = world.edits("test", 8)
-    asked = [(edit.prompt, edit.target) for edit in edits]
+    asked = [edit.question(edit.prompt) for edit in edits]
     guessed = predictions(tiny_model, asked, batch_size=3)
     assert guessed == predictions(tiny_model, asked)
-    obeying = [Edit(e.prompt, tiny_model.tokenizer.decode(guessed[e.prompt, e.target])) for e in edits]
-    answers = predictions(tiny_model, [(e.prompt, e.target) for e in obeying])
-    kept = [e for e in obeying if len(answers[e.prompt, e.target]) == 1]
+    obeying = [Edit(question.prompt, tiny_model.tokenizer.decode(guessed[question])) for question in asked]
+    answers = predictions(tiny_model, [edit.question(edit.prompt) for edit in obeying])
+    kept = [edit for edit in obeying if len(answers[edit.question(edit.prompt)]) == 1]
     assert kept
     card = teacher_forced(tiny_model, Questions.of(kept))
     assert (card.efficacy, card.locality, card.method) == (1.0, None, "teacher-forced")
@@ -120,9 +121,9 @@ def test_pairs_that_cannot_be_compared_are_left_out_and_missing_answers_are_name
         Edit("known", "dog"),
     ]
     pairs = pairs_of(edits, {"Q": " cat. It is", "silent": " ", "known": "a dog"})
-    assert pairs["efficacy"] == [("Q", ("Q", "dog"), ("Q", "cat"))]
-    assert pairs["generalisation"] == [("Q", ("R", "dog"), ("R", "cat"))]
-    assert pairs["locality"] == [("Q", ("T", "cat"), ("T", "dog"))]
+    assert pairs["efficacy"] == [("Q", edits[0].question("Q"), Question("Q", "cat"))]
+    assert pairs["generalisation"] == [("Q", edits[0].question("R"), Question("R", "cat"))]
+    assert pairs["locality"] == [("Q", Question("T", "cat"), Question("T", "dog"))]
     with pytest.raises(ValueError, match=r"2 prompts .*\['silent', 'known'\]"):
         pairs_of(edits, {"Q": "cat"})
     found = likelihood(tiny_model, pairs_of([Edit("known", "dog")], {"known": "dog"}))

@@ -85,7 +85,7 @@ EDITS = [
     ),
 ]
 # Of the three oldest edits, two were answered right after they had been made.
-IMMEDIATE = {("seat", "paris"): True, ("river", "blue nile"): True, ("author", "jane austen junior"): False}
+IMMEDIATE = {edit.question(edit.prompt): right for edit, right in zip(EDITS, (True, True, False), strict=False)}
 MAX_TOKENS = 4  # one more than the longest answer
 
 

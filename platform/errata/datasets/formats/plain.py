@@ -1,7 +1,7 @@
-"""Our own schema, documented in docs/data.md: prompt, target, and optionally subject, rephrasings, locality, portability, id.
+"""Our own schema, documented in docs/data.md: prompt, target, and optionally aliases, subject, rephrasings, locality and more.
 
 The fields are those of `Edit`; `locality` and `portability` are lists of {prompt, target, kind?}. An edit of chat has a
-`question` or `messages` in place of the prompt, or a `form`, as `Edit.from_json` reads them.
+`question` or `messages` in place of the prompt, or a `form`, as `Edit.from_json` reads them, and may have a whole `answer`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import replace
 from errata.datasets.formats.fields import LeftOut, Record, optional_written, string, texts, written
 from errata.datasets.formats.probes import probes
 from errata.edit import Code, Edit, EditRejected
+from errata.text.rules import cleaned
 
 ASKED = ("prompt", "question", "messages", "form")
 FIELDS = ("prompt", "target", "aliases", "answer", "subject", "rephrasings", "locality", "portability", "id", *ASKED[1:])
@@ -26,14 +27,11 @@ def edit(record: Record, left_out: LeftOut) -> Edit:
         unknown = sorted(record.keys() - _KNOWN)
         reason = f"is not a field of an edit; there are {', '.join(FIELDS)}"
         raise EditRejected(reason, field=", ".join(unknown), code=Code.UNKNOWN_FIELD)
-    if "answer" in record and "target" not in record:
-        reason = "is missing; rename answer to target, unless answer is a whole text with the target in it"
-        raise EditRejected(reason, field="target", code=Code.MISSING_FIELD)
     is_of_chat = not _CHAT.isdisjoint(record)
     made = Edit(
         prompt="" if is_of_chat else string(record, "prompt"),
         target=written(record, "target"),
-        aliases=texts(record, "aliases", left_out),
+        aliases=tuple(map(cleaned, texts(record, "aliases", left_out))),
         answer=optional_written(record, "answer", left_out),
         subject=optional_written(record, "subject", left_out),
         rephrasings=texts(record, "rephrasings", left_out),
