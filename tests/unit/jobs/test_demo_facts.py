@@ -128,6 +128,17 @@ def test_a_whole_run_reports_scores_rejections_and_gaps(
     assert set(FORMS) < set(report) and plot(demo.curve, tmp_path / "scores.png").stat().st_size > 0
 
 
+def test_a_policy_trained_here_is_used_and_another_model_needs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    monkeypatch.setattr(demo_facts.smollm2, "policy", lambda: tmp_path / "shipped")
+    plan = plans.smollm2()
+    assert demo_facts.policy(plan) == tmp_path / "shipped"
+    plan.artifact_dir.mkdir(parents=True)
+    assert demo_facts.policy(plan) == plan.artifact_dir
+    with pytest.raises(ValueError, match="has no policy of this plan"):
+        demo_facts.policy(replace(plan, model="other/model"))
+
+
 @pytest.mark.parametrize(("arguments", "name"), [([], "smollm2"), (["plan=world"], "demo"), (["plan=demo"], "demo")])
 def test_the_demo_corrects_a_real_model_unless_told_otherwise(arguments: list[str], name: str) -> None:
     from jobs.demo import DEFAULT_PLAN

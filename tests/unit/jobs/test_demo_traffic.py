@@ -2,6 +2,7 @@
 
 import time
 
+import httpx
 import pytest
 
 from errata.client.errors import ErrataError
@@ -46,8 +47,8 @@ def test_an_answer_by_an_older_version_than_was_applied_is_counted() -> None:
 
 def test_a_stream_that_breaks_off_fails() -> None:
     with serving_chat(ChatService({"cut": "one two"})) as url:
-        with pytest.raises(ErrataError, match="ended before its last event"):
-            list(chat_events(url, "errata", Dialogue.of("cut"), 4))
+        with httpx.Client(base_url=url) as http, pytest.raises(ErrataError, match="ended before its last event"):
+            list(chat_events(http, "errata", Dialogue.of("cut"), 4))
         traffic = Traffic(url, [Dialogue.of("cut")], max_tokens=4)
         with traffic.running():
             time.sleep(0.2)
