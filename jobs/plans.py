@@ -105,6 +105,7 @@ def of_paper(kind: type[HypernetworkEditor], name: str) -> Plan:
 
 
 OWN: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up, smollm2)}
+ALIASES = {"world": "demo"}  # The demo on an invented world, beside the one on a real model.
 OF_MODELS: dict[str, Callable[[], Plan]] = {model: partial(of_model, model) for model in MODELS}
 ROWS: dict[str, tuple[type[HypernetworkEditor], str, Preset]] = {
     f"{kind.__name__.lower()}_{name}": (kind, name, row)
