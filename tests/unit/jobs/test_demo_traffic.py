@@ -11,6 +11,14 @@ from jobs.demo_traffic import Traffic, chat_events, gap_figures, swaps_of
 from tests.fakes.chat_service import ChatService, serving_chat
 
 
+def run(traffic: Traffic) -> None:
+    """Let the clients run until four requests have ended."""
+    with traffic.running():
+        deadline = time.monotonic() + 20
+        while traffic.num_requests < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
 def test_gaps_that_overlap_a_swap_are_a_figure_of_their_own() -> None:
     streams = [[0.0, 0.1, 0.2, 1.2], [5.0], [], [0.0, 0.1]]
     swaps = swaps_of([{"swap_at": 0.5, "swap_ms": 20.0}])
@@ -28,10 +36,7 @@ def test_no_gap_is_no_figure() -> None:
 def test_chats_are_streamed_until_the_block_ends() -> None:
     with serving_chat(ChatService({"a": "one two three"})) as url:
         traffic = Traffic(url, [Dialogue.of("a")], max_tokens=4)
-        with traffic.running():
-            deadline = time.monotonic() + 10
-            while traffic.num_requests < 4 and time.monotonic() < deadline:
-                time.sleep(0.01)
+        run(traffic)
     assert traffic.num_requests >= 4 and not traffic.failed
     assert traffic.num_requests == len(traffic.streams) and {len(times) for times in traffic.streams} == {3}
     assert traffic.num_unversioned == traffic.num_stale == traffic.num_mixed == 0
@@ -40,8 +45,7 @@ def test_chats_are_streamed_until_the_block_ends() -> None:
 def test_an_answer_by_an_older_version_than_was_applied_is_counted() -> None:
     with serving_chat(ChatService({})) as url:
         traffic = Traffic(url, [Dialogue.of("a")], max_tokens=4, applied=1)
-        with traffic.running():
-            time.sleep(0.2)
+        run(traffic)
     assert 0 < traffic.num_stale == traffic.num_requests
 
 
@@ -50,13 +54,11 @@ def test_a_stream_that_breaks_off_fails() -> None:
         with httpx.Client(base_url=url) as http, pytest.raises(ErrataError, match="ended before its last event"):
             list(chat_events(http, "errata", Dialogue.of("cut"), 4))
         traffic = Traffic(url, [Dialogue.of("cut")], max_tokens=4)
-        with traffic.running():
-            time.sleep(0.2)
+        run(traffic)
     assert 0 < traffic.num_requests == len(traffic.failed) and not traffic.streams
 
 
 def test_a_service_that_is_away_is_a_failed_request() -> None:
     traffic = Traffic("http://127.0.0.1:9", [Dialogue.of("a"), "b"], max_tokens=4)
-    with traffic.running():
-        time.sleep(0.2)
+    run(traffic)
     assert 0 < traffic.num_requests == len(traffic.failed)
