@@ -35,7 +35,7 @@ def composed(model: LanguageModel, edits: Sequence[Edit], said: Sequence[str]) -
 def _with_answer(model: LanguageModel, edit: Edit, said: str) -> Edit:
     dialogue = next(prompt for prompt in edit.prompts if isinstance(prompt, Dialogue))
     frames = _frames(edit.target, said)
-    scores = _log_likelihoods(model, dialogue, frames) if len(frames) > 1 else [0.0]
+    scores = log_likelihoods(model, dialogue, frames) if len(frames) > 1 else [0.0]
     return replace(edit, answer=max(zip(scores, frames, strict=True))[1])
 
 
@@ -68,7 +68,7 @@ def _end_of(said: str, sentence: str) -> str:
 
 
 @torch.no_grad()
-def _log_likelihoods(model: LanguageModel, prompt: Dialogue, texts: Sequence[str]) -> list[float]:
+def log_likelihoods(model: LanguageModel, prompt: Dialogue, texts: Sequence[str]) -> list[float]:
     """Return log p of each whole answer to one prompt, its end token included; the prompt is read once for all."""
     from transformers import DynamicCache
 
