@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
-from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, Probe, batches_of
+from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, Probe, Question, batches_of
 from errata.model.edit_check import check_edits
+from errata.text.dialogue import Dialogue, Message
 
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
 
@@ -15,7 +17,11 @@ FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p"
 KINDS = Edit("a", "b", portability=(Probe("p", "q", "two_hop"), Probe("r", "s"), Probe("t", "u", "any word")))
 
 
-@pytest.mark.parametrize("edit", [FULL, KINDS, Edit("a", "b")])
+ASKED = Edit("Who is it?", "Ada", form="chat", aliases=("A.", "Lovelace"), answer="It is Ada.")
+LATER = Edit("And now?", "Bob", form="chat", before=(Message("user", "Hi"), Message("assistant", "Ada.")), answer="Bob is it.")
+
+
+@pytest.mark.parametrize("edit", [FULL, KINDS, Edit("a", "b"), Edit("a", "b", aliases=("c",)), ASKED, LATER])
 def test_an_edit_is_read_from_json_as_it_was_written(edit):
     assert Edit.from_json(edit.to_json()) == edit
 
@@ -83,6 +89,9 @@ def test_batches_keep_the_order_and_the_rest():
         ({"id": 3}, "id"),
         ({"rephrasings": "abc"}, "rephrasings"),
         ({"rephrasings": ["a", 3]}, "rephrasings"),
+        ({"aliases": "abc"}, "aliases"),
+        ({"aliases": ["a", None]}, "aliases"),
+        ({"answer": ["a"]}, "answer"),
         ({"locality": {"prompt": "p", "target": "t"}}, "locality"),
         ({"locality": ["p"]}, "locality"),
         ({"portability": [{"prompt": "p"}]}, "portability"),
@@ -109,3 +118,53 @@ def test_who_posted_an_edit_is_kept() -> None:
     assert "poster" not in Edit("a", "b").to_json() and Edit.from_json({"prompt": "a", "target": "b"}).poster is None
     with pytest.raises(EditRejected, match="poster: must be a string"):
         Edit.from_json({"prompt": "a", "target": "b", "poster": 7})
+
+
+def test_aliases_and_answers_lose_white_space_at_their_ends() -> None:
+    given = {"question": "q", "target": " b", "aliases": [" c\n", "\ufeffd"], "answer": "It is b. \n"}
+    edit = Edit.from_json(given)
+    assert (edit.aliases, edit.answer, edit.targets) == (("c", "d"), "It is b.", ("b", "c", "d"))
+    assert Edit.from_json({"prompt": "a", "target": "b", "aliases": None, "answer": None}) == Edit("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("edit", "faults"),
+    [
+        (ASKED, []),
+        (replace(ASKED, form="both"), []),
+        (replace(ASKED, answer="Lovelace is it."), []),
+        (
+            replace(ASKED, answer="It is Bob."),
+            [("answer", Code.INVALID_VALUE, "'It is Bob.' does not contain the target 'Ada'")],
+        ),
+        (replace(ASKED, answer=""), [("answer", Code.INVALID_VALUE, "does not contain the target")]),
+        (replace(ASKED, form="completion"), [("answer", Code.INVALID_VALUE, "is written in chat alone")]),
+        (replace(ASKED, answer="Ada\x07"), [("answer", Code.NOT_TEXT, "U+0007")]),
+        (replace(ASKED, aliases=("A.", " \u200b")), [("aliases", Code.EMPTY_FIELD, "one of them is empty")]),
+        (replace(ASKED, aliases=("A.", "\ud800")), [("aliases", Code.NOT_TEXT, "surrogate")]),
+        (Edit("a", "b", aliases=("c",)), []),
+    ],
+)
+def test_faults_of_aliases_and_answers(edit: Edit, faults: list[tuple[str, Code, str]]) -> None:
+    found = list(edit.faults(3))
+    assert [(fault.edit, fault.field, fault.code) for fault in found] == [(3, name, code) for name, code, _ in faults]
+    assert all(said in fault.reason for fault, (_, _, said) in zip(found, faults, strict=True))
+
+
+def test_an_answer_is_written_in_chat_and_the_target_in_a_completion() -> None:
+    edit = replace(ASKED, form="both")
+    completed, asked = edit.prompts
+    assert (completed, asked) == ("Who is it?", Dialogue.of("Who is it?"))
+    assert [edit.question(prompt) for prompt in edit.prompts] == [
+        Question(completed, "Ada", edit.targets),
+        Question(asked, "It is Ada.", edit.targets),
+    ]
+    assert EditBatch((edit,)).targets == ["Ada", "It is Ada."]
+    assert replace(edit, answer=None).wording(asked) == "Ada"
+
+
+def test_the_first_wrong_answer_is_that_of_a_form() -> None:
+    edit = replace(ASKED, form="both")
+    assert edit.first_wrong(["Ada", "I think that it is Lovelace."]) is None
+    assert edit.first_wrong(["I think that it is Ada", "It is Ada."]) == "I think that it is Ada"
+    assert edit.first_wrong(["Ada", "It is Bob."]) == "It is Bob."

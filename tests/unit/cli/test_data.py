@@ -12,6 +12,7 @@ from errata.cli.main import app
 from errata.datasets.duplicates import NUM_EXAMPLES
 from errata.datasets.reader import read_edits, write_parquet
 from errata.edit import Edit
+from errata.text.dialogue import Message
 
 DATA = Path(__file__).parents[2] / "data" / "formats"
 
@@ -26,6 +27,36 @@ def test_convert_writes_the_same_edits(tmp_path: Path) -> None:
     said = run("convert", DATA / "mquake.json", tmp_path / "edits.parquet")
     assert "mquake.json: mquake" in said and "3 edits written" in said
     assert list(read_edits(tmp_path / "edits.parquet")) == list(read_edits(DATA / "mquake.json"))
+
+
+def test_convert_keeps_aliases_answers_and_messages(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}]
+    records = [
+        {"prompt": "The code is", "target": 234, "aliases": [" +234 ", "00234"]},
+        {"question": "What is it?", "target": "Lyon", "answer": " It is Lyon.\n"},
+        {"messages": messages, "target": "Lyon", "aliases": ["Lugdunum"], "answer": "It is Lyon."},
+        {"prompt": "a", "target": "b"},
+    ]
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "4 edits written" in run("convert", tmp_path / "edits.jsonl", tmp_path / "edits.parquet")
+    edits = list(read_edits(tmp_path / "edits.parquet"))
+    assert (
+        edits
+        == list(read_edits(tmp_path / "edits.jsonl"))
+        == [
+            Edit("The code is", "234", aliases=("+234", "00234")),
+            Edit("What is it?", "Lyon", form="chat", answer="It is Lyon."),
+            Edit(
+                "What is it?",
+                "Lyon",
+                form="chat",
+                before=(Message("system", "Be brief."),),
+                aliases=("Lugdunum",),
+                answer="It is Lyon.",
+            ),
+            Edit("a", "b"),
+        ]
+    )
 
 
 def test_convert_stops_at_the_limit(tmp_path: Path) -> None:

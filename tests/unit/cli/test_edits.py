@@ -76,6 +76,17 @@ def test_an_edit_names_its_form(service: Service) -> None:
     assert errata("edit", PROMPT, "Lyon", "--form", "chatty").exit_code == 2
 
 
+def test_an_edit_has_aliases_and_a_whole_answer(service: Service) -> None:
+    said = ("--alias", "Lugdunum", "--alias", "LYS", "--answer", "It is Lyon.")
+    assert errata("edit", PROMPT, "Lyon", "--form", "chat", *said).exit_code == 0
+    posted = {"prompt": PROMPT, "target": "Lyon", "aliases": ["Lugdunum", "LYS"], "answer": "It is Lyon.", "form": "chat"}
+    assert service.backend.posts[0][1] == [posted]
+    done = errata("edit", PROMPT, "Nice", "--form", "chat", "--answer", "It is Lyon.")
+    assert done.exit_code == 1 and "does not contain the target 'Nice' (HTTP 422)" in done.output
+    done = errata("edit", PROMPT, "Lyon", "--form", "completion", "--answer", "It is Lyon.")
+    assert done.exit_code == 1 and "is written in chat alone" in done.output
+
+
 def test_watch_prints_a_line_for_each_event(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     service.troubles.path = "/v1/events"
     service.troubles.coming.append(Cut(9))

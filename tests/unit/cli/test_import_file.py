@@ -108,6 +108,26 @@ def test_an_import_waits_while_the_queue_is_full_and_splits_large_posts(
         assert done.exit_code == 0 and "trying again" in done.output and len(service.queued) == 18
 
 
+def test_edits_of_chat_are_posted_as_they_are_asked(service: Service, tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}]
+    said = {"target": "Lyon", "aliases": ["Lugdunum"], "answer": "It is Lyon."}
+    edits = [
+        {"messages": messages, **said},
+        {"question": "What is it?", **said},
+        {"prompt": "What is it?", "form": "both", "target": "Lyon"},
+        {"prompt": PROMPT, "target": "Lyon"},
+    ]
+    source = tmp_path / "edits.jsonl"
+    source.write_text("".join(json.dumps(edit) + "\n" for edit in edits))
+    done = errata("import", str(source))
+    assert done.exit_code == 0 and "4 of 4 posted: 4 applied" in done.output
+    ((_, posted, _), *_) = service.backend.posts
+    assert posted == [edits[0], {"prompt": "What is it?", "form": "chat", **said}, *edits[2:]]
+    source.write_text(json.dumps({"question": "What is it?", "target": "Lyon", "answer": "It is Nice."}))
+    done = errata("import", str(source))
+    assert done.exit_code == 1 and "edit 0, answer: 'It is Nice.' does not contain the target 'Lyon'" in done.output
+
+
 def test_an_import_without_wait_returns_before_edits_are_made(service: Service, tmp_path: Path) -> None:
     service.backend.held = True
     done = errata("import", file_of(tmp_path, ["a", "b"]), "--no-wait")

@@ -158,6 +158,33 @@ def test_columns_and_objects_are_read_alike(tmp_path: Path, absent_subject: Any)
     assert read["edits.parquet"] == read["edits.jsonl"]
 
 
+def test_aliases_and_answers_at_fault_are_read_alike(tmp_path: Path) -> None:
+    texts = [None, "", " ", "a", " a\u00a0", "A.", "b", "\x07a"]
+    rows = [
+        {"prompt": "p", "target": "a", "aliases": [alias, "b"], "answer": answer, "form": form}
+        for alias, answer, form in product(texts, texts, (None, "chat", "both"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=parquet.SCHEMA), tmp_path / "edits.parquet")
+    written(tmp_path / "edits.jsonl", lines([parquet.without_nulls(row) | {"aliases": row["aliases"]} for row in rows]))
+    read = {}
+    for name in ("edits.parquet", "edits.jsonl"):
+        report = SkipReport()
+        found = list(read_edits(tmp_path / name, on_fault="skip", skip_report=report))
+        assert found and not any(list(edit.faults()) for edit in found)
+        read[name] = found, report.skipped, report.left_out
+    assert read["edits.parquet"] == read["edits.jsonl"]
+    assert Edit("p", "a", form="chat", aliases=("a", "b"), answer="a") in read["edits.parquet"][0]
+    assert {"empty_field (aliases[])", "empty_field (answer)"} == set(read["edits.parquet"][2])
+    skipped = read["edits.parquet"][1]
+    assert set(skipped) == {"not_text (aliases)", "not_text (answer)", "invalid_value (answer)"}
+
+
+def test_a_file_with_answers_alone_says_what_to_rename(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), tmp_path / "edits.parquet")
+    rejected = rejection(tmp_path / "edits.parquet")
+    assert rejected.field == "target" and "rename answer to target" in rejected.reason
+
+
 def test_foreign_column_types_are_read(tmp_path: Path) -> None:
     table = pa.table(
         {

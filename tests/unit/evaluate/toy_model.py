@@ -52,7 +52,13 @@ UNEDITED: Table = EDITED | {
     "metal": {"tin": 1 / 2, "pure": 1 / 4, "gold": 1 / 4},
     "drink": {"milk": 1 / 2, "tea": 1 / 2 - 1 / 16, "gold": 1 / 16},
 }
-WORDS = sorted({word for token, row in EDITED.items() for word in (token, *row)} - {"<eos>"})
+
+
+def words_of(table: Table) -> set[str]:
+    return {word for token, row in table.items() for word in (token, *row)} - {"<eos>"}
+
+
+WORDS = sorted(words_of(EDITED))
 
 #    edit                                          answer, given token by token    what is generated
 EDITS = [
@@ -89,15 +95,16 @@ IMMEDIATE = {edit.question(edit.prompt): right for edit, right in zip(EDITS, (Tr
 MAX_TOKENS = 4  # one more than the longest answer
 
 
-def toy(table: Table) -> LanguageModel:
+def toy(table: Table, chat_template: str | None = None) -> LanguageModel:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    ids = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
+    ids = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *sorted({*WORDS, *words_of(table)})])}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=False
     )
+    tokenizer.chat_template = chat_template
     size = len(ids) + len(ids) % 2
     config = LlamaConfig(
         vocab_size=size,

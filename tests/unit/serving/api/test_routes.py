@@ -95,13 +95,16 @@ def test_each_error_has_its_status_and_code(
 
 def test_all_faults_of_a_batch_are_listed() -> None:
     with pytest.raises(EditRejected) as rejected:
-        check_edits([Edit("p", ""), Edit("p", "t"), Edit("p", "t", subject="q")])
+        check_edits([Edit("p", ""), Edit("p", "t"), Edit("p", "t", "q", form="chat", aliases=(" ",), answer="It is u.")])
     error = asked(ScriptedBackend(wrapped(rejected.value)), "POST", "/v1/edits", json=BODY).json()["error"]
     assert (error["edit"], error["code"]) == (0, "empty_field")
     assert [(fault["edit"], fault["field"], fault["code"]) for fault in error["faults"]] == [
         (0, "target", "empty_field"),
         (2, "subject", "subject_not_in_prompt"),
+        (2, "aliases", "empty_field"),
+        (2, "answer", "invalid_value"),
     ]
+    assert error["faults"][-1]["reason"] == "'It is u.' does not contain the target 't'"
 
 
 def test_versions_are_listed_and_shown_with_their_edits() -> None:
@@ -188,6 +191,10 @@ def test_versions_are_reverted_blamed_and_compared() -> None:
         ("POST", "/v1/blame", {"prompt": "p", "max_tokens": 10**9}, "max_tokens", "invalid_value"),
         ("POST", "/v1/edits", {"edits": [{"prompt": "\ud800", "target": "t"}]}, "prompt", "not_text"),
         ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "\ud800": 1}]}, "edits", "not_text"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "aliases": "a"}]}, "aliases", "wrong_type"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "aliases": ["a"] * 65}]}, "aliases", "too_long"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "aliases": ["\ud800"]}]}, "aliases", "not_text"),
+        ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "answer": 5}]}, "answer", "wrong_type"),
         ("POST", "/v1/edits", {"edits": []}, "edits", "empty_field"),
         ("POST", "/v1/rollback", {"version": 10**30}, "version", "invalid_value"),
         ("GET", "/v1/diff?from=1", None, "to", "missing_field"),

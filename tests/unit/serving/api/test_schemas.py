@@ -11,6 +11,7 @@ from errata.client import bulk_import
 from errata.client.bulk_import import edit_chunks
 from errata.edit import Edit
 from serving.api.schemas import (
+    MAX_ALIASES,
     MAX_CHARACTERS,
     MAX_EDITS,
     MAX_MESSAGES,
@@ -32,6 +33,7 @@ def post(num_edits: int = 1, **fields: Any) -> dict[str, Any]:
         post(prompt="a" * MAX_CHARACTERS, subject="a" * MAX_CHARACTERS, target="ü" * MAX_CHARACTERS),
         post(rephrasings=["a" * MAX_CHARACTERS] * MAX_REPHRASINGS),
         post(MAX_REPHRASINGS_POSTED // MAX_REPHRASINGS, rephrasings=["a"] * MAX_REPHRASINGS),
+        post(aliases=["a" * MAX_CHARACTERS] * MAX_ALIASES, answer="a" * MAX_CHARACTERS),
     ],
 )
 def test_posts_at_the_limits_are_accepted(body: dict[str, Any]) -> None:
@@ -47,6 +49,9 @@ def test_posts_at_the_limits_are_accepted(body: dict[str, Any]) -> None:
         (post(subject="a" * (MAX_CHARACTERS + 1)), ("edits", 0, "subject"), "at most 16384 characters"),
         (post(rephrasings=["a", "a" * (MAX_CHARACTERS + 1)]), ("edits", 0, "rephrasings", 1), "at most 16384 characters"),
         (post(rephrasings=["a"] * (MAX_REPHRASINGS + 1)), ("edits", 0, "rephrasings"), "at most 64 items"),
+        (post(aliases=["a", "a" * (MAX_CHARACTERS + 1)]), ("edits", 0, "aliases", 1), "at most 16384 characters"),
+        (post(aliases=["a"] * (MAX_ALIASES + 1)), ("edits", 0, "aliases"), "at most 64 items"),
+        (post(answer="a" * (MAX_CHARACTERS + 1)), ("edits", 0, "answer"), "at most 16384 characters"),
         (post(65, rephrasings=["a"] * MAX_REPHRASINGS), (), "the edits have 4,160 rephrasings, and a post at most 4,096"),
     ],
 )
@@ -60,7 +65,15 @@ def test_posts_beyond_the_limits_name_the_field(body: dict[str, Any], place: tup
 MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
 
 
-@pytest.mark.parametrize("asked", [{"prompt": "p"}, {"question": "q", "form": "both"}, {"messages": MESSAGES}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": "p"},
+        {"question": "q", "form": "both"},
+        {"messages": MESSAGES},
+        {"question": "q", "aliases": ["u", "v"], "answer": "It is t."},
+    ],
+)
 def test_an_edit_is_passed_on_as_it_was_asked(asked: dict[str, Any]) -> None:
     (edit,) = EditsIn.model_validate({"edits": [{**asked, "target": "t"}]}).edits
     assert edit.to_json() == {**asked, "target": "t"}
@@ -101,6 +114,8 @@ def test_the_limits_are_in_the_openapi_document() -> None:
     assert edit["messages"]["anyOf"][0]["maxItems"] == MAX_MESSAGES
     assert schema["$defs"]["MessageIn"]["properties"]["content"]["maxLength"] == MAX_CHARACTERS
     assert edit["rephrasings"]["maxItems"] == MAX_REPHRASINGS
+    assert edit["aliases"]["maxItems"] == MAX_ALIASES == 64
+    assert edit["answer"]["anyOf"][0]["maxLength"] == edit["aliases"]["items"]["maxLength"] == MAX_CHARACTERS
 
 
 def test_a_chunk_of_an_import_is_within_the_limits() -> None:

@@ -1,0 +1,37 @@
+"""What a bulk import posts of an edit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from errata.client.bulk_import import edit_chunks
+from errata.edit import Edit, Probe
+from errata.text.dialogue import Message
+from serving.api.schemas import EditsIn
+
+BEFORE = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello."))
+SAID = {"aliases": ("Lugdunum", "LYS"), "answer": "It is Lyon."}
+EDITS = [
+    Edit("The city is", "Lyon"),
+    Edit("The city is", "Lyon", "city", ("It is",), (Probe("a", "b"),), (Probe("c", "d"),), "e1", aliases=("LYS",)),
+    Edit("What is it?", "Lyon", form="chat", **SAID),
+    Edit("What is it?", "Lyon", form="both", rephrasings=("Which city?",), **SAID),
+    Edit("What is it?", "Lyon", form="chat", before=BEFORE, **SAID),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_is_posted_as_it_is_asked_and_without_its_probes(edit: Edit) -> None:
+    (chunk,) = edit_chunks([edit])
+    (body,) = chunk.edits
+    assert ("prompt" in body) != ("messages" in body) and not body.keys() & {"locality", "portability", "id"}
+    (posted,) = EditsIn.model_validate({"edits": [body]}).edits
+    assert Edit.from_json(posted.to_json()) == replace(edit, locality=(), portability=(), id=None)
+
+
+def test_what_is_said_is_a_part_of_a_chunks_key() -> None:
+    keys = [chunk.key for edit in EDITS for chunk in edit_chunks([edit])]
+    keys += [chunk.key for chunk in edit_chunks([replace(EDITS[4], answer="Lyon it is.")])]
+    assert len(set(keys)) == len(keys)
