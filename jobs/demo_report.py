@@ -140,8 +140,9 @@ def plot(curve: Sequence[Point], path: Path) -> Path:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name in [name for name in (*PLOTTED, "answered") if name in curve[0]]:
-        axes.plot([p["edits"] for p in curve], [p[name] for p in curve], marker="o", label=name)
+    for name in (name for name in (*PLOTTED, "answered") if curve[0].get(name) is not None):
+        known = [(point["edits"] or 0, value) for point in curve if (value := point[name]) is not None]
+        axes.plot(*zip(*known, strict=True), marker="o", label=name)
     title = "Served by vLLM, edit by edit"
     axes.set(xlabel="edits applied", ylabel="share of free-running answers", ylim=(0, 1.03), title=title)
     axes.legend(loc="lower left")

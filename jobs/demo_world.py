@@ -82,7 +82,7 @@ def edit_and_roll_back(demo: Demo, edits: Sequence[Edit]) -> None:
     demo.report |= {
         "seed": demo.plan.seed,
         **{name: last.get(name) for name in SCORES},
-        "edits": int(last["edits"]),
+        "edits": int(last["edits"] or 0),
         "versions": newest,
         **service_figures(demo.client.status()["timings"], Ledger.open(demo.ledger_dir), traffic),
         "parity_checked": demo.parity_checked,

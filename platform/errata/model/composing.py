@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
-from errata.edit import Edit
+from errata.edit import Edit, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.text.answers import first_sentence, says
 from errata.text.dialogue import Dialogue
@@ -37,52 +38,59 @@ def composed(model: LanguageModel, edits: Sequence[Edit], said: Sequence[str]) -
     ]
 
 
-@torch.no_grad()
 def _with_answer(model: LanguageModel, edit: Edit, said: str) -> Edit:
     dialogue = next(prompt for prompt in edit.prompts if isinstance(prompt, Dialogue))
     own, *frames = _frames(edit.prompt, edit.target, said)
-    if not frames:
-        return replace(edit, answer=own)
-    (given, own_ids), *rows = model.renderer.rows([(dialogue, text) for text in (own, *frames)])
-    reading = _Reading(model, given, own_ids)
-    likely = sorted(range(len(frames)), key=lambda i: reading.log_prob_until_changed(rows[i][1]), reverse=True)[:MAX_SCORED]
-    scores = reading.log_probs([rows[i][1] for i in likely])
-    return replace(edit, answer=frames[likely[scores.index(max(scores))]])
+    written = _written(model, dialogue, [own, *frames])
+    if not frames or own not in written or len(written) == 1:
+        return replace(edit, answer=edit.target if frames else own)
+    reading = Reading(model, dialogue, written.pop(own))
+    likely = sorted(written, key=lambda text: reading.log_prob_until_changed(written[text]), reverse=True)[:MAX_SCORED]
+    scores = reading.log_probs([written[text] for text in likely])
+    return replace(edit, answer=likely[scores.index(max(scores))])
 
 
-class _Reading:
-    """The model's reading of a prompt with its own answer, and then of other answers to the same prompt."""
+def _written(model: LanguageModel, dialogue: Dialogue, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the tokens of each text as an answer, without those that the tokenizer cannot write."""
+    found = {}
+    for text in texts:
+        with suppress(EditRejected):
+            found[text] = model.renderer.answer_ids(dialogue, text)
+    return found
 
-    def __init__(self, model: LanguageModel, given: list[int], own: list[int]) -> None:
-        from transformers import DynamicCache
 
-        self.model, self.given, self.own = model, given, own
-        self.cache = DynamicCache(config=model.module.config)
-        ids_1S = torch.tensor([given + own], device=model.device)
-        logits_SV = model.module(ids_1S, past_key_values=self.cache, logits_to_keep=len(own) + 1).logits[0]
+class Reading:
+    """The model's reading of a dialogue with its own answer, given as tokens, and of other answers to the same dialogue."""
+
+    @torch.no_grad()
+    def __init__(self, model: LanguageModel, dialogue: Dialogue, own: Sequence[int]) -> None:
+        self.model, self.given, self.own = model, list(model.renderer.ids(dialogue)), own
+        ids_1S = torch.tensor([[*self.given, *own]], device=model.device)
+        logits_SV = model.module(ids_1S, use_cache=False, logits_to_keep=len(own) + 1).logits[0]
         self.log_probs_SV = torch.log_softmax(logits_SV.float(), -1)
 
-    def log_prob_until_changed(self, answer: list[int]) -> float:
+    def log_prob_until_changed(self, answer: Sequence[int]) -> float:
         """Return log p of an answer's tokens up to the first one that the model's own answer does not have."""
-        same = next(
-            (i for i, (a, b) in enumerate(zip(answer, self.own, strict=False)) if a != b), min(len(answer), len(self.own))
-        )
+        shared = min(len(answer), len(self.own))
+        same = next((i for i in range(shared) if answer[i] != self.own[i]), shared)
         ids = torch.tensor(answer[: same + 1], device=self.log_probs_SV.device)
         return float(self.log_probs_SV[: len(ids)].gather(1, ids[:, None]).sum())
 
-    def log_probs(self, answers: Sequence[list[int]]) -> list[float]:
-        """Return log p of each whole answer; the prompt is not read again. Called once."""
-        model, width = self.model, max(map(len, answers))
-        pad = model.renderer.pad_id
-        ids_BS = torch.tensor([ids + [pad] * (width - len(ids)) for ids in answers], device=model.device)
-        mask_BS = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in answers], device=model.device)
-        self.cache.crop(-len(self.own))
-        self.cache.batch_repeat_interleave(len(answers))
+    @torch.no_grad()
+    def log_probs(self, answers: Sequence[Sequence[int]]) -> list[float]:
+        """Return log p of each whole answer; the dialogue is read once for all."""
+        from transformers import DynamicCache
+
+        device, width, pad = self.model.device, max(map(len, answers)), self.model.renderer.pad_id
+        ids_BS = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in answers], device=device)
+        mask_BS = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in answers], device=device)
+        cache = DynamicCache(config=self.model.module.config)
+        self.model.module(torch.tensor([self.given], device=device), past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(answers))
         whole_BS = torch.cat([mask_BS.new_ones((len(answers), len(self.given))), mask_BS], 1)
-        logits_BSV = model.module(ids_BS, attention_mask=whole_BS, past_key_values=self.cache).logits[:, :-1]
-        log_probs_BSV = torch.log_softmax(logits_BSV.float(), -1)
+        logits_BSV = self.model.module(ids_BS, attention_mask=whole_BS, past_key_values=cache).logits[:, :-1]
         first_BV = self.log_probs_SV[:1].expand(len(answers), -1)
-        log_probs_BSV = torch.cat([first_BV[:, None], log_probs_BSV], 1)
+        log_probs_BSV = torch.cat([first_BV[:, None], torch.log_softmax(logits_BSV.float(), -1)], 1)
         return [float(total) for total in (log_probs_BSV.gather(-1, ids_BS[..., None])[..., 0] * mask_BS).sum(1)]
 
 
@@ -103,7 +111,6 @@ def _frames(question: str, target: str, said: str) -> list[str]:
     end = _end_of(said, sentence) if len(places) > 1 else ""
     end_of_target = "" if target.endswith(tuple(_END_SIGNS)) else end
     found = [target, *(f"{sentence[:place]}{target}{end_of_target}" for place in places[1:])]
-    found.append(f"{sentence} {target}{end_of_target}")
     if len(places) > 2:
         blank = " " if sentence[places[1] - 1].isspace() else ""
         found.append(f"{target}{blank}{sentence[places[1] :]}{end}")

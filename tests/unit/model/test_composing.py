@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from math import log, prod
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from errata.edit import Edit
-from errata.model.composing import composed, log_likelihoods
+from errata.model.composing import Reading, composed
 from errata.model.language_model import LanguageModel, attention_for
 from errata.text.answers import says
 from errata.text.dialogue import Dialogue, Message
@@ -41,9 +43,14 @@ CHANGES: dict[str, Table] = {
 }
 
 
+def log_likelihoods(model: LanguageModel, prompt: Dialogue, texts: Sequence[str]) -> list[float]:
+    answers = [model.renderer.answer_ids(prompt, text) for text in texts]
+    return Reading(model, prompt, answers[0]).log_probs(answers)
+
+
 def likelihood_by_hand(table: Table, answer: str) -> float:
     words = ["bot", *answer.split(), "<eos>"]
-    return prod(table.get(word, {"<eos>": 1.0}).get(following, 0.0) for word, following in zip(words, words[1:], strict=False))
+    return prod(table.get(word, {"<eos>": 1.0}).get(following, 0.0) for word, following in pairwise(words))
 
 
 def answer_of(edit: Edit, said: str, table: Table = TABLE) -> str | None:
@@ -130,11 +137,13 @@ def test_the_natural_sentence_is_among_the_texts(
 ) -> None:
     tried: list[str] = []
 
-    def prefer_the_natural(model: LanguageModel, prompt: Dialogue, texts: list[str]) -> list[float]:
+    def prefer_the_natural(reading: Reading, answers: list[list[int]]) -> list[float]:
+        texts = [reading.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
         tried.extend(texts)
         return [float(text == natural) for text in texts]
 
-    monkeypatch.setattr("errata.model.composing.log_likelihoods", prefer_the_natural)
+    monkeypatch.setattr(Reading, "log_probs", prefer_the_natural)
+    monkeypatch.setattr("errata.model.composing.MAX_SCORED", 99)
     (made,) = composed(chatty, [Edit("q", target, form="chat")], [said])
     assert made.answer == natural
     assert target in tried and all(says(text, target) for text in tried) and len(set(tried)) == len(tried)
