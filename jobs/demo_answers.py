@@ -19,6 +19,7 @@ FORMS = {
     "other_system": "under another system prompt",
     "second_turn": "as the second question of a dialogue",
 }
+EVERY = 2  # Of so many edits, one is also asked in the other forms.
 Answers = Mapping[Prompt, str]
 
 
@@ -67,7 +68,7 @@ class FactSearch:
 class AskedFacts:
     """Edits of facts that the model got wrong, their questions, and facts that it must keep.
 
-    Every second one is also asked in the other forms.
+    One of `EVERY` edits is also asked in the other forms.
     """
 
     edits: tuple[Edit, ...]
@@ -77,7 +78,7 @@ class AskedFacts:
     @classmethod
     def about(cls, edits: Sequence[Edit], right: Sequence[Fact]) -> AskedFacts:
         asked = [forms_of(edit) for edit in edits]
-        forms = {form: [each[form] for each in (asked if form == "question" else asked[::2])] for form in FORMS}
+        forms = {form: [each[form] for each in (asked if form == "question" else asked[::EVERY])] for form in FORMS}
         return cls(tuple(edits), forms, tuple(map(question_of, right)))
 
     @property

@@ -24,7 +24,7 @@ from errata.local.services import ServiceFailed
 from errata.local.terminal import console
 from errata.testbed import smollm2
 from errata.testbed.fact import Fact
-from errata.testbed.known_facts import question_of
+from errata.testbed.known_facts import MAX_TOKENS, question_of
 from errata.testbed.world_facts import WorldFacts
 from errata.text.dialogue import Prompt
 from jobs.demo_answers import AskedFacts, FactSearch, answer_fields, share_right
@@ -35,7 +35,7 @@ from jobs.plan import Plan
 
 NUM_RIGHT, NUM_ASKED_AT_ONCE = 50, 50
 NUM_SHOWN, NUM_ASKED_AGAIN = 8, 50
-MAX_TOKENS, STREAM_TOKENS = 24, 48
+STREAM_TOKENS = 48
 NUM_CHATS, READING_S = 1, 1.0  # One person, who reads each answer: two cores also serve and edit.
 POLL_S = 0.5
 
