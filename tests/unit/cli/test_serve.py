@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from errata.access_keys import add_key
 from errata.local import pidfile
 from errata.local.services import free_port
+from errata.testbed import smollm2
 from tests.fakes.served import Service
 from tests.unit.cli.invoke import PROMPT, errata, words
 
@@ -42,14 +44,32 @@ def test_status_shows_readiness_replicas_and_queue(service: Service) -> None:
 
 def test_serving_without_an_artifact_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    for editor, says in (
-        ("RLEdit", "make demo"),
-        ("RECT/AlphaEdit", "jobs/moments.py"),
-        ("LocFT", "--model"),
-        ("ROMEO", "R-ROME"),
-    ):
+    for editor, says in (("MEND", "make demo"), ("RECT/AlphaEdit", "jobs/moments.py"), ("ROMEO", "R-ROME")):
         done = errata("serve", "--editor", editor)
         assert done.exit_code == 2 and says in done.output.replace("│", "").replace("\n", ""), done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ([], ("DEFAULT", "POLICY")),
+        (["--model", smollm2.NAME], ("DEFAULT", "POLICY")),
+        (["--editor", "FT-L"], ("DEFAULT", None)),
+    ],
+)
+def test_without_a_model_the_default_one_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], found: tuple[str, str | None]
+) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    monkeypatch.setattr("errata.local.models.default_policy", lambda: "POLICY")
+    monkeypatch.setattr("errata.local.models.resolved", lambda model: "DEFAULT" if model == smollm2.NAME else model)
+    monkeypatch.setattr("errata.cli.serve._model_of", lambda artifact: smollm2.NAME)
+    monkeypatch.setattr("errata.cli.serve._problems", lambda given, host, port: [])
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr("errata.cli.serve._run", lambda folder, host, port, given: started.append(given))
+    done = errata("serve", *arguments)
+    assert done.exit_code == 0, done.output
+    assert [(given["model"], given.get("artifact")) for given in started] == [found]
 
 
 def test_a_preset_is_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
