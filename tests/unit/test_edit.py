@@ -132,7 +132,10 @@ def test_aliases_and_answers_lose_white_space_at_their_ends() -> None:
         (ASKED, []),
         (replace(ASKED, form="both"), []),
         (replace(ASKED, answer="Lovelace is it."), []),
-        (replace(ASKED, answer="It is Bob."), [("answer", Code.INVALID_VALUE, "'It is Bob.' does not contain the target 'Ada'")]),
+        (
+            replace(ASKED, answer="It is Bob."),
+            [("answer", Code.INVALID_VALUE, "'It is Bob.' does not contain the target 'Ada'")],
+        ),
         (replace(ASKED, answer=""), [("answer", Code.INVALID_VALUE, "does not contain the target")]),
         (replace(ASKED, form="completion"), [("answer", Code.INVALID_VALUE, "is written in chat alone")]),
         (replace(ASKED, answer="Ada\x07"), [("answer", Code.NOT_TEXT, "U+0007")]),

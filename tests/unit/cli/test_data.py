@@ -40,19 +40,23 @@ def test_convert_keeps_aliases_answers_and_messages(tmp_path: Path) -> None:
     (tmp_path / "edits.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert "4 edits written" in run("convert", tmp_path / "edits.jsonl", tmp_path / "edits.parquet")
     edits = list(read_edits(tmp_path / "edits.parquet"))
-    assert edits == list(read_edits(tmp_path / "edits.jsonl")) == [
-        Edit("The code is", "234", aliases=("+234", "00234")),
-        Edit("What is it?", "Lyon", form="chat", answer="It is Lyon."),
-        Edit(
-            "What is it?",
-            "Lyon",
-            form="chat",
-            before=(Message("system", "Be brief."),),
-            aliases=("Lugdunum",),
-            answer="It is Lyon.",
-        ),
-        Edit("a", "b"),
-    ]
+    assert (
+        edits
+        == list(read_edits(tmp_path / "edits.jsonl"))
+        == [
+            Edit("The code is", "234", aliases=("+234", "00234")),
+            Edit("What is it?", "Lyon", form="chat", answer="It is Lyon."),
+            Edit(
+                "What is it?",
+                "Lyon",
+                form="chat",
+                before=(Message("system", "Be brief."),),
+                aliases=("Lugdunum",),
+                answer="It is Lyon.",
+            ),
+            Edit("a", "b"),
+        ]
+    )
 
 
 def test_convert_stops_at_the_limit(tmp_path: Path) -> None:

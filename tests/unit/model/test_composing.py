@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import log, prod
 from typing import Any
 
@@ -43,7 +44,7 @@ CHANGES: dict[str, Table] = {
 
 def likelihood_by_hand(table: Table, answer: str) -> float:
     words = ["bot", *answer.split(), "<eos>"]
-    return prod(table.get(word, {"<eos>": 1.0}).get(following, 0.0) for word, following in zip(words, words[1:], strict=False))
+    return prod(table.get(word, {"<eos>": 1.0}).get(following, 0.0) for word, following in pairwise(words))
 
 
 def answer_of(edit: Edit, said: str, table: Table = TABLE) -> str | None:
@@ -118,27 +119,39 @@ SENTENCES = [
     ("Washington, D.C.", "The capital is New York.", "The capital is Washington, D.C."),
     (".ng", "The domain is .uk", "The domain is .ng."),
     ("+234", "The code is +44.", "The code is +234."),
+    ("+234", "The code is:\n\n1. +44", "The code is: +234."),
     ("巴黎", "首都是里昂。", "首都是巴黎。"),
+    ("巴黎", "首都是里", "首都是巴黎。"),
     ("東京", "首都は京都です。", "首都は東京。"),
     ("กรุงเทพ", "เมืองหลวงคือเชียงใหม่", "เมืองหลวงคือกรุงเทพ."),
 ]
 
 
-@pytest.mark.parametrize(("target", "said", "natural"), SENTENCES)
-def test_the_natural_sentence_is_among_the_texts(
-    monkeypatch: pytest.MonkeyPatch, chatty: LanguageModel, target: str, said: str, natural: str
-) -> None:
+def texts_tried(monkeypatch: pytest.MonkeyPatch, edit: Edit, said: str, best: str = "") -> list[str]:
+    """Return the texts that are tried, the composed answer last; `best` is taken for the most likely one."""
     tried: list[str] = []
 
-    def prefer_the_natural(model: LanguageModel, prompt: Dialogue, texts: list[str]) -> list[float]:
+    def prefer(model: LanguageModel, prompt: Dialogue, texts: list[str]) -> list[float]:
         tried.extend(texts)
-        return [float(text == natural) for text in texts]
+        return [float(text == best) for text in texts]
 
-    monkeypatch.setattr("errata.model.composing.log_likelihoods", prefer_the_natural)
-    (made,) = composed(chatty, [Edit("q", target, form="chat")], [said])
-    assert made.answer == natural
-    assert target in tried and all(says(text, target) for text in tried) and len(set(tried)) == len(tried)
-    assert not any(text.startswith(said.rstrip("!.。")) for text in tried)  # What is wrong is not said, too.
+    monkeypatch.setattr("errata.model.composing.log_likelihoods", prefer)
+    (made,) = composed(toy(TABLE, TEMPLATE), [edit], [said])
+    return [*tried, made.answer or ""]
+
+
+@pytest.mark.parametrize(("target", "said", "natural"), SENTENCES)
+def test_the_natural_sentence_is_among_the_texts(monkeypatch: pytest.MonkeyPatch, target: str, said: str, natural: str) -> None:
+    *tried, answer = texts_tried(monkeypatch, Edit("q", target, form="chat"), said, natural)
+    assert answer == natural and target in tried and len(set(tried)) == len(tried)
+    assert all(says(text, target) for text in tried)
+
+
+@pytest.mark.parametrize("target", ["paris", "$5", "巴黎"])
+def test_the_target_is_not_put_after_the_whole_wrong_answer(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    for wrong in ("the town is rome", "首都是里昂"):
+        tried = texts_tried(monkeypatch, Edit("q", target, form="chat"), f"{wrong}. Yes")
+        assert not any(text.startswith(wrong) for text in tried)
 
 
 @pytest.mark.parametrize(("target", "said"), [(target, said) for target, said, _ in SENTENCES])
