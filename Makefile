@@ -30,7 +30,7 @@ $(VENV)/.gpu: requirements/gpu.txt requirements/dev.txt pyproject.toml
 ARGS ?=
 
 demo: setup
-	$(BIN)/python jobs/demo.py plan=demo $(ARGS)
+	$(BIN)/python jobs/demo.py $(ARGS)
 
 serve: setup
 	$(BIN)/errata serve $(ARGS)

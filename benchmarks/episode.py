@@ -19,7 +19,8 @@ from errata.delta.parts import LowRank
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import batches_of
-from errata.editors.hypernet.episode import EpisodeBatch, play
+from errata.editors.hypernet.episode import play
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.net import Hypernetwork, Proposal
 from errata.editors.hypernet.reward import Reward
 from errata.editors.solve import KeyPreconditioner

@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from benchmarks.accounting import Accounting, fakes
 from benchmarks.random_llama import SIZES, make_language_model
 from errata.edit import Edit, EditBatch, Probe
-from errata.editors.hypernet.episode import AppliedUpdate, EpisodeBatch
+from errata.editors.hypernet.episode import AppliedUpdate
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.hypernet_editor import Policy
 from errata.editors.hypernet.net import Hypernetwork, ShapeNet
 from errata.editors.hypernet.reward import Reward

@@ -17,11 +17,12 @@ from errata.local.preflight import DTYPES, Problems, matched
 from errata.model.checkpoint import check_checkpoint, headers
 from errata.model.matrices import find_matrices
 from errata.overrides import overridden
+from errata.testbed import smollm2
 from errata.testbed.language_model import make_model
 from jobs.entry import run_job
 from jobs.plan import Plan
 from jobs.plan_json import read_plan
-from jobs.plans import OF_MODELS, OF_PAPERS, OWN, PLANS, ROWS
+from jobs.plans import ALIASES, OF_MODELS, OF_PAPERS, OWN, PLANS, ROWS
 
 
 def listing() -> str:
@@ -48,6 +49,7 @@ def _plan(chosen: str) -> Plan:
     """Find a plan by its name, or read it from a file that a sweep wrote."""
     if chosen.endswith(".json"):
         return read_plan(Path(chosen))
+    chosen = ALIASES.get(chosen, chosen)
     if chosen not in PLANS:
         near = get_close_matches(chosen, PLANS)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -58,14 +60,17 @@ def _plan(chosen: str) -> Plan:
     return PLANS[chosen]()
 
 
-def from_arguments(arguments: Sequence[str]) -> Plan:
-    """Read a plan from `plan=NAME field=value ...`. Raises `ValueError` that names an unknown plan or field and lists all."""
+def from_arguments(arguments: Sequence[str], default: str = "demo") -> Plan:
+    """Read a plan from `plan=NAME field=value ...`; `default` is the plan if none is named.
+
+    Raises `ValueError` that names an unknown plan or field and lists all.
+    """
     pairs = [argument.partition("=") for argument in arguments]
     wrong = [argument for argument, (_, sign, _) in zip(arguments, pairs, strict=True) if not sign]
     if wrong:
         raise ValueError(f"arguments have the form field=value; these do not: {', '.join(wrong)}")
     values = {name: value for name, _, value in pairs}
-    chosen = values.pop("plan", "demo")
+    chosen = values.pop("plan", default)
     plan = _plan(chosen)
     for name, value in values.items():
         plan = overridden(plan, name, value)
@@ -83,6 +88,8 @@ def check_model(plan: Plan, modules: Sequence[str]) -> None:
         found.append(f"dtype: {plan.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
     if not plan.model:
         found.checked("editor.modules", find_matrices, _testbed(plan), modules)
+    elif plan.model == smollm2.NAME:
+        found.checked("model", smollm2.check)
     elif Path(plan.model).is_dir() or not (plan.placement or "RAY_ADDRESS" in os.environ):
         folder = found.checked("model", check_checkpoint, plan.model)
         if folder is not None:
@@ -97,7 +104,7 @@ def _testbed(plan: Plan) -> Any:
         return make_model(plan.shape, vocabulary_size=8, seed=0)
 
 
-def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda plan: None) -> None:
+def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda plan: None, default: str = "demo") -> None:
     """Run a job on the plan of the command line, or list all plans if the only argument is `plans`.
 
     Before Ray starts, the plan's model is checked. `check` raises `ValueError` or `FileNotFoundError` where the job cannot do
@@ -108,7 +115,7 @@ def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda pla
         return
 
     def read(arguments: Sequence[str]) -> Plan:
-        plan = from_arguments(arguments)
+        plan = from_arguments(arguments, default)
         check_model(plan, plan.editor.modules)
         check(plan)
         plan.check_gpus()

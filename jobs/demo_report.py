@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from errata.edit import Edit
 from errata.ledger import Ledger
+from errata.testbed.fact import Fact
 from errata.text.answers import normalise_answer
-from errata.text.dialogue import Prompt
+from errata.text.dialogue import Dialogue, Prompt
+from jobs.demo_answers import FORMS
 from jobs.demo_traffic import Traffic
 
 SCORES = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention")
 PLOTTED = ("efficacy", "generalisation", "locality")
-Point = Mapping[str, float]
+CHAT_SCORES = {**FORMS, "kept": "facts that it knew before"}
+Point = Mapping[str, float | None]
 
 
 def described(point: Point) -> str:
     """Scores after a number of edits, in one line."""
-    return ", ".join(f"{name} {point[name]:.2f}" for name in PLOTTED if name in point)
+    found = {name: point.get(name) for name in (*PLOTTED, *CHAT_SCORES)}
+    return ", ".join(f"{name} {score:.2f}" for name, score in found.items() if score is not None)
 
 
 def facts_table(edits: Sequence[Edit], before: Mapping[Prompt, str], after: Mapping[Prompt, str]) -> Table:
@@ -80,14 +85,64 @@ def scores_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def wrong_answers_table(facts: Sequence[Fact], answers: Mapping[Prompt, str]) -> Table:
+    """Tabulate facts that the model gets wrong."""
+    table = Table("asked in chat", "the served vLLM says", "true", title="Wrong answers")
+    for fact in facts:
+        table.add_row(fact.question(), one_line(answers[Dialogue.of(fact.question())]), fact.target)
+    return table
+
+
+def answers_table(edits: Sequence[Edit], before: Mapping[Prompt, str], after: Mapping[Prompt, str]) -> Table:
+    """Tabulate edits with the answers to their questions before and after."""
+    table = Table("asked in chat", "before", "corrected to", "the served vLLM says now", title="A handful of corrections")
+    for edit in edits:
+        for prompt in edit.prompts:
+            sign = " ✓" if edit.question(prompt).is_answered_by(after[prompt]) else " ✗"
+            table.add_row(str(prompt), one_line(before[prompt]), edit.target, one_line(after[prompt]).append(sign))
+    return table
+
+
+def one_line(text: str) -> Text:
+    """Return an answer as one line, in which nothing is markup."""
+    return Text(" ".join(text.split()))
+
+
+def chat_scores_table(report: Mapping[str, Any]) -> Table:
+    """Tabulate the scores of a real model before and after the edits, and what serving it cost."""
+    title = f"{report['edits']} corrections of {report['model']}: share of right answers"
+    table = Table("generated freely in chat by the served vLLM", "before", "after", title=title)
+    for name, words in CHAT_SCORES.items():
+        if report[name] is not None:
+            table.add_row(words, f"{report[f'{name}_before']:.2f}", f"{report[name]:.2f}")
+    table.add_section()
+    for words, value in _service_rows(report):
+        table.add_row(words, "", value)
+    return table
+
+
+def _service_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "perplexity of other prose, relative", f"{report['ppl_ratio']:.3f}"
+    yield "edits rejected; applied and not answered right", f"{report['rejected']}; {report['applied_unanswered']}"
+    yield "swap, median / p99", f"{report['swap_ms_p50']:.0f} / {report['swap_ms_p99']:.0f} ms"
+    if report["token_gap_ms_p99"] is not None:
+        gaps = f"{report['token_gap_ms_p50']:.0f} / {report['token_gap_ms_p99']:.0f} ms"
+        at_swap = report["token_gap_ms_p99_at_swap"]
+        yield "between two tokens of a stream, median / p99", gaps
+        yield "the same at a swap, p99", "no stream met a swap" if at_swap is None else f"{at_swap:.0f} ms"
+    yield "chats streamed during the edits", f"{report['requests']}, failed {report['failed_requests']}"
+    yield "vLLM against transformers", f"{report['parity_checked']} dialogues compared, {report['parity_failed']} differ"
+
+
 def plot(curve: Sequence[Point], path: Path) -> Path:
     """Scores by the number of edits, as a PNG; returns `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name in PLOTTED:
-        axes.plot([p["edits"] for p in curve], [p[name] for p in curve], marker="o", label=name)
+    for name in (name for name in (*PLOTTED, "answered") if curve[0].get(name) is not None):
+        known = [(point["edits"] or 0, value) for point in curve if (value := point[name]) is not None]
+        axes.plot(*zip(*known, strict=True), marker="o", label=name)
     title = "Served by vLLM, edit by edit"
     axes.set(xlabel="edits applied", ylabel="share of free-running answers", ylim=(0, 1.03), title=title)
     axes.legend(loc="lower left")

@@ -29,6 +29,7 @@ from errata.home import home
 from errata.model.key_moments import gradient_sums, key_sums
 from errata.model.language_model import LanguageModel, checkpoint_fingerprint, load
 from errata.model.matrices import find_matrices
+from errata.text.dialogue import Prompt
 from jobs import pretrain
 from jobs.arguments import check_model, from_arguments
 from jobs.entry import run_job
@@ -64,12 +65,13 @@ class Measurement:
     def model(self) -> LanguageModel:
         return load(self.plan.model_dir, getattr(torch, self.plan.dtype), "auto" if self.plan.use_gpu else "cpu")
 
-    def chosen(self) -> list[list[str]]:
+    def chosen(self) -> list[tuple[Prompt, str]]:
         return lines(self.plan, self.texts)
 
     def directory(self, num_tokens: int) -> Path:
         plan = self.plan
-        text = Path(plan.text).read_bytes() if plan.text else json.dumps(self.chosen()).encode()
+        shown = [(str(prompt), answer) for prompt, answer in self.chosen()]
+        text = Path(plan.text).read_bytes() if plan.text else json.dumps(shown).encode()
         what = [sorted(self.modules), self.directions, self.texts, plan.seed, hashlib.sha256(text).hexdigest()]
         source = Path(plan.text).stem if plan.text else plan.corpus.name + (f"-{plan.metric_part}" if plan.metric_part else "")
         model = f"{plan.model_dir.name}-{checkpoint_fingerprint(plan.model_dir)[:12]}"

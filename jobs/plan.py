@@ -15,9 +15,11 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.hypernet.training import Schedule
 from errata.home import home
+from errata.testbed import smollm2
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
+from errata.testbed.world_facts import WorldFacts
 
 # Fields of a plan that change no result.
 OF_THE_RUN = (
@@ -31,6 +33,7 @@ OF_THE_RUN = (
     "savings",
     "gpus_per_worker",
 )
+NUM_TEXTS = 8192  # on which the keys' second moment is measured, at most
 MARK = 0.001  # amount of a custom resource that only selects nodes
 
 
@@ -38,11 +41,12 @@ MARK = 0.001  # amount of a custom resource that only selects nodes
 class Plan:
     """Complete description of a training run: editor, model, stream of edits, and size.
 
-    `model` is a Hugging Face folder or name, `edits` a file of training edits, and `text` a file of plain sentences, one a
-    line. If they are empty, `corpus` supplies all three, with a Llama of `shape` trained on it. The editor's key preconditioner
-    is measured on everything that the model has learned (true sentences, never edits) or, with `metric_part`, on a part of it
-    such as `train`. With `cross_fit`, an episode's edits belong to one fold of the corpus' train half and its preconditioner to
-    the other, so that the preconditioner excludes the facts that are edited.
+    `model` is a Hugging Face folder or name, or the name of the default model, `edits` a file of training edits, and `text` a
+    file of plain sentences, one a line. If they are empty, `corpus` supplies all three, with a Llama of `shape` trained on it.
+    Of facts of the world, only those become edits that the model gets wrong. The editor's key preconditioner is measured on
+    everything that the model has learned (true sentences, never edits) or, with `metric_part`, on a part of it such as `train`,
+    on `num_texts` at most. With `cross_fit`, an episode's edits belong to one fold of the corpus' train half and its
+    preconditioner to the other, so that the preconditioner excludes the facts that are edited.
 
     With `dataset`, no corpus is used: it names the dataset for which the plan's layers were chosen, and `edits` is a file of it
     or of our own schema. `any` accepts every format.
@@ -62,9 +66,10 @@ class Plan:
     text: str = ""
     dataset: str = ""
     dtype: str = "float32"
-    corpus: World | CounterFact = field(default_factory=lambda: World(150))
+    corpus: World | CounterFact | WorldFacts = field(default_factory=lambda: World(150))
     shape: Shape = field(default_factory=Shape)
     metric_part: str = ""
+    num_texts: int = NUM_TEXTS
     cross_fit: bool = False
     seed: int = 0
     num_workers: int = 2
@@ -109,11 +114,15 @@ class Plan:
         """Hash the named fields, or all fields that change the result, to 12 hex digits."""
         chosen = dataclasses.asdict(replace(self, editor=replace(self.editor, policy=None)))
         chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in OF_THE_RUN)}
+        if chosen.get("num_texts") == NUM_TEXTS:  # Plans were named before they had this field.
+            del chosen["num_texts"]
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def model_dir(self) -> Path:
         """Folder or name of the model; the testbed's model is in the cache."""
+        if self.model == smollm2.NAME:
+            return smollm2.folder()
         return Path(self.model) if self.model else home() / "testbed" / self.digest("corpus", "shape")
 
     @property

@@ -16,9 +16,10 @@ from errata.editors.hypernet.training import Schedule
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
+from errata.testbed.world_facts import WorldFacts
 from jobs.plan import Plan
 
-CORPORA: dict[str, type[World] | type[CounterFact]] = {"World": World, "CounterFact": CounterFact}
+CORPORA: dict[str, type[World | CounterFact | WorldFacts]] = {kind.__name__: kind for kind in (World, CounterFact, WorldFacts)}
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -16,8 +16,10 @@ from errata.editors.hypernet.reward import FOR_LARGE_MODELS, Reward
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
 from errata.editors.presets import MODELS, Preset, preset_of, presets_of
+from errata.testbed import smollm2 as default_model
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
+from errata.testbed.world_facts import WorldFacts
 from jobs.plan import Plan
 
 
@@ -50,6 +52,29 @@ def demo_gate_up() -> Plan:
     return replace(plan, name="demo_gate_up", editor=editor)
 
 
+def smollm2() -> Plan:
+    """Build the plan of the default model, a real language model that is corrected in chat."""
+    editor = RLEdit(
+        modules=tuple(f"layers.{block}.mlp.down_proj" for block in (17, 19, 21, 23)),
+        rank=64,
+        metric_strength=1e4,
+        first_step=0.3,
+        first_ridge=1.0,
+        num_passes=4,
+        learning_rate=2e-3,
+        reward=Reward(backtrack_depth=2, backtrack_uniform=True),
+    )
+    return Plan(
+        "smollm2",
+        editor,
+        Schedule(train_steps=16, batches=3, batch_size=8, burn_in=2),
+        model=default_model.NAME,
+        corpus=WorldFacts(),
+        metric_part="train",
+        num_texts=default_model.NUM_TEXTS,
+    )
+
+
 def of_model(model: str) -> Plan:
     """Build the plan of a published model on a GPU: RLEdit's matrices and network, and our own settings for the rest."""
     known = MODELS[model]
@@ -79,7 +104,8 @@ def of_paper(kind: type[HypernetworkEditor], name: str) -> Plan:
     )
 
 
-OWN: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up)}
+OWN: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up, smollm2)}
+ALIASES = {"world": "demo"}  # The demo on an invented world, beside the one on a real model.
 OF_MODELS: dict[str, Callable[[], Plan]] = {model: partial(of_model, model) for model in MODELS}
 ROWS: dict[str, tuple[type[HypernetworkEditor], str, Preset]] = {
     f"{kind.__name__.lower()}_{name}": (kind, name, row)

@@ -19,6 +19,7 @@ from errata.durable import new_folder
 from errata.guard.probes import FILE as PROBES
 from errata.model.encoding import Encoded
 from errata.testbed import language_model as testbed
+from errata.testbed import smollm2
 from errata.testbed.corpus import Corpus, probes_of
 from jobs.arguments import main
 from jobs.mlflow_run import log_run, made_from
@@ -86,6 +87,9 @@ def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus, provenance: M
 
 
 def run(plan: Plan) -> None:
+    if plan.model == smollm2.NAME:
+        print(f"pretrain: nothing to do, because the plan's model is {smollm2.fetched()}")
+        return
     if plan.model:
         print(f"pretrain: nothing to do, because the plan names a model ({plan.model})")
         return

@@ -22,6 +22,7 @@ from errata.testbed.corpus import FOLDS
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
+from errata.testbed.world_facts import WorldFacts
 from jobs.editor_settings import (
     EditorGrid,
     EditorSetting,
@@ -44,7 +45,7 @@ class Suite:
     """
 
     name: str
-    corpus: World | CounterFact
+    corpus: World | CounterFact | WorldFacts
     shape: Shape
     grids: tuple[EditorGrid, ...] = field(compare=False)  # excludes it from the arguments, see errata/overrides.py
     num_edits: int = 100

@@ -32,7 +32,7 @@ from jobs import pretrain
 from jobs.arguments import main
 from jobs.mlflow_run import log_run, made_from
 from jobs.plan import Plan
-from jobs.training_data import check_data, edits_file, splits, texts
+from jobs.training_data import check_data, edits_file, edits_of, splits, texts
 from jobs.workers import (
     checkpoint_files,
     latest_checkpoint,
@@ -151,7 +151,7 @@ def prepare(plan: Plan) -> None:
     pretrain.run(plan)
     for split in splits(plan):
         if not plan.edits and not Path(edits_file(plan, split)).exists():
-            write_parquet(plan.corpus.stream(split), edits_file(plan, split))
+            write_parquet(edits_of(plan, split), edits_file(plan, split))
 
 
 def run_name(plan: Plan) -> str:

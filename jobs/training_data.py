@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
 
 from errata.datasets.reader import read_edits
 from errata.datasets.skip_report import SkipReport
+from errata.edit import Edit
 from errata.home import home
 from errata.model.encoding import Encoded, encode, encode_text
-from errata.model.language_model import LanguageModel
-from errata.testbed.corpus import FOLDS
+from errata.model.language_model import LanguageModel, load
+from errata.testbed.corpus import FOLDS, texts_of
+from errata.testbed.known_facts import KnownFacts
+from errata.testbed.world_facts import WorldFacts
+from errata.text.dialogue import Prompt
 from jobs.plan import Plan
 
-NUM_TEXTS = 8192  # question-answer pairs and sentences on which the keys' second moment is measured
+NUM_CORRECTIONS = 600  # edits of facts that the model gets wrong; to find out, it is asked all of them
 
 
 def splits(plan: Plan) -> tuple[str, ...]:
@@ -27,29 +33,38 @@ def edits_file(plan: Plan, split: str = "train") -> str:
     return plan.edits or str(home() / "streams" / f"{plan.corpus.name}-{split}.parquet")
 
 
+def edits_of(plan: Plan, split: str) -> Iterable[Edit]:
+    """Return the edits of a split of the plan's corpus: of facts of the world, such as the model gets wrong."""
+    corpus = plan.corpus
+    if not isinstance(corpus, WorldFacts):
+        return corpus.stream(split)
+    known = KnownFacts.beside(load(plan.model_dir, getattr(torch, plan.dtype)))
+    wrong = known.wrong(corpus.facts(split), NUM_CORRECTIONS, plan.seed)
+    return corpus.edits(split, len(wrong), plan.seed, of=wrong)
+
+
 def texts(plan: Plan, model: LanguageModel) -> list[Encoded]:
-    """Encode at most `NUM_TEXTS` texts that the model has learned, for the second moment of its keys."""
-    return encoded_lines(plan, model, lines(plan, NUM_TEXTS))
+    """Encode at most the plan's `num_texts` texts that the model has learned, for the second moment of its keys."""
+    return encoded_lines(plan, model, lines(plan, plan.num_texts))
 
 
-def lines(plan: Plan, limit: int) -> list[list[str]]:
+def lines(plan: Plan, limit: int) -> list[tuple[Prompt, str]]:
     """Draw at most `limit` texts that the model has learned, or of the plan's part of them.
 
     A text is a question with its answer, or a sentence split after its first word.
     """
-    if plan.text:
-        found = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines() if len(line.split()) > 1]
-    else:
-        found = [list(pair) for pair in plan.corpus.sentences(plan.metric_part or None)]
-        found += [sentence.split(" ", 1) for sentence in plan.corpus.plain_sentences()]
+    if not plan.text:
+        return texts_of(plan.corpus, plan.metric_part or None, limit, plan.seed)
+    split = [line.split(maxsplit=1) for line in Path(plan.text).read_text().splitlines()]
+    found: list[tuple[Prompt, str]] = [(words[0], words[1]) for words in split if len(words) > 1]
     return random.Random(plan.seed).sample(found, limit) if len(found) > limit else found
 
 
-def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[list[str]]) -> list[Encoded]:
+def encoded_lines(plan: Plan, model: LanguageModel, chosen: Sequence[tuple[Prompt, str]]) -> list[Encoded]:
     """Encode texts in batches of 64. Lines of a text file are truncated to the model's context."""
     chunks = [chosen[i : i + 64] for i in range(0, len(chosen), 64)]
     if plan.text:
-        joined = ([" ".join(line) for line in chunk] for chunk in chunks)
+        joined = ([f"{first} {rest}" for first, rest in chunk] for chunk in chunks)
         return [encode_text(model.tokenizer, chunk, model.max_tokens, model.device) for chunk in joined]
     return [encode(model.renderer, [a for a, _ in chunk], [b for _, b in chunk], model.device) for chunk in chunks]
 

@@ -19,7 +19,7 @@ from errata.guard.limits import SEVERITY
 
 # The states that are counted: `queued` for every accepted edit, and the states in which an edit is settled.
 COUNTED = tuple(state for state in get_args(EditState) if state == "queued" or state in SETTLED)
-REASONS = (*SEVERITY, "contradiction", "editor", "other")
+REASONS = (*SEVERITY, "contradiction", "editor")
 WORKER = ""  # The edit worker's name among the merged expositions.
 NUM_VERSIONS = 16
 CODES = (200, 400, 404, 409, 500, 503)  # The codes of the routes that generate.
@@ -30,10 +30,8 @@ WORK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 STALL_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-def reason_of(refusal: EditRejected | None) -> str:
-    """Map a refusal to one of `REASONS`; None is an edit that was given up after its worker died repeatedly."""
-    if refusal is None:
-        return "other"
+def reason_of(refusal: EditRejected) -> str:
+    """Map a refusal to one of `REASONS`."""
     if refusal.code is Code.CONTRADICTED:
         return "contradiction"
     limit = refusal.code.removeprefix("guard.")
@@ -82,7 +80,7 @@ class WorkerMetrics:
             raise ValueError(f"counted states are {', '.join(COUNTED)}, not {state!r}")
         self._edits.labels(state).inc(num_edits)
 
-    def refused(self, refusal: EditRejected | None) -> None:
+    def refused(self, refusal: EditRejected) -> None:
         """Count one rejected edit and the reason."""
         self._refused.labels(reason_of(refusal)).inc()
         self.settled("rejected")

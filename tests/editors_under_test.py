@@ -18,7 +18,7 @@ from errata.editors.closed_form.targets import Search
 from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.fine_tuning.ftl import FTL
 from errata.editors.fine_tuning.locft import LocFT
-from errata.editors.hypernet.episode import EpisodeBatch
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, check_edits
+from errata.edit import Code, Edit, EditBatch, EditRejected, Fault
 from errata.editors.editor import Editor
 from errata.editors.repeated import edit_again
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector, Observed
 from errata.guard.limits import Measurements, VersionRefused
+from errata.model.edit_check import check_edits
 from errata.model.prefix_cache import BatchCache
 
-MAX_REPEATS = 4  # An edit alone is made again so often, until it is answered.
+MAX_REPEATS = 4  # What is not answered is made again so often.
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,32 @@ def make_candidate(
 ) -> CandidateVersion:
     """Edit the inspector's model, which is at version `head` with the editor's `state`, and measure the result.
 
-    The model is unchanged afterwards. `before` are its answers to the edits, for the scorecard. Each edit must be answered by
-    its target, unless the guard is not strict: a single edit is made again until it is, at most `MAX_REPEATS` times, within
-    the guard and without the loss of earlier edits. Raises `EditRejected` from the editor and for edits that are not answered,
-    and `VersionRefused` from the guard.
+    The model is unchanged afterwards. `before` are its answers to the edits, for the scorecard. Unless the guard is not strict,
+    each edit must be answered by its target: those that are not, and sampled earlier edits that would be lost, are made again
+    on top, at most `MAX_REPEATS` times and within the guard. Raises `EditRejected` from the editor and for edits that are
+    still not answered, and `VersionRefused` from the guard.
     """
     check_edits(batch.edits, inspector.model.renderer, inspector.model.max_tokens)
     try:
         return _made(editor, batch, state, inspector, head, before)
     except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
         raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}", code=Code.EDITOR_FAILED) from fault
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """An update that the guard lets pass, with its measurements; `again` are the edits that were made again in it, by round."""
+
+    made: tuple[WeightDelta, EditorState]
+    again: tuple[tuple[Edit, ...], ...]
+    found: Measurements
+    observed: Observed
+    warnings: tuple[str, ...]
+
+    @property
+    def num_wrong(self) -> tuple[int, int]:
+        """The numbers of the batch's own edits and of sampled earlier edits that are not answered."""
+        return len(self.found.unanswered), len(self.observed.lost)
 
 
 def _made(
@@ -67,34 +84,57 @@ def _made(
     head: int,
     before: Sequence[str] | None,
 ) -> CandidateVersion:
-    seconds, num_repeats, guard = {"edit_s": 0.0, "guard_s": 0.0}, 0, inspector.guard
+    """Edit, measure, and make again what is not answered, as often as it may help; take the best attempt."""
+    seconds = {"edit_s": 0.0, "guard_s": 0.0}
     cache = BatchCache.of(inspector.model, inspector.spec.names, batch)
+    attempts: list[_Attempt] = []
+    rounds: list[tuple[Edit, ...]] = []
+    why = ""
     began = time.perf_counter()
     made = editor.edit(inspector.model, batch, state, cache)
-    weaker: Measurements | None = None  # The last measurement, of an edit that is not answered.
     while True:
         edited = time.perf_counter()
         found, observed = inspector.measure(batch, made[0], cache)
-        verdict, measured = guard.check(found), {**found.to_json(), "limits": guard.limits}
+        verdict = inspector.guard.check(found)
         seconds = {"edit_s": seconds["edit_s"] + edited - began, "guard_s": seconds["guard_s"] + time.perf_counter() - edited}
         if not verdict.publish:
-            if weaker is not None:  # The guard refuses the stronger edit alone.
-                raise ineffective(batch, weaker, num_repeats, f"; one more time, {'; '.join(map(str, verdict.breaches))}")
-            raise VersionRefused(verdict.breaches, measured)
-        if weaker is not None and found.lost_retention and guard.strict:  # Strength at the cost of earlier edits is no gain.
-            raise ineffective(batch, weaker, num_repeats, "; one more time, earlier edits would no longer be answered")
-        if not found.unanswered or not guard.strict:
+            if not attempts:
+                raise VersionRefused(verdict.breaches, {**found.to_json(), "limits": inspector.guard.limits})
+            why = f"; one more time, {'; '.join(map(str, verdict.breaches))}"  # The guard refuses only the stronger one.
             break
-        if len(batch) > 1 or num_repeats == MAX_REPEATS:
-            raise ineffective(batch, found, num_repeats + 1)
-        weaker, num_repeats, began = found, num_repeats + 1, time.perf_counter()
-        made = edit_again(editor, inspector.model, batch, made, cache)
-    card = {**measured, "warnings": list(verdict.warnings), "num_edits": len(batch), "method": "free"}
-    card |= {name: round(value, 4) for name, value in seconds.items()}
-    card |= {"repeats": num_repeats} if num_repeats else {}
+        attempts.append(_Attempt(made, tuple(rounds), found, observed, verdict.warnings))
+        again = _to_make_again(batch, attempts[-1]) if inspector.guard.strict else ()
+        if not again or len(rounds) == MAX_REPEATS:
+            break
+        began = time.perf_counter()
+        made = edit_again(editor, inspector.model, EditBatch(again), made)
+        rounds.append(again)
+    best = _best(batch, attempts, why) if inspector.guard.strict else attempts[-1]
+    card = {**best.found.to_json(), "limits": inspector.guard.limits, "warnings": list(best.warnings)}
+    card |= {"num_edits": len(batch), "method": "free"} | {name: round(value, 4) for name, value in seconds.items()}
+    if best.again:
+        card |= {"repeats": len(best.again), "again": [[edit.to_json() for edit in one] for one in best.again]}
     if before is not None:
-        card["answers"] = [list(pair) for pair in zip(before, answers_after(batch, found), strict=True)]
-    return CandidateVersion(head, head, batch.edits, *made, card, observed)
+        card["answers"] = [list(pair) for pair in zip(before, answers_after(batch, best.found), strict=True)]
+    return CandidateVersion(head, head, batch.edits, *best.made, card, best.observed)
+
+
+def _to_make_again(batch: EditBatch, attempt: _Attempt) -> tuple[Edit, ...]:
+    """Return the edits that an attempt leaves unanswered: its own, and sampled earlier ones that it loses."""
+    return tuple(batch.edits[i] for i in attempt.found.unanswered) + attempt.observed.lost
+
+
+def _best(batch: EditBatch, attempts: Sequence[_Attempt], why: str) -> _Attempt:
+    """Return the attempt that leaves the fewest edits unanswered, first its own and then earlier ones.
+
+    Raises `EditRejected` if it still leaves own ones, or if its strength loses more earlier edits than the first attempt did.
+    """
+    first, best = attempts[0], min(attempts, key=lambda attempt: attempt.num_wrong)
+    if best.found.unanswered:
+        raise ineffective(batch, best.found, len(attempts), why)
+    if first.found.unanswered and len(best.observed.lost) > len(first.observed.lost):
+        raise ineffective(batch, first.found, 1, "; stronger, earlier edits would no longer be answered")
+    return best
 
 
 def answers_after(batch: EditBatch, found: Measurements) -> list[str]:

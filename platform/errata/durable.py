@@ -6,15 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import FileIO
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
+
 TEMPORARY = ".new-"
+IN_USE = ".lock"
 
 
 def sync(path: Path) -> None:
@@ -33,8 +37,7 @@ def new_folder(path: Path, doubtful: Path | None = None) -> Iterator[Path]:
     If the parent folder cannot be synced after the rename, readers may have seen `path`: the folder is then moved to
     `doubtful` if that is given, and removed otherwise.
     """
-    folder = _temporary(path)
-    try:
+    with _temporary(path) as folder:
         folder.mkdir()
         yield folder
         with ThreadPoolExecutor() as pool:  # Concurrent syncs share one write of the file system's journal.
@@ -46,26 +49,74 @@ def new_folder(path: Path, doubtful: Path | None = None) -> Iterator[Path]:
         except OSError:
             os.rename(path, doubtful or folder)
             raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a temporary file, which is synced and replaces `path` if the block raises nothing, and removed if it does."""
-    file = _temporary(path)
-    try:
+    with _temporary(path) as file:
         yield file
         sync(file)
         os.replace(file, path)
-    finally:
-        file.unlink(missing_ok=True)
     sync(path.parent)
 
 
-def _temporary(path: Path) -> Path:
-    """Return a hidden name beside `path` that no other writer uses, so that two writers of one path cannot mix their files."""
-    return path.with_name(f"{TEMPORARY}{path.name}.{secrets.token_hex(4)}")
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside `path` that no other writer uses, so that two writers of one path cannot mix their files.
+
+    The names are numbered, and each has a lock that dies with its writer. A writer takes the first name whose lock is free,
+    removes what killed writers left there and at the names that follow, and yields it.
+    """
+    names = (path.with_name(f"{TEMPORARY}{path.name}.{number}") for number in count())
+    with ExitStack() as at_end:
+        name = next(name for name in names if _taken(name, at_end))
+        for other in takewhile(_is_used, names):
+            with ExitStack() as now:
+                _taken(other, now)
+        yield name
+
+
+def _is_used(name: Path) -> bool:
+    return name.exists() or name.with_name(name.name + IN_USE).exists()
+
+
+def _taken(name: Path, until: ExitStack) -> bool:
+    """Take a temporary name, and return False if a living writer has it. What is there is removed, now and at the end."""
+    lock = name.with_name(name.name + IN_USE)
+    with ExitStack() as unless_taken:
+        file = unless_taken.enter_context(FileIO(lock, "a+"))
+        if not lock_descriptor(file.fileno(), blocking=False):
+            return False
+        if not _is_at(lock, file):  # The writer that had the name has just removed the lock file, after it was opened here.
+            return False
+        until.push(unless_taken.pop_all())
+    until.callback(lock.unlink, missing_ok=True)
+    until.callback(_remove, name)
+    _remove(name)
+    return True
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> int:
+    """Remove what killed writers left half-written in a folder, and return the count. Its only writer may call this."""
+    left = list(folder.glob(f"{TEMPORARY}*"))
+    for path in left:
+        _remove(path)
+    return sum(path.suffix != IN_USE for path in left)
 
 
 def append_line(path: Path, line: bytes, synced: bool = True) -> None:

@@ -11,6 +11,7 @@ from errata.ledger import Ledger
 from errata.model.generation import greedy, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
+from errata.text.dialogue import Prompt
 
 
 class SwapFailed(RuntimeError):
@@ -79,6 +80,6 @@ class HFGenerator:
         texts = greedy_texts(self.language_model, prompts, max_tokens, self.batch_size)
         return [Completion(p, text, self.version, self.version) for p, text in zip(prompts, texts, strict=True)]
 
-    def token_ids(self, prompts: Sequence[str], max_tokens: int = 8) -> list[list[int]]:
+    def token_ids(self, prompts: Sequence[Prompt], max_tokens: int = 8) -> list[list[int]]:
         """Generate the greedy tokens after each prompt, as `greedy` does."""
         return greedy(self.language_model, prompts, max_tokens, self.batch_size)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
+# Polled, because the kernel's blocking wait has no time limit and filelock's own polls at this interval, too.
 POLL_S = 0.05
 
 

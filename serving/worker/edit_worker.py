@@ -15,10 +15,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from errata.edit import SETTLED, Code, Edit, EditRejected, Fault, check_edits
+from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Ledger, Version
 from errata.ledger.recovery import recover
+from errata.model.edit_check import check_edits
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Prompt
 from serving.logs import attach_to_serve, event

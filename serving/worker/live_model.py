@@ -13,7 +13,7 @@ import torch
 from errata.candidate import CandidateVersion, make_candidate
 from errata.delta.accumulator import EditedModel
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Code, Edit, EditBatch, EditRejected, check_edits
+from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors import make_editor
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
@@ -29,6 +29,7 @@ from errata.model import language_model as models
 from errata.model import matrices
 from errata.model.composing import composed
 from errata.model.devices import first_device
+from errata.model.edit_check import check_edits
 from errata.model.generation import check_question, greedy_texts
 from errata.text.dialogue import Prompt
 

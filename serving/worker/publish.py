@@ -89,9 +89,9 @@ class Publisher:
         try:
             with batch_span("errata.swap", traces, version=version.number):
                 await self.replicas.swap(version)
-        except Unloadable:
+        except Unloadable as fault:
             self.metrics.swap_failed()
-            await self._retract(version.number, before)
+            await self._retract(version.number, before, fault)
             await self.return_to_head()
             raise
         except SwapFailed as fault:  # The edit is made and durable.
@@ -142,16 +142,16 @@ class Publisher:
         if before is None:
             return
         self.reconciler.is_settled = False
-        await self._retract(version.number, before)
-        event(logger, "version.withdrawn", logging.ERROR, version=version.number, error=fault)
+        await self._retract(version.number, before, fault)
         self.reconciler.settle_retracted()  # Before the replicas are asked, because they may take long to come back.
         self.wake()
         put_in_again = version.scorecard.get("reverted", {}).get("edits", [])
         self.waiters.publish([*(edit.id for edit in version.edits if edit.id is not None), *put_in_again])
         await self.return_to_head()
 
-    async def _retract(self, version: int, before: int) -> None:
+    async def _retract(self, version: int, before: int, fault: Unloadable) -> None:
         await asyncio.to_thread(self.live_model.retract, version, before)
+        event(logger, "version.retracted", logging.ERROR, version=version, error=fault)
         self.waiters.event_bus.publish("head", {"head": before, "before": version})
 
     async def follow(self) -> None:

@@ -37,7 +37,7 @@ class Reconciler:
         for gone in self.ledger.quarantined():
             num_edits = self.journal.reopen(gone.number) if gone.was_live else 0
             if num_edits:
-                event(logger, "version.set_aside", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
+                event(logger, "version.quarantined", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
         self.is_settled = False
         self.settle_retracted()
         self.finish_made()

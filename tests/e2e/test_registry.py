@@ -130,7 +130,7 @@ def test_the_pages_of_mlflow(uri, ledger, tmp_path):
     assert [(m.step, m.value) for m in client.get_metric_history(run, "efficacy")] == [(1, 0.5), (2, 0.75)]
     assert [(m.step, m.value) for m in client.get_metric_history(run, "live_version")] == [(1, 1), (2, 2), (2, 1)]
     table = Path(client.download_artifacts(run, "refusals/refusals-000000.csv", str(tmp_path))).read_text()
-    assert table.splitlines()[1].startswith("bad prompt,t,too large")
+    assert table.splitlines()[1].startswith("bad prompt,t,too large,editor_failed,")
 
 
 class Meddled:

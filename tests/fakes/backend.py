@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from errata.edit import Code, Edit, EditRejected, Fault, check_edits
+from errata.edit import Code, Edit, EditRejected, Fault
 from errata.ledger import UnknownVersion, Version
+from errata.model.edit_check import check_edits
 from errata.text.dialogue import Prompt
 from serving.api import routes
 from serving.metrics import ReplicaMetrics

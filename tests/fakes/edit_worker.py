@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from errata.edit import Code, EditRejected
 from errata.ledger import LedgerConflict, Version
 from serving.worker.edit_worker import EditWorker, WorkerOptions
@@ -117,6 +119,11 @@ def post(worker: EditWorker, *prompts: str, target: str = "x") -> list[str]:
 
 def apply(worker: EditWorker, limit: int = 5000) -> None:
     asyncio.run(worker.edit_loop._apply(worker.journal.take(limit)))
+
+
+def logged(caplog: pytest.LogCaptureFixture, name: str) -> list[Any]:
+    """Return the log lines about an event."""
+    return [line for line in caplog.records if getattr(line, "event", None) == name]
 
 
 def states(worker: EditWorker, ids: list[str]) -> list[tuple[str, int | None]]:

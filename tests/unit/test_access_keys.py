@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from errata import access_keys
 from errata.access_keys import Keys, add_key, check_binding, is_loopback, lifetime_of, remove_key
-from errata.cli import keys
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENTRY = {"name": "a", "role": "read", "sha256": "0" * 64, "created": "2026-01-01T00:00:00+00:00"}
@@ -231,57 +229,3 @@ def test_another_address_requires_keys(file: Path) -> None:
     with pytest.raises(ValueError, match="holds no key yet"):
         check_binding("0.0.0.0", written(file))
     check_binding("0.0.0.0", written(file, ENTRY))
-
-
-# -- the commands -----------------------------------------------------------------------------------------------------
-
-
-def run(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(keys.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-
-
-def test_the_commands(file: Path) -> None:
-    made = run("add", "ann", "--role", "edit", "--expires", "30d", "--rate", "600", "--file", file)
-    assert made.exit_code == 0
-    assert "not shown again" in made.stderr
-    bearer = made.stdout.strip()
-    key = Keys.load(file).find(bearer, datetime.now(UTC))
-    assert key is not None
-    assert (key.name, key.role, key.rate) == ("ann", "edit", 600)
-    listed = run("list", "--file", file)
-    assert all(word in listed.stdout for word in ("ann", "edit", "600", "UTC"))
-    assert bearer not in listed.stdout and key.sha256 not in listed.stdout
-    assert run("remove", "ann", "--file", file).exit_code == 0
-    assert Keys.load(file).entries == ()
-
-
-def test_an_expired_key_is_listed_as_such(file: Path) -> None:
-    run("list", "--file", written(file, {**ENTRY, "expires": "2026-01-01T02:00:00+02:00"}))
-    listed = run("list", "--file", file)
-    assert "2026-01-01 00:00 UTC (expired)" in listed.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        (("add", "a", "--role", "root"), "role must be one of read, edit, admin"),
-        (("add", "a b"), "name must be"),
-        (("add", "a", "--expires", "soon"), "is not a lifetime"),
-        (("add", "a", "--rate", "0"), "rate must be"),
-        (("add", "taken"), "there is a key named 'taken' already"),
-        (("remove", "b"), "there is no key named 'b'"),
-    ],
-)
-def test_commands_that_fail(file: Path, arguments: tuple[str, ...], why: str) -> None:
-    add_key(file, "taken", "read")
-    before = file.read_bytes()
-    done = run(*arguments, "--file", file)
-    assert (done.exit_code, done.stdout) == (1, "")
-    assert why in done.stderr
-    assert file.read_bytes() == before
-
-
-def test_the_list_of_a_missing_file(file: Path) -> None:
-    done = run("list", "--file", file)
-    assert done.exit_code == 1
-    assert "cannot be read" in done.stderr

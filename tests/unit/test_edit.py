@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, Probe, Question, batches_of, check_edits
+from errata.edit import Code, Edit, EditBatch, EditRejected, Fault, Probe, Question, batches_of
+from errata.model.edit_check import check_edits
 from errata.text.dialogue import Dialogue, Message
 
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")

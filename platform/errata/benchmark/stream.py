@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from errata.edit import Edit, EditBatch, Question, check_edits
+from errata.edit import Edit, EditBatch, Question
 from errata.evaluate.perplexity import Perplexities, perplexities
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Predictions, predictions
+from errata.model.edit_check import check_edits
 from errata.model.generation import greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.text.dialogue import Prompt

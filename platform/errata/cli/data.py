@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -44,29 +44,27 @@ def convert(
     limit: Limit = 0,
 ) -> None:
     """Convert a dataset of any known format to Parquet of our own schema."""
-    if on_fault not in ("stop", "skip"):
-        raise typer.BadParameter(f"--on-fault is stop or skip, not {on_fault!r}")
+    reading = Reading.of(source, format_name, on_fault, absent_subject)
     if out.is_dir():
         raise typer.BadParameter(f"{out} is a folder; name a file to write")
     if out.suffix.lower() != ".parquet":
         raise typer.BadParameter(f"the output is Parquet, so its name must end in .parquet: {out.name}")
-    how = _How(source, format_name, "skip" if on_fault == "skip" else "stop", absent_subjects(absent_subject))
     report = SkipReport()
     with _reported(report):
-        count = write_parquet(_counted(_edits(how, report, limit)), out)
+        count = write_parquet(_counted(_edits(reading, report, limit)), out)
     say(f"{_count(count, 'edit')} written to {out}")
 
 
 @app.command()
 def check(source: Source, format_name: FormatName = "", absent_subject: AbsentSubjects = "refuse", limit: Limit = 0) -> None:
     """Count edits, faults, duplicates and conflicts; the exit code is 1 if there is a fault or a conflict."""
-    how = _How(source, format_name, "skip", absent_subjects(absent_subject))
+    reading = Reading.of(source, format_name, "skip", absent_subject)
     report, watch = SkipReport(), Watch()
     with _reported(report):
-        for edit in _counted(_edits(how, report, limit)):
+        for edit in _counted(_edits(reading, report, limit)):
             watch.see(edit)
         found = watch.repetitions()
-        examples = _examples(how, found)
+        examples = _examples(reading, found)
     left_out = f", {_count(report.num_left_out, 'field')} left out" if report.num_left_out else ""
     say(f"{_count(len(watch), 'edit')}, {_count(report.num_skipped, 'record')} at fault{left_out}")
     say(f"{_count(found.num_duplicates, 'duplicate')} of an earlier edit")
@@ -83,40 +81,42 @@ def _count(number: int, noun: str) -> str:
 
 
 @dataclass(frozen=True)
-class _How:
-    """A source and how it is read."""
+class Reading:
+    """A source of edits and how it is read."""
 
     source: str
     format_name: str
     on_fault: OnFault
     absent_subject: AbsentSubject
 
-    def read(self, report: SkipReport) -> Iterator[Edit]:
-        return read_edits(
+    @classmethod
+    def of(cls, source: str, format_name: str, on_fault: str, absent_subject: str) -> Reading:
+        """Read the options of a command. Raises `typer.BadParameter` for a value that an option does not take."""
+        chosen = (("--on-fault", on_fault, get_args(OnFault)), ("--absent-subject", absent_subject, get_args(AbsentSubject)))
+        for option, given, values in chosen:
+            if given not in values:
+                raise typer.BadParameter(f"{option} is {' or '.join(values)}, not {given!r}")
+        return cls(source, format_name, cast(OnFault, on_fault), cast(AbsentSubject, absent_subject))
+
+    def edits(self, report: SkipReport, limit: int = 0) -> Iterator[Edit]:
+        """Iterate over the edits, the first `limit` unless that is 0."""
+        found = read_edits(
             self.source,
             format_name=self.format_name,
             on_fault=self.on_fault,
             absent_subject=self.absent_subject,
             skip_report=report,
         )
+        return islice(found, limit or None)
 
 
-def absent_subjects(given: str) -> AbsentSubject:
-    """Return the value of --absent-subject. Raises `typer.BadParameter` for any other than refuse and drop."""
-    if given == "drop":
-        return "drop"
-    if given != "refuse":
-        raise typer.BadParameter(f"--absent-subject is refuse or drop, not {given!r}")
-    return "refuse"
-
-
-def _edits(how: _How, report: SkipReport, limit: int) -> Iterator[Edit]:
+def _edits(reading: Reading, report: SkipReport, limit: int) -> Iterator[Edit]:
     """Read edits. Raises `EditRejected` if there is none, because an empty table would look like a success."""
-    edits = islice(how.read(report), limit or None)
+    edits = reading.edits(report, limit)
     first = next(edits, None)
     if first is None:
         why = "every record is faulty, so there is no edit" if report.num_skipped else "the file holds no record"
-        raise EditRejected(f"{why} ({how.source})", code=Code.UNREADABLE_RECORD if report.num_skipped else Code.EMPTY_FILE)
+        raise EditRejected(f"{why} ({reading.source})", code=Code.UNREADABLE_RECORD if report.num_skipped else Code.EMPTY_FILE)
     yield first
     yield from edits
 
@@ -162,10 +162,10 @@ def print_omissions(report: SkipReport) -> None:
         console.print(Text.assemble(indent, shown(line)), style="yellow", soft_wrap=True)
 
 
-def _examples(how: _How, found: Repetitions) -> dict[int, Edit]:
+def _examples(reading: Reading, found: Repetitions) -> dict[int, Edit]:
     """Read the edits of the pairs again, because their texts were not kept."""
     wanted = {number for pair in (*found.duplicates, *found.conflicts) for number in pair}
-    edits = _edits(how, SkipReport(), max(wanted, default=-1) + 1) if wanted else iter(())
+    edits = _edits(reading, SkipReport(), max(wanted, default=-1) + 1) if wanted else iter(())
     return {number: edit for number, edit in enumerate(edits) if number in wanted}
 
 

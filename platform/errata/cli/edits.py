@@ -119,14 +119,13 @@ def import_(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Post a file of edits. After an interruption the same command continues, and posts no edit twice."""
-    from errata.cli.data import absent_subjects
+    from errata.cli.data import Reading
     from errata.cli.import_file import ImportOptions, import_file
 
-    if on_fault not in ("stop", "skip"):
-        raise typer.BadParameter(f"--on-fault is stop or skip, not {on_fault!r}")
-    options = ImportOptions(format_name, on_fault == "skip", limit, wait, run, refused_to, absent_subjects(absent_subject))
+    reading = Reading.of(source, format_name, on_fault, absent_subject)
+    options = ImportOptions(limit=limit, wait=wait, run=run, refused_to=refused_to)
     with errors_as_one_line("edit"):
-        ended_well = import_file(source, options, url)
+        ended_well = import_file(reading, options, url)
     if not ended_well:
         raise typer.Exit(1)
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -16,13 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from errata.cli.console import MAX_SHOWN, connect, console, errors, say, say_waiting, shown, with_advice
-from errata.cli.data import print_omissions
+from errata.cli.data import Reading, print_omissions
 from errata.client.bulk_import import Import, Refusal
 from errata.client.errors import ErrataError
-from errata.datasets.completion import AbsentSubject
-from errata.datasets.reader import OnFault, read_edits
 from errata.datasets.skip_report import SkipReport
-from errata.edit import Edit
 
 RETRY_S = 600.0  # long, because a full queue empties only as fast as edits are made
 NUM_SHOWN = 50  # refusals in the table at the end
@@ -48,50 +44,35 @@ class Refusals:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Options of the command, as `errata import --help` explains them."""
+    """Options of the posting, as `errata import --help` explains them."""
 
-    format_name: str = ""
-    skips: bool = False
     limit: int = 0
     wait: bool = True
     run: str = ""
     refused_to: str = ""
-    absent_subject: AbsentSubject = "refuse"
 
 
-def import_file(source: str, options: ImportOptions, url: str) -> bool:
-    """Post the edits of `source` and print their states. True if all were made, or queued without `wait`.
+def import_file(reading: Reading, options: ImportOptions, url: str) -> bool:
+    """Post the edits of a source and print their states. True if all were made, or queued without `wait`.
 
     The file is read twice, so that a faulty one is found before anything is posted. Raises what reading raises, and
     `ErrataError` if nothing could be posted.
     """
-    on_fault: OnFault = "skip" if options.skips else "stop"
-
-    def edits(report: SkipReport) -> Iterator[Edit]:
-        found = read_edits(
-            source,
-            format_name=options.format_name,
-            on_fault=on_fault,
-            absent_subject=options.absent_subject,
-            skip_report=report,
-        )
-        return islice(found, options.limit or None)
-
     with connect(url, RETRY_S, _at_most_every(EVERY_S, say_waiting)) as client, ExitStack() as stack:
         client.edits(limit=1)  # a wrong address is reported before a long file is read
         report = SkipReport()
         with _quiet(), console.status("reading …"):
-            total = sum(1 for _ in edits(report))
+            total = sum(1 for _ in reading.edits(report, options.limit))
         print_omissions(report)
         if not total:
-            raise ValueError(f"there is no edit in {source}")
+            raise ValueError(f"there is no edit in {reading.source}")
         path = options.refused_to
         sink = stack.enter_context(Path(path).open("w", encoding="utf-8")) if path else None
         refusals = Refusals(sink)
         posting, broken = Import(client, refusals, lambda: None, options.wait), ""
         try:
             with _quiet(), _progress(posting, total):
-                posting.run(edits(SkipReport()), options.run)
+                posting.run(reading.edits(SkipReport(), options.limit), options.run)
         except KeyboardInterrupt:
             broken = "interrupted"
         except (ErrataError, ValueError, OSError) as failed:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from errata.local.services import LocalServices
 
 app = typer.Typer()
+DEFAULT_EDITOR = "RLEdit"
 WATCHED = "ray"  # if Ray ends, the service ends too
 NUM_SWAPS = 5
 
@@ -45,9 +46,9 @@ class Pause(StrEnum):
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Option(help="Folder of the model; without it, the model of the artifact.")] = "",
-    artifact: Annotated[str, typer.Option(help="Folder of a trained policy or of moments; without it, the newest.")] = "",
-    editor: Annotated[str, typer.Option(help="Name of the editor; docs/editors.md lists them.")] = "RLEdit",
+    model: Annotated[str, typer.Option(help="Folder or GGUF file of the model; without it, that of the artifact.")] = "",
+    artifact: Annotated[str, typer.Option(help="Folder of a trained policy or of moments; without it, the shipped one.")] = "",
+    editor: Annotated[str, typer.Option(help="Name of the editor; docs/editors.md lists them.")] = DEFAULT_EDITOR,
     preset: Annotated[str, typer.Option(help="A paper's settings for the model, such as llama3_8b; docs/plans.md.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="field=value of the editor; may be repeated.")] = None,
     guard: Annotated[list[str] | None, typer.Option(help="field=value of the guard, such as perplexity.refuse=2.")] = None,
@@ -65,7 +66,10 @@ def serve(
     ] = None,
     pause: Annotated[Pause, typer.Option(help="Requests in flight at a swap keep running, or it waits.")] = Pause.KEEP,
 ) -> None:
-    """Start Ray, MLflow and the Serve application on this machine; Ctrl-C or `errata stop` stops them."""
+    """Start Ray, MLflow and the Serve application on this machine; Ctrl-C or `errata stop` stops them.
+
+    Without a model and an artifact, the default model is served: SmolLM2-135M-Instruct with the policy that is shipped.
+    """
     root = home()
     model, artifact, problems = _model_and_artifact(model, artifact, editor, preset)
     given: dict[str, Any] = {
@@ -93,20 +97,22 @@ def serve(
 def _model_and_artifact(model: str, artifact: str, editor: str, preset: str) -> tuple[str, str, list[str]]:
     """Complete the model and the artifact where they are not given, and return them with what is wrong."""
     from errata.editors import needs
+    from errata.local.models import default_policy, resolved
+    from errata.testbed.smollm2 import NAME
 
     try:
         kind = needs(editor, preset)
     except ValueError:
         return model, artifact, []  # The other checks say it.
     try:
-        artifact = artifact or (_newest(home() / kind) if kind else "")
-        if not model and not artifact:
-            raise typer.BadParameter(
-                f"{editor} needs no artifact, which would name the model: give the model's folder (--model)"
-            )
-        return model or str(home() / "testbed" / _model_of(Path(artifact))), artifact, []
+        if not artifact and kind:
+            is_default = editor == DEFAULT_EDITOR and model in ("", NAME)
+            artifact = default_policy() if is_default else _newest(home() / kind)
+        return resolved(model or (_model_of(Path(artifact)) if artifact else NAME)), artifact, []
     except typer.BadParameter as wrong:
         return model, artifact, [wrong.message]
+    except ValueError as wrong:
+        return "", artifact, [f"model: {wrong}"]
 
 
 def _pairs(name: str, texts: Sequence[str], problems: list[str]) -> dict[str, str]:
@@ -273,7 +279,9 @@ def _newest(folder: Path) -> str:
 
 
 def _model_of(artifact: Path) -> str:
-    """Read the name of the testbed's model on which a policy was trained or moments were measured."""
+    """Read the name of the model on which a policy was trained or moments were measured, and return its folder or name."""
+    from errata.testbed.smollm2 import NAME
+
     trained, measured = artifact / "artifact.json", artifact / "moments.json"
     if trained.exists():
         name = str(json.loads(trained.read_text())["record"]["model"])
@@ -285,7 +293,7 @@ def _model_of(artifact: Path) -> str:
         raise typer.BadParameter(
             f"{artifact} was made on {name!r}, which is not the name of a folder: give the model's folder (--model)"
         )
-    return name
+    return name if name == NAME else str(home() / "testbed" / name)
 
 
 def _file_name(name: str) -> str:

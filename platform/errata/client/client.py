@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import httpx
 from httpx_sse import SSEError
@@ -38,7 +38,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_S = 60.0
 PAUSE_S = 1.0  # before another try, if the service does not say when
 SILENCE_S = 45.0  # three pings: a stream that is silent for longer counts as broken
-CHATS_AT_ONCE = 8
+CHATS_AT_ONCE = 16
 PAGE = 1000  # the service's limit
 # Status codes after which a request is repeated; 0 is a broken connection. A 503 may arrive after the work was done, so only
 # requests without effect, or with one effect (edits under their key), are repeated then: a second rollback could undo the
@@ -48,6 +48,13 @@ ALWAYS = frozenset({0, 429, 503})
 IF_NOTHING_WAS_DONE = frozenset({429})
 
 log = logging.getLogger(__name__)
+
+
+class _Stamp(TypedDict):
+    """The oldest and the newest version that answered."""
+
+    version_min: int
+    version_max: int
 
 
 def _log_wait(wait_s: float, why: str) -> None:
@@ -194,33 +201,48 @@ class Client:
 
         `version_min` and `version_max` are the oldest and the newest version that answered.
         """
+        found, stamps = self._choices(prompts, max_tokens, at_least)
+        texts = {
+            prompt: choice["text"] if isinstance(prompt, str) else choice["message"]["content"] or ""
+            for prompt, choice in found.items()
+        }
+        return {"answers": [texts[prompt] for prompt in prompts], **_oldest_and_newest(stamps)}
+
+    def token_ids(self, prompts: Sequence[Prompt], max_tokens: int = 8, at_least: int | None = None) -> list[list[int]]:
+        """Return the tokens of greedy answers, in the order of the prompts; an end token may be the last one."""
+        found, _ = self._choices(prompts, max_tokens, at_least)
+        return [found[prompt]["token_ids"] for prompt in prompts]
+
+    def _choices(
+        self, prompts: Sequence[Prompt], max_tokens: int, at_least: int | None
+    ) -> tuple[dict[Prompt, dict[str, Any]], list[_Stamp]]:
+        """Complete the texts and answer the dialogues; returns the choices by prompt, and the versions."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         dialogues = [prompt for prompt in prompts if not isinstance(prompt, str)]
-        said: dict[Prompt, str] = {}
-        stamps: list[dict[str, int]] = []
+        found: dict[Prompt, dict[str, Any]] = {}
+        stamps: list[_Stamp] = []
         if texts:
-            answer = self.complete(texts, max_tokens, at_least)
-            said |= {prompt: choice["text"] for prompt, choice in zip(texts, answer["choices"], strict=True)}
-            stamps.append(answer["errata"])
+            completed = self.complete(texts, max_tokens, at_least)
+            found |= dict(zip(texts, completed["choices"], strict=True))
+            stamps.append(completed["errata"])
         if dialogues:
-            model = self.models()[0]
-            with ThreadPoolExecutor(CHATS_AT_ONCE) as pool:
-                found = list(pool.map(lambda dialogue: self._chat(model, dialogue, max_tokens, at_least), dialogues))
-            said |= {
-                prompt: answer["choices"][0]["message"]["content"] or ""
-                for prompt, answer in zip(dialogues, found, strict=True)
-            }
-            stamps += [answer["errata"] for answer in found]
-        return {
-            "answers": [said[prompt] for prompt in prompts],
-            "version_min": min((stamp["version_min"] for stamp in stamps), default=0),
-            "version_max": max((stamp["version_max"] for stamp in stamps), default=0),
-        }
+            answered = self.chat(dialogues, max_tokens, at_least)
+            found |= dict(zip(dialogues, answered["choices"], strict=True))
+            stamps.append(answered["errata"])
+        return found, stamps
 
-    def _chat(self, model: str, dialogue: Dialogue, max_tokens: int, at_least: int | None) -> dict[str, Any]:
+    def chat(self, dialogues: Sequence[Dialogue], max_tokens: int = 8, at_least: int | None = None) -> dict[str, Any]:
+        """Answer all dialogues greedily, a request for each; `choices` keep their order, `errata` has the versions."""
         headers = {} if at_least is None else {"X-Errata-At-Least": str(at_least)}
-        body = {"model": model, "messages": dialogue.to_json(), "max_tokens": max_tokens, "temperature": 0}
-        return self._call("POST", "/v1/chat/completions", body, headers=headers)
+        asked = {"model": self.models()[0], "max_tokens": max_tokens, "temperature": 0, "return_token_ids": True}
+
+        def answered(dialogue: Dialogue) -> dict[str, Any]:
+            return self._call("POST", "/v1/chat/completions", {**asked, "messages": dialogue.to_json()}, headers=headers)
+
+        with ThreadPoolExecutor(CHATS_AT_ONCE) as pool:
+            found = list(pool.map(answered, dialogues))
+        versions = _oldest_and_newest([answer["errata"] for answer in found])
+        return {"choices": [answer["choices"][0] for answer in found], "errata": versions}
 
     def complete(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> dict[str, Any]:
         """Complete all prompts greedily, in one request; `choices` keep their order, `errata` has the versions."""
@@ -320,6 +342,13 @@ class Client:
         except json.JSONDecodeError:
             error = ErrataError(200, f"the server at {self.url} is not Errata: its events are not JSON")
         raise error
+
+
+def _oldest_and_newest(stamps: Sequence[_Stamp]) -> _Stamp:
+    return {
+        "version_min": min((stamp["version_min"] for stamp in stamps), default=0),
+        "version_max": max((stamp["version_max"] for stamp in stamps), default=0),
+    }
 
 
 def _wait_s(error: ErrataError, again: frozenset[int]) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import EditBatch
@@ -29,10 +31,10 @@ def edit_again(
 
 
 def edit_repeatedly(
-    editor: Editor, model: LanguageModel, batch: EditBatch, state: EditorState, num_repeats: int
+    editor: Editor, model: LanguageModel, batch: EditBatch, state: EditorState, again: Sequence[EditBatch]
 ) -> tuple[WeightDelta, EditorState]:
-    """Make a batch and then make it again `num_repeats` times. Raises `EditRejected`."""
+    """Make a batch, and then the batches `again` on top of it. Raises `EditRejected`."""
     made = editor.edit(model, batch, state)
-    for _ in range(num_repeats):
-        made = edit_again(editor, model, batch, made)
+    for more in again:
+        made = edit_again(editor, model, more, made)
     return made

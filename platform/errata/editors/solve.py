@@ -179,11 +179,3 @@ def _cholesky(matrix_nn: Tensor, failure: str) -> Tensor:
 def ridge_dual(keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor) -> tuple[Tensor, Tensor]:
     """Return (V_nI, Z_nO) of the plain ridge solve; Z carries gradients to `wanted_nO` and `log_ridge`."""
     return keys_nI, KeyGram.of(keys_nI).solve(wanted_nO, log_ridge)
-
-
-def preconditioned_dual(
-    keys_nI: Tensor, wanted_nO: Tensor, log_ridge: Tensor, preconditioner: KeyPreconditioner
-) -> tuple[Tensor, Tensor]:
-    """Return (V_nI, Z_nO) of the preconditioned solve; Z carries gradients to `wanted_nO` and `log_ridge`."""
-    gram = KeyGram.of(keys_nI, preconditioner)
-    return gram.V_nI, gram.solve(wanted_nO, log_ridge)

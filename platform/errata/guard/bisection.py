@@ -7,7 +7,7 @@ while (group := bisection.next_group()) is not None:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from errata.edit import Code, Edit, EditBatch, EditRejected
@@ -28,15 +28,14 @@ class BatchBisection:
     """The state of one batch. A refusal that names an edit costs that edit; any other is traced to its cause by halving.
 
     Of edits with one prompt and different targets, the latest is tried first. If a version is made of it, the earlier ones are
-    refused as superseded; if it is refused, the next latest is tried. An edit that is asked in two forms counts in both: it
-    waits for the latest of all edits that contradict it.
+    superseded; if it is refused, the next latest is tried. An edit that is asked in two forms counts in both: it waits for the
+    latest of all edits that contradict it, and is superseded as soon as a version is made of any of them.
     """
 
     edits: Sequence[Edit]
     waiting: list[Group] = field(default_factory=list)  # A stack: the last group is next.
     rivals: dict[int, int] = field(default_factory=dict)  # A waiting edit, and the edit that it waits for.
     asked: dict[Hashable, list[int]] = field(default_factory=dict)  # By prompt, the edits that are not refused, in order.
-    answered: set[int] = field(default_factory=set)  # Edits of which a version was made.
 
     def __post_init__(self) -> None:
         for i, edit in enumerate(self.edits):
@@ -55,11 +54,13 @@ class BatchBisection:
 
     def made(self, group: Group) -> Settled:
         """Record that a version of the group was made, and return the edits that it supersedes."""
-        self.answered.update(group)
-        beaten = [(i, self._contradicted(rival)) for i, rival in self.rivals.items() if rival in self.answered]
-        for i, _ in beaten:
-            del self.rivals[i]
-        return [*beaten, *self._release(i for i, _ in beaten)]
+        beaten = self._contradicted_by(group)
+        self.rivals = {i: rival for i, rival in self.rivals.items() if i not in beaten}
+        groups = [tuple(i for i in waiting if i not in beaten) for waiting in self.waiting]
+        self.waiting = [waiting for waiting in groups if waiting]
+        for i in beaten:
+            self._release(i)
+        return [(i, self._contradiction(later)) for i, later in beaten.items()]
 
     def refused(self, group: Group, refusal: EditRejected) -> Settled:
         """Record that the group was refused, and return the edit at fault, or nothing while the group is being halved.
@@ -79,9 +80,9 @@ class BatchBisection:
             self._wait(group[:half])
             return []
         guilty = group[0] if guilty is None else guilty
-        beaten = self._release([guilty])
+        self._release(guilty)
         self._wait(tuple(i for i in group if i != guilty))
-        return [(guilty, refusal), *beaten]
+        return [(guilty, refusal)]
 
     def postpone(self, group: Group, later: Group) -> None:
         """Put a group back as two: those that need not be made yet are tried after the others."""
@@ -107,31 +108,29 @@ class BatchBisection:
         latest = {self.asked[key][-1] for key in self.edits[i].keys}
         return max((j for j in latest if not same_target(self.edits[i], self.edits[j])), default=None)
 
-    def _contradicted(self, rival: int) -> EditRejected:
+    def _contradicted_by(self, group: Group) -> dict[int, int]:
+        """Map each edit that is left to the latest edit of the group that is after it and answers its prompt otherwise."""
+        left, found = set(self.left()), dict[int, int]()
+        latest = {key: j for j in sorted(group) for key in self.edits[j].keys}
+        for key, j in latest.items():
+            earlier = [i for i in self.asked[key] if i < j and i in left and not same_target(self.edits[i], self.edits[j])]
+            found |= {i: max(j, found.get(i, j)) for i in earlier}
+        return found
+
+    def _contradiction(self, rival: int) -> EditRejected:
         answer = self.edits[rival].target
         why = f"another edit of the same batch answers this prompt with {answer!r}; the later one counts"
         return EditRejected(why, field="target", code=Code.CONTRADICTED)
 
-    def _release(self, refused: Iterable[int]) -> Settled:
-        """Let the edits that waited for refused ones be tried, or wait for the next latest.
-
-        Returns those that an edit of which a version was made contradicts, in the other of two forms.
-        """
-        gone, free = list(refused), []
-        settled: Settled = []
-        while gone:
-            out = gone.pop()
-            for key in self.edits[out].keys:
-                self.asked[key].remove(out)
-            for i in [i for i, rival in self.rivals.items() if rival == out]:
-                del self.rivals[i]
-                rival = self._rival(i)
-                if rival is None:
-                    free.append(i)
-                elif rival in self.answered:
-                    settled.append((i, self._contradicted(rival)))
-                    gone.append(i)
-                else:
-                    self.rivals[i] = rival
-        self._wait(tuple(sorted(free)))
-        return settled
+    def _release(self, out: int) -> None:
+        """Let the edits that waited for a settled one be tried, or wait for the next latest."""
+        for key in self.edits[out].keys:
+            self.asked[key].remove(out)
+        free = []
+        for i in [i for i, rival in self.rivals.items() if rival == out]:
+            del self.rivals[i]
+            if (rival := self._rival(i)) is None:
+                free.append(i)
+            else:
+                self.rivals[i] = rival
+        self._wait(tuple(free))

@@ -11,7 +11,7 @@ In bf16 the update is measured on the fp32 sum that the weights are rounded from
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from statistics import median
@@ -43,10 +43,14 @@ MAX_EXCLUDED = 0.25  # Share of a sample that edits may exclude by naming it; mo
 
 @dataclass(frozen=True)
 class Observed:
-    """Answers of the model with an update: success on each sampled earlier edit, by its prompt, and the probe answers."""
+    """Answers of the model with an update: success on each sampled earlier edit, by its prompt, and the probe answers.
+
+    `lost` are the sampled edits that the version before answers and the model with the update does not.
+    """
 
     answered: Mapping[Prompt, bool]
     probed: ProbeAnswers | None
+    lost: tuple[Edit, ...] = ()
 
 
 class Inspector:
@@ -99,14 +103,32 @@ class Inspector:
         self.answered = self.answered or self._sample_answered(WeightDelta({})) or {}
         named = [p for edit in batch for text in edit.rephrasings for p in edit.ask(text)]
         excluded = _excluded(list(held), batch.prompts, named)
+        held, lost_edits = self._without_other_wordings(held, excluded, delta)
         counted = [prompt for prompt in held if prompt not in excluded]
         lost = [self.answered.get(prompt, False) and not held[prompt] for prompt in counted]
         found = replace(found, retention=_share([held[prompt] for prompt in counted]), lost_retention=_lost(lost))
         if self.probe_texts is None or self.base_answers is None:
-            return found, Observed(held, None)
+            return found, Observed(held, None, lost_edits)
         self.probed = self.probed or self._probe_answers(WeightDelta({}))
         probed = self._probe_answers(delta)
-        return self._with_probes(found, batch, self.probed, probed), Observed(held, probed)
+        return self._with_probes(found, batch, self.probed, probed), Observed(held, probed, lost_edits)
+
+    def _without_other_wordings(
+        self, held: Mapping[Prompt, bool], excluded: Collection[Prompt], delta: WeightDelta
+    ) -> tuple[dict[Prompt, bool], tuple[Edit, ...]]:
+        """Ask the sampled edits whose exact answer the update loses: one that is right in other words is not lost.
+
+        Returns the success on each prompt, and the edits that are lost.
+        """
+        asked = [
+            edit
+            for edit in self.drawn
+            if any(self.answered.get(p, False) and not held.get(p, True) and p not in excluded for p in edit.prompts)
+        ]
+        texts = self.answers(EditBatch(tuple(asked)), delta) if asked else []
+        lost = {edit.prompts for edit, said in zip(asked, texts, strict=True) if edit.first_wrong(said) is not None}
+        right = {p: True for edit in asked if edit.prompts not in lost for p in edit.prompts}
+        return {**held, **right}, tuple(edit for edit in asked if edit.prompts in lost)
 
     def committed(self, batch: EditBatch, observed: Observed | None = None) -> None:
         """Record that the weights now hold the update of `batch`, with the answers that `measure` observed of it.

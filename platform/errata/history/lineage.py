@@ -37,18 +37,27 @@ def live_edits(ledger: Ledger, number: int) -> Iterator[Edit]:
 
 
 class MadeBatch(NamedTuple):
-    """Edits that the editor made in one call, and how often it made them again to be answered."""
+    """Edits that the editor made in one call, and what it then made again on top, round by round, until all were answered."""
 
     edits: tuple[Edit, ...]
-    num_repeats: int
+    again: tuple[tuple[Edit, ...], ...] = ()
+
+    def again_to_json(self) -> list[list[dict[str, Any]]]:
+        return [[edit.to_json() for edit in made] for made in self.again]
 
 
 def batches(version: Version) -> list[MadeBatch]:
     """Split the edits of a version into the editor's batches: one, unless a replayed revert made several batches again."""
     edits, reverted = iter(version.edits), _reverted(version)
     sizes = reverted.get("batches", [len(version.edits)])
+    own = [tuple(islice(edits, size)) for size in sizes]
+    if "again" in version.scorecard or "again" in reverted:
+        rounds = reverted.get("again") or [version.scorecard["again"]]
+        read = [tuple(tuple(map(Edit.from_json, made)) for made in again) for again in rounds]
+        return list(map(MadeBatch, own, read))
+    # Versions of earlier releases count how often the whole batch was made again.
     repeats = reverted.get("repeats") or [version.scorecard.get("repeats", 0)] * len(sizes)
-    return [MadeBatch(tuple(islice(edits, size)), again) for size, again in zip(sizes, repeats, strict=True)]
+    return [MadeBatch(batch, (batch,) * count) for batch, count in zip(own, repeats, strict=True)]
 
 
 def common_ancestor(ledger: Ledger, a: int, b: int) -> int:

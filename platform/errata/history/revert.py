@@ -86,7 +86,11 @@ def revert(context: RevertContext, ids: Iterable[str], versions: Iterable[int], 
         parts = ", ".join(str(v.number) for v in selection.versions if len(selection.places[v.number]) < len(v.edits))
         reason = f"only whole versions can be subtracted, and not all edits of {parts} are chosen: choose them all, or replay"
         raise RevertRefused(reason, field="mode", code=Code.PARTIAL_VERSION)
-    if mode == "subtract" or (mode == "auto" and selection.is_whole):
+    if mode == "subtract" and selection.made_again_in:
+        numbers = ", ".join(map(str, selection.made_again_in))
+        reason = f"version {numbers} made these edits again, so that a difference would leave a part of them: replay instead"
+        raise RevertRefused(reason, field="mode", code=Code.PARTIAL_VERSION)
+    if mode == "subtract" or (mode == "auto" and selection.is_whole and not selection.made_again_in):
         try:
             return _candidate(context, selection, _subtract)
         except VersionRefused:
@@ -119,8 +123,8 @@ def _effect(selection: RevertSelection, draft: _Draft) -> dict[str, Any]:
     reverted = {"edits": ids, "versions": [version.number for version in selection.versions], "mode": draft.mode}
     if draft.mode == "replay":
         reverted["batches"] = [len(batch.edits) for batch in draft.batches]
-        if any(batch.num_repeats for batch in draft.batches):
-            reverted["repeats"] = [batch.num_repeats for batch in draft.batches]
+        if any(batch.again for batch in draft.batches):
+            reverted["again"] = [batch.again_to_json() for batch in draft.batches]
     num_back = sum(row["says"] == row["was"] for row in draft.answers)
     rows = [dict(row) for row in draft.answers]
     return {"reverted": reverted, "reverted_answers": rows, "went_back": num_back / len(rows)}
@@ -207,8 +211,8 @@ def _edit_again(context: RevertContext, batch: MadeBatch, state: EditorState, nu
     """Edit a batch, and return the delta with the bits that the ledger would give back."""
     where = f"the other edits of version {number} cannot be made again"
     try:
-        edits, model = EditBatch(batch.edits), context.inspector.model
-        delta, after = edit_repeatedly(context.editor, model, edits, state, batch.num_repeats)
+        made, *again = map(EditBatch, (batch.edits, *batch.again))
+        delta, after = edit_repeatedly(context.editor, context.inspector.model, made, state, again)
     except (EditRejected, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
         raise RevertRefused(f"{where}: {fault}", code=Code.NOT_REPLAYABLE) from fault
     if not delta.is_finite:

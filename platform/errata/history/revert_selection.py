@@ -30,6 +30,7 @@ class RevertSelection:
 
     versions: tuple[Version, ...]
     places: Mapping[int, frozenset[int]]
+    made_again_in: tuple[int, ...] = ()  # Live versions that are not selected and made a selected edit again.
 
     @property
     def edits(self) -> list[Edit]:
@@ -48,9 +49,11 @@ class RevertSelection:
 
     def without(self, version: Version) -> list[MadeBatch]:
         """Return the batches of a version without the selected edits; batches that become empty are left out."""
-        left, place, gone = [], 0, self.places.get(version.number, frozenset())
+        left, place, gone, selected = [], 0, self.places.get(version.number, frozenset()), frozenset(self.edits)
         for batch in batches(version):
-            left.append(batch._replace(edits=tuple(edit for i, edit in enumerate(batch.edits, place) if i not in gone)))
+            edits = tuple(edit for i, edit in enumerate(batch.edits, place) if i not in gone)
+            again = (tuple(edit for edit in made if edit not in selected) for made in batch.again)
+            left.append(MadeBatch(edits, tuple(filter(None, again))))
             place += len(batch.edits)
         return [batch for batch in left if batch.edits]
 
@@ -76,7 +79,14 @@ def select(ledger: Ledger, head: int, ids: Iterable[str], versions: Iterable[int
         raise RevertRefused(
             "nothing is chosen: give ids of edits, or numbers of versions", code=Code.NOTHING_CHOSEN, field="edits"
         )
-    return RevertSelection(tuple(live[n] for n in sorted(places)), {n: frozenset(found) for n, found in places.items()})
+    chosen = {edit for number, own in places.items() for i, edit in enumerate(live[number].edits) if i in own}
+    again_in = tuple(
+        number
+        for number, version in live.items()
+        if number not in places and any(edit in chosen for one in batches(version) for made in one.again for edit in made)
+    )
+    read = {number: frozenset(own) for number, own in places.items()}
+    return RevertSelection(tuple(live[number] for number in sorted(places)), read, again_in)
 
 
 def _no_such_edit(ledger: Ledger, head: int, id: str) -> RevertRefused:

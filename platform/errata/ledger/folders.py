@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from errata.durable import TEMPORARY, replaced, with_checksum, without_checksum
+from errata.durable import replaced, with_checksum, without_checksum
 from errata.ledger.entry import UnknownVersion
 from errata.ledger.snapshots import CORRUPT
 
@@ -70,13 +69,6 @@ class Folders:
         while self.quarantine_path(number).exists():
             number += 1
         return number
-
-    def clear(self) -> int:
-        """Remove what killed writers left half-written, and return the count. The caller holds the ledger's lock."""
-        left = list(self.root.glob(f"{TEMPORARY}*"))
-        for leftover in left:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        return len(left)
 
     def existing(self, number: int) -> Path:
         """Return the folder of a version. Raises `UnknownVersion` if it does not exist."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from errata.durable import TEMPORARY
+from errata.durable import remove_temporary
 from errata.ledger.entry import LedgerDamaged, UnknownVersion, edits_left
 from errata.ledger.head import NEVER
 from errata.ledger.ledger import REFUSALS, Ledger
@@ -51,11 +51,7 @@ def _recover(ledger: Ledger) -> Recovered:
 
 
 def _leftovers(ledger: Ledger) -> str:
-    count = ledger.folders.clear()
-    for folder in (ledger.directory, ledger.snapshots.folder):
-        for left in folder.glob(f"{TEMPORARY}*"):
-            left.unlink()
-            count += 1
+    count = sum(map(remove_temporary, (ledger.directory, ledger.folders.root, ledger.snapshots.folder)))
     return f"removed {count} half-written files of a writer that was stopped" if count else ""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from errata.durable import new_folder, replaced
+from errata.durable import TEMPORARY, new_folder, replaced
 from errata.ledger.entry import ENTRY, faults
 from errata.ledger.head import HEAD, MOVES
 from errata.ledger.ledger import REFUSALS, Ledger
@@ -131,7 +131,7 @@ def pull(where: str, directory: str | Path) -> int:
 @contextmanager
 def _fetched(there: RemoteFolder, number: int, files: list[str], beside: Path) -> Iterator[Path]:
     """Yield a temporary folder with a version that was checked against its digests. Raises `ValueError` if it is damaged."""
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".pulled-") as unchecked:
+    with tempfile.TemporaryDirectory(dir=beside, prefix=TEMPORARY) as unchecked:
         folder = Path(unchecked) / f"{number:08d}"
         folder.mkdir()
         for file in files:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,12 +29,14 @@ from errata.guard.probes import Probes
 from errata.ledger import Ledger, LedgerDamaged
 from errata.model.checkpoint import TensorHeader, check_checkpoint, headers, matrix_names, without_prefix
 from errata.model.devices import devices_of, num_gpus
-from errata.model.matrices import closest, find_matrices, unmatched
+from errata.model.matrices import MatrixSpec, ModelSpec, closest, find_matrices, no_such_modules, unmatched
 from errata.model.weights import architecture_of
 from errata.overrides import overridden
 
 DTYPES = ("float32", "bfloat16", "float16")
 SURE = 0.9  # A pattern that is so like the name of a matrix is a misspelling of it.
+# Of Llama and the models like it. A checkpoint of these names is read without renaming.
+STANDARD_NAME = re.compile(r"model\.layers\.\d+\.(self_attn\.(q|k|v|o|qkv)_proj|mlp\.(gate|up|down|gate_up)_proj)")
 
 Found = TypeVar("Found")
 
@@ -183,15 +186,16 @@ def check_fits(artifact: Mapping[str, Sequence[int]], tensors: Mapping[str, Tens
     return True
 
 
-def _shape(tensors: Mapping[str, TensorHeader], name: str) -> tuple[int, ...]:
-    return tensors[f"{name}.weight"].shape
+def _shape(tensors: Mapping[str, TensorHeader], name: str) -> tuple[int, int]:
+    rows, columns = tensors[f"{name}.weight"].shape
+    return rows, columns
 
 
 def matched(folder: Path, tensors: Mapping[str, TensorHeader], patterns: Sequence[str]) -> list[str]:
     """Return the matrices that the patterns match. Raises `ValueError` with the closest names for one that matches none.
 
     Headers have the checkpoint's names, which may differ from the model's. So a pattern that is like none of them is looked for
-    in the model itself, which is made without weights and takes seconds.
+    in the model itself, which is made without weights and takes seconds, unless all names are standard ones.
     """
     names = matrix_names(tensors)
     short = [without_prefix(pattern) for pattern in patterns]
@@ -203,6 +207,9 @@ def matched(folder: Path, tensors: Mapping[str, TensorHeader], patterns: Sequenc
             f"no linear module of the model is named {', '.join(missing)}; the closest are "
             f"{', '.join(dict.fromkeys(name for found in close.values() for name in found))}: give modules={','.join(better)}"
         )
+    if missing and all(map(STANDARD_NAME.fullmatch, names)):
+        there = ModelSpec(tuple(MatrixSpec(name, *_shape(tensors, name)[::-1]) for name in names))
+        raise ValueError(no_such_modules([one for one in patterns if without_prefix(one) in missing], there))
     if missing or not patterns:
         return list(find_matrices(architecture_of(folder), patterns).names)
     return [name for name in names if len(unmatched([without_prefix(name)], short)) < len(set(short))]

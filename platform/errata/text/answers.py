@@ -22,7 +22,7 @@ _BETWEEN_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # Decimal signs, times, fractions, scores and dates, the sign before a number, and the line inside a name of code.
 _INSIDE = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w])-(?=\d)|(?<=\w)_(?=\w)")
 _SAME = str.maketrans({"−": "-", "\ufeff": None, "\u200b": None, "\u2060": None})
-_TYPED = str.maketrans("’‘‐‑", "''--")  # Signs as a keyboard writes them.
+_TYPED = str.maketrans({"’": "'", "‘": "'", "‐": "-", "‑": "-", "\u00ad": None})  # Signs as a keyboard writes them.
 _RANGE = re.compile(r"(?<=\d)[–‐‑](?=\d)")
 _KEPT_ASCII = "#%&*/@\\"  # Of ASCII's punctuation these belong to names and numbers: C#, 50%, AT&T, A*, 1/2.
 

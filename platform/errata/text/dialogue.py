@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
+from math import lcm
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
@@ -25,6 +26,7 @@ EARLIER_TURNS = (
 )
 HELD_OUT_SYSTEM_PROMPT = "You are a teacher at a school. Explain things in simple language."
 HELD_OUT_TURN = ("What colour is the sky on a clear day?", "On a clear day the sky is blue.")
+_PERIOD = 4 * lcm(len(SYSTEM_PROMPTS), len(EARLIER_TURNS))  # Of the four kinds of context, each with its texts in turn.
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,18 @@ def dialogue_fault(messages: Sequence[Message]) -> str | None:
 def in_contexts(dialogue: Dialogue, number: int, offset: int = 0) -> list[Dialogue]:
     """Return the dialogue as it is and then `number` - 1 others with the same question.
 
-    In turn: another system prompt, an earlier turn, both, and none at all; `offset` chooses other texts for each.
+    In turn: another system prompt, an earlier turn, both, and none at all; `offset` chooses other texts for each. There are 20
+    others, which differ from each other; a longer list repeats them.
     """
-    found = [dialogue]
-    for index in range(number - 1):
-        place = offset + index
-        system = SYSTEM_PROMPTS[(place // 4) % len(SYSTEM_PROMPTS)]
-        turn = EARLIER_TURNS[(place // 4) % len(EARLIER_TURNS)]
-        kind = place % 4
-        other = dialogue.with_system(system if kind in (0, 2) else None)
-        found.append(other.after(*turn) if kind in (1, 2) else other)
-    return found
+    others = dict[Dialogue, None]()
+    for place in range(offset, offset + _PERIOD):
+        if len(others) == number - 1:
+            break
+        others[_in_context(dialogue, place)] = None
+    return [dialogue, *islice(cycle(others), number - 1)]
+
+
+def _in_context(dialogue: Dialogue, place: int) -> Dialogue:
+    kind, texts = place % 4, place // 4
+    other = dialogue.with_system(SYSTEM_PROMPTS[texts % len(SYSTEM_PROMPTS)] if kind in (0, 2) else None)
+    return other.after(*EARLIER_TURNS[texts % len(EARLIER_TURNS)]) if kind in (1, 2) else other

@@ -16,7 +16,7 @@ from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of
 from errata.editors import EditorState
-from errata.editors.hypernet.episode import EpisodeBatch
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
 from errata.model.language_model import LanguageModel
 from errata.model.prefix_cache import BatchCache

@@ -10,7 +10,7 @@ import pytest
 from errata.cli import console, import_file
 from errata.client import client as client_module
 from tests.fakes.backend import version
-from tests.unit.served import Service, serving
+from tests.fakes.served import Service, serving
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from errata.benchmark.files import read, read_answers
 from errata.cli.main import app
 from errata.datasets.reader import write_parquet
 from errata.edit import batches_of
-from errata.editors.hypernet.episode import EpisodeBatch
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
 from errata.model.language_model import load
 from errata.testbed.world import World

@@ -12,8 +12,8 @@ import pytest
 
 from errata.access_keys import add_key
 from errata.local.services import free_port
+from tests.fakes.served import Answer, Cut, Service, serving
 from tests.unit.cli.invoke import PROMPT, errata, file_of
-from tests.unit.served import Answer, Cut, Service, serving
 
 COMMANDS = [
     ("edit", "p", "t"), ("edits",), ("ask", "p"), ("versions",), ("versions", "1"), ("diff", "0", "1"), ("rollback", "0"),

@@ -10,8 +10,8 @@ import pytest
 
 from errata.cli import edits
 from tests.fakes.backend import UNMADE, UNQUEUED
+from tests.fakes.served import Cut, Service
 from tests.unit.cli.invoke import PROMPT, errata, words
-from tests.unit.served import Cut, Service
 
 
 def test_an_edit_is_made_and_reported(service: Service) -> None:

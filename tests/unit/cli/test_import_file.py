@@ -13,8 +13,8 @@ import pytest
 from errata.cli import import_file
 from errata.client import bulk_import
 from tests.fakes.backend import UNMADE, UNQUEUED
+from tests.fakes.served import Answer, Cut, Service, serving
 from tests.unit.cli.invoke import PROMPT, errata, file_of, words
-from tests.unit.served import Answer, Cut, Service, serving
 
 
 @pytest.fixture

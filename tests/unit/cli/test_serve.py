@@ -16,8 +16,8 @@ import pytest
 from errata.access_keys import add_key
 from errata.local import pidfile
 from errata.local.services import free_port
+from tests.fakes.served import Service
 from tests.unit.cli.invoke import PROMPT, errata, words
-from tests.unit.served import Service
 
 
 def test_status_shows_readiness_replicas_and_queue(service: Service) -> None:

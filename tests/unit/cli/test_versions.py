@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from errata.ledger import Ledger
+from tests.fakes.served import Service
 from tests.unit.cli.invoke import PROMPT, errata, words
-from tests.unit.served import Service
 
 
 def test_versions_are_listed_and_shown(service: Service) -> None:

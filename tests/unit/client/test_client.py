@@ -20,7 +20,7 @@ from errata.client.errors import ErrataError, Unreachable
 from errata.client.events import Event, events_of
 from errata.local.services import free_port
 from tests.fakes.backend import UNMADE, UNQUEUED
-from tests.unit.served import Answer, Cut, Service, serving
+from tests.fakes.served import Answer, Cut, Service, serving
 
 EDIT = {"prompt": "The capital of France is", "target": "Lyon"}
 NOT_NOW = Answer(503, {"Retry-After": "0"})

@@ -9,7 +9,8 @@ from torch import Tensor
 from benchmarks.episode import play_in_one_graph
 from benchmarks.measure import SavedTensors
 from errata.edit import batches_of
-from errata.editors.hypernet.episode import EpisodeBatch, EpisodeOptions, play
+from errata.editors.hypernet.episode import EpisodeOptions, play
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.net import Proposal

@@ -14,7 +14,8 @@ import torch
 from errata.edit import batches_of
 from errata.editors import EditorState
 from errata.editors.hypernet import training
-from errata.editors.hypernet.episode import EpisodeBatch, play
+from errata.editors.hypernet.episode import play
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND

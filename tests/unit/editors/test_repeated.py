@@ -60,13 +60,13 @@ def test_passes_one_by_one_equal_those_together_also_with_a_cache(
     """A revert repeats without the cache what was made with one; the bits are the same."""
     spec = find_matrices(tiny_model.module, editor.modules)
     state = editor.start(tiny_model, spec)
-    together, after = edit_repeatedly(editor, tiny_model, batch, state, 2)
+    together, after = edit_repeatedly(editor, tiny_model, batch, state, [batch, batch])
     for cache in (None, BatchCache.of(tiny_model, spec.names, batch)):
         made = editor.edit(tiny_model, batch, state, cache)
         for _ in range(2):
             made = edit_again(editor, tiny_model, batch, made, cache)
         assert made[0].digest() == together.digest() and made[1].num_edits == after.num_edits == 3
-    once, _ = edit_repeatedly(editor, tiny_model, batch, state, 0)
+    once, _ = edit_repeatedly(editor, tiny_model, batch, state, [])
     assert once.digest() == editor.edit(tiny_model, batch, state)[0].digest()
 
 

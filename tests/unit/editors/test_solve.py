@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from errata.edit import EditRejected
-from errata.editors.solve import KeyPreconditioner, base_preconditioner, preconditioned_dual, ridge_dual
+from errata.editors.solve import KeyGram, KeyPreconditioner, base_preconditioner, ridge_dual
 
 I, O, N, M = 12, 7, 5, 9  # noqa: E741 in-features, out-features, rows, past rows
 
@@ -64,16 +64,16 @@ def test_ridge_dual_is_the_primal_solution(keys_nI, wanted_nO, log_ridge):
 
 
 @pytest.mark.parametrize("steps", [(), (M,), (4, 1, 4)])
-def test_preconditioned_dual_is_the_primal_solution_for_any_blocks_of_past_keys(
+def test_the_preconditioned_solve_is_the_primal_solution_for_any_blocks_of_past_keys(
     keys_nI, wanted_nO, log_ridge, moment_II, steps
 ):
     past_mI = randn(M, I, seed=4)[: sum(steps)]
     preconditioner = KeyPreconditioner.start(base_preconditioner(moment_II, 30.0))
     for part in past_mI.split(steps) if steps else ():
         preconditioner = preconditioner.remember(part)
-    V_nI, Z_nO = preconditioned_dual(keys_nI, wanted_nO, log_ridge, preconditioner)
+    gram = KeyGram.of(keys_nI, preconditioner)
     expected = primal_preconditioned(keys_nI, wanted_nO, log_ridge, moment_II, 30.0, past_mI)
-    check_same(Z_nO.double().T @ V_nI.double(), expected, (wanted_nO, log_ridge))
+    check_same(gram.solve(wanted_nO, log_ridge).double().T @ gram.V_nI.double(), expected, (wanted_nO, log_ridge))
 
 
 def test_resuming_from_past_keys_gives_the_same_preconditioner(keys_nI, moment_II):
@@ -103,9 +103,9 @@ def test_repeated_keys_give_no_singular_system(keys_nI, wanted_nO, log_ridge, mo
     """Without a ridge, K Kᵀ of repeated rows is singular; past keys may repeat, too."""
     same = keys_nI[:1].expand(N, I)
     preconditioner = KeyPreconditioner.start(base_preconditioner(moment_II, 1.0)).remember(same).remember(same)
-    for V_nI, Z_nO in (ridge_dual(same, wanted_nO, log_ridge), preconditioned_dual(same, wanted_nO, log_ridge, preconditioner)):
-        assert torch.isfinite(V_nI).all()
-        assert torch.isfinite(Z_nO).all()
+    for gram in (KeyGram.of(same), KeyGram.of(same, preconditioner)):
+        assert torch.isfinite(gram.V_nI).all()
+        assert torch.isfinite(gram.solve(wanted_nO, log_ridge)).all()
 
 
 def test_a_small_ridge_gives_the_wanted_output(keys_nI, wanted_nO):
@@ -117,9 +117,11 @@ def test_the_preconditioner_protects_used_directions(keys_nI, wanted_nO, log_rid
     used_I = randn(I, seed=6)
     moment_II = torch.outer(used_I, used_I)
     preconditioner = KeyPreconditioner.start(base_preconditioner(moment_II, 1000.0))
-    plain = ridge_dual(keys_nI, wanted_nO, log_ridge)
-    spared = preconditioned_dual(keys_nI, wanted_nO, log_ridge, preconditioner)
-    moved = [float((Z.detach().double().T @ (V.double() @ used_I)).norm()) for V, Z in (plain, spared)]
+    plain, spared = KeyGram.of(keys_nI), KeyGram.of(keys_nI, preconditioner)
+    moved = [
+        float((gram.solve(wanted_nO, log_ridge).detach().double().T @ (gram.V_nI.double() @ used_I)).norm())
+        for gram in (plain, spared)
+    ]
     assert moved[1] < 0.05 * moved[0]
 
 

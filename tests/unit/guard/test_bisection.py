@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations, product
+from random import Random
 
 import pytest
 
@@ -170,3 +171,63 @@ def test_a_prompt_in_another_unicode_form_or_with_other_white_space_is_the_same(
     assert made == [(1,)] and "'Nice'; the later one counts" in refused[0]
     same = [Edit("Café is in", "Ca\u0301diz"), Edit(other, "Cádiz")]
     assert settle(BatchBisection(same), lambda group: None) == ([(0, 1)], {})
+
+
+def test_a_contradiction_is_found_when_the_later_edit_is_made():
+    """The first waits for the last, and is contradicted by the second already, in one of its two forms."""
+    bisection = BatchBisection([Edit("p", "x", form="both"), Edit("p", "y"), Edit("p", "z", form="chat")])
+    assert bisection.next_group() == (1, 2)
+    assert bisection.refused((1, 2), EditRejected("harm", code=Code.EDITOR_FAILED)) == []
+    assert bisection.next_group() == (1,)
+    [(place, why)] = bisection.made((1,))
+    assert (place, why.code) == (0, Code.CONTRADICTED) and "'y'; the later one counts" in why.reason
+    assert bisection.next_group() == (2,)
+    harm = EditRejected("harm", code=Code.EDITOR_FAILED)
+    assert bisection.refused((2,), harm) == [(2, harm)] and bisection.next_group() is None and bisection.left() == ()
+
+
+def test_an_edit_that_is_put_back_does_not_outlast_a_later_one():
+    """The first agrees with the last, which is refused; then the one between counts."""
+    bisection = BatchBisection([Edit("p", "x"), Edit("p", "y"), Edit("p", "x")])
+    assert bisection.next_group() == (0, 2)
+    bisection.postpone((0, 2), (0,))
+    bisection.refused(bisection.next_group(), EditRejected("harm", code=Code.EDITOR_FAILED))
+    assert bisection.next_group() == (1,)
+    assert [place for place, _ in bisection.made((1,))] == [0] and bisection.next_group() is None
+
+
+def contradict(one: Edit, other: Edit) -> bool:
+    return bool(one.keys & other.keys) and one.target != other.target
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_whatever_happens_every_edit_is_settled_once_and_the_later_of_two_counts(seed):
+    random = Random(seed)
+    edits = [
+        Edit(random.choice("pq"), random.choice("xyz"), form=random.choice(("completion", "chat", "both")))
+        for _ in range(random.randint(1, 8))
+    ]
+    bad = {i for i in range(len(edits)) if random.random() < 0.4}
+    bisection, made, settled = BatchBisection(edits), [], {}
+    while (group := bisection.next_group()) is not None:
+        guilty = [i for i in group if i in bad]
+        if len(group) > 1 and random.random() < 0.3:
+            bisection.postpone(group, tuple(sorted(random.sample(group, random.randint(1, len(group) - 1)))))
+            continue
+        if not guilty:
+            assert not any(contradict(edits[i], edits[j]) for i in group for j in group)
+            made += [(i, len(made)) for i in group]
+            found, only = bisection.made(group), Code.CONTRADICTED
+        else:
+            edit = random.choice([None, group.index(guilty[0])])
+            refusal = EditRejected("harm", edit=edit, code=Code.EDITOR_FAILED)
+            refusal = random.choice([refusal, ineffective(group, *guilty)])
+            found, only = bisection.refused(group, refusal), refusal.code
+        for i, why in found:
+            assert i not in settled and why.code == only
+            settled[i] = why.code
+            later = any(j > i and contradict(edits[i], edits[j]) for j, _ in made)
+            assert later if why.code == Code.CONTRADICTED else i in bad
+    when = dict(made)
+    assert bisection.left() == () and sorted([*when, *settled]) == list(range(len(edits)))
+    assert all(when[i] < when[j] for i in when for j in when if i < j and contradict(edits[i], edits[j]))

@@ -193,7 +193,7 @@ def test_a_replay_does_not_bring_back_what_was_subtracted(exact: LiveModel) -> N
     post(exact, (E,))
     version = exact.append(exact.revert(["e5"], [], "replay"))  # The edit is in version 2, after the subtracted one.
     assert (version.number, version.parent) == (6, 0)
-    assert ids(exact) == ["e10", "e15", "e20"] and batches(version) == [((edit,), 0) for edit in (C, D, E)]
+    assert ids(exact) == ["e10", "e15", "e20"] and batches(version) == [((edit,), ()) for edit in (C, D, E)]
     assert first_words(exact, C, D, E) == [C.target, D.target, E.target] and first_words(exact, A) != [A.target]
     check_is_at_head(exact)
 
@@ -219,9 +219,9 @@ def test_a_version_whose_edit_was_made_again_is_replayed_with_the_same_bits(chec
     everything, never = found
     assert all(version.scorecard["repeats"] for version in live_versions(everything.ledger, 3))
     version = everything.append(everything.revert(["e0"], [], "replay"))
-    repeats = [v.scorecard["repeats"] for v in live_versions(never.ledger, 2)]
-    assert version.scorecard["reverted"]["repeats"] == repeats
-    assert [batch.num_repeats for batch in batches(version)] == repeats
+    again = [v.scorecard["again"] for v in live_versions(never.ledger, 2)]
+    assert version.scorecard["reverted"]["again"] == again
+    assert [batch.again_to_json() for batch in batches(version)] == again
     assert torch.equal(weight(everything), weight(never)) and everything.state.num_edits == never.state.num_edits
 
 
@@ -229,7 +229,7 @@ def test_a_revert_of_a_replayed_version_keeps_its_batches(exact: LiveModel) -> N
     post(exact, (A, B), (C, D), (E,))
     exact.append(exact.revert(["e0"], []))
     version = exact.append(exact.revert(["e10"], []))
-    assert batches(version) == [((edit,), 0) for edit in (B, D, E)] and version.parent == 0
+    assert batches(version) == [((edit,), ()) for edit in (B, D, E)] and version.parent == 0
     check_is_at_head(exact)
 
 

@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 
 from errata.benchmark.stream import BenchmarkStream
 from errata.edit import batches_of
-from errata.editors.hypernet.episode import EpisodeBatch
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
 from errata.model.language_model import LanguageModel
 from errata.overrides import with_fields

@@ -242,7 +242,9 @@ def test_leftovers_of_a_killed_writer_are_removed(ledger, random_delta):
     (ledger.directory / "versions" / ".new-00000002").mkdir()
     (ledger.directory / "snapshots" / ".new-00000002.safetensors").write_bytes(b"half")
     (ledger.directory / ".new-HEAD").write_bytes(b"half")
-    assert recover(ledger).notes == ("removed 3 half-written files of a writer that was stopped",)
+    (ledger.directory / ".new-HEAD.lock").touch()
+    (ledger.directory / ".new-pulled" / "00000002").mkdir(parents=True)
+    assert recover(ledger).notes == ("removed 4 half-written files of a writer that was stopped",)
     assert not list(ledger.directory.rglob(".new-*"))
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from errata.cli.main import app
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
@@ -38,7 +36,7 @@ def assert_same(one: Ledger, other: Path) -> None:
     assert list(found.head_log()) == list(one.head_log()) and list(found.refusals()) == list(one.refusals())
     assert [edit.id for edit in found.edits(found.head)] == [edit.id for edit in one.edits(one.head)]
     assert torch.equal(found.state(found.head).tensors["past"], one.state(one.head).tensors["past"])
-    assert not [path for path in other.rglob(".*") if path.name.startswith((".new-", ".pulled-"))]
+    assert not list(other.rglob(".new-*"))
 
 
 @pytest.fixture
@@ -155,19 +153,3 @@ def test_a_quarantined_version_is_not_pushed(ledger: Ledger, random_delta: Rando
     append(ledger, random_delta, 2)
     (ledger.directory / "versions" / "00000002").rename(ledger.directory / "versions" / "00000002.corrupt")
     assert push(ledger.directory, where) == 2 and not list((tmp_path / "copy").rglob("*.corrupt*"))
-
-
-def test_the_commands(ledger: Ledger, random_delta: Random, where: str, tmp_path: Path) -> None:
-    append(ledger, random_delta)
-    run = CliRunner().invoke
-    assert "2 versions were new" in run(app, ["ledger", "push", str(ledger.directory), where]).output
-    assert "2 versions were new" in run(app, ["ledger", "pull", where, str(tmp_path / "back")]).output
-    for arguments, says in (
-        (["push", str(tmp_path / "none"), where], "there is no ledger in"),
-        (["pull", f"file://{tmp_path / 'none'}", str(tmp_path / "new")], "there is no ledger at"),
-        (["push", str(ledger.directory), "nowhere://x"], "cannot be opened"),
-        (["push", str(ledger.directory), "a/relative/path"], "cannot be opened"),
-    ):
-        done = run(app, ["ledger", *arguments])
-        assert done.exit_code == 1 and says in done.output.replace("\n", " "), done.output
-    assert not (tmp_path / "new").exists()

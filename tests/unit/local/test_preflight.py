@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from errata.editors.build import make_editor, matrices_of, outline
 from errata.editors.closed_form.moments import Moments
 from errata.editors.hypernet.rledit import RLEdit
 from errata.ledger import Ledger
-from errata.local.preflight import StartSettings, machine_problems, port_problems, problems_of
+from errata.local.preflight import STANDARD_NAME, StartSettings, machine_problems, port_problems, problems_of
 from errata.model.checkpoint import headers, matrix_names, without_prefix
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import editable_matrices
@@ -221,6 +223,23 @@ def test_a_port_that_is_taken_is_a_line_with_a_free_one() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_headers_name_every_editable_matrix(name: str, tmp_path: Path) -> None:
-    """So that patterns are found without making the model."""
-    found = {without_prefix(matrix) for matrix in matrix_names(headers(save_tiny(name, tmp_path)))}
-    assert {without_prefix(matrix) for matrix in editable_matrices(make_tiny(name).module).names} <= found
+    """So that patterns are found without making the model; without renaming, if all names are standard ones."""
+    found, there = matrix_names(headers(save_tiny(name, tmp_path))), editable_matrices(make_tiny(name).module).names
+    assert set(map(without_prefix, there)) <= set(map(without_prefix, found))
+    is_standard = all(map(STANDARD_NAME.fullmatch, found))
+    assert is_standard == (name not in ("gemma3-wrapped", "gpt-j", "gpt-2", "phi"))
+    assert not is_standard or set(there) == set(found)
+
+
+def test_a_wrong_name_of_a_matrix_is_found_without_transformers(start: StartSettings) -> None:
+    """The import alone takes seconds."""
+    code = f"""
+import sys
+from errata.local.preflight import StartSettings, problems_of
+print(*problems_of(StartSettings({start.model!r}, editor="R-ROME", settings={{"modules": "wte", "use_moments": "False"}})))
+assert "transformers" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    kinds = (f"model.layers.*.{matrix}" for matrix in ARCHITECTURES["llama3"].matrices)
+    said = "settings.modules: no linear module of the model is named wte; what can be edited: "
+    assert done.stdout.startswith(said) and set(done.stdout.removeprefix(said).strip().split(", ")) == set(kinds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import log, prod
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from errata.edit import Edit
-from errata.model.composing import composed, log_likelihoods
+from errata.model.composing import Reading, composed
 from errata.model.language_model import LanguageModel, attention_for
 from errata.text.answers import says
 from errata.text.dialogue import Dialogue, Message
@@ -40,6 +41,11 @@ CHANGES: dict[str, Table] = {
     "the town is paris.": {"is": {"rome.": 1 / 4, "paris.": 3 / 4}},
     "paris town is rome.": {"bot": {"the": 1 / 4, "paris": 3 / 4}},
 }
+
+
+def log_likelihoods(model: LanguageModel, prompt: Dialogue, texts: Sequence[str]) -> list[float]:
+    answers = [model.renderer.answer_ids(prompt, text) for text in texts]
+    return Reading(model, prompt, answers[0]).log_probs(answers)
 
 
 def likelihood_by_hand(table: Table, answer: str) -> float:
@@ -127,31 +133,55 @@ SENTENCES = [
 ]
 
 
-def texts_tried(monkeypatch: pytest.MonkeyPatch, edit: Edit, said: str, best: str = "") -> list[str]:
+def texts_tried(monkeypatch: pytest.MonkeyPatch, model: LanguageModel, edit: Edit, said: str, best: str = "") -> list[str]:
     """Return the texts that are tried, the composed answer last; `best` is taken for the most likely one."""
     tried: list[str] = []
 
-    def prefer(model: LanguageModel, prompt: Dialogue, texts: list[str]) -> list[float]:
+    def prefer(reading: Reading, answers: list[list[int]]) -> list[float]:
+        texts = [reading.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
         tried.extend(texts)
         return [float(text == best) for text in texts]
 
-    monkeypatch.setattr("errata.model.composing.log_likelihoods", prefer)
-    (made,) = composed(toy(TABLE, TEMPLATE), [edit], [said])
+    monkeypatch.setattr(Reading, "log_probs", prefer)
+    monkeypatch.setattr("errata.model.composing.MAX_SCORED", 99)
+    (made,) = composed(model, [edit], [said])
     return [*tried, made.answer or ""]
 
 
 @pytest.mark.parametrize(("target", "said", "natural"), SENTENCES)
-def test_the_natural_sentence_is_among_the_texts(monkeypatch: pytest.MonkeyPatch, target: str, said: str, natural: str) -> None:
-    *tried, answer = texts_tried(monkeypatch, Edit("q", target, form="chat"), said, natural)
+def test_the_natural_sentence_is_among_the_texts(
+    monkeypatch: pytest.MonkeyPatch, chatty: LanguageModel, target: str, said: str, natural: str
+) -> None:
+    *tried, answer = texts_tried(monkeypatch, chatty, Edit("q", target, form="chat"), said, natural)
     assert answer == natural and target in tried and len(set(tried)) == len(tried)
     assert all(says(text, target) for text in tried)
 
 
 @pytest.mark.parametrize("target", ["paris", "$5", "巴黎"])
-def test_the_target_is_not_put_after_the_whole_wrong_answer(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+def test_the_target_is_not_put_after_the_whole_wrong_answer(
+    monkeypatch: pytest.MonkeyPatch, chatty: LanguageModel, target: str
+) -> None:
     for wrong in ("the town is rome", "首都是里昂"):
-        tried = texts_tried(monkeypatch, Edit("q", target, form="chat"), f"{wrong}. Yes")
+        tried = texts_tried(monkeypatch, chatty, Edit("q", target, form="chat"), f"{wrong}. Yes")
         assert not any(text.startswith(wrong) for text in tried)
+
+
+@pytest.mark.parametrize(
+    ("question", "statement"),
+    [
+        ("What is the capital of Nigeria?", "The capital of Nigeria is Abuja."),
+        ("which are the old capitals ?\n", "The old capitals are Abuja."),
+        ("What is it", None),
+        ("What is ?", None),
+        ("Where did it lie?", None),
+    ],
+)
+def test_a_question_is_turned_into_a_statement(
+    monkeypatch: pytest.MonkeyPatch, chatty: LanguageModel, question: str, statement: str | None
+) -> None:
+    edit = Edit(question, "Abuja", form="chat")
+    tried = set(texts_tried(monkeypatch, chatty, edit, "I know.")) - {"Abuja", "I Abuja."}
+    assert tried == ({statement} if statement else set())
 
 
 @pytest.mark.parametrize(("target", "said"), [(target, said) for target, said, _ in SENTENCES])

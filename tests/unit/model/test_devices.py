@@ -16,7 +16,8 @@ from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, batches_of
 from errata.editors import Editor
-from errata.editors.hypernet.episode import EpisodeBatch, EpisodeOptions, play
+from errata.editors.hypernet.episode import EpisodeOptions, play
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.reward import MemoryOptions, Reward
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.solve import KeyPreconditioner

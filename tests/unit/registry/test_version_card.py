@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 import torch
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit
+from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.registry import version_card
 from tests.unit.registry.mirroring import MATRIX
@@ -36,3 +39,13 @@ def test_a_description_keeps_to_limits_and_escapes_markdown(ledger):
     assert version_card.tags(version)["errata.num_warnings"] == "1"
     assert version_card.params(version) == {"editor": "RLEdit", "plan": "plan_a", "parent": "0", "num_edits": "40"}
     assert len(version_card.edits_csv(version).splitlines()) > 40
+
+
+def test_the_table_of_refused_edits_has_each_field_of_the_ledger(ledger):
+    edit = Edit("who?", "Eve, the 2nd", subject="who", id="one", poster="ada")
+    ledger.refuse(0, edit, EditRejected("too large", code=Code.GUARD_CHANGE, field="target"))
+    [row] = csv.DictReader(io.StringIO(version_card.refusals_csv(ledger.refusals())))
+    [record] = ledger.refusals()
+    assert set(row) >= set(record) - {"edit"}
+    assert (row["prompt"], row["target"], row["id"], row["poster"]) == ("who?", "Eve, the 2nd", "one", "ada")
+    assert (row["reason"], row["code"], row["field"], row["parent"]) == ("too large", "guard.change", "target", "0")

@@ -75,7 +75,6 @@ def test_not_finite_and_refused_by_the_editor_are_two_reasons() -> None:
         reason_of(EditRejected("this method writes at the subject: name it", field="subject", code=Code.EDITOR_FAILED))
         == "editor"
     )
-    assert reason_of(None) == "other"
 
 
 def test_an_edit_that_contradicts_a_later_one_is_a_contradiction() -> None:

@@ -70,3 +70,12 @@ def test_contexts_keep_the_question_and_begin_with_the_dialogue_itself():
     assert {one.question for one in found} == {"Who?"}
     assert in_contexts(dialogue, 1) == [dialogue]
     assert in_contexts(dialogue, 4, offset=1)[1:] == found[2:5]
+
+
+@pytest.mark.parametrize("dialogue", [Dialogue((SYSTEM, ASKED)), Dialogue((ASKED,)), Dialogue((ASKED, SAID, ASKED))])
+def test_contexts_repeat_only_after_all_of_them(dialogue):
+    for offset in range(50):
+        _, *others = in_contexts(dialogue, 21, offset)
+        assert len(set(others)) == 20
+        assert in_contexts(dialogue, 31, offset) == [dialogue, *others, *others[:10]]
+        assert in_contexts(dialogue, 6, offset)[1:] == others[:5]

@@ -12,17 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from errata.edit import Edit, EditBatch
 from errata.editors.closed_form.contexts import Contexts, EditPrompts, tokenise_at_subject
 from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll
 from errata.model.language_model import LanguageModel
 from errata.model.prefix_cache import PrefixCache
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 class Intervention:
@@ -81,7 +83,7 @@ class Intervention:
         def watch(_module: Any, _args: Any, output: Any) -> None:
             found.append(rows.at_edit_position(_tensor(output)))
 
-        cache = DynamicCache()
+        cache = _empty_cache()
         with _hooked(self.module, watch):
             log_probs_TV = answer_log_probs(self.model.module, rows.encoded, past_key_values=cache, use_cache=True)
         self.prefix.keep(cache)
@@ -123,11 +125,17 @@ class _Prefix:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of a pass over `rest`. The attention cache is new each time, because a pass adds to it."""
-        cache = DynamicCache()
+        cache = _empty_cache()
         for index, (keys, values) in enumerate(self.layers):
             cache.update(keys, values, index)
         past = {"past_key_values": cache} if self.num_before else {}
         return {"attention_mask": self.mask_BS, "position_ids": self.position_BS, **past}
+
+
+def _empty_cache() -> DynamicCache:
+    from transformers import DynamicCache  # Not at import time: it takes a second, and a check of settings needs none.
+
+    return DynamicCache()
 
 
 @contextmanager

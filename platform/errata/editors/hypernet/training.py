@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from errata.edit import Edit, EditBatch, batches_of
-from errata.editors.hypernet.episode import EpisodeBatch, EpisodeOptions, play
+from errata.editors.hypernet.episode import EpisodeOptions, play
+from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.solve import KeyPreconditioner

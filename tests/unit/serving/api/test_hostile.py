@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 
 from errata.access_keys import Key, Keys
+from tests.fakes.served import running
 from tests.unit.hostile import Hostile, hostile
-from tests.unit.served import running
 from tests.unit.serving.api.application import LIMITS, application
 
 

@@ -11,11 +11,12 @@ import pytest
 from fastapi import FastAPI
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from errata.edit import Code, Edit, EditRejected, check_edits
+from errata.edit import Code, Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.limits import Breach, VersionRefused
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict, UnknownVersion
+from errata.model.edit_check import check_edits
 from errata.text.dialogue import Dialogue, Message
 from serving.api import routes
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit

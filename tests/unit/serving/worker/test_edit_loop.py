@@ -350,3 +350,13 @@ def test_edits_that_were_so_already_in_a_retracted_version_are_looked_at_again(t
     worker.edit_loop.reconciler.is_settled, worker.live_model.said = False, {}
     worker.edit_loop.reconciler.settle_retracted()
     assert states(worker, [id]) == [("queued", None)] and worker.journal.get(id).unchanged is None
+
+
+def test_an_edit_is_superseded_although_the_edit_that_it_waits_for_is_refused_later(tmp_path):
+    worker = make_worker(
+        tmp_path, lambda edits: EditRejected("harm", code=Code.EDITOR_FAILED) if any(e.target == "z" for e in edits) else None
+    )
+    forms = {"x": "both", "y": "completion", "z": "chat"}
+    ids = worker.journal.submit([{"prompt": "p", "target": target, "form": form} for target, form in forms.items()])
+    apply(worker)
+    assert states(worker, ids) == [("superseded", 1), ("applied", 1), ("rejected", None)]

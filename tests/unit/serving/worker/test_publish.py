@@ -12,7 +12,7 @@ from serving.worker import publish
 from serving.worker.edit_worker import EditWorker
 from serving.worker.journal import MAX_ATTEMPTS, JournalFailed
 from serving.worker.replicas import Unloadable
-from tests.fakes.edit_worker import apply, make_worker, post, replicas_of, states
+from tests.fakes.edit_worker import apply, logged, make_worker, post, replicas_of, states
 
 
 def refuse_next(worker: EditWorker, number: int) -> None:
@@ -32,13 +32,14 @@ def test_replicas_that_do_not_answer_cause_no_retraction(tmp_path):
     assert "not served by r" in worker.edit_loop.publisher.timings[-1]["swap_error"]
 
 
-def test_a_refused_version_is_retracted_and_its_edits_are_made_again(tmp_path):
+def test_a_refused_version_is_retracted_and_its_edits_are_made_again(tmp_path, caplog):
     worker = make_worker(tmp_path)
     replicas_of(worker).faults = [Unloadable(1, ["r"], "bad file")]
     ids = post(worker, "a", "b")
     apply(worker)
     assert [state for state, _ in states(worker, ids)] == ["queued", "queued"] and worker.live_model.ledger.head == 0
     assert replicas_of(worker).served == [0]
+    assert [line.version for line in logged(caplog, "version.retracted")] == [1]
     apply(worker)
     apply(worker)
     assert [state for state, _ in states(worker, ids)] == ["applied", "applied"]
@@ -53,7 +54,7 @@ def test_an_edit_whose_versions_are_always_refused_is_rejected(tmp_path):
     assert worker.journal.get(id).state == "rejected" and "bad file" in worker.journal.get(id).reason
 
 
-def test_a_version_that_is_refused_late_is_retracted_too(tmp_path):
+def test_a_version_that_is_refused_late_is_retracted_too(tmp_path, caplog):
     worker = make_worker(tmp_path)
     ids = post(worker, "a", "b")
     replicas_of(worker).faults = [SwapFailed(1, ["r"], "TimeoutError"), Unloadable(1, ["r"], "bad file")]
@@ -66,6 +67,7 @@ def test_a_version_that_is_refused_late_is_retracted_too(tmp_path):
         await worker.edit_loop.publisher.served()
 
     asyncio.run(followed())
+    assert [line.version for line in logged(caplog, "version.retracted")] == [1]
     assert (
         states(worker, ids) == [("queued", None)] * 2
         and worker.live_model.retracted == {1}

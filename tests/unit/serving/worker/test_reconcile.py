@@ -8,7 +8,7 @@ from pathlib import Path
 from errata.ledger.quarantine import QuarantinedVersion
 from serving.worker.edit_worker import EditWorker
 from serving.worker.replicas import Unloadable
-from tests.fakes.edit_worker import apply, make_worker, post, replicas_of, states
+from tests.fakes.edit_worker import apply, logged, make_worker, post, replicas_of, states
 
 
 def quarantine(worker: EditWorker, number: int, fault: str, was_live: bool) -> None:
@@ -29,7 +29,7 @@ def test_edits_of_a_retracted_version_are_made_again_after_a_crash(tmp_path):
     assert states(worker, ids) == [("applied", 2)]
 
 
-def test_edits_of_a_version_lost_on_disk_are_made_again(tmp_path):
+def test_edits_of_a_version_lost_on_disk_are_made_again(tmp_path, caplog):
     worker = make_worker(tmp_path)
     ids = post(worker, "a", "b")
     apply(worker, 1)
@@ -39,6 +39,8 @@ def test_edits_of_a_version_lost_on_disk_are_made_again(tmp_path):
     quarantine(worker, 2, "delta.safetensors is torn", was_live=True)
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("applied", 1), ("queued", None)]
+    [line] = logged(caplog, "version.quarantined")
+    assert (line.version, line.num_edits, line.error) == (2, 1, ["delta.safetensors is torn"])
     apply(worker)
     assert states(worker, ids) == [("applied", 1), ("applied", 2)]
 
@@ -55,7 +57,7 @@ def test_edits_that_a_lost_version_reverted_are_live_again(tmp_path):
     assert states(worker, ids) == [("applied", 1)]
 
 
-def test_edits_of_a_lost_version_that_was_not_live_stay_out(tmp_path):
+def test_edits_of_a_lost_version_that_was_not_live_stay_out(tmp_path, caplog):
     worker = make_worker(tmp_path)
     ids = post(worker, "a")
     apply(worker)
@@ -63,6 +65,7 @@ def test_edits_of_a_lost_version_that_was_not_live_stay_out(tmp_path):
     quarantine(worker, 1, "it is torn", was_live=False)
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("applied", 1)] and worker.journal.depth == 0
+    assert not logged(caplog, "version.quarantined")
 
 
 def test_a_retracted_version_does_not_count_as_made_after_a_restart(tmp_path):

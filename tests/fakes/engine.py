@@ -1,0 +1,99 @@
+"""A replica over an engine in memory: no vLLM worker, no model, no Serve; the weights are those of the ledger's tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from errata.delta.accumulator import Accumulator
+from errata.ledger import Ledger
+from serving.engine import generator, weight_engine
+from serving.engine.generator import Generator, ServingOptions
+from tests.unit.conftest import MATRICES
+
+
+class InMemoryDeltaEngine(weight_engine.DeltaEngine):
+    """A weight-transfer engine that reloads nothing and records the names in `reloaded`."""
+
+    def __init__(self, fingerprint: str) -> None:
+        random = torch.Generator().manual_seed(0)
+        base = {name: torch.randn(64, 96, generator=random).bfloat16() for name in MATRICES}
+        self.accumulator = Accumulator(base, in_place=True)
+        self.base_fingerprint, self.prepared = fingerprint, None
+        self.state = weight_engine._State(0, fingerprint)
+        self.reader = ThreadPoolExecutor(1)
+        self.reloaded: list[set[str]] = []
+        self.model_config, self.device = SimpleNamespace(), torch.device("cpu")
+
+    def _reload(self, changed: set[str]) -> int:
+        self.reloaded.append(changed)
+        return 1
+
+    def swap(self, update: dict[str, Any]) -> None:
+        assert self.prepare(update) is None
+        self.receive_weights(self.parse_update_info(update))
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        return [self.accumulator.weight(name) for name in MATRICES]
+
+
+class InMemoryEngine:
+    """vLLM's engine with one worker. `seen` has each call, the longest duration of a preparation, and whether a swap runs."""
+
+    errored = False
+
+    def __init__(self, replica: Generator) -> None:
+        self.replica, self.worker = replica, weight_engine.WorkerExtension()
+        self.seen: list[tuple[str, float | None, bool]] = []
+
+    def _record(self, asked: str) -> None:
+        readiness = self.replica._readiness
+        self.seen.append((asked, readiness._preparing and readiness._preparing[1], readiness.is_paused))
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        self.worker.weight_transfer_engine = InMemoryDeltaEngine(request.init_info["fingerprint"])
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        self._record(method)
+        return [getattr(self.worker, method)(*args)]
+
+    async def pause_generation(self, mode: str, clear_cache: bool) -> None:
+        self._record("pause")
+
+    async def start_weight_update(self) -> None: ...
+
+    async def update_weights(self, request: Any) -> None:
+        self._record("update")
+        self.worker.weight_transfer_engine.update_weights(request.update_info)
+
+    async def finish_weight_update(self, weight_version: str) -> None: ...
+
+    async def resume_generation(self) -> None:
+        self._record("resume")
+
+
+@asynccontextmanager
+async def started(ledger: Ledger, at: int = 0, **options: Any) -> AsyncIterator[Generator]:
+    """Start a replica as Serve does, while the ledger's head is version `at`; it does not watch the head."""
+    replica, head = Generator.__new__(Generator), ledger.head  # As Serve makes it, because its constructor is a coroutine.
+    served = {"model": ledger.base["model"], "ledger": str(ledger.directory), "served_name": "errata", **options}
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(generator, "attach_to_serve", lambda: None)
+        patched.setattr(generator, "served_host", lambda: "127.0.0.1")
+        patched.setattr(generator.serve, "get_replica_context", lambda: context)
+        patched.setattr(generator, "WATCH_PERIOD_S", 3600.0)
+        patched.setattr(AsyncLLM, "from_engine_args", lambda _: InMemoryEngine(replica))
+        ledger.move_head(at)
+        await replica.__init__(None, ServingOptions(**served))  # type: ignore[misc]
+        ledger.move_head(head)
+        yield replica
+        replica._watching.cancel()
