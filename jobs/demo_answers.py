@@ -19,6 +19,7 @@ FORMS = {
     "other_system": "under another system prompt",
     "second_turn": "as the second question of a dialogue",
 }
+EVERY = 2  # Of so many edits, one is also asked in the other forms.
 Answers = Mapping[Prompt, str]
 
 
@@ -65,7 +66,10 @@ class FactSearch:
 
 @dataclass(frozen=True)
 class AskedFacts:
-    """Edits of facts that the model got wrong, their question in each form, and facts that it must keep."""
+    """Edits of facts that the model got wrong, their questions, and facts that it must keep.
+
+    One of `EVERY` edits is also asked in the other forms.
+    """
 
     edits: tuple[Edit, ...]
     forms: Mapping[str, Sequence[Question]]
@@ -74,7 +78,7 @@ class AskedFacts:
     @classmethod
     def about(cls, edits: Sequence[Edit], right: Sequence[Fact]) -> AskedFacts:
         asked = [forms_of(edit) for edit in edits]
-        forms = {form: [each[form] for each in asked] for form in FORMS}
+        forms = {form: [each[form] for each in (asked if form == "question" else asked[::EVERY])] for form in FORMS}
         return cls(tuple(edits), forms, tuple(map(question_of, right)))
 
     @property

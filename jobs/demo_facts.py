@@ -8,6 +8,7 @@ another system prompt and as a second turn, and facts that the model knew, to se
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from errata.client.client import Client
 from errata.client.errors import ErrataError
 from errata.client.responses import EditOut
-from errata.edit import Edit, EditBatch, batches_of
+from errata.edit import SETTLED, Edit, EditBatch, batches_of
 from errata.evaluate.perplexity import perplexity
 from errata.generate import HFGenerator
 from errata.ledger import Ledger
@@ -23,18 +24,20 @@ from errata.local.services import ServiceFailed
 from errata.local.terminal import console
 from errata.testbed import smollm2
 from errata.testbed.fact import Fact
-from errata.testbed.known_facts import question_of
+from errata.testbed.known_facts import MAX_TOKENS, question_of
 from errata.testbed.world_facts import WorldFacts
 from errata.text.dialogue import Prompt
 from jobs.demo_answers import AskedFacts, FactSearch, answer_fields, share_right
 from jobs.demo_report import answers_table, chat_scores_table, described, service_figures, wrong_answers_table
 from jobs.demo_run import BATCH_SIZE, NUM_BATCHES, NUM_PARITY, Demo, roll_back, wait_for_mirror
-from jobs.demo_traffic import NUM_STREAMS, Traffic, gap_figures, swaps_of
+from jobs.demo_traffic import Traffic, gap_figures, swaps_of
 from jobs.plan import Plan
 
 NUM_RIGHT, NUM_ASKED_AT_ONCE = 50, 50
 NUM_SHOWN, NUM_ASKED_AGAIN = 8, 50
-MAX_TOKENS, STREAM_TOKENS = 24, 48
+STREAM_TOKENS = 48
+NUM_CHATS, READING_S = 1, 1.0  # One person, who reads each answer: two cores also serve and edit.
+POLL_S = 0.5
 
 
 def play(demo: Demo) -> None:
@@ -46,7 +49,7 @@ def play(demo: Demo) -> None:
     asked = AskedFacts.about(edits, search.right)
     reference = demo.reference()
     before = ask_before(demo, asked, search, reference)
-    traffic = Traffic(demo.services.url, asked.every, STREAM_TOKENS)
+    traffic = Traffic(demo.services.url, asked.every, STREAM_TOKENS, NUM_CHATS, READING_S)
     outcomes, answers_at = correct(demo, asked, traffic)
     after = ask_after(demo, asked, reference, traffic.applied)
     answers_at |= {0: before, traffic.applied: after}
@@ -149,7 +152,7 @@ def correct(demo: Demo, asked: AskedFacts, traffic: Traffic) -> tuple[list[EditO
     """
     outcomes: list[EditOut] = []
     answers_at: dict[int, dict[Prompt, str]] = {}
-    title = f"{len(asked.edits)} corrections in batches of {BATCH_SIZE} over HTTP, while {NUM_STREAMS} chats are streamed"
+    title = f"{len(asked.edits)} corrections in batches of {BATCH_SIZE} over HTTP, while a chat goes on"
     with demo.stage("edits", title), traffic.running():
         for batch in batches_of(asked.edits, BATCH_SIZE):
             made = post(demo.client, batch)
@@ -169,12 +172,15 @@ def correct(demo: Demo, asked: AskedFacts, traffic: Traffic) -> tuple[list[EditO
 def post(client: Client, batch: EditBatch) -> list[EditOut]:
     """Post a batch as a user would, and return what became of each edit. A rejection is an outcome, too."""
     try:
-        return client.edit([posted(edit) for edit in batch], wait=True)["edits"]
+        made: list[EditOut] = client.edit([posted(edit) for edit in batch], wait=True)["edits"]
     except ErrataError as refused:
-        made: list[EditOut] = refused.answer.get("edits") or []
+        made = refused.answer.get("edits") or []
         if len(made) != len(batch):
             raise
-        return made
+    while not all(one["state"] in SETTLED for one in made):  # A post waits for a minute at most.
+        time.sleep(POLL_S)
+        made = [one if one["state"] in SETTLED else client.edit_status(one["id"]) for one in made]
+    return made
 
 
 def posted(edit: Edit) -> dict[str, Any]:

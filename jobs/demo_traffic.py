@@ -27,7 +27,9 @@ Stamp = dict[str, int]
 
 @dataclass
 class Traffic:
-    """Closed-loop clients: a dialogue is answered as a stream, texts are completed four at a time.
+    """`num_streams` closed-loop clients: a dialogue is answered as a stream, texts are completed four at a time.
+
+    Each waits `pause_s` seconds after an answer.
 
     Counts failed requests, and answers older than an edit that had already returned. `applied` is the newest version whose
     edit request has returned; `streams` are the times at which the tokens of each stream arrived.
@@ -36,6 +38,8 @@ class Traffic:
     url: str
     prompts: Sequence[Prompt]
     max_tokens: int
+    num_streams: int = NUM_STREAMS
+    pause_s: float = 0.02
     applied: int = 0
     num_requests: int = 0
     failed: list[str] = field(default_factory=list)
@@ -48,8 +52,8 @@ class Traffic:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Send requests from `NUM_STREAMS` threads while the block runs."""
-        threads = [threading.Thread(target=self._request, args=(i * 7,), daemon=True) for i in range(NUM_STREAMS)]
+        """Send requests from `num_streams` threads while the block runs."""
+        threads = [threading.Thread(target=self._request, args=(i * 7,), daemon=True) for i in range(self.num_streams)]
         for thread in threads:
             thread.start()
         try:
@@ -70,7 +74,7 @@ class Traffic:
                     with self.lock:
                         self.num_requests += 1
                         self.failed.append(str(failure)[:200] or type(failure).__name__)
-                time.sleep(0.02)
+                self.stopping.wait(self.pause_s)
 
     def _answered(self, client: Client, http: httpx.Client, number: int) -> Stamp | None:
         """Send the request of a number and return the versions that answered."""

@@ -128,11 +128,14 @@ def _deployed(name: str, kind: type, num_replicas: int, resources: dict[str, Any
 
 
 def _engine_threads(arguments: Arguments) -> int:
-    """Return the threads of each engine: as configured, or its share of this machine's cores.
+    """Return the threads of each engine: as configured, or its share of this machine's cores without those of the editor.
 
-    Threads of an engine wait for each other actively, so engines with more threads than cores slow each other down.
+    Threads of an engine wait for each other actively, so engines with more threads than cores slow each other and the editor
+    down.
     """
-    return arguments.threads or max(1, len(os.sched_getaffinity(0)) // arguments.replicas)
+    is_shared = arguments.device == "cpu" and not arguments.gpus
+    num_cores = len(os.sched_getaffinity(0)) - (arguments.editor_threads if is_shared else 0)
+    return arguments.threads or max(1, num_cores // arguments.replicas)
 
 
 def _resources(arguments: Arguments, num_gpus: float, num_threads: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Candidates: an edit that its target does not answer is refused, a single one after it was made again and again."""
+"""Candidates: an edit that its target does not answer is made again and again, and then refused."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ text decides.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from errata.text.answers import first_sentence, says
 from errata.text.dialogue import Dialogue
 
 MAX_PLACES = 16  # in the first clause of an answer
-MAX_SCORED = 4  # of the texts, the whole likelihood is computed of these
+MAX_SCORED = 3  # of the texts, the whole likelihood is computed of these
 _CLAUSE = re.compile(r"[,;:(]\s|[，；：（]")
 # A word or, in Thai, Chinese and Japanese, a letter: these write without blanks.
 _HAN_OR_KANA = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
@@ -45,7 +46,8 @@ def _with_answer(model: LanguageModel, edit: Edit, said: str) -> Edit:
     written = _written(model, dialogue, [own, *frames])
     if not frames or own not in written or len(written) == 1:
         return replace(edit, answer=edit.target if frames else own)
-    reading = Reading(model, dialogue, written.pop(own))
+    del written[own]
+    reading = Reading(model, dialogue, model.renderer.answer_ids(dialogue, _CLAUSE.split(own)[0]))
     likely = sorted(written, key=lambda text: reading.log_prob_until_changed(written[text]), reverse=True)[:MAX_SCORED]
     scores = reading.log_probs([written[text] for text in likely])
     return replace(edit, answer=likely[scores.index(max(scores))])
@@ -65,10 +67,14 @@ class Reading:
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, dialogue: Dialogue, own: Sequence[int]) -> None:
+        from transformers import DynamicCache
+
         self.model, self.given, self.own = model, list(model.renderer.ids(dialogue)), own
-        ids_1S = torch.tensor([[*self.given, *own]], device=model.device)
-        logits_SV = model.module(ids_1S, use_cache=False, logits_to_keep=len(own) + 1).logits[0]
-        self.log_probs_SV = torch.log_softmax(logits_SV.float(), -1)
+        self.cache = DynamicCache(config=model.module.config)
+        given_1S, own_1S = (torch.tensor([list(ids)], device=model.device) for ids in (self.given, own))
+        first_1V = model.module(given_1S, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
+        rest_SV = model.module(own_1S, past_key_values=copy.deepcopy(self.cache)).logits[0]
+        self.log_probs_SV = torch.log_softmax(torch.cat([first_1V, rest_SV]).float(), -1)
 
     def log_prob_until_changed(self, answer: Sequence[int]) -> float:
         """Return log p of an answer's tokens up to the first one that the model's own answer does not have."""
@@ -79,17 +85,13 @@ class Reading:
 
     @torch.no_grad()
     def log_probs(self, answers: Sequence[Sequence[int]]) -> list[float]:
-        """Return log p of each whole answer; the dialogue is read once for all."""
-        from transformers import DynamicCache
-
+        """Return log p of each whole answer; the dialogue is not read again. Called once."""
         device, width, pad = self.model.device, max(map(len, answers)), self.model.renderer.pad_id
         ids_BS = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in answers], device=device)
         mask_BS = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in answers], device=device)
-        cache = DynamicCache(config=self.model.module.config)
-        self.model.module(torch.tensor([self.given], device=device), past_key_values=cache, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(answers))
+        self.cache.batch_repeat_interleave(len(answers))
         whole_BS = torch.cat([mask_BS.new_ones((len(answers), len(self.given))), mask_BS], 1)
-        logits_BSV = self.model.module(ids_BS, attention_mask=whole_BS, past_key_values=cache).logits[:, :-1]
+        logits_BSV = self.model.module(ids_BS, attention_mask=whole_BS, past_key_values=self.cache).logits[:, :-1]
         first_BV = self.log_probs_SV[:1].expand(len(answers), -1)
         log_probs_BSV = torch.cat([first_BV[:, None], torch.log_softmax(logits_BSV.float(), -1)], 1)
         return [float(total) for total in (log_probs_BSV.gather(-1, ids_BS[..., None])[..., 0] * mask_BS).sum(1)]

@@ -59,7 +59,14 @@ def test_a_misspelt_argument_is_named(name: str) -> None:
 @pytest.mark.usefixtures("anywhere")
 def test_engines_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    for given, threads in (({}, "8"), ({"replicas": 3}, "2"), ({"replicas": 9}, "1"), ({"replicas": 3, "threads": 5}, "5")):
+    expected = (
+        ({}, "7"),
+        ({"gpus": 1, "device": "cuda"}, "8"),
+        ({"replicas": 3}, "2"),
+        ({"replicas": 9}, "1"),
+        ({"replicas": 3, "threads": 5}, "5"),
+    )
+    for given, threads in expected:
         generator = build({"model": "m", "ledger": "l", **given})._bound_deployment
         assert generator.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
 

@@ -220,3 +220,28 @@ def test_losses_in_a_small_sample_are_divided_by_the_minimum_size(tiny_model, wo
     found = scores(inspector, EditBatch((Edit("question", "answer"),)), random_delta(1, 30.0))
     assert found.retention == 0.0
     assert found.lost_retention == pytest.approx(2 / FEW)
+
+
+def test_an_earlier_edit_that_is_right_in_other_words_is_not_lost(tiny_model, world, random_delta):
+    """The model with the update says something else about both edits; for one of them, that is an alias."""
+    lost, held = already_answered(tiny_model, [prompt for prompt, _ in world.sentences()[:2]])
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
+    delta, other = random_delta(1, 30.0), EditBatch((Edit("question", "answer"),))
+    inspector.at_version((lost, held))
+    assert inspector.measure(other, delta)[1].lost == (lost, held)
+    ((text,),) = inspector.answers(EditBatch((held,)), delta)
+    held = replace(held, aliases=(text,))
+    inspector.at_version((lost, held))
+    found, observed = inspector.measure(other, delta)
+    assert observed.lost == (lost,) and observed.answered == {lost.prompt: False, held.prompt: True}
+    assert (found.retention, found.lost_retention) == (pytest.approx(1 / 2), pytest.approx(1 / FEW))
+
+
+def test_only_edits_that_the_version_before_answers_can_be_lost(tiny_model, world, random_delta):
+    (held,) = already_answered(tiny_model, [world.sentences()[0][0]])
+    never = Edit(world.sentences()[1][0], "nothing of the kind")
+    inspector = Inspector(tiny_model, find_matrices(tiny_model.module, MATRICES), LENIENT, Probes((), ()))
+    inspector.at_version((held, never))
+    assert inspector.measure(EditBatch((Edit("question", "answer"),)), random_delta(1, 30.0))[1].lost == (held,)
+    again = EditBatch((replace(held, target="something else"),))
+    assert inspector.measure(again, random_delta(1, 30.0))[1].lost == (), "the batch replaces it"

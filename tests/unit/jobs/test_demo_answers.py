@@ -10,6 +10,12 @@ from errata.testbed.known_facts import question_of
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, HELD_OUT_TURN, Dialogue, Message, Prompt
 from jobs.demo_answers import FORMS, AskedFacts, FactSearch, answer_fields, forms_of, share_right
 
+
+@pytest.fixture(autouse=True)
+def every_edit_in_each_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.demo_answers.EVERY", 1)
+
+
 CITIES = [("Nellore", "India"), ("Kano", "Nigeria"), ("Rosario", "Argentina"), ("Utrecht", "Netherlands")]
 FACTS = [Fact(city, "country", country) for city, country in CITIES]
 
@@ -64,6 +70,12 @@ def test_scores_count_each_form_and_what_is_kept() -> None:
     nothing_kept = AskedFacts.about([edit_of(FACTS[0])], [])
     assert nothing_kept.scores(answers) == dict.fromkeys(FORMS, 1.0) | {"kept": None}
     assert share_right([], {}) is None
+
+
+def test_every_second_edit_is_asked_in_the_other_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.demo_answers.EVERY", 2)
+    asked = AskedFacts.about([edit_of(fact) for fact in FACTS[:3]], FACTS[3:])
+    assert [len(asked.forms[form]) for form in FORMS] == [3, 2, 2, 2]
 
 
 def test_some_prompts_are_of_every_form_and_of_what_is_kept() -> None:

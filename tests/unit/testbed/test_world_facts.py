@@ -14,6 +14,7 @@ from errata.testbed.fact import COUNTRY_RELATIONS, WORDINGS
 from errata.testbed.fact_tables import PINS, read_table, spelt
 from errata.testbed.world_facts import Fact, WorldFacts
 from errata.text.answers import says
+from errata.text.dialogue import Dialogue
 
 
 def missing_packages() -> list[str]:
@@ -217,7 +218,7 @@ def test_everything_follows_from_the_seed(world: WorldFacts, large: WorldFacts) 
     names = [one.name for one in (world, large, other)]
     assert len(set(names)) == 3 and all(name.startswith("world-facts-") for name in names)
     assert world.words() is None
-    assert world.sentences("test")[0] == (world.facts("test")[0].statement, world.facts("test")[0].target)
+    assert world.sentences("test")[0] == (Dialogue.of(world.facts("test")[0].question()), world.facts("test")[0].sentence)
 
 
 def test_the_order_of_the_tables_does_not_count(monkeypatch: pytest.MonkeyPatch, world: WorldFacts) -> None:
