@@ -25,9 +25,10 @@ MAX_PLACES = 16  # in the first clause of an answer
 MAX_SCORED = 3  # of the texts, the whole likelihood is computed of these
 _CLAUSE = re.compile(r"[,;:(]\s|[，；：（]")
 # A word or, in Thai, Chinese and Japanese, a letter: these write without blanks.
+_HAN_OR_KANA = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 _WITHOUT_BLANKS = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_WITHOUT_BLANKS}]|[^\s{_WITHOUT_BLANKS}]+")
-_QUESTION = re.compile(r"(?:what|who|which|where)\s+(is|are|was|were)\s+(.*?)\s*\?$", re.IGNORECASE | re.DOTALL)
+_QUESTION = re.compile(r"(?:what|who|which|where)\s+(is|are|was|were)\s+(\w.*?)\s*\?$", re.IGNORECASE | re.DOTALL)
 _END_SIGNS = ".!?。！？"
 
 
@@ -113,6 +114,8 @@ def _frames(question: str, target: str, said: str) -> list[str]:
     end = _end_of(said, sentence) if len(places) > 1 else ""
     end_of_target = "" if target.endswith(tuple(_END_SIGNS)) else end
     found = [target, *(f"{sentence[:place]}{target}{end_of_target}" for place in places[1:])]
+    if sentence.endswith(":"):  # A list begins, whose first item is on the next line.
+        found.append(f"{sentence} {target}{end_of_target}")
     if len(places) > 2:
         blank = " " if sentence[places[1] - 1].isspace() else ""
         found.append(f"{target}{blank}{sentence[places[1] :]}{end}")
@@ -125,4 +128,6 @@ def _frames(question: str, target: str, said: str) -> list[str]:
 def _end_of(said: str, sentence: str) -> str:
     """Return the sign that ends the sentence, a full stop if it was cut off before one."""
     sign = said.strip()[len(sentence) : len(sentence) + 1]
-    return sign if sign and sign in _END_SIGNS else "."
+    if sign and sign in _END_SIGNS:
+        return sign
+    return "。" if _HAN_OR_KANA.search(sentence[-1:]) else "."

@@ -6,6 +6,7 @@ reads it (with the packages `gguf` and `accelerate`); what its dequantised model
 
 from __future__ import annotations
 
+import struct
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _convert(file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, KeyError, NotImplementedError, AttributeError) as refused:
+    except (ValueError, KeyError, IndexError, NotImplementedError, AttributeError, struct.error) as refused:
         reason = " ".join(str(refused).split())[:200]
         raise ValueError(
             f"transformers cannot read {file.name} ({reason}): give the model's safetensors checkpoint instead"

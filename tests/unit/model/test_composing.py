@@ -125,29 +125,63 @@ SENTENCES = [
     ("Washington, D.C.", "The capital is New York.", "The capital is Washington, D.C."),
     (".ng", "The domain is .uk", "The domain is .ng."),
     ("+234", "The code is +44.", "The code is +234."),
+    ("+234", "The code is:\n\n1. +44", "The code is: +234."),
     ("巴黎", "首都是里昂。", "首都是巴黎。"),
+    ("巴黎", "首都是里", "首都是巴黎。"),
     ("東京", "首都は京都です。", "首都は東京。"),
     ("กรุงเทพ", "เมืองหลวงคือเชียงใหม่", "เมืองหลวงคือกรุงเทพ."),
 ]
+
+
+def texts_tried(monkeypatch: pytest.MonkeyPatch, model: LanguageModel, edit: Edit, said: str, best: str = "") -> list[str]:
+    """Return the texts that are tried, the composed answer last; `best` is taken for the most likely one."""
+    tried: list[str] = []
+
+    def prefer(reading: Reading, answers: list[list[int]]) -> list[float]:
+        texts = [reading.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+        tried.extend(texts)
+        return [float(text == best) for text in texts]
+
+    monkeypatch.setattr(Reading, "log_probs", prefer)
+    monkeypatch.setattr("errata.model.composing.MAX_SCORED", 99)
+    (made,) = composed(model, [edit], [said])
+    return [*tried, made.answer or ""]
 
 
 @pytest.mark.parametrize(("target", "said", "natural"), SENTENCES)
 def test_the_natural_sentence_is_among_the_texts(
     monkeypatch: pytest.MonkeyPatch, chatty: LanguageModel, target: str, said: str, natural: str
 ) -> None:
-    tried: list[str] = []
+    *tried, answer = texts_tried(monkeypatch, chatty, Edit("q", target, form="chat"), said, natural)
+    assert answer == natural and target in tried and len(set(tried)) == len(tried)
+    assert all(says(text, target) for text in tried)
 
-    def prefer_the_natural(reading: Reading, answers: list[list[int]]) -> list[float]:
-        texts = [reading.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
-        tried.extend(texts)
-        return [float(text == natural) for text in texts]
 
-    monkeypatch.setattr(Reading, "log_probs", prefer_the_natural)
-    monkeypatch.setattr("errata.model.composing.MAX_SCORED", 99)
-    (made,) = composed(chatty, [Edit("q", target, form="chat")], [said])
-    assert made.answer == natural
-    assert target in tried and all(says(text, target) for text in tried) and len(set(tried)) == len(tried)
-    assert not any(text.startswith(said.rstrip("!.。")) for text in tried)  # What is wrong is not said, too.
+@pytest.mark.parametrize("target", ["paris", "$5", "巴黎"])
+def test_the_target_is_not_put_after_the_whole_wrong_answer(
+    monkeypatch: pytest.MonkeyPatch, chatty: LanguageModel, target: str
+) -> None:
+    for wrong in ("the town is rome", "首都是里昂"):
+        tried = texts_tried(monkeypatch, chatty, Edit("q", target, form="chat"), f"{wrong}. Yes")
+        assert not any(text.startswith(wrong) for text in tried)
+
+
+@pytest.mark.parametrize(
+    ("question", "statement"),
+    [
+        ("What is the capital of Nigeria?", "The capital of Nigeria is Abuja."),
+        ("which are the old capitals ?\n", "The old capitals are Abuja."),
+        ("What is it", None),
+        ("What is ?", None),
+        ("Where did it lie?", None),
+    ],
+)
+def test_a_question_is_turned_into_a_statement(
+    monkeypatch: pytest.MonkeyPatch, chatty: LanguageModel, question: str, statement: str | None
+) -> None:
+    edit = Edit(question, "Abuja", form="chat")
+    tried = set(texts_tried(monkeypatch, chatty, edit, "I know.")) - {"Abuja", "I Abuja."}
+    assert tried == ({statement} if statement else set())
 
 
 @pytest.mark.parametrize(("target", "said"), [(target, said) for target, said, _ in SENTENCES])

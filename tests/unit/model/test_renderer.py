@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from errata.edit import Code, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Dialogue, Message, in_contexts
 from errata.text.joining import separator
@@ -211,6 +212,21 @@ def test_an_answer_with_a_special_token_is_refused(family, token):
     for answer in (f"Rome{token}", f"Ro{token}me"):
         refused = rejected(Renderer(make(family)), "The capital is", answer)
         assert (refused.code, refused.field) == (Code.UNWRITABLE, "target") and token in str(refused)
+
+
+def test_what_does_not_fit_into_the_context_is_named():
+    renderer = Renderer(make("byte-level", "chatml"))
+    edit = Edit("Where?", "Rome", form="both", rephrasings=("In which city?",), answer="It is Rome.")
+    long = "It is in the old city of Rome, " * 5
+
+    def found(**fields: str) -> list[tuple[int | str | None, str | None, Code]]:
+        return [(fault.edit, fault.field, fault.code) for fault in renderer.faults(replace(edit, **fields), 3, 64)]
+
+    assert found() == []
+    assert found(answer=long) == [(3, "answer", Code.TOO_LONG), (3, "rephrasings", Code.TOO_LONG)]  # in chat alone
+    assert found(target=long, answer=None) == [(3, "target", Code.TOO_LONG), (3, "rephrasings", Code.TOO_LONG)]
+    assert found(prompt=long * 2)[:2] == [(3, "prompt", Code.TOO_LONG)] * 2
+    assert found(target="Rome</s>", answer="It is Rome.") == [(3, "target", Code.UNWRITABLE)]
 
 
 def test_chat_text_posted_as_a_prompt_has_the_ids_of_a_completion():
