@@ -107,7 +107,7 @@ def test_a_reverted_edit_is_not_made_again_by_a_later_version(clumsy: LiveModel,
 def test_a_version_whose_edit_a_later_one_made_again_is_not_subtracted(clumsy: LiveModel, chosen: dict) -> None:
     before = weight(clumsy)
     assert select(clumsy.ledger, 3, **chosen).made_again_in == (2,)
-    with pytest.raises(RevertRefused, match="version 2 made these edits again.*replay instead") as refused:
+    with pytest.raises(RevertRefused, match=r"version 2 made these edits again.*replay instead") as refused:
         clumsy.revert(chosen["ids"], chosen["versions"], "subtract")
     assert (refused.value.code, refused.value.field) == (Code.PARTIAL_VERSION, "mode")
     assert clumsy.ledger.newest == 3 and torch.equal(weight(clumsy), before)

@@ -14,13 +14,11 @@ from tests.unit.ledger.damage import append, damages, fill
 CHAT = Edit(
     "Who?", "Ann", id="e", poster="bob", form="chat", aliases=("Anna",), answer="It is Ann.", rephrasings=("Who is it?",)
 )
-EARLIER_MESSAGES = Edit("Who?", "Ann", form="chat", before=(Message("system", "Be brief."),), aliases=("Anna",))
+LATER = Edit("Who?", "Ann", form="chat", before=(Message("system", "Be brief."),), aliases=("Anna",))
 PROBES = Edit("A is", "B", "A", locality=(Probe("C is", "D"),), portability=(Probe("B was", "A", "reverse"),), aliases=("b",))
 
 
-@pytest.mark.parametrize(
-    "edit", [Edit("A is", "B"), CHAT, EARLIER_MESSAGES, PROBES], ids=["plain", "chat", "messages", "probes"]
-)
+@pytest.mark.parametrize("edit", [Edit("A is", "B"), CHAT, LATER, PROBES], ids=["plain", "chat", "messages", "probes"])
 def test_an_edit_is_read_as_it_was_appended(ledger, random_delta, edit):
     """Reverts compare edits, and look them up in sets."""
     ledger.append(0, random_delta(0), EditorState(), [edit], {}, ("RLEdit", ""))
