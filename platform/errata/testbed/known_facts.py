@@ -5,6 +5,7 @@ Answers are generated once, greedily and in chat, and kept in a file beside the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -40,8 +41,7 @@ class KnownFacts:
     def beside(cls, model: LanguageModel) -> KnownFacts:
         """Read the file beside the model, if there is one."""
         path = Path(model.path) / FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return cls(model, path, dict(json.loads(line) for line in lines))
+        return cls(model, path, dict(_whole_lines(path)))
 
     def ask(self, facts: Sequence[Fact]) -> None:
         """Generate the answers that are not known yet."""
@@ -73,3 +73,11 @@ class KnownFacts:
             if len(found) == count:
                 break
         return found
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the keys and answers of a file; a line that was torn by the end of its process is asked again."""
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            key, answer = json.loads(line)
+            yield key, answer
