@@ -104,10 +104,13 @@ def record() -> dict[str, object]:
 
 
 def ship(artifact: Path) -> Path:
-    """Copy a trained policy without its key preconditioner to where the package holds it, as 16-bit numbers."""
+    """Copy a trained policy without its key preconditioner to where the package holds it.
+
+    Its parameters are rounded to 16 bits, so that the file compresses well; sums of the normaliser would overflow.
+    """
     editor = RLEdit.load(artifact)
-    net = editor.trained_policy().net
-    net.load_state_dict({name: tensor.half().float() for name, tensor in net.state_dict().items()})
+    for parameter in editor.trained_policy().net.parameters():
+        parameter.data = parameter.data.half().float()
     text = json.loads((artifact / "artifact.json").read_text())
     shutil.rmtree(POLICY, ignore_errors=True)
     editor.with_preconditioners({}).save(POLICY, text["record"])

@@ -1,13 +1,23 @@
-"""The default model: found in its package, made into a checkpoint once."""
+"""The default model: found in its package, made into a checkpoint once; the policy that edits it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from errata.model import gguf
+from errata.edit import EditBatch, batches_of
+from errata.editors.hypernet.episode_batch import EpisodeBatch
+from errata.editors.hypernet.rledit import RLEdit
+from errata.guard.probes import Probes
+from errata.model.encoding import Encoded
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
 from errata.testbed import smollm2
+from errata.testbed.world import World
+from errata.testbed.world_facts import WorldFacts
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +47,104 @@ def test_it_is_converted_once_and_then_needs_no_package(monkeypatch: pytest.Monk
         folder.mkdir(parents=True)
         return folder
 
-    monkeypatch.setattr(gguf, "converted", convert)
+    monkeypatch.setattr(smollm2, "converted", convert)
+    monkeypatch.setattr(smollm2, "probes_of", lambda corpus: Probes((), ()))
     monkeypatch.setattr(smollm2, "gguf_file", lambda: tmp_path / smollm2.FILE)
     folder = smollm2.fetched()
     assert folder == tmp_path / "models" / smollm2.NAME == smollm2.folder() and converted == [tmp_path / smollm2.FILE]
     monkeypatch.setattr(smollm2, "PACKAGE", "no-such-package")
     assert smollm2.fetched() == folder and len(converted) == 1
+
+
+def test_its_folder_is_under_the_home(tmp_path: Path) -> None:
+    assert smollm2.folder() == tmp_path / "models" / "smollm2-135m-instruct" and not smollm2.folder().parent.exists()
+
+
+def test_a_checkpoint_from_an_earlier_release_gets_its_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    smollm2.folder().mkdir(parents=True)
+    monkeypatch.setattr(smollm2, "probes_of", lambda corpus: Probes(("Who?",), ("It rains.",)))
+    smollm2.check()
+    assert Probes.beside(smollm2.fetched()) == Probes(("Who?",), ("It rains.",))
+    monkeypatch.setattr(smollm2, "probes_of", lambda corpus: Probes((), ()))
+    assert Probes.beside(smollm2.fetched()).questions == ("Who?",), "they are made once"
+
+
+def test_texts_of_the_key_preconditioner_are_read_in_parts(monkeypatch: pytest.MonkeyPatch, tiny_model: LanguageModel) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def texts_of(corpus: WorldFacts, part: str, limit: int, seed: int) -> list[tuple[str, str]]:
+        asked.append((corpus, part, limit, seed))
+        return [(f"word {i}", "answer") for i in range(limit)]
+
+    monkeypatch.setattr(smollm2, "texts_of", texts_of)
+    found = smollm2.metric_texts(tiny_model, 120)
+    assert [len(part.input_ids_BS) for part in found] == [50, 50, 20] and asked == [(WorldFacts(), "train", 120, 0)]
+
+
+@pytest.fixture
+def artifact(tiny_model: LanguageModel, tmp_path: Path) -> Path:
+    """Save an initialised policy for the small model; the sums of its normaliser are those of long training."""
+    batches = list(batches_of(World(20).edits("train", 20), 5))
+    texts = [EpisodeBatch(tiny_model, batch).in_scope_texts for batch in batches]
+    editor = RLEdit(("layers.1.mlp.down_proj",), rank=8, metric_strength=10.0).initialised(tiny_model, texts, batches, seed=0)
+    for net in editor.trained_policy().net.nets.values():
+        for sums in (net.normaliser.count, net.normaliser.squares_F):
+            sums *= 1e9
+    editor.save(tmp_path / "trained", {"model": smollm2.NAME, "plan": "smollm2"})
+    return tmp_path / "trained"
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tiny_model: LanguageModel, tmp_path: Path) -> list[int]:
+    """Let the small model be the default one; returns a list that grows with each measurement of the preconditioner."""
+    measured: list[int] = []
+
+    def metric_texts(model: LanguageModel) -> list[Encoded]:
+        measured.append(1)
+        return [EpisodeBatch(model, batch).in_scope_texts for batch in batches_of(World(20).edits("train", 20), 5)]
+
+    monkeypatch.setattr(smollm2, "POLICY", tmp_path / "package" / "policy")
+    monkeypatch.setattr(smollm2, "fetched", lambda: tmp_path)
+    monkeypatch.setattr(smollm2, "load", lambda path: tiny_model)
+    monkeypatch.setattr(smollm2, "metric_texts", metric_texts)
+    return measured
+
+
+def test_a_policy_is_shipped_without_its_preconditioner_which_is_measured_once(
+    artifact: Path, stand_in: list[int], tiny_model: LanguageModel, tmp_path: Path
+) -> None:
+    shipped = smollm2.ship(artifact)
+    assert shipped == smollm2.POLICY and smollm2.record() == {"model": smollm2.NAME, "plan": "smollm2"}
+    assert {path.name for path in shipped.iterdir()} == {"artifact.json", "policy.safetensors"}
+    assert not RLEdit.load(shipped).trained_policy().base_preconditioners and not smollm2.has_policy()
+    whole = smollm2.policy()
+    assert whole.parent == tmp_path / "hypernets" and whole.name.startswith(smollm2.NAME) and smollm2.has_policy()
+    assert smollm2.policy() == whole and len(stand_in) == 1
+    assert json.loads((whole / "artifact.json").read_text())["record"] == smollm2.record()
+    trained, made = RLEdit.load(artifact), RLEdit.load(whole)
+    for name, base in trained.trained_policy().base_preconditioners.items():
+        assert torch.equal(made.trained_policy().base_preconditioners[name], base)
+    batch, spec = EditBatch(tuple(World(20).edits("test", 3))), find_matrices(tiny_model.module, trained.modules)
+    found = [editor.edit(tiny_model, batch, editor.start(tiny_model, spec))[0] for editor in (trained, made)]
+    (was,), (now,) = (list(delta.parts.values()) for delta in found)
+    assert float((was.dense() - now.dense()).norm()) < 0.01 * float(was.dense().norm()), "the net has 16-bit numbers"
+
+
+def test_another_policy_is_measured_anew(artifact: Path, stand_in: list[int]) -> None:
+    smollm2.ship(artifact)
+    first = smollm2.policy()
+    editor = RLEdit.load(artifact)
+    with torch.no_grad():
+        for parameter in editor.trained_policy().net.parameters():
+            parameter += 0.5
+    editor.save(artifact, {"model": smollm2.NAME})
+    smollm2.ship(artifact)
+    assert not smollm2.has_policy() and smollm2.policy() != first and len(stand_in) == 2
+
+
+@pytest.mark.skipif(not smollm2.POLICY.exists(), reason="no policy is shipped yet")
+def test_the_shipped_policy_is_small_and_of_the_default_model() -> None:
+    assert sum(file.stat().st_size for file in smollm2.POLICY.iterdir()) <= 5_000_000
+    policy = RLEdit.load(smollm2.POLICY).trained_policy()
+    assert smollm2.record()["model"] == smollm2.NAME and not policy.base_preconditioners
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in policy.net.state_dict().values())
