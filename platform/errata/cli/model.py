@@ -23,6 +23,7 @@ def fetch(
     """Make a checkpoint under $ERRATA_HOME/models and print its folder; `errata serve` does so by itself."""
     with errors_as_one_line(also=(ValueError,)):
         from errata.local.models import resolved
-        from errata.testbed import smollm2
+        from errata.model.gguf import converted
+        from errata.testbed.smollm2 import NAME
 
-        say(str(resolved(gguf or smollm2.NAME)))
+        say(str(resolved(NAME) if gguf in ("", NAME) else converted(gguf)))
