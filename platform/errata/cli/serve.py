@@ -72,6 +72,7 @@ def serve(
     """
     root = home()
     model, artifact, problems = _model_and_artifact(model, artifact, editor, preset)
+    is_named = bool(problems) and not artifact  # The reason for which there is none.
     given: dict[str, Any] = {
         "model": model,
         "editor": editor,
@@ -86,7 +87,8 @@ def serve(
         "keys": str(Path(keys).absolute()) if keys else None,
     }
     pairs = {name: _pairs(name, texts or [], problems) for name, texts in (("settings", settings), ("guard", guard))}
-    _refuse(problems + _problems(given | pairs, host, port))
+    found = _problems(given | pairs, host, port)
+    _refuse(problems + [line for line in found if not (is_named and line.startswith("artifact:"))])
     arguments = {name: value for name, value in given.items() if value is not None}
     arguments |= {name: ";".join(f"{k}={v}" for k, v in chosen.items()) for name, chosen in pairs.items() if chosen}
     arguments |= {"max_queue": str(max_queue)} if max_queue else {}

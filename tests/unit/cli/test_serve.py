@@ -72,6 +72,27 @@ def test_without_a_model_the_default_one_is_served(
     assert [(given["model"], given.get("artifact")) for given in started] == [found]
 
 
+def test_a_default_model_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(smollm2, "PACKAGE", "no-such-package")
+    for arguments in ([], ["--editor", "LocFT"], ["--model", smollm2.NAME]):
+        done = errata("serve", *arguments)
+        (line,) = done.output.splitlines()
+        assert done.exit_code == 2 and line.startswith("model: the default model is not installed: pip install"), done.output
+    assert not (tmp_path / "home").exists()
+
+
+def test_another_model_is_edited_with_the_newest_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    (tmp_path / "hypernets" / "demo-0").mkdir(parents=True)
+    monkeypatch.setattr("errata.local.models.resolved", lambda model: f"made of {model}")
+    monkeypatch.setattr("errata.cli.serve._problems", lambda given, host, port: [])
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr("errata.cli.serve._run", lambda folder, host, port, given: started.append(given))
+    assert errata("serve", "--model", "my.gguf").exit_code == 0
+    assert started[0]["model"] == "made of my.gguf" and started[0]["artifact"] == str(tmp_path / "hypernets" / "demo-0")
+
+
 def test_a_preset_is_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     for editor, preset, says in (
