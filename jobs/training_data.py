@@ -29,8 +29,9 @@ def splits(plan: Plan) -> tuple[str, ...]:
 
 
 def edits_file(plan: Plan, split: str = "train") -> str:
-    """Path of a stream of edits, or the URI that the plan names."""
-    return plan.edits or str(home() / "streams" / f"{plan.corpus.name}-{split}.parquet")
+    """Path of a stream of edits, or the URI that the plan names. Facts of the world are such as one model gets wrong."""
+    of_model = f"-{plan.model_dir.name}-{plan.seed}" if isinstance(plan.corpus, WorldFacts) else ""
+    return plan.edits or str(home() / "streams" / f"{plan.corpus.name}{of_model}-{split}.parquet")
 
 
 def edits_of(plan: Plan, split: str) -> Iterable[Edit]:
