@@ -65,7 +65,7 @@ def test_the_default_models_plan_can_be_swept(tmp_path: Path) -> None:
 def test_the_default_model_is_checked_before_ray_starts(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     plan = plans.smollm2()
     monkeypatch.setattr(smollm2, "PACKAGE", "no-such-package")
-    with pytest.raises(ValueError, match="^model: the default model is not installed: pip install"):
+    with pytest.raises(ValueError, match=r"^model: the default model is not installed: pip install"):
         arguments.check_model(plan, plan.editor.modules)
     plan.model_dir.mkdir(parents=True)
     arguments.check_model(plan, plan.editor.modules)
