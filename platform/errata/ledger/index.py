@@ -82,9 +82,9 @@ class Index:
 
 def _edit(data: dict[str, Any]) -> Edit:
     """Build an edit as `Edit.from_json` does, in a third of the time: the line's digest vouches for the types."""
-    if "locality" in data or "portability" in data:
+    if not data.keys().isdisjoint(("locality", "portability", "messages")):
         return Edit.from_json(data)
-    return Edit(**{**data, "rephrasings": tuple(data.get("rephrasings", ()))})
+    return Edit(**{**data, **{name: tuple(data[name]) for name in ("rephrasings", "aliases") if name in data}})
 
 
 def _line(entry: Mapping[str, Any], edits: Iterable[Edit]) -> bytes:

@@ -1,10 +1,31 @@
-"""The index, damaged."""
+"""The index: edits as they were appended, and what is damaged."""
 
 from __future__ import annotations
 
+import pytest
+
+from errata.edit import Edit, Probe
+from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from errata.ledger.recovery import recover
+from errata.text.dialogue import Message
 from tests.unit.ledger.damage import append, damages, fill
+
+CHAT = Edit(
+    "Who?", "Ann", id="e", poster="bob", form="chat", aliases=("Anna",), answer="It is Ann.", rephrasings=("Who is it?",)
+)
+LATER = Edit("Who?", "Ann", form="chat", before=(Message("system", "Be brief."),), aliases=("Anna",))
+PROBES = Edit("A is", "B", "A", locality=(Probe("C is", "D"),), portability=(Probe("B was", "A", "reverse"),), aliases=("b",))
+
+
+@pytest.mark.parametrize("edit", [Edit("A is", "B"), CHAT, LATER, PROBES], ids=["plain", "chat", "messages", "probes"])
+def test_an_edit_is_read_as_it_was_appended(ledger, random_delta, edit):
+    """Reverts compare edits, and look them up in sets."""
+    ledger.append(0, random_delta(0), EditorState(), [edit], {}, ("RLEdit", ""))
+    again = Ledger.open(ledger.directory)
+    assert again.version(1).edits == again.index.edits(1) == (edit,) and {*again.version(1).edits} == {edit}
+    (ledger.directory / "index").unlink()
+    assert Ledger.open(ledger.directory).version(1).edits == (edit,)
 
 
 @damages
