@@ -107,7 +107,11 @@ def _made(
         if not again or len(rounds) == MAX_REPEATS:
             break
         began = time.perf_counter()
-        made = edit_again(editor, inspector.model, EditBatch(again), made)
+        try:
+            made = edit_again(editor, inspector.model, EditBatch(again), made)
+        except EditRejected as refused:  # Its positions are not those of the batch.
+            why = f"; one more time, {refused.reason}"
+            break
         rounds.append(again)
     best = _best(batch, attempts, why) if inspector.guard.strict else attempts[-1]
     card = {**best.found.to_json(), "limits": inspector.guard.limits, "warnings": list(best.warnings)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -89,6 +91,25 @@ def test_a_batch_is_refused_for_each_unanswered_edit(tiny_model: LanguageModel) 
     for fault in refused.value.faults:
         assert f"answers {inspector_answer(tiny_model, batch, fault.edit)!r}" in fault.reason
         assert f"instead of {targets[fault.edit]!r} although the edit was made 5 times" in fault.reason
+
+
+class OnlyOnce(Nothing):
+    """Refuses the first edit of every later call."""
+
+    def edit(self, *arguments: Any, **named: Any) -> tuple[WeightDelta, EditorState]:
+        if self.num_calls:
+            raise EditRejected("cannot be made twice", code=Code.OUT_OF_CAPACITY, edit=0)
+        return super().edit(*arguments, **named)
+
+
+def test_a_refusal_in_a_later_round_is_told_of_the_edit_that_is_not_answered(tiny_model: LanguageModel) -> None:
+    """The editor's positions are those of the round: its first edit is the second of the batch."""
+    one_word(tiny_model)
+    right = tiny_model.tokenizer.decode(greedy(tiny_model, [PROMPTS[0]], 1)[0]).strip()
+    batch = EditBatch((Edit(PROMPTS[0], right), Edit(PROMPTS[1], "Xq")))
+    with pytest.raises(EditRejected, match="one more time, cannot be made twice") as refused:
+        make_candidate(OnlyOnce(), batch, EditorState(), inspector_of(tiny_model), 0)
+    assert [(fault.edit, fault.code) for fault in refused.value.faults] == [(1, Code.INEFFECTIVE)]
 
 
 def inspector_answer(model: LanguageModel, batch: EditBatch, edit: int) -> str:

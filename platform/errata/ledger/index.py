@@ -84,7 +84,8 @@ def _edit(data: dict[str, Any]) -> Edit:
     """Build an edit as `Edit.from_json` does, in a third of the time: the line's digest vouches for the types."""
     if not data.keys().isdisjoint(("locality", "portability", "messages")):
         return Edit.from_json(data)
-    return Edit(**data | {name: tuple(data[name]) for name in ("rephrasings", "aliases") if name in data})
+    lists: dict[str, Any] = {name: tuple(data[name]) for name in ("rephrasings", "aliases") if name in data}
+    return Edit(**{**data, **lists})
 
 
 def _line(entry: Mapping[str, Any], edits: Iterable[Edit]) -> bytes:

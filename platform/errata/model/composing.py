@@ -47,7 +47,7 @@ def _with_answer(model: LanguageModel, edit: Edit, said: str) -> Edit:
     if not frames or own not in written or len(written) == 1:
         return replace(edit, answer=edit.target if frames else own)
     del written[own]
-    reading = Reading(model, dialogue, model.renderer.answer_ids(dialogue, _CLAUSE.split(own)[0]))
+    reading = ReadAnswer(model, dialogue, model.renderer.answer_ids(dialogue, _CLAUSE.split(own)[0]))
     likely = sorted(written, key=lambda text: reading.log_prob_until_changed(written[text]), reverse=True)[:MAX_SCORED]
     scores = reading.log_probs([written[text] for text in likely])
     return replace(edit, answer=likely[scores.index(max(scores))])
@@ -62,7 +62,7 @@ def _written(model: LanguageModel, dialogue: Dialogue, texts: Sequence[str]) -> 
     return found
 
 
-class Reading:
+class ReadAnswer:
     """The model's reading of a dialogue with its own answer, given as tokens, and of other answers to the same dialogue."""
 
     @torch.no_grad()

@@ -108,7 +108,8 @@ def _is_apart(c: str) -> bool:
 
 def _plain_letters(text: str, keep_case: bool) -> str:
     """Take away accents, Markdown's emphasis, commas between thousands, white space and, unless kept, case."""
-    text = _BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", unicodedata.normalize("NFKC", text).translate(_SAME).translate(_TYPED)))
+    text = unicodedata.normalize("NFKC", text).translate(_SAME).translate(_TYPED)
+    text = _BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", text))
     letters: list[str] = []
     for c in unicodedata.normalize("NFD", text):  # Only accents: marks of other scripts make other words.
         if not (unicodedata.combining(c) and letters and letters[-1].lower() != letters[-1].upper()):

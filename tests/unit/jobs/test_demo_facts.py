@@ -53,6 +53,11 @@ def demo_over(service: ChatService, directory: Path) -> Iterator[Demo]:
         yield Demo(replace(plans.smollm2(), seed=1), services, Client(url), memory, max_tokens=24)
 
 
+@pytest.fixture(autouse=True)
+def every_edit_in_each_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.demo_answers.EVERY", 1)
+
+
 def test_a_user_posts_question_target_aliases_and_subject() -> None:
     edit = edit_of(FACTS[0])
     assert demo_facts.posted(edit) == {"question": edit.prompt, "target": "India", "subject": "Nellore"}

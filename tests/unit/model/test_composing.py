@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from errata.edit import Edit
-from errata.model.composing import Reading, composed
+from errata.model.composing import ReadAnswer, composed
 from errata.model.language_model import LanguageModel, attention_for
 from errata.text.answers import says
 from errata.text.dialogue import Dialogue, Message
@@ -45,7 +45,7 @@ CHANGES: dict[str, Table] = {
 
 def log_likelihoods(model: LanguageModel, prompt: Dialogue, texts: Sequence[str]) -> list[float]:
     answers = [model.renderer.answer_ids(prompt, text) for text in texts]
-    return Reading(model, prompt, answers[0]).log_probs(answers)
+    return ReadAnswer(model, prompt, answers[0]).log_probs(answers)
 
 
 def likelihood_by_hand(table: Table, answer: str) -> float:
@@ -137,12 +137,12 @@ def texts_tried(monkeypatch: pytest.MonkeyPatch, model: LanguageModel, edit: Edi
     """Return the texts that are tried, the composed answer last; `best` is taken for the most likely one."""
     tried: list[str] = []
 
-    def prefer(reading: Reading, answers: list[list[int]]) -> list[float]:
+    def prefer(reading: ReadAnswer, answers: list[list[int]]) -> list[float]:
         texts = [reading.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
         tried.extend(texts)
         return [float(text == best) for text in texts]
 
-    monkeypatch.setattr(Reading, "log_probs", prefer)
+    monkeypatch.setattr(ReadAnswer, "log_probs", prefer)
     monkeypatch.setattr("errata.model.composing.MAX_SCORED", 99)
     (made,) = composed(model, [edit], [said])
     return [*tried, made.answer or ""]

