@@ -243,3 +243,15 @@ def test_a_guard_that_is_not_strict_makes_nothing_again(model: LanguageModel, ea
     made = make(editor, BATCH, inspector_of(model, earlier, strict=False))
     assert editor.batches == [BATCH.edits] and not made.scorecard.keys() & {"again", "repeats"}
     assert made.scorecard["efficacy"] == pytest.approx(1 / 3) and made.scorecard["lost_retention"] == pytest.approx(1 / FEW)
+
+
+def test_an_earlier_attempt_stays_if_the_editor_refuses_to_make_more(model: LanguageModel, earlier: tuple[Edit, ...]) -> None:
+    class Once(Scripted):
+        def edit(self, model, batch, state, cache=None):
+            if self.batches:
+                raise EditRejected("cannot be made twice", code=Code.OUT_OF_CAPACITY, edit=0)
+            return super().edit(model, batch, state, cache)
+
+    editor = Once(model, writes=[{A, B, C}], unwrites=[{earlier[0].prompt}])
+    made = make(editor, BATCH, inspector_of(model, earlier))
+    assert "again" not in made.scorecard and made.scorecard["lost_retention"] == pytest.approx(1 / FEW)
