@@ -62,15 +62,16 @@ def smollm2() -> Plan:
         first_ridge=1.0,
         num_passes=4,
         learning_rate=2e-3,
-        reward=Reward(backtrack_depth=2, backtrack_uniform=True),
+        reward=Reward(backtrack_depth=1, backtrack_uniform=True),
     )
     return Plan(
         "smollm2",
         editor,
-        Schedule(train_steps=16, batches=3, batch_size=8, burn_in=2),
+        Schedule(train_steps=12, batches=2, batch_size=8, burn_in=2),
         model=default_model.NAME,
         corpus=WorldFacts(),
         metric_part="train",
+        cross_fit=True,
         num_texts=default_model.NUM_TEXTS,
     )
 

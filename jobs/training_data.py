@@ -20,7 +20,7 @@ from errata.testbed.world_facts import WorldFacts
 from errata.text.dialogue import Prompt
 from jobs.plan import Plan
 
-NUM_CORRECTIONS = 600  # edits of facts that the model gets wrong; to find out, it is asked all of them
+NUM_CORRECTIONS = 200  # edits of a split, of facts that the model gets wrong; to find these, it is asked
 
 
 def splits(plan: Plan) -> tuple[str, ...]:
