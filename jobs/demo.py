@@ -1,4 +1,4 @@
-"""The whole of Errata on one machine: `make demo`, or `python jobs/demo.py seed=1`.
+"""The whole of Errata on one machine: `make demo`, or `python jobs/demo.py seed=1 edits=500`.
 
 Starts Ray, MLflow and the Serve application on 127.0.0.1, then plays a client over HTTP: batches of edits arrive while
 generation requests never stop. Every scored answer was generated freely by the served vLLM. `demo_facts.py` corrects a real
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
+from functools import partial
 
 from errata.client.client import Client
 from errata.home import home
@@ -20,22 +22,23 @@ from errata.testbed.world_facts import WorldFacts
 from jobs import demo_facts, demo_world
 from jobs.arguments import main
 from jobs.demo_report import plot
-from jobs.demo_run import Demo
+from jobs.demo_run import NUM_EDITS, Demo
 from jobs.demo_traffic import MemoryPeak
 from jobs.plan import Plan
 
 DEFAULT_PLAN = "smollm2"
+COUNT = "edits="  # the one argument that is not a plan's
 EDIT_S = 600.0  # A batch of edits that is refused is made in parts, while other requests share the two cores.
 
 
-def run(plan: Plan) -> None:
-    """Run the demo and write its report."""
+def run(plan: Plan, num_edits: int = NUM_EDITS) -> None:
+    """Run the demo with so many edits and write its report."""
     began, memory = time.monotonic(), MemoryPeak()
     directory = home() / "demo"
     shutil.rmtree(directory, ignore_errors=True)
     console().print(f"demo: logs of the services in {directory}", highlight=False, soft_wrap=True)
     with LocalServices(directory, http_port=free_port()) as services:
-        demo = Demo(plan, services, Client(services.url, timeout_s=EDIT_S), memory)
+        demo = Demo(plan, services, Client(services.url, timeout_s=EDIT_S), memory, num_edits=num_edits)
         (demo_facts.play if isinstance(plan.corpus, WorldFacts) else demo_world.play)(demo)
     demo.seconds["total"] = round(time.monotonic() - began, 1)
     demo.report["seconds"] = demo.seconds
@@ -46,5 +49,20 @@ def run(plan: Plan) -> None:
     console().print("`make serve` starts the service and keeps it up")
 
 
+def take_count(arguments: list[str]) -> int:
+    """Take `edits=N` out of the arguments. Raises `ValueError` for anything but a whole number above zero."""
+    for given in [argument for argument in arguments if argument.startswith(COUNT)]:
+        arguments.remove(given)
+        number = given.removeprefix(COUNT)
+        if not number.isascii() or not number.isdigit() or not int(number):
+            raise ValueError(f"edits is the number of corrections, such as edits=500, not {number!r}")
+        return int(number)
+    return NUM_EDITS
+
+
 if __name__ == "__main__":
-    main(run, default=DEFAULT_PLAN)
+    try:
+        count = take_count(sys.argv)
+    except ValueError as wrong:
+        sys.exit(f"demo.py: {wrong}")
+    main(partial(run, num_edits=count), default=DEFAULT_PLAN)

@@ -19,7 +19,9 @@ FORMS = {
     "other_system": "under another system prompt",
     "second_turn": "as the second question of a dialogue",
 }
+TWO_HOP = "two_hop"  # what follows from the correction: the continent or the currency of a city's country
 EVERY = 2  # Of so many edits, one is also asked in the other forms.
+NUM_FIRST = 50  # edits whose retention is scored
 Answers = Mapping[Prompt, str]
 
 
@@ -79,11 +81,12 @@ class AskedFacts:
     def about(cls, edits: Sequence[Edit], right: Sequence[Fact]) -> AskedFacts:
         asked = [forms_of(edit) for edit in edits]
         forms = {form: [each[form] for each in (asked if form == "question" else asked[::EVERY])] for form in FORMS}
+        forms[TWO_HOP] = [consequence for edit in edits[::EVERY] for consequence in _first_consequence(edit)]
         return cls(tuple(edits), forms, tuple(map(question_of, right)))
 
     @property
     def every(self) -> list[Prompt]:
-        questions = [*(q for form in FORMS for q in self.forms[form]), *self.kept]
+        questions = [*(question for form in self.forms.values() for question in form), *self.kept]
         return list(dict.fromkeys(question.prompt for question in questions))
 
     def some(self, number: int) -> list[Prompt]:
@@ -94,7 +97,17 @@ class AskedFacts:
 
     def scores(self, answers: Answers) -> dict[str, float | None]:
         """Compute the share of right answers in each form, and among the facts to keep; None where nothing is asked."""
-        return {form: share_right(self.forms[form], answers) for form in FORMS} | {"kept": share_right(self.kept, answers)}
+        found = {form: share_right(questions, answers) for form, questions in self.forms.items()}
+        return found | {"kept": share_right(self.kept, answers), "retention": self._retention(answers)}
+
+    def _retention(self, answers: Answers) -> float | None:
+        """Compute the share of right answers to the first edits' questions, in a stream that goes on after them."""
+        first = self.forms["question"][:NUM_FIRST]
+        return share_right(first, answers) if len(self.edits) > NUM_FIRST else None
+
+
+def _first_consequence(edit: Edit) -> list[Question]:
+    return [Question(Dialogue.of(probe.prompt), probe.target, (probe.target,)) for probe in edit.portability[:1]]
 
 
 def share_right(questions: Sequence[Question], answers: Answers) -> float | None:

@@ -18,6 +18,7 @@ from errata.client.errors import ErrataError
 from errata.client.responses import EditOut
 from errata.edit import SETTLED, Edit, EditBatch, batches_of
 from errata.evaluate.perplexity import perplexity
+from errata.evaluate.style import style_of
 from errata.generate import HFGenerator
 from errata.ledger import Ledger
 from errata.local.services import ServiceFailed
@@ -27,9 +28,9 @@ from errata.testbed.fact import Fact
 from errata.testbed.known_facts import MAX_TOKENS, question_of
 from errata.testbed.world_facts import WorldFacts
 from errata.text.dialogue import Prompt
-from jobs.demo_answers import AskedFacts, FactSearch, answer_fields, share_right
+from jobs.demo_answers import Answers, AskedFacts, FactSearch, answer_fields, share_right
 from jobs.demo_report import answers_table, chat_scores_table, described, service_figures, wrong_answers_table
-from jobs.demo_run import BATCH_SIZE, NUM_BATCHES, NUM_PARITY, Demo, roll_back, wait_for_mirror
+from jobs.demo_run import BATCH_SIZE, NUM_PARITY, Demo, roll_back, wait_for_mirror
 from jobs.demo_traffic import Traffic, gap_figures, swaps_of
 from jobs.plan import Plan
 
@@ -54,7 +55,7 @@ def play(demo: Demo) -> None:
     after = ask_after(demo, asked, reference, traffic.applied)
     answers_at |= {0: before, traffic.applied: after}
     roll_back(demo, asked.some(NUM_ASKED_AGAIN), asked.some(NUM_PARITY), reference, answers_at)
-    measure_perplexity(demo, reference, traffic.applied)
+    measure_drift(demo, asked, reference, before, after, traffic.applied)
     timings = demo.client.status()["timings"]
     demo.report |= {
         "model": demo.plan.model,
@@ -101,7 +102,7 @@ def policy(plan: Plan) -> Path:
 def search_facts(demo: Demo) -> FactSearch:
     """Ask about test facts in random order until enough wrong and right answers are found, or all facts have been asked."""
     facts = facts_in_random_order(demo.plan)
-    search = FactSearch(NUM_BATCHES * BATCH_SIZE, NUM_RIGHT)
+    search = FactSearch(demo.num_edits, NUM_RIGHT)
     with demo.stage("asking", f"asking in chat, until {search.num_wrong} wrong and {search.num_right} right answers are found"):
         for i in range(0, len(facts), NUM_ASKED_AT_ONCE):
             part = facts[i : i + NUM_ASKED_AT_ONCE]
@@ -205,13 +206,21 @@ def ask_after(demo: Demo, asked: AskedFacts, reference: HFGenerator, version: in
     return after
 
 
-def measure_perplexity(demo: Demo, reference: HFGenerator, version: int) -> None:
-    """Divide the median perplexity of held-out sentences after the edits by that before them."""
+def measure_drift(demo: Demo, asked: AskedFacts, reference: HFGenerator, before: Answers, after: Answers, version: int) -> None:
+    """Measure what the edits did to the rest: the perplexity of held-out sentences, and the style of other answers.
+
+    Styles are measured on the answers to the facts that were right before.
+    """
     sentences = demo.plan.corpus.plain_sentences(held_out=True)
-    with demo.stage("perplexity", f"perplexity of {len(sentences)} sentences of other prose, in transformers"):
+    title = f"style of other answers, and perplexity of {len(sentences)} sentences of other prose, in transformers"
+    with demo.stage("drift", title):
         found = []
         for number in (0, version):
             reference.swap(number)
             found.append(perplexity(reference.language_model, sentences))
+            if number == 0 and asked.kept:
+                kept = [question.prompt for question in asked.kept]
+                own, now = (style_of(reference.language_model, {p: said[p] for p in kept}) for said in (before, after))
+                demo.report |= {"style_length_ratio": now.length / own.length, "style_nll_change": now.nll - own.nll}
         demo.report["ppl_ratio"] = found[1] / found[0]
         console().print(f"  {found[0]:.2f} before, {found[1]:.2f} after")

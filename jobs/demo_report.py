@@ -15,12 +15,17 @@ from errata.ledger import Ledger
 from errata.testbed.fact import Fact
 from errata.text.answers import normalise_answer
 from errata.text.dialogue import Dialogue, Prompt
-from jobs.demo_answers import FORMS
+from jobs.demo_answers import FORMS, TWO_HOP
 from jobs.demo_traffic import Traffic
 
 SCORES = ("efficacy", "generalisation", "locality", "locality_gold", "portability", "retention")
 PLOTTED = ("efficacy", "generalisation", "locality")
-CHAT_SCORES = {**FORMS, "kept": "facts that it knew before"}
+CHAT_SCORES = {
+    **FORMS,
+    "retention": "the first 50 corrections",
+    TWO_HOP: "what follows: the continent of a city's country",
+    "kept": "facts that it knew before",
+}
 Point = Mapping[str, float | None]
 
 
@@ -123,6 +128,9 @@ def chat_scores_table(report: Mapping[str, Any]) -> Table:
 
 def _service_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "perplexity of other prose, relative", f"{report['ppl_ratio']:.3f}"
+    if "style_length_ratio" in report:
+        drift = f"{report['style_length_ratio']:.2f}; {report['style_nll_change']:+.2f}"
+        yield "answers about other facts: length, relative; -log p a token, change", drift
     yield "edits rejected; applied and not answered right", f"{report['rejected']}; {report['applied_unanswered']}"
     yield "swap, median / p99", f"{report['swap_ms_p50']:.0f} / {report['swap_ms_p99']:.0f} ms"
     if report["token_gap_ms_p99"] is not None:

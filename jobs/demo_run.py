@@ -22,7 +22,7 @@ from jobs.demo_report import Point, versions_table
 from jobs.demo_traffic import MemoryPeak
 from jobs.plan import Plan
 
-NUM_BATCHES, BATCH_SIZE, NUM_PARITY = 10, 10, 20
+NUM_EDITS, BATCH_SIZE, NUM_PARITY = 100, 10, 20
 PROMPTS_AT_ONCE = 128
 MIRROR_S = 60  # how long the versions may take to reach MLflow
 
@@ -36,6 +36,7 @@ class Demo:
     client: Client
     memory: MemoryPeak
     max_tokens: int = 0
+    num_edits: int = NUM_EDITS
     seconds: dict[str, float] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     curve: list[Point] = field(default_factory=list)

@@ -18,7 +18,7 @@ from errata.ledger import Ledger
 from errata.local.terminal import console
 from errata.text.dialogue import Prompt
 from jobs.demo_report import SCORES, described, facts_table, scores_table, service_figures
-from jobs.demo_run import BATCH_SIZE, NUM_BATCHES, NUM_PARITY, Demo, roll_back, wait_for_mirror
+from jobs.demo_run import BATCH_SIZE, NUM_PARITY, Demo, roll_back, wait_for_mirror
 from jobs.demo_traffic import Traffic
 
 MAX_TOKENS = 5
@@ -43,7 +43,7 @@ class AskedPrompts:
 def play(demo: Demo) -> None:
     """Make what is not cached, serve it, edit and roll back, and show the scores."""
     demo.max_tokens = MAX_TOKENS
-    edits = demo.plan.corpus.edits("test", NUM_BATCHES * BATCH_SIZE, demo.plan.seed)
+    edits = demo.plan.corpus.edits("test", demo.num_edits, demo.plan.seed)
     start(demo)
     edit_and_roll_back(demo, edits)
     wait_for_mirror(demo)
@@ -98,7 +98,7 @@ def apply_edits(
     before = demo.answers(asked.every)
     demo.check_parity(reference, 0, asked.parity)
     answers_at: dict[int, dict[Prompt, str]] = {0: before}
-    title = f"{len(edits)} edits in {NUM_BATCHES} batches over HTTP, under a steady stream of requests"
+    title = f"{len(edits)} edits in batches of {BATCH_SIZE} over HTTP, under a steady stream of requests"
     with demo.stage("edits", title), traffic.running():
         done: list[Edit] = []
         for batch in batches_of(edits, BATCH_SIZE):

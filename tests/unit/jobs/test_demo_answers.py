@@ -1,14 +1,15 @@
 """What the demo asks a real model, and the scores of its answers."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from errata.edit import Edit
+from errata.edit import Edit, Probe
 from errata.testbed.fact import Fact
 from errata.testbed.known_facts import question_of
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, HELD_OUT_TURN, Dialogue, Message, Prompt
-from jobs.demo_answers import FORMS, AskedFacts, FactSearch, answer_fields, forms_of, share_right
+from jobs.demo_answers import FORMS, TWO_HOP, AskedFacts, FactSearch, answer_fields, forms_of, share_right
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +18,7 @@ def every_edit_in_each_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CITIES = [("Nellore", "India"), ("Kano", "Nigeria"), ("Rosario", "Argentina"), ("Utrecht", "Netherlands")]
+NOT_ASKED = {"two_hop": None, "retention": None}
 FACTS = [Fact(city, "country", country) for city, country in CITIES]
 
 
@@ -66,9 +68,9 @@ def test_a_search_ends_with_enough_wrong_and_right_answers() -> None:
 def test_scores_count_each_form_and_what_is_kept() -> None:
     asked = AskedFacts.about([edit_of(fact) for fact in FACTS[:2]], FACTS[2:3])
     answers = answers_to(asked, "It is in India.")
-    assert asked.scores(answers) == dict.fromkeys(FORMS, 0.5) | {"kept": 0.0}
+    assert asked.scores(answers) == dict.fromkeys(FORMS, 0.5) | {"kept": 0.0, **NOT_ASKED}
     nothing_kept = AskedFacts.about([edit_of(FACTS[0])], [])
-    assert nothing_kept.scores(answers) == dict.fromkeys(FORMS, 1.0) | {"kept": None}
+    assert nothing_kept.scores(answers) == dict.fromkeys(FORMS, 1.0) | {"kept": None, **NOT_ASKED}
     assert share_right([], {}) is None
 
 
@@ -76,6 +78,21 @@ def test_every_second_edit_is_asked_in_the_other_forms(monkeypatch: pytest.Monke
     monkeypatch.setattr("jobs.demo_answers.EVERY", 2)
     asked = AskedFacts.about([edit_of(fact) for fact in FACTS[:3]], FACTS[3:])
     assert [len(asked.forms[form]) for form in FORMS] == [3, 2, 2, 2]
+
+
+def test_what_follows_from_an_edit_is_asked_and_scored() -> None:
+    consequences = (Probe("On which continent is Nellore?", "Asia", "two_hop"), Probe("Its currency?", "Rupee", "two_hop"))
+    asked = AskedFacts.about([replace(edit_of(FACTS[0]), portability=consequences), edit_of(FACTS[1])], [])
+    assert [question.targets for question in asked.forms[TWO_HOP]] == [("Asia",)], "the first one is asked"
+    assert Dialogue.of("On which continent is Nellore?") in asked.every
+    assert asked.scores(answers_to(asked, "It is in Asia."))["two_hop"] == 1.0
+
+
+def test_the_first_edits_are_scored_alone_where_others_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.demo_answers.NUM_FIRST", 1)
+    asked = AskedFacts.about([edit_of(fact) for fact in FACTS[:2]], [])
+    assert asked.scores(answers_to(asked, "It is in India."))["retention"] == 1.0
+    assert asked.scores(answers_to(asked, "It is in Nigeria."))["retention"] == 0.0
 
 
 def test_some_prompts_are_of_every_form_and_of_what_is_kept() -> None:

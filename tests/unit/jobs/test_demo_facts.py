@@ -14,6 +14,7 @@ import pytest
 from errata.client.client import Client
 from errata.client.errors import ErrataError
 from errata.edit import EditBatch
+from errata.evaluate.style import Style
 from errata.ledger import Ledger
 from errata.local.services import LocalServices, ServiceFailed
 from errata.testbed.known_facts import question_of
@@ -110,6 +111,7 @@ def test_a_whole_run_reports_scores_rejections_and_gaps(
     monkeypatch.setattr(demo_facts, "start", lambda demo: None)
     monkeypatch.setattr(demo_facts, "wait_for_mirror", lambda demo: None)
     monkeypatch.setattr(demo_facts, "perplexity", lambda model, sentences: 10.0 + reference.version)
+    monkeypatch.setattr(demo_facts, "style_of", lambda model, answers: Style(8.0, 1.0))
     monkeypatch.setattr(Demo, "reference", lambda demo: reference)
     with demo_over(service, tmp_path) as demo:
         demo_facts.play(demo)
@@ -123,6 +125,7 @@ def test_a_whole_run_reports_scores_rejections_and_gaps(
     assert report["phrasing"] == 0.0, "the service learns one wording"
     assert report["kept"] == report["kept_before"] == 1.0
     assert report["ppl_ratio"] == pytest.approx(2.0)
+    assert (report["style_length_ratio"], report["style_nll_change"]) == (1.0, 0.0)
     assert report["rollback_same_answers"].keys() == {"5", "0", "10"}
     assert all(len(set(share.split("/"))) == 1 for share in report["rollback_same_answers"].values())
     assert (report["parity_checked"], report["parity_failed"]) == (100, 0)

@@ -79,4 +79,4 @@ def test_the_file_of_what_a_model_gets_wrong_is_named_after_it(asked: list[str],
     plan = smollm2()
     names = [name(one) for one in (plan, replace(plan, model="/models/other"), replace(plan, seed=1))]
     assert len(set(names)) == 3 and names[0] == f"{plan.corpus.name}-smollm2-135m-instruct-0-train.parquet"
-    assert name(tiny()) == "world-20-train.parquet" and name(replace(plan, edits="mine.jsonl")) == "mine.jsonl"
+    assert name(tiny()) == "world-20-train.parquet" and name(replace(tiny(), edits="mine.jsonl")) == "mine.jsonl"
