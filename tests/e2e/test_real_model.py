@@ -52,6 +52,15 @@ def without_end(rows: Sequence[list[int]], ends: frozenset[int]) -> list[list[in
     return [[token for token in ids if token not in ends] for ids in rows]
 
 
+def test_training_goes_on_from_the_shipped_policy_as_its_record_says(pair: Pair) -> None:
+    recorded = smollm2.record()["next_steps"]
+    assert isinstance(recorded, list) and len(recorded) == smollm2.NEXT_STEPS.train_steps
+    found = smollm2.next_steps(RLEdit.load(smollm2.POLICY), pair.reference.model)
+    for ours, theirs in zip(found, recorded, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-2), "other processors round otherwise"
+    assert found[0] != found[1]
+
+
 def test_corrections_in_chat_are_served_alike_and_taken_back(pair: Pair, facts: list[Fact]) -> None:
     """Four corrections: vLLM and transformers say the same before, after and after the rollback, also in other contexts."""
     model = pair.reference.model

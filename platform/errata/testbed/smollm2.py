@@ -7,13 +7,16 @@ thirty times as large, is measured on this machine at first use.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from errata.durable import file_digest, new_folder
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.hypernet.training import Fold, Schedule, Trainer
 from errata.guard.probes import FILE as PROBES
 from errata.home import home
 from errata.locks import hold
@@ -29,6 +32,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_TEXTS = 450  # on which the keys' second moment is measured
 POLICY = Path(__file__).parent / "smollm2_policy"
 TEXTS_AT_ONCE = 50
+NEXT_STEPS = Schedule(train_steps=2, episodes=1, batches=2, batch_size=2)
+NUM_NEXT_TEXTS = 24
 
 
 def folder() -> Path:
@@ -106,12 +111,26 @@ def record() -> dict[str, object]:
 def ship(artifact: Path) -> Path:
     """Copy a trained policy without its key preconditioner to where the package holds it.
 
-    Its parameters are rounded to 16 bits, so that the file compresses well; sums of the normaliser would overflow.
+    Its parameters are rounded to 16 bits, so that the file compresses well; sums of the normaliser would overflow. The record
+    says which losses training would have next.
     """
     editor = RLEdit.load(artifact)
     for parameter in editor.trained_policy().net.parameters():
         parameter.data = parameter.data.half().float()
     text = json.loads((artifact / "artifact.json").read_text())
+    further = next_steps(editor, load(fetched()))
     shutil.rmtree(POLICY, ignore_errors=True)
-    editor.with_preconditioners({}).save(POLICY, text["record"])
+    editor.with_preconditioners({}).save(POLICY, text["record"] | {"next_steps": further})
     return POLICY
+
+
+def next_steps(editor: RLEdit, model: LanguageModel) -> list[dict[str, float]]:
+    """Train a copy of the policy a few small steps further and return their losses, from the shipped state to the same numbers.
+
+    Facts, texts and draws are fixed, and few, so that a test can repeat it. The unedited model is needed.
+    """
+    texts = metric_texts(model, NUM_NEXT_TEXTS)
+    own = replace(editor, policy=copy.deepcopy(editor.trained_policy()))
+    fold = Fold(WorldFacts().edits("train", NEXT_STEPS.longest), own.measure_preconditioners(model, texts))
+    trainer = Trainer(own, model, [fold], NEXT_STEPS, seed=0)
+    return [trainer.step() for _ in range(NEXT_STEPS.train_steps)]

@@ -108,6 +108,9 @@ def artifact(tiny_model: LanguageModel, tmp_path: Path) -> Path:
     return tmp_path / "trained"
 
 
+NEXT = [{"edit_loss": 0.5}]
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch, tiny_model: LanguageModel, tmp_path: Path) -> list[int]:
     """Let the small model be the default one; returns a list that grows with each measurement of the preconditioner."""
@@ -121,6 +124,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tiny_model: LanguageModel, tmp_pat
     monkeypatch.setattr(smollm2, "fetched", lambda: tmp_path)
     monkeypatch.setattr(smollm2, "load", lambda path: tiny_model)
     monkeypatch.setattr(smollm2, "metric_texts", metric_texts)
+    monkeypatch.setattr(smollm2, "next_steps", lambda editor, model: NEXT)
     return measured
 
 
@@ -128,7 +132,7 @@ def test_a_policy_is_shipped_without_its_preconditioner_which_is_measured_once(
     artifact: Path, stand_in: list[int], tiny_model: LanguageModel, tmp_path: Path
 ) -> None:
     shipped = smollm2.ship(artifact)
-    assert shipped == smollm2.POLICY and smollm2.record() == {"model": smollm2.NAME, "plan": "smollm2"}
+    assert shipped == smollm2.POLICY and smollm2.record() == {"model": smollm2.NAME, "plan": "smollm2", "next_steps": NEXT}
     assert {path.name for path in shipped.iterdir()} == {"artifact.json", "policy.safetensors"}
     assert not RLEdit.load(shipped).trained_policy().base_preconditioners and not smollm2.has_policy()
     whole = smollm2.policy()
