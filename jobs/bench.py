@@ -185,12 +185,11 @@ def run_suite(suite: Suite) -> Path:
     for grid in suite.chosen:
         for setting in grid.settings[: suite.budget]:
             bench.prepare(setting, 0)
-    stop_ray()  # nothing else runs while edits are timed
     chosen = {grid.name: choose(bench, grid) for grid in suite.chosen}
     for setting, _ in chosen.values():
         for seed in suite.seeds:
             bench.prepare(setting, seed)
-    stop_ray()
+    stop_ray()  # nothing else runs while edits are timed
     made = made_from(suite.model_plan)
     rows = run_test_streams(bench, {name: setting for name, (setting, _) in chosen.items()})
     directory = home() / f"bench-{suite.name}"
