@@ -113,12 +113,14 @@ class Generator:
         """Open the ledger, and on the first start wait for the worker to create it. Later starts work without the worker."""
         worker: asyncio.Task[Any] | None = None
         while True:
+            has_started = worker is not None and worker.done()  # It answers once it has started, which is after the creation.
             try:
                 return Ledger.open(self.options.ledger)
             except FileNotFoundError:
-                if worker is not None and worker.done():  # It answers once it has started, which is after the creation.
-                    raise
                 worker = worker or asyncio.ensure_future(_answered(self.worker.ready.remote()))
+                if has_started:
+                    worker.result()  # The worker's own fault, if it could not start, says more.
+                    raise
                 await asyncio.wait([worker], timeout=WATCH_PERIOD_S)
 
     async def _start_engine(self) -> None:

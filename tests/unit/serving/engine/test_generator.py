@@ -128,12 +128,14 @@ def test_a_model_that_reads_images_is_refused_before_vllm_sees_it(grown: Ledger,
 class Worker:
     """The edit worker's handle on its first start; its `ready` is answered when `started` is set."""
 
-    def __init__(self) -> None:
-        self.started = asyncio.Event()
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.started, self.fault = asyncio.Event(), fault
         self.ready = self
 
-    def remote(self) -> Any:
-        return self.started.wait()
+    async def remote(self) -> None:
+        await self.started.wait()
+        if self.fault is not None:
+            raise self.fault
 
 
 def test_a_replica_waits_for_the_ledger_and_not_for_the_worker_that_makes_it(tmp_path: Path) -> None:
@@ -150,13 +152,16 @@ def test_a_replica_waits_for_the_ledger_and_not_for_the_worker_that_makes_it(tmp
     asyncio.run(opened())
 
 
-def test_a_worker_that_starts_without_a_ledger_ends_the_wait(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "says"), [(None, "no ledger in"), (RuntimeError("the editor has no artifact"), "the editor has no artifact")]
+)
+def test_a_worker_that_starts_without_a_ledger_ends_the_wait(fault: Exception | None, says: str, tmp_path: Path) -> None:
     async def opened() -> None:
-        replica, worker = engine.Generator.__new__(engine.Generator), Worker()
+        replica, worker = engine.Generator.__new__(engine.Generator), Worker(fault)
         replica.worker, replica.options = worker, engine.ServingOptions("m", str(tmp_path), "errata")
         worker.started.set()
         async with asyncio.timeout(5):
-            with pytest.raises(FileNotFoundError, match="no ledger in"):
+            with pytest.raises(type(fault or FileNotFoundError()), match=says):
                 await replica._open_ledger()
 
     asyncio.run(opened())
