@@ -67,7 +67,7 @@ bench-ablation: setup
 bench-stream: setup
 	$(BIN)/python -m benchmarks.records $(ARGS)
 
-# Measure continuous request streams with and without one batch of edits per second. FULL=1 is the long run.
+# Measure 1, 4 and 8 request streams with and without one batch of edits per second. ARGS=model=world takes the small Llama; FULL=1 is the long run.
 bench-serving: setup
 	$(BIN)/python -m benchmarks.serving_load $(ARGS)
 

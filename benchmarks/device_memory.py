@@ -28,7 +28,7 @@ from errata.hardware import hardware
 from errata.model.matrices import fused_partners
 from errata.model.prefix_cache import BatchCache, PrefixCache
 from errata.overrides import overridden
-from jobs.arguments import from_arguments
+from jobs.arguments import from_arguments, with_checkpoint
 from jobs.plan import Plan
 
 GPU_GIB = 79.0  # of an 80 GB GPU, available to a process beside the CUDA context
@@ -38,7 +38,7 @@ def episode_rows(plan: Plan, texts: Texts, ways: Sequence[MemoryOptions]) -> lis
     """Peak memory of an episode by part, one row per memory option."""
     rows = []
     for savings in ways:
-        console.print(f"an episode with {savings} ...", highlight=False)
+        console().print(f"an episode with {savings} ...", highlight=False)
         counted = count_episode(replace(scored_once(plan), savings=savings), texts, partial(model_of, plan))
         gib = {part: counted.parts.get(part, 0) / 2**30 for part in PARTS}
         total = counted.peak_bytes / 2**30
@@ -112,7 +112,7 @@ CHECK_NOTE = (
 def run(plan: Plan, texts: Texts, check: Check, command: str) -> Path:
     """Measure, print and write `$ERRATA_HOME/bench-memory/report.json`."""
     about = {"command": command, "seed": plan.seed, "hardware": hardware(), "texts": asdict(texts)}
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     found = check_rows(plan, check, [MemoryOptions(), plan.savings])
     show("The count against resident memory, on a small model", found, CHECK_NOTE)
     serving = serving_rows(plan, texts)
@@ -131,6 +131,7 @@ def main(arguments: Sequence[str]) -> None:
         texts = overridden(texts, name.removeprefix("texts."), value)
     rest = [argument for argument in arguments if argument not in own]
     plan = from_arguments(rest if any(a.startswith("plan=") for a in rest) else ["plan=llama3_8b", *rest])
+    plan = with_checkpoint(plan, plan.editor.modules)
     run(plan, texts, Check(), f"make bench-memory ARGS='{' '.join(arguments)}'")
 
 

@@ -83,7 +83,7 @@ def run(settings: Settings, command: str) -> Path:
     about |= {"note": NO_GPU} if device.type == "cpu" else {}
     rates = measure_rates(device, size.rate_size, size.copied_bytes)
     about["rates"] = asdict(rates)
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     model = make_language_model(size, device, settings.seed)
     if settings.checkpoint:
         check_checkpoint(model, settings.checkpoint)
@@ -105,7 +105,7 @@ def edits(bench: Bench, settings: Settings) -> list[dict[str, Any]]:
     for name in settings.editors or STARTS:
         for row in bench.rows(name, settings.batches):
             rows.append(row)
-            console.print(_line(row), highlight=False)  # shown immediately, so that an interrupted run has shown its results
+            console().print(_line(row), highlight=False)  # shown immediately, so that an interrupted run has shown its results
         clear()
     parts = [f"{part}_ms" for part in PARTS]
     show("An edit", [{name: value for name, value in row.items() if name not in parts} for row in rows], NOTE)

@@ -48,6 +48,7 @@ from errata.testbed.harmful_edits import hard_edits
 from errata.testbed.world import World
 from errata.text.dialogue import Prompt
 from jobs import moments
+from jobs.entry import run_job
 from jobs.plans import demo
 
 GIANT = 50.0
@@ -197,7 +198,7 @@ class Bench:
 
 def run(num_edits: int, seed: int, command: str) -> Path:
     about = {"command": command, "seed": seed, "hardware": hardware()}
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     bench = Bench(num_edits, seed)
     runs = {
         "clean": bench.guarded(bench.editor.inner, list(batches_of(bench.healthy, BATCH_SIZE)), "clean"),
@@ -210,12 +211,16 @@ def run(num_edits: int, seed: int, command: str) -> Path:
     return write_report("bench-guard", rows, **about, stream=dict(kinds), **runs)
 
 
-def main() -> None:
+def parsed(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="A poisoned stream of edits with the guard and without.")
     parser.add_argument("--seed", type=int, default=0)
-    seed, full = parser.parse_args().seed, os.environ.get("FULL", "") not in ("", "0")
+    return int(parser.parse_args(arguments).seed)
+
+
+def main(seed: int) -> None:
+    full = os.environ.get("FULL", "") not in ("", "0")
     run(280 if full else 200, seed, f"{'FULL=1 ' if full else ''}make bench-guard ARGS=--seed={seed}")
 
 
 if __name__ == "__main__":
-    main()
+    run_job(parsed, main)

@@ -136,7 +136,7 @@ def measure(settings: Settings, directory: Path) -> list[dict[str, Any]]:
             row |= in_new_process(directory, "worker") | in_new_process(directory, "replica")
             sizes = {"bytes_per_version": size_of(directory) / number, "factor_bytes": factor_bytes / number}
             rows.append({**row, **sizes, "key_bytes": key_bytes / number})
-            console.print(f"version {number:,} after {sum(taken):.0f} s of appending", highlight=False)
+            console().print(f"version {number:,} after {sum(taken):.0f} s of appending", highlight=False)
     return rows
 
 
@@ -171,7 +171,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def run(settings: Settings, command: str) -> Path:
     """Measure, print, draw and write `$ERRATA_HOME/bench-ledger`."""
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     folder = home() / NAME
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:  # not /tmp, which may be in memory, where syncing is free

@@ -168,6 +168,46 @@ def stalls_ms(request: Request, swaps: Sequence[Interval]) -> Iterator[float]:
         yield max(after - before for before, after in pairwise(touched)) * 1e3
 
 
+@dataclass(frozen=True)
+class GapFigures:
+    """Milliseconds between two tokens of a stream, and tokens a second; None where there is no gap.
+
+    `without` is the same engine in the phases without edits. `at_swap` are the gaps that overlap a swap.
+    """
+
+    tokens_per_s_with: float | None
+    tokens_per_s_without: float | None
+    gap_ms_p50_without: float | None
+    gap_ms_p99_without: float | None
+    gap_ms_p50_with: float | None
+    gap_ms_p99_with: float | None
+    gap_ms_p50_at_swap: float | None
+    gap_ms_p99_at_swap: float | None
+    num_gaps_at_swap: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def gap_figures(requests: Sequence[Request], swaps: Sequence[Interval], phases: Sequence[Phase]) -> GapFigures:
+    """Compute the gaps between tokens inside the phases with edits and without; failed answers do not count.
+
+    `swaps` do not overlap.
+    """
+    gaps = [gap for request in requests if not is_failed(request) for gap in pairwise(request.tokens)]
+    by_phase: dict[bool, list[Interval]] = {True: [], False: []}
+    for phase in phases:
+        by_phase[phase.edits] += [(a, b) for a, b in gaps if phase.begin <= a and b <= phase.end]
+    ordered = sorted(swaps)
+    begins = [begin for begin, _ in ordered]
+    swapped = [(a, b) for a, b in by_phase[True] if (at := bisect_right(begins, b)) and ordered[at - 1][1] >= a]
+    with_edits, without, _ = paired_rates(requests, phases)
+    ms = {name: [1e3 * (b - a) for a, b in of] for name, of in (("with", by_phase[True]), ("without", by_phase[False]))}
+    ms["at_swap"] = [1e3 * (b - a) for a, b in swapped]
+    figures = {f"gap_ms_p{percent}_{name}": _percentile(of, percent) for name, of in ms.items() for percent in (50, 99)}
+    return GapFigures(with_edits or None, without or None, **figures, num_gaps_at_swap=len(swapped))
+
+
 def paired_rates(requests: Sequence[Request], phases: Sequence[Phase]) -> tuple[float, float, list[float]]:
     """Tokens a second over all phases with edits, over all without, and the ratio of each pair.
 

@@ -120,7 +120,7 @@ def run(settings: Settings, command: str) -> Path:
     from errata.hardware import hardware
 
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(settings, Path(folder))
     show(

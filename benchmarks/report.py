@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from errata.home import home
+from errata.local.terminal import console
 
-# A console over a pipe would wrap tables to 80 columns and cut words.
-console = Console(width=160 if not sys.stdout.isatty() else None)
+TABLE_WIDTH = 160  # of a table over a pipe, where a console would cut words
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
@@ -24,7 +22,9 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
         table.add_column(name.replace("_", "\n"), justify="right")
     for row in rows:
         table.add_row(*(_cell(name, value) for name, value in row.items()))
-    console.print(f"\n[bold]{title}[/bold]", table, *([note] if note else []), sep="\n", highlight=False)
+    screen = console()
+    width = None if screen.is_terminal else TABLE_WIDTH
+    screen.print(f"\n[bold]{title}[/bold]", table, *([note] if note else []), sep="\n", highlight=False, width=width)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -40,5 +40,5 @@ def write_report(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> P
     path = home() / name / "report.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"name": name, **more, "rows": list(rows)}, indent=1) + "\n")
-    console.print(f"written to {path}")
+    console().print(f"written to {path}", soft_wrap=True)
     return path

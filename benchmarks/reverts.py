@@ -23,6 +23,7 @@ from errata.edit import Edit, batches_of
 from errata.hardware import hardware
 from errata.home import home
 from errata.model.generation import greedy_texts
+from jobs.entry import run_job
 from jobs.plans import demo
 from serving.worker.live_model import LiveModel, LiveModelOptions
 
@@ -122,7 +123,7 @@ def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def run(seed: int, command: str) -> Path:
     about = {"command": command, "seed": seed, "hardware": hardware()}
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     bench, rng = Bench(seed), random.Random(seed)
     ones = [bench.trial([edit], "replay", i < NUM_COMPARED) for i, edit in enumerate(rng.sample(bench.edits, NUM_ONE))]
     batches = [bench.edits[BATCH_SIZE * i : BATCH_SIZE * (i + 1)] for i in BATCHES]
@@ -137,13 +138,16 @@ def run(seed: int, command: str) -> Path:
     return write_report("bench-revert", rows, **about, blame=blamed, head_locality=bench.head_locality)
 
 
-def main() -> None:
+def parsed(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Edits taken out of a model that holds 200, by both ways.")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    return int(parser.parse_args(arguments).seed)
+
+
+def main(seed: int) -> None:
     torch.set_num_threads(1)  # the matrices are small; two threads would mostly wait for each other
-    run(given.seed, f"make bench-revert ARGS='--seed {given.seed}'")
+    run(seed, f"make bench-revert ARGS='--seed {seed}'")
 
 
 if __name__ == "__main__":
-    main()
+    run_job(parsed, main)

@@ -112,7 +112,7 @@ def measure_shape(shape: tuple[int, int], settings: Settings) -> list[dict[str, 
     public: dict[int, dict[str, float]] = {}
     for case in cases:
         if not once or case.num_rows == settings.once_rows:
-            console.print(f"primal, key size {case.key_size}, {case.num_rows} rows ...", highlight=False)
+            console().print(f"primal, key size {case.key_size}, {case.num_rows} rows ...", highlight=False)
             public[case.num_rows] = in_fresh_process(measure, "primal", case, 0)
     found = []
     for case in cases:
@@ -134,7 +134,7 @@ def run(settings: Settings, command: str) -> Path:
     """Measure, print and write `$ERRATA_HOME/bench-solver/report.json`."""
     machine = hardware()
     about = {"command": command, "seed": settings.seed, "hardware": machine}
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     reference = check_truth(settings.seed)
     rows = [found for shape in settings.shapes for found in measure_shape(shape, settings)]
     for title, columns, note in TABLES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,7 @@ from errata.hardware import hardware
 from errata.model.language_model import LanguageModel
 from errata.testbed.language_model import Shape, make_model, make_tokenizer
 from errata.testbed.world import World
+from jobs.entry import run_job
 
 CONTEXTS = Contexts(("", *(f"the {word} river shines. " for word in ("old", "quiet", "narrow", "green", "distant"))))
 SEARCH = Search(num_steps=25, learning_rate=0.1, loss_floor=-1.0)
@@ -142,7 +144,7 @@ def relative(found_nD: Tensor, expected_nD: Tensor) -> float:
 def run(settings: Settings, command: str) -> Path:
     """Measure, print and write `$ERRATA_HOME/bench-targets/report.json`."""
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     positions: tuple[Position, ...] = ("subject", "prompt")
     rows = [measure(s, p, n, settings) for s in settings.shapes for p in positions for n in settings.batches]
     show(f"Targets of a batch of edits, {settings.search.num_steps} steps", rows, NOTE)
@@ -156,10 +158,14 @@ NOTE = (
 )
 
 
-def main() -> None:
+def parsed(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Targets of a batch together, against one edit at a time.")
     parser.add_argument("--seed", type=int, default=0)
-    seed, full = parser.parse_args().seed, os.environ.get("FULL", "") not in ("", "0")
+    return int(parser.parse_args(arguments).seed)
+
+
+def main(seed: int) -> None:
+    full = os.environ.get("FULL", "") not in ("", "0")
     settings = Settings(seed=seed)
     if full:
         settings = replace(settings, shapes=(*settings.shapes, (768, 12, 2304)))
@@ -167,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_job(parsed, main)

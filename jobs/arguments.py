@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 
 from errata.editors.presets import in_short
+from errata.local.models import resolved
 from errata.local.preflight import DTYPES, Problems, matched
 from errata.model.checkpoint import check_checkpoint, headers
+from errata.model.gguf import check_gguf, is_gguf
 from errata.model.matrices import find_matrices
 from errata.overrides import overridden
 from errata.testbed import smollm2
@@ -90,12 +93,26 @@ def check_model(plan: Plan, modules: Sequence[str]) -> None:
         found.checked("editor.modules", find_matrices, _testbed(plan), modules)
     elif plan.model == smollm2.NAME:
         found.checked("model", smollm2.check)
+    elif is_gguf(plan.model):  # Its matrices are known once it is converted.
+        found.checked("model", check_gguf, Path(plan.model))
     elif Path(plan.model).is_dir() or not (plan.placement or "RAY_ADDRESS" in os.environ):
         folder = found.checked("model", check_checkpoint, plan.model)
         if folder is not None:
             found.checked("editor.modules", matched, folder, headers(folder), modules)
     if found:
         raise ValueError("; ".join(found))
+
+
+def with_checkpoint(plan: Plan, modules: Sequence[str]) -> Plan:
+    """Return the plan with the checkpoint of its GGUF file, which is made on first use; other plans as they are.
+
+    Raises `ValueError` for a file that cannot be converted, or whose model lacks a matrix of `modules`.
+    """
+    if not is_gguf(plan.model):
+        return plan
+    found = replace(plan, model=resolved(plan.model))
+    check_model(found, modules)
+    return found
 
 
 def _testbed(plan: Plan) -> Any:
@@ -121,4 +138,4 @@ def main(run: Callable[[Plan], None], check: Callable[[Plan], None] = lambda pla
         plan.check_gpus()
         return plan
 
-    run_job(read, run)
+    run_job(read, lambda plan: run(with_checkpoint(plan, plan.editor.modules)))

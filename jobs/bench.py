@@ -40,6 +40,7 @@ from errata.model.language_model import LanguageModel, load
 from errata.provenance import code_digest
 from errata.registry import TrainingRun
 from jobs import moments, pretrain, train, training_data
+from jobs.arguments import check_model, with_checkpoint
 from jobs.editor_settings import EditorGrid, EditorSetting
 from jobs.entry import run_job, stop_ray
 from jobs.mlflow_run import log_run, made_from
@@ -143,7 +144,8 @@ class Bench:
         """Hash everything that changes the rows: model, setting, stream, the package's code, and the machine."""
         suite = self.suite
         sizes = (suite.num_edits, suite.checkpoints) if split == "test" else (suite.num_validation, ())
-        what = [suite.model_plan.digest("corpus", "shape"), _settings(setting), split, sizes, suite.batch_size, seed]
+        of_model = ("corpus", "shape", *(["model"] if suite.model else []))
+        what = [suite.model_plan.digest(*of_model), _settings(setting), split, sizes, suite.batch_size, seed]
         what += [code_digest(), hardware()["cpu"], str(torch.__version__)]
         if setting and setting.schedule:
             what.append(suite.plan(setting, seed).digest())
@@ -164,9 +166,18 @@ def choose(bench: Bench, grid: EditorGrid) -> tuple[EditorSetting, list[float]]:
     return tried[scores.index(max(scores))], scores
 
 
+def from_command_line(arguments: Sequence[str]) -> Suite:
+    """Read a suite, and check the model that it names. Raises `ValueError` that names a wrong argument."""
+    suite = from_arguments(arguments)
+    if suite.model:
+        check_model(suite.model_plan, suite.edited_modules)
+    return suite
+
+
 def run_suite(suite: Suite) -> Path:
     """Run a suite and write its files to `$ERRATA_HOME/bench-NAME`; returns that folder."""
     began = time.monotonic()
+    suite = replace(suite, model=with_checkpoint(suite.model_plan, suite.edited_modules).model)
     set_threads()
     machine = hardware()
     pretrain.run(suite.model_plan)
@@ -174,12 +185,11 @@ def run_suite(suite: Suite) -> Path:
     for grid in suite.chosen:
         for setting in grid.settings[: suite.budget]:
             bench.prepare(setting, 0)
-    stop_ray()  # nothing else runs while edits are timed
     chosen = {grid.name: choose(bench, grid) for grid in suite.chosen}
     for setting, _ in chosen.values():
         for seed in suite.seeds:
             bench.prepare(setting, seed)
-    stop_ray()
+    stop_ray()  # nothing else runs while edits are timed
     made = made_from(suite.model_plan)
     rows = run_test_streams(bench, {name: setting for name, (setting, _) in chosen.items()})
     directory = home() / f"bench-{suite.name}"
@@ -273,4 +283,4 @@ def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_job(from_arguments, run_suite)
+    run_job(from_command_line, run_suite)

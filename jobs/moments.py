@@ -31,7 +31,7 @@ from errata.model.language_model import LanguageModel, checkpoint_fingerprint, l
 from errata.model.matrices import find_matrices
 from errata.text.dialogue import Prompt
 from jobs import pretrain
-from jobs.arguments import check_model, from_arguments
+from jobs.arguments import check_model, from_arguments, with_checkpoint
 from jobs.entry import run_job
 from jobs.mlflow_run import log_run, made_from
 from jobs.plan import MARK, Plan
@@ -99,9 +99,10 @@ def run(what: Measurement) -> Path:
 
     Raises `ValueError` for a pattern in `modules` that matches no matrix, and for missing GPUs.
     """
+    replace(what.plan, num_workers=1, min_workers=0).check_gpus()
+    check_model(what.plan, what.modules)
+    what = replace(what, plan=with_checkpoint(what.plan, what.modules))
     plan = what.plan
-    replace(plan, num_workers=1, min_workers=0).check_gpus()
-    check_model(plan, what.modules)
     pretrain.run(plan)
     model = load(plan.model_dir)
     names = find_matrices(model.module, what.modules).names

@@ -40,6 +40,8 @@ from jobs.plans import tiny as tiny_plan
 class Suite:
     """A model, its edits and the compared editors. The first `budget` settings of each are tried on `num_validation` edits.
 
+    The model is a Llama of `shape` that is trained on the corpus, or the one that `model` names, as in a plan.
+
     `editors` selects rows by name; empty selects all. `fresh` ignores all cached results except the model. `mlflow` is the
     tracking server that gets the run.
     """
@@ -58,6 +60,7 @@ class Suite:
     num_workers: int = 2
     fresh: bool = False
     mlflow: str = ""
+    model: str = ""
 
     def check(self) -> None:
         """Raise `ValueError` with what cannot be run."""
@@ -102,7 +105,12 @@ class Suite:
     def model_plan(self) -> Plan:
         """Plan of the model and the corpus only; all seeds share one model."""
         plan = Plan(self.name, RLEdit(), corpus=self.corpus, shape=self.shape, num_workers=self.num_workers)
-        return replace(plan, mlflow=self.mlflow)
+        return replace(plan, mlflow=self.mlflow, model=self.model)
+
+    @property
+    def edited_modules(self) -> tuple[str, ...]:
+        """Patterns of the matrices that some setting of the chosen editors edits."""
+        return tuple(sorted({module for grid in self.chosen for one in grid.settings for module in one.editor.modules}))
 
 
 def _size(full: bool) -> dict[str, Any]:

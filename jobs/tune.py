@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ from ray.tune.search.optuna import OptunaSearch
 from errata.benchmark import run as benchmark
 from errata.benchmark.run import BenchmarkedEditor
 from errata.benchmark.stream import BenchmarkStream
+from errata.datasets.reader import read_edits, write_parquet
+from errata.edit import Edit
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.home import home
 from errata.model.language_model import LanguageModel
 from errata.overrides import with_fields
 from errata.registry import Registry, TrainingRun
 from errata.testbed.corpus import FOLDS
+from errata.testbed.world_facts import WorldFacts
 from jobs import train, training_data
-from jobs.arguments import check_model, from_arguments
+from jobs.arguments import check_model, from_arguments, with_checkpoint
 from jobs.entry import run_job
 from jobs.mlflow_run import log_run, made_from
 from jobs.plan import Plan
@@ -103,8 +107,12 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
             raise ValueError(f"no swept setting is named {', '.join(unknown)}; there are {', '.join(short)}")
         fields = tuple(short[name] for name in found["sweep"].split(","))
     plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
-    if plan.model or plan.edits or plan.text:
-        raise ValueError("a sweep is scored on validation edits of the plan's corpus: leave model=, edits= and text= out")
+    if plan.edits or plan.text:
+        raise ValueError("a sweep is scored on validation edits of the plan's corpus: leave edits= and text= out")
+    if plan.model and not isinstance(plan.corpus, WorldFacts):
+        raise ValueError(
+            f"{plan.model} has not learned the invented facts of the plan's corpus: leave model= out, or plan=smollm2"
+        )
     check_model(plan, plan.editor.modules)
     train.check(plan)
     if plan.min_workers:
@@ -146,8 +154,7 @@ def lifelong_score(model: LanguageModel, editor: HypernetworkEditor, stream: Ben
 def work(config: dict[str, Any]) -> None:
     """Train a trial in one Ray Train worker, scored at every checkpoint."""
     plan: Plan = config["plan"]
-    edits = plan.corpus.edits("validation", config["validation"], plan.seed)
-
+    edits = validation_edits(plan, config["validation"])
     sentences = plan.corpus.plain_sentences(held_out=True)
     stream = BenchmarkStream(tuple(edits), tuple(sentences), plan.schedule.batch_size, checkpoints=(), seed=plan.seed)
 
@@ -155,6 +162,13 @@ def work(config: dict[str, Any]) -> None:
         return lifelong_score(model, editor, stream)
 
     train.work({**config, "score": score, "keep": False})
+
+
+def validation_edits(plan: Plan, count: int) -> list[Edit]:
+    """Return the edits that score a trial: of facts of the world, such as the model gets wrong."""
+    if not isinstance(plan.corpus, WorldFacts):
+        return list(plan.corpus.edits("validation", count, plan.seed))
+    return list(islice(read_edits(training_data.edits_file(plan, "validation")), count))
 
 
 def trial(settings: dict[str, Any], sweep: Sweep) -> None:
@@ -194,7 +208,11 @@ class Progress(ray.tune.Callback):
 
 def run(sweep: Sweep) -> None:
     """Run the sweep, or continue it, and report the best settings."""
+    sweep = replace(sweep, plan=with_checkpoint(sweep.plan, sweep.plan.editor.modules))
     train.prepare(sweep.crossed)
+    validation = Path(training_data.edits_file(sweep.plan, "validation"))
+    if isinstance(sweep.plan.corpus, WorldFacts) and not validation.exists():
+        write_parquet(training_data.edits_of(sweep.plan, "validation"), validation)
     start_ray()
     storage, name = sweep.plan.storage_for("tune"), sweep.name
     # A trial's driver only waits. With a whole CPU for each driver, none would be left for the Train runs.

@@ -42,7 +42,8 @@ def start_ray() -> None:
         os.environ |= LOOPBACK
         ray_constants.ENABLE_RAY_CLUSTER = False  # Ray read the variable when it was imported
     if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
+        there = {"address": os.environ["RAY_ADDRESS"]} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+        ray.init(**there, log_to_driver=True)
 
 
 def run_on_workers(

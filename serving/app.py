@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray import serve
 from ray.serve import Application, Deployment
 
+from errata.local.models import resolved
 from errata.local.preflight import StartSettings, problems_of
 from errata.model.devices import num_gpus
 from serving.engine.generator import Generator, ServingOptions
@@ -94,6 +95,8 @@ def build(args: dict[str, Any]) -> Application:
         arguments = Arguments.model_validate(args)
     except ValidationError as faults:
         raise _refused(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors()) from None
+    if arguments.placement is None:
+        arguments = arguments.model_copy(update={"model": _checkpoint(arguments.model)})
     if problems := problems_of(_start_settings(arguments), is_here=arguments.placement is None):
         raise _refused(problems)
     worker_gpus: float = num_gpus(arguments.device)
@@ -103,6 +106,14 @@ def build(args: dict[str, Any]) -> Application:
     resources = _resources(arguments, arguments.gpus, _engine_threads(arguments))
     generator = _deployed("Generator", serve.ingress()(Generator), arguments.replicas, resources)
     return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
+
+
+def _checkpoint(model: str) -> str:
+    """Return the folder of the model. Raises `ValueError` for a GGUF file or a default model that cannot be made into one."""
+    try:
+        return resolved(model)
+    except ValueError as wrong:
+        raise _refused([f"model: {wrong}"]) from None
 
 
 def _refused(problems: Iterable[str]) -> ValueError:

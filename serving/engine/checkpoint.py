@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoConfig
 
 from errata.model.checkpoint import check_checkpoint
 from errata.model.weights import Checkpoint
@@ -17,6 +16,8 @@ __all__ = ("Checkpoint", "check_architecture", "served_module")
 
 def check_architecture(model: str | Path) -> None:
     """Raise `ValueError` for a model that vLLM cannot run or edit here, and whose own error does not say why."""
+    from transformers import AutoConfig  # Imported here because importing transformers takes seconds.
+
     folder = check_checkpoint(model)
     if folder != Path(model):
         raise ValueError(f"{model} is no folder but a name in Hugging Face's cache: give its folder, {folder}")

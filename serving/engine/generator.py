@@ -6,6 +6,9 @@ head stays ahead (a missed broadcast), and ends the process when the engine has 
 
 A replica that cannot follow the head is out of rotation: first it refuses requests, then it fails its health check, and Serve
 replaces it.
+
+vLLM is imported by the functions that use it: its import takes seconds, and the process that deploys this class needs none
+of it.
 """
 
 from __future__ import annotations
@@ -15,37 +18,29 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import generate_latest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from errata.access_keys import Keys, check_binding
 from errata.ledger import DELTA, Ledger, LedgerDamaged, UnknownVersion
 from serving.api import routes
 from serving.api.access import UNLISTED, Access, AccessLimits, role_for, served_host
 from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
-from serving.engine.answers import answered
 from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
 from serving.engine.readiness import Readiness, max_prepare_s
-from serving.engine.weight_engine import BACKEND, EXTENSION, UpdateFault
 from serving.logs import attach_to_serve
 from serving.metrics import ReplicaMetrics
+
+if TYPE_CHECKING:
+    from serving.engine.weight_engine import UpdateFault
 
 logger = logging.getLogger("errata")
 
@@ -75,6 +70,8 @@ class ServingOptions:
     max_body_bytes: int = 2**20
 
     def vllm_arguments(self) -> list[str]:
+        from serving.engine.weight_engine import BACKEND, EXTENSION
+
         arguments = ["--model", self.model, "--served-model-name", self.served_name, "--dtype", self.dtype]
         arguments += ["--weight-transfer-config", f'{{"backend": "{BACKEND}"}}', "--worker-extension-cls", EXTENSION]
         arguments += ["--tensor-parallel-size", str(self.tensor_parallel), "--gpu-memory-utilization", str(self.gpu_memory)]
@@ -98,8 +95,10 @@ class Generator:
         self._repairing: asyncio.Task[None] | None = None
         self.metrics = ReplicaMetrics()
         self.keys = await self._keys()
-        self.ledger = await self._open_ledger()
+        await asyncio.to_thread(check_architecture, options.model)
         await self._start_engine()
+        self.ledger = await self._open_ledger()  # Only now: on the first start the worker makes it meanwhile.
+        await self._start_weight_transfer()
         result = await self.swap(self.ledger.head)
         if "error" in result:
             raise RuntimeError(f"cannot reach the ledger's head: {result['error']}")
@@ -111,22 +110,40 @@ class Generator:
         return Keys.load(self.options.keys) if self.options.keys is not None else None
 
     async def _open_ledger(self) -> Ledger:
-        try:
-            return Ledger.open(self.options.ledger)
-        except FileNotFoundError:  # Only on the first start: the worker creates it. Later starts work without the worker.
-            await self.worker.ready.remote()
-            return Ledger.open(self.options.ledger)
+        """Open the ledger, and on the first start wait for the worker to create it. Later starts work without the worker."""
+        worker: asyncio.Task[Any] | None = None
+        while True:
+            has_started = worker is not None and worker.done()  # It answers once it has started, which is after the creation.
+            try:
+                return Ledger.open(self.options.ledger)
+            except FileNotFoundError:
+                worker = worker or asyncio.ensure_future(_answered(self.worker.ready.remote()))
+                if has_started:
+                    worker.result()  # The worker's own fault, if it could not start, says more.
+                    raise
+                await asyncio.wait([worker], timeout=WATCH_PERIOD_S)
 
     async def _start_engine(self) -> None:
-        check_architecture(self.options.model)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.v1.engine.async_llm import AsyncLLM
+
         self.args = make_arg_parser(FlexibleArgumentParser()).parse_args(self.options.vllm_arguments())
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(self.args))
+
+    async def _start_weight_transfer(self) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
         base = self.ledger.base
         init_info = {"model": self.options.model, "matrices": base["matrices"], "fingerprint": base["fingerprint"]}
         await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
         self.fingerprint = base["fingerprint"]
 
     async def __serve_build_asgi_app__(self) -> Any:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+
         tasks = await self.engine.get_supported_tasks()
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
         await init_app_state(self.engine, app.state, self.args, supported_tasks=tasks)
@@ -151,6 +168,8 @@ class Generator:
         return await asyncio.shield(asyncio.create_task(self._swap_alone(version)))
 
     async def _swap_alone(self, version: int | None) -> dict[str, Any]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         begin = time.perf_counter()
         async with self._swapping:
             sent: dict[str, Any] = {"bytes": 0, "dense_bytes": 0}
@@ -169,6 +188,8 @@ class Generator:
         return {"replica": self.replica, "version": self.version, "fingerprint": self.fingerprint, "ms": ms, **sent}
 
     async def _swap(self, version: int) -> dict[str, Any]:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
         update = await self._prepared(version)
         self._readiness.swap_begins()
         is_whole = False
@@ -269,6 +290,8 @@ class Generator:
 
         `version` is None if it changed meanwhile, or if a request was refused.
         """
+        from serving.engine.answers import answered
+
         epoch, version = self.epoch, self.version
         bodies = [{**body, "cache_salt": self._salt} for body in asked]
         try:
@@ -287,11 +310,15 @@ class Generator:
 
     async def exposition(self) -> tuple[str, int, str]:
         """Return the replica's name, its version, and its metrics with vLLM's as a Prometheus exposition."""
+        from vllm.v1.metrics.prometheus import get_prometheus_registry
+
         self.metrics.serves(self.version, not self._readiness.is_out)
         return self.replica, self.version, self.metrics.exposition() + generate_latest(get_prometheus_registry()).decode()
 
     async def status(self) -> dict[str, Any]:
         """Return the replica's state; `intact` and `engine_version` are None if the engine does not answer."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         own = {"replica": self.replica, "pid": os.getpid(), "version": self.version, "fingerprint": self.fingerprint}
         try:
             async with asyncio.timeout(ENGINE_TIMEOUT_S):
@@ -299,6 +326,10 @@ class Generator:
         except (TimeoutError, EngineDeadError):
             state = {"intact": None, "version": None}
         return own | {"intact": state["intact"], "engine_version": state["version"], "in_rotation": not self._readiness.is_out}
+
+
+async def _answered(response: Awaitable[Any]) -> Any:
+    return await response
 
 
 def _is_listed(route: Any) -> bool:

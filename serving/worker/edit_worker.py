@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
@@ -256,10 +257,14 @@ class ServedEditWorker(EditWorker):
 
     async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]
         attach_to_serve()
-        os.nice(options.nice)
+        is_first = not Path(options.live_model.ledger).exists()
+        if not is_first:  # On the first start the engines wait for the ledger, and none serves yet.
+            os.nice(options.nice)
         journal = await asyncio.to_thread(Journal, options.journal)
         await asyncio.to_thread(_recover, options.live_model.ledger)
         live_model = await asyncio.to_thread(LiveModel, options.live_model)
+        if is_first:
+            os.nice(options.nice)
         mirror = MlflowMirrorTask(live_model.ledger, options.mlflow, options.mlflow_name)
         super().__init__(live_model, journal, mirror, options)
         self.start()

@@ -13,6 +13,7 @@ from serving.logs import event
 logger = logging.getLogger("errata")
 
 PERIOD_S = 5.0
+START_S = 10.0  # The mirror starts after the engines, which start together with the worker.
 CONFLICT_PERIOD_S = 60.0  # After a conflict, which only a person can settle.
 CHUNK = 50  # Versions in one call, so that the alias of the live version does not wait for a backlog.
 
@@ -50,6 +51,7 @@ class MlflowMirrorTask:
 
     async def _mirror(self, uri: str) -> None:
         """Copy new versions for ever; waits for `wake`, and at most some seconds to catch up after an outage."""
+        await asyncio.sleep(START_S)
         # Imported here because importing MLflow takes seconds.
         from errata.registry import Registry, RegistryConflict, RegistryUnavailable
 

@@ -35,7 +35,7 @@ INSIDE = {
         "table",
         "build",
     ),
-    "serving": ("metrics tracing logs", "worker", "api", "console", "engine", "app"),
+    "serving": ("metrics tracing logs", "worker", "api", "console", "engine", "app", "start"),
     "errata.ledger": (
         "entry",
         "index head editor_states",

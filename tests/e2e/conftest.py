@@ -1,12 +1,13 @@
-"""One running service for all tests of a session that need one: an engine takes most of a minute to start.
+"""One home for all jobs of a session, and one running service: an engine takes most of a minute to start.
 
-Its tests run last and in an order of their own, so that no engine runs beside tests that need the cores: requests to one
-replica, then faults with a power failure, then two replicas.
+The service's tests run last and in an order of their own, so that no engine runs beside tests that need the cores: requests
+to one replica, then faults with a power failure, then two replicas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,12 @@ ORDER = ("tests/e2e/serving/", "tests/e2e/test_chaos.py", "tests/e2e/test_replic
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((at for at, path in enumerate(ORDER, 1) if item.nodeid.startswith(path)), 0))
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the home of all jobs of a session: the first of them trains the smallest plan's model, the others find it."""
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="session")

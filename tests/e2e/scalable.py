@@ -30,6 +30,7 @@ class ScalableService(Service):
             super().start()
             return
         self.start_cluster()
+        self.stack.wait_ray()
         self.scale(self.replicas)
 
     def restart_from_file(self) -> None:

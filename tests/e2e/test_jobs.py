@@ -33,11 +33,6 @@ LONGEST_S = 400.0
 ARGUMENTS = ["plan=tiny", "schedule.train_steps=12", "checkpoint_every=2"]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
 def started(home: Path, *command: str) -> "subprocess.Popen[str]":
     """Start a job in its own Ray. It is killed after `LONGEST_S`, so that a reader of its lines never blocks."""
     environment = {**os.environ, "ERRATA_HOME": str(home), "PYTHONUNBUFFERED": "1"}

@@ -39,6 +39,7 @@ def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_ray_of_the_local_services_listens_on_loopback(unprepared: None, tmp_path: Path) -> None:
     with LocalServices(tmp_path) as services:
         services.start_ray()
+        services.wait_ray()
         assert outward(psutil.Process(services.processes["ray"].pid)) == []
 
 

@@ -13,15 +13,15 @@ from tests.e2e.test_registry import start_mlflow
 ARGUMENTS = ["plan=tiny", "trials=2", "validation=8", "schedule.train_steps=2", "checkpoint_every=1"]
 
 
-def test_a_killed_sweep_continues(tmp_path: Path) -> None:
+def test_a_killed_sweep_continues(home: Path, tmp_path: Path) -> None:
     port = free_port()
     server = start_mlflow(tmp_path / "mlflow", port)
     try:
         mlflow = f"mlflow=http://127.0.0.1:{port}"
-        assert " score " in output_until_killed(tmp_path, "at train_step", "jobs/tune.py", *ARGUMENTS, mlflow)
-        output = "".join(lines_of(tmp_path, "jobs/tune.py", *ARGUMENTS, mlflow))
+        assert " score " in output_until_killed(home, "at train_step", "jobs/tune.py", *ARGUMENTS, mlflow)
+        output = "".join(lines_of(home, "jobs/tune.py", *ARGUMENTS, mlflow))
         assert "tune: continuing" in output and "the best plan" in output
-        (found,) = (tmp_path / "tune").glob("*/found")
+        (found,) = (home / "tune").glob("*/found")
         trials = json.loads((found / "trials.json").read_text())["trials"]
         assert len(trials) == 2 and all(trial["score"] is not None for trial in trials)
         assert (found / "heatmap.png").exists()

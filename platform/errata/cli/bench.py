@@ -17,7 +17,7 @@ app = typer.Typer()
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Option(help="Hugging Face folder or name of the model.")],
+    model: Annotated[str, typer.Option(help="Folder, GGUF file or name of the model, such as smollm2-135m-instruct.")],
     edits: Annotated[Path, typer.Option(help="File of edits with their probes; docs/data.md has the formats.")],
     editor: Annotated[list[str], typer.Option(help="Folder of a trained one, or NAME[:PRESET][=ARTIFACT]; may be repeated.")],
     text: Annotated[Path, typer.Option(help="File of plain sentences for the perplexity, one on each line.")],
@@ -40,9 +40,11 @@ def bench(
     from errata.benchmark.summary import summarise
     from errata.benchmark.tables import described, markdown
     from errata.hardware import hardware
+    from errata.local.models import resolved
     from errata.local.preflight import check_editors
 
     with logged("bench") as console:
+        model = resolved(model)
         benchmarked = benchmarked_editors(editor, settings or [], device)
         check_editors(model, {one.name: one.editor for one in benchmarked if one.editor is not None})
         stream = stream_of(edits, text, batch_size, checkpoints, limit, seed)
@@ -68,7 +70,7 @@ def bench(
 
 @app.command()
 def ability(
-    model: Annotated[Path, typer.Option(help="Folder of a checkpoint; `errata export` writes one of a version.")],
+    model: Annotated[str, typer.Option(help="Folder or GGUF file of a model; `errata export` writes one of a version.")],
     tasks: Annotated[str, typer.Option(help="Names of tasks, with commas: files in the task folder, or tasks of lm-eval.")],
     out: Annotated[Path, typer.Option(help="Folder for ability.json.")],
     backend: Annotated[str, typer.Option(help="Engine of the model: hf (transformers) or vllm.")] = "hf",
@@ -80,12 +82,13 @@ def ability(
 ) -> None:
     """Score a checkpoint's general ability with lm-eval: GLUE and MMLU, or small tasks of their kinds; needs no service."""
     from errata.evaluate.general_ability import TASKS, AbilityOptions, measure, save
+    from errata.local.models import resolved
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with logged("ability") as console:
         out.mkdir(parents=True, exist_ok=True)
         options = AbilityOptions(backend, task_folder or TASKS, limit or None, shots, device, dtype)
-        found = measure(model, names, options)
+        found = measure(Path(resolved(model)), names, options)
         table = Table("task", "score", "value", "standard error", "records")
         for name, result in found["tasks"].items():
             for metric in (key for key in result if f"{key}_stderr" in result):

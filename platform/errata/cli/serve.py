@@ -161,7 +161,7 @@ def _run(folder: Path, host: str, port: int, arguments: Mapping[str, Any]) -> No
     from errata.local.services import LocalServices, ServiceFailed
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    services = LocalServices(folder, http_port=port, http_host=host)
+    services = LocalServices(folder, http_port=port, http_host=host, with_jobs=False)
     with errors_as_one_line(also=(AlreadyRunning, ServiceFailed)), recorded_service(folder, services.url), services:
         try:
             _start(services, arguments)
@@ -178,15 +178,14 @@ def _run(folder: Path, host: str, port: int, arguments: Mapping[str, Any]) -> No
 
 
 def _start(services: LocalServices, arguments: Mapping[str, Any]) -> None:
-    """Start the services one after another, with a line for each; their own output goes to their logs."""
+    """Start the services side by side; their own output goes to their logs."""
     say(f"logs: {services.log('serve')}, ray.log and mlflow.log beside it")
-    say("starting MLflow and Ray …")
+    say("starting MLflow, Ray and the replicas: vLLM loads the model (under a minute) …")
     services.start_mlflow()
     services.start_ray()
-    services.wait_mlflow()
-    say("starting the replicas: vLLM loads the model (about a minute) …")
     services.start_serve(mlflow=services.mlflow_url, **arguments)
     services.wait_serve()
+    services.wait_mlflow()
 
 
 @app.command()

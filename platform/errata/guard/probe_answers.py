@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
 from errata.guard.probes import Probes
-from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, padded
+from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, padded, split
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
 from errata.model.prefix_cache import PrefixCache, UnreadOutput
@@ -20,6 +20,7 @@ from errata.text.dialogue import Dialogue, Prompt
 
 MAX_ANSWER_TOKENS = 8
 MAX_SENTENCE_TOKENS = 64
+NUM_WATCHED = 8  # Rows of which the gradient is taken.
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,15 @@ class AnswerPasses:
     def rest_is_pointwise(self, cache: PrefixCache, text: Encoded) -> bool:
         """Return True if a prediction depends on the cached and the changing modules at its own position only.
 
-        Found from the gradient of the prediction at the last answer position of each row. `cache` is not changed.
+        Found from the gradient of the prediction at the last answer position of some rows, since it is the model's property and
+        not the text's. `cache` is not changed.
         """
         is_answer_BS = text.labels_BS != IGNORED
         is_last_BS = is_answer_BS & (is_answer_BS.cumsum(1) == is_answer_BS.sum(1, keepdim=True))
-        last = replace(text, labels_BS=text.labels_BS.masked_fill(~is_last_BS, IGNORED))
-        if not last.predicts_BS[:, 1:].any():  # The first position of a text has no other position to depend on.
+        whole = replace(text, labels_BS=text.labels_BS.masked_fill(~is_last_BS, IGNORED))
+        # The first position of a text has no other position to depend on.
+        last = next((rows for rows in split(whole, NUM_WATCHED) if rows.predicts_BS[:, 1:].any()), None)
+        if last is None:
             return False
         cache, given = cache.empty_copy(), list[Tensor]()
         with torch.no_grad(), cache.reusing(last):

@@ -12,6 +12,7 @@ from benchmarks.load_figures import (
     EditBatch,
     Phase,
     Request,
+    gap_figures,
     is_failed,
     is_misversioned,
     lifetimes,
@@ -161,3 +162,18 @@ def test_impossible_records_are_refused() -> None:
         load_figures([], [], [], [Phase(3, 3, True)])
     with pytest.raises(ValueError, match="the phases at 0 and 1 are no pair"):
         load_figures([], [], [], [Phase(0, 1, True), Phase(1, 2, True)])
+
+
+def test_gaps_are_of_the_phases_and_of_the_swaps_in_them() -> None:
+    """Without edits a token every 100 ms; with edits too, but for the gap of 400 ms in which a swap is."""
+    without = stream(*(i / 10 for i in range(11)))
+    with_edits = stream(2.0, 2.1, 2.5, 2.6, 2.7)
+    failed = replace(stream(2.0, 3.0), status=500)
+    across = stream(0.9, 1.9, 2.1)  # Only its last gap lies in a phase.
+    phases = [Phase(0, 1, False), Phase(1.9, 3, True)]
+    found = gap_figures([without, with_edits, failed, across], [(2.2, 2.3), (1.2, 1.3)], phases)
+    assert found.gap_ms_p50_without == pytest.approx(100) and found.gap_ms_p99_without == pytest.approx(100)
+    assert found.gap_ms_p50_with == pytest.approx(100) and found.gap_ms_p50_at_swap == pytest.approx(400)
+    assert found.num_gaps_at_swap == 1 and found.gap_ms_p99_at_swap == pytest.approx(400)
+    nothing = gap_figures([], [], [])
+    assert nothing.num_gaps_at_swap == 0 and nothing.gap_ms_p99_with is None and nothing.tokens_per_s_with is None

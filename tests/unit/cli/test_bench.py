@@ -14,6 +14,7 @@ from errata.edit import batches_of
 from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
 from errata.model.language_model import load
+from errata.testbed import smollm2
 from errata.testbed.world import World
 
 pytestmark = pytest.mark.usefixtures("output_is_not_redirected")
@@ -57,6 +58,26 @@ def test_a_trained_editor_is_scored(files: dict[str, str]) -> None:
     report = json.loads((Path(files["--out"]) / "report.json").read_text())
     assert report["settings"]["RLEdit"]["modules"] == list(MODULES) and report["hardware"]["num_cores"]
     assert "| RLEdit | 8 |" in done.output
+
+
+@pytest.mark.parametrize("name", ["a.gguf", smollm2.NAME])
+def test_a_gguf_file_and_the_default_model_are_resolved(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("errata.local.models.resolved", lambda model: files["--model"] if model == name else model)
+    done = bench(files | {"--model": name, "--out": str(tmp_path)}, "--limit", "2")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_gguf_file_that_is_missing_is_one_line(files: dict[str, str]) -> None:
+    for command in (["bench"], ["ability", "--tasks", "small_sst2"]):
+        options = (
+            files | {"--model": "/none/a.gguf"}
+            if command == ["bench"]
+            else {"--model": "/none/a.gguf", "--out": files["--out"]}
+        )
+        done = CliRunner().invoke(app, [*command, *(part for option in options.items() for part in option)])
+        assert done.exit_code == 1 and "/none/a.gguf cannot be read" in done.output, done.output
 
 
 def test_two_editors_of_a_class_are_named_by_their_folders(files: dict[str, str]) -> None:

@@ -248,3 +248,20 @@ def test_a_service_that_cannot_start_is_one_line_with_the_reason_and_the_log(tmp
         f"serve ended with exit code 3: ValueError: no such model; its log: {log}\n"
     )
     assert done.stdout.splitlines()[0].startswith(f"logs: {log}")
+
+
+def test_ctrl_c_while_the_services_start_stops_them(tmp_path: Path, model_dir: Path) -> None:
+    blocking = "def wait_serve(self): print('waiting', flush=True); time.sleep(100)"
+    never_ready = WAITING.replace("def wait_serve(self): pass", blocking)
+    command = [sys.executable, "-c", "import time\n" + never_ready, "serve", "--editor", "FT-L", "--model", str(model_dir)]
+    environment = {**os.environ, "ERRATA_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [*command, "--port", str(free_port())], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any("waiting" in line for line in process.stdout)
+        children = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0 and "stopped" in process.stdout.read()
+    assert len(children) == 3 and not any(child.is_running() for child in children)
+    assert not (tmp_path / "serve" / pidfile.NAME).exists()

@@ -11,7 +11,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.guard import probe_answers
 from errata.guard.inspector import Inspector
 from errata.guard.limits import Guard
-from errata.guard.probe_answers import AnswerPasses
+from errata.guard.probe_answers import NUM_WATCHED, AnswerPasses
 from errata.guard.probes import Probes
 from errata.model.encoding import answer_log_probs, encode, padded
 from errata.model.matrices import find_matrices
@@ -61,6 +61,8 @@ def test_a_text_of_one_position_does_not_show_what_depends_on_other_positions(ti
     passes, cache = AnswerPasses(tiny_model.module), PrefixCache(tiny_model.module, [MODULE])
     assert not passes.rest_is_pointwise(cache, padded([([5], [7]), ([6], [8])], 0))
     assert passes.rest_is_pointwise(cache, padded([([5, 6], [7]), ([6], [8])], 0))
+    first_only = [([5], [7])] * NUM_WATCHED
+    assert passes.rest_is_pointwise(cache, padded([*first_only, ([5, 6], [7])], 0)), "rows without another position are skipped"
 
 
 def test_only_the_first_sentence_of_an_answer_counts(tiny_model):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from errata.model import gguf
 from errata.model.language_model import LanguageModel
+from errata.testbed import smollm2
 from jobs import moments
-from jobs.arguments import check_model, from_arguments
+from jobs.arguments import check_model, from_arguments, with_checkpoint
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,6 +44,7 @@ def test_a_wrong_argument_is_named(arguments: list[str], says: str) -> None:
         (["model=/none"], r"^model: /none is no folder on this machine"),
         (["model=some/model", "dtype=float33"], r"^dtype: 'float33'.*; model: some/model is no folder"),
         (["model=TINY", "editor.modules=layers.1.mlp.down_prj"], r"^editor\.modules: .*give modules=layers\.1\.mlp\.down_proj"),
+        (["model=/none/a.gguf"], r"^model: /none/a\.gguf cannot be read: No such file"),
         (["model=TINY"], None),
         ([], None),
     ],
@@ -54,6 +58,40 @@ def test_the_model_of_a_plan_is_checked_before_ray_starts(
         return check_model(plan, plan.editor.modules)
     with pytest.raises(ValueError, match=says):
         check_model(plan, plan.editor.modules)
+
+
+def test_a_gguf_file_is_converted_and_its_matrices_are_checked(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(gguf.MAGIC)
+    monkeypatch.setattr(gguf, "find_spec", lambda name: name)
+    monkeypatch.setattr(gguf, "converted", lambda model: model_dir)
+    plan = from_arguments(["plan=tiny", f"model={file}"])
+    check_model(plan, plan.editor.modules)
+    assert with_checkpoint(plan, ["layers.1.mlp.down_proj"]).model_dir == model_dir
+    with pytest.raises(ValueError, match=r"give modules=layers\.1\.mlp\.down_proj"):
+        with_checkpoint(plan, ["layers.1.mlp.down_prj"])
+    assert with_checkpoint(from_arguments(["plan=smollm2"]), ()).model == smollm2.NAME
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["jobs/train.py", "plan=tiny"], "train.py: model: "),
+        (["jobs/bench.py", "suite=tiny"], "bench.py: model: "),
+        (["jobs/moments.py", "plan=tiny"], "moments.py: model: "),
+    ],
+)
+def test_a_job_refuses_a_damaged_gguf_file_in_one_line(command: list[str], says: str, tmp_path: Path) -> None:
+    file = tmp_path / "some.gguf"
+    file.write_bytes(b"PK\x03\x04")
+    environment = os.environ | {"ERRATA_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, *command, f"model={file}"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stderr.startswith(says), done.stderr
+    assert done.stderr.count("\n") == 1 and f"{file} is no GGUF file, or is damaged: copy it again" in done.stderr
 
 
 def test_a_model_of_other_machines_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:

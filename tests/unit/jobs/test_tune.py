@@ -12,11 +12,13 @@ import torch
 from ray.tune.experiment import Trial
 
 from errata.benchmark.stream import BenchmarkStream
-from errata.edit import batches_of
+from errata.datasets.reader import write_parquet
+from errata.edit import Edit, batches_of
 from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
 from errata.model.language_model import LanguageModel
 from errata.overrides import with_fields
+from errata.testbed import smollm2
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.world import World
 from jobs import tune
@@ -36,11 +38,14 @@ def test_arguments_set_the_sweep_and_its_plan() -> None:
     ("argument", "says"),
     [
         ("trials=0", "at least 1"),
-        ("text=a.txt", "leave model=, edits= and text= out"),
+        ("text=a.txt", "leave edits= and text= out"),
         ("trials=many", "whole number"),
         ("sweep=colour", "no swept setting is named colour"),
         ("sead=1", "no field"),
-        ("model=elsewhere", "validation edits of the plan's corpus"),
+        (
+            "model=elsewhere",
+            "elsewhere has not learned the invented facts of the plan's corpus: leave model= out, or plan=smollm2",
+        ),
         ("checkpoint_every=20", "checkpoint_every=20"),
         ("validation=100000", "fewer than 100000"),
         ("num_workers=3", "3 workers cannot share 2 episodes"),
@@ -50,6 +55,18 @@ def test_arguments_set_the_sweep_and_its_plan() -> None:
 def test_a_wrong_argument_is_named(argument: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         tune.from_command_line(["plan=tiny", argument])
+
+
+def test_a_sweep_of_the_default_model_is_scored_on_what_it_gets_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    monkeypatch.setattr(smollm2, "check", lambda: None)
+    sweep = tune.from_command_line(["plan=smollm2", "validation=8"])
+    assert sweep.plan.model == smollm2.NAME
+    edits = [Edit(f"q{number}", "a") for number in range(5)]
+    file = Path(tune.training_data.edits_file(sweep.plan, "validation"))
+    file.parent.mkdir(parents=True)
+    write_parquet(edits, file)
+    assert [edit.prompt for edit in tune.validation_edits(sweep.plan, 3)] == ["q0", "q1", "q2"]
 
 
 def test_a_small_corpus_is_scored_on_all_that_it_has() -> None:

@@ -123,3 +123,45 @@ def test_a_model_that_reads_images_is_refused_before_vllm_sees_it(grown: Ledger,
                 """Not reached."""
 
     asyncio.run(refused())
+
+
+class Worker:
+    """The edit worker's handle on its first start; its `ready` is answered when `started` is set."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.started, self.fault = asyncio.Event(), fault
+        self.ready = self
+
+    async def remote(self) -> None:
+        await self.started.wait()
+        if self.fault is not None:
+            raise self.fault
+
+
+def test_a_replica_waits_for_the_ledger_and_not_for_the_worker_that_makes_it(tmp_path: Path) -> None:
+    async def opened() -> None:
+        replica, worker = engine.Generator.__new__(engine.Generator), Worker()
+        replica.worker, replica.options = worker, engine.ServingOptions("m", str(tmp_path / "ledger"), "errata")
+        opening = asyncio.create_task(replica._open_ledger())
+        await asyncio.sleep(0.3)
+        assert not opening.done()
+        Ledger.create(tmp_path / "ledger", {"model": "m", "fingerprint": "f", "matrices": ["a"]})
+        async with asyncio.timeout(5):
+            assert (await opening).base["fingerprint"] == "f" and not worker.started.is_set()
+
+    asyncio.run(opened())
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"), [(None, "no ledger in"), (RuntimeError("the editor has no artifact"), "the editor has no artifact")]
+)
+def test_a_worker_that_starts_without_a_ledger_ends_the_wait(fault: Exception | None, says: str, tmp_path: Path) -> None:
+    async def opened() -> None:
+        replica, worker = engine.Generator.__new__(engine.Generator), Worker(fault)
+        replica.worker, replica.options = worker, engine.ServingOptions("m", str(tmp_path), "errata")
+        worker.started.set()
+        async with asyncio.timeout(5):
+            with pytest.raises(type(fault or FileNotFoundError()), match=says):
+                await replica._open_ledger()
+
+    asyncio.run(opened())
