@@ -260,8 +260,11 @@ class EditLoop:
                     return self._leave(tried, said)
                 if true:
                     bisection.postpone(group, tuple(true))
+                    texts = [one.text for one in said if one.is_target]  # The version of the others is asked them, too.
+                    await asyncio.to_thread(self.live_model.hold, [bisection.edits[i] for i in true], texts)
                     return []
-                made = await asyncio.to_thread(self.live_model.make, edits, [one.text for one in said])
+                before, in_chat = [one.text for one in said], [one.last for one in said]
+                made = await asyncio.to_thread(self.live_model.make, edits, before, in_chat)
         except EditRejected as refusal:
             return bisection.refused(group, refusal.with_traceback(None))  # A traceback would keep the candidate in memory.
         version = await self.publisher.publish(made, time.perf_counter() - begin, traces)
@@ -297,6 +300,7 @@ class EditLoop:
     async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected]]) -> None:
         for entry, edit, why in refused:
             await asyncio.to_thread(self.live_model.ledger.refuse, self.live_model.version, edit, why)
+            self.live_model.release(edit)
             self.journal.reject(entry.id, why.reason, why.field, why.code)
             self.metrics.refused(why)
             event(logger, "edit.refused", edit_ids=[entry.id], reason=reason_of(why), by=entry.poster)

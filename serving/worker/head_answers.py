@@ -11,19 +11,26 @@ from serving.worker.live_model import LiveModel
 
 @dataclass(frozen=True)
 class Said:
-    """The answer to an edit, and whether it is the target. Of several, the first that is not: it says most about the edit."""
+    """The answer to an edit, and whether it is the target. Of several, the first that is not: it says most about the edit.
+
+    `last` is the answer to the last prompt: of the two forms of an edit, the one in chat.
+    """
 
     text: str
     is_target: bool
+    last: str
 
     @classmethod
     def of(cls, edit: Edit, texts: Sequence[str]) -> Said:
         wrong = edit.first_wrong(texts)
-        return cls(texts[0], True) if wrong is None else cls(wrong, False)
+        return cls(texts[0], True, texts[-1]) if wrong is None else cls(wrong, False, texts[-1])
 
 
 class HeadAnswers:
-    """Answers of the live model to these edits. They are kept until its version is another one."""
+    """Answers of the live model to these edits.
+
+    They are kept until its version is another one, and beyond if that was asked the edit as one that it holds.
+    """
 
     def __init__(self, live_model: LiveModel, edits: Sequence[Edit]) -> None:
         self.live_model, self.edits = live_model, edits
@@ -32,7 +39,8 @@ class HeadAnswers:
     def to(self, group: Sequence[int]) -> list[Said]:
         """Return the answers to the edits at these positions. Raises `EditRejected`, as `LiveModel.answers` does."""
         if self.live_model.version != self._version:
-            self._version, self._said = self.live_model.version, {}
+            self._version = self.live_model.version
+            self._said = {i: said for i, said in self._said.items() if self.live_model.still_answers(self.edits[i])}
         if new := [i for i in group if i not in self._said]:
             edits = [self.edits[i] for i in new]
             answers = zip(new, edits, self.live_model.answers(edits), strict=True)

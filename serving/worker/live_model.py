@@ -145,20 +145,33 @@ class LiveModel:
         except torch.OutOfMemoryError as fault:
             raise EditRejected(f"OutOfMemoryError before the edit: {fault}", code=Code.EDITOR_FAILED) from fault
 
-    def make(self, edits: Sequence[Edit], before: Sequence[str] | None = None) -> CandidateVersion:
+    def make(
+        self, edits: Sequence[Edit], before: Sequence[str] | None = None, in_chat: Sequence[str] | None = None
+    ) -> CandidateVersion:
         """Make the candidate version of these edits, whose answers so far are `before`; nothing changes.
 
-        An edit in chat that has a target alone gets the answer that the model would say it in. Raises `EditRejected` from the
+        An edit in chat that has a target alone gets the answer that the model would say it in, made of what it says `in_chat`
+        now, which is `before` unless edits are asked in two forms. Raises `EditRejected` from the
         editor or the guard, and for edits that have no effect.
         """
         check_edits(edits, self.model.renderer, self.model.max_tokens)
-        batch = EditBatch(tuple(edits if before is None else composed(self.model, edits, before)))
+        said = before if in_chat is None else in_chat
+        batch = EditBatch(tuple(edits if said is None else composed(self.model, edits, said)))
         return make_candidate(self.editor, batch, self.state, self.inspector, self.version, before)
 
     def hold(self, edits: Sequence[Edit], said: Sequence[str]) -> None:
         """Hold edits that the version answers by `said` without having made them, where it holds none of the same prompts."""
         self.inspector.earlier.hold(composed(self.model, edits, said))
         self._count()
+
+    def release(self, edit: Edit) -> None:
+        """Hold an edit no more that was refused after all."""
+        if edit.id is not None:
+            self.inspector.earlier.held.release(edit.id)
+
+    def still_answers(self, edit: Edit) -> bool:
+        """Say if this version was asked a held edit when it was made, and answers it."""
+        return self.inspector.guard.strict and self.inspector.earlier.held.still_answers(edit)
 
     def look(self, count: int) -> bool:
         """Ask at most `count` of the edits that this version was not asked yet; False if there are none.

@@ -2,7 +2,7 @@
 
 A candidate is asked every earlier edit, or a part of them if there are many (`errata/guard/earlier_edits.py`). What that
 misses, and what a restart, a rollback or a revert leaves unknown, is asked here, a few edits at a time, so that a post waits
-for one step at most. A lost edit is made again in a version without edits of its own, at first together with others, then alone.
+for one step at most. A lost edit is made again in a version without own edits, at first together with others, then alone.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class InMemoryLiveModel:
         self.asked.append([edit.prompt for edit in edits])
         return [[self.said.get(prompt, DONT_KNOW) for prompt in edit.prompts] for edit in edits]
 
-    def make(self, edits, before):
+    def make(self, edits, before, in_chat):
         refusal = self.refuse_batch(edits)
         if refusal is not None:
             raise refusal
@@ -63,6 +63,12 @@ class InMemoryLiveModel:
 
     def hold(self, edits, said):
         self.held += [edit.prompt for edit in edits]
+
+    def release(self, edit):
+        self.held = [prompt for prompt in self.held if prompt != edit.prompt]
+
+    def still_answers(self, edit):
+        return False
 
     def look(self, count):
         return False

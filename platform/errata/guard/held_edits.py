@@ -102,6 +102,16 @@ class HeldEdits:
         """Say if the version itself was asked this edit."""
         return held.is_answered is not None and held.asked_at == self.version
 
+    def release(self, id: str) -> None:
+        """Hold an edit no more that was refused after all."""
+        if (held := self.by_id.get(id)) is not None and held.edit.id == id:
+            self._drop(held)
+
+    def still_answers(self, edit: Edit) -> bool:
+        """Say if the version itself was asked an edit of this id, and answers it."""
+        held = self.by_id.get(edit.id or "")
+        return held is not None and held.is_answered is True and self.is_current(held)
+
     def tried(self, edits: Iterable[Edit]) -> None:
         """Count a try to make edits again."""
         for edit in edits:

@@ -137,7 +137,7 @@ class Guard:
     drift: Limit = Limit(0.2, 0.5)
     unanswered: Limit = Limit(0.0, 1.0)
     strict: bool = True
-    num_retained: int = 256
+    num_retained: int = 64
     num_questions: int = 40
     num_sentences: int = 12
 
