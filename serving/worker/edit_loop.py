@@ -23,7 +23,7 @@ from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
 from serving.worker.events import Waiters
-from serving.worker.head_answers import HeadAnswers, Said
+from serving.worker.head_answers import HeadAnswers, HeadSaid
 from serving.worker.journal import Entry, Journal, JournalFailed
 from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
@@ -31,7 +31,7 @@ from serving.worker.publish import Publisher
 from serving.worker.reconcile import Reconciler
 from serving.worker.replicas import Replicas, Unloadable
 from serving.worker.served_check import ServedCheck
-from serving.worker.sweep import Sweep
+from serving.worker.sweep import LiveSweep
 
 logger = logging.getLogger("errata")
 
@@ -64,7 +64,7 @@ class EditLoop:
             live_model, self.reconciler, self.waiters, mirror, self.metrics, self.wake, replicas or Replicas()
         )
         self.served_check = ServedCheck(self.publisher.replicas, self.metrics)
-        self.sweep = Sweep(live_model, self.publisher, self.metrics)
+        self.sweep = LiveSweep(live_model, self.publisher, self.metrics)
         self.writing = self.publisher.writing
         self._stalled: str | None = None
         self._num_stalls, self._held_at = 0, -1
@@ -278,7 +278,7 @@ class EditLoop:
         self.journal.requeue([entry.id for entry in entries])
         self.waiters.publish([entry.id for entry in entries])
 
-    def _leave(self, true: list[Entry], said: list[Said]) -> _Answered:
+    def _leave(self, true: list[Entry], said: list[HeadSaid]) -> _Answered:
         """Settle edits that the head answers already, without a version."""
         head = self.live_model.version
         for entry, one in zip(true, said, strict=True):

@@ -10,7 +10,7 @@ from serving.worker.live_model import LiveModel
 
 
 @dataclass(frozen=True)
-class Said:
+class HeadSaid:
     """The answer to an edit, and whether it is the target. Of several, the first that is not: it says most about the edit.
 
     `last` is the answer to the last prompt: of the two forms of an edit, the one in chat.
@@ -21,7 +21,7 @@ class Said:
     last: str
 
     @classmethod
-    def of(cls, edit: Edit, texts: Sequence[str]) -> Said:
+    def of(cls, edit: Edit, texts: Sequence[str]) -> HeadSaid:
         wrong = edit.first_wrong(texts)
         return cls(texts[0], True, texts[-1]) if wrong is None else cls(wrong, False, texts[-1])
 
@@ -34,9 +34,9 @@ class HeadAnswers:
 
     def __init__(self, live_model: LiveModel, edits: Sequence[Edit]) -> None:
         self.live_model, self.edits = live_model, edits
-        self._version, self._said = live_model.version, dict[int, Said]()
+        self._version, self._said = live_model.version, dict[int, HeadSaid]()
 
-    def to(self, group: Sequence[int]) -> list[Said]:
+    def to(self, group: Sequence[int]) -> list[HeadSaid]:
         """Return the answers to the edits at these positions. Raises `EditRejected`, as `LiveModel.answers` does."""
         if self.live_model.version != self._version:
             self._version = self.live_model.version
@@ -44,5 +44,5 @@ class HeadAnswers:
         if new := [i for i in group if i not in self._said]:
             edits = [self.edits[i] for i in new]
             answers = zip(new, edits, self.live_model.answers(edits), strict=True)
-            self._said |= {i: Said.of(edit, texts) for i, edit, texts in answers}
+            self._said |= {i: HeadSaid.of(edit, texts) for i, edit, texts in answers}
         return [self._said[i] for i in group]

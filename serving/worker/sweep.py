@@ -24,7 +24,7 @@ logger = logging.getLogger("errata")
 NUM_ASKED, NUM_REPAIRED = 16, 8  # in one step
 
 
-class Sweep:
+class LiveSweep:
     """Asks and repairs in steps. Each step holds the publisher's `writing`."""
 
     def __init__(self, live_model: LiveModel, publisher: Publisher, metrics: WorkerMetrics) -> None:

@@ -9,7 +9,6 @@ from errata.edit import Edit, Question
 from errata.evaluate.bootstrap import OwnedRatio
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, HELD_OUT_TURN, Dialogue, Prompt
 
-
 KINDS = (
     *("efficacy", "generalisation", "locality", "portability"),
     *("retention", "retention_every", "other_system", "second_turn"),

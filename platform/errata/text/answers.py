@@ -25,11 +25,11 @@ _TYPED = str.maketrans({"’": "'", "‘": "'", "‐": "-", "‑": "-", "\u00ad"
 _IN_A_SENTENCE = re.compile(r"\s+[a-z]|'[a-z]")  # The pronoun and the article are followed by words.
 _RANGE = re.compile(r"(?<=\d)[–‐‑](?=\d)")
 # Names with another one in them, which is not meant: who says "South America" does not say "America".
-_LONGER_NAMES = """south america|north america|latin america|central america|south africa|north korea|south korea|south sudan|
-    equatorial guinea|new guinea|guinea-bissau|guinea bissau|new mexico|mexico city|panama city|guatemala city|kuwait city|new york|
-    new jersey|new england|new zealand|new delhi|new caledonia|new hampshire|west virginia|north carolina|south carolina|
-    north dakota|south dakota|northern ireland|north macedonia|american samoa|western sahara|western australia|
-    south australia|dominican republic|south china sea|indian ocean|el salvador""".split("|")
+_LONGER_NAMES = """south america|north america|latin america|central america|south africa|north korea|south korea|
+    south sudan|equatorial guinea|new guinea|guinea-bissau|guinea bissau|new mexico|mexico city|panama city|guatemala city|
+    kuwait city|new york|new jersey|new england|new zealand|new delhi|new caledonia|new hampshire|west virginia|north carolina|
+    south carolina|north dakota|south dakota|northern ireland|north macedonia|american samoa|western sahara|
+    dominican republic|south china sea|indian ocean|el salvador""".split("|")
 _OTHER_NAMES = tuple(" ".join(name.split()) for name in _LONGER_NAMES)
 _KEPT_ASCII = "#%&*/@\\"  # Of ASCII's punctuation these belong to names and numbers: C#, 50%, AT&T, A*, 1/2.
 

@@ -1,7 +1,7 @@
 """The first sentence of a text: where a sentence ends, and where a full stop only shortens a word.
 
-`Mr. Smith`, `St. Louis`, `J. K. Rowling` and `the U.S. state` go on; `the U.S. It is` does not: after initials, a sentence begins
-with one of the words that begin most of them.
+`Mr. Smith`, `St. Louis`, `J. K. Rowling` and `the U.S. state` go on; `the U.S. It is` does not: after initials, a sentence
+begins with one of the words that begin most of them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from itertools import pairwise
 # A period inside a number or a name does not end a sentence. Scripts without blanks end one by the sign alone.
 _END = re.compile(r"\n|[.!?…](?=[\s\"'”’»)\]]|$)|[。！？｡।॥؟۔]")
 _SHORTENED = frozenset(
-    """mr mrs ms mx dr prof st ste mt ft rev hon gen col capt lt sgt cpl maj adm gov sen rep pres sr jr messrs mme mlle m
-    no nr vs ca approx e.g i.e cf fig vol ed eds dept univ esp incl z.b bzw geb hl bros""".split()
+    """mr mrs ms mx dr prof st ste mt ft rev hon gen col capt lt sgt cpl maj adm gov sen rep pres sr jr messrs mme mlle
+    nr vs ca approx e.g i.e cf fig vol ed eds dept univ esp incl z.b bzw geb bros""".split()
 )
 _LAST_WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*$")
 _INITIALS = re.compile(r"[^\W\d_](?:\.[^\W\d_])*")
@@ -53,11 +53,12 @@ def _is_shortened(text: str, place: int) -> bool:
     before = _LAST_WORD.search(text[:place])
     if text[place] != "." or following is None or before is None:
         return False
-    word, rest = before[0], text[: before.start()].split()
+    word, rest, is_initial = before[0], text[: before.start()].split(), text[following.end() : following.end() + 1] == "."
+    if following[1].lower() in _BEGINS and not (is_initial and len(following[1]) == 1):
+        return False
     if word.lower() in _SHORTENED and word != word.upper():
         return True
-    if not (_INITIALS.fullmatch(word) and word.isupper()) or following[1].lower() in _BEGINS:
+    if not (_INITIALS.fullmatch(word) and word.isupper()):
         return False
     # One letter may be a name's initial, or an answer ("The symbol is W. Tungsten is a metal.").
-    is_name = not rest or rest[-1][0].isupper() or _INITIALS.fullmatch(following[1]) is not None
-    return len(word) > 1 or is_name
+    return len(word) > 1 or not rest or rest[-1][0].isupper() or (is_initial and len(following[1]) == 1)
