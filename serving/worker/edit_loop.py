@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
 from errata.ledger import LedgerConflict, Version
@@ -239,7 +239,7 @@ class EditLoop:
                     self._supersede([(entries[i], why) for i, why in superseded], settled.version)
                     gone = [*group, *(i for i, _ in superseded)]
                 else:
-                    await self._refuse([(entries[i], edits[i], why) for i, why in settled])
+                    await self._refuse([(entries[i], edits[i], why, answers.known(i)) for i, why in settled])
                     gone = [i for i, _ in settled]
             self.waiters.publish([entries[i].id for i in gone])
 
@@ -297,11 +297,14 @@ class EditLoop:
             self.journal.supersede(entry.id, why.reason, version)
         self.metrics.settled("superseded", len(gone))
 
-    async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected]]) -> None:
-        for entry, edit, why in refused:
+    async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected, str | None]]) -> None:
+        """Reject edits, each with the reason and what the model says now, which an edit without effect names itself."""
+        for entry, edit, why, says in refused:
             await asyncio.to_thread(self.live_model.ledger.refuse, self.live_model.version, edit, why)
             self.live_model.release(edit)
-            self.journal.reject(entry.id, why.reason, why.field, why.code)
+            is_named = says is None or why.code is Code.INEFFECTIVE
+            reason = why.reason if is_named else f"{why.reason}; the model answers {says!r}"
+            self.journal.reject(entry.id, reason, why.field, why.code)
             self.metrics.refused(why)
             event(logger, "edit.refused", edit_ids=[entry.id], reason=reason_of(why), by=entry.poster)
 

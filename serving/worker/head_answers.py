@@ -46,3 +46,8 @@ class HeadAnswers:
             answers = zip(new, edits, self.live_model.answers(edits), strict=True)
             self._said |= {i: HeadSaid.of(edit, texts) for i, edit, texts in answers}
         return [self._said[i] for i in group]
+
+    def known(self, i: int) -> str | None:
+        """Return the head's answer to one edit, if it was generated and is not right."""
+        said = self._said.get(i)
+        return None if said is None or said.is_target else said.text
