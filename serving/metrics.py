@@ -58,6 +58,11 @@ class WorkerMetrics:
         self._newest = Gauge("errata_newest_version", "The highest version in the ledger", registry=own)
         help = "Answers of the served engine to edits of a new version, by whether they are the targets"
         self._served = Counter("errata_served_answers", help, ["answer"], registry=own)
+        help = "Live edits that the live version does not answer any more, or was not asked yet"
+        self._held = Gauge("errata_held_edits", help, ["answer"], registry=own)
+        self._repairs = Counter(
+            "errata_edits_repaired", "Lost edits that were made again in a version of their own", registry=own
+        )
         self._mirror = Gauge("errata_mlflow_behind", "Versions that MLflow does not have yet", registry=own)
         self._swap_failures = Counter("errata_swap_failures", "Swaps that some replica did not make in time", registry=own)
         self._reverts = Counter("errata_reverts", "Versions that take chosen edits out", registry=own)
@@ -68,6 +73,7 @@ class WorkerMetrics:
             self._refused.labels(reason)
         for answer in ("agrees", "differs"):
             self._served.labels(answer)
+        self.held()
 
     def waiting(self, depth: int, oldest_s: float) -> None:
         """Set the number of queued edits and the age of the oldest one, 0 if there is none."""
@@ -96,6 +102,15 @@ class WorkerMetrics:
     def served_answer(self, agrees: bool) -> None:
         """Count an answer of the served engine to an edit of its newest version."""
         self._served.labels("agrees" if agrees else "differs").inc()
+
+    def held(self, open: int = 0, lost: int = 0, repairable: int = 0) -> None:
+        """Set the numbers of live edits not asked yet, of those that are lost, and of these to be made again."""
+        for answer, number in (("unknown", open), ("lost", lost), ("repairable", repairable)):
+            self._held.labels(answer).set(number)
+
+    def repaired(self, num_edits: int) -> None:
+        """Count edits that a repair made again."""
+        self._repairs.inc(num_edits)
 
     def swapped(self, swap_s: float) -> None:
         self._swap_s.observe(swap_s)

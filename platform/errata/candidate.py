@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,15 +49,30 @@ def make_candidate(
     """Edit the inspector's model, which is at version `head` with the editor's `state`, and measure the result.
 
     The model is unchanged afterwards. `before` are its answers to the edits, for the scorecard. Unless the guard is not strict,
-    each edit must be answered by its target: those that are not, and sampled earlier edits that would be lost, are made again
-    on top, at most `MAX_REPEATS` times and within the guard. Raises `EditRejected` from the editor and for edits that are
-    still not answered, and `VersionRefused` from the guard.
+    each edit must be answered by its target: those that are not, and earlier edits that would be lost, are made again on top,
+    at most `MAX_REPEATS` times and within the guard. Raises `EditRejected` from the editor and for edits that are still not
+    answered, and `VersionRefused` from the guard.
     """
     check_edits(batch.edits, inspector.model.renderer, inspector.model.max_tokens)
     try:
         return _made(editor, batch, state, inspector, head, before)
     except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
         raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}", code=Code.EDITOR_FAILED) from fault
+
+
+def make_repair(editor: Editor, lost: EditBatch, state: EditorState, inspector: Inspector, head: int) -> CandidateVersion:
+    """Make earlier edits again that the version at `head` does not answer any more, as a version without edits of its own.
+
+    Its scorecard has their ids as `repaired`. Raises as `make_candidate`, and `EditRejected` if it loses as many as it repairs.
+    """
+    made = make_candidate(editor, lost, state, inspector, head)
+    assert made.observed is not None
+    if len(made.observed.lost) >= len(lost):
+        why = f"{len(made.observed.lost)} other edits would no longer be answered"
+        raise EditRejected(why, code=Code.INEFFECTIVE, edit=None if len(lost) > 1 else 0, field="target")
+    again = [[edit.to_json() for edit in lost], *made.scorecard.get("again", [])]
+    repaired = [edit.id for edit in lost if edit.id is not None]
+    return replace(made, edits=(), scorecard={**made.scorecard, "num_edits": 0, "repaired": repaired, "again": again})
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ class _Attempt:
 
     @property
     def num_wrong(self) -> tuple[int, int]:
-        """The numbers of the batch's own edits and of sampled earlier edits that are not answered."""
+        """The numbers of the batch's own edits and of earlier ones that are not answered and were before."""
         return len(self.found.unanswered), len(self.observed.lost)
 
 
@@ -116,6 +131,8 @@ def _made(
     best = _best(batch, attempts, why) if inspector.guard.strict else attempts[-1]
     card = {**best.found.to_json(), "limits": inspector.guard.limits, "warnings": list(best.warnings)}
     card |= {"num_edits": len(batch), "method": "free"} | {name: round(value, 4) for name, value in seconds.items()}
+    if lost := [edit.id for edit in best.observed.lost if edit.id is not None]:
+        card["lost"] = lost
     if best.again:
         card |= {"repeats": len(best.again), "again": [[edit.to_json() for edit in one] for one in best.again]}
     if before is not None:
@@ -124,7 +141,7 @@ def _made(
 
 
 def _to_make_again(batch: EditBatch, attempt: _Attempt) -> tuple[Edit, ...]:
-    """Return the edits that an attempt leaves unanswered: its own, and sampled earlier ones that it loses."""
+    """Return the edits that an attempt leaves unanswered: its own, and earlier ones that it loses."""
     return tuple(batch.edits[i] for i in attempt.found.unanswered) + attempt.observed.lost
 
 

@@ -145,7 +145,8 @@ class Edit:
     `before`, or both ways. `aliases` are other texts that count as the target. `answer` is the whole text that the model shall
     write in chat, with the target in it; without it, that is the target alone. `rephrasings` are other wordings of the prompt,
     which the edit should generalise to. `locality` and `portability` are probes for training and scoring, asked in the same
-    form; no editor needs them to edit. `poster` is the author: the name of the key that posted the edit.
+    form; no editor needs them to edit. `poster` is the author: the name of the key that posted the edit. `names_form`: the form
+    was given, so that a service which is posted the edit does not choose it.
     """
 
     prompt: str
@@ -160,6 +161,7 @@ class Edit:
     before: tuple[Message, ...] = ()
     aliases: tuple[str, ...] = ()
     answer: str | None = None
+    names_form: bool = field(default=False, compare=False)
 
     def ask(self, text: str) -> tuple[Prompt, ...]:
         """Return the prompts that ask `text` in the form of this edit: one, or two for the form `both`."""
@@ -243,7 +245,7 @@ class Edit:
         for name in ("locality", "portability"):
             if getattr(self, name):
                 data[name] = [probe.to_json() for probe in getattr(self, name)]
-        if self.form != "completion":
+        if self.form != "completion" or self.names_form:
             data["form"] = self.form
         if self.before:
             data["messages"] = [message.to_json() for message in (*self.before, Message("user", self.prompt))]
@@ -315,10 +317,10 @@ def _asked_of(data: Mapping[str, Any]) -> dict[str, Any]:
         is_given = any(data.get(name) is not None for name in ("prompt", "question"))
         code = Code.WRONG_TYPE if is_given else Code.MISSING_FIELD
         raise EditRejected("must be given as a string", code=code, field="question" if question is not None else "prompt")
-    return {"prompt": prompt, "form": form or "completion", "before": before}
+    return {"prompt": prompt, "form": form or "completion", "before": before, "names_form": data.get("form") is not None}
 
 
-_FIELDS = frozenset(each.name for each in fields(Edit)) - {"before"} | {"question", "messages"}
+_FIELDS = frozenset(each.name for each in fields(Edit)) - {"before", "names_form"} | {"question", "messages"}
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,9 @@ class AnswersOut(BaseModel):
 class EditOut(BaseModel):
     """An edit with its state: `version` if it was applied, superseded or reverted; `reason`, `code` and `field` if refused.
 
-    `changed` is false for an applied edit whose answer the model gave already.
+    `changed` is false for an applied edit whose answer the model gave already. `answered` says if the live version answers a
+    single edit, and `says` what it says instead; without `answered`, it was not asked yet, or a later edit has the same prompt.
+    `repaired_in` is the last version that made a lost edit again.
     """
 
     id: str
@@ -133,6 +135,9 @@ class EditOut(BaseModel):
     field: str | None = None
     poster: str | None = None
     changed: bool | None = None
+    answered: bool | None = None
+    says: str | None = None
+    repaired_in: int | None = None
     answers: AnswersOut | None = None
 
 

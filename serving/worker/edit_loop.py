@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from errata.edit import Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
 from errata.ledger import LedgerConflict, Version
@@ -23,7 +23,7 @@ from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
 from serving.worker.events import Waiters
-from serving.worker.head_answers import HeadAnswers, Said
+from serving.worker.head_answers import HeadAnswers, HeadSaid
 from serving.worker.journal import Entry, Journal, JournalFailed
 from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
@@ -31,6 +31,7 @@ from serving.worker.publish import Publisher
 from serving.worker.reconcile import Reconciler
 from serving.worker.replicas import Replicas, Unloadable
 from serving.worker.served_check import ServedCheck
+from serving.worker.sweep import LiveSweep
 
 logger = logging.getLogger("errata")
 
@@ -63,9 +64,10 @@ class EditLoop:
             live_model, self.reconciler, self.waiters, mirror, self.metrics, self.wake, replicas or Replicas()
         )
         self.served_check = ServedCheck(self.publisher.replicas, self.metrics)
+        self.sweep = LiveSweep(live_model, self.publisher, self.metrics)
         self.writing = self.publisher.writing
         self._stalled: str | None = None
-        self._num_stalls = 0
+        self._num_stalls, self._held_at = 0, -1
         self._arrived = asyncio.Event()
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -107,6 +109,7 @@ class EditLoop:
                 found["swap_error"] = str(fault)
             self.reconciler.mark_reverted(before)
             self.mirror.wake()
+        self.wake()  # The sweep asks the version.
         self.metrics.rolled_back()
         event(logger, "version.rolled_back", version=version, parent=before, by=by)
         return {**found, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
@@ -129,6 +132,7 @@ class EditLoop:
             self.journal.revert(reverted["edits"], version.number)
             late = {name: why for name, why in self.publisher.timings[-1].items() if name == "swap_error"}
         self.waiters.publish(reverted["edits"])
+        self.wake()
         self.metrics.reverted(len(reverted["edits"]))
         event(logger, "edit.reverted", edit_ids=reverted["edits"], version=version.number, mode=reverted["mode"], by=by)
         found = {"version": version.number, "mode": reverted["mode"], "reverted": reverted["edits"]}
@@ -144,11 +148,12 @@ class EditLoop:
     async def work(self) -> None:
         """Consume the journal's queue for ever.
 
-        Waits for `wake`, then up to the batch window for further edits. A fault of the disk is waited out in `_stall`.
+        Sweeps the live edits until `wake`, then waits up to the batch window for further edits. A fault of the disk is waited
+        out in `_stall`.
         """
         while True:
             try:
-                await self._arrived.wait()
+                await self._until_arrived()
                 self._arrived.clear()
                 while (depth := self.journal.depth) > 0:
                     if depth < self.max_batch:
@@ -157,6 +162,24 @@ class EditLoop:
                     self._num_stalls = 0
             except (OSError, JournalFailed) as fault:
                 await self._stall(fault)
+
+    async def _until_arrived(self) -> None:
+        """Wait for `wake`; meanwhile ask the live edits, and make lost ones again."""
+        while not self._arrived.is_set():
+            async with self.writing:
+                await self._hold_unchanged()
+            if not await self.sweep.step():
+                break
+        await self._arrived.wait()
+
+    async def _hold_unchanged(self) -> None:
+        """Let the live model hold the edits that were applied without a version; it forgets them when it loads another one."""
+        if self._held_at != self.live_model.num_loads:
+            self._held_at = self.live_model.num_loads
+            live = {0, *self.live_model.ledger.chain(self.live_model.version)}
+            entries = [entry for entry in self.journal.unchanged() if entry.version in live]
+            said = [entry.unchanged or "" for entry in entries]
+            await asyncio.to_thread(self.live_model.hold, [_edit_of(entry) for entry in entries], said)
 
     async def _stall(self, fault: Exception) -> None:
         """Wait with growing pauses until the disk accepts writes, then resume from the journal and the ledger.
@@ -206,6 +229,7 @@ class EditLoop:
                 self.reconciler.settle_retracted()
                 if self.reconciler.num_reopenings != num_reopenings:
                     return self._requeue([*tried, *(entries[i] for i in bisection.left())])
+                await self._hold_unchanged()
                 try:
                     settled = await self._try(bisection, answers, group, tried)
                 except (LedgerConflict, Unloadable) as fault:
@@ -215,7 +239,7 @@ class EditLoop:
                     self._supersede([(entries[i], why) for i, why in superseded], settled.version)
                     gone = [*group, *(i for i, _ in superseded)]
                 else:
-                    await self._refuse([(entries[i], edits[i], why) for i, why in settled])
+                    await self._refuse([(entries[i], edits[i], why, answers.known(i)) for i, why in settled])
                     gone = [i for i, _ in settled]
             self.waiters.publish([entries[i].id for i in gone])
 
@@ -236,8 +260,11 @@ class EditLoop:
                     return self._leave(tried, said)
                 if true:
                     bisection.postpone(group, tuple(true))
+                    texts = [one.text for one in said if one.is_target]  # The version of the others is asked them, too.
+                    await asyncio.to_thread(self.live_model.hold, [bisection.edits[i] for i in true], texts)
                     return []
-                made = await asyncio.to_thread(self.live_model.make, edits, [one.text for one in said])
+                before, in_chat = [one.text for one in said], [one.last for one in said]
+                made = await asyncio.to_thread(self.live_model.make, edits, before, in_chat)
         except EditRejected as refusal:
             return bisection.refused(group, refusal.with_traceback(None))  # A traceback would keep the candidate in memory.
         version = await self.publisher.publish(made, time.perf_counter() - begin, traces)
@@ -251,11 +278,12 @@ class EditLoop:
         self.journal.requeue([entry.id for entry in entries])
         self.waiters.publish([entry.id for entry in entries])
 
-    def _leave(self, true: list[Entry], said: list[Said]) -> _Answered:
+    def _leave(self, true: list[Entry], said: list[HeadSaid]) -> _Answered:
         """Settle edits that the head answers already, without a version."""
         head = self.live_model.version
         for entry, one in zip(true, said, strict=True):
             self.journal.finish([entry.id], head, unchanged=one.text)
+        self._held_at = -1
         self.metrics.settled("applied", len(true))
         event(logger, "edit.unchanged", edit_ids=[entry.id for entry in true], version=head)
         return _Answered(head)
@@ -269,10 +297,14 @@ class EditLoop:
             self.journal.supersede(entry.id, why.reason, version)
         self.metrics.settled("superseded", len(gone))
 
-    async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected]]) -> None:
-        for entry, edit, why in refused:
+    async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected, str | None]]) -> None:
+        """Reject edits, each with the reason and what the model says now, which an edit without effect names itself."""
+        for entry, edit, why, says in refused:
             await asyncio.to_thread(self.live_model.ledger.refuse, self.live_model.version, edit, why)
-            self.journal.reject(entry.id, why.reason, why.field, why.code)
+            self.live_model.release(edit)
+            is_named = says is None or why.code is Code.INEFFECTIVE
+            reason = why.reason if is_named else f"{why.reason}; the model answers {says!r}"
+            self.journal.reject(entry.id, reason, why.field, why.code)
             self.metrics.refused(why)
             event(logger, "edit.refused", edit_ids=[entry.id], reason=reason_of(why), by=entry.poster)
 

@@ -153,8 +153,12 @@ class EditWorker:
                 logger.warning("%d edits were not settled in %s s", len(waiter.open_ids), self.options.wait_timeout_s)
 
     async def edit_status(self, id: str) -> dict[str, Any]:
-        """Return an edit with its state and, once it is applied, the model's answers before and after it."""
+        """Return an edit with its state and, once it is applied, the model's answers before and after it, and whether the live
+        version still answers it.
+        """
         found = self.journal.get(id).to_json()
+        if found["state"] == "applied":
+            found |= self.live_model.answered(id)
         version = self.live_model.ledger.find_edit(id)
         if version is not None and (answers := _answers_in(self.live_model.ledger.version(version), id)) is not None:
             found["answers"] = answers
@@ -227,6 +231,7 @@ class EditWorker:
             "queue_depth": self.journal.depth,
             "queue": {"depth": self.journal.depth, "age_s": round(self.journal.age_s, 3), "limit": self.options.max_queue},
             "stalled": self.edit_loop.stalled,
+            "held_edits": self.live_model.held_counts,
             "replicas": await self.edit_loop.publisher.replicas.ask("status"),
             "timings": list(self.edit_loop.publisher.timings),
             "mirror": self.mirror.state,
@@ -245,6 +250,7 @@ class EditWorker:
         metrics.waiting(self.journal.depth, self.journal.age_s)
         metrics.versions(ledger.head, ledger.newest, {replica: version for replica, version, _ in replicas})
         metrics.mirrored(self.mirror.behind)
+        metrics.held(**self.live_model.held_counts)
         return {WORKER: metrics.exposition()} | {replica: text for replica, _, text in replicas}
 
     async def check_health(self) -> None:

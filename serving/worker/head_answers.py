@@ -10,31 +10,44 @@ from serving.worker.live_model import LiveModel
 
 
 @dataclass(frozen=True)
-class Said:
-    """The answer to an edit, and whether it is the target. Of several, the first that is not: it says most about the edit."""
+class HeadSaid:
+    """The answer to an edit, and whether it is the target. Of several, the first that is not: it says most about the edit.
+
+    `last` is the answer to the last prompt: of the two forms of an edit, the one in chat.
+    """
 
     text: str
     is_target: bool
+    last: str
 
     @classmethod
-    def of(cls, edit: Edit, texts: Sequence[str]) -> Said:
+    def of(cls, edit: Edit, texts: Sequence[str]) -> HeadSaid:
         wrong = edit.first_wrong(texts)
-        return cls(texts[0], True) if wrong is None else cls(wrong, False)
+        return cls(texts[0], True, texts[-1]) if wrong is None else cls(wrong, False, texts[-1])
 
 
 class HeadAnswers:
-    """Answers of the live model to these edits. They are kept until its version is another one."""
+    """Answers of the live model to these edits.
+
+    They are kept until its version is another one, and beyond if that was asked the edit as one that it holds.
+    """
 
     def __init__(self, live_model: LiveModel, edits: Sequence[Edit]) -> None:
         self.live_model, self.edits = live_model, edits
-        self._version, self._said = live_model.version, dict[int, Said]()
+        self._version, self._said = live_model.version, dict[int, HeadSaid]()
 
-    def to(self, group: Sequence[int]) -> list[Said]:
+    def to(self, group: Sequence[int]) -> list[HeadSaid]:
         """Return the answers to the edits at these positions. Raises `EditRejected`, as `LiveModel.answers` does."""
         if self.live_model.version != self._version:
-            self._version, self._said = self.live_model.version, {}
+            self._version = self.live_model.version
+            self._said = {i: said for i, said in self._said.items() if self.live_model.still_answers(self.edits[i])}
         if new := [i for i in group if i not in self._said]:
             edits = [self.edits[i] for i in new]
             answers = zip(new, edits, self.live_model.answers(edits), strict=True)
-            self._said |= {i: Said.of(edit, texts) for i, edit, texts in answers}
+            self._said |= {i: HeadSaid.of(edit, texts) for i, edit, texts in answers}
         return [self._said[i] for i in group]
+
+    def known(self, i: int) -> str | None:
+        """Return the head's answer to one edit, if it was generated and is not right."""
+        said = self._said.get(i)
+        return None if said is None or said.is_target else said.text

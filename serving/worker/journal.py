@@ -240,6 +240,10 @@ class Journal:
         """List the open edits, oldest first."""
         return self._where("state IN ('queued', 'applying') ORDER BY seq")
 
+    def unchanged(self) -> list[Entry]:
+        """List the applied edits that changed nothing, oldest first."""
+        return self._where("state = 'applied' AND unchanged IS NOT NULL ORDER BY seq")
+
     def newest(self, limit: int, state: str | None = None, before: int | None = None) -> list[Entry]:
         """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`)."""
         last = before if before is not None else 2**62

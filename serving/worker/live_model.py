@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from errata.candidate import CandidateVersion, make_candidate
+from errata.candidate import CandidateVersion, make_candidate, make_repair
 from errata.delta.accumulator import EditedModel
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
@@ -21,7 +21,7 @@ from errata.guard.inspector import Inspector
 from errata.guard.probes import Probes
 from errata.history.blame import Blamed, blamed
 from errata.history.checkout import checked_out
-from errata.history.lineage import live_edits
+from errata.history.lineage import live_edits, repairs
 from errata.history.revert import revert
 from errata.ledger import Ledger, Version
 from errata.local.preflight import guard_from
@@ -64,6 +64,7 @@ class _VersionState:
     deltas: Sequence[WeightDelta]
     state: EditorState | None
     edits: Sequence[Edit]
+    repaired_in: Mapping[str, int] = field(default_factory=dict)  # By edit, the version that made it again as a repair.
 
 
 class LiveModel:
@@ -84,6 +85,7 @@ class LiveModel:
         self.spec = matrices.find_matrices(self.model.module, self.ledger.base["matrices"])
         self.inspector = Inspector(self.model, self.spec, guard, probes)
         self.edited = EditedModel(self.model.module, self.spec)
+        self.num_loads = 0  # `hold` is forgotten at each.
         self._load(self._read(self.ledger.head))
 
     @property
@@ -110,13 +112,16 @@ class LiveModel:
         deltas = self.ledger.segments(version)
         for delta in deltas:
             self.edited.accumulator.check(delta)
-        return _VersionState(version, deltas, self.ledger.state(version), tuple(live_edits(self.ledger, version)))
+        edits, repaired_in = tuple(live_edits(self.ledger, version)), repairs(self.ledger, version)
+        return _VersionState(version, deltas, self.ledger.state(version), edits, repaired_in)
 
     def _load(self, read: _VersionState) -> None:
         self.edited.set(read.deltas)
         self.state = read.state or self.editor.start(self.model, self.spec)
         self.inspector.at_version(read.edits)
-        self.version = read.version
+        self.version, self.repaired_in = read.version, dict(read.repaired_in)
+        self.num_loads += 1
+        self._count()
 
     def move_to(self, version: int, by: str = "") -> None:
         """Make `version` the head, weights and state together; `by` is the name of the caller's key.
@@ -140,15 +145,76 @@ class LiveModel:
         except torch.OutOfMemoryError as fault:
             raise EditRejected(f"OutOfMemoryError before the edit: {fault}", code=Code.EDITOR_FAILED) from fault
 
-    def make(self, edits: Sequence[Edit], before: Sequence[str] | None = None) -> CandidateVersion:
+    def make(
+        self, edits: Sequence[Edit], before: Sequence[str] | None = None, in_chat: Sequence[str] | None = None
+    ) -> CandidateVersion:
         """Make the candidate version of these edits, whose answers so far are `before`; nothing changes.
 
-        An edit in chat that has a target alone gets the answer that the model would say it in. Raises `EditRejected` from the
+        An edit in chat that has a target alone gets the answer that the model would say it in, made of what it says `in_chat`
+        now, which is `before` unless edits are asked in two forms. Raises `EditRejected` from the
         editor or the guard, and for edits that have no effect.
         """
         check_edits(edits, self.model.renderer, self.model.max_tokens)
-        batch = EditBatch(tuple(edits if before is None else composed(self.model, edits, before)))
+        said = before if in_chat is None else in_chat
+        batch = EditBatch(tuple(edits if said is None else composed(self.model, edits, said)))
         return make_candidate(self.editor, batch, self.state, self.inspector, self.version, before)
+
+    def hold(self, edits: Sequence[Edit], said: Sequence[str]) -> None:
+        """Hold edits that the version answers by `said` without having made them, where it holds none of the same prompts."""
+        self.inspector.earlier.hold(composed(self.model, edits, said))
+        self._count()
+
+    def release(self, edit: Edit) -> None:
+        """Hold an edit no more that was refused after all."""
+        if edit.id is not None:
+            self.inspector.earlier.held.release(edit.id)
+
+    def still_answers(self, edit: Edit) -> bool:
+        """Say if this version was asked a held edit when it was made, and answers it."""
+        return self.inspector.guard.strict and self.inspector.earlier.held.still_answers(edit)
+
+    def look(self, count: int) -> bool:
+        """Ask at most `count` of the edits that this version was not asked yet; False if there are none.
+
+        A guard that is not strict asks nothing, and neither does a model whose memory is full.
+        """
+        try:
+            return self.inspector.guard.strict and self.inspector.look(count)
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self._count()
+
+    def to_repair(self, count: int) -> list[Edit]:
+        """Return at most `count` lost edits that are to be made again: several that were never repaired, or one that was."""
+        if not self.inspector.guard.strict:
+            return []
+        lost = sorted(self.inspector.earlier.held.repairable, key=lambda held: held.num_repairs)
+        fresh = [held for held in lost if held.num_repairs == 0]
+        return [held.edit for held in fresh[:count] or lost[:1]]
+
+    def repair(self, lost: Sequence[Edit]) -> CandidateVersion:
+        """Make the candidate version that answers lost edits again; nothing but the number of their tries changes.
+
+        Raises `EditRejected` from the editor or the guard, and if an edit is still not answered.
+        """
+        self.inspector.earlier.held.tried(lost)
+        self._count()
+        return make_repair(self.editor, EditBatch(tuple(lost)), self.state, self.inspector, self.version)
+
+    def _count(self) -> None:
+        """Count the held edits for other threads: those not asked yet, those that are lost, and those to be made again."""
+        held = self.inspector.earlier.held
+        counts = (len(held.open), len(held.lost), len(held.repairable)) if self.inspector.guard.strict else (0, 0, 0)
+        self.held_counts = dict(zip(("open", "lost", "repairable"), counts, strict=True))
+
+    def answered(self, id: str) -> dict[str, Any]:
+        """Return what is known of the live version's answer to an edit: `answered`, and `says` if it is wrong."""
+        held = self.inspector.earlier.held.by_id.get(id)
+        found: dict[str, Any] = {"repaired_in": self.repaired_in[id]} if id in self.repaired_in else {}
+        if held is None or held.is_answered is None or not self.inspector.guard.strict:
+            return found
+        return found | {"answered": held.is_answered} | ({} if held.is_answered else {"says": held.says})
 
     def revert(self, ids: Sequence[str], versions: Sequence[int], mode: str = "auto") -> CandidateVersion:
         """Make the candidate version without the edits of these ids and of these versions; nothing changes.
@@ -190,12 +256,15 @@ class LiveModel:
             expected_head=candidate.expected_head,
         )
         if is_revert:
-            edits = tuple(live_edits(self.ledger, version.number))  # Read already, with the deltas.
-            self._load(_VersionState(version.number, deltas, candidate.state, edits))
+            number = version.number
+            edits, repaired_in = tuple(live_edits(self.ledger, number)), repairs(self.ledger, number)
+            self._load(_VersionState(number, deltas, candidate.state, edits, repaired_in))
             return version
         self.edited.add(delta)
         self.inspector.committed(EditBatch(candidate.edits), candidate.observed)
         self.state, self.version = candidate.state, version.number
+        self.repaired_in |= dict.fromkeys(candidate.scorecard.get("repaired", ()), version.number)
+        self._count()
         return version
 
 

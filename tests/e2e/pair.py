@@ -17,6 +17,7 @@ from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from errata.model.language_model import load
 from errata.model.matrices import find_matrices
+from errata.text.dialogue import Dialogue
 from tests.e2e.toy import WORLD
 
 NUM_TOKENS = 12
@@ -24,10 +25,13 @@ PROMPTS = [prompt for prompt, _ in WORLD.sentences()][::7][:30]
 
 
 class Reference:
-    """The transformers model and the ledger; `matrices` are patterns of the matrices that may be edited."""
+    """The transformers model and the ledger; `matrices` are patterns of the matrices that may be edited.
 
-    def __init__(self, directory: Path, checkpoint: Path, matrices: Sequence[str]) -> None:
-        self.model = load(checkpoint)
+    `tokens` are the answers to `PROMPTS` and, in chat, to `dialogues`.
+    """
+
+    def __init__(self, directory: Path, checkpoint: Path, matrices: Sequence[str], dialogues: Sequence[Dialogue] = ()) -> None:
+        self.model, self.dialogues = load(checkpoint), dialogues
         self.spec = find_matrices(self.model.module, matrices)
         self.edited = EditedModel(self.model.module, self.spec)
         base = {"model": str(checkpoint), "fingerprint": "base", "matrices": list(self.spec.names)}
@@ -53,21 +57,24 @@ class Reference:
 
     def tokens(self) -> list[list[int]]:
         rows = []
-        for prompt in PROMPTS:
-            ids = self.model.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        for prompt in (*PROMPTS, *self.dialogues):
+            ids = torch.tensor([self.model.renderer.ids(prompt)])
             out = self.model.module.generate(ids, max_new_tokens=NUM_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None)
             rows.append(out[0, ids.shape[1] :].tolist())
         return rows
 
 
 class Served:
-    """A vLLM engine in this process over the ledger; `options` are further arguments of vLLM's `LLM`."""
+    """A vLLM engine in this process over the ledger; `options` are further arguments of vLLM's `LLM`.
 
-    def __init__(self, ledger: Ledger, **options: Any) -> None:
+    `tokens` are the answers to `PROMPTS` and, in chat, as vLLM renders them, to `dialogues`.
+    """
+
+    def __init__(self, ledger: Ledger, dialogues: Sequence[Dialogue] = (), **options: Any) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM
 
-        self.ledger = ledger
+        self.ledger, self.dialogues = ledger, [dialogue.to_json() for dialogue in dialogues]
         self.engine = LLM(
             model=ledger.base["model"],
             dtype="float32",
@@ -111,7 +118,10 @@ class Served:
         from vllm import SamplingParams
 
         sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
-        return [list(out.outputs[0].token_ids) for out in self.engine.generate(PROMPTS, sampling, use_tqdm=False)]
+        made = self.engine.generate(PROMPTS, sampling, use_tqdm=False)
+        if self.dialogues:
+            made += self.engine.chat(self.dialogues, sampling, use_tqdm=False)  # type: ignore[arg-type]
+        return [list(out.outputs[0].token_ids) for out in made]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Parity of vLLM with transformers: equal greedy tokens for every kind of delta, after swaps, resets and rollbacks.
 
-One engine for the file, over a Llama 3 (its rotary scaling, grouped queries, tied embeddings) with biases that are not zero.
+One engine for the file, over a Llama 3 (its rotary scaling, grouped queries, tied embeddings) with biases that are not zero. It
+is asked completions, and dialogues with and without a system prompt and earlier turns.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import batches_of
 from errata.model.matrices import find_matrices
 from errata.testbed.language_model import Shape, make_tokenizer, save
+from errata.text.dialogue import Dialogue
 from tests.e2e.pair import Pair, Reference, Served, num_changed
 from tests.editors_under_test import UNDER_TEST, editor_under_test
 from tests.tiny_models import ARCHITECTURES, GROUPED, LLAMA3_ROPE, LLAMA_LIKE, MAX_TOKENS, WORLD
@@ -32,12 +34,21 @@ GROUPS = [
     tuple(LLAMA.name(matrix) for matrix in LLAMA_LIKE),
 ]
 
+TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}answer"
+QUESTIONS = [Dialogue.of(prompt) for prompt, _ in WORLD.sentences()][3::20][:12]
+DIALOGUES = [
+    *QUESTIONS[:4],
+    *(dialogue.with_system("the old river") for dialogue in QUESTIONS[4:8]),
+    *(dialogue.after("question", "yes").with_system("the cat") for dialogue in QUESTIONS[8:]),
+]
+
 
 def make_checkpoint(directory: Path) -> Path:
     """Save a random Llama 3 whose linears all have biases, so that a reload that drops one is seen."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer(WORLD, Shape(max_tokens=MAX_TOKENS))
+    tokenizer.chat_template = TEMPLATE
     biases = {"mlp_bias": True, "attention_bias": True}
     config = LlamaConfig(vocab_size=len(tokenizer), rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True, **biases, **GROUPED)
     model, generator = LlamaForCausalLM(config), torch.Generator().manual_seed(0)
@@ -51,8 +62,9 @@ def make_checkpoint(directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     directory = tmp_path_factory.mktemp("parity")
-    reference = Reference(directory, make_checkpoint(directory / "model"), LLAMA_LIKE)
-    return Pair(reference, Served(reference.ledger, max_model_len=MAX_TOKENS))
+    reference = Reference(directory, make_checkpoint(directory / "model"), LLAMA_LIKE, DIALOGUES)
+    assert reference.model.renderer.form == "chat"
+    return Pair(reference, Served(reference.ledger, DIALOGUES, max_model_len=MAX_TOKENS))
 
 
 @pytest.fixture(autouse=True)

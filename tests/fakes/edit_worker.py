@@ -26,7 +26,7 @@ class InMemoryLiveModel:
 
     def __init__(self, refuse, tokenizer=TOKENIZER) -> None:
         self.refuse_batch, self.version, self.made, self.noted = refuse, 0, [], []
-        self.said, self.asked = {}, []
+        self.said, self.asked, self.lost, self.held, self.num_loads = {}, [], [], [], 1
         self.faults = []  # Raised by the next appends.
         self.retracted, self.cards, self.contents = set(), {}, {}
         self.ledger = SimpleNamespace(
@@ -49,7 +49,7 @@ class InMemoryLiveModel:
         self.asked.append([edit.prompt for edit in edits])
         return [[self.said.get(prompt, DONT_KNOW) for prompt in edit.prompts] for edit in edits]
 
-    def make(self, edits, before):
+    def make(self, edits, before, in_chat):
         refusal = self.refuse_batch(edits)
         if refusal is not None:
             raise refusal
@@ -60,6 +60,34 @@ class InMemoryLiveModel:
         if not edits:
             raise EditRejected("nothing is chosen", code=Code.EDITOR_FAILED)
         return SimpleNamespace(edits=(), scorecard={"reverted": {"edits": edits, "versions": [1], "mode": "subtract"}})
+
+    def hold(self, edits, said):
+        self.held += [edit.prompt for edit in edits]
+
+    def release(self, edit):
+        self.held = [prompt for prompt in self.held if prompt != edit.prompt]
+
+    def still_answers(self, edit):
+        return False
+
+    def look(self, count):
+        return False
+
+    def to_repair(self, count):
+        return self.lost[:count]
+
+    def repair(self, lost):
+        self.lost = []
+        if (refusal := self.refuse_batch(lost)) is not None:
+            raise refusal
+        return SimpleNamespace(edits=(), scorecard={"repaired": [edit.id for edit in lost]})
+
+    @property
+    def held_counts(self):
+        return {"open": 0, "lost": len(self.lost), "repairable": len(self.lost)}
+
+    def answered(self, id):
+        return {"answered": id not in [edit.id for edit in self.lost]}
 
     def append(self, made):
         if self.faults:

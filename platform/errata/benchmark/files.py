@@ -34,7 +34,8 @@ def write(
     directory.mkdir(parents=True, exist_ok=True)
     summaries = summarise(rows)
     records = [row.to_json() for row in rows]
-    pq.write_table(pa.Table.from_pylist(records, schema=_schema(COLUMNS)), directory / "rows.parquet")
+    columns = {name: kind for name, kind in COLUMNS.items() if not records or any(name in record for record in records)}
+    pq.write_table(pa.Table.from_pylist(records, schema=_schema(columns)), directory / "rows.parquet")
     if answered:
         write_answers(answered, directory / "answers.parquet")
     report = {

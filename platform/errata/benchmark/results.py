@@ -30,7 +30,7 @@ class Measure:
 
     `protocol` says how it is measured. `has_interval`: there are columns `NAME_low` and `NAME_high` beside it. `place` counts
     the columns of a table from the left; without it the measure is in the files only. `is_drawn`: report pages draw its curve.
-    `best` is the value that tables print in bold.
+    `best` is the value that tables print in bold. `is_optional`: files and tables of a stream that does not ask for it lack it.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Measure:
     place: int | None = None
     is_drawn: bool = False
     best: Best = "highest"
+    is_optional: bool = False
 
     @property
     def type(self) -> type:
@@ -90,6 +91,8 @@ _LATER = (
     Measure("likelihood_locality", "likelihood, locality", "likelihood", True),
     Measure("fluency", "fluency", "long texts", True, "bits", place=15, best="none"),
     Measure("consistency", "consistency", "long texts", True),
+    Measure("other_system", "other system prompt", "free", True, place=2, is_optional=True),  # of edits in chat
+    Measure("second_turn", "second turn", "free", True, place=2, is_optional=True),
 )
 MEASURES = (*_FIRST_FORMAT, *_LATER)
 BY_NAME = {measure.name: measure for measure in MEASURES}
@@ -138,10 +141,14 @@ class CheckpointScores:
         return self.values[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Flatten to one value for each of `COLUMNS`; the bounds of a missing interval are None."""
+        """Flatten to one value for each of `COLUMNS`, without those of optional measures that are None.
+
+        The bounds of a missing interval are None.
+        """
         flat: dict[str, Any] = {name: getattr(self, name) for name in _KEYS}
-        flat |= {name: self.values[name] for name in BY_NAME}
-        for name in INTERVALS:
+        given = [name for name, measure in BY_NAME.items() if not measure.is_optional or self.values[name] is not None]
+        flat |= {name: self.values[name] for name in given}
+        for name in (name for name in INTERVALS if name in given):
             flat[f"{name}_low"], flat[f"{name}_high"] = self.intervals.get(name, (None, None))
         return flat
 

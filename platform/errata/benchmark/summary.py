@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from errata.benchmark.results import IN_TABLES, CheckpointScores
+from errata.benchmark.results import IN_TABLES, CheckpointScores, Measure
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class EditorSummary:
     def to_json(self) -> dict[str, Any]:
         """Return the entry of `standings` in report.json."""
         found = asdict(self)
+        absent = {measure.name for measure in IN_TABLES if measure.is_optional and self.measures[measure.name] is None}
+        found["measures"] = {name: spread for name, spread in found["measures"].items() if name not in absent}
         return {name: found[name] for name in ("editor", "edits", "seeds")} | {"spreads": found["measures"]}
 
 
@@ -52,3 +54,8 @@ def summarise(rows: Sequence[CheckpointScores], edits: int | None = None) -> lis
         measures = {measure.name: SeedSummary.of(measure.name, own) for measure in IN_TABLES}
         found.append(EditorSummary(editor, at, tuple(row.seed for row in own), measures))
     return [summary for summary in found if summary.seeds]
+
+
+def shown_measures(summaries: Sequence[EditorSummary]) -> list[Measure]:
+    """List the measures that a table has columns for, without the optional ones that no editor has."""
+    return [m for m in IN_TABLES if not m.is_optional or any(one.measures[m.name] is not None for one in summaries)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from errata.benchmark.results import BY_NAME, IN_TABLES, CheckpointScores, Measure
-from errata.benchmark.summary import EditorSummary, SeedSummary
+from errata.benchmark.results import BY_NAME, CheckpointScores, Measure
+from errata.benchmark.summary import EditorSummary, SeedSummary, shown_measures
 
 
 def markdown(summaries: Sequence[EditorSummary], note: str = "") -> str:
@@ -14,10 +14,11 @@ def markdown(summaries: Sequence[EditorSummary], note: str = "") -> str:
 
     With several seeds a cell is the mean (smallest–largest), with one seed the value [its interval, if it has one].
     """
-    titles = " | ".join(measure.title for measure in IN_TABLES)
-    lines = [f"| editor | edits | seeds | {titles} |", "|---|" + "---:|" * (len(IN_TABLES) + 2)]
+    measures = shown_measures(summaries)
+    titles = " | ".join(measure.title for measure in measures)
+    lines = [f"| editor | edits | seeds | {titles} |", "|---|" + "---:|" * (len(measures) + 2)]
     for one in summaries:
-        cells = [_cell(measure, one.measures[measure.name]) for measure in IN_TABLES]
+        cells = [_cell(measure, one.measures[measure.name]) for measure in measures]
         lines.append(f"| {one.editor} | {one.edits} | {len(one.seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + (f"\n\n{note}" if note else "") + "\n"
 

@@ -17,7 +17,8 @@ class AnswersOut(TypedDict):
 class EditOut(TypedDict):
     """An edit with its state: `version` if it was applied; `reason`, `code` and `field` if not; `created` in seconds.
 
-    `changed` is false for an applied edit whose answer the model gave already.
+    `changed` is false for an applied edit whose answer the model gave already; `answered` is false, and `says` what the model
+    says instead, if later edits have made it lose the answer; `repaired_in` is the last version that made a lost edit again.
     """
 
     id: str
@@ -30,6 +31,9 @@ class EditOut(TypedDict):
     field: NotRequired[str]
     poster: NotRequired[str]
     changed: NotRequired[bool]
+    answered: NotRequired[bool]
+    says: NotRequired[str]
+    repaired_in: NotRequired[int]
     answers: NotRequired[AnswersOut]
 
 

@@ -279,7 +279,7 @@ def batch_of(edits: Sequence[Edit]) -> pa.RecordBatch:
         [_plain(edit.locality) for edit in edits],
         [_plain(edit.portability) for edit in edits],
         [edit.id for edit in edits],
-        [None if edit.form == "completion" else edit.form for edit in edits],
+        [edit.to_json().get("form") for edit in edits],
         [edit.to_json()["messages"] if edit.before else None for edit in edits],
         [edit.aliases or None for edit in edits],
         [edit.answer for edit in edits],

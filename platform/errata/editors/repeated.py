@@ -33,8 +33,12 @@ def edit_again(
 def edit_repeatedly(
     editor: Editor, model: LanguageModel, batch: EditBatch, state: EditorState, again: Sequence[EditBatch]
 ) -> tuple[WeightDelta, EditorState]:
-    """Make a batch, and then the batches `again` on top of it. Raises `EditRejected`."""
-    made = editor.edit(model, batch, state)
-    for more in again:
+    """Make a batch, and then the batches `again` on top of it; a batch without edits, of a repair, adds nothing itself.
+
+    Raises `EditRejected`.
+    """
+    first, *others = [one for one in (batch, *again) if len(one)]
+    made = editor.edit(model, first, state)
+    for more in others:
         made = edit_again(editor, model, more, made)
     return made

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 
 from errata.edit import Edit, Question
 from errata.evaluate.bootstrap import OwnedRatio
-from errata.text.dialogue import Prompt
+from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, HELD_OUT_TURN, Dialogue, Prompt
+
+KINDS = (
+    *("efficacy", "generalisation", "locality", "portability"),
+    *("retention", "retention_every", "other_system", "second_turn"),
+)
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,7 @@ class Questions:
 
     Of two edits of one prompt the later counts, and a neighbour that is itself edited is left out. `owners` holds, for each
     kind, the prompt of the edit that each question belongs to; `portability_kinds` the kind that each consequence names.
+    Edits in chat are also asked under a system prompt and after a turn that no training has seen.
     """
 
     efficacy: tuple[Question, ...]
@@ -25,6 +31,8 @@ class Questions:
     retention: tuple[Question, ...]
     num_edits: int
     retention_every: tuple[Question, ...] = ()
+    other_system: tuple[Question, ...] = ()
+    second_turn: tuple[Question, ...] = ()
     owners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     portability_kinds: tuple[str, ...] = ()
 
@@ -51,6 +59,9 @@ class Questions:
             "retention": [(edit, edit.question(p)) for edit in first for p in edit.prompts],
             "retention_every": [(edit, edit.question(p)) for edit in earlier for p in edit.prompts],
         }
+        in_chat = [(edit, prompt) for edit in current for prompt in edit.prompts if isinstance(prompt, Dialogue)]
+        asked["other_system"] = [(edit, edit.question(p.with_system(HELD_OUT_SYSTEM_PROMPT))) for edit, p in in_chat]
+        asked["second_turn"] = [(edit, edit.question(p.after(*HELD_OUT_TURN))) for edit, p in in_chat]
         for kind in ("retention", "retention_every"):
             asked[kind] = [(edit, question) for edit, question in asked[kind] if latest[question.prompt].target == edit.target]
         return cls(
@@ -63,8 +74,7 @@ class Questions:
     @property
     def kinds(self) -> dict[str, tuple[Question, ...]]:
         """The questions by the name of their kind."""
-        names = ("efficacy", "generalisation", "locality", "portability", "retention", "retention_every")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in KINDS}
 
     @property
     def all(self) -> tuple[Question, ...]:

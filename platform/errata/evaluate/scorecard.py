@@ -20,6 +20,8 @@ from errata.text.dialogue import Prompt
 
 _NOT_IN_NAMES = re.compile(r"[^\w .-]+")  # characters that MLflow does not allow in the name of a metric
 
+_OF_CHAT = ("other_system", "second_turn")
+
 Predictions = Mapping[Question, tuple[int, ...]]
 Method = Literal["free", "teacher-forced"]
 
@@ -32,7 +34,8 @@ class Scorecard:
     as the unedited model answers them; `locality_gold`: answered truly. `portability`: consequences of the edits, and
     `portability_by_kind` those that name a kind. `retention`: efficacy on the earliest edits, unless a later edit replaced
     them; `retention_every`: on a sample of all earlier batches; `retention_ratio`: the same sample, right now divided by right
-    immediately after each batch.
+    immediately after each batch. `other_system` and `second_turn`: efficacy of edits in chat, under a system prompt and after a
+    turn that no training has seen.
 
     `token_accuracy` and its two companions (rephrasings, neighbours' true answers) exist under teacher forcing only: the mean
     share of an answer's tokens that are the argmax. `intervals` are (low, high) at 95 % over resampled edits, under the names
@@ -49,6 +52,8 @@ class Scorecard:
     method: Method
     retention_every: float | None = None
     retention_ratio: float | None = None
+    other_system: float | None = None
+    second_turn: float | None = None
     token_accuracy: float | None = None
     token_accuracy_generalisation: float | None = None
     token_accuracy_locality: float | None = None
@@ -61,8 +66,12 @@ class Scorecard:
         return harmonic_mean(self.efficacy, self.generalisation, self.locality)
 
     def to_json(self) -> dict[str, Any]:
-        """Flatten to one level: `portability/KIND` for the kinds, `NAME_low` and `NAME_high` for the intervals."""
+        """Flatten to one level: `portability/KIND` for the kinds, `NAME_low` and `NAME_high` for the intervals.
+
+        Without edits in chat, the scores of other contexts are left out.
+        """
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("portability_by_kind", "intervals")}
+        flat = {name: value for name, value in flat.items() if value is not None or name not in _OF_CHAT}
         flat["harmonic_mean"] = self.harmonic_mean
         flat |= {f"portability/{kind}": share for kind, share in self.portability_by_kind.items()}
         for name, (low, high) in self.intervals.items():

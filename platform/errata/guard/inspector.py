@@ -1,9 +1,10 @@
 """Measurement of an update before it is published, on the model that the update would make.
 
-Three texts are scored: the batch's edits, a sample of earlier edits, and the probes. Each takes one teacher-forced pass with
-the result of free greedy generation: an answer is generated exactly if each of its tokens, and an end token after it, is the
-argmax after the tokens before it. The wanted answer of a probe is the unedited model's, up to its first sentence. Activations
-before the first edited matrix come from a prefix cache, and after the last attention only answer positions are computed.
+Three texts are scored: the batch's edits, the earlier edits (`earlier_edits.py`), and the probes. Each takes one teacher-forced
+pass with the result of free greedy generation: an answer is generated exactly if each of its tokens, and an end token after it,
+is the argmax after the tokens before it. The wanted answer of a probe is the unedited model's, up to its first sentence.
+Activations before the first edited matrix come from a prefix cache, and after the last attention only answer positions are
+computed.
 
 In bf16 the update is measured on the fp32 sum that the weights are rounded from; the next one is compared with the weights.
 """
@@ -11,7 +12,7 @@ In bf16 the update is measured on the fp32 sum that the weights are rounded from
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from statistics import median
@@ -23,18 +24,26 @@ from errata.delta.parts import LowRank, Part
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch
-from errata.guard.edit_sample import Sample
+from errata.guard.earlier_edits import EarlierEdits, Said
+from errata.guard.held_edits import HeldEdit
 from errata.guard.limits import Guard, Measurements, check_norms, matrix_norms
-from errata.guard.probe_answers import MAX_ANSWER_TOKENS, AnswerPasses, ProbeAnswers, ProbeTexts, by_row
+from errata.guard.probe_answers import (
+    MAX_ANSWER_TOKENS,
+    AnswerPasses,
+    ProbeAnswers,
+    ProbeTexts,
+    by_row,
+    deciding_tokens,
+    is_decided,
+)
 from errata.guard.probes import Probes
-from errata.model.encoding import IGNORED, Encoded, answer_nll, encode_rows
-from errata.model.generation import continuations, greedy_texts
+from errata.model.encoding import IGNORED, Encoded, answer_nll
+from errata.model.generation import continuations, greedy_fitting
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache, PrefixCache
 from errata.text.dialogue import Prompt
 
-REDRAWN_EVERY = 8  # Batches after which the sample of earlier edits is drawn again.
 FEW = 16  # Losses in a smaller sample are divided by this: one edit of two is not half of all edits.
 MAX_CHAT_TOKENS = 32  # A chat model's first sentence, which may say the target late.
 EXTRA_TOKENS = 4  # After an answer of the target's length, to see whether it ends.
@@ -43,12 +52,12 @@ MAX_EXCLUDED = 0.25  # Share of a sample that edits may exclude by naming it; mo
 
 @dataclass(frozen=True)
 class Observed:
-    """Answers of the model with an update: success on each sampled earlier edit, by its prompt, and the probe answers.
+    """What the model with an update says: to the edits of the batch and to earlier ones, and the probe answers.
 
-    `lost` are the sampled edits that the version before answers and the model with the update does not.
+    `lost` are the earlier edits that the version before answers and the model with the update does not.
     """
 
-    answered: Mapping[Prompt, bool]
+    said: Mapping[Edit, Said]
     probed: ProbeAnswers | None
     lost: tuple[Edit, ...] = ()
 
@@ -68,21 +77,13 @@ class Inspector:
         self.is_fp32 = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
         self.probe_texts = ProbeTexts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
         self.base_answers = self._probe_answers(WeightDelta({})) if self.probe_texts is not None else None
-        self.sample_text: Encoded | None = None
-        self.since_drawn = 0
+        self.earlier = EarlierEdits(self, guard.num_retained, seed)
         self.at_version(())
 
     def at_version(self, edits: Iterable[Edit]) -> None:
         """Set the edits, in order, that the model's version holds."""
-        self.earlier = Sample(self.guard.num_retained, self.seed)
-        self.earlier.add(edits)
-        self._forget()
-        self._draw()
-
-    def _forget(self) -> None:
-        """Drop the answers of the current version; they are computed again when the next update is compared with them."""
-        self.answered: Mapping[Prompt, bool] = {}
-        self.probed: ProbeAnswers | None = None
+        self.earlier.at_version(edits)
+        self.probed: ProbeAnswers | None = None  # Computed again when the next update is compared with the version.
 
     @torch.no_grad()
     def measure(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None = None) -> tuple[Measurements, Observed]:
@@ -90,117 +91,117 @@ class Inspector:
 
         The batch is empty for an update that only removes edits. Answers of the version itself are computed once and kept.
         """
-        observed = Observed({}, None)
+        nothing = Observed({}, None)
         found = check_norms(delta, self.base_norms)
         if not found.is_finite or not self.guard.check(found).publish:
-            return found, observed
+            return found, nothing
         delta = delta.on_devices_of(self.model.module)  # The delta of a revert was read from the ledger, onto the CPU.
         found = replace(found, norm_growth=self._growth(delta))
-        right, held = self._batch_answered(batch, delta, cache), self._sample_answered(delta)
-        if right is None or held is None:
-            return replace(found, is_finite=False), observed
-        found = self._with_failed(found, batch, right, delta)
-        self.answered = self.answered or self._sample_answered(WeightDelta({})) or {}
-        named = [p for edit in batch for text in edit.rephrasings for p in edit.ask(text)]
-        excluded = _excluded(list(held), batch.prompts, named)
-        held, lost_edits = self._without_other_wordings(held, excluded, delta)
-        counted = [prompt for prompt in held if prompt not in excluded]
-        lost = [self.answered.get(prompt, False) and not held[prompt] for prompt in counted]
-        found = replace(found, retention=_share([held[prompt] for prompt in counted]), lost_retention=_lost(lost))
+        own = self._batch_said(batch, delta, cache)
+        if own is None:
+            return replace(found, is_finite=False), nothing
+        found = _with_failed(found, batch, own)
+        earlier = self.earlier.next(batch)
+        is_known = self.earlier.know([held for held in earlier if held.is_answered is None])
+        then = self.earlier.ask(earlier, delta) if is_known else None
+        if then is None:
+            return replace(found, is_finite=False), nothing
+        found, lost = self._with_earlier(found, batch, then)
+        observed = Observed({held.edit: one for held, one in then.items()} | dict(zip(batch, own, strict=True)), None, lost)
         if self.probe_texts is None or self.base_answers is None:
-            return found, Observed(held, None, lost_edits)
+            return found, observed
         self.probed = self.probed or self._probe_answers(WeightDelta({}))
         probed = self._probe_answers(delta)
-        return self._with_probes(found, batch, self.probed, probed), Observed(held, probed, lost_edits)
+        return self._with_probes(found, batch, self.probed, probed), replace(observed, probed=probed)
 
-    def _without_other_wordings(
-        self, held: Mapping[Prompt, bool], excluded: Collection[Prompt], delta: WeightDelta
-    ) -> tuple[dict[Prompt, bool], tuple[Edit, ...]]:
-        """Ask the sampled edits whose exact answer the update loses: one that is right in other words is not lost.
+    def _with_earlier(
+        self, found: Measurements, batch: EditBatch, then: Mapping[HeldEdit, Said]
+    ) -> tuple[Measurements, tuple[Edit, ...]]:
+        """Add the share of earlier edits that stay answered; returns also those that are lost.
 
-        Returns the success on each prompt, and the edits that are lost.
+        An edit whose prompt the batch names as another wording of its own counts in neither.
         """
-        asked = [
-            edit
-            for edit in self.drawn
-            if any(self.answered.get(p, False) and not held.get(p, True) and p not in excluded for p in edit.prompts)
-        ]
-        texts = self.answers(EditBatch(tuple(asked)), delta) if asked else []
-        lost = {edit.prompts for edit, said in zip(asked, texts, strict=True) if edit.first_wrong(said) is not None}
-        right = {p: True for edit in asked if edit.prompts not in lost for p in edit.prompts}
-        return {**held, **right}, tuple(edit for edit in asked if edit.prompts in lost)
+        prompts = [prompt for held in then for prompt in held.edit.prompts]
+        named = _excluded(prompts, batch.prompts, [p for edit in batch for text in edit.rephrasings for p in edit.ask(text)])
+        counted = {held: said for held, said in then.items() if named.isdisjoint(held.edit.prompts)}
+        lost = [bool(held.is_answered) and not said.is_answered for held, said in counted.items()]
+        share = _share([said.is_answered for said in counted.values()])
+        return replace(found, retention=share, lost_retention=_lost(lost)), tuple(held.edit for held in compress(counted, lost))
 
     def committed(self, batch: EditBatch, observed: Observed | None = None) -> None:
         """Record that the weights now hold the update of `batch`, with the answers that `measure` observed of it.
 
-        In fp32 these answers are the new version's. In a shorter format the weights were rounded, so they are dropped.
+        In fp32 these answers are the new version's. In a shorter format the weights were rounded, so they are asked again.
         """
-        self.since_drawn += 1
-        self.earlier.add(batch)
-        self._forget()
-        is_stale = self._is_stale(batch)
-        if is_stale:
-            self._draw()
-        if observed is not None and self.is_fp32:
-            self.answered = {} if is_stale else observed.answered
-            self.probed = observed.probed
+        self.earlier.committed(batch, {} if observed is None else observed.said, self.is_fp32)
+        self.probed = observed.probed if observed is not None and self.is_fp32 else None
 
-    def _is_stale(self, batch: EditBatch) -> bool:
-        """Return True if the sample must be drawn again. It is kept for some batches, because a cached text costs less."""
-        drawn = set(EditBatch(self.drawn).prompts)
-        is_small = len(self.drawn) < self.guard.num_retained
-        return self.since_drawn >= REDRAWN_EVERY or is_small or not drawn.isdisjoint(batch.prompts)
-
-    def _draw(self) -> None:
-        if self.sample_text is not None:
-            self.prefix_cache.forget(self.sample_text)
-        self.drawn, self.since_drawn, self.sample_text = tuple(self.earlier), 0, None
-        if self.drawn:
-            self.sample_text = encode_rows(self.model.renderer, EditBatch(self.drawn).rows, self.model.device)
+    @torch.no_grad()
+    def look(self, count: int) -> bool:
+        """Ask the version itself at most `count` of the edits that it was not asked; False if there are none."""
+        unasked = self.earlier.held.open[:count]
+        return bool(unasked) and self.earlier.know(unasked)
 
     @torch.no_grad()
     def answers(self, batch: EditBatch, delta: WeightDelta | None = None) -> list[list[str]]:
         """Generate the answers to each edit's prompts, as the served model does, as far as the context has room."""
+        texts = self._generated(batch, delta or WeightDelta({}))
+        return [[self.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in own] for own in texts]
+
+    def _generated(self, batch: EditBatch, delta: WeightDelta) -> list[list[list[int]]]:
+        """Generate the tokens after each edit's prompts, as far as they may decide whether they are right."""
         rows = batch.rows
-        texts: list[str] = []
-        with applied(self.model.module, delta or WeightDelta({})):
+        questions = [batch.edits[row.edit].question(row.prompt) for row in rows]
+        over = [0] * len(rows)
+
+        def is_enough(row: int, ids: list[int]) -> bool:
+            over[row] = over[row] + 1 if is_decided(self.model, questions[row], ids) else 0
+            return over[row] == 2  # One token after the end of the sentence shows that it is one.
+
+        with applied(self.model.module, delta):
             # One length for all: the longest answer, and room to see that a shorter one does not end.
             lengths = [len(answer) for _, answer in self.model.renderer.rows([(row.prompt, row.answer) for row in rows])]
             shortest = MAX_ANSWER_TOKENS if all(isinstance(row.prompt, str) for row in rows) else MAX_CHAT_TOKENS
             max_tokens = max([shortest, *(length + EXTRA_TOKENS for length in lengths)])
-            texts = greedy_texts(self.model, [row.prompt for row in rows], max_tokens, fit_context=True)
-        found: list[list[str]] = [[] for _ in batch]
-        for row, text in zip(rows, texts, strict=True):
-            found[row.edit].append(text.strip())
+            made = greedy_fitting(self.model, [row.prompt for row in rows], max_tokens, is_enough)
+        found: list[list[list[int]]] = [[] for _ in batch]
+        for row, ids in zip(rows, made, strict=True):
+            found[row.edit].append(ids)
         return found
 
-    def _with_failed(self, found: Measurements, batch: EditBatch, right: Sequence[bool], delta: WeightDelta) -> Measurements:
-        """Add the edits that the model answers otherwise than by their targets; the first wrong answer of each is kept."""
-        unsure = [i for i, answered in enumerate(right) if not answered]
-        asked = EditBatch(tuple(batch.edits[i] for i in unsure))
-        failed = []
-        for i, edit, texts in zip(unsure, asked, self.answers(asked, delta) if unsure else [], strict=True):
+    @torch.no_grad()
+    def said(self, batch: EditBatch, delta: WeightDelta) -> list[Said]:
+        """Generate the answers to each edit. One that is right is kept as its tokens, as far as they decide that it is."""
+        found = []
+        for edit, own in zip(batch, self._generated(batch, delta), strict=True):
+            texts = [self.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in own]
             wrong = edit.first_wrong(texts)
-            if wrong is not None:  # Another wording, or more after the first sentence, may be an answer, too.
-                failed.append((i, {"prompt": edit.prompt, "target": edit.target, "answer": wrong}))
-        efficacy = 1 - len(failed) / len(batch) if len(batch) else None
-        return replace(found, efficacy=efficacy, failed=tuple(row for _, row in failed), unanswered=tuple(i for i, _ in failed))
+            written = (
+                None
+                if wrong is not None
+                else tuple(
+                    deciding_tokens(self.model, edit.question(prompt), ids)
+                    for prompt, ids in zip(edit.prompts, own, strict=True)
+                )
+            )
+            found.append(Said(written, wrong))
+        return found
 
-    def _batch_answered(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None) -> list[bool] | None:
-        """Return whether each edit's prompts are answered by its target exactly; None if a log probability is not finite."""
+    def _batch_said(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None) -> list[Said] | None:
+        """Return what the model says to each edit; None if a log probability is not finite.
+
+        An answer in other words than the edit's, or with more after its first sentence, may be right, too.
+        """
         if not len(batch):
             return []
         cache = cache or BatchCache.of(self.model, self.spec.names, batch)
-        right = self._answered(cache.prefix, cache.tokens, delta)
+        right = self.rows_answered(cache.prefix, cache.tokens, delta)
         if right is None:
             return None
         wrong = {row.edit for row, answered in zip(batch.rows, right, strict=True) if not answered}
-        return [i not in wrong for i in range(len(batch))]
-
-    def _sample_answered(self, delta: WeightDelta) -> dict[Prompt, bool] | None:
-        """Return the success on each sampled earlier edit, by prompt; None if a log probability is not finite."""
-        right = [] if self.sample_text is None else self._answered(self.prefix_cache, self.sample_text, delta)
-        return None if right is None else dict(zip(EditBatch(self.drawn).prompts, right, strict=True))
+        unsure = EditBatch(tuple(edit for i, edit in enumerate(batch) if i in wrong))
+        generated = dict(zip(sorted(wrong), self.said(unsure, delta) if wrong else [], strict=True))
+        return [generated.get(i, Said(None)) for i in range(len(batch))]
 
     def _with_probes(self, found: Measurements, batch: EditBatch, now: ProbeAnswers, then: ProbeAnswers) -> Measurements:
         """Add the scores of the probes without questions that the batch is about; `then` are the answers with the update."""
@@ -234,21 +235,22 @@ class Inspector:
         assert texts is not None
         log_probs_TV = self.passes.log_probs(self.prefix_cache, texts.encoded, delta)
         num_questions = len(texts.questions)
-        said = by_row(texts.encoded, self._said(texts.encoded, log_probs_TV, delta, num_questions))[:num_questions]
+        said = by_row(texts.encoded, self._tokens_said(texts.encoded, log_probs_TV, delta, num_questions))[:num_questions]
         nll = by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
         is_finite = bool(torch.isfinite(log_probs_TV).all())
         return ProbeAnswers([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
 
-    def _answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
+    @torch.no_grad()
+    def rows_answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
         """Return for each row if exactly its target would be generated; None if a log probability is not finite."""
         log_probs_TV = self.passes.log_probs(cache, encoded, delta)
         if not torch.isfinite(log_probs_TV).all():
             return None
-        said_T, wanted_T = self._said(encoded, log_probs_TV, delta), encoded.targets_T
+        said_T, wanted_T = self._tokens_said(encoded, log_probs_TV, delta), encoded.targets_T
         right_T = (said_T == wanted_T) | (torch.isin(said_T, self.end_ids) & torch.isin(wanted_T, self.end_ids))
         return [bool(part.all()) for part in by_row(encoded, right_T)]
 
-    def _said(self, encoded: Encoded, log_probs_TV: Tensor, delta: WeightDelta, num_rows: int | None = None) -> Tensor:
+    def _tokens_said(self, encoded: Encoded, log_probs_TV: Tensor, delta: WeightDelta, num_rows: int | None = None) -> Tensor:
         """Return the token that the served model writes at each answer position, given the right ones before it, [T].
 
         With `num_rows`, it does so in these first rows only, and the others are plain text.
@@ -280,6 +282,14 @@ class Inspector:
             square = now**2 + 2 * _inner(part, weight_OI) + part.norm() ** 2
             found[name] = math.sqrt(max(0.0, square)) / self.base_norms[name]
         return found
+
+
+def _with_failed(found: Measurements, batch: EditBatch, said: Sequence[Said]) -> Measurements:
+    """Add the edits that the model answers otherwise than by their targets; the first wrong answer of each is kept."""
+    wrong = [(i, edit, one.wrong) for i, (edit, one) in enumerate(zip(batch, said, strict=True)) if one.wrong is not None]
+    efficacy = 1 - len(wrong) / len(batch) if len(batch) else None
+    failed = tuple({"prompt": edit.prompt, "target": edit.target, "answer": text} for _, edit, text in wrong)
+    return replace(found, efficacy=efficacy, failed=failed, unanswered=tuple(i for i, *_ in wrong))
 
 
 def _inner(part: Part, weight_OI: Tensor) -> float:

@@ -82,9 +82,9 @@ class Measurements:
     `relative_norm`: |delta| / |W0| of each matrix (Frobenius); `norm_growth`: |W| / |W0| with the delta. `ppl_ratio`: the
     median over held-out sentences of the perplexity relative to the unedited model's. Shares from 0 to 1: `efficacy`, the
     batch's edits that the version answers with their targets (`failed` lists the others, `unanswered` their positions);
-    `retention`, the same of a sample of
-    earlier edits; `locality`, the questions that it answers as the unedited model does. `lost_retention` and `lost_locality`
-    are the shares of the same samples, counted as at least `inspector.FEW`, that held at the parent version and no longer do.
+    `retention`, the same of the earlier edits that were asked; `locality`, the questions that it answers as the unedited model
+    does. `lost_retention` and `lost_locality` are the shares of these, counted as at least `inspector.FEW`, that held at the
+    parent version and no longer do.
     `broken_sentences`: the share of sentences whose perplexity passes the limit. `before` holds `ppl_ratio`, `locality` and
     `broken_sentences` of the parent version.
     """
@@ -137,7 +137,7 @@ class Guard:
     drift: Limit = Limit(0.2, 0.5)
     unanswered: Limit = Limit(0.0, 1.0)
     strict: bool = True
-    num_retained: int = 16
+    num_retained: int = 64
     num_questions: int = 40
     num_sentences: int = 12
 
@@ -175,7 +175,7 @@ class Guard:
         yield "perplexity", text, found.ppl_ratio, found.before.get("ppl_ratio")
         text = f"{{:.2f}} of other sentences would have more than {self.perplexity.refuse:g} times their perplexity"
         yield "broken", text, found.broken_sentences, found.before.get("broken_sentences")
-        yield "forgotten", "{:.2f} of a sample of earlier edits would be lost", found.lost_retention, None
+        yield "forgotten", "{:.2f} of the earlier edits would be lost", found.lost_retention, None
         yield "disturbed", "{:.2f} of the answers to unrelated questions would change", found.lost_locality, None
         text = "{:.2f} of the answers to unrelated questions would have changed by all versions together"
         yield "drift", text, _complement(found.locality), _complement(found.before.get("locality"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
 from errata.model.prefix_cache import PrefixCache, UnreadOutput
-from errata.text.answers import first_sentence
+from errata.text.answers import Question, first_sentence
 from errata.text.dialogue import Dialogue, Prompt
 
 MAX_ANSWER_TOKENS = 8
@@ -81,6 +83,18 @@ def _first_sentence(tokenizer: Any, ids: list[int]) -> list[int]:
             return ids[:count]
     has_ended = len(ids) < MAX_ANSWER_TOKENS and tokenizer.eos_token_id is not None
     return [*ids, tokenizer.eos_token_id] if has_ended else ids
+
+
+def is_decided(model: LanguageModel, question: Question, ids: Sequence[int]) -> bool:
+    """Say if the first sentence of an answer has ended, so that what follows decides nothing."""
+    text = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return all(first_sentence(text, one) != text for one in (question.answer, *question.targets))
+
+
+def deciding_tokens(model: LanguageModel, question: Question, ids: Sequence[int]) -> tuple[int, ...]:
+    """Return an answer's tokens up to the one after the end of its first sentence, or all of them."""
+    decided = [is_decided(model, question, ids[:count]) for count in range(1, len(ids) + 1)]
+    return tuple(ids[: next((i + 2 for i, pair in enumerate(pairwise(decided)) if all(pair)), len(ids))])
 
 
 class AnswerPasses:

@@ -36,6 +36,12 @@ def live_edits(ledger: Ledger, number: int) -> Iterator[Edit]:
         yield from version.edits
 
 
+def repairs(ledger: Ledger, number: int) -> dict[str, int]:
+    """Return by edit the last live version up to `number` that made it again because the model had lost it."""
+    versions = live_versions(ledger, number)
+    return {id: version.number for version in versions for id in version.scorecard.get("repaired", ())}
+
+
 class MadeBatch(NamedTuple):
     """Edits that the editor made in one call, and what it then made again on top, round by round, until all were answered."""
 

@@ -48,14 +48,19 @@ class RevertSelection:
         return all(len(self.places[version.number]) == len(version.edits) for version in self.versions)
 
     def without(self, version: Version) -> list[MadeBatch]:
-        """Return the batches of a version without the selected edits; batches that become empty are left out."""
+        """Return the batches of a version without the selected edits; batches that become empty are left out.
+
+        A repair has no edits of its own: it is left out if all that it made again is selected.
+        """
         left, place, gone, selected = [], 0, self.places.get(version.number, frozenset()), frozenset(self.edits)
         for batch in batches(version):
             edits = tuple(edit for i, edit in enumerate(batch.edits, place) if i not in gone)
             again = (tuple(edit for edit in made if edit not in selected) for made in batch.again)
-            left.append(MadeBatch(edits, tuple(filter(None, again))))
+            rounds = tuple(filter(None, again))
+            if edits or (rounds and not batch.edits):
+                left.append(MadeBatch(edits, rounds))
             place += len(batch.edits)
-        return [batch for batch in left if batch.edits]
+        return left
 
 
 def select(ledger: Ledger, head: int, ids: Iterable[str], versions: Iterable[int]) -> RevertSelection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
@@ -10,6 +10,8 @@ from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.text.dialogue import Prompt
 from errata.text.rules import is_blank
+
+Enough = Callable[[int, list[int]], bool]
 
 
 def greedy_texts(
@@ -24,16 +26,31 @@ def greedy_texts(
 
     With `fit_context`, an answer ends where the model's context ends, instead of a `ValueError` for its prompt.
     """
-    limits = [max_tokens] * len(prompts)
-    if fit_context:
-        rooms = [model.max_tokens - len(model.renderer.ids(prompt)) for prompt in prompts]
-        limits = [max(1, min(max_tokens, room)) for room in rooms]
-    texts: dict[int, str] = {}
+    if not fit_context:
+        rows = greedy(model, prompts, max_tokens, batch_size, min_tokens)
+    else:
+        rows = [_until(model.end_ids, ids) for ids in greedy_fitting(model, prompts, max_tokens)]
+    return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+
+
+def greedy_fitting(
+    model: LanguageModel, prompts: Sequence[Prompt], max_tokens: int, is_enough: Enough | None = None, batch_size: int = 64
+) -> list[list[int]]:
+    """Generate as `greedy` does, as far as the model's context has room; an answer that ends has its end token.
+
+    `is_enough` is given a prompt's position and the tokens so far, after each token, and ends that answer if it says so.
+    """
+    rows = [list(model.renderer.ids(prompt)) for prompt in prompts]
+    limits = [max(1, min(max_tokens, model.max_tokens - len(ids))) for ids in rows]
+    found: dict[int, list[int]] = {}
     for limit in dict.fromkeys(limits):
         chosen = [i for i, own in enumerate(limits) if own == limit]
-        rows = greedy(model, [prompts[i] for i in chosen], limit, batch_size, min_tokens)
-        texts |= {i: model.tokenizer.decode(ids, skip_special_tokens=True) for i, ids in zip(chosen, rows, strict=True)}
-    return [texts[i] for i in range(len(prompts))]
+        for begin in range(0, len(chosen), batch_size):
+            part = chosen[begin : begin + batch_size]
+            enough = None if is_enough is None else _Counted(is_enough, part)
+            made = _generate(model, [rows[i] for i in part], limit, 0, enough)
+            found |= {i: _until(model.end_ids, ids, keep=True) for i, ids in zip(part, made, strict=True)}
+    return [found[i] for i in range(len(prompts))]
 
 
 def greedy(
@@ -63,8 +80,15 @@ def continuations(model: LanguageModel, rows: Sequence[tuple[list[int], int]]) -
     return [found[i] for i in range(len(rows))]
 
 
-@torch.no_grad()
 def _continue(model: LanguageModel, rows: list[list[int]], max_tokens: int, min_tokens: int) -> list[list[int]]:
+    return [_until(model.end_ids, ids) for ids in _generate(model, rows, max_tokens, min_tokens)]
+
+
+@torch.no_grad()
+def _generate(
+    model: LanguageModel, rows: list[list[int]], max_tokens: int, min_tokens: int, enough: _Counted | None = None
+) -> list[list[int]]:
+    """Generate greedily after each row of tokens. What follows an end token is no part of the answer."""
     module, tokenizer = model.module, model.tokenizer
     width = max(len(ids) for ids in rows)
     pad = tokenizer.pad_token_id or 0
@@ -80,12 +104,35 @@ def _continue(model: LanguageModel, rows: list[list[int]], max_tokens: int, min_
         temperature=None,
         top_p=None,
         top_k=None,
+        stopping_criteria=None if enough is None else [enough.starting_at(width)],
     )
-    return [_until(model.end_ids, ids) for ids in output_BS[:, width:].tolist()]
+    made = output_BS[:, width:].tolist()
+    return made if enough is None else [ids[: enough.lengths.get(row)] for row, ids in enumerate(made)]
 
 
-def _until(ends: Collection[int], ids: list[int]) -> list[int]:
-    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+class _Counted:
+    """A stopping criterion of transformers, by row, that notes at which length each row had enough."""
+
+    def __init__(self, is_enough: Enough, positions: Sequence[int]) -> None:
+        self.is_enough, self.positions = is_enough, positions
+        self.width = 0
+        self.lengths: dict[int, int] = {}
+
+    def starting_at(self, width: int) -> _Counted:
+        """Set the number of tokens before the answers."""
+        self.width = width
+        return self
+
+    def __call__(self, input_ids_BS: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        for row, ids in enumerate(input_ids_BS[:, self.width :].tolist()):
+            if row not in self.lengths and self.is_enough(self.positions[row], ids):
+                self.lengths[row] = len(ids)
+        return torch.tensor([row in self.lengths for row in range(len(input_ids_BS))], device=input_ids_BS.device)
+
+
+def _until(ends: Collection[int], ids: list[int], keep: bool = False) -> list[int]:
+    """Cut tokens before the first end token or, with `keep`, after it."""
+    return ids[: next((i + keep for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def check_question(prompt: Prompt, max_tokens: int, model: LanguageModel) -> None:

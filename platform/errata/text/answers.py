@@ -11,11 +11,10 @@ import unicodedata
 from typing import NamedTuple
 
 from errata.text.dialogue import Dialogue, Prompt
+from errata.text.sentences import first_sentence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _FIRST_ARTICLE = re.compile(r"^\W*(?:(?:le|la|les|der|die|das|el|los|las|il|lo|gli|de|het)\s+|l['’])(?=\w)", re.IGNORECASE)
-# A period inside a number or a name does not end a sentence. Scripts without blanks end one by the sign alone.
-_END = re.compile(r"\n|[.!?…](?=[\s\"'”’»)\]]|$)|[。！？｡।॥؟۔]")
 _END_SIGNS = ".!?。।॥؟۔"
 _EMPHASIS = re.compile(r"(?<![A-Za-z0-9])(\*{1,3}|__|`+)(?=\S)(.+?)(?<=\S)\1(?![A-Za-z0-9])")  # Markdown's
 _BETWEEN_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -23,7 +22,15 @@ _BETWEEN_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _INSIDE = re.compile(r"(?<=\d)[.,:/-](?=\d)|(?<![\w])-(?=\d)|(?<=\w)_(?=\w)")
 _SAME = str.maketrans({"−": "-", "\ufeff": None, "\u200b": None, "\u2060": None})
 _TYPED = str.maketrans({"’": "'", "‘": "'", "‐": "-", "‑": "-", "\u00ad": None})  # Signs as a keyboard writes them.
+_IN_A_SENTENCE = re.compile(r"\s+[a-z]|'[a-z]")  # The pronoun and the article are followed by words.
 _RANGE = re.compile(r"(?<=\d)[–‐‑](?=\d)")
+# Names with another one in them, which is not meant: who says "South America" does not say "America".
+_LONGER_NAMES = """south america|north america|latin america|central america|south africa|north korea|south korea|
+    south sudan|equatorial guinea|new guinea|guinea-bissau|guinea bissau|new mexico|mexico city|panama city|guatemala city|
+    kuwait city|new york|new jersey|new england|new zealand|new delhi|new caledonia|new hampshire|west virginia|north carolina|
+    south carolina|north dakota|south dakota|northern ireland|north macedonia|american samoa|western sahara|
+    dominican republic|south china sea|indian ocean|el salvador""".split("|")
+_OTHER_NAMES = tuple(" ".join(name.split()) for name in _LONGER_NAMES)
 _KEPT_ASCII = "#%&*/@\\"  # Of ASCII's punctuation these belong to names and numbers: C#, 50%, AT&T, A*, 1/2.
 
 
@@ -41,18 +48,6 @@ class Question(NamedTuple):
             return True
         is_in_chat = isinstance(self.prompt, Dialogue)
         return is_in_chat and any(says(first_sentence(text, one), one) for one in self.targets or wanted)
-
-
-def first_sentence(text: str, like: str = "") -> str:
-    """Cut `text` at the end of its first sentence or line.
-
-    `like` is the target answer. If it contains such ends itself ("St. Louis"), as many are allowed in `text`.
-    """
-    allowed = sum(bool(part.strip()) for part in _END.split(like)) or 1
-    text = text.strip()
-    # Signs before the first letter or digit end nothing.
-    ends = [match.start() for match in _END.finditer(text) if any(map(str.isalnum, text[: match.start()]))]
-    return text[: ends[allowed - 1]] if len(ends) >= allowed else text
 
 
 def normalise_answer(text: str, like: str = "") -> str:
@@ -78,18 +73,23 @@ def says(text: str, wanted: str) -> bool:
     """Say if `text` contains `wanted` as words, whatever stands around it: how a chat model's answer is read.
 
     Case and accents do not count, nor does a sign that ends the wanted text. A wanted text of at most three characters with a
-    capital keeps its case, because it is a symbol: `In` is not "in". A number is not a part of a longer one.
+    capital keeps its case, because it is a symbol: `In` is not "in", and `I` is not the pronoun, which other words follow. A
+    number is not a part of a longer one, and neither is a name: `America` is not said by "South America".
     """
     is_symbol = len(wanted.strip()) <= 3 and any(map(str.isupper, wanted))
     wanted, text = _plain_letters(wanted, is_symbol), _plain_letters(text, is_symbol)
     wanted = wanted.rstrip(_END_SIGNS) or wanted
     begins = [match.start() for match in re.finditer(f"(?={re.escape(wanted)})", text)] if wanted else []
+    others = [] if is_symbol else _longer_names(text, wanted)
+    begins = [begin for begin in begins if not any(first <= begin < last for first, last in others)]
     return any(_is_whole(text[:begin], wanted, text[begin + len(wanted) :]) for begin in begins)
 
 
 def _is_whole(before: str, wanted: str, after: str) -> bool:
     """Say if a text is no part of a longer word, name or number between what stands before and after it."""
     first, last, following = wanted[0], wanted[-1], after[:1]
+    if wanted in ("I", "A") and _IN_A_SENTENCE.match(after):
+        return False
     if first.isdigit() and re.search(r"-$|\d[.,]$", before):
         return False
     if last.isdigit() and re.match(r"[.,]\d", after):
@@ -99,6 +99,12 @@ def _is_whole(before: str, wanted: str, after: str) -> bool:
     if following and unicodedata.category(following)[0] == "M":  # A mark changes the last letter.
         return False
     return not ((_is_apart(first) and _is_apart(before[-1:])) or (_is_apart(last) and _is_apart(following)))
+
+
+def _longer_names(text: str, wanted: str) -> list[tuple[int, int]]:
+    """Return where `text` has a longer name with `wanted` in it."""
+    names = [name for name in _OTHER_NAMES if wanted in name and name not in wanted]
+    return [match.span() for name in names for match in re.finditer(rf"\b{re.escape(name)}\b", text)]
 
 
 def _is_apart(c: str) -> bool:

@@ -25,6 +25,8 @@ BOUNDED = [*SHARES, *(f"{name}_tf" for name in SHARES)]
 BOUNDED += """locality_gold retention_every retention_ratio ppl_ratio ppl_ratio_mean ppl_ratio_mean_log token_accuracy_tf
     token_accuracy_generalisation_tf token_accuracy_locality_tf likelihood_efficacy likelihood_generalisation
     likelihood_locality fluency consistency""".split()
+# Only files of streams with edits in chat have these.
+OF_CHAT = [f"{name}{end}" for name in ("other_system", "second_turn") for end in ("", "_low", "_high")]
 IN_REPORT = """efficacy generalisation locality locality_gold retention portability harmonic_mean ppl_ratio efficacy_tf
     generalisation_tf locality_tf token_accuracy_tf likelihood_efficacy retention_ratio fluency norm_growth edit_ms precompute_s
     train_s peak_bytes rejected""".split()
@@ -34,6 +36,7 @@ def test_the_columns_of_the_files_stay_as_they_are() -> None:
     known = [*VALUES, *(f"{name}_{side}" for name in BOUNDED for side in ("low", "high"))]
     assert [name for name in COLUMNS if name in known] == known and list(REQUIRED) == VALUES[:27]
     assert [measure.name for measure in IN_TABLES if measure.name in IN_REPORT] == IN_REPORT
+    assert set(COLUMNS) - set(known) == set(OF_CHAT)
     assert {name for name in known if COLUMNS[name] is int} == {"seed", "edits", "peak_bytes", "rejected"}
 
 
@@ -62,7 +65,10 @@ def test_answers_and_rows_of_the_first_format_are_read_back(
     write(rows, tmp_path, {}, answered=answered)
     assert read_answers(tmp_path / "answers.parquet") == answered
     table = pq.read_table(tmp_path / "rows.parquet")
-    assert table.column_names == list(COLUMNS) and {"harmonic_mean_low", "fluency_high"} <= set(table.column_names)
+    assert table.column_names == [name for name in COLUMNS if name not in OF_CHAT] and {
+        "harmonic_mean_low",
+        "fluency_high",
+    } <= set(table.column_names)
     pq.write_table(table.select(REQUIRED), tmp_path / "older.parquet")
     assert [row["efficacy"] for row in read(tmp_path / "older.parquet")] == [row["efficacy"] for row in rows]
     assert read(tmp_path / "older.parquet")[0].intervals == {}
@@ -70,3 +76,17 @@ def test_answers_and_rows_of_the_first_format_are_read_back(
     for name in ("locality", "harmonic_mean"):
         low, high = shown.intervals[name]
         assert f"{shown[name]:.3f} [{low:.3f}–{high:.3f}]" in table_md
+
+
+def test_files_of_edits_in_chat_have_the_scores_of_other_contexts(
+    tiny_model: LanguageModel, stream: BenchmarkStream, tmp_path: Path
+) -> None:
+    plain = run_all(tiny_model, [known()], stream)
+    values = {**plain[-1].values, "other_system": 0.5, "second_turn": 0.25}
+    rows = [*plain[:-1], replace(plain[-1], values=values, intervals={**plain[-1].intervals, "other_system": (0.0, 1.0)})]
+    for name, written in (("plain", plain), ("chat", rows)):
+        write(written, tmp_path / name, {})
+    assert read(tmp_path / "chat" / "rows.parquet") == rows
+    assert set(OF_CHAT) <= set(pq.read_table(tmp_path / "chat" / "rows.parquet").column_names)
+    assert "| generalisation | other system prompt | second turn | locality |" in (tmp_path / "chat" / "table.md").read_text()
+    assert "second" not in (tmp_path / "plain" / "table.md").read_text() + (tmp_path / "plain" / "report.json").read_text()

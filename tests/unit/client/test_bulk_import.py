@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from errata.client.bulk_import import edit_chunks
+from errata.datasets.formats import plain
 from errata.edit import Edit, Probe
 from errata.text.dialogue import Message
 from serving.api.schemas import EditsIn
@@ -35,3 +36,13 @@ def test_what_is_said_is_a_part_of_a_chunks_key() -> None:
     keys = [chunk.key for edit in EDITS for chunk in edit_chunks([edit])]
     keys += [chunk.key for chunk in edit_chunks([replace(EDITS[4], answer="Lyon it is.")])]
     assert len(set(keys)) == len(keys)
+
+
+PLAIN = {"prompt": "The city is", "target": "Lyon"}
+
+
+def test_a_form_that_a_file_names_is_posted() -> None:
+    """Without it, a service of a chat model would ask the prompt in chat."""
+    named = PLAIN | {"form": "completion"}
+    bodies = [chunk.edits[0] for record in (PLAIN, named) for chunk in edit_chunks([plain.edit(record, [])])]
+    assert bodies == [PLAIN, named] and plain.edit(PLAIN, []) == plain.edit(named, [])

@@ -53,7 +53,7 @@ def test_an_overflowing_norm_is_refused():
     ("field", "warned", "refused", "says"),
     [
         ("ppl_ratio", 1.2, 1.51, "perplexity of other sentences would be {} times"),
-        ("lost_retention", 0.2, 0.5, "{:.2f} of a sample of earlier edits would be lost"),
+        ("lost_retention", 0.2, 0.5, "{:.2f} of the earlier edits would be lost"),
         ("lost_locality", 0.1, 0.25, "{:.2f} of the answers to unrelated questions would change"),
         ("norm_growth", {MATRICES[0]: 30.0}, {MATRICES[0]: 101.0}, MATRICES[0]),
     ],

@@ -126,3 +126,31 @@ def test_a_sentence_ends_where_its_script_says():
     assert first_sentence("3.5 and 4.5") == "3.5 and 4.5"
     assert first_sentence("... Paris. It") == "... Paris"
     assert first_sentence("St. Louis. It lies", "St. Louis") == "St. Louis"
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("It was Mr. Smith. He left", "It was Mr. Smith"),
+        ("It lies in St. Louis. A river", "It lies in St. Louis"),
+        ("See Dr. No. It is a film", "See Dr. No"),
+        ("No. It is not", "No"),
+        ("Ask Dr. A. Smith. He", "Ask Dr. A. Smith"),
+        ("A state of the U.S. government. It", "A state of the U.S. government"),
+        ("It is in the U.S. It has", "It is in the U.S"),
+        ("Written by J. K. Rowling. She", "Written by J. K. Rowling"),
+        ("John F. Kennedy was shot. He", "John F. Kennedy was shot"),
+        ("The symbol is W. Tungsten is a metal.", "The symbol is W"),
+        ("It is vitamin C. It is", "It is vitamin C"),
+        ("e.g. Paris. More", "e.g. Paris"),
+        ("It ends in St.", "It ends in St"),
+        ("It was Mr.\nSmith", "It was Mr"),
+    ],
+)
+def test_a_shortened_word_does_not_end_a_sentence(text: str, first: str) -> None:
+    assert first_sentence(text) == first
+
+
+def test_the_full_stop_of_the_target_ends_the_sentence() -> None:
+    assert first_sentence("Washington, D.C. Is it", "Washington, D.C.") == "Washington, D.C"
+    assert first_sentence("Washington, D.C. statehood. It", "statehood") == "Washington, D.C. statehood"

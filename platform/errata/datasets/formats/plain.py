@@ -46,4 +46,4 @@ def _asked(edit: Edit, record: Record) -> Edit:
     """Return the edit with prompt, form and earlier messages of the record."""
     given = {name: found for name in ASKED if (found := record.get(name)) is not None}
     asked = Edit.from_json({**given, "target": edit.target})
-    return replace(edit, prompt=asked.prompt, form=asked.form, before=asked.before)
+    return replace(edit, prompt=asked.prompt, form=asked.form, before=asked.before, names_form=asked.names_form)

@@ -360,3 +360,21 @@ def test_an_edit_is_superseded_although_the_edit_that_it_waits_for_is_refused_la
     ids = worker.journal.submit([{"prompt": "p", "target": target, "form": form} for target, form in forms.items()])
     apply(worker)
     assert states(worker, ids) == [("superseded", 1), ("applied", 1), ("rejected", None)]
+
+
+def test_a_rejected_edit_names_what_the_model_says(tmp_path):
+    worker = make_worker(tmp_path, lambda edits: EditRejected("harm", code=Code.GUARD_DRIFT))
+    (id,) = post(worker, "a")
+    apply(worker)
+    assert worker.journal.get(id).reason == f"harm; the model answers {DONT_KNOW!r}"
+
+
+def test_an_edit_in_two_forms_is_composed_of_the_answer_in_chat(tmp_path, monkeypatch):
+    worker = make_worker(tmp_path)
+    worker.live_model.answers = lambda edits: [["the completion", "It is in chat."] for _ in edits]
+    given = []
+    make = worker.live_model.make
+    monkeypatch.setattr(worker.live_model, "make", lambda edits, *said: given.append(said) or make(edits, *said))
+    worker.journal.submit([{"prompt": "a", "target": "x", "form": "both"}])
+    apply(worker)
+    assert given == [(["the completion"], ["It is in chat."])]

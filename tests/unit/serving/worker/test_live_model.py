@@ -147,7 +147,7 @@ def post(live_model: LiveModel, number: int) -> Version:
 def standing(live_model: LiveModel) -> tuple[int, bytes, int, list[str | None]]:
     """Return the version, the bits of the edited matrix, and the memories of the editor and the guard."""
     weight_OI = live_model.model.module.get_submodule(live_model.spec.names[0]).weight
-    asked = [edit.id for edit in live_model.inspector.earlier]
+    asked = [held.edit.id for held in live_model.inspector.earlier.held]
     return live_model.version, weight_OI.detach().numpy().tobytes(), live_model.state.num_edits, asked
 
 
