@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from errata.text.dialogue import Prompt
 from errata.text.rules import is_blank
 
 Enough = Callable[[int, list[int]], bool]
+MIN_SHARED = 8  # tokens with which all prompts begin, from which on it pays to read them once
 
 
 def greedy_texts(
@@ -92,8 +94,13 @@ def _generate(
     module, tokenizer = model.module, model.tokenizer
     width = max(len(ids) for ids in rows)
     pad = tokenizer.pad_token_id or 0
-    input_ids_BS = torch.tensor([[pad] * (width - len(ids)) + ids for ids in rows])
-    attention_mask_BS = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows])
+    shared = shared_beginning(rows)
+    cache = _read_once(module, rows[0][:shared], len(rows)) if shared >= MIN_SHARED else None
+    begin = rows[0][:shared] if cache is not None else []
+    # Padding comes behind what is cached, because that has the same places in all rows.
+    input_ids_BS = torch.tensor([begin + [pad] * (width - len(ids)) + ids[len(begin) :] for ids in rows])
+    seen_BS = [[1] * len(begin) + [0] * (width - len(ids)) + [1] * (len(ids) - len(begin)) for ids in rows]
+    attention_mask_BS = torch.tensor(seen_BS)
     output_BS = module.generate(
         input_ids=input_ids_BS.to(module.device),
         attention_mask=attention_mask_BS.to(module.device),
@@ -104,10 +111,35 @@ def _generate(
         temperature=None,
         top_p=None,
         top_k=None,
+        past_key_values=cache,
         stopping_criteria=None if enough is None else [enough.starting_at(width)],
     )
     made = output_BS[:, width:].tolist()
     return made if enough is None else [ids[: enough.lengths.get(row)] for row, ids in enumerate(made)]
+
+
+def shared_beginning(rows: Sequence[list[int]]) -> int:
+    """Return how many tokens all rows begin with, such as a chat template's system prompt; each keeps one of its own."""
+    if len(rows) < 2:
+        return 0
+    first, last = min(rows), max(rows)  # Of texts in order, these two differ first.
+    limit = min(map(len, rows)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+def _read_once(module: Any, ids: list[int], num_rows: int) -> Any:
+    """Read tokens and return their keys and values for so many rows; None for a model that keeps anything else.
+
+    A sliding window or a recurrent state has no place for padding behind them.
+    """
+    from transformers import DynamicCache, DynamicLayer
+
+    cache = DynamicCache(config=module.config)
+    if getattr(module, "_is_stateful", False) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    module.base_model(input_ids=torch.tensor([ids], device=module.device), past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(num_rows)
+    return cache
 
 
 class _Counted:
