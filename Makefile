@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-chat bench-gpu bench-memory chaos tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-chat bench-facts bench-gpu bench-memory chaos tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -74,6 +74,10 @@ bench-serving: setup
 # Post 200 edits in mixed forms and scripts, and ask the served model each of them at the end: applied means answered.
 bench-chat: setup
 	$(BIN)/python -m benchmarks.chat $(ARGS)
+
+# Compare editors and parts of RLEdit on the default model: true corrections in chat, in one process. ARGS="--edits=100 --policy=FOLDER".
+bench-facts: setup
+	$(BIN)/python -m benchmarks.facts $(ARGS)
 
 # Measure edits, training and swaps at Llama-3-8B's size with random weights, on a GPU. ARGS=--size=tiny runs the script without one.
 bench-gpu: setup

@@ -112,7 +112,7 @@ def settled(client: Client, batch: Sequence[PostedEdit]) -> list[str]:
         time.sleep(POLL_S)
         made = [one if one["state"] in SETTLED else client.edit_status(one["id"]) for one in made]
     counts = ", ".join(f"{number} {state}" for state, number in sorted(Counter(one["state"] for one in made).items()))
-    console.print(f"  {counts}", end="", highlight=False)
+    console().print(f"  {counts}", end="", highlight=False)
     return [one["id"] for one in made]
 
 
@@ -120,15 +120,15 @@ def play(client: Client, posted: Sequence[PostedEdit], batch_size: int) -> tuple
     """Post all edits, wait for repairs, and ask each edit; returns the outcomes and the seconds of each batch."""
     ids, seconds = list[str](), list[float]()
     for begin in range(0, len(posted), batch_size):
-        console.print(f"  batch {begin // batch_size + 1} of {-(-len(posted) // batch_size)}:", end="", highlight=False)
+        console().print(f"  batch {begin // batch_size + 1} of {-(-len(posted) // batch_size)}:", end="", highlight=False)
         start = time.monotonic()
         ids += settled(client, posted[begin : begin + batch_size])
         seconds.append(round(time.monotonic() - start, 1))
-        console.print(f"; {seconds[-1]:.1f} s", highlight=False)
+        console().print(f"; {seconds[-1]:.1f} s", highlight=False)
     wait_for_repairs(client)
     head = client.status()["head"]
     prompts = list(dict.fromkeys(prompt for one in posted for prompt in one.edit.prompts))
-    console.print(f"  asking {len(prompts)} prompts of version {head}", highlight=False)
+    console().print(f"  asking {len(prompts)} prompts of version {head}", highlight=False)
     said = dict(zip(prompts, client.ask(prompts, MAX_TOKENS, at_least=head)["answers"], strict=True))
     told = map(client.edit_status, ids)
     return [Outcome(one, dict(t), [said[p] for p in one.edit.prompts]) for one, t in zip(posted, told, strict=True)], seconds
@@ -146,7 +146,7 @@ def wait_for_repairs(client: Client) -> None:
 
 def played(name: str, posted: Sequence[PostedEdit], batch_size: int, **service: object) -> dict[str, Any]:
     """Serve a model, play the edits, show the tables, and return the model's part of the report."""
-    console.print(f"[bold]{name}: {len(posted)} edits in batches of {batch_size}[/bold]")
+    console().print(f"[bold]{name}: {len(posted)} edits in batches of {batch_size}[/bold]")
     directory = home() / "bench-chat" / name
     shutil.rmtree(directory, ignore_errors=True)
     with LocalServices(directory, http_port=free_port()) as services:
@@ -162,7 +162,7 @@ def played(name: str, posted: Sequence[PostedEdit], batch_size: int, **service: 
     for one in outcomes:
         if one.kind in ("lost", "unanswered", "rejected"):
             why = one.told.get("reason") or f"the served model says {one.says}, the target is {one.edit.target!r}"
-            console.print(f"{one.kind}, {one.posted.form}, {str(one.edit.prompts[0])[:70]!r}: {why[:200]}", highlight=False)
+            console().print(f"{one.kind}, {one.posted.form}, {str(one.edit.prompts[0])[:70]!r}: {why[:200]}", highlight=False)
     median_s = sorted(seconds)[len(seconds) // 2]
     found = {"forms": forms, "scripts": scripts, "versions": versions, "batch_s": seconds, "median_batch_s": median_s}
     return {**found, "timings": timings, "outcomes": [one.to_json() for one in outcomes]}
@@ -193,7 +193,7 @@ def run(settings: Settings, command: str) -> Path:
     from errata.hardware import hardware
 
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
-    console.print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
+    console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
     parts = {"smollm2": smollm2_part(settings)} if settings.edits else {}
     parts |= {"world": world_part(settings)} if settings.world_edits else {}
     rows = [{"model": name, **part["forms"][-1], "median_batch_s": part["median_batch_s"]} for name, part in parts.items()]
