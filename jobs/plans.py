@@ -60,7 +60,7 @@ def smollm2() -> Plan:
         metric_strength=1e4,
         first_step=0.3,
         first_ridge=1.0,
-        num_passes=4,
+        num_passes=3,
         learning_rate=2e-3,
         reward=Reward(backtrack_depth=1, backtrack_uniform=True),
     )
