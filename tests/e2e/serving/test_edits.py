@@ -58,7 +58,7 @@ def test_an_idempotency_key_makes_an_edit_once(app: App) -> None:
 def test_a_refused_edit_costs_its_batch_nothing(app: App) -> None:
     answer = app.edit(fact(14), {"prompt": "the violin of x", "target": "dog"}, {"prompt": "the piano of x", "target": "dog"})
     assert answer.status_code == 422
-    assert answer.json()["error"]["message"] == "violins are refused"
+    assert answer.json()["error"]["message"].startswith("violins are refused")
     assert [e["state"] for e in answer.json()["edits"]] == ["applied", "rejected", "rejected"]
     assert "pianos are too heavy" in answer.json()["edits"][2]["reason"]
 
