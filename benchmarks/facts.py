@@ -28,12 +28,11 @@ from errata.model.generation import greedy_texts
 from errata.model.language_model import LanguageModel, load
 from errata.model.matrices import find_matrices
 from errata.testbed import smollm2
-from errata.testbed.fact import Fact
-from errata.testbed.known_facts import MAX_TOKENS, KnownFacts
+from errata.testbed.known_facts import AT_ONCE, MAX_TOKENS, KnownFacts, question_of
 from errata.testbed.world_facts import WorldFacts
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, Dialogue, Prompt
 from jobs import demo_answers, demo_facts, plans
-from jobs.demo_answers import FORMS, AskedFacts
+from jobs.demo_answers import FORMS, AskedFacts, FactSearch
 from jobs.demo_run import BATCH_SIZE
 from jobs.entry import run_job
 
@@ -64,14 +63,15 @@ class Stream:
     def of(cls, model: LanguageModel, settings: Settings) -> Stream:
         """Find facts that the model gets wrong and facts that it gets right, in the order of `make demo`."""
         plan, known = replace(plans.smollm2(), seed=settings.seed), KnownFacts.beside(model)
-        wrong: list[Fact] = []
-        right: list[Fact] = []
-        for fact in demo_facts.facts_in_random_order(plan):
-            known.ask([fact])
-            (right if known.is_right(fact) else wrong).append(fact)
-            if len(wrong) >= settings.edits and len(right) >= settings.right:
+        search = FactSearch(settings.edits, settings.right)
+        facts = demo_facts.facts_in_random_order(plan)
+        for begin in range(0, len(facts), AT_ONCE):
+            part = facts[begin : begin + AT_ONCE]
+            known.ask(part)
+            search.add(part, {question_of(fact).prompt: known.answers[fact.key] for fact in part})
+            if search.is_over:
                 break
-        wrong, right = wrong[: settings.edits], right[: settings.right]
+        wrong, right = search.wrong, search.right
         posted = [replace(edit, answer=None) for edit in demo_facts.edits_of(plan, wrong)]
         said = [known.answers[fact.key] for fact in wrong]
         return cls(model, composed(model, posted, said), AskedFacts.about(posted, right))
