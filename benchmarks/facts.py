@@ -139,9 +139,9 @@ def arms(settings: Settings) -> dict[str, Arm]:
     def shipped(_model: LanguageModel) -> RLEdit:
         return RLEdit.load(smollm2.policy())
 
-    found: dict[str, Arm] = {"RLEdit, shipped policy": (shipped, as_composed)}
+    found: dict[str, Arm] = {"shipped policy": (shipped, as_composed)}
     if settings.policy:
-        found["RLEdit, other policy"] = (lambda _model: RLEdit.load(settings.policy), as_composed)
+        found["other policy"] = (lambda _model: RLEdit.load(settings.policy), as_composed)
     found |= {
         "bare targets": (shipped, bare),
         "one pass": (lambda model: replace(shipped(model), num_passes=1), as_composed),

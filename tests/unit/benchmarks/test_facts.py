@@ -14,7 +14,7 @@ from tests.unit.jobs.test_demo_answers import FACTS, edit_of
 
 def test_rows_are_chosen_by_name() -> None:
     assert read(["--edits=20", f"--rows=FT-L,{IN_CONTEXT}"]) == Settings(edits=20, rows=f"FT-L,{IN_CONTEXT}")
-    with pytest.raises(ValueError, match="no row is named MEND; there are unedited, correction in the prompt, RLEdit"):
+    with pytest.raises(ValueError, match="no row is named MEND; there are unedited, correction in the prompt, shipped policy"):
         read(["--rows=FT-L, MEND"])
     with pytest.raises(ValueError, match="at least 10"):
         read(["--edits=9"])
