@@ -186,8 +186,11 @@ class LiveModel:
             self._count()
 
     def to_repair(self, count: int) -> list[Edit]:
-        """Return at most `count` lost edits that are to be made again: several that were never repaired, or one that was."""
-        if not self.inspector.guard.strict:
+        """Return at most `count` lost edits that are to be made again: several that were never repaired, or one that was.
+
+        None in an earlier version that somebody has rolled back to: it stays the head until the next edit.
+        """
+        if not self.inspector.guard.strict or self.version != self.ledger.newest:
             return []
         lost = sorted(self.inspector.earlier.held.repairable, key=lambda held: held.num_repairs)
         fresh = [held for held in lost if held.num_repairs == 0]

@@ -139,6 +139,23 @@ def test_a_small_model_repairs_what_was_lost_and_a_replay_repeats_it(live_model:
     assert first_word(live_model, a) == a.target and first_word(live_model, c) == c.target
 
 
+def test_a_version_that_a_rollback_chose_is_not_repaired(live_model: LiveModel) -> None:
+    """It stays the head until the next edit; that it lost an answer is said."""
+    a, b, c, *_ = EDITS
+    for edit in (a, b):
+        make(live_model, edit)
+    for version, repaired in ((1, []), (2, [a])):
+        live_model.move_to(version)
+        held = live_model.inspector.earlier.held
+        held.by_edit[a].is_answered, held.by_edit[a].says = False, "something else"
+        assert live_model.to_repair(NUM_REPAIRED) == repaired
+        assert live_model.answered("e0") == {"answered": False, "says": "something else"}
+    live_model.move_to(1)
+    make(live_model, c)
+    live_model.inspector.earlier.held.by_edit[a].is_answered = False
+    assert live_model.to_repair(NUM_REPAIRED) == [a], "a new edit makes it the newest version"
+
+
 def test_a_loaded_version_is_asked_in_steps(live_model: LiveModel) -> None:
     for edit in EDITS[:3]:
         make(live_model, edit)
