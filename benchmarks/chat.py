@@ -27,7 +27,8 @@ from errata.local.models import default_policy, resolved
 from errata.local.services import LocalServices, free_port
 from errata.testbed import smollm2
 from errata.testbed.world import World
-from jobs import arguments
+from jobs.arguments import from_arguments
+from jobs.entry import run_job
 
 EDIT_S = 900.0  # A refused batch is made in parts.
 POLL_S = 0.5
@@ -176,7 +177,7 @@ def smollm2_part(settings: Settings) -> dict[str, Any]:
 
 def world_part(settings: Settings) -> dict[str, Any]:
     """Serve the model of `make demo ARGS=plan=world`; model and policy are made first if they do not exist."""
-    plan = arguments.from_arguments(["plan=world", f"seed={settings.seed}"])
+    plan = from_arguments(["plan=world", f"seed={settings.seed}"])
     missing = [(made, job) for made, job in ((plan.model_dir, "pretrain"), (plan.artifact_dir, "train")) if not made.exists()]
     if missing:
         with LocalServices(home() / "bench-chat", http_port=free_port()) as services:
@@ -203,12 +204,19 @@ def run(settings: Settings, command: str) -> Path:
     return write_report("bench-chat", rows, **about, settings=asdict(settings), models=parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read(arguments: Sequence[str]) -> Settings:
+    """Read `--name number` arguments. Raises `ValueError` if no edit is left."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    settings = Settings(**vars(parser.parse_args()))
-    run(settings, f"python -m benchmarks.chat {' '.join(sys.argv[1:])}".strip())
+    settings = Settings(**vars(parser.parse_args(arguments)))
+    if settings.edits + settings.world_edits < 1 or min(settings.edits, settings.world_edits) < 0 or settings.batch_size < 1:
+        raise ValueError("give at least one edit, --edits or --world-edits, and a --batch-size of at least 1")
+    return settings
+
+
+def main() -> None:
+    run_job(read, lambda settings: run(settings, f"python -m benchmarks.chat {' '.join(sys.argv[1:])}".strip()))
 
 
 if __name__ == "__main__":
