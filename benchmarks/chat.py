@@ -20,14 +20,14 @@ from typing import Any
 from benchmarks.chat_edits import FORMS, PostedEdit, mixed_edits, world_edits
 from benchmarks.report import console, show, write_report
 from errata.client.client import Client
-from errata.client.errors import ErrataError
-from errata.edit import SETTLED, Edit
+from errata.edit import Edit
 from errata.home import home
 from errata.local.models import default_policy, resolved
 from errata.local.services import LocalServices, free_port
 from errata.testbed import smollm2
 from errata.testbed.world import World
 from jobs.arguments import from_arguments
+from jobs.demo_facts import post
 from jobs.entry import run_job
 
 EDIT_S = 900.0  # A refused batch is made in parts.
@@ -103,15 +103,7 @@ def table(outcomes: Sequence[Outcome], name: str) -> list[dict[str, Any]]:
 
 def settled(client: Client, batch: Sequence[PostedEdit]) -> list[str]:
     """Post a batch, wait until each edit is settled, and return the ids. A refusal is an outcome, too."""
-    try:
-        made = client.edit([one.body for one in batch], wait=True)["edits"]
-    except ErrataError as refused:
-        made = refused.answer.get("edits") or []
-        if len(made) != len(batch):
-            raise
-    while not all(one["state"] in SETTLED for one in made):  # A post waits for a minute at most.
-        time.sleep(POLL_S)
-        made = [one if one["state"] in SETTLED else client.edit_status(one["id"]) for one in made]
+    made = post([one.body for one in batch], client)
     counts = ", ".join(f"{number} {state}" for state, number in sorted(Counter(one["state"] for one in made).items()))
     console().print(f"  {counts}", end="", highlight=False)
     return [one["id"] for one in made]

@@ -16,7 +16,7 @@ from typing import Any
 from errata.client.client import Client
 from errata.client.errors import ErrataError
 from errata.client.responses import EditOut
-from errata.edit import SETTLED, Edit, EditBatch, batches_of
+from errata.edit import SETTLED, Edit, batches_of
 from errata.evaluate.perplexity import perplexity
 from errata.evaluate.style import style_of
 from errata.generate import HFGenerator
@@ -156,7 +156,7 @@ def correct(demo: Demo, asked: AskedFacts, traffic: Traffic) -> tuple[list[EditO
     title = f"{len(asked.edits)} corrections in batches of {BATCH_SIZE} over HTTP, while a chat goes on"
     with demo.stage("edits", title), traffic.running():
         for batch in batches_of(asked.edits, BATCH_SIZE):
-            made = post(demo.client, batch)
+            made = post([posted(edit) for edit in batch], demo.client)
             outcomes += made
             traffic.applied = version = max((one["version"] for one in made if "version" in one), default=traffic.applied)
             answers = demo.answers(batch.prompts, at_least=version)
@@ -170,13 +170,13 @@ def correct(demo: Demo, asked: AskedFacts, traffic: Traffic) -> tuple[list[EditO
     return outcomes, answers_at
 
 
-def post(client: Client, batch: EditBatch) -> list[EditOut]:
-    """Post a batch as a user would, and return what became of each edit. A rejection is an outcome, too."""
+def post(bodies: Sequence[dict[str, Any]], client: Client) -> list[EditOut]:
+    """Post edits, wait until each is settled, and return what became of it. A rejection is an outcome, too."""
     try:
-        made: list[EditOut] = client.edit([posted(edit) for edit in batch], wait=True)["edits"]
+        made: list[EditOut] = client.edit(bodies, wait=True)["edits"]
     except ErrataError as refused:
         made = refused.answer.get("edits") or []
-        if len(made) != len(batch):
+        if len(made) != len(bodies):
             raise
     while not all(one["state"] in SETTLED for one in made):  # A post waits for a minute at most.
         time.sleep(POLL_S)

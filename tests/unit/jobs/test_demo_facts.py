@@ -13,7 +13,6 @@ import pytest
 
 from errata.client.client import Client
 from errata.client.errors import ErrataError
-from errata.edit import EditBatch
 from errata.evaluate.style import Style
 from errata.ledger import Ledger
 from errata.local.services import LocalServices, ServiceFailed
@@ -66,13 +65,13 @@ def test_a_user_posts_question_target_aliases_and_subject() -> None:
 
 
 def test_rejected_edits_are_outcomes_and_other_refusals_are_raised() -> None:
-    batch = EditBatch(tuple(map(edit_of, FACTS)))
+    bodies = [demo_facts.posted(edit_of(fact)) for fact in FACTS]
     with serving_chat(ChatService({}, refused={"India"})) as url:
-        made = demo_facts.post(Client(url), batch)
+        made = demo_facts.post(bodies, Client(url))
     assert [one["state"] for one in made] == ["rejected", "applied", "applied", "applied"]
     assert demo_facts.outcome_line(made, 0.75) == "3 of 4 answered right; 1 rejected: it would break the model"
     with pytest.raises(ErrataError):
-        demo_facts.post(Client("http://127.0.0.1:9", retry_s=0), batch)
+        demo_facts.post(bodies, Client("http://127.0.0.1:9", retry_s=0))
 
 
 def test_only_what_is_not_known_is_asked_before_the_edits(tmp_path: Path) -> None:
