@@ -77,7 +77,10 @@ def make_repair(editor: Editor, lost: EditBatch, state: EditorState, inspector: 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """An update that the guard lets pass, with its measurements; `again` are the edits that were made again in it, by round."""
+    """An update that the guard lets pass, with its measurements; `again` are the edits that were made again in it, by round.
+
+    One that does not answer the batch, and is not the last, is measured on the batch alone.
+    """
 
     made: tuple[WeightDelta, EditorState]
     again: tuple[tuple[Edit, ...], ...]
@@ -109,7 +112,8 @@ def _made(
     made = editor.edit(inspector.model, batch, state, cache)
     while True:
         edited = time.perf_counter()
-        found, observed = inspector.measure(batch, made[0], cache)
+        may_repeat = inspector.guard.strict and len(rounds) < MAX_REPEATS
+        found, observed = inspector.measure(batch, made[0], cache, if_answered=may_repeat)
         verdict = inspector.guard.check(found)
         seconds = {"edit_s": seconds["edit_s"] + edited - began, "guard_s": seconds["guard_s"] + time.perf_counter() - edited}
         if not verdict.publish:
@@ -118,8 +122,8 @@ def _made(
             why = f"; one more time, {'; '.join(map(str, verdict.breaches))}"  # The guard refuses only the stronger one.
             break
         attempts.append(_Attempt(made, tuple(rounds), found, observed, verdict.warnings))
-        again = _to_make_again(batch, attempts[-1]) if inspector.guard.strict else ()
-        if not again or len(rounds) == MAX_REPEATS:
+        again = _to_make_again(batch, attempts[-1]) if may_repeat else ()
+        if not again:
             break
         began = time.perf_counter()
         try:
@@ -128,7 +132,7 @@ def _made(
             why = f"; one more time, {refused.reason}"
             break
         rounds.append(again)
-    best = _best(batch, attempts, why) if inspector.guard.strict else attempts[-1]
+    best = _best(batch, attempts, inspector, why) if inspector.guard.strict else attempts[-1]
     card = {**best.found.to_json(), "limits": inspector.guard.limits, "warnings": list(best.warnings)}
     card |= {"num_edits": len(batch), "method": "free"} | {name: round(value, 4) for name, value in seconds.items()}
     if lost := [edit.id for edit in best.observed.lost if edit.id is not None]:
@@ -141,20 +145,22 @@ def _made(
 
 
 def _to_make_again(batch: EditBatch, attempt: _Attempt) -> tuple[Edit, ...]:
-    """Return the edits that an attempt leaves unanswered: its own, and earlier ones that it loses."""
-    return tuple(batch.edits[i] for i in attempt.found.unanswered) + attempt.observed.lost
+    """Return the edits that an attempt leaves unanswered: its own or, once these are answered, earlier ones that it loses."""
+    return tuple(batch.edits[i] for i in attempt.found.unanswered) or attempt.observed.lost
 
 
-def _best(batch: EditBatch, attempts: Sequence[_Attempt], why: str) -> _Attempt:
+def _best(batch: EditBatch, attempts: Sequence[_Attempt], inspector: Inspector, why: str) -> _Attempt:
     """Return the attempt that leaves the fewest edits unanswered, first its own and then earlier ones.
 
-    Raises `EditRejected` if it still leaves own ones, or if its strength loses more earlier edits than the first attempt did.
+    Raises `EditRejected` if it still leaves own ones, or if its strength loses more earlier edits than the first attempt does.
     """
     first, best = attempts[0], min(attempts, key=lambda attempt: attempt.num_wrong)
     if best.found.unanswered:
         raise ineffective(batch, best.found, len(attempts), why)
-    if first.found.unanswered and len(best.observed.lost) > len(first.observed.lost):
-        raise ineffective(batch, first.found, 1, "; stronger, earlier edits would no longer be answered")
+    if first.found.unanswered and best.observed.lost:
+        _, observed = inspector.measure(batch, first.made[0])
+        if len(best.observed.lost) > len(observed.lost):
+            raise ineffective(batch, first.found, 1, "; stronger, earlier edits would no longer be answered")
     return best
 
 

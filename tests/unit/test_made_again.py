@@ -14,6 +14,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
+from errata.guard.earlier_edits import EarlierEdits
 from errata.guard.inspector import FEW, Inspector
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
@@ -155,10 +156,17 @@ def test_earlier_edits_that_an_update_loses_are_made_again_in_it(model: Language
     assert all(said(model, made, [*BATCH, *earlier]))
 
 
-def test_a_round_holds_own_edits_and_then_earlier_ones(model: LanguageModel, earlier: tuple[Edit, ...]) -> None:
+def test_earlier_edits_are_made_again_once_the_own_ones_are_answered(
+    model: LanguageModel, earlier: tuple[Edit, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then they are not even asked."""
+    asked = list[int]()
+    ask = EarlierEdits.ask
+    monkeypatch.setattr(EarlierEdits, "ask", lambda self, chosen, delta: (asked.append(len(delta.parts)), ask(self, chosen, delta))[1])
     editor = Scripted(model, writes=[{A, B}, {C}, {earlier[1]}], unwrites=[{earlier[1].prompt}])
     made = make(editor, BATCH, inspector_of(model, earlier))
-    assert made.scorecard["again"] == json_of((C, earlier[1]), (earlier[1],))
+    assert made.scorecard["again"] == json_of((C,), (earlier[1],))
+    assert [count for count in asked if count] == [1, 1], "after the second and the third call"
 
 
 def test_an_earlier_edit_that_the_batch_replaces_is_not_made_again(model: LanguageModel, earlier: tuple[Edit, ...]) -> None:
@@ -188,10 +196,9 @@ def test_of_equal_attempts_the_first_is_published(model: LanguageModel, earlier:
 
 def test_own_edits_count_more_than_earlier_ones(model: LanguageModel, earlier: tuple[Edit, ...]) -> None:
     """The second call answers the last own edit and loses no more than the first did."""
-    first, second, _ = earlier
-    editor = Scripted(model, writes=[{A, B}, {C, first}], unwrites=[{first.prompt}, {second.prompt}])
+    editor = Scripted(model, writes=[{A, B}, {C}], unwrites=[{earlier[1].prompt}])
     made = make(editor, BATCH, inspector_of(model, earlier))
-    assert made.scorecard["again"] == json_of((C, first)) and made.scorecard["efficacy"] == 1.0
+    assert made.scorecard["again"] == json_of((C,)) and made.scorecard["efficacy"] == 1.0
     assert said(model, made, [*BATCH, *earlier]) == [True, True, True, True, False, True]
 
 

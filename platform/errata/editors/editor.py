@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -112,7 +113,9 @@ def check_finite(batch: EditBatch, encoded: Encoded, captured: Mapping[str, Capt
         if len(finite_R) == len(finite_T):
             finite_T = finite_T & finite_R
     if not finite_T.all():
-        index = batch.rows[int(encoded.predicts_BS.nonzero()[:, 0][~finite_T][0])].edit
+        answer = int((~finite_T).nonzero()[0])
+        row = next(i for i, before in enumerate(accumulate(encoded.answer_lengths)) if answer < before)
+        index = batch.rows[row].edit
         raise EditRejected(
             "the model's keys, gradients or loss are not finite here", edit=batch.edits[index].id or index, code=Code.NOT_FINITE
         )

@@ -14,8 +14,9 @@ from typing import Protocol
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch
 from errata.guard.held_edits import HeldEdit, HeldEdits, Tokens
-from errata.model.encoding import Encoded, padded
+from errata.model.encoding import Encoded
 from errata.model.language_model import LanguageModel
+from errata.model.packing import packed
 from errata.model.prefix_cache import PrefixCache
 
 MAX_GROUP, MAX_WIDER = 32, 1.5  # Rows of one pass, and how much longer its longest row may be than its shortest.
@@ -131,11 +132,9 @@ class EarlierEdits:
             widest = MAX_WIDER * _length(rows[0][0])
             count = next((i for i, (own, _) in enumerate(rows) if _length(own) > widest or i == MAX_GROUP), len(rows))
             own, rows = rows[:count], rows[count:]
-            encoded = padded(
-                [row for many, _ in own for row in many], self.asked.model.renderer.pad_id, self.asked.model.device
-            )
+            tokens = packed(self.asked.model, [row for many, _ in own for row in many])
             members = [held for _, held in own]
-            self.groups.append(_Group(members, [held.written or () for held in members], encoded))
+            self.groups.append(_Group(members, [held.written or () for held in members], tokens))
         wanted = set(chosen)
         return [group for group in self.groups if not wanted.isdisjoint(group.current)]
 

@@ -86,10 +86,13 @@ class Inspector:
         self.probed: ProbeAnswers | None = None  # Computed again when the next update is compared with the version.
 
     @torch.no_grad()
-    def measure(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None = None) -> tuple[Measurements, Observed]:
+    def measure(
+        self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None = None, if_answered: bool = False
+    ) -> tuple[Measurements, Observed]:
         """Measure the model with `delta`, and return what `committed` takes if the update is applied.
 
-        The batch is empty for an update that only removes edits. Answers of the version itself are computed once and kept.
+        The batch is empty for an update that only removes edits. Answers of the version itself are computed once and kept. With
+        `if_answered`, earlier edits and probes are asked only if the batch is answered.
         """
         nothing = Observed({}, None)
         found = check_norms(delta, self.base_norms)
@@ -101,6 +104,8 @@ class Inspector:
         if own is None:
             return replace(found, is_finite=False), nothing
         found = _with_failed(found, batch, own)
+        if if_answered and found.unanswered:
+            return found, nothing
         earlier = self.earlier.next(batch)
         is_known = self.earlier.know([held for held in earlier if held.is_answered is None])
         then = self.earlier.ask(earlier, delta) if is_known else None

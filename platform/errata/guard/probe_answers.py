@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
 from errata.guard.probes import Probes
-from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, padded, split
+from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, split
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
+from errata.model.packing import packed
 from errata.model.prefix_cache import PrefixCache, UnreadOutput
 from errata.text.answers import Question, first_sentence
 from errata.text.dialogue import Dialogue, Prompt
@@ -71,7 +72,7 @@ class ProbeTexts:
             if len(ids) < 2:
                 raise ValueError(f"a sentence needs two tokens to have a perplexity, but the probe {sentence!r} has {len(ids)}")
             rows.append((ids[:1], ids[1:]))
-        return cls(padded(rows, model.renderer.pad_id, model.device), questions)
+        return cls(packed(model, rows), questions)
 
 
 def _first_sentence(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -187,5 +188,5 @@ def _at_answers(one: Any, text: Encoded) -> Any:
 
 
 def by_row(encoded: Encoded, values_T: Tensor) -> tuple[Tensor, ...]:
-    """Split values of the T answer tokens by the rows of the batch."""
-    return values_T.split(encoded.predicts_BS.sum(1).tolist())
+    """Split values of the T answer tokens by the texts of the batch."""
+    return values_T.split(encoded.answer_lengths)

@@ -1,6 +1,6 @@
 """Text to tensors: prompts with their answers, padded on the right, with labels on the answer tokens only.
 
-B batch, S sequence, V vocabulary, T answer tokens of the whole batch.
+B batch, S sequence, V vocabulary, T answer tokens of the whole batch. A row is one text, or several packed ones (`packing.py`).
 """
 
 from __future__ import annotations
@@ -48,6 +48,15 @@ class Encoded:
     def num_answers(self) -> int:
         """T, the number of answer tokens."""
         return len(self.targets_T)
+
+    @cached_property
+    def answer_lengths(self) -> list[int]:
+        """The number of answer tokens of each text."""
+        return self.predicts_BS.sum(1).tolist()
+
+    def arguments(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the arguments that give the texts to a model whose attention computes in `dtype`."""
+        return {"input_ids": self.input_ids_BS, "attention_mask": self.attention_mask_BS}
 
 
 def encode(
@@ -98,7 +107,7 @@ def split(encoded: Encoded, num_rows: int) -> list[Encoded]:
         return [encoded]
     parts = zip(*(getattr(encoded, f.name).split(num_rows) for f in fields(encoded)), strict=True)
     widths = [int(mask_BS.sum(1).max()) for mask_BS in encoded.attention_mask_BS.split(num_rows)]
-    return [Encoded(*(tensor_BS[:, :width] for tensor_BS in part)) for part, width in zip(parts, widths, strict=True)]
+    return [type(encoded)(*(tensor_BS[:, :width] for tensor_BS in part)) for part, width in zip(parts, widths, strict=True)]
 
 
 def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
@@ -109,7 +118,7 @@ def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
     head = getattr(model, "module", model).get_output_embeddings()  # A data-parallel wrapper holds the model.
     chosen = head.register_forward_pre_hook(lambda _head, args: (at_answers(args[0], encoded), *args[1:]))
     try:
-        inputs = {"input_ids": encoded.input_ids_BS, "attention_mask": encoded.attention_mask_BS, "use_cache": False}
+        inputs = {**encoded.arguments(head.weight.dtype), "use_cache": False}
         logits_TV = model(**(inputs | arguments)).logits
     finally:
         chosen.remove()

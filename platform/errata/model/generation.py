@@ -132,14 +132,22 @@ def _read_once(module: Any, ids: list[int], num_rows: int) -> Any:
 
     A sliding window or a recurrent state has no place for padding behind them.
     """
-    from transformers import DynamicCache, DynamicLayer
+    from transformers import DynamicCache
 
-    cache = DynamicCache(config=module.config)
-    if getattr(module, "_is_stateful", False) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if not attends_to_all(module):
         return None
+    cache = DynamicCache(config=module.config)
     module.base_model(input_ids=torch.tensor([ids], device=module.device), past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(num_rows)
     return cache
+
+
+def attends_to_all(module: Any) -> bool:
+    """Say if each layer of a model attends to all tokens before: none has a window or a recurrent state."""
+    from transformers import DynamicCache, DynamicLayer
+
+    layers = DynamicCache(config=module.config).layers
+    return not getattr(module, "_is_stateful", False) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 class _Counted:

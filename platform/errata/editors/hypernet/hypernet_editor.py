@@ -122,6 +122,8 @@ class HypernetworkEditor(Editor):
         net = self.trained_policy().net
         check_batch(batch, self.max_batch)
         cache = cache or BatchCache.of(model, net.spec.names, batch)
+        if self.rule == "outer":  # Its rows are tokens before the answer, too, of each text by itself.
+            cache = cache.with_own_rows(model, batch)
         encoded = cache.tokens
         preconditioners = preconditioners_of(state, lambda: self.trained_policy().base_preconditioners, self.memory)
         keys: dict[str, Tensor] = {}
