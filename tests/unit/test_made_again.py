@@ -162,7 +162,9 @@ def test_earlier_edits_are_made_again_once_the_own_ones_are_answered(
     """Until then they are not even asked."""
     asked = list[int]()
     ask = EarlierEdits.ask
-    monkeypatch.setattr(EarlierEdits, "ask", lambda self, chosen, delta: (asked.append(len(delta.parts)), ask(self, chosen, delta))[1])
+    monkeypatch.setattr(
+        EarlierEdits, "ask", lambda self, chosen, delta: (asked.append(len(delta.parts)), ask(self, chosen, delta))[1]
+    )
     editor = Scripted(model, writes=[{A, B}, {C}, {earlier[1]}], unwrites=[{earlier[1].prompt}])
     made = make(editor, BATCH, inspector_of(model, earlier))
     assert made.scorecard["again"] == json_of((C,), (earlier[1],))

@@ -8,21 +8,24 @@ text decides.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from errata.edit import Edit, EditRejected
+from errata.model.encoding import answer_log_probs
 from errata.model.language_model import LanguageModel
+from errata.model.packing import GivenAnswer, packed
 from errata.text.answers import first_sentence, says
 from errata.text.dialogue import Dialogue
 
 MAX_PLACES = 16  # in the first clause of an answer
 MAX_SCORED = 3  # of the texts, the whole likelihood is computed of these
+NUM_AT_ONCE = 8  # edits whose texts are read together
 _CLAUSE = re.compile(r"[,;:(]\s|[，；：（]")
 # A word or, in Thai, Chinese and Japanese, a letter: these write without blanks.
 _HAN_OR_KANA = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
@@ -34,67 +37,89 @@ _END_SIGNS = ".!?。！？"
 
 def composed(model: LanguageModel, edits: Sequence[Edit], said: Sequence[str]) -> list[Edit]:
     """Complete the edits in chat that have no `answer`, given what the model says to each now; others are returned as given."""
+    answers = [edit.answer for edit in edits]
+    choices = list[_Choice]()
+    for i, (edit, own) in enumerate(zip(edits, said, strict=True)):
+        if edit.answer is None and edit.form != "completion":
+            found = _choice_for(model, edit, own)
+            if isinstance(found, str):
+                answers[i] = found
+            else:
+                choices.append(replace(found, edit=i))
+    for begin in range(0, len(choices), NUM_AT_ONCE):
+        part = choices[begin : begin + NUM_AT_ONCE]
+        for choice, answer in zip(part, _likeliest(model, part), strict=True):
+            answers[choice.edit] = answer
     return [
-        _with_answer(model, edit, own) if edit.answer is None and edit.form != "completion" else edit
-        for edit, own in zip(edits, said, strict=True)
+        edit if answer == edit.answer else replace(edit, answer=answer) for edit, answer in zip(edits, answers, strict=True)
     ]
 
 
-def _with_answer(model: LanguageModel, edit: Edit, said: str) -> Edit:
+@dataclass(frozen=True)
+class _Choice:
+    """Texts that may answer a dialogue, as tokens, and the first clause of the model's own answer; `edit` is a position."""
+
+    given: list[int]
+    own: list[int]
+    texts: dict[str, list[int]]
+    edit: int = 0
+
+
+def _choice_for(model: LanguageModel, edit: Edit, said: str) -> _Choice | str:
+    """Return the texts among which likelihood chooses, or the only one."""
     dialogue = next(prompt for prompt in edit.prompts if isinstance(prompt, Dialogue))
     own, *frames = _frames(edit.prompt, edit.target, said)
-    written = _written(model, dialogue, [own, *frames])
-    if not frames or own not in written or len(written) == 1:
-        return replace(edit, answer=edit.target if frames else own)
-    del written[own]
-    reading = ReadAnswer(model, dialogue, model.renderer.answer_ids(dialogue, _CLAUSE.split(own)[0]))
-    likely = sorted(written, key=lambda text: reading.log_prob_until_changed(written[text]), reverse=True)[:MAX_SCORED]
-    scores = reading.log_probs([written[text] for text in likely])
-    return replace(edit, answer=likely[scores.index(max(scores))])
+    texts = dict[str, list[int]]()
+    for text in (own, *frames):
+        with suppress(EditRejected):  # The tokenizer cannot write it.
+            texts[text] = list(model.renderer.answer_ids(dialogue, text))
+    if not frames or own not in texts or len(texts) == 1:
+        return edit.target if frames else own
+    del texts[own]
+    first_clause = model.renderer.answer_ids(dialogue, _CLAUSE.split(own)[0])
+    return _Choice(list(model.renderer.ids(dialogue)), list(first_clause), texts)
 
 
-def _written(model: LanguageModel, dialogue: Dialogue, texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return the tokens of each text as an answer, without those that the tokenizer cannot write."""
-    found = {}
-    for text in texts:
-        with suppress(EditRejected):
-            found[text] = model.renderer.answer_ids(dialogue, text)
-    return found
+def _likeliest(model: LanguageModel, choices: Sequence[_Choice]) -> list[str]:
+    """Return the likeliest text of each choice. The model's own answers are read once, and then the best texts."""
+    any_token = next(iter(model.end_ids), 0)  # It only has a place after the answer, where another word may follow.
+    readings = answer_readings(model, [(choice.given, [*choice.own, any_token]) for choice in choices])
+    likely = [
+        sorted(choice.texts, key=lambda text: _until_changed(reading_SV, choice.own, choice.texts[text]), reverse=True)
+        for choice, reading_SV in zip(choices, readings, strict=True)
+    ]
+    rows = [(i, text) for i, texts in enumerate(likely) for text in texts[:MAX_SCORED]]
+    found = log_likelihoods(model, [(choices[i].given, choices[i].texts[text]) for i, text in rows])
+    best: dict[int, tuple[float, str]] = {}
+    for (i, text), score in zip(rows, found, strict=True):
+        if i not in best or score > best[i][0]:
+            best[i] = score, text
+    return [best[i][1] for i in range(len(choices))]
 
 
-class ReadAnswer:
-    """The model's reading of a dialogue with its own answer, given as tokens, and of other answers to the same dialogue."""
+@torch.no_grad()
+def answer_readings(model: LanguageModel, rows: Sequence[GivenAnswer]) -> list[Tensor]:
+    """Return log p of all tokens, [length, V], at each place of each answer, given as (prompt tokens, answer tokens)."""
+    texts = packed(model, rows)
+    return list(answer_log_probs(model.module, texts).split(texts.answer_lengths))
 
-    @torch.no_grad()
-    def __init__(self, model: LanguageModel, dialogue: Dialogue, own: Sequence[int]) -> None:
-        from transformers import DynamicCache
 
-        self.model, self.given, self.own = model, list(model.renderer.ids(dialogue)), own
-        self.cache = DynamicCache(config=model.module.config)
-        given_1S, own_1S = (torch.tensor([list(ids)], device=model.device) for ids in (self.given, own))
-        first_1V = model.module(given_1S, past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
-        rest_SV = model.module(own_1S, past_key_values=copy.deepcopy(self.cache)).logits[0]
-        self.log_probs_SV = torch.log_softmax(torch.cat([first_1V, rest_SV]).float(), -1)
+def log_likelihoods(model: LanguageModel, rows: Sequence[GivenAnswer]) -> list[float]:
+    """Return log p of each whole answer."""
+    readings = answer_readings(model, rows)
+    return [_log_prob(reading_SV, answer) for reading_SV, (_, answer) in zip(readings, rows, strict=True)]
 
-    def log_prob_until_changed(self, answer: Sequence[int]) -> float:
-        """Return log p of an answer's tokens up to the first one that the model's own answer does not have."""
-        shared = min(len(answer), len(self.own))
-        same = next((i for i in range(shared) if answer[i] != self.own[i]), shared)
-        ids = torch.tensor(answer[: same + 1], device=self.log_probs_SV.device)
-        return float(self.log_probs_SV[: len(ids)].gather(1, ids[:, None]).sum())
 
-    @torch.no_grad()
-    def log_probs(self, answers: Sequence[Sequence[int]]) -> list[float]:
-        """Return log p of each whole answer; the dialogue is not read again. Called once."""
-        device, width, pad = self.model.device, max(map(len, answers)), self.model.renderer.pad_id
-        ids_BS = torch.tensor([[*ids, *[pad] * (width - len(ids))] for ids in answers], device=device)
-        mask_BS = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in answers], device=device)
-        self.cache.batch_repeat_interleave(len(answers))
-        whole_BS = torch.cat([mask_BS.new_ones((len(answers), len(self.given))), mask_BS], 1)
-        logits_BSV = self.model.module(ids_BS, attention_mask=whole_BS, past_key_values=self.cache).logits[:, :-1]
-        first_BV = self.log_probs_SV[:1].expand(len(answers), -1)
-        log_probs_BSV = torch.cat([first_BV[:, None], torch.log_softmax(logits_BSV.float(), -1)], 1)
-        return [float(total) for total in (log_probs_BSV.gather(-1, ids_BS[..., None])[..., 0] * mask_BS).sum(1)]
+def _until_changed(reading_SV: Tensor, own: Sequence[int], answer: Sequence[int]) -> float:
+    """Return log p of an answer's tokens up to the first one that the model's own answer, which was read, does not have."""
+    shared = min(len(answer), len(own))
+    same = next((i for i in range(shared) if answer[i] != own[i]), shared)
+    return _log_prob(reading_SV, answer[: same + 1])
+
+
+def _log_prob(reading_SV: Tensor, answer: Sequence[int]) -> float:
+    ids = torch.tensor(answer, device=reading_SV.device)
+    return float(reading_SV[: len(ids)].gather(1, ids[:, None]).sum())
 
 
 def _frames(question: str, target: str, said: str) -> list[str]:

@@ -24,7 +24,10 @@ from errata.model.language_model import LanguageModel
 
 MIN_SHARED = 16  # tokens with which texts begin alike, from which on packing pays
 MAX_PACKED = 256  # tokens of a row's texts without their beginning; attention computes all pairs of them
-NUM_CHECKED, MAX_ERROR = 3, 0.05  # Texts of the self-check; mean error of their log probabilities over their standard deviation.
+NUM_CHECKED, MAX_ERROR = (
+    3,
+    0.05,
+)  # Texts of the self-check; mean error of their log probabilities over their standard deviation.
 
 GivenAnswer = tuple[list[int], list[int]]  # The tokens of a prompt, and those of its answer.
 

@@ -12,8 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from errata.edit import Edit
-from errata.model.composing import ReadAnswer, composed
+from errata.model import composing
+from errata.model.composing import NUM_AT_ONCE, composed
 from errata.model.language_model import LanguageModel, attention_for
+from errata.model.packing import GivenAnswer
 from errata.text.answers import says
 from errata.text.dialogue import Dialogue, Message
 from tests.tiny_models import ARCHITECTURES
@@ -44,8 +46,8 @@ CHANGES: dict[str, Table] = {
 
 
 def log_likelihoods(model: LanguageModel, prompt: Dialogue, texts: Sequence[str]) -> list[float]:
-    answers = [model.renderer.answer_ids(prompt, text) for text in texts]
-    return ReadAnswer(model, prompt, answers[0]).log_probs(answers)
+    given = list(model.renderer.ids(prompt))
+    return composing.log_likelihoods(model, [(given, list(model.renderer.answer_ids(prompt, text))) for text in texts])
 
 
 def likelihood_by_hand(table: Table, answer: str) -> float:
@@ -137,13 +139,13 @@ def texts_tried(monkeypatch: pytest.MonkeyPatch, model: LanguageModel, edit: Edi
     """Return the texts that are tried, the composed answer last; `best` is taken for the most likely one."""
     tried: list[str] = []
 
-    def prefer(reading: ReadAnswer, answers: list[list[int]]) -> list[float]:
-        texts = [reading.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    def prefer(model: LanguageModel, rows: list[GivenAnswer]) -> list[float]:
+        texts = [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in rows]
         tried.extend(texts)
         return [float(text == best) for text in texts]
 
-    monkeypatch.setattr(ReadAnswer, "log_probs", prefer)
-    monkeypatch.setattr("errata.model.composing.MAX_SCORED", 99)
+    monkeypatch.setattr(composing, "log_likelihoods", prefer)
+    monkeypatch.setattr(composing, "MAX_SCORED", 99)
     (made,) = composed(model, [edit], [said])
     return [*tried, made.answer or ""]
 
@@ -203,3 +205,13 @@ def test_texts_that_are_read_together_have_the_likelihoods_of_single_ones(archit
         log_probs_S = torch.log_softmax(logits_SV, -1)[torch.arange(len(answer)), torch.tensor(answer)]
         expected.append(float(log_probs_S.sum()))
     assert log_likelihoods(model, prompt, texts) == pytest.approx(expected, rel=1e-4)
+
+
+def test_many_edits_are_composed_as_single_ones() -> None:
+    """In the order of the edits, also those among them that need no choice."""
+    model = toy(TABLE | CHANGES["the town paris."], TEMPLATE)
+    edits = [Edit(f"where is {i}?", "paris" if i % 3 else "rome", form="chat") for i in range(2 * NUM_AT_ONCE)]
+    said = [SAID if i % 5 else "rome" for i in range(len(edits))]
+    together = composed(model, edits, said)
+    assert together == [composed(model, [edit], [own])[0] for edit, own in zip(edits, said, strict=True)]
+    assert len({edit.answer for edit in together}) > 2
