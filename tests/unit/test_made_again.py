@@ -14,7 +14,8 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
-from errata.guard.earlier_edits import EarlierEdits
+from errata.guard.earlier_edits import EarlierEdits, Said
+from errata.guard.held_edits import HeldEdit
 from errata.guard.inspector import FEW, Inspector
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
@@ -160,11 +161,13 @@ def test_earlier_edits_are_made_again_once_the_own_ones_are_answered(
     model: LanguageModel, earlier: tuple[Edit, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then they are not even asked."""
-    asked = list[int]()
-    ask = EarlierEdits.ask
-    monkeypatch.setattr(
-        EarlierEdits, "ask", lambda self, chosen, delta: (asked.append(len(delta.parts)), ask(self, chosen, delta))[1]
-    )
+    asked, ask = list[int](), EarlierEdits.ask
+
+    def noted(self: EarlierEdits, chosen: Sequence[HeldEdit], delta: WeightDelta) -> dict[HeldEdit, Said] | None:
+        asked.append(len(delta.parts))
+        return ask(self, chosen, delta)
+
+    monkeypatch.setattr(EarlierEdits, "ask", noted)
     editor = Scripted(model, writes=[{A, B}, {C}, {earlier[1]}], unwrites=[{earlier[1].prompt}])
     made = make(editor, BATCH, inspector_of(model, earlier))
     assert made.scorecard["again"] == json_of((C,), (earlier[1],))

@@ -24,10 +24,8 @@ from errata.model.language_model import LanguageModel
 
 MIN_SHARED = 16  # tokens with which texts begin alike, from which on packing pays
 MAX_PACKED = 256  # tokens of a row's texts without their beginning; attention computes all pairs of them
-NUM_CHECKED, MAX_ERROR = (
-    3,
-    0.05,
-)  # Texts of the self-check; mean error of their log probabilities over their standard deviation.
+NUM_CHECKED = 3  # texts of the self-check
+MAX_ERROR = 0.05  # mean difference of their log probabilities, over their standard deviation
 
 GivenAnswer = tuple[list[int], list[int]]  # The tokens of a prompt, and those of its answer.
 

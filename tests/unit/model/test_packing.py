@@ -29,7 +29,7 @@ def texts(count: int, begin: list[int], seed: int = 0) -> list[GivenAnswer]:
     def some(least: int, most: int) -> list[int]:
         return [draw.randrange(3, 40) for _ in range(draw.randint(least, most))]
 
-    return [(begin + [2] + some(1, 9), some(1, 6)) for _ in range(count)]
+    return [([*begin, 2, *some(1, 9)], some(1, 6)) for _ in range(count)]
 
 
 def same_values(model: LanguageModel, rows: list[GivenAnswer]) -> Encoded:
