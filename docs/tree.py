@@ -27,6 +27,11 @@ def modules() -> list[Path]:
     return [path for path in found if path.name != "__init__.py"]
 
 
+def packages() -> list[Path]:
+    """Return the `__init__.py` of every folder that has one."""
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py"))
+
+
 def listing() -> str:
     """Return the list as Markdown: a heading for each folder, its package's sentence, and a line for each file."""
     lines: list[str] = []

@@ -1,4 +1,4 @@
 """The service on Ray Serve and vLLM.
 
-In reading order: app.py, api/, engine/, worker/, metrics.py, logs.py, tracing.py.
+`app` puts the graph together: `api` is the HTTP interface, `engine` the replicas, and `worker` the single writer.
 """

@@ -1,4 +1,4 @@
 """The replica and its vLLM engine.
 
-Files in reading order: generator.py, backend.py, readiness.py, plugin.py, weight_engine.py, checkpoint.py.
+No other folder runs inside the processes of vLLM.
 """

@@ -1,5 +1,4 @@
 """The edit worker, the single writer of the ledger.
 
-Files in reading order: edit_worker.py, edit_loop.py, publish.py, reconcile.py, live_model.py, journal.py, replicas.py,
-events.py, mlflow_mirror.py.
+It keeps the journal of posted edits, makes versions of them, and has every replica swap.
 """

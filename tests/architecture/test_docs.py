@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -84,6 +85,22 @@ def test_the_list_of_files_is_current() -> None:
 def test_every_module_has_a_docstring() -> None:
     tree = tree_module()
     assert [path.relative_to(ROOT).as_posix() for path in tree.modules() if not tree.first_line(path)] == []
+
+
+def test_no_package_lists_its_files() -> None:
+    """Check that a package's docstring says what belongs into it: docs/architecture.md lists its files, always completely."""
+    tree = tree_module()
+    packages = {path: ast.get_docstring(ast.parse(path.read_text())) for path in tree.packages()}
+    assert [path.relative_to(ROOT).as_posix() for path, text in packages.items() if not text] == []
+    listed = []
+    for package, text in packages.items():
+        files = {path.stem for path in package.parent.glob("*.py") if path != package}
+        own = {f"{name}.py" for name in files} | {name for name in files if "_" in name}
+        listed += [
+            f"{package.relative_to(ROOT)}: {name}" for name in sorted(own) if re.search(rf"\b{re.escape(name)}\b", text or "")
+        ]
+        listed += [f"{package.relative_to(ROOT)}: reading order"] if "reading order" in (text or "") else []
+    assert listed == []
 
 
 def test_the_diagrams_name_files_that_exist() -> None:

@@ -1,7 +1,6 @@
-"""The command line `errata`.
+"""The command line `errata`: one file for each group of commands.
 
-In reading order: main.py, console.py, serve.py, edits.py, import_file.py, versions.py, score.py, report.py, bench.py, data.py,
-keys.py, ledger.py.
+A command reads its options and shows results; the work is done elsewhere.
 """
 
 from errata.cli.main import app

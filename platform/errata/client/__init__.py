@@ -1,6 +1,6 @@
 """The Python client of the HTTP interface.
 
-In reading order: client.py, address.py, errors.py, responses.py, events.py, bulk_import.py.
+It needs httpx, and none of torch, Ray and vLLM.
 """
 
 from __future__ import annotations

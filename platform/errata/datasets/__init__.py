@@ -1,5 +1,4 @@
-"""Edits read from files, in order: sources, records, reader, skip_report, duplicates.
+"""Edits read from files: sources, records of each file type, checks, duplicates, and a report of what is skipped.
 
-Beneath `records`: lines, json_records, csv_records, csv_lines. Parquet has its own path (parquet). `formats` converts the
-datasets of the field.
+Records are read in order and one at a time. Conversions of published datasets are in `formats`.
 """

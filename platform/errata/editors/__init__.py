@@ -1,8 +1,6 @@
 """Editors: methods that turn a batch of edits into a change of the model's weights.
 
-table.py (all editors by name), build.py (build one by name), editor.py (the interface), state.py, presets.py; shared parts:
-solve.py, normalise.py, past_keys.py, accumulated.py; one file for each method in hypernet, closed_form, wrappers and
-fine_tuning.
+The interface, the table of editors and shared computations are here; the methods are in a folder for each family.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The ledger: an append-only directory of versions, the source of truth. Version 0 is the base model.
 
-Files in reading order: ledger.py, entry.py, folders.py, head.py, index.py, chain.py, editor_states.py, snapshots.py,
-quarantine.py, recovery.py, export.py, remote.py.
+One file for each part of the directory, and for each operation on all of it.
 """
 
 from errata.ledger.entry import DELTA, EDITS, ENTRY, STATE, LedgerConflict, LedgerDamaged, UnknownVersion, Version

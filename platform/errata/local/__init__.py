@@ -1,4 +1,1 @@
-"""Services and processes of one machine.
-
-In reading order: preflight.py, services.py, pidfile.py, terminal.py.
-"""
+"""Services and processes of one machine, started and stopped by commands and jobs."""

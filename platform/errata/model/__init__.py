@@ -1,6 +1,4 @@
-"""The language model: its tensors, its texts as tokens, and its activations.
+"""The language model: its files, its matrices, its texts as tokens, its activations and its answers.
 
-language_model.py (load a model), matrices.py (the editable matrices), devices.py (one device or several), encoding.py (text to
-tensors), generation.py (greedy decoding), capture.py (keys and gradients), prefix_cache.py (activations before the edited
-modules), key_moments.py (second moments of keys).
+The weights of a loaded model are read here; they are changed in `errata.delta` alone.
 """

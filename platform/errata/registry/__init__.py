@@ -1,6 +1,6 @@
 """The registry: MLflow with a model version for each version of the ledger, and a run for each job.
 
-No other folder imports mlflow. Files in reading order: registry.py, mirror.py, cursor.py, model_store.py, version_card.py.
+No other folder imports mlflow.
 """
 
 from errata.registry.cursor import RegistryConflict, RegistryUnavailable

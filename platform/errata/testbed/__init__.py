@@ -1,4 +1,5 @@
-"""The testbed: a small invented world of facts and a small Llama that is trained on it, both made on this machine.
+"""Testbeds: invented and real facts to edit, and the models that are trained on them or asked for them.
 
-Files in reading order: corpus (the protocol), world, counterfact (a dataset as corpus), harmful_edits, language_model.
+A corpus has sentences to train a small model on and edits of its facts. Real facts are asked of a real model first, and only
+those that it gets wrong become edits.
 """

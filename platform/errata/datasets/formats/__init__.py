@@ -1,1 +1,1 @@
-"""Formats of the published datasets and their conversion to edits: table, fields, then one file per dataset."""
+"""Formats of the published datasets and their conversion to edits: one file for each dataset, and the table of them."""

@@ -1,4 +1,4 @@
 """Fine-tuning editors: gradient descent on the answers of a batch.
 
-descent.py (what they share); the methods: ftl.py, locft.py.
+One file for each method, and the descent that the methods share.
 """

@@ -1,4 +1,4 @@
 """Wrappers: editors that transform the change of another editor.
 
-wrapper.py (what they share); the methods: rect.py, prune.py, oedit.py.
+One file for each method, and the base class of the methods.
 """
