@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an edit: its state as the service tells it, and the served model's answer to each of its prompts."""
+    """Outcome of an edit: its state as the service reports it, and the served model's answer to each of its prompts."""
 
     posted: PostedEdit
     told: dict[str, Any]

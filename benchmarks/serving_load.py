@@ -87,7 +87,7 @@ NUM_ASKED, AT_ONCE, NUM_EDITS = 200, 20, 30  # facts that may be asked, and thos
 
 @dataclass(frozen=True)
 class Material:
-    """What the clients ask, and bodies of edits."""
+    """Prompts of the clients, and bodies of edits."""
 
     prompts: list[str]
     edits: list[dict[str, Any]]

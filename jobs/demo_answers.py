@@ -1,4 +1,4 @@
-"""What the demo asks a real language model in chat, and the scores of its answers."""
+"""Questions of the demo to a real language model in chat, and the scores of its answers."""
 
 from __future__ import annotations
 

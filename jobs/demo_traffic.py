@@ -1,4 +1,4 @@
-"""What runs beside the demo's edits: clients that never stop, and a sampler of the machine's memory."""
+"""Processes beside the demo's edits: clients that never stop, and a sampler of the machine's memory."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ class Edit:
 
     @property
     def keys(self) -> frozenset[Any]:
-        """What edits of the same prompt have in common; edits that share a key contradict or repeat each other."""
+        """Keys of the prompts; edits that share one contradict or repeat each other."""
         return frozenset(map(prompt_key, self.prompts))
 
     def faults(self, edit: int | str | None = None) -> Iterator[Fault]:

@@ -35,7 +35,7 @@ class MessageIn(BaseModel):
 
 
 class AskedIn(BaseModel):
-    """What the model is asked: a `prompt`, or in chat a `question`, or `messages` that end with the user's question."""
+    """Prompt of a request: a `prompt`, or in chat a `question`, or `messages` that end with the user's question."""
 
     model_config = ConfigDict(extra="forbid")
     prompt: Text | None = None

@@ -60,7 +60,7 @@ def make_model(plan: Plan) -> None:
 
 @pytest.mark.long
 def test_training_survives_the_loss_of_a_node(cluster: Cluster, tmp_path: Path) -> None:
-    """With `min_workers` training resumes from its last checkpoint with the two workers that still fit."""
+    """Training with `min_workers` resumes from its last checkpoint with the two workers that still fit."""
     plan = from_arguments(ARGUMENTS)
     make_model(plan)
     job = cluster.submit("python", "jobs/train.py", *ARGUMENTS)

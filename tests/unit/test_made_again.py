@@ -1,4 +1,4 @@
-"""What a candidate makes again in batches and of earlier edits, with an editor that writes and unwrites by a script."""
+"""Edits that a candidate makes again, its own and earlier ones, with an editor that writes and unwrites by a script."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_earlier_edits_that_an_update_loses_are_made_again_in_it(model: Language
 def test_earlier_edits_are_made_again_once_the_own_ones_are_answered(
     model: LanguageModel, earlier: tuple[Edit, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until then they are not even asked."""
+    """They are not even asked until then."""
     asked, ask = list[int](), EarlierEdits.ask
 
     def noted(self: EarlierEdits, chosen: Sequence[HeldEdit], delta: WeightDelta) -> dict[HeldEdit, Said] | None:

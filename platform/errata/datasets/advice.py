@@ -1,4 +1,4 @@
-"""What to do about a record whose fields do not fit: the format that it looks like, or the fields that were meant."""
+"""Advice about a record whose fields do not fit: the format that it looks like, or the fields that were meant."""
 
 from __future__ import annotations
 

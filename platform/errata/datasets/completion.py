@@ -1,4 +1,4 @@
-"""What every edit goes through after its format, whatever file it comes from: templates, absent subjects, the check.
+"""Completion of edits after the conversion from their format: templates, absent subjects, the check.
 
 `{}` in a prompt or a rephrasing is the place of the subject, as in ROME's, MQuAKE's and FastEdit's files. A prompt with `{}`
 and no subject is refused; a rephrasing is left out, and so is a probe, because its subject may be another one.

@@ -41,7 +41,7 @@ log = logging.getLogger("errata.datasets")
 
 @dataclass(frozen=True)
 class _Reading:
-    """How a source is read, and the report of it."""
+    """Options of reading a source, and the report of it."""
 
     known: Format | None
     absent_subject: AbsentSubject

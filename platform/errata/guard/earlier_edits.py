@@ -24,7 +24,7 @@ MAX_GROUP, MAX_WIDER = 32, 1.5  # Rows of one pass, and how much longer its long
 
 @dataclass(frozen=True)
 class Said:
-    """What a model says to an edit: the tokens after each prompt if it answers by its target, otherwise a wrong text."""
+    """Answer of a model to an edit: the tokens after each prompt if it answers by its target, otherwise a wrong text."""
 
     written: tuple[Tokens, ...] | None
     wrong: str | None = None

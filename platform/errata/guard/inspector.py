@@ -52,7 +52,7 @@ MAX_EXCLUDED = 0.25  # Share of a sample that edits may exclude by naming it; mo
 
 @dataclass(frozen=True)
 class Observed:
-    """What the model with an update says: to the edits of the batch and to earlier ones, and the probe answers.
+    """Answers of the model with an update: to the edits of the batch, to earlier ones, and to the probes.
 
     `lost` are the earlier edits that the version before answers and the model with the update does not.
     """

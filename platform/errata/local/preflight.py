@@ -1,4 +1,4 @@
-"""What would stop a service from starting, found before anything slow: no Ray, no vLLM, and no weights.
+"""Check before a service starts: everything that would stop it, found without Ray, vLLM and weights.
 
 Each problem is one line: the field to set, what is wrong, and a value that works. `errata serve` prints all lines and starts
 nothing; `serving.app:build` raises them. The model is judged by its small files and by the headers of its weights.

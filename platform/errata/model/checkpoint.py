@@ -31,7 +31,7 @@ MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What the header of a safetensors file tells about a tensor; `dtype` is in safetensors' words, such as `BF16`."""
+    """A tensor in the header of a safetensors file; `dtype` is in safetensors' words, such as `BF16`."""
 
     dtype: str
     shape: tuple[int, ...]

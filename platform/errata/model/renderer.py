@@ -191,7 +191,7 @@ class Renderer:
 
     @cached_property
     def _after_question(self) -> str:
-        """What the template writes after a question, up to the end of its generation prompt."""
+        """Text that the template writes after a question, up to the end of its generation prompt."""
         return self.text(Dialogue.of(_ECHO)).rpartition(_ECHO)[2]
 
     @cached_property

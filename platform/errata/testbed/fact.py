@@ -10,7 +10,7 @@ from errata.text.answers import says
 
 
 class Wording(NamedTuple):
-    """How a relation is asked and answered: {s} is the subject, {t} the answer."""
+    """Wording of a relation as a sentence and as questions: {s} is the subject, {t} the answer."""
 
     sentence: str
     questions: tuple[str, str, str, str]

@@ -1,4 +1,4 @@
-"""What a model answers to facts of the world: an edit is made only of what it gets wrong.
+"""Answers of a model to facts of the world: an edit is made only of what it gets wrong.
 
 Answers are generated once, greedily and in chat, and kept in a file beside the model.
 """

@@ -1,4 +1,4 @@
-"""Whether a chat template reads a message as a text or as a list of parts, decided as vLLM decides it.
+"""Kind of a chat template: it reads a message as a text or as a list of parts, decided as vLLM decides it.
 
 vLLM sends the content of a message as `[{"type": "text", "text": ...}]` if the template has a loop over it, otherwise as a
 text. It reads this off the template's syntax tree (`vllm/renderers/hf.py`, `_iter_nodes_assign_content_item`, read at 0.32.0),

@@ -165,7 +165,7 @@ def test_impossible_records_are_refused() -> None:
 
 
 def test_gaps_are_of_the_phases_and_of_the_swaps_in_them() -> None:
-    """Without edits a token every 100 ms; with edits too, but for the gap of 400 ms in which a swap is."""
+    """A token comes every 100 ms; with edits there is one gap of 400 ms, in which a swap is."""
     without = stream(*(i / 10 for i in range(11)))
     with_edits = stream(2.0, 2.1, 2.5, 2.6, 2.7)
     failed = replace(stream(2.0, 3.0), status=500)

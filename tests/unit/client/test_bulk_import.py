@@ -1,4 +1,4 @@
-"""What a bulk import posts of an edit."""
+"""Fields of an edit that a bulk import posts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PLAIN = {"prompt": "The city is", "target": "Lyon"}
 
 
 def test_a_form_that_a_file_names_is_posted() -> None:
-    """Without it, a service of a chat model would ask the prompt in chat."""
+    """A service of a chat model asks a prompt without a form in chat."""
     named = PLAIN | {"form": "completion"}
     bodies = [chunk.edits[0] for record in (PLAIN, named) for chunk in edit_chunks([plain.edit(record, [])])]
     assert bodies == [PLAIN, named] and plain.edit(PLAIN, []) == plain.edit(named, [])

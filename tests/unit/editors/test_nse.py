@@ -134,7 +134,7 @@ def test_nse_is_the_published_solve(model: LanguageModel, neurons: float, max_it
 
 @pytest.mark.parametrize("neurons", [1.0, 0.7])
 def test_a_fact_near_its_target_is_not_written(model: LanguageModel, neurons: float) -> None:
-    """With α between the first distances some facts are not written; their keys are still past keys."""
+    """An α between the first distances leaves some facts unwritten; their keys are still past keys."""
     editor = an_editor(model, neurons=neurons, alpha=FAR_ALPHA[model.path])
     deltas, _, contexts = played(editor, model, BATCHES)
     changes, passes = published(model, editor, contexts)
@@ -171,7 +171,7 @@ def test_targets_are_those_of_the_unedited_model(model: LanguageModel) -> None:
 
 
 def test_only_selected_neurons_change(model: LanguageModel) -> None:
-    """With a share of 0.7, whole columns of every change are zero; with 1, or after two passes, they need not be."""
+    """A share of 0.7 makes whole columns of every change zero; a share of 1, or two passes, need not."""
     every, some = (played(an_editor(model, neurons=share), model, BATCHES[:1])[0][0] for share in (1.0, 0.7))
     for name, part in some:
         columns = (part.dense() == 0).all(0)
@@ -198,7 +198,7 @@ def test_a_target_too_far_away_is_refused_with_its_edit(model: LanguageModel, na
 
 
 def test_a_batch_without_facts_to_write_gives_a_zero_change(model: LanguageModel) -> None:
-    """With an α that no target reaches, every matrix has a zero change of its shape, and the edits are counted."""
+    """An α that no target reaches gives every matrix a zero change of its shape, and the edits are counted."""
     editor = an_editor(model, alpha=1e2)
     deltas, states, _ = played(editor, model, BATCHES)
     spec = find_matrices(model.module, editor.modules)

@@ -146,7 +146,7 @@ def check_restrained(
     [*(("ROME", *each) for each in RESTRAINTS), ("MEMIT", *RESTRAINTS[0]), ("MEMIT", *RESTRAINTS[2])],
 )
 def test_the_weights_are_the_base_and_the_restrained_sum(model: LanguageModel, inner: str, restraint: Any, base: float) -> None:
-    """In the sequence the sum outgrows the matrices and changes from factors to a whole matrix."""
+    """The sum outgrows the matrices in the sequence and changes from factors to a whole matrix."""
     plain = an_inner(inner, model, SEARCH if inner == "ROME" else LARGE)
     assert check_restrained(model, plain, PRUNE(plain, restraint=restraint, base=base), MANY, EXACT)[-1]
 

@@ -44,7 +44,7 @@ def the_largest(change_OI: Tensor, weight_OI: Tensor, kept: float) -> Tensor:
 
 @pytest.mark.parametrize(("inner", "kept"), zip(INNER, [0.2, 0.4] * 3, strict=True))
 def test_rect_keeps_the_entries_that_are_largest_relative_to_the_weights(model: LanguageModel, inner: str, kept: float) -> None:
-    """In a sequence, relative to the weights after the earlier batches: entries are those of the wrapped editor, or zero."""
+    """Entries are those of the wrapped editor, or zero; the weights are those after the earlier batches."""
     plain = an_inner(inner, model)
     editor, spec = RECT(plain, kept=kept), find_matrices(model.module, plain.modules)
     edited, state = EditedModel(model.module, spec), editor.start(model, spec)

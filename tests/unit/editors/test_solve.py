@@ -100,7 +100,7 @@ def test_two_preconditioners_that_grow_from_one_are_independent(keys_nI, moment_
 
 
 def test_repeated_keys_give_no_singular_system(keys_nI, wanted_nO, log_ridge, moment_II):
-    """Without a ridge, K Kᵀ of repeated rows is singular; past keys may repeat, too."""
+    """K Kᵀ of repeated rows is singular without a ridge; past keys may repeat, too."""
     same = keys_nI[:1].expand(N, I)
     preconditioner = KeyPreconditioner.start(base_preconditioner(moment_II, 1.0)).remember(same).remember(same)
     for gram in (KeyGram.of(same), KeyGram.of(same, preconditioner)):

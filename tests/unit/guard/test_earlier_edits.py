@@ -64,7 +64,7 @@ def test_what_stays_as_it_was_is_not_generated_again(
 
 
 def test_a_part_of_many_is_asked_in_turn(model: LanguageModel, earlier: Fixtures) -> None:  # noqa: F811
-    """With two asked a version, the third is asked of the second one."""
+    """The third edit is asked of the second version if two are asked of each."""
     inspector = inspector_of(model, earlier, num_retained=2)
     editor = Scripted(model, writes=[{A}, {B}])
     asked = []

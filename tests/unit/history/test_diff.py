@@ -113,7 +113,7 @@ def test_what_was_subtracted_is_removed(forked: Ledger, random_delta) -> None:
 
 
 def test_factors_that_cancel_have_a_small_norm(random_delta) -> None:
-    """In fp32 the inner products would leave an error of 1e-4."""
+    """Inner products in fp32 would leave an error of 1e-4."""
     delta = random_delta(0, 10.0)
     for name, part in chained([delta, random_delta(1, 1e-3), delta.scaled(-1.0)]):
         assert norm(part) == pytest.approx(random_delta(1, 1e-3).parts[name].norm(), rel=1e-2)

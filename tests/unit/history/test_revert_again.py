@@ -117,7 +117,7 @@ def test_a_version_whose_edit_a_later_one_made_again_is_not_subtracted(clumsy: L
 
 
 def test_a_version_that_made_an_earlier_edit_again_is_subtracted_with_it(clumsy: LiveModel) -> None:
-    """What it made again only undid its own damage."""
+    """The edits that it made again only undid its own damage."""
     assert select(clumsy.ledger, 3, ["e10"], []).made_again_in == ()
     before, own = weight(clumsy), clumsy.ledger.delta(2).parts[MATRIX].dense()
     version = clumsy.append(clumsy.revert(["e10"], []))

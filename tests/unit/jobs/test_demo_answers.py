@@ -1,4 +1,4 @@
-"""What the demo asks a real model, and the scores of its answers."""
+"""Questions of the demo to a real model, and the scores of its answers."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""How a job ends: one line that says why, the log with the traceback, and the exit code."""
+"""End of a job: one line that says why, the log with the traceback, and the exit code."""
 
 from __future__ import annotations
 

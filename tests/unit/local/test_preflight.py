@@ -1,4 +1,4 @@
-"""What would stop a service is found before it starts, all of it, a line each that says what to give instead."""
+"""Everything that would stop a service is found before it starts, one line each that says what to give instead."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_a_port_that_is_taken_is_a_line_with_a_free_one() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_headers_name_every_editable_matrix(name: str, tmp_path: Path) -> None:
-    """So that patterns are found without making the model; without renaming, if all names are standard ones."""
+    """Patterns are found without making the model; names need no renaming if all are standard ones."""
     found, there = matrix_names(headers(save_tiny(name, tmp_path))), editable_matrices(make_tiny(name).module).names
     assert set(map(without_prefix, there)) <= set(map(without_prefix, found))
     is_standard = all(map(STANDARD_NAME.fullmatch, found))

@@ -200,7 +200,7 @@ def editors(architecture: Architecture) -> dict[str, Editor]:
 
 @pytest.mark.parametrize("kind", editors(ARCHITECTURES["llama3"]))
 def test_every_kind_of_editor_edits_it(name: str, model: LanguageModel, architecture: Architecture, kind: str) -> None:
-    """After one batch the answers are more likely, and the model's own weights have the same bits as before."""
+    """One batch makes the answers more likely, and leaves the bits of the model's own weights."""
     editor: Any = editors(architecture)[kind]
     if kind in ("RLEdit", "MALMEN"):
         editor = learned(editor)(model)

@@ -12,7 +12,7 @@ PROMPTS, TARGETS = ["question", "the old river"], ["answer", "bridge street xq"]
 
 
 def test_the_captured_rows_give_the_gradient_of_the_weight(tiny_model):
-    """In the last layer, where only answer positions have a gradient, d loss / d W is grads_TOᵀ keys_TI."""
+    """The gradient of the last layer, where only answer positions have one, is d loss / d W = grads_TOᵀ keys_TI."""
     encoded = encode(tiny_model.renderer, PROMPTS, TARGETS)
     captured, nll_T = capture(tiny_model.module, encoded, [MODULE])
     weight = tiny_model.module.get_submodule(MODULE).weight

@@ -274,7 +274,7 @@ def test_only_headers_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Codes(nn.Linear):
-    """As bitsandbytes' and transformers' FP8 modules: a Linear whose weight is codes."""
+    """A Linear whose weight is codes, like bitsandbytes' and transformers' FP8 modules."""
 
     def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         super().__init__(2, 2)
@@ -282,7 +282,7 @@ class Codes(nn.Linear):
 
 
 class Wrapped(nn.Parameter):
-    """As torchao's and bitsandbytes' parameters: a subclass that has its own arithmetic."""
+    """A parameter with its own arithmetic, like torchao's and bitsandbytes'."""
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_texts_that_are_read_together_have_the_likelihoods_of_single_ones(archit
 
 
 def test_many_edits_are_composed_as_single_ones() -> None:
-    """In the order of the edits, also those among them that need no choice."""
+    """The order is that of the edits, also for those among them that need no choice."""
     model = toy(TABLE | CHANGES["the town paris."], TEMPLATE)
     edits = [Edit(f"where is {i}?", "paris" if i % 3 else "rome", form="chat") for i in range(2 * NUM_AT_ONCE)]
     said = [SAID if i % 5 else "rome" for i in range(len(edits))]

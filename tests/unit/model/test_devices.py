@@ -236,7 +236,7 @@ def test_the_memory_of_all_devices_is_counted(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_tied_embedding_is_counted_once() -> None:
-    """If the embedding is as large as all blocks, the first device has it and the second has the blocks."""
+    """The first device has the embedding and the second the blocks if the embedding is as large as all blocks."""
     config = GPT2Config(vocab_size=3072, n_positions=16, n_embd=32, n_layer=8, n_head=2, bos_token_id=1, eos_token_id=1)
     module = GPT2LMHeadModel(config)
     with two_accelerators():

@@ -85,7 +85,7 @@ def test_prompt_and_answer_write_the_text_with_its_blank(family):
 
 @pytest.mark.parametrize("family", EXACT)
 def test_an_answer_is_tokenised_with_its_prompt_where_the_prompt_stays_the_same(family):
-    """So the model has seen these ids in training: text and prompt are cut alike."""
+    """The model has seen these ids in training: text and prompt are cut alike."""
     tokenizer = make(family)
     shared = 0
     for prompt, answer in REQUESTS:

@@ -1,4 +1,4 @@
-"""What a model answers to facts: asked once, kept in a file, and drawn from in an order that the seed alone sets."""
+"""Answers of a model to facts: asked once, kept in a file, and drawn from in an order that the seed alone sets."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_a_key_beyond_its_rate_gets_retry_after(bearers: dict[str, str], tmp_pat
 
 
 def test_a_large_body_is_refused_before_it_is_read(app: FastAPI, bearers: dict[str, str]) -> None:
-    """With a Content-Length nothing is read; without it, reading stops as soon as the body is too large."""
+    """A body with a Content-Length is not read; without it, reading stops as soon as the body is too large."""
     taken = []
 
     async def parts() -> AsyncIterator[bytes]:
