@@ -37,7 +37,7 @@ SETTLE_S = 600.0  # How long the service may repair edits that later ones have l
 
 
 @dataclass(frozen=True)
-class Settings:
+class ChatSettings:
     """`edits` go to SmolLM2, `world_edits` to the world's model; 0 leaves a model out."""
 
     edits: int = 200
@@ -161,13 +161,13 @@ def played(name: str, posted: Sequence[PostedEdit], batch_size: int, **service: 
     return {**found, "timings": timings, "outcomes": [one.to_json() for one in outcomes]}
 
 
-def smollm2_part(settings: Settings) -> dict[str, Any]:
+def smollm2_part(settings: ChatSettings) -> dict[str, Any]:
     model = resolved(smollm2.NAME)
     posted = mixed_edits(settings.edits, settings.seed)
     return played("smollm2", posted, settings.batch_size, model=model, artifact=default_policy())
 
 
-def world_part(settings: Settings) -> dict[str, Any]:
+def world_part(settings: ChatSettings) -> dict[str, Any]:
     """Serve the model of `make demo ARGS=plan=world`; model and policy are made first if they do not exist."""
     plan = from_arguments(["plan=world", f"seed={settings.seed}"])
     missing = [(made, job) for made, job in ((plan.model_dir, "pretrain"), (plan.artifact_dir, "train")) if not made.exists()]
@@ -181,7 +181,7 @@ def world_part(settings: Settings) -> dict[str, Any]:
     return played("world", posted, settings.batch_size, model=plan.model_dir, artifact=plan.artifact_dir)
 
 
-def run(settings: Settings, command: str) -> Path:
+def run(settings: ChatSettings, command: str) -> Path:
     """Measure, print, and write `$ERRATA_HOME/bench-chat/report.json`."""
     from errata.hardware import hardware
 
@@ -196,12 +196,12 @@ def run(settings: Settings, command: str) -> Path:
     return write_report("bench-chat", rows, **about, settings=asdict(settings), models=parts)
 
 
-def read(arguments: Sequence[str]) -> Settings:
+def read(arguments: Sequence[str]) -> ChatSettings:
     """Read `--name number` arguments. Raises `ValueError` if no edit is left."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in asdict(Settings()).items():
+    for name, value in asdict(ChatSettings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    settings = Settings(**vars(parser.parse_args(arguments)))
+    settings = ChatSettings(**vars(parser.parse_args(arguments)))
     if settings.edits + settings.world_edits < 1 or min(settings.edits, settings.world_edits) < 0 or settings.batch_size < 1:
         raise ValueError("give at least one edit, --edits or --world-edits, and a --batch-size of at least 1")
     return settings

@@ -36,7 +36,7 @@ MODULES = ("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj")
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeSettings:
     """Size of the model and length of the episode."""
 
     depths: tuple[int, ...] = (0, 2, 8)
@@ -47,7 +47,7 @@ class Episode:
     seed: int = 0
 
 
-def measure_episodes(episode: Episode) -> list[dict[str, Any]]:
+def measure_episodes(episode: EpisodeSettings) -> list[dict[str, Any]]:
     """Measure each depth: peak bytes of graphs, seconds, and the difference of the two gradients."""
     rows = []
     for depth in episode.depths:
@@ -66,7 +66,7 @@ def measure_episodes(episode: Episode) -> list[dict[str, Any]]:
     return rows
 
 
-def _measure(episode: Episode, depth: int, one_graph: bool) -> dict[str, Any]:
+def _measure(episode: EpisodeSettings, depth: int, one_graph: bool) -> dict[str, Any]:
     model = _small_model(episode)
     net, steps = _ready(model, episode)
     reward = Reward(discount=0.9, backtrack_depth=depth)
@@ -83,13 +83,13 @@ def _measure(episode: Episode, depth: int, one_graph: bool) -> dict[str, Any]:
     return {"saved_bytes": saved.peak_bytes, "seconds": median(seconds), "grad": grad}
 
 
-def _small_model(episode: Episode) -> LanguageModel:
+def _small_model(episode: EpisodeSettings) -> LanguageModel:
     tokenizer = make_tokenizer(World(episode.num_subjects), episode.shape)
     module = make_model(episode.shape, len(tokenizer), seed=episode.seed)
     return LanguageModel(module.eval().requires_grad_(False), tokenizer, "")
 
 
-def _ready(model: LanguageModel, episode: Episode) -> tuple[Hypernetwork, list[EpisodeBatch]]:
+def _ready(model: LanguageModel, episode: EpisodeSettings) -> tuple[Hypernetwork, list[EpisodeBatch]]:
     edits = World(episode.num_subjects).edits("train", episode.num_batches * episode.batch_size, seed=episode.seed)
     steps = [EpisodeBatch(model, batch) for batch in batches_of(edits, episode.batch_size)]
     net = Hypernetwork(find_matrices(model.module, MODULES), rank=32, num_blocks=2, centred=False, seed=episode.seed)

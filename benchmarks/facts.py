@@ -41,7 +41,7 @@ IN_CONTEXT, UNEDITED = "correction in the prompt", "unedited"
 
 
 @dataclass(frozen=True)
-class Settings:
+class FactsSettings:
     """`edits` corrections and `right` facts to keep; `policy` is another trained policy to compare; `rows` selects by name."""
 
     edits: int = 60
@@ -60,7 +60,7 @@ class Stream:
     asked: AskedFacts
 
     @classmethod
-    def of(cls, model: LanguageModel, settings: Settings) -> Stream:
+    def of(cls, model: LanguageModel, settings: FactsSettings) -> Stream:
         """Find facts that the model gets wrong and facts that it gets right, in the order of `make demo`."""
         plan, known = replace(plans.smollm2(), seed=settings.seed), KnownFacts.beside(model)
         search = FactSearch(settings.edits, settings.right)
@@ -133,7 +133,7 @@ def as_composed(edits: Sequence[Edit]) -> list[Edit]:
 Arm = tuple[Callable[[LanguageModel], Editor], Callable[[Sequence[Edit]], list[Edit]]]
 
 
-def arms(settings: Settings) -> dict[str, Arm]:
+def arms(settings: FactsSettings) -> dict[str, Arm]:
     """Return the rows that edit weights: how the editor is made, and what becomes of the edits."""
 
     def shipped(_model: LanguageModel) -> RLEdit:
@@ -159,7 +159,7 @@ def row_of(name: str, stream: Stream, make: Callable[[], dict[str, float | None]
     return {"row": name, **{form: scores[form] for form in (*FORMS, "two_hop", "kept")}}
 
 
-def run(settings: Settings, command: str) -> Path:
+def run(settings: FactsSettings, command: str) -> Path:
     """Measure, print, and write `$ERRATA_HOME/bench-facts/report.json`."""
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
     console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
@@ -180,12 +180,12 @@ def run(settings: Settings, command: str) -> Path:
     return write_report("bench-facts", rows, **about, settings=asdict(settings))
 
 
-def read(arguments: Sequence[str]) -> Settings:
+def read(arguments: Sequence[str]) -> FactsSettings:
     """Read `--name value` arguments. Raises `ValueError` for unknown rows or too few edits."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in asdict(Settings()).items():
+    for name, value in asdict(FactsSettings()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
-    settings = Settings(**vars(parser.parse_args(arguments)))
+    settings = FactsSettings(**vars(parser.parse_args(arguments)))
     known = (UNEDITED, IN_CONTEXT, *arms(settings))
     if unknown := [name for name in map(str.strip, settings.rows.split(",")) if name and name not in known]:
         raise ValueError(f"no row is named {', '.join(unknown)}; there are {', '.join(known)}")

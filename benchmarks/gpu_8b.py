@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.device_rates import measure_rates
-from benchmarks.gpu_edits import PARTS, STARTS, Bench, clear
+from benchmarks.gpu_edits import PARTS, STARTS, GpuEditBenchmark, clear
 from benchmarks.gpu_swaps import check_checkpoint, measure_swaps, measure_training, shards
 from benchmarks.random_llama import SIZES, make_language_model
 from benchmarks.report import console, show, write_report
@@ -39,7 +39,7 @@ PARTS_NOTE = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class GpuSettings:
     """Editors (all by default) and batch sizes to measure, each by the median of `repeats`.
 
     Raises `ValueError` for impossible values.
@@ -72,7 +72,7 @@ class Settings:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def run(settings: Settings, command: str) -> Path:
+def run(settings: GpuSettings, command: str) -> Path:
     """Measure, print and write `$ERRATA_HOME/bench-gpu/report.json`.
 
     Raises `ValueError` for a checkpoint of another model.
@@ -87,7 +87,7 @@ def run(settings: Settings, command: str) -> Path:
     model = make_language_model(size, device, settings.seed)
     if settings.checkpoint:
         check_checkpoint(model, settings.checkpoint)
-    bench = Bench(model, size, rates, settings.repeats, settings.seed)
+    bench = GpuEditBenchmark(model, size, rates, settings.repeats, settings.seed)
     rows = edits(bench, settings)
     training = measure_training(model, size, min(settings.repeats, 3), settings.seed)
     show("One training step of RLEdit, on one episode", training)
@@ -100,7 +100,7 @@ def run(settings: Settings, command: str) -> Path:
     return write_report("bench-gpu", rows, **about, settings=asdict(settings), training=training, swaps=swaps, checks=checks)
 
 
-def edits(bench: Bench, settings: Settings) -> list[dict[str, Any]]:
+def edits(bench: GpuEditBenchmark, settings: GpuSettings) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in settings.editors or STARTS:
         for row in bench.rows(name, settings.batches):
@@ -119,7 +119,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def checked(
-    rows: Sequence[Mapping[str, Any]], training: Sequence[Mapping[str, Any]], settings: Settings
+    rows: Sequence[Mapping[str, Any]], training: Sequence[Mapping[str, Any]], settings: GpuSettings
 ) -> list[dict[str, Any]]:
     """List the claims that must hold at full size on a GPU, with their figures."""
     peak_gib = training[0]["peak_gib"]  # with the savings
@@ -145,25 +145,25 @@ def _holds(what: str, found: float | None, bound: float) -> bool:
     return found is not None and (found >= bound if what.endswith("at least") else found <= bound)
 
 
-def parsed(arguments: Sequence[str] | None = None) -> Settings:
+def parsed(arguments: Sequence[str] | None = None) -> GpuSettings:
     parser = argparse.ArgumentParser(description="Milliseconds per edit, training and swaps at Llama-3-8B's size on a GPU.")
-    parser.add_argument("--size", default=Settings.size, help=", ".join(SIZES))
-    parser.add_argument("--batches", default=",".join(map(str, Settings.batches)), help="numbers of edits, with commas")
-    parser.add_argument("--repeats", type=int, default=Settings.repeats)
+    parser.add_argument("--size", default=GpuSettings.size, help=", ".join(SIZES))
+    parser.add_argument("--batches", default=",".join(map(str, GpuSettings.batches)), help="numbers of edits, with commas")
+    parser.add_argument("--repeats", type=int, default=GpuSettings.repeats)
     parser.add_argument("--editors", default="", help=f"some of {', '.join(STARTS)}, with commas; all if left out")
     parser.add_argument("--checkpoint", default="", help="a folder of safetensors of this architecture, to time loading it")
     parser.add_argument("--tf32", action="store_true", help="fp32 products in TF32, those of the policy's network too")
-    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--seed", type=int, default=GpuSettings.seed)
     given = vars(parser.parse_args(arguments))
     try:
         given["batches"] = tuple(int(number) for number in given["batches"].split(","))
         given["editors"] = tuple(name for name in given["editors"].split(",") if name)
-        return Settings(**given)
+        return GpuSettings(**given)
     except ValueError as fault:
         parser.error(str(fault))
 
 
-def command_of(settings: Settings) -> str:
+def command_of(settings: GpuSettings) -> str:
     texts = {name: ",".join(map(str, v)) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
     given = [f"--{name}" if v is True else f"--{name}={v}" for name, v in texts.items() if v is not False and v != ""]
     return f"make bench-gpu ARGS='{' '.join(given)}'"

@@ -105,7 +105,7 @@ class Timed:
 
 
 @dataclass
-class Bench:
+class GpuEditBenchmark:
     """A model to edit on a device of known rates; `last_delta` is the last delta of a policy."""
 
     model: LanguageModel

@@ -111,7 +111,7 @@ def poisoned(healthy: Sequence[Edit], world: World, seed: int) -> list[EditBatch
     return [EditBatch(tuple(batch)) for batch in batches]
 
 
-class Bench:
+class GuardBenchmark:
     """Editor, streams and base answers of all runs; each run begins at the base model."""
 
     def __init__(self, num_edits: int, seed: int) -> None:
@@ -199,7 +199,7 @@ class Bench:
 def run(num_edits: int, seed: int, command: str) -> Path:
     about = {"command": command, "seed": seed, "hardware": hardware()}
     console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
-    bench = Bench(num_edits, seed)
+    bench = GuardBenchmark(num_edits, seed)
     runs = {
         "clean": bench.guarded(bench.editor.inner, list(batches_of(bench.healthy, BATCH_SIZE)), "clean"),
         "with_guard": bench.guarded(bench.editor, bench.poisoned, "with_guard"),

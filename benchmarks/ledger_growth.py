@@ -37,7 +37,7 @@ POINTS = (1, 10, 100, 1_000, 10_000)
 
 
 @dataclass(frozen=True)
-class Settings:
+class LedgerGrowthSettings:
     """One edited matrix [out_features, in_features]; `window` appends before each measured point are timed."""
 
     num_versions: int = 10_000
@@ -49,7 +49,7 @@ class Settings:
     seed: int = 0
 
 
-def change(settings: Settings, number: int) -> WeightDelta:
+def change(settings: LedgerGrowthSettings, number: int) -> WeightDelta:
     generator = torch.Generator().manual_seed(1_000_003 * settings.seed + number)
     low, high = settings.ranks
     rank = int(torch.randint(low, high + 1, (), generator=generator))
@@ -57,7 +57,7 @@ def change(settings: Settings, number: int) -> WeightDelta:
     return WeightDelta({MATRIX: LowRank(*sides)})
 
 
-def facts(settings: Settings, number: int) -> list[Edit]:
+def facts(settings: LedgerGrowthSettings, number: int) -> list[Edit]:
     ids = (f"{number}-{i}" for i in range(settings.edits_each))
     return [
         Edit(f"Person {i} was born in the city of", f"City {i}", f"Person {i}", (f"The birthplace of Person {i} is",), id=i)
@@ -115,7 +115,7 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def measure(settings: Settings, directory: Path) -> list[dict[str, Any]]:
+def measure(settings: LedgerGrowthSettings, directory: Path) -> list[dict[str, Any]]:
     """Measure each point: the median append before it, with and without a snapshot, and the openings."""
     ledger = Ledger.create(directory, {"model": "random", "fingerprint": "random", "matrices": [MATRIX]})
     state, rows, taken, used_cpu = EditorState(), [], [], []
@@ -168,7 +168,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def run(settings: Settings, command: str) -> Path:
+def run(settings: LedgerGrowthSettings, command: str) -> Path:
     """Measure, print, draw and write `$ERRATA_HOME/bench-ledger`."""
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
     console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
@@ -195,7 +195,7 @@ def run(settings: Settings, command: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A ledger from its first version to its 10,000th.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--versions", type=int, default=Settings.num_versions)
+    parser.add_argument("--versions", type=int, default=LedgerGrowthSettings.num_versions)
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--as", dest="role", default="worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -204,7 +204,7 @@ def main() -> None:
         print(json.dumps({"worker": open_as_worker, "replica": open_as_replica}[given.role](given.open)))
         return
     run(
-        Settings(num_versions=given.versions, seed=given.seed),
+        LedgerGrowthSettings(num_versions=given.versions, seed=given.seed),
         f"make bench-ledger ARGS='--seed={given.seed} --versions={given.versions}'",
     )
 

@@ -37,8 +37,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class EditBatch:
-    """A post that waited, or a rollback: `version` was live on all replicas when it `returned`; None if none was made."""
+class PostedBatch:
+    """A waiting post, or a rollback: `version` was live on all replicas when it `returned`; None if none was made."""
 
     posted: float
     returned: float
@@ -82,7 +82,7 @@ class LoadFigures:
 
 def load_figures(
     requests: Sequence[Request],
-    batches: Sequence[EditBatch],
+    batches: Sequence[PostedBatch],
     swaps: Sequence[Interval],
     phases: Sequence[Phase],
     first_version: int = 0,
@@ -134,7 +134,7 @@ def is_misversioned(request: Request, lives: dict[int, list[Interval]]) -> bool:
     return not all(any(begin <= request.end and request.start <= end for begin, end in lives.get(v, [])) for v in (low, high))
 
 
-def lifetimes(batches: Sequence[EditBatch], first_version: int) -> dict[int, list[Interval]]:
+def lifetimes(batches: Sequence[PostedBatch], first_version: int) -> dict[int, list[Interval]]:
     """Intervals in which each version may have been live: from its post to the answer of its successor.
 
     A batch that the service made in several versions, or together with refused edits, skips numbers; these may have been live
@@ -235,7 +235,7 @@ def _percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def _check(
-    requests: Sequence[Request], batches: Sequence[EditBatch], swaps: Sequence[Interval], phases: Sequence[Phase]
+    requests: Sequence[Request], batches: Sequence[PostedBatch], swaps: Sequence[Interval], phases: Sequence[Phase]
 ) -> None:
     spans = [(request.start, *request.tokens, request.end) for request in requests]
     spans += [(batch.posted, batch.returned) for batch in batches] + list(swaps)

@@ -31,7 +31,7 @@ RELATIONS = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class RecordsSettings:
     """Number of edits, `num_json` of them also read from JSON lines; each reading is the median of `repeats`."""
 
     num_edits: int = 1_000_000
@@ -100,7 +100,7 @@ def row(name: str, readings: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def measure(settings: Settings, folder: Path) -> list[dict[str, Any]]:
+def measure(settings: RecordsSettings, folder: Path) -> list[dict[str, Any]]:
     parquet, lines = folder / "edits.parquet", folder / "edits.jsonl"
     started = time.perf_counter()
     write_parquet(invented(settings.num_edits, settings.seed), parquet)
@@ -114,7 +114,7 @@ def measure(settings: Settings, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def run(settings: Settings, command: str) -> Path:
+def run(settings: RecordsSettings, command: str) -> Path:
     """Measure, print and write `$ERRATA_HOME/bench-stream/report.json`."""
     from benchmarks.report import console, show, write_report
     from errata.hardware import hardware
@@ -135,14 +135,14 @@ def run(settings: Settings, command: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A million edits from Parquet.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--edits", type=int, default=Settings.num_edits)
+    parser.add_argument("--edits", type=int, default=RecordsSettings.num_edits)
     parser.add_argument("--read", help=argparse.SUPPRESS)
     parser.add_argument("--conflicts", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.read:
         print(json.dumps(read(given.read, given.conflicts)))
         return
-    settings = Settings(num_edits=given.edits, num_json=min(given.edits, Settings.num_json), seed=given.seed)
+    settings = RecordsSettings(num_edits=given.edits, num_json=min(given.edits, RecordsSettings.num_json), seed=given.seed)
     run(settings, f"make bench-stream ARGS='--seed={given.seed} --edits={given.edits}'")
 
 

@@ -32,7 +32,7 @@ NUM_ONE, NUM_COMPARED, NUM_BLAMED, NUM_QUESTIONS = 10, 3, 60, 200
 BATCHES = (0, 4, 9, 14, 19)
 
 
-class Bench:
+class RevertBenchmark:
     """A live model at version 20, with its answers and those of the unedited model."""
 
     def __init__(self, seed: int) -> None:
@@ -124,7 +124,7 @@ def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run(seed: int, command: str) -> Path:
     about = {"command": command, "seed": seed, "hardware": hardware()}
     console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
-    bench, rng = Bench(seed), random.Random(seed)
+    bench, rng = RevertBenchmark(seed), random.Random(seed)
     ones = [bench.trial([edit], "replay", i < NUM_COMPARED) for i, edit in enumerate(rng.sample(bench.edits, NUM_ONE))]
     batches = [bench.edits[BATCH_SIZE * i : BATCH_SIZE * (i + 1)] for i in BATCHES]
     rows = [{"taken_out": "an edit", "mode": "replay", **averaged(ones)}]

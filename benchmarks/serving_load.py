@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.load_figures import EditBatch, GapFigures, Interval, Phase, Request, gap_figures, load_figures
+from benchmarks.load_figures import GapFigures, Interval, Phase, PostedBatch, Request, gap_figures, load_figures
 from benchmarks.report import console, show, write_report
 from errata.client.client import Client
 from errata.home import home
@@ -47,7 +47,7 @@ WORLD = "world"
 
 
 @dataclass(frozen=True)
-class Settings:
+class LoadSettings:
     """A pair of phases is `phase_s` seconds with edits and as many without; every stream has `num_tokens` tokens.
 
     `streams` are numbers of clients, one after another.
@@ -97,12 +97,12 @@ class Material:
 class Run:
     """Records of the clients. Times are `time.time()`, the clock of the worker's swap times."""
 
-    settings: Settings
+    settings: LoadSettings
     num_clients: int
     http: httpx.AsyncClient
     material: Material
     requests: list[Request] = field(default_factory=list)
-    batches: list[EditBatch] = field(default_factory=list)
+    batches: list[PostedBatch] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     swaps: dict[float, Interval] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
@@ -155,7 +155,7 @@ class Run:
         answer = (await self.http.post("/v1/edits", json={"edits": batch, "wait": True})).json()
         self.outcomes.update(edit["state"] for edit in answer["edits"])
         versions = [edit["version"] for edit in answer["edits"] if edit["state"] == "applied"]
-        self.batches.append(EditBatch(posted, time.time(), max(versions, default=None)))
+        self.batches.append(PostedBatch(posted, time.time(), max(versions, default=None)))
 
     async def _note_swaps(self) -> None:
         for timing in (await self.http.get("/v1/status")).json()["timings"]:
@@ -167,7 +167,7 @@ class Run:
         await asyncio.sleep(SETTLE_S)
         posted = time.time()
         (await self.http.post("/v1/rollback", json={"version": 0})).raise_for_status()
-        self.batches.append(EditBatch(posted, time.time(), 0))
+        self.batches.append(PostedBatch(posted, time.time(), 0))
         self.asks_for_versions = True
 
     async def _ask_on(self, number: int) -> None:
@@ -203,14 +203,14 @@ class Run:
         return Request(start, time.time(), tuple(tokens), low, high, status, at_least)
 
 
-def plan_of(settings: Settings) -> Plan:
+def plan_of(settings: LoadSettings) -> Plan:
     """Return the plan whose model and policy are served. Raises `ValueError` for another model."""
     if settings.model not in (smollm2.NAME, WORLD):
         raise ValueError(f"model is {smollm2.NAME} or {WORLD}, not {settings.model!r}: their edits and policies are known")
     return from_arguments([f"plan={'demo' if settings.model == WORLD else 'smollm2'}", f"seed={settings.seed}"])
 
 
-def started(settings: Settings, services: LocalServices, plan: Plan) -> None:
+def started(settings: LoadSettings, services: LocalServices, plan: Plan) -> None:
     """Start the service; model and policy are made first if they do not exist."""
     services.start_ray()
     if settings.model == WORLD:
@@ -231,7 +231,7 @@ def started(settings: Settings, services: LocalServices, plan: Plan) -> None:
     services.wait_serve()
 
 
-def material(settings: Settings, url: str, plan: Plan) -> Material:
+def material(settings: LoadSettings, url: str, plan: Plan) -> Material:
     """Find what is asked and edited; facts of the world are asked first, because only wrong answers are edited.
 
     Raises `ValueError` if the served model gets none wrong.
@@ -255,7 +255,7 @@ def material(settings: Settings, url: str, plan: Plan) -> Material:
     return Material([fact.question() for fact in facts], list(map(posted, edits_of(plan, search.wrong))))
 
 
-async def loaded(settings: Settings, url: str, found: Material) -> list[Run]:
+async def loaded(settings: LoadSettings, url: str, found: Material) -> list[Run]:
     """Play a run for each number of streams."""
     runs = []
     async with httpx.AsyncClient(base_url=url, timeout=300) as http:
@@ -304,7 +304,7 @@ SHOWN = {
 }
 
 
-def run(settings: Settings, command: str = "") -> dict[str, Any]:
+def run(settings: LoadSettings, command: str = "") -> dict[str, Any]:
     """Measure, print and write `$ERRATA_HOME/bench-serving/report.json`."""
     from errata.hardware import hardware
 
@@ -329,12 +329,12 @@ def run(settings: Settings, command: str = "") -> dict[str, Any]:
     return whole
 
 
-def parsed(arguments: Sequence[str]) -> Settings:
+def parsed(arguments: Sequence[str]) -> LoadSettings:
     """Read settings from `field=value` or `--field value`. Raises `ValueError` that names a wrong one."""
     pairs = dict(_pairs(arguments))
     model, full = pairs.get("model", smollm2.NAME), os.environ.get("FULL", "0") not in ("", "0")
     defaults = (FULL_OF_WORLD if full else SETTINGS_OF_WORLD) if model == WORLD else (FULL if full else {})
-    settings = Settings(**defaults)
+    settings = LoadSettings(**defaults)
     for name, value in pairs.items():
         settings = overridden(settings, name, value)
     settings.check()

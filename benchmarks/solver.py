@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.episode import Episode, measure_episodes
+from benchmarks.episode import EpisodeSettings, measure_episodes
 from benchmarks.measure import Phases, in_fresh_process
 from benchmarks.report import console, show, write_report
 from benchmarks.sharing import measure_pair
@@ -26,7 +26,7 @@ from errata.hardware import PeakMemory, hardware
 
 
 @dataclass(frozen=True)
-class Settings:
+class SolverSettings:
     """Rows for every matrix (I, O) of `shapes`. From key size `primal_once_from`, the primal runs only at `once_rows`."""
 
     shapes: tuple[tuple[int, int], ...] = ((4096, 14336), (14336, 4096))
@@ -34,7 +34,7 @@ class Settings:
     primal_once_from: int = 14336
     once_rows: int = 100
     repeats: int = 5
-    episode: Episode = field(default_factory=Episode)
+    episode: EpisodeSettings = field(default_factory=EpisodeSettings)
     seed: int = 0
 
 
@@ -105,7 +105,7 @@ def row(case: Case, ours: Mapping[str, float], public: Mapping[str, float], publ
     }
 
 
-def measure_shape(shape: tuple[int, int], settings: Settings) -> list[dict[str, Any]]:
+def measure_shape(shape: tuple[int, int], settings: SolverSettings) -> list[dict[str, Any]]:
     """Measure the rows of one matrix, every measurement in a fresh process."""
     once = shape[0] >= settings.primal_once_from
     cases = [Case(*shape, num_rows, settings.seed) for num_rows in settings.rows]
@@ -130,7 +130,7 @@ def check_truth(seed: int) -> dict[str, float]:
     return {"key_size": 1024, "num_rows": 60, "error_wanted": wanted, "error_ridge": ridge}
 
 
-def run(settings: Settings, command: str) -> Path:
+def run(settings: SolverSettings, command: str) -> Path:
     """Measure, print and write `$ERRATA_HOME/bench-solver/report.json`."""
     machine = hardware()
     about = {"command": command, "seed": settings.seed, "hardware": machine}
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The public primal solve against our dual.")
     parser.add_argument("--seed", type=int, default=0)
     seed, full = parser.parse_args().seed, os.environ.get("FULL", "") not in ("", "0")
-    settings = Settings(seed=seed)
+    settings = SolverSettings(seed=seed)
     if full:
         settings = replace(settings, primal_once_from=max(i for i, _ in settings.shapes) + 1)
     run(settings, f"{'FULL=1 ' if full else ''}make bench-solver ARGS=--seed={seed}")

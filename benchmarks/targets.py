@@ -34,7 +34,7 @@ SEARCH = Search(num_steps=25, learning_rate=0.1, loss_floor=-1.0)
 
 
 @dataclass(frozen=True)
-class Settings:
+class TargetsSettings:
     """Batch sizes, shapes (hidden, layers, intermediate) and repeats; one edit at a time is timed on `num_alone` edits.
 
     At the subject, prompts have five contexts and the target is the output of a middle block, as in the papers; at the prompt's
@@ -50,7 +50,7 @@ class Settings:
     seed: int = 0
 
 
-def make_language_model(shape: tuple[int, int, int], settings: Settings) -> LanguageModel:
+def make_language_model(shape: tuple[int, int, int], settings: TargetsSettings) -> LanguageModel:
     world, (hidden, layers, intermediate) = World(settings.num_subjects), shape
     wanted = replace(Shape(), hidden=hidden, layers=layers, intermediate=intermediate)
     tokenizer = make_tokenizer(world, wanted)
@@ -102,7 +102,7 @@ def plain_target(model: LanguageModel, edit: Edit, site: str, contexts: Contexts
     return (seen[0] + change_D.detach())[None]
 
 
-def measure(shape: tuple[int, int, int], position: Position, num_edits: int, settings: Settings) -> dict[str, Any]:
+def measure(shape: tuple[int, int, int], position: Position, num_edits: int, settings: TargetsSettings) -> dict[str, Any]:
     model = make_language_model(shape, settings)
     edits = World(settings.num_subjects).edits("test", num_edits, settings.seed)
     contexts = CONTEXTS if position == "subject" else Contexts(position=position)
@@ -141,7 +141,7 @@ def relative(found_nD: Tensor, expected_nD: Tensor) -> float:
     return float((found_nD - expected_nD).norm() / expected_nD.norm())
 
 
-def run(settings: Settings, command: str) -> Path:
+def run(settings: TargetsSettings, command: str) -> Path:
     """Measure, print and write `$ERRATA_HOME/bench-targets/report.json`."""
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
     console().print(*(f"{name}: {value}" for name, value in about.items()), sep="\n", highlight=False)
@@ -166,7 +166,7 @@ def parsed(arguments: Sequence[str]) -> int:
 
 def main(seed: int) -> None:
     full = os.environ.get("FULL", "") not in ("", "0")
-    settings = Settings(seed=seed)
+    settings = TargetsSettings(seed=seed)
     if full:
         settings = replace(settings, shapes=(*settings.shapes, (768, 12, 2304)))
     run(settings, f"{'FULL=1 ' if full else ''}make bench-targets ARGS=--seed={seed}")

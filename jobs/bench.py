@@ -49,7 +49,7 @@ from jobs.workers import forget_run, set_threads, time_left
 
 
 @dataclass
-class Bench:
+class SuiteRun:
     """State of a suite's run.
 
     `unedited` holds the base model's answers by split and seed, `trained` the policies that this process has trained, `moments`
@@ -152,7 +152,7 @@ class Bench:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def choose(bench: Bench, grid: EditorGrid) -> tuple[EditorSetting, list[float]]:
+def choose(bench: SuiteRun, grid: EditorGrid) -> tuple[EditorSetting, list[float]]:
     """Return the setting with the best harmonic mean on the validation stream (the first in a tie), and all scores."""
     tried = grid.settings[: bench.suite.budget]
     if len(tried) == 1:
@@ -181,7 +181,7 @@ def run_suite(suite: Suite) -> Path:
     set_threads()
     machine = hardware()
     pretrain.run(suite.model_plan)
-    bench = Bench(suite, load(suite.model_plan.model_dir))
+    bench = SuiteRun(suite, load(suite.model_plan.model_dir))
     for grid in suite.chosen:
         for setting in grid.settings[: suite.budget]:
             bench.prepare(setting, 0)
@@ -214,7 +214,7 @@ def run_suite(suite: Suite) -> Path:
     return directory
 
 
-def run_test_streams(bench: Bench, chosen: Mapping[str, EditorSetting]) -> list[CheckpointScores]:
+def run_test_streams(bench: SuiteRun, chosen: Mapping[str, EditorSetting]) -> list[CheckpointScores]:
     """Run the test stream of every seed: the unedited model, then each editor."""
     settings: dict[str, EditorSetting | None] = {UNEDITED: None, **chosen}
     streams = [(seed, name, setting) for seed in bench.suite.seeds for name, setting in settings.items()]

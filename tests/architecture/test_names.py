@@ -23,7 +23,7 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".html", ".css", ".js", ".sh", "
 
 def test_public_class_names_are_unique() -> None:
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for path in sources("platform/errata", "jobs", "serving"):
+    for path in sources("platform/errata", "jobs", "serving", "benchmarks"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name].append(path.relative_to(ROOT).as_posix())

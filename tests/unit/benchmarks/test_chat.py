@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chat import Outcome, Settings, read, table
+from benchmarks.chat import ChatSettings, Outcome, read, table
 from benchmarks.chat_edits import FORMS, HAND_MADE, PostedEdit, mixed_edits, world_edits
 from errata.testbed.world import World
 from serving.api.schemas import EditsIn
@@ -78,7 +78,7 @@ def test_the_table_counts_by_group_and_in_all() -> None:
 
 
 def test_arguments_leave_at_least_one_edit() -> None:
-    assert read(["--world-edits=0", "--edits", "20"]) == Settings(edits=20, world_edits=0)
+    assert read(["--world-edits=0", "--edits", "20"]) == ChatSettings(edits=20, world_edits=0)
     for wrong in (["--edits=0", "--world-edits=0"], ["--edits=-1"], ["--batch-size=0"]):
         with pytest.raises(ValueError, match="at least one edit"):
             read(wrong)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.facts import IN_CONTEXT, Settings, Stream, bare, read
+from benchmarks.facts import IN_CONTEXT, FactsSettings, Stream, bare, read
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, Dialogue
 from jobs.demo_answers import AskedFacts
 from tests.unit.jobs.test_demo_answers import FACTS, edit_of
 
 
 def test_rows_are_chosen_by_name() -> None:
-    assert read(["--edits=20", f"--rows=FT-L,{IN_CONTEXT}"]) == Settings(edits=20, rows=f"FT-L,{IN_CONTEXT}")
+    assert read(["--edits=20", f"--rows=FT-L,{IN_CONTEXT}"]) == FactsSettings(edits=20, rows=f"FT-L,{IN_CONTEXT}")
     with pytest.raises(ValueError, match="no row is named MEND; there are unedited, correction in the prompt, shipped policy"):
         read(["--rows=FT-L, MEND"])
     with pytest.raises(ValueError, match="at least 10"):

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks import gpu_edits
 from benchmarks.device_rates import Rates, Work, counted
-from benchmarks.gpu_8b import Settings, checked, command_of, main, parsed
-from benchmarks.gpu_edits import PARTS, STARTS, Bench, ready_policy
+from benchmarks.gpu_8b import GpuSettings, checked, command_of, main, parsed
+from benchmarks.gpu_edits import PARTS, STARTS, GpuEditBenchmark, ready_policy
 from benchmarks.gpu_swaps import SAVINGS, check_checkpoint, measure_swaps
 from benchmarks.random_llama import PROBES, REPHRASINGS, SIZES, made_edits, make_language_model
 from benchmarks.sized_training import Texts
@@ -107,7 +107,7 @@ def test_impossible_settings_are_refused_by_the_command(
 
 def test_the_command_in_the_report_gives_the_same_settings() -> None:
     settings = parsed(["--size=tiny", "--batches=4", "--editors=MEMIT,RLEdit", "--tf32"])
-    assert settings == Settings("tiny", (4,), editors=("MEMIT", "RLEdit"), tf32=True)
+    assert settings == GpuSettings("tiny", (4,), editors=("MEMIT", "RLEdit"), tf32=True)
     arguments = command_of(settings).partition("'")[2].rstrip("'").split()
     assert parsed(arguments) == settings
 
@@ -123,7 +123,7 @@ def test_the_command_in_the_report_gives_the_same_settings() -> None:
 def test_work_that_does_not_fit_is_a_row(
     model: LanguageModel, fault: Exception, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(model, TINY, RATES, repeats=1, seed=0)
+    bench = GpuEditBenchmark(model, TINY, RATES, repeats=1, seed=0)
 
     def fail(*_: Any) -> Any:
         raise fault
@@ -155,7 +155,7 @@ def test_the_large_model_is_that_of_the_papers() -> None:
 
 def test_the_model_is_restored(model: LanguageModel) -> None:
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    bench = Bench(model, TINY, RATES, repeats=2, seed=0)
+    bench = GpuEditBenchmark(model, TINY, RATES, repeats=2, seed=0)
     (row,) = bench.rows("RLEdit-metric", (3,))
     assert row["error"] is None and bench.last_delta is not None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
@@ -187,12 +187,12 @@ def test_claims_are_checked_at_full_size_only(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     row = {"editor": "RLEdit", "batch": 100, "edits_per_s": 100.0, "solve_share": 0.02}
     rows = [row, {**row, "batch": 20, "edits_per_s": 1.0}, {**row, "editor": "LocFT", "edits_per_s": 1.0}]
-    found = checked(rows, [{"peak_gib": 70.0}], Settings())
+    found = checked(rows, [{"peak_gib": 70.0}], GpuSettings())
     assert [check["holds"] for check in found] == [True, True, False, True]
     assert found[0]["found"] == pytest.approx(75.16, abs=0.01)
     nothing = {**row, "edits_per_s": None, "solve_share": None}
-    assert [check["holds"] for check in checked([nothing], [{"peak_gib": None}], Settings())] == [False] * 4
-    assert {check["holds"] for check in checked(rows, [{"peak_gib": 70.0}], Settings("tiny"))} == {None}
+    assert [check["holds"] for check in checked([nothing], [{"peak_gib": None}], GpuSettings())] == [False] * 4
+    assert {check["holds"] for check in checked(rows, [{"peak_gib": 70.0}], GpuSettings("tiny"))} == {None}
 
 
 def test_training_is_measured_with_the_options_of_large_models() -> None:

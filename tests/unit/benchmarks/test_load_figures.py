@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.load_figures import (
-    EditBatch,
     Phase,
+    PostedBatch,
     Request,
     gap_figures,
     is_failed,
@@ -31,7 +31,7 @@ def stream(*tokens: float) -> Request:
 
 
 # posted at 10, 20 and 30, each live within a second
-BATCHES = [EditBatch(10, 11, 1), EditBatch(20, 21, 2), EditBatch(30, 31, 3)]
+BATCHES = [PostedBatch(10, 11, 1), PostedBatch(20, 21, 2), PostedBatch(30, 31, 3)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_an_answer_names_only_live_versions(request_: Request, is_wrong: bool) -
 
 
 def test_a_rollback_replaces_the_new_version_by_an_old_one() -> None:
-    lives = lifetimes([*BATCHES, EditBatch(40, 41, 1)], 0)
+    lives = lifetimes([*BATCHES, PostedBatch(40, 41, 1)], 0)
     assert lives[1] == [(10, 21), (40, math.inf)] and lives[3] == [(30, 41)]
     assert not is_misversioned(answer(45, 46, (1, 1)), lives)
     assert is_misversioned(answer(45, 46, (3, 3)), lives)
@@ -67,12 +67,12 @@ def test_a_rollback_replaces_the_new_version_by_an_old_one() -> None:
 
 
 def test_a_batch_of_several_versions_skips_numbers() -> None:
-    lives = lifetimes([EditBatch(10, 14, 3)], 0)
+    lives = lifetimes([PostedBatch(10, 14, 3)], 0)
     assert lives == {0: [(-math.inf, 14)], 1: [(10, 14)], 2: [(10, 14)], 3: [(10, math.inf)]}
 
 
 def test_a_refused_batch_makes_no_version() -> None:
-    assert lifetimes([EditBatch(10, 11, None)], 5) == {5: [(-math.inf, math.inf)]}
+    assert lifetimes([PostedBatch(10, 11, None)], 5) == {5: [(-math.inf, math.inf)]}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_run_has_known_figures() -> None:
         Request(18, 19, (18.5,), None, None),
     ]
     found = load_figures(
-        requests, [EditBatch(14.8, 15.2, 1)], [(14.95, 15.05)], [Phase(0, 10.05, False), Phase(10.05, 20.1, True)]
+        requests, [PostedBatch(14.8, 15.2, 1)], [(14.95, 15.05)], [Phase(0, 10.05, False), Phase(10.05, 20.1, True)]
     )
     assert (found.requests, found.failed, found.misversioned, found.edit_batches) == (5, 2, 1, 1)
     assert found.tokens == 100 + 97 + 1 + 2 + 1
@@ -157,7 +157,7 @@ def test_impossible_records_are_refused() -> None:
     with pytest.raises(ValueError, match="times run backwards: 1, 3, 2"):
         load_figures([Request(1, 2, (3.0,), 0, 0)], [], [], [])
     with pytest.raises(ValueError, match="times run backwards: 2, 1"):
-        load_figures([], [EditBatch(2, 1, 1)], [], [])
+        load_figures([], [PostedBatch(2, 1, 1)], [], [])
     with pytest.raises(ValueError, match="a phase ends after it begins, unlike the one at 3"):
         load_figures([], [], [], [Phase(3, 3, True)])
     with pytest.raises(ValueError, match="the phases at 0 and 1 are no pair"):

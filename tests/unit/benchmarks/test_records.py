@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.records import Settings, invented, run
+from benchmarks.records import RecordsSettings, invented, run
 
 
 def test_a_small_run_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    report = json.loads(run(Settings(num_edits=3_000, num_json=1_000, repeats=1), "make bench-stream").read_text())
+    report = json.loads(run(RecordsSettings(num_edits=3_000, num_json=1_000, repeats=1), "make bench-stream").read_text())
     assert report["records_per_s"] > 0 and 10 < report["peak_rss_mb"] < 500
     assert [row["num_edits"] for row in report["rows"]] == [3_000, 3_000, 1_000]
     assert {"command", "seed", "hardware"} <= set(report)

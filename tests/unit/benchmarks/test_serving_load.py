@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import serving_load
-from benchmarks.load_figures import EditBatch, Phase, Request
-from benchmarks.serving_load import SHOWN, WORLD, Material, Run, Settings, figures, material, parsed, plan_of
+from benchmarks.load_figures import Phase, PostedBatch, Request
+from benchmarks.serving_load import SHOWN, WORLD, LoadSettings, Material, Run, figures, material, parsed, plan_of
 from errata.testbed import smollm2
 
 
@@ -22,8 +22,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_default_is_the_real_model_at_three_numbers_of_streams() -> None:
-    assert parsed([]) == Settings() and Settings().model == smollm2.NAME and Settings().streams == (1, 4, 8)
-    assert plan_of(Settings()).name == "smollm2"
+    assert parsed([]) == LoadSettings() and LoadSettings().model == smollm2.NAME and LoadSettings().streams == (1, 4, 8)
+    assert plan_of(LoadSettings()).name == "smollm2"
 
 
 def test_the_invented_world_keeps_its_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_the_invented_world_keeps_its_sizes(monkeypatch: pytest.MonkeyPatch) -> 
         ("model=gpt2", "model is smollm2-135m-instruct or world, not 'gpt2'"),
         ("streams=0", "at least 1: streams 0"),
         ("streams=x", "streams: 'x'"),
-        ("pairs=2", "Settings has no field 'pairs'"),
+        ("pairs=2", "LoadSettings has no field 'pairs'"),
         ("num_pairs=0", "at least 1: num_pairs"),
         ("pause=stop", "pause is keep or wait"),
         ("phase_s=1", "phase_s is at least two periods of period_s=1, not 1"),
@@ -71,18 +71,18 @@ class Answering:
 
 def test_edits_are_of_facts_that_the_model_gets_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving_load, "Client", Answering)
-    found = material(Settings(), "", plan_of(Settings()))
+    found = material(LoadSettings(), "", plan_of(LoadSettings()))
     assert len(found.edits) == serving_load.NUM_EDITS and len(set(found.prompts)) > serving_load.NUM_EDITS
     assert all({"question", "target", "subject"} <= edit.keys() for edit in found.edits)
-    world = material(Settings(WORLD), "", plan_of(Settings(WORLD)))
+    world = material(LoadSettings(WORLD), "", plan_of(LoadSettings(WORLD)))
     assert all(edit.keys() == {"prompt", "target", "subject"} for edit in world.edits)
 
 
 def test_rows_have_all_figures_that_are_shown() -> None:
-    run = Run(Settings(), 4, SimpleNamespace(), Material([], []))  # type: ignore[arg-type]
+    run = Run(LoadSettings(), 4, SimpleNamespace(), Material([], []))  # type: ignore[arg-type]
     run.requests = [Request(i, i + 0.9, (i + 0.1, i + 0.5, i + 0.9), 0, 0) for i in range(4)]
     run.phases = [Phase(0, 2, False), Phase(2, 4, True)]
-    run.swaps, run.batches = {2.2: (2.2, 2.3)}, [EditBatch(2.0, 2.4, 1), EditBatch(3.95, 3.96, 0)]
+    run.swaps, run.batches = {2.2: (2.2, 2.3)}, [PostedBatch(2.0, 2.4, 1), PostedBatch(3.95, 3.96, 0)]
     run.outcomes = Counter(applied=1)
     row = figures([run])
     assert {name for names in SHOWN.values() for name in names} <= row.keys()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.episode import Episode
+from benchmarks.episode import EpisodeSettings
 from benchmarks.measure import Phases
 from benchmarks.sharing import WAYS
 from benchmarks.solve_forms import FORMS, Case, errors, make_given, truth
-from benchmarks.solver import Settings, check_truth, run
+from benchmarks.solver import SolverSettings, check_truth, run
 from errata.editors.solve import KeyPreconditioner
 
 CASE = Case(key_size=64, out_size=48, num_rows=5)
@@ -48,8 +48,8 @@ def test_every_way_of_sharing_keys_solves_the_same(in_metric: bool) -> None:
 
 def test_the_report_has_ratios_and_small_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
-    episode = Episode(depths=(0, 2), num_batches=3, batch_size=2, num_subjects=20)
-    settings = Settings(shapes=((64, 48),), rows=(5, 8), primal_once_from=64, once_rows=8, repeats=2, episode=episode)
+    episode = EpisodeSettings(depths=(0, 2), num_batches=3, batch_size=2, num_subjects=20)
+    settings = SolverSettings(shapes=((64, 48),), rows=(5, 8), primal_once_from=64, once_rows=8, repeats=2, episode=episode)
     report = json.loads(run(replace(settings, seed=3), "a test").read_text())
     assert {"name": "bench-solver", "command": "a test", "seed": 3}.items() <= report.items()
     assert report["hardware"]["num_cores"] >= 1 and report["hardware"]["torch"]

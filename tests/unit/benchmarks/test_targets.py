@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.targets import SEARCH, Settings, run
+from benchmarks.targets import SEARCH, TargetsSettings, run
 
 
 def test_the_report_has_the_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     search = replace(SEARCH, num_steps=3)
-    path = run(Settings((1, 4), ((32, 2, 48),), repeats=1, search=search, num_subjects=20), "a command")
+    path = run(TargetsSettings((1, 4), ((32, 2, 48),), repeats=1, search=search, num_subjects=20), "a command")
     report = json.loads(path.read_text())
     assert path == tmp_path / "bench-targets" / "report.json" and report["command"] == "a command"
     assert [(row["written_at"], row["num_edits"]) for row in report["rows"]] == [
