@@ -25,6 +25,7 @@ import torch
 from benchmarks.report import console, show, write_report
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
+from errata.durable import replaced
 from errata.edit import Edit
 from errata.editors.state import EditorState
 from errata.hardware import hardware
@@ -164,7 +165,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(title=title, xlabel="versions", ylabel=unit, xscale="log", ylim=(0, None))
         axis.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with replaced(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
 
 

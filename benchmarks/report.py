@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from errata.durable import write_text
 from errata.home import home
 from errata.local.terminal import console
 
@@ -39,6 +40,6 @@ def write_report(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> P
     """Write `{"name", "rows", **more}`; `more` holds the command, the seed, the hardware, and further tables."""
     path = home() / name / "report.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"name": name, **more, "rows": list(rows)}, indent=1) + "\n")
+    write_text(path, json.dumps({"name": name, **more, "rows": list(rows)}, indent=1) + "\n")
     console().print(f"written to {path}", soft_wrap=True)
     return path

@@ -30,7 +30,7 @@ from errata.benchmark.run import UNEDITED, BenchmarkedEditor, run, settings_of
 from errata.benchmark.stream import CHECKPOINTS, BenchmarkStream, UneditedAnswers
 from errata.benchmark.summary import summarise
 from errata.benchmark.tables import described, markdown
-from errata.durable import replaced
+from errata.durable import write_text
 from errata.editors import load_artifact, name_of
 from errata.editors.closed_form.moments import Moments
 from errata.hardware import hardware
@@ -278,8 +278,7 @@ def _settings(setting: EditorSetting | None) -> dict[str, Any]:
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as file:
-        file.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

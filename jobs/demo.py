@@ -15,6 +15,7 @@ import time
 from functools import partial
 
 from errata.client.client import Client
+from errata.durable import write_text
 from errata.home import home
 from errata.local.services import LocalServices, free_port
 from errata.local.terminal import console
@@ -43,7 +44,7 @@ def run(plan: Plan, num_edits: int = NUM_EDITS) -> None:
     demo.seconds["total"] = round(time.monotonic() - began, 1)
     demo.report["seconds"] = demo.seconds
     report = directory / "report.json"
-    report.write_text(json.dumps(demo.report, indent=1))
+    write_text(report, json.dumps(demo.report, indent=1))
     written = f"{report}, {plot(demo.curve, directory / 'scores.png')}"
     console().print(f"{demo.seconds['total']:.0f} s and {memory.gib} GiB in all; written: {written}", soft_wrap=True)
     console().print("`make serve` starts the service and keeps it up")

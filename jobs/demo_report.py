@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from errata.durable import replaced
 from errata.edit import Edit
 from errata.ledger import Ledger
 from errata.testbed.fact import Fact
@@ -155,5 +156,6 @@ def plot(curve: Sequence[Point], path: Path) -> Path:
     axes.set(xlabel="edits applied", ylabel="share of free-running answers", ylim=(0, 1.03), title=title)
     axes.legend(loc="lower left")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    with replaced(path) as file:
+        figure.savefig(file, format="png", dpi=150)
     return path

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from errata.durable import replaced
+from errata.durable import write_text
 from errata.editors import EDITORS, name_of
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions, Reward
@@ -27,8 +27,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     del data["editor"]["policy"]
     data["editor"] = {"name": name_of(plan.editor), **data["editor"]}
     data["corpus"] = {"name": type(plan.corpus).__name__, **data["corpus"]}
-    with replaced(path) as file:
-        file.write_text(json.dumps(data, indent=1))
+    write_text(path, json.dumps(data, indent=1))
 
 
 def read_plan(path: Path) -> Plan:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from errata.durable import replaced
+
 DISCOUNT, PENALTY = "editor.reward.discount", "editor.reward.update_penalty"
 
 
@@ -56,7 +58,8 @@ def _heatmap(trials: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_ylabel("log10 of regularisation η")
     axes.set_title(f"lifelong score on the validation stream, {len(trials)} trials")
     figure.colorbar(mesh, label="harmonic mean of efficacy, generalisation, locality")
-    figure.savefig(path, dpi=130)
+    with replaced(path) as file:
+        figure.savefig(file, format="png", dpi=130)
     plt.close(figure)
 
 
@@ -68,5 +71,6 @@ def _bars(importances: Mapping[str, float], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 0.4 * len(names) + 1.2), layout="constrained")
     axes.barh(names, [share for _, share in rising])
     axes.set_xlabel("share of the score's variance (fANOVA)")
-    figure.savefig(path, dpi=130)
+    with replaced(path) as file:
+        figure.savefig(file, format="png", dpi=130)
     plt.close(figure)

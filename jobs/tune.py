@@ -32,6 +32,7 @@ from errata.benchmark import run as benchmark
 from errata.benchmark.run import BenchmarkedEditor
 from errata.benchmark.stream import BenchmarkStream
 from errata.datasets.reader import read_edits, write_parquet
+from errata.durable import write_text
 from errata.edit import Edit
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.home import home
@@ -264,7 +265,7 @@ def report(sweep: Sweep, results: Any) -> None:
         raise TrainingGivenUp(f"no trial of {sweep.name} reached a score; Ray Tune's folder has their errors: {errors}")
     directory = sweep.directory / "found"
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "trials.json").write_text(json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
+    write_text(directory / "trials.json", json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
     best = replace(with_fields(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best", cross_fit=True)
     write_plan(best, directory / "best.json")
     importances = draw(scored, {field: SPACE[field] for field in sweep.fields}, directory)
@@ -273,7 +274,7 @@ def report(sweep: Sweep, results: Any) -> None:
         print(f"tune: {place}. score {each['score']:.3f} at train_step {each['curve'][-1][0]:.0f}: {settings}")
     print("tune: importance: " + ", ".join(f"{n.rpartition('.')[2]} {v:.2f}" for n, v in importances.items()))
     made = made_from(sweep.crossed, {f"edits.{split}": training_data.edits_file(sweep.plan, split) for split in FOLDS})
-    (directory / "provenance.json").write_text(json.dumps(made, indent=1))
+    write_text(directory / "provenance.json", json.dumps(made, indent=1))
     log_to_mlflow(sweep, trials, made)
     print(f"tune: the best plan: python jobs/train.py plan={directory / 'best.json'}")
 

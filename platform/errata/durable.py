@@ -61,6 +61,15 @@ def replaced(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file (UTF-8): readers see the old text or the new one. A device or a pipe is written to instead."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    with replaced(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield a hidden name beside `path` that no other writer uses, so that two writers of one path cannot mix their files.

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,37 @@ def test_no_file_names_a_private_path_or_a_registry() -> None:
         if path.suffix in {".py", ".md", ".toml", ".txt", ".yaml", ""} and path.is_file() and "tests/" not in name:
             text = path.read_text(errors="replace")
             assert "/root/" not in text and "pypi.org" not in text and "files.pythonhosted" not in text, name
+
+
+WRITES = {"write_text", "write_bytes", "write_table", "savefig"}
+WHOLE = ("replaced(", "new_folder(", "TemporaryDirectory(")
+# Functions that fill a folder which their caller makes by `new_folder`, and functions that write no file of ours.
+PARTS_OF_A_WHOLE = {
+    "entry.write_tensors": "the folder of a new version",
+    "entry.write_edits": "the folder of a new version",
+    "entry.write_entry": "the folder of a new version",
+    "hypernet_editor.save": "the folder of a new artifact",
+    "moments.save": "the folder of new moments",
+    "durable.write_text": "a device or a pipe",
+    "figures.picture": "memory",
+    "hardware.__enter__": "a file of /proc",
+}
+
+
+def unprotected_writes(node: ast.AST, where: str) -> Iterator[str]:
+    """Yield the functions that write a file outside of a block that replaces it whole."""
+    if isinstance(node, ast.With) and any(call in ast.unparse(item) for item in node.items for call in WHOLE):
+        return
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        where = f"{where.partition('.')[0]}.{node.name}"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in WRITES:
+        yield where
+    for child in ast.iter_child_nodes(node):
+        yield from unprotected_writes(child, where)
+
+
+def test_results_are_written_whole() -> None:
+    """A result that a killed job leaves half-written would be read as a result."""
+    files = sources("platform/errata", "jobs", "serving", "benchmarks")
+    found = {where for path in files for where in unprotected_writes(ast.parse(path.read_text()), path.stem)}
+    assert found == set(PARTS_OF_A_WHOLE)

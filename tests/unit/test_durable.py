@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from errata import durable
-from errata.durable import append_line, new_folder, records, replaced
+from errata.durable import append_line, new_folder, records, replaced, write_text
 from tests.fakes.full_disk import no_file_over
 
 Atomic = Callable[[Path], AbstractContextManager[Path]]
@@ -51,6 +52,23 @@ def test_a_write_that_fails_leaves_the_file_unchanged(tmp_path: Path) -> None:
         file.write_text("new")
         raise KeyError
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+    with no_file_over(15), pytest.raises(OSError):
+        write_text(path, "new " * 10)
+    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_text_for_a_pipe_is_written_into_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        write_text(pipe, "é")
+        assert reader.communicate()[0] == "é"
+    assert pipe.is_fifo()
 
 
 def test_of_two_writers_of_one_folder_the_second_fails(tmp_path: Path) -> None:

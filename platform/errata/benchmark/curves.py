@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from errata.benchmark.results import BY_NAME, CheckpointScores
+from errata.durable import replaced
 from errata.evaluate.bootstrap import Interval
 
 DRAWN = ("efficacy", "generalisation", "locality", "harmonic_mean")
@@ -28,7 +29,8 @@ def draw(rows: Sequence[CheckpointScores], path: str | Path) -> None:
         axes.set_ylabel("share of free-running answers")
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
-    figure.savefig(path, dpi=150)
+    with replaced(Path(path)) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def curves(axes: Any, rows: Sequence[CheckpointScores], name: str) -> dict[str, list[Any]]:

@@ -16,6 +16,7 @@ from errata.benchmark.curves import draw
 from errata.benchmark.results import ANSWER_COLUMNS, COLUMNS, Answer, CheckpointScores
 from errata.benchmark.summary import summarise
 from errata.benchmark.tables import markdown
+from errata.durable import replaced, write_text
 
 
 def write(
@@ -25,7 +26,7 @@ def write(
     note: str = "",
     answered: Sequence[Answer] = (),
 ) -> None:
-    """Write the result files; answers.parquet only if there are answers.
+    """Write the result files, each replaced whole; answers.parquet only if there are answers.
 
     `meta` are further fields of report.json: command, seeds, hardware, settings by editor. JSON has no infinity: infinite
     values are null there, and `not_finite` lists their rows and columns.
@@ -35,7 +36,7 @@ def write(
     summaries = summarise(rows)
     records = [row.to_json() for row in rows]
     columns = {name: kind for name, kind in COLUMNS.items() if not records or any(name in record for record in records)}
-    pq.write_table(pa.Table.from_pylist(records, schema=_schema(columns)), directory / "rows.parquet")
+    _write_table(records, columns, directory / "rows.parquet")
     if answered:
         write_answers(answered, directory / "answers.parquet")
     report = {
@@ -45,8 +46,8 @@ def write(
         "rows": records,
         "not_finite": [[i, name] for i, record in enumerate(records) for name, v in record.items() if _is_infinite(v)],
     }
-    (directory / "report.json").write_text(json.dumps(_without_infinity(report), indent=1, allow_nan=False) + "\n")
-    (directory / "table.md").write_text(markdown(summaries, note))
+    write_text(directory / "report.json", json.dumps(_without_infinity(report), indent=1, allow_nan=False) + "\n")
+    write_text(directory / "table.md", markdown(summaries, note))
     draw(rows, directory / "curves.png")
 
 
@@ -56,13 +57,17 @@ def read(path: str | Path) -> list[CheckpointScores]:
 
 
 def write_answers(answered: Sequence[Answer], path: str | Path) -> None:
-    records = [dataclasses.asdict(answer) for answer in answered]
-    pq.write_table(pa.Table.from_pylist(records, schema=_schema(ANSWER_COLUMNS)), path)
+    _write_table([dataclasses.asdict(answer) for answer in answered], ANSWER_COLUMNS, Path(path))
 
 
 def read_answers(path: str | Path) -> list[Answer]:
     """Read an answers.parquet."""
     return [Answer(**record) for record in pq.read_table(path).to_pylist()]
+
+
+def _write_table(records: list[dict[str, Any]], columns: Mapping[str, type], path: Path) -> None:
+    with replaced(path) as file:
+        pq.write_table(pa.Table.from_pylist(records, schema=_schema(columns)), file)
 
 
 def _schema(columns: Mapping[str, type]) -> pa.Schema:

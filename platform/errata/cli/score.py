@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from errata.cli.console import DEFAULT_URL, Url, connect, console, errors_as_one_line, say
+from errata.durable import write_text
 
 if TYPE_CHECKING:
     from errata.client.client import Client
@@ -44,7 +45,7 @@ def score(
         card = score(questions, found["answers"], before)
         if save is not None:
             written = {**found, "answers": {_name(prompt): text for prompt, text in found["answers"].items()}}
-            save.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_text(save, json.dumps(written, indent=1, ensure_ascii=False) + "\n")
     table = Table("score", "value", "95 %", title=f"{len(chosen)} edits, answered by version {found['version_max']}")
     shares = {name: getattr(card, name) for name in SHOWN}
     shares |= {f"portability/{kind}": share for kind, share in card.portability_by_kind.items()}

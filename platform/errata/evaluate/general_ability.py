@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from errata.durable import write_text
 from errata.model.language_model import attention_for
 
 TASKS = Path(__file__).parent / "tasks"
@@ -138,7 +139,7 @@ def local_task(folder: Path, name: str) -> dict[str, Any] | None:
 def save(found: dict[str, Any], directory: Path) -> Path:
     """Write ability.json into `directory` and return its path."""
     path = directory / "ability.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    write_text(path, json.dumps(found, indent=1) + "\n")
     return path
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from errata.durable import write_text
+
 FILE = "probes.jsonl"
 
 # For a model without probes of its own: everyday English that any language model finds likely.
@@ -63,7 +65,7 @@ class Probes:
     def save(self, path: str | Path) -> None:
         """Write a file of probes."""
         records = [{"prompt": text} for text in self.questions] + [{"sentence": text} for text in self.sentences]
-        Path(path).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        write_text(Path(path), "".join(json.dumps(record) + "\n" for record in records))
 
     def sample(self, num_questions: int, num_sentences: int) -> Probes:
         """Return at most this many probes, spread evenly over the file."""

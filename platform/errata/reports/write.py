@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from errata.durable import replaced
+from errata.durable import replaced, write_text
 from errata.reports.page import Page, html
 
 PAGE = "index.html"
@@ -41,11 +41,10 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Path:
     text = html(page)
     folder.mkdir(parents=True, exist_ok=True)
     for picture in page.pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.png)
-    target = folder / PAGE
-    with replaced(target) as file:
-        file.write_text(text, encoding="utf-8")
-    return target
+        with replaced(folder / f"{picture.name}.png") as file:
+            file.write_bytes(picture.png)
+    write_text(folder / PAGE, text)
+    return folder / PAGE
 
 
 def _is_ledger(path: Path) -> bool:

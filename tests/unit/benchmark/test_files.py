@@ -12,6 +12,7 @@ from errata.benchmark.results import BY_NAME, COLUMNS, IN_TABLES, REQUIRED, Answ
 from errata.benchmark.run import UNEDITED, run_all
 from errata.benchmark.stream import BenchmarkStream
 from errata.model.language_model import LanguageModel
+from tests.fakes.full_disk import no_file_over
 from tests.unit.benchmark.known_editors import known
 
 # Other programs read these columns, so their names, types and order never change.
@@ -55,6 +56,18 @@ def test_written_rows_are_read_back(tiny_model: LanguageModel, stream: Benchmark
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "table.md").read_text()
     assert table.index("| unedited | 12 | 2 |") < table.index("| Known | 12 | 2 |") and table.endswith("a note\n")
+
+
+def test_files_that_cannot_be_written_leave_the_old_ones(
+    tiny_model: LanguageModel, stream: BenchmarkStream, tmp_path: Path
+) -> None:
+    rows = run_all(tiny_model, [known()], stream)
+    write(rows, tmp_path, {}, "the old note")
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for limit in sorted({len(content) - 1 for content in old.values()}):
+        with no_file_over(limit), pytest.raises(OSError):
+            write(rows, tmp_path, {}, "the old note")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
 def test_answers_and_rows_of_the_first_format_are_read_back(
