@@ -51,7 +51,7 @@ class Outcome:
     """Outcome of an edit: its state as the service reports it, and the served model's answer to each of its prompts."""
 
     posted: PostedEdit
-    told: dict[str, Any]
+    reported: dict[str, Any]
     says: list[str]
 
     @property
@@ -65,26 +65,26 @@ class Outcome:
     @property
     def kind(self) -> str:
         """`answered`, `unchanged`, `lost` (and the service says so), `unanswered`, `rejected` or `superseded`."""
-        if self.told["state"] != "applied":
-            return str(self.told["state"])
+        if self.reported["state"] != "applied":
+            return str(self.reported["state"])
         if not self.is_answered:
-            return "lost" if self.told.get("answered") is False else "unanswered"
-        return "answered" if self.told.get("changed", True) else "unchanged"
+            return "lost" if self.reported.get("answered") is False else "unanswered"
+        return "answered" if self.reported.get("changed", True) else "unchanged"
 
     @property
     def names_answer(self) -> bool:
         """The reason of a rejection has the model's answer, in quotation marks."""
-        return "answers '" in self.told.get("reason", "") or 'answers "' in self.told.get("reason", "")
+        return "answers '" in self.reported.get("reason", "") or 'answers "' in self.reported.get("reason", "")
 
     def to_json(self) -> dict[str, Any]:
-        told = {name: self.told[name] for name in TOLD if name in self.told}
+        reported = {name: self.reported[name] for name in REPORTED if name in self.reported}
         return {"form": self.posted.form, "script": self.posted.script, "posted": self.posted.body, "kind": self.kind} | {
             "says": self.says,
-            **told,
+            **reported,
         }
 
 
-TOLD = ("version", "code", "reason", "answers", "answered", "says", "repaired_in")
+REPORTED = ("version", "code", "reason", "answers", "answered", "says", "repaired_in")
 KINDS = ("answered", "unchanged", "lost", "unanswered", "rejected", "superseded")
 
 
@@ -123,8 +123,10 @@ def play(client: Client, posted: Sequence[PostedEdit], batch_size: int) -> tuple
     prompts = list(dict.fromkeys(prompt for one in posted for prompt in one.edit.prompts))
     console().print(f"  asking {len(prompts)} prompts of version {head}", highlight=False)
     said = dict(zip(prompts, client.ask(prompts, MAX_TOKENS, at_least=head)["answers"], strict=True))
-    told = map(client.edit_status, ids)
-    return [Outcome(one, dict(t), [said[p] for p in one.edit.prompts]) for one, t in zip(posted, told, strict=True)], seconds
+    reported = map(client.edit_status, ids)
+    return [
+        Outcome(one, dict(t), [said[p] for p in one.edit.prompts]) for one, t in zip(posted, reported, strict=True)
+    ], seconds
 
 
 def wait_for_repairs(client: Client) -> None:
@@ -154,7 +156,7 @@ def played(name: str, posted: Sequence[PostedEdit], batch_size: int, **service: 
     show(f"{name} by script", scripts)
     for one in outcomes:
         if one.kind in ("lost", "unanswered", "rejected"):
-            why = one.told.get("reason") or f"the served model says {one.says}, the target is {one.edit.target!r}"
+            why = one.reported.get("reason") or f"the served model says {one.says}, the target is {one.edit.target!r}"
             console().print(f"{one.kind}, {one.posted.form}, {str(one.edit.prompts[0])[:70]!r}: {why[:200]}", highlight=False)
     median_s = sorted(seconds)[len(seconds) // 2]
     found = {"forms": forms, "scripts": scripts, "versions": versions, "batch_s": seconds, "median_batch_s": median_s}

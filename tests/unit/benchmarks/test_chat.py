@@ -42,9 +42,9 @@ def test_edits_of_the_world_are_completions() -> None:
     assert [one.edit.form for one in edits] == ["completion"] * 5
 
 
-def outcome(says: str, **told: Any) -> Outcome:
+def outcome(says: str, **reported: Any) -> Outcome:
     posted = PostedEdit("question", "Latin", {"question": "Where is it?", "target": "India"})
-    return Outcome(posted, {"state": "applied", **told}, [says])
+    return Outcome(posted, {"state": "applied", **reported}, [says])
 
 
 @pytest.mark.parametrize(
