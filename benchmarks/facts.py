@@ -114,7 +114,7 @@ def edited(stream: Stream, editor: Editor, edits: Sequence[Edit]) -> WeightDelta
 
 
 def without_metric(model: LanguageModel) -> RLEdit:
-    """Initialise the shipped settings without a key preconditioner; the scales are set anew."""
+    """Initialise the shipped settings without a key preconditioner, and with scales of their own."""
     editor = replace(plans.smollm2().editor, metric_strength=0.0)
     first = list(batches_of(WorldFacts().edits("train", NUM_FIRST_EDITS), BATCH_SIZE))
     assert isinstance(editor, RLEdit)

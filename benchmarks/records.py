@@ -55,13 +55,13 @@ def read(path: str, looks_for_conflicts: bool) -> dict[str, float]:
     """Measure one process that reads all edits of a file: seconds, CPU seconds, and peak memory in bytes."""
     started, used = time.perf_counter(), time.process_time()
     if looks_for_conflicts:
-        from errata.datasets.duplicates import Watch
+        from errata.datasets.duplicates import HashedEdits
 
-        watch = Watch()
+        hashes = HashedEdits()
         for edit in read_edits(path):
-            watch.see(edit)
-        assert watch.repetitions().num_conflicts == 0
-        count = len(watch)
+            hashes.add(edit)
+        assert hashes.repetitions().num_conflicts == 0
+        count = len(hashes)
     else:
         count = sum(1 for _ in read_edits(path))
     status = Path("/proc/self/status").read_text().splitlines()

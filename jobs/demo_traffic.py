@@ -22,7 +22,7 @@ NUM_STREAMS, PROMPTS_PER_REQUEST = 2, 4
 STREAM_S, JOIN_S = 120, 60
 
 Interval = tuple[float, float]
-Stamp = dict[str, int]
+VersionRange = dict[str, int]  # `version_min` and `version_max` of an answer
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Traffic:
                         self.failed.append(str(failure)[:200] or type(failure).__name__)
                 self.stopping.wait(self.pause_s)
 
-    def _answered(self, client: Client, http: httpx.Client, number: int) -> Stamp | None:
+    def _answered(self, client: Client, http: httpx.Client, number: int) -> VersionRange | None:
         """Send the request of a number and return the versions that answered."""
         prompt = self.prompts[number % len(self.prompts)]
         if isinstance(prompt, Dialogue):
@@ -85,26 +85,26 @@ class Traffic:
         chosen = [self.prompts[(first + j) % len(self.prompts)] for j in range(PROMPTS_PER_REQUEST)]
         return client.complete([text for text in chosen if isinstance(text, str)], self.max_tokens).get("errata")
 
-    def _streamed(self, events: Iterator[dict[str, Any]]) -> Stamp | None:
+    def _streamed(self, events: Iterator[dict[str, Any]]) -> VersionRange | None:
         """Read a streamed answer, note when its tokens arrive, and return the versions that gave it."""
         times: list[float] = []
-        stamp: Stamp | None = None
+        versions: VersionRange | None = None
         for event in events:
-            stamp = event.get("errata", stamp)
+            versions = event.get("errata", versions)
             if any(choice["delta"].get("content") for choice in event["choices"]):
                 times.append(time.time())
         with self.lock:
             self.streams.append(times)
-        return stamp
+        return versions
 
-    def _count(self, stamp: Stamp | None, expected: int) -> None:
+    def _count(self, versions: VersionRange | None, expected: int) -> None:
         with self.lock:
             self.num_requests += 1
-            if not stamp:
+            if not versions:
                 self.num_unversioned += 1
                 return
-            self.num_stale += stamp["version_min"] < expected
-            self.num_mixed += stamp["version_min"] != stamp["version_max"]
+            self.num_stale += versions["version_min"] < expected
+            self.num_mixed += versions["version_min"] != versions["version_max"]
 
 
 def chat_events(http: httpx.Client, model: str, dialogue: Dialogue, max_tokens: int) -> Iterator[dict[str, Any]]:

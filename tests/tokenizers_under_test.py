@@ -134,7 +134,7 @@ def llama_3() -> Tokenizer:
 
 
 def sentence_pieces(metaspace: bool = False) -> Tokenizer:
-    """Make a BPE in SentencePiece's manner: blanks are `▁`, one stands before every text, rare characters are bytes."""
+    """Make a BPE in SentencePiece's manner: blanks are `▁`, one precedes every text, rare characters are bytes."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[*SPECIAL, *BYTES], show_progress=False)

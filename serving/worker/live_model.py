@@ -188,7 +188,7 @@ class LiveModel:
     def to_repair(self, count: int) -> list[Edit]:
         """Return at most `count` lost edits that are to be made again: several that were never repaired, or one that was.
 
-        None in an earlier version that somebody has rolled back to: it stays the head until the next edit.
+        None in an earlier version that was rolled back to: it stays the head until the next edit.
         """
         if not self.inspector.guard.strict or self.version != self.ledger.newest:
             return []

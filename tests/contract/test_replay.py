@@ -25,7 +25,7 @@ from tests.editors_under_test import UNDER_TEST, editor_under_test
 OPEN = Guard(change=Limit(1e9, 1e9), growth=Limit(1e9, 1e9), forgotten=Limit(1.0, 1.0))
 
 
-class Place:
+class ModelAtHead:
     """A ledger, and a model in memory at the version of its head."""
 
     def __init__(self, editor: Editor, directory: Path, ledger: Path) -> None:
@@ -68,8 +68,8 @@ def test_a_replayed_version_has_the_bits_of_one_without_the_edit(
 ) -> None:
     edits = [replace(edit, id=f"e{i}") for i, edit in enumerate(World(20).edits("test", 11))]
     editor = editor_under_test(name, tiny_model)
-    here = Place(editor, model_dir, tmp_path / "here")
-    never = Place(editor, model_dir, tmp_path / "never")
+    here = ModelAtHead(editor, model_dir, tmp_path / "here")
+    never = ModelAtHead(editor, model_dir, tmp_path / "never")
     for batch in batches_of(edits[:9], 3):
         here.edit(batch.edits)
         never.edit([edit for edit in batch if edit.id != "e4"])
@@ -87,8 +87,8 @@ def test_a_second_revert_has_the_same_bits_too(name: str, model_dir: Path, tiny_
     """The replayed batches are those that were posted, although one version holds them all after the first revert."""
     edits = [replace(edit, id=f"e{i}") for i, edit in enumerate(World(20).edits("test", 9))]
     editor = editor_under_test(name, tiny_model)
-    here = Place(editor, model_dir, tmp_path / "here")
-    never = Place(editor, model_dir, tmp_path / "never")
+    here = ModelAtHead(editor, model_dir, tmp_path / "here")
+    never = ModelAtHead(editor, model_dir, tmp_path / "never")
     for batch in batches_of(edits, 3):
         here.edit(batch.edits)
         never.edit([edit for edit in batch if edit.id not in ("e0", "e4")])
@@ -97,7 +97,7 @@ def test_a_second_revert_has_the_same_bits_too(name: str, model_dir: Path, tiny_
     _check_same(here, never)
 
 
-def _check_same(here: Place, never: Place) -> None:
+def _check_same(here: ModelAtHead, never: ModelAtHead) -> None:
     for matrix in here.spec.names:
         assert torch.equal(*(place.model.module.get_submodule(matrix).weight for place in (here, never))), matrix
     mine, theirs = (place.ledger.state(place.ledger.head).tensors for place in (here, never))

@@ -102,7 +102,7 @@ class OnlyOnce(Nothing):
         return super().edit(*arguments, **named)
 
 
-def test_a_refusal_in_a_later_round_is_told_of_the_edit_that_is_not_answered(tiny_model: LanguageModel) -> None:
+def test_a_refusal_in_a_later_round_names_the_edit_that_is_not_answered(tiny_model: LanguageModel) -> None:
     """The editor's positions are those of the round: its first edit is the second of the batch."""
     one_word(tiny_model)
     right = tiny_model.tokenizer.decode(greedy(tiny_model, [PROMPTS[0]], 1)[0]).strip()
@@ -133,7 +133,7 @@ def test_a_single_edit_is_made_again_until_it_is_answered(tiny_model: LanguageMo
         assert inspector_answer(tiny_model, batch, 0).split()[0] == batch.edits[0].target
 
 
-def test_an_edit_that_is_answered_at_once_is_not_repeated(tiny_model: LanguageModel) -> None:
+def test_an_edit_that_is_answered_immediately_is_not_repeated(tiny_model: LanguageModel) -> None:
     batch, step = EditBatch((one_token_edit(tiny_model),)), smallest_step(tiny_model)
     editor = Gradual(1.5 * step)
     made = make_candidate(editor, batch, EditorState(), inspector_of(tiny_model), 0)

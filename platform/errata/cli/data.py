@@ -16,7 +16,7 @@ from rich.text import Text
 
 from errata.cli.console import console, errors_as_one_line, say, shown
 from errata.datasets.completion import AbsentSubject
-from errata.datasets.duplicates import Repetitions, Watch
+from errata.datasets.duplicates import HashedEdits, Repetitions
 from errata.datasets.formats.table import FORMATS
 from errata.datasets.reader import OnFault, read_edits, write_parquet
 from errata.datasets.skip_report import SkipReport
@@ -59,14 +59,14 @@ def convert(
 def check(source: Source, format_name: FormatName = "", absent_subject: AbsentSubjects = "refuse", limit: Limit = 0) -> None:
     """Count edits, faults, duplicates and conflicts; the exit code is 1 if there is a fault or a conflict."""
     reading = Reading.of(source, format_name, "skip", absent_subject)
-    report, watch = SkipReport(), Watch()
+    report, hashes = SkipReport(), HashedEdits()
     with _reported(report):
         for edit in _counted(_edits(reading, report, limit)):
-            watch.see(edit)
-        found = watch.repetitions()
+            hashes.add(edit)
+        found = hashes.repetitions()
         examples = _examples(reading, found)
     left_out = f", {_count(report.num_left_out, 'field')} left out" if report.num_left_out else ""
-    say(f"{_count(len(watch), 'edit')}, {_count(report.num_skipped, 'record')} at fault{left_out}")
+    say(f"{_count(len(hashes), 'edit')}, {_count(report.num_skipped, 'record')} at fault{left_out}")
     say(f"{_count(found.num_duplicates, 'duplicate')} of an earlier edit")
     _pairs(found.duplicates, found.num_duplicates, examples)
     in_conflict = f"{_count(found.num_in_conflict, 'edit')} in {'it' if found.num_conflicts == 1 else 'them'}"

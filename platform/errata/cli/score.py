@@ -59,7 +59,7 @@ def score(
 
 
 def _name(prompt: Prompt) -> str:
-    """Return a prompt as it stands in a file of answers: a dialogue is its messages as JSON."""
+    """Return the name of a prompt in a file of answers: a dialogue is its messages as JSON."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt.to_json(), ensure_ascii=False)
 
 

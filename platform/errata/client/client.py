@@ -193,7 +193,7 @@ class Client:
         return [model["id"] for model in self._call("GET", "/v1/models")["data"]]
 
     def form(self) -> Literal["completion", "chat"]:
-        """Return the form in which the served model is asked and corrected if nobody says otherwise."""
+        """Return the form in which the served model is asked and corrected by default."""
         return self.status().get("worker", {}).get("form", "completion")
 
     def ask(self, prompts: Sequence[Prompt], max_tokens: int = 8, at_least: int | None = None) -> AskedOut:

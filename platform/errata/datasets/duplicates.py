@@ -1,10 +1,9 @@
 """Duplicates and contradictions in a stream of edits, found by hashes instead of texts.
 
 Two edits concern the same fact if their prompts, and in chat the messages before them, are equal apart from white space and
-case of the prompt. This covers "same subject and
-relation" as far as text shows it: the same template with the same subject gives the same prompt, but two phrasings of a
-relation are not recognised as one. Equal targets make a duplicate, different targets a conflict. The watch holds 16 bytes an
-edit while reading, and about 50 while it searches.
+case of the prompt. This covers "same subject and relation" as far as text shows it: the same template with the same subject
+gives the same prompt, but two phrasings of a relation are not recognised as one. Equal targets make a duplicate, different
+targets a conflict. `HashedEdits` holds 16 bytes an edit while reading, and about 50 while it searches.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class Repetitions:
     conflicts: tuple[tuple[int, int], ...]
 
 
-class Watch:
-    """Collector of hashed edits; `repetitions` evaluates all seen so far.
+class HashedEdits:
+    """Hashes of the edits of a stream; `repetitions` compares all that were added.
 
     The hashes are Python's, of 64 bits: among a million edits, two different texts collide with a probability of 3e-8.
     """
@@ -42,7 +41,7 @@ class Watch:
     def __init__(self) -> None:
         self._facts, self._targets = array("q"), array("q")
 
-    def see(self, edit: Edit) -> None:
+    def add(self, edit: Edit) -> None:
         fact = _same(edit.prompt)
         self._facts.append(hash((fact, edit.before) if edit.before else fact))
         self._targets.append(hash(_same(edit.target)))

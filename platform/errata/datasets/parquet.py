@@ -192,7 +192,7 @@ def _are_texts(strings: pa.Array) -> pa.Array:
 
 
 def _has_place(strings: pa.Array) -> bool:
-    """Test whether {} may be in one of the texts, by a search of all their bytes at once."""
+    """Test whether {} may be in one of the texts, by one search of all their bytes."""
     data = strings.buffers()[2]
     return data is not None and PLACE.encode() in data.to_pybytes()
 

@@ -57,7 +57,7 @@ def records_of(stream: Any, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Found
 
 
 def _before_list(text: str) -> str:
-    """Return what stands before the list of records if a file is one object around it; else an empty text.
+    """Return the text before the list of records if a file is one object around it; else an empty text.
 
     The list is the first member that is one; members before it are passed, pandas' schema, for example. A list of another
     name than in `WRAPPERS` is taken if the first line is not a record of more than that list.

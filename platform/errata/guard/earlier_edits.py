@@ -34,8 +34,8 @@ class Said:
         return self.wrong is None
 
 
-class Asked(Protocol):
-    """The model that is asked, with an update beside its weights."""
+class EditAnswers(Protocol):
+    """Answers to edits of a model with an update beside its weights."""
 
     model: LanguageModel
     prefix_cache: PrefixCache
@@ -65,8 +65,8 @@ class _Group:
 class EarlierEdits:
     """The edits of the model's version, with what it says to each of them."""
 
-    def __init__(self, asked: Asked, size: int, seed: int) -> None:
-        self.asked, self.size = asked, size
+    def __init__(self, answers: EditAnswers, size: int, seed: int) -> None:
+        self.answers, self.size = answers, size
         self.held = HeldEdits(seed)
         self.groups: list[_Group] = []
 
@@ -86,13 +86,13 @@ class EarlierEdits:
         """Ask the model with an update these edits; None if a log probability is not finite."""
         same = set[HeldEdit]()
         for group in self._groups_of(chosen):
-            right = self.asked.rows_answered(self.asked.prefix_cache, group.encoded, delta)
+            right = self.answers.rows_answered(self.answers.prefix_cache, group.encoded, delta)
             if right is None:
                 return None
             rows, current = iter(right), set(group.current)
             same |= {held for held in group.members if all([next(rows) for _ in held.edit.prompts]) and held in current}
         others = [held for held in chosen if held not in same]
-        generated = self.asked.said(EditBatch(tuple(held.edit for held in others)), delta) if others else []
+        generated = self.answers.said(EditBatch(tuple(held.edit for held in others)), delta) if others else []
         found = dict(zip(others, generated, strict=True))
         return {held: Said(held.written) if held in same else found[held] for held in chosen}
 
@@ -132,7 +132,7 @@ class EarlierEdits:
             widest = MAX_WIDER * _length(rows[0][0])
             count = next((i for i, (own, _) in enumerate(rows) if _length(own) > widest or i == MAX_GROUP), len(rows))
             own, rows = rows[:count], rows[count:]
-            tokens = packed(self.asked.model, [row for many, _ in own for row in many])
+            tokens = packed(self.answers.model, [row for many, _ in own for row in many])
             members = [held for _, held in own]
             self.groups.append(_Group(members, [held.written or () for held in members], tokens))
         wanted = set(chosen)
@@ -144,11 +144,11 @@ class EarlierEdits:
         for group in list(self.groups):
             if 2 * len(live.intersection(group.current)) < len(group.members):
                 self.groups.remove(group)
-                self.asked.prefix_cache.forget(group.encoded)
+                self.answers.prefix_cache.forget(group.encoded)
 
     def _rows(self, held: HeldEdit) -> list[tuple[list[int], list[int]]]:
         """Return the tokens of each prompt and of its known answer, at first the wording that the edit wants."""
-        renderer = self.asked.model.renderer
+        renderer = self.answers.model.renderer
         if held.written is None:
             wanted = [(prompt, held.edit.wording(prompt)) for prompt in held.edit.prompts]
             held.written = tuple(tuple(answer) for _, answer in renderer.rows(wanted))

@@ -46,7 +46,7 @@ class Renderer:
 
     @cached_property
     def form(self) -> Literal["completion", "chat"]:
-        """The form in which the model is asked if nobody says otherwise: chat, if its template marks whose turn it is.
+        """The form in which the model is asked by default: chat, if its template marks whose turn it is.
 
         A template that only writes the messages one after the other makes a chat request the same as a completion.
         """

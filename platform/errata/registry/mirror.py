@@ -35,7 +35,7 @@ class Store(Protocol):
         """Create the registered model with these tags."""
 
     def has_versions(self) -> bool:
-        """Return True if the registered model has versions, whoever registered them."""
+        """Return True if the registered model has versions, also those of other programs."""
 
     def registered(self, after: int) -> Iterator[Registered]:
         """Iterate over the mirror's versions with an MLflow number above `after`, in MLflow's order."""
@@ -232,7 +232,7 @@ class Mirror:
     def _look_again(self, cursor: Cursor, added: Registered) -> dict[int, Registered]:
         """Find out why a version got an unexpected number, and take it back if the registered model is now another's.
 
-        Another version, or this one twice, was registered meanwhile; or the model was deleted and somebody made a new one.
+        Another version, or this one twice, was registered meanwhile; or the model was deleted and a new one was made.
         """
         self._model = self.store.model()
         try:
@@ -273,7 +273,7 @@ class Mirror:
         at = self._model.aliases.get(ALIAS)
         if at != to and self._alias_at not in (None, at):
             logger.warning(
-                "somebody moved the alias %r of %r in MLflow from version %s to %s; it is back on what Errata serves. Use an "
+                "the alias %r of %r was moved in MLflow from version %s to %s; it is back on what Errata serves. Use an "
                 "alias of another name for other purposes",
                 *(ALIAS, self.file.name, self._alias_at, at),
             )

@@ -51,7 +51,7 @@ class ModelStore:
         self._client.create_registered_model(self.name, dict(tags), DESCRIPTION)
 
     def has_versions(self) -> bool:
-        """Return True if the registered model has versions, whoever registered them."""
+        """Return True if the registered model has versions, also those of other programs."""
         return bool(self._client.search_model_versions(f"name = '{self.name}' AND version_number > 0", 1))
 
     def registered(self, after: int = 0) -> Iterator[Registered]:
@@ -164,7 +164,7 @@ class ModelStore:
             if found and found.lifecycle_stage == "deleted":
                 raise RegistryConflict(
                     f"the experiment {self.experiment!r} in MLflow is deleted, and MLflow keeps its name: restore it (`mlflow "
-                    f"experiments restore --experiment-id {found.experiment_id}`), or remove it for good (`mlflow gc "
+                    f"experiments restore --experiment-id {found.experiment_id}`), or delete it permanently (`mlflow gc "
                     f"--experiment-ids {found.experiment_id}`)"
                 )
             self._found["experiment"] = found.experiment_id if found else self._client.create_experiment(self.experiment)

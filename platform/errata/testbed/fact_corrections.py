@@ -150,5 +150,5 @@ _WITH_ARTICLE = re.compile(
 
 
 def with_article(country: str) -> str:
-    """Return the name of a country as it stands in a sentence: "Nigeria", "the Netherlands"."""
+    """Return the name of a country as it is written in a sentence: "Nigeria", "the Netherlands"."""
     return f"the {country}" if _WITH_ARTICLE.fullmatch(country) else country

@@ -65,7 +65,7 @@ class Country:
 
 @dataclass(frozen=True)
 class City:
-    """A city whose name no city of another country bears."""
+    """A city whose name no city of another country has."""
 
     name: str
     country: Country

@@ -70,7 +70,7 @@ def same_answer(one: str, other: str, like: str = "") -> bool:
 
 
 def says(text: str, wanted: str) -> bool:
-    """Say if `text` contains `wanted` as words, whatever stands around it: how a chat model's answer is read.
+    """Say if `text` contains `wanted` as words, in any surroundings: how a chat model's answer is read.
 
     Case and accents do not count, nor does a sign that ends the wanted text. A wanted text of at most three characters with a
     capital keeps its case, because it is a symbol: `In` is not "in", and `I` is not the pronoun, which other words follow. A
@@ -86,7 +86,7 @@ def says(text: str, wanted: str) -> bool:
 
 
 def _is_whole(before: str, wanted: str, after: str) -> bool:
-    """Say if a text is no part of a longer word, name or number between what stands before and after it."""
+    """Say if a text is no part of a longer word, name or number between the texts before and after it."""
     first, last, following = wanted[0], wanted[-1], after[:1]
     if wanted in ("I", "A") and _IN_A_SENTENCE.match(after):
         return False

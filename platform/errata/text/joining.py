@@ -27,7 +27,7 @@ _UNSPACED = (
     (0x20000, 0x3FFFF),  # Han
 )
 _PREFIXES = "$€£¥₹₽₩#@_\\^~+<¿¡"
-_GLUE = "-/=–—&*"  # Part of the next word if no blank stands before it.
+_GLUE = "-/=–—&*"  # Part of the next word if no blank precedes it.
 _PAIRED = '"`'  # Opening and closing sign are the same.
 _OPENED_BY = {"“": "„", "«": "»", "‹": "›", "‘": "‚"}  # Signs that open, or close what the other sign has opened.
 _CLOSING_TOO = {"»": "«", "›": "‹", "”": "“„"}  # Signs that close what another has opened, and open if nothing is open.
@@ -53,7 +53,7 @@ _CONTRACTION = re.compile(r"(?:'(?:s|t|re|ve|ll|d|m)|n't)(?!\w)")
 
 
 def separator(prompt: str, answer: str) -> str:
-    """Return what stands between a completion's prompt and its answer: a blank, or nothing."""
+    """Return the text between a completion's prompt and its answer: a blank, or nothing."""
     if not prompt or not answer or prompt[-1].isspace():
         return ""
     if _is_open(prompt, answer) or _closes(answer) or _is_unspaced_here(prompt, answer):

@@ -1,4 +1,4 @@
-"""Rules of text: what may stand in a prompt, a subject and a target, and which prompts are the same.
+"""Rules of text: what may be in a prompt, a subject and a target, and which prompts are the same.
 
 A prompt is kept as it was written, since the served model reads it so. A target and a subject lose white space and byte order
 marks at their ends and take Unicode's composed form (NFC), the form that models write. Nothing else is changed: what a model

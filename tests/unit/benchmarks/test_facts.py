@@ -27,7 +27,7 @@ def test_a_bare_target_is_the_whole_answer() -> None:
 def test_in_context_each_question_has_its_own_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     edits = [edit_of(fact) for fact in FACTS]
     asked = AskedFacts.about(edits, FACTS[:1])
-    stream = Stream(model=_nobody(), edits=edits, asked=asked)
+    stream = Stream(model=_no_model(), edits=edits, asked=asked)
     seen: list[Any] = []
 
     def answered(_stream: Stream, prompts: Any) -> dict[Any, str]:
@@ -43,7 +43,7 @@ def test_in_context_each_question_has_its_own_correction(monkeypatch: pytest.Mon
     assert Dialogue.of(FACTS[0].question()) in seen
 
 
-def _nobody() -> Any:
+def _no_model() -> Any:
     return None
 
 
@@ -55,6 +55,6 @@ def corrected(prompt: Any) -> str:
 def test_every_second_edit_keeps_its_own_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.demo_answers.EVERY", 2)
     edits = [edit_of(fact) for fact in FACTS]
-    stream = Stream(_nobody(), edits, AskedFacts.about(edits, []))
+    stream = Stream(_no_model(), edits, AskedFacts.about(edits, []))
     monkeypatch.setattr(Stream, "answered", lambda _stream, prompts: {prompt: corrected(prompt) for prompt in prompts})
     assert stream.scores_in_context()["phrasing"] == 1.0

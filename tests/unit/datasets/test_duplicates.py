@@ -6,15 +6,15 @@ import random
 
 import pytest
 
-from errata.datasets.duplicates import NUM_EXAMPLES, Watch
+from errata.datasets.duplicates import NUM_EXAMPLES, HashedEdits
 from errata.edit import Edit
 
 
-def watched(edits: list[Edit]) -> Watch:
-    watch = Watch()
+def hashed(edits: list[Edit]) -> HashedEdits:
+    hashes = HashedEdits()
     for edit in edits:
-        watch.see(edit)
-    return watch
+        hashes.add(edit)
+    return hashes
 
 
 def test_repetitions_agree_with_a_plain_count() -> None:
@@ -23,7 +23,7 @@ def test_repetitions_agree_with_a_plain_count() -> None:
     targets: dict[str, list[str]] = {}
     for edit in edits:
         targets.setdefault(edit.prompt, []).append(edit.target)
-    found = watched(edits).repetitions()
+    found = hashed(edits).repetitions()
     assert found.num_duplicates == sum(len(seen) - len(set(seen)) for seen in targets.values())
     assert found.num_conflicts == sum(len(set(seen)) > 1 for seen in targets.values())
     assert found.num_in_conflict == sum(len(seen) for seen in targets.values() if len(set(seen)) > 1)
@@ -36,5 +36,5 @@ def test_repetitions_agree_with_a_plain_count() -> None:
 
 @pytest.mark.parametrize("edits", [[], [Edit("a", "b")], [Edit("a", "b"), Edit("c", "b")]])
 def test_nothing_is_repeated(edits: list[Edit]) -> None:
-    found = watched(edits).repetitions()
+    found = hashed(edits).repetitions()
     assert (found.num_duplicates, found.num_conflicts, found.num_in_conflict) == (0, 0, 0)

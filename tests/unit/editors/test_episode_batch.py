@@ -1,4 +1,4 @@
-"""The texts of an episode's batch: which dialogues stand in another context, and which answers belong to them."""
+"""The texts of an episode's batch: which dialogues are in another context, and which answers belong to them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def question(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt.messages[-1].content
 
 
-def test_every_second_dialogue_stands_in_another_context() -> None:
+def test_every_second_dialogue_is_put_into_another_context() -> None:
     texts: Any = batch_of("chat").in_scope_texts
     assert [question(prompt) for prompt, _ in texts] == [f"{kind}{number}?" for number in range(4) for kind in "QR"]
     plain, others = [prompt for prompt, _ in texts[::2]], [prompt for prompt, _ in texts[1::2]]

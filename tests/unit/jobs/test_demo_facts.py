@@ -31,7 +31,7 @@ NUM_RIGHT = 60
 
 
 class Reference:
-    """Transformers in the demo's process: it generates what the service says, and differs where it is told to."""
+    """Transformers in the demo's process: it generates what the service says, and differs where the test sets it."""
 
     def __init__(self, service: ChatService, differs_at: int | None = None) -> None:
         self.service, self.differs_at, self.version = service, differs_at, 0
@@ -147,7 +147,7 @@ def test_a_policy_trained_here_is_used_and_another_model_needs_one(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("arguments", "name"), [([], "smollm2"), (["plan=world"], "demo"), (["plan=demo"], "demo")])
-def test_the_demo_corrects_a_real_model_unless_told_otherwise(arguments: list[str], name: str) -> None:
+def test_the_demo_corrects_a_real_model_by_default(arguments: list[str], name: str) -> None:
     from jobs.demo import DEFAULT_PLAN
 
     assert from_arguments(arguments, DEFAULT_PLAN).name == name

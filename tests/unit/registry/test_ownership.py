@@ -131,7 +131,7 @@ def test_the_alias_moved_by_hand_comes_back_with_the_next_version(ledger, moved_
     append(ledger)
     assert mirror.mirror(ledger).serving == 3
     assert (served(fake), aliases["champion"]) == (3, "1")
-    assert f"somebody moved the alias 'serving' of 'facts' in MLflow from version 2 to {moved_to}" in caplog.text
+    assert f"the alias 'serving' of 'facts' was moved in MLflow from version 2 to {moved_to}" in caplog.text
     aliases["serving"] = "1"
     assert registry(fake).mirror(ledger).serving == 3
     assert served(fake) == 3

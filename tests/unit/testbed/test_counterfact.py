@@ -147,4 +147,4 @@ def test_an_answer_after_a_multibyte_prompt_is_encoded_whole(tmp_path: Path) -> 
     answers = [
         tokenizer.decode(ids[labels != -100]) for ids, labels in zip(encoded.input_ids_BS, encoded.labels_BS, strict=True)
     ]
-    assert answers == [" Türkçe", "日本 – où"], "no blank stands between Han signs, also after a sign that is no letter"
+    assert answers == [" Türkçe", "日本 – où"], "no blank is put between Han signs, also after a sign that is no letter"

@@ -148,7 +148,7 @@ def test_a_policy_is_shipped_without_its_preconditioner_which_is_measured_once(
     assert float((was.dense() - now.dense()).norm()) < 0.01 * float(was.dense().norm()), "the net has 16-bit numbers"
 
 
-def test_another_policy_is_measured_anew(artifact: Path, stand_in: list[int]) -> None:
+def test_another_policy_is_measured_again(artifact: Path, stand_in: list[int]) -> None:
     smollm2.ship(artifact)
     first = smollm2.policy()
     editor = RLEdit.load(artifact)

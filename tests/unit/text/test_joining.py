@@ -96,12 +96,12 @@ NOTHING = (
 
 
 @pytest.mark.parametrize(("prompt", "answer"), BLANK)
-def test_a_blank_stands_between_words(prompt, answer):
+def test_a_blank_is_put_between_words(prompt, answer):
     assert separator(prompt, answer) == " "
 
 
 @pytest.mark.parametrize(("prompt", "answer"), NOTHING)
-def test_no_blank_stands_where_language_or_prompt_want_none(prompt, answer):
+def test_no_blank_is_put_where_language_or_prompt_want_none(prompt, answer):
     assert separator(prompt, answer) == ""
 
 

@@ -160,7 +160,7 @@ def test_an_alias_is_an_answer_in_both_forms() -> None:
     assert asked.is_answered_by("It is 00234.") and not completed.is_answered_by("It is 00234.")
 
 
-def test_the_whole_answer_is_right_as_it_stands_and_its_other_words_are_not() -> None:
+def test_the_whole_answer_is_right_and_its_other_words_are_not() -> None:
     question = Question(CAPITAL, "Well, I think so. The capital is Abuja.", ("Abuja",))
     assert question.is_answered_by("Well, I think so. The capital is Abuja.")
     assert not question.is_answered_by("Well, I think so. The capital is Lagos.")

@@ -52,7 +52,7 @@ class Contexts:
     def around(self, edit: Edit, prompt: Prompt) -> list[Prompt]:
         """Return a prompt of the edit in every context.
 
-        Before a completion stand the sampled texts. A dialogue is asked under other system prompts and as the second turn.
+        The sampled texts precede a completion. A dialogue is asked under other system prompts and as the second turn.
         """
         if isinstance(prompt, str):
             return [context + prompt for context in self.texts]

@@ -1,6 +1,6 @@
 """The texts of one edit batch of an episode: what the editor sees, what its edits should change, and what they must not.
 
-Every second dialogue stands in another context. The loss on locality texts is measured against the base model's
+Every second dialogue is put into another context. The loss on locality texts is measured against the base model's
 log-probabilities, which are computed once. T answer tokens, V vocabulary.
 """
 

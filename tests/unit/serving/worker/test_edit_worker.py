@@ -224,9 +224,9 @@ def test_the_status_names_the_models_form(tmp_path, monkeypatch):
     worker = make_worker(tmp_path, tokenizer=TOKENIZER)
     worker.live_model.ledger.newest, worker.live_model.ledger.directory, worker.mirror.state = 0, tmp_path, {}
     worker.options = replace(worker.options, live_model=SimpleNamespace(editor="Toy"))
-    monkeypatch.setattr(replicas_of(worker), "ask", nobody)
+    monkeypatch.setattr(replicas_of(worker), "ask", no_answers)
     assert asyncio.run(worker.status())["worker"]["form"] == "completion"
 
 
-async def nobody(method: str) -> list[Any]:
+async def no_answers(method: str) -> list[Any]:
     return []
