@@ -123,10 +123,9 @@ def play(client: Client, posted: Sequence[PostedEdit], batch_size: int) -> tuple
     prompts = list(dict.fromkeys(prompt for one in posted for prompt in one.edit.prompts))
     console().print(f"  asking {len(prompts)} prompts of version {head}", highlight=False)
     said = dict(zip(prompts, client.ask(prompts, MAX_TOKENS, at_least=head)["answers"], strict=True))
-    reported = map(client.edit_status, ids)
-    return [
-        Outcome(one, dict(t), [said[p] for p in one.edit.prompts]) for one, t in zip(posted, reported, strict=True)
-    ], seconds
+    reported = [dict(client.edit_status(id)) for id in ids]
+    outcomes = [Outcome(one, its, [said[p] for p in one.edit.prompts]) for one, its in zip(posted, reported, strict=True)]
+    return outcomes, seconds
 
 
 def wait_for_repairs(client: Client) -> None:
