@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from errata.delta.parts import Dense, LowRank, Part, Sparse
 from errata.edit import batches_of
@@ -43,7 +44,7 @@ def editor_under_test(name: str, model: LanguageModel) -> Editor:
     """Build an editor on an unedited model; once per session for each checkpoint and device, because editors are frozen."""
     key = name, model.path, str(model.device)
     if key not in _BUILT:
-        _BUILT[key] = UNDER_TEST[name](model)
+        _BUILT[key] = UNDER_TEST[name].build(model)
     return _BUILT[key]
 
 
@@ -81,6 +82,36 @@ def with_key_moments(
     return make
 
 
+def answer_tokens(encoded: Encoded) -> int:
+    return int(encoded.predicts_BS.sum())
+
+
+def all_tokens(encoded: Encoded) -> int:
+    return int(encoded.attention_mask_BS.sum())
+
+
+def one_row_an_edit(encoded: Encoded) -> int:
+    return len(encoded.input_ids_BS)
+
+
+class MadeOf(NamedTuple):
+    """The kinds of a delta's parts and, if they are low-rank, the number of rows that one pass has to make them of."""
+
+    kinds: tuple[type[Part], ...]
+    num_rows: Callable[[Encoded], int] | None = None
+
+
+class UnderTest(NamedTuple):
+    """A builder of an editor, and what the editor's deltas are made of."""
+
+    build: Callable[[LanguageModel], Editor]
+    made_of: MadeOf
+
+
+ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens, all_tokens, one_row_an_edit))
+SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
+
+
 FIRST = ("layers.0.mlp.down_proj",)
 SEARCH = Search(num_steps=12, learning_rate=0.03, decay=0.0, clamp=4.0)
 
@@ -101,69 +132,50 @@ SMALL_NSE = NSE(
     relative=True,
 )
 
-UNDER_TEST: dict[str, Callable[[LanguageModel], Editor]] = {
-    "RLEdit": learned(RLEdit(("layers.1.mlp.down_proj",), rank=8)),
-    "RLEdit-gate-up-two-passes": learned(RLEdit(GATE_UP, rank=8, num_passes=2, memory=0.5)),
-    "RLEdit-three-passes": learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, num_passes=3)),
-    "RLEdit-ridge": learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, metric_strength=0.0)),
-    "RLEdit-published": learned(RLEdit.preset("llama3_8b", rank=8, modules=("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"))),
-    "MALMEN": learned(MALMEN(("layers.*.mlp.down_proj",), rank=8)),
-    "MALMEN-published": learned(MALMEN.preset("gpt_j", rank=8, modules=("layers.*.mlp.down_proj",))),
-    "UltraEdit": lambda model: UltraEdit(("layers.1.mlp.down_proj",), step=1e-4),
-    "UltraEdit-gate-up": lambda model: UltraEdit(GATE_UP, step=1e-4),
-    "MEMIT": with_key_moments(SMALL_MEMIT),
-    "MEMIT-with-memory": with_key_moments(replace(SMALL_MEMIT, context_words=("the",), memory=1.0)),
-    "AlphaEdit": with_key_moments(SMALL_ALPHAEDIT),
-    "ROME": with_key_moments(SMALL_ROME),
-    "ROME-without-moments": lambda model: replace(SMALL_ROME, use_moments=False, context_words=()),
-    "R-ROME": with_key_moments(RROME(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), floor=1e-2)),
-    "R-ROME-prompt-keys": with_key_moments(
-        RROME(FIRST, search=SEARCH, context_words=("the",), context_lengths=(3,), floor=1e-2, prompt_keys=True)
+UNDER_TEST: dict[str, UnderTest] = {
+    "RLEdit": UnderTest(learned(RLEdit(("layers.1.mlp.down_proj",), rank=8)), ANSWERS),
+    "RLEdit-gate-up-two-passes": UnderTest(learned(RLEdit(GATE_UP, rank=8, num_passes=2, memory=0.5)), ANSWERS),
+    "RLEdit-three-passes": UnderTest(learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, num_passes=3)), ANSWERS),
+    "RLEdit-ridge": UnderTest(learned(RLEdit(("layers.*.mlp.down_proj",), rank=8, metric_strength=0.0)), ANSWERS),
+    "RLEdit-published": UnderTest(
+        learned(RLEdit.preset("llama3_8b", rank=8, modules=("layers.*.mlp.gate_proj", "layers.*.mlp.up_proj"))), ANSWERS
     ),
-    "NSE": with_key_moments(SMALL_NSE),
-    "NSE-some-neurons": with_key_moments(replace(SMALL_NSE, neurons=0.8)),
-    "RECT": with_key_moments(SMALL_MEMIT, lambda inner: RECT(inner, kept=0.2)),
-    "RECT-of-AlphaEdit": with_key_moments(SMALL_ALPHAEDIT, RECT),
-    "RECT-of-RLEdit": lambda model: RECT(learned(RLEdit(("layers.1.mlp.down_proj",), rank=8))(model), kept=0.9),
-    "PRUNE": with_key_moments(SMALL_MEMIT, PRUNE),
-    "PRUNE-at-work": with_key_moments(SMALL_ROME, lambda inner: PRUNE(inner, restraint="linear")),
-    "O-Edit": with_key_moments(SMALL_ROME, lambda inner: OEdit(inner, past_weight=0.5, knowledge_weight=0.5)),
-    "O-Edit-of-MEMIT": with_key_moments(SMALL_MEMIT, lambda inner: OEdit(inner, knowledge_rate=0.0, past_weight=0.5)),
-    "O-Edit+": with_key_moments(SMALL_ROME, lambda inner: OEditPlus(inner, knowledge_rate=0.5)),
-    "FT-L": lambda model: FTL(("layers.1.mlp.down_proj",), num_epochs=3),
-    "LocFT": lambda model: LocFT(("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), num_epochs=3, batch_size=2),
-    "MEND": learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)),
-    "MEND-published": learned(MEND.preset("llama3_8b", rank=8, modules=GATE_UP)),
-}
-
-
-def answer_tokens(encoded: Encoded) -> int:
-    return int(encoded.predicts_BS.sum())
-
-
-def all_tokens(encoded: Encoded) -> int:
-    return int(encoded.attention_mask_BS.sum())
-
-
-def one_row_an_edit(encoded: Encoded) -> int:
-    return len(encoded.input_ids_BS)
-
-
-# The kinds of a delta's parts and, if they are low-rank, the number of rows that one pass has to make them of.
-MADE_OF: dict[type[Editor], tuple[set[type[Part]], Callable[[Encoded], int] | None]] = {
-    RLEdit: ({LowRank}, answer_tokens),
-    MALMEN: ({LowRank}, answer_tokens),
-    MEND: ({LowRank}, all_tokens),
-    UltraEdit: ({LowRank}, answer_tokens),
-    MEMIT: ({LowRank}, one_row_an_edit),
-    AlphaEdit: ({LowRank}, one_row_an_edit),
-    ROME: ({LowRank}, one_row_an_edit),
-    RROME: ({LowRank}, one_row_an_edit),
-    NSE: ({LowRank}, one_row_an_edit),
-    RECT: ({Sparse, Dense}, None),
-    PRUNE: ({LowRank, Dense}, None),
-    OEdit: ({LowRank}, one_row_an_edit),
-    OEditPlus: ({LowRank}, one_row_an_edit),
-    FTL: ({Dense}, None),
-    LocFT: ({Dense}, None),
+    "MALMEN": UnderTest(learned(MALMEN(("layers.*.mlp.down_proj",), rank=8)), ANSWERS),
+    "MALMEN-published": UnderTest(learned(MALMEN.preset("gpt_j", rank=8, modules=("layers.*.mlp.down_proj",))), ANSWERS),
+    "UltraEdit": UnderTest(lambda model: UltraEdit(("layers.1.mlp.down_proj",), step=1e-4), ANSWERS),
+    "UltraEdit-gate-up": UnderTest(lambda model: UltraEdit(GATE_UP, step=1e-4), ANSWERS),
+    "MEMIT": UnderTest(with_key_moments(SMALL_MEMIT), EDITS),
+    "MEMIT-with-memory": UnderTest(with_key_moments(replace(SMALL_MEMIT, context_words=("the",), memory=1.0)), EDITS),
+    "AlphaEdit": UnderTest(with_key_moments(SMALL_ALPHAEDIT), EDITS),
+    "ROME": UnderTest(with_key_moments(SMALL_ROME), EDITS),
+    "ROME-without-moments": UnderTest(lambda model: replace(SMALL_ROME, use_moments=False, context_words=()), EDITS),
+    "R-ROME": UnderTest(
+        with_key_moments(RROME(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), floor=1e-2)), EDITS
+    ),
+    "R-ROME-prompt-keys": UnderTest(
+        with_key_moments(
+            RROME(FIRST, search=SEARCH, context_words=("the",), context_lengths=(3,), floor=1e-2, prompt_keys=True)
+        ),
+        EDITS,
+    ),
+    "NSE": UnderTest(with_key_moments(SMALL_NSE), EDITS),
+    "NSE-some-neurons": UnderTest(with_key_moments(replace(SMALL_NSE, neurons=0.8)), EDITS),
+    "RECT": UnderTest(with_key_moments(SMALL_MEMIT, lambda inner: RECT(inner, kept=0.2)), SPARSE),
+    "RECT-of-AlphaEdit": UnderTest(with_key_moments(SMALL_ALPHAEDIT, RECT), SPARSE),
+    "RECT-of-RLEdit": UnderTest(
+        lambda model: RECT(learned(RLEdit(("layers.1.mlp.down_proj",), rank=8))(model), kept=0.9), SPARSE
+    ),
+    "PRUNE": UnderTest(with_key_moments(SMALL_MEMIT, PRUNE), SUMMED),
+    "PRUNE-at-work": UnderTest(with_key_moments(SMALL_ROME, lambda inner: PRUNE(inner, restraint="linear")), SUMMED),
+    "O-Edit": UnderTest(with_key_moments(SMALL_ROME, lambda inner: OEdit(inner, past_weight=0.5, knowledge_weight=0.5)), EDITS),
+    "O-Edit-of-MEMIT": UnderTest(
+        with_key_moments(SMALL_MEMIT, lambda inner: OEdit(inner, knowledge_rate=0.0, past_weight=0.5)), EDITS
+    ),
+    "O-Edit+": UnderTest(with_key_moments(SMALL_ROME, lambda inner: OEditPlus(inner, knowledge_rate=0.5)), EDITS),
+    "FT-L": UnderTest(lambda model: FTL(("layers.1.mlp.down_proj",), num_epochs=3), WHOLE),
+    "LocFT": UnderTest(
+        lambda model: LocFT(("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), num_epochs=3, batch_size=2), WHOLE
+    ),
+    "MEND": UnderTest(learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)), TOKENS),
+    "MEND-published": UnderTest(learned(MEND.preset("llama3_8b", rank=8, modules=GATE_UP)), TOKENS),
 }

@@ -195,5 +195,5 @@ def test_prune_restrains_rect(model: LanguageModel) -> None:
 )
 def test_prune_runs_over_every_editor(tiny_model: LanguageModel, name: str) -> None:
     """Two batches of each editor: its state and that of PRUNE stay apart."""
-    inner = UNDER_TEST[name](tiny_model)
+    inner = UNDER_TEST[name].build(tiny_model)
     check_restrained(tiny_model, inner, PRUNE(inner), BATCHES[:2], ANY_IN_FP32)

@@ -70,7 +70,10 @@ def edited(make: Callable[[LanguageModel], Editor], model: LanguageModel) -> tup
 
 @pytest.mark.parametrize(
     "make",
-    [pytest.param(make, id=name, marks=() if name in BY_DEFAULT else pytest.mark.long) for name, make in UNDER_TEST.items()],
+    [
+        pytest.param(one.build, id=name, marks=() if name in BY_DEFAULT else pytest.mark.long)
+        for name, one in UNDER_TEST.items()
+    ],
 )
 def test_every_editor_returns_the_same_delta_as_on_one_device(make: Callable[[LanguageModel], Editor]) -> None:
     expected, _ = edited(make, on_one())
