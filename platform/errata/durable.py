@@ -63,11 +63,11 @@ def replaced(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file (UTF-8): readers see the old text or the new one. A device or a pipe is written to instead."""
-    if path.exists() and not path.is_file():
+    if path.parent.is_dir() and (path.is_file() or not path.exists()):
+        with replaced(path) as file:
+            file.write_text(text, encoding="utf-8")
+    else:  # Without a folder it fails, with an error that names `path` and not a temporary file.
         path.write_text(text, encoding="utf-8")
-        return
-    with replaced(path) as file:
-        file.write_text(text, encoding="utf-8")
 
 
 @contextmanager

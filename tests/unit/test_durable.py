@@ -71,6 +71,13 @@ def test_a_text_for_a_pipe_is_written_into_it(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_the_error_of_a_missing_folder_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "report.json"
+    with pytest.raises(FileNotFoundError) as failed:
+        write_text(path, "text")
+    assert failed.value.filename == str(path)
+
+
 def test_of_two_writers_of_one_folder_the_second_fails(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     with pytest.raises(OSError), new_folder(path) as one:
