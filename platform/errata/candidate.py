@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,12 +15,13 @@ from errata.edit import Code, Edit, EditBatch, EditRejected, Fault
 from errata.editors.editor import Editor
 from errata.editors.repeated import edit_again
 from errata.editors.state import EditorState
+from errata.guard.held_edits import HeldEdit
 from errata.guard.inspector import Inspector, Observed
 from errata.guard.limits import Measurements, VersionRefused
 from errata.model.edit_check import check_edits
 from errata.model.prefix_cache import BatchCache
 
-MAX_REPEATS = 4  # What is not answered is made again so often.
+MAX_REPEATS = 4  # Own edits that are not answered are made again so often, and so are earlier ones.
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def make_repair(editor: Editor, lost: EditBatch, state: EditorState, inspector: 
 class _Attempt:
     """An update that the guard lets pass, with its measurements; `again` are the edits that were made again in it, by round.
 
-    One that does not answer the batch, and is not the last, is measured on the batch alone.
+    The earlier edits are asked only if it answers the batch: it cannot be published otherwise.
     """
 
     made: tuple[WeightDelta, EditorState]
@@ -105,15 +107,16 @@ def _made(
     """Edit, measure, and make again what is not answered, as often as it may help; take the best attempt."""
     seconds = {"edit_s": 0.0, "guard_s": 0.0}
     cache = BatchCache.of(inspector.model, inspector.spec.names, batch)
+    sample = inspector.earlier.next(batch)  # The same for all attempts, because they are compared.
     attempts: list[_Attempt] = []
     rounds: list[tuple[Edit, ...]] = []
+    num_rounds = Counter[bool]()  # Of own edits, and of earlier ones.
     why = ""
     began = time.perf_counter()
     made = editor.edit(inspector.model, batch, state, cache)
     while True:
         edited = time.perf_counter()
-        may_repeat = inspector.guard.strict and len(rounds) < MAX_REPEATS
-        found, observed = inspector.measure(batch, made[0], cache, if_answered=may_repeat)
+        found, observed = inspector.measure(batch, made[0], cache, sample, if_answered=inspector.guard.strict)
         verdict = inspector.guard.check(found)
         seconds = {"edit_s": seconds["edit_s"] + edited - began, "guard_s": seconds["guard_s"] + time.perf_counter() - edited}
         if not verdict.publish:
@@ -122,9 +125,11 @@ def _made(
             why = f"; one more time, {'; '.join(map(str, verdict.breaches))}"  # The guard refuses only the stronger one.
             break
         attempts.append(_Attempt(made, tuple(rounds), found, observed, verdict.warnings))
-        again = _to_make_again(batch, attempts[-1]) if may_repeat else ()
-        if not again:
+        again = _to_make_again(batch, attempts[-1]) if inspector.guard.strict else ()
+        is_own = bool(found.unanswered)
+        if not again or num_rounds[is_own] == MAX_REPEATS:
             break
+        num_rounds[is_own] += 1
         began = time.perf_counter()
         try:
             made = edit_again(editor, inspector.model, EditBatch(again), made)
@@ -132,7 +137,7 @@ def _made(
             why = f"; one more time, {refused.reason}"
             break
         rounds.append(again)
-    best = _best(batch, attempts, inspector, why) if inspector.guard.strict else attempts[-1]
+    best = _best(batch, attempts, inspector, sample, why) if inspector.guard.strict else attempts[-1]
     card = {**best.found.to_json(), "limits": inspector.guard.limits, "warnings": list(best.warnings)}
     card |= {"num_edits": len(batch), "method": "free"} | {name: round(value, 4) for name, value in seconds.items()}
     if lost := [edit.id for edit in best.observed.lost if edit.id is not None]:
@@ -149,7 +154,9 @@ def _to_make_again(batch: EditBatch, attempt: _Attempt) -> tuple[Edit, ...]:
     return tuple(batch.edits[i] for i in attempt.found.unanswered) or attempt.observed.lost
 
 
-def _best(batch: EditBatch, attempts: Sequence[_Attempt], inspector: Inspector, why: str) -> _Attempt:
+def _best(
+    batch: EditBatch, attempts: Sequence[_Attempt], inspector: Inspector, sample: Sequence[HeldEdit], why: str
+) -> _Attempt:
     """Return the attempt that leaves the fewest edits unanswered, first its own and then earlier ones.
 
     Raises `EditRejected` if it still leaves own ones, or if its strength loses more earlier edits than the first attempt does.
@@ -157,10 +164,9 @@ def _best(batch: EditBatch, attempts: Sequence[_Attempt], inspector: Inspector, 
     first, best = attempts[0], min(attempts, key=lambda attempt: attempt.num_wrong)
     if best.found.unanswered:
         raise ineffective(batch, best.found, len(attempts), why)
-    if first.found.unanswered and best.observed.lost:
-        _, observed = inspector.measure(batch, first.made[0])
-        if len(best.observed.lost) > len(observed.lost):
-            raise ineffective(batch, first.found, 1, "; stronger, earlier edits would no longer be answered")
+    is_costly = first.found.unanswered and best.observed.lost
+    if is_costly and len(best.observed.lost) > len(inspector.lost(batch, first.made[0], sample)):
+        raise ineffective(batch, first.found, 1, "; stronger, earlier edits would no longer be answered")
     return best
 
 

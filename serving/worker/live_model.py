@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,8 @@ class LiveModel:
 
     def answers(self, edits: Sequence[Edit]) -> list[list[str]]:
         """Generate the head's answers to each edit's prompts. Raises `EditRejected` if they do not fit into the memory."""
-        try:
+        with _refused_without_memory():
             return self.inspector.answers(EditBatch(tuple(edits)))
-        except torch.OutOfMemoryError as fault:
-            raise EditRejected(f"OutOfMemoryError before the edit: {fault}", code=Code.EDITOR_FAILED) from fault
 
     def make(
         self, edits: Sequence[Edit], before: Sequence[str] | None = None, in_chat: Sequence[str] | None = None
@@ -156,7 +155,8 @@ class LiveModel:
         """
         check_edits(edits, self.model.renderer, self.model.max_tokens)
         said = before if in_chat is None else in_chat
-        batch = EditBatch(tuple(edits if said is None else composed(self.model, edits, said)))
+        with _refused_without_memory():
+            batch = EditBatch(tuple(edits if said is None else composed(self.model, edits, said)))
         return make_candidate(self.editor, batch, self.state, self.inspector, self.version, before)
 
     def hold(self, edits: Sequence[Edit], said: Sequence[str]) -> None:
@@ -269,6 +269,15 @@ class LiveModel:
         self.repaired_in |= dict.fromkeys(candidate.scorecard.get("repaired", ()), version.number)
         self._count()
         return version
+
+
+@contextmanager
+def _refused_without_memory() -> Iterator[None]:
+    """Raise `EditRejected` if the model's answers do not fit into the memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as fault:
+        raise EditRejected(f"OutOfMemoryError before the edit: {fault}", code=Code.EDITOR_FAILED) from fault
 
 
 def load_editor(options: LiveModelOptions) -> Editor:

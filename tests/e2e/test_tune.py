@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from errata.local.services import free_port
 from errata.registry import Registry
 from jobs import train
@@ -13,15 +15,18 @@ from tests.e2e.test_registry import start_mlflow
 ARGUMENTS = ["plan=tiny", "trials=2", "validation=8", "schedule.train_steps=2", "checkpoint_every=1"]
 
 
-def test_a_killed_sweep_continues(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_sweep_ends_with_a_plan_also_if_it_was_killed(home: Path, tmp_path: Path, is_killed: bool) -> None:
+    """The tests of training kill a worker; `jobs/tune.py` then adds only what Ray Tune restores."""
     port = free_port()
     server = start_mlflow(tmp_path / "mlflow", port)
+    arguments = [*ARGUMENTS, f"mlflow=http://127.0.0.1:{port}", f"editor.rank={17 if is_killed else 16}"]
     try:
-        mlflow = f"mlflow=http://127.0.0.1:{port}"
-        assert " score " in output_until_killed(home, "at train_step", "jobs/tune.py", *ARGUMENTS, mlflow)
-        output = "".join(lines_of(home, "jobs/tune.py", *ARGUMENTS, mlflow))
-        assert "tune: continuing" in output and "the best plan" in output
-        (found,) = (home / "tune").glob("*/found")
+        if is_killed:
+            assert " score " in output_until_killed(home, "at train_step", "jobs/tune.py", *arguments)
+        output = "".join(lines_of(home, "jobs/tune.py", *arguments))
+        assert ("tune: continuing" in output) == is_killed and "the best plan" in output
+        (found,) = {path.parent for path in (home / "tune").glob("*/found/best.json") if str(path) in output}
         trials = json.loads((found / "trials.json").read_text())["trials"]
         assert len(trials) == 2 and all(trial["score"] is not None for trial in trials)
         assert (found / "heatmap.png").exists()

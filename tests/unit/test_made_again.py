@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from errata.editors.state import EditorState
 from errata.guard.earlier_edits import EarlierEdits, Said
 from errata.guard.held_edits import HeldEdit
 from errata.guard.inspector import FEW, Inspector
-from errata.guard.limits import Guard, Limit
+from errata.guard.limits import Guard, Limit, VersionRefused
 from errata.guard.probes import Probes
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
@@ -172,6 +173,35 @@ def test_earlier_edits_are_made_again_once_the_own_ones_are_answered(
     made = make(editor, BATCH, inspector_of(model, earlier))
     assert made.scorecard["again"] == json_of((C,), (earlier[1],))
     assert [count for count in asked if count] == [1, 1], "after the second and the third call"
+
+
+def test_own_edits_leave_rounds_to_the_earlier_ones(
+    model: LanguageModel, earlier: tuple[Edit, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("errata.candidate.MAX_REPEATS", 2)
+    editor = Scripted(model, writes=[{A, B}, {A, B}, {C}, {earlier[1]}], unwrites=[{earlier[1].prompt}])
+    made = make(editor, BATCH, inspector_of(model, earlier))
+    assert made.scorecard["again"] == json_of((C,), (C,), (earlier[1],)) and "lost" not in made.scorecard
+
+
+def test_an_update_that_ruins_the_model_is_refused_by_the_guard_at_once(model: LanguageModel) -> None:
+    """Also if it answers none of the batch: no stronger one is tried, and the batch can be halved."""
+    probes = Probes(sentences=("the city of the cat is the city of the old river",) * 4)
+    # A random model's perplexity is nearly that of chance, and cannot rise by much.
+    settings: dict[str, Any] = {"change": ANYTHING, "growth": ANYTHING, "perplexity": Limit(1.001, 1.002)}
+    inspector = Inspector(model, find_matrices(model.module, [MATRIX]), Guard(**settings), probes)
+
+    class Ruin(Scripted):
+        def edit(self, model, batch, state, cache=None):
+            super().edit(model, batch, state, cache)
+            weight_OI = model.module.get_submodule(MATRIX).weight
+            noise_OI = torch.randn(weight_OI.shape, generator=torch.Generator().manual_seed(0))
+            return WeightDelta({MATRIX: LowRank(100 * noise_OI, torch.eye(weight_OI.shape[1]))}), state
+
+    editor = Ruin(model, writes=[()])
+    with pytest.raises(VersionRefused, match="perplexity"):
+        make(editor, BATCH, inspector)
+    assert len(editor.batches) == 1
 
 
 def test_an_earlier_edit_that_the_batch_replaces_is_not_made_again(model: LanguageModel, earlier: tuple[Edit, ...]) -> None:

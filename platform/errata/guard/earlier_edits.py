@@ -14,12 +14,12 @@ from typing import Protocol
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch
 from errata.guard.held_edits import HeldEdit, HeldEdits, Tokens
-from errata.model.encoding import Encoded
+from errata.model.encoding import Encoded, GivenAnswer
 from errata.model.language_model import LanguageModel
 from errata.model.packing import packed
 from errata.model.prefix_cache import PrefixCache
 
-MAX_GROUP, MAX_WIDER = 32, 1.5  # Rows of one pass, and how much longer its longest row may be than its shortest.
+MAX_GROUP, MAX_WIDER = 32, 1.5  # Edits of one pass, and how much longer its longest text may be than its shortest.
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class EditAnswers(Protocol):
     model: LanguageModel
     prefix_cache: PrefixCache
 
-    def rows_answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
-        """Say for each row if exactly its answer would be generated; None if a log probability is not finite."""
+    def texts_answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
+        """Say for each text if exactly its answer would be generated; None if a log probability is not finite."""
 
     def said(self, batch: EditBatch, delta: WeightDelta) -> list[Said]:
         """Generate the answers to each edit."""
@@ -49,7 +49,7 @@ class EditAnswers(Protocol):
 
 @dataclass(eq=False)
 class _Group:
-    """Edits that are asked in one pass: their rows follow one another."""
+    """Edits that are asked in one pass: their texts follow one another."""
 
     members: list[HeldEdit]
     written: list[tuple[Tokens, ...]]
@@ -57,7 +57,7 @@ class _Group:
 
     @property
     def current(self) -> list[HeldEdit]:
-        """The members whose wording is still that of the rows."""
+        """The members whose wording is still that of the texts."""
         pairs = zip(self.members, self.written, strict=True)
         return [held for held, written in pairs if held.written == written]
 
@@ -86,7 +86,7 @@ class EarlierEdits:
         """Ask the model with an update these edits; None if a log probability is not finite."""
         same = set[HeldEdit]()
         for group in self._groups_of(chosen):
-            right = self.answers.rows_answered(self.answers.prefix_cache, group.encoded, delta)
+            right = self.answers.texts_answered(self.answers.prefix_cache, group.encoded, delta)
             if right is None:
                 return None
             rows, current = iter(right), set(group.current)
@@ -146,7 +146,7 @@ class EarlierEdits:
                 self.groups.remove(group)
                 self.answers.prefix_cache.forget(group.encoded)
 
-    def _rows(self, held: HeldEdit) -> list[tuple[list[int], list[int]]]:
+    def _rows(self, held: HeldEdit) -> list[GivenAnswer]:
         """Return the tokens of each prompt and of its known answer, at first the wording that the edit wants."""
         renderer = self.answers.model.renderer
         if held.written is None:
@@ -155,5 +155,5 @@ class EarlierEdits:
         return [(list(renderer.ids(p)), list(ids)) for p, ids in zip(held.edit.prompts, held.written, strict=True)]
 
 
-def _length(rows: Sequence[tuple[list[int], list[int]]]) -> int:
+def _length(rows: Sequence[GivenAnswer]) -> int:
     return max(len(given) + len(answer) for given, answer in rows)

@@ -32,7 +32,7 @@ from errata.guard.probe_answers import (
     AnswerPasses,
     ProbeAnswers,
     ProbeTexts,
-    by_row,
+    by_text,
     deciding_tokens,
     is_decided,
 )
@@ -87,12 +87,18 @@ class Inspector:
 
     @torch.no_grad()
     def measure(
-        self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None = None, if_answered: bool = False
+        self,
+        batch: EditBatch,
+        delta: WeightDelta,
+        cache: BatchCache | None = None,
+        sample: Sequence[HeldEdit] | None = None,
+        if_answered: bool = False,
     ) -> tuple[Measurements, Observed]:
         """Measure the model with `delta`, and return what `committed` takes if the update is applied.
 
-        The batch is empty for an update that only removes edits. Answers of the version itself are computed once and kept. With
-        `if_answered`, earlier edits and probes are asked only if the batch is answered.
+        The batch is empty for an update that only removes edits. Answers of the version itself are computed once and kept.
+        `sample` are the earlier edits to ask, by default those whose turn it is; with `if_answered` they are asked only if the
+        batch is answered.
         """
         nothing = Observed({}, None)
         found = check_norms(delta, self.base_norms)
@@ -104,20 +110,30 @@ class Inspector:
         if own is None:
             return replace(found, is_finite=False), nothing
         found = _with_failed(found, batch, own)
-        if if_answered and found.unanswered:
+        probed = None
+        if self.probe_texts is not None:
+            self.probed = self.probed or self._probe_answers(WeightDelta({}))
+            probed = self._probe_answers(delta)
+            found = self._with_probes(found, batch, self.probed, probed)
+        if not found.is_finite or (if_answered and found.unanswered):
             return found, nothing
-        earlier = self.earlier.next(batch)
-        is_known = self.earlier.know([held for held in earlier if held.is_answered is None])
-        then = self.earlier.ask(earlier, delta) if is_known else None
+        then = self._earlier_said(self.earlier.next(batch) if sample is None else sample, delta)
         if then is None:
             return replace(found, is_finite=False), nothing
         found, lost = self._with_earlier(found, batch, then)
-        observed = Observed({held.edit: one for held, one in then.items()} | dict(zip(batch, own, strict=True)), None, lost)
-        if self.probe_texts is None or self.base_answers is None:
-            return found, observed
-        self.probed = self.probed or self._probe_answers(WeightDelta({}))
-        probed = self._probe_answers(delta)
-        return self._with_probes(found, batch, self.probed, probed), replace(observed, probed=probed)
+        said = {held.edit: one for held, one in then.items()} | dict(zip(batch, own, strict=True))
+        return found, Observed(said, probed, lost)
+
+    @torch.no_grad()
+    def lost(self, batch: EditBatch, delta: WeightDelta, sample: Sequence[HeldEdit]) -> tuple[Edit, ...]:
+        """Return the earlier edits of a sample that the version answers and the model with `delta` does not."""
+        then = self._earlier_said(sample, delta.on_devices_of(self.model.module))
+        return tuple(held.edit for held in sample) if then is None else self._with_earlier(Measurements(), batch, then)[1]
+
+    def _earlier_said(self, sample: Sequence[HeldEdit], delta: WeightDelta) -> dict[HeldEdit, Said] | None:
+        """Ask the model with `delta` earlier edits, and the version itself those of them that it was not asked."""
+        is_known = self.earlier.know([held for held in sample if held.is_answered is None])
+        return self.earlier.ask(sample, delta) if is_known else None
 
     def _with_earlier(
         self, found: Measurements, batch: EditBatch, then: Mapping[HeldEdit, Said]
@@ -200,7 +216,7 @@ class Inspector:
         if not len(batch):
             return []
         cache = cache or BatchCache.of(self.model, self.spec.names, batch)
-        right = self.rows_answered(cache.prefix, cache.tokens, delta)
+        right = self.texts_answered(cache.prefix, cache.tokens, delta)
         if right is None:
             return None
         wrong = {row.edit for row, answered in zip(batch.rows, right, strict=True) if not answered}
@@ -240,20 +256,20 @@ class Inspector:
         assert texts is not None
         log_probs_TV = self.passes.log_probs(self.prefix_cache, texts.encoded, delta)
         num_questions = len(texts.questions)
-        said = by_row(texts.encoded, self._tokens_said(texts.encoded, log_probs_TV, delta, num_questions))[:num_questions]
-        nll = by_row(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
+        said = by_text(texts.encoded, self._tokens_said(texts.encoded, log_probs_TV, delta, num_questions))[:num_questions]
+        nll = by_text(texts.encoded, answer_nll(log_probs_TV, texts.encoded))[num_questions:]
         is_finite = bool(torch.isfinite(log_probs_TV).all())
         return ProbeAnswers([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
 
     @torch.no_grad()
-    def rows_answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
-        """Return for each row if exactly its target would be generated; None if a log probability is not finite."""
+    def texts_answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
+        """Return for each text if exactly its answer would be generated; None if a log probability is not finite."""
         log_probs_TV = self.passes.log_probs(cache, encoded, delta)
         if not torch.isfinite(log_probs_TV).all():
             return None
         said_T, wanted_T = self._tokens_said(encoded, log_probs_TV, delta), encoded.targets_T
         right_T = (said_T == wanted_T) | (torch.isin(said_T, self.end_ids) & torch.isin(wanted_T, self.end_ids))
-        return [bool(part.all()) for part in by_row(encoded, right_T)]
+        return [bool(part.all()) for part in by_text(encoded, right_T)]
 
     def _tokens_said(self, encoded: Encoded, log_probs_TV: Tensor, delta: WeightDelta, num_rows: int | None = None) -> Tensor:
         """Return the token that the served model writes at each answer position, given the right ones before it, [T].

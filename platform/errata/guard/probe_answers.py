@@ -23,7 +23,7 @@ from errata.text.dialogue import Dialogue, Prompt
 
 MAX_ANSWER_TOKENS = 8
 MAX_SENTENCE_TOKENS = 64
-NUM_WATCHED = 8  # Rows of which the gradient is taken.
+NUM_WATCHED = 8  # Texts of which the gradient is taken.
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class AnswerPasses:
         is_last_BS = is_answer_BS & (is_answer_BS.cumsum(1) == is_answer_BS.sum(1, keepdim=True))
         whole = replace(text, labels_BS=text.labels_BS.masked_fill(~is_last_BS, IGNORED))
         # The first position of a text has no other position to depend on.
-        last = next((rows for rows in split(whole, NUM_WATCHED) if rows.predicts_BS[:, 1:].any()), None)
+        num_rows = max(1, NUM_WATCHED * len(text.input_ids_BS) // len(text.answer_lengths))
+        last = next((rows for rows in split(whole, num_rows) if rows.predicts_BS[:, 1:].any()), None)
         if last is None:
             return False
         cache, given = cache.empty_copy(), list[Tensor]()
@@ -187,6 +188,6 @@ def _at_answers(one: Any, text: Encoded) -> Any:
     return at_answers(one.expand(num_rows, *one.shape[1:]), text)[None]
 
 
-def by_row(encoded: Encoded, values_T: Tensor) -> tuple[Tensor, ...]:
+def by_text(encoded: Encoded, values_T: Tensor) -> tuple[Tensor, ...]:
     """Split values of the T answer tokens by the texts of the batch."""
     return values_T.split(encoded.answer_lengths)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from errata.edit import Edit, EditRejected
-from errata.model.encoding import answer_log_probs
+from errata.model.encoding import GivenAnswer, answer_log_probs, answer_nll
 from errata.model.language_model import LanguageModel
-from errata.model.packing import GivenAnswer, packed
+from errata.model.packing import packed
 from errata.text.answers import first_sentence, says
 from errata.text.dialogue import Dialogue
 
@@ -37,32 +37,24 @@ _END_SIGNS = ".!?。！？"
 
 def composed(model: LanguageModel, edits: Sequence[Edit], said: Sequence[str]) -> list[Edit]:
     """Complete the edits in chat that have no `answer`, given what the model says to each now; others are returned as given."""
-    answers = [edit.answer for edit in edits]
-    choices = list[_Choice]()
-    for i, (edit, own) in enumerate(zip(edits, said, strict=True)):
-        if edit.answer is None and edit.form != "completion":
-            found = _choice_for(model, edit, own)
-            if isinstance(found, str):
-                answers[i] = found
-            else:
-                choices.append(replace(found, edit=i))
-    for begin in range(0, len(choices), NUM_AT_ONCE):
-        part = choices[begin : begin + NUM_AT_ONCE]
-        for choice, answer in zip(part, _likeliest(model, part), strict=True):
-            answers[choice.edit] = answer
-    return [
-        edit if answer == edit.answer else replace(edit, answer=answer) for edit, answer in zip(edits, answers, strict=True)
-    ]
+    without = [i for i, edit in enumerate(edits) if edit.answer is None and edit.form != "completion"]
+    found = {i: _choice_for(model, edits[i], said[i]) for i in without}
+    open_choices = [(i, choice) for i, choice in found.items() if isinstance(choice, _Choice)]
+    answers = {i: answer for i, answer in found.items() if isinstance(answer, str)}
+    for begin in range(0, len(open_choices), NUM_AT_ONCE):
+        part = open_choices[begin : begin + NUM_AT_ONCE]
+        chosen = _likeliest(model, [choice for _, choice in part])
+        answers |= {i: answer for (i, _), answer in zip(part, chosen, strict=True)}
+    return [replace(edit, answer=answers[i]) if i in answers else edit for i, edit in enumerate(edits)]
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """Texts that may answer a dialogue, as tokens, and the first clause of the model's own answer; `edit` is a position."""
+    """Texts that may answer a dialogue, as tokens, and the first clause of the model's own answer."""
 
     given: list[int]
     own: list[int]
     texts: dict[str, list[int]]
-    edit: int = 0
 
 
 def _choice_for(model: LanguageModel, edit: Edit, said: str) -> _Choice | str:
@@ -82,11 +74,9 @@ def _choice_for(model: LanguageModel, edit: Edit, said: str) -> _Choice | str:
 
 def _likeliest(model: LanguageModel, choices: Sequence[_Choice]) -> list[str]:
     """Return the likeliest text of each choice. The model's own answers are read once, and then the best texts."""
-    any_token = next(iter(model.end_ids), 0)  # It only has a place after the answer, where another word may follow.
-    readings = answer_readings(model, [(choice.given, [*choice.own, any_token]) for choice in choices])
     likely = [
         sorted(choice.texts, key=lambda text: _until_changed(reading_SV, choice.own, choice.texts[text]), reverse=True)
-        for choice, reading_SV in zip(choices, readings, strict=True)
+        for choice, reading_SV in zip(choices, _readings(model, choices), strict=True)
     ]
     rows = [(i, text) for i, texts in enumerate(likely) for text in texts[:MAX_SCORED]]
     found = log_likelihoods(model, [(choices[i].given, choices[i].texts[text]) for i, text in rows])
@@ -98,27 +88,25 @@ def _likeliest(model: LanguageModel, choices: Sequence[_Choice]) -> list[str]:
 
 
 @torch.no_grad()
-def answer_readings(model: LanguageModel, rows: Sequence[GivenAnswer]) -> list[Tensor]:
-    """Return log p of all tokens, [length, V], at each place of each answer, given as (prompt tokens, answer tokens)."""
-    texts = packed(model, rows)
+def _readings(model: LanguageModel, choices: Sequence[_Choice]) -> list[Tensor]:
+    """Return log p of all tokens, [length, V], at each place of the model's own answers."""
+    texts = packed(model, [(choice.given, choice.own) for choice in choices])
     return list(answer_log_probs(model.module, texts).split(texts.answer_lengths))
 
 
+@torch.no_grad()
 def log_likelihoods(model: LanguageModel, rows: Sequence[GivenAnswer]) -> list[float]:
-    """Return log p of each whole answer."""
-    readings = answer_readings(model, rows)
-    return [_log_prob(reading_SV, answer) for reading_SV, (_, answer) in zip(readings, rows, strict=True)]
+    """Return log p of each whole answer, given as (prompt tokens, answer tokens)."""
+    texts = packed(model, rows)
+    nll_T = answer_nll(answer_log_probs(model.module, texts), texts)
+    return [-float(own_T.sum()) for own_T in nll_T.cpu().split(texts.answer_lengths)]
 
 
 def _until_changed(reading_SV: Tensor, own: Sequence[int], answer: Sequence[int]) -> float:
     """Return log p of an answer's tokens up to the first one that the model's own answer, which was read, does not have."""
     shared = min(len(answer), len(own))
     same = next((i for i in range(shared) if answer[i] != own[i]), shared)
-    return _log_prob(reading_SV, answer[: same + 1])
-
-
-def _log_prob(reading_SV: Tensor, answer: Sequence[int]) -> float:
-    ids = torch.tensor(answer, device=reading_SV.device)
+    ids = torch.tensor(answer[: same + 1][: len(own)], device=reading_SV.device)
     return float(reading_SV[: len(ids)].gather(1, ids[:, None]).sum())
 
 

@@ -18,6 +18,7 @@ from errata.model.renderer import Renderer
 from errata.text.dialogue import Prompt
 
 IGNORED = -100
+GivenAnswer = tuple[list[int], list[int]]  # The tokens of a prompt, and those of its answer.
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def encode_rows(renderer: Renderer, rows: Sequence[Row], device: Any = "cpu", eo
     return encode(renderer, [row.prompt for row in rows], [row.answer for row in rows], device, eos)
 
 
-def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int, device: Any = "cpu") -> Encoded:
+def padded(rows: Sequence[GivenAnswer], pad: int, device: Any = "cpu") -> Encoded:
     """Pad rows of (given tokens, answer tokens) into one batch."""
     width = max(len(given) + len(answer) for given, answer in rows)
     ids, mask, labels = [], [], []

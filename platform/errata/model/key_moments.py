@@ -45,7 +45,7 @@ def key_sums(
         handles = [model.get_submodule(n).register_forward_pre_hook(watch(n, mask_BS)) for n in modules]
         try:
             # The output embedding is left out, because the logits of whole texts would be the largest tensor.
-            model.base_model(input_ids=encoded.input_ids_BS, attention_mask=encoded.attention_mask_BS, use_cache=False)
+            model.base_model(**encoded.arguments(model.dtype), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

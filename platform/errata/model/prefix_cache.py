@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from errata.edit import EditBatch
-from errata.model.encoding import Encoded, encode_rows
+from errata.model.encoding import Encoded
 from errata.model.language_model import LanguageModel
-from errata.model.packing import Packed, packed_requests
+from errata.model.packing import packed_requests
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,6 @@ class BatchCache:
     def of(cls, model: LanguageModel, modules: Sequence[str], batch: EditBatch) -> BatchCache:
         """Tokenise the batch, and make an empty cache of what `model` computes before the first of `modules`."""
         return cls(packed_requests(model, batch.rows), PrefixCache(model.module, modules))
-
-    def with_own_rows(self, model: LanguageModel, batch: EditBatch) -> BatchCache:
-        """Return a cache for the same batch of which each text is a row of its own; this one, unless it has packed texts."""
-        if not isinstance(self.tokens, Packed):
-            return self
-        return BatchCache(encode_rows(model.renderer, batch.rows, model.device), self.prefix.empty_copy())
 
 
 class PrefixCache:

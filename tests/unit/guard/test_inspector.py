@@ -197,7 +197,7 @@ def test_any_end_token_ends_an_answer(tiny_model, world):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(probe_answers, "answer_log_probs", rigged)
             encoded = encode(tiny_model.renderer, [edit.prompt], [edit.target])
-            assert inspector.rows_answered(inspector.prefix_cache.empty_copy(), encoded, WeightDelta({})) == [right]
+            assert inspector.texts_answered(inspector.prefix_cache.empty_copy(), encoded, WeightDelta({})) == [right]
 
 
 def test_answers_are_computed_again_after_rounding_to_bf16(tiny_model, world, probes, random_delta):

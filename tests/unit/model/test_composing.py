@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from errata.edit import Edit
 from errata.model import composing
 from errata.model.composing import NUM_AT_ONCE, composed
+from errata.model.encoding import GivenAnswer
 from errata.model.language_model import LanguageModel, attention_for
-from errata.model.packing import GivenAnswer
 from errata.text.answers import says
 from errata.text.dialogue import Dialogue, Message
 from tests.tiny_models import ARCHITECTURES

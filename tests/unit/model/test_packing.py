@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPTNeoConfig, MixtralConfig
 
 from errata.edit import Edit, EditBatch, EditRejected
 from errata.editors.editor import check_finite
 from errata.model import packing
 from errata.model.capture import capture
-from errata.model.encoding import IGNORED, Encoded, answer_log_probs, padded, split
+from errata.model.encoding import IGNORED, Encoded, GivenAnswer, answer_log_probs, padded, split
 from errata.model.language_model import LanguageModel
-from errata.model.packing import MAX_PACKED, MIN_SHARED, GivenAnswer, Packed, packed
+from errata.model.packing import MAX_PACKED, MIN_SHARED, Packed, packed
 from errata.model.prefix_cache import PrefixCache
-from tests.tiny_models import ARCHITECTURES, make_tiny
+from tests.tiny_models import ARCHITECTURES, MAX_TOKENS, make_tiny
 
 WINDOWED = {"mistral", "gemma2", "gemma3", "gemma3-wrapped"}
 SYSTEM = list(range(3, 3 + MIN_SHARED))
@@ -60,6 +62,21 @@ def test_texts_of_several_beginnings_keep_their_order() -> None:
     assert isinstance(together, Packed)
     beginnings = [ids[text == 0].tolist() for ids, text in zip(together.input_ids_BS, together.text_BS, strict=True)]
     assert [begin[:MIN_SHARED] for begin in beginnings] == [[], SYSTEM, [], OTHER_SYSTEM, []]
+
+
+def test_padding_has_a_position_that_every_model_has() -> None:
+    """Packs of very different lengths, of a model that has learnt 64 positions."""
+    rows = [*texts(2, OTHER_SYSTEM), *texts(30, SYSTEM)]
+    together = same_values(make_tiny("gpt-2"), rows)
+    assert isinstance(together, Packed) and together.input_ids_BS.shape[1] > MAX_TOKENS
+    assert int(together.position_BS.max()) == max(len(given) + len(answer) for given, answer in rows) - 1
+
+
+def test_one_text_does_not_shorten_a_long_beginning() -> None:
+    long, short = list(range(3, 43)), list(range(3, 19))
+    rows = [*texts(4, long), *texts(4, [*short, 50], 1)]
+    together = same_values(make_tiny("llama3"), rows)
+    assert isinstance(together, Packed) and (together.text_BS == 0).sum(1).tolist() == [len(long) + 1, len(short) + 2]
 
 
 def test_texts_that_share_little_are_not_packed() -> None:
@@ -116,7 +133,44 @@ def test_a_model_that_reads_packed_texts_otherwise_gets_rows_of_their_own(monkey
     model = make_tiny("llama3")
     monkeypatch.setattr(Packed, "position_BS", property(lambda self: torch.zeros_like(self.text_BS) + 60))
     assert not isinstance(packed(model, texts(4, SYSTEM)), Packed)
-    assert packing._CHECKED[model.module] is False
+    assert packing._READS_ALIKE[model.module] is False
+
+
+def test_the_check_sees_windows_that_the_configuration_does_not_name() -> None:
+    config = GPTNeoConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        window_size=64,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=512,
+    )
+    model = replace(make_tiny("llama3"), module=AutoModelForCausalLM.from_config(config).eval())
+    assert not isinstance(packed(model, texts(40, SYSTEM)), Packed)
+
+
+def test_a_model_that_refuses_the_mask_gets_rows_of_their_own() -> None:
+    """The load-balancing loss reads a mask of rows."""
+    config = MixtralConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=None,
+        num_local_experts=2,
+        output_router_logits=True,
+    )
+    model = replace(make_tiny("llama3"), module=AutoModelForCausalLM.from_config(config).eval())
+    assert not isinstance(packed(model, texts(4, SYSTEM)), Packed)
+
+
+def test_texts_without_answers_do_not_decide_the_check() -> None:
+    model, rows = make_tiny("llama3"), texts(4, SYSTEM)
+    assert not isinstance(packed(model, [(given, []) for given, _ in rows]), Packed)
+    assert isinstance(packed(model, rows), Packed)
 
 
 def test_a_fault_in_a_packed_text_names_its_edit() -> None:

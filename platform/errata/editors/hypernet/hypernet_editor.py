@@ -32,6 +32,7 @@ from errata.model.encoding import Encoded, encode_rows, split
 from errata.model.key_moments import key_moment
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import MatrixSpec, ModelSpec, find_matrices, input_sources
+from errata.model.packing import Packed
 from errata.model.prefix_cache import BatchCache
 from errata.timing import timed
 
@@ -122,9 +123,9 @@ class HypernetworkEditor(Editor):
         net = self.trained_policy().net
         check_batch(batch, self.max_batch)
         cache = cache or BatchCache.of(model, net.spec.names, batch)
-        if self.rule == "outer":  # Its rows are tokens before the answer, too, of each text by itself.
-            cache = cache.with_own_rows(model, batch)
         encoded = cache.tokens
+        if self.rule == "outer" and isinstance(encoded, Packed):  # Its rows are tokens before answers, too, which texts share.
+            encoded = encode_rows(model.renderer, batch.rows, model.device)
         preconditioners = preconditioners_of(state, lambda: self.trained_policy().base_preconditioners, self.memory)
         keys: dict[str, Tensor] = {}
         shared: dict[str, KeyGram] = {}
