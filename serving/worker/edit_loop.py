@@ -306,7 +306,8 @@ class EditLoop:
             reason = why.reason if is_named else f"{why.reason}; the model answers {says!r}"
             self.journal.reject(entry.id, reason, why.field, why.code)
             self.metrics.refused(why)
-            event(logger, "edit.refused", edit_ids=[entry.id], reason=reason_of(why), by=entry.poster)
+            code, reason = why.code.value, reason_of(why.code)
+            event(logger, "edit.refused", edit_ids=[entry.id], reason=reason, code=code, by=entry.poster)
 
     async def _give_back(self, fault: Exception, tried: list[Entry], left: list[Entry]) -> None:
         """Queue edits again whose version met a moved head (`LedgerConflict`) or could not be served (`Unloadable`)."""
