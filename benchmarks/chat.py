@@ -73,15 +73,13 @@ class Outcome:
 
     @property
     def names_answer(self) -> bool:
-        """The reason of a rejection has the model's answer, in quotation marks."""
-        return "answers '" in self.told.get("reason", "") or 'answers "' in self.told.get("reason", "")
+        """The service names what the model says instead."""
+        return self.told.get("says") is not None
 
     def to_json(self) -> dict[str, Any]:
         told = {name: self.told[name] for name in TOLD if name in self.told}
-        return {"form": self.posted.form, "script": self.posted.script, "posted": self.posted.body, "kind": self.kind} | {
-            "says": self.says,
-            **told,
-        }
+        asked = {"form": self.posted.form, "script": self.posted.script, "posted": self.posted.body}
+        return {**asked, "kind": self.kind, "says": self.says, "told": told}
 
 
 TOLD = ("version", "code", "reason", "answers", "answered", "says", "repaired_in")
