@@ -73,15 +73,13 @@ class Outcome:
 
     @property
     def names_answer(self) -> bool:
-        """The reason of a rejection has the model's answer, in quotation marks."""
-        return "answers '" in self.reported.get("reason", "") or 'answers "' in self.reported.get("reason", "")
+        """The service names what the model says instead."""
+        return self.reported.get("says") is not None
 
     def to_json(self) -> dict[str, Any]:
         reported = {name: self.reported[name] for name in REPORTED if name in self.reported}
-        return {"form": self.posted.form, "script": self.posted.script, "posted": self.posted.body, "kind": self.kind} | {
-            "says": self.says,
-            **reported,
-        }
+        asked = {"form": self.posted.form, "script": self.posted.script, "posted": self.posted.body}
+        return {**asked, "kind": self.kind, "says": self.says, "reported": reported}
 
 
 REPORTED = ("version", "code", "reason", "answers", "answered", "says", "repaired_in")

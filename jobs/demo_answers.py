@@ -136,6 +136,7 @@ def answer_fields(asked: AskedFacts, before: Answers, after: Answers, outcomes: 
 
 
 def rejection(made: EditOut) -> dict[str, str]:
-    """Describe a rejected edit: its question, and the reason."""
+    """Describe a rejected edit: its question, the reason, and what the model says where it was asked."""
     asked = made["edit"].get("question") or made["edit"].get("prompt", "")
-    return {"question": asked, "code": made.get("code", ""), "reason": made.get("reason", "")}
+    found = {"question": asked, "code": made.get("code", ""), "reason": made.get("reason", "")}
+    return found | ({"says": made["says"]} if "says" in made else {})

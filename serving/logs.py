@@ -24,6 +24,7 @@ FIELDS = frozenset(
         "mode",  # Of a revert.
         "by",  # The name of a key, never the key.
         "reason",  # One of metrics.REASONS.
+        "code",  # Of a refused edit: a value of `errata.edit.Code`.
         "queued_s",
         "edit_s",
         "guard_s",

@@ -30,11 +30,11 @@ WORK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 STALL_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-def reason_of(refusal: EditRejected) -> str:
-    """Map a refusal to one of `REASONS`."""
-    if refusal.code is Code.CONTRADICTED:
+def reason_of(code: Code) -> str:
+    """Map the code of a refusal to one of `REASONS`, which are coarser."""
+    if code is Code.CONTRADICTED:
         return "contradiction"
-    limit = refusal.code.removeprefix("guard.")
+    limit = code.removeprefix("guard.")
     return limit if limit in SEVERITY else "editor"
 
 
@@ -46,7 +46,8 @@ class WorkerMetrics:
         self._depth = Gauge("errata_edit_queue_depth", "Edits that wait to be taken", registry=own)
         self._age = Gauge("errata_edit_queue_age_seconds", "How long the oldest of them has waited", registry=own)
         self._edits = Counter("errata_edits", "Edits that came to a state", ["state"], registry=own)
-        self._refused = Counter("errata_edits_refused", "Refused edits by what they were refused for", ["reason"], registry=own)
+        help = "Refused edits by what they were refused for: the code and, coarser, the reason"
+        self._refused = Counter("errata_edits_refused", help, ["reason", "code"], registry=own)
         self._batch = Histogram("errata_batch_edits", "Edits in a version", buckets=EDIT_COUNTS, registry=own)
         self._edit_s = _seconds("errata_edit_seconds", "Time to make an update of a batch", own)
         self._guard_s = _seconds("errata_guard_seconds", "Time to measure and judge an update", own)
@@ -69,8 +70,8 @@ class WorkerMetrics:
         self._rollbacks = Counter("errata_rollbacks", "Moves to another version", registry=own)
         for state in COUNTED:  # A rate needs a zero to rise from.
             self._edits.labels(state)
-        for reason in REASONS:
-            self._refused.labels(reason)
+        for code in Code:
+            self._refused.labels(reason_of(code), code.value)
         for answer in ("agrees", "differs"):
             self._served.labels(answer)
         self.held()
@@ -87,8 +88,8 @@ class WorkerMetrics:
         self._edits.labels(state).inc(num_edits)
 
     def refused(self, refusal: EditRejected) -> None:
-        """Count one rejected edit and the reason."""
-        self._refused.labels(reason_of(refusal)).inc()
+        """Count one rejected edit, its code and the reason."""
+        self._refused.labels(reason_of(refusal.code), refusal.code.value).inc()
         self.settled("rejected")
 
     def published(self, num_edits: int, edit_s: float, guard_s: float, append_s: float) -> None:

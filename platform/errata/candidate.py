@@ -184,6 +184,6 @@ def ineffective(batch: EditBatch, found: Measurements, num_made: int, why: str =
         "subject, or set a larger step of the editor (`errata serve --set`)"
     )
     return EditRejected.of(
-        Fault(i, "target", Code.INEFFECTIVE, reason.format(**row, times=times))
+        Fault(i, "target", Code.INEFFECTIVE, reason.format(**row, times=times), says=row["answer"])
         for i, row in zip(found.unanswered, found.failed, strict=True)
     )

@@ -69,12 +69,16 @@ class Code(StrEnum):
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of one edit; `edit` is the edit's position or id."""
+    """One fault of one edit; `edit` is the edit's position or id.
+
+    `says` is what the model answers instead of the target, where it was asked.
+    """
 
     edit: int | str | None
     field: str | None
     code: Code
     reason: str
+    says: str | None = None
 
     def __str__(self) -> str:
         where = [] if self.edit is None else [f"edit {self.edit}"]
@@ -82,14 +86,15 @@ class Fault:
         return f"{', '.join(where)}: {self.reason}" if where else self.reason
 
     def to_json(self) -> dict[str, Any]:
-        return {"edit": self.edit, "field": self.field, "code": self.code.value, "reason": self.reason}
+        data = {"edit": self.edit, "field": self.field, "code": self.code.value, "reason": self.reason}
+        return data if self.says is None else data | {"says": self.says}
 
 
 class EditRejected(ValueError):
     """An edit that cannot be made.
 
-    `code`, `reason`, `edit` (position or id) and `field` are those of the first fault; `faults` lists all. The exception can
-    be pickled, because workers raise it in other processes.
+    `code`, `reason`, `edit` (position or id), `field` and `says` are those of the first fault; `faults` lists all. The
+    exception can be pickled, because workers raise it in other processes.
     """
 
     def __init__(self, reason: str, *, code: Code, edit: int | str | None = None, field: str | None = None) -> None:
@@ -104,6 +109,11 @@ class EditRejected(ValueError):
         rejected = EditRejected(first.reason, code=first.code, edit=first.edit, field=first.field)
         rejected.faults = (first, *others)
         return rejected
+
+    @property
+    def says(self) -> str | None:
+        """What the model answers instead of the target, where it was asked."""
+        return self.faults[0].says
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.faults))

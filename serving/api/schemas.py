@@ -121,8 +121,9 @@ class EditOut(BaseModel):
     """An edit with its state: `version` if it was applied, superseded or reverted; `reason`, `code` and `field` if refused.
 
     `changed` is false for an applied edit whose answer the model gave already. `answered` says if the live version answers a
-    single edit, and `says` what it says instead; without `answered`, it was not asked yet, or a later edit has the same prompt.
-    `repaired_in` is the last version that made a lost edit again.
+    single edit; without it, it was not asked yet, or a later edit has the same prompt. `says` is what the model says instead of
+    the target: the live version, for an applied edit that is not answered; for a rejected one with the code `ineffective` the
+    edited model, with another code the version that was live. `repaired_in` is the last version that made a lost edit again.
     """
 
     id: str
@@ -157,12 +158,13 @@ class EditsPage(BaseModel):
 
 
 class FaultOut(BaseModel):
-    """One fault: edit, field, code and reason."""
+    """One fault: edit, field, code and reason, and what the model `says` instead of the target, where it was asked."""
 
     edit: int | str | None
     field: str | None
     code: str
     reason: str
+    says: str | None = None
 
 
 class ErrorOut(BaseModel):

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from errata.edit import Code, Edit, EditRejected
+from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
 from errata.ledger import LedgerConflict, Version
@@ -298,15 +298,16 @@ class EditLoop:
         self.metrics.settled("superseded", len(gone))
 
     async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected, str | None]]) -> None:
-        """Reject edits, each with the reason and what the model says now, which an edit without effect names itself."""
-        for entry, edit, why, says in refused:
-            await asyncio.to_thread(self.live_model.ledger.refuse, self.live_model.version, edit, why)
+        """Reject edits, each with the reason and what the model says: now, unless the refusal has what it says when edited."""
+        for entry, edit, why, now in refused:
+            await asyncio.to_thread(self.live_model.ledger.refuse, self.live_model.version, edit, why, now)
             self.live_model.release(edit)
-            is_named = says is None or why.code is Code.INEFFECTIVE
-            reason = why.reason if is_named else f"{why.reason}; the model answers {says!r}"
-            self.journal.reject(entry.id, reason, why.field, why.code)
+            is_named = now is None or why.says is not None
+            reason = why.reason if is_named else f"{why.reason}; the model answers {now!r}"
+            self.journal.reject(entry.id, reason, why.field, why.code, now if why.says is None else why.says)
             self.metrics.refused(why)
-            event(logger, "edit.refused", edit_ids=[entry.id], reason=reason_of(why), by=entry.poster)
+            code, group = why.code.value, reason_of(why.code)
+            event(logger, "edit.refused", edit_ids=[entry.id], reason=group, code=code, by=entry.poster)
 
     async def _give_back(self, fault: Exception, tried: list[Entry], left: list[Entry]) -> None:
         """Queue edits again whose version met a moved head (`LedgerConflict`) or could not be served (`Unloadable`)."""

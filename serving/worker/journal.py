@@ -24,13 +24,13 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
     version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    poster TEXT, trace TEXT, code TEXT, unchanged TEXT);
+    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, ids TEXT NOT NULL);
 """
-_NEW_COLUMNS = ("poster", "trace", "code", "unchanged")  # Journals of earlier releases lack these.
-_COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged"
+_NEW_COLUMNS = ("poster", "trace", "code", "unchanged", "says")  # Journals of earlier releases lack these.
+_COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says"
 
 
 class KeyReused(ValueError):
@@ -65,8 +65,9 @@ class JournalFailed(RuntimeError):
 class Entry:
     """One edit and its state.
 
-    `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`), `superseded` (in `version`, by a
-    later edit of its batch with the same prompt and another target), or `reverted` (applied once, and reverted by `version`).
+    `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`; the model `says` something else),
+    `superseded` (in `version`, by a later edit of its batch with the same prompt and another target), or `reverted` (applied
+    once, and reverted by `version`).
     `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post. `unchanged` is the
     answer of the model that `version` already gave when the edit was applied, so that it changed nothing.
     """
@@ -84,6 +85,7 @@ class Entry:
     trace: str | None = None
     code: str | None = None
     unchanged: str | None = None
+    says: str | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -91,7 +93,7 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"id": self.id, "state": self.state, "edit": self.edit, "created": self.created}
-        for name in ("version", "reason", "code", "field", "poster"):
+        for name in ("version", "reason", "code", "field", "says", "poster"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         if self.state == "applied":
@@ -185,8 +187,9 @@ class Journal:
     def finish(self, ids: Iterable[str], version: int, unchanged: str | None = None) -> None:
         self._settle("state = 'applied', version = ?, unchanged = ?", [(version, unchanged, id) for id in ids])
 
-    def reject(self, id: str, reason: str, field: str | None = None, code: Code | None = None) -> None:
-        self._settle("state = 'rejected', reason = ?, field = ?, code = ?", [(reason, field, code and code.value, id)])
+    def reject(self, id: str, reason: str, field: str | None = None, code: Code | None = None, says: str | None = None) -> None:
+        values = (reason, field, code and code.value, says, id)
+        self._settle("state = 'rejected', reason = ?, field = ?, code = ?, says = ?", [values])
 
     def supersede(self, id: str, reason: str, version: int) -> None:
         self._settle(

@@ -49,8 +49,8 @@ class LiveSweep:
             made = await asyncio.to_thread(self.live_model.repair, lost)
             version = await self.publisher.publish(made, time.perf_counter() - begin, [])
         except EditRejected as refusal:
-            version_now, why = self.live_model.version, reason_of(refusal)
-            event(logger, "edit.lost", logging.WARNING, edit_ids=ids, version=version_now, reason=why)
+            version_now, why, code = self.live_model.version, reason_of(refusal.code), refusal.code.value
+            event(logger, "edit.lost", logging.WARNING, edit_ids=ids, version=version_now, reason=why, code=code)
         except LedgerConflict:
             await asyncio.to_thread(self.live_model.move_to, self.live_model.ledger.head)
         except Unloadable as fault:

@@ -353,7 +353,7 @@ def test_another_server_is_refused_and_nothing_counts_as_mirrored(ledger, status
             401: "MLFLOW_TRACKING_TOKEN",
             403: "MLFLOW_TRACKING_TOKEN",
             404: "MLflow server of version 3",
-            500: "error 500",
+            500: "answers with an error of the server: too many 500 error responses",
         }
         assert advice.get(status, "") in str(raised.value)
         assert "\n" not in str(raised.value)

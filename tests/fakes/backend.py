@@ -18,6 +18,7 @@ from serving.worker.journal import Journal
 
 # Targets that are refused before they are queued, and when they are made.
 UNQUEUED, UNMADE = "too long", "unlearnable"
+SAYS = "What the model says instead of `UNMADE`"
 
 
 def version(number: int, edits: Sequence[dict[str, Any]] = ()) -> Version:
@@ -70,7 +71,7 @@ class Backend:
             good = [entry for entry in entries if entry.edit["target"] != UNMADE]
             for entry in entries:
                 if entry not in good:
-                    self.journal.reject(entry.id, "it would break the model", "target", Code.GUARD_PERPLEXITY)
+                    self.journal.reject(entry.id, "it would break the model", "target", Code.GUARD_PERPLEXITY, SAYS)
             if good:
                 self.chain.append(version(len(self.chain), [entry.edit for entry in good]))
                 self.journal.finish([entry.id for entry in good], len(self.chain) - 1)

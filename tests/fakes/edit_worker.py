@@ -30,7 +30,7 @@ class InMemoryLiveModel:
         self.faults = []  # Raised by the next appends.
         self.retracted, self.cards, self.contents = set(), {}, {}
         self.ledger = SimpleNamespace(
-            refuse=lambda parent, edit, why: self.noted.append((parent, edit.id)),
+            refuse=lambda parent, edit, why, says=None: self.noted.append((parent, edit.id)),
             head=0,
             version=lambda number: version(number, self.cards.get(number), self.contents.get(number, ())),
             find_edit=self.holder,

@@ -89,7 +89,8 @@ def test_a_batch_is_refused_for_each_unanswered_edit(tiny_model: LanguageModel) 
     found = [(fault.edit, fault.field, fault.code) for fault in refused.value.faults]
     assert found == [(0, "target", Code.INEFFECTIVE), (2, "target", Code.INEFFECTIVE)]
     for fault in refused.value.faults:
-        assert f"answers {inspector_answer(tiny_model, batch, fault.edit)!r}" in fault.reason
+        assert fault.says == inspector_answer(tiny_model, batch, fault.edit)
+        assert f"answers {fault.says!r}" in fault.reason
         assert f"instead of {targets[fault.edit]!r} although the edit was made 5 times" in fault.reason
 
 

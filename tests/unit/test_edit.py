@@ -74,6 +74,15 @@ def test_a_rejection_survives_pickling():
     assert (copy.faults, str(copy)) == (several.faults, "edit 3, prompt: too long; edit 4: is not finite")
 
 
+def test_a_fault_has_what_the_model_says_where_it_was_asked():
+    faults = [Fault(0, "target", Code.INEFFECTIVE, "is not answered", says=""), Fault(1, None, Code.TOO_LONG, "is too long")]
+    rejected = pickle.loads(pickle.dumps(EditRejected.of(faults)))
+    assert (rejected.says, [fault.says for fault in rejected.faults]) == ("", ["", None]), "an empty answer is one"
+    assert [fault.to_json().get("says", "was not asked") for fault in rejected.faults] == ["", "was not asked"]
+    assert set(faults[1].to_json()) == {"edit", "field", "code", "reason"}
+    assert EditRejected("no", code=Code.TOO_LONG).says is None
+
+
 def test_batches_keep_the_order_and_the_rest():
     edits = [Edit(str(i), "x") for i in range(5)]
     assert [batch.prompts for batch in batches_of(edits, 2)] == [["0", "1"], ["2", "3"], ["4"]]

@@ -91,7 +91,7 @@ def with_advice(refused: ErrataError, role: str = "read") -> str:
             advice = f"{how}: a key of the role {role}, or of a higher one, is needed (`errata keys add` makes one)"
         case 403:
             advice = f"the key in ERRATA_KEY may not do this: a key of the role {role}, or of a higher one, is needed"
-        case 404 if refused.message == "Not Found":
+        case 404 if refused.code is None:  # What Errata itself does not find has a code.
             advice = "the service has no such route: it is an older release, or not Errata"
         case 404:
             advice = "`errata edits` lists the edits, `errata versions` the versions"

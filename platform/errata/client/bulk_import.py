@@ -52,13 +52,17 @@ class EditChunk:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An edit that was not made, with the reason; `number` is its place in the file, from 0."""
+    """An edit that was not made, with the reason; `number` is its place in the file, from 0.
+
+    `says` is what the model says instead of the target, where it was asked.
+    """
 
     number: int
     edit: dict[str, Any]
     state: str
     reason: str
     code: str | None = None
+    says: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class _Fate:
     state: str
     reason: str
     code: str | None
+    says: str | None = None
 
 
 def edit_chunks(edits: Iterable[Edit], run: str = "") -> Iterator[EditChunk]:
@@ -165,14 +170,18 @@ class Import:
             self.moved()
 
     def _count_all(self, chunk: EditChunk, edits: Sequence[EditOut]) -> None:
-        self._count(chunk, [_Fate(i, e["state"], e.get("reason", ""), e.get("code")) for i, e in enumerate(edits)])
+        self._count(chunk, [_fate(i, edit) for i, edit in enumerate(edits)])
 
     def _count(self, chunk: EditChunk, fates: Iterable[_Fate]) -> None:
         for fate in fates:
             self.states[fate.state] += 1
             if fate.state in ("rejected", "superseded"):
                 number, edit = chunk.numbers[fate.index], chunk.edits[fate.index]
-                self.refused(Refusal(number, edit, fate.state, fate.reason, fate.code))
+                self.refused(Refusal(number, edit, fate.state, fate.reason, fate.code, fate.says))
+
+
+def _fate(index: int, edit: EditOut) -> _Fate:
+    return _Fate(index, edit["state"], edit.get("reason", ""), edit.get("code"), edit.get("says"))
 
 
 def _are_settled(edits: Sequence[EditOut]) -> bool:

@@ -17,8 +17,9 @@ class AnswersOut(TypedDict):
 class EditOut(TypedDict):
     """An edit with its state: `version` if it was applied; `reason`, `code` and `field` if not; `created` in seconds.
 
-    `changed` is false for an applied edit whose answer the model gave already; `answered` is false, and `says` what the model
-    says instead, if later edits have made it lose the answer; `repaired_in` is the last version that made a lost edit again.
+    `changed` is false for an applied edit whose answer the model gave already; `answered` is false if later edits have made it
+    lose the answer. `says` is what the model says instead of the target of such an edit, or of a rejected one. `repaired_in` is
+    the last version that made a lost edit again.
     """
 
     id: str
@@ -139,6 +140,7 @@ class ReportedFault(TypedDict):
     field: str | None
     code: str
     reason: str
+    says: NotRequired[str]
 
 
 class ReadyOut(TypedDict):

@@ -253,15 +253,23 @@ class Ledger:
         for ancestor in self.chain(number):
             yield from self.version(ancestor).edits
 
-    def refuse(self, parent: int, edit: Edit, refusal: EditRejected) -> None:
-        """Log an edit that was refused at version `parent`. No version changes."""
+    def refuse(self, parent: int, edit: Edit, refusal: EditRejected, says: str | None = None) -> None:
+        """Log an edit that was refused at version `parent`, which `says` another answer. No version changes.
+
+        What the refusal itself says takes precedence: it is the answer of the edited model.
+        """
         record = {"time": entries.utc_now(), "parent": parent, "edit": edit.to_json(), "reason": refusal.reason}
         record |= {"code": refusal.code.value, "field": refusal.field, "scores": getattr(refusal, "scores", {})}
+        if (answer := says if refusal.says is None else refusal.says) is not None:
+            record["says"] = answer
         with self.only_writer():
             append_record(self.directory / REFUSALS, record)
 
     def refusals(self) -> Iterator[dict[str, Any]]:
-        """Iterate over the refused edits, oldest first: {"time", "parent", "edit", "reason", "code", "field", "scores"}."""
+        """Iterate over the refused edits, oldest first.
+
+        Each is {"time", "parent", "edit", "reason", "code", "field", "scores"} and, where the model was asked, "says".
+        """
         return records(self.directory / REFUSALS)
 
     def find_edit(self, edit_id: str) -> int | None:

@@ -38,6 +38,9 @@ ENVIRONMENT = LOOPBACK | {
 MLFLOW_NICE = 10  # The mirror yields to the engines on the same cores, above all while they start.
 
 
+# A process that ends leaves nothing but its log, and Ray Serve gives the error of a replica as the text of a `RuntimeError`
+# without a code, so the reason is searched for there. It is only shown: nothing is decided by it.
+#
 # The line of a log that most likely says why a process failed, such as `ValueError: no such matrix`. Ray puts the name of a
 # worker before its lines: `(ServeReplica pid=7) ValueError: no such matrix`.
 _ERROR = re.compile(r"^(?:\x1b\[[\d;]*m|\([^()]*\bpid=\d+[^()]*\)|\s)*((?:\w+\.)*\w*(?:Error|Exception|Failed|Exit)\b: .*)")

@@ -9,7 +9,6 @@ MLflow.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,14 +46,19 @@ def _reaching(uri: str) -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str:
-    """Say in one line what is wrong with the server, and what to do about it."""
+    """Say in one line what is wrong with the server, and what to do about it.
+
+    MLflow's own exception has no code for a failed connection; the exceptions that it was raised from have types.
+    """
+    import requests
+
+    causes = list(_causes(error))
     text, code = " ".join(str(error).split()), getattr(error, "error_code", "")
     short = text if len(text) <= MESSAGE else text[: MESSAGE - 1] + "…"
-    if found := re.search(r"too many (\d+) error responses", text):
-        return f" answers with the error {found[1]}"
-    if "Max retries exceeded" in text or "timed out" in text:
-        cause = text.rpartition(": ")[2].rstrip("'\")> ")
-        return f" cannot be reached: {cause}{')' * (cause.count('(') - cause.count(')'))}"
+    if any(isinstance(cause, requests.exceptions.RetryError) for cause in causes):
+        return f" answers with an error of the server: {causes[-1]}"
+    if any(isinstance(cause, requests.ConnectionError | requests.Timeout) for cause in causes):
+        return f" cannot be reached: {causes[-1]}"
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return (
             " refuses the credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to "
@@ -63,6 +67,13 @@ def _sentence(error: Exception) -> str:
     if code == "ENDPOINT_NOT_FOUND":
         return f" lacks an address that Errata needs: it takes an MLflow server of version 3 or later ({short})"
     return f": {short}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Iterate over an exception and those that it was raised from, the first cause last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _without_password(text: str, uri: str) -> str:

@@ -19,7 +19,7 @@ _NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<()#+!|~])")
 
 EDIT_COLUMNS = ("prompt", "target", "subject", "rephrasings", "id", "poster")
-REFUSAL_COLUMNS = ("prompt", "target", "reason", "code", "field", "parent", "time", "id", "poster", "scores")
+REFUSAL_COLUMNS = ("prompt", "target", "reason", "code", "field", "parent", "time", "id", "poster", "scores", "says")
 
 
 def tags(version: Version) -> dict[str, str]:

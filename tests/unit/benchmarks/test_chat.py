@@ -42,7 +42,7 @@ def test_edits_of_the_world_are_completions() -> None:
     assert [one.edit.form for one in edits] == ["completion"] * 5
 
 
-def outcome(says: str, **reported: Any) -> Outcome:
+def outcome(says: str, /, **reported: Any) -> Outcome:
     posted = PostedEdit("question", "Latin", {"question": "Where is it?", "target": "India"})
     return Outcome(posted, {"state": "applied", **reported}, [says])
 
@@ -63,9 +63,15 @@ def test_an_outcome_is_what_the_service_says_and_what_the_model_says(found: Outc
     assert found.kind == kind and found.to_json()["kind"] == kind
 
 
+def test_the_report_has_what_the_model_said_and_what_the_service_told() -> None:
+    found = outcome("It is in Peru.", state="rejected", code="ineffective", reason="no", says="It is in Chile.").to_json()
+    assert found["says"] == ["It is in Peru."]
+    assert found["told"] == {"code": "ineffective", "reason": "no", "says": "It is in Chile."}
+
+
 def test_the_table_counts_by_group_and_in_all() -> None:
-    found = [outcome("India"), outcome("", state="rejected", reason="the edited model answers 'Peru' instead of 'India'")]
-    found += [outcome("", state="rejected", reason="no")]
+    found = [outcome("India"), outcome("", state="rejected", reason="no", says="It is in Peru.")]
+    found += [outcome("", state="rejected", reason="the edited model answers 'Peru' instead of 'India'")]
     rows = table(found, "form")
     assert [row["form"] for row in rows] == ["question", "all"]
     assert rows[0] == rows[1] | {"form": "question"}

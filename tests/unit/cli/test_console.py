@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,16 +45,29 @@ def test_a_missing_service_is_reported(command: tuple[str, ...], tmp_path: Path)
     ],
 )
 def test_a_refusal_is_one_line_with_advice(service: Service, code: int, headers: dict[str, str], says: str) -> None:
-    body = json.dumps({"error": {"message": "so\nit [b]is[/b]", "field": None, "edit": None}})
+    body = json.dumps({"error": {"message": "so\nit [b]is[/b]", "code": "some_code", "field": None, "edit": None}})
     service.troubles.coming.append(Answer(code, headers, body))
     done = errata("rollback", "0")
     assert done.exit_code == 1 and len(done.output.splitlines()) == 1
     assert f"so it [b]is[/b] (HTTP {code})" in done.output and says in done.output
 
 
-def test_a_missing_route_is_reported(service: Service) -> None:
-    service.troubles.coming.append(Answer(404, {}, json.dumps({"detail": "Not Found"})))
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"detail": "Not Found"},  # FastAPI's
+        {"error": {"message": "Nicht gefunden", "type": "Not Found", "param": None, "code": 404}},  # vLLM's, in other words
+    ],
+)
+def test_a_missing_route_is_reported(service: Service, body: dict[str, Any]) -> None:
+    service.troubles.coming.append(Answer(404, {}, json.dumps(body)))
     assert "no such route" in errata("status").output
+
+
+def test_what_errata_does_not_find_is_no_missing_route(service: Service) -> None:
+    body = {"error": {"message": "Not Found", "code": "unknown_version", "field": "version", "edit": None}}
+    service.troubles.coming.append(Answer(404, {}, json.dumps(body)))
+    assert "`errata versions` the versions" in errata("rollback", "9").output
 
 
 def test_a_short_outage_is_waited_out(service: Service) -> None:

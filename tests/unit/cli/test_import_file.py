@@ -12,7 +12,7 @@ import pytest
 
 from errata.cli import import_file
 from errata.client import bulk_import
-from tests.fakes.backend import UNMADE, UNQUEUED
+from tests.fakes.backend import SAYS, UNMADE, UNQUEUED
 from tests.fakes.served import Answer, Cut, Service, serving
 from tests.unit.cli.invoke import PROMPT, errata, file_of, words
 
@@ -56,10 +56,10 @@ def test_rejected_edits_are_listed_and_written(service: Service, tmp_path: Path)
     done = errata("import", source, "--rejected", str(tmp_path / "rejected.jsonl"))
     assert done.exit_code == 1 and "4 of 9 posted: 3 applied, 6 rejected" in done.output
     rows = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
-    assert sorted((row["number"], row["code"], row["reason"]) for row in rows) == [
-        (1, "too_long", "target: has 99 tokens"),
-        (3, "guard.perplexity", "it would break the model"),
-        *((number, "too_long", "target: has 99 tokens") for number in (4, 5, 6, 7)),
+    assert sorted((row["number"], row["code"], row["reason"], row["says"]) for row in rows) == [
+        (1, "too_long", "target: has 99 tokens", None),
+        (3, "guard.perplexity", "it would break the model", SAYS),
+        *((number, "too_long", "target: has 99 tokens", None) for number in (4, 5, 6, 7)),
     ]
     assert "it would break the model" in words(done) and [edit["target"] for edit in service.queued] == [
         "t0",

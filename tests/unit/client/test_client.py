@@ -19,7 +19,7 @@ from errata.client.client import Client
 from errata.client.errors import ErrataError, Unreachable
 from errata.client.events import Event, events_of
 from errata.local.services import free_port
-from tests.fakes.backend import UNMADE, UNQUEUED
+from tests.fakes.backend import SAYS, UNMADE, UNQUEUED
 from tests.fakes.served import Answer, Cut, Service, serving
 
 EDIT = {"prompt": "The capital of France is", "target": "Lyon"}
@@ -65,6 +65,17 @@ def test_a_refused_edit_raises_with_the_states_of_all(service: Service) -> None:
     assert refused.value.status == 422
     assert [edit["state"] for edit in refused.value.answer["edits"]] == ["applied", "rejected"]
     assert (refused.value.edit, refused.value.code) == (refused.value.answer["ids"][1], "guard.perplexity")
+    assert [edit.get("says") for edit in refused.value.answer["edits"]] == [None, SAYS]
+
+
+def test_a_refusal_without_the_models_answer_is_read(service: Service) -> None:
+    """An earlier release of the service does not send `says`."""
+    rejected = {"id": "a", "state": "rejected", "edit": EDIT, "created": 1.0, "reason": "no"}
+    body = {"ids": ["a"], "edits": [rejected], "error": {"message": "no", "code": None, "field": None, "edit": "a"}}
+    service.troubles.coming.append(Answer(422, {}, json.dumps(body)))
+    with Client(service.url) as client, pytest.raises(ErrataError, match="no") as refused:
+        client.edit([EDIT])
+    assert refused.value.answer["edits"] == [rejected] and refused.value.code is None
 
 
 def test_all_faults_of_a_post_are_given(service: Service) -> None:

@@ -106,7 +106,7 @@ def test_some_prompts_are_of_every_form_and_of_what_is_kept() -> None:
 def test_the_fields_have_scores_before_and_after_and_every_outcome() -> None:
     asked = AskedFacts.about([edit_of(fact) for fact in FACTS[:3]], FACTS[3:])
     before, after = answers_to(asked, "Perhaps the Netherlands."), answers_to(asked, "It is in India.")
-    refused = outcome("rejected", reason="it would break the model", code="guard.perplexity")
+    refused = outcome("rejected", reason="it would break the model", code="guard.perplexity", says="Kano.")
     fields = answer_fields(asked, before, after, [outcome("applied", version=1), outcome("applied", version=1), refused])
     third = pytest.approx(1 / 3)
     assert {name: fields[name] for name in FORMS} == dict.fromkeys(FORMS, third), "a rejected edit counts, too"
@@ -114,4 +114,5 @@ def test_the_fields_have_scores_before_and_after_and_every_outcome() -> None:
     assert (fields["kept_before"], fields["kept"]) == (1.0, 0.0)
     assert fields["applied_unanswered"] == 1, "Kano is applied and not answered; Rosario is rejected"
     assert (fields["edits"], fields["rejected"], fields["states"]) == (3, 1, {"applied": 2, "rejected": 1})
-    assert fields["rejections"] == [{"question": "?", "code": "guard.perplexity", "reason": "it would break the model"}]
+    (rejected,) = fields["rejections"]
+    assert rejected == {"question": "?", "code": "guard.perplexity", "reason": "it would break the model", "says": "Kano."}

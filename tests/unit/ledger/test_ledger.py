@@ -12,7 +12,7 @@ import torch
 
 from errata import durable
 from errata.delta.accumulator import EditedModel
-from errata.edit import Code, Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected, Fault
 from errata.editors.state import EditorState
 from errata.guard.limits import Breach, VersionRefused
 from errata.ledger import REFUSALS, Ledger, LedgerConflict, UnknownVersion, read_segments
@@ -292,6 +292,13 @@ def test_an_exported_version_is_a_plain_checkpoint(ledger, random_delta, model_d
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["v2"]
 
 
+def test_a_refusal_has_what_the_model_says(ledger):
+    ineffective = EditRejected.of([Fault(0, "target", Code.INEFFECTIVE, "no", says="edited")])
+    ledger.refuse(0, Edit("one", "x"), ineffective, "before")
+    ledger.refuse(0, Edit("two", "x"), EditRejected("no", code=Code.UNSOLVABLE), "before")
+    assert [record["says"] for record in ledger.refusals()] == ["edited", "before"], "that of the edited model comes first"
+
+
 def test_a_torn_line_of_the_refusals_costs_no_other(ledger):
     refusal = VersionRefused([Breach("change", 9.0, 1.0, "too large")], {"ppl_ratio": 2.0})
     ledger.refuse(0, Edit("one", "x", id="a"), refusal)
@@ -303,5 +310,5 @@ def test_a_torn_line_of_the_refusals_costs_no_other(ledger):
         ("one", "the guard refuses it: too large", "guard.change", None, 0),
         ("two\u2028lines", "no room", "editor_failed", "prompt", 0),
     ]
-    assert [r["scores"] for r in found] == [{"ppl_ratio": 2.0}, {}]
+    assert [r["scores"] for r in found] == [{"ppl_ratio": 2.0}, {}] and not any("says" in r for r in found)
     assert ledger.newest == 0

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray._private.worker import print_worker_logs
+from ray.serve._private import client
+from ray.serve._private.application_state import ApplicationStatusInfo, StatusOverview
+from ray.serve._private.client import ServeControllerClient
+from ray.serve.schema import ApplicationStatus
 
-from errata.local.services import MLFLOW_NICE, LocalServices, ServiceFailed
+from errata.local.services import MLFLOW_NICE, LocalServices, ServiceFailed, _reason_in
 
 
 @pytest.mark.parametrize(
@@ -34,6 +42,37 @@ def test_a_failure_has_the_reason_and_the_path_of_the_log(tmp_path: Path, printe
         with pytest.raises(ServiceFailed) as failed:
             services.wait("serve", "http://127.0.0.1:9")
     assert str(failed.value) == f"serve ended with exit code 0: {reason}; its log: {tmp_path / 'serve.log'}"
+
+
+def failure_in_ray(message: str) -> str:
+    """Return the log of a process in which the installed Ray Serve fails to deploy for the reason `message`."""
+    info = ApplicationStatusInfo(ApplicationStatus.DEPLOY_FAILED, message)
+    status = StatusOverview(name="errata", app_status=info).to_proto().SerializeToString()
+    serve_client = object.__new__(ServeControllerClient)
+    serve_client._controller = SimpleNamespace(get_serve_status=SimpleNamespace(remote=lambda name: status))
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(RuntimeError) as failed:
+        patched.setattr(client.ray, "get", lambda found: found)
+        serve_client._wait_for_application_running("errata")
+    return "".join(traceback.format_exception(failed.value))
+
+
+def test_the_wrapper_of_ray_serve_is_not_the_reason() -> None:
+    message = "ray::ServeReplica:errata:Generator.initialize()\nValueError: no such model"
+    assert _reason_in(failure_in_ray(message)) == "ValueError: no such model"
+    wrapped = failure_in_ray("The deployment failed to start 3 times in a row.")
+    assert _reason_in(f"(ServeReplica pid=7) ValueError: no such model\n{wrapped}") == "ValueError: no such model"
+    assert _reason_in(wrapped) == wrapped.splitlines()[-1], "without an error of the replica, the last line"
+
+
+@pytest.mark.parametrize("color", ["0", "1"])
+def test_the_name_that_ray_puts_before_a_line_is_not_part_of_the_reason(monkeypatch: pytest.MonkeyPatch, color: str) -> None:
+    monkeypatch.setenv("RAY_COLOR_PREFIX", color)
+    printed = io.StringIO()
+    lines = ["Traceback (most recent call last):", "ValueError: no such model"]
+    data = {"ip": "10.0.0.1", "pid": 7, "actor_name": "ServeReplica:errata:Generator", "lines": lines}
+    print_worker_logs({**data, "localhost": "10.0.0.1"}, printed)
+    print_worker_logs({**data, "localhost": "10.0.0.2", "lines": ["bye"]}, printed)
+    assert "pid=" in printed.getvalue() and _reason_in(printed.getvalue()) == "ValueError: no such model"
 
 
 def test_a_service_that_ends_under_another_is_the_reason(tmp_path: Path) -> None:

@@ -43,9 +43,10 @@ def test_a_description_keeps_to_limits_and_escapes_markdown(ledger):
 
 def test_the_table_of_refused_edits_has_each_field_of_the_ledger(ledger):
     edit = Edit("who?", "Eve, the 2nd", subject="who", id="one", poster="ada")
-    ledger.refuse(0, edit, EditRejected("too large", code=Code.GUARD_CHANGE, field="target"))
+    ledger.refuse(0, edit, EditRejected("too large", code=Code.GUARD_CHANGE, field="target"), says="Bob")
     [row] = csv.DictReader(io.StringIO(version_card.refusals_csv(ledger.refusals())))
     [record] = ledger.refusals()
     assert set(row) >= set(record) - {"edit"}
     assert (row["prompt"], row["target"], row["id"], row["poster"]) == ("who?", "Eve, the 2nd", "one", "ada")
     assert (row["reason"], row["code"], row["field"], row["parent"]) == ("too large", "guard.change", "target", "0")
+    assert row["says"] == "Bob"

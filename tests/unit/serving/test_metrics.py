@@ -21,6 +21,7 @@ from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
 from serving.metrics import COUNTED, NUM_VERSIONS, REASONS, WORKER, ReplicaMetrics, WorkerMetrics, merged, num_tokens, reason_of
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+REFUSED = "errata_edits_refused_total"
 
 
 def series(text: str) -> Series:
@@ -61,20 +62,17 @@ def refusal(found: Measurements) -> VersionRefused:
 def test_every_limit_of_the_guard_has_its_own_reason() -> None:
     limits = {field.name for field in fields(Guard) if isinstance(getattr(Guard(), field.name), Limit)}
     assert set(PASSED) == limits
-    assert {name: reason_of(refusal(found)) for name, found in PASSED.items()} == {name: name for name in limits}
+    assert {name: reason_of(refusal(found).code) for name, found in PASSED.items()} == {name: name for name in limits}
 
 
 def test_the_most_severe_of_several_limits_counts() -> None:
-    assert reason_of(refusal(Measurements(ppl_ratio=9.0, lost_locality=0.9, locality=0.1))) == "perplexity"
+    assert reason_of(refusal(Measurements(ppl_ratio=9.0, lost_locality=0.9, locality=0.1)).code) == "perplexity"
 
 
 def test_not_finite_and_refused_by_the_editor_are_two_reasons() -> None:
-    assert reason_of(refusal(Measurements(is_finite=False))) == "not_finite"
-    assert reason_of(EditRejected("the update is not finite: lower step or raise ridge", code=Code.NOT_FINITE)) == "not_finite"
-    assert (
-        reason_of(EditRejected("this method writes at the subject: name it", field="subject", code=Code.EDITOR_FAILED))
-        == "editor"
-    )
+    assert reason_of(refusal(Measurements(is_finite=False)).code) == "not_finite"
+    assert reason_of(Code.NOT_FINITE) == "not_finite"
+    assert {reason_of(code) for code in (Code.EDITOR_FAILED, Code.INEFFECTIVE, Code.UNSOLVABLE)} == {"editor"}
 
 
 def test_an_edit_that_contradicts_a_later_one_is_a_contradiction() -> None:
@@ -82,7 +80,7 @@ def test_an_edit_that_contradicts_a_later_one_is_a_contradiction() -> None:
     group = bisection.next_group()
     assert group is not None
     ((_, why),) = bisection.made(group)
-    assert reason_of(why) == "contradiction"
+    assert reason_of(why.code) == "contradiction"
 
 
 # -- the worker's -------------------------------------------------------------------------------------------------------
@@ -103,8 +101,8 @@ def test_the_worker_counts_what_happened() -> None:
     text = metrics.exposition()
     states = {state: value(text, "errata_edits_total", state=state) for state in COUNTED}
     assert states == {"queued": 5, "applied": 3, "rejected": 2, "superseded": 0, "reverted": 2}
-    reasons = {reason: value(text, "errata_edits_refused_total", reason=reason) for reason in REASONS}
-    assert reasons == {reason: float(reason in ("editor", "drift")) for reason in REASONS}
+    refused = {name: value(text, "errata_edits_refused_total", code=name, reason=reason_of(name)) for name in Code}
+    assert refused == {name: float(name in (Code.EDITOR_FAILED, Code.GUARD_DRIFT)) for name in Code}
     assert (value(text, "errata_edit_queue_depth"), value(text, "errata_edit_queue_age_seconds")) == (2, 1.5)
     assert value(text, "errata_batch_edits_sum") == 3 and value(text, "errata_batch_edits_count") == 1
     assert value(text, "errata_batch_edits_bucket", le="2.0") == 0 and value(text, "errata_batch_edits_bucket", le="4.0") == 1
@@ -113,6 +111,18 @@ def test_the_worker_counts_what_happened() -> None:
     once = ("errata_swap_failures_total", "errata_reverts_total", "errata_rollbacks_total")
     assert [value(text, name) for name in once] == [1, 1, 1]
     assert value(text, "errata_mlflow_behind") == 4
+
+
+def test_each_refusal_is_counted_under_its_code_alone() -> None:
+    for code in Code:
+        metrics = WorkerMetrics()
+        metrics.refused(EditRejected("no", code=code))
+        counts = {dict(labels)["code"]: n for (name, labels), n in series(metrics.exposition()).items() if name == REFUSED}
+        assert counts == {str(one): float(one is code) for one in Code}, "a bounded set, which starts at zero"
+
+
+def test_each_code_has_a_reason_and_each_reason_a_code() -> None:
+    assert set(map(reason_of, Code)) == set(REASONS)
 
 
 def test_an_unknown_state_is_refused() -> None:

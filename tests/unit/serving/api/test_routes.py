@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from errata.edit import Code, Edit, EditRejected
+from errata.edit import Code, Edit, EditRejected, Fault
 from errata.generate import SwapFailed
 from errata.guard.limits import Breach, VersionRefused
 from errata.history.revert_selection import RevertRefused
@@ -19,6 +19,7 @@ from errata.ledger import LedgerConflict, UnknownVersion
 from errata.model.edit_check import check_edits
 from errata.text.dialogue import Dialogue, Message
 from serving.api import routes
+from serving.api.schemas import EditOut, FaultOut
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 from tests.fakes.backend import ScriptedBackend, entry
 from tests.unit.serving.api.application import call
@@ -105,6 +106,20 @@ def test_all_faults_of_a_batch_are_listed() -> None:
         (2, "answer", "invalid_value"),
     ]
     assert error["faults"][-1]["reason"] == "'It is u.' does not contain the target 't'"
+
+
+def test_a_fault_has_what_the_model_says_only_where_it_was_asked() -> None:
+    faults = [Fault(0, "target", Code.INEFFECTIVE, "no", says="half \ud800"), Fault(1, "target", Code.TOO_LONG, "no")]
+    error = asked(ScriptedBackend(wrapped(EditRejected.of(faults))), "POST", "/v1/edits", json=BODY).json()["error"]
+    assert [FaultOut(**fault).says for fault in error["faults"]] == ["half ?", None]
+    assert set(error) == {"message", "code", "field", "edit", "faults"} and "says" not in error["faults"][1]
+
+
+def test_a_rejected_edit_is_shown_with_what_the_model_says() -> None:
+    told = entry("a", "rejected", reason="no", code="ineffective", says="It is Kano.")
+    answer = asked(ScriptedBackend([told]), "POST", "/v1/edits", json=BODY).json()
+    assert answer["error"] == {"message": "no", "code": "ineffective", "field": None, "edit": "a"}
+    assert [EditOut(**edit).says for edit in answer["edits"]] == ["It is Kano."]
 
 
 def test_versions_are_listed_and_shown_with_their_edits() -> None:

@@ -319,7 +319,7 @@ def test_an_edit_without_effect_is_tried_alone_after_the_others(tmp_path):
     assert tried == [["a", "never", "b", "weak", "c"], ["a", "b", "c"], ["never"], ["weak"]]
     assert states(worker, ids) == [("applied", 1), ("rejected", None), ("applied", 1), ("applied", 2), ("applied", 1)]
     refused = worker.journal.get(ids[1])
-    assert (refused.code, refused.field) == (Code.INEFFECTIVE, "target")
+    assert (refused.code, refused.field, refused.says) == (Code.INEFFECTIVE, "target", "Bob")
     assert f"answers 'Bob' instead of 'x' although the edit was made {MAX_REPEATS + 1} times" in refused.reason
 
 
@@ -362,11 +362,16 @@ def test_an_edit_is_superseded_although_the_edit_that_it_waits_for_is_refused_la
     assert states(worker, ids) == [("superseded", 1), ("applied", 1), ("rejected", None)]
 
 
-def test_a_rejected_edit_names_what_the_model_says(tmp_path):
+def test_a_rejected_edit_names_what_the_model_says(tmp_path, caplog):
     worker = make_worker(tmp_path, lambda edits: EditRejected("harm", code=Code.GUARD_DRIFT))
     (id,) = post(worker, "a")
-    apply(worker)
-    assert worker.journal.get(id).reason == f"harm; the model answers {DONT_KNOW!r}"
+    with caplog.at_level("INFO", "errata"):
+        apply(worker)
+    told = asyncio.run(worker.edit_status(id))
+    assert (told["code"], told["says"]) == ("guard.drift", DONT_KNOW)
+    assert told["reason"] == f"harm; the model answers {DONT_KNOW!r}"
+    (line,) = [record for record in caplog.records if getattr(record, "event", "") == "edit.refused"]
+    assert (line.reason, line.code) == ("drift", "guard.drift") and DONT_KNOW not in line.getMessage()
 
 
 def test_an_edit_in_two_forms_is_composed_of_the_answer_in_chat(tmp_path, monkeypatch):

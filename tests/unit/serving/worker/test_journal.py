@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from errata.edit import Code
 from serving.worker.journal import MAX_ATTEMPTS, Journal, JournalFailed, KeyReused, QueueFull, UnknownEdit
 
 
@@ -179,6 +180,39 @@ def test_a_journal_of_an_earlier_release_is_read(path: Path) -> None:
     journal = Journal(path)
     assert journal.get("x").poster is None and journal.depth == 1
     assert journal.get(journal.submit(edits("b"), poster="ann")[0]).poster == "ann"
+
+
+def test_a_rejection_keeps_its_code_and_what_the_model_says(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b", "c"))
+    journal.take(3)
+    journal.reject(ids[0], "no", "target", Code.INEFFECTIVE, "It is Kano.")
+    journal.reject(ids[1], "no", "target", Code.INEFFECTIVE, "")
+    journal.reject(ids[2], "no", None, Code.UNSOLVABLE)
+    journal.close()
+    found = [entry.to_json() for entry in map(Journal(path).get, ids)]
+    assert [one["code"] for one in found] == ["ineffective", "ineffective", "unsolvable"]
+    assert [one["says"] for one in found[:2]] == ["It is Kano.", ""] and "says" not in found[2]
+
+
+def test_a_rejection_of_an_earlier_release_is_read(path: Path) -> None:
+    path.parent.mkdir()
+    old = sqlite3.connect(path)
+    old.execute(
+        "CREATE TABLE edits (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL,"
+        " state TEXT NOT NULL, version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0,"
+        " created REAL NOT NULL, poster TEXT, trace TEXT, code TEXT, unchanged TEXT)"
+    )
+    told = {"id": "x", "state": "rejected", "reason": "the edited model answers 'Bob'", "code": "ineffective", "created": 1.0}
+    columns = ", ".join(told)
+    old.execute(f"INSERT INTO edits ({columns}, body) VALUES (?, ?, ?, ?, ?, ?)", (*told.values(), '{"prompt": "a"}'))
+    old.commit()
+    old.close()
+    journal = Journal(path)
+    assert journal.get("x").to_json() == told | {"edit": {"prompt": "a"}}
+    (id,) = journal.submit(edits("b"))
+    journal.reject(id, "no", says="Bob")
+    assert journal.get(id).says == "Bob"
 
 
 def test_a_full_disk_refuses_a_submission_and_changes_nothing(path: Path) -> None:

@@ -60,7 +60,8 @@ def test_a_refused_repair_is_counted_as_lost_and_not_published(tmp_path: Path, c
     lost_in(worker, ids)
     worker.live_model.refuse_batch = lambda edits: EditRejected("says 'their words'", code=Code.INEFFECTIVE, edit=0)
     assert swept(worker) == 1 and worker.live_model.version == 1
-    assert [line.reason for line in logged(caplog, "edit.lost")] == ["editor"] and "their words" not in caplog.text
+    assert [(line.reason, line.code) for line in logged(caplog, "edit.lost")] == [("editor", "ineffective")]
+    assert "their words" not in caplog.text
 
 
 def test_a_conflict_loads_the_head_again(tmp_path: Path) -> None:
