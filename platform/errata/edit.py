@@ -24,7 +24,7 @@ class Code(StrEnum):
     UNKNOWN_FIELD = "unknown_field"
     WRONG_TYPE = "wrong_type"
     INVALID_VALUE = "invalid_value"
-    NOT_TEXT = "not_text"  # bytes that are not UTF-8, or a lone surrogate
+    NOT_TEXT = "not_text"  # bytes that are not UTF-8, or a character that `text_fault` refuses
     TOO_LONG = "too_long"
     SUBJECT_NOT_IN_PROMPT = "subject_not_in_prompt"
     EMPTY_BATCH = "empty_batch"
@@ -144,7 +144,7 @@ class Probe:
             raise EditRejected(
                 "must be a list of {prompt, target, kind?} with strings in them", code=Code.WRONG_TYPE, field=field
             )
-        return cls(**parts)
+        return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"])
 
 
 @dataclass(frozen=True)
@@ -214,12 +214,7 @@ class Edit:
         for name in ("prompt", "target"):
             if is_blank(getattr(self, name)):
                 yield Fault(edit, name, Code.EMPTY_FIELD, "is empty; give the text")
-        texts = [("target", self.target), ("subject", self.subject or ""), ("answer", self.answer or "")]
-        texts += [("aliases", alias) for alias in self.aliases]
-        texts += [("prompt", self.prompt), *(("messages", message.content) for message in self.before)]
-        for name, text in (*texts, *(("rephrasings", text) for text in self.rephrasings)):
-            if (fault := text_fault(text)) is not None:
-                yield Fault(edit, name, Code.NOT_TEXT, fault)
+        yield from self._text_faults(edit)
         if self.before and (fault := dialogue_fault((*self.before, Message("user", self.prompt)))) is not None:
             yield Fault(edit, "messages", Code.INVALID_VALUE, fault)
         if self.before and self.form != "chat":
@@ -235,6 +230,22 @@ class Edit:
         for name in ("locality", "portability"):
             if any(is_blank(probe.prompt) or is_blank(probe.target) for probe in getattr(self, name)):
                 yield Fault(edit, name, Code.EMPTY_FIELD, "one of them has an empty prompt or target; leave it out")
+
+    def _text_faults(self, edit: int | str | None) -> Iterator[Fault]:
+        """Find texts that the rules of text refuse, or that are not as they are learnt; `faults` has those without a letter."""
+        texts = [("target", self.target), ("subject", self.subject or ""), ("answer", self.answer or "")]
+        texts += [("aliases", alias) for alias in self.aliases]
+        for name, text in texts:
+            if not is_blank(text) and cleaned(text) != text:
+                reason = f"is {text!r}, which is learnt as {cleaned(text)!r}: give it so (`errata.text.rules.cleaned`)"
+                yield Fault(edit, name, Code.INVALID_VALUE, reason)
+        texts += [("prompt", self.prompt), *(("messages", message.content) for message in self.before)]
+        texts += [("rephrasings", text) for text in self.rephrasings]
+        for name in ("locality", "portability"):
+            texts += [(name, text) for probe in getattr(self, name) for text in (probe.prompt, probe.target)]
+        for name, text in texts:
+            if (name == "messages" or not is_blank(text)) and (fault := text_fault(text)) is not None:
+                yield Fault(edit, name, Code.NOT_TEXT, fault)
 
     def _answer_fault(self) -> str | None:
         if self.form == "completion":
@@ -266,7 +277,7 @@ class Edit:
         """Read an edit. Raises `EditRejected` for a field that is missing, unknown or of the wrong type.
 
         The prompt is `prompt`, or `question` for one that is asked in chat, or `messages` that end with the user's question.
-        Targets, aliases, answers and subjects lose white space at their ends.
+        Targets, aliases, answers and subjects are cleaned as `errata.text.rules` says.
         """
         if unknown := data.keys() - _FIELDS:
             raise EditRejected("is not a field of an edit", code=Code.UNKNOWN_FIELD, field=", ".join(sorted(unknown)))

@@ -152,6 +152,17 @@ def test_aliases_and_answers_lose_white_space_at_their_ends() -> None:
         (replace(ASKED, aliases=("A.", " \u200b")), [("aliases", Code.EMPTY_FIELD, "one of them is empty")]),
         (replace(ASKED, aliases=("A.", "\ud800")), [("aliases", Code.NOT_TEXT, "surrogate")]),
         (Edit("a", "b", aliases=("c",)), []),
+        (replace(ASKED, before=(Message("system", "\u202e"),)), [("messages", Code.NOT_TEXT, "U+202E")]),
+        (
+            Edit("a\u00ad", "b", rephrasings=("c\u2066",)),
+            [("prompt", Code.NOT_TEXT, "AD"), ("rephrasings", Code.NOT_TEXT, "66")],
+        ),
+        (Edit("a", " b"), [("target", Code.INVALID_VALUE, "is ' b', which is learnt as 'b'")]),
+        (Edit("é", "b", "e\u0301"), [("subject", Code.INVALID_VALUE, "which is learnt as 'é'")]),
+        (replace(ASKED, answer="Ada\n"), [("answer", Code.INVALID_VALUE, "learnt as 'Ada'")]),
+        (replace(ASKED, aliases=("A.\u00a0",)), [("aliases", Code.INVALID_VALUE, "learnt as 'A.'")]),
+        (Edit("a", "b", locality=(Probe("c", "d\ufffd"),)), [("locality", Code.NOT_TEXT, "U+FFFD")]),
+        (Edit("a", "b", portability=(Probe("c\u202e", "d"),)), [("portability", Code.NOT_TEXT, "U+202E")]),
     ],
 )
 def test_faults_of_aliases_and_answers(edit: Edit, faults: list[tuple[str, Code, str]]) -> None:

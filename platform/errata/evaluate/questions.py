@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from errata.edit import Edit, Question
 from errata.evaluate.bootstrap import OwnedRatio
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, HELD_OUT_TURN, Dialogue, Prompt
+from errata.text.rules import prompt_key, same_text
 
 KINDS = (
     *("efficacy", "generalisation", "locality", "portability"),
@@ -42,8 +43,8 @@ class Questions:
 
         `first` are the earliest edits of a stream and `earlier` a sample of all its batches; neither need be in `edits`.
         """
-        latest = {prompt: edit for edit in (*first, *earlier, *edits) for prompt in edit.prompts}
-        current = list({edit.prompts: edit for edit in edits}.values())
+        latest = {key: edit for edit in (*first, *earlier, *edits) for key in edit.keys}
+        current = list({edit.keys: edit for edit in edits}.values())
         probes = [(edit, probe, p) for edit in current for probe in edit.portability for p in edit.ask(probe.prompt)]
         asked: dict[str, list[tuple[Edit, Question]]] = {
             "efficacy": [(edit, edit.question(p)) for edit in current for p in edit.prompts],
@@ -53,7 +54,7 @@ class Questions:
                 for e in current
                 for probe in e.locality
                 for p in e.ask(probe.prompt)
-                if p not in latest
+                if prompt_key(p) not in latest
             ],
             "portability": [(edit, Question(p, probe.target)) for edit, probe, p in probes],
             "retention": [(edit, edit.question(p)) for edit in first for p in edit.prompts],
@@ -63,7 +64,7 @@ class Questions:
         asked["other_system"] = [(edit, edit.question(p.with_system(HELD_OUT_SYSTEM_PROMPT))) for edit, p in in_chat]
         asked["second_turn"] = [(edit, edit.question(p.after(*HELD_OUT_TURN))) for edit, p in in_chat]
         for kind in ("retention", "retention_every"):
-            asked[kind] = [(edit, question) for edit, question in asked[kind] if latest[question.prompt].target == edit.target]
+            asked[kind] = [(edit, question) for edit, question in asked[kind] if _is_latest(edit, question.prompt, latest)]
         return cls(
             **{kind: tuple(question for _, question in found) for kind, found in asked.items()},
             num_edits=len(edits),
@@ -89,3 +90,8 @@ class Questions:
     def owned(self, kind: str, values: Iterable[float]) -> list[OwnedRatio]:
         """Attach the owning edit to one value for each question of a kind, in the order of the questions."""
         return [OwnedRatio(owner, float(value)) for owner, value in zip(self.owners[kind], values, strict=True)]
+
+
+def _is_latest(edit: Edit, prompt: Prompt, latest: Mapping[Hashable, Edit]) -> bool:
+    """Say if the latest edit of a prompt has the target of this one."""
+    return same_text(latest[prompt_key(prompt)].target) == same_text(edit.target)

@@ -9,6 +9,7 @@ from typing import Any
 from errata.edit import Edit
 from errata.history.lineage import taken_out
 from errata.ledger import Ledger
+from errata.text.rules import same_text, subject_span
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def likeliest_first(prompt: str, edits: Sequence[Edit]) -> tuple[Edit, ...]:
     words = _words(prompt)
 
     def similarity(edit: Edit) -> tuple[bool, bool, float]:
-        same = prompt.strip() in [text.strip() for text in (edit.prompt, *edit.rephrasings)]
-        about = edit.subject is not None and edit.subject in prompt
+        same = same_text(prompt) in map(same_text, (edit.prompt, *edit.rephrasings))
+        about = edit.subject is not None and subject_span(prompt, edit.subject) is not None
         shared = max(_overlap(words, _words(text)) for text in (edit.prompt, *edit.rephrasings))
         return same, about, shared
 
@@ -86,7 +87,7 @@ def likeliest_first(prompt: str, edits: Sequence[Edit]) -> tuple[Edit, ...]:
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(text.lower().split())
+    return frozenset(same_text(text).lower().split())
 
 
 def _overlap(one: frozenset[str], other: frozenset[str]) -> float:

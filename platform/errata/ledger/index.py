@@ -13,6 +13,7 @@ from typing import Any
 from errata.durable import append_line, digest_of, replaced
 from errata.edit import Edit
 from errata.ledger.entry import LedgerDamaged, Version, as_version, read_entry, read_version
+from errata.text.rules import cleaned
 
 
 class Index:
@@ -84,8 +85,10 @@ def _edit(data: dict[str, Any]) -> Edit:
     """Build an edit as `Edit.from_json` does, in a third of the time: the line's digest vouches for the types."""
     if not data.keys().isdisjoint(("locality", "portability", "messages")):
         return Edit.from_json(data)
-    lists: dict[str, Any] = {name: tuple(data[name]) for name in ("rephrasings", "aliases") if name in data}
-    return Edit(**{**data, **lists})
+    texts: dict[str, Any] = {name: cleaned(data[name]) for name in ("target", "subject", "answer") if name in data}
+    if "aliases" in data:
+        texts["aliases"] = tuple(map(cleaned, data["aliases"]))
+    return Edit(**{**data, **texts, "rephrasings": tuple(data.get("rephrasings", ()))})
 
 
 def _line(entry: Mapping[str, Any], edits: Iterable[Edit]) -> bytes:

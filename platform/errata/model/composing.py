@@ -22,6 +22,7 @@ from errata.model.language_model import LanguageModel
 from errata.model.packing import packed
 from errata.text.answers import first_sentence, says
 from errata.text.dialogue import Dialogue
+from errata.text.rules import cleaned, text_fault
 
 MAX_PLACES = 16  # in the first clause of an answer
 MAX_SCORED = 3  # of the texts, the whole likelihood is computed of these
@@ -45,7 +46,7 @@ def composed(model: LanguageModel, edits: Sequence[Edit], said: Sequence[str]) -
         part = open_choices[begin : begin + NUM_AT_ONCE]
         chosen = _likeliest(model, [choice for _, choice in part])
         answers |= {i: answer for (i, _), answer in zip(part, chosen, strict=True)}
-    return [replace(edit, answer=answers[i]) if i in answers else edit for i, edit in enumerate(edits)]
+    return [replace(edit, answer=cleaned(answers[i])) if i in answers else edit for i, edit in enumerate(edits)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ class _Choice:
 
 
 def _choice_for(model: LanguageModel, edit: Edit, said: str) -> _Choice | str:
-    """Return the texts among which likelihood chooses, or the only one."""
+    """Return the texts among which likelihood chooses, or the only one.
+
+    What the model says is learnt, too, so the rules of text hold for it: a sentence that they refuse is no part of a text.
+    """
+    said = cleaned(said)
+    if text_fault(first_sentence(said, edit.target)) is not None:
+        return edit.target
     dialogue = next(prompt for prompt in edit.prompts if isinstance(prompt, Dialogue))
     own, *frames = _frames(edit.prompt, edit.target, said)
     texts = dict[str, list[int]]()

@@ -10,7 +10,7 @@ import torch
 from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.text.dialogue import Prompt
-from errata.text.rules import is_blank
+from errata.text.rules import is_blank, text_fault
 
 Enough = Callable[[int, list[int]], bool]
 MIN_SHARED = 8  # tokens with which all prompts begin, from which on it pays to read them once
@@ -176,9 +176,11 @@ def _until(ends: Collection[int], ids: list[int], keep: bool = False) -> list[in
 
 
 def check_question(prompt: Prompt, max_tokens: int, model: LanguageModel) -> None:
-    """Raise `EditRejected` if the prompt is empty, or leaves less room than `max_tokens` in the model's context."""
+    """Raise `EditRejected` if the prompt is empty or no text, or leaves less room than `max_tokens` in the model's context."""
     if is_blank(str(prompt)):
         raise EditRejected("is empty; give the text", field="prompt", code=Code.EMPTY_FIELD)
+    if (fault := text_fault(str(prompt))) is not None:
+        raise EditRejected(fault, field="prompt", code=Code.NOT_TEXT)
     if max_tokens < 1:
         raise EditRejected(f"an answer has at least one token, not {max_tokens}", field="max_tokens", code=Code.INVALID_VALUE)
     if (length := len(model.renderer.ids(prompt))) + max_tokens > model.max_tokens:

@@ -63,10 +63,10 @@ def test_an_outcome_is_what_the_service_says_and_what_the_model_says(found: Outc
     assert found.kind == kind and found.to_json()["kind"] == kind
 
 
-def test_the_report_has_what_the_model_said_and_what_the_service_told() -> None:
+def test_the_report_has_what_the_model_said_and_what_the_service_reported() -> None:
     found = outcome("It is in Peru.", state="rejected", code="ineffective", reason="no", says="It is in Chile.").to_json()
     assert found["says"] == ["It is in Peru."]
-    assert found["told"] == {"code": "ineffective", "reason": "no", "says": "It is in Chile."}
+    assert found["reported"] == {"code": "ineffective", "reason": "no", "says": "It is in Chile."}
 
 
 def test_the_table_counts_by_group_and_in_all() -> None:

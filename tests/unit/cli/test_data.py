@@ -13,6 +13,7 @@ from errata.datasets.duplicates import NUM_EXAMPLES
 from errata.datasets.reader import read_edits, write_parquet
 from errata.edit import Edit
 from errata.text.dialogue import Message
+from tests.unit.same_edits import each_pair
 
 DATA = Path(__file__).parents[2] / "data" / "formats"
 
@@ -141,7 +142,7 @@ def test_a_count_of_one_is_singular(tmp_path: Path) -> None:
 def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
     records = [
         {"prompt": "The capital of Tal is", "target": "Orr", "subject": "Tal"},
-        {"prompt": "The capital of  tal is", "target": "orr"},
+        {"prompt": "The capital of  Tal is", "target": "Orr"},
         {"prompt": ""},
         {"prompt": "The capital of Tal is", "target": "Lund", "subject": "Tal"},
         {"prompt": "The river of Tal is", "target": "Orr", "subject": "Tal"},
@@ -149,8 +150,15 @@ def test_check_counts_faults_duplicates_and_conflicts(tmp_path: Path) -> None:
     (tmp_path / "edits.json").write_text(json.dumps(records))
     said = run("check", tmp_path / "edits.json", code=1)
     assert "4 edits, 1 record at fault\n" in said and "1 × missing_field (target)" in said
-    assert "1 duplicate of an earlier edit" in said and "edits 0 and 1: 'The capital of Tal is' is 'Orr' and 'orr'" in said
+    assert "1 duplicate of an earlier edit" in said and "edits 0 and 1: 'The capital of Tal is' is 'Orr' and 'Orr'" in said
     assert "1 conflict, 3 edits in it\n" in said and "edits 0 and 2: 'The capital of Tal is' is 'Orr' and 'Lund'" in said
+
+
+@each_pair
+def test_check_judges_a_file_as_the_service_judges_a_batch(tmp_path: Path, one: Edit, other: Edit, verdict: str) -> None:
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(edit.to_json()) + "\n" for edit in (one, other)))
+    said = run("check", tmp_path / "edits.jsonl", code=int(verdict == "contradicts"))
+    assert f"{int(verdict == 'repeats')} duplicate" in said and f"{int(verdict == 'contradicts')} conflict" in said
 
 
 def test_check_shows_what_is_left_out_and_counts_it_as_no_fault(tmp_path: Path) -> None:

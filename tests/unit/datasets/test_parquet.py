@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from errata.datasets.reader import read_edits, write_parquet
 from errata.datasets.skip_report import SkipReport
 from errata.edit import Code, Edit, EditRejected, Probe
 from errata.testbed.world import World
+from errata.text.rules import text_fault
 from tests.unit.datasets.files import EDITS, GOOD, lines, rejection, written
 
 
@@ -135,10 +137,18 @@ def test_a_row_of_another_format_that_is_not_utf8_is_named(tmp_path: Path) -> No
     assert [edit.prompt for edit in read_edits(tmp_path / "edits.parquet", on_fault="skip")] == ["good", "fine"]
 
 
+def test_every_character_that_is_refused_somewhere_makes_a_row_suspect() -> None:
+    last = [plane + code for plane in range(0, sys.maxunicode, 0x10000) for code in (0xFFFD, 0xFFFE, 0xFFFF)]
+    texts = [f"a{chr(code)}b" for code in (*range(0x3000), *range(0xF900, 0xFFFD), *range(0xE0000, 0xE0200), *last)]
+    is_good = parquet._are_texts(pa.array(texts)).to_pylist()
+    assert not [text for text, good in zip(texts, is_good, strict=True) if good and text_fault(text) is not None]
+    assert parquet._are_texts(pa.array(["", "á"])).to_pylist() == [False, True]
+
+
 @pytest.mark.parametrize("absent_subject", ["refuse", "drop"])
 def test_columns_and_objects_are_read_alike(tmp_path: Path, absent_subject: Any) -> None:
     """Parquet and JSON lines give the same edits, refusals and omissions."""
-    texts = ["a b", "", "  ", "a", "\u00a0", "b\x1f", "\x1f", "e\u0301", "\ufeffa", "{} b"]
+    texts = ["a b", "", "  ", "a", "\u00a0", "b\x1f", "\x1f", "e\u0301", "\ufeffa", "a\u202eb", "{} b"]
     probes = [(), (Probe("q", "r"),), (Probe("q", " r"), Probe("{}", "r")), (Probe("q", "e\u0301"),)]
     edits = [
         Edit(prompt, target, subject, rephrasings, probes[number % len(probes)])

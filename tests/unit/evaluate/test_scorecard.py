@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,3 +147,14 @@ def test_perplexity_is_the_median_over_sentences(tiny_model, world):
 def test_harmonic_mean() -> None:
     assert harmonic_mean(1.0, 0.5, None) == pytest.approx(2 / 3)
     assert harmonic_mean(1.0, 0.0) == 0.0 and harmonic_mean(None) is None
+
+
+def test_edits_of_one_prompt_are_told_by_the_rules_of_text() -> None:
+    first = Edit("Who is Rene\u0301?", "Ann", id="first", locality=(Probe("Who is  it?", "Bob"),))
+    later = Edit(
+        " Who is René?", "Eve", id="later", locality=(Probe("Who  is Rene\u0301?", "Bob"), Probe("who is René?", "Bob"))
+    )
+    found = Questions.of([first, later], [first, replace(later, target="Eve ")])
+    assert [(question.prompt, question.answer) for question in found.efficacy] == [(later.prompt, "Eve")]
+    assert [question.prompt for question in found.locality] == ["who is René?"]
+    assert [question.answer for question in found.retention] == ["Eve "]

@@ -9,6 +9,7 @@ import pytest
 
 from errata.edit import Code, Edit, EditRejected, Fault
 from errata.guard.bisection import BatchBisection
+from tests.unit.same_edits import each_pair
 
 FIVE = [Edit(str(i), "x", id=f"id-{i}") for i in range(5)]
 
@@ -81,6 +82,13 @@ def test_the_later_of_two_targets_for_one_prompt_is_made():
     made, refused = settle(BatchBisection(RIVALS), lambda group: None)
     assert made == [(1, 3, 4)]
     assert set(refused) == {0, 2} and all("'third'; the later one counts" in why for why in refused.values())
+
+
+@each_pair
+def test_a_batch_is_judged_as_a_file_is(one, other, verdict):
+    made, refused = settle(BatchBisection([one, other]), lambda group: None)
+    assert (made, list(refused)) == (([(1,)], [0]) if verdict == "contradicts" else ([(0, 1)], []))
+    assert one.keys.isdisjoint(other.keys) == (verdict == "is apart")
 
 
 def test_after_the_later_target_is_refused_the_earlier_is_tried():

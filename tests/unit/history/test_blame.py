@@ -108,6 +108,7 @@ def test_the_model_is_back_if_an_answer_fails(live_model: LiveModel, monkeypatch
     ("prompt", "max_tokens", "field", "says"),
     [
         (" ", 8, "prompt", "is empty"),
+        ("\u202enoitseuq", 8, "prompt", "has the control U\\+202E at character 0"),
         ("question", 0, "max_tokens", "at least one token, not 0"),
         ("river " * 126, 8, "prompt", "does not fit the model's context of 128"),
     ],
@@ -125,6 +126,9 @@ def test_the_likeliest_edit_comes_first() -> None:
     other = Edit("Zu keeps a", "hen", None, id="other")
     ranked = likeliest_first("the city of Bo Ba is", [other, words, about, wording])
     assert [edit.id for edit in ranked] == ["wording", "about", "words", "other"]
+    nfd = Edit("Where was Rene\u0301 born?", "Rome", "René", id="nfd")
+    assert likeliest_first(" Where  was René born?", [replace(nfd, prompt="René", id="name"), nfd])[0] is nfd, "form and blanks"
+    assert likeliest_first("Who is Rene\u0301?", [other, nfd])[0] is nfd, "a subject in any form"
     assert likeliest_first("nothing of it", [about, words]) == (words, about), "`of` is shared"
     assert likeliest_first("x", [about, other]) == (about, other), "ties keep their order"
 

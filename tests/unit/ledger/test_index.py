@@ -28,6 +28,19 @@ def test_an_edit_is_read_as_it_was_appended(ledger, random_delta, edit):
     assert Ledger.open(ledger.directory).version(1).edits == (edit,)
 
 
+@pytest.mark.parametrize("fields", [{}, {"locality": (Probe("C is", " D"),)}], ids=["plain", "probes"])
+def test_an_edit_that_was_not_clean_is_read_alike_from_index_and_version(ledger, random_delta, fields):
+    """A version of an earlier release may hold a target with a blank before it."""
+    edit = Edit("A is", " B", " A", form="both", aliases=("b\n",), answer="It is B. ", **fields)
+    appended = ledger.append(0, random_delta(0), EditorState(), [edit], {}, ("RLEdit", ""))
+    indexed = Ledger.open(ledger.directory).version(1)
+    (ledger.directory / "index").unlink()
+    assert indexed.edits == Ledger.open(ledger.directory).version(1).edits == appended.edits
+    (found,) = indexed.edits
+    assert (found.target, found.subject, found.aliases, found.answer) == ("B", "A", ("b",), "It is B.")
+    assert not list(found.faults())
+
+
 @damages
 def test_a_damaged_index_is_ignored_and_repaired(ledger, random_delta, damage):
     ledger = fill(ledger, random_delta, 6)

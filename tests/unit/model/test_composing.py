@@ -93,14 +93,16 @@ def test_edits_of_completion_and_given_answers_stay_as_they_are() -> None:
         ("  Paris it is\nOr not", "Paris it is."),  # ends with its line
         ("The town of Paris lies on the", "The town of Paris lies on the."),  # was cut off
         ("**Paris**.", "**Paris**."),
+        ("Le cafe\u0301 est a\u0300 Paris.", "Le café est à Paris."),
+        ("\u200bIt is Paris. \ufffd", "It is Paris."),
     ],
 )
 def test_an_own_answer_that_is_right_is_kept(said: str, kept: str) -> None:
     assert answer_of(Edit("where?", "Paris", form="chat"), said) == kept
 
 
-@pytest.mark.parametrize("said", ["", " \n", "rome", "Rome.", "?"])
-def test_without_words_around_it_the_answer_is_the_bare_target(said: str) -> None:
+@pytest.mark.parametrize("said", ["", " \n", "rome", "Rome.", "?", "The town is ro\ufffd.", "the \u202etown is paris."])
+def test_without_words_around_it_or_with_what_is_no_text_the_answer_is_the_bare_target(said: str) -> None:
     assert answer_of(Edit("where?", "paris", form="chat"), said) == "paris"
 
 
@@ -184,6 +186,11 @@ def test_a_question_is_turned_into_a_statement(
     edit = Edit(question, "Abuja", form="chat")
     tried = set(texts_tried(monkeypatch, chatty, edit, "I know.")) - {"Abuja", "I Abuja."}
     assert tried == ({statement} if statement else set())
+
+
+def test_an_answer_takes_the_form_of_a_target(monkeypatch: pytest.MonkeyPatch, chatty: LanguageModel) -> None:
+    edit = Edit("What is a cafe\u0301?", "Abuja", form="chat")
+    assert texts_tried(monkeypatch, chatty, edit, "I know.", "A cafe\u0301 is Abuja.")[-1] == "A café is Abuja."
 
 
 @pytest.mark.parametrize(("target", "said"), [(target, said) for target, said, _ in SENTENCES])
