@@ -12,7 +12,8 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.presets import preset_of
 from errata.editors.table import EDITORS
 from errata.editors.wrappers.wrapper import EditorWrapper
-from errata.model.checkpoint import header, read_json
+from errata.model.checkpoint import header
+from errata.model.json_file import read_json
 from errata.overrides import overridden
 
 
