@@ -1,13 +1,14 @@
 """The ledger: an append-only directory of versions, the source of truth. Version 0 is the base model.
 
-Files in reading order: ledger.py, entry.py, folders.py, head.py, index.py, chain.py, editor_states.py, snapshots.py,
+Files in reading order: ledger.py, base_model.py, entry.py, folders.py, head.py, index.py, chain.py, editor_states.py, snapshots.py,
 quarantine.py, recovery.py, export.py, remote.py.
 """
 
+from errata.ledger.base_model import check_base
 from errata.ledger.entry import DELTA, EDITS, ENTRY, STATE, LedgerConflict, LedgerDamaged, UnknownVersion, Version
 from errata.ledger.ledger import REFUSALS, Ledger
 from errata.ledger.quarantine import QuarantinedVersion
 from errata.ledger.snapshots import read_segments
 
 __all__ = ["DELTA", "EDITS", "ENTRY", "REFUSALS", "STATE", "Ledger", "LedgerConflict", "LedgerDamaged", "QuarantinedVersion"]
-__all__ += ["UnknownVersion", "Version", "read_segments"]
+__all__ += ["UnknownVersion", "Version", "check_base", "read_segments"]

@@ -15,7 +15,7 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
-def refusal(template: str, tokens: Mapping[str, str]) -> str | None:
+def refusal(template: str, tokens: Mapping[str, Any]) -> str | None:
     """Say why a template does not render a user's question, on one line; None if it does.
 
     `tokens` are the special tokens by name. jinja2 alone renders nearly all templates. Where it does not, transformers decides,

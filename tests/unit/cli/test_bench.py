@@ -113,7 +113,7 @@ def test_settings_of_an_untrained_editor_are_set_by_name(files: dict[str, str]) 
         ({}, ["--set", "rank"], "EDITOR.field=value"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.epochs=3"], "LocFT has no field 'epochs'; it has modules, num_epochs"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.num_epochs=few"], "'few' is not of type int"),
-        ({"--editor": "MEMIT"}, ["--set", "MEMIT.position=promt"], "position is one of subject, either, prompt, not 'promt'"),
+        ({"--editor": "MEMIT"}, ["--set", "MEMIT.position=promt"], "position: 'promt' is not one of subject, either, prompt"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.modules=layers.9.x"], "no linear module of the model is named layers.9.x"),
         ({"--out": "README.md"}, [], "README.md"),
     ],
