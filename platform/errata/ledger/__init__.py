@@ -1,7 +1,7 @@
 """The ledger: an append-only directory of versions, the source of truth. Version 0 is the base model.
 
-Files in reading order: ledger.py, base_model.py, entry.py, folders.py, head.py, index.py, chain.py, editor_states.py, snapshots.py,
-quarantine.py, recovery.py, export.py, remote.py.
+Files in reading order: ledger.py, base_model.py, entry.py, folders.py, head.py, index.py, chain.py, editor_states.py,
+snapshots.py, quarantine.py, recovery.py, export.py, remote.py.
 """
 
 from errata.ledger.base_model import check_base

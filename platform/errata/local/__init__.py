@@ -1,4 +1,4 @@
 """Services and processes of one machine.
 
-In reading order: preflight.py, services.py, pidfile.py, terminal.py.
+In reading order: problems.py, matrix_check.py, models.py, preflight.py, services.py, pidfile.py, terminal.py.
 """
