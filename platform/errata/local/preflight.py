@@ -123,7 +123,7 @@ def _set(editor: Editor, name: str, value: str) -> Editor:
 
 def _check_own_settings(start: StartSettings, own: type[Editor], found: Problems) -> None:
     """Check the names of the settings of an editor that is not made here."""
-    there = [one.name for one in fields(own)] if is_dataclass(own) else []
+    there: list[str] = [one.name for one in fields(own)] if is_dataclass(own) else []
     for name in start.settings:
         if name.partition(".")[0] not in there:
             found.note(f"settings.{name}", f"{own.__name__} has no field {name!r}; it has {', '.join(there) or 'none'}")
