@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from errata.editors.presets import in_short
-from errata.local.models import resolved
-from errata.local.preflight import DTYPES, Problems, matched
+from errata.local.matrix_check import matched
+from errata.local.models import ready, resolved
+from errata.local.preflight import DTYPES
+from errata.local.problems import Problems
 from errata.model.checkpoint import check_checkpoint, headers
-from errata.model.gguf import check_gguf, is_gguf
+from errata.model.gguf import is_gguf
 from errata.model.matrices import find_matrices
 from errata.overrides import overridden
 from errata.testbed import smollm2
@@ -88,19 +90,17 @@ def check_model(plan: Plan, modules: Sequence[str]) -> None:
     """
     found = Problems()
     if plan.dtype not in DTYPES:
-        found.append(f"dtype: {plan.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
+        found.note("dtype", f"{plan.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
     if not plan.model:
         found.checked("editor.modules", find_matrices, _testbed(plan), modules)
-    elif plan.model == smollm2.NAME:
-        found.checked("model", smollm2.check)
-    elif is_gguf(plan.model):  # Its matrices are known once it is converted.
-        found.checked("model", check_gguf, Path(plan.model))
+    elif plan.model == smollm2.NAME or is_gguf(plan.model):  # Its matrices are known once it is made.
+        found.checked("model", ready, plan.model)
     elif Path(plan.model).is_dir() or not (plan.placement or "RAY_ADDRESS" in os.environ):
         folder = found.checked("model", check_checkpoint, plan.model)
         if folder is not None:
             found.checked("editor.modules", matched, folder, headers(folder), modules)
     if found:
-        raise ValueError("; ".join(found))
+        raise ValueError("; ".join(map(str, found)))
 
 
 def with_checkpoint(plan: Plan, modules: Sequence[str]) -> Plan:

@@ -95,10 +95,12 @@ def build(args: dict[str, Any]) -> Application:
         arguments = Arguments.model_validate(args)
     except ValidationError as faults:
         raise _refused(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors()) from None
-    if arguments.placement is None:
-        arguments = arguments.model_copy(update={"model": _checkpoint(arguments.model)})
     if problems := problems_of(_start_settings(arguments), is_here=arguments.placement is None):
         raise _refused(problems)
+    if arguments.placement is None and (model := _checkpoint(arguments.model)) != arguments.model:
+        arguments = arguments.model_copy(update={"model": model})  # Made on first use, after the checks without it.
+        if problems := problems_of(_start_settings(arguments)):
+            raise _refused(problems)
     worker_gpus: float = num_gpus(arguments.device)
     if worker_gpus == 1 and 0 < arguments.gpus < 1:
         worker_gpus = round(1 - arguments.gpus, 4)
@@ -116,8 +118,8 @@ def _checkpoint(model: str) -> str:
         raise _refused([f"model: {wrong}"]) from None
 
 
-def _refused(problems: Iterable[str]) -> ValueError:
-    return ValueError(f"serving.app:build cannot start with these arguments: {'; '.join(problems)}")
+def _refused(problems: Iterable[object]) -> ValueError:
+    return ValueError(f"serving.app:build cannot start with these arguments: {'; '.join(map(str, problems))}")
 
 
 def _start_settings(arguments: Arguments) -> StartSettings:

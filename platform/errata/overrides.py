@@ -13,17 +13,28 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 Record = TypeVar("Record")
 
 
+class WrongSetting(ValueError):
+    """A field that does not exist, or a value that it cannot have: `name` is the field, `reason` says what is wrong."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
 def overridden(record: Record, name: str, value: str) -> Record:
     """Return `record` with the field `name`, such as `reward.discount`, parsed from the text `value`.
 
-    The type is that of the present value or, if it is None, the annotated one. Raises `ValueError` for an unknown field, with
+    The type is that of the present value or, if it is None, the annotated one. Raises `WrongSetting` for an unknown field, with
     the names that exist, and for a value of another type.
     """
     return _with(record, name.split("."), lambda owner, field: _parsed(value, owner, field, name), name)
 
 
 def with_fields(record: Record, fields: Mapping[str, Any]) -> Record:
-    """Return `record` with fields such as `reward.discount` set. Raises `ValueError` for an unknown field."""
+    """Return `record` with fields such as `reward.discount` set. Raises `WrongSetting` for an unknown field."""
     for name, value in fields.items():
         record = _with(record, name.split("."), lambda _owner, _field, value=value: value, name)  # type: ignore[misc]
     return record
@@ -33,11 +44,11 @@ def _with(record: Any, path: list[str], change: Callable[[Any, str], Any], full:
     names = [f.name for f in dataclasses.fields(record) if f.compare]
     if path[0] not in names:
         meant = _meant(record, path[0], full.removesuffix(".".join(path)))
-        raise ValueError(f"{full}: {type(record).__name__} has no field {path[0]!r}; it has {', '.join(names)}{meant}")
+        raise WrongSetting(full, f"{type(record).__name__} has no field {path[0]!r}; it has {', '.join(names)}{meant}")
     now = getattr(record, path[0])
     if len(path) > 1:
         if not dataclasses.is_dataclass(now):
-            raise ValueError(f"{full}: {path[0]} has no fields of its own")
+            raise WrongSetting(full, f"{path[0]} has no fields of its own")
         return dataclasses.replace(record, **{path[0]: _with(now, path[1:], change, full)})
     return dataclasses.replace(record, **{path[0]: change(record, path[0])})
 
@@ -66,10 +77,10 @@ def _parsed(value: str, owner: Any, field: str, full: str) -> Any:
     now = getattr(owner, field)
     if dataclasses.is_dataclass(now):
         inner = next(_paths(now), "")
-        raise ValueError(f"{full}: {value!r} is not of type {type(now).__name__}; set its fields, such as {full}.{inner}")
+        raise WrongSetting(full, f"{value!r} is not of type {type(now).__name__}; set its fields, such as {full}.{inner}")
     kind = next(kind for kind in kinds if kind is not NoneType)
     if get_origin(kind) is Literal and value not in get_args(kind):
-        raise ValueError(f"{full} is one of {', '.join(map(str, get_args(kind)))}, not {value!r}")
+        raise WrongSetting(full, f"{value!r} is not one of {', '.join(map(str, get_args(kind)))}")
     wanted = type(now) if now is not None else get_origin(kind) or kind
     if wanted is str:
         return value
@@ -79,7 +90,7 @@ def _parsed(value: str, owner: Any, field: str, full: str) -> Any:
         return _number(value) if wanted is float else _literal(value, wanted)
     except ValueError as wrong:
         kind_name = f"{wanted.__name__}{' or None' if NoneType in kinds else ''}"
-        raise ValueError(f"{full}: {value!r} is not of type {kind_name}; give {_such_as(now, wanted)}") from wrong
+        raise WrongSetting(full, f"{value!r} is not of type {kind_name}; give {_such_as(now, wanted)}") from wrong
 
 
 def _such_as(now: Any, wanted: type) -> str:
@@ -114,7 +125,7 @@ def _literal(value: str, wanted: type) -> Any:
 
 
 def _tuple(value: str, element: Any, now: Any, full: str) -> tuple[Any, ...]:
-    """Parse elements with commas, or a Python tuple or list. Raises `ValueError` for none, and for one of another type."""
+    """Parse elements with commas, or a Python tuple or list. Raises `WrongSetting` for none, and for one of another type."""
     try:
         parsed = ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -127,8 +138,8 @@ def _tuple(value: str, element: Any, now: Any, full: str) -> tuple[Any, ...]:
         parts = tuple(float(part) if type(part) is int else part for part in parts)
     how = f"give values separated by commas, such as {full}={','.join(map(str, now or ())) or 'one,two'}"
     if parsed is None or "" in parts:
-        raise ValueError(f"{full}: {value!r} has an empty part; {how}")
+        raise WrongSetting(full, f"{value!r} has an empty part; {how}")
     if wrong := [part for part in parts if type(part) is not element]:
         name = getattr(element, "__name__", str(element))
-        raise ValueError(f"{full}: {wrong[0]!r} in {value!r} is not of type {name}; {how}")
+        raise WrongSetting(full, f"{wrong[0]!r} in {value!r} is not of type {name}; {how}")
     return parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from errata.delta.accumulator import EditedModel
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors import make_editor
+from errata.editors.build import own_editor
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector
@@ -32,6 +32,7 @@ from errata.model.composing import composed
 from errata.model.devices import first_device
 from errata.model.edit_check import check_edits
 from errata.model.generation import check_question, greedy_texts
+from errata.overrides import overridden
 from errata.text.dialogue import Prompt
 
 
@@ -282,9 +283,10 @@ def _refused_without_memory() -> Iterator[None]:
 
 def load_editor(options: LiveModelOptions) -> Editor:
     """Make the editor of the options. Raises `ValueError` with the names of the editors, or of what is missing."""
-    module, _, attribute = options.editor.partition(":")
     device = str(first_device(options.device))
-    if not attribute:
+    if ":" not in options.editor:
         return make_editor(options.editor, options.artifact, options.preset, options.settings, device)
-    kind: Any = getattr(importlib.import_module(module), attribute)
-    return kind.from_artifact(options.artifact, options.preset, device)
+    editor = own_editor(options.editor).from_artifact(options.artifact, options.preset, device)
+    for name, value in options.settings.items():
+        editor = overridden(editor, name, value)
+    return editor

@@ -37,7 +37,7 @@ INSIDE = {
     ),
     "serving": ("metrics tracing logs", "worker", "api", "console", "engine", "app", "start"),
     "errata.ledger": (
-        "entry",
+        "entry base_model",
         "index head editor_states",
         "snapshots",
         "folders",

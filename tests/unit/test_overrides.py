@@ -40,7 +40,7 @@ def test_fields_are_set_by_name() -> None:
         ("O-Edit", "past_rank", "1.5", "'1.5' is not of type int or None"),
         ("MEMIT", "seed", "None", "'None' is not of type int"),
         ("MEMIT", "position", "either", "either"),
-        ("MEMIT", "position", "promt", "position is one of subject, either, prompt, not 'promt'"),
+        ("MEMIT", "position", "promt", "position: 'promt' is not one of subject, either, prompt"),
         ("MEMIT", "context_lengths", "10", (10,)),
         ("MEMIT", "context_lengths", "10, 20", (10, 20)),
         ("MEMIT", "context_lengths", "[10, 20]", (10, 20)),

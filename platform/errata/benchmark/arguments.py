@@ -86,8 +86,13 @@ def stream_of(edits: Path, text: Path, batch_size: int, checkpoints: str, limit:
     return replace(stream, checkpoints=tuple(int(stop) for stop in stops) or CHECKPOINTS)
 
 
-def model_of(model: str, dtype: str, device: str) -> LanguageModel:
-    """Load the model; raises `ValueError` for an unknown dtype."""
+def check_dtype(dtype: str) -> None:
+    """Raise `ValueError` for an unknown dtype."""
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"{dtype!r} is not a dtype of torch; use float32, bfloat16 or float16")
+
+
+def model_of(model: str, dtype: str, device: str) -> LanguageModel:
+    """Load the model; raises `ValueError` for an unknown dtype."""
+    check_dtype(dtype)
     return load(model, getattr(torch, dtype), device)

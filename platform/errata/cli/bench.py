@@ -33,23 +33,25 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Make one stream of edits with several editors, and score all edits so far at checkpoints; needs no service."""
-    from errata.benchmark.arguments import benchmarked_editors, model_of, stream_of
+    from errata.benchmark.arguments import benchmarked_editors, check_dtype, model_of, stream_of
     from errata.benchmark.files import write
     from errata.benchmark.results import Answer, CheckpointScores
     from errata.benchmark.run import run_all
     from errata.benchmark.summary import summarise
     from errata.benchmark.tables import described, markdown
     from errata.hardware import hardware
-    from errata.local.models import resolved
-    from errata.local.preflight import check_editors
+    from errata.local.matrix_check import check_editors
+    from errata.local.models import ready, resolved
 
     with logged("bench") as console:
-        model = resolved(model)
+        check_dtype(dtype)
+        ready(model)
         benchmarked = benchmarked_editors(editor, settings or [], device)
-        check_editors(model, {one.name: one.editor for one in benchmarked if one.editor is not None})
         stream = stream_of(edits, text, batch_size, checkpoints, limit, seed)
         machine = hardware()
         out.mkdir(parents=True, exist_ok=True)  # before hours of work, so that an unwritable folder is found
+        model = resolved(model)  # made on first use, so after all that can be checked without it
+        check_editors(model, {one.name: one.editor for one in benchmarked if one.editor is not None})
         language_model = model_of(model, dtype, device)
         by_editor = {one.name: one.settings for one in benchmarked}
         meta = {"command": shlex.join(["errata", *sys.argv[1:]]), "seeds": [seed], "hardware": machine, "settings": by_editor}
@@ -81,13 +83,15 @@ def ability(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Score a checkpoint's general ability with lm-eval: GLUE and MMLU, or small tasks of their kinds; needs no service."""
-    from errata.evaluate.general_ability import TASKS, AbilityOptions, measure, save
-    from errata.local.models import resolved
+    from errata.evaluate.general_ability import TASKS, AbilityOptions, check_tasks, measure, save
+    from errata.local.models import ready, resolved
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with logged("ability") as console:
         out.mkdir(parents=True, exist_ok=True)
         options = AbilityOptions(backend, task_folder or TASKS, limit or None, shots, device, dtype)
+        check_tasks(names, options)
+        ready(model)
         found = measure(Path(resolved(model)), names, options)
         table = Table("task", "score", "value", "standard error", "records")
         for name, result in found["tasks"].items():

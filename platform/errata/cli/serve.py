@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,7 @@ from errata.cli.console import (
 from errata.home import home
 
 if TYPE_CHECKING:
+    from errata.local.problems import Problem, Problems
     from errata.local.services import LocalServices
 
 app = typer.Typer()
@@ -70,9 +72,12 @@ def serve(
 
     Without a model and an artifact, the default model is served: SmolLM2-135M-Instruct with the policy that is shipped.
     """
-    root = home()
-    model, artifact, problems = _model_and_artifact(model, artifact, editor, preset)
-    is_named = bool(problems) and not artifact  # The reason for which there is none.
+    from errata.local.problems import Problems
+
+    root, problems = home(), Problems()
+    _check_not_running(root / "serve")
+    pairs = {name: _pairs(name, texts or [], problems) for name, texts in (("settings", settings), ("guard", guard))}
+    model, artifact = _model_and_artifact(model, artifact, editor, preset, problems)
     given: dict[str, Any] = {
         "model": model,
         "editor": editor,
@@ -86,9 +91,7 @@ def serve(
         "probes": probes or None,
         "keys": str(Path(keys).absolute()) if keys else None,
     }
-    pairs = {name: _pairs(name, texts or [], problems) for name, texts in (("settings", settings), ("guard", guard))}
-    found = _problems(given | pairs, host, port)
-    _refuse(problems + [line for line in found if not (is_named and line.startswith("artifact:"))])
+    given |= _checked(given | pairs, host, port, problems)
     arguments = {name: value for name, value in given.items() if value is not None}
     arguments |= {name: ";".join(f"{k}={v}" for k, v in chosen.items()) for name, chosen in pairs.items() if chosen}
     arguments |= {"max_queue": str(max_queue)} if max_queue else {}
@@ -96,61 +99,70 @@ def serve(
     _run(root / "serve", host, port, arguments | {"pause": pause.value, "mlflow_name": f"errata-{_file_name(editor)}"})
 
 
-def _model_and_artifact(model: str, artifact: str, editor: str, preset: str) -> tuple[str, str, list[str]]:
-    """Complete the model and the artifact where they are not given, and return them with what is wrong."""
+def _check_not_running(folder: Path) -> None:
+    """End the command with exit code 1 if a service runs from this folder already."""
+    from errata.local import pidfile
+
+    with errors_as_one_line(also=(pidfile.AlreadyRunning,)):
+        pidfile.check_not_running(folder)
+
+
+def _model_and_artifact(model: str, artifact: str, editor: str, preset: str, problems: Problems) -> tuple[str, str]:
+    """Complete the names of the model and of the artifact where they are not given; nothing is made or measured."""
     from errata.editors import needs
-    from errata.local.models import default_policy, resolved
+    from errata.local.models import shipped_policy
     from errata.testbed.smollm2 import NAME
 
     try:
-        kind = needs(editor, preset)
+        kind = "" if ":" in editor else needs(editor, preset)
     except ValueError:
-        return model, artifact, []  # The other checks say it.
-    try:
-        if not artifact and kind:
-            is_default = editor == DEFAULT_EDITOR and model in ("", NAME)
-            artifact = default_policy() if is_default else _newest(home() / kind)
-        return resolved(model or (_model_of(Path(artifact)) if artifact else NAME)), artifact, []
-    except typer.BadParameter as wrong:
-        return model, artifact, [wrong.message]
-    except ValueError as wrong:
-        return "", artifact, [f"model: {wrong}"]
+        return model, artifact  # The other checks say it.
+    if not artifact and kind:
+        is_default = editor == DEFAULT_EDITOR and model in ("", NAME)
+        artifact = shipped_policy() if is_default else problems.checked("artifact", _newest, home() / kind) or ""
+    if not model:
+        model = (problems.checked("artifact", _model_of, Path(artifact)) or "") if artifact else NAME
+    return model, artifact
 
 
-def _pairs(name: str, texts: Sequence[str], problems: list[str]) -> dict[str, str]:
+def _pairs(name: str, texts: Sequence[str], problems: Problems) -> dict[str, str]:
     """Read `field=value` texts; a text of another form becomes a problem."""
     found: dict[str, str] = {}
     for text in texts:
         field, sign, value = text.partition("=")
         if not sign or not field.strip() or ";" in text:
-            problems.append(
-                f"{name}: {text!r} is not of the form field=value without a semicolon; each field has its own option"
-            )
+            problems.note(name, f"{text!r} is not of the form field=value without a semicolon; each field has its own option")
         else:
             found[field.strip()] = value.strip()
     return found
 
 
-def _problems(given: Mapping[str, Any], host: str, port: int) -> list[str]:
-    """Find what would stop the service, before Ray, MLflow and vLLM are started."""
-    from errata.access_keys import check_binding
-    from errata.local import pidfile
-    from errata.local.preflight import Problems, StartSettings, machine_problems, port_problems, problems_of
+def _checked(given: Mapping[str, Any], host: str, port: int, problems: Problems) -> dict[str, Any]:
+    """Check all, and return the model and the artifact as they are served; what is wrong ends the command.
 
+    What takes long, to make a model or to measure its policy, comes after everything that can be checked without it.
+    """
+    from errata.local.models import measured, ready, resolved
+    from errata.local.preflight import StartSettings, address_problems, machine_problems, problems_of
+    from errata.local.problems import Problems
+
+    if ":" in given["editor"]:  # The operator's own: it is imported as by `python -m serving.start`, from this folder.
+        sys.path.insert(0, str(Path.cwd()))
+    named = {problem.field for problem in problems.of("artifact")}  # An artifact that was not found is told once.
     start = StartSettings(**given)
-    found = Problems(problems_of(start) + machine_problems(start))
-    if not given["keys"]:
-        found.checked("keys", check_binding, host, None)
-    running = pidfile.read(home() / "serve") if (home() / "serve").exists() else None
-    if running is None or not running.is_alive:  # Otherwise it is the earlier service's port, and the start says so.
-        found += port_problems(host, {"port": port})
-    return found
+    found = [*problems_of(start), *machine_problems(start), *address_problems(host, port, bool(start.keys))]
+    _refuse([*problems, *(problem for problem in found if problem.field not in named)])
+    judged, final = replace(start, model=ready(start.model)), Problems()
+    model, artifact = final.checked("model", resolved, start.model), final.checked("artifact", measured, start.artifact)
+    made = replace(start, model=str(model), artifact=artifact)
+    _refuse(final or ([] if made == judged else problems_of(made)))
+    return {"model": model, "artifact": artifact}
 
 
-def _refuse(problems: Sequence[str]) -> None:
+def _refuse(problems: Sequence[Problem]) -> None:
     """Print the problems, a line each, and end the command with exit code 2, if there are any."""
-    for problem in dict.fromkeys(problems):
-        errors.print(shown(problem), style="red", soft_wrap=True)
+    for line in dict.fromkeys(map(str, problems)):
+        errors.print(shown(line), style="red", soft_wrap=True)
     if problems:
         raise typer.Exit(2)
 
@@ -275,23 +287,24 @@ def _newest(folder: Path) -> str:
     found = sorted(folder.glob("*/"), key=lambda path: path.stat().st_mtime)
     if not found:
         how = "run `make demo` first" if folder.name == "hypernets" else "run jobs/moments.py first"
-        raise typer.BadParameter(f"there is no artifact in {folder} yet: {how}, or name one (--artifact)")
+        raise ValueError(f"there is no artifact in {folder} yet: {how}, or name one (--artifact)")
     return str(found[-1])
 
 
 def _model_of(artifact: Path) -> str:
     """Read the name of the model on which a policy was trained or moments were measured, and return its folder or name."""
+    from errata.model.json_file import read_json
     from errata.testbed.smollm2 import NAME
 
-    trained, measured = artifact / "artifact.json", artifact / "moments.json"
+    trained, moments = artifact / "artifact.json", artifact / "moments.json"
     if trained.exists():
-        name = str(json.loads(trained.read_text())["record"]["model"])
-    elif measured.exists():
-        name = str(json.loads(measured.read_text())["model"])
+        name = str((read_json(trained).get("record") or {}).get("model", ""))
+    elif moments.exists():
+        name = str(read_json(moments).get("model", ""))
     else:
-        raise typer.BadParameter(f"{artifact} is not an artifact of an editor: it has neither artifact.json nor moments.json")
+        raise ValueError(f"{artifact} is not an artifact of an editor: it has neither artifact.json nor moments.json")
     if name in ("", "..") or Path(name).name != name:
-        raise typer.BadParameter(
+        raise ValueError(
             f"{artifact} was made on {name!r}, which is not the name of a folder: give the model's folder (--model)"
         )
     return name if name == NAME else str(home() / "testbed" / name)

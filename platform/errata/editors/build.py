@@ -1,5 +1,6 @@
 """Build an editor by name."""
 
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,7 +13,8 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.presets import preset_of
 from errata.editors.table import EDITORS
 from errata.editors.wrappers.wrapper import EditorWrapper
-from errata.model.checkpoint import header, read_json
+from errata.model.checkpoint import header
+from errata.model.json_file import read_json
 from errata.overrides import overridden
 
 
@@ -103,6 +105,27 @@ def _untrained(kind: type[HypernetworkEditor], folder: Path) -> Editor:
             f"{folder} holds no {kind.__name__} policy ({what}): give the folder of one, or train one (jobs/train.py)"
         )
     return kind(tuple(matrices_of(folder)))
+
+
+def own_editor(name: str) -> type[Editor]:
+    """Import an operator's own editor, `package.module:Class`, without making one. Raises `ValueError` if there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        there = vars(importlib.import_module(module))
+    except Exception as wrong:  # noqa: BLE001  # The operator's module raises what it likes.
+        reason = " ".join(f"{type(wrong).__name__}: {wrong}".split())[:200]
+        raise ValueError(
+            f"the module {module!r} of {name} cannot be imported ({reason}): give package.module:Class, from the current "
+            "folder or PYTHONPATH"
+        ) from None
+    found = there.get(attribute)
+    if not isinstance(found, type) or not issubclass(found, Editor):
+        editors = [key for key, one in there.items() if isinstance(one, type) and issubclass(one, Editor) and one is not Editor]
+        raise ValueError(
+            f"the module {module} has no class {attribute!r} that is an Editor; it has {', '.join(editors) or 'none'}: give "
+            "package.module:Class"
+        )
+    return found
 
 
 def matrices_of(artifact: str | Path) -> dict[str, tuple[int, ...]]:

@@ -61,10 +61,7 @@ def measure(model: Path, tasks: Sequence[str], options: AbilityOptions | None = 
     options = options or AbilityOptions()
     if not (model / "config.json").exists():
         raise ValueError(f"{model} is not a Hugging Face checkpoint: it has no config.json; `errata export` writes one")
-    if not tasks:
-        raise ValueError("name at least one task")
-    options.check()
-    chosen = [local_task(options.task_folder, name) or name for name in tasks]
+    chosen = check_tasks(tasks, options)
     is_local = all(isinstance(task, dict) for task in chosen)
     if is_local:
         _stay_offline()
@@ -79,6 +76,14 @@ def measure(model: Path, tasks: Sequence[str], options: AbilityOptions | None = 
     found = _evaluate(model, chosen, manager, options)
     asked = {name: getattr(options, name) for name in ("backend", "limit", "shots", "task_folder", "dtype")}
     return {"model": str(model), **asked, "task_folder": str(options.task_folder), **_summary(found)}
+
+
+def check_tasks(tasks: Sequence[str], options: AbilityOptions) -> list[dict[str, Any] | str]:
+    """Return the tasks of the task folder, and the names of others. Raises `ValueError` for a wrong task or option."""
+    if not tasks:
+        raise ValueError("name at least one task")
+    options.check()
+    return [local_task(options.task_folder, name) or name for name in tasks]
 
 
 def _evaluate(model: Path, tasks: Sequence[Any], manager: Any, options: AbilityOptions) -> dict[str, Any]:

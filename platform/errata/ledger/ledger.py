@@ -20,6 +20,7 @@ from errata.edit import Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import entry as entries
 from errata.ledger import quarantine
+from errata.ledger.base_model import check_base
 from errata.ledger.chain import Chain
 from errata.ledger.editor_states import new_rows
 from errata.ledger.entry import (
@@ -43,6 +44,7 @@ from errata.ledger.snapshots import Snapshots
 from errata.locks import hold
 
 REFUSALS = "refusals.jsonl"
+BASE = ("model", "fingerprint", "matrices")
 
 
 class Ledger:
@@ -72,7 +74,7 @@ class Ledger:
         Raises `ValueError` if `base` lacks a field, or if the existing ledger is over another base.
         """
         base = {**base, "matrices": list(base.get("matrices", ())), "model": str(base.get("model", ""))}
-        if missing := [key for key in ("model", "fingerprint", "matrices") if not base.get(key)]:
+        if missing := [key for key in BASE if not base.get(key)]:
             raise ValueError(f"the base of a ledger needs {', '.join(missing)}")
         ledger = cls(directory, snapshot_every)
         for folder in ("versions", "snapshots"):
@@ -82,8 +84,7 @@ class Ledger:
                 with new_folder(ledger.folders.path(0)) as folder_0:
                     written = entries.write_entry(folder_0, {**entries.new_entry(0, None, base["fingerprint"]), "base": base})
                 ledger.index.add(written, ())
-        if ledger.base != base:
-            raise ValueError(f"the ledger in {directory} is over another base: {ledger.base}, not {base}")
+        check_base(directory, ledger.base, {name: base[name] for name in BASE})
         return ledger
 
     @classmethod

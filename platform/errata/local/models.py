@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from errata.local.terminal import console
-from errata.model.gguf import is_gguf
+from errata.model.gguf import check_gguf, is_gguf
 from errata.testbed import smollm2
 
 
@@ -13,6 +15,30 @@ def default_policy() -> str:
         resolved(smollm2.NAME)
         console().print("measuring the key preconditioner of the shipped policy: about a minute, once")
     return str(smollm2.policy())
+
+
+def measured(artifact: str | None) -> str | None:
+    """Return the artifact that works in the place of the shipped policy, which is then measured; others as they are."""
+    return default_policy() if artifact == str(smollm2.POLICY) else artifact
+
+
+def shipped_policy() -> str:
+    """Return the folder of the default model's policy, which may have no key preconditioner yet; nothing is measured."""
+    return str(smollm2.policy() if smollm2.has_policy() else smollm2.POLICY)
+
+
+def ready(model: str) -> str:
+    """Return what `resolved` does, or "" for a model that is yet to be made, after a check that it can be. Fast.
+
+    Raises `ValueError` for a file that is no GGUF file, and for a missing package.
+    """
+    if model == smollm2.NAME:
+        smollm2.check()
+        return str(smollm2.fetched()) if smollm2.folder().exists() else ""
+    if is_gguf(model):
+        check_gguf(Path(model))
+        return ""
+    return model
 
 
 def resolved(model: str) -> str:

@@ -59,6 +59,13 @@ def read(folder: Path) -> PidFile | None:
         raise ValueError(f"{path} does not name the process that serves; if none does, remove the file") from None
 
 
+def check_not_running(folder: Path) -> None:
+    """Raise `AlreadyRunning` if the recorded process of `folder` runs, and `ValueError` for a damaged record; lock nothing."""
+    found = read(folder)
+    if found is not None and found.is_alive:
+        raise AlreadyRunning(_advised(_serving(folder, found)))
+
+
 @contextmanager
 def recorded_service(folder: Path, url: str) -> Iterator[None]:
     """Record that this process serves from `folder` while the block runs. Raises `AlreadyRunning` if another does."""
@@ -81,9 +88,15 @@ def _holder_of(folder: Path, held: Held) -> str:
     with suppress(ValueError):
         found = read(folder)
     if found is not None and found.is_alive:
-        holder = f"process {found.pid} serves from {folder} already, at {found.url}"
-    else:
-        holder = f"a service is being started or stopped in {folder}: {held}"
+        return _advised(_serving(folder, found))
+    return _advised(f"a service is being started or stopped in {folder}: {held}")
+
+
+def _serving(folder: Path, found: PidFile) -> str:
+    return f"process {found.pid} serves from {folder} already, at {found.url}"
+
+
+def _advised(holder: str) -> str:
     return f"{holder}: end it with `errata stop`, or set ERRATA_HOME to another folder"
 
 

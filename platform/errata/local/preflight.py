@@ -1,7 +1,7 @@
 """Check before a service starts: everything that would stop it, found without Ray, vLLM and weights.
 
-Each problem is one line: the field to set, what is wrong, and a value that works. `errata serve` prints all lines and starts
-nothing; `serving.app:build` raises them. The model is judged by its small files and by the headers of its weights.
+Each problem is a field and a line: what is wrong, and what works. `errata serve` prints all lines and starts nothing;
+`serving.app:build` raises them. The model is judged by its small files and by the headers of its weights.
 """
 
 from __future__ import annotations
@@ -9,36 +9,32 @@ from __future__ import annotations
 import errno
 import math
 import os
-import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from errata.access_keys import check_binding
-from errata.editors.build import matrices_of, needs, outline
-from errata.editors.closed_form.locate_then_edit import LocateThenEdit, block_of
+from errata.editors.build import needs, outline, own_editor
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
-from errata.ledger import Ledger, LedgerDamaged
-from errata.model.checkpoint import TensorHeader, check_checkpoint, headers, matrix_names, without_prefix
+from errata.ledger import Ledger, LedgerDamaged, check_base
+from errata.local.matrix_check import check_matrices, innermost, same_matrices
+from errata.local.models import ready
+from errata.local.problems import Problems
+from errata.model.checkpoint import check_checkpoint
 from errata.model.devices import devices_of, num_gpus
-from errata.model.matrices import MatrixSpec, ModelSpec, closest, find_matrices, no_such_modules, unmatched
-from errata.model.weights import architecture_of
-from errata.overrides import overridden
+from errata.model.language_model import checkpoint_fingerprint
+from errata.overrides import WrongSetting, overridden
 
 DTYPES = ("float32", "bfloat16", "float16")
-SURE = 0.9  # A pattern that is so like the name of a matrix is a misspelling of it.
-# Of Llama and the models like it. A checkpoint of these names is read without renaming.
-STANDARD_NAME = re.compile(r"model\.layers\.\d+\.(self_attn\.(q|k|v|o|qkv)_proj|mlp\.(gate|up|down|gate_up)_proj)")
-
-Found = TypeVar("Found")
+MAX_DIGESTED_BYTES = 2 * 10**9  # About two seconds, as measured on two cores.
 
 
 @dataclass(frozen=True)
@@ -63,51 +59,41 @@ class StartSettings:
     replicas: int = 1
 
 
-class Problems(list[str]):
-    """The lines that were found so far."""
+def problems_of(start: StartSettings, is_here: bool = True) -> Problems:
+    """Find everything that would stop the service.
 
-    def checked(self, name: str, check: Callable[..., Found], *arguments: Any) -> Found | None:
-        """Return what the check returns; None if it raises `ValueError` or `OSError`, whose message becomes a line."""
-        try:
-            return check(*arguments)
-        except (ValueError, OSError) as wrong:
-            line = f"{name}: {' '.join(str(wrong).split())}"
-            if line not in self:
-                self.append(line)
-            return None
-
-
-def problems_of(start: StartSettings, is_here: bool = True) -> list[str]:
-    """Find everything that would stop the service, a line each.
-
-    Without `is_here`, the service runs on other machines, and only what does not depend on files and devices is checked.
+    A model that is made on first use is not made: until it exists, only what does not need it is checked. Without `is_here`,
+    the service runs on other machines, and only what does not depend on files and devices is checked.
     """
     found = Problems()
     if start.dtype not in DTYPES:
-        found.append(f"dtype: {start.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
+        found.note("dtype", f"{start.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
     _check_guard(start.guard, found)
     found.checked("device", num_gpus, start.device)
     if not is_here:
         _editor(replace(start, artifact=None), found, is_here=False)
         return found
+    start = replace(start, model=(found.checked("model", ready, start.model) or "") if start.model else "")
     folder = found.checked("model", check_checkpoint, start.model) if start.model else None
     if folder is not None and folder != Path(start.model):
-        found.append(f"model: {start.model} is a name in Hugging Face's cache: give its folder, {folder}")
+        found.note("model", f"{start.model} is a name in Hugging Face's cache: give its folder, {folder}")
     if start.probes or folder is not None:
         found.checked("probes", Probes.load if start.probes else Probes.beside, start.probes or start.model)
     if start.keys:
         found.checked("keys", check_binding, None, start.keys)
-    editor = _editor(start, found, is_here=True)
+    editor, names = _editor(start, found, is_here=True), None
     if folder is not None and editor is not None:
-        _check_matrices(start, folder, editor, found)
+        names = check_matrices(folder, editor, start.artifact, found, start.model)
     if start.ledger:
-        found.checked("ledger", _check_ledger, start)
+        found.checked("ledger", _check_ledger, start, folder, names)
     return found
 
 
 def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | None:
     """Build the editor's outline, and note what is wrong with its name, preset, artifact and settings; None if it has none."""
-    if ":" in start.editor:  # `package.module:Class`, the operator's own, which is imported where it is used
+    if ":" in start.editor:  # `package.module:Class`, the operator's own, which exists where it is used
+        if is_here and (own := found.checked("editor", own_editor, start.editor)) is not None:
+            _check_own_settings(start, own, found)
         return None
     kind = found.checked("editor", needs, start.editor)
     if kind is None or found.checked("preset", needs, start.editor, start.preset or "") is None:
@@ -121,7 +107,7 @@ def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | No
         return None
     if start.settings and isinstance(innermost(editor), HypernetworkEditor) and not isinstance(editor, EditorWrapper):
         given = ", ".join(start.settings)
-        found.append(f"settings: {start.editor} was trained with its settings: leave out {given}, or train another policy")
+        found.note("settings", f"{start.editor} was trained with its settings: leave out {given}, or train another policy")
         return editor
     for name, value in start.settings.items():
         editor = found.checked(f"settings.{name}", _set, editor, name, value) or editor
@@ -131,123 +117,16 @@ def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | No
 def _set(editor: Editor, name: str, value: str) -> Editor:
     try:
         return overridden(editor, name, value)
-    except ValueError as wrong:
-        raise ValueError(str(wrong).removeprefix(f"{name}: ")) from None
+    except WrongSetting as wrong:
+        raise ValueError(wrong.reason) from None
 
 
-def innermost(editor: Editor) -> Editor:
-    """Return the editor that makes the change: the innermost one of wrappers."""
-    while isinstance(editor, EditorWrapper):
-        editor = editor.host
-    return editor
-
-
-# -- the matrices -----------------------------------------------------------------------------------------------------
-
-
-def _check_matrices(start: StartSettings, folder: Path, editor: Editor, found: Problems) -> None:
-    """Check that the model has the editor's matrices, and that the artifact is of them."""
-    tensors, inner = headers(folder), innermost(editor)
-    artifact = found.checked("artifact", matrices_of, start.artifact) if start.artifact else {}
-    if artifact is None:
-        return
-    if isinstance(inner, HypernetworkEditor) or tuple(artifact) == inner.modules:
-        fits = found.checked("artifact", check_fits, artifact, tensors, start.artifact)
-        if not fits or not isinstance(inner, LocateThenEdit):
-            return
-    names = found.checked("settings.modules", matched, folder, tensors, inner.modules)
-    if names and isinstance(inner, LocateThenEdit):
-        found.checked("settings.modules", _check_places, inner, names, matrix_names(tensors))
-        known = {without_prefix(name) for name in artifact}
-        if inner.needs_moments and (missing := [name for name in names if without_prefix(name) not in known]):
-            kind = type(inner).__name__
-            found.append(
-                f"artifact: {kind} needs the key moments of {_some(missing)}: give the folder that `python jobs/moments.py "
-                f"model={start.model} modules={','.join(inner.modules)}` makes"
-            )
-
-
-def check_fits(artifact: Mapping[str, Sequence[int]], tensors: Mapping[str, TensorHeader], where: str | None) -> bool:
-    """Raise `ValueError` for an artifact of matrices that the model does not have, or has in other sizes; else return True."""
-    there = {without_prefix(name): _shape(tensors, name) for name in matrix_names(tensors)}
-    short = {name: without_prefix(name) for name in artifact}
-    if lost := [name for name in artifact if short[name] not in there]:
-        raise ValueError(
-            f"{where} is of {_some(lost)}, which this model does not have: give the model that it was made on, or an "
-            "artifact of this model"
-        )
-    sizes = {name: set(map(int, size)) for name, size in artifact.items()}
-    if other := [name for name in artifact if not sizes[name] <= set(there[short[name]])]:
-        name = other[0]
-        raise ValueError(
-            f"{where} is of a {name} of {' x '.join(map(str, artifact[name]))}, and this model's is "
-            f"{' x '.join(map(str, there[short[name]]))}: give the model that it was made on, or an artifact of this model"
-        )
-    return True
-
-
-def _shape(tensors: Mapping[str, TensorHeader], name: str) -> tuple[int, int]:
-    rows, columns = tensors[f"{name}.weight"].shape
-    return rows, columns
-
-
-def matched(folder: Path, tensors: Mapping[str, TensorHeader], patterns: Sequence[str]) -> list[str]:
-    """Return the matrices that the patterns match. Raises `ValueError` with the closest names for one that matches none.
-
-    Headers have the checkpoint's names, which may differ from the model's. So a pattern that is like none of them is looked for
-    in the model itself, which is made without weights and takes seconds, unless all names are standard ones.
-    """
-    names = matrix_names(tensors)
-    short = [without_prefix(pattern) for pattern in patterns]
-    missing = unmatched(map(without_prefix, names), short)
-    close = {pattern: closest(pattern, names, SURE) for pattern in missing}
-    if missing and all(close.values()):
-        better = [close[one][0] if one in missing else one for one in short]
-        raise ValueError(
-            f"no linear module of the model is named {', '.join(missing)}; the closest are "
-            f"{', '.join(dict.fromkeys(name for found in close.values() for name in found))}: give modules={','.join(better)}"
-        )
-    if missing and all(map(STANDARD_NAME.fullmatch, names)):
-        there = ModelSpec(tuple(MatrixSpec(name, *_shape(tensors, name)[::-1]) for name in names))
-        raise ValueError(no_such_modules([one for one in patterns if without_prefix(one) in missing], there))
-    if missing or not patterns:
-        return list(find_matrices(architecture_of(folder), patterns).names)
-    return [name for name in names if len(unmatched([without_prefix(name)], short)) < len(set(short))]
-
-
-def check_editors(model: str, editors: Mapping[str, Editor]) -> None:
-    """Raise `ValueError` for a model that cannot be edited, and for each editor whose matrices it does not have."""
-    folder, found = check_checkpoint(model), Problems()
-    for name, editor in editors.items():
-        found.checked(f"{name}.modules", matched, folder, headers(folder), editor.modules)
-    if found:
-        raise ValueError("; ".join(found))
-
-
-def _check_places(editor: LocateThenEdit, names: Sequence[str], there: Sequence[str]) -> None:
-    """Raise `ValueError` where the editor's own start would: several matrices for one, or the last block."""
-    kind = type(editor).__name__
-    if editor.single_matrix and len(names) != 1:
-        raise ValueError(f"{kind} writes into one matrix, and these match {_some(names)}: give one, modules={_tail(names[0])}")
-    stem, _, index = block_of(names[-1]).rpartition(".")
-    last = max(int(block_of(name).rpartition(".")[2]) for name in there if name.startswith(f"{stem}."))
-    if editor.position != "prompt" and int(index) == last:
-        earlier = _tail(names[-1]).replace(f".{index}.", f".{max(0, last - 1)}.", 1)
-        raise ValueError(
-            f"{_tail(names[-1])} is in the model's last block, where no later attention reads a change at the subject: give "
-            f"earlier ones, such as modules={earlier}"
-        )
-
-
-def _tail(name: str) -> str:
-    """Return a name from the part before its block's number on: `layers.3.mlp.down_proj`."""
-    parts = name.split(".")
-    number = next(index for index, part in enumerate(parts) if part.isdigit())
-    return ".".join(parts[max(0, number - 1) :])
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
+def _check_own_settings(start: StartSettings, own: type[Editor], found: Problems) -> None:
+    """Check the names of the settings of an editor that is not made here."""
+    there: list[str] = [one.name for one in fields(own)] if is_dataclass(own) else []
+    for name in start.settings:
+        if name.partition(".")[0] not in there:
+            found.note(f"settings.{name}", f"{own.__name__} has no field {name!r}; it has {', '.join(there) or 'none'}")
 
 
 # -- the guard, the machine, the ledger -------------------------------------------------------------------------------
@@ -273,7 +152,7 @@ def _check_guard(settings: Mapping[str, str], found: Problems) -> None:
         found.checked("guard", guard_from, own)
 
 
-def machine_problems(start: StartSettings) -> list[str]:
+def machine_problems(start: StartSettings) -> Problems:
     """Find what this machine lacks for a service that runs on it alone; Ray would wait for missing GPUs without an end."""
     found = Problems()
     if found.checked("device", num_gpus, start.device) is None or found.checked("device", devices_of, start.device) is None:
@@ -282,15 +161,19 @@ def machine_problems(start: StartSettings) -> list[str]:
     is_shared = own == 1 and 0 < start.gpus < 1
     wanted = start.replicas * start.gpus + (0 if is_shared else own)
     if wanted > there:
-        found.append(
-            f"gpus: {start.replicas} replicas with {start.gpus:g} GPUs each and the editor on {start.device} need {wanted:g}, "
-            f"and this machine has {there}: give gpus=0 and device=cpu, or fewer replicas"
+        found.note(
+            "gpus",
+            f"{start.replicas} replicas with {start.gpus:g} GPUs each and the editor on {start.device} need {wanted:g}, and "
+            f"this machine has {there}: give gpus=0 and device=cpu, or fewer replicas",
         )
     return found
 
 
-def _check_ledger(start: StartSettings) -> None:
-    """Raise `ValueError` for a folder that cannot be written, or a ledger over another model."""
+def _check_ledger(start: StartSettings, checkpoint: Path | None, names: Sequence[str] | None) -> None:
+    """Raise `ValueError` for a folder that cannot be written, or a ledger over another model, other matrices or weights.
+
+    The weights are compared unless reading them takes long; the service itself compares them in any case.
+    """
     folder = Path(start.ledger).absolute()
     parent = next(path for path in (folder, *folder.parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -298,30 +181,45 @@ def _check_ledger(start: StartSettings) -> None:
             f"{folder} cannot be written, because {parent} is no folder that one may write to: give another folder"
         )
     try:
-        base = Ledger.open(folder).base
+        held = Ledger.open(folder).base
     except (FileNotFoundError, LedgerDamaged):  # The worker repairs what can be repaired.
         return
-    if base["model"] != start.model:
-        raise ValueError(f"the ledger in {folder} is over {base['model']}, not {start.model}: give that model, or a new folder")
+    if start.model:
+        check_base(folder, held, {"model": start.model})
+    if checkpoint is None:
+        return
+    if names is not None and not same_matrices(checkpoint, names, held["matrices"]):
+        check_base(folder, held, {"matrices": names})
+    if sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")) <= MAX_DIGESTED_BYTES:
+        check_base(folder, held, {"model": start.model, "fingerprint": checkpoint_fingerprint(checkpoint)})
 
 
-def port_problems(host: str, ports: Mapping[str, int]) -> Iterator[str]:
-    """Yield a line for each port, by its name, on which another process listens; the port `port` is the one of HTTP."""
-    for name, port in ports.items():
-        address = host if name == "port" else "127.0.0.1"
-        if not _is_free(address, port):
-            free = next((other for other in range(port + 1, 65536) if _is_free(address, other)), 0)
-            yield f"{name}: another process listens on port {port} of {address}: end it, or give another, such as {free}"
+# -- the address ------------------------------------------------------------------------------------------------------
 
 
-def _is_free(host: str, port: int) -> bool:
+def address_problems(host: str, port: int, has_keys: bool) -> Problems:
+    """Find what is wrong with the address of a service on this machine: unsafe without keys, not its own, or in use."""
+    found = Problems()
+    if not has_keys:
+        found.checked("keys", check_binding, host, None)
+    wrong = _binding_fault(host, port)
+    if wrong == errno.EADDRINUSE:
+        free = next((other for other in range(port + 1, 65536) if not _binding_fault(host, other)), 0)
+        found.note("port", f"another process listens on port {port} of {host}: end it, or give another, such as {free}")
+    elif wrong:
+        found.note("host", f"{host!r} is no address of this machine: give 127.0.0.1, or 0.0.0.0 for all of its addresses")
+    return found
+
+
+def _binding_fault(host: str, port: int) -> int:
+    """Return why one cannot listen there: EADDRINUSE, EADDRNOTAVAIL, or 0 if one can, or if the server knows better."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except PermissionError:
-        return True  # a port below 1024, which may be forbidden and not taken: the server says so
-    except OSError as wrong:
-        return wrong.errno != errno.EADDRINUSE
-    return True
+    except socket.gaierror:
+        return errno.EADDRNOTAVAIL
+    except OSError as wrong:  # A port below 1024 may be forbidden and not taken.
+        return wrong.errno if wrong.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) else 0
+    return 0

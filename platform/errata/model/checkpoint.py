@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from errata.model.architecture import check_model_type
+from errata.model.json_file import POINTER, check_pointer, read_json
+from errata.model.tokenizer_files import check_tokenizer_files
+
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -25,7 +29,6 @@ COMPANION = re.compile(
     r"|weight\.(?:absmax|quant_map|quant_state\S*|nested_\w+)|weight:\w+)$"
 )
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
-POINTER = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
@@ -70,7 +73,8 @@ def check_checkpoint(model: str | Path) -> Path:
     """Check that the model's checkpoint can be edited, and return its folder.
 
     Raises `ValueError` for a model that is not on this machine, an adapter, a checkpoint that is quantised, incomplete, damaged
-    or not of safetensors files, and a tokenizer that is missing or cannot be used.
+    or not of safetensors files, of a model that transformers does not know or that writes no text, and for a tokenizer or a
+    chat template that is missing or cannot be used.
     """
     folder = folder_of(model)
     _check_kind(folder)
@@ -79,6 +83,7 @@ def check_checkpoint(model: str | Path) -> Path:
     for where, part in parts.items():
         for field in (field for field in QUANTISED_FIELDS if part.get(field) is not None):
             raise ValueError(_quantised(folder, f"{CONFIG} has {where}{field}{_method(part[field])}"))
+    check_model_type(folder / CONFIG, config)
     _check_dtypes(folder, headers(folder))
     check_tokenizer_files(folder)
     return folder
@@ -94,27 +99,6 @@ def _check_kind(folder: Path) -> None:
         )
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} has no {CONFIG}, so it is no checkpoint: give the folder that holds it beside the weights")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object. Raises `ValueError` with what is wrong with it."""
-    try:
-        data = path.read_bytes()
-    except OSError as wrong:
-        raise ValueError(f"{path} cannot be read: {wrong.strerror}") from None
-    _check_pointer(path, data[: len(POINTER)])
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not a JSON object, so it is damaged or of something else: copy it again")
-    return found
-
-
-def _check_pointer(path: Path, begin: bytes) -> None:
-    if begin == POINTER:
-        raise ValueError(f"{path} is a Git LFS pointer and not the file itself: fetch it with `git lfs pull`")
 
 
 def _method(value: Any) -> str:
@@ -190,7 +174,7 @@ def header(path: Path) -> dict[str, TensorHeader]:
     try:
         with path.open("rb") as file:
             begin = file.read(len(POINTER))
-            _check_pointer(path, begin)
+            check_pointer(path, begin)
             num_bytes = int.from_bytes(begin[:8], "little")
             size = path.stat().st_size
             if len(begin) < 8 or not 2 <= num_bytes <= MAX_HEADER_BYTES or 8 + num_bytes > size:
@@ -211,50 +195,6 @@ def header(path: Path) -> dict[str, TensorHeader]:
             f"{path} has {size:,} bytes, and by its header {8 + num_bytes + end:,}: it is cut or damaged; copy it again"
         )
     return tensors
-
-
-# -- the tokenizer ----------------------------------------------------------------------------------------------------
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-TEKKEN = "tekken.json"
-_NEEDED = "Errata needs one that tells which characters each token stands for (a `tokenizer.json`)"
-
-
-def check_tokenizer_files(folder: Path) -> None:
-    """Raise `ValueError` if the folder has no tokenizer, or only one that Errata cannot use."""
-    if (folder / "tokenizer.json").exists():
-        read_json(folder / "tokenizer.json")
-    elif not any((folder / name).exists() for name in TOKENIZERS):
-        if (folder / TEKKEN).exists():
-            raise ValueError(_unusable(folder, f"mistral-common's alone ({TEKKEN})"))
-        raise ValueError(f"{folder} has no tokenizer (tokenizer.json): copy the model's own there")
-
-
-def tokenizer_options(folder: str | Path) -> dict[str, Any]:
-    """Return the options of `AutoTokenizer`: of a folder with both, it may take mistral-common's, which has no offsets."""
-    has_both = all((Path(folder) / name).exists() for name in (TEKKEN, "tokenizer.json"))
-    return {"mistral_format": False} if has_both else {}
-
-
-def check_tokenizer(tokenizer: Any, where: str | Path) -> None:
-    """Raise `ValueError` if the tokenizer cannot encode with character offsets, encode nothing, or decode."""
-    try:
-        found = tokenizer("Rome is old.", return_offsets_mapping=True)
-        ids, offsets = found["input_ids"], found["offset_mapping"]
-        tokenizer.decode(ids)
-        tokenizer("", return_offsets_mapping=True)
-    except (NotImplementedError, ValueError, TypeError, KeyError, IndexError, AttributeError) as wrong:
-        reason = str(wrong).strip().partition("\n")[0]
-        raise ValueError(_unusable(where, f"{type(tokenizer).__name__} ({reason})")) from None
-    if not ids or len(ids) != len(offsets):
-        raise ValueError(_unusable(where, f"{type(tokenizer).__name__} (it gives {len(ids)} tokens, {len(offsets)} offsets)"))
-
-
-def _unusable(where: str | Path, found: str) -> str:
-    return (
-        f"the tokenizer of {where} is {found}, and {_NEEDED}: copy tokenizer.json and tokenizer_config.json of the same model "
-        "there, from its checkpoint in the transformers format (docs/models.md)"
-    )
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

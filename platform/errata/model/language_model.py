@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from errata.model.checkpoint import check_checkpoint, check_tokenizer, folder_of, tokenizer_options
+from errata.model.checkpoint import check_checkpoint, folder_of
 from errata.model.devices import devices_of, spread
 from errata.model.renderer import Renderer
+from errata.model.tokenizer_files import check_tokenizer, tokenizer_options
 
 
 @dataclass(frozen=True)

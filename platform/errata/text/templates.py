@@ -7,11 +7,41 @@ and so does this file: a template that does otherwise than it looks is served as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+def refusal(template: str, tokens: Mapping[str, Any]) -> str | None:
+    """Say why a template does not render a user's question, on one line; None if it does.
+
+    `tokens` are the special tokens by name. jinja2 alone renders nearly all templates. Where it does not, transformers decides,
+    which adds a few functions and tags, and whose import takes seconds.
+    """
+    text = "Is Rome old?"
+    if _renders(template, {"role": "user", "content": text}, tokens):
+        return None
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    content = [{"type": "text", "text": text}] if reads_parts(template) else text
+    asked = [[{"role": "user", "content": content}]]
+    try:
+        render_jinja_template(asked, chat_template=template, add_generation_prompt=True, **tokens)
+    except Exception as refused:  # noqa: BLE001  # A template raises what it likes.
+        return " ".join(str(refused).split())[:200]
+    return None
+
+
+def _renders(template: str, message: Mapping[str, str], tokens: Mapping[str, str]) -> bool:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    try:
+        environment.from_string(template).render(messages=[message], add_generation_prompt=True, **tokens)
+    except Exception:  # noqa: BLE001  # A template raises what it likes.
+        return False
+    return True
 
 
 @lru_cache(maxsize=32)

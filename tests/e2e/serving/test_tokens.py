@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from errata.edit import Code, EditRejected
-from errata.model.checkpoint import tokenizer_options
 from errata.model.renderer import Renderer
+from errata.model.tokenizer_files import tokenizer_options
 from errata.text.dialogue import Dialogue, Message, Prompt
 from tests.e2e.scalable import ScalableService
 from tests.e2e.serving.application import App

@@ -64,6 +64,7 @@ def test_a_trained_editor_is_scored(files: dict[str, str]) -> None:
 def test_a_gguf_file_and_the_default_model_are_resolved(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr("errata.local.models.ready", lambda model: "")
     monkeypatch.setattr("errata.local.models.resolved", lambda model: files["--model"] if model == name else model)
     done = bench(files | {"--model": name, "--out": str(tmp_path)}, "--limit", "2")
     assert done.exit_code == 0, done.output
@@ -78,6 +79,30 @@ def test_a_gguf_file_that_is_missing_is_one_line(files: dict[str, str]) -> None:
         )
         done = CliRunner().invoke(app, [*command, *(part for option in options.items() for part in option)])
         assert done.exit_code == 1 and "/none/a.gguf cannot be read" in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["bench", "--set", "RLEdit.rank=3"], "was trained with its settings"),
+        (["bench", "--dtype", "float99"], "'float99' is not a dtype"),
+        (["bench", "--checkpoints", "1,ten"], "not '1,ten'"),
+        (["bench", "--device", "gpu"], "'gpu' is not a device"),
+        (["ability", "--tasks", "small_sst2", "--backend", "jax"], "the backend is hf or vllm, not 'jax'"),
+    ],
+)
+def test_what_needs_no_model_is_checked_before_one_is_made(
+    files: dict[str, str], command: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: str) -> str:
+        raise AssertionError("a model is made")
+
+    monkeypatch.setattr("errata.local.models.resolved", fail)
+    monkeypatch.setattr(smollm2, "check", lambda: None)
+    given = files if command[0] == "bench" else {"--out": files["--out"]}
+    options = [part for option in (given | {"--model": smollm2.NAME}).items() for part in option]
+    done = CliRunner().invoke(app, [*command, *options])
+    assert done.exit_code == 1 and says in done.output.replace("\n", " "), done.output
 
 
 def test_two_editors_of_a_class_are_named_by_their_folders(files: dict[str, str]) -> None:
@@ -113,7 +138,7 @@ def test_settings_of_an_untrained_editor_are_set_by_name(files: dict[str, str]) 
         ({}, ["--set", "rank"], "EDITOR.field=value"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.epochs=3"], "LocFT has no field 'epochs'; it has modules, num_epochs"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.num_epochs=few"], "'few' is not of type int"),
-        ({"--editor": "MEMIT"}, ["--set", "MEMIT.position=promt"], "position is one of subject, either, prompt, not 'promt'"),
+        ({"--editor": "MEMIT"}, ["--set", "MEMIT.position=promt"], "position: 'promt' is not one of subject, either, prompt"),
         ({"--editor": "LocFT"}, ["--set", "LocFT.modules=layers.9.x"], "no linear module of the model is named layers.9.x"),
         ({"--out": "README.md"}, [], "README.md"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -16,7 +17,10 @@ import pytest
 
 from errata.access_keys import add_key
 from errata.local import pidfile
+from errata.local.preflight import StartSettings
+from errata.local.problems import Problems
 from errata.local.services import free_port
+from errata.model import gguf
 from errata.testbed import smollm2
 from tests.fakes.served import Service
 from tests.unit.cli.invoke import PROMPT, errata, words
@@ -63,13 +67,17 @@ def test_without_a_model_the_default_one_is_served(
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     monkeypatch.setattr("errata.local.models.default_policy", lambda: "POLICY")
     monkeypatch.setattr("errata.local.models.resolved", lambda model: "DEFAULT" if model == smollm2.NAME else model)
-    monkeypatch.setattr("errata.cli.serve._model_of", lambda artifact: smollm2.NAME)
-    monkeypatch.setattr("errata.cli.serve._problems", lambda given, host, port: [])
+    checked: list[StartSettings] = []
+    monkeypatch.setattr("errata.local.preflight.problems_of", lambda start: checked.append(start) or Problems())
+    monkeypatch.setattr("errata.local.preflight.address_problems", lambda *_: Problems())
     started: list[dict[str, Any]] = []
     monkeypatch.setattr("errata.cli.serve._run", lambda folder, host, port, given: started.append(given))
     done = errata("serve", *arguments)
     assert done.exit_code == 0, done.output
     assert [(given["model"], given.get("artifact")) for given in started] == [found]
+    before, after = checked  # what is made on first use is made in between
+    assert before.model == smollm2.NAME and (after.model, after.artifact) == found
+    assert before.artifact == (found[1] and str(smollm2.POLICY))
 
 
 def test_a_default_model_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,11 +90,80 @@ def test_a_default_model_that_cannot_be_made_is_one_line(tmp_path: Path, monkeyp
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        (["--guard", "drift.warn=x"], ["guard"]),
+        (["--editor", "FT-L", "--set", "epsilon=x"], ["settings.epsilon"]),
+        (["--editor", "MEND", "--dtype", "half"], ["artifact", "dtype"]),
+        (["--editor", "FT-L", "--keys", "/none", "--probes", "/none"], ["probes", "keys"]),
+        (["--host", "192.0.2.1", "--model", "FILE"], ["artifact", "keys", "host"]),
+        (["--editor", "FT-L", "--model", "FILE", "--device", "gpu"], ["device"]),
+    ],
+)
+def test_what_needs_no_model_is_checked_before_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], fields: list[str]
+) -> None:
+    """Neither the default model, nor its policy, nor the checkpoint of a GGUF file."""
+
+    def fail(*_: object) -> str:
+        raise AssertionError("a model is made, or a policy is measured")
+
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    for made in ("resolved", "default_policy", "measured"):
+        monkeypatch.setattr(f"errata.local.models.{made}", fail)
+    monkeypatch.setattr(smollm2, "check", lambda: None)
+    monkeypatch.setattr(gguf, "find_spec", lambda name: name)
+    (tmp_path / "a.gguf").write_bytes(gguf.MAGIC)
+    given = [str(tmp_path / "a.gguf") if option == "FILE" else option for option in options]
+    done = errata("serve", "--port", str(free_port()), *given)
+    assert [line.partition(":")[0] for line in done.output.splitlines()] == fields and done.exit_code == 2, done.output
+
+
+def test_an_operators_own_editor_is_found_in_the_current_folder(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `python -m serving.start` finds it."""
+    (tmp_path / "own_editor_here.py").write_text("from errata.editors.fine_tuning.ftl import FTL\n")
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr("errata.cli.serve._run", lambda folder, host, port, given: started.append(given))
+    options = ["--model", str(model_dir), "--port", str(free_port())]
+    done = errata("serve", "--editor", "own_editor_here:FTL", *options)
+    assert done.exit_code == 0 and started[0]["editor"] == "own_editor_here:FTL", done.output
+    done = errata("serve", "--editor", "own_editor_here:FTM", *options)
+    (line,) = done.output.splitlines()
+    assert done.exit_code == 2 and line.startswith("editor: the module own_editor_here has no class 'FTM'"), line
+
+
+LIMIT_S = 10.0  # of one core, on which nothing else runs; most of it is the import of torch
+LIMIT_LOADED_S = 120.0  # of the clock, where other processes have the cores: it only tells an end from a service that waits
+
+
+def test_a_misspelt_setting_ends_the_command_within_seconds(tmp_path: Path, model_dir: Path) -> None:
+    """Without Ray, with one line, in a fresh process."""
+    options = ["--editor", "FT-L", "--model", str(model_dir), "--port", str(free_port()), "--set", "epsilom=1"]
+    command = [sys.executable, "-c", "from errata.cli import app; app()", "serve", *options]
+    environment = {**os.environ, "ERRATA_HOME": str(tmp_path / "home")}
+    limit_s = 1.5 * LIMIT_S if os.getloadavg()[0] < len(os.sched_getaffinity(0)) / 2 else LIMIT_LOADED_S
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=limit_s)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < LIMIT_S
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "home").exists()
+    assert line.startswith("settings.epsilom: FTL has no field 'epsilom'") and "did you mean epsilon" in line
+
+
 def test_another_model_is_edited_with_the_newest_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     (tmp_path / "hypernets" / "demo-0").mkdir(parents=True)
+    monkeypatch.setattr("errata.local.models.ready", lambda model: "")
     monkeypatch.setattr("errata.local.models.resolved", lambda model: f"made of {model}")
-    monkeypatch.setattr("errata.cli.serve._problems", lambda given, host, port: [])
+    monkeypatch.setattr("errata.local.preflight.problems_of", lambda start: Problems())
+    monkeypatch.setattr("errata.local.preflight.address_problems", lambda *_: Problems())
     started: list[dict[str, Any]] = []
     monkeypatch.setattr("errata.cli.serve._run", lambda folder, host, port, given: started.append(given))
     assert errata("serve", "--model", "my.gguf").exit_code == 0

@@ -44,7 +44,7 @@ def test_nothing_is_repeated(edits: list[Edit]) -> None:
 
 @each_pair
 def test_a_file_is_judged_as_a_batch_is(one: Edit, other: Edit, verdict: str) -> None:
-    found = watched([Edit("first", "x"), one, Edit("between", "x"), other]).repetitions()
+    found = hashed([Edit("first", "x"), one, Edit("between", "x"), other]).repetitions()
     assert found.duplicates == (((1, 3),) if verdict == "repeats" else ()) and found.num_duplicates == len(found.duplicates)
     assert found.conflicts == (((1, 3),) if verdict == "contradicts" else ()) and found.num_conflicts == len(found.conflicts)
     assert found.num_in_conflict == 2 * found.num_conflicts
@@ -52,7 +52,7 @@ def test_a_file_is_judged_as_a_batch_is(one: Edit, other: Edit, verdict: str) ->
 
 def test_an_edit_of_both_forms_contradicts_one_of_each() -> None:
     edits = [Edit("a", "x", form="both"), Edit("a", "y"), Edit("a", "z", form="chat"), Edit("a", "x", form="both")]
-    found = watched(edits).repetitions()
+    found = hashed(edits).repetitions()
     assert (found.num_duplicates, found.num_conflicts, found.num_in_conflict) == (1, 2, 4)
     assert (found.duplicates, found.conflicts) == (((0, 3),), ((0, 1), (0, 2)))
 
@@ -61,10 +61,10 @@ def test_memory_grows_by_a_few_bytes_an_edit_and_not_by_its_text() -> None:
     def peak(num_edits: int) -> int:
         tracemalloc.start()
         try:
-            watch = watched([])
+            hashes = hashed([])
             for number in range(num_edits):
-                watch.see(Edit(f"{'a long prompt ' * 20}{number}", "answer"))
-            assert watch.repetitions().num_conflicts == 0
+                hashes.add(Edit(f"{'a long prompt ' * 20}{number}", "answer"))
+            assert hashes.repetitions().num_conflicts == 0
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

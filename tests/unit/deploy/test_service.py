@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
+from errata.testbed import smollm2
 from serving.app import Arguments, _resources, build
 from tests.unit.deploy.deployment import (
     serve_configs,
@@ -118,3 +119,18 @@ def test_a_service_that_could_not_start_is_refused_with_every_reason(model_dir: 
     with pytest.raises(ValueError, match=r"epsilon: 'x'") as refused:
         build({**wrong, "placement": "serve"})
     assert "/none" not in str(refused.value)
+
+
+def test_what_needs_no_model_is_checked_before_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: str) -> str:
+        raise AssertionError("a model is made")
+
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("serving.app.resolved", fail)
+    monkeypatch.setattr("errata.testbed.smollm2.check", lambda: None)
+    args = {"model": smollm2.NAME, "ledger": str(tmp_path / "l"), "editor": "FT-L", "settings": "epsilom=1", "keys": "/none"}
+    with pytest.raises(ValueError, match=r"keys: the file of keys /none.*settings\.epsilom: FTL has no field"):
+        build(args)
+    monkeypatch.setattr("serving.app.resolved", lambda model: "/made")
+    with pytest.raises(ValueError, match="model: /made is no folder"):
+        build({**args, "settings": "epsilon=1", "keys": None})

@@ -44,8 +44,15 @@ def test_version_0_is_the_base(ledger):
 def test_create_again_over_the_same_base_opens_it_and_over_another_refuses(ledger, random_delta):
     fill(ledger, random_delta, 1)
     assert Ledger.create(ledger.directory, ledger.base).head == 1
-    with pytest.raises(ValueError, match="another base"):
-        Ledger.create(ledger.directory, {**ledger.base, "fingerprint": "other"})
+    for other, says in (
+        ({"model": "m"}, f"is over {ledger.base['model']}, not m: give that model, or another ledger"),
+        ({"fingerprint": "other"}, r"is over other weights \(SHA-256 base\) than .* has now \(other\): give the folder"),
+        ({"matrices": ["m"]}, r"holds edits of model.*0.*, .*1\.mlp\.down_proj, and this editor changes m: give the settings"),
+        ({"matrices": list("abcdef")}, "this editor changes a, b, c, d and 2 other matrices: give"),
+    ):
+        with pytest.raises(ValueError, match=says) as refused:
+            Ledger.create(ledger.directory, {**ledger.base, **other})
+        assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="fingerprint"):
         Ledger.create(ledger.directory / "new", {"model": "m", "matrices": ["x"]})
     with pytest.raises(FileNotFoundError):

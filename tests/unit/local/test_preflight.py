@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,26 @@ import torch
 
 from errata.editors.build import make_editor, matrices_of, outline
 from errata.editors.closed_form.moments import Moments
+from errata.editors.fine_tuning.ftl import FTL
 from errata.editors.hypernet.rledit import RLEdit
 from errata.ledger import Ledger
-from errata.local.preflight import STANDARD_NAME, StartSettings, machine_problems, port_problems, problems_of
+from errata.local.matrix_check import STANDARD_NAME
+from errata.local.models import ready
+from errata.local.preflight import StartSettings, address_problems, machine_problems, problems_of
+from errata.model import gguf
 from errata.model.checkpoint import headers, matrix_names, without_prefix
-from errata.model.language_model import LanguageModel
+from errata.model.language_model import LanguageModel, checkpoint_fingerprint
 from errata.model.matrices import editable_matrices
+from errata.testbed import smollm2
 from tests.editors_under_test import learned
 from tests.tiny_models import ARCHITECTURES, make_tiny, save_tiny
 
 DOWN = "model.layers.0.mlp.down_proj"
 MODULES = {"modules": "layers.0.mlp.down_proj"}
+
+
+def lines(start: StartSettings, is_here: bool = True) -> list[str]:
+    return list(map(str, problems_of(start, is_here)))
 
 
 def moments(folder: Path, *names: str, size: int = 96) -> str:
@@ -51,10 +60,10 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         replace(start, editor="FT-L", settings={"modules": "mlp.down_proj,layers.*.mlp.up_proj", "epsilon": "inf"}),
         replace(start, editor="FT-L", settings={"modules": "model.layers.1.self_attn.o_proj"}),
         replace(start, guard={"perplexity.refuse": "2", "perplexity.warn": "1.9", "num_questions": "3"}),
-        replace(start, editor="own.package:Editor", settings={"anything": "1"}),
+        replace(start, editor=f"{__name__}:Own", settings={"strength": "1"}),
         replace(start, model=""),
     ):
-        assert problems_of(right) == [], right
+        assert lines(right) == [], right
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,7 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
     ],
 )
 def test_what_is_wrong_is_a_line_with_its_field_and_a_value(start: StartSettings, change: dict[str, Any], line: str) -> None:
-    found = problems_of(replace(start, **change))
+    found = lines(replace(start, **change))
     assert [one for one in found if re.match(line, one) or re.search(line, one)], found
     assert all("\n" not in one for one in found)
 
@@ -124,7 +133,7 @@ def test_what_is_wrong_is_a_line_with_its_field_and_a_value(start: StartSettings
 def test_all_problems_are_listed(start: StartSettings) -> None:
     settings = {"modules": "layers.1.mlp.down_prj", "epsilon": "x", "seed": "one"}
     wrong = replace(start, dtype="f", settings=settings, guard={"a": "1", "drift.warn": "x"}, probes="/none", keys="/none")
-    fields = [line.partition(":")[0] for line in problems_of(wrong)]
+    fields = [line.partition(":")[0] for line in lines(wrong)]
     assert sorted(fields) == sorted(
         ["dtype", "guard", "guard", "probes", "keys", "settings.epsilon", "settings.seed", "settings.modules"]
     )
@@ -134,24 +143,24 @@ def test_elsewhere_only_what_needs_no_file_is_checked(start: StartSettings) -> N
     there = replace(
         start, model="/none", artifact="/none", probes="/none", keys="/none", ledger="/dev/null/none", editor="ROME"
     )
-    assert problems_of(there, is_here=False) == []
-    found = problems_of(replace(there, settings={"seed": "one"}, preset="llama4"), is_here=False)
+    assert lines(there, is_here=False) == []
+    found = lines(replace(there, settings={"seed": "one"}, preset="llama4"), is_here=False)
     assert [line.partition(":")[0] for line in found] == ["preset"]
-    found = problems_of(replace(there, settings={"seed": "one"}, device="gpu"), is_here=False)
+    found = lines(replace(there, settings={"seed": "one"}, device="gpu"), is_here=False)
     assert [line.partition(":")[0] for line in found] == ["device", "settings.seed"]
 
 
 def test_moments_must_be_of_the_models_matrices(start: StartSettings, tmp_path: Path) -> None:
     rome = replace(start, editor="ROME", settings={})
-    (line,) = problems_of(replace(rome, artifact=moments(tmp_path / "a", "model.layers.9.mlp.down_proj")))
+    (line,) = lines(replace(rome, artifact=moments(tmp_path / "a", "model.layers.9.mlp.down_proj")))
     assert line.startswith("artifact: ") and "is of model.layers.9.mlp.down_proj, which this model does not have" in line
-    (line,) = problems_of(replace(rome, artifact=moments(tmp_path / "b", DOWN, size=32)))
+    (line,) = lines(replace(rome, artifact=moments(tmp_path / "b", DOWN, size=32)))
     assert "of 32 x 32, and this model's is 64 x 96: give the model that it was made on" in line
-    (line,) = problems_of(replace(rome, artifact=moments(tmp_path / "c", DOWN), settings={"modules": "layers.0.mlp.up_proj"}))
+    (line,) = lines(replace(rome, artifact=moments(tmp_path / "c", DOWN), settings={"modules": "layers.0.mlp.up_proj"}))
     assert "needs the key moments of model.layers.0.mlp.up_proj" in line
     cut = Path(moments(tmp_path / "d", DOWN)) / "moments.safetensors"
     cut.write_bytes(cut.read_bytes()[:-8])
-    (line,) = problems_of(replace(rome, artifact=str(cut.parent)))
+    (line,) = lines(replace(rome, artifact=str(cut.parent)))
     assert "moments.safetensors has" in line and "it is cut" in line
 
 
@@ -160,17 +169,17 @@ def test_a_policy_must_be_of_the_editor_and_fit_the_model(
 ) -> None:
     learned(RLEdit((DOWN,), rank=4))(tiny_model).save(tmp_path / "policy", {"model": "tiny"})
     right = replace(start, editor="RLEdit", artifact=str(tmp_path / "policy"), settings={})
-    assert problems_of(right) == []
-    (line,) = problems_of(replace(right, editor="MALMEN"))
+    assert lines(right) == []
+    (line,) = lines(replace(right, editor="MALMEN"))
     assert line.startswith("artifact: ") and "holds no MALMEN policy (it is of RLEdit)" in line
-    (line,) = problems_of(replace(right, settings={"rank": "3"}))
+    (line,) = lines(replace(right, settings={"rank": "3"}))
     assert line == "settings: RLEdit was trained with its settings: leave out rank, or train another policy"
     record = tmp_path / "policy" / "artifact.json"
     record.write_text(record.read_text().replace('"num_in": 96', '"num_in": 95'))
-    (line,) = problems_of(right)
+    (line,) = lines(right)
     assert "of 64 x 95, and this model's is 64 x 96" in line
     (tmp_path / "policy" / "policy.safetensors").unlink()
-    (line,) = problems_of(right)
+    (line,) = lines(right)
     assert "policy.safetensors cannot be read" in line
 
 
@@ -183,42 +192,132 @@ def test_an_outline_is_the_editor_without_its_tensors(tmp_path: Path) -> None:
     assert matrices_of(measured) == {DOWN: (96, 96)}
 
 
-def test_a_ledger_over_another_model_is_named(start: StartSettings, tmp_path: Path) -> None:
-    Ledger.create(start.ledger, {"model": "another", "fingerprint": "f", "matrices": ["m"]})
-    (line,) = problems_of(start)
-    assert line == f"ledger: the ledger in {start.ledger} is over another, not {start.model}: give that model, or a new folder"
+def test_a_ledger_over_another_base_is_named(start: StartSettings, tmp_path: Path) -> None:
+    weights = checkpoint_fingerprint(start.model)
+    held = {"model": start.model, "fingerprint": weights, "matrices": [DOWN]}
+    Ledger.create(start.ledger, held)
+    assert lines(start) == []
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"model": "another"}, f"is over another, not {start.model}: give that model, or another ledger"),
+        ({"fingerprint": "f"}, rf"is over other weights \(SHA-256 f\) than .* has now \({weights[:12]}\): give the folder"),
+        (
+            {"matrices": [DOWN, "model.layers.0.mlp.up_proj"]},
+            rf"holds edits of {DOWN}, .*, and this editor changes {DOWN}: give",
+        ),
+    ]
+    for number, (other, says) in enumerate(others):
+        folder = str(tmp_path / f"ledger-{number}")
+        Ledger.create(folder, held | other)
+        (line,) = lines(replace(start, ledger=folder))
+        assert line.startswith(f"ledger: the ledger in {folder} ") and re.search(says, line), line
+
+
+def test_weights_that_take_long_to_read_are_left_to_the_service(start: StartSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ledger.create(start.ledger, {"model": start.model, "fingerprint": "f", "matrices": [DOWN]})
+    assert len(lines(start)) == 1
+    monkeypatch.setattr("errata.local.preflight.MAX_DIGESTED_BYTES", 1000)
+    assert lines(start) == []
+
+
+@pytest.mark.parametrize("name", ["gemma3-wrapped", "gpt-2", "phi"])
+def test_the_ledger_of_a_model_with_names_of_its_own_is_taken(name: str, tmp_path: Path) -> None:
+    folder, there = save_tiny(name, tmp_path / "m"), editable_matrices(make_tiny(name).module)
+    pattern = there.names[0].rpartition(".")[2]
+    own = [one for one in there.names if one.endswith(f".{pattern}")]
+    start = StartSettings(str(folder), str(tmp_path / "ledger"), "FT-L", settings={"modules": pattern})
+    Ledger.create(start.ledger, {"model": str(folder), "fingerprint": checkpoint_fingerprint(folder), "matrices": own})
+    assert lines(start) == []
+    (line,) = lines(replace(start, settings={"modules": there.names[0]}))
+    assert "and this editor changes" in line
 
 
 def test_a_quantised_model_is_one_line(start: StartSettings, model_dir: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model_dir, tmp_path / "fp8"))
     config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
     (folder / "config.json").write_text(json.dumps(config))
-    (line,) = problems_of(replace(start, model=str(folder)))
+    (line,) = lines(replace(start, model=str(folder)))
     assert line.startswith(f"model: {folder} is a quantised checkpoint (config.json has quantization_config (fp8))")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
 def test_missing_gpus_are_a_line(start: StartSettings) -> None:
     assert machine_problems(start) == []
-    (line,) = machine_problems(replace(start, device="cuda"))
+    (line,) = map(str, machine_problems(replace(start, device="cuda")))
     assert line.startswith("device: there is no device cuda: torch")
-    (line,) = machine_problems(replace(start, gpus=1, replicas=2))
+    (line,) = map(str, machine_problems(replace(start, gpus=1, replicas=2)))
     assert line.startswith(
         "gpus: 2 replicas with 1 GPUs each and the editor on cpu need 2, and this machine has 0: give gpus=0"
     )
 
 
-def test_a_port_that_is_taken_is_a_line_with_a_free_one() -> None:
+def test_an_address_that_cannot_be_used_is_a_line_with_another() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        (line,) = port_problems("127.0.0.1", {"port": port})
+        (line,) = map(str, address_problems("127.0.0.1", port, has_keys=False))
         assert re.fullmatch(
             rf"port: another process listens on port {port} of 127.0.0.1: end it, or give another, such as \d+", line
         )
         free = int(line.rpartition(" ")[2])
-    assert list(port_problems("127.0.0.1", {"port": port, "ray": free})) == []
+    assert not address_problems("127.0.0.1", port, has_keys=False) and not address_problems("127.0.0.1", free, has_keys=False)
+    (line,) = map(str, address_problems("192.0.2.1", port, has_keys=True))
+    assert line == "host: '192.0.2.1' is no address of this machine: give 127.0.0.1, or 0.0.0.0 for all of its addresses"
+    (line,) = map(str, address_problems("0.0.0.0", port, has_keys=False))
+    assert line.startswith("keys: without keys the service listens only on this machine")
+
+
+@dataclass(frozen=True)
+class Own(FTL):
+    """An operator's editor, which must not be made by a check."""
+
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        raise AssertionError("it is made")
+
+
+@pytest.mark.parametrize(
+    ("editor", "settings", "says"),
+    [
+        ("nope.mod:Class", {}, r"editor: the module 'nope.mod' of nope.mod:Class cannot be imported \(ModuleNotFoundError: No"),
+        (":Class", {}, r"editor: the module '' of :Class cannot be imported"),
+        (f"{__name__}:Mine", {}, r"editor: the module .* has no class 'Mine' that is an Editor; it has .*Own.*: give package"),
+        (f"{__name__}:Path", {}, ".*has no class 'Path' that is an Editor"),
+        (f"{__name__}:Own", {"strenth": "2"}, "settings.strenth: Own has no field 'strenth'; it has modules, .*"),
+    ],
+)
+@pytest.mark.parametrize("model", [True, False])
+def test_an_operators_own_editor_is_looked_for_but_not_made(
+    start: StartSettings, editor: str, settings: dict[str, str], says: str, model: bool
+) -> None:
+    own = replace(start, editor=editor, settings=settings, model=start.model if model else "")
+    (line,) = lines(own)
+    assert re.match(says, line), line
+    assert lines(own, is_here=False) == []
+
+
+def test_a_module_that_fails_at_its_import_is_one_line(
+    start: StartSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_editor.py").write_text("raise RuntimeError('two\\nlines')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (line,) = lines(replace(start, editor="failing_editor:Mine", settings={}))
+    assert "(RuntimeError: two lines)" in line
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m-instruct", "FILE.gguf"])
+def test_a_model_that_is_yet_to_be_made_is_not_made_and_the_rest_is_checked(
+    model: str, start: StartSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(smollm2, "check", lambda: None)
+    monkeypatch.setattr(gguf, "find_spec", lambda name: name)
+    (tmp_path / "FILE.gguf").write_bytes(gguf.MAGIC)
+    model = str(tmp_path / model) if model.endswith("gguf") else model
+    assert ready(model) == "" and lines(replace(start, model=model)) == []
+    fields = [line.partition(":")[0] for line in lines(replace(start, model=model, settings={"epsilon": "x"}, probes="/none"))]
+    assert sorted(fields) == ["probes", "settings.epsilon"] and not (tmp_path / "home").exists()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

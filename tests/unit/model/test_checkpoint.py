@@ -18,9 +18,10 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from errata.model import checkpoint
-from errata.model.checkpoint import check_checkpoint, check_tokenizer, tokenizer_options
+from errata.model.checkpoint import check_checkpoint
 from errata.model.language_model import checkpoint_fingerprint, load
 from errata.model.matrices import find_matrices
+from errata.model.tokenizer_files import check_tokenizer, tokenizer_options
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
