@@ -112,7 +112,7 @@ class EditRejected(ValueError):
 
     @property
     def says(self) -> str | None:
-        """What the model answers instead of the target, where it was asked."""
+        """The model's answer instead of the target, where it was asked."""
         return self.faults[0].says
 
     def __str__(self) -> str:
@@ -387,14 +387,9 @@ def batches_of(edits: Iterable[Edit], size: int) -> Iterator[EditBatch]:
     """Consecutive batches of `size` edits; the last may be smaller."""
     if size < 1:
         raise ValueError(f"a batch holds at least one edit, not {size}")
-    pending: list[Edit] = []
-    for edit in edits:
-        pending.append(edit)
-        if len(pending) == size:
-            yield EditBatch(tuple(pending))
-            pending = []
-    if pending:
-        yield EditBatch(tuple(pending))
+    stream = iter(edits)
+    while part := tuple(islice(stream, size)):
+        yield EditBatch(part)
 
 
 EditState = Literal["queued", "applying", "applied", "rejected", "superseded", "reverted"]

@@ -39,7 +39,7 @@ def name_of(node: ast.expr | None) -> str:
 
 
 class Texts:
-    """What holds the text of an error in a function: names of errors (caught, or parameters), and of texts made of them."""
+    """The names of a function that hold the text of an error: errors (caught, or parameters), and texts made of them."""
 
     def __init__(self, function: Function) -> None:
         self.errors = {node.name for node in ast.walk(function) if isinstance(node, ast.ExceptHandler) and node.name}
@@ -149,13 +149,13 @@ def test_no_function_reads_the_text_of_an_error() -> None:
         "return f'{fault}'.rpartition(': ')[2]",
         "return re.search('full', fault.args[0])",
         "text = ' '.join(str(fault).split())\n        return 'full' in text",
-        "return 'full' in told.get('reason', '')",
-        "return told['error']['message'] != 'full'",
+        "return 'full' in answered.get('reason', '')",
+        "return answered['error']['message'] != 'full'",
         "match fault.reason:\n            case 'full': pass",
     ],
 )
 def test_the_fence_finds_each_way_to_read_a_text(line: str) -> None:
-    source = f"def tried(told):\n    try:\n        work()\n    except OSError as fault:\n        {line}\n"
+    source = f"def tried(answered):\n    try:\n        work()\n    except OSError as fault:\n        {line}\n"
     assert [name for name, _ in parsing(source)] == ["tried"]
 
 
@@ -167,11 +167,11 @@ def test_the_fence_finds_each_way_to_read_a_text(line: str) -> None:
         "return str(fault).strip().partition('\\n')[0]",
         "return fault.code == 'full' and fault.errno in (1, 2)",
         "found = {'reason': str(fault)}\n        return 'reason' in found",
-        "return told.get('reason') or 'none'",
+        "return answered.get('reason') or 'none'",
     ],
 )
 def test_the_fence_lets_a_text_be_shown(line: str) -> None:
-    source = f"def tried(told):\n    try:\n        work()\n    except OSError as fault:\n        {line}\n"
+    source = f"def tried(answered):\n    try:\n        work()\n    except OSError as fault:\n        {line}\n"
     assert not list(parsing(source))
 
 

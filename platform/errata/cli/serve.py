@@ -148,7 +148,7 @@ def _checked(given: Mapping[str, Any], host: str, port: int, problems: Problems)
 
     if ":" in given["editor"]:  # The operator's own: it is imported as by `python -m serving.start`, from this folder.
         sys.path.insert(0, str(Path.cwd()))
-    named = {problem.field for problem in problems.of("artifact")}  # An artifact that was not found is told once.
+    named = {problem.field for problem in problems.of("artifact")}  # An artifact that was not found is one problem.
     start = StartSettings(**given)
     found = [*problems_of(start), *machine_problems(start), *address_problems(host, port, bool(start.keys))]
     _refuse([*problems, *(problem for problem in found if problem.field not in named)])

@@ -1,4 +1,4 @@
-"""What a ledger was made over: the model's folder, the content of its weights, and the matrices that are edited."""
+"""The base of a ledger: the model's folder, the content of its weights, and the matrices that are edited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a model has the matrices of an editor and of its artifact, found in the headers of its weights."""
+"""Check that a model has the matrices of an editor and of its artifact, by the headers of its weights."""
 
 from __future__ import annotations
 

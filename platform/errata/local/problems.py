@@ -1,4 +1,4 @@
-"""What is wrong with what a program is started with: each problem is a field and a sentence."""
+"""Problems of what a program is started with: each is a field and a sentence."""
 
 from __future__ import annotations
 

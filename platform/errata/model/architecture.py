@@ -1,4 +1,4 @@
-"""Whether transformers knows a checkpoint's model, and whether it writes text, decided by its config.json.
+"""Check by its config.json that transformers knows a checkpoint's model, and that the model writes text.
 
 To import the part of transformers that answers takes seconds. So it is asked only about a type without a folder of its own in
 transformers, and about a class whose name does not say that it writes text.

@@ -91,7 +91,7 @@ def _short(wrong: Exception) -> str:
 
 
 def tokenizer_options(folder: str | Path) -> dict[str, Any]:
-    """Return what `AutoTokenizer` must be told: of a folder with both, it may take mistral-common's, which has no offsets."""
+    """Return the options of `AutoTokenizer`: of a folder with both, it may take mistral-common's, which has no offsets."""
     has_both = all((Path(folder) / name).exists() for name in (TEKKEN, "tokenizer.json"))
     return {"mistral_format": False} if has_both else {}
 

@@ -2,7 +2,7 @@
 
 A prompt is kept as it was written, since the served model reads it so. A target and a subject lose white space and byte order
 marks at their ends and take Unicode's composed form (NFC), the form that models write. Nothing else is changed: what a model
-cannot read or write whole is refused, and so is what nobody sees and no language needs. Two prompts are the same if they differ
+cannot read or write whole is refused, and so is what is invisible and needed by no language. Two prompts are the same if they differ
 in white space, zero-width spaces and Unicode form alone; so are two targets.
 """
 
@@ -39,7 +39,7 @@ def is_blank(text: str) -> bool:
 
 
 def text_fault(text: str) -> str | None:
-    """Say which character of a text is refused: no model reads or writes it whole, or nobody sees it. None if there is none."""
+    """Say which character of a text is refused: no model reads or writes it whole, or it is invisible. None if there is none."""
     if text.isprintable() and "\ufffd" not in text:
         return None
     shown = _FLAG.sub(lambda flag: "\U0001f3f4" * len(flag[0]), text)  # The tags of a flag are seen.
@@ -71,7 +71,7 @@ def _fault_of(c: str) -> tuple[str, str] | None:
 
 
 def _is_among_unspaced(text: str, place: int) -> bool:
-    """Say if a letter of a script without blanks stands before or after a run of zero-width spaces."""
+    """Say if a letter of a script without blanks is before or after a run of zero-width spaces."""
     before, after = text[:place].rstrip(ZERO_WIDTH_SPACE)[-1:], text[place:].lstrip(ZERO_WIDTH_SPACE)[:1]
     return any(map(is_unspaced, before + after))
 

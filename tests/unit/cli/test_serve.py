@@ -123,7 +123,7 @@ def test_what_needs_no_model_is_checked_before_one_is_made(
 def test_an_operators_own_editor_is_found_in_the_current_folder(
     tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `python -m serving.start` finds it."""
+    """`python -m serving.start` finds it so, too."""
     (tmp_path / "own_editor_here.py").write_text("from errata.editors.fine_tuning.ftl import FTL\n")
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -143,7 +143,7 @@ LIMIT_LOADED_S = 120.0  # of the clock, where other processes have the cores: it
 
 
 def test_a_misspelt_setting_ends_the_command_within_seconds(tmp_path: Path, model_dir: Path) -> None:
-    """Without Ray, with one line, in a fresh process."""
+    """A fresh process starts no Ray and writes one line."""
     options = ["--editor", "FT-L", "--model", str(model_dir), "--port", str(free_port()), "--set", "epsilom=1"]
     command = [sys.executable, "-c", "from errata.cli import app; app()", "serve", *options]
     environment = {**os.environ, "ERRATA_HOME": str(tmp_path / "home")}

@@ -149,7 +149,7 @@ def test_harmonic_mean() -> None:
     assert harmonic_mean(1.0, 0.0) == 0.0 and harmonic_mean(None) is None
 
 
-def test_edits_of_one_prompt_are_told_by_the_rules_of_text() -> None:
+def test_edits_of_one_prompt_are_found_by_the_rules_of_text() -> None:
     first = Edit("Who is Rene\u0301?", "Ann", id="first", locality=(Probe("Who is  it?", "Bob"),))
     later = Edit(
         " Who is René?", "Eve", id="later", locality=(Probe("Who  is Rene\u0301?", "Bob"), Probe("who is René?", "Bob"))

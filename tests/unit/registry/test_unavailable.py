@@ -1,4 +1,4 @@
-"""What is said of an MLflow server that cannot be used, with the exceptions of the installed MLflow."""
+"""Messages about an MLflow server that cannot be used, with the exceptions of the installed MLflow."""
 
 from __future__ import annotations
 

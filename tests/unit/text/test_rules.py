@@ -65,7 +65,7 @@ def test_what_no_model_writes_whole_is_named(text, part):
         ("ភ្នំ Pa\u200bris", r"U\+200B"),
     ],
 )
-def test_what_nobody_sees_and_no_language_needs_is_named(text, part):
+def test_what_is_invisible_and_needed_by_no_language_is_named(text, part):
     with pytest.raises(ValueError, match=part):
         raise ValueError(text_fault(text))
 

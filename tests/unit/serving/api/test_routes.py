@@ -116,8 +116,8 @@ def test_a_fault_has_what_the_model_says_only_where_it_was_asked() -> None:
 
 
 def test_a_rejected_edit_is_shown_with_what_the_model_says() -> None:
-    told = entry("a", "rejected", reason="no", code="ineffective", says="It is Kano.")
-    answer = asked(ScriptedBackend([told]), "POST", "/v1/edits", json=BODY).json()
+    reported = entry("a", "rejected", reason="no", code="ineffective", says="It is Kano.")
+    answer = asked(ScriptedBackend([reported]), "POST", "/v1/edits", json=BODY).json()
     assert answer["error"] == {"message": "no", "code": "ineffective", "field": None, "edit": "a"}
     assert [EditOut(**edit).says for edit in answer["edits"]] == ["It is Kano."]
 

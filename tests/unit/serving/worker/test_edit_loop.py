@@ -367,9 +367,9 @@ def test_a_rejected_edit_names_what_the_model_says(tmp_path, caplog):
     (id,) = post(worker, "a")
     with caplog.at_level("INFO", "errata"):
         apply(worker)
-    told = asyncio.run(worker.edit_status(id))
-    assert (told["code"], told["says"]) == ("guard.drift", DONT_KNOW)
-    assert told["reason"] == f"harm; the model answers {DONT_KNOW!r}"
+    reported = asyncio.run(worker.edit_status(id))
+    assert (reported["code"], reported["says"]) == ("guard.drift", DONT_KNOW)
+    assert reported["reason"] == f"harm; the model answers {DONT_KNOW!r}"
     (line,) = [record for record in caplog.records if getattr(record, "event", "") == "edit.refused"]
     assert (line.reason, line.code) == ("drift", "guard.drift") and DONT_KNOW not in line.getMessage()
 

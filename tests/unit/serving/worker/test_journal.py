@@ -203,13 +203,19 @@ def test_a_rejection_of_an_earlier_release_is_read(path: Path) -> None:
         " state TEXT NOT NULL, version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0,"
         " created REAL NOT NULL, poster TEXT, trace TEXT, code TEXT, unchanged TEXT)"
     )
-    told = {"id": "x", "state": "rejected", "reason": "the edited model answers 'Bob'", "code": "ineffective", "created": 1.0}
-    columns = ", ".join(told)
-    old.execute(f"INSERT INTO edits ({columns}, body) VALUES (?, ?, ?, ?, ?, ?)", (*told.values(), '{"prompt": "a"}'))
+    reported = {
+        "id": "x",
+        "state": "rejected",
+        "reason": "the edited model answers 'Bob'",
+        "code": "ineffective",
+        "created": 1.0,
+    }
+    columns = ", ".join(reported)
+    old.execute(f"INSERT INTO edits ({columns}, body) VALUES (?, ?, ?, ?, ?, ?)", (*reported.values(), '{"prompt": "a"}'))
     old.commit()
     old.close()
     journal = Journal(path)
-    assert journal.get("x").to_json() == told | {"edit": {"prompt": "a"}}
+    assert journal.get("x").to_json() == reported | {"edit": {"prompt": "a"}}
     (id,) = journal.submit(edits("b"))
     journal.reject(id, "no", says="Bob")
     assert journal.get(id).says == "Bob"
