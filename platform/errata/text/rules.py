@@ -39,7 +39,7 @@ def is_blank(text: str) -> bool:
 
 
 def text_fault(text: str) -> str | None:
-    """Say which character of a text is refused: no model reads or writes it whole, or it is invisible. None if there is none."""
+    """Say which character of a text is refused: no model reads or writes it whole, or it is invisible; None without one."""
     if text.isprintable() and "\ufffd" not in text:
         return None
     shown = _FLAG.sub(lambda flag: "\U0001f3f4" * len(flag[0]), text)  # The tags of a flag are seen.
