@@ -12,7 +12,7 @@ from errata.edit import Code, Edit, EditRejected
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Dialogue, Message, in_contexts
 from errata.text.joining import separator
-from tests.tokenizers_under_test import FAMILIES, make
+from tests.tokenizers_under_test import FAMILIES, LIKE_SUBJECTS, make
 
 WORD_PIECES = [family for family in FAMILIES if family.startswith("word")]
 EXACT = [family for family in FAMILIES if family not in WORD_PIECES]
@@ -34,12 +34,6 @@ REQUESTS = [
     ("프랑스의 수도는", "파리"),
     ("Band 🎸 plays in", "Łódź 🎹"),
     ("दिल्ली किसकी राजधानी है:", "भारत"),
-]
-LIKE_SUBJECTS = [
-    ("Band 🎸", "Band 🎹", "{} works in the city of"),
-    ("กำพล", "กำพว", "{}ทำงานในเมือง"),
-    ("张因", "张固", "{}工作的城市是"),
-    ("Łódź", "Łódż", "The river of {} is"),
 ]
 SYSTEM = Message("system", "Be brief.")
 DIALOGUES = [
