@@ -223,6 +223,19 @@ def test_what_does_not_fit_into_the_context_is_named():
     assert found(target="Rome</s>", answer="It is Rome.") == [(3, "target", Code.UNWRITABLE)]
 
 
+@pytest.mark.parametrize("field", ["prompt", "target", "rephrasings"])
+def test_a_text_of_9001_tokens_is_named_with_its_length_and_the_limit(field):
+    renderer = Renderer(make("byte-level"))
+    long, edit = " Rome" * 9001, Edit("Where?", "Rome")
+    edit = replace(edit, **{field: (long,) if field == "rephrasings" else long})
+    # The target comes with its prompt, a rephrasing with its target, and both with the end token.
+    rows = {"prompt": (renderer.ids(long), ()), "target": renderer.rows([("Where?", long)], close=True)[0]}
+    length = sum(map(len, rows.get(field) or renderer.rows([(long, "Rome")], close=True)[0]))
+    (fault,) = renderer.faults(edit, 3, 8192)
+    assert length >= 9001 and fault.field == field
+    assert f"{length} tokens" in fault.reason and fault.reason.endswith("the model's context holds 8192")
+
+
 def test_chat_text_posted_as_a_prompt_has_the_ids_of_a_completion():
     """A completion of this text is served with a doubled BOS; what is edited is what is served."""
     tokenizer = make("byte-level, BOS", "llama-3")
