@@ -23,6 +23,13 @@ EASTERN = (
     "กรุงเทพเป็นเมืองหลวงของไทย กำพลเป็นคนไทย 프랑스의 수도는 파리이다. 김민수는 서울에 산다.",
     "दिल्ली भारत की राजधानी है। عاصمة فرنسا هي باريس. בירת צרפת היא פריז.",
 )
+# Subjects that differ in the last bytes alone, with prompts about them: a character of several tokens is not its first one.
+LIKE_SUBJECTS = [
+    ("Band 🎸", "Band 🎹", "{} works in the city of"),
+    ("กำพล", "กำพว", "{}ทำงานในเมือง"),
+    ("张因", "张固", "{}工作的城市是"),
+    ("Łódź", "Łódż", "The river of {} is"),
+]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.renderers import renderer_from_config
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.input_processor import InputProcessor
 
 from errata.delta.accumulator import Accumulator
 from errata.ledger import Ledger
@@ -57,6 +60,17 @@ class InMemoryEngine:
     def _record(self, asked: str) -> None:
         readiness = self.replica._readiness
         self.seen.append((asked, readiness._preparing and readiness._preparing[1], readiness.is_paused))
+
+    def read_requests(self, args: Any) -> None:
+        """Take vLLM's own reader of requests, for its application; no request is answered."""
+        self.vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+        self.model_config, self.renderer = self.vllm_config.model_config, renderer_from_config(self.vllm_config)
+        self.input_processor = InputProcessor(self.vllm_config, self.renderer)
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    def check_admission(self, _: int) -> None: ...
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         self.worker.weight_transfer_engine = InMemoryDeltaEngine(request.init_info["fingerprint"])

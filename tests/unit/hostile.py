@@ -15,6 +15,35 @@ from typing import Any
 JSON = {"Content-Type": "application/json"}
 EDIT = {"edits": [{"prompt": "p", "target": "t"}]}
 
+# vLLM's routes for its developers and operators, which it installs by its environment and its options; none is served.
+DEVELOPMENT = (
+    "/abort_requests",
+    "/collective_rpc",
+    "/finish_weight_update",
+    "/get_world_size",
+    "/init_weight_transfer_engine",
+    "/is_paused",
+    "/is_sleeping",
+    "/pause",
+    "/release_kv_cache_memory",
+    "/reset_encoder_cache",
+    "/reset_mm_cache",
+    "/reset_prefix_cache",
+    "/resume",
+    "/server_info",
+    "/shutdown_weight_transfer_engine",
+    "/sleep",
+    "/start_draft_weight_update",
+    "/start_weight_update",
+    "/update_weight_version",
+    "/update_weights",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/wake_up",
+    "/weight_checker",
+    "/weight_info",
+)
+
 
 @dataclass(frozen=True)
 class Hostile:
@@ -191,8 +220,12 @@ def _paths() -> list[Hostile]:
         Hostile("a version to delete", "DELETE", "/v1/versions/0", frozenset({405})),
         post("a route that generates unstamped", "/v1/responses", {"model": "errata", "input": "p"}, 404),
         post("SageMaker's route", "/invocations", {"prompt": "p"}, 404),
-        post("vLLM's development routes", "/collective_rpc", {"method": "exit"}, 404),
     ]
+    for path in DEVELOPMENT:
+        items += [
+            post(f"vLLM's {path}", path, {"method": "exit"}, 404),
+            get(f"vLLM's {path}, to read", path, 404),
+        ]
     return items
 
 

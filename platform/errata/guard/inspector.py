@@ -285,7 +285,7 @@ class Inspector:
             (ids[mask & (labels == IGNORED)].tolist(), int((labels != IGNORED).sum()))
             for ids, mask, labels in zip(encoded.input_ids_BS, encoded.attention_mask_BS.bool(), encoded.labels_BS, strict=True)
         ]
-        end = int(self.end_ids[0])
+        end = min(self.model.end_ids, default=-1)
         num_rows = len(rows) if num_rows is None else num_rows
         with applied(self.model.module, delta):
             said = [*continuations(self.model, rows[:num_rows]), *([] for _ in rows[num_rows:])]

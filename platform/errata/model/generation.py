@@ -91,14 +91,14 @@ def _generate(
     model: LanguageModel, rows: list[list[int]], max_tokens: int, min_tokens: int, enough: _Counted | None = None
 ) -> list[list[int]]:
     """Generate greedily after each row of tokens. What follows an end token is no part of the answer."""
-    module, tokenizer = model.module, model.tokenizer
+    module = model.module
     width = max(len(ids) for ids in rows)
-    pad = tokenizer.pad_token_id or 0
     shared = shared_beginning(rows)
     cache = _read_once(module, rows[0][:shared], len(rows)) if shared >= MIN_SHARED else None
     begin = rows[0][:shared] if cache is not None else []
-    # Padding comes behind what is cached, because that has the same places in all rows.
-    input_ids_BS = torch.tensor([begin + [pad] * (width - len(ids)) + ids[len(begin) :] for ids in rows])
+    # Padding comes behind what is cached, because that has the same places in all rows. It repeats a token of the row:
+    # a repetition penalty falls on it, and it may otherwise be an end token.
+    input_ids_BS = torch.tensor([begin + ids[:1] * (width - len(ids)) + ids[len(begin) :] for ids in rows])
     seen_BS = [[1] * len(begin) + [0] * (width - len(ids)) + [1] * (len(ids) - len(begin)) for ids in rows]
     attention_mask_BS = torch.tensor(seen_BS)
     output_BS = module.generate(
@@ -106,7 +106,7 @@ def _generate(
         attention_mask=attention_mask_BS.to(module.device),
         max_new_tokens=max_tokens,
         min_new_tokens=min_tokens or None,
-        pad_token_id=pad,
+        pad_token_id=model.tokenizer.pad_token_id or 0,
         do_sample=False,
         temperature=None,
         top_p=None,

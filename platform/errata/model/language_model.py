@@ -15,6 +15,9 @@ from errata.model.devices import devices_of, spread
 from errata.model.renderer import Renderer
 from errata.model.tokenizer_files import check_tokenizer, tokenizer_options
 
+# Of a checkpoint's generation configuration, what vLLM follows in a greedy answer; transformers would follow the rest, too.
+SERVED_DEFAULTS = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty")
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -58,7 +61,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cp
     for a missing device, and for a checkpoint or tokenizer that cannot be used, before weights are loaded.
     """
     devices, folder = devices_of(device), str(check_checkpoint(path))
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
     check_tokenizer(tokenizer, folder)
@@ -72,6 +75,8 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cp
     if missing := sorted(found["missing_keys"]):  # transformers would fill them with random numbers
         raise ValueError(f"{folder} lacks {len(missing)} tensors of the model, such as {missing[0]}: copy the whole checkpoint")
     module.eval().requires_grad_(False)
+    own = module.generation_config
+    module.generation_config = GenerationConfig(**{name: getattr(own, name) for name in SERVED_DEFAULTS})
     if len(devices) > 1:
         spread(module, devices)
     else:

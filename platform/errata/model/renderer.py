@@ -115,7 +115,8 @@ class Renderer:
                 return
             if name == "rephrasings":
                 if num_all + 1 > max_tokens:
-                    reason = f"{str(prompt)[:40]!r} with the target is longer than the model's context of {max_tokens}"
+                    length = f"makes {num_all + 1} tokens with the target"
+                    reason = f"{str(prompt)[:40]!r} {length}; the model's context holds {max_tokens}"
                     yield Fault(index, name, Code.TOO_LONG, reason)
             elif num_prompt >= max_tokens:
                 reason = f"has {num_prompt} tokens; the model's context holds {max_tokens}"

@@ -8,18 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from errata.edit import EditBatch
+from errata.delta.side_branch import applied
+from errata.edit import Edit, EditBatch
 from errata.editors.closed_form.contexts import Contexts
 from errata.editors.closed_form.locate_then_edit import contexts_of
 from errata.editors.closed_form.rome import ROME, RROME
-from errata.editors.closed_form.targets import find_targets
+from errata.editors.closed_form.targets import Search, find_targets
+from errata.model.encoding import answer_log_probs, answer_nll, encode
+from errata.model.generation import greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
+from errata.testbed.language_model import Shape, make_model
 from errata.testbed.world import World
+from tests.tokenizers_under_test import LIKE_SUBJECTS, make
 from tests.unit.small_models import (
     EXACT,
     MODULES,
     SEARCH,
+    SHAPE,
     WORDS,
     a_model,
     at_subject,
@@ -153,3 +159,65 @@ def test_there_are_twenty_one_contexts(model: LanguageModel, kind: type[ROME]) -
         assert short[0] == long[0]  # Both continue the same word.
         assert len(model.tokenizer(short)["input_ids"]) <= len(model.tokenizer(long)["input_ids"])
     assert editor.contexts(state).weights == [1 / 21] * 21
+
+
+CITIES = ("Rome", "Wien", "Paris", "Tokyo", "Москва", "Łódź")
+WORKS = "{} works in the city of"
+
+
+def a_model_that_knows_bands(family: str) -> LanguageModel:
+    """Train a small model on the cities of ten bands whose names differ in the last of their bytes.
+
+    Its first block looks at no other token, so that the later ones must read the city where the name ends.
+    """
+    tokenizer = make(family)
+    module = make_model(Shape(hidden=64, layers=3, intermediate=96, heads=2), len(tokenizer), seed=0)
+    module.generation_config.eos_token_id = tokenizer.eos_token_id
+    model = LanguageModel(module.eval(), tokenizer, family)
+    prompts = [WORKS.format(f"Band {chr(ord('🎲') + i)}") for i in range(10)]
+    text = encode(model.renderer, prompts, [CITIES[7 * i % len(CITIES)] for i in range(len(prompts))])
+    module.model.layers[0].self_attn.o_proj.weight.requires_grad_(False).zero_()
+    optimizer = torch.optim.Adam([weight for weight in module.parameters() if weight.requires_grad], lr=5e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        answer_nll(answer_log_probs(module, text), text).mean().backward()
+        optimizer.step()
+    module.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("family", ["byte-level", "sentence pieces"])
+def test_two_subjects_that_differ_in_their_last_byte_have_keys_and_answers_of_their_own(family: str) -> None:
+    """Two edits of one batch, of subjects whose last character has several tokens."""
+    model = a_model_that_knows_bands(family)
+    pairs = [("Band 🎸", "Paris"), ("Band 🎹", "Tokyo")]
+    batch = EditBatch(tuple(Edit(WORKS.format(subject), target, subject) for subject, target in pairs))
+    one, other = (model.renderer.ids(subject) for subject, _ in pairs)
+    assert one[:-1] == other[:-1] and len(one) > len(model.renderer.ids("Band ")) + 1
+    editor = RROME(
+        MODULES["llama"][:1],
+        search=Search(num_steps=60, learning_rate=0.05, decay=0.0, clamp=1e3, kl_weight=0.0),
+        context_lengths=(),
+        use_moments=False,
+    )
+    spec = find_matrices(model.module, editor.modules)
+    state = editor.start(model, spec)
+    _, keys_nI, _ = editor.keys(model, batch, state, spec.names[0])
+    assert relative(keys_nI[0], keys_nI[1]) > 0.5
+    delta, _ = editor.edit(model, batch, state)
+    assert [text.strip() for text in greedy_texts(model, batch.prompts)] != [target for _, target in pairs]
+    with applied(model.module, delta):
+        assert [text.strip() for text in greedy_texts(model, batch.prompts)] == [target for _, target in pairs]
+
+
+@pytest.mark.parametrize("family", ["byte-level", "sentence pieces", "Eastern"])
+@pytest.mark.parametrize(("one", "other", "frame"), LIKE_SUBJECTS)
+def test_like_subjects_of_every_script_have_keys_of_their_own(family: str, one: str, other: str, frame: str) -> None:
+    tokenizer = make(family)
+    module = make_model(replace(SHAPE, max_tokens=96), len(tokenizer), seed=0)
+    model = LanguageModel(module.eval().requires_grad_(False), tokenizer, family)
+    editor = RROME(MODULES["llama"][1:], context_words=WORDS, context_lengths=(2, 4), use_moments=False)
+    spec = find_matrices(model.module, editor.modules)
+    batch = EditBatch(tuple(Edit(frame.format(subject), "Paris", subject) for subject in (one, other)))
+    _, keys_nI, _ = editor.keys(model, batch, editor.start(model, spec), spec.names[0])
+    assert relative(keys_nI[0], keys_nI[1]) > 0.1

@@ -12,7 +12,7 @@ from errata.edit import Code, Edit, EditRejected
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Dialogue, Message, in_contexts
 from errata.text.joining import separator
-from tests.tokenizers_under_test import FAMILIES, make
+from tests.tokenizers_under_test import FAMILIES, LIKE_SUBJECTS, make
 
 WORD_PIECES = [family for family in FAMILIES if family.startswith("word")]
 EXACT = [family for family in FAMILIES if family not in WORD_PIECES]
@@ -34,12 +34,6 @@ REQUESTS = [
     ("프랑스의 수도는", "파리"),
     ("Band 🎸 plays in", "Łódź 🎹"),
     ("दिल्ली किसकी राजधानी है:", "भारत"),
-]
-LIKE_SUBJECTS = [
-    ("Band 🎸", "Band 🎹", "{} works in the city of"),
-    ("กำพล", "กำพว", "{}ทำงานในเมือง"),
-    ("张因", "张固", "{}工作的城市是"),
-    ("Łódź", "Łódż", "The river of {} is"),
 ]
 SYSTEM = Message("system", "Be brief.")
 DIALOGUES = [
@@ -227,6 +221,19 @@ def test_what_does_not_fit_into_the_context_is_named():
     assert found(target=long, answer=None) == [(3, "target", Code.TOO_LONG), (3, "rephrasings", Code.TOO_LONG)]
     assert found(prompt=long * 2)[:2] == [(3, "prompt", Code.TOO_LONG)] * 2
     assert found(target="Rome</s>", answer="It is Rome.") == [(3, "target", Code.UNWRITABLE)]
+
+
+@pytest.mark.parametrize("field", ["prompt", "target", "rephrasings"])
+def test_a_text_of_9001_tokens_is_named_with_its_length_and_the_limit(field):
+    renderer = Renderer(make("byte-level"))
+    long, edit = " Rome" * 9001, Edit("Where?", "Rome")
+    edit = replace(edit, **{field: (long,) if field == "rephrasings" else long})
+    # The target comes with its prompt, a rephrasing with its target, and both with the end token.
+    rows = {"prompt": (renderer.ids(long), ()), "target": renderer.rows([("Where?", long)], close=True)[0]}
+    length = sum(map(len, rows.get(field) or renderer.rows([(long, "Rome")], close=True)[0]))
+    (fault,) = renderer.faults(edit, 3, 8192)
+    assert length >= 9001 and fault.field == field
+    assert f"{length} tokens" in fault.reason and fault.reason.endswith("the model's context holds 8192")
 
 
 def test_chat_text_posted_as_a_prompt_has_the_ids_of_a_completion():
