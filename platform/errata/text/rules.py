@@ -2,8 +2,8 @@
 
 A prompt is kept as it was written, since the served model reads it so. A target and a subject lose white space and byte order
 marks at their ends and take Unicode's composed form (NFC), the form that models write. Nothing else is changed: what a model
-cannot read or write whole is refused, and so is what is invisible and needed by no language. Two prompts are the same if they differ
-in white space, zero-width spaces and Unicode form alone; so are two targets.
+cannot read or write whole is refused, and so is what is invisible and needed by no language. Two prompts are the same if they
+differ in white space, zero-width spaces and Unicode form alone; so are two targets.
 """
 
 from __future__ import annotations
