@@ -90,8 +90,8 @@ def ability(
     with logged("ability") as console:
         out.mkdir(parents=True, exist_ok=True)
         options = AbilityOptions(backend, task_folder or TASKS, limit or None, shots, device, dtype)
-        check_tasks(names, options)
         ready(model)
+        check_tasks(names, options)
         found = measure(Path(resolved(model)), names, options)
         table = Table("task", "score", "value", "standard error", "records")
         for name, result in found["tasks"].items():
