@@ -51,15 +51,12 @@ def make_candidate(
     """Edit the inspector's model, which is at version `head` with the editor's `state`, and measure the result.
 
     The model is unchanged afterwards. `before` are its answers to the edits, for the scorecard. Unless the guard is not strict,
-    each edit must be answered by its target: those that are not, and earlier edits that would be lost, are made again on top,
-    at most `MAX_REPEATS` times and within the guard. Raises `EditRejected` from the editor and for edits that are still not
-    answered, and `VersionRefused` from the guard.
+    each edit must be answered by its target: those that are not, and then earlier edits that would be lost, are made again on
+    top, each at most `MAX_REPEATS` times and within the guard. Raises `EditRejected` from the editor and for edits that are
+    still not answered, and `VersionRefused` from the guard.
     """
     check_edits(batch.edits, inspector.model.renderer, inspector.model.max_tokens)
-    try:
-        return _made(editor, batch, state, inspector, head, before)
-    except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
-        raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}", code=Code.EDITOR_FAILED) from fault
+    return _made(editor, batch, state, inspector, head, before)
 
 
 def make_repair(editor: Editor, lost: EditBatch, state: EditorState, inspector: Inspector, head: int) -> CandidateVersion:
@@ -67,7 +64,7 @@ def make_repair(editor: Editor, lost: EditBatch, state: EditorState, inspector: 
 
     Its scorecard has their ids as `repaired`. Raises as `make_candidate`, and `EditRejected` if it loses as many as it repairs.
     """
-    made = make_candidate(editor, lost, state, inspector, head)
+    made = _made(editor, lost, state, inspector, head, None)  # The edits were accepted by the rules of their time.
     assert made.observed is not None
     if len(made.observed.lost) >= len(lost):
         why = f"{len(made.observed.lost)} other edits would no longer be answered"
@@ -97,6 +94,20 @@ class _Attempt:
 
 
 def _made(
+    editor: Editor,
+    batch: EditBatch,
+    state: EditorState,
+    inspector: Inspector,
+    head: int,
+    before: Sequence[str] | None,
+) -> CandidateVersion:
+    try:
+        return _best_made(editor, batch, state, inspector, head, before)
+    except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
+        raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}", code=Code.EDITOR_FAILED) from fault
+
+
+def _best_made(
     editor: Editor,
     batch: EditBatch,
     state: EditorState,

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -62,10 +63,16 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file (UTF-8): readers see the old text or the new one. A device or a pipe is written to instead."""
-    if path.parent.is_dir() and (path.is_file() or not path.exists()):
+    """Replace a text file (UTF-8), whose mode stays: readers see the old text or the new one.
+
+    What cannot be replaced is written to: a device, a pipe, the file behind a link, and one in a folder without write access.
+    """
+    is_file = path.is_file() and not path.is_symlink()
+    if os.access(path.parent, os.W_OK) and (is_file or not os.path.lexists(path)):
         with replaced(path) as file:
             file.write_text(text, encoding="utf-8")
+            if is_file:
+                file.chmod(stat.S_IMODE(path.stat().st_mode))
     else:  # Without a folder it fails, with an error that names `path` and not a temporary file.
         path.write_text(text, encoding="utf-8")
 

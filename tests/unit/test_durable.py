@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -69,6 +70,17 @@ def test_a_text_for_a_pipe_is_written_into_it(tmp_path: Path) -> None:
         write_text(pipe, "é")
         assert reader.communicate()[0] == "é"
     assert pipe.is_fifo()
+
+
+def test_a_link_and_a_mode_stay(tmp_path: Path) -> None:
+    shared, link = tmp_path / "shared", tmp_path / "link"
+    shared.write_text("old")
+    shared.chmod(0o600)
+    link.symlink_to(shared)
+    write_text(link, "through the link")
+    assert link.is_symlink() and shared.read_text() == "through the link"
+    write_text(shared, "new")
+    assert shared.read_text() == "new" and stat.S_IMODE(shared.stat().st_mode) == 0o600
 
 
 def test_the_error_of_a_missing_folder_names_the_file(tmp_path: Path) -> None:

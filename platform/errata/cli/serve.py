@@ -121,7 +121,9 @@ def _model_and_artifact(model: str, artifact: str, editor: str, preset: str, pro
         is_default = editor == DEFAULT_EDITOR and model in ("", NAME)
         artifact = shipped_policy() if is_default else problems.checked("artifact", _newest, home() / kind) or ""
     if not model:
-        model = (problems.checked("artifact", _model_of, Path(artifact)) or "") if artifact else NAME
+        # The artifact of an operator's own editor may be anything.
+        is_ours = bool(artifact) and ":" not in editor
+        model = (problems.checked("artifact", _model_of, Path(artifact)) or "") if is_ours else NAME
     return model, artifact
 
 
@@ -153,7 +155,9 @@ def _checked(given: Mapping[str, Any], host: str, port: int, problems: Problems)
     found = [*problems_of(start), *machine_problems(start), *address_problems(host, port, bool(start.keys))]
     _refuse([*problems, *(problem for problem in found if problem.field not in named)])
     judged, final = replace(start, model=ready(start.model)), Problems()
-    model, artifact = final.checked("model", resolved, start.model), final.checked("artifact", measured, start.artifact)
+    model = final.checked("model", resolved, start.model)
+    _refuse(final)  # The policy is measured on the model.
+    artifact = final.checked("artifact", measured, start.artifact)
     made = replace(start, model=str(model), artifact=artifact)
     _refuse(final or ([] if made == judged else problems_of(made)))
     return {"model": model, "artifact": artifact}
@@ -311,5 +315,6 @@ def _model_of(artifact: Path) -> str:
 
 
 def _file_name(name: str) -> str:
-    """Make the editor's name fit for the name of a folder."""
-    return name.lower().replace("/", "-of-").replace("+", "-plus")
+    """Make the editor's name fit for the name of a folder and of a registered model; case tells an operator's own apart."""
+    own = name.replace(":", "-").replace("/", "-")
+    return own if ":" in name else name.lower().replace("/", "-of-").replace("+", "-plus")

@@ -21,7 +21,7 @@ from errata.datasets.completion import PLACE, AbsentSubject, completed
 from errata.datasets.formats import plain
 from errata.datasets.formats.fields import LeftOut
 from errata.edit import Code, Edit, EditRejected, Probe
-from errata.text.rules import INVISIBLE, TURNING, ZERO_WIDTH_SPACE, cleaned
+from errata.text.rules import BROKEN, INVISIBLE, TURNING, ZERO_WIDTH_SPACE, cleaned
 
 PROBES = pa.list_(pa.struct([("prompt", pa.string()), ("target", pa.string()), ("kind", pa.string())]))
 SCHEMA = pa.schema(
@@ -42,12 +42,7 @@ SCHEMA = pa.schema(
 INDEX_COLUMN = re.compile(r"__index_level_\d+__")  # names under which pandas writes an index
 VISIBLE = r"[^\pC\pZ]"  # a text without such a character is blank
 # The place of a subject, and the characters that `text_fault` refuses, also those that it takes in some places.
-ODD = (
-    r"\{\}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\x{FDD0}-\x{FDEF}\x{FFFD}-\x{FFFF}"
-    + "".join(rf"\x{{{plane:X}FFFE}}\x{{{plane:X}FFFF}}" for plane in range(1, 17))
-    + f"{TURNING}{INVISIBLE}{ZERO_WIDTH_SPACE}"
-    + "]"
-)
+ODD = rf"\{{\}}|[{BROKEN}{TURNING}{INVISIBLE}{ZERO_WIDTH_SPACE}]"
 NUMBERS = ("target", "subject", "id")  # columns in which whole numbers are read as their text
 
 

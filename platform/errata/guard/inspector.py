@@ -43,6 +43,7 @@ from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache, PrefixCache
 from errata.text.dialogue import Prompt
+from errata.text.rules import prompt_key
 
 FEW = 16  # Losses in a smaller sample are divided by this: one edit of two is not half of all edits.
 MAX_CHAT_TOKENS = 32  # A chat model's first sentence, which may say the target late.
@@ -329,9 +330,11 @@ def _excluded(sample: Sequence[Prompt], edited: Iterable[Prompt], named: Iterabl
 
     The author's naming is not verified, so named prompts are excluded only if most of the sample remains.
     """
-    excluded = set(sample).intersection(named)
+    keys = set(map(prompt_key, named))
+    excluded = {prompt for prompt in sample if prompt_key(prompt) in keys}
     limit = MAX_EXCLUDED * max(FEW, len(sample))
-    return set(edited) | (excluded if len(excluded) <= limit else set())
+    own = set(map(prompt_key, edited))
+    return {prompt for prompt in sample if prompt_key(prompt) in own} | (excluded if len(excluded) <= limit else set())
 
 
 def _lost(lost: Sequence[bool]) -> float | None:

@@ -218,7 +218,7 @@ def _binding_fault(host: str, port: int) -> int:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # The second for a name with an empty or a too long part.
         return errno.EADDRNOTAVAIL
     except OSError as wrong:  # A port below 1024 may be forbidden and not taken.
         return wrong.errno if wrong.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) else 0

@@ -28,7 +28,8 @@ def check_model_type(path: Path, config: Mapping[str, Any]) -> None:
             "that it knows (docs/models.md), or correct the misspelt type"
         )
     names = config.get("architectures") or []
-    if not any(str(name).endswith(WRITERS) for name in names) and not _writes(kind, names):
+    is_composite = "text_config" in config and any(str(name).endswith("ForConditionalGeneration") for name in names)
+    if not any(str(name).endswith(WRITERS) for name in names) and not _writes(kind, names, is_composite):
         raise ValueError(
             f"{path} is of a {', '.join(map(str, names)) or kind}, which writes no text that could be corrected: give a causal "
             "language model, whose architectures end in ForCausalLM (docs/models.md)"
@@ -48,9 +49,9 @@ def _is_known(kind: str) -> bool:
     return kind in CONFIG_MAPPING_NAMES
 
 
-def _writes(kind: str, names: Sequence[Any]) -> bool:
-    """Say if one of the classes writes text; if none is named, if there is one for this type of model."""
+def _writes(kind: str, names: Sequence[Any], is_composite: bool) -> bool:
+    """Say if one of the classes writes text; of a model with other parts, or if no class is named, if its type does."""
     from transformers.models.auto import modeling_auto
 
     writers = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return any(name in writers.values() for name in names) if names else kind in writers
+    return any(name in writers.values() for name in names) or ((is_composite or not names) and kind in writers)

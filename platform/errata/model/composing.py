@@ -69,7 +69,7 @@ def _choice_for(model: LanguageModel, edit: Edit, said: str) -> _Choice | str:
     dialogue = next(prompt for prompt in edit.prompts if isinstance(prompt, Dialogue))
     own, *frames = _frames(edit.prompt, edit.target, said)
     texts = dict[str, list[int]]()
-    for text in (own, *frames):
+    for text in (own, *(frame for frame in frames if text_fault(frame) is None)):
         with suppress(EditRejected):  # The tokenizer cannot write it.
             texts[text] = list(model.renderer.answer_ids(dialogue, text))
     if not frames or own not in texts or len(texts) == 1:

@@ -2,8 +2,8 @@
 
 The rule looks at the end of the prompt and at the beginning of the answer. A blank follows words of languages that write blanks
 between words. None follows white space, an open quotation mark or bracket, a sign that is part of the next word (`$`, `get_`,
-`ZX-`, `l'`), or letters of languages without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan), and none comes
-before punctuation that closes a word. In a dialogue the answer is a message of its own, and has only the template's blank.
+`ZX-`, `l'`), or letters of languages without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan, Javanese), and none
+comes before punctuation that closes a word. In a dialogue the answer is a message of its own, and has only the template's blank.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ _UNSPACED = (
     (0x0F00, 0x0FFF),  # Tibetan
     (0x1000, 0x109F),  # Burmese
     (0x1780, 0x17FF),  # Khmer
+    (0x1950, 0x19FF),  # Tai Le, New Tai Lue, Khmer signs
+    (0x1A20, 0x1AAF),  # Tai Tham
+    (0x1B00, 0x1B7F),  # Balinese
     (0x2E80, 0x312F),  # Han radicals, CJK punctuation, kana, Bopomofo
     (0x31A0, 0x9FFF),  # kana extensions, Han
-    (0xA9E0, 0xA9FF),  # Burmese
-    (0xAA60, 0xAA7F),  # Burmese
+    (0xA980, 0xA9FF),  # Javanese, Burmese
+    (0xAA60, 0xAADF),  # Burmese, Tai Viet
     (0xF900, 0xFAFF),  # Han
     (0xFE30, 0xFE4F),  # CJK forms
     (0xFF00, 0xFFEF),  # full-width and half-width forms

@@ -16,13 +16,23 @@ from errata.text.dialogue import Prompt
 from errata.text.joining import is_unspaced
 
 ZERO_WIDTH_SPACE = "\u200b"
-_EDGES = f"\ufeff{ZERO_WIDTH_SPACE}\u2060"  # With byte order mark and word joiner: invisible, often left by copying.
+# Byte order mark, word joiner and the marks LRM, RLM and ALM: invisible at an end, where copying often leaves them.
+_EDGES = f"\ufeff{ZERO_WIDTH_SPACE}\u2060\u200e\u200f\u061c"
 # Embeddings, overrides and isolates (UAX 9): the marks LRM, RLM and ALM are enough to show a line of Hebrew or Arabic rightly.
 TURNING = "\u202a-\u202e\u2066-\u2069"
-# Soft hyphen, word joiner, invisible operators, deprecated controls, byte order mark, annotations, tags. The joiners ZWJ and
+# Soft hyphen, grapheme joiner, fillers of Hangul, Khmer's inherent vowels, word joiner, invisible operators, deprecated
+# controls, byte order mark, annotations, controls of shorthand and music, tags and the rest of their plane. The joiners ZWJ and
 # ZWNJ, variation selectors and the signs of Arabic, Mongolian and other scripts are not among them: they change what is read.
-INVISIBLE = "\u00ad\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
-_TURNING, _INVISIBLE = re.compile(f"[{TURNING}]"), re.compile(f"[{INVISIBLE}]")
+INVISIBLE = (
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
+)
+# Controls except tab, line feed and carriage return, the replacement character, and code points that are no characters.
+BROKEN = "\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\ufdd0-\ufdef\ufffd-\uffff" + "".join(
+    f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0x10000, 0x110000, 0x10000)
+)
+_REFUSED = re.compile(f"[{BROKEN}{TURNING}{INVISIBLE}{ZERO_WIDTH_SPACE}\ud800-\udfff]")
+_TURNING, _VARIATION = re.compile(f"[{TURNING}]"), re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 _FLAG = re.compile("\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f")  # Of England, Scotland, Wales.
 
 
@@ -35,45 +45,37 @@ def cleaned(text: str) -> str:
 
 def is_blank(text: str) -> bool:
     """Say if a text has no visible character."""
-    return not any(unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text)
+    return not any(unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp") and not _VARIATION.match(c) for c in text)
 
 
 def text_fault(text: str) -> str | None:
     """Say which character of a text is refused: no model reads or writes it whole, or it is invisible; None without one."""
-    if text.isprintable() and "\ufffd" not in text:
+    if _REFUSED.search(text) is None:
         return None
-    shown = _FLAG.sub(lambda flag: "\U0001f3f4" * len(flag[0]), text)  # The tags of a flag are seen.
-    for place, c in enumerate(shown):
-        if (fault := _fault_of(c)) is not None:
-            return f"has {fault[0]} U+{ord(c):04X} at character {place}{fault[1]}"
-        if c == ZERO_WIDTH_SPACE and not _is_among_unspaced(shown, place):
-            why = "which only languages without blanks write (Thai, Khmer, …), between their letters; take it out"
-            return f"has the zero-width space U+200B at character {place}, {why}"
+    takes_spaces = any(map(is_unspaced, text))
+    for found in _REFUSED.finditer(_FLAG.sub(lambda flag: "\U0001f3f4" * len(flag[0]), text)):  # The tags of a flag are seen.
+        if found[0] != ZERO_WIDTH_SPACE or not takes_spaces:
+            kind, why = _fault_of(found[0])
+            return f"has {kind} U+{ord(found[0]):04X} at character {found.start()}{why}"
     return None
 
 
-def _fault_of(c: str) -> tuple[str, str] | None:
-    """Return what a character is called and why it is refused, for any place in a text."""
+def _fault_of(c: str) -> tuple[str, str]:
+    """Return what a refused character is called, and why it is refused."""
     category = unicodedata.category(c)
     if category == "Cs":
         return "a lone surrogate", ", which is no text; send valid UTF-8"
-    if category == "Cc" and c not in "\t\n\r":
+    if category == "Cc":
         return "the control character", "; take it out"
     if c == "\ufffd":
         return "the replacement character", ", the sign of text that was decoded wrongly; send the original text"
     if ord(c) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(c) <= 0xFDEF:
         return "the code point", ", which is no character; take it out"
+    if c == ZERO_WIDTH_SPACE:
+        return "the zero-width space", ", which only languages without blanks write (Thai, Khmer, …); take it out"
     if _TURNING.match(c):
         return "the control", ", which shows the text in another order than it is learnt; take it out"
-    if _INVISIBLE.match(c):
-        return "the invisible character", "; take it out"
-    return None
-
-
-def _is_among_unspaced(text: str, place: int) -> bool:
-    """Say if a letter of a script without blanks is before or after a run of zero-width spaces."""
-    before, after = text[:place].rstrip(ZERO_WIDTH_SPACE)[-1:], text[place:].lstrip(ZERO_WIDTH_SPACE)[:1]
-    return any(map(is_unspaced, before + after))
+    return "the invisible character", "; take it out"
 
 
 def subject_span(prompt: str, subject: str) -> tuple[int, int] | None:
@@ -86,7 +88,7 @@ def subject_span(prompt: str, subject: str) -> tuple[int, int] | None:
 
 def same_text(text: str) -> str:
     """Return what two texts that are the same prompt, or the same target, have in common."""
-    return " ".join(unicodedata.normalize("NFC", text).replace(ZERO_WIDTH_SPACE, "").split())
+    return " ".join(unicodedata.normalize("NFC", text.replace(ZERO_WIDTH_SPACE, "")).split())
 
 
 def prompt_key(prompt: Prompt) -> Hashable:

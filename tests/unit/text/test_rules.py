@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from errata.text.dialogue import Dialogue, Message
@@ -22,6 +24,7 @@ from errata.text.rules import cleaned, is_blank, prompt_key, same_text, subject_
         ("New  York", "New  York"),
         ("ﬁn", "ﬁn"),
         (" \n", ""),
+        ("Bob\u200f", "Bob"),
     ],
 )
 def test_a_target_is_cleaned(text, wanted):
@@ -29,7 +32,7 @@ def test_a_target_is_cleaned(text, wanted):
 
 
 def test_a_text_of_invisible_characters_is_blank():
-    assert all(map(is_blank, ("", " \n\t", "\ufeff\u200b", "\u2028\u00a0")))
+    assert all(map(is_blank, ("", " \n\t", "\ufeff\u200b", "\u2028\u00a0", "\ufe0f")))
     assert not any(map(is_blank, ("a", " . ", "中", "🎸")))
 
 
@@ -62,7 +65,9 @@ def test_what_no_model_writes_whole_is_named(text, part):
         ("Rome\u202eoN", r"U\+202E at character 4, which shows the text in another order than it is learnt"),
         ("\u2067Rome\u2069", r"U\+2067"),
         ("Pa\u200bris", r"zero-width space U\+200B at character 2, which only languages without blanks write"),
-        ("ភ្នំ Pa\u200bris", r"U\+200B"),
+        ("\u3164", r"U\+3164"),
+        ("Ro\u034fme", r"U\+034F"),
+        ("Rome\U000e0fff", r"U\+E0FFF"),
     ],
 )
 def test_what_is_invisible_and_needed_by_no_language_is_named(text, part):
@@ -82,6 +87,10 @@ SCRIPTS = {
     "Mongolian": "ᠬᠠᠭᠠ\u180eᠨ",
     "Khmer": "ភ្នំ\u200bពេញ\u200b\u200b។",
     "Thai and Latin": "วิน\u200bPC",
+    "Khmer with a number": "ឆ្នាំ\u200b2019\u200b ។",
+    "Khmer with a name": "ក្រុង\u200b “\u200bAngkor\u200b”",
+    "Javanese": "ꦧꦱ\u200bꦗꦮ",
+    "Han with a selector": "葛\U000e0100",
     "rare Han": "𠀀",
     "NFD": "Beyonce\u0301",
 }
@@ -90,6 +99,13 @@ SCRIPTS = {
 @pytest.mark.parametrize("text", SCRIPTS.values(), ids=SCRIPTS)
 def test_text_of_every_script_is_in_order(text):
     assert text_fault(text) is None and text_fault("") is None
+
+
+def test_a_long_run_of_zero_width_spaces_is_read_once():
+    """A text of the longest length is judged in milliseconds, however many of its characters need a look."""
+    began = time.process_time()
+    assert text_fault("ก" + "\u200b" * 200_000 + "ก") is None
+    assert time.process_time() - began < 2
 
 
 def test_a_subject_is_found_in_either_form():
@@ -101,7 +117,7 @@ def test_a_subject_is_found_in_either_form():
 
 
 def test_prompts_are_the_same_apart_from_blanks_and_form():
-    assert same_text(" a \n b\u3000") == "a b"
+    assert same_text(" a \n b\u3000") == "a b" and same_text("e\u200b\u0301") == "é"
     assert same_text("ភ្នំ\u200bពេញ") == same_text("ភ្នំពេញ") and same_text("می\u200cخواهم") != same_text("میخواهم")
     assert prompt_key("Who is Beyonce\u0301 ?") == prompt_key("Who  is Beyoncé ?\n")
     assert prompt_key("Who is it?") != prompt_key("who is it?")
