@@ -2,7 +2,7 @@
 
 The rule looks at the end of the prompt and at the beginning of the answer. A blank follows words of languages that write blanks
 between words. None follows white space, an open quotation mark or bracket, a sign that is part of the next word (`$`, `get_`,
-`ZX-`, `l'`), or letters of languages without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan, Javanese), and none
+`ZX-`, `l'`), or letters of languages without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan, …), and none
 comes before punctuation that closes a word. In a dialogue the answer is a message of its own, and has only the template's blank.
 """
 
