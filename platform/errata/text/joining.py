@@ -1,9 +1,10 @@
 """The blank between a prompt and its answer, or none: as the language and the prompt want it.
 
-The rule looks at the end of the prompt and at the beginning of the answer. A blank follows words of languages that write blanks
-between words. None follows white space, an open quotation mark or bracket, a sign that is part of the next word (`$`, `get_`,
-`ZX-`, `l'`), or letters of languages without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan, …), and none
-comes before punctuation that closes a word. In a dialogue the answer is a message of its own, and has only the template's blank.
+The rule looks at the end of the prompt and at the beginning of the answer. A blank follows words of languages that write
+blanks between words. None follows white space, an open quotation mark or bracket, a sign that is part of the next word
+(`$`, `get_`, `ZX-`, `l'`), or letters of languages without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan,
+…), and none comes before punctuation that closes a word. In a dialogue the answer is a message of its own, and has only the
+template's blank.
 """
 
 from __future__ import annotations
