@@ -94,7 +94,8 @@ def check_model(plan: Plan, modules: Sequence[str]) -> None:
     if not plan.model:
         found.checked("editor.modules", find_matrices, _testbed(plan), modules)
     elif plan.model == smollm2.NAME or is_gguf(plan.model):  # Its matrices are known once it is made.
-        found.checked("model", ready, plan.model)
+        if made := found.checked("model", ready, plan.model):
+            found.checked("editor.modules", matched, Path(made), headers(Path(made)), modules)
     elif Path(plan.model).is_dir() or not (plan.placement or "RAY_ADDRESS" in os.environ):
         folder = found.checked("model", check_checkpoint, plan.model)
         if folder is not None:

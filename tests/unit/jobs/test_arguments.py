@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_a_gguf_file_is_converted_and_its_matrices_are_checked(
     with pytest.raises(ValueError, match=r"give modules=layers\.1\.mlp\.down_proj"):
         with_checkpoint(plan, ["layers.1.mlp.down_prj"])
     assert with_checkpoint(from_arguments(["plan=smollm2"]), ()).model == smollm2.NAME
+
+
+def test_matrices_of_the_default_model_are_checked_once_it_is_made(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = from_arguments(["plan=smollm2"])
+    for made, says in (("", None), (str(model_dir), r"editor\.modules: .*layers\.17\.mlp\.down_proj")):
+        monkeypatch.setattr("jobs.arguments.ready", lambda model, made=made: made)
+        with pytest.raises(ValueError, match=says) if says else nullcontext():
+            check_model(plan, plan.editor.modules)
 
 
 @pytest.mark.parametrize(
