@@ -83,14 +83,15 @@ def ability(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Score a checkpoint's general ability with lm-eval: GLUE and MMLU, or small tasks of their kinds; needs no service."""
-    from errata.evaluate.general_ability import TASKS, AbilityOptions, check_tasks, measure, save
+    from errata.evaluate.general_ability import TASKS, AbilityOptions, check_folder, check_tasks, measure, save
     from errata.local.models import ready, resolved
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with logged("ability") as console:
         out.mkdir(parents=True, exist_ok=True)
         options = AbilityOptions(backend, task_folder or TASKS, limit or None, shots, device, dtype)
-        ready(model)
+        if folder := ready(model):
+            check_folder(Path(folder))
         check_tasks(names, options)
         found = measure(Path(resolved(model)), names, options)
         table = Table("task", "score", "value", "standard error", "records")

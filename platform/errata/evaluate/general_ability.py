@@ -59,8 +59,7 @@ def measure(model: Path, tasks: Sequence[str], options: AbilityOptions | None = 
     Raises `ValueError` if the model, a task, its data or an option is not usable, or if lm-eval is not installed.
     """
     options = options or AbilityOptions()
-    if not (model / "config.json").exists():
-        raise ValueError(f"{model} is not a Hugging Face checkpoint: it has no config.json; `errata export` writes one")
+    check_folder(model)
     chosen = check_tasks(tasks, options)
     is_local = all(isinstance(task, dict) for task in chosen)
     if is_local:
@@ -76,6 +75,12 @@ def measure(model: Path, tasks: Sequence[str], options: AbilityOptions | None = 
     found = _evaluate(model, chosen, manager, options)
     asked = {name: getattr(options, name) for name in ("backend", "limit", "shots", "task_folder", "dtype")}
     return {"model": str(model), **asked, "task_folder": str(options.task_folder), **_summary(found)}
+
+
+def check_folder(model: Path) -> None:
+    """Raise `ValueError` for a folder that holds no checkpoint."""
+    if not (model / "config.json").exists():
+        raise ValueError(f"{model} is not a Hugging Face checkpoint: it has no config.json; `errata export` writes one")
 
 
 def check_tasks(tasks: Sequence[str], options: AbilityOptions) -> list[dict[str, Any] | str]:

@@ -76,9 +76,7 @@ def test_a_gguf_file_is_converted_and_its_matrices_are_checked(
     assert with_checkpoint(from_arguments(["plan=smollm2"]), ()).model == smollm2.NAME
 
 
-def test_matrices_of_the_default_model_are_checked_once_it_is_made(
-    model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_matrices_of_the_default_model_are_checked_once_it_is_made(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = from_arguments(["plan=smollm2"])
     for made, says in (("", None), (str(model_dir), r"editor\.modules: .*layers\.17\.mlp\.down_proj")):
         monkeypatch.setattr("jobs.arguments.ready", lambda model, made=made: made)

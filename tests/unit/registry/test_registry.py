@@ -23,9 +23,9 @@ def rest(code: str, text: str) -> RestException:
     [
         (
             ConnectTimeout("HTTPConnectionPool(host='mlflow'): Max retries exceeded: connect timed out"),
-            "cannot be reached: conn",
+            "cannot be reached: HTTPConnectionPool.*connect timed out",
         ),
-        (MlflowException("too many 503 error responses"), "answers with the error 503"),
+        (MlflowException("too many 503 error responses"), ": too many 503 error responses"),
         (rest("PERMISSION_DENIED", "no"), "refuses the credentials: set MLFLOW_TRACKING_USERNAME"),
         (rest("UNAUTHENTICATED", "no"), "refuses the credentials: set MLFLOW_TRACKING_USERNAME"),
         (rest("ENDPOINT_NOT_FOUND", "logged-models"), "takes an MLflow server of version 3 or later"),

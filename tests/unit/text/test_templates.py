@@ -1,4 +1,4 @@
-"""Whether a chat template reads parts: as vLLM decides it, for templates that loop over contents in several ways."""
+"""Templates that read a message as parts, as vLLM decides it, for loops over contents of several kinds."""
 
 from __future__ import annotations
 

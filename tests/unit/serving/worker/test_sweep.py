@@ -54,6 +54,7 @@ def test_lost_edits_are_made_again_in_a_version_without_edits(tmp_path: Path, ca
 
 
 def test_a_refused_repair_is_counted_as_lost_and_not_published(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="errata")
     worker = make_worker(tmp_path)
     ids = post(worker, "a")
     apply(worker)
