@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,21 +94,17 @@ class _Attempt:
         return len(self.found.unanswered), len(self.observed.lost)
 
 
-def _made(
-    editor: Editor,
-    batch: EditBatch,
-    state: EditorState,
-    inspector: Inspector,
-    head: int,
-    before: Sequence[str] | None,
-) -> CandidateVersion:
+@contextmanager
+def _faults_as_rejections() -> Iterator[None]:
+    """Raise `EditRejected` for arithmetic that fails and for memory that runs out while an update is made."""
     try:
-        return _best_made(editor, batch, state, inspector, head, before)
+        yield
     except (ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
         raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}", code=Code.EDITOR_FAILED) from fault
 
 
-def _best_made(
+@_faults_as_rejections()
+def _made(
     editor: Editor,
     batch: EditBatch,
     state: EditorState,
