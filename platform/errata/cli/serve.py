@@ -30,6 +30,7 @@ from errata.cli.console import (
 from errata.home import home
 
 if TYPE_CHECKING:
+    from errata.local.preflight import StartSettings
     from errata.local.problems import Problem, Problems
     from errata.local.services import LocalServices
 
@@ -72,10 +73,13 @@ def serve(
 
     Without a model and an artifact, the default model is served: SmolLM2-135M-Instruct with the policy that is shipped.
     """
+    from errata.local.pidfile import AlreadyRunning, check_not_running, recorded_service
     from errata.local.problems import Problems
+    from errata.local.services import LocalServices, ServiceFailed
 
     root, problems = home(), Problems()
-    _check_not_running(root / "serve")
+    with errors_as_one_line(also=(AlreadyRunning,)):
+        check_not_running(root / "serve")
     pairs = {name: _pairs(name, texts or [], problems) for name, texts in (("settings", settings), ("guard", guard))}
     model, artifact = _model_and_artifact(model, artifact, editor, preset, problems)
     given: dict[str, Any] = {
@@ -91,20 +95,16 @@ def serve(
         "probes": probes or None,
         "keys": str(Path(keys).absolute()) if keys else None,
     }
-    given |= _checked(given | pairs, host, port, problems)
-    arguments = {name: value for name, value in given.items() if value is not None}
-    arguments |= {name: ";".join(f"{k}={v}" for k, v in chosen.items()) for name, chosen in pairs.items() if chosen}
-    arguments |= {"max_queue": str(max_queue)} if max_queue else {}
-    # A registered model mirrors one ledger.
-    _run(root / "serve", host, port, arguments | {"pause": pause.value, "mlflow_name": f"errata-{_file_name(editor)}"})
-
-
-def _check_not_running(folder: Path) -> None:
-    """End the command with exit code 1 if a service runs from this folder already."""
-    from errata.local import pidfile
-
-    with errors_as_one_line(also=(pidfile.AlreadyRunning,)):
-        pidfile.check_not_running(folder)
+    start = _checked(given | pairs, host, port, problems)
+    services = LocalServices(root / "serve", http_port=port, http_host=host, with_jobs=False)
+    # Recorded before the model is made and its policy is measured: a second service would wait for both, and repeat them.
+    with errors_as_one_line(also=(AlreadyRunning, ServiceFailed)), recorded_service(services.directory, services.url):
+        given |= _made(start)
+        arguments = {name: value for name, value in given.items() if value is not None}
+        arguments |= {name: ";".join(f"{k}={v}" for k, v in chosen.items()) for name, chosen in pairs.items() if chosen}
+        arguments |= {"max_queue": str(max_queue)} if max_queue else {}
+        # A registered model mirrors one ledger.
+        _run(services, arguments | {"pause": pause.value, "mlflow_name": f"errata-{_file_name(editor)}"})
 
 
 def _model_and_artifact(model: str, artifact: str, editor: str, preset: str, problems: Problems) -> tuple[str, str]:
@@ -139,14 +139,9 @@ def _pairs(name: str, texts: Sequence[str], problems: Problems) -> dict[str, str
     return found
 
 
-def _checked(given: Mapping[str, Any], host: str, port: int, problems: Problems) -> dict[str, Any]:
-    """Check all, and return the model and the artifact as they are served; what is wrong ends the command.
-
-    What takes long, to make a model or to measure its policy, comes after everything that can be checked without it.
-    """
-    from errata.local.models import measured, ready, resolved
+def _checked(given: Mapping[str, Any], host: str, port: int, problems: Problems) -> StartSettings:
+    """Check all that needs no model that is made, and no folder: what is wrong ends the command."""
     from errata.local.preflight import StartSettings, address_problems, machine_problems, problems_of
-    from errata.local.problems import Problems
 
     if ":" in given["editor"]:  # The operator's own: it is imported as by `python -m serving.start`, from this folder.
         sys.path.insert(0, str(Path.cwd()))
@@ -154,6 +149,15 @@ def _checked(given: Mapping[str, Any], host: str, port: int, problems: Problems)
     start = StartSettings(**given)
     found = [*problems_of(start), *machine_problems(start), *address_problems(host, port, bool(start.keys))]
     _refuse([*problems, *(problem for problem in found if problem.field not in named)])
+    return start
+
+
+def _made(start: StartSettings) -> dict[str, Any]:
+    """Return the model and the artifact as they are served: make the model, measure its policy, check both; it may take long."""
+    from errata.local.models import measured, ready, resolved
+    from errata.local.preflight import problems_of
+    from errata.local.problems import Problems
+
     judged, final = replace(start, model=ready(start.model)), Problems()
     model = final.checked("model", resolved, start.model)
     _refuse(final)  # The policy is measured on the model.
@@ -171,14 +175,10 @@ def _refuse(problems: Sequence[Problem]) -> None:
         raise typer.Exit(2)
 
 
-def _run(folder: Path, host: str, port: int, arguments: Mapping[str, Any]) -> None:
+def _run(services: LocalServices, arguments: Mapping[str, Any]) -> None:
     """Serve until a signal or the end of Ray. All started services are stopped, also if a later one fails to start."""
-    from errata.local.pidfile import AlreadyRunning, recorded_service
-    from errata.local.services import LocalServices, ServiceFailed
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    services = LocalServices(folder, http_port=port, http_host=host, with_jobs=False)
-    with errors_as_one_line(also=(AlreadyRunning, ServiceFailed)), recorded_service(folder, services.url), services:
+    with services:
         try:
             _start(services, arguments)
             say(f"ready: {services.url} (MLflow: {services.mlflow_url}); Ctrl-C or `errata stop` stops all services")

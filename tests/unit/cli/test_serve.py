@@ -71,13 +71,31 @@ def test_without_a_model_the_default_one_is_served(
     monkeypatch.setattr("errata.local.preflight.problems_of", lambda start: checked.append(start) or Problems())
     monkeypatch.setattr("errata.local.preflight.address_problems", lambda *_: Problems())
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr("errata.cli.serve._run", lambda folder, host, port, given: started.append(given))
+    monkeypatch.setattr("errata.cli.serve._run", lambda services, given: started.append(given))
     done = errata("serve", *arguments)
     assert done.exit_code == 0, done.output
     assert [(given["model"], given.get("artifact")) for given in started] == [found]
     before, after = checked  # what is made on first use is made in between
     assert before.model == smollm2.NAME and (after.model, after.artifact) == found
     assert before.artifact == (found[1] and str(smollm2.POLICY))
+
+
+def test_a_second_service_is_refused_while_the_first_makes_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[tuple[int, str]] = []
+
+    def made_beside_a_second_start(model: str) -> str:
+        done = errata("serve", "--editor", "FT-L", "--port", str(free_port()))
+        answers.append((done.exit_code, words(done)))
+        return "DEFAULT"
+
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    monkeypatch.setattr("errata.local.models.resolved", made_beside_a_second_start)
+    monkeypatch.setattr("errata.local.preflight.problems_of", lambda start: Problems())
+    monkeypatch.setattr("errata.cli.serve._run", lambda services, given: None)
+    assert errata("serve", "--editor", "FT-L", "--port", str(free_port())).exit_code == 0
+    ((code, says),) = answers
+    assert code == 1 and f"process {os.getpid()} serves from {tmp_path / 'serve'} already" in says
+    assert not (tmp_path / "serve" / "service.json").exists()
 
 
 def test_a_default_model_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +147,7 @@ def test_an_operators_own_editor_is_found_in_the_current_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr("errata.cli.serve._run", lambda folder, host, port, given: started.append(given))
+    monkeypatch.setattr("errata.cli.serve._run", lambda services, given: started.append(given))
     options = ["--model", str(model_dir), "--port", str(free_port())]
     done = errata("serve", "--editor", "own_editor_here:FTL", *options)
     assert done.exit_code == 0 and started[0]["editor"] == "own_editor_here:FTL", done.output
@@ -165,7 +183,7 @@ def test_another_model_is_edited_with_the_newest_artifact(tmp_path: Path, monkey
     monkeypatch.setattr("errata.local.preflight.problems_of", lambda start: Problems())
     monkeypatch.setattr("errata.local.preflight.address_problems", lambda *_: Problems())
     started: list[dict[str, Any]] = []
-    monkeypatch.setattr("errata.cli.serve._run", lambda folder, host, port, given: started.append(given))
+    monkeypatch.setattr("errata.cli.serve._run", lambda services, given: started.append(given))
     assert errata("serve", "--model", "my.gguf").exit_code == 0
     assert started[0]["model"] == "made of my.gguf" and started[0]["artifact"] == str(tmp_path / "hypernets" / "demo-0")
 
