@@ -135,7 +135,7 @@ def _report(posting: Import, refusals: Refusals, total: int) -> None:
     if refusals.first:
         table = Table("edit", "state", "prompt", "target", "reason")
         for one in refusals.first:
-            texts = (shown(one.edit[name], MAX_SHOWN) for name in ("prompt", "target"))
+            texts = (shown(text, MAX_SHOWN) for text in (one.prompt, one.edit["target"]))
             table.add_row(str(one.number), one.state, *texts, shown(one.reason))
         console.print(table)
         if refusals.count > len(refusals.first):

@@ -153,7 +153,7 @@ def _checked(given: Mapping[str, Any], host: str, port: int, problems: Problems)
 
 
 def _made(start: StartSettings) -> dict[str, Any]:
-    """Return the model and the artifact as they are served: make the model, measure its policy, check both; it may take long."""
+    """Return the model and the artifact as they are served: make the model, measure its policy, check both; it may be slow."""
     from errata.local.models import measured, ready, resolved
     from errata.local.preflight import problems_of
     from errata.local.problems import Problems

@@ -64,6 +64,11 @@ class Refusal:
     code: str | None = None
     says: str | None = None
 
+    @property
+    def prompt(self) -> str:
+        """The question: the prompt, or the last of the messages."""
+        return str(self.edit["prompt"] if "prompt" in self.edit else self.edit["messages"][-1]["content"])
+
 
 @dataclass(frozen=True)
 class _Fate:

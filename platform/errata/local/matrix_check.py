@@ -105,7 +105,7 @@ def matched(folder: Path, tensors: Mapping[str, TensorHeader], patterns: Sequenc
     missing = unmatched(map(without_prefix, names), short)
     close = {pattern: closest(pattern, names, SURE) for pattern in missing}
     if missing and all(close.values()):
-        better = [close[one][0] if one in missing else one for one in short]
+        better = dict.fromkeys(close[one][0] if one in missing else one for one in short)
         raise ValueError(
             f"no linear module of the model is named {', '.join(missing)}; the closest are "
             f"{', '.join(dict.fromkeys(name for found in close.values() for name in found))}: give modules={','.join(better)}"

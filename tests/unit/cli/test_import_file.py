@@ -70,6 +70,15 @@ def test_rejected_edits_are_listed_and_written(service: Service, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("small_chunks")
+def test_a_refused_question_of_a_dialogue_is_listed(service: Service, tmp_path: Path) -> None:
+    dialogue = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which city?"}]
+    source = tmp_path / "edits.jsonl"
+    source.write_text(json.dumps({"messages": dialogue, "target": UNQUEUED}) + "\n")
+    done = errata("import", str(source))
+    assert done.exit_code == 1 and "Which city?" in words(done) and "0 of 1 posted" in done.output, done.output
+
+
+@pytest.mark.usefixtures("small_chunks")
 def test_only_edits_beyond_the_limits_of_a_post_are_left_out(service: Service, tmp_path: Path) -> None:
     edits = [{"prompt": f"{PROMPT} {i}", "target": "t"} for i in range(6)]
     edits[1] |= {"rephrasings": ["r"] * 65}
