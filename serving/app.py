@@ -21,6 +21,7 @@ from serving.worker.edit_worker import ServedEditWorker, WorkerOptions
 from serving.worker.live_model import LiveModelOptions
 
 GPU_MEMORY = 0.9  # vLLM's own default
+STEP_TOKENS_ON_CPU = 256  # With vLLM's own 2,048, a burst of questions stops every stream for more than a second.
 PLACEMENT_AMOUNT = 0.001  # Of a custom resource that selects nodes and is never used up.
 
 
@@ -34,6 +35,9 @@ class Arguments(BaseModel):
     also taken as text, `field=value;field=value`. `probes` is a file of sentences and questions whose answers no edit may
     change. `keys` is a file of access keys, required for a service that other machines can reach. `placement` is a custom
     resource, such as `serve`, of the nodes on which the service may run.
+
+    `threads` are those of each engine; without it, an engine on the CPU has its share of the cores, and leaves the editor
+    `editor_threads` of them while edits are made. `max_num_batched_tokens` is vLLM's: the tokens that a step computes at most.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -57,6 +61,7 @@ class Arguments(BaseModel):
     placement: str | None = Field(None, min_length=1)
     gpu_memory: float | None = Field(None, gt=0, le=1)
     max_model_len: int | None = Field(None, ge=1)
+    max_num_batched_tokens: int | None = Field(None, ge=1)
     pause: Literal["keep", "wait"] = "keep"
     max_batch: int = Field(16, ge=1)
     batch_window_s: float = Field(0.02, ge=0)
@@ -105,7 +110,7 @@ def build(args: dict[str, Any]) -> Application:
     if worker_gpus == 1 and 0 < arguments.gpus < 1:
         worker_gpus = round(1 - arguments.gpus, 4)
     worker = _deployed("EditWorker", ServedEditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
-    resources = _resources(arguments, arguments.gpus, _engine_threads(arguments))
+    resources = _resources(arguments, arguments.gpus, max(_engine_threads(arguments)))
     generator = _deployed("Generator", serve.ingress()(Generator), arguments.replicas, resources)
     return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
 
@@ -140,15 +145,18 @@ def _deployed(name: str, kind: type, num_replicas: int, resources: dict[str, Any
     )(kind)
 
 
-def _engine_threads(arguments: Arguments) -> int:
-    """Return the threads of each engine: as configured, or its share of this machine's cores without those of the editor.
+def _engine_threads(arguments: Arguments) -> tuple[int, int]:
+    """Return the threads of each engine while edits are made and at other times: as configured, or its share of the cores.
 
     Threads of an engine wait for each other actively, so engines with more threads than cores slow each other and the editor
-    down.
+    down. An editor on the CPU of this machine has cores of its own while it edits.
     """
+    if arguments.threads is not None:
+        return arguments.threads, arguments.threads
     is_shared = arguments.device == "cpu" and not arguments.gpus
-    num_cores = len(os.sched_getaffinity(0)) - (arguments.editor_threads if is_shared else 0)
-    return arguments.threads or max(1, num_cores // arguments.replicas)
+    num_cores = len(os.sched_getaffinity(0))
+    left = num_cores - (arguments.editor_threads if is_shared else 0)
+    return max(1, left // arguments.replicas), max(1, num_cores // arguments.replicas)
 
 
 def _resources(arguments: Arguments, num_gpus: float, num_threads: int) -> dict[str, Any]:
@@ -175,6 +183,8 @@ def _serving_options(arguments: Arguments) -> ServingOptions:
         pause=arguments.pause,
         keys=arguments.keys,
         max_body_bytes=arguments.max_body_bytes,
+        threads=_engine_threads(arguments),
+        max_num_batched_tokens=arguments.max_num_batched_tokens or (None if arguments.gpus else STEP_TOKENS_ON_CPU),
     )
 
 
@@ -199,6 +209,7 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         batch_window_s=arguments.batch_window_s,
         max_queue=arguments.max_queue,
         nice=arguments.nice,
+        shares_cores=len(set(_engine_threads(arguments))) > 1,
         wait_timeout_s=arguments.wait_timeout_s,
         mlflow=arguments.mlflow,
         mlflow_name=arguments.mlflow_name,

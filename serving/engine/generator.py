@@ -54,7 +54,8 @@ class ServingOptions:
     """Settings of a replica.
 
     `pause` is the treatment of running requests during a swap: `keep` freezes them, and they continue under the new weights;
-    `wait` lets them end first, so that no answer spans two versions and a long answer delays the swap.
+    `wait` lets them end first, so that no answer spans two versions and a long answer delays the swap. `threads` are those of
+    the engine while edits are made, and at other times. `max_num_batched_tokens` is vLLM's: the tokens of a step.
     """
 
     model: str
@@ -68,6 +69,8 @@ class ServingOptions:
     pause: Literal["keep", "wait"] = "keep"
     keys: str | None = None
     max_body_bytes: int = 2**20
+    threads: tuple[int, int] = (1, 1)
+    max_num_batched_tokens: int | None = None
 
     def vllm_arguments(self) -> list[str]:
         from serving.engine.weight_engine import BACKEND, EXTENSION
@@ -75,8 +78,9 @@ class ServingOptions:
         arguments = ["--model", self.model, "--served-model-name", self.served_name, "--dtype", self.dtype]
         arguments += ["--weight-transfer-config", f'{{"backend": "{BACKEND}"}}', "--worker-extension-cls", EXTENSION]
         arguments += ["--tensor-parallel-size", str(self.tensor_parallel), "--gpu-memory-utilization", str(self.gpu_memory)]
-        if self.max_model_len is not None:
-            arguments += ["--max-model-len", str(self.max_model_len)]
+        for name in ("max_model_len", "max_num_batched_tokens"):
+            if (value := getattr(self, name)) is not None:
+                arguments += [f"--{name.replace('_', '-')}", str(value)]
         return [*arguments, "--enforce-eager"] if self.enforce_eager else arguments
 
 
@@ -300,6 +304,12 @@ class Generator:
             logger.warning("a sample of edits was not answered: %s", refused)
             return {"version": None, "texts": []}
         return {"version": version if epoch == self.epoch else None, "texts": texts}
+
+    async def share_cores(self, is_editing: bool) -> int:
+        """Leave the editor its cores while it edits, and compute with all of them otherwise; returns the threads in use."""
+        while_editing, otherwise = self.options.threads
+        (count, *_) = await self.engine.collective_rpc("errata_threads", args=(while_editing if is_editing else otherwise,))
+        return int(count)
 
     async def check_health(self) -> None:
         await self.engine.check_health()

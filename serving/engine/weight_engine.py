@@ -25,7 +25,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor, nn, set_num_threads  # vLLM's worker for the CPU replaces torch's by a function that does nothing.
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
@@ -267,3 +267,8 @@ class WorkerExtension:
 
     def errata_state(self) -> dict[str, Any]:
         return asdict(self.weight_transfer_engine.state)
+
+    def errata_threads(self, count: int) -> int:
+        """Compute with so many threads from the next step on, if they are not bound to cores; returns their number."""
+        set_num_threads(count)
+        return torch.get_num_threads()

@@ -22,6 +22,7 @@ from errata.text.dialogue import Prompt
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
+from serving.worker.core_sharing import CoreSharing
 from serving.worker.events import Waiters
 from serving.worker.head_answers import HeadAnswers, HeadSaid
 from serving.worker.journal import Entry, Journal, JournalFailed
@@ -64,6 +65,7 @@ class EditLoop:
             live_model, self.reconciler, self.waiters, mirror, self.metrics, self.wake, replicas or Replicas()
         )
         self.served_check = ServedCheck(self.publisher.replicas, self.metrics)
+        self.core_sharing = CoreSharing(self.publisher.replicas)
         self.sweep = LiveSweep(live_model, self.publisher, self.metrics)
         self.writing = self.publisher.writing
         self._stalled: str | None = None
@@ -126,7 +128,8 @@ class EditLoop:
         """
         async with self.writing:
             begin = time.perf_counter()
-            made = await asyncio.to_thread(self.live_model.revert, edits, versions, mode)
+            with self.core_sharing.editing():
+                made = await asyncio.to_thread(self.live_model.revert, edits, versions, mode)
             version = await self.publisher.publish(made, time.perf_counter() - begin, [current_traceparent()])
             reverted = version.scorecard["reverted"]
             self.journal.revert(reverted["edits"], version.number)
@@ -155,11 +158,12 @@ class EditLoop:
             try:
                 await self._until_arrived()
                 self._arrived.clear()
-                while (depth := self.journal.depth) > 0:
-                    if depth < self.max_batch:
-                        await asyncio.sleep(self.batch_window_s)
-                    await self._apply(self.journal.take(self.max_batch))
-                    self._num_stalls = 0
+                with self.core_sharing.editing():
+                    while (depth := self.journal.depth) > 0:
+                        if depth < self.max_batch:
+                            await asyncio.sleep(self.batch_window_s)
+                        await self._apply(self.journal.take(self.max_batch))
+                        self._num_stalls = 0
             except (OSError, JournalFailed) as fault:
                 await self._stall(fault)
 

@@ -47,7 +47,8 @@ class WorkerOptions:
     """Settings of the edit worker.
 
     A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. At most `max_queue`
-    edits may be queued. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores.
+    edits may be queued. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores. With
+    `shares_cores`, the engines leave the editor its cores while edits are made.
     """
 
     live_model: LiveModelOptions
@@ -56,6 +57,7 @@ class WorkerOptions:
     batch_window_s: float = 0.02
     max_queue: int = 10_000
     nice: int = 10
+    shares_cores: bool = False
     wait_timeout_s: float = 60.0
     mlflow: str | None = None
     mlflow_name: str = "errata"
@@ -74,6 +76,7 @@ class EditWorker:
     ) -> None:
         self.live_model, self.journal, self.mirror, self.options = live_model, journal, mirror, options
         self.edit_loop = EditLoop(live_model, journal, mirror, options.max_batch, options.batch_window_s, replicas)
+        self.edit_loop.core_sharing.is_on = options.shares_cores
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
@@ -86,6 +89,7 @@ class EditWorker:
         self._tasks = [asyncio.create_task(self.edit_loop.publisher.follow()), asyncio.create_task(self.edit_loop.work())]
         for task in self._tasks:
             task.add_done_callback(_end_process)
+        self.edit_loop.core_sharing.notify()
         self.mirror.start()
 
     # -- called by the replicas: edits --------------------------------------------------------------------------------

@@ -80,10 +80,11 @@ class Replicas:
             raise Unloadable(version.number, behind, reason)
         return behind, reason
 
-    async def ask(self, method: str) -> list[Any]:
-        """Call a method without arguments on all replicas; returns the answers, or none if any replica is too slow."""
+    async def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method on all replicas; returns the answers, or none if any replica is too slow."""
         try:
-            answers = await _generators().broadcast(method).results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
+            response = _generators().broadcast(method, *arguments)
+            answers = await response.results_async(timeout_s=ASK_TIMEOUT_S, return_exceptions=True)
         except (RayError, RayServeException, TimeoutError):
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]

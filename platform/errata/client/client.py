@@ -38,7 +38,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_S = 60.0
 PAUSE_S = 1.0  # before another try, if the service does not say when
 SILENCE_S = 45.0  # three pings: a stream that is silent for longer counts as broken
-CHATS_AT_ONCE = 16
+CHATS_AT_ONCE = 32
 PAGE = 1000  # the service's limit
 # Status codes after which a request is repeated; 0 is a broken connection. A 503 may arrive after the work was done, so only
 # requests without effect, or with one effect (edits under their key), are repeated then: a second rollback could undo the

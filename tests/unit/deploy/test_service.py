@@ -60,16 +60,34 @@ def test_a_misspelt_argument_is_named(name: str) -> None:
 @pytest.mark.usefixtures("anywhere")
 def test_engines_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    expected = (
-        ({}, "7"),
-        ({"gpus": 1, "device": "cuda"}, "8"),
-        ({"replicas": 3}, "2"),
-        ({"replicas": 9}, "1"),
-        ({"replicas": 3, "threads": 5}, "5"),
+    expected: tuple[tuple[dict[str, Any], tuple[int, int]], ...] = (
+        ({}, (7, 8)),
+        ({"editor_threads": 3}, (5, 8)),
+        ({"gpus": 1, "device": "cuda"}, (8, 8)),
+        ({"replicas": 3}, (2, 2)),
+        ({"replicas": 9}, (1, 1)),
+        ({"replicas": 3, "threads": 5}, (5, 5)),
     )
-    for given, threads in expected:
+    for given, (while_editing, otherwise) in expected:
         generator = build({"model": "m", "ledger": "l", **given})._bound_deployment
-        assert generator.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
+        assert generator.ray_actor_options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == str(otherwise)
+        worker, options = generator.init_args
+        assert options.threads == (while_editing, otherwise)
+        assert worker._bound_deployment.init_args[0].shares_cores == (while_editing != otherwise)
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_a_step_on_the_cpu_is_short() -> None:
+    for given, tokens in (
+        ({}, "256"),
+        ({"max_num_batched_tokens": 2048}, "2048"),
+        ({"gpus": 1, "device": "cuda"}, None),
+        ({"gpus": 1, "device": "cuda", "max_num_batched_tokens": 512}, "512"),
+    ):
+        _, options = build({"model": "m", "ledger": "l", **given})._bound_deployment.init_args
+        said = options.vllm_arguments()
+        name = "--max-num-batched-tokens"
+        assert (said[said.index(name) + 1] if name in said else None) == tokens
 
 
 @pytest.mark.usefixtures("anywhere")
