@@ -14,7 +14,7 @@ from errata.history.diff import diff
 from errata.ledger import Ledger, Version
 from errata.text.dialogue import Prompt
 from serving.metrics import merged
-from serving.worker.edit_worker import Busy
+from serving.worker.refusals import REFUSALS, Busy, answer_of
 
 READY_TIMEOUT_S = 2.0
 WORKER_TIMEOUT_S = 10.0
@@ -38,13 +38,13 @@ class ServiceBackend:
         self._comparing = asyncio.Lock()
 
     async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
-        return await self.worker.submit.remote(edits, wait, key, by)
+        return await answer_of(self.worker.submit.remote(edits, wait, key, by))
 
     async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        return await self.worker.edits.remote(state, limit, before)
+        return await answer_of(self.worker.edits.remote(state, limit, before))
 
     async def edit_status(self, id: str) -> dict[str, Any]:
-        return await self.worker.edit_status.remote(id)
+        return await answer_of(self.worker.edit_status.remote(id))
 
     def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         return _stream(self.worker.options(stream=True).edit_events, id)
@@ -53,13 +53,13 @@ class ServiceBackend:
         return _stream(self.worker.options(stream=True).events)
 
     async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
-        return await self.worker.rollback.remote(version, by)
+        return await answer_of(self.worker.rollback.remote(version, by))
 
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
-        return await self.worker.revert.remote(edits, versions, mode, by)
+        return await answer_of(self.worker.revert.remote(edits, versions, mode, by))
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
-        return await self.worker.blame.remote(prompt, max_tokens)
+        return await answer_of(self.worker.blame.remote(prompt, max_tokens))
 
     async def diff(self, low: int, high: int) -> dict[str, Any]:
         """Compare two versions; one call at a time, since it reads every version in between. Raises `Busy`."""
@@ -84,8 +84,8 @@ class ServiceBackend:
         """Merge the metrics of all replicas and the worker; those of this replica alone while the worker does not answer."""
         try:
             async with asyncio.timeout(WORKER_TIMEOUT_S):
-                return await asyncio.to_thread(merged, await self.worker.expositions.remote())
-        except (RayError, RayServeException, TimeoutError):
+                return await asyncio.to_thread(merged, await answer_of(self.worker.expositions.remote()))
+        except (RayError, RayServeException, TimeoutError, *REFUSALS):
             replica, _, text = await self.replica.exposition()
             return await asyncio.to_thread(merged, {replica: text})
 
@@ -94,8 +94,8 @@ class ServiceBackend:
         own = {"head": self.ledger.head, "answered_by": await self.replica.status()}
         try:
             async with asyncio.timeout(WORKER_TIMEOUT_S):
-                return own | await self.worker.status.remote()
-        except (RayError, RayServeException, TimeoutError) as fault:
+                return own | await answer_of(self.worker.status.remote())
+        except (RayError, RayServeException, TimeoutError, *REFUSALS) as fault:
             return own | {"worker": {"error": f"{type(fault).__name__}"}}
 
     def versions(self) -> tuple[int, list[Version]]:

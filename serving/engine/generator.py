@@ -297,7 +297,7 @@ class Generator:
         try:
             texts = await asyncio.gather(*(answered(self._app.state, self.options.served_name, body) for body in bodies))
         except ValueError as refused:
-            logger.warning("a sample of edits was not answered: %s", refused)
+            logger.warning("a sample of edits was not answered: %s", type(refused).__name__)
             return {"version": None, "texts": []}
         return {"version": version if epoch == self.epoch else None, "texts": texts}
 

@@ -28,18 +28,15 @@ from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Journal, QueueFull
+from serving.worker.journal import Journal, JournalFailed, QueueFull, UnknownEdit
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
+from serving.worker.refusals import Busy, refusals_as_values
 from serving.worker.replicas import Replicas
 
 logger = logging.getLogger("errata")
 
 MAX_RETRY_AFTER_S = 60
-
-
-class Busy(RuntimeError):
-    """A request for work that runs one at a time and is under way already."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ class EditWorker:
         return {"edits": [entry.to_json() for entry in shown], "next": shown[-1].seq if len(found) > limit else None}
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yield (state, edit) for the present state and every later one until the edit is settled. Raises `UnknownEdit`."""
+        """Yield (state, edit) for the present state and every later one until the edit is settled; a refusal is an `error`."""
         try:
             with self.edit_loop.waiters.event_bus.listener([id]) as listener:
                 entry = self.journal.get(id)
@@ -183,8 +180,8 @@ class EditWorker:
                     yield state, heard.data
                     if state in SETTLED:
                         return
-        except TooManyListeners as many:
-            yield "error", {"message": str(many)}
+        except (TooManyListeners, UnknownEdit, JournalFailed) as refused:
+            yield "error", {"message": str(refused)}
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield (kind, data) for every event from now on."""
@@ -258,8 +255,12 @@ class EditWorker:
             raise RuntimeError("a task of the edit worker has ended; the process must be replaced")
 
 
+@refusals_as_values
 class ServedEditWorker(EditWorker):
-    """The edit worker as Serve makes it: Serve awaits the constructor, which opens the parts and starts them."""
+    """The edit worker as Serve makes it: Serve awaits the constructor, which opens the parts and starts them.
+
+    Its methods return refusals and do not raise them.
+    """
 
     async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]
         attach_to_serve()

@@ -159,7 +159,7 @@ class Journal:
                 known = db.execute("SELECT digest, ids FROM keys WHERE key = ?", (scoped,)).fetchone()
                 if known is not None:
                     if known[0] != digest:
-                        raise KeyReused(f"the Idempotency-Key {key!r} was used with other edits")
+                        raise KeyReused("this Idempotency-Key was used with other edits; give other edits a key of their own")
                     return list(json.loads(known[1]))
             if limit is not None and (depth := self.depth) + len(edits) > limit:
                 raise QueueFull(depth, len(edits), limit)

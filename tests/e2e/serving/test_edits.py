@@ -72,7 +72,7 @@ def test_an_edit_that_the_guard_refuses_is_reported_with_the_measurement(app: Ap
     assert [e["state"] for e in answer.json()["edits"]] == ["applied", "rejected", "superseded", "applied"]
     giant, earlier = (answer.json()["edits"][i]["reason"] for i in (1, 2))
     assert "the guard refuses it: model.layers.1.mlp.down_proj would change by" in giant
-    assert "answers this prompt with 'cat'; the later one counts" in earlier
+    assert "gives this prompt another target; the later one counts" in earlier
     assert [app.answer(FACTS[i][0]) for i in (16, 17)] == ["dog", "cat"]
     *_, refused = app.ledger.refusals()
     assert (refused["edit"]["prompt"], refused["parent"] >= head) == ("the organ of x", True)

@@ -13,8 +13,8 @@ import pytest
 
 from errata.edit import Code, Edit, EditRejected
 from serving.worker import edit_worker
-from serving.worker.edit_worker import Busy
 from serving.worker.journal import QueueFull
+from serving.worker.refusals import Busy
 from tests.fakes.edit_worker import DONT_KNOW, TOKENIZER, apply, make_worker, post, replicas_of
 
 
