@@ -29,6 +29,7 @@ from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
 from serving.worker.journal import Journal, JournalFailed, QueueFull, UnknownEdit
+from serving.worker.journal_copies import make_copies
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.refusals import Busy, refusals_as_values
@@ -44,7 +45,8 @@ class WorkerOptions:
     """Settings of the edit worker.
 
     A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. At most `max_queue`
-    edits may be queued. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores.
+    edits may be queued. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores. An
+    Idempotency-Key is kept for `idempotency_hours`.
     """
 
     live_model: LiveModelOptions
@@ -54,6 +56,7 @@ class WorkerOptions:
     max_queue: int = 10_000
     nice: int = 10
     wait_timeout_s: float = 60.0
+    idempotency_hours: float = 24.0
     mlflow: str | None = None
     mlflow_name: str = "errata"
 
@@ -78,9 +81,10 @@ class EditWorker:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Reconcile the journal with the ledger, then start the edit loop, the follower of the replicas and the mirror."""
+        """Reconcile the journal with the ledger, then start the tasks: edit loop, follower of the replicas, copies, mirror."""
         self.edit_loop.reconciler.reconcile()
-        self._tasks = [asyncio.create_task(self.edit_loop.publisher.follow()), asyncio.create_task(self.edit_loop.work())]
+        work = (self.edit_loop.publisher.follow(), self.edit_loop.work(), make_copies(self.journal))
+        self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(_end_process)
         self.mirror.start()
@@ -110,7 +114,7 @@ class EditWorker:
         if wait:
             await self._until_settled(ids)
             await self.edit_loop.publisher.served()
-        return [self.journal.get(id).to_json() for id in ids]
+        return self.journal.answer(ids, key, poster)
 
     def _read(self, posted: Sequence[dict[str, Any]]) -> list[Edit]:
         """Read posted edits. Raises `EditRejected` with the faults of all that cannot be read."""
@@ -267,7 +271,7 @@ class ServedEditWorker(EditWorker):
         is_first = not Path(options.live_model.ledger).exists()
         if not is_first:  # On the first start the engines wait for the ledger, and none serves yet.
             os.nice(options.nice)
-        journal = await asyncio.to_thread(Journal, options.journal)
+        journal = await asyncio.to_thread(Journal, options.journal, keys_kept_s=3600 * options.idempotency_hours)
         await asyncio.to_thread(_recover, options.live_model.ledger)
         live_model = await asyncio.to_thread(LiveModel, options.live_model)
         if is_first:

@@ -37,7 +37,7 @@ INSIDE = {
     ),
     "serving": ("metrics tracing logs", "worker", "api", "console", "engine", "app", "start"),
     "errata.ledger": (
-        "entry base_model",
+        "entry base_model journal_copy",
         "index head editor_states",
         "snapshots",
         "folders",

@@ -1,4 +1,4 @@
-"""The commands `errata ledger push` and `pull`: copies of a ledger at a URI."""
+"""The commands `errata ledger push` and `pull`: copies of a ledger and its journal at a URI."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from errata.cli.console import errors_as_one_line, say
 
 app = typer.Typer(help="Copy a ledger to a bucket or another disk, and back.", no_args_is_help=True)
 Where = Annotated[str, typer.Argument(metavar="URI", help="file:///…, s3://…, gs://… or hdfs://…")]
+Journal = Annotated[Path | None, typer.Option(help="The journal, if it is not DIRECTORY.journal, beside the ledger.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Folder of the ledger.")]
 
 
 @app.command()
-def push(directory: Folder, where: Where) -> None:
-    """Copy the versions that a copy lacks, the live version last. The ledger may be in use."""
+def push(directory: Folder, where: Where, journal: Journal = None) -> None:
+    """Copy the journal and the versions that a copy lacks, the live version last. The service may run."""
     from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
     from errata.ledger.remote import push as push_versions
 
     with errors_as_one_line(also=(LedgerConflict, LedgerDamaged, UnknownVersion)):
-        num_new = push_versions(directory, where)
+        num_new = push_versions(directory, where, journal)
     say(f"{num_new:,} versions were new; {where} is a copy of {directory}")
 
 
 @app.command()
-def pull(where: Where, directory: Folder) -> None:
-    """Copy versions from a copy into a ledger, or into a new one, and check each. Stop its service first."""
+def pull(where: Where, directory: Folder, journal: Journal = None) -> None:
+    """Copy journal and versions from a copy into a ledger, or into a new one, and check each. Stop its service first."""
     from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
     from errata.ledger.remote import pull as pull_versions
 
     with errors_as_one_line(also=(LedgerConflict, LedgerDamaged, UnknownVersion)):
-        num_new = pull_versions(where, directory)
+        num_new = pull_versions(where, directory, journal)
     say(f"{num_new:,} versions were new; {directory} is the ledger of which {where} is a copy")

@@ -106,6 +106,11 @@ class Ledger:
         return self.folders.newest
 
     @property
+    def next_number(self) -> int:
+        """The number of the next version: the lowest that no version ever had here."""
+        return self.folders.next_number
+
+    @property
     def head(self) -> int:
         """The version to serve: the newest, unless the head was moved after the newest was written."""
         moved = self.head_record.last()

@@ -100,7 +100,7 @@ def test_no_text_of_an_edit_is_logged_while_it_is_made_refused_superseded_and_re
         return ineffective(EditBatch(edits), Measurements(unanswered=tuple(weak), failed=failed), 2) if weak else None
 
     worker = make_worker(tmp_path, refuse)
-    posts = [("zebra", "zebra 1"), ("zebra", "zebra 2"), ("zebra weak", "zebra"), ("zebra known", "zebra"), ("zebra 3", "zebra")]
+    posts = [("zebra", "zebra 1"), ("zebra", "zebra 2"), ("zebra weak", "zebra"), ("zebra known", "zebra"), ("zebra 3", "t")]
     worker.live_model.said["zebra known"] = "zebra"
     edits = [{"prompt": prompt, "target": target} for prompt, target in posts]
     ids = worker.journal.submit(edits, MARKER, "ada")
