@@ -33,7 +33,8 @@ class Arguments(BaseModel):
     `editor`, `artifact`, `preset` and `settings` are arguments of `make_editor`; `guard` sets fields of the `Guard`. Both are
     also taken as text, `field=value;field=value`. `probes` is a file of sentences and questions whose answers no edit may
     change. `keys` is a file of access keys, required for a service that other machines can reach. `placement` is a custom
-    resource, such as `serve`, of the nodes on which the service may run.
+    resource, such as `serve`, of the nodes on which the service may run. `images` may be sent with a request to a model that
+    reads them, as `data:` addresses.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -49,6 +50,7 @@ class Arguments(BaseModel):
     mlflow_name: str = "errata"
     journal: str | None = None
     keys: str | None = None
+    images: int = Field(0, ge=0)
     served_name: str = "errata"
     replicas: int = Field(1, ge=1)
     dtype: str = "float32"
@@ -176,6 +178,7 @@ def _serving_options(arguments: Arguments) -> ServingOptions:
         pause=arguments.pause,
         keys=arguments.keys,
         max_body_bytes=arguments.max_body_bytes,
+        images=arguments.images,
     )
 
 
