@@ -67,6 +67,7 @@ class Arguments(BaseModel):
     max_body_bytes: int = Field(2**20, ge=1024)
     wait_timeout_s: float = Field(60.0, gt=0)
     idempotency_hours: float = Field(24.0, gt=0, le=24 * 366)
+    scrub_hours: float = Field(24.0, ge=0)
     num_cpus: float = Field(0.2, ge=0)
     threads: int | None = Field(None, ge=1)
     editor_threads: int = Field(1, ge=1)  # More threads would wait for each other, and for the engine's, on shared cores.
@@ -205,6 +206,7 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         nice=arguments.nice,
         wait_timeout_s=arguments.wait_timeout_s,
         idempotency_hours=arguments.idempotency_hours,
+        scrub_hours=arguments.scrub_hours,
         mlflow=arguments.mlflow,
         mlflow_name=arguments.mlflow_name,
     )

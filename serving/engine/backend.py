@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol, cast
 
@@ -17,6 +18,7 @@ from serving.metrics import merged
 from serving.worker.refusals import REFUSALS, Busy, answer_of
 
 READY_TIMEOUT_S = 2.0
+READY_PERIOD_S = 1.0  # The worker is asked at most so often, however often a caller without a key asks.
 WORKER_TIMEOUT_S = 10.0
 
 
@@ -36,6 +38,8 @@ class ServiceBackend:
     def __init__(self, worker: DeploymentHandle, ledger: Ledger, replica: Replica) -> None:
         self.worker, self.ledger, self.replica = worker, ledger, replica
         self._comparing = asyncio.Lock()
+        self._asking: asyncio.Task[str | None] | None = None
+        self._asked_at = 0.0
 
     async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
         return await answer_of(self.worker.submit.remote(edits, wait, key, by))
@@ -69,16 +73,25 @@ class ServiceBackend:
             return await asyncio.to_thread(diff, self.ledger, low, high)
 
     async def unready(self) -> list[str]:
-        """Return the reasons why this service is not ready; none if it is."""
+        """Return the reasons why this service is not ready; none if it is.
+
+        They name no path and no error, because asking needs no key; the status has both.
+        """
         reasons = []
         if self.replica.version != self.ledger.head:
             reasons.append(f"this replica serves version {self.replica.version}, the head is {self.ledger.head}")
+        if self._asking is None or time.monotonic() - self._asked_at > READY_PERIOD_S:
+            self._asking, self._asked_at = asyncio.create_task(self._worker_fault()), time.monotonic()
+        fault = await asyncio.shield(self._asking)
+        return [*reasons, fault] if fault is not None else reasons
+
+    async def _worker_fault(self) -> str | None:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                stalled = await self.worker.ready.remote()
-        except (RayError, RayServeException, TimeoutError) as fault:
-            stalled = f"it does not answer: {type(fault).__name__}"
-        return [*reasons, f"the edit worker: {stalled}"] if stalled else reasons
+                stalled = await answer_of(self.worker.ready.remote())
+        except (RayError, RayServeException, TimeoutError, *REFUSALS):
+            return "the edit worker does not answer"
+        return None if stalled is None else "the edit worker waits for the disk (`stalled` in GET /v1/status says why)"
 
     async def all_metrics(self) -> str:
         """Merge the metrics of all replicas and the worker; those of this replica alone while the worker does not answer."""

@@ -43,7 +43,7 @@ INSIDE = {
         "folders",
         "chain quarantine export",
         "ledger",
-        "recovery remote",
+        "recovery remote scrub",
     ),
 }
 
