@@ -221,7 +221,7 @@ class Edit:
         if self.before and self.form != "chat":
             yield Fault(edit, "form", Code.INVALID_VALUE, f"messages are asked in chat: leave out the form {self.form}")
         if self.subject is not None and (is_blank(self.subject) or subject_span(self.prompt, self.subject) is None):
-            reason = "does not occur in the prompt, letter by letter: give it as it stands there, or leave it out"
+            reason = "does not occur in the prompt, letter by letter: give it as it is there, or leave it out"
             yield Fault(edit, "subject", Code.SUBJECT_NOT_IN_PROMPT, reason)
         for name in ("rephrasings", "aliases"):
             if any(map(is_blank, getattr(self, name))):

@@ -19,7 +19,7 @@ def name_this_replica() -> None:
 
 
 def end_with_replica() -> None:
-    """End this process at once when the replica has ended; called in every process of an engine."""
+    """End this process as soon as the replica has ended; called in every process of an engine."""
     pid = int(os.environ.get(REPLICA, os.getpid()))
     if pid != os.getpid():
         threading.Thread(target=_watch, args=(pid,), name="errata-replica-watch", daemon=True).start()

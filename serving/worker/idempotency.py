@@ -23,7 +23,7 @@ _SCHEMA = (
 
 @dataclass(frozen=True)
 class KeptPost:
-    """What is known of a key: the digest of the posted edits, their ids, and the answer once all of them were settled."""
+    """The knowledge of a key: the digest of the posted edits, their ids, and the answer once all of them were settled."""
 
     digest: str
     ids: list[str]

@@ -25,14 +25,14 @@ REFUSALS += (SwapFailed, QueueFull, JournalFailed, OSError, Busy)
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusedCall:
     """The answer of a method that refused: its error, which the caller raises."""
 
     error: Exception
 
 
 def refusals_as_values(deployed: Deployed) -> Deployed:
-    """Let every public coroutine of a deployment's class return a `Refusal` where it would raise one of `REFUSALS`."""
+    """Let every public coroutine of a deployment's class return a `RefusedCall` where it would raise one of `REFUSALS`."""
     for name, method in inspect.getmembers(deployed, inspect.iscoroutinefunction):
         if not name.startswith("_"):
             setattr(deployed, name, _returning(method))
@@ -45,7 +45,7 @@ def _returning(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
         try:
             return await method(*arguments, **named)
         except REFUSALS as error:
-            return Refusal(error.with_traceback(None))
+            return RefusedCall(error.with_traceback(None))
 
     return returned
 
@@ -53,6 +53,6 @@ def _returning(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
 async def answer_of(answer: Awaitable[Any]) -> Any:
     """Await the answer of another deployment, and raise the error of a refusal."""
     found = await answer
-    if isinstance(found, Refusal):
+    if isinstance(found, RefusedCall):
         raise found.error
     return found

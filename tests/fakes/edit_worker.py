@@ -19,7 +19,7 @@ TOKENIZER = SimpleNamespace(all_special_ids=[], chat_template=None)  # Of a mode
 
 
 class InMemoryLedger(SimpleNamespace):
-    """What the worker reads of a ledger; `contents` has the edits by version."""
+    """The parts of a ledger that the worker reads; `contents` has the edits by version."""
 
     @property
     def next_number(self):

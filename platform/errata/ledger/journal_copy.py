@@ -22,11 +22,12 @@ from errata.locks import Held, hold
 WANTED, COPY = ".wanted", ".sqlite"
 WAIT_S = 60.0
 POLL_S = 0.1
+STALE_S = 3600.0  # A copy that its requester, who was killed, did not remove.
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
 def journal_of(ledger: str | Path) -> Path:
-    """Return the journal that a service keeps beside a ledger, unless it was told another one."""
+    """Return the journal that a service keeps beside a ledger, unless it is given another one."""
     return Path(f"{str(ledger).rstrip('/')}.journal")
 
 
@@ -89,7 +90,13 @@ def _opened(journal: Path) -> sqlite3.Connection:
 
 
 def make_wanted(journal: Path, back_up: Callable[[Path], None]) -> int:
-    """Make the copies that are wanted, by `back_up`; called by the process that has the journal. Returns their number."""
+    """Make the copies that are wanted, by `back_up`, and remove stale ones; called by the process that has the journal.
+
+    Returns the number of copies made.
+    """
+    for copy in _copies(journal).glob(f"*{COPY}"):
+        if time.time() - copy.stat().st_mtime > STALE_S:
+            copy.unlink(missing_ok=True)
     wanted = [file for file in _copies(journal).glob(f"*{WANTED}") if _NAME.fullmatch(file.stem)]
     for file in wanted:
         with replaced(file.with_suffix(COPY)) as copy:

@@ -1,4 +1,4 @@
-"""Scrub of a ledger: every file of every version and snapshot against its digests, those that nobody reads included.
+"""Scrub of a ledger: every file of every version and snapshot against its digests, those included that no process reads.
 
 Damage in the middle of the chain would otherwise be found at a restart, which it stops. Nothing is changed.
 """
@@ -15,7 +15,7 @@ from errata.ledger.ledger import Ledger
 def scrub(directory: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Yield every version and snapshot by name with its faults, none if it is whole. Raises `FileNotFoundError`.
 
-    The ledger may be in use; what is appended meanwhile is left out. It is opened anew, since a reader keeps what it has read.
+    The ledger may be in use; what is appended meanwhile is left out. A new reader is opened, since one keeps what it has read.
     """
     ledger = Ledger.open(directory)
     for number in ledger.folders.numbers():

@@ -95,7 +95,7 @@ class LocalServices:
         path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
         found = {**os.environ, **ENVIRONMENT, "PATH": path, "RAY_ADDRESS": f"127.0.0.1:{self.ray_port}"}
         # Beyond this machine Ray asks for a token, too: should one of its ports be reached in spite of 127.0.0.1 (by a proxy, a
-        # tunnel, a container's network), whoever connects to it could run any code.
+        # tunnel, a container's network), every caller could run any code.
         return found if is_loopback(self.http_host) else found | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
 
     @property

@@ -180,7 +180,7 @@ def test_services_and_policies_select_existing_pods() -> None:
 
 @pytest.mark.parametrize("name", RAY_MANIFESTS)
 def test_every_ray_cluster_asks_for_a_token(name: str) -> None:
-    """Without one, whoever reaches the dashboard runs code. The image refuses to start Ray without a token."""
+    """A caller who reaches a dashboard without one runs code. The image refuses to start Ray without a token."""
     for manifest in manifests(name):
         assert cluster_of(manifest)["authOptions"] == {"mode": "token"}
         for template in pods_of(manifest):  # KubeRay sets the variables; one of ours would take their place.

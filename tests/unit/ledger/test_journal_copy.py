@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from contextlib import closing
@@ -106,6 +107,16 @@ def test_only_requests_of_a_copy_are_answered(path: Path, tmp_path: Path) -> Non
     assert sorted(file.name for file in folder.iterdir()) == ["a" * 32 + ".sqlite", "b" * 32, "x.wanted"]
 
 
+def test_a_copy_that_was_left_behind_is_removed_later(path: Path) -> None:
+    folder = path.with_name(f"{path.name}.copies")
+    folder.mkdir()
+    fresh, stale = folder / f"{'a' * 32}.sqlite", folder / f"{'b' * 32}.sqlite"
+    for copy in (fresh, stale):
+        copy.touch()
+    os.utime(stale, (1.0, 1.0))
+    assert make_wanted(path, lambda to: to.touch()) == 0 and list(folder.iterdir()) == [fresh]
+
+
 def test_a_journal_with_other_edits_a_damaged_copy_and_a_running_service_are_refused(path: Path, tmp_path: Path) -> None:
     first = Journal(path)
     first.submit([EDIT])
@@ -144,7 +155,7 @@ def test_a_journal_that_is_replaced_leaves_no_write_ahead_log_behind(path: Path,
     again.close()
 
 
-def test_two_pushes_at_once_both_get_a_copy(path: Path) -> None:
+def test_two_pushes_side_by_side_both_get_a_copy(path: Path) -> None:
     first = Journal(path)
     first.submit([EDIT])
     first.close()

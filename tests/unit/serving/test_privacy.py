@@ -21,7 +21,7 @@ from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
 from serving.logs import without_messages
 from serving.worker.edit_worker import EditWorker, ServedEditWorker
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
-from serving.worker.refusals import REFUSALS, Busy, Refusal, answer_of, refusals_as_values
+from serving.worker.refusals import REFUSALS, Busy, RefusedCall, answer_of, refusals_as_values
 from tests.fakes.edit_worker import apply, make_worker
 from tests.unit.serving.api.application import application, call
 
@@ -135,7 +135,7 @@ def test_every_error_of_the_worker_crosses_as_a_value() -> None:
 
     for error in ERRORS:
         found = pickle.loads(pickle.dumps(asyncio.run(Refusing().submit(error))))
-        assert isinstance(found, Refusal) and (type(found.error), str(found.error)) == (type(error), str(error))
+        assert isinstance(found, RefusedCall) and (type(found.error), str(found.error)) == (type(error), str(error))
         with pytest.raises(type(error)) as raised:
             asyncio.run(answer_of(Refusing().submit(error)))
         assert str(raised.value) == str(error)

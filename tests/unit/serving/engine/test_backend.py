@@ -1,4 +1,4 @@
-"""The routes' backend of a replica: what it tells a caller without a key, and refusals of the edit worker."""
+"""The routes' backend of a replica: what a caller without a key learns, and refusals of the edit worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from serving.engine import backend
 from serving.engine.backend import ServiceBackend
 from serving.worker.journal import JournalFailed, UnknownEdit
-from serving.worker.refusals import Refusal
+from serving.worker.refusals import RefusedCall
 
 
 class Handle:
@@ -50,10 +50,10 @@ def backend_of(answer: Any, head: int = 3) -> ServiceBackend:
         (None, []),
         ("OSError: [Errno 28] No space left on device: '/mnt/errata/ledger/versions'", ["waits for the disk"]),
         (TimeoutError(), ["does not answer"]),
-        (Refusal(JournalFailed("the journal /mnt/errata/x cannot be read")), ["does not answer"]),
+        (RefusedCall(JournalFailed("the journal /mnt/errata/x cannot be read")), ["does not answer"]),
     ],
 )
-def test_a_caller_without_a_key_is_told_no_path_and_no_error(stalled: Any, reasons: list[str]) -> None:
+def test_a_caller_without_a_key_learns_no_path_and_no_error(stalled: Any, reasons: list[str]) -> None:
     found = asyncio.run(backend_of(stalled).unready())
     assert len(found) == len(reasons) and all(part in reason for part, reason in zip(reasons, found, strict=True))
     assert not any(text in " ".join(found) for text in ("/mnt", "Errno", "Error"))
@@ -78,13 +78,13 @@ def test_the_worker_is_asked_once_however_often_a_caller_asks(monkeypatch: pytes
 
 
 def test_refusals_of_the_worker_are_raised_here() -> None:
-    refusing = backend_of(Refusal(UnknownEdit("no edit")))
+    refusing = backend_of(RefusedCall(UnknownEdit("no edit")))
     for call in (refusing.edit_status("x"), refusing.revert(["x"], [], "auto", None), refusing.submit([], False, None, None)):
         with pytest.raises(UnknownEdit, match="no edit"):
             asyncio.run(call)  # type: ignore[arg-type]
 
 
 def test_status_and_metrics_are_the_replicas_own_while_the_worker_refuses() -> None:
-    refusing = backend_of(Refusal(JournalFailed("the journal cannot be read")))
+    refusing = backend_of(RefusedCall(JournalFailed("the journal cannot be read")))
     assert asyncio.run(refusing.service_status())["worker"] == {"error": "JournalFailed"}
     assert "errata_replica_version" in asyncio.run(refusing.all_metrics())

@@ -176,7 +176,7 @@ def test_a_worker_that_starts_without_a_ledger_ends_the_wait(fault: Exception | 
 
 
 def test_a_number_that_another_version_has_now_is_served_again(grown: Ledger, random_delta: Any) -> None:
-    """As after a power cut of the file server, which lost the newest version and its line in the index."""
+    """A power cut of the file server lost the newest version and its line in the index."""
 
     async def replaced() -> None:
         async with engine.started(grown, 9) as replica:

@@ -1,4 +1,4 @@
-"""Processes of an engine end with their replica, whoever their parent is."""
+"""Processes of an engine end with their replica, also those that another process of the engine started."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_core_and_all_workers_end_when_the_replica_is_killed() -> None:
     replica.stdout.close()
 
 
-def test_a_process_that_starts_after_the_replica_has_ended_ends_at_once() -> None:
+def test_a_process_that_starts_after_the_replica_has_ended_ends_immediately() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     started = time.monotonic()
