@@ -34,7 +34,8 @@ class Arguments(BaseModel):
     `editor`, `artifact`, `preset` and `settings` are arguments of `make_editor`; `guard` sets fields of the `Guard`. Both are
     also taken as text, `field=value;field=value`. `probes` is a file of sentences and questions whose answers no edit may
     change. `keys` is a file of access keys, required for a service that other machines can reach. `placement` is a custom
-    resource, such as `serve`, of the nodes on which the service may run.
+    resource, such as `serve`, of the nodes on which the service may run. `images` may be sent with a request to a model that
+    reads them, as `data:` addresses.
 
     `threads` are those of each engine; without it, an engine on the CPU has its share of the cores, and leaves the editor
     `editor_threads` of them while edits are made. `max_num_batched_tokens` is vLLM's: the tokens that a step computes at most.
@@ -53,6 +54,7 @@ class Arguments(BaseModel):
     mlflow_name: str = "errata"
     journal: str | None = None
     keys: str | None = None
+    images: int = Field(0, ge=0)
     served_name: str = "errata"
     replicas: int = Field(1, ge=1)
     dtype: str = "float32"
@@ -69,6 +71,8 @@ class Arguments(BaseModel):
     nice: int = Field(10, ge=0, le=19)
     max_body_bytes: int = Field(2**20, ge=1024)
     wait_timeout_s: float = Field(60.0, gt=0)
+    idempotency_hours: float = Field(24.0, gt=0, le=24 * 366)
+    scrub_hours: float = Field(24.0, ge=0)
     num_cpus: float = Field(0.2, ge=0)
     threads: int | None = Field(None, ge=1)
     editor_threads: int = Field(1, ge=1)  # More threads would wait for each other, and for the engine's, on shared cores.
@@ -185,6 +189,7 @@ def _serving_options(arguments: Arguments) -> ServingOptions:
         max_body_bytes=arguments.max_body_bytes,
         threads=_engine_threads(arguments),
         max_num_batched_tokens=arguments.max_num_batched_tokens or (None if arguments.gpus else STEP_TOKENS_ON_CPU),
+        images=arguments.images,
     )
 
 
@@ -211,6 +216,8 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         nice=arguments.nice,
         shares_cores=len(set(_engine_threads(arguments))) > 1,
         wait_timeout_s=arguments.wait_timeout_s,
+        idempotency_hours=arguments.idempotency_hours,
+        scrub_hours=arguments.scrub_hours,
         mlflow=arguments.mlflow,
         mlflow_name=arguments.mlflow_name,
     )

@@ -2,13 +2,15 @@
 
 With Serve's JSON encoding (`JSON`) a field is a key of the line's object, beside Serve's own `deployment`, `replica` and
 `request_id`; in plain text it is in the message. Only the fields listed here exist: ids, names, counts and seconds. A prompt
-may be private and a key is secret, so neither has a field.
+may be private and a key is secret, so neither has a field. The traceback of an unexpected exception is written without the
+exception's message, which may hold a text.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # The argument `logging_config` of `serve.deployment`: one JSON object a line, in the session's logs/serve/.
@@ -47,10 +49,28 @@ def attach_to_serve() -> None:
     logger itself.
     """
     serve, own = logging.getLogger("ray.serve"), logging.getLogger("errata")
+    serve.addFilter(without_messages)  # Added once: a function that is there already is not added again.
     if not any(isinstance(handler, _ThroughServe) for handler in own.handlers):
         own.addHandler(_ThroughServe(serve))
         own.setLevel(serve.getEffectiveLevel())
         own.propagate = False
+
+
+def without_messages(record: logging.LogRecord) -> bool:
+    """Replace the traceback of a log line by one without the messages of the exceptions; a filter of `logging`."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.exc_text = "".join(_frames(record.exc_info[1])).rstrip()
+    return True
+
+
+def _frames(error: BaseException) -> Iterator[str]:
+    """Yield the lines of a traceback, causes first; of each exception its kind alone."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None:
+        yield from _frames(before)
+    yield "Traceback (most recent call last):\n"
+    yield from traceback.format_tb(error.__traceback__)
+    yield f"{type(error).__name__}\n"
 
 
 class _ThroughServe(logging.Handler):

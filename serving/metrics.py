@@ -65,6 +65,7 @@ class WorkerMetrics:
             "errata_edits_repaired", "Lost edits that were made again in a version of their own", registry=own
         )
         self._mirror = Gauge("errata_mlflow_behind", "Versions that MLflow does not have yet", registry=own)
+        self._damaged = Gauge("errata_damaged_files", "Versions and snapshots that the last scrub found damaged", registry=own)
         self._swap_failures = Counter("errata_swap_failures", "Swaps that some replica did not make in time", registry=own)
         self._reverts = Counter("errata_reverts", "Versions that take chosen edits out", registry=own)
         self._rollbacks = Counter("errata_rollbacks", "Moves to another version", registry=own)
@@ -108,6 +109,10 @@ class WorkerMetrics:
         """Set the numbers of live edits not asked yet, of those that are lost, and of these to be made again."""
         for answer, number in (("unknown", open), ("lost", lost), ("repairable", repairable)):
             self._held.labels(answer).set(number)
+
+    def damaged(self, number: int) -> None:
+        """Set the number of versions and snapshots that the last scrub of the ledger found damaged."""
+        self._damaged.set(number)
 
     def repaired(self, num_edits: int) -> None:
         """Count edits that a repair made again."""

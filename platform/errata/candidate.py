@@ -188,7 +188,7 @@ def ineffective(batch: EditBatch, found: Measurements, num_made: int, why: str =
     """Build the refusal of every edit of a batch that the model, edited `num_made` times, does not answer by its target."""
     times = (f" although the edit was made {num_made} times" if num_made > 1 else "") + why
     reason = (
-        "the edited model answers {answer!r} instead of {target!r}{times}. Word the target as the model would say it, give the "
+        "the edited model answers {answer!r} instead of the target{times}. Word the target as the model would say it, give the "
         "subject, or set a larger step of the editor (`errata serve --set`)"
     )
     return EditRejected.of(

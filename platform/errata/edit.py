@@ -92,7 +92,7 @@ class Fault:
 
 
 class EditRejected(ValueError):
-    """An edit that cannot be made.
+    """An edit that cannot be made. Messages hold no text of an edit, because they may be logged.
 
     `code`, `reason`, `edit` (position or id), `field` and `says` are those of the first fault; `faults` lists all. The
     exception can be pickled, because workers raise it in other processes.
@@ -221,7 +221,7 @@ class Edit:
         if self.before and self.form != "chat":
             yield Fault(edit, "form", Code.INVALID_VALUE, f"messages are asked in chat: leave out the form {self.form}")
         if self.subject is not None and (is_blank(self.subject) or subject_span(self.prompt, self.subject) is None):
-            reason = f"{self.subject!r} does not occur in the prompt {self.prompt!r}"
+            reason = "does not occur in the prompt, letter by letter: give it as it is there, or leave it out"
             yield Fault(edit, "subject", Code.SUBJECT_NOT_IN_PROMPT, reason)
         for name in ("rephrasings", "aliases"):
             if any(map(is_blank, getattr(self, name))):
@@ -238,7 +238,7 @@ class Edit:
         texts += [("aliases", alias) for alias in self.aliases]
         for name, text in texts:
             if not is_blank(text) and cleaned(text) != text:
-                reason = f"is {text!r}, which is learnt as {cleaned(text)!r}: give it so (`errata.text.rules.cleaned`)"
+                reason = "is not as it is learnt: give it without blanks around it, composed (`errata.text.rules.cleaned`)"
                 yield Fault(edit, name, Code.INVALID_VALUE, reason)
         texts += [("prompt", self.prompt), *(("messages", message.content) for message in self.before)]
         texts += [("rephrasings", text) for text in self.rephrasings]
@@ -252,7 +252,7 @@ class Edit:
         if self.form == "completion":
             return "is written in chat alone, and this prompt is completed: leave it out, or ask in chat (form)"
         if not any(says(self.answer or "", text) for text in self.targets):
-            return f"{self.answer!r} does not contain the target {self.target!r}"
+            return "does not contain the target or one of its aliases"
         return None
 
     def to_json(self) -> dict[str, Any]:

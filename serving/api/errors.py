@@ -13,8 +13,8 @@ from errata.generate import SwapFailed
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
 from serving.api.codes import RequestCode
-from serving.worker.edit_worker import Busy
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.worker.refusals import Busy
 
 Answer = TypeVar("Answer")
 RETRY_AFTER_S = 2

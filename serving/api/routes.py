@@ -15,8 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from sse_starlette import EventSourceResponse
 
 from errata.edit import SETTLED, Code, EditRejected, EditState
-from errata.generate import SwapFailed
-from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion, Version
+from errata.ledger import Version
 from errata.text.dialogue import Dialogue, Prompt, messages_from_json
 from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
 from serving.api.schemas import (
@@ -33,13 +32,11 @@ from serving.api.schemas import (
     RevertIn,
     RollbackIn,
 )
-from serving.worker.edit_worker import Busy
-from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.worker.journal import QueueFull
+from serving.worker.refusals import REFUSALS
 
 OURS = ("/v1/edits", "/v1/events", "/v1/versions", "/v1/diff", "/v1/rollback", "/v1/revert", "/v1/blame")
-ANSWERED: tuple[type[Exception], ...] = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
-ANSWERED += (SwapFailed, QueueFull, JournalFailed, OSError, Busy)
-ANSWERED += (RayActorError, DeploymentUnavailableError, BackPressureError)
+ANSWERED = (*REFUSALS, RayActorError, DeploymentUnavailableError, BackPressureError)
 PING_S = 15
 REFUSED = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol, cast
 
@@ -14,9 +15,10 @@ from errata.history.diff import diff
 from errata.ledger import Ledger, Version
 from errata.text.dialogue import Prompt
 from serving.metrics import merged
-from serving.worker.edit_worker import Busy
+from serving.worker.refusals import REFUSALS, Busy, answer_of
 
 READY_TIMEOUT_S = 2.0
+READY_PERIOD_S = 1.0  # The worker is asked at most so often, however often a caller without a key asks.
 WORKER_TIMEOUT_S = 10.0
 
 
@@ -36,15 +38,17 @@ class ServiceBackend:
     def __init__(self, worker: DeploymentHandle, ledger: Ledger, replica: Replica) -> None:
         self.worker, self.ledger, self.replica = worker, ledger, replica
         self._comparing = asyncio.Lock()
+        self._asking: asyncio.Task[str | None] | None = None
+        self._asked_at = 0.0
 
     async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
-        return await self.worker.submit.remote(edits, wait, key, by)
+        return await answer_of(self.worker.submit.remote(edits, wait, key, by))
 
     async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        return await self.worker.edits.remote(state, limit, before)
+        return await answer_of(self.worker.edits.remote(state, limit, before))
 
     async def edit_status(self, id: str) -> dict[str, Any]:
-        return await self.worker.edit_status.remote(id)
+        return await answer_of(self.worker.edit_status.remote(id))
 
     def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         return _stream(self.worker.options(stream=True).edit_events, id)
@@ -53,13 +57,13 @@ class ServiceBackend:
         return _stream(self.worker.options(stream=True).events)
 
     async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
-        return await self.worker.rollback.remote(version, by)
+        return await answer_of(self.worker.rollback.remote(version, by))
 
     async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
-        return await self.worker.revert.remote(edits, versions, mode, by)
+        return await answer_of(self.worker.revert.remote(edits, versions, mode, by))
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
-        return await self.worker.blame.remote(prompt, max_tokens)
+        return await answer_of(self.worker.blame.remote(prompt, max_tokens))
 
     async def diff(self, low: int, high: int) -> dict[str, Any]:
         """Compare two versions; one call at a time, since it reads every version in between. Raises `Busy`."""
@@ -69,23 +73,32 @@ class ServiceBackend:
             return await asyncio.to_thread(diff, self.ledger, low, high)
 
     async def unready(self) -> list[str]:
-        """Return the reasons why this service is not ready; none if it is."""
+        """Return the reasons why this service is not ready; none if it is.
+
+        They name no path and no error, because asking needs no key; the status has both.
+        """
         reasons = []
         if self.replica.version != self.ledger.head:
             reasons.append(f"this replica serves version {self.replica.version}, the head is {self.ledger.head}")
+        if self._asking is None or time.monotonic() - self._asked_at > READY_PERIOD_S:
+            self._asking, self._asked_at = asyncio.create_task(self._worker_fault()), time.monotonic()
+        fault = await asyncio.shield(self._asking)
+        return [*reasons, fault] if fault is not None else reasons
+
+    async def _worker_fault(self) -> str | None:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                stalled = await self.worker.ready.remote()
-        except (RayError, RayServeException, TimeoutError) as fault:
-            stalled = f"it does not answer: {type(fault).__name__}"
-        return [*reasons, f"the edit worker: {stalled}"] if stalled else reasons
+                stalled = await answer_of(self.worker.ready.remote())
+        except (RayError, RayServeException, TimeoutError, *REFUSALS):
+            return "the edit worker does not answer"
+        return None if stalled is None else "the edit worker waits for the disk (`stalled` in GET /v1/status says why)"
 
     async def all_metrics(self) -> str:
         """Merge the metrics of all replicas and the worker; those of this replica alone while the worker does not answer."""
         try:
             async with asyncio.timeout(WORKER_TIMEOUT_S):
-                return await asyncio.to_thread(merged, await self.worker.expositions.remote())
-        except (RayError, RayServeException, TimeoutError):
+                return await asyncio.to_thread(merged, await answer_of(self.worker.expositions.remote()))
+        except (RayError, RayServeException, TimeoutError, *REFUSALS):
             replica, _, text = await self.replica.exposition()
             return await asyncio.to_thread(merged, {replica: text})
 
@@ -94,8 +107,8 @@ class ServiceBackend:
         own = {"head": self.ledger.head, "answered_by": await self.replica.status()}
         try:
             async with asyncio.timeout(WORKER_TIMEOUT_S):
-                return own | await self.worker.status.remote()
-        except (RayError, RayServeException, TimeoutError) as fault:
+                return own | await answer_of(self.worker.status.remote())
+        except (RayError, RayServeException, TimeoutError, *REFUSALS) as fault:
             return own | {"worker": {"error": f"{type(fault).__name__}"}}
 
     def versions(self) -> tuple[int, list[Version]]:

@@ -18,7 +18,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +36,7 @@ from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
 from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
 from serving.engine.readiness import Readiness, max_prepare_s
+from serving.engine.replica_watch import name_this_replica
 from serving.logs import attach_to_serve
 from serving.metrics import ReplicaMetrics
 
@@ -46,6 +47,7 @@ logger = logging.getLogger("errata")
 
 WATCH_PERIOD_S = 0.2
 READING_PERIOD_S = 0.1  # Between two questions whether the engine has read a long update.
+NO_HOST = "none.invalid"  # A name that no host has (RFC 2606).
 ENGINE_TIMEOUT_S = 2.0  # An idle engine answers within milliseconds.
 
 
@@ -54,8 +56,10 @@ class ServingOptions:
     """Settings of a replica.
 
     `pause` is the treatment of running requests during a swap: `keep` freezes them, and they continue under the new weights;
-    `wait` lets them end first, so that no answer spans two versions and a long answer delays the swap. `threads` are those of
-    the engine while edits are made, and at other times. `max_num_batched_tokens` is vLLM's: the tokens of a step.
+    `wait` lets them end first, so that no answer spans two versions and a long answer delays the swap. `images` may be sent
+    with a request, as `data:` addresses: the engine fetches no address, which might be one of this machine's network.
+    `threads` are those of the engine while edits are made, and at other times. `max_num_batched_tokens` is vLLM's: the tokens
+    of a step.
     """
 
     model: str
@@ -71,6 +75,7 @@ class ServingOptions:
     max_body_bytes: int = 2**20
     threads: tuple[int, int] = (1, 1)
     max_num_batched_tokens: int | None = None
+    images: int = 0
 
     def vllm_arguments(self) -> list[str]:
         from serving.engine.weight_engine import BACKEND, EXTENSION
@@ -81,6 +86,8 @@ class ServingOptions:
         for name in ("max_model_len", "max_num_batched_tokens"):
             if (value := getattr(self, name)) is not None:
                 arguments += [f"--{name.replace('_', '-')}", str(value)]
+        arguments += ["--allowed-media-domains", NO_HOST]  # An empty list would allow all.
+        arguments += ["--limit-mm-per-prompt", f'{{"image": {self.images}, "video": 0, "audio": 0}}']
         return [*arguments, "--enforce-eager"] if self.enforce_eager else arguments
 
 
@@ -133,6 +140,7 @@ class Generator:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        name_this_replica()
         self.args = make_arg_parser(FlexibleArgumentParser()).parse_args(self.options.vllm_arguments())
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(self.args))
 
@@ -179,7 +187,7 @@ class Generator:
             sent: dict[str, Any] = {"bytes": 0, "dense_bytes": 0}
             try:
                 version = self.ledger.head if version is None else version
-                if (version, self.ledger.version(version).fingerprint) != (self.version, self.fingerprint):
+                if (version, self.ledger.fingerprint_on_disk(version)) != (self.version, self.fingerprint):
                     sent = await self._swap(version)
             except (UnknownVersion, LedgerDamaged, ValueError, OSError, EngineDeadError) as fault:
                 # A fault of the files is permanent; other faults, such as a disk's, may pass.
@@ -203,6 +211,9 @@ class Generator:
             await self.engine.start_weight_update()
             await self.engine.update_weights(WeightTransferUpdateRequest(update))
             await self.engine.finish_weight_update(weight_version=str(version))
+            state = of_all_ranks(await self.engine.collective_rpc("errata_state"))
+            if not state["intact"] or state["version"] != version:
+                raise RuntimeError("a worker of the engine did not reload")
             # Before generation resumes: an answer must not end under new weights with the old version's stamp.
             self.version, self.fingerprint, self.epoch = version, update["fingerprint"], self.epoch + 1
             is_whole = True
@@ -211,7 +222,6 @@ class Generator:
                 logger.error("the reload to version %d failed; this replica ends", version)
                 os._exit(1)
             await self.engine.resume_generation()
-        (state, *_) = await self.engine.collective_rpc("errata_state")
         num_bytes = sum(Path(file).stat().st_size for file in update["files"])
         return {"bytes": num_bytes, "dense_bytes": state["dense_bytes"], "reset": update["reset"]}
 
@@ -256,10 +266,11 @@ class Generator:
                 os._exit(1)
             try:
                 head = self.ledger.head
-            except (OSError, ValueError) as fault:  # The folder cannot be read at the moment.
+                fingerprint = self.ledger.fingerprint_on_disk(head)
+            except (OSError, ValueError, UnknownVersion, LedgerDamaged) as fault:  # The folder cannot be read at the moment.
                 logger.warning("the ledger's head cannot be read: %s", fault)
                 continue
-            self._readiness.look(head, self.version, self.epoch)
+            self._readiness.look((head, fingerprint), (self.version, self.fingerprint), self.epoch)
             if self._readiness.is_out:
                 async with self._changed:  # Waiting requests are refused, so that another replica answers them.
                     self._changed.notify_all()
@@ -301,7 +312,7 @@ class Generator:
         try:
             texts = await asyncio.gather(*(answered(self._app.state, self.options.served_name, body) for body in bodies))
         except ValueError as refused:
-            logger.warning("a sample of edits was not answered: %s", refused)
+            logger.warning("a sample of edits was not answered: %s", type(refused).__name__)
             return {"version": None, "texts": []}
         return {"version": version if epoch == self.epoch else None, "texts": texts}
 
@@ -332,10 +343,18 @@ class Generator:
         own = {"replica": self.replica, "pid": os.getpid(), "version": self.version, "fingerprint": self.fingerprint}
         try:
             async with asyncio.timeout(ENGINE_TIMEOUT_S):
-                (state, *_) = await self.engine.collective_rpc("errata_state")
+                state = of_all_ranks(await self.engine.collective_rpc("errata_state"))
         except (TimeoutError, EngineDeadError):
             state = {"intact": None, "version": None}
         return own | {"intact": state["intact"], "engine_version": state["version"], "in_rotation": not self._readiness.is_out}
+
+
+def of_all_ranks(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Combine the states of all ranks of an engine: `version` is None unless all have the same."""
+    versions = {(state["version"], state["fingerprint"]) for state in states}
+    intact = all(state["intact"] for state in states)
+    version = states[0]["version"] if len(versions) == 1 else None
+    return {"intact": intact, "version": version, "dense_bytes": max(state["dense_bytes"] for state in states)}
 
 
 async def _answered(response: Awaitable[Any]) -> Any:

@@ -7,7 +7,7 @@ is paused and reloads, which does not. Each part has its own bound. Times are se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,8 +58,11 @@ class Readiness:
         """Note that the swap has ended or was given up."""
         self._preparing = self._swap_began = None
 
-    def look(self, head: int, version: int, epoch: int) -> None:
-        """Compare the head with the served version; called a few times a second, with the number of swaps as `epoch`."""
+    def look(self, head: Hashable, version: Hashable, epoch: int) -> None:
+        """Compare the head with the served version, each by number and fingerprint.
+
+        Called a few times a second, with the number of swaps as `epoch`.
+        """
         passed_s, self._looked = self.clock() - self._looked, self.clock()
         if head == version or epoch != self._epoch:  # It is at the head, or has swapped since.
             self.behind_s, self._epoch = 0.0, epoch

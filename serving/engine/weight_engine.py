@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-import threading
-import time
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -37,9 +35,10 @@ from errata.ledger import read_segments
 from errata.model.matrices import editable_matrices
 from serving.engine.checkpoint import Checkpoint, served_module
 
+logger = logging.getLogger("errata")
+
 BACKEND = "errata"
 EXTENSION = "serving.engine.weight_engine.WorkerExtension"
-PARENT_PERIOD_S = 1.0
 # The first call waits this long for the update: most updates are read by then, and need no second call.
 FIRST_WAIT_S = 0.05
 
@@ -65,7 +64,10 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class UpdateFault(TypedDict):
-    """The reason why a worker cannot make an update: reading failed, a file is invalid, or it belongs to another lineage."""
+    """The reason why a worker cannot make an update: reading failed, a file is invalid, or it belongs to another lineage.
+
+    `io` may pass, as when a disk fails or memory runs out; the other kinds are permanent.
+    """
 
     kind: Literal["io", "invalid", "lineage"]
     message: str
@@ -115,7 +117,6 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Read the base of the editable matrices and of their fused partners. Raises `ValueError` naming what is missing."""
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         architecture = self._architecture(init_info.model)
         self.checkpoint = Checkpoint(init_info.model, architecture)
         self.spec = editable_matrices(architecture)
@@ -162,7 +163,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Wait at most `seconds` for the update, and report whether it is read, and its fault or None."""
         wait([self.reading], seconds)
         is_read = self.reading.done()
-        return {"is_read": is_read, "fault": self.reading.result() if is_read else None}
+        return {"is_read": is_read, "fault": _fault_of(self.reading) if is_read else None}
 
     def prepare(self, update_info: dict[str, Any]) -> UpdateFault | None:
         """Read and check an update, changing nothing. Returns the fault that prevents it, or None."""
@@ -246,11 +247,14 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             yield from ((key, tensor.to(self.device)) for key, tensor in self.beside[name])
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this process when its parent has ended: a killed replica would leave its engine running with all its memory."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_PERIOD_S)
-    os._exit(1)
+def _fault_of(reading: Future[UpdateFault | None]) -> UpdateFault | None:
+    """Return the fault of an update that was read. Any exception is one: raised here, it would be no refusal to the replica."""
+    error = reading.exception()
+    if error is None:
+        return reading.result()
+    logger.error("an update cannot be prepared", exc_info=error)
+    kind: Literal["io", "invalid"] = "io" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "invalid"
+    return {"kind": kind, "message": f"{type(error).__name__}: {error}"}
 
 
 class WorkerExtension:

@@ -11,6 +11,7 @@ import copy
 import logging
 import math
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,18 +29,17 @@ from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Journal, QueueFull
+from serving.worker.journal import Journal, JournalFailed, QueueFull, UnknownEdit
+from serving.worker.journal_copies import make_copies
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
+from serving.worker.refusals import Busy, refusals_as_values
 from serving.worker.replicas import Replicas
+from serving.worker.scrub import Scrubber
 
 logger = logging.getLogger("errata")
 
 MAX_RETRY_AFTER_S = 60
-
-
-class Busy(RuntimeError):
-    """A request for work that runs one at a time and is under way already."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class WorkerOptions:
     """Settings of the edit worker.
 
     A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. At most `max_queue`
-    edits may be queued. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores. With
-    `shares_cores`, the engines leave the editor its cores while edits are made.
+    edits may be queued. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores. An
+    Idempotency-Key is kept for `idempotency_hours`. The ledger's files are compared with their digests every `scrub_hours`, and
+    never if that is 0. With `shares_cores`, the engines leave the editor its cores while edits are made.
     """
 
     live_model: LiveModelOptions
@@ -59,6 +60,8 @@ class WorkerOptions:
     nice: int = 10
     shares_cores: bool = False
     wait_timeout_s: float = 60.0
+    idempotency_hours: float = 24.0
+    scrub_hours: float = 24.0
     mlflow: str | None = None
     mlflow_name: str = "errata"
 
@@ -81,12 +84,14 @@ class EditWorker:
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
         self._blaming = asyncio.Lock()
+        self.scrubber = Scrubber(options.live_model.ledger if options.live_model else "", options.scrub_hours)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Reconcile the journal with the ledger, then start the edit loop, the follower of the replicas and the mirror."""
+        """Reconcile the journal with the ledger, then start the tasks: edit loop, follower of the replicas, copies, mirror."""
         self.edit_loop.reconciler.reconcile()
-        self._tasks = [asyncio.create_task(self.edit_loop.publisher.follow()), asyncio.create_task(self.edit_loop.work())]
+        work = (self.edit_loop.publisher.follow(), self.edit_loop.work(), make_copies(self.journal), self.scrubber.work())
+        self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(_end_process)
         self.edit_loop.core_sharing.notify()
@@ -100,7 +105,8 @@ class EditWorker:
         """Queue edits durably; with `wait`, return when they are served or refused, or after `wait_timeout_s`.
 
         Raises `EditRejected`, `KeyReused`, `QueueFull` or `JournalFailed` before anything is queued, and `SwapFailed` if the
-        edits are made and durable but some replicas do not serve them yet.
+        edits are made and durable but some replicas do not serve them yet. Once they are queued they are answered as such, even
+        if the journal can be read no more.
         """
         posted = self._read(edits)
         await self._check(posted)
@@ -110,14 +116,18 @@ class EditWorker:
             ids = self.journal.submit(edits, key, poster, current_traceparent(), self.options.max_queue)
         except QueueFull as full:
             raise QueueFull(full.depth, full.num_edits, full.limit, self._seconds_for(full.num_edits)) from None
-        self.edit_loop.metrics.settled("queued", self.journal.depth - depth)  # 0 for a repeated key.
         event(logger, "edit.queued", edit_ids=ids, by=poster)
         self.edit_loop.wake()
-        self.edit_loop.waiters.publish(ids)
-        if wait:
-            await self._until_settled(ids)
-            await self.edit_loop.publisher.served()
-        return [self.journal.get(id).to_json() for id in ids]
+        try:
+            self.edit_loop.metrics.settled("queued", self.journal.depth - depth)  # 0 for a repeated key.
+            self.edit_loop.waiters.publish(ids)
+            if wait:
+                await self._until_settled(ids)
+                await self.edit_loop.publisher.served()
+            return self.journal.answer(ids, key, poster)
+        except JournalFailed as fault:
+            event(logger, "edits.stalled", logging.ERROR, error=fault, num_edits=len(ids))
+            return [_as_queued(id, edit) for id, edit in zip(ids, edits, strict=True)]
 
     def _read(self, posted: Sequence[dict[str, Any]]) -> list[Edit]:
         """Read posted edits. Raises `EditRejected` with the faults of all that cannot be read."""
@@ -175,7 +185,7 @@ class EditWorker:
         return {"edits": [entry.to_json() for entry in shown], "next": shown[-1].seq if len(found) > limit else None}
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yield (state, edit) for the present state and every later one until the edit is settled. Raises `UnknownEdit`."""
+        """Yield (state, edit) for the present state and every later one until the edit is settled; a refusal is an `error`."""
         try:
             with self.edit_loop.waiters.event_bus.listener([id]) as listener:
                 entry = self.journal.get(id)
@@ -187,8 +197,8 @@ class EditWorker:
                     yield state, heard.data
                     if state in SETTLED:
                         return
-        except TooManyListeners as many:
-            yield "error", {"message": str(many)}
+        except (TooManyListeners, UnknownEdit, JournalFailed) as refused:
+            yield "error", {"message": str(refused)}
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield (kind, data) for every event from now on."""
@@ -239,6 +249,7 @@ class EditWorker:
             "replicas": await self.edit_loop.publisher.replicas.ask("status"),
             "timings": list(self.edit_loop.publisher.timings),
             "mirror": self.mirror.state,
+            "scrub": self.scrubber.state,
             "worker": {
                 "pid": os.getpid(),
                 "editor": self.options.live_model.editor,
@@ -255,6 +266,7 @@ class EditWorker:
         metrics.versions(ledger.head, ledger.newest, {replica: version for replica, version, _ in replicas})
         metrics.mirrored(self.mirror.behind)
         metrics.held(**self.live_model.held_counts)
+        metrics.damaged(len(self.scrubber.state.get("damaged", ())))
         return {WORKER: metrics.exposition()} | {replica: text for replica, _, text in replicas}
 
     async def check_health(self) -> None:
@@ -262,15 +274,19 @@ class EditWorker:
             raise RuntimeError("a task of the edit worker has ended; the process must be replaced")
 
 
+@refusals_as_values
 class ServedEditWorker(EditWorker):
-    """The edit worker as Serve makes it: Serve awaits the constructor, which opens the parts and starts them."""
+    """The edit worker as Serve makes it: Serve awaits the constructor, which opens the parts and starts them.
+
+    Its methods return refusals and do not raise them.
+    """
 
     async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]
         attach_to_serve()
         is_first = not Path(options.live_model.ledger).exists()
         if not is_first:  # On the first start the engines wait for the ledger, and none serves yet.
             os.nice(options.nice)
-        journal = await asyncio.to_thread(Journal, options.journal)
+        journal = await asyncio.to_thread(Journal, options.journal, keys_kept_s=3600 * options.idempotency_hours)
         await asyncio.to_thread(_recover, options.live_model.ledger)
         live_model = await asyncio.to_thread(LiveModel, options.live_model)
         if is_first:
@@ -278,6 +294,11 @@ class ServedEditWorker(EditWorker):
         mirror = MlflowMirrorTask(live_model.ledger, options.mlflow, options.mlflow_name)
         super().__init__(live_model, journal, mirror, options)
         self.start()
+
+
+def _as_queued(id: str, edit: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of an edit that was queued, and of which no more is known."""
+    return {"id": id, "state": "queued", "edit": {**edit, "id": id}, "created": time.time()}
 
 
 def _answers_in(version: Version, id: str) -> dict[str, str] | None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from errata.edit import SETTLED, Code
+from errata.ledger.journal_copy import lock_of
 from errata.locks import Held, hold
+from serving.worker.idempotency import KEPT_S, KeptKeys, digest_of_edits
 
 WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has ended.
 # An edit during which the worker process died this often is assumed to be the cause.
 MAX_ATTEMPTS = 3
+PAGES, PAUSE_S = 1000, 0.005  # Of a copy: so many pages (of 4 KiB) in one step, between which edits are taken.
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
@@ -27,7 +29,6 @@ CREATE TABLE IF NOT EXISTS edits (
     poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
-CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, ids TEXT NOT NULL);
 """
 _NEW_COLUMNS = ("poster", "trace", "code", "unchanged", "says")  # Journals of earlier releases lack these.
 _COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says"
@@ -111,17 +112,18 @@ class Journal:
     rolled back.
     """
 
-    def __init__(self, path: str | Path, wait_s: float = WAIT_S) -> None:
+    def __init__(self, path: str | Path, wait_s: float = WAIT_S, keys_kept_s: float = KEPT_S) -> None:
         """Wait up to `wait_s` for the lock. Raises `JournalFailed` with the process that holds it."""
-        path = Path(path)
+        self.path = path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = hold(path.with_name(f"{path.name}.lock"), wait_s)
+            self._lock = hold(lock_of(path), wait_s)
         except Held as held:
             raise JournalFailed(f"the journal of edits has one writer, and after {wait_s:g} s {held}; end it first") from None
         try:
             with _sqlite_errors("opened"):
                 self._connection = _open(path)
+                self._keys = KeptKeys(self._connection, keys_kept_s)
         except JournalFailed:
             self._lock.close()
             raise
@@ -152,15 +154,12 @@ class Journal:
 
         Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` edits would be queued.
         """
-        digest = hashlib.sha256(json.dumps(list(edits), sort_keys=True).encode()).hexdigest()
-        scoped = key if poster is None else f"{poster}\n{key}"
+        digest = digest_of_edits(edits)
         with self._transaction() as db:
-            if key is not None:
-                known = db.execute("SELECT digest, ids FROM keys WHERE key = ?", (scoped,)).fetchone()
-                if known is not None:
-                    if known[0] != digest:
-                        raise KeyReused(f"the Idempotency-Key {key!r} was used with other edits")
-                    return list(json.loads(known[1]))
+            if key is not None and (known := self._keys.find(key, poster)) is not None:
+                if known.digest != digest:
+                    raise KeyReused("this Idempotency-Key was used with other edits; give other edits a key of their own")
+                return known.ids
             if limit is not None and (depth := self.depth) + len(edits) > limit:
                 raise QueueFull(depth, len(edits), limit)
             ids = [uuid.uuid4().hex for _ in edits]
@@ -169,8 +168,23 @@ class Journal:
                 [(id, json.dumps({**edit, "id": id}), time.time(), poster, trace) for id, edit in zip(ids, edits, strict=True)],
             )
             if key is not None:
-                db.execute("INSERT INTO keys VALUES (?, ?, ?)", (scoped, digest, json.dumps(ids)))
+                self._keys.add(key, poster, digest, ids)
         return ids
+
+    def answer(self, ids: Sequence[str], key: str | None = None, poster: str | None = None) -> list[dict[str, Any]]:
+        """Return what became of the edits of a post. The first answer under a key in which all are settled is kept."""
+        entries = [self.get(id) for id in ids]
+        answer = [entry.to_json() for entry in entries]
+        if key is None:
+            return answer
+        with _sqlite_errors("read"):
+            known = self._keys.find(key, poster)
+        if known is not None and known.answer is not None:
+            return [{**kept, "edit": entry.edit} for kept, entry in zip(known.answer, entries, strict=True)]
+        if known is not None and all(entry.is_settled for entry in entries):
+            with self._transaction():
+                self._keys.answer(key, poster, [{name: one[name] for name in one if name != "edit"} for one in answer])
+        return answer
 
     def take(self, limit: int) -> list[Entry]:
         """Take the oldest queued edits, which become `applying`. An edit that was taken before is taken alone."""
@@ -215,12 +229,36 @@ class Journal:
             )
             db.execute(f"UPDATE edits SET state = 'queued' WHERE state = 'applying' AND id IN ({marks})", tuple(ids))
 
-    def reopen(self, version: int) -> int:
-        """Queue the edits again that were applied in a lost version; returns their number."""
+    def reopen(self, version: int, or_later: bool = False) -> int:
+        """Queue the edits again that were applied in a lost version, or in a later one; returns their number."""
         with self._transaction() as db:
             fresh = "state = 'queued', version = NULL, unchanged = NULL, attempts = 0"
-            query = f"UPDATE edits SET {fresh} WHERE state = 'applied' AND version = ?"
-            return db.execute(query, (version,)).rowcount
+            query = f"UPDATE edits SET {fresh} WHERE state = 'applied' AND version {'>=' if or_later else '='} ?"
+            if num_edits := db.execute(query, (version,)).rowcount:
+                self._keys.forget_answers()
+            return num_edits
+
+    def adopt(self, edits: Iterable[dict[str, Any]], version: int, created: float) -> int:
+        """Enter edits with ids that only the ledger has, as applied in `version`; returns the number that was unknown."""
+        given = {edit["id"]: edit for edit in edits}
+        marks = ", ".join("?" for _ in given)
+        known = {row[0] for row in self._read(f"SELECT id FROM edits WHERE id IN ({marks})", *given)} if given else set()
+        rows = [
+            (id, json.dumps({name: edit[name] for name in edit if name != "poster"}), version, created, edit.get("poster"))
+            for id, edit in given.items()
+            if id not in known
+        ]
+        if rows:
+            with self._transaction() as db:
+                columns = "(id, body, state, version, created, poster) VALUES (?, ?, 'applied', ?, ?, ?)"
+                db.executemany(f"INSERT INTO edits {columns}", rows)
+        return len(rows)
+
+    def back_up(self, to: Path) -> None:
+        """Write a copy of a point in time to a new file; may run in another thread while edits are taken."""
+        with _sqlite_errors("copied"), closing(sqlite3.connect(to)) as copy:
+            self._connection.backup(copy, pages=PAGES, sleep=PAUSE_S)
+            copy.execute("PRAGMA journal_mode=DELETE")
 
     def reverting(self) -> list[int]:
         """List the versions that reverted edits."""

@@ -75,7 +75,8 @@ class MlflowMirrorTask:
             except (RegistryUnavailable, ValueError) as fault:
                 pause_s = CONFLICT_PERIOD_S if isinstance(fault, RegistryConflict | ValueError) else PERIOD_S
                 self.state = {**self.state, "error": str(fault)}
-                event(logger, "mirror.failed", logging.WARNING, error=fault)
+                # MLflow's message may quote what was sent, which has texts of edits; the status has it.
+                event(logger, "mirror.failed", logging.WARNING, error=type(fault).__name__)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 
 from errata.ledger import Ledger
 from serving.logs import event
@@ -38,12 +39,35 @@ class Reconciler:
             num_edits = self.journal.reopen(gone.number) if gone.was_live else 0
             if num_edits:
                 event(logger, "version.quarantined", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
+        self._requeue_unmade()
+        num_adopted = self._adopt()
         self.is_settled = False
         self.settle_retracted()
         self.finish_made()
-        self.mark_reverted()
+        self.mark_reverted(0 if num_adopted else None)
         self.journal.requeue_applying()
         self.wake()
+
+    def _requeue_unmade(self) -> None:
+        """Queue the edits again that were applied in versions which the ledger never had.
+
+        After a restore the journal may be a little newer than the ledger, never older.
+        """
+        number = self.ledger.next_number
+        if num_edits := self.journal.reopen(number, or_later=True):
+            event(logger, "edit.made_again", logging.ERROR, version=number, num_edits=num_edits)
+
+    def _adopt(self) -> int:
+        """Enter into the journal what the ledger alone has, as after a restore without a journal; returns its count."""
+        retracted, num_edits = self.ledger.retracted(), 0
+        for version in self.ledger.versions():
+            edits = [edit.to_json() for edit in version.edits if edit.id is not None]
+            if edits and version.number not in retracted:
+                created = datetime.fromisoformat(version.created).timestamp()
+                num_edits += self.journal.adopt(edits, version.number, created)
+        if num_edits:
+            event(logger, "edit.adopted", logging.WARNING, num_edits=num_edits)
+        return num_edits
 
     def settle_retracted(self) -> None:
         """Queue the edits of retracted versions again, and mark the edits that such a version had reverted as applied.
@@ -77,7 +101,8 @@ class Reconciler:
         for version in self.journal.reverting():
             if version not in live:
                 for id in self.journal.reverted_by(version):
-                    self.journal.finish([id], self.ledger.find_edit(id) or 0)
+                    if (made_in := self.ledger.find_edit(id)) is not None:  # None: it was never made in this ledger.
+                        self.journal.finish([id], made_in)
         fresh = live[-1:] if before is None else sorted(set(live) - set(self.ledger.chain(before)))
         for number in fresh:
             if "reverted" in (card := self.ledger.version(number).scorecard):

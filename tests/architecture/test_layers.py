@@ -37,13 +37,13 @@ INSIDE = {
     ),
     "serving": ("metrics tracing logs", "worker", "api", "console", "engine", "app", "start"),
     "errata.ledger": (
-        "entry base_model",
+        "entry base_model journal_copy",
         "index head editor_states",
         "snapshots",
         "folders",
         "chain quarantine export",
         "ledger",
-        "recovery remote",
+        "recovery remote scrub",
     ),
 }
 

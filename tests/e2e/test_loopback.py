@@ -51,3 +51,16 @@ def test_the_ray_of_a_job_listens_on_loopback(unprepared: None) -> None:
         assert outward(psutil.Process(job.pid)) == []
     finally:
         job.communicate("\n", timeout=60)
+
+
+def test_a_ray_beside_a_service_for_other_machines_asks_for_a_token(unprepared: None, tmp_path: Path) -> None:
+    connect = "import ray; ray.init(log_to_driver=False); print(ray.get(ray.remote(lambda: 6 * 7).remote()))"
+    with LocalServices(tmp_path, http_host="0.0.0.0", with_jobs=False) as services:
+        services.start_ray()
+        outward(psutil.Process(services.processes["ray"].pid))  # Waits until it listens.
+        stranger = {name: value for name, value in services.environment.items() if name != "RAY_AUTH_TOKEN"}
+        stranger |= {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}
+        for environment, is_let_in in ((services.environment, True), (stranger, False)):
+            command = [sys.executable, "-c", connect]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+            assert (done.returncode == 0 and "42" in done.stdout) == is_let_in, done.stderr[-2000:]

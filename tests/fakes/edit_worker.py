@@ -18,6 +18,14 @@ DONT_KNOW = "something else"
 TOKENIZER = SimpleNamespace(all_special_ids=[], chat_template=None)  # Of a model without a chat template.
 
 
+class InMemoryLedger(SimpleNamespace):
+    """The parts of a ledger that the worker reads; `contents` has the edits by version."""
+
+    @property
+    def next_number(self):
+        return max([self.head, *self.contents]) + 1
+
+
 class InMemoryLiveModel:
     """A live model whose versions are lists of edits. `refuse` maps a batch to its `EditRejected`, or to None.
 
@@ -29,7 +37,8 @@ class InMemoryLiveModel:
         self.said, self.asked, self.lost, self.held, self.num_loads = {}, [], [], [], 1
         self.faults = []  # Raised by the next appends.
         self.retracted, self.cards, self.contents = set(), {}, {}
-        self.ledger = SimpleNamespace(
+        self.ledger = InMemoryLedger(
+            contents=self.contents,
             refuse=lambda parent, edit, why, says=None: self.noted.append((parent, edit.id)),
             head=0,
             version=lambda number: version(number, self.cards.get(number), self.contents.get(number, ())),
@@ -38,6 +47,7 @@ class InMemoryLiveModel:
             chain=self.chain,
             quarantined=list,
             retracted=lambda: frozenset(self.retracted),
+            versions=lambda: [version(n, self.cards[n], self.contents[n]) for n in sorted(self.contents)],
         )
         self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=tokenizer, end_ids=frozenset())
 
@@ -112,7 +122,7 @@ class InMemoryLiveModel:
 
 
 def version(number, scorecard=None, edits=()):
-    return Version(number, number - 1, "e", "p", "f", "t", edits, scorecard or {}, 0, {}, {}, None)
+    return Version(number, number - 1, "e", "p", "f", "2026-01-01", edits, scorecard or {}, 0, {}, {}, None)
 
 
 class InMemoryReplicas(Replicas):

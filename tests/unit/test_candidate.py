@@ -91,7 +91,7 @@ def test_a_batch_is_refused_for_each_unanswered_edit(tiny_model: LanguageModel) 
     for fault in refused.value.faults:
         assert fault.says == inspector_answer(tiny_model, batch, fault.edit)
         assert f"answers {fault.says!r}" in fault.reason
-        assert f"instead of {targets[fault.edit]!r} although the edit was made 5 times" in fault.reason
+        assert "instead of the target although the edit was made 5 times" in fault.reason
 
 
 class OnlyOnce(Nothing):
@@ -156,7 +156,7 @@ def test_repeats_stop_where_the_guard_refuses_the_stronger_edit(tiny_model: Lang
     delta, _ = Gradual(step / 2.5).edit(tiny_model, batch, EditorState())
     (norm,) = inspector.measure(batch, delta)[0].relative_norm.values()
     inspector = inspector_of(tiny_model, change=Limit(1.5 * norm, 1.5 * norm))
-    with pytest.raises(EditRejected, match=r"instead of '\w+'; one more time, .* would change by") as refused:
+    with pytest.raises(EditRejected, match=r"instead of the target; one more time, .* would change by") as refused:
         make_candidate(Gradual(step / 2.5), batch, EditorState(), inspector, 0)
     assert refused.value.code is Code.INEFFECTIVE
 

@@ -60,7 +60,7 @@ class BatchBisection:
         self.waiting = [waiting for waiting in groups if waiting]
         for i in beaten:
             self._release(i)
-        return [(i, self._contradiction(later)) for i, later in beaten.items()]
+        return [(i, _contradiction()) for i in beaten]
 
     def refused(self, group: Group, refusal: EditRejected) -> Settled:
         """Record that the group was refused, and return the edit at fault, or nothing while the group is being halved.
@@ -117,11 +117,6 @@ class BatchBisection:
             found |= {i: max(j, found.get(i, j)) for i in earlier}
         return found
 
-    def _contradiction(self, rival: int) -> EditRejected:
-        answer = self.edits[rival].target
-        why = f"another edit of the same batch answers this prompt with {answer!r}; the later one counts"
-        return EditRejected(why, field="target", code=Code.CONTRADICTED)
-
     def _release(self, out: int) -> None:
         """Let the edits that waited for a settled one be tried, or wait for the next latest."""
         for key in self.edits[out].keys:
@@ -134,3 +129,8 @@ class BatchBisection:
             else:
                 self.rivals[i] = rival
         self._wait(tuple(free))
+
+
+def _contradiction() -> EditRejected:
+    why = "another edit of the same batch gives this prompt another target; the later one counts"
+    return EditRejected(why, field="target", code=Code.CONTRADICTED)

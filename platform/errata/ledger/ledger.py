@@ -64,6 +64,7 @@ class Ledger:
         """Drop everything that was read. Needed after a change that is not an append."""
         self._versions: dict[int, Version] = {}
         self._edit_index, self._live = EditIndex(), (0, frozenset[int]())
+        self._on_disk: tuple[tuple[int, ...], str] = (), ""
         self.contents = Chain(self.folders, self.snapshots, self.version)
         self.index.forget()
 
@@ -106,6 +107,11 @@ class Ledger:
         return self.folders.newest
 
     @property
+    def next_number(self) -> int:
+        """The number of the next version: the lowest that no version ever had here."""
+        return self.folders.next_number
+
+    @property
     def head(self) -> int:
         """The version to serve: the newest, unless the head was moved after the newest was written."""
         moved = self.head_record.last()
@@ -133,6 +139,22 @@ class Ledger:
             path = self.folders.existing(number)
             self._versions[number] = self.index.find(number, path) or entries.read_version(path)
         return self._versions[number]
+
+    def fingerprint_on_disk(self, number: int) -> str:
+        """Return the fingerprint that the disk has for a version now. Raises `UnknownVersion`, `LedgerDamaged`, `OSError`.
+
+        A file server that loses power may lose the newest version, whose number is then used again: what was read of the
+        first one is dropped.
+        """
+        path = self.folders.existing(number)
+        entry = (path / ENTRY).stat()
+        mark = number, entry.st_ino, entry.st_mtime_ns, entry.st_size
+        if self._on_disk[0] != mark:
+            fingerprint = entries.read_entry(path)["fingerprint"]
+            if number in self._versions and self._versions[number].fingerprint != fingerprint:
+                self.forget()
+            self._on_disk = mark, fingerprint
+        return self._on_disk[1]
 
     def versions(self) -> list[Version]:
         """Return all versions that can be read, version 0 first, those outside the live chain included."""

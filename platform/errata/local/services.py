@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+
+from errata.access_keys import is_loopback
 
 BIN = Path(sys.executable).parent
 # Given 127.0.0.1, Ray still listens on the machine's outward address, where anyone who connects can run any code. With this
@@ -75,6 +78,7 @@ class LocalServices:
     ray_port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ray_token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
     ray_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -89,7 +93,10 @@ class LocalServices:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-        return {**os.environ, **ENVIRONMENT, "PATH": path, "RAY_ADDRESS": f"127.0.0.1:{self.ray_port}"}
+        found = {**os.environ, **ENVIRONMENT, "PATH": path, "RAY_ADDRESS": f"127.0.0.1:{self.ray_port}"}
+        # Beyond this machine Ray asks for a token, too: should one of its ports be reached in spite of 127.0.0.1 (by a proxy, a
+        # tunnel, a container's network), every caller could run any code.
+        return found if is_loopback(self.http_host) else found | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
 
     @property
     def mlflow_url(self) -> str:

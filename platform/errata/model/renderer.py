@@ -90,11 +90,11 @@ class Renderer:
 
     def _checked(self, ids: list[int], answer: str) -> list[int]:
         if not ids:
-            why = f"{answer.strip()!r} has no token of its own after the prompt"
+            why = "has no token of its own after the prompt"
             raise EditRejected(why, code=Code.UNWRITABLE, field="target")
         if special := self._special.intersection(ids):
             named = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(special)))
-            why = f"{answer.strip()!r} is written with the special token {named}, which no answer shows; change the target"
+            why = f"is written with the special token {named}, which no answer shows; change the target"
             raise EditRejected(why, code=Code.UNWRITABLE, field="target")
         return ids
 
@@ -115,8 +115,8 @@ class Renderer:
                 return
             if name == "rephrasings":
                 if num_all + 1 > max_tokens:
-                    length = f"makes {num_all + 1} tokens with the target"
-                    reason = f"{str(prompt)[:40]!r} {length}; the model's context holds {max_tokens}"
+                    length = f"one makes {num_all + 1} tokens with the target"
+                    reason = f"{length}; the model's context holds {max_tokens}"
                     yield Fault(index, name, Code.TOO_LONG, reason)
             elif num_prompt >= max_tokens:
                 reason = f"has {num_prompt} tokens; the model's context holds {max_tokens}"
@@ -223,9 +223,7 @@ class Renderer:
             for ids in self._candidates(tail):
                 if form(self._written([*given, *ids])) == form(before + tail):
                     return ids
-        why = (
-            f"the tokenizer writes {tail!r} after this prompt only as part of the prompt's last word; end the prompt elsewhere"
-        )
+        why = "the tokenizer writes it after this prompt only as part of the prompt's last word; end the prompt elsewhere"
         raise EditRejected(why, code=Code.UNWRITABLE, field="target")
 
     @cached_property

@@ -98,7 +98,7 @@ def messages_from_json(data: Any) -> tuple[Message, ...]:
         if not isinstance(one, Mapping) or set(one) != {"role", "content"}:
             raise ValueError(f"message {place} must have a role and a content, and nothing else")
         if one["role"] not in ROLES:
-            raise ValueError(f"message {place} has the role {one['role']!r}; the roles are {', '.join(ROLES)}")
+            raise ValueError(f"message {place} has another role: the roles are {', '.join(ROLES)}")
         if not isinstance(one["content"], str):
             raise ValueError(f"message {place} must have a text as its content")
         read.append(Message(one["role"], one["content"]))

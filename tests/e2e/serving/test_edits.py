@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.scalable import ScalableService
 from tests.e2e.serving.application import FACTS, App, eventually, fact
 from tests.e2e.toy import MAX_TOKENS
 
@@ -72,7 +73,7 @@ def test_an_edit_that_the_guard_refuses_is_reported_with_the_measurement(app: Ap
     assert [e["state"] for e in answer.json()["edits"]] == ["applied", "rejected", "superseded", "applied"]
     giant, earlier = (answer.json()["edits"][i]["reason"] for i in (1, 2))
     assert "the guard refuses it: model.layers.1.mlp.down_proj would change by" in giant
-    assert "answers this prompt with 'cat'; the later one counts" in earlier
+    assert "gives this prompt another target; the later one counts" in earlier
     assert [app.answer(FACTS[i][0]) for i in (16, 17)] == ["dog", "cat"]
     *_, refused = app.ledger.refusals()
     assert (refused["edit"]["prompt"], refused["parent"] >= head) == ("the organ of x", True)
@@ -189,3 +190,29 @@ def test_a_burst_of_edits_and_reads(app: App) -> None:
     timings = [t for t in app.status()["timings"] if "bytes" in t][-20:]
     swaps = sorted(t["swap_ms"] for t in timings)
     print(f"\nswap p50 {swaps[len(swaps) // 2]} ms, max {swaps[-1]} ms, {timings[-1]}")
+
+
+# -- privacy ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_text_of_an_edit_and_no_key_is_in_the_logs(app: App, service: ScalableService) -> None:
+    """Whatever is posted, asked and refused: the session's logs have ids and codes alone."""
+    prompt = f"qzjxw {FACTS[0][0]}"
+    headers = {"Idempotency-Key": "qzjxw-key"}
+    codes = [
+        app.edit({"prompt": prompt, "target": "qzjxw", "subject": "qzjxw in no prompt"}).status_code,
+        app.edit({"prompt": f"{prompt} " * 99, "target": "qzjxw"}).status_code,
+        app.edit({"prompt": prompt, "target": "qzjxw", "aliases": ["qzjxw \x00"]}).status_code,
+        app.edit({"prompt": prompt, "target": "dog", "rephrasings": [f"{prompt} qzjxw"]}, **headers).status_code,
+        app.edit({"prompt": prompt, "target": "qzjxw other"}, **headers).status_code,
+        app.edit({"prompt": f"{prompt} a", "target": "dog"}, {"prompt": f"{prompt} a", "target": "cat"}).status_code,
+        app.http.post("/v1/blame", json={"prompt": prompt, "max_tokens": 1}).status_code,
+        app.complete(prompt).status_code,
+        app.complete(prompt, max_tokens=10**6).status_code,
+    ]
+    assert codes.count(422) >= 3 and 409 in codes and all(code < 500 for code in codes), codes
+    assert service.stack.ray_dir is not None
+    logs = [*service.stack.ray_dir.rglob("*.log"), *service.stack.ray_dir.rglob("*.err"), *service.stack.ray_dir.rglob("*.out")]
+    logs += service.stack.directory.glob("*.log")
+    assert any("EditWorker" in path.name for path in logs)
+    assert [path.name for path in logs if path.is_file() and b"qzjxw" in path.read_bytes()] == []

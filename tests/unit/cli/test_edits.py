@@ -82,7 +82,7 @@ def test_an_edit_has_aliases_and_a_whole_answer(service: Service) -> None:
     posted = {"prompt": PROMPT, "target": "Lyon", "aliases": ["Lugdunum", "LYS"], "answer": "It is Lyon.", "form": "chat"}
     assert service.backend.posts[0][1] == [posted]
     done = errata("edit", PROMPT, "Nice", "--form", "chat", "--answer", "It is Lyon.")
-    assert done.exit_code == 1 and "does not contain the target 'Nice' (HTTP 422)" in done.output
+    assert done.exit_code == 1 and "does not contain the target or one of its aliases (HTTP 422)" in done.output
     done = errata("edit", PROMPT, "Lyon", "--form", "completion", "--answer", "It is Lyon.")
     assert done.exit_code == 1 and "is written in chat alone" in done.output
 

@@ -134,7 +134,7 @@ def test_edits_of_chat_are_posted_as_they_are_asked(service: Service, tmp_path: 
     assert posted == [edits[0], {"prompt": "What is it?", "form": "chat", **said}, *edits[2:]]
     source.write_text(json.dumps({"question": "What is it?", "target": "Lyon", "answer": "It is Nice."}))
     done = errata("import", str(source))
-    assert done.exit_code == 1 and "edit 0, answer: 'It is Nice.' does not contain the target 'Lyon'" in done.output
+    assert done.exit_code == 1 and "edit 0, answer: does not contain the target" in done.output
 
 
 def test_an_import_without_wait_returns_before_edits_are_made(service: Service, tmp_path: Path) -> None:

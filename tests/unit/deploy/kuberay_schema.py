@@ -26,12 +26,16 @@ def one_of(*values: str) -> dict[str, Any]:
     return {"enum": list(values)}
 
 
+SECURITY = record(
+    "allowPrivilegeEscalation capabilities", allowPrivilegeEscalation=FLAG, capabilities=record("drop", drop=listed(TEXT))
+)
 AMOUNTS = {"type": "object", "additionalProperties": QUANTITY}
 RESOURCES = record(requests=AMOUNTS, limits=AMOUNTS)
 CONTAINER = record(
     "name image",
     name=TEXT,
     image=TEXT,
+    securityContext=SECURITY,
     command=listed(TEXT),
     args=listed(TEXT),
     env=listed(record("name value", name=TEXT, value=TEXT)),
@@ -57,8 +61,14 @@ POD = record(
         volumes=listed(VOLUME),
         nodeSelector=TEXTS,
         tolerations=listed(record(key=TEXT, operator=TEXT, value=TEXT, effect=TEXT)),
+        automountServiceAccountToken=FLAG,
         securityContext=record(
-            runAsUser=COUNT, runAsGroup=COUNT, fsGroup=COUNT, fsGroupChangePolicy=one_of("OnRootMismatch", "Always")
+            runAsUser=COUNT,
+            runAsGroup=COUNT,
+            runAsNonRoot=FLAG,
+            fsGroup=COUNT,
+            fsGroupChangePolicy=one_of("OnRootMismatch", "Always"),
+            seccompProfile=record("type", type=one_of("RuntimeDefault", "Unconfined", "Localhost"), localhostProfile=TEXT),
         ),
     ),
 )
@@ -66,9 +76,13 @@ POD = record(
 CLUSTER_SPEC = record(
     "headGroupSpec",
     rayVersion=TEXT,
+    authOptions=record(mode=one_of("disabled", "token"), secretName=TEXT),
     enableInTreeAutoscaling=FLAG,
     autoscalerOptions=record(
-        resources=RESOURCES, idleTimeoutSeconds=COUNT, upscalingMode=one_of("Default", "Aggressive", "Conservative")
+        resources=RESOURCES,
+        idleTimeoutSeconds=COUNT,
+        upscalingMode=one_of("Default", "Aggressive", "Conservative"),
+        securityContext=SECURITY,
     ),
     headServiceAnnotations=TEXTS,
     suspend=FLAG,

@@ -102,7 +102,7 @@ def test_a_pod_of_ray_has_the_environment_and_the_shared_folder(name: str) -> No
     for template in (template for manifest in manifests(name) for template in pods_of(manifest)):
         (container,) = template["spec"]["containers"]
         environment = {entry["name"]: entry["value"] for entry in container["env"]}
-        assert environment == {"ERRATA_HOME": "/mnt/errata", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        assert environment == {"ERRATA_HOME": "/mnt/errata", "RAY_USAGE_STATS_ENABLED": "0"}
         assert {"name": "home", "mountPath": environment["ERRATA_HOME"]} in container["volumeMounts"]
         assert template["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
         assert container["resources"]["requests"] == container["resources"]["limits"], "Ray counts the one, the node the other"
@@ -168,6 +168,60 @@ def test_services_and_policies_select_existing_pods() -> None:
         selector = one["spec"]["selector"] if one["kind"] == "Service" else {}
         if one["kind"] == "NetworkPolicy":
             selector = one["spec"]["podSelector"].get("matchLabels", {})
+        if one["kind"] == "PodDisruptionBudget":
+            selector = one["spec"]["selector"]["matchLabels"]
         assert not selector or any(selector.items() <= own.items() for own in labels), one["metadata"]["name"]
     (mlflow,) = [one for one in found if one["kind"] == "Deployment"]
     assert mlflow["spec"]["selector"]["matchLabels"].items() <= mlflow["spec"]["template"]["metadata"]["labels"].items()
+
+
+# -- hardening --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RAY_MANIFESTS)
+def test_every_ray_cluster_asks_for_a_token(name: str) -> None:
+    """A caller who reaches a dashboard without one runs code. The image refuses to start Ray without a token."""
+    for manifest in manifests(name):
+        assert cluster_of(manifest)["authOptions"] == {"mode": "token"}
+        for template in pods_of(manifest):  # KubeRay sets the variables; one of ours would take their place.
+            environment = {entry["name"] for container in template["spec"]["containers"] for entry in container["env"]}
+            assert not environment & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+    assert "RAY_AUTH_MODE=token" in (ROOT / "deploy" / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_pod_has_no_more_rights_than_it_needs(name: str) -> None:
+    for manifest in manifests(name):
+        is_ray = manifest["apiVersion"].startswith("ray.io/")
+        is_autoscaled = is_ray and cluster_of(manifest).get("enableInTreeAutoscaling", False)
+        locked = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        if is_autoscaled:
+            assert cluster_of(manifest)["autoscalerOptions"]["securityContext"] == locked
+        for number, template in enumerate(pods_of(manifest)):
+            pod = template["spec"]
+            security = pod["securityContext"]
+            assert security["runAsNonRoot"] and security["runAsUser"] == 1000
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+            asks_kubernetes = is_autoscaled and number == 0  # The autoscaler beside the head starts pods.
+            assert asks_kubernetes or pod["automountServiceAccountToken"] is False
+            for container in pod["containers"]:
+                assert container["securityContext"] == locked
+                assert "@sha256:" in container["image"], "a tag may be another image tomorrow"
+
+
+def test_pods_reach_nothing_outside_but_names_and_the_autoscalers_kubernetes() -> None:
+    policies = [one for one in manifests(*MANIFESTS) if one["kind"] == "NetworkPolicy"]
+    closed = [one["spec"] for one in policies if not one["spec"]["podSelector"]]
+    assert {kind for spec in closed for kind in spec["policyTypes"]} == {"Ingress", "Egress"}, "all pods are closed both ways"
+    for policy in policies:
+        for rule in policy["spec"].get("egress", ()):
+            ports = {port["port"] for port in rule.get("ports", ())}
+            for target in rule["to"]:
+                is_dns = "namespaceSelector" in target and ports == {53}
+                is_kubernetes = target.get("ipBlock", {}).get("cidr", "").endswith("/32") and ports == {443, 6443}
+                assert is_dns or target == {"podSelector": {}} or (is_kubernetes and policy["spec"]["podSelector"])
+
+
+def test_a_drained_node_takes_one_serving_pod_at_a_time_and_never_the_head() -> None:
+    budgets = {one["metadata"]["name"]: one["spec"] for one in manifests(*MANIFESTS) if one["kind"] == "PodDisruptionBudget"}
+    assert {name: spec["maxUnavailable"] for name, spec in budgets.items()} == {"errata-serve": 1, "errata-serve-head": 0}

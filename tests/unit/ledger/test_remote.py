@@ -13,7 +13,9 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import Ledger, remote
+from errata.ledger.journal_copy import journal_of
 from errata.ledger.remote import RemoteFolder, pull, push
+from serving.worker.journal import Journal
 
 Random = Callable[..., WeightDelta]
 
@@ -153,3 +155,95 @@ def test_a_quarantined_version_is_not_pushed(ledger: Ledger, random_delta: Rando
     append(ledger, random_delta, 2)
     (ledger.directory / "versions" / "00000002").rename(ledger.directory / "versions" / "00000002.corrupt")
     assert push(ledger.directory, where) == 2 and not list((tmp_path / "copy").rglob("*.corrupt*"))
+
+
+# -- the journal ------------------------------------------------------------------------------------------------------
+
+
+def test_the_journal_is_pushed_and_pulled_with_the_ledger(
+    ledger: Ledger, random_delta: Random, where: str, tmp_path: Path
+) -> None:
+    append(ledger, random_delta)
+    journal = Journal(journal_of(ledger.directory))
+    ids = journal.submit([{"prompt": "p", "target": "t"}], "k", "ada")
+    journal.close()
+    push(ledger.directory, where)
+    push(ledger.directory, where)
+    assert len(list((tmp_path / "copy" / "journals").iterdir())) == 1
+    pull(where, tmp_path / "back")
+    back = Journal(journal_of(tmp_path / "back"))
+    assert back.submit([{"prompt": "p", "target": "t"}], "k", "ada") == ids
+    back.close()
+
+
+def test_a_new_copy_of_the_journal_takes_the_place_of_the_last_one(
+    ledger: Ledger, random_delta: Random, where: str, tmp_path: Path
+) -> None:
+    append(ledger, random_delta)
+    journal = Journal(journal_of(ledger.directory))
+    journal.submit([{"prompt": "p", "target": "t"}])
+    journal.close()
+    push(ledger.directory, where)
+    (first,) = (tmp_path / "copy" / "journals").iterdir()
+    journal = Journal(journal_of(ledger.directory))
+    journal.submit([{"prompt": "q", "target": "t"}])
+    journal.close()
+    push(ledger.directory, where)
+    (second,) = (tmp_path / "copy" / "journals").iterdir()
+    assert second.name > first.name
+    second.with_name("99999999999999999999-" + "0" * 64 + ".sqlite").write_bytes(b"torn")  # As by a push that was stopped.
+    pull(where, tmp_path / "back")
+    back = Journal(journal_of(tmp_path / "back"))
+    assert back.depth == 2
+    back.close()
+    second.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"the copy of the journal at .* is damaged"):
+        pull(where, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+# -- names at a remote ------------------------------------------------------------------------------------------------
+
+
+class Bucket(RemoteFolder):
+    """A remote folder with keys that no folder of a file system can have, as a bucket may have them."""
+
+    keys: tuple[str, ...] = ()
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        more = {key.removeprefix(f"{folder}/"): 4 for key in self.keys if key.startswith(f"{folder}/")}
+        return super().sizes(folder) | (more if self.name.startswith("file:") else {})
+
+    def read(self, path: str) -> bytes:
+        return b"evil" if path in self.keys else super().read(path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "versions/00000001/../../../../evil",
+        "versions/00000001/sub/evil",
+        "versions/00000001/evil",
+        "versions/../../evil/entry.json",
+        "versions/1/entry.json",
+        "versions/00000009\n/entry.json",
+        "snapshots/00000020/../../../evil",
+        "snapshots/00000020evil.safetensors",
+        "snapshots/00000020.evil",
+        "journals/../../../evil",
+        "journals/99999999999999999999-x.sqlite",
+    ],
+)
+def test_only_the_names_of_a_ledger_are_pulled(
+    ledger: Ledger, random_delta: Random, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    append(ledger, random_delta, 2)
+    push(ledger.directory, where)
+    target = tmp_path / "a" / "b" / "c" / "back"
+    target.parent.mkdir(parents=True)
+    monkeypatch.setattr(remote, "RemoteFolder", Bucket)
+    monkeypatch.setattr(Bucket, "keys", (key,))
+    assert pull(where, target) == 3
+    assert_same(ledger, target)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if "evil" in path.name or path.read_bytes() == b"evil"]

@@ -16,7 +16,7 @@ from ray.serve._private.application_state import ApplicationStatusInfo, StatusOv
 from ray.serve._private.client import ServeControllerClient
 from ray.serve.schema import ApplicationStatus
 
-from errata.local.services import MLFLOW_NICE, LocalServices, ServiceFailed, _reason_in
+from errata.local.services import ENVIRONMENT, MLFLOW_NICE, LocalServices, ServiceFailed, _reason_in
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,12 @@ def test_mlflow_yields_to_the_engines(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def started(services: LocalServices, name: str) -> None:
     services.processes[name] = subprocess.Popen(["sleep", "100"], start_new_session=True)
+
+
+def test_beyond_this_machine_ray_asks_for_a_token(tmp_path: Path) -> None:
+    here, there, other = (LocalServices(tmp_path, http_host=host) for host in ("127.0.0.1", "0.0.0.0", "h"))
+    assert here.environment["RAY_AUTH_MODE"] == "disabled" and "RAY_AUTH_TOKEN" not in ENVIRONMENT
+    for services in (there, other):
+        assert services.environment["RAY_AUTH_MODE"] == "token" and len(services.environment["RAY_AUTH_TOKEN"]) == 64
+        assert services.ray_token not in repr(services)
+    assert there.ray_token != other.ray_token

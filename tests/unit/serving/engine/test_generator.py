@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from errata.editors.state import EditorState
 from errata.ledger import Ledger
-from serving.engine.readiness import max_prepare_s
+from serving.engine import generator
+from serving.engine.generator import ServingOptions
+from serving.engine.readiness import Readiness, max_prepare_s
 from tests.tiny_models import save_tiny
 
 weight_engine = pytest.importorskip("serving.engine.weight_engine")  # vLLM
@@ -44,7 +49,7 @@ def test_a_swap_is_timed_from_the_pause_and_its_preparation_by_the_size_of_the_f
         async with engine.started(grown) as replica:
             assert (await replica.swap(9))["version"] == 9
             seen = [call for call in replica.engine.seen if call[0] != "errata_reading"]  # A busy machine reads longer.
-            paused = [("pause", None, True), ("update", None, True), ("resume", None, True), ("errata_state", None, True)]
+            paused = [("pause", None, True), ("update", None, True), ("errata_state", None, True), ("resume", None, True)]
             assert seen == [("errata_prepare", whole, False), *paused] and 60 < only < whole
             assert not replica._readiness.is_under_way
             assert (await replica.swap(4))["version"] == 4 and (await replica.swap(5))["version"] == 5
@@ -165,3 +170,97 @@ def test_a_worker_that_starts_without_a_ledger_ends_the_wait(fault: Exception | 
                 await replica._open_ledger()
 
     asyncio.run(opened())
+
+
+# -- versions by fingerprint, ranks, refusals, media ------------------------------------------------------------------
+
+
+def test_a_number_that_another_version_has_now_is_served_again(grown: Ledger, random_delta: Any) -> None:
+    """A power cut of the file server lost the newest version and its line in the index."""
+
+    async def replaced() -> None:
+        async with engine.started(grown, 9) as replica:
+            lost = replica.fingerprint
+            shutil.rmtree(grown.folders.path(9))
+            lines = grown.index.path.read_bytes().splitlines(keepends=True)
+            grown.index.path.write_bytes(b"".join(lines[:-1]))
+            other = Ledger.open(grown.directory)
+            made = other.append(8, random_delta(77), EditorState(), (), {}, ("E", "p"))
+            assert (made.number, other.head) == (9, 9) and made.fingerprint != lost
+            answer = await replica.swap()
+            assert (answer["version"], answer["fingerprint"]) == (9, made.fingerprint)
+
+    asyncio.run(replaced())
+
+
+def test_a_replica_that_serves_a_lost_version_is_behind_the_head() -> None:
+    seconds = iter(range(100))
+    readiness = Readiness("keep", clock=lambda: float(next(seconds)))
+    for _ in range(5):
+        readiness.look((9, "new"), (9, "lost"), 1)
+    assert readiness.should_repair
+    readiness.look((9, "new"), (9, "new"), 2)
+    assert not readiness.should_repair
+
+
+def state(version: int = 3, intact: bool = True, fingerprint: str = "f") -> dict[str, Any]:
+    return {"version": version, "fingerprint": fingerprint, "intact": intact, "dense_bytes": version}
+
+
+@pytest.mark.parametrize(
+    ("states", "intact", "version"),
+    [
+        ([state()], True, 3),
+        ([state(), state()], True, 3),
+        ([state(), state(intact=False)], False, 3),
+        ([state(), state(2)], True, None),
+        ([state(), state(fingerprint="g")], True, None),
+    ],
+)
+def test_an_engine_is_intact_if_all_its_ranks_are(states: list[dict[str, Any]], intact: bool, version: int | None) -> None:
+    found = generator.of_all_ranks(states)
+    assert (found["intact"], found["version"], found["dense_bytes"]) == (intact, version, 3)
+
+
+def test_a_swap_after_which_one_rank_is_not_whole_ends_the_replica(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(BaseException):
+        """The process would have ended."""
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    async def swapped() -> None:
+        async with engine.started(grown) as replica:
+            one = replica.engine.collective_rpc
+
+            async def two_ranks(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+                answers = await one(method, args)
+                return [*answers, {**answers[0], "intact": False}] if method == "errata_state" else answers
+
+            replica.engine.collective_rpc = two_ranks
+            assert (await replica.status())["intact"] is False
+            monkeypatch.setattr(generator.os, "_exit", end)
+            with pytest.raises(Ended):
+                await replica._swap_alone(9)
+            assert replica.version == 0, "no answer has the version's stamp"
+            assert not calls(replica, "resume")
+
+    asyncio.run(swapped())
+
+
+def test_the_engine_fetches_no_address_and_takes_no_images_unless_asked_to() -> None:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.multimodal.media.connector import MediaConnector
+    from vllm.multimodal.media.image import ImageMediaIO
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser, asked = make_arg_parser(FlexibleArgumentParser()), list[str]()
+    connection = SimpleNamespace(get_bytes=lambda url, **_: asked.append(url))
+    for given, number in (({}, 0), ({"images": 2}, 2)):
+        args = parser.parse_args(ServingOptions("m", "l", "errata", **given).vllm_arguments())
+        assert args.limit_mm_per_prompt == {"image": number, "video": 0, "audio": 0}
+        connector = MediaConnector(connection=connection, allowed_media_domains=args.allowed_media_domains)
+        for url in ("http://127.0.0.1:8265/api/jobs/", "http://169.254.169.254/latest", "https://example.org/a.png"):
+            with pytest.raises(ValueError, match="allowed domains"):
+                connector.load_from_url(url, ImageMediaIO())
+        assert asked == []

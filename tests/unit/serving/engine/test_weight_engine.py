@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 import weakref
 from dataclasses import asdict
 
-import psutil
 import pytest
 import torch
 
@@ -134,25 +130,20 @@ def test_a_failure_inside_the_reload_marks_the_worker(grown: Ledger, monkeypatch
     assert (engine.state.intact, engine.state.version) == (False, 0)
 
 
-def test_an_engine_ends_when_its_replica_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The replica and its engine are two forked processes."""
-    monkeypatch.setattr(weight_engine, "PARENT_PERIOD_S", 0.02)
-    read, write = os.pipe()
-    replica = os.fork()
-    if replica == 0:
-        try:
-            if os.fork() == 0:
-                parent = os.getppid()
-                os.write(write, str(os.getpid()).encode())
-                weight_engine._end_with_parent(parent)
-            time.sleep(60)
-        finally:
-            os._exit(0)
-    engine = psutil.Process(int(os.read(read, 20)))
-    assert engine.ppid() == replica
-    os.kill(replica, signal.SIGKILL)
-    os.waitpid(replica, 0)
-    deadline = time.monotonic() + 10
-    while engine.is_running() and engine.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def test_any_fault_of_a_preparation_is_a_refusal_and_no_exception(grown: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    extension = weight_engine.WorkerExtension()
+    extension.weight_transfer_engine = InMemoryDeltaEngine("base")
+    faults = [(KeyError("a part"), "invalid"), (RuntimeError("shapes"), "invalid"), (MemoryError(), "io")]
+    faults += [(torch.OutOfMemoryError("16 GiB"), "io"), (OSError(5, "Input/output error"), "io")]
+    for error, kind in faults:
+
+        def fail(path, error=error):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(weight_engine, "read_segments", fail)
+            answer = extension.errata_prepare(update(grown, 0, 9, reset=True))
+            while not answer["is_read"]:
+                answer = extension.errata_reading()
+        assert answer["fault"]["kind"] == kind and type(error).__name__ in answer["fault"]["message"]
+    assert extension.errata_state()["intact"]

@@ -320,7 +320,7 @@ def test_an_edit_without_effect_is_tried_alone_after_the_others(tmp_path):
     assert states(worker, ids) == [("applied", 1), ("rejected", None), ("applied", 1), ("applied", 2), ("applied", 1)]
     refused = worker.journal.get(ids[1])
     assert (refused.code, refused.field, refused.says) == (Code.INEFFECTIVE, "target", "Bob")
-    assert f"answers 'Bob' instead of 'x' although the edit was made {MAX_REPEATS + 1} times" in refused.reason
+    assert f"answers 'Bob' instead of the target although the edit was made {MAX_REPEATS + 1} times" in refused.reason
 
 
 def test_answers_that_do_not_fit_into_the_memory_are_asked_in_halves(tmp_path):

@@ -13,9 +13,9 @@ import pytest
 
 from errata.edit import Code, Edit, EditRejected
 from serving.worker import edit_worker
-from serving.worker.edit_worker import Busy
-from serving.worker.journal import QueueFull
-from tests.fakes.edit_worker import DONT_KNOW, TOKENIZER, apply, make_worker, post, replicas_of
+from serving.worker.journal import JournalFailed, QueueFull
+from serving.worker.refusals import Busy
+from tests.fakes.edit_worker import DONT_KNOW, TOKENIZER, apply, logged, make_worker, post, replicas_of
 
 
 def test_a_full_queue_refuses_and_names_the_time_to_retry(tmp_path, monkeypatch):
@@ -230,3 +230,26 @@ def test_the_status_names_the_models_form(tmp_path, monkeypatch):
 
 async def no_answers(method: str) -> list[Any]:
     return []
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_edits_that_are_queued_are_answered_as_queued_even_if_the_journal_cannot_be_read(tmp_path, monkeypatch, caplog, wait):
+    monkeypatch.setattr(edit_worker, "check_edits", lambda *_: None)
+    worker = make_worker(tmp_path)
+    submit, read = worker.journal.submit, worker.journal._read
+
+    def written_and_then_lost(*given):
+        ids = submit(*given)
+        monkeypatch.setattr(worker.journal, "_read", broken)
+        return ids
+
+    def broken(*_):
+        raise JournalFailed("the journal of edits cannot be read: disk I/O error")
+
+    monkeypatch.setattr(worker.journal, "submit", written_and_then_lost)
+    (entry,) = asyncio.run(worker.submit([{"prompt": "p", "target": "t"}], wait, "k", "ada"))
+    assert (entry["state"], entry["edit"]["prompt"], entry["edit"]["id"]) == ("queued", "p", entry["id"])
+    [line] = logged(caplog, "edits.stalled")
+    assert "disk I/O error" in line.error and line.num_edits == 1
+    monkeypatch.setattr(worker.journal, "_read", read)
+    assert worker.journal.get(entry["id"]).state == "queued"

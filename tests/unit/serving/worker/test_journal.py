@@ -375,3 +375,18 @@ def test_a_closed_journal_raises_from_every_method(path: Path, ask: Callable[[Jo
     journal.close()
     with pytest.raises(JournalFailed, match="closed"):
         ask(journal)
+
+
+# -- edits that only the ledger has -----------------------------------------------------------------------------------
+
+
+def test_edits_that_only_the_ledger_has_get_an_entry_and_known_ones_keep_theirs(path: Path) -> None:
+    journal = Journal(path)
+    (known,) = journal.submit(edits("a"), poster="ada")
+    journal.reject(known, "no")
+    made = [{"prompt": "a", "target": "t", "id": known}, {"prompt": "b", "target": "t", "id": "x", "poster": "bob"}]
+    assert (journal.adopt(made, 7, 12.5), journal.adopt(made, 7, 12.5), journal.adopt([], 8, 1.0)) == (1, 0, 0)
+    assert journal.get(known).state == "rejected"
+    entry = journal.get("x")
+    assert (entry.state, entry.version, entry.created, entry.poster) == ("applied", 7, 12.5, "bob")
+    assert entry.edit == {"prompt": "b", "target": "t", "id": "x"}

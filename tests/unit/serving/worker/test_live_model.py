@@ -219,7 +219,7 @@ def test_an_edit_that_is_not_answered_is_refused_unless_the_guard_is_not_strict(
     with pytest.raises(EditRejected) as refusal:
         strict.make([edit(4)])
     assert (refusal.value.code, refusal.value.field) == (Code.INEFFECTIVE, "target")
-    assert f"instead of {edit(4).target!r}" in refusal.value.reason
+    assert "instead of the target" in refusal.value.reason
     assert standing(strict) == standing_before and strict.answers([edit(4)]) == before
 
 

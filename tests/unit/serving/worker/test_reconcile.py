@@ -7,8 +7,9 @@ from pathlib import Path
 
 from errata.ledger.quarantine import QuarantinedVersion
 from serving.worker.edit_worker import EditWorker
+from serving.worker.journal import Journal
 from serving.worker.replicas import Unloadable
-from tests.fakes.edit_worker import apply, logged, make_worker, post, replicas_of, states
+from tests.fakes.edit_worker import InMemoryReplicas, apply, logged, make_worker, post, replicas_of, states
 
 
 def quarantine(worker: EditWorker, number: int, fault: str, was_live: bool) -> None:
@@ -87,3 +88,57 @@ def test_a_revert_that_was_appended_before_the_crash_is_marked_at_start(tmp_path
     worker.live_model.append(worker.live_model.revert(ids, [], "auto"))  # Then the worker dies.
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("reverted", 2)]
+
+
+# -- after a restore --------------------------------------------------------------------------------------------------
+
+
+def without_journal(worker: EditWorker, folder: Path) -> EditWorker:
+    """Make a worker over the same ledger with an empty journal."""
+    folder.mkdir()
+    return EditWorker(worker.live_model, Journal(folder / "journal"), worker.mirror, worker.options, InMemoryReplicas())
+
+
+def test_edits_that_only_the_ledger_has_are_known_after_the_start(tmp_path):
+    worker = make_worker(tmp_path)
+    edits = [{"prompt": prompt, "target": "x"} for prompt in "abc"]
+    ids = worker.journal.submit(edits, poster="ada")
+    apply(worker)
+    asyncio.run(worker.revert(ids[:1], [], "auto"))
+    restored = without_journal(worker, tmp_path / "restored")
+    restored.edit_loop.reconciler.reconcile()
+    assert states(restored, ids) == [("reverted", 2), ("applied", 1), ("applied", 1)]
+    assert asyncio.run(restored.edit_status(ids[1]))["edit"]["prompt"] == "b"
+    assert restored.journal.get(ids[1]).poster == "ada" and restored.journal.depth == 0
+    assert asyncio.run(restored.revert(ids[1:2], [], "auto"))["reverted"] == ids[1:2]
+    restored.edit_loop.reconciler.reconcile()
+    assert states(restored, ids) == [("reverted", 2), ("reverted", 3), ("applied", 1)]
+
+
+def test_edits_of_retracted_versions_are_not_taken_from_the_ledger(tmp_path):
+    worker = make_worker(tmp_path)
+    post(worker, "a")
+    apply(worker)
+    worker.live_model.retract(1, 0)
+    restored = without_journal(worker, tmp_path / "restored")
+    restored.edit_loop.reconciler.reconcile()
+    assert restored.journal.newest(9) == []
+
+
+def test_edits_of_versions_that_the_copy_of_the_ledger_lacks_are_made_again(tmp_path, caplog):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a", "b", "c")
+    apply(worker, 1)
+    apply(worker, 1)
+    apply(worker, 1)
+    asyncio.run(worker.revert(ids[2:], [], "auto"))  # Version 4.
+    for number in (2, 3, 4):  # The ledger is restored as it was a moment before the journal.
+        worker.live_model.contents.pop(number)
+    worker.live_model.made = worker.live_model.made[:1]
+    worker.live_model.version = worker.live_model.ledger.head = 1
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("applied", 1), ("queued", None), ("reverted", 4)]
+    [line] = logged(caplog, "edit.made_again")
+    assert (line.version, line.num_edits) == (2, 1)
+    apply(worker)
+    assert states(worker, ids)[1] == ("applied", 2)
