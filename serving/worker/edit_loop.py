@@ -10,20 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
-from errata.ledger import LedgerConflict, Version
+from errata.ledger import LedgerConflict
 from errata.text.dialogue import Prompt
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
 from serving.worker.events import Waiters
-from serving.worker.head_answers import HeadAnswers, HeadSaid
+from serving.worker.head_answers import HeadAnswers
 from serving.worker.journal import Entry, Journal, JournalFailed
 from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
@@ -236,7 +236,7 @@ class EditLoop:
                     return await self._give_back(fault, tried, [entries[i] for i in bisection.left()])
                 if isinstance(settled, _Answered):
                     superseded = bisection.made(group)
-                    self._supersede([(entries[i], why) for i, why in superseded], settled.version)
+                    self._finish(tried, settled, {entries[i].id: why.reason for i, why in superseded})
                     gone = [*group, *(i for i, _ in superseded)]
                 else:
                     await self._refuse([(entries[i], edits[i], why, answers.known(i)) for i, why in settled])
@@ -257,7 +257,7 @@ class EditLoop:
                 said = await asyncio.to_thread(answers.to, group)
                 true = [i for i, one in zip(group, said, strict=True) if one.is_target]
                 if len(true) == len(group):
-                    return self._leave(tried, said)
+                    return _Answered(self.live_model.version, {e.id: one.text for e, one in zip(tried, said, strict=True)})
                 if true:
                     bisection.postpone(group, tuple(true))
                     texts = [one.text for one in said if one.is_target]  # The version of the others is asked them, too.
@@ -267,8 +267,10 @@ class EditLoop:
                 made = await asyncio.to_thread(self.live_model.make, edits, before, in_chat)
         except EditRejected as refusal:
             return bisection.refused(group, refusal.with_traceback(None))  # A traceback would keep the candidate in memory.
+        # A restart settles the edits that the version supersedes by this record.
+        superseded = {bisection.edits[i].id: bisection.edits[j].id for i, j in bisection.contradicted_by(group).items()}
+        made = replace(made, scorecard={**made.scorecard, **({"superseded": superseded} if superseded else {})})
         version = await self.publisher.publish(made, time.perf_counter() - begin, traces)
-        self._finish(tried, version)
         self.served_check.begin(version.number, version.edits)
         return _Answered(version.number)
 
@@ -278,24 +280,15 @@ class EditLoop:
         self.journal.requeue([entry.id for entry in entries])
         self.waiters.publish([entry.id for entry in entries])
 
-    def _leave(self, true: list[Entry], said: list[HeadSaid]) -> _Answered:
-        """Settle edits that the head answers already, without a version."""
-        head = self.live_model.version
-        for entry, one in zip(true, said, strict=True):
-            self.journal.finish([entry.id], head, unchanged=one.text)
-        self._held_at = -1
-        self.metrics.settled("applied", len(true))
-        event(logger, "edit.unchanged", edit_ids=[entry.id for entry in true], version=head)
-        return _Answered(head)
-
-    def _finish(self, made: list[Entry], version: Version) -> None:
-        self.journal.finish([entry.id for entry in made], version.number)
-        event(logger, "edit.applied", edit_ids=[entry.id for entry in made], version=version.number)
-
-    def _supersede(self, gone: list[tuple[Entry, EditRejected]], version: int) -> None:
-        for entry, why in gone:
-            self.journal.supersede(entry.id, why.reason, version)
-        self.metrics.settled("superseded", len(gone))
+    def _finish(self, answered: list[Entry], by: _Answered, superseded: dict[str, str]) -> None:
+        """Settle the edits that a version answers, and those that they supersede."""
+        ids = [entry.id for entry in answered]
+        self.journal.finish(ids, by.version, by.unchanged, superseded)
+        if by.unchanged:
+            self._held_at = -1
+            self.metrics.settled("applied", len(ids))
+        event(logger, "edit.unchanged" if by.unchanged else "edit.applied", edit_ids=ids, version=by.version)
+        self.metrics.settled("superseded", len(superseded))
 
     async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected, str | None]]) -> None:
         """Reject edits, each with the reason and what the model says: now, unless the refusal has what it says when edited."""
@@ -324,9 +317,10 @@ class EditLoop:
 
 @dataclass(frozen=True)
 class _Answered:
-    """The edits of a group are answered by this version."""
+    """The edits of a group are answered by this version; `unchanged` has its answers if it was not made of them."""
 
     version: int
+    unchanged: Mapping[str, str] = field(default_factory=dict)
 
 
 def _edit_of(entry: Entry) -> Edit:

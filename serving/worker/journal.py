@@ -7,7 +7,7 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,17 +184,26 @@ class Journal:
             )
         return entries
 
-    def finish(self, ids: Iterable[str], version: int, unchanged: str | None = None) -> None:
-        self._settle("state = 'applied', version = ?, unchanged = ?", [(version, unchanged, id) for id in ids])
+    def finish(
+        self,
+        ids: Iterable[str],
+        version: int,
+        unchanged: Mapping[str, str] | None = None,
+        superseded: Mapping[str, str] | None = None,
+    ) -> None:
+        """Settle the edits that a version answers, and in the same transaction those that it supersedes, with the reasons.
+
+        `unchanged` has the answers of edits that the version answered already.
+        """
+        applied = [(version, (unchanged or {}).get(id), id) for id in ids]
+        gone = [(version, reason, Code.CONTRADICTED.value, id) for id, reason in (superseded or {}).items()]
+        with self._transaction() as db:
+            db.executemany("UPDATE edits SET state = 'applied', version = ?, unchanged = ? WHERE id = ?", applied)
+            db.executemany("UPDATE edits SET state = 'superseded', version = ?, reason = ?, code = ? WHERE id = ?", gone)
 
     def reject(self, id: str, reason: str, field: str | None = None, code: Code | None = None, says: str | None = None) -> None:
         values = (reason, field, code and code.value, says, id)
         self._settle("state = 'rejected', reason = ?, field = ?, code = ?, says = ?", [values])
-
-    def supersede(self, id: str, reason: str, version: int) -> None:
-        self._settle(
-            "state = 'superseded', reason = ?, version = ?, code = ?", [(reason, version, Code.CONTRADICTED.value, id)]
-        )
 
     def revert(self, ids: Iterable[str], version: int) -> None:
         self._settle("state = 'reverted', version = ?", [(version, id) for id in ids])
@@ -216,10 +225,10 @@ class Journal:
             db.execute(f"UPDATE edits SET state = 'queued' WHERE state = 'applying' AND id IN ({marks})", tuple(ids))
 
     def reopen(self, version: int) -> int:
-        """Queue the edits again that were applied in a lost version; returns their number."""
+        """Queue the edits again that were applied or superseded in a lost version; returns their number."""
         with self._transaction() as db:
-            fresh = "state = 'queued', version = NULL, unchanged = NULL, attempts = 0"
-            query = f"UPDATE edits SET {fresh} WHERE state = 'applied' AND version = ?"
+            fresh = "state = 'queued', version = NULL, reason = NULL, code = NULL, unchanged = NULL, attempts = 0"
+            query = f"UPDATE edits SET {fresh} WHERE state IN ('applied', 'superseded') AND version = ?"
             return db.execute(query, (version,)).rowcount
 
     def reverting(self) -> list[int]:

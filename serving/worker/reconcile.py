@@ -9,11 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from errata.ledger import Ledger
+from errata.guard.bisection import contradiction
+from errata.ledger import Ledger, Version
 from serving.logs import event
 from serving.worker.journal import Journal
 
 logger = logging.getLogger("errata")
+
+
+def superseded_by(version: Version) -> dict[str, str]:
+    """Return the edits that a version superseded as it was made, with the reasons; its scorecard has the later edit of each."""
+    own = {edit.id: edit for edit in version.edits}
+    record: dict[str, str] = version.scorecard.get("superseded", {})
+    return {id: contradiction(own[later]).reason for id, later in record.items() if later in own}
 
 
 class Reconciler:
@@ -60,12 +68,17 @@ class Reconciler:
         self.is_settled = True
 
     def finish_made(self) -> bool:
-        """Mark open edits that are in the ledger as applied; True if there were any."""
-        made = {entry.id: self.ledger.find_edit(entry.id) for entry in self.journal.pending()}
-        for id, version in made.items():
-            if version is not None:
-                self.journal.finish([id], version)
-        return any(version is not None for version in made.values())
+        """Mark open edits that are in the ledger as applied, and with them those that their versions supersede.
+
+        Returns True if there were any. A superseded edit is never open alone: it is settled together with those of the version.
+        """
+        found = {entry.id: self.ledger.find_edit(entry.id) for entry in self.journal.pending()}
+        made = {id: number for id, number in found.items() if number is not None}
+        for number in sorted(set(made.values())):
+            version = self.ledger.version(number)
+            gone = {id: why for id, why in superseded_by(version).items() if id in found and id not in made}
+            self.journal.finish([id for id in made if made[id] == number], number, superseded=gone)
+        return bool(made)
 
     def mark_reverted(self, before: int | None = None) -> None:
         """Mark the edits that live versions take out as reverted, and those of versions no longer live as applied.

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from errata.candidate import CandidateVersion
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditRejected
+from errata.editors.state import EditorState
 from errata.ledger import LedgerConflict, Version
 from serving.worker.edit_worker import EditWorker, WorkerOptions
 from serving.worker.journal import Journal
@@ -54,12 +57,12 @@ class InMemoryLiveModel:
         if refusal is not None:
             raise refusal
         answers = [[one, edit.target] for one, edit in zip(before, edits, strict=True)]
-        return SimpleNamespace(edits=edits, scorecard={"answers": answers})
+        return self.candidate(edits, {"answers": answers})
 
     def revert(self, edits, versions, mode):
         if not edits:
             raise EditRejected("nothing is chosen", code=Code.EDITOR_FAILED)
-        return SimpleNamespace(edits=(), scorecard={"reverted": {"edits": edits, "versions": [1], "mode": "subtract"}})
+        return self.candidate((), {"reverted": {"edits": edits, "versions": [1], "mode": "subtract"}})
 
     def hold(self, edits, said):
         self.held += [edit.prompt for edit in edits]
@@ -80,7 +83,10 @@ class InMemoryLiveModel:
         self.lost = []
         if (refusal := self.refuse_batch(lost)) is not None:
             raise refusal
-        return SimpleNamespace(edits=(), scorecard={"repaired": [edit.id for edit in lost]})
+        return self.candidate((), {"repaired": [edit.id for edit in lost]})
+
+    def candidate(self, edits, scorecard):
+        return CandidateVersion(self.version, self.version, edits, WeightDelta({}), EditorState(), scorecard)
 
     @property
     def held_counts(self):

@@ -116,10 +116,10 @@ def test_a_version_that_was_appended_before_the_journal_failed_is_not_made_again
     ids = post(worker, "a")
     finish, faults = worker.journal.finish, [OSError(5, "Input/output error")]
 
-    def failing(ids, number):
+    def failing(*settled, **more):
         if faults:
             raise faults.pop()
-        finish(ids, number)
+        finish(*settled, **more)
 
     worker.journal.finish = failing
     asyncio.run(until_settled(worker, ids))

@@ -151,8 +151,7 @@ def test_later_states_are_kept(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a", "b"))
     journal.take(2)
-    journal.supersede(ids[0], "the later one counts", 1)
-    journal.finish(ids[1:], 1)
+    journal.finish(ids[1:], 1, superseded={ids[0]: "the later one counts"})
     journal.revert(ids[1:], 2)
     journal.close()
     found = [(entry.state, entry.version, entry.is_settled) for entry in map(Journal(path).get, ids)]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from errata.ledger.quarantine import QuarantinedVersion
 from serving.worker.edit_worker import EditWorker
+from serving.worker.journal import JournalFailed
 from serving.worker.replicas import Unloadable
 from tests.fakes.edit_worker import apply, logged, make_worker, post, replicas_of, states
 
@@ -87,3 +90,37 @@ def test_a_revert_that_was_appended_before_the_crash_is_marked_at_start(tmp_path
     worker.live_model.append(worker.live_model.revert(ids, [], "auto"))  # Then the worker dies.
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("reverted", 2)]
+
+
+def test_a_superseded_edit_is_not_made_after_a_crash_between_append_and_settlement(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = [id for target in ("dog", "cat") for id in post(worker, "p", target=target)]
+    worker.journal.finish = lambda *_, **__: (_ for _ in ()).throw(JournalFailed("the worker dies"))
+    with pytest.raises(JournalFailed):
+        apply(worker)
+    del worker.journal.finish
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("superseded", 1), ("applied", 1)] and worker.journal.depth == 0
+    assert worker.journal.get(ids[0]).reason.endswith("answers this prompt with 'cat'; the later one counts")
+
+
+def test_an_edit_is_superseded_in_the_transaction_that_settles_the_later_one(tmp_path):
+    worker = make_worker(tmp_path)
+    for said in ({}, {"p": "cat"}):
+        worker.live_model.said = said
+        ids = [id for target in ("dog", "cat") for id in post(worker, "p", target=target)]
+        transactions = []
+        worker.journal._connection.set_trace_callback(transactions.append)
+        apply(worker)
+        worker.journal._connection.set_trace_callback(None)
+        assert [text.split()[0] for text in transactions[-4:]] == ["BEGIN", "UPDATE", "UPDATE", "COMMIT"]
+        assert [state for state, _ in states(worker, ids)] == ["superseded", "applied"]
+
+
+def test_edits_that_a_lost_version_superseded_are_queued_again(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = [id for target in ("dog", "cat") for id in post(worker, "p", target=target)]
+    apply(worker)
+    worker.live_model.retract(1, 0)
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("queued", None)] * 2 and worker.journal.get(ids[0]).reason is None
