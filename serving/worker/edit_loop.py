@@ -100,7 +100,7 @@ class EditLoop:
             await self._move_to(version, by)
             found: dict[str, Any] = {"version": version}
             try:
-                await self.publisher.replicas.swap(self.publisher.head)
+                await self.publisher.swap_to_head()
             except Unloadable:
                 await self._move_to(before, None)
                 await self.publisher.return_to_head()

@@ -35,6 +35,7 @@ class InMemoryLiveModel:
         self.ledger = SimpleNamespace(
             refuse=lambda parent, edit, why, says=None: self.noted.append((parent, edit.id)),
             head=0,
+            head_at=lambda: (0, self.ledger.head),
             version=lambda number: version(number, self.cards.get(number), self.contents.get(number, ())),
             find_edit=self.holder,
             head_before=lambda number: number - 1 if number == len(self.made) else None,
@@ -129,7 +130,7 @@ class InMemoryReplicas(Replicas):
         self.faults, self.served, self.asked = [], [], []
         self.answer: dict[str, Any] | None = None
 
-    async def swap(self, version, attempts=5) -> None:
+    async def swap(self, version, epoch, attempts=5) -> None:
         fault = self.faults.pop(0) if self.faults else None
         self.is_behind = fault is not None
         if fault is not None:

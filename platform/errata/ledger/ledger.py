@@ -108,9 +108,17 @@ class Ledger:
     @property
     def head(self) -> int:
         """The version to serve: the newest, unless the head was moved after the newest was written."""
+        return self.head_at()[1]
+
+    def head_at(self) -> tuple[int, int]:
+        """Return the head's epoch and the head.
+
+        The epoch grows with every append and every move of the head and never falls, so that of two heads that were read, the
+        one with the lower epoch is the older one.
+        """
         moved = self.head_record.last()
         newest = self.newest
-        return newest if newest > moved["after"] else moved["version"]
+        return moved["moves"] + self.folders.next_number - 1, newest if newest > moved["after"] else moved["version"]
 
     def head_before(self, number: int) -> int | None:
         """Return the head at which `number` was appended; None if the head was moved since, and for version 0."""
