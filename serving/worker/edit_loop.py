@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
-from errata.ledger import LedgerConflict
+from errata.ledger import HeadMoved, LedgerConflict
 from errata.text.dialogue import Prompt
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
@@ -89,15 +89,16 @@ class EditLoop:
 
     # -- moves of the head --------------------------------------------------------------------------------------------
 
-    async def rollback(self, version: int, by: str | None = None) -> dict[str, Any]:
+    async def rollback(self, version: int, by: str | None = None, expected_head: int | None = None) -> dict[str, Any]:
         """Make an earlier or a later version the head; `swap_error` names replicas that are late.
 
-        Raises `UnknownVersion`, and `Unloadable` if the replicas refuse the version. The head is then where it was.
+        Raises `UnknownVersion`, `HeadMoved` if the head is not `expected_head`, and `Unloadable` if the replicas refuse the
+        version. The head is then where it was.
         """
         async with self.writing:
             before = self.live_model.ledger.head
             begin = time.perf_counter()
-            await self._move_to(version, by)
+            await self._move_to(version, by, expected_head)
             found: dict[str, Any] = {"version": version}
             try:
                 await self.publisher.swap_to_head()
@@ -107,31 +108,49 @@ class EditLoop:
                 raise
             except SwapFailed as fault:
                 found["swap_error"] = str(fault)
-            self.reconciler.mark_reverted(before)
+            marked = await self._mark_reverted()
             self.mirror.wake()
+        self.waiters.publish(marked)
         self.wake()  # The sweep asks the version.
         self.metrics.rolled_back()
         event(logger, "version.rolled_back", version=version, parent=before, by=by)
         return {**found, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
 
-    async def _move_to(self, version: int, by: str | None) -> None:
+    async def _move_to(self, version: int, by: str | None, expected_head: int | None = None) -> None:
         before = self.live_model.ledger.head
-        await asyncio.to_thread(self.live_model.move_to, version, by or "")
+        await asyncio.to_thread(self.live_model.move_to, version, by or "", expected_head)
         self.waiters.event_bus.publish("head", {"head": version, "before": before})
 
-    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
+    async def _mark_reverted(self) -> list[str]:
+        """Mark what the new head takes out or brings back; returns these edits.
+
+        The head has moved: a journal that fails now is brought in line later, and the caller is answered by what was done.
+        """
+        try:
+            return await asyncio.to_thread(self.reconciler.mark_reverted)
+        except (JournalFailed, OSError) as fault:
+            self.reconciler.is_settled = False
+            event(logger, "edits.stalled", logging.ERROR, error=fault)
+            return []
+
+    async def revert(
+        self, edits: list[str], versions: list[int], mode: str, by: str | None = None, expected_head: int | None = None
+    ) -> dict[str, Any]:
         """Publish a version without the chosen edits; `swap_error` names replicas that are late.
 
-        Raises `RevertRefused`, `EditRejected`, `Unloadable`. If the version is retracted later, the edits are live again.
+        Raises `RevertRefused`, `EditRejected`, `Unloadable`, and `HeadMoved` if the head is not `expected_head`. If the version
+        is retracted later, the edits are live again.
         """
         async with self.writing:
+            if expected_head is not None and expected_head != (head := self.live_model.ledger.head):
+                raise HeadMoved(expected_head, head)
             begin = time.perf_counter()
             made = await asyncio.to_thread(self.live_model.revert, edits, versions, mode)
             version = await self.publisher.publish(made, time.perf_counter() - begin, [current_traceparent()])
             reverted = version.scorecard["reverted"]
-            self.journal.revert(reverted["edits"], version.number)
+            marked = await self._mark_reverted()
             late = {name: why for name, why in self.publisher.timings[-1].items() if name == "swap_error"}
-        self.waiters.publish(reverted["edits"])
+        self.waiters.publish(marked)
         self.wake()
         self.metrics.reverted(len(reverted["edits"]))
         event(logger, "edit.reverted", edit_ids=reverted["edits"], version=version.number, mode=reverted["mode"], by=by)

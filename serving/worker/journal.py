@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,7 +105,7 @@ class Entry:
 
 
 class Journal:
-    """A SQLite database in WAL mode with an fsync at every commit; every method is one transaction.
+    """A SQLite database in WAL mode with an fsync at every commit; every method is one transaction. Threads may share it.
 
     `<path>.lock` is held until `close` or until the process dies, so that a worker and its successor never take the same
     edits. Every method raises `JournalFailed` if the disk is full or fails, or the file is damaged; the transaction is then
@@ -113,7 +114,7 @@ class Journal:
 
     def __init__(self, path: str | Path, wait_s: float = WAIT_S) -> None:
         """Wait up to `wait_s` for the lock. Raises `JournalFailed` with the process that holds it."""
-        path = Path(path)
+        path, self._one_at_a_time = Path(path), threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = hold(path.with_name(f"{path.name}.lock"), wait_s)
@@ -132,12 +133,16 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _sqlite_errors("written"), self._connection:  # Commits at the end, rolls back on an exception.
+        with (
+            self._one_at_a_time,
+            _sqlite_errors("written"),
+            self._connection,
+        ):  # Commits at the end, rolls back on an exception.
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with _sqlite_errors("read"):
+        with self._one_at_a_time, _sqlite_errors("read"):
             return self._connection.execute(query, values).fetchall()
 
     def submit(
@@ -205,8 +210,12 @@ class Journal:
         values = (reason, field, code and code.value, says, id)
         self._settle("state = 'rejected', reason = ?, field = ?, code = ?, says = ?", [values])
 
-    def revert(self, ids: Iterable[str], version: int) -> None:
-        self._settle("state = 'reverted', version = ?", [(version, id) for id in ids])
+    def mark_reverted(self, out: Mapping[str, int], back: Mapping[str, int]) -> None:
+        """Mark edits as reverted, and others as applied again, each with its version, in one transaction."""
+        with self._transaction() as db:
+            for state, versions in (("reverted", out), ("applied", back)):
+                rows = [(state, version, id) for id, version in versions.items()]
+                db.executemany("UPDATE edits SET state = ?, version = ? WHERE id = ?", rows)
 
     def requeue(self, ids: Iterable[str]) -> None:
         """Put edits back in their place as if never taken. Settled edits stay settled, so that none is made twice."""
@@ -231,13 +240,9 @@ class Journal:
             query = f"UPDATE edits SET {fresh} WHERE state IN ('applied', 'superseded') AND version = ?"
             return db.execute(query, (version,)).rowcount
 
-    def reverting(self) -> list[int]:
-        """List the versions that reverted edits."""
-        return [int(row[0]) for row in self._read("SELECT DISTINCT version FROM edits WHERE state = 'reverted'")]
-
-    def reverted_by(self, version: int) -> list[str]:
-        """List the ids of the edits that a version reverted."""
-        return [entry.id for entry in self._where("state = 'reverted' AND version = ?", version)]
+    def reverted(self) -> dict[str, int]:
+        """Return the reverted edits by id, with the versions that took them out."""
+        return dict(self._read("SELECT id, version FROM edits WHERE state = 'reverted'"))
 
     def _settle(self, assignment: str, rows: Sequence[tuple[Any, ...]]) -> None:
         with self._transaction() as db:

@@ -128,7 +128,7 @@ class Publisher:
 
     async def _catch_up(self) -> None:
         async with self.writing:
-            self.reconciler.settle_retracted()
+            self.waiters.publish(self.reconciler.settle_retracted())
             if self.replicas.is_behind:
                 try:
                     await self.swap_to_head(attempts=1)

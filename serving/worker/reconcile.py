@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from errata.guard.bisection import contradiction
+from errata.history.ancestry import Ancestry
 from errata.ledger import Ledger, Version
 from serving.logs import event
 from serving.worker.journal import Journal
@@ -53,19 +54,20 @@ class Reconciler:
         self.journal.requeue_applying()
         self.wake()
 
-    def settle_retracted(self) -> None:
-        """Queue the edits of retracted versions again, and mark the edits that such a version had reverted as applied.
+    def settle_retracted(self) -> list[str]:
+        """Queue the edits of retracted versions again, and mark what reverts take out; returns the edits that are marked.
 
         Raises `JournalFailed` and `OSError`. Then `is_settled` stays False, and the next writer repeats the call first.
         """
         if self.is_settled:
-            return
+            return []
         for number in sorted(self.ledger.retracted()):
             if num_edits := self.journal.reopen(number):
                 self.num_reopenings += 1
                 event(logger, "edit.made_again", logging.ERROR, version=number, num_edits=num_edits)
-        self.mark_reverted(self.ledger.head)
+        marked = self.mark_reverted()
         self.is_settled = True
+        return marked
 
     def finish_made(self) -> bool:
         """Mark open edits that are in the ledger as applied, and with them those that their versions supersede.
@@ -80,18 +82,18 @@ class Reconciler:
             self.journal.finish([id for id in made if made[id] == number], number, superseded=gone)
         return bool(made)
 
-    def mark_reverted(self, before: int | None = None) -> None:
-        """Mark the edits that live versions take out as reverted, and those of versions no longer live as applied.
+    def mark_reverted(self) -> list[str]:
+        """Mark the edits that the live version's lineage takes out as reverted, and others so far reverted as applied again.
 
-        Only the live versions that are not in the lineage of `before` are read. None reads the newest live version alone,
-        because at most one revert was under way when the previous process ended.
+        All edits are marked in one transaction, and their ids are returned. The ledger's record counts, so that a revert which
+        was made and not marked is found whenever this is called next. Raises `JournalFailed` and `OSError`.
         """
-        live = self.ledger.chain(self.ledger.head)
-        for version in self.journal.reverting():
-            if version not in live:
-                for id in self.journal.reverted_by(version):
-                    self.journal.finish([id], self.ledger.find_edit(id) or 0)
-        fresh = live[-1:] if before is None else sorted(set(live) - set(self.ledger.chain(before)))
-        for number in fresh:
-            if "reverted" in (card := self.ledger.version(number).scorecard):
-                self.journal.revert(card["reverted"]["edits"], number)
+        lineage = Ancestry.of(self.ledger, self.ledger.head).numbers
+        cards = {number: self.ledger.version(number).scorecard for number in lineage}
+        out = {id: number for number, card in cards.items() for id in card.get("reverted", {}).get("edits", ())}
+        marked = self.journal.reverted()
+        fresh = {id: number for id, number in out.items() if marked.get(id) != number}
+        back = {id: self.ledger.find_edit(id) or 0 for id in marked.keys() - out.keys()}
+        if fresh or back:
+            self.journal.mark_reverted(fresh, back)
+        return [*fresh, *back]

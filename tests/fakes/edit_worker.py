@@ -12,7 +12,7 @@ from errata.candidate import CandidateVersion
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditRejected
 from errata.editors.state import EditorState
-from errata.ledger import LedgerConflict, Version
+from errata.ledger import HeadMoved, LedgerConflict, Version
 from serving.worker.edit_worker import EditWorker, WorkerOptions
 from serving.worker.journal import Journal
 from serving.worker.replicas import Replicas
@@ -40,6 +40,7 @@ class InMemoryLiveModel:
             find_edit=self.holder,
             head_before=lambda number: number - 1 if number == len(self.made) else None,
             chain=self.chain,
+            live=lambda: frozenset(range(self.ledger.head + 1)),
             quarantined=list,
             retracted=lambda: frozenset(self.retracted),
         )
@@ -107,7 +108,9 @@ class InMemoryLiveModel:
         self.cards[self.version], self.contents[self.version] = made.scorecard, tuple(made.edits)
         return version(self.version, made.scorecard, tuple(made.edits))
 
-    def move_to(self, number, by=""):
+    def move_to(self, number, by="", expected_head=None):
+        if expected_head not in (None, self.ledger.head):
+            raise HeadMoved(expected_head, self.ledger.head)
         self.version = self.ledger.head = number
 
     def retract(self, number, to):

@@ -131,13 +131,12 @@ def one_answer(outcome: Outcome) -> Iterator[str]:
 
 def agreed(outcome: Outcome) -> Iterator[str]:
     """Check (g): the journal says of each edit what the chain says."""
-    held, chain = {edit.id for edit in outcome.live}, set(outcome.ledger.chain(outcome.ledger.head))
-    out = {id: n for n in sorted(chain) for id in outcome.ledger.version(n).scorecard.get("reverted", {}).get("edits", ())}
+    held, out = {edit.id for edit in outcome.live}, outcome.reverted_in(outcome.ledger.head)
     for id, entry in outcome.entries.items():
-        if entry.state == "reverted" and (id in held or entry.version not in chain):
+        if entry.state == "reverted" and (id in held or id not in outcome.reverted_in(outcome.ledger.head)):
             yield f"edit {id[:6]} is reverted in version {entry.version}, which the head does not follow"
         elif entry.state == "applied" and entry.unchanged is None and id in out and id not in held:
-            yield f"edit {id[:6]} is applied, and version {out[id]} took it out"
+            yield f"edit {id[:6]} is applied, and a version that the head follows took it out"
         elif entry.state in ("queued", "applying", "rejected", "superseded") and id in held:
             yield f"edit {id[:6]} is {entry.state} and is in the head"
         elif entry.state == "applied" and entry.unchanged is None and outcome.ledger.find_edit(id) is None:

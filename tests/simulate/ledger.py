@@ -76,7 +76,7 @@ class MemoryLedger(Ledger):
         numbers = disk.versions
         self.folders: Any = _Numbers(numbers)
         self.head_record = MemoryHead(disk, machine)
-        self._edit_index, self._live = EditIndex(), (0, frozenset[int]())
+        self._edit_index, self._live = EditIndex(), (0, frozenset({0}))
         self.contents = Chain(self.folders, None, self.version)  # type: ignore[arg-type]
 
     def version(self, number: int) -> Version:
@@ -164,8 +164,8 @@ class TableModel:
         self._load(version.number)
         return version
 
-    def move_to(self, version: int, by: str = "") -> None:
-        self.ledger.move_head(version, by)
+    def move_to(self, version: int, by: str = "", expected_head: int | None = None) -> None:
+        self.ledger.move_head(version, by, expected_head)
         self._load(version)
 
     def retract(self, number: int, to: int) -> None:

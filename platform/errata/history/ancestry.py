@@ -35,6 +35,11 @@ class Ancestry:
                 waiting += followed(ledger.version(ancestor))
         return cls(number, _runs([*runs, *(range(each, each + 1) for each in found)]))
 
+    @property
+    def numbers(self) -> list[int]:
+        """The ancestors in order."""
+        return [number for run in self.runs for number in run]
+
     def __contains__(self, number: int) -> bool:
         place = bisect_right(self.runs, number, key=lambda run: run.start)
         return place > 0 and number in self.runs[place - 1]

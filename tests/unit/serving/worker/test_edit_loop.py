@@ -217,7 +217,7 @@ def test_a_cancelled_caller_leaves_nothing_half_done(tmp_path):
     apply(worker)
     begun, going_on = threading.Event(), threading.Event()
 
-    def slowly(number, by=""):
+    def slowly(number, by="", expected_head=None):
         begun.set()
         going_on.wait(5)
         worker.live_model.version = worker.live_model.ledger.head = number
