@@ -146,8 +146,18 @@ def agreed(outcome: Outcome) -> Iterator[str]:
             yield f"replica {replica.name} serves version {replica.version} at the end, and not {outcome.ledger.head}"
 
 
+def expected(outcome: Outcome) -> Iterator[str]:
+    """Check (h): a rollback or a revert that names the head was made at that head."""
+    steps = set(zip(outcome.heads, outcome.heads[1:], strict=False))
+    for move in outcome.of_kind("rollback", "revert"):
+        if move.answer is not None and (head := move.given["expected_head"]) is not None:
+            version = move.answer["version"]
+            if version != head and (head, version) not in steps:
+                yield f"the head moved to {version} although {head} was expected: {outcome.heads}"
+
+
 CHECKS: dict[str, Callable[[Outcome], Iterator[str]]] = {
-    check.__name__: check for check in (accounted, ordered, at_least, visible, forward, one_answer, agreed)
+    check.__name__: check for check in (accounted, ordered, at_least, visible, forward, one_answer, agreed, expected)
 }
 
 

@@ -55,6 +55,7 @@ class Service:
         replicas = [SimReplica(f"r{i}", MemoryLedger(self.disk, outside), refused) for i in range(NUM_REPLICAS)]
         self.fleet = Fleet(self.machine, replicas, late=draws.choice((0.0, 0.05, 0.2)))
         self.clients = Clients(self.machine, self.fleet, drawn_operations(draws, NUM_OPERATIONS))
+        self.is_whole_machine = draws.random() < 0.3  # The replicas end with the worker.
         self.num_starts = 0
 
     def play(self) -> Played:
@@ -64,6 +65,8 @@ class Service:
                 if self.num_starts == MAX_STARTS:
                     found = [f"the worker was started {MAX_STARTS} times"]
                     break
+                if self.is_whole_machine:
+                    self.fleet.reboot()
             found += ["the worker ended by itself"] * self.machine.num_ended + violations(self._outcome())
         machine = self.machine
         return Played(self.schedule, tuple(found), machine.num_points, machine.num_transactions, self.num_starts)

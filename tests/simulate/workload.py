@@ -43,7 +43,7 @@ class Operation:
 
 def drawn_operations(draws: random.Random, count: int) -> list[Operation]:
     """Draw requests of which many correct the same few prompts."""
-    kinds = draws.choices(("edit", "ask", "rollback", "revert"), (6, 3, 1, 1), k=count)
+    kinds = draws.choices(("edit", "ask", "rollback", "revert"), (6, 4, 2, 1), k=count)
     kinds[0] = "edit"
     at_s, found = 0.0, list[Operation]()
     for number, kind in enumerate(kinds):
@@ -60,15 +60,16 @@ def _edit(draws: random.Random, number: int) -> dict[str, Any]:
 
 
 def _ask(draws: random.Random, number: int) -> dict[str, Any]:
-    return {"prompt": draws.choice(PROMPTS), "replica": draws.randrange(2), "at_least": draws.choice((0, 0, 1, 2, 3, 4))}
+    return {"prompt": draws.choice(PROMPTS), "replica": draws.randrange(2), "at_least": draws.randrange(5)}
 
 
 def _rollback(draws: random.Random, number: int) -> dict[str, Any]:
-    return {"version": draws.randrange(4)}
+    return {"version": draws.randrange(4), "expected_head": draws.choice((None, None, 1, 2, 3))}
 
 
 def _revert(draws: random.Random, number: int) -> dict[str, Any]:
-    return {"mode": draws.choice(("auto", "replay")), "draw": draws.random()}
+    mode, expected_head = draws.choice(("auto", "replay")), draws.choice((None, None, 1, 2, 3))
+    return {"mode": mode, "draw": draws.random(), "expected_head": expected_head}
 
 
 _DRAWS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
@@ -120,6 +121,6 @@ class Clients:
         if operation.kind == "edit":
             return in_worker(worker.submit(given["edits"], given["wait"], given["key"]))
         if operation.kind == "rollback":
-            return in_worker(worker.rollback(given["version"]))
+            return in_worker(worker.rollback(given["version"], None, given["expected_head"]))
         chosen = [self.ids[int(given["draw"] * len(self.ids))]] if self.ids else []
-        return in_worker(worker.revert(chosen, [], given["mode"]))
+        return in_worker(worker.revert(chosen, [], given["mode"], None, given["expected_head"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,64 @@ def test_edits_that_a_lost_version_superseded_are_queued_again(tmp_path):
     worker.live_model.retract(1, 0)
     worker.edit_loop.reconciler.reconcile()
     assert states(worker, ids) == [("queued", None)] * 2 and worker.journal.get(ids[0]).reason is None
+
+
+def failing_once(worker: EditWorker) -> None:
+    """Make the journal fail the next time that it marks reverted edits."""
+    mark = worker.journal.mark_reverted
+
+    def fail(*_):
+        worker.journal.mark_reverted = mark
+        raise JournalFailed("disk I/O error")
+
+    worker.journal.mark_reverted = fail
+
+
+def test_a_revert_that_is_made_is_answered_by_its_version_although_the_journal_fails(tmp_path, caplog):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a", "b")
+    apply(worker)
+    failing_once(worker)
+    assert asyncio.run(worker.revert(ids[:1], [], "auto"))["version"] == 2
+    assert states(worker, ids) == [("applied", 1)] * 2 and logged(caplog, "edits.stalled")
+    heard = []
+    worker.edit_loop.waiters.publish = heard.extend
+    asyncio.run(worker.edit_loop.publisher.served())
+    assert states(worker, ids) == [("reverted", 2), ("applied", 1)] and heard == ids[:1]
+
+
+def test_a_rollback_that_is_made_is_answered_although_the_journal_fails(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a")
+    apply(worker)
+    asyncio.run(worker.revert(ids, [], "auto"))
+    failing_once(worker)
+    assert asyncio.run(worker.rollback(1))["version"] == 1
+    asyncio.run(worker.edit_loop.publisher.served())
+    assert states(worker, ids) == [("applied", 1)]
+
+
+def test_a_revert_is_marked_at_start_although_later_versions_follow_it(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a")
+    apply(worker)
+    worker.live_model.append(worker.live_model.revert(ids, [], "auto"))
+    post(worker, "b")
+    apply(worker)
+    assert worker.live_model.ledger.head == 3
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("reverted", 2)]
+
+
+def test_a_rollback_over_a_revert_of_many_edits_is_one_transaction_beside_the_loop(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, *map(str, range(50)))
+    apply(worker)
+    asyncio.run(worker.revert(ids, [], "auto"))
+    commits, threads, heard = [], set(), []
+    worker.journal._connection.set_trace_callback(lambda text: text == "COMMIT" and commits.append(text))
+    mark, worker.edit_loop.waiters.publish = worker.journal.mark_reverted, heard.extend
+    worker.journal.mark_reverted = lambda *changes: threads.add(threading.current_thread()) or mark(*changes)
+    asyncio.run(worker.rollback(1))
+    assert len(commits) == 1 and threading.main_thread() not in threads and sorted(heard) == sorted(ids)
+    assert set(states(worker, ids)) == {("applied", 1)}
