@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-chat bench-facts bench-gpu bench-memory chaos tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-chat bench-facts bench-gpu bench-memory chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -90,6 +90,10 @@ bench-memory: setup
 # Kill, freeze and damage parts of a service at random moments while edits continue. FULL=1 makes fifty faults.
 chaos: setup
 	$(BIN)/python -m tests.chaos.run $(ARGS)
+
+# Crash the simulated edit worker at every await and every durable write, over many drawn requests. FULL=1 takes 200 seeds.
+simulate: setup
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulate.run $(ARGS)
 
 # Grow a ledger to 10,000 versions: milliseconds to append, seconds to open, bytes per version.
 bench-ledger: setup

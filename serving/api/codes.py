@@ -14,8 +14,9 @@ class RequestCode(StrEnum):
     FORBIDDEN = "forbidden"  # 403
     KEY_REUSED = "key_reused"  # 409: an Idempotency-Key that came before with other edits
     CONFLICT = "conflict"  # 409: another process moved the ledger's head
+    HEAD_MOVED = "head_moved"  # 409: the live version is not the expected one
     NOT_SERVED_YET = "not_served_yet"  # 409: the version of X-Errata-At-Least
-    ROLLED_BACK = "rolled_back"  # 409: the version of X-Errata-At-Least was live once
+    ROLLED_BACK = "rolled_back"  # 409: what is served does not follow the version of X-Errata-At-Least
     TOO_LARGE = "too_large"  # 413, 414, 431: body, number of edits, address, headers
     UNSUPPORTED_TYPE = "unsupported_type"  # 415
     QUEUE_FULL = "queue_full"  # 429

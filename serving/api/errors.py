@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 from errata.edit import Code, EditRejected, Fault
 from errata.generate import SwapFailed
 from errata.history.revert_selection import RevertRefused
-from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
+from errata.ledger import HeadMoved, LedgerConflict, LedgerDamaged, UnknownVersion
 from serving.api.codes import RequestCode
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 from serving.worker.refusals import Busy
@@ -72,6 +72,8 @@ def answer_for(error: Exception) -> tuple[int, dict[str, Any]]:
             return 404, error_body(str(error), Code.UNKNOWN_EDIT, "id")
         case KeyReused():
             return 409, error_body(str(error), RequestCode.KEY_REUSED, "Idempotency-Key")
+        case HeadMoved():
+            return 409, error_body(str(error), RequestCode.HEAD_MOVED, "expected_head")
         case LedgerConflict():
             return 409, error_body(str(error), RequestCode.CONFLICT)
         case QueueFull() if error.num_edits > error.limit:

@@ -56,9 +56,11 @@ class Backend(Protocol):
 
     def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]: ...
 
-    async def rollback(self, version: int, by: str | None) -> dict[str, Any]: ...
+    async def rollback(self, version: int, by: str | None, expected_head: int | None) -> dict[str, Any]: ...
 
-    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]: ...
+    async def revert(
+        self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None
+    ) -> dict[str, Any]: ...
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]: ...
 
@@ -178,12 +180,13 @@ def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
 
     @routes.post("/v1/rollback")
     async def post_rollback(body: RollbackIn, request: Request) -> dict[str, Any]:
-        return await unwrapped(backend.rollback(body.version, _caller(request)))
+        return await unwrapped(backend.rollback(body.version, _caller(request), body.expected_head))
 
     @routes.post("/v1/revert")
     async def post_revert(body: RevertIn, request: Request) -> dict[str, Any]:
         """Make a new version without the chosen edits."""
-        return await unwrapped(backend.revert(body.edits, body.versions, body.mode, _caller(request)))
+        chosen = body.edits, body.versions, body.mode
+        return await unwrapped(backend.revert(*chosen, _caller(request), body.expected_head))
 
     @routes.post("/v1/blame")
     async def post_blame(body: BlameIn) -> dict[str, Any]:
@@ -212,7 +215,10 @@ def _stream(events: AsyncIterator[tuple[str, dict[str, Any]]]) -> EventSourceRes
 
 
 def _edits_answer(entries: list[dict[str, Any]], wait: bool) -> JSONResponse:
-    """Answer 202 while an edit is not settled, 422 if one was rejected, otherwise 200 with the version."""
+    """Answer 202 while an edit is not settled, 422 if one was rejected, 409 if one is not live, otherwise 200 with the version.
+
+    An edit that was applied is not live after a rollback or a revert. A post repeated under its key then changes nothing.
+    """
     ids = [entry["id"] for entry in entries]
     body: dict[str, Any] = {"ids": ids, "edits": entries}
     if not wait or any(entry["state"] not in SETTLED for entry in entries):
@@ -221,6 +227,12 @@ def _edits_answer(entries: list[dict[str, Any]], wait: bool) -> JSONResponse:
     if rejected is not None:
         body |= error_body(rejected["reason"], rejected.get("code"), rejected.get("field"), rejected["id"])
         return JSONResponse(body, 422)
+    gone = next((entry for entry in entries if entry.get("live") is False), None)
+    if gone is not None:
+        is_out = gone["state"] == "reverted"
+        why = f"version {gone['version']} took it out" if is_out else f"the service went back from version {gone['version']}"
+        message = f"edit {gone['id']} is not live: {why}. To make it again, post it under another Idempotency-Key"
+        return JSONResponse(body | error_body(message, Code.NOT_LIVE, "edits", gone["id"]), 409)
     return JSONResponse(body | {"version": max(entry["version"] for entry in entries)}, 200)
 
 

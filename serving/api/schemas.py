@@ -87,19 +87,21 @@ class EditsIn(BaseModel):
 
 
 class RollbackIn(BaseModel):
-    """The version to serve."""
+    """The version to serve; with `expected_head` it is refused (409) unless that is the live version."""
 
     model_config = ConfigDict(extra="forbid")
     version: StrictNumber
+    expected_head: StrictNumber | None = None
 
 
 class RevertIn(BaseModel):
-    """Edits to take out, by their ids or as whole versions; `mode` is how."""
+    """Edits to take out, by their ids or as whole versions; `mode` is how, `expected_head` as in a rollback."""
 
     model_config = ConfigDict(extra="forbid")
     edits: list[Name] = Field(default_factory=list, max_length=MAX_EDITS)
     versions: list[StrictNumber] = Field(default_factory=list, max_length=MAX_EDITS)
     mode: Literal["auto", "subtract", "replay"] = "auto"
+    expected_head: StrictNumber | None = None
 
 
 class BlameIn(AskedIn):
@@ -120,6 +122,7 @@ class AnswersOut(BaseModel):
 class EditOut(BaseModel):
     """An edit with its state: `version` if it was applied, superseded or reverted; `reason`, `code` and `field` if refused.
 
+    `live` says of an edit that was applied once if the live version holds it, which a rollback or a revert ends.
     `changed` is false for an applied edit whose answer the model gave already. `answered` says if the live version answers a
     single edit; without it, it was not asked yet, or a later edit has the same prompt. `says` is what the model says instead of
     the target: the live version, for an applied edit that is not answered; for a rejected one with the code `ineffective` the
@@ -135,6 +138,7 @@ class EditOut(BaseModel):
     code: str | None = None
     field: str | None = None
     poster: str | None = None
+    live: bool | None = None
     changed: bool | None = None
     answered: bool | None = None
     says: str | None = None

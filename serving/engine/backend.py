@@ -56,11 +56,13 @@ class ServiceBackend:
     def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         return _stream(self.worker.options(stream=True).events)
 
-    async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
-        return await answer_of(self.worker.rollback.remote(version, by))
+    async def rollback(self, version: int, by: str | None, expected_head: int | None) -> dict[str, Any]:
+        return await answer_of(self.worker.rollback.remote(version, by, expected_head))
 
-    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
-        return await answer_of(self.worker.revert.remote(edits, versions, mode, by))
+    async def revert(
+        self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None
+    ) -> dict[str, Any]:
+        return await answer_of(self.worker.revert.remote(edits, versions, mode, by, expected_head))
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         return await answer_of(self.worker.blame.remote(prompt, max_tokens))

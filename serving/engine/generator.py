@@ -35,8 +35,10 @@ from serving.api.access import UNLISTED, Access, AccessLimits, role_for, served_
 from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
 from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
+from serving.engine.fence import HeadFence
 from serving.engine.readiness import Readiness, max_prepare_s
 from serving.engine.replica_watch import name_this_replica
+from serving.engine.served_lineage import ServedLineage
 from serving.logs import attach_to_serve
 from serving.metrics import ReplicaMetrics
 
@@ -110,7 +112,8 @@ class Generator:
         await self._start_engine()
         self.ledger = await self._open_ledger()  # Only now: on the first start the worker makes it meanwhile.
         await self._start_weight_transfer()
-        result = await self.swap(self.ledger.head)
+        self._fence, self._lineage = HeadFence(self.ledger), ServedLineage(self.ledger)
+        result = await self.swap()
         if "error" in result:
             raise RuntimeError(f"cannot reach the ledger's head: {result['error']}")
         self._watching = asyncio.create_task(self._watch())
@@ -170,23 +173,23 @@ class Generator:
 
     # -- swap ---------------------------------------------------------------------------------------------------------
 
-    async def swap(self, version: int | None = None) -> dict[str, Any]:
-        """Serve `version`, or the head at the time when this swap's turn comes; idempotent.
+    async def swap(self, epoch: int = 0) -> dict[str, Any]:
+        """Serve the head at the time when this swap's turn comes, which is that of `epoch` or a newer one; idempotent.
 
         A fault is returned in `error` and never raised, because the answers of all replicas are compared. Only a failure inside
         the reload, after which the weights are undefined, ends the process.
         """
         # Shielded, because a caller that dies in between must not leave a half-done swap.
-        return await asyncio.shield(asyncio.create_task(self._swap_alone(version)))
+        return await asyncio.shield(asyncio.create_task(self._swap_alone(epoch)))
 
-    async def _swap_alone(self, version: int | None) -> dict[str, Any]:
+    async def _swap_alone(self, epoch: int) -> dict[str, Any]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         begin = time.perf_counter()
         async with self._swapping:
             sent: dict[str, Any] = {"bytes": 0, "dense_bytes": 0}
             try:
-                version = self.ledger.head if version is None else version
+                version = self._fence.target(epoch)
                 if (version, self.ledger.fingerprint_on_disk(version)) != (self.version, self.fingerprint):
                     sent = await self._swap(version)
             except (UnknownVersion, LedgerDamaged, ValueError, OSError, EngineDeadError) as fault:
@@ -202,7 +205,7 @@ class Generator:
     async def _swap(self, version: int) -> dict[str, Any]:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        update = await self._prepared(version)
+        update, ancestry = await self._prepared(version), await self._lineage.prepare(version)
         self._readiness.swap_begins()
         is_whole = False
         try:
@@ -216,6 +219,7 @@ class Generator:
                 raise RuntimeError("a worker of the engine did not reload")
             # Before generation resumes: an answer must not end under new weights with the old version's stamp.
             self.version, self.fingerprint, self.epoch = version, update["fingerprint"], self.epoch + 1
+            self._lineage.serves(ancestry)
             is_whole = True
         finally:
             if not is_whole:
@@ -284,21 +288,24 @@ class Generator:
 
     async def admit(self, at_least: int) -> str:
         """Wait until a request may start; see `serving.api.version_stamp.Served`."""
-        if self.ledger.head < at_least <= self.ledger.newest:
-            raise RolledBack(at_least, self.ledger.head)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._readiness.is_out or self._serves(at_least))
-        if self._readiness.is_out:
-            raise OutOfRotation(self.version, self.ledger.head)
-        return self._salt
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._readiness.is_out or self._may_start(at_least))
+            if self._readiness.is_out:
+                raise OutOfRotation(self.version, self.ledger.head)
+            if self._lineage.has(at_least):
+                return self._salt
+            version = self.version
+            if not await self._lineage.has_again(at_least) and self.version == version:
+                raise RolledBack(at_least, version)
 
     @property
     def _salt(self) -> str:
         """The cache salt that only this state of the weights has."""
         return f"{self.boot}-{self.epoch}"
 
-    def _serves(self, at_least: int) -> bool:
-        return not self._readiness.is_paused and self.version >= at_least
+    def _may_start(self, at_least: int) -> bool:
+        return not self._readiness.is_paused and self._lineage.is_decided(at_least)
 
     async def answer(self, asked: list[dict[str, Any]]) -> dict[str, Any]:
         """Answer bodies of completions or chats as the OpenAI routes do, with the version that gave all answers.

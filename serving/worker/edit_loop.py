@@ -10,21 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
-from errata.ledger import LedgerConflict, Version
+from errata.ledger import HeadMoved, LedgerConflict
 from errata.text.dialogue import Prompt
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
 from serving.worker.core_sharing import CoreSharing
 from serving.worker.events import Waiters
-from serving.worker.head_answers import HeadAnswers, HeadSaid
+from serving.worker.head_answers import HeadAnswers
 from serving.worker.journal import Entry, Journal, JournalFailed
 from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
@@ -91,50 +91,69 @@ class EditLoop:
 
     # -- moves of the head --------------------------------------------------------------------------------------------
 
-    async def rollback(self, version: int, by: str | None = None) -> dict[str, Any]:
+    async def rollback(self, version: int, by: str | None = None, expected_head: int | None = None) -> dict[str, Any]:
         """Make an earlier or a later version the head; `swap_error` names replicas that are late.
 
-        Raises `UnknownVersion`, and `Unloadable` if the replicas refuse the version. The head is then where it was.
+        Raises `UnknownVersion`, `HeadMoved` if the head is not `expected_head`, and `Unloadable` if the replicas refuse the
+        version. The head is then where it was.
         """
         async with self.writing:
             before = self.live_model.ledger.head
             begin = time.perf_counter()
-            await self._move_to(version, by)
+            await self._move_to(version, by, expected_head)
             found: dict[str, Any] = {"version": version}
             try:
-                await self.publisher.replicas.swap(self.publisher.head)
+                await self.publisher.swap_to_head()
             except Unloadable:
                 await self._move_to(before, None)
                 await self.publisher.return_to_head()
                 raise
             except SwapFailed as fault:
                 found["swap_error"] = str(fault)
-            self.reconciler.mark_reverted(before)
+            marked = await self._mark_reverted()
             self.mirror.wake()
+        self.waiters.publish(marked)
         self.wake()  # The sweep asks the version.
         self.metrics.rolled_back()
         event(logger, "version.rolled_back", version=version, parent=before, by=by)
         return {**found, "swap_ms": round((time.perf_counter() - begin) * 1e3, 2)}
 
-    async def _move_to(self, version: int, by: str | None) -> None:
+    async def _move_to(self, version: int, by: str | None, expected_head: int | None = None) -> None:
         before = self.live_model.ledger.head
-        await asyncio.to_thread(self.live_model.move_to, version, by or "")
+        await asyncio.to_thread(self.live_model.move_to, version, by or "", expected_head)
         self.waiters.event_bus.publish("head", {"head": version, "before": before})
 
-    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
+    async def _mark_reverted(self) -> list[str]:
+        """Mark what the new head takes out or brings back; returns these edits.
+
+        The head has moved: a journal that fails now is brought in line later, and the caller is answered by what was done.
+        """
+        try:
+            return await asyncio.to_thread(self.reconciler.mark_reverted)
+        except (JournalFailed, OSError) as fault:
+            self.reconciler.is_settled = False
+            event(logger, "edits.stalled", logging.ERROR, error=fault)
+            return []
+
+    async def revert(
+        self, edits: list[str], versions: list[int], mode: str, by: str | None = None, expected_head: int | None = None
+    ) -> dict[str, Any]:
         """Publish a version without the chosen edits; `swap_error` names replicas that are late.
 
-        Raises `RevertRefused`, `EditRejected`, `Unloadable`. If the version is retracted later, the edits are live again.
+        Raises `RevertRefused`, `EditRejected`, `Unloadable`, and `HeadMoved` if the head is not `expected_head`. If the version
+        is retracted later, the edits are live again.
         """
         async with self.writing:
+            if expected_head is not None and expected_head != (head := self.live_model.ledger.head):
+                raise HeadMoved(expected_head, head)
             begin = time.perf_counter()
             with self.core_sharing.editing():
                 made = await asyncio.to_thread(self.live_model.revert, edits, versions, mode)
             version = await self.publisher.publish(made, time.perf_counter() - begin, [current_traceparent()])
             reverted = version.scorecard["reverted"]
-            self.journal.revert(reverted["edits"], version.number)
+            marked = await self._mark_reverted()
             late = {name: why for name, why in self.publisher.timings[-1].items() if name == "swap_error"}
-        self.waiters.publish(reverted["edits"])
+        self.waiters.publish(marked)
         self.wake()
         self.metrics.reverted(len(reverted["edits"]))
         event(logger, "edit.reverted", edit_ids=reverted["edits"], version=version.number, mode=reverted["mode"], by=by)
@@ -240,7 +259,7 @@ class EditLoop:
                     return await self._give_back(fault, tried, [entries[i] for i in bisection.left()])
                 if isinstance(settled, _Answered):
                     superseded = bisection.made(group)
-                    self._supersede([(entries[i], why) for i, why in superseded], settled.version)
+                    self._finish(tried, settled, {entries[i].id: why.reason for i, why in superseded})
                     gone = [*group, *(i for i, _ in superseded)]
                 else:
                     await self._refuse([(entries[i], edits[i], why, answers.known(i)) for i, why in settled])
@@ -261,7 +280,7 @@ class EditLoop:
                 said = await asyncio.to_thread(answers.to, group)
                 true = [i for i, one in zip(group, said, strict=True) if one.is_target]
                 if len(true) == len(group):
-                    return self._leave(tried, said)
+                    return _Answered(self.live_model.version, {e.id: one.text for e, one in zip(tried, said, strict=True)})
                 if true:
                     bisection.postpone(group, tuple(true))
                     texts = [one.text for one in said if one.is_target]  # The version of the others is asked them, too.
@@ -271,8 +290,10 @@ class EditLoop:
                 made = await asyncio.to_thread(self.live_model.make, edits, before, in_chat)
         except EditRejected as refusal:
             return bisection.refused(group, refusal.with_traceback(None))  # A traceback would keep the candidate in memory.
+        # A restart settles the edits that the version supersedes by this record.
+        superseded = {bisection.edits[i].id: bisection.edits[j].id for i, j in bisection.contradicted_by(group).items()}
+        made = replace(made, scorecard={**made.scorecard, **({"superseded": superseded} if superseded else {})})
         version = await self.publisher.publish(made, time.perf_counter() - begin, traces)
-        self._finish(tried, version)
         self.served_check.begin(version.number, version.edits)
         return _Answered(version.number)
 
@@ -282,24 +303,15 @@ class EditLoop:
         self.journal.requeue([entry.id for entry in entries])
         self.waiters.publish([entry.id for entry in entries])
 
-    def _leave(self, true: list[Entry], said: list[HeadSaid]) -> _Answered:
-        """Settle edits that the head answers already, without a version."""
-        head = self.live_model.version
-        for entry, one in zip(true, said, strict=True):
-            self.journal.finish([entry.id], head, unchanged=one.text)
-        self._held_at = -1
-        self.metrics.settled("applied", len(true))
-        event(logger, "edit.unchanged", edit_ids=[entry.id for entry in true], version=head)
-        return _Answered(head)
-
-    def _finish(self, made: list[Entry], version: Version) -> None:
-        self.journal.finish([entry.id for entry in made], version.number)
-        event(logger, "edit.applied", edit_ids=[entry.id for entry in made], version=version.number)
-
-    def _supersede(self, gone: list[tuple[Entry, EditRejected]], version: int) -> None:
-        for entry, why in gone:
-            self.journal.supersede(entry.id, why.reason, version)
-        self.metrics.settled("superseded", len(gone))
+    def _finish(self, answered: list[Entry], by: _Answered, superseded: dict[str, str]) -> None:
+        """Settle the edits that a version answers, and those that they supersede."""
+        ids = [entry.id for entry in answered]
+        self.journal.finish(ids, by.version, by.unchanged, superseded)
+        if by.unchanged:
+            self._held_at = -1
+            self.metrics.settled("applied", len(ids))
+        event(logger, "edit.unchanged" if by.unchanged else "edit.applied", edit_ids=ids, version=by.version)
+        self.metrics.settled("superseded", len(superseded))
 
     async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected, str | None]]) -> None:
         """Reject edits, each with the reason and what the model says: now, unless the refusal has what it says when edited."""
@@ -328,9 +340,10 @@ class EditLoop:
 
 @dataclass(frozen=True)
 class _Answered:
-    """The edits of a group are answered by this version."""
+    """The edits of a group are answered by this version; `unchanged` has its answers if it was not made of them."""
 
     version: int
+    unchanged: Mapping[str, str] = field(default_factory=dict)
 
 
 def _edit_of(entry: Entry) -> Edit:

@@ -29,7 +29,7 @@ from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Journal, JournalFailed, QueueFull, UnknownEdit
+from serving.worker.journal import Entry, Journal, JournalFailed, QueueFull, UnknownEdit
 from serving.worker.journal_copies import make_copies
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
@@ -124,10 +124,26 @@ class EditWorker:
             if wait:
                 await self._until_settled(ids)
                 await self.edit_loop.publisher.served()
-            return self.journal.answer(ids, key, poster)
+            answers = self.journal.answer(ids, key, poster)
+            lives = await self._lives([self.journal.get(id) for id in ids])
+            return [answer | live for answer, live in zip(answers, lives, strict=True)]
         except JournalFailed as fault:
             event(logger, "edits.stalled", logging.ERROR, error=fault, num_edits=len(ids))
             return [_as_queued(id, edit) for id, edit in zip(ids, edits, strict=True)]
+
+    async def _shown(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+        """Return edits as JSON; those that were applied once say if the live version holds them (`live`)."""
+        return [entry.to_json() | live for entry, live in zip(entries, await self._lives(entries), strict=True)]
+
+    async def _lives(self, entries: Sequence[Entry]) -> list[dict[str, bool]]:
+        return await asyncio.to_thread(lambda: list(map(self._is_live, entries)))
+
+    def _is_live(self, entry: Entry) -> dict[str, bool]:
+        if entry.state not in ("applied", "reverted"):
+            return {}
+        ledger = self.live_model.ledger
+        version = ledger.find_edit(entry.id) if entry.unchanged is None else entry.version
+        return {"live": entry.state == "applied" and version in ledger.live()}
 
     def _read(self, posted: Sequence[dict[str, Any]]) -> list[Edit]:
         """Read posted edits. Raises `EditRejected` with the faults of all that cannot be read."""
@@ -170,8 +186,8 @@ class EditWorker:
         """Return an edit with its state and, once it is applied, the model's answers before and after it, and whether the live
         version still answers it.
         """
-        found = self.journal.get(id).to_json()
-        if found["state"] == "applied":
+        (found,) = await self._shown([self.journal.get(id)])
+        if found.get("live"):
             found |= self.live_model.answered(id)
         version = self.live_model.ledger.find_edit(id)
         if version is not None and (answers := _answers_in(self.live_model.ledger.version(version), id)) is not None:
@@ -182,7 +198,7 @@ class EditWorker:
         """List edits, newest first; `next` is the cursor of the following page, None at the end."""
         found = self.journal.newest(limit + 1, state, before)
         shown = found[:limit]
-        return {"edits": [entry.to_json() for entry in shown], "next": shown[-1].seq if len(found) > limit else None}
+        return {"edits": await self._shown(shown), "next": shown[-1].seq if len(found) > limit else None}
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield (state, edit) for the present state and every later one until the edit is settled; a refusal is an `error`."""
@@ -211,14 +227,16 @@ class EditWorker:
 
     # -- called by the replicas: versions -----------------------------------------------------------------------------
 
-    async def rollback(self, version: int, by: str | None = None) -> dict[str, Any]:
-        return await self.edit_loop.to_completion(self.edit_loop.rollback(version, by))
+    async def rollback(self, version: int, by: str | None = None, expected_head: int | None = None) -> dict[str, Any]:
+        return await self.edit_loop.to_completion(self.edit_loop.rollback(version, by, expected_head))
 
-    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None = None) -> dict[str, Any]:
+    async def revert(
+        self, edits: list[str], versions: list[int], mode: str, by: str | None = None, expected_head: int | None = None
+    ) -> dict[str, Any]:
         for id in edits:
             self.journal.get(id)
         try:
-            return await self.edit_loop.to_completion(self.edit_loop.revert(edits, versions, mode, by))
+            return await self.edit_loop.to_completion(self.edit_loop.revert(edits, versions, mode, by, expected_head))
         except RevertRefused as refused:
             if refused.code is Code.UNKNOWN_EDIT and refused.edit in edits:  # It was accepted here, and is in no version.
                 raise RevertRefused(refused.reason, code=Code.NOT_LIVE, edit=refused.edit, field=refused.field) from None

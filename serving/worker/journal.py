@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ class Entry:
 
 
 class Journal:
-    """A SQLite database in WAL mode with an fsync at every commit; every method is one transaction.
+    """A SQLite database in WAL mode with an fsync at every commit; every method is one transaction. Threads may share it.
 
     `<path>.lock` is held until `close` or until the process dies, so that a worker and its successor never take the same
     edits. Every method raises `JournalFailed` if the disk is full or fails, or the file is damaged; the transaction is then
@@ -114,7 +115,7 @@ class Journal:
 
     def __init__(self, path: str | Path, wait_s: float = WAIT_S, keys_kept_s: float = KEPT_S) -> None:
         """Wait up to `wait_s` for the lock. Raises `JournalFailed` with the process that holds it."""
-        self.path = path = Path(path)
+        self.path, self._one_at_a_time = (path := Path(path)), threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = hold(lock_of(path), wait_s)
@@ -134,12 +135,13 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _sqlite_errors("written"), self._connection:  # Commits at the end, rolls back on an exception.
+        # The connection commits at the end, and rolls back on an exception.
+        with self._one_at_a_time, _sqlite_errors("written"), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with _sqlite_errors("read"):
+        with self._one_at_a_time, _sqlite_errors("read"):
             return self._connection.execute(query, values).fetchall()
 
     def submit(
@@ -198,20 +200,33 @@ class Journal:
             )
         return entries
 
-    def finish(self, ids: Iterable[str], version: int, unchanged: str | None = None) -> None:
-        self._settle("state = 'applied', version = ?, unchanged = ?", [(version, unchanged, id) for id in ids])
+    def finish(
+        self,
+        ids: Iterable[str],
+        version: int,
+        unchanged: Mapping[str, str] | None = None,
+        superseded: Mapping[str, str] | None = None,
+    ) -> None:
+        """Settle the edits that a version answers, and in the same transaction those that it supersedes, with the reasons.
+
+        `unchanged` has the answers of edits that the version answered already.
+        """
+        applied = [(version, (unchanged or {}).get(id), id) for id in ids]
+        gone = [(version, reason, Code.CONTRADICTED.value, id) for id, reason in (superseded or {}).items()]
+        with self._transaction() as db:
+            db.executemany("UPDATE edits SET state = 'applied', version = ?, unchanged = ? WHERE id = ?", applied)
+            db.executemany("UPDATE edits SET state = 'superseded', version = ?, reason = ?, code = ? WHERE id = ?", gone)
 
     def reject(self, id: str, reason: str, field: str | None = None, code: Code | None = None, says: str | None = None) -> None:
         values = (reason, field, code and code.value, says, id)
         self._settle("state = 'rejected', reason = ?, field = ?, code = ?, says = ?", [values])
 
-    def supersede(self, id: str, reason: str, version: int) -> None:
-        self._settle(
-            "state = 'superseded', reason = ?, version = ?, code = ?", [(reason, version, Code.CONTRADICTED.value, id)]
-        )
-
-    def revert(self, ids: Iterable[str], version: int) -> None:
-        self._settle("state = 'reverted', version = ?", [(version, id) for id in ids])
+    def mark_reverted(self, out: Mapping[str, int], back: Mapping[str, int]) -> None:
+        """Mark edits as reverted, and others as applied again, each with its version, in one transaction."""
+        with self._transaction() as db:
+            for state, versions in (("reverted", out), ("applied", back)):
+                rows = [(state, version, id) for id, version in versions.items()]
+                db.executemany("UPDATE edits SET state = ?, version = ? WHERE id = ?", rows)
 
     def requeue(self, ids: Iterable[str]) -> None:
         """Put edits back in their place as if never taken. Settled edits stay settled, so that none is made twice."""
@@ -230,11 +245,11 @@ class Journal:
             db.execute(f"UPDATE edits SET state = 'queued' WHERE state = 'applying' AND id IN ({marks})", tuple(ids))
 
     def reopen(self, version: int, or_later: bool = False) -> int:
-        """Queue the edits again that were applied in a lost version, or in a later one; returns their number."""
+        """Queue the edits again that were applied or superseded in a lost version, or in a later one; returns their number."""
         with self._transaction() as db:
-            fresh = "state = 'queued', version = NULL, unchanged = NULL, attempts = 0"
-            query = f"UPDATE edits SET {fresh} WHERE state = 'applied' AND version {'>=' if or_later else '='} ?"
-            if num_edits := db.execute(query, (version,)).rowcount:
+            fresh = "state = 'queued', version = NULL, reason = NULL, code = NULL, unchanged = NULL, attempts = 0"
+            those = f"state IN ('applied', 'superseded') AND version {'>=' if or_later else '='} ?"
+            if num_edits := db.execute(f"UPDATE edits SET {fresh} WHERE {those}", (version,)).rowcount:
                 self._keys.forget_answers()
             return num_edits
 
@@ -260,13 +275,9 @@ class Journal:
             self._connection.backup(copy, pages=PAGES, sleep=PAUSE_S)
             copy.execute("PRAGMA journal_mode=DELETE")
 
-    def reverting(self) -> list[int]:
-        """List the versions that reverted edits."""
-        return [int(row[0]) for row in self._read("SELECT DISTINCT version FROM edits WHERE state = 'reverted'")]
-
-    def reverted_by(self, version: int) -> list[str]:
-        """List the ids of the edits that a version reverted."""
-        return [entry.id for entry in self._where("state = 'reverted' AND version = ?", version)]
+    def reverted(self) -> dict[str, int]:
+        """Return the reverted edits by id, with the versions that took them out."""
+        return dict(self._read("SELECT id, version FROM edits WHERE state = 'reverted'"))
 
     def _settle(self, assignment: str, rows: Sequence[tuple[Any, ...]]) -> None:
         with self._transaction() as db:

@@ -125,13 +125,14 @@ class LiveModel:
         self.num_loads += 1
         self._count()
 
-    def move_to(self, version: int, by: str = "") -> None:
+    def move_to(self, version: int, by: str = "", expected_head: int | None = None) -> None:
         """Make `version` the head, weights and state together; `by` is the name of the caller's key.
 
-        Raises `UnknownVersion` and `LedgerDamaged`; head and model are then as before.
+        Raises `UnknownVersion`, `LedgerDamaged`, and `HeadMoved` if the head is not `expected_head`; head and model are then as
+        before.
         """
         read = self._read(version)
-        self.ledger.move_head(version, by)
+        self.ledger.move_head(version, by, expected_head)
         self._load(read)
 
     def retract(self, number: int, to: int) -> None:

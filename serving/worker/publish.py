@@ -25,7 +25,7 @@ from serving.worker.journal import JournalFailed
 from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.reconcile import Reconciler
-from serving.worker.replicas import Replicas, Unloadable
+from serving.worker.replicas import SWAP_ATTEMPTS, Replicas, Unloadable
 
 logger = logging.getLogger("errata")
 
@@ -56,6 +56,11 @@ class Publisher:
     @property
     def head(self) -> Version:
         return self.live_model.ledger.version(self.live_model.ledger.head)
+
+    async def swap_to_head(self, attempts: int = SWAP_ATTEMPTS) -> None:
+        """Swap the head in on every replica. Raises `Unloadable` and `SwapFailed` as `Replicas.swap` does."""
+        epoch, head = self.live_model.ledger.head_at()
+        await self.replicas.swap(self.live_model.ledger.version(head), epoch, attempts)
 
     async def publish(self, candidate: CandidateVersion, edit_s: float, traces: Sequence[str | None]) -> Version:
         """Append a candidate to the ledger and swap it in; the caller holds `writing`.
@@ -88,7 +93,7 @@ class Publisher:
         found: dict[str, Any] = {"swap_at": time.time()}
         try:
             with batch_span("errata.swap", traces, version=version.number):
-                await self.replicas.swap(version)
+                await self.swap_to_head()
         except Unloadable as fault:
             self.metrics.swap_failed()
             await self._retract(version.number, before, fault)
@@ -107,7 +112,7 @@ class Publisher:
     async def return_to_head(self) -> None:
         """Swap replicas that went ahead back to the head; those that do not answer follow by themselves."""
         try:
-            await self.replicas.swap(self.head)
+            await self.swap_to_head()
         except SwapFailed as fault:
             logger.error("%s", fault)
 
@@ -123,10 +128,10 @@ class Publisher:
 
     async def _catch_up(self) -> None:
         async with self.writing:
-            self.reconciler.settle_retracted()
+            self.waiters.publish(self.reconciler.settle_retracted())
             if self.replicas.is_behind:
                 try:
-                    await self.replicas.swap(self.head, attempts=1)
+                    await self.swap_to_head(attempts=1)
                 except Unloadable as fault:
                     await self._retract_late(fault)
                     raise

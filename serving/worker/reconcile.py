@@ -10,11 +10,20 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from errata.ledger import Ledger
+from errata.guard.bisection import contradiction
+from errata.history.ancestry import Ancestry
+from errata.ledger import Ledger, Version
 from serving.logs import event
 from serving.worker.journal import Journal
 
 logger = logging.getLogger("errata")
+
+
+def superseded_by(version: Version) -> dict[str, str]:
+    """Return the edits that a version superseded as it was made, with the reasons; its scorecard has the later edit of each."""
+    own = {edit.id: edit for edit in version.edits}
+    record: dict[str, str] = version.scorecard.get("superseded", {})
+    return {id: contradiction().reason for id, later in record.items() if later in own}
 
 
 class Reconciler:
@@ -40,11 +49,11 @@ class Reconciler:
             if num_edits:
                 event(logger, "version.quarantined", logging.ERROR, version=gone.number, num_edits=num_edits, error=gone.faults)
         self._requeue_unmade()
-        num_adopted = self._adopt()
+        self._adopt()
         self.is_settled = False
         self.settle_retracted()
         self.finish_made()
-        self.mark_reverted(0 if num_adopted else None)
+        self.mark_reverted()
         self.journal.requeue_applying()
         self.wake()
 
@@ -57,8 +66,8 @@ class Reconciler:
         if num_edits := self.journal.reopen(number, or_later=True):
             event(logger, "edit.made_again", logging.ERROR, version=number, num_edits=num_edits)
 
-    def _adopt(self) -> int:
-        """Enter into the journal what the ledger alone has, as after a restore without a journal; returns its count."""
+    def _adopt(self) -> None:
+        """Enter into the journal what the ledger alone has, as after a restore without a journal."""
         retracted, num_edits = self.ledger.retracted(), 0
         for version in self.ledger.versions():
             edits = [edit.to_json() for edit in version.edits if edit.id is not None]
@@ -67,43 +76,48 @@ class Reconciler:
                 num_edits += self.journal.adopt(edits, version.number, created)
         if num_edits:
             event(logger, "edit.adopted", logging.WARNING, num_edits=num_edits)
-        return num_edits
 
-    def settle_retracted(self) -> None:
-        """Queue the edits of retracted versions again, and mark the edits that such a version had reverted as applied.
+    def settle_retracted(self) -> list[str]:
+        """Queue the edits of retracted versions again, and mark what reverts take out; returns the edits that are marked.
 
         Raises `JournalFailed` and `OSError`. Then `is_settled` stays False, and the next writer repeats the call first.
         """
         if self.is_settled:
-            return
+            return []
         for number in sorted(self.ledger.retracted()):
             if num_edits := self.journal.reopen(number):
                 self.num_reopenings += 1
                 event(logger, "edit.made_again", logging.ERROR, version=number, num_edits=num_edits)
-        self.mark_reverted(self.ledger.head)
+        marked = self.mark_reverted()
         self.is_settled = True
+        return marked
 
     def finish_made(self) -> bool:
-        """Mark open edits that are in the ledger as applied; True if there were any."""
-        made = {entry.id: self.ledger.find_edit(entry.id) for entry in self.journal.pending()}
-        for id, version in made.items():
-            if version is not None:
-                self.journal.finish([id], version)
-        return any(version is not None for version in made.values())
+        """Mark open edits that are in the ledger as applied, and with them those that their versions supersede.
 
-    def mark_reverted(self, before: int | None = None) -> None:
-        """Mark the edits that live versions take out as reverted, and those of versions no longer live as applied.
-
-        Only the live versions that are not in the lineage of `before` are read. None reads the newest live version alone,
-        because at most one revert was under way when the previous process ended.
+        Returns True if there were any. A superseded edit is never open alone: it is settled together with those of the version.
         """
-        live = self.ledger.chain(self.ledger.head)
-        for version in self.journal.reverting():
-            if version not in live:
-                for id in self.journal.reverted_by(version):
-                    if (made_in := self.ledger.find_edit(id)) is not None:  # None: it was never made in this ledger.
-                        self.journal.finish([id], made_in)
-        fresh = live[-1:] if before is None else sorted(set(live) - set(self.ledger.chain(before)))
-        for number in fresh:
-            if "reverted" in (card := self.ledger.version(number).scorecard):
-                self.journal.revert(card["reverted"]["edits"], number)
+        found = {entry.id: self.ledger.find_edit(entry.id) for entry in self.journal.pending()}
+        made = {id: number for id, number in found.items() if number is not None}
+        for number in sorted(set(made.values())):
+            version = self.ledger.version(number)
+            gone = {id: why for id, why in superseded_by(version).items() if id in found and id not in made}
+            self.journal.finish([id for id in made if made[id] == number], number, superseded=gone)
+        return bool(made)
+
+    def mark_reverted(self) -> list[str]:
+        """Mark the edits that the live version's lineage takes out as reverted, and others so far reverted as applied again.
+
+        All edits are marked in one transaction, and their ids are returned. The ledger's record counts, so that a revert which
+        was made and not marked is found whenever this is called next. Raises `JournalFailed` and `OSError`.
+        """
+        lineage = Ancestry.of(self.ledger, self.ledger.head).numbers
+        cards = {number: self.ledger.version(number).scorecard for number in lineage}
+        out = {id: number for number, card in cards.items() for id in card.get("reverted", {}).get("edits", ())}
+        marked = self.journal.reverted()
+        fresh = {id: number for id, number in out.items() if marked.get(id) != number}
+        # An edit that was never made in this ledger, as after a restore of an older one, stays as it is.
+        back = {id: number for id in marked.keys() - out.keys() if (number := self.ledger.find_edit(id)) is not None}
+        if fresh or back:
+            self.journal.mark_reverted(fresh, back)
+        return [*fresh, *back]

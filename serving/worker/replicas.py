@@ -37,8 +37,8 @@ class Replicas:
         self.is_behind = True
         self._served = -1  # The last version that any replica has reported as served.
 
-    async def swap(self, version: Version, attempts: int = SWAP_ATTEMPTS) -> None:
-        """Swap a version in, and return when every replica reports it with its fingerprint.
+    async def swap(self, version: Version, epoch: int, attempts: int = SWAP_ATTEMPTS) -> None:
+        """Swap the head in, and return when every replica reports it with its fingerprint; `epoch` is the head's.
 
         Raises `Unloadable` if all refuse it, and `SwapFailed` if some are late; those follow by themselves. A replica that
         refuses what another has served is itself at fault, and counts as late. `SWAP_TIMEOUT_S` bounds all attempts together,
@@ -52,7 +52,7 @@ class Replicas:
             if (left_s := deadline - time.monotonic()) <= 0:
                 break
             try:
-                behind, reason = await self._ask_once(version, left_s)
+                behind, reason = await self._ask_once(version, epoch, left_s)
             except TimeoutError:
                 behind, reason = ["every replica"], f"one of them did not answer within {SWAP_TIMEOUT_S:g} s"
             except (RayError, RayServeException) as error:
@@ -62,9 +62,9 @@ class Replicas:
                 return
         raise SwapFailed(version.number, behind, reason)
 
-    async def _ask_once(self, version: Version, timeout_s: float) -> tuple[list[str], str]:
+    async def _ask_once(self, version: Version, epoch: int, timeout_s: float) -> tuple[list[str], str]:
         """Ask once; returns the late replicas and the reason. Raises `Unloadable`, `TimeoutError` and Ray's errors."""
-        response = _generators().broadcast("swap", version.number)
+        response = _generators().broadcast("swap", epoch)
         answers = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
         gone = [type(answer).__name__ for answer in answers if isinstance(answer, BaseException)]
         self.replicas = [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.edit import Code, Edit, EditRejected, Fault
-from errata.ledger import UnknownVersion, Version
+from errata.ledger import HeadMoved, UnknownVersion, Version
 from errata.model.edit_check import check_edits
 from errata.text.dialogue import Prompt
 from serving.api import routes
@@ -108,19 +108,27 @@ class Backend:
             async for event in listener:
                 yield event.kind, event.data
 
-    async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
+    async def rollback(self, version: int, by: str | None, expected_head: int | None = None) -> dict[str, Any]:
         self.version_with_edits(version)
+        self.check_head(expected_head)
         self.move(version)
         return {"version": version, "swap_ms": 12.5, **self.late}
 
-    async def revert(self, edits: list[str], versions: list[int], mode: str, by: str | None) -> dict[str, Any]:
+    def check_head(self, expected: int | None) -> None:
+        if expected is not None and expected != self.head:
+            raise HeadMoved(expected, self.head)
+
+    async def revert(
+        self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None = None
+    ) -> dict[str, Any]:
+        self.check_head(expected_head)
         ids = edits + [edit.id for number in versions for edit in self.version_with_edits(number).edits if edit.id]
         if not ids:
             raise EditRejected("nothing is chosen", code=Code.NOTHING_CHOSEN, field="edits")
         for id in ids:
             self.journal.get(id)
         self.chain.append(version(len(self.chain)))
-        self.journal.revert(ids, len(self.chain) - 1)
+        self.journal.mark_reverted(dict.fromkeys(ids, len(self.chain) - 1), {})
         self.move(len(self.chain) - 1)
         answers = [{"prompt": "p", "target": "t", "was": "first", "said": "second", "says": "third"}]
         card = {"retention": 0.75, "reverted_answers": answers, "warnings": []}

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from errata.candidate import CandidateVersion
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditRejected
-from errata.ledger import LedgerConflict, Version
+from errata.editors.state import EditorState
+from errata.ledger import HeadMoved, LedgerConflict, Version
 from serving.worker.edit_worker import EditWorker, WorkerOptions
 from serving.worker.journal import Journal
 from serving.worker.replicas import Replicas
@@ -41,10 +44,12 @@ class InMemoryLiveModel:
             contents=self.contents,
             refuse=lambda parent, edit, why, says=None: self.noted.append((parent, edit.id)),
             head=0,
+            head_at=lambda: (0, self.ledger.head),
             version=lambda number: version(number, self.cards.get(number), self.contents.get(number, ())),
             find_edit=self.holder,
             head_before=lambda number: number - 1 if number == len(self.made) else None,
             chain=self.chain,
+            live=lambda: frozenset(range(self.ledger.head + 1)),
             quarantined=list,
             retracted=lambda: frozenset(self.retracted),
             versions=lambda: [version(n, self.cards[n], self.contents[n]) for n in sorted(self.contents)],
@@ -64,12 +69,12 @@ class InMemoryLiveModel:
         if refusal is not None:
             raise refusal
         answers = [[one, edit.target] for one, edit in zip(before, edits, strict=True)]
-        return SimpleNamespace(edits=edits, scorecard={"answers": answers})
+        return self.candidate(edits, {"answers": answers})
 
     def revert(self, edits, versions, mode):
         if not edits:
             raise EditRejected("nothing is chosen", code=Code.EDITOR_FAILED)
-        return SimpleNamespace(edits=(), scorecard={"reverted": {"edits": edits, "versions": [1], "mode": "subtract"}})
+        return self.candidate((), {"reverted": {"edits": edits, "versions": [1], "mode": "subtract"}})
 
     def hold(self, edits, said):
         self.held += [edit.prompt for edit in edits]
@@ -90,7 +95,10 @@ class InMemoryLiveModel:
         self.lost = []
         if (refusal := self.refuse_batch(lost)) is not None:
             raise refusal
-        return SimpleNamespace(edits=(), scorecard={"repaired": [edit.id for edit in lost]})
+        return self.candidate((), {"repaired": [edit.id for edit in lost]})
+
+    def candidate(self, edits, scorecard):
+        return CandidateVersion(self.version, self.version, edits, WeightDelta({}), EditorState(), scorecard)
 
     @property
     def held_counts(self):
@@ -110,7 +118,9 @@ class InMemoryLiveModel:
         self.cards[self.version], self.contents[self.version] = made.scorecard, tuple(made.edits)
         return version(self.version, made.scorecard, tuple(made.edits))
 
-    def move_to(self, number, by=""):
+    def move_to(self, number, by="", expected_head=None):
+        if expected_head not in (None, self.ledger.head):
+            raise HeadMoved(expected_head, self.ledger.head)
         self.version = self.ledger.head = number
 
     def retract(self, number, to):
@@ -133,7 +143,7 @@ class InMemoryReplicas(Replicas):
         self.faults, self.served, self.asked = [], [], []
         self.answer: dict[str, Any] | None = None
 
-    async def swap(self, version, attempts=5) -> None:
+    async def swap(self, version, epoch, attempts=5) -> None:
         fault = self.faults.pop(0) if self.faults else None
         self.is_behind = fault is not None
         if fault is not None:

@@ -27,6 +27,9 @@ from errata.cli.console import (
 from errata.text.dialogue import Dialogue
 
 app = typer.Typer()
+ExpectedHead = Annotated[
+    int | None, typer.Option(help="Change nothing unless this is the live version, so that no edit between is lost.", min=0)
+]
 NUM_BLAMED, NUM_LISTED = 10, 100  # edits in a table
 
 
@@ -97,10 +100,12 @@ def diff(a: int, b: int, as_json: AsJson = False, url: Url = DEFAULT_URL) -> Non
 
 
 @app.command()
-def rollback(version: Annotated[int, typer.Argument(min=0)], url: Url = DEFAULT_URL) -> None:
+def rollback(
+    version: Annotated[int, typer.Argument(min=0)], expected_head: ExpectedHead = None, url: Url = DEFAULT_URL
+) -> None:
     """Serve an earlier or later version again; nothing is deleted."""
     with errors_as_one_line("admin"):
-        answer = connect(url).rollback(version)
+        answer = connect(url).rollback(version, expected_head)
     swap = f"; the swap took {answer['swap_ms']:.0f} ms" if answer.get("swap_ms") is not None else ""
     say(f"version {version} is live{swap}")
     _say_late(answer)
@@ -114,6 +119,7 @@ def revert(
         Mode,
         typer.Option(help="subtract their factors, replay later edits without them, or auto: the first that is possible."),
     ] = Mode.AUTO,
+    expected_head: ExpectedHead = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -121,7 +127,7 @@ def revert(
     if not edit_ids and not version:
         raise typer.BadParameter("name the edits to take out by their ids, or a version of edits (--version N)")
     with errors_as_one_line("admin"):
-        answer = connect(url).revert(edit_ids or [], version or [], mode.value)
+        answer = connect(url).revert(edit_ids or [], version or [], mode.value, expected_head)
     if as_json:
         return print_json(answer)
     say(f"version {answer['version']} is live, without {len(answer['reverted'])} edits ({answer['mode']})")

@@ -161,14 +161,22 @@ class Client:
         """Compare two versions: edits that only one of them holds, norms of the change, both scorecards."""
         return self._call("GET", "/v1/diff", params={"from": a, "to": b})
 
-    def rollback(self, version: int) -> RollbackOut:
-        """Serve an earlier or later version again."""
-        return self._call("POST", "/v1/rollback", {"version": version}, again=IF_NOTHING_WAS_DONE)
+    def rollback(self, version: int, expected_head: int | None = None) -> RollbackOut:
+        """Serve an earlier or later version again. If `expected_head` is given and not live, it raises and changes nothing."""
+        body = {"version": version} | ({} if expected_head is None else {"expected_head": expected_head})
+        return self._call("POST", "/v1/rollback", body, again=IF_NOTHING_WAS_DONE)
 
-    def revert(self, edits: Sequence[str] = (), versions: Sequence[int] = (), mode: str = "auto") -> RevertOut:
-        """Make a new version without these edits and without those of these versions."""
-        chosen = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
-        return self._call("POST", "/v1/revert", {**chosen, "mode": mode}, again=IF_NOTHING_WAS_DONE)
+    def revert(
+        self,
+        edits: Sequence[str] = (),
+        versions: Sequence[int] = (),
+        mode: str = "auto",
+        expected_head: int | None = None,
+    ) -> RevertOut:
+        """Make a new version without these edits and without those of these versions; `expected_head` as in `rollback`."""
+        body: dict[str, Any] = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
+        body |= {"mode": mode} | ({} if expected_head is None else {"expected_head": expected_head})
+        return self._call("POST", "/v1/revert", body, again=IF_NOTHING_WAS_DONE)
 
     def blame(self, prompt: Prompt, max_tokens: int = 8) -> BlameOut:
         """Find the version that changed the answer to this prompt or dialogue."""

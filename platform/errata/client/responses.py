@@ -17,6 +17,7 @@ class AnswersOut(TypedDict):
 class EditOut(TypedDict):
     """An edit with its state: `version` if it was applied; `reason`, `code` and `field` if not; `created` in seconds.
 
+    `live` says of an edit that was applied once if the live version holds it.
     `changed` is false for an applied edit whose answer the model gave already; `answered` is false if later edits have made it
     lose the answer. `says` is what the model says instead of the target of such an edit, or of a rejected one. `repaired_in` is
     the last version that made a lost edit again.
@@ -31,6 +32,7 @@ class EditOut(TypedDict):
     code: NotRequired[str]
     field: NotRequired[str]
     poster: NotRequired[str]
+    live: NotRequired[bool]
     changed: NotRequired[bool]
     answered: NotRequired[bool]
     says: NotRequired[str]

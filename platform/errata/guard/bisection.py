@@ -19,6 +19,12 @@ def same_target(one: Edit, other: Edit) -> bool:
     return same_text(one.target) == same_text(other.target)
 
 
+def contradiction() -> EditRejected:
+    """Build the refusal of an edit that a later one of its batch contradicts."""
+    why = "another edit of the same batch gives this prompt another target; the later one counts"
+    return EditRejected(why, field="target", code=Code.CONTRADICTED)
+
+
 Group = tuple[int, ...]  # Positions in the batch.
 Settled = list[tuple[int, EditRejected]]  # Positions whose refusal is final, and the refusals.
 
@@ -54,13 +60,13 @@ class BatchBisection:
 
     def made(self, group: Group) -> Settled:
         """Record that a version of the group was made, and return the edits that it supersedes."""
-        beaten = self._contradicted_by(group)
+        beaten = self.contradicted_by(group)
         self.rivals = {i: rival for i, rival in self.rivals.items() if i not in beaten}
         groups = [tuple(i for i in waiting if i not in beaten) for waiting in self.waiting]
         self.waiting = [waiting for waiting in groups if waiting]
         for i in beaten:
             self._release(i)
-        return [(i, _contradiction()) for i in beaten]
+        return [(i, contradiction()) for i in beaten]
 
     def refused(self, group: Group, refusal: EditRejected) -> Settled:
         """Record that the group was refused, and return the edit at fault, or nothing while the group is being halved.
@@ -108,8 +114,11 @@ class BatchBisection:
         latest = {self.asked[key][-1] for key in self.edits[i].keys}
         return max((j for j in latest if not same_target(self.edits[i], self.edits[j])), default=None)
 
-    def _contradicted_by(self, group: Group) -> dict[int, int]:
-        """Map each edit that is left to the latest edit of the group that is after it and answers its prompt otherwise."""
+    def contradicted_by(self, group: Group) -> dict[int, int]:
+        """Map each edit that is left to the latest edit of the group that is after it and answers its prompt otherwise.
+
+        A version of the group supersedes these edits.
+        """
         left, found = set(self.left()), dict[int, int]()
         latest = {key: j for j in sorted(group) for key in self.edits[j].keys}
         for key, j in latest.items():

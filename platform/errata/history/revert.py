@@ -113,15 +113,16 @@ def _candidate(
     edits = tuple(edit for batch in draft.batches for edit in batch.edits)
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
     card = {**found.to_json(), "warnings": [*draft.warnings, *verdict.warnings], "num_edits": len(edits), "method": "free"}
-    card |= seconds | _effect(selection, draft)
+    card |= seconds | _effect(selection, draft, context.version)
     return CandidateVersion(draft.parent, context.version, edits, draft.delta, draft.state, card)
 
 
-def _effect(selection: RevertSelection, draft: _Draft) -> dict[str, Any]:
-    """Return the scorecard's fields about the revert itself; `lineage` reads `reverted`."""
+def _effect(selection: RevertSelection, draft: _Draft, head: int) -> dict[str, Any]:
+    """Return the scorecard's fields about the revert itself; `lineage` and `ancestry` read `reverted`."""
     ids = [edit.id for edit in selection.edits if edit.id is not None]
     reverted = {"edits": ids, "versions": [version.number for version in selection.versions], "mode": draft.mode}
     if draft.mode == "replay":
+        reverted["head"] = head
         reverted["batches"] = [len(batch.edits) for batch in draft.batches]
         if any(batch.again for batch in draft.batches):
             reverted["again"] = [batch.again_to_json() for batch in draft.batches]

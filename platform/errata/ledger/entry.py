@@ -33,6 +33,16 @@ class LedgerConflict(RuntimeError):
         return f"a version that follows {self.parent} cannot be appended: the head is {self.head}"
 
 
+class HeadMoved(LedgerConflict):
+    """The head is not the version that the caller of a move expects; nothing was moved."""
+
+    def __str__(self) -> str:
+        return (
+            f"the live version is {self.head}, and not {self.parent} as `expected_head` says: nothing was changed. See what "
+            "came in between (GET /v1/versions), and ask again"
+        )
+
+
 class UnknownVersion(LookupError):
     """The ledger has no version of this number."""
 

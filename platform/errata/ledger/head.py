@@ -14,7 +14,7 @@ from errata.durable import append_record, records, replaced, sync, with_checksum
 from errata.ledger.entry import utc_now
 
 HEAD, MOVES = "HEAD", "moves.jsonl"
-NEVER = {"version": 0, "after": -1}
+NEVER = {"version": 0, "after": -1, "moves": 0}
 
 
 class Head:
@@ -25,16 +25,20 @@ class Head:
         self._retracted: tuple[int, frozenset[int]] = 0, frozenset()  # with the log's size when it was read
 
     def read(self) -> dict[str, int] | None:
-        """Read the last move, {"version", "after": the newest version then}; None if the head was never moved.
+        """Read the last move, {"version", "after": the newest version then, "moves": their count}; None if there was none.
 
         Raises `ValueError` if `HEAD` cannot be read.
         """
         if not self.file.exists():
             return None
         move = without_checksum(self.file.read_bytes())
-        if set(move) != {"version", "after"} or not all(isinstance(value, int) for value in move.values()):
-            raise ValueError(f"it must hold the numbers `version` and `after`, not {move}")
-        return move
+        if set(move) | {"moves"} != set(NEVER) or not all(isinstance(value, int) for value in move.values()):
+            raise ValueError(f"it must hold the numbers `version`, `after` and `moves`, not {move}")
+        return move if "moves" in move else {**move, "moves": self.count()}  # Earlier releases did not write the count.
+
+    def count(self) -> int:
+        """Count the moves in the log."""
+        return sum(1 for _ in self.entries())
 
     def last(self) -> dict[str, int]:
         """Return the last move: of `HEAD`, otherwise of the log, otherwise `NEVER`."""
@@ -43,7 +47,9 @@ class Head:
         except ValueError:
             move = None
         if move is None:
-            move = {key: int(self.logged()[key]) for key in NEVER}
+            logged = self.logged()
+            moves = logged["moves"] if isinstance(logged.get("moves"), int) else self.count()
+            move = {"version": int(logged["version"]), "after": int(logged["after"]), "moves": moves}
         return move
 
     def logged(self) -> dict[str, Any]:
@@ -72,7 +78,7 @@ class Head:
 
         The log is written before `HEAD`, so that every move is logged; a failure leaves both files unchanged.
         """
-        move = {"version": version, "after": after}
+        move = {"version": version, "after": after, "moves": self.last()["moves"] + 1}
         why = {} if retracted is None else {"withdrawn": retracted}
         with replaced(self.file) as file:
             file.write_text(json.dumps(with_checksum(move)))

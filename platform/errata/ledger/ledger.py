@@ -27,6 +27,7 @@ from errata.ledger.entry import (
     DELTA,
     ENTRY,
     STATE,
+    HeadMoved,
     LedgerConflict,
     LedgerDamaged,
     Origin,
@@ -63,7 +64,7 @@ class Ledger:
     def forget(self) -> None:
         """Drop everything that was read. Needed after a change that is not an append."""
         self._versions: dict[int, Version] = {}
-        self._edit_index, self._live = EditIndex(), (0, frozenset[int]())
+        self._edit_index, self._live = EditIndex(), (0, frozenset({0}))
         self._on_disk: tuple[tuple[int, ...], str] = (), ""
         self.contents = Chain(self.folders, self.snapshots, self.version)
         self.index.forget()
@@ -114,9 +115,17 @@ class Ledger:
     @property
     def head(self) -> int:
         """The version to serve: the newest, unless the head was moved after the newest was written."""
+        return self.head_at()[1]
+
+    def head_at(self) -> tuple[int, int]:
+        """Return the head's epoch and the head.
+
+        The epoch grows with every append and every move of the head and never falls, so that of two heads that were read, the
+        one with the lower epoch is the older one.
+        """
         moved = self.head_record.last()
         newest = self.newest
-        return newest if newest > moved["after"] else moved["version"]
+        return moved["moves"] + self.folders.next_number - 1, newest if newest > moved["after"] else moved["version"]
 
     def head_before(self, number: int) -> int | None:
         """Return the head at which `number` was appended; None if the head was moved since, and for version 0."""
@@ -239,15 +248,18 @@ class Ledger:
                     self.folders.write_note(number, [f"it could not be made durable: {fault}"], was_live=False)
             raise
 
-    def move_head(self, number: int, by: str = "") -> None:
+    def move_head(self, number: int, by: str = "", expected_head: int | None = None) -> None:
         """Make `number` the head. Nothing is deleted; the next version follows `number`.
 
-        `by` is the author, for the head log. A failure leaves the head where it is. Raises `UnknownVersion`, and
-        `LedgerDamaged` if the files of `number` are not as they were written.
+        `by` is the author, for the head log. A failure leaves the head where it is. Raises `UnknownVersion`, `LedgerDamaged` if
+        the files of `number` are not as they were written, and `HeadMoved` if the head is not `expected_head`.
         """
         self._check_whole(number)
         with self.only_writer():
-            if (before := self.head) != number:
+            before = self.head
+            if expected_head is not None and expected_head != before:
+                raise HeadMoved(expected_head, before)
+            if before != number:
                 self.head_record.move(number, self.newest, before, by)
 
     def retract(self, number: int, to: int, by: str = "") -> None:
@@ -302,9 +314,14 @@ class Ledger:
         """
         if not (found := self._edit_index.of(edit_id, self.newest, self._readable)):
             return None
+        live = self.live()
+        return max(set(found) - self.retracted(), key=lambda number: (number in live, number), default=None)
+
+    def live(self) -> frozenset[int]:
+        """Return the versions of the live chain, version 0 included."""
         if (head := self.head) != self._live[0]:
-            self._live = head, frozenset(self.chain(head))
-        return max(set(found) - self.retracted(), key=lambda number: (number in self._live[1], number), default=None)
+            self._live = head, frozenset((0, *self.chain(head)))
+        return self._live[1]
 
     def verify(self, number: int) -> list[str]:
         """Return the faults of a version: files missing, truncated, changed, or of another lineage. Raises `UnknownVersion`."""

@@ -120,7 +120,8 @@ def test_a_part_of_a_version_is_replayed(live_model: LiveModel, mode: str) -> No
     post(live_model, (A, B), (C,), (D,))
     version = live_model.append(live_model.revert(["e5"], [], mode))
     assert (version.number, version.parent, version.edits) == (4, 0, (A, C, D))
-    assert version.scorecard["reverted"] == {"edits": ["e5"], "versions": [1], "mode": "replay", "batches": [1, 1, 1]}
+    card = {"edits": ["e5"], "versions": [1], "mode": "replay", "head": version.number - 1, "batches": [1, 1, 1]}
+    assert version.scorecard["reverted"] == card
     assert [batch.edits for batch in batches(version)] == [(A,), (C,), (D,)] and version.scorecard["num_edits"] == 3
     assert first_words(live_model, A, C, D) == [A.target, C.target, D.target]
     assert live_model.state.num_edits == 3

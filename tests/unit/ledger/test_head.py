@@ -59,3 +59,42 @@ def test_a_torn_line_of_the_log_costs_no_other_line(ledger, random_delta):
     ledger.move_head(2, by="bo")
     assert [(m["before"], m["version"], m["by"]) for m in ledger.head_log()] == [(3, 1, "ada"), (1, 2, "bo")]
     assert "1 lines of moves.jsonl" in recover(ledger).notes[0]
+
+
+def test_the_epoch_of_the_head_grows_with_every_change_of_it(ledger, random_delta):
+    found = [ledger.head_at()]
+    for change in (
+        lambda: append(ledger, random_delta),
+        lambda: append(ledger, random_delta),
+        lambda: ledger.move_head(1),
+        lambda: append(ledger, random_delta),
+        lambda: ledger.retract(3, 1),
+        lambda: ledger.move_head(2),
+    ):
+        change()
+        found.append(Ledger.open(ledger.directory).head_at())
+        assert ledger.head_at() == found[-1]
+    assert found == [(0, 0), (1, 1), (2, 2), (3, 1), (4, 3), (5, 1), (6, 2)]
+
+
+def test_the_epoch_does_not_fall_with_a_damaged_version_or_head(ledger, random_delta):
+    ledger = fill(ledger, random_delta, 3)
+    ledger.move_head(1)
+    append(ledger, random_delta)
+    cut(ledger.folders.path(4) / "delta.safetensors")
+    assert ledger.head_at() == (5, 4)
+    recover(ledger)
+    assert ledger.head_at() == (5, 1)
+    remove(ledger.directory / "HEAD")
+    assert ledger.head_at() == (5, 1)
+
+
+def test_the_epoch_of_a_head_of_an_earlier_release_is_counted(ledger, random_delta):
+    ledger = fill(ledger, random_delta, 3)
+    (ledger.directory / "HEAD").write_text('{"version": 2, "after": 3}')
+    (ledger.directory / "moves.jsonl").write_text(
+        '{"version": 1, "after": 3, "before": 3}\n{"version": 2, "after": 3, "before": 1}\n'
+    )
+    assert ledger.head_at() == (5, 2)
+    ledger.move_head(1)
+    assert ledger.head_at() == (6, 1)

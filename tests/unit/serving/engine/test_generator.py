@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from errata.delta.weight_delta import WeightDelta
+from errata.edit import Edit
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
+from serving.api.version_stamp import RolledBack
 from serving.engine import generator
 from serving.engine.generator import ServingOptions
 from serving.engine.readiness import Readiness, max_prepare_s
@@ -47,12 +51,14 @@ def test_a_swap_is_timed_from_the_pause_and_its_preparation_by_the_size_of_the_f
 
     async def swapped() -> None:
         async with engine.started(grown) as replica:
-            assert (await replica.swap(9))["version"] == 9
+            assert (await replica.swap())["version"] == 9
             seen = [call for call in replica.engine.seen if call[0] != "errata_reading"]  # A busy machine reads longer.
             paused = [("pause", None, True), ("update", None, True), ("errata_state", None, True), ("resume", None, True)]
             assert seen == [("errata_prepare", whole, False), *paused] and 60 < only < whole
             assert not replica._readiness.is_under_way
-            assert (await replica.swap(4))["version"] == 4 and (await replica.swap(5))["version"] == 5
+            for number in (4, 5):
+                grown.move_head(number)
+                assert (await replica.swap())["version"] == number
             assert calls(replica, "errata_prepare")[2:] == [("errata_prepare", only, False)]
 
     asyncio.run(swapped())
@@ -70,7 +76,7 @@ def test_requests_are_answered_by_the_present_version_while_a_long_update_is_rea
     async def asked() -> None:
         async with engine.started(grown) as replica:
             replica._readiness.look(9, 0, 0)
-            swap = asyncio.create_task(replica.swap(9))
+            swap = asyncio.create_task(replica.swap())
             await asyncio.sleep(0.3)
             assert not swap.done() and replica._readiness.is_under_way
             async with asyncio.timeout(1):
@@ -96,11 +102,11 @@ def test_the_fault_of_a_long_update_is_reported_when_it_is_read(grown: Ledger, m
     async def failed() -> None:
         async with engine.started(grown) as replica:
             monkeypatch.setattr(weight_engine, "read_segments", slowly)
-            answer = await replica.swap(9)
+            answer = await replica.swap()
             assert "cannot be read" in answer["error"] and not answer["refused"] and answer["version"] == 0
             assert not replica._readiness.is_under_way and (await replica.status())["intact"]
             monkeypatch.setattr(weight_engine, "read_segments", read)
-            assert (await replica.swap(9))["version"] == 9
+            assert (await replica.swap())["version"] == 9
 
     asyncio.run(failed())
 
@@ -116,6 +122,110 @@ def test_a_repair_swaps_to_the_head_at_the_time_of_its_turn(grown: Ledger) -> No
             assert replica.version == 3 and len(calls(replica, "update")) == 1
 
     asyncio.run(moved_meanwhile())
+
+
+def test_a_swap_that_comes_late_does_not_take_a_replica_back(grown: Ledger, random_delta: Callable[..., WeightDelta]) -> None:
+    """The worker has given the swap to version 9 up, which waits for its turn while the replica repairs itself."""
+
+    async def swapped() -> None:
+        async with engine.started(grown) as replica:
+            sent, _ = grown.head_at()
+            async with replica._swapping:
+                late = asyncio.create_task(replica.swap(sent))
+                await asyncio.sleep(0.01)
+                grown.append(9, random_delta(10), EditorState(), (), {}, ("E", "p"))
+            assert (await late)["version"] == 10
+            grown.move_head(3)
+            assert (await replica.swap(grown.head_at()[0]))["version"] == 3
+            assert (await replica.swap(sent))["version"] == 3 and len(calls(replica, "update")) == 2
+
+    asyncio.run(swapped())
+
+
+def test_a_head_older_than_a_known_one_is_refused(grown: Ledger) -> None:
+    async def swapped() -> None:
+        async with engine.started(grown) as replica:
+            epoch, _ = grown.head_at()
+            answer = await replica.swap(epoch + 1)
+            assert (answer["version"], answer["refused"]) == (0, False) and "StaleHead" in answer["error"]
+            assert "error" in await replica.swap(), "what is known is not forgotten"
+            grown.move_head(4)
+            assert (await replica.swap())["version"] == 4
+
+    asyncio.run(swapped())
+
+
+def edits(*ids: str) -> tuple[Edit, ...]:
+    return tuple(Edit("p", "t", id=id) for id in ids)
+
+
+def test_at_least_a_version_asks_for_its_lineage(ledger: Ledger, random_delta: Callable[..., WeightDelta]) -> None:
+    """A later version that does not follow the wanted one has a higher number, and lacks its edits."""
+
+    def add(parent: int, own: tuple[Edit, ...], card: dict[str, Any] | None = None) -> None:
+        number = ledger.newest + 1
+        ledger.append(parent, random_delta(number), EditorState(), own, card or {}, ("E", "p"), expected_head=ledger.head)
+
+    async def admitted(replica: Any, *wanted: int) -> None:
+        async with asyncio.timeout(5):
+            for number in wanted:
+                assert await replica.admit(number)
+
+    async def asked() -> None:
+        async with engine.started(ledger) as replica:
+            for parent in range(4):
+                add(parent, edits(f"e{parent + 1}"))
+            assert (await replica.swap())["version"] == 4
+            await admitted(replica, 0, 1, 4)
+            ledger.move_head(2)
+            await replica.swap()
+            add(2, edits("e5"))
+            waiting = asyncio.create_task(replica.admit(5))
+            assert (await replica.swap())["version"] == 5
+            await admitted(replica, 0, 1, 2, 5)
+            assert await waiting
+            for gone in (3, 4):
+                with pytest.raises(RolledBack, match=f"version {gone} is not live"):
+                    await replica.admit(gone)
+            add(0, edits("e2", "e5"), {"reverted": {"edits": ["e1"], "versions": [1], "mode": "replay", "head": 5}})
+            assert (await replica.swap())["version"] == 6 and ledger.chain(6) == [6]
+            await admitted(replica, 1, 2, 5, 6)
+
+    asyncio.run(asked())
+
+
+def test_a_lost_version_is_answered_by_one_that_holds_its_edits(
+    ledger: Ledger, random_delta: Callable[..., WeightDelta]
+) -> None:
+    async def asked() -> None:
+        async with engine.started(ledger) as replica:
+            for number, own in enumerate((edits("a", "b"), edits("c")), 1):
+                ledger.append(0, random_delta(number), EditorState(), own, {}, ("E", "p"))
+                ledger.retract(number, 0)
+            ledger.append(0, random_delta(3), EditorState(), edits("b", "a"), {}, ("E", "p"))
+            await replica.swap()
+            assert await replica.admit(1) and replica.version == 3
+            with pytest.raises(RolledBack):
+                await replica.admit(2)
+
+    asyncio.run(asked())
+
+
+def test_a_request_that_waits_is_refused_when_its_version_is_gone_back_from(
+    ledger: Ledger, random_delta: Callable[..., WeightDelta]
+) -> None:
+    async def asked() -> None:
+        async with engine.started(ledger) as replica:
+            waiting = asyncio.create_task(replica.admit(1))
+            await asyncio.sleep(0.01)
+            ledger.append(0, random_delta(1), EditorState(), edits("a"), {}, ("E", "p"))
+            ledger.move_head(0)
+            await replica.swap()
+            async with asyncio.timeout(5):
+                with pytest.raises(RolledBack):
+                    await waiting
+
+    asyncio.run(asked())
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="with torchvision vLLM runs the model")

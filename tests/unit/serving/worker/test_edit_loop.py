@@ -11,6 +11,7 @@ from errata.candidate import MAX_REPEATS, ineffective
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.limits import Measurements
+from errata.ledger import HeadMoved
 from serving.worker import edit_loop
 from serving.worker.edit_worker import EditWorker
 from serving.worker.journal import MAX_ATTEMPTS, JournalFailed, UnknownEdit
@@ -116,10 +117,10 @@ def test_a_version_that_was_appended_before_the_journal_failed_is_not_made_again
     ids = post(worker, "a")
     finish, faults = worker.journal.finish, [OSError(5, "Input/output error")]
 
-    def failing(ids, number):
+    def failing(*settled, **more):
         if faults:
             raise faults.pop()
-        finish(ids, number)
+        finish(*settled, **more)
 
     worker.journal.finish = failing
     asyncio.run(until_settled(worker, ids))
@@ -217,7 +218,7 @@ def test_a_cancelled_caller_leaves_nothing_half_done(tmp_path):
     apply(worker)
     begun, going_on = threading.Event(), threading.Event()
 
-    def slowly(number, by=""):
+    def slowly(number, by="", expected_head=None):
         begun.set()
         going_on.wait(5)
         worker.live_model.version = worker.live_model.ledger.head = number
@@ -383,3 +384,24 @@ def test_an_edit_in_two_forms_is_composed_of_the_answer_in_chat(tmp_path, monkey
     worker.journal.submit([{"prompt": "a", "target": "x", "form": "both"}])
     apply(worker)
     assert given == [(["the completion"], ["It is in chat."])]
+
+
+@pytest.mark.parametrize("move", ["rollback", "revert"])
+def test_a_move_that_expects_another_head_changes_nothing(tmp_path, move):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a", "b")
+    apply(worker, 1)
+    apply(worker, 1)
+
+    def moved(expected):
+        asked = {
+            "rollback": lambda: worker.rollback(1, None, expected),
+            "revert": lambda: worker.revert(ids[:1], [], "auto", None, expected),
+        }
+        return asyncio.run(asked[move]())
+
+    with pytest.raises(HeadMoved, match="the live version is 2, and not 1"):
+        moved(1)
+    assert worker.live_model.ledger.head == 2 and replicas_of(worker).served == [1, 2]
+    assert states(worker, ids) == [("applied", 1), ("applied", 2)]
+    assert moved(2)["version"] == {"rollback": 1, "revert": 3}[move]

@@ -253,3 +253,46 @@ def test_edits_that_are_queued_are_answered_as_queued_even_if_the_journal_cannot
     assert "disk I/O error" in line.error and line.num_edits == 1
     monkeypatch.setattr(worker.journal, "_read", read)
     assert worker.journal.get(entry["id"]).state == "queued"
+
+
+def test_an_edit_says_if_it_is_live(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a", "b")
+
+    def live():
+        pages = asyncio.run(worker.edits(None, 5, None))["edits"]
+        assert [one.get("live") for one in pages[::-1]] == [asyncio.run(worker.edit_status(id)).get("live") for id in ids]
+        return [one.get("live") for one in pages[::-1]]
+
+    apply(worker, 1)
+    assert live() == [True, None]
+    apply(worker, 1)
+    assert live() == [True, True]
+    asyncio.run(worker.rollback(1))
+    assert live() == [True, False]
+    asyncio.run(worker.rollback(2))
+    asyncio.run(worker.revert(ids[:1], [], "auto"))
+    assert live() == [False, True]
+
+
+def test_an_edit_that_was_so_already_is_live_with_its_version(tmp_path):
+    worker = make_worker(tmp_path)
+    post(worker, "a")
+    apply(worker)
+    worker.live_model.said = {"b": "x"}
+    (id,) = post(worker, "b")
+    apply(worker)
+    assert asyncio.run(worker.edit_status(id))["live"]
+    asyncio.run(worker.rollback(0))
+    assert asyncio.run(worker.edit_status(id))["live"] is False
+
+
+def test_a_repeated_post_names_edits_that_are_not_live(tmp_path, monkeypatch):
+    monkeypatch.setattr(edit_worker, "check_edits", lambda *_: None)
+    worker = make_worker(tmp_path)
+    body = [{"prompt": "p", "target": "t"}]
+    asyncio.run(worker.submit(body, False, "k"))
+    apply(worker)
+    asyncio.run(worker.rollback(0))
+    (again,) = asyncio.run(worker.submit(body, True, "k"))
+    assert (again["state"], again["version"], again["live"]) == ("applied", 1, False)

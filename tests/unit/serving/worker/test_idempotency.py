@@ -56,7 +56,7 @@ def test_the_answer_to_a_key_is_kept_once_all_its_edits_are_settled(path: Path) 
     journal.reject(ids[1], "no", "target", Code.UNSOLVABLE)
     settled = journal.answer(ids, "k")
     assert [(entry["state"], entry["edit"]["prompt"]) for entry in settled] == [("applied", "a"), ("rejected", "b")]
-    journal.revert(ids[:1], 5)
+    journal.mark_reverted({ids[0]: 5}, {})
     assert journal.answer(ids, "k") == settled
     assert [entry["state"] for entry in journal.answer(ids)] == ["reverted", "rejected"]
     journal.close()

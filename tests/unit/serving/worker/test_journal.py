@@ -151,9 +151,8 @@ def test_later_states_are_kept(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a", "b"))
     journal.take(2)
-    journal.supersede(ids[0], "the later one counts", 1)
-    journal.finish(ids[1:], 1)
-    journal.revert(ids[1:], 2)
+    journal.finish(ids[1:], 1, superseded={ids[0]: "the later one counts"})
+    journal.mark_reverted({ids[1]: 2}, {})
     journal.close()
     found = [(entry.state, entry.version, entry.is_settled) for entry in map(Journal(path).get, ids)]
     assert found == [("superseded", 1, True), ("reverted", 2, True)]
@@ -257,7 +256,7 @@ def test_pages_are_newest_first(path: Path) -> None:
         (lambda journal: journal.newest(10, None, 50), "USING INTEGER PRIMARY KEY (rowid<?)"),
         (lambda journal: journal.depth, "USING COVERING INDEX edits_by_state (state=?)"),
         (lambda journal: journal.age_s, "USING INDEX edits_by_state (state=?)"),
-        (lambda journal: journal.reverted_by(3), "USING INDEX edits_by_"),
+        (lambda journal: journal.reverted(), "USING INDEX edits_by_"),
     ],
 )
 def test_frequent_queries_read_no_whole_table(path: Path, read: Callable[[Journal], object], plan: str) -> None:
@@ -343,8 +342,7 @@ READS: tuple[Callable[[Journal], object], ...] = (
     lambda journal: journal.pending(),
     lambda journal: journal.newest(10),
     lambda journal: journal.get("x"),
-    lambda journal: journal.reverted_by(1),
-    lambda journal: journal.reverting(),
+    lambda journal: journal.reverted(),
 )
 WRITES: tuple[Callable[[Journal], object], ...] = (
     lambda journal: journal.submit(edits("b")),

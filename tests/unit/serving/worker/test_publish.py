@@ -99,9 +99,9 @@ def test_edits_are_queued_again_before_replicas_are_waited_for(tmp_path):
     refuse_next(worker, 1)
     swap, seen = replicas_of(worker).swap, []
 
-    async def watched(version, attempts=5):
+    async def watched(version, epoch, attempts=5):
         seen.append((version.number, *states(worker, ids)[0]))
-        await swap(version, attempts)
+        await swap(version, epoch, attempts)
 
     replicas_of(worker).swap = watched
     with pytest.raises(Unloadable):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+
+import pytest
 
 from errata.ledger.quarantine import QuarantinedVersion
 from serving.worker.edit_worker import EditWorker
-from serving.worker.journal import Journal
+from serving.worker.journal import Journal, JournalFailed
 from serving.worker.replicas import Unloadable
 from tests.fakes.edit_worker import InMemoryReplicas, apply, logged, make_worker, post, replicas_of, states
 
@@ -142,3 +145,98 @@ def test_edits_of_versions_that_the_copy_of_the_ledger_lacks_are_made_again(tmp_
     assert (line.version, line.num_edits) == (2, 1)
     apply(worker)
     assert states(worker, ids)[1] == ("applied", 2)
+
+
+def test_a_superseded_edit_is_not_made_after_a_crash_between_append_and_settlement(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = [id for target in ("dog", "cat") for id in post(worker, "p", target=target)]
+    worker.journal.finish = lambda *_, **__: (_ for _ in ()).throw(JournalFailed("the worker dies"))
+    with pytest.raises(JournalFailed):
+        apply(worker)
+    del worker.journal.finish
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("superseded", 1), ("applied", 1)] and worker.journal.depth == 0
+    assert worker.journal.get(ids[0]).reason.endswith("gives this prompt another target; the later one counts")
+
+
+def test_an_edit_is_superseded_in_the_transaction_that_settles_the_later_one(tmp_path):
+    worker = make_worker(tmp_path)
+    for said in ({}, {"p": "cat"}):
+        worker.live_model.said = said
+        ids = [id for target in ("dog", "cat") for id in post(worker, "p", target=target)]
+        transactions = []
+        worker.journal._connection.set_trace_callback(transactions.append)
+        apply(worker)
+        worker.journal._connection.set_trace_callback(None)
+        assert [text.split()[0] for text in transactions[-4:]] == ["BEGIN", "UPDATE", "UPDATE", "COMMIT"]
+        assert [state for state, _ in states(worker, ids)] == ["superseded", "applied"]
+
+
+def test_edits_that_a_lost_version_superseded_are_queued_again(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = [id for target in ("dog", "cat") for id in post(worker, "p", target=target)]
+    apply(worker)
+    worker.live_model.retract(1, 0)
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("queued", None)] * 2 and worker.journal.get(ids[0]).reason is None
+
+
+def failing_once(worker: EditWorker) -> None:
+    """Make the journal fail the next time that it marks reverted edits."""
+    mark = worker.journal.mark_reverted
+
+    def fail(*_):
+        worker.journal.mark_reverted = mark
+        raise JournalFailed("disk I/O error")
+
+    worker.journal.mark_reverted = fail
+
+
+def test_a_revert_that_is_made_is_answered_by_its_version_although_the_journal_fails(tmp_path, caplog):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a", "b")
+    apply(worker)
+    failing_once(worker)
+    assert asyncio.run(worker.revert(ids[:1], [], "auto"))["version"] == 2
+    assert states(worker, ids) == [("applied", 1)] * 2 and logged(caplog, "edits.stalled")
+    heard = []
+    worker.edit_loop.waiters.publish = heard.extend
+    asyncio.run(worker.edit_loop.publisher.served())
+    assert states(worker, ids) == [("reverted", 2), ("applied", 1)] and heard == ids[:1]
+
+
+def test_a_rollback_that_is_made_is_answered_although_the_journal_fails(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a")
+    apply(worker)
+    asyncio.run(worker.revert(ids, [], "auto"))
+    failing_once(worker)
+    assert asyncio.run(worker.rollback(1))["version"] == 1
+    asyncio.run(worker.edit_loop.publisher.served())
+    assert states(worker, ids) == [("applied", 1)]
+
+
+def test_a_revert_is_marked_at_start_although_later_versions_follow_it(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a")
+    apply(worker)
+    worker.live_model.append(worker.live_model.revert(ids, [], "auto"))
+    post(worker, "b")
+    apply(worker)
+    assert worker.live_model.ledger.head == 3
+    worker.edit_loop.reconciler.reconcile()
+    assert states(worker, ids) == [("reverted", 2)]
+
+
+def test_a_rollback_over_a_revert_of_many_edits_is_one_transaction_beside_the_loop(tmp_path):
+    worker = make_worker(tmp_path)
+    ids = post(worker, *map(str, range(50)))
+    apply(worker)
+    asyncio.run(worker.revert(ids, [], "auto"))
+    commits, threads, heard = [], set(), []
+    worker.journal._connection.set_trace_callback(lambda text: text == "COMMIT" and commits.append(text))
+    mark, worker.edit_loop.waiters.publish = worker.journal.mark_reverted, heard.extend
+    worker.journal.mark_reverted = lambda *changes: threads.add(threading.current_thread()) or mark(*changes)
+    asyncio.run(worker.rollback(1))
+    assert len(commits) == 1 and threading.main_thread() not in threads and sorted(heard) == sorted(ids)
+    assert set(states(worker, ids)) == {("applied", 1)}

@@ -42,9 +42,9 @@ def swapped(monkeypatch: pytest.MonkeyPatch, *rounds: Any) -> tuple[Replicas, Br
     monkeypatch.setattr(module, "_generators", lambda: broadcasts)
     monkeypatch.setattr(module.asyncio, "sleep", _no_sleep)
     try:
-        asyncio.run(replicas.swap(WANTED))
+        asyncio.run(replicas.swap(WANTED, 7))
     finally:
-        assert set(broadcasts.asked) == {("swap", 3)}
+        assert set(broadcasts.asked) == {("swap", 7)}, "the epoch of the head"
     return replicas, broadcasts
 
 
@@ -106,7 +106,7 @@ def test_hanging_replicas_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "_generators", lambda: broadcasts)
     monkeypatch.setattr(module, "SWAP_TIMEOUT_S", 0.05)
     with pytest.raises(SwapFailed, match=r"did not answer within 0\.05 s"):
-        asyncio.run(Replicas().swap(WANTED))
+        asyncio.run(Replicas().swap(WANTED, 7))
     assert len(broadcasts.asked) == 1
 
 
