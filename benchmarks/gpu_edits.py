@@ -137,13 +137,13 @@ class GpuEditBenchmark:
         try:
             delta, state = editor.edit(self.model, first, state)
             edited.add(delta)
-            sums = edited.sums()
+            start = edited.content()
             with counted(self.model.module) as work:
                 editor.edit(self.model, counting, state)
             with PeakMemory(self.model.device) as peak:
                 for batch in batches:
                     delta = self._timed_edit(editor, batch, state, edited, timed)
-                    edited.set((), sums)
+                    edited.set((), start)
         finally:
             edited.set(())
         if isinstance(editor, HypernetworkEditor):

@@ -18,6 +18,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
+from errata.delta.kinds import Delta
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.presets import preset_of
@@ -63,8 +64,8 @@ class Editor(ABC):
     @abstractmethod
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
-    ) -> tuple[WeightDelta, EditorState]:
-        """Return the change that makes `model`, in its present version, follow `batch`, and the state after it.
+    ) -> tuple[Delta, EditorState]:
+        """Return the change, of weights or of a memory, that makes `model`, as it is now, follow `batch`, and the state after it.
 
         `cache` holds the tokens of the batch and a prefix cache of the activations before the edited matrices, if the caller
         has one. Raises `EditRejected`.
@@ -83,6 +84,7 @@ class Editor(ABC):
         An editor whose state depends on the change, or on the model after it, overrides this to use the transformed change.
         """
         delta, after = self.edit(model, batch, state, cache)
+        assert isinstance(delta, WeightDelta), "a wrapper does not take an editor that keeps its edits in a memory"
         return transform(delta), after
 
 
