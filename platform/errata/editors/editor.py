@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor
@@ -32,9 +32,13 @@ from errata.overrides import with_fields
 
 
 class Editor(ABC):
-    """Base class of the editors; the module's docstring is the contract. `modules` are name patterns of the edited matrices."""
+    """Base class of the editors; the module's docstring is the contract. `modules` are name patterns of the edited matrices.
+
+    An editor that `writes` into a memory changes no matrix: the memory reads the input of its modules.
+    """
 
     modules: tuple[str, ...]
+    writes: ClassVar[Literal["weights", "memory"]] = "weights"
 
     @classmethod
     def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
@@ -65,10 +69,10 @@ class Editor(ABC):
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
     ) -> tuple[Delta, EditorState]:
-        """Return the change, of weights or of a memory, that makes `model`, as it is now, follow `batch`, and the state after it.
+        """Return the change, of weights or of a memory, that makes `model` in its present version follow `batch`.
 
-        `cache` holds the tokens of the batch and a prefix cache of the activations before the edited matrices, if the caller
-        has one. Raises `EditRejected`.
+        The state after it is returned, too. `cache` holds the tokens of the batch and a prefix cache of the activations before
+        the edited matrices, if the caller has one. Raises `EditRejected`.
         """
 
     def edit_through(
