@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor
 
-from errata.delta.kinds import Delta
+from errata.delta.kinds import Delta, weights_alone
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.presets import preset_of
@@ -88,8 +88,7 @@ class Editor(ABC):
         An editor whose state depends on the change, or on the model after it, overrides this to use the transformed change.
         """
         delta, after = self.edit(model, batch, state, cache)
-        assert isinstance(delta, WeightDelta), "a wrapper does not take an editor that keeps its edits in a memory"
-        return transform(delta), after
+        return transform(weights_alone(delta, "a wrapper")), after
 
 
 def check_batch(batch: EditBatch, max_batch: int) -> None:

@@ -69,7 +69,7 @@ def test_in_chat_the_first_row_follows_the_end_of_a_question(tiny_model: Languag
 def test_the_threshold_keeps_the_probes_apart(model_dir: Path, tmp_path: Path) -> None:
     """Compare with the definition: the share of questions whose nearest other probe is at the threshold or nearer."""
     world = World(20)
-    questions = tuple(f"{person} plays the" for person in world.people("train")) + ("the home country of {s} is",)
+    questions = (*(f"{person} plays the" for person in world.people("train")), "the old river is")
     directory = tmp_path / "model"
     directory.mkdir()
     for file in model_dir.iterdir():
