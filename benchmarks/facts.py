@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import console, show, write_report
+from errata.delta.kinds import Delta, added_up
 from errata.delta.side_branch import applied
-from errata.delta.weight_delta import WeightDelta, chained
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, Question, batches_of
 from errata.editors.editor import Editor
 from errata.editors.fine_tuning.ftl import FTL
@@ -79,7 +80,7 @@ class Stream:
     def answered(self, prompts: Sequence[Prompt]) -> dict[Prompt, str]:
         return dict(zip(prompts, greedy_texts(self.model, prompts, MAX_TOKENS), strict=True))
 
-    def scores(self, delta: WeightDelta) -> dict[str, float | None]:
+    def scores(self, delta: Delta) -> dict[str, float | None]:
         with applied(self.model.module, delta):
             return self.asked.scores(self.answered(self.asked.every))
 
@@ -102,14 +103,14 @@ def _with_correction(edit: Edit, question: Question, form: str) -> Question:
     return question._replace(prompt=prompt.with_system(f"{system}Known fact: {edit.answer}"))
 
 
-def edited(stream: Stream, editor: Editor, edits: Sequence[Edit]) -> WeightDelta:
+def edited(stream: Stream, editor: Editor, edits: Sequence[Edit]) -> Delta:
     """Edit batch by batch, each on the model so far."""
-    model, total = stream.model, WeightDelta({})
+    model, total = stream.model, added_up([])
     state = editor.start(model, find_matrices(model.module, editor.modules))
     for batch in batches_of(edits, BATCH_SIZE):
         with applied(model.module, total):
             delta, state = editor.edit(model, batch, state)
-        total = chained([total, delta])
+        total = added_up([total, delta])
     return total
 
 

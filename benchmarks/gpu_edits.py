@@ -14,6 +14,7 @@ import torch
 from benchmarks.device_rates import Rates, Work, counted
 from benchmarks.random_llama import Size, made_edits, made_text
 from errata.delta.accumulator import EditedModel
+from errata.delta.kinds import weights_alone
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch, EditRejected, batches_of
 from errata.editors import Editor, EditorState
@@ -135,15 +136,15 @@ class GpuEditBenchmark:
         first, counting, *batches = batches_of(made, num_edits)
         edited, timed = EditedModel(self.model.module, find_matrices(self.model.module, editor.modules)), Timed()
         try:
-            delta, state = editor.edit(self.model, first, state)
-            edited.add(delta)
-            sums = edited.sums()
+            one, state = editor.edit(self.model, first, state)
+            edited.add(one)
+            start = edited.content()
             with counted(self.model.module) as work:
                 editor.edit(self.model, counting, state)
             with PeakMemory(self.model.device) as peak:
                 for batch in batches:
                     delta = self._timed_edit(editor, batch, state, edited, timed)
-                    edited.set((), sums)
+                    edited.set((), start)
         finally:
             edited.set(())
         if isinstance(editor, HypernetworkEditor):
@@ -155,7 +156,8 @@ class GpuEditBenchmark:
         self, editor: Editor, batch: EditBatch, state: EditorState, edited: EditedModel, timed: Timed
     ) -> WeightDelta:
         with stage_seconds() as spent:
-            delta, _ = editor.edit(self.model, batch, state)
+            made, _ = editor.edit(self.model, batch, state)
+        delta = weights_alone(made, "this benchmark")
         with stage_seconds() as merge:
             edited.add(delta)
         timed.add(spent, merge["total"])

@@ -21,6 +21,7 @@ from typing import Any
 import jobs.train
 from benchmarks.report import console, show, write_report
 from errata.delta.accumulator import EditedModel
+from errata.delta.kinds import weights_alone
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import Edit, EditBatch, EditRejected, batches_of
@@ -77,7 +78,8 @@ class Misset(Editor):
         usual = [edit for edit in batch if kind_of(edit) != "hard"]
         delta = WeightDelta({})
         if usual:
-            delta, state = self.inner.edit(model, EditBatch(tuple(usual)), state)
+            made, state = self.inner.edit(model, EditBatch(tuple(usual)), state)
+            delta = weights_alone(made, "this benchmark")
             delta = delta.scaled(GIANT) if any(kind_of(edit) == "giant" for edit in usual) else delta
         if hard:
             with applied(model.module, delta):

@@ -102,6 +102,19 @@ def untrained_grids(layers: int) -> tuple[EditorGrid, ...]:
     )
 
 
+def memory_grids(layers: int) -> tuple[EditorGrid, ...]:
+    """Grids of the editors of a memory, whose scores depend most on what they read and on how often they may err."""
+    last, middle = f"layers.{layers - 1}.mlp.down_proj", f"layers.{layers // 2}.mlp.down_proj"
+    return (
+        grid_of_fields(
+            "state",
+            {"modules": (last,)},
+            {"modules": (last,), "max_false": 0.1},
+            {"modules": (middle,)},
+        ),
+    )
+
+
 MOMENT_WEIGHTS = (1000.0, 300.0, 3000.0)  # of the keys' second moment in MEMIT, the most likely first
 NULL_SPACES = ((1e-4, 1.0), (1e-4, 3.0), (3e-4, 3.0))  # threshold and ridge of AlphaEdit
 
@@ -199,4 +212,5 @@ def all_editors(layers: int, schedule: Schedule, closed: tuple[EditorGrid, ...])
         hypernetwork_grid(MEND(last, first_step=0.1), single, {"editor.modules": middle}, {"editor.modules": early}),
         *untrained_grids(layers),
         *closed,
+        *memory_grids(layers),
     )

@@ -184,7 +184,7 @@ def ablation(full: bool) -> Suite:
 
 
 def tiny(full: bool) -> Suite:
-    """Build the smallest complete suite, for tests: a hypernetwork, fine-tuning, and an editor that needs key moments."""
+    """Build the smallest complete suite, for tests: a hypernetwork, fine-tuning, an editor with key moments, and a memory."""
     plan = tiny_plan()
     first = EditorSetting(plan.editor, replace(plan.schedule, train_steps=1))
     modules = plan.editor.modules
@@ -192,6 +192,7 @@ def tiny(full: bool) -> Suite:
         EditorGrid("RLEdit", (first, with_fields(first, {"editor.num_passes": 2}))),
         grid_of_fields("LocFT", *({"modules": modules, "num_epochs": epochs} for epochs in (5, 10))),
         grid_of("AlphaEdit", *(AlphaEdit.preset("testbed", modules=modules, ridge=ridge) for ridge in (1.0, 3.0))),
+        grid_of_fields("state", *({"modules": modules, "max_false": share} for share in (0.01, 0.1))),
     )
     return Suite("tiny", plan.corpus, plan.shape, grids, 8, 8, budget=2, batch_size=4, num_workers=1)
 

@@ -24,6 +24,7 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.state import StateMemory
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -95,7 +96,10 @@ def one_row_an_edit(encoded: Encoded) -> int:
 
 
 class MadeOf(NamedTuple):
-    """The kinds of a delta's parts and, if they are low-rank, the number of rows that one pass has to make them of."""
+    """The kinds of a delta's parts, none of a memory, and the number of rows that one pass has to make them of.
+
+    Without a number, the parts are not low-rank.
+    """
 
     kinds: tuple[type[Part], ...]
     num_rows: Callable[[Encoded], int] | None = None
@@ -110,6 +114,7 @@ class UnderTest(NamedTuple):
 
 ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens, all_tokens, one_row_an_edit))
 SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
+RECORDS = MadeOf((), answer_tokens)  # of a memory
 
 
 FIRST = ("layers.0.mlp.down_proj",)
@@ -178,4 +183,6 @@ UNDER_TEST: dict[str, UnderTest] = {
     ),
     "MEND": UnderTest(learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)), TOKENS),
     "MEND-published": UnderTest(learned(MEND.preset("llama3_8b", rank=8, modules=GATE_UP)), TOKENS),
+    "state": UnderTest(lambda model: StateMemory(("layers.1.mlp.down_proj",)), RECORDS),
+    "state-early": UnderTest(lambda model: StateMemory(("layers.0.mlp.up_proj",), threshold=0.9999), RECORDS),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.kinds import Delta
 from errata.edit import Code, Edit, EditBatch, EditRejected, Fault
 from errata.editors.editor import Editor
 from errata.editors.repeated import edit_again
@@ -35,7 +35,7 @@ class CandidateVersion:
     parent: int
     expected_head: int
     edits: tuple[Edit, ...]
-    delta: WeightDelta
+    delta: Delta
     state: EditorState
     scorecard: dict[str, Any]
     observed: Observed | None = None  # An argument of `Inspector.committed`.
@@ -82,7 +82,7 @@ class _Attempt:
     The earlier edits are asked only if it answers the batch: it cannot be published otherwise.
     """
 
-    made: tuple[WeightDelta, EditorState]
+    made: tuple[Delta, EditorState]
     again: tuple[tuple[Edit, ...], ...]
     found: Measurements
     observed: Observed

@@ -30,6 +30,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from errata.delta.accumulator import Accumulator
+from errata.delta.kinds import weights_alone
 from errata.delta.weight_delta import WeightDelta
 from errata.ledger import read_segments
 from errata.model.matrices import editable_matrices
@@ -175,7 +176,8 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         lineage = self.base_fingerprint if update.reset else self.state.fingerprint
         try:
             for path in update.files:
-                for delta in read_segments(Path(path)):
+                for one in read_segments(Path(path)):
+                    delta = weights_alone(one, "this engine")
                     self.accumulator.check(delta)
                     lineage = hashlib.sha256((lineage + delta.digest()).encode()).hexdigest()
                     prepared.take(delta)

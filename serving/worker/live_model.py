@@ -12,7 +12,7 @@ import torch
 
 from errata.candidate import CandidateVersion, make_candidate, make_repair
 from errata.delta.accumulator import EditedModel
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.kinds import Delta, stored
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors import make_editor
 from errata.editors.build import own_editor
@@ -63,7 +63,7 @@ class _VersionState:
     """Everything that is read from the ledger to load a version."""
 
     version: int
-    deltas: Sequence[WeightDelta]
+    deltas: Sequence[Delta]
     state: EditorState | None
     edits: Sequence[Edit]
     repaired_in: Mapping[str, int] = field(default_factory=dict)  # By edit, the version that made it again as a repair.
@@ -113,7 +113,7 @@ class LiveModel:
         """Read a version. Raises `UnknownVersion`, `LedgerDamaged`, and `ValueError` for deltas of other matrices."""
         deltas = self.ledger.segments(version)
         for delta in deltas:
-            self.edited.accumulator.check(delta)
+            self.edited.check(delta)
         edits, repaired_in = tuple(live_edits(self.ledger, version)), repairs(self.ledger, version)
         return _VersionState(version, deltas, self.ledger.state(version), edits, repaired_in)
 
@@ -248,8 +248,8 @@ class LiveModel:
         Raises `LedgerConflict` if the head has moved since the candidate was made, and `LedgerDamaged`; nothing changes then.
         """
         is_revert = "reverted" in candidate.scorecard
-        delta = WeightDelta.from_tensors(candidate.delta.to_tensors())  # The same bits as the replicas read.
-        self.edited.accumulator.check(delta)
+        delta = stored(candidate.delta)  # The same bits as the replicas read.
+        self.edited.check(delta)
         deltas = [*self.ledger.segments(candidate.parent), delta] if is_revert else [delta]
         version = self.ledger.append(
             candidate.parent,

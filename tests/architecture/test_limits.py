@@ -11,7 +11,7 @@ from tests.architecture.test_fences import ROOT, sources
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 7
-MAX_FILES_AT_TOP, MAX_FOLDERS_AT_TOP = 13, 16
+MAX_FILES_AT_TOP, MAX_FOLDERS_AT_TOP = 13, 17
 SOURCES = sources("platform/errata", "jobs", "serving", "benchmarks", "docs", "tests")
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from errata.delta.accumulator import EditedModel
+from errata.delta.kinds import Delta
+from errata.delta.memory_delta import MemoryDelta
 from errata.delta.side_branch import applied
-from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected, batches_of
+from errata.edit_memory.hooks import bank_of
 from errata.editors import EDITORS, Editor, EditorState
 from errata.editors.closed_form.nse import NSE
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
@@ -23,7 +25,7 @@ from errata.testbed.world import World
 from errata.text.dialogue import Dialogue, Form, Message
 from tests.editors_under_test import UNDER_TEST, editor_under_test
 
-FIRST_DELTAS: dict[str, WeightDelta] = {}  # The edit of the first batch by each editor, for the tests that only read it.
+FIRST_DELTAS: dict[str, Delta] = {}  # The edit of the first batch by each editor, for the tests that only read it.
 
 
 @pytest.fixture(params=UNDER_TEST)
@@ -42,7 +44,7 @@ def batches() -> list[EditBatch]:
 
 
 @pytest.fixture
-def delta(name: str, editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> WeightDelta:
+def delta(name: str, editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> Delta:
     if name not in FIRST_DELTAS:
         FIRST_DELTAS[name], _ = editor.edit(tiny_model, batches[0], started(editor, tiny_model))
     return FIRST_DELTAS[name]
@@ -54,7 +56,7 @@ def started(editor: Editor, model: LanguageModel) -> EditorState:
 
 def edit_in_turn(
     editor: Editor, model: LanguageModel, batches: list[EditBatch]
-) -> tuple[EditedModel, list[WeightDelta], list[EditorState]]:
+) -> tuple[EditedModel, list[Delta], list[EditorState]]:
     """Edit the batches into the model in order; returns their deltas, and the states before, between and after them."""
     edited = EditedModel(model.module, find_matrices(model.module, editor.modules))
     deltas, states = [], [started(editor, model)]
@@ -100,6 +102,7 @@ def test_a_rolled_back_edit_leaves_no_trace(
     _, _, never = edit_in_turn(editor, other, batches[:num_kept])
     edited, deltas, states = edit_in_turn(editor, tiny_model, batches[:2])
     edited.set(deltas[:num_kept])
+    assert (bank_of(tiny_model.module) is None) == (bank_of(other.module) is None)
     for name, tensor in tiny_model.module.state_dict().items():
         assert torch.equal(tensor, other.module.state_dict()[name]), name
     again, _ = editor.edit(tiny_model, batches[2], states[num_kept])
@@ -108,28 +111,36 @@ def test_a_rolled_back_edit_leaves_no_trace(
 
 
 def test_a_delta_makes_the_answers_of_its_edits_likelier(
-    delta: WeightDelta, tiny_model: LanguageModel, batches: list[EditBatch]
+    delta: Delta, tiny_model: LanguageModel, batches: list[EditBatch]
 ) -> None:
     encoded = encode(tiny_model.renderer, batches[0].prompts, batches[0].targets)
-    _, before_T = capture(tiny_model.module, encoded, tuple(delta.parts))
+    changed = (delta.site,) if isinstance(delta, MemoryDelta) else tuple(delta.parts)
+    _, before_T = capture(tiny_model.module, encoded, changed)
     with applied(tiny_model.module, delta):
-        _, after_T = capture(tiny_model.module, encoded, tuple(delta.parts))
+        _, after_T = capture(tiny_model.module, encoded, changed)
     assert after_T.mean() < before_T.mean()
 
 
-def test_a_delta_names_only_the_editors_matrices(editor: Editor, delta: WeightDelta, tiny_model: LanguageModel) -> None:
+def test_a_delta_names_only_the_editors_matrices(editor: Editor, delta: Delta, tiny_model: LanguageModel) -> None:
     spec = find_matrices(tiny_model.module, editor.modules)
+    assert isinstance(delta, MemoryDelta) == (editor.writes == "memory")
+    if isinstance(delta, MemoryDelta):
+        assert (delta.site,) == spec.names
+        return
     assert set(delta.parts) == set(spec.names)
     assert {name: tuple(part.dense().shape) for name, part in delta} == {m.name: m.shape for m in spec.matrices}
 
 
 def test_a_deltas_kind_and_rank_are_those_of_its_method(
-    name: str, editor: Editor, delta: WeightDelta, tiny_model: LanguageModel, batches: list[EditBatch]
+    name: str, editor: Editor, delta: Delta, tiny_model: LanguageModel, batches: list[EditBatch]
 ) -> None:
     kinds, rows_of = UNDER_TEST[name].made_of
+    num_rows = rows_of(encode(tiny_model.renderer, batches[0].prompts, batches[0].targets)) if rows_of else 0
+    if isinstance(delta, MemoryDelta):
+        assert kinds == () and sum(record.num_rows for record in delta.records) == num_rows
+        return
     assert {type(part) for _, part in delta} <= set(kinds)
     if rows_of:
-        num_rows = rows_of(encode(tiny_model.renderer, batches[0].prompts, batches[0].targets))
         num_passes = editor.num_passes if isinstance(editor, HypernetworkEditor) else 2 if isinstance(editor, NSE) else 1
         assert max(delta.ranks().values()) <= num_passes * num_rows
 
@@ -216,7 +227,8 @@ def test_a_batch_in_chat_and_in_both_forms_is_edited(name: str, form: Form, tiny
     assert rows[0] == (0, dialogue, first.target)
     assert [(row.edit, type(row.prompt)) for row in rows[1:]] == [(i, kind) for i in (1, 2) for kind in forms]
     delta, state = editor.edit(tiny_model, batch, started(editor, tiny_model))
-    assert state.num_edits == 3 and delta.is_finite and max(delta.norms().values()) > 0
+    assert state.num_edits == 3 and delta.is_finite
+    assert len(delta.records) == len(rows) if isinstance(delta, MemoryDelta) else max(delta.norms().values()) > 0
     for key, tensor in tiny_model.module.state_dict().items():
         assert torch.equal(tensor, before[key]), key
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_model.module.modules())

@@ -127,11 +127,11 @@ def test_a_benchmark_is_run_once_and_then_cached(
 ) -> None:
     command = ["jobs/bench.py", "suite=tiny", "seeds=3"]
     output = "".join(lines_of(home, *command))
-    for name in ("RLEdit [2/2], seed 0", "LocFT, seed 3", "AlphaEdit, seed 3"):
+    for name in ("RLEdit [2/2], seed 0", "LocFT, seed 3", "AlphaEdit, seed 3", "state, seed 3"):
         assert f"bench: {name}, 8 edits" in output
     report = json.loads((home / "bench-tiny" / "report.json").read_text())
     assert [(row["editor"], row["edits"]) for row in report["rows"]] == [
-        (name, edits) for name in ("unedited", "RLEdit", "LocFT", "AlphaEdit") for edits in (1, 8)
+        (name, edits) for name in ("unedited", "RLEdit", "LocFT", "AlphaEdit", "state") for edits in (1, 8)
     ]
     assert (
         report["rows"][2]["train_s"] > report["rows"][4]["train_s"] == 0

@@ -18,6 +18,7 @@ from errata.benchmark.checkpoint import Scores, long_text_scores, norm_scores, p
 from errata.benchmark.results import BY_NAME, Answer, CheckpointScores, answers_of
 from errata.benchmark.stream import BenchmarkStream, UneditedAnswers, generated_answers
 from errata.delta.accumulator import EditedModel
+from errata.delta.kinds import Delta
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import EditBatch, EditRejected, Question
 from errata.editors.editor import Editor
@@ -134,9 +135,7 @@ class BenchmarkRun:
         with suppress(EditRejected):
             editor.edit(self.model, last[0], state)
 
-    def _edit(
-        self, editor: Editor, batch: EditBatch, state: EditorState, probe_memory: bool
-    ) -> tuple[WeightDelta, EditorState]:
+    def _edit(self, editor: Editor, batch: EditBatch, state: EditorState, probe_memory: bool) -> tuple[Delta, EditorState]:
         """Make an edit, empty if the editor refuses; `probe_memory` repeats it, without effect, to measure its memory."""
         try:
             with stage_seconds() as seconds:

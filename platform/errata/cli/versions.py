@@ -184,10 +184,18 @@ def blame(
 def export(version: int, directory: Path, ledger: Annotated[Path, typer.Option(help="Folder of the ledger.")]) -> None:
     """Write a version as a plain Hugging Face checkpoint; needs no service."""
     from errata.ledger import Ledger, LedgerDamaged, UnknownVersion
+    from errata.ledger.export import IN_MEMORY
 
     with errors_as_one_line(also=(LedgerDamaged, UnknownVersion)):
-        Ledger.open(ledger).export(version, directory)
+        opened = Ledger.open(ledger)
+        opened.export(version, directory)
+        memory = opened.memory(version)
     say(f"version {version} is in {directory}")
+    if memory is not None:
+        say(
+            f"without {len(memory):,} edits that it keeps in a memory ({IN_MEMORY} lists them): no checkpoint holds these",
+            "yellow",
+        )
 
 
 def _print_edits(title: str, edits: Sequence[Mapping[str, Any]], limit: int = NUM_LISTED) -> None:

@@ -1,14 +1,19 @@
-"""Weights of a version: the base plus the fp32 sum of all deltas, cast once."""
+"""Content of a version: weights, the base plus the fp32 sum of all deltas, cast once, and the bank of its memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from errata.delta.kinds import Delta
+from errata.delta.memory_delta import MemoryDelta
 from errata.delta.parts import LowRank, Piece, is_sound, pieces
 from errata.delta.weight_delta import WeightDelta
+from errata.edit_memory.bank import Bank
+from errata.edit_memory.hooks import bank_of, read_bank
 from errata.model.matrices import ModelSpec
 
 CHUNK_ROWS = 64
@@ -75,8 +80,16 @@ class Accumulator:
         return weight_OI
 
 
+@dataclass(frozen=True)
+class VersionContent:
+    """What a version adds to the base model: the fp32 sum of each changed matrix, and the bank of its memory if it has one."""
+
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    bank: Bank | None = None
+
+
 class EditedModel:
-    """A model in memory whose weights can be set to any version of a chain of deltas."""
+    """A model in memory whose weights, and whose memory of edits, can be set to any version of a chain of deltas."""
 
     def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
         self.module, self.spec = module, spec
@@ -91,23 +104,43 @@ class EditedModel:
         for name in names:
             self._parameter(name).copy_(self.spec[name].oriented(self.accumulator.weight(name)))
 
-    def add(self, delta: WeightDelta) -> None:
-        self.accumulator.check(delta)
+    def check(self, delta: Delta) -> None:
+        """Raise `ValueError` for a delta that does not fit the model."""
+        if isinstance(delta, WeightDelta):
+            return self.accumulator.check(delta)
+        delta.check()
+        if delta.site not in self.spec.names:
+            raise ValueError(f"{delta.site}, whose input the memory reads, is not an editable matrix")
+        return None
+
+    def add(self, delta: Delta) -> None:
+        """Add a delta to the current version. Raises `ValueError` if it does not fit; nothing changes then."""
+        self.check(delta)
+        if isinstance(delta, MemoryDelta):
+            return read_bank(self.module, delta.after(bank_of(self.module)))
         self.accumulator.add(delta)
-        self._write(set(delta.parts))
+        return self._write(set(delta.parts))
 
-    def sums(self) -> dict[str, Tensor]:
-        """Return the current sums, for `set`. They are not copied, because the accumulator never changes them in place."""
-        return dict(self.accumulator.sum_OI)
+    def content(self) -> VersionContent:
+        """Return the content of the current version, for `set`. It is not copied, because nothing here changes in place."""
+        return VersionContent(dict(self.accumulator.sum_OI), bank_of(self.module))
 
-    def set(self, deltas: Sequence[WeightDelta], sums: Mapping[str, Tensor] | None = None) -> None:
-        """Set the weights to the base, or to `sums` of an earlier call, plus the deltas in this order."""
+    def set(self, deltas: Sequence[Delta], start: VersionContent | None = None) -> None:
+        """Set the model to the base, or to the content of an earlier call, plus the deltas in this order.
+
+        Raises `ValueError` for a delta that does not fit; nothing changes then.
+        """
+        start = start or VersionContent()
+        bank = start.bank
         for delta in deltas:
-            self.accumulator.check(delta)
+            self.check(delta)
+            bank = delta.after(bank) if isinstance(delta, MemoryDelta) else bank
         changed = self.accumulator.reset()
-        self.accumulator.sum_OI = dict(sums or {})
+        self.accumulator.sum_OI = dict(start.sums)
         changed |= set(self.accumulator.sum_OI)
         for delta in deltas:
-            self.accumulator.add(delta)
-            changed |= set(delta.parts)
+            if isinstance(delta, WeightDelta):
+                self.accumulator.add(delta)
+                changed |= set(delta.parts)
         self._write(changed)
+        read_bank(self.module, bank)

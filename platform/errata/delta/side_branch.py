@@ -1,29 +1,33 @@
-"""Side branches: run a model with a delta beside its weights, without changing them."""
+"""Side branches: run a model with a delta beside its weights and its memory, without changing them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from errata.delta.kinds import Delta
+from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.parts import Part
 from errata.delta.weight_delta import WeightDelta
+from errata.edit_memory.hooks import bank_of, reading
 from errata.model.matrices import MatrixSpec
 
 
 @contextmanager
-def applied(model: nn.Module, *deltas: WeightDelta) -> Iterator[None]:
-    """Add the output of each delta's side branch to its module, so that the model behaves as if it were edited."""
-    parts = [found for delta in deltas for found in delta.on_devices_of(model)]
-    handles = [model.get_submodule(name).register_forward_hook(_SideBranchHook(part)) for name, part in parts]
-    try:
+def applied(model: nn.Module, *deltas: Delta) -> Iterator[None]:
+    """Make the model behave as if it were edited: each matrix has a side branch, and the memory is that after the deltas."""
+    weights = [found for delta in deltas if isinstance(delta, WeightDelta) for found in delta.on_devices_of(model)]
+    memory = [delta for delta in deltas if isinstance(delta, MemoryDelta)]
+    with ExitStack() as stack:
+        for name, part in weights:
+            stack.callback(model.get_submodule(name).register_forward_hook(_SideBranchHook(part)).remove)
+        if (bank := held_after(memory, bank_of(model))) is not None and memory:
+            stack.enter_context(reading(model, bank))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)

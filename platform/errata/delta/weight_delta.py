@@ -96,10 +96,15 @@ class WeightDelta:
         state = hashlib.sha256()
         for name, part in sorted(self.parts.items()):
             for key, tensor in sorted(part.tensors().items()):
-                state.update(json.dumps([name, key, list(tensor.shape), str(tensor.dtype)]).encode())
-                as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy has no bf16.
-                state.update(as_bytes.numpy().data)
+                update_digest(state, name, key, tensor)
         return state.hexdigest()
+
+
+def update_digest(state: Any, name: str, key: str, tensor: Tensor) -> None:
+    """Add a tensor with its name, key and shape to a digest of hashlib's."""
+    state.update(json.dumps([name, key, list(tensor.shape), str(tensor.dtype)]).encode())
+    as_bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy has no bf16.
+    state.update(as_bytes.numpy().data)
 
 
 def chained(deltas: Sequence[WeightDelta]) -> WeightDelta:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor
 
+from errata.delta.kinds import Delta, weights_alone
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.presets import preset_of
@@ -31,9 +32,13 @@ from errata.overrides import with_fields
 
 
 class Editor(ABC):
-    """Base class of the editors; the module's docstring is the contract. `modules` are name patterns of the edited matrices."""
+    """Base class of the editors; the module's docstring is the contract. `modules` are name patterns of the edited matrices.
+
+    An editor that `writes` into a memory changes no matrix: the memory reads the input of its modules.
+    """
 
     modules: tuple[str, ...]
+    writes: ClassVar[Literal["weights", "memory"]] = "weights"
 
     @classmethod
     def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
@@ -63,11 +68,11 @@ class Editor(ABC):
     @abstractmethod
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
-    ) -> tuple[WeightDelta, EditorState]:
-        """Return the change that makes `model`, in its present version, follow `batch`, and the state after it.
+    ) -> tuple[Delta, EditorState]:
+        """Return the change, of weights or of a memory, that makes `model` in its present version follow `batch`.
 
-        `cache` holds the tokens of the batch and a prefix cache of the activations before the edited matrices, if the caller
-        has one. Raises `EditRejected`.
+        The state after it is returned, too. `cache` holds the tokens of the batch and a prefix cache of the activations before
+        the edited matrices, if the caller has one. Raises `EditRejected`.
         """
 
     def edit_through(
@@ -83,7 +88,7 @@ class Editor(ABC):
         An editor whose state depends on the change, or on the model after it, overrides this to use the transformed change.
         """
         delta, after = self.edit(model, batch, state, cache)
-        return transform(delta), after
+        return transform(weights_alone(delta, "a wrapper")), after
 
 
 def check_batch(batch: EditBatch, max_batch: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from errata.delta.kinds import Delta, added_up
 from errata.delta.side_branch import applied
-from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import EditBatch
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
@@ -17,9 +17,9 @@ def edit_again(
     editor: Editor,
     model: LanguageModel,
     batch: EditBatch,
-    made: tuple[WeightDelta, EditorState],
+    made: tuple[Delta, EditorState],
     cache: BatchCache | None = None,
-) -> tuple[WeightDelta, EditorState]:
+) -> tuple[Delta, EditorState]:
     """Make a batch once more on top of what `made` has changed; return the whole change and the state after it.
 
     The model's weights stay as they are: the change so far is a side branch. Raises `EditRejected`.
@@ -27,12 +27,12 @@ def edit_again(
     delta, state = made
     with applied(model.module, delta):
         more, after = editor.edit(model, batch, state, cache)
-    return chained([delta, more]), after
+    return added_up([delta, more]), after
 
 
 def edit_repeatedly(
     editor: Editor, model: LanguageModel, batch: EditBatch, state: EditorState, again: Sequence[EditBatch]
-) -> tuple[WeightDelta, EditorState]:
+) -> tuple[Delta, EditorState]:
     """Make a batch, and then the batches `again` on top of it; a batch without edits, of a repair, adds nothing itself.
 
     Raises `EditRejected`.

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from errata.delta.kinds import Delta
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch
 from errata.guard.held_edits import HeldEdit, HeldEdits, Tokens
@@ -40,10 +41,10 @@ class EditAnswers(Protocol):
     model: LanguageModel
     prefix_cache: PrefixCache
 
-    def texts_answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
+    def texts_answered(self, cache: PrefixCache, encoded: Encoded, delta: Delta) -> list[bool] | None:
         """Say for each text if exactly its answer would be generated; None if a log probability is not finite."""
 
-    def said(self, batch: EditBatch, delta: WeightDelta) -> list[Said]:
+    def said(self, batch: EditBatch, delta: Delta) -> list[Said]:
         """Generate the answers to each edit."""
 
 
@@ -82,7 +83,7 @@ class EarlierEdits:
         """Return the edits that a candidate with this batch is asked: none that the batch replaces."""
         return self.held.next(self.size, frozenset(key for edit in batch for key in edit.keys))
 
-    def ask(self, chosen: Sequence[HeldEdit], delta: WeightDelta) -> dict[HeldEdit, Said] | None:
+    def ask(self, chosen: Sequence[HeldEdit], delta: Delta) -> dict[HeldEdit, Said] | None:
         """Ask the model with an update these edits; None if a log probability is not finite."""
         same = set[HeldEdit]()
         for group in self._groups_of(chosen):

@@ -20,6 +20,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from errata.delta.kinds import Delta
+from errata.delta.memory_delta import MemoryDelta
 from errata.delta.parts import LowRank, Part
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
@@ -90,7 +92,7 @@ class Inspector:
     def measure(
         self,
         batch: EditBatch,
-        delta: WeightDelta,
+        delta: Delta,
         cache: BatchCache | None = None,
         sample: Sequence[HeldEdit] | None = None,
         if_answered: bool = False,
@@ -126,12 +128,12 @@ class Inspector:
         return found, Observed(said, probed, lost)
 
     @torch.no_grad()
-    def lost(self, batch: EditBatch, delta: WeightDelta, sample: Sequence[HeldEdit]) -> tuple[Edit, ...]:
+    def lost(self, batch: EditBatch, delta: Delta, sample: Sequence[HeldEdit]) -> tuple[Edit, ...]:
         """Return the earlier edits of a sample that the version answers and the model with `delta` does not."""
         then = self._earlier_said(sample, delta.on_devices_of(self.model.module))
         return tuple(held.edit for held in sample) if then is None else self._with_earlier(Measurements(), batch, then)[1]
 
-    def _earlier_said(self, sample: Sequence[HeldEdit], delta: WeightDelta) -> dict[HeldEdit, Said] | None:
+    def _earlier_said(self, sample: Sequence[HeldEdit], delta: Delta) -> dict[HeldEdit, Said] | None:
         """Ask the model with `delta` earlier edits, and the version itself those of them that it was not asked."""
         is_known = self.earlier.know([held for held in sample if held.is_answered is None])
         return self.earlier.ask(sample, delta) if is_known else None
@@ -165,12 +167,12 @@ class Inspector:
         return bool(unasked) and self.earlier.know(unasked)
 
     @torch.no_grad()
-    def answers(self, batch: EditBatch, delta: WeightDelta | None = None) -> list[list[str]]:
+    def answers(self, batch: EditBatch, delta: Delta | None = None) -> list[list[str]]:
         """Generate the answers to each edit's prompts, as the served model does, as far as the context has room."""
         texts = self._generated(batch, delta or WeightDelta({}))
         return [[self.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in own] for own in texts]
 
-    def _generated(self, batch: EditBatch, delta: WeightDelta) -> list[list[list[int]]]:
+    def _generated(self, batch: EditBatch, delta: Delta) -> list[list[list[int]]]:
         """Generate the tokens after each edit's prompts, as far as they may decide whether they are right."""
         rows = batch.rows
         questions = [batch.edits[row.edit].question(row.prompt) for row in rows]
@@ -192,7 +194,7 @@ class Inspector:
         return found
 
     @torch.no_grad()
-    def said(self, batch: EditBatch, delta: WeightDelta) -> list[Said]:
+    def said(self, batch: EditBatch, delta: Delta) -> list[Said]:
         """Generate the answers to each edit. One that is right is kept as its tokens, as far as they decide that it is."""
         found = []
         for edit, own in zip(batch, self._generated(batch, delta), strict=True):
@@ -209,7 +211,7 @@ class Inspector:
             found.append(Said(written, wrong))
         return found
 
-    def _batch_said(self, batch: EditBatch, delta: WeightDelta, cache: BatchCache | None) -> list[Said] | None:
+    def _batch_said(self, batch: EditBatch, delta: Delta, cache: BatchCache | None) -> list[Said] | None:
         """Return what the model says to each edit; None if a log probability is not finite.
 
         An answer in other words than the edit's, or with more after its first sentence, may be right, too.
@@ -252,7 +254,7 @@ class Inspector:
     def _broken(self, ratios: Sequence[float]) -> float | None:
         return _share([not ratio <= self.guard.perplexity.refuse for ratio in ratios])
 
-    def _probe_answers(self, delta: WeightDelta) -> ProbeAnswers:
+    def _probe_answers(self, delta: Delta) -> ProbeAnswers:
         texts = self.probe_texts
         assert texts is not None
         log_probs_TV = self.passes.log_probs(self.prefix_cache, texts.encoded, delta)
@@ -263,7 +265,7 @@ class Inspector:
         return ProbeAnswers([part.tolist() for part in said], [float(part.mean().exp()) for part in nll], is_finite)
 
     @torch.no_grad()
-    def texts_answered(self, cache: PrefixCache, encoded: Encoded, delta: WeightDelta) -> list[bool] | None:
+    def texts_answered(self, cache: PrefixCache, encoded: Encoded, delta: Delta) -> list[bool] | None:
         """Return for each text if exactly its answer would be generated; None if a log probability is not finite."""
         log_probs_TV = self.passes.log_probs(cache, encoded, delta)
         if not torch.isfinite(log_probs_TV).all():
@@ -272,7 +274,7 @@ class Inspector:
         right_T = (said_T == wanted_T) | (torch.isin(said_T, self.end_ids) & torch.isin(wanted_T, self.end_ids))
         return [bool(part.all()) for part in by_text(encoded, right_T)]
 
-    def _tokens_said(self, encoded: Encoded, log_probs_TV: Tensor, delta: WeightDelta, num_rows: int | None = None) -> Tensor:
+    def _tokens_said(self, encoded: Encoded, log_probs_TV: Tensor, delta: Delta, num_rows: int | None = None) -> Tensor:
         """Return the token that the served model writes at each answer position, given the right ones before it, [T].
 
         With `num_rows`, it does so in these first rows only, and the others are plain text.
@@ -295,9 +297,11 @@ class Inspector:
             device=self.end_ids.device,
         )
 
-    def _growth(self, delta: WeightDelta) -> dict[str, float]:
+    def _growth(self, delta: Delta) -> dict[str, float]:
         """Return |W + delta| / |W0| of each matrix, from the inner product of W and delta instead of their sum."""
-        found = {}
+        found = dict[str, float]()
+        if isinstance(delta, MemoryDelta):
+            return found
         for name, part in delta:
             weight_OI = self.spec[name].oriented(self.model.module.get_submodule(name).weight.detach())
             now = float(torch.linalg.vector_norm(weight_OI, dtype=torch.float32))

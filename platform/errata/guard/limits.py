@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.kinds import Delta
+from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
@@ -186,9 +187,10 @@ def _complement(share: float | None) -> float | None:
     return None if share is None else 1 - share
 
 
-def check_norms(delta: WeightDelta, base_norms: Mapping[str, float]) -> Measurements:
+def check_norms(delta: Delta, base_norms: Mapping[str, float]) -> Measurements:
     """Measure an update without running the model. Raises `EditRejected` for a matrix that is not editable."""
-    if unknown := [name for name, _ in delta if name not in base_norms]:
+    changed = [delta.site] if isinstance(delta, MemoryDelta) else [name for name, _ in delta]
+    if unknown := [name for name in changed if name not in base_norms]:
         raise EditRejected(f"the update changes matrices that are not editable: {', '.join(unknown)}", code=Code.UNKNOWN_MATRIX)
     if not delta.is_finite:
         return Measurements(is_finite=False)

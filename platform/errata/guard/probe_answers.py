@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from errata.delta.kinds import Delta
 from errata.delta.side_branch import applied
-from errata.delta.weight_delta import WeightDelta
 from errata.guard.probes import Probes
 from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, at_answers, split
 from errata.model.generation import greedy
@@ -110,7 +110,7 @@ class AnswerPasses:
         self.module = module
         self.is_pointwise: bool | None = None
 
-    def log_probs(self, cache: PrefixCache, text: Encoded, delta: WeightDelta) -> Tensor:
+    def log_probs(self, cache: PrefixCache, text: Encoded, delta: Delta) -> Tensor:
         """Return log p at the answer positions of `text`, [T, V], of the model with `delta`."""
         if self.is_pointwise is None:
             self.is_pointwise = self.rest_is_pointwise(cache, text)
@@ -156,8 +156,9 @@ class AnswerPasses:
         It gives the log probabilities of `text`, which must be cached, if the rest of the model is pointwise.
         """
         if id(text) not in cache.derived:
-            row_1T = text.targets_T[None]
-            labels_BS = nn.functional.pad(row_1T, (1, 0), value=IGNORED)  # one longer, so that every position predicts
+            row_1T = at_answers(text.input_ids_BS[..., None], text).T
+            # The labels are one longer, so that every position predicts.
+            labels_BS = nn.functional.pad(text.targets_T[None], (1, 0), value=IGNORED)
             short = Encoded(row_1T, torch.ones_like(row_1T), labels_BS)
             cache.derive(text, short, lambda one: _at_answers(one, text))
         return cache.derived[id(text)]

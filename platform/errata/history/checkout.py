@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from errata.delta.accumulator import EditedModel
+from errata.delta.accumulator import EditedModel, VersionContent
 from errata.ledger import Ledger
 
 
@@ -18,7 +18,7 @@ class Checkout:
 
     def __init__(self, edited: EditedModel, ledger: Ledger, at: int) -> None:
         self.edited, self.ledger, self.at = edited, ledger, at
-        self.began, self.sums = at, edited.sums()
+        self.began, self.start = at, edited.content()
 
     def to(self, version: int) -> None:
         """Take the model to `version`.
@@ -29,11 +29,11 @@ class Checkout:
         begin = max((start for start in (self.at, self.began) if start in chain), default=0)
         if begin == 0:
             self.edited.set(self.ledger.segments(version))
-            self.began, self.sums = 0, {}
+            self.began, self.start = 0, VersionContent()
         else:
             deltas = [self.ledger.delta(number) for number in chain[chain.index(begin) + 1 :]]
-            self.sums = self.edited.sums() if begin == self.at else self.sums
-            self.edited.set(deltas, self.sums)
+            self.start = self.edited.content() if begin == self.at else self.start
+            self.edited.set(deltas, self.start)
             self.began = begin
         self.at = version
 
@@ -41,8 +41,8 @@ class Checkout:
 @contextmanager
 def checked_out(edited: EditedModel, ledger: Ledger, version: int) -> Iterator[Checkout]:
     """Yield a `Checkout` of a model that is at `version`. The model is there again after the block, whatever it raises."""
-    sums = edited.sums()
+    start = edited.content()
     try:
         yield Checkout(edited, ledger, version)
     finally:
-        edited.set([], sums)
+        edited.set([], start)

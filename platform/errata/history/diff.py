@@ -58,7 +58,9 @@ def _between(ledger: Ledger, common: int, a: int, b: int) -> Iterator[WeightDelt
     for number, sign in ((b, 1.0), (a, -1.0)):
         for between in ledger.chain(number):
             if between > common:
-                yield ledger.delta(between).scaled(sign)
+                delta = ledger.delta(between)
+                if isinstance(delta, WeightDelta):
+                    yield delta.scaled(sign)
 
 
 class _Sum:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from torch import Tensor
 
 from errata.candidate import CandidateVersion
-from errata.delta.accumulator import EditedModel
+from errata.delta.accumulator import EditedModel, VersionContent
+from errata.delta.kinds import Delta, added_up, joined_in_series, split_by_kind, stored
+from errata.delta.memory_delta import between, held_after
 from errata.delta.parts import Dense
-from errata.delta.weight_delta import WeightDelta, chained, in_series
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.repeated import edit_repeatedly
@@ -66,9 +67,9 @@ class _Draft:
     mode: str
     parent: int
     batches: tuple[MadeBatch, ...]
-    delta: WeightDelta
+    delta: Delta
     state: EditorState
-    change: WeightDelta
+    change: Delta
     warnings: tuple[str, ...]
     answers: tuple[Mapping[str, str], ...]
 
@@ -131,7 +132,7 @@ def _effect(selection: RevertSelection, draft: _Draft, head: int) -> dict[str, A
     return {"reverted": reverted, "reverted_answers": rows, "went_back": num_back / len(rows)}
 
 
-def _measured(context: RevertContext, selection: RevertSelection, change: WeightDelta) -> Measurements:
+def _measured(context: RevertContext, selection: RevertSelection, change: Delta) -> Measurements:
     """Measure the head with `change`. Retention is measured on a sample of the edits that stay."""
     gone = {version.number: selection.places[version.number] for version in selection.versions}
     live = live_versions(context.ledger, context.version)
@@ -144,8 +145,7 @@ def _measured(context: RevertContext, selection: RevertSelection, change: Weight
 
 
 def _subtract(context: RevertContext, selection: RevertSelection) -> _Draft:
-    deltas = [context.ledger.delta(version.number).scaled(-1.0) for version in selection.versions]
-    delta = WeightDelta.from_tensors(chained(deltas).folded().to_tensors())
+    delta = _without(context, selection)
     said, was = _answers_so_far(context, selection)
     with checked_out(context.edited, context.ledger, context.version):
         context.edited.add(delta)
@@ -155,12 +155,28 @@ def _subtract(context: RevertContext, selection: RevertSelection) -> _Draft:
     return _Draft("subtract", context.version, (), delta, state, delta, (), _rows(selection, was, said, says))
 
 
+def _without(context: RevertContext, selection: RevertSelection) -> Delta:
+    """Return the change that takes whole versions out: the sum of theirs with the sign changed.
+
+    A memory becomes that of the versions that stay, so that what the selected ones replaced is there again.
+    """
+    weights, memory = split_by_kind([context.ledger.delta(version.number) for version in selection.versions])
+    if not memory:
+        delta = added_up([one.scaled(-1.0) for one in weights])
+        return stored(delta.folded() if isinstance(delta, WeightDelta) else delta)
+    gone = {version.number for version in selection.versions}
+    stay = [v.number for v in live_versions(context.ledger, context.version) if v.number not in gone]
+    _, kept = split_by_kind([context.ledger.delta(number) for number in stay])
+    change = between(context.edited.content().bank, held_after(kept))
+    return WeightDelta({}) if change is None else stored(change)
+
+
 def _replay(context: RevertContext, selection: RevertSelection) -> _Draft:
     """Make the later batches again. Raises `RevertRefused` if another editor made one, or the editor now refuses one."""
     parent, later = _branch(context, selection)
     warnings = _check_origins(context, [version for version in later if selection.without(version)], parent)
     left = [(version.number, batch) for version in later for batch in selection.without(version)]
-    (said, was), at_head, deltas = _answers_so_far(context, selection), context.edited.sums(), []
+    (said, was), at_head, deltas = _answers_so_far(context, selection), context.edited.content(), []
     with checked_out(context.edited, context.ledger, context.version) as checkout:
         checkout.to(parent)
         state = context.ledger.state(parent) or context.editor.start(context.inspector.model, context.inspector.spec)
@@ -168,10 +184,12 @@ def _replay(context: RevertContext, selection: RevertSelection) -> _Draft:
             delta, state = _edit_again(context, batch, state, number)
             context.edited.add(delta)
             deltas.append(delta)
-        change = _between(at_head, context.edited.sums())
+        change = _change_between(at_head, context.edited.content())
         says = _say(context, selection.asked)
     batches = tuple(batch for _, batch in left)
-    return _Draft("replay", parent, batches, in_series(deltas), state, change, warnings, _rows(selection, was, said, says))
+    return _Draft(
+        "replay", parent, batches, joined_in_series(deltas), state, change, warnings, _rows(selection, was, said, says)
+    )
 
 
 def _branch(context: RevertContext, selection: RevertSelection) -> tuple[int, list[Version]]:
@@ -208,7 +226,7 @@ def _check_origins(context: RevertContext, later: Sequence[Version], parent: int
     return (f"versions {', '.join(numbers)} were made with another artifact than {plan or 'none'}",)
 
 
-def _edit_again(context: RevertContext, batch: MadeBatch, state: EditorState, number: int) -> tuple[WeightDelta, EditorState]:
+def _edit_again(context: RevertContext, batch: MadeBatch, state: EditorState, number: int) -> tuple[Delta, EditorState]:
     """Edit a batch, and return the delta with the bits that the ledger would give back."""
     where = f"the other edits of version {number} cannot be made again"
     try:
@@ -218,14 +236,16 @@ def _edit_again(context: RevertContext, batch: MadeBatch, state: EditorState, nu
         raise RevertRefused(f"{where}: {fault}", code=Code.NOT_REPLAYABLE) from fault
     if not delta.is_finite:
         raise RevertRefused(f"{where}: the change is not finite", code=Code.NOT_FINITE)
-    return WeightDelta.from_tensors(delta.to_tensors()), after
+    return stored(delta), after
 
 
-def _between(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> WeightDelta:
-    """Return the change of the weights from one set of sums to another."""
-    names = [*before, *(name for name in after if name not in before)]
-    changes = {name: after[name] if name in after else torch.zeros_like(before[name]) for name in names}
-    return WeightDelta({n: Dense(change - before[n] if n in before else change) for n, change in changes.items()})
+def _change_between(before: VersionContent, after: VersionContent) -> Delta:
+    """Return the change of the model from the content of one version to that of another."""
+    if (memory := between(before.bank, after.bank)) is not None:
+        return memory
+    names = [*before.sums, *(name for name in after.sums if name not in before.sums)]
+    changes = {n: after.sums[n] if n in after.sums else torch.zeros_like(before.sums[n]) for n in names}
+    return WeightDelta({n: Dense(new - before.sums[n] if n in before.sums else new) for n, new in changes.items()})
 
 
 def _answers_so_far(context: RevertContext, selection: RevertSelection) -> tuple[list[str], list[str]]:

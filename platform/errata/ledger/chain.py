@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from errata.delta.kinds import Delta, load_delta
 from errata.delta.weight_delta import WeightDelta
 from errata.editors.state import EditorState
 from errata.ledger.editor_states import StateRows, gathered
@@ -39,20 +40,20 @@ class Chain:
             number = self.parent(number)
         return found[::-1]
 
-    def delta(self, number: int) -> WeightDelta:
+    def delta(self, number: int) -> Delta:
         """Read the delta of one version. Raises `LedgerDamaged` if it does not match the version's fingerprint."""
         version = self.version_of(number)
         if not number:
             return WeightDelta({})
         try:
-            delta = WeightDelta.load(version.directory / DELTA)
+            delta = load_delta(version.directory / DELTA)
         except (SafetensorError, ValueError, FileNotFoundError) as wrong:
             raise damaged(version.directory, f"{DELTA} cannot be read: {wrong}") from None
         if not self.matches([number], [delta]):
             raise damaged(version.directory, f"{DELTA} is not as it was written")
         return delta
 
-    def matches(self, numbers: Collection[int], deltas: Collection[WeightDelta]) -> bool:
+    def matches(self, numbers: Collection[int], deltas: Collection[Delta]) -> bool:
         """Compare deltas with the fingerprints of consecutive versions."""
         return len(numbers) == len(deltas) and all(
             child_fingerprint(self.version_of(self.parent(n)).fingerprint, delta) == self.version_of(n).fingerprint
@@ -85,17 +86,17 @@ class Chain:
         segments = self._segments(number) if snapshots else [([each], False) for each in self.numbers(number)]
         return [self.snapshots.path(n[-1]) if in_snapshot else self.folders.path(n[-1]) / DELTA for n, in_snapshot in segments]
 
-    def deltas(self, number: int) -> list[WeightDelta]:
+    def deltas(self, number: int) -> list[Delta]:
         """Read the deltas to sum onto the base, in order. A damaged snapshot is replaced by the versions' own files.
 
         Raises `LedgerDamaged`.
         """
-        found: list[WeightDelta] = []
+        found: list[Delta] = []
         for numbers, in_snapshot in self._segments(number):
             found += (self.snapshot_deltas(numbers[-1]) if in_snapshot else None) or map(self.delta, numbers)
         return found
 
-    def snapshot_deltas(self, number: int) -> list[WeightDelta] | None:
+    def snapshot_deltas(self, number: int) -> list[Delta] | None:
         """Read the deltas in the snapshot that ends at `number`; None if it is damaged or missing."""
         with contextlib.suppress(SafetensorError, ValueError, KeyError, TypeError, FileNotFoundError):
             found = read_segments(self.snapshots.path(number))

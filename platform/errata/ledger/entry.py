@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from errata.delta.kinds import Delta
 from errata.delta.weight_delta import WeightDelta
 from errata.durable import digest_of, file_digest, with_checksum, without_checksum
 from errata.edit import Edit, EditRejected
@@ -76,7 +77,7 @@ class Version:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def child_fingerprint(fingerprint: str, delta: WeightDelta) -> str:
+def child_fingerprint(fingerprint: str, delta: Delta) -> str:
     """Return the fingerprint of the version that `delta` makes of its parent, which has `fingerprint`."""
     return digest_of((fingerprint + delta.digest()).encode())
 
@@ -87,7 +88,7 @@ def new_entry(
     fingerprint: str,
     origin: Origin = ("", ""),
     scorecard: Mapping[str, Any] | None = None,
-    delta: WeightDelta | None = None,
+    delta: Delta | None = None,
 ) -> dict[str, Any]:
     """Make the entry of a version, without the digests of its files."""
     delta = delta or WeightDelta({})

@@ -1,11 +1,13 @@
 """Export of a version as a plain Hugging Face checkpoint, which `vllm serve` and `from_pretrained` load.
 
 The base's files are copied byte by byte, and its weights under their own names, in their own files and dtypes; only the edited
-matrices differ. Files that hold the same weights in another format are left out.
+matrices differ. Files that hold the same weights in another format are left out. Edits that a version keeps in a memory are
+not in its weights: the file `edits_in_memory.json` lists them.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from errata.delta.accumulator import Accumulator
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.kinds import Delta, split_by_kind
+from errata.delta.memory_delta import held_after
 from errata.durable import new_folder
+from errata.edit_memory.bank import Bank
 from errata.model.checkpoint import INDEX, check_checkpoint
 from errata.model.matrices import find_matrices
 from errata.model.weights import Checkpoint, architecture_of
@@ -25,11 +29,12 @@ from errata.model.weights import Checkpoint, architecture_of
 WEIGHTS = frozenset(
     ".safetensors .bin .pt .pth .ckpt .h5 .msgpack .gguf .onnx .onnx_data .ot .npz .tflite .mlmodel .nemo .pdparams".split()
 )
+IN_MEMORY = "edits_in_memory.json"
 MAX_BYTES = 2**28  # A larger file holds weights, whatever its name.
 
 
-def export(base: Mapping[str, Any], segments: Sequence[WeightDelta], directory: str | Path) -> Path:
-    """Write the base model with these deltas, in its own dtype.
+def export(base: Mapping[str, Any], segments: Sequence[Delta], directory: str | Path) -> Path:
+    """Write the base model with the changes of weights among these deltas, in its own dtype.
 
     Raises `ValueError` if `directory` exists and is not empty, or if the base cannot be edited.
     """
@@ -40,9 +45,10 @@ def export(base: Mapping[str, Any], segments: Sequence[WeightDelta], directory: 
     architecture = architecture_of(source)
     spec, checkpoint = find_matrices(architecture, base["matrices"]), Checkpoint(source, architecture)
     accumulator = Accumulator({m.name: m.oriented(checkpoint.weight(m.name)) for m in spec.matrices}, in_place=True)
-    for delta in segments:
+    weights, memory = split_by_kind(segments)
+    for delta in weights:
         accumulator.check(delta)
-    for delta in segments:
+    for delta in weights:
         accumulator.add(delta)
     edited = {checkpoint.key_of(name): name for name in accumulator.sum_OI}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +61,14 @@ def export(base: Mapping[str, Any], segments: Sequence[WeightDelta], directory: 
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+        if (bank := held_after(memory)) is not None and len(bank):
+            (folder / IN_MEMORY).write_text(json.dumps(_described(bank), indent=1) + "\n")
     return target
+
+
+def _described(bank: Bank) -> dict[str, Any]:
+    note = "This checkpoint does not answer by these edits: the version keeps them in a memory beside the weights."
+    return {"note": note, "kind": bank.kind, "edits": [record.text for record in bank]}
 
 
 def _write_weights(source: Path, copy: Path, changed: Mapping[str, Any]) -> None:

@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.kinds import Delta, split_by_kind
+from errata.delta.memory_delta import held_after
 from errata.durable import append_record, new_folder, records
 from errata.edit import Edit, EditRejected
+from errata.edit_memory.bank import Bank
 from errata.editors.state import EditorState
 from errata.ledger import entry as entries
 from errata.ledger import quarantine
@@ -178,7 +180,7 @@ class Ledger:
         """Return the versions whose deltas make `number`, in order, without version 0."""
         return self.contents.numbers(number)
 
-    def delta(self, number: int) -> WeightDelta:
+    def delta(self, number: int) -> Delta:
         """Read the delta of one version. Raises `LedgerDamaged` if it does not match the version's fingerprint."""
         return self.contents.delta(number)
 
@@ -193,14 +195,19 @@ class Ledger:
         """
         return self.contents.files(number, snapshots)
 
-    def segments(self, number: int) -> list[WeightDelta]:
+    def segments(self, number: int) -> list[Delta]:
         """Read the deltas to sum onto the base, in order. Raises `LedgerDamaged`."""
         return self.contents.deltas(number)
+
+    def memory(self, number: int) -> Bank | None:
+        """Return the records that version `number` keeps beside the weights; None if it has none. Raises `LedgerDamaged`."""
+        bank = held_after(split_by_kind(self.segments(number))[1])
+        return bank if bank is not None and len(bank) else None
 
     def append(
         self,
         parent: int,
-        delta: WeightDelta,
+        delta: Delta,
         state: EditorState,
         edits: Iterable[Edit],
         scorecard: Mapping[str, Any],
@@ -332,7 +339,7 @@ class Ledger:
         return quarantine.quarantined_versions(self.folders, self.index)
 
     def export(self, number: int, directory: str | Path) -> Path:
-        """Write version `number` as a plain Hugging Face checkpoint, in the base model's dtype.
+        """Write version `number` as a plain Hugging Face checkpoint, in the base model's dtype, without its memory.
 
         Raises `ValueError` if `directory` exists and is not empty, `UnknownVersion`.
         """

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.kinds import load_delta
 from errata.edit import Edit
 from errata.ledger.entry import DELTA, child_fingerprint, edits_left, faults, read_entry
 from errata.ledger.folders import Folders
@@ -35,7 +35,7 @@ def verify(folder: Path, number: int, fingerprint_of: Callable[[int], str]) -> l
     """
     found = list(faults(folder))
     if not found and number:
-        entry, delta = read_entry(folder), WeightDelta.load(folder / DELTA)
+        entry, delta = read_entry(folder), load_delta(folder / DELTA)
         if child_fingerprint(fingerprint_of(entry["parent"] or 0), delta) != entry["fingerprint"]:
             found.append(f"its fingerprint is not that of its delta after version {entry['parent']}")
     return found

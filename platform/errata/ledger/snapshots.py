@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.kinds import Delta, delta_from_tensors, load_delta
 from errata.durable import replaced
 from errata.ledger.editor_states import StateRows, is_whole
 from errata.ledger.entry import write_tensors
@@ -60,7 +60,7 @@ class Snapshots:
                     self._whole.add(number)
         return number in self._whole
 
-    def save(self, deltas: Mapping[int, WeightDelta], state: StateRows) -> None:
+    def save(self, deltas: Mapping[int, Delta], state: StateRows) -> None:
         """Write the deltas of consecutive versions, by number, and what the state grew by over them: both files or none."""
         numbers = list(deltas)
         tensors = {f"{n:08d}|{key}": t for n, delta in deltas.items() for key, t in delta.to_tensors().items()}
@@ -81,7 +81,7 @@ class Snapshots:
         return moved
 
 
-def read_segments(path: str | Path) -> list[WeightDelta]:
+def read_segments(path: str | Path) -> list[Delta]:
     """Read the deltas in a file that `Ledger.files_to` names, in order: one of a version's file, many of a snapshot.
 
     Raises `FileNotFoundError`, and `SafetensorError` or `ValueError` if the file is not as it was written.
@@ -89,14 +89,14 @@ def read_segments(path: str | Path) -> list[WeightDelta]:
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
         if "versions" not in metadata:
-            return [WeightDelta.load(path)]
+            return [load_delta(path)]
         grouped: dict[int, dict[str, Tensor]] = {number: {} for number in _numbers(metadata["versions"])}
         for name in file.keys():  # noqa: SIM118
             number, _, key = name.partition("|")
             if int(number) not in grouped:
                 raise ValueError(f"{path} lists the versions {sorted(grouped)}, but has a tensor {name}")
             grouped[int(number)][key] = file.get_tensor(name)
-    return [WeightDelta.from_tensors(tensors) for tensors in grouped.values()]
+    return [delta_from_tensors(tensors) for tensors in grouped.values()]
 
 
 def _numbers(text: str) -> list[int]:

@@ -21,6 +21,7 @@ from errata.access_keys import check_binding
 from errata.editors.build import needs, outline, own_editor
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.table import EDITORS
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
@@ -92,11 +93,14 @@ def problems_of(start: StartSettings, is_here: bool = True) -> Problems:
 def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | None:
     """Build the editor's outline, and note what is wrong with its name, preset, artifact and settings; None if it has none."""
     if ":" in start.editor:  # `package.module:Class`, the operator's own, which exists where it is used
-        if is_here and (own := found.checked("editor", own_editor, start.editor)) is not None:
+        own = found.checked("editor", own_editor, start.editor) if is_here else None
+        if own is not None and found.checked("editor", _check_served, start.editor, own) is not None:
             _check_own_settings(start, own, found)
         return None
     kind = found.checked("editor", needs, start.editor)
-    if kind is None or found.checked("preset", needs, start.editor, start.preset or "") is None:
+    if kind is None or found.checked("editor", _check_served, start.editor, *map(EDITORS.get, start.editor.split("/"))) is None:
+        return None
+    if found.checked("preset", needs, start.editor, start.preset or "") is None:
         return None
     if kind == "hypernets" and not is_here:
         return None
@@ -112,6 +116,16 @@ def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | No
     for name, value in start.settings.items():
         editor = found.checked(f"settings.{name}", _set, editor, name, value) or editor
     return editor
+
+
+def _check_served(name: str, *kinds: type[Editor] | None) -> bool:
+    """Raise `ValueError` for an editor, or a wrapped one, whose edits no replica reads; else return True."""
+    if any(kind is not None and kind.writes == "memory" for kind in kinds):
+        raise ValueError(
+            f"{name} keeps its edits in a memory beside the weights, and no memory is served yet: give an editor of weights, "
+            "such as RLEdit or UltraEdit; `errata bench` and `errata.lifelong` run this one"
+        )
+    return True
 
 
 def _set(editor: Editor, name: str, value: str) -> Editor:

@@ -117,13 +117,34 @@ def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
     The output embedding, often the largest matrix of a model, runs at these positions only. `arguments` go to the model.
     """
     head = getattr(model, "module", model).get_output_embeddings()  # A data-parallel wrapper holds the model.
-    chosen = head.register_forward_pre_hook(lambda _head, args: (at_answers(args[0], encoded), *args[1:]))
+    chosen = head.register_forward_pre_hook(_AnswersOnly(encoded))
     try:
         inputs = {**encoded.arguments(head.weight.dtype), "use_cache": False}
         logits_TV = model(**(inputs | arguments)).logits
     finally:
         chosen.remove()
     return torch.log_softmax(logits_TV.float(), dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _AnswersOnly:
+    """A hook that gives the output layer the rows alone from which answer tokens are predicted."""
+
+    encoded: Encoded
+
+    def __call__(self, _head: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return at_answers(args[0], self.encoded), *args[1:]
+
+
+def rows_at_head(head: Any, values_BSF: Tensor, input_of_head: Tensor) -> Tensor:
+    """Select the rows [T, F] of a tensor at the positions that the output layer computes in this pass.
+
+    These are the answer positions in `answer_log_probs`; otherwise the last ones of each row, as many as `input_of_head` has.
+    """
+    chosen = next((hook for hook in head._forward_pre_hooks.values() if isinstance(hook, _AnswersOnly)), None)
+    if chosen is not None:
+        return at_answers(values_BSF, chosen.encoded)
+    return values_BSF[:, -input_of_head.shape[1] :].flatten(0, 1)
 
 
 def at_answers(values_BSF: Tensor, encoded: Encoded) -> Tensor:

@@ -8,6 +8,7 @@ differ in white space, zero-width spaces and Unicode form alone; so are two targ
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Hashable
@@ -89,6 +90,11 @@ def subject_span(prompt: str, subject: str) -> tuple[int, int] | None:
 def same_text(text: str) -> str:
     """Return what two texts that are the same prompt, or the same target, have in common."""
     return " ".join(unicodedata.normalize("NFC", text.replace(ZERO_WIDTH_SPACE, "")).split())
+
+
+def fact_of(prompt: Prompt) -> str:
+    """Return the text by which a memory knows a prompt: the same for two prompts that are the same."""
+    return json.dumps(prompt_key(prompt), ensure_ascii=False)
 
 
 def prompt_key(prompt: Prompt) -> Hashable:

@@ -57,15 +57,15 @@ def test_a_delta_that_does_not_fit_changes_nothing(tiny_model, random_delta):
     assert torch.equal(tiny_model.module.get_submodule(MATRICES[0]).weight, before)
 
 
-def test_saved_sums_can_be_restored(tiny_model, random_delta):
+def test_a_saved_content_can_be_restored(tiny_model, random_delta):
     edited = EditedModel(tiny_model.module, find_matrices(tiny_model.module, MATRICES))
     weight = tiny_model.module.get_submodule(MATRICES[0]).weight
     edited.set([random_delta(0), random_delta(1)])
-    there, sums = weight.clone(), edited.sums()
+    there, content = weight.clone(), edited.content()
     edited.add(random_delta(2))
     further = weight.clone()
     edited.set([])
-    edited.set([], sums)
+    edited.set([], content)
     assert torch.equal(weight, there)
-    edited.set([random_delta(2)], sums)
+    edited.set([random_delta(2)], content)
     assert torch.equal(weight, further)

@@ -191,7 +191,12 @@ def test_prune_restrains_rect(model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in UNDER_TEST if name in EDITORS and not issubclass(EDITORS[name], EditorWrapper)]
+    "name",
+    [
+        name
+        for name, one in UNDER_TEST.items()
+        if one.made_of.kinds and name in EDITORS and not issubclass(EDITORS[name], EditorWrapper)
+    ],
 )
 def test_prune_runs_over_every_editor(tiny_model: LanguageModel, name: str) -> None:
     """Two batches of each editor: its state and that of PRUNE stay apart."""

@@ -32,6 +32,6 @@ def test_a_checkout_has_the_bits_of_each_version(tiny_model: LanguageModel, ledg
             assert torch.equal(weight, wanted[number]), number
     assert torch.equal(weight, wanted[9])
     edited.add(random_delta(99))
-    expected = edited.sums()[MATRICES[0]]
+    expected = edited.content().sums[MATRICES[0]]
     edited.set([*ledger.segments(9), random_delta(99)])
-    assert torch.equal(edited.sums()[MATRICES[0]], expected)
+    assert torch.equal(edited.content().sums[MATRICES[0]], expected)

@@ -12,6 +12,7 @@ import torch
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditRejected
+from errata.edit_memory.hooks import bank_of
 from errata.editors.state import EditorState
 from errata.guard.limits import VersionRefused
 from errata.history.lineage import batches, common_ancestor, live_edits, live_versions
@@ -54,14 +55,15 @@ class Weak(Toy):
 
 
 def model_with(editor: str, checkpoint: Path, tmp_path: Path, **guard: str) -> LiveModel:
-    """Make a live model whose guard is not strict: these editors write the first word of an answer alone."""
-    options = LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), editor, guard={"strict": "false"} | guard)
-    return LiveModel(options)
+    """Make a live model whose guard is not strict: most of these editors write the first word of an answer alone."""
+    settings = {"modules": "layers.1.mlp.down_proj"} if editor == "state" else {}
+    guard = {"strict": "false"} | guard
+    return LiveModel(LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), editor, settings=settings, guard=guard))
 
 
-@pytest.fixture
-def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
-    return model_with("tests.e2e.toy:Toy", checkpoint, tmp_path)
+@pytest.fixture(params=["tests.e2e.toy:Toy", "state"], ids=["weights", "memory"])
+def live_model(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> LiveModel:
+    return model_with(request.param, checkpoint, tmp_path)
 
 
 @pytest.fixture
@@ -78,6 +80,12 @@ def weight(live_model: LiveModel) -> torch.Tensor:
     return live_model.model.module.get_submodule(MATRIX).weight.clone()
 
 
+def memory(live_model: LiveModel) -> dict[str, str]:
+    """Return the texts of the records that the model reads, by fact."""
+    bank = bank_of(live_model.model.module)
+    return {} if bank is None else {record.fact: record.text for record in bank}
+
+
 def ids(live_model: LiveModel) -> list[str | None]:
     return [edit.id for edit in live_edits(live_model.ledger, live_model.ledger.head)]
 
@@ -92,10 +100,13 @@ def check_is_at_head(live_model: LiveModel) -> None:
     """Compare the live model with a new one over the same ledger, bit by bit; no hook may be left."""
     other = LiveModel(live_model.options)
     assert live_model.version == other.version == live_model.ledger.head
-    assert torch.equal(weight(live_model), weight(other))
+    assert torch.equal(weight(live_model), weight(other)) and memory(live_model) == memory(other)
     assert live_model.state.num_edits == other.state.num_edits
     assert list(live_model.inspector.earlier.held.by_edit) == list(other.inspector.earlier.held.by_edit)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in live_model.model.module.modules())
+    modules = live_model.model.module.modules()
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules) == (
+        3 if memory(live_model) else 0
+    )
 
 
 @pytest.mark.parametrize("mode", ["auto", "subtract"])
@@ -109,8 +120,10 @@ def test_a_whole_version_is_subtracted(live_model: LiveModel, mode: str) -> None
     assert version.scorecard["reverted"] == {"edits": ["e0", "e5"], "versions": [1], "mode": "subtract"}
     assert ids(live_model) == ["e10", "e15"] and [v.number for v in live_versions(live_model.ledger, 4)] == [2, 3]
     assert first_words(live_model, C, D) == [C.target, D.target]
-    own = live_model.ledger.delta(1).parts[MATRIX].dense()
-    assert torch.allclose(weight(live_model), before - own, atol=1e-6 * float(before.abs().max()))
+    own = live_model.ledger.delta(1)
+    change = own.parts[MATRIX].dense() if isinstance(own, WeightDelta) else torch.zeros_like(before)
+    assert torch.allclose(weight(live_model), before - change, atol=1e-6 * float(before.abs().max()))
+    assert len(memory(live_model)) == (0 if isinstance(own, WeightDelta) else 2)
     assert live_model.state.num_edits == 4, "the editor's state is the head's"
     check_is_at_head(live_model)
 
@@ -260,7 +273,8 @@ def test_auto_replays_if_the_guard_refuses_the_subtraction(exact: LiveModel) -> 
     assert ids(exact) == ["later"] and first_words(exact, later) == [later.target]
 
 
-def test_the_guard_refuses_a_replay_too(live_model: LiveModel) -> None:
+def test_the_guard_refuses_a_replay_too(checkpoint: Path, tmp_path: Path) -> None:
+    live_model = model_with("tests.e2e.toy:Toy", checkpoint, tmp_path)
     post(live_model, (A, B), (C,))
     limit = replace(live_model.inspector.guard.change, warn=1e-9, refuse=1e-9)
     live_model.inspector.guard = replace(live_model.inspector.guard, change=limit)
@@ -318,7 +332,7 @@ def test_versions_of_another_editor_are_not_replayed(live_model: LiveModel) -> N
     state = EditorState(3)
     live_model.ledger.append(1, live_model.ledger.delta(1), state, [C], {}, ("MEMIT", ""))
     live_model.move_to(2)
-    with pytest.raises(RevertRefused, match=r"cannot be replayed by tests.e2e.toy:Toy.*version 2 by MEMIT"):
+    with pytest.raises(RevertRefused, match=rf"cannot be replayed by {live_model.options.editor}.*version 2 by MEMIT"):
         live_model.revert(["e0"], [])
     assert live_model.revert(["e10"], []).scorecard["reverted"]["mode"] == "subtract"
 
@@ -343,6 +357,25 @@ def test_a_revert_of_an_earlier_head_is_a_conflict(live_model: LiveModel) -> Non
 def test_a_refusal_can_be_pickled() -> None:
     fault = pickle.loads(pickle.dumps(RevertRefused("gone", code=Code.NOT_LIVE, edit="e1", field="edits")))
     assert (str(fault), fault.code, fault.edit) == ("edit e1, edits: gone", Code.NOT_LIVE, "e1")
+
+
+@pytest.mark.parametrize("mode", ["subtract", "replay"])
+def test_a_memory_without_a_version_has_what_that_version_replaced(checkpoint: Path, tmp_path: Path, mode: str) -> None:
+    live_model = model_with("state", checkpoint, tmp_path)
+    again = replace(A, target=B.target, id="again")
+    post(live_model, (A, C), (again, D))
+    first = live_model.append(live_model.revert([], [2], mode)).number
+    assert first_words(live_model, A, C) == [A.target, C.target] and len(memory(live_model)) == 2
+    assert memory(live_model) == {record.fact: record.text for record in live_model.ledger.memory(1) or ()}
+    check_is_at_head(live_model)
+    live_model.move_to(2)
+    live_model.append(live_model.revert([], [1], mode))
+    assert first_words(live_model, A, D) == [B.target, D.target] and len(memory(live_model)) == 2
+    check_is_at_head(live_model)
+    live_model.move_to(first)
+    live_model.append(live_model.revert(["e0", "e10"], [], mode))
+    assert memory(live_model) == {} and live_model.ledger.memory(live_model.version) is None
+    check_is_at_head(live_model)
 
 
 def test_the_common_ancestor_is_the_last_shared_version(live_model: LiveModel) -> None:

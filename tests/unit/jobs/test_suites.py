@@ -16,8 +16,8 @@ from jobs.suites import SUITES, from_arguments
     ("arguments", "says"),
     [
         (["suite=huge"], "no suite is named 'huge'; there are lifelong, counterfact, ablation, tiny"),
-        (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, LocFT, AlphaEdit"),
-        (["suite=tiny", "budget=9"], "more settings than these have: RLEdit, LocFT, AlphaEdit"),
+        (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, LocFT, AlphaEdit, state"),
+        (["suite=tiny", "budget=9"], "more settings than these have: RLEdit, LocFT, AlphaEdit, state"),
         (["suite=tiny", "num_edits=900"], "fewer than 900"),
         (["suite=tiny", "num_edit=9"], "has no field 'num_edit'"),
         (["suite=tiny", "grids=1"], "has no field 'grids'"),

@@ -75,6 +75,12 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         ({"device": "gpu"}, "device: 'gpu' is not a device: give cpu"),
         ({"editor": "ROMEO"}, "editor: no editor is named 'ROMEO'; known are .*R-ROME"),
         ({"editor": "FT-L/ROME"}, "does not wrap another editor"),
+        (
+            {"editor": "state", "settings": {}},
+            "editor: state keeps .* no memory is served yet: give an editor",
+        ),
+        ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory .*, such as RLEdit"),
+        ({"editor": f"{__name__}:OwnMemory", "settings": {}}, "OwnMemory keeps its edits in a memory .*`errata bench`"),
         ({"preset": "llama4"}, "preset: .*no preset 'llama4'; there are"),
         ({"artifact": "/none"}, "artifact: FTL needs no artifact: leave out /none"),
         ({"editor": "ROME", "artifact": "/none"}, "artifact: /none is no artifact: .*jobs/moments.py"),
@@ -275,6 +281,12 @@ class Own(FTL):
 
     def __post_init__(self) -> None:
         raise AssertionError("it is made")
+
+
+class OwnMemory(Own):
+    """An operator's editor that keeps its edits in a memory."""
+
+    writes = "memory"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from errata import hardware
 from errata.delta.accumulator import EditedModel
+from errata.delta.memory_delta import MemoryDelta
 from errata.delta.parts import Dense, LowRank
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
@@ -73,6 +74,7 @@ def edited(make: Callable[[LanguageModel], Editor], model: LanguageModel) -> tup
     [
         pytest.param(one.build, id=name, marks=() if name in BY_DEFAULT else pytest.mark.long)
         for name, one in UNDER_TEST.items()
+        if one.made_of.kinds
     ],
 )
 def test_every_editor_returns_the_same_delta_as_on_one_device(make: Callable[[LanguageModel], Editor]) -> None:
@@ -92,6 +94,28 @@ def test_every_editor_returns_the_same_delta_as_on_one_device(make: Callable[[La
     model = on_one()
     EditedModel(model.module, into.spec).set(expected)
     assert on_two_ids == greedy(model, prompts, max_tokens=4)
+
+
+@pytest.mark.parametrize("name", ["state", "state-early"])
+def test_a_memory_is_read_over_two_devices(name: str) -> None:
+    """Its module may be on another device than the tokens and the output layer are."""
+    make = UNDER_TEST[name].build
+    batch = BATCHES[0]
+
+    def answered(model: LanguageModel) -> tuple[MemoryDelta, list[list[int]]]:
+        editor = make(model)
+        delta, _ = editor.edit(model, batch, editor.start(model, find_matrices(model.module, editor.modules)))
+        assert isinstance(delta, MemoryDelta)
+        EditedModel(model.module, find_matrices(model.module, editor.modules)).add(delta)
+        return delta, greedy(model, [edit.prompt for edit in batch], max_tokens=4)
+
+    expected, said = answered(on_one())
+    with two_accelerators():
+        found, on_two_said = answered(on_two())
+    assert on_two_said == said
+    for one, other in zip(found.records, expected.records, strict=True):
+        assert torch.allclose(one.rows["key"].cpu(), other.rows["key"], atol=1e-4)
+        assert torch.equal(one.rows["token"].cpu(), other.rows["token"])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from errata.delta.kinds import weights_alone
 from errata.delta.parts import Dense, LowRank, Part, svd
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta, chained
@@ -75,7 +76,8 @@ class PRUNE(EditorWrapper):
         before = prune(total, tops, self.restraint, self.base)
         held = WeightDelta({n: minus(part, before.parts[n]) for n, part in total if before.parts[n] is not part})
         with applied(model.module, held):
-            delta, after = self.host.edit(model, batch, inner_state(state), cache)
+            made, after = self.host.edit(model, batch, inner_state(state), cache)
+        delta = weights_alone(made, "a wrapper")
         total = accumulate(state, delta)
         now = prune(total, tops, self.restraint, self.base)
         restrained = {n for n, part in now if n in held.parts or part is not total.parts[n]}

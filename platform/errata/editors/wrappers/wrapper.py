@@ -37,6 +37,11 @@ class EditorWrapper(Editor):
     must_be_outermost: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if self.host.writes == "memory":
+            raise ValueError(
+                f"{type(self).__name__} changes another editor's matrices, and {type(self.host).__name__} keeps its edits in a "
+                "memory: give an editor of weights"
+            )
         if isinstance(self.host, EditorWrapper) and self.host.must_be_outermost:
             name = type(self.host).__name__
             raise ValueError(

@@ -1,0 +1,154 @@
+"""Memory delta: the result of an edit that is kept beside the weights, as records that are added, replaced or dropped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from errata.delta.weight_delta import update_digest
+from errata.edit_memory.bank import KINDS, ROWS, Bank, Kind, Record
+from errata.model.devices import device_of
+
+# Names of tensors in a file. No module of a model is called so.
+ABOUT, PREFIX = "memory|about", "memory|rows|"
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryDelta:
+    """The change of a version's memory: `records` are added, or replace those of the same facts; the facts `dropped` go.
+
+    A bank has one kind and one `site`, the module whose input its records are compared with.
+    """
+
+    kind: Kind
+    site: str
+    records: tuple[Record, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        texts = sum(len(record.fact.encode()) + len(record.text.encode()) for record in self.records)
+        return texts + sum(t.numel() * t.element_size() for record in self.records for t in record.rows.values())
+
+    def norms(self) -> dict[str, float]:
+        """Return the norm of the change of each matrix: there is none."""
+        return {}
+
+    def ranks(self) -> dict[str, int]:
+        """Return the rank of the change of each matrix: there is none."""
+        return {}
+
+    @property
+    def is_finite(self) -> bool:
+        tensors = [tensor for record in self.records for tensor in record.rows.values() if tensor.is_floating_point()]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+    def save(self, path: str | Path) -> None:
+        save_file(self.to_tensors(), str(path))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Copy the rows of all records to the CPU, joined by name, and everything else as JSON in bytes."""
+        about = {
+            "kind": self.kind,
+            "site": self.site,
+            "facts": [record.fact for record in self.records],
+            "texts": [record.text for record in self.records],
+            "counts": [record.num_rows for record in self.records],
+            "dropped": list(self.dropped),
+        }
+        found = {ABOUT: _as_bytes(about)}
+        for name in ROWS[self.kind] if self.records else ():
+            found[PREFIX + name] = torch.cat([record.rows[name].detach().cpu() for record in self.records]).contiguous()
+        return found
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> MemoryDelta:
+        """Build a delta from the result of `to_tensors`. Raises `ValueError` for other tensors."""
+        try:
+            about = json.loads(tensors[ABOUT].numpy().tobytes())
+            kind, site, dropped = about["kind"], str(about["site"]), tuple(map(str, about["dropped"]))
+            facts, texts, counts = about["facts"], about["texts"], about["counts"]
+        except (KeyError, TypeError, ValueError) as wrong:
+            raise ValueError(f"this is no change of a memory: {wrong}") from None
+        if kind not in KINDS:
+            raise ValueError(f"the memory is of kind {kind!r}, and this release knows {', '.join(KINDS)}: install a newer one")
+        rows = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        if not len(facts) == len(texts) == len(counts) or any(len(tensor) != sum(counts) for tensor in rows.values()):
+            raise ValueError("the tensors of the memory do not fit its facts")
+        parts = {name: tensor.split(counts) for name, tensor in rows.items()}
+        made = (
+            Record(f, t, {n: own[i] for n, own in parts.items()}) for i, (f, t) in enumerate(zip(facts, texts, strict=True))
+        )
+        return cls(kind, site, tuple(made), dropped)
+
+    def on_devices_of(self, model: nn.Module) -> MemoryDelta:
+        """Move the rows to the device of the module that they are compared at."""
+        device = device_of(model, self.site)
+        moved = (Record(r.fact, r.text, {name: t.to(device) for name, t in r.rows.items()}) for r in self.records)
+        return MemoryDelta(self.kind, self.site, tuple(moved), self.dropped)
+
+    def digest(self) -> str:
+        """Compute the SHA-256 of the names, shapes and bytes of the tensors that are saved."""
+        state = hashlib.sha256()
+        for name, tensor in sorted(self.to_tensors().items()):
+            update_digest(state, name, "", tensor)
+        return state.hexdigest()
+
+    def after(self, bank: Bank | None) -> Bank:
+        """Return a bank with this change. Raises `ValueError` if the bank is of another kind or place."""
+        bank = bank or Bank(self.kind, self.site)
+        if (bank.kind, bank.site) != (self.kind, self.site):
+            raise ValueError(
+                f"the version has a memory of kind {bank.kind} at {bank.site}, and this change is of kind {self.kind} at "
+                f"{self.site}: one ledger holds one memory"
+            )
+        return bank.changed(self.records, self.dropped)
+
+    def check(self) -> None:
+        """Raise `ValueError` with every record that is not one of its kind."""
+        if faults := [fault for record in self.records if (fault := record.fault(self.kind)) is not None]:
+            raise ValueError("; ".join(faults[:10]))
+
+
+def _as_bytes(about: Mapping[str, Any]) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(about, sort_keys=True).encode()), dtype=torch.uint8)
+
+
+def held_after(deltas: Iterable[MemoryDelta], bank: Bank | None = None) -> Bank | None:
+    """Return the bank after changes in this order; None if there is neither a bank nor a change."""
+    for delta in deltas:
+        bank = delta.after(bank)
+    return bank
+
+
+def one_change(deltas: Sequence[MemoryDelta]) -> MemoryDelta:
+    """Join changes, at least one, into one that does what they do in this order. Raises `ValueError` for different memories."""
+    bank, dropped = Bank(deltas[0].kind, deltas[0].site), dict[str, None]()
+    for delta in deltas:
+        bank = delta.after(bank)
+        dropped |= dict.fromkeys(delta.dropped)
+    return MemoryDelta(bank.kind, bank.site, tuple(bank), tuple(fact for fact in dropped if fact not in bank.records))
+
+
+def between(before: Bank | None, after: Bank | None) -> MemoryDelta | None:
+    """Return the change from one bank to another; None if there is no bank."""
+    some = after or before
+    if some is None:
+        return None
+    old, new = ({} if bank is None else bank.records for bank in (before, after))
+    records = tuple(record for fact, record in new.items() if not _same(old.get(fact), record))
+    return MemoryDelta(some.kind, some.site, records, tuple(fact for fact in old if fact not in new))
+
+
+def _same(one: Record | None, other: Record) -> bool:
+    if one is None or one.text != other.text or one.rows.keys() != other.rows.keys():
+        return False
+    return all(torch.equal(one.rows[name].cpu(), tensor.cpu()) for name, tensor in other.rows.items())

@@ -1,0 +1,86 @@
+"""Bank of a version: the records of its memory, one for each fact.
+
+N rows of all records, I in-features of the module that is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+# state: tokens are forced where the input of a module is near a key.
+Kind = Literal["state"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+# The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
+ROWS: Mapping[Kind, Mapping[str, int]] = {"state": {"key": 2, "token": 1, "after": 1, "threshold": 1}}
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a memory knows of one fact: tensors by name, each with the record's rows, and a text for people.
+
+    A later record of the same `fact` replaces this one.
+    """
+
+    fact: str
+    text: str
+    rows: Mapping[str, Tensor]
+
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.rows.values())))
+
+    def fault(self, kind: Kind) -> str | None:
+        """Say why this is no record of its kind, as one of a damaged file may be; None if it is one."""
+        wanted = ROWS[kind]
+        if {name: tensor.dim() for name, tensor in self.rows.items()} != wanted:
+            return f"the record of {self.fact[:60]} has other tensors than {', '.join(wanted)}"
+        if len({len(tensor) for tensor in self.rows.values()}) != 1:
+            return f"the tensors of the record of {self.fact[:60]} do not fit each other"
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """The records that a version holds, by fact. `site` names the module whose input they are compared with."""
+
+    kind: Kind
+    site: str
+    records: Mapping[str, Record] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records.values())
+
+    def changed(self, records: Iterable[Record], dropped: Iterable[str]) -> Bank:
+        """Return the bank without the facts `dropped`, and with `records` added, or in the place of those of the same facts."""
+        gone = frozenset(dropped)
+        held = {fact: record for fact, record in self.records.items() if fact not in gone}
+        return Bank(self.kind, self.site, held | {record.fact: record for record in records})
+
+    @cached_property
+    def rows(self) -> dict[str, Tensor]:
+        """The rows of all records, in order, [N, ...] by name."""
+        return {name: torch.cat([record.rows[name] for record in self]) for name in ROWS[self.kind]}
+
+    @cached_property
+    def facts_N(self) -> list[str]:
+        """The fact of each row."""
+        return [record.fact for record in self for _ in range(record.num_rows)]
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the rows on a device; they are moved there once."""
+        if device not in self._moved:
+            self._moved[device] = {name: tensor.to(device) for name, tensor in self.rows.items()}
+        return self._moved[device]
+
+    @cached_property
+    def _moved(self) -> dict[torch.device, dict[str, Tensor]]:
+        return {}

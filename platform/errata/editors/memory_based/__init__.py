@@ -1,0 +1,1 @@
+"""Editors that keep their edits in a memory beside the weights, and change no weight."""

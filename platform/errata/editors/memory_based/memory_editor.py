@@ -1,0 +1,102 @@
+"""What the editors of a memory share: the module that they read, its inputs at the tokens of texts, and calibration.
+
+T answer tokens, I in-features, M texts of a calibration.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from errata.edit import Code, EditBatch, EditRejected
+from errata.edit_memory.lookup import unit
+from errata.editors.editor import Editor, check_modules
+from errata.guard.probes import Probes
+from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode_text, padded, rows_at_head, split
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec, find_matrices
+from errata.text.dialogue import Dialogue, Prompt
+from errata.timing import timed
+
+NUM_QUESTIONS, NUM_SENTENCES, MAX_SENTENCE_TOKENS = 128, 32, 64  # of the probes that a threshold is calibrated on
+ROWS_AT_ONCE = 32
+# Above this, rounding might keep a record from its own prompt.
+MAX_THRESHOLD = 0.995
+
+
+class MemoryEditor(Editor, ABC):
+    """Base class of the editors whose edits are records of a memory."""
+
+    writes: ClassVar[Literal["weights", "memory"]] = "memory"
+
+    def site(self, model: LanguageModel) -> str:
+        """Return the module whose input the memory reads. Raises `ValueError` unless the patterns match one."""
+        return _one(find_matrices(model.module, self.modules))
+
+    def check_site(self, model: LanguageModel, spec: ModelSpec) -> str:
+        """Return the module whose input is read. Raises `ValueError` if the editor was made for another model."""
+        check_modules(self.modules, model, spec)
+        return _one(spec)
+
+
+def _one(spec: ModelSpec) -> str:
+    if len(spec.names) != 1:
+        raise ValueError(f"a memory reads one module, and these match: {', '.join(spec.names)}; give one (modules=...)")
+    return spec.names[0]
+
+
+@timed("capture")
+@torch.no_grad()
+def inputs_at_answers(model: LanguageModel, encoded: Encoded, site: str) -> tuple[Tensor, Tensor]:
+    """Run the model; return the inputs of a module from which answer tokens are predicted, [T, I] in fp32, and -log p, [T]."""
+    kept: list[Tensor] = []
+    head = model.module.get_output_embeddings()
+    handles = [
+        model.module.get_submodule(site).register_forward_pre_hook(lambda _module, args: kept.append(args[0])),
+        head.register_forward_pre_hook(lambda _head, args: kept.append(rows_at_head(head, kept.pop(), args[0]))),
+    ]
+    try:
+        nll_T = answer_nll(answer_log_probs(model.module, encoded), encoded)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept[0].float().to(model.device), nll_T
+
+
+def check_inputs(batch: EditBatch, encoded: Encoded, input_TI: Tensor, nll_T: Tensor) -> None:
+    """Raise `EditRejected` for the first edit at whose answer the module's input or the loss is not finite."""
+    finite_T = torch.isfinite(input_TI).all(1) & torch.isfinite(nll_T).to(input_TI.device)
+    for row, part in zip(batch.rows, finite_T.split(encoded.answer_lengths), strict=True):
+        if not bool(part.all()):
+            edit = batch.edits[row.edit].id or row.edit
+            raise EditRejected("the model's states or its loss are not finite here", edit=edit, code=Code.NOT_FINITE)
+
+
+def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool) -> float:
+    """Return the cosine that all but `max_false` of the model's probe questions keep away from every other probe.
+
+    A question's nearest other text is the record that would answer it wrongly. Probes lie beside the model (docs/guard.md);
+    without questions among them, the ends of their sentences stand for questions.
+    """
+    probes = Probes.beside(model.path).sample(NUM_QUESTIONS, NUM_SENTENCES)
+    asked: list[Prompt] = [Dialogue.of(text) if in_chat else text for text in probes.questions or probes.sentences]
+    if len(asked) < 2:
+        return MAX_THRESHOLD
+    question_MI = ends_of(model, site, asked)
+    cosine_MM = (question_MI @ question_MI.T).fill_diagonal_(-1.0)
+    nearest_M = cosine_MM.amax(1)
+    if probes.questions and probes.sentences:
+        text = encode_text(model.tokenizer, probes.sentences, MAX_SENTENCE_TOKENS, model.device)
+        nearest_M = torch.maximum(nearest_M, (question_MI @ unit(inputs_at_answers(model, text, site)[0]).T).amax(1))
+    return min(float(nearest_M.quantile(1 - max_false)), MAX_THRESHOLD)
+
+
+def ends_of(model: LanguageModel, site: str, prompts: Sequence[Prompt]) -> Tensor:
+    """Return the inputs of a module at the last token of each prompt, at length 1, [M, I]."""
+    rows: list[Any] = [list(model.renderer.ids(prompt)) for prompt in prompts]
+    encoded = padded([(ids, ids[-1:]) for ids in rows], model.renderer.pad_id, model.device)
+    return torch.cat([unit(inputs_at_answers(model, part, site)[0]) for part in split(encoded, ROWS_AT_ONCE)])

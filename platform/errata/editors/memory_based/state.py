@@ -1,0 +1,86 @@
+"""State memory: the states from which an answer is predicted, and its tokens, which are forced where a state is met again.
+
+Paper: none; it is Reference Trustable Decoding (arXiv 2409.20181) with one reference for each token and a gate, untrained.
+Equation: at a token with the input x of one module, the row n with the largest cos(x, k_n) >= tau decides, if there is one: its
+token is generated. For an edit (x, y_1 .. y_T), k_t is the input from which the model predicts y_t after y_1 .. y_t-1.
+Deviations from RTD: no mixture with the model's distribution; the input of a chosen linear module instead of the last state,
+because the last one knows the next token and not the question; k_t for t > 1 is met only after the token y_t-1 itself.
+tau is calibrated once, on the probes beside the unedited model: the nearest other text of all but `max_false` of the questions
+is farther away. Texts in chat have a tau of their own, and their first row is met only at the end of a question.
+Remembers: tau. The records are in the memory. T answer tokens, I in-features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from errata.delta.memory_delta import MemoryDelta
+from errata.edit import EditBatch
+from errata.edit_memory.bank import Record
+from errata.edit_memory.lookup import ANY, unit
+from errata.editors.editor import check_batch
+from errata.editors.memory_based.memory_editor import MemoryEditor, calibrated, check_inputs, inputs_at_answers
+from errata.editors.state import EditorState
+from errata.model.encoding import encode_rows
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec
+from errata.model.prefix_cache import BatchCache
+from errata.text.dialogue import Prompt
+from errata.text.rules import fact_of
+
+THRESHOLDS = "thresholds"  # in the state: of completions, and of questions in chat
+
+
+@dataclass(frozen=True)
+class StateMemory(MemoryEditor):
+    """State memory. `modules` names one matrix, whose input is read; with a `threshold` above 0 nothing is calibrated."""
+
+    modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
+    _: KW_ONLY
+    max_false: float = 0.01
+    threshold: float = 0.0
+    max_batch: int = 1000
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        site = self.check_site(model, spec)
+        if self.threshold:
+            return EditorState(0, {THRESHOLDS: torch.full((2,), self.threshold)})
+        completion = calibrated(model, site, self.max_false, in_chat=False)
+        chat = calibrated(model, site, self.max_false, in_chat=True) if model.renderer.form == "chat" else completion
+        return EditorState(0, {THRESHOLDS: torch.tensor([completion, chat])})
+
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[MemoryDelta, EditorState]:
+        check_batch(batch, self.max_batch)
+        site = self.site(model)
+        encoded = encode_rows(model.renderer, batch.rows, model.device)
+        input_TI, nll_T = inputs_at_answers(model, encoded, site)
+        check_inputs(batch, encoded, input_TI, nll_T)
+        parts = zip(
+            batch.rows,
+            unit(input_TI).split(encoded.answer_lengths),
+            encoded.targets_T.split(encoded.answer_lengths),
+            strict=True,
+        )
+        records = tuple(
+            Record(fact_of(row.prompt), f"{row.prompt} -> {row.answer}", _rows(model, row.prompt, key_tI, token_t, state))
+            for row, key_tI, token_t in parts
+        )
+        return MemoryDelta("state", site, records), replace(state, num_edits=state.num_edits + len(batch))
+
+
+def _rows(model: LanguageModel, prompt: Prompt, key_tI: Tensor, token_t: Tensor, state: EditorState) -> dict[str, Tensor]:
+    """Return the rows of one answer. In chat, the first one follows the token that ends every question."""
+    in_chat = not isinstance(prompt, str)
+    is_marked = in_chat and model.renderer.form == "chat"
+    first = model.renderer.ids(prompt)[-1] if is_marked else ANY
+    return {
+        "key": key_tI,
+        "token": token_t,
+        "after": torch.cat([token_t.new_tensor([first]), token_t[:-1]]),
+        "threshold": state.tensors[THRESHOLDS][int(in_chat)].to(key_tI.device).expand(len(token_t)).clone(),
+    }
