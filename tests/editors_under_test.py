@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from errata.delta.parts import Dense, LowRank, Part, Sparse
 from errata.edit import batches_of
@@ -185,4 +185,30 @@ UNDER_TEST: dict[str, UnderTest] = {
     "MEND-published": UnderTest(learned(MEND.preset("llama3_8b", rank=8, modules=GATE_UP)), TOKENS),
     "state": UnderTest(lambda model: StateMemory(("layers.1.mlp.down_proj",)), RECORDS),
     "state-early": UnderTest(lambda model: StateMemory(("layers.0.mlp.up_proj",), threshold=0.9999), RECORDS),
+}
+
+
+# Settings that write strongly enough on a random model of tests/tiny_models.py for the newest target to be the likeliest.
+LAST = ("model.layers.1.mlp.down_proj",)
+AT_PROMPT: dict[str, Any] = {"search": Search(40, 0.3, 0.0, 4.0, 0.0), "context_words": (), "position": "prompt", "floor": 1e-2}
+STRONG_ROME, STRONG_MEMIT = ROME(LAST, **AT_PROMPT), MEMIT(LAST, moment_weight=1.0, **AT_PROMPT)
+STRONG_ALPHAEDIT = AlphaEdit(LAST, search=STRONG_MEMIT.search, context_words=(), position="prompt", ridge=1.0, threshold=0.5)
+
+STRONG: dict[str, Callable[[LanguageModel], Editor]] = {
+    "RLEdit": learned(RLEdit(LAST, rank=8, num_passes=3, first_step=1.0)),
+    "MALMEN": learned(MALMEN(LAST, rank=8, first_step=4.0)),
+    "MEND": learned(MEND(LAST, rank=8, first_step=4.0)),
+    "UltraEdit": lambda model: UltraEdit(LAST, step=4e-2),
+    "ROME": with_key_moments(STRONG_ROME),
+    "R-ROME": with_key_moments(RROME(LAST, **AT_PROMPT)),
+    "MEMIT": with_key_moments(STRONG_MEMIT),
+    "MEMIT-with-memory": with_key_moments(replace(STRONG_MEMIT, memory=1.0)),
+    "RECT": with_key_moments(STRONG_MEMIT, RECT),
+    "PRUNE": with_key_moments(STRONG_MEMIT, PRUNE),
+    "AlphaEdit": with_key_moments(replace(STRONG_ALPHAEDIT, relative=True)),
+    "NSE": with_key_moments(NSE(LAST, moment_weight=1.0, alpha=0.1, upper=1e9, relative=True, **AT_PROMPT)),
+    "O-Edit": with_key_moments(STRONG_ROME, lambda inner: OEdit(inner, past_weight=0.5, knowledge_weight=0.5)),
+    "O-Edit+": with_key_moments(STRONG_ROME, lambda inner: OEditPlus(inner, knowledge_rate=0.0)),
+    "FT-L": lambda model: FTL(LAST, num_epochs=40, epsilon=1e-1, learning_rate=2e-2),
+    "LocFT": lambda model: LocFT(("model.layers.1.mlp.up_proj",), num_epochs=40, learning_rate=1e-2),
 }

@@ -26,18 +26,20 @@ from errata.edit import Code, EditRejected
 
 @dataclass(frozen=True)
 class KeyPreconditioner:
-    """The key preconditioner `P = (B⁻¹ + Σ past kkᵀ)⁻¹ = B - Wᵀ W`, with `B = (c C + I)⁻¹` held as `base_II`.
+    """The key preconditioner `P = (B⁻¹ + Σ past kkᵀ)⁻¹ = B - Wᵀ W + Xᵀ X`, with `B = (c C + I)⁻¹` held as `base_II`.
 
-    `whitened_mI` is W = F⁻¹ past B, F the Cholesky factor of `I + past B pastᵀ`. It grows by rows: those of n more keys K are
-    R⁻¹ K P, R the Cholesky factor of `I + K P Kᵀ`, n by n, so F itself is never needed.
+    `whitened_mI` is W. It grows by rows: those of n more keys K are R⁻¹ K P, R the Cholesky factor of `I + K P Kᵀ`, n by n.
+    `taken_rI` is X, for keys K that were past ones and no longer are: its rows are R⁻¹ K P, R the factor of `I - K P Kᵀ`.
     """
 
     base_II: Tensor
     whitened_mI: Tensor
+    taken_rI: Tensor
 
     @classmethod
     def start(cls, base_II: Tensor) -> KeyPreconditioner:
-        return cls(base_II, base_II.new_zeros((0, base_II.shape[0])))
+        none_0I = base_II.new_zeros((0, base_II.shape[0]))
+        return cls(base_II, none_0I, none_0I)
 
     @classmethod
     def resume(cls, base_II: Tensor, past_mI: Tensor) -> KeyPreconditioner:
@@ -50,9 +52,28 @@ class KeyPreconditioner:
         """
         return remember_together([self], [keys_nI], weight)[0]
 
+    def forget(self, keys_nI: Tensor, weight: float = 1.0) -> KeyPreconditioner:
+        """Return the preconditioner without these keys, which it was given with this weight: a down-date.
+
+        Raises `EditRejected` if rounding has left too little of them.
+        """
+        before = self.folded() if self.is_long else self
+        applied_nI = before.apply(keys_nI)
+        system_nn = -weight * (keys_nI.to(applied_nI) @ applied_nI.T)
+        system_nn.diagonal().add_(1.0)
+        factor_nn = _cholesky(system_nn, "the keys of the edits that these replace are too large to be taken out")
+        taken_nI = torch.linalg.solve_triangular(factor_nn, weight**0.5 * applied_nI, upper=False)
+        return KeyPreconditioner(before.base_II, before.whitened_mI, torch.cat([before.taken_rI, taken_nI]))
+
+    @property
+    def is_long(self) -> bool:
+        return 2 * (len(self.whitened_mI) + len(self.taken_rI)) > len(self.base_II)
+
     def folded(self) -> KeyPreconditioner:
-        """Return the same matrix with the past inside `base_II`: beyond I / 2 past rows, this form costs less to apply."""
+        """Return the same matrix with the past inside `base_II`: beyond I / 2 rows, this form costs less to apply."""
         P_II = self.base_II - self.whitened_mI.T @ self.whitened_mI
+        if len(self.taken_rI):
+            P_II += self.taken_rI.T @ self.taken_rI
         return KeyPreconditioner.start(0.5 * (P_II + P_II.T))
 
     def apply(self, keys_nI: Tensor) -> Tensor:
@@ -61,6 +82,8 @@ class KeyPreconditioner:
         product_nI = keys_64 @ self.base_II
         if len(self.whitened_mI):
             product_nI -= (keys_64 @ self.whitened_mI.T) @ self.whitened_mI
+        if len(self.taken_rI):
+            product_nI += (keys_64 @ self.taken_rI.T) @ self.taken_rI
         return product_nI
 
 
@@ -77,16 +100,15 @@ def remember_together(
     together = list[KeyPreconditioner]()
     applied = list[Tensor]()
     for before, keys_nI, product_nI in zip(preconditioners, keys, products or [None] * len(keys), strict=True):
-        is_long = 2 * len(before.whitened_mI) > len(before.base_II)
-        together.append(before.folded() if is_long else before)
-        applied.append(together[-1].apply(keys_nI) if is_long or product_nI is None else product_nI)
+        together.append(before.folded() if before.is_long else before)
+        applied.append(together[-1].apply(keys_nI) if before.is_long or product_nI is None else product_nI)
     applied_MnI = torch.stack(applied)
     system_Mnn = weight * (torch.stack(list(keys)).to(applied_MnI) @ applied_MnI.mT)
     system_Mnn.diagonal(dim1=1, dim2=2).add_(1.0)
     factor_Mnn = _cholesky(system_Mnn, "the keys of the edits are not finite or too large")
     whitened_MnI = torch.linalg.solve_triangular(factor_Mnn, weight**0.5 * applied_MnI, upper=False)
     return [
-        KeyPreconditioner(one.base_II, torch.cat([one.whitened_mI, whitened_nI]))
+        KeyPreconditioner(one.base_II, torch.cat([one.whitened_mI, whitened_nI]), one.taken_rI)
         for one, whitened_nI in zip(together, whitened_MnI, strict=True)
     ]
 

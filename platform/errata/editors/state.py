@@ -50,6 +50,19 @@ class GrowingTensor:
             at = at.before
         return found[::-1]
 
+    def rows(self, index_n: Tensor) -> Tensor:
+        """Return these rows, in ascending order; only the blocks that hold them are read."""
+        wanted, found, at = index_n.tolist(), list[Tensor](), self
+        while wanted:
+            own = [number - at.num_before for number in wanted if number >= at.num_before]
+            if own:
+                found.append(at.block[own])
+                wanted = wanted[: -len(own)]
+            if wanted:
+                assert at.before is not None
+                at = at.before
+        return torch.cat(found[::-1]) if found else self.block[:0]
+
     def joined(self) -> Tensor:
         return self.block if self.before is None else torch.cat(self.blocks())
 

@@ -99,6 +99,25 @@ def test_two_preconditioners_that_grow_from_one_are_independent(keys_nI, moment_
         torch.testing.assert_close(preconditioner.apply(keys_nI), expected)
 
 
+def test_forgotten_keys_leave_the_preconditioner_of_the_others(keys_nI, moment_II):
+    base_II, past_mI = base_preconditioner(moment_II, 2.0), randn(M, I, seed=4)
+    found = KeyPreconditioner.start(base_II).remember(past_mI[:4], 0.3).remember(past_mI[4:], 0.3).forget(past_mI[2:6], 0.3)
+    others = past_mI[[0, 1, *range(6, M)]]
+    expected = torch.linalg.inv(torch.linalg.inv(base_II) + 0.3 * others.T @ others)
+    torch.testing.assert_close(found.apply(keys_nI), keys_nI @ expected)
+    torch.testing.assert_close(found.folded().apply(keys_nI), keys_nI @ expected)
+
+
+def test_replacing_a_key_often_loses_no_precision(keys_nI, moment_II):
+    base_II, key_1I = base_preconditioner(moment_II, 2.0), 30 * randn(1, I, seed=4)
+    found = KeyPreconditioner.start(base_II).remember(key_1I)
+    for _ in range(5 * I):  # It is folded several times.
+        found = found.forget(key_1I).remember(key_1I)
+    torch.testing.assert_close(
+        found.apply(keys_nI), KeyPreconditioner.resume(base_II, key_1I).apply(keys_nI), rtol=1e-6, atol=1e-9
+    )
+
+
 def test_repeated_keys_give_no_singular_system(keys_nI, wanted_nO, log_ridge, moment_II):
     """K Kᵀ of repeated rows is singular without a ridge; past keys may repeat, too."""
     same = keys_nI[:1].expand(N, I)

@@ -1,7 +1,8 @@
 """Base of the locate-then-edit editors: keys and outputs at the edit position, contexts, key moments, and past keys.
 
 An editor of this family defines `inverse_covariances`, which protect a matrix, and `write`, which changes it.
-Remembers: the contexts and, with a weight of past keys, the keys of past edits, measured on the model after each edit.
+Remembers: the contexts and, with a weight of past keys, the keys of past edits that no later one replaces, measured on the
+model after each edit.
 B rows (an edit in a context), I in-features, O out-features.
 """
 
@@ -25,7 +26,7 @@ from errata.editors.closed_form.contexts import Contexts, EditPrompts, Position,
 from errata.editors.closed_form.moments import Moments
 from errata.editors.closed_form.targets import OrthogonalityPenalty, Search
 from errata.editors.editor import Editor, check_batch, check_modules
-from errata.editors.past_keys import next_state, preconditioners_of
+from errata.editors.past_keys import next_state, preconditioners_for
 from errata.editors.solve import KeyPreconditioner
 from errata.editors.state import EditorState
 from errata.model.language_model import LanguageModel
@@ -125,16 +126,18 @@ class LocateThenEdit(Editor):
         penalties: Sequence[OrthogonalityPenalty] = (),
     ) -> tuple[WeightDelta, EditorState]:
         check_batch(batch, self.max_batch)
-        preconditioners = self.preconditioners(model, state)
+        preconditioners = self.preconditioners(model, batch, state)
         delta = transform(self.write(model, batch, state, preconditioners, penalties).on_devices_of(model.module))
         return self.remember(model, batch, state, preconditioners, delta)
 
-    def preconditioners(self, model: LanguageModel, state: EditorState) -> dict[str, KeyPreconditioner]:
-        """Return the key preconditioners by matrix, with every past key of the state."""
+    def preconditioners(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> dict[str, KeyPreconditioner]:
+        """Return the key preconditioners by matrix, with every past key of the state that the batch does not replace."""
         spec = find_matrices(model.module, self.modules)
-        return preconditioners_of(
-            state, lambda: {name: m.base_II for name, m in self._first_preconditioners(spec).items()}, self.past_weight
-        )
+
+        def bases() -> dict[str, Tensor]:
+            return {name: one.base_II for name, one in self._first_preconditioners(spec).items()}
+
+        return preconditioners_for(batch, state, bases, self.past_weight)
 
     def remember(
         self,
@@ -155,7 +158,7 @@ class LocateThenEdit(Editor):
             in_context = tokenise_at_subject(model, batch, self.contexts(state))
             with applied(model.module, delta), timed("capture"):
                 keys = {n: in_context.mean(rows_BI) for n, rows_BI in inputs_at(model, in_context, tuple(delta.parts)).items()}
-        return delta, next_state(state, len(batch), preconditioners, keys, self.past_weight)
+        return delta, next_state(state, batch.edits, preconditioners, keys, self.past_weight)
 
     def contexts(self, state: EditorState) -> Contexts:
         return Contexts(contexts_of(state), self.bare_share, self.position)

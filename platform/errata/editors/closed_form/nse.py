@@ -29,6 +29,7 @@ from errata.editors.closed_form.locate_then_edit import block_of, output_at
 from errata.editors.closed_form.moments import inverse
 from errata.editors.closed_form.multi_layer import MultiLayerEditor, write_layers
 from errata.editors.closed_form.targets import OrthogonalityPenalty, find_targets
+from errata.editors.past_keys import past_keys
 from errata.editors.solve import KeyGram, KeyPreconditioner
 from errata.editors.state import EditorState
 from errata.model.language_model import LanguageModel
@@ -85,7 +86,7 @@ class NSE(MultiLayerEditor):
         def gram_of(name: str, keys_nI: Tensor) -> KeyGram:
             if self.neurons >= 1.0:
                 return KeyGram.of(keys_nI, preconditioners[name])
-            return self._gram_of_neurons(name, keys_nI, state)
+            return self._gram_of_neurons(name, keys_nI, batch, state)
 
         none = torch.zeros(0, device=model.device)
         delta = WeightDelta({m.name: LowRank(none.view(m.num_out, 0), none.view(m.num_in, 0)) for m in spec.matrices})
@@ -120,13 +121,13 @@ class NSE(MultiLayerEditor):
             )
         return [index for index in (away_n > self.alpha).nonzero()[:, 0].tolist() if index not in too_far]
 
-    def _gram_of_neurons(self, name: str, keys_nI: Tensor, state: EditorState) -> KeyGram:
+    def _gram_of_neurons(self, name: str, keys_nI: Tensor, batch: EditBatch, state: EditorState) -> KeyGram:
         assert self.moments is not None
         index_J = chosen_neurons(keys_nI, self.neurons)
         P_JJ = inverse(self.moments.by_input[name][index_J][:, index_J], self.moment_weight, self.floor)
         preconditioner = KeyPreconditioner.start(P_JJ)
         if name in state.tensors:
-            past_mJ = state.tensors[name].to(index_J.device)[:, index_J].to(P_JJ)
+            past_mJ = past_keys(batch, state, name).to(index_J.device)[:, index_J].to(P_JJ)
             preconditioner = preconditioner.remember(past_mJ, self.memory)
         gram = KeyGram.of(keys_nI[:, index_J], preconditioner)
         V_nI = torch.zeros_like(keys_nI, dtype=gram.V_nI.dtype).index_copy(1, index_J, gram.V_nI)

@@ -2,7 +2,8 @@
 
 At edit time: one forward and one backward pass for the rows of keys and gradients, the network, and a solve with as many
 unknowns as there are rows. With `num_passes` above one, this is repeated on the edited model, for what is still missing.
-Remembers: the keys of past edits, if `metric_strength` and `memory` are not zero; otherwise only their number.
+Remembers: the keys of past edits that no later one replaces, if `metric_strength` and `memory` are not zero; otherwise only
+their number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.editor import Editor, check_batch, check_finite
 from errata.editors.hypernet.net import Hypernetwork, Rule
 from errata.editors.hypernet.reward import Reward
-from errata.editors.past_keys import next_state, preconditioners_of
+from errata.editors.past_keys import edits_by_answer, next_state, preconditioners_for
 from errata.editors.solve import KeyGram, KeyPreconditioner, base_preconditioner
 from errata.editors.state import EditorState
 from errata.model.capture import Captured, capture, joined
@@ -126,7 +127,7 @@ class HypernetworkEditor(Editor):
         encoded = cache.tokens
         if self.rule == "outer" and isinstance(encoded, Packed):  # Its rows are tokens before answers, too, which texts share.
             encoded = encode_rows(model.renderer, batch.rows, model.device)
-        preconditioners = preconditioners_of(state, lambda: self.trained_policy().base_preconditioners, self.memory)
+        preconditioners = preconditioners_for(batch, state, lambda: self.trained_policy().base_preconditioners, self.memory)
         keys: dict[str, Tensor] = {}
         shared: dict[str, KeyGram] = {}
         grams: dict[str, KeyGram] = {}
@@ -146,7 +147,9 @@ class HypernetworkEditor(Editor):
         if any(rank > len(p.V_nI) for rank, p in zip(delta.ranks().values(), proposals.values(), strict=True)):
             # Several passes write at nearly the same keys, so that fewer factors represent their sum.
             delta = delta.compact()
-        return delta.on_devices_of(model.module), next_state(state, len(batch), preconditioners, keys, self.memory, grams)
+        edits = edits_by_answer(batch, encoded.answer_lengths)
+        after = next_state(state, edits, preconditioners, keys, self.memory, grams, len(batch))
+        return delta.on_devices_of(model.module), after
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
         """Save the policy as an artifact; `record` describes its training: plan, seed, training curve, model."""
