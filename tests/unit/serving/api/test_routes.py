@@ -174,12 +174,12 @@ def test_events_are_server_sent() -> None:
 def test_versions_are_reverted_blamed_and_compared() -> None:
     backend = ScriptedBackend({"ok": True})
     for path, body, seen in (
-        ("/v1/revert", {"edits": ["a"], "mode": "replay"}, (["a"], [], "replay", None)),
-        ("/v1/revert", {"versions": [3]}, ([], [3], "auto", None)),
+        ("/v1/revert", {"edits": ["a"], "mode": "replay"}, (["a"], [], "replay", None, None)),
+        ("/v1/revert", {"versions": [3]}, ([], [3], "auto", None, None)),
         ("/v1/blame", {"prompt": "p"}, ("p", 8)),
         ("/v1/blame", {"question": "q", "max_tokens": 3}, (Dialogue.of("q"), 3)),
         ("/v1/blame", {"messages": MESSAGES}, (Dialogue.of("q", [Message("system", "s")]), 8)),
-        ("/v1/rollback", {"version": 3}, (3, None)),
+        ("/v1/rollback", {"version": 3}, (3, None, None)),
     ):
         assert asked(backend, "POST", path, json=body).json() == {"ok": True}
         assert backend.seen.pop() == seen
