@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Ledger, Version
@@ -28,7 +30,7 @@ from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Entry, Journal, QueueFull
+from serving.worker.journal import Entry, Journal, JournalFailed, QueueFull
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.replicas import Replicas
@@ -279,7 +281,7 @@ class ServedEditWorker(EditWorker):
         is_first = not Path(options.live_model.ledger).exists()
         if not is_first:  # On the first start the engines wait for the ledger, and none serves yet.
             os.nice(options.nice)
-        journal = await asyncio.to_thread(Journal, options.journal)
+        journal = await asyncio.to_thread(Journal, options.journal, node=_node_life())
         await asyncio.to_thread(_recover, options.live_model.ledger)
         live_model = await asyncio.to_thread(LiveModel, options.live_model)
         if is_first:
@@ -287,6 +289,18 @@ class ServedEditWorker(EditWorker):
         mirror = MlflowMirrorTask(live_model.ledger, options.mlflow, options.mlflow_name)
         super().__init__(live_model, journal, mirror, options)
         self.start()
+
+    def __del__(self) -> None:
+        """Serve calls this before it ends the process of a deployment that is replaced."""
+        if hasattr(self, "journal"):
+            with contextlib.suppress(JournalFailed):
+                self.journal.hand_over()
+
+
+def _node_life() -> str:
+    """Return a name that is another one after the machine, its container or Ray on it was started again."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{boot.read_text().strip() if boot.exists() else ''} {ray.get_runtime_context().get_node_id()}"
 
 
 def _answers_in(version: Version, id: str) -> dict[str, str] | None:
