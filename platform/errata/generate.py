@@ -43,7 +43,7 @@ class Generator(Protocol):
         """Serve `version` on every replica, or raise `SwapFailed`. A version that is served already costs nothing."""
 
     def generate(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> list[Completion]:
-        """Complete each prompt greedily, by version `at_least` or a newer one."""
+        """Complete each prompt greedily, by version `at_least` or one that follows it."""
 
 
 class HFGenerator:
@@ -72,13 +72,16 @@ class HFGenerator:
         self.version = version
 
     def generate(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> list[Completion]:
-        """Complete each prompt. Raises `SwapFailed` if the ledger's head is older than `at_least`."""
-        if at_least is not None and self.version < at_least:
+        """Complete each prompt. Raises `SwapFailed` if the ledger's head does not follow `at_least`."""
+        if at_least is not None and not self._follows(at_least):
             self.swap(self.ledger.head)
-            if self.version < at_least:
+            if not self._follows(at_least):
                 raise SwapFailed(at_least, ("this process",), f"the head is version {self.version}")
         texts = greedy_texts(self.language_model, prompts, max_tokens, self.batch_size)
         return [Completion(p, text, self.version, self.version) for p, text in zip(prompts, texts, strict=True)]
+
+    def _follows(self, version: int) -> bool:
+        return version in (0, *self.ledger.chain(self.version))
 
     def token_ids(self, prompts: Sequence[Prompt], max_tokens: int = 8) -> list[list[int]]:
         """Generate the greedy tokens after each prompt, as `greedy` does."""

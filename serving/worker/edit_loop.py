@@ -8,6 +8,7 @@ The edits of a version that was damaged on disk are made again from the journal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Coroutine, Mapping
@@ -178,22 +179,30 @@ class EditLoop:
                 await self._until_arrived()
                 self._arrived.clear()
                 with self.core_sharing.editing():
-                    while (depth := self.journal.depth) > 0:
-                        if depth < self.max_batch:
-                            await asyncio.sleep(self.batch_window_s)
-                        await self._apply(self.journal.take(self.max_batch))
+                    while entries := await self._taken():
+                        await self._apply(entries)
                         self._num_stalls = 0
             except (OSError, JournalFailed) as fault:
                 await self._stall(fault)
 
+    async def _taken(self) -> list[Entry]:
+        """Take the next batch, none if no edit is queued or those that are have to wait."""
+        if (depth := self.journal.depth) == 0:
+            return []
+        if depth < self.max_batch:
+            await asyncio.sleep(self.batch_window_s)
+        return self.journal.take(self.max_batch)
+
     async def _until_arrived(self) -> None:
-        """Wait for `wake`; meanwhile ask the live edits, and make lost ones again."""
+        """Wait for `wake`, or for an edit that is put aside; meanwhile ask the live edits, and make lost ones again."""
         while not self._arrived.is_set():
             async with self.writing:
                 await self._hold_unchanged()
             if not await self.sweep.step():
                 break
-        await self._arrived.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.journal.free_in_s):
+                await self._arrived.wait()
 
     async def _hold_unchanged(self) -> None:
         """Let the live model hold the edits that were applied without a version; it forgets them when it loads another one."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Ledger, Version
@@ -304,7 +306,8 @@ class ServedEditWorker(EditWorker):
         is_first = not Path(options.live_model.ledger).exists()
         if not is_first:  # On the first start the engines wait for the ledger, and none serves yet.
             os.nice(options.nice)
-        journal = await asyncio.to_thread(Journal, options.journal, keys_kept_s=3600 * options.idempotency_hours)
+        kept_s = 3600 * options.idempotency_hours
+        journal = await asyncio.to_thread(Journal, options.journal, keys_kept_s=kept_s, node=_node_life())
         await asyncio.to_thread(_recover, options.live_model.ledger)
         live_model = await asyncio.to_thread(LiveModel, options.live_model)
         if is_first:
@@ -312,6 +315,18 @@ class ServedEditWorker(EditWorker):
         mirror = MlflowMirrorTask(live_model.ledger, options.mlflow, options.mlflow_name)
         super().__init__(live_model, journal, mirror, options)
         self.start()
+
+    def __del__(self) -> None:
+        """Serve calls this before it ends the process of a deployment that is replaced."""
+        if hasattr(self, "journal"):
+            with contextlib.suppress(JournalFailed):
+                self.journal.hand_over()
+
+
+def _node_life() -> str:
+    """Return a name that is another one after the machine, its container or Ray on it was started again."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{boot.read_text().strip() if boot.exists() else ''} {ray.get_runtime_context().get_node_id()}"
 
 
 def _as_queued(id: str, edit: dict[str, Any]) -> dict[str, Any]:

@@ -8,31 +8,37 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from errata.edit import SETTLED, Code
+from errata.edit import SETTLED, Code, Edit, EditRejected
 from errata.ledger.journal_copy import lock_of
 from errata.locks import Held, hold
 from serving.worker.idempotency import KEPT_S, KeptKeys, digest_of_edits
 
 WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has ended.
-# An edit during which the worker process died this often is assumed to be the cause.
+# An edit is assumed to be the cause if the worker process died this often while it made this edit alone and its node lived on.
 MAX_ATTEMPTS = 3
 PAGES, PAUSE_S = 1000, 0.005  # Of a copy: so many pages (of 4 KiB) in one step, between which edits are taken.
+# An edit whose worker ended twice with its node is put aside: a worker first makes others for so long, and longer each time.
+ASIDE_S, MAX_ASIDE_S = 60.0, 600.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
     version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT);
+    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT, failures INTEGER NOT NULL DEFAULT 0, node TEXT);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 """
-_NEW_COLUMNS = ("poster", "trace", "code", "unchanged", "says")  # Journals of earlier releases lack these.
-_COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says"
+_NEW_COLUMNS = dict.fromkeys(("poster", "trace", "code", "unchanged", "says", "node"), "TEXT")  # Old journals lack these.
+_NEW_COLUMNS["failures"] = "INTEGER NOT NULL DEFAULT 0"
+_COLUMNS = (
+    "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says, failures, node"
+)
 
 
 class KeyReused(ValueError):
@@ -72,6 +78,8 @@ class Entry:
     once, and reverted by `version`).
     `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post. `unchanged` is the
     answer of the model that `version` already gave when the edit was applied, so that it changed nothing.
+    `attempts` counts how often it was taken; in `failures` of them it was found at fault. `node` is the life of the machine in
+    which it was taken alone.
     """
 
     seq: int
@@ -88,6 +96,20 @@ class Entry:
     code: str | None = None
     unchanged: str | None = None
     says: str | None = None
+    failures: int = 0
+    node: str | None = None
+
+    @property
+    def num_interrupted(self) -> int:
+        """The number of attempts that ended with a process and were not this edit's fault."""
+        return self.attempts - self.failures
+
+    @property
+    def keys(self) -> frozenset[Any]:
+        """Keys of the prompts, none if today's rules refuse the edit."""
+        with suppress(EditRejected):
+            return Edit.from_json(self.edit).keys
+        return frozenset()
 
     @property
     def is_settled(self) -> bool:
@@ -113,8 +135,12 @@ class Journal:
     rolled back.
     """
 
-    def __init__(self, path: str | Path, wait_s: float = WAIT_S, keys_kept_s: float = KEPT_S) -> None:
-        """Wait up to `wait_s` for the lock. Raises `JournalFailed` with the process that holds it."""
+    def __init__(self, path: str | Path, wait_s: float = WAIT_S, keys_kept_s: float = KEPT_S, node: str = "") -> None:
+        """Wait up to `wait_s` for the lock; `node` names this life of the machine.
+
+        Raises `JournalFailed` with the process that holds the lock.
+        """
+        self.node, self._opened_s, self._aside = node, time.monotonic(), list[Entry]()
         self.path, self._one_at_a_time = (path := Path(path)), threading.RLock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -189,16 +215,37 @@ class Journal:
         return answer
 
     def take(self, limit: int) -> list[Entry]:
-        """Take the oldest queued edits, which become `applying`. An edit that was taken before is taken alone."""
+        """Take the oldest queued edits, which become `applying`. An edit that was taken before is taken alone.
+
+        An edit that is put aside waits, and with it the later edits of its prompts, of which the last must count.
+        """
         with self._transaction() as db:
-            rows = db.execute(f"SELECT {_COLUMNS} FROM edits WHERE state = 'queued' ORDER BY seq LIMIT ?", (limit,)).fetchall()
-            entries = [_entry(row) for row in rows]
+            entries = list(islice(self._free(limit), limit))
             fresh = next((i for i, entry in enumerate(entries) if entry.attempts), len(entries))
             entries = entries[: max(1, fresh)]
-            db.executemany(
-                "UPDATE edits SET state = 'applying', attempts = attempts + 1 WHERE id = ?", [(entry.id,) for entry in entries]
-            )
+            node = self.node if len(entries) == 1 else None
+            query = "UPDATE edits SET state = 'applying', attempts = attempts + 1, node = ? WHERE id = ?"
+            db.executemany(query, [(node, entry.id) for entry in entries])
         return entries
+
+    def _free(self, page: int) -> Iterator[Entry]:
+        """Iterate over the queued edits that need not wait, oldest first."""
+        lived_s = time.monotonic() - self._opened_s
+        self._aside = [entry for entry in self._aside if _aside_s(entry) > lived_s]
+        ids, keys, last = {entry.id for entry in self._aside}, set[Any](), 0
+        while found := self._where("state = 'queued' AND seq > ? ORDER BY seq LIMIT ?", last, page):
+            last = found[-1].seq
+            for entry in found:
+                if ids and (entry.id in ids or not keys.isdisjoint(entry.keys)):
+                    keys |= entry.keys  # What waits makes the later edits of its own prompts wait, too.
+                else:
+                    yield entry
+
+    @property
+    def free_in_s(self) -> float | None:
+        """The seconds until an edit that is put aside may be taken; None if there is none."""
+        lived_s = time.monotonic() - self._opened_s
+        return min((max(0.0, _aside_s(entry) - lived_s) for entry in self._aside), default=None)
 
     def finish(
         self,
@@ -235,11 +282,12 @@ class Journal:
             db.executemany(query, [(id,) for id in ids])
 
     def retry(self, ids: Sequence[str], reason: str) -> None:
-        """Put edits back in their place, to be taken one at a time; after `MAX_ATTEMPTS` they are rejected for `reason`."""
+        """Put edits back that are at fault, to be taken one at a time; after `MAX_ATTEMPTS` they are rejected for `reason`."""
         marks = ", ".join("?" for _ in ids)
         with self._transaction() as db:
+            db.execute(f"UPDATE edits SET failures = failures + 1 WHERE id IN ({marks})", tuple(ids))
             db.execute(
-                f"UPDATE edits SET state = 'rejected', reason = ?, code = ? WHERE attempts >= ? AND id IN ({marks})",
+                f"UPDATE edits SET state = 'rejected', reason = ?, code = ? WHERE failures >= ? AND id IN ({marks})",
                 (reason, Code.ABANDONED.value, MAX_ATTEMPTS, *ids),
             )
             db.execute(f"UPDATE edits SET state = 'queued' WHERE state = 'applying' AND id IN ({marks})", tuple(ids))
@@ -247,7 +295,8 @@ class Journal:
     def reopen(self, version: int, or_later: bool = False) -> int:
         """Queue the edits again that were applied or superseded in a lost version, or in a later one; returns their number."""
         with self._transaction() as db:
-            fresh = "state = 'queued', version = NULL, reason = NULL, code = NULL, unchanged = NULL, attempts = 0"
+            fresh = "state = 'queued', version = NULL, reason = NULL, code = NULL, unchanged = NULL"
+            fresh += ", attempts = 0, failures = 0"
             those = f"state IN ('applied', 'superseded') AND version {'>=' if or_later else '='} ?"
             if num_edits := db.execute(f"UPDATE edits SET {fresh} WHERE {those}", (version,)).rowcount:
                 self._keys.forget_answers()
@@ -284,9 +333,22 @@ class Journal:
             db.executemany(f"UPDATE edits SET {assignment} WHERE id = ?", rows)
 
     def requeue_applying(self) -> None:
-        """Queue the edits again that a dead process was making; after `MAX_ATTEMPTS` deaths they are rejected."""
-        taken = [entry.id for entry in self._where("state = 'applying' ORDER BY seq")]
-        self.retry(taken, f"the worker died {MAX_ATTEMPTS} times while making it")
+        """Queue the edits again that a dead process was making.
+
+        The death counts against an edit that was taken alone, in this life of the machine; after `MAX_ATTEMPTS` of them it is
+        rejected. A process that ends with its machine says nothing about the edit.
+        """
+        taken = self._where("state = 'applying' ORDER BY seq")
+        at_fault = [entry.id for entry in taken if entry.node == self.node]
+        self.retry(at_fault, f"the worker died {MAX_ATTEMPTS} times while it made this edit alone")
+        with self._transaction() as db:
+            db.execute("UPDATE edits SET state = 'queued' WHERE state = 'applying'")
+        self._aside = self._where("state = 'queued' AND attempts - failures >= 2 ORDER BY seq")
+
+    def hand_over(self) -> None:
+        """Note that this process is about to be ended on purpose, so that its end counts against no edit."""
+        with self._transaction() as db:
+            db.execute("UPDATE edits SET node = NULL WHERE state = 'applying'")
 
     def pending(self) -> list[Entry]:
         """List the open edits, oldest first."""
@@ -341,11 +403,16 @@ def _open(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     present = {row[1] for row in connection.execute("PRAGMA table_info(edits)")}
-    for column in _NEW_COLUMNS if present else ():
+    for column, kind in _NEW_COLUMNS.items() if present else ():
         if column not in present:
-            connection.execute(f"ALTER TABLE edits ADD COLUMN {column} TEXT")
+            connection.execute(f"ALTER TABLE edits ADD COLUMN {column} {kind}")
     connection.executescript(_SCHEMA)
     return connection
+
+
+def _aside_s(entry: Entry) -> float:
+    """Return the seconds that a worker must have lived before it takes an edit."""
+    return min(MAX_ASIDE_S, ASIDE_S * 2.0 ** (entry.num_interrupted - 2)) if entry.num_interrupted >= 2 else 0.0
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:

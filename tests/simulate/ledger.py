@@ -203,9 +203,9 @@ class TableModel:
 class DyingJournal(Journal):
     """The real journal: the process may die before a transaction, before its commit and after it, or the disk may fail."""
 
-    def __init__(self, path: Path, machine: Machine) -> None:
+    def __init__(self, path: Path, machine: Machine, node: str) -> None:
         self.machine = machine
-        super().__init__(path, wait_s=0)
+        super().__init__(path, wait_s=0, node=node)
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:

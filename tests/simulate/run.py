@@ -3,6 +3,7 @@
 The real edit worker and its journal run over a ledger in memory, replicas that answer by tables, and a virtual clock. Each seed
 draws requests and delays; its schedule is played without a crash, then once with a crash at each resumption of a coroutine and
 at each durable write, and once with a failure of each transaction of the journal. A second crash is drawn for a part of them.
+In further schedules the whole machine ends five times.
 Prints the violations, writes runs/simulate/report.json, and fails if there is any.
 """
 
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from errata.hardware import hardware
 from tests.simulate.schedule import Played, Schedule, Service
 
 NUM_SEEDS, NUM_SEEDS_FULL = 10, 200
+NUM_REBOOTS = 20  # Schedules in which the machine ends.
 MEMORY = Path("/dev/shm")
 
 
@@ -36,6 +39,10 @@ def schedules(seed: int) -> Iterator[Schedule]:
     for point in range(1, whole.num_points + 1):
         second = (point + draws.randrange(1, whole.num_points),) if draws.random() < 0.3 else ()
         yield Schedule(seed, (point, *second))
+    for _ in range(NUM_REBOOTS):
+        later = accumulate(draws.randrange(5, 60) for _ in range(4))
+        start = draws.randrange(1, whole.num_points)
+        yield Schedule(seed, (start, *(start + more for more in later)), whole_machine=True)
     for number in range(1, whole.num_transactions + 1):
         yield Schedule(seed, failing=(number,))
         yield Schedule(seed, (draws.randrange(1, whole.num_points),), (number,))

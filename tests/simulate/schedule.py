@@ -20,16 +20,20 @@ from tests.simulate.workload import Clients, drawn_operations
 
 NUM_OPERATIONS, NUM_REPLICAS, MAX_BATCH = 10, 2, 4
 MAX_STARTS = 30
-QUIET_S, MAX_S = 3.0, 400.0
+QUIET_S, MAX_S = 3.0, 4_000.0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A seed of requests and delays, the points where the worker dies, and the transactions that fail."""
+    """A seed of requests and delays, the points where the worker dies, and the transactions that fail.
+
+    `whole_machine`: the replicas end with the worker, and the machine is started again.
+    """
 
     seed: int
     crashes: tuple[int, ...] = ()
     failing: tuple[int, ...] = ()
+    whole_machine: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,6 @@ class Service:
         replicas = [SimReplica(f"r{i}", MemoryLedger(self.disk, outside), refused) for i in range(NUM_REPLICAS)]
         self.fleet = Fleet(self.machine, replicas, late=draws.choice((0.0, 0.05, 0.2)))
         self.clients = Clients(self.machine, self.fleet, drawn_operations(draws, NUM_OPERATIONS))
-        self.is_whole_machine = draws.random() < 0.3  # The replicas end with the worker.
         self.num_starts = 0
 
     def play(self) -> Played:
@@ -65,7 +68,7 @@ class Service:
                 if self.num_starts == MAX_STARTS:
                     found = [f"the worker was started {MAX_STARTS} times"]
                     break
-                if self.is_whole_machine:
+                if self.schedule.whole_machine:
                     self.fleet.reboot()
             found += ["the worker ended by itself"] * self.machine.num_ended + violations(self._outcome())
         machine = self.machine
@@ -106,7 +109,8 @@ class Service:
         )
 
     async def _started(self) -> EditWorker:
-        self.journal = DyingJournal(self.directory / "journal", self.machine)
+        node = str(self.num_starts) if self.schedule.whole_machine else ""
+        self.journal = DyingJournal(self.directory / "journal", self.machine, node)
         options = WorkerOptions(live_model=None, journal="", max_batch=MAX_BATCH)  # type: ignore[arg-type]
         model = TableModel(MemoryLedger(self.disk, self.machine))
         mirror = SimpleNamespace(wake=lambda: None, start=lambda: None)

@@ -86,6 +86,16 @@ def test_at_least_makes_the_generator_follow_the_ledger(tiny_model, ledger, rand
     assert generator.version == 3
 
 
+def test_at_least_is_a_question_of_lineage(tiny_model, ledger, random_delta):
+    generator = generator_of(tiny_model, ledger)
+    grown(ledger, random_delta, 2)
+    ledger.move_head(1)
+    ledger.append(1, random_delta(3), EditorState(), (), {}, ("E", "p"))
+    assert generator.generate(["question"], at_least=1)[0].version_min == 3
+    with pytest.raises(SwapFailed, match="version 2 is not served"):
+        generator.generate(["question"], at_least=2)
+
+
 def test_a_prompt_without_room_is_refused(tiny_model, ledger):
     generator = generator_of(tiny_model, ledger)
     with pytest.raises(ValueError, match="1 to 40 tokens"):

@@ -22,6 +22,7 @@ from errata.edit import SETTLED, Edit
 NUM_EDITS = 32
 NUM_BYTES = 256 * 1024
 NUM_OPEN = 8  # chunks that are posted and not settled
+NOT_LIVE = "not live"  # The state, in the counts, of an edit that was applied once.
 POSTED_FIELDS = ("prompt", "messages", "form", "target", "aliases", "answer", "subject", "rephrasings")
 
 
@@ -180,12 +181,15 @@ class Import:
     def _count(self, chunk: EditChunk, fates: Iterable[_Fate]) -> None:
         for fate in fates:
             self.states[fate.state] += 1
-            if fate.state in ("rejected", "superseded"):
+            if fate.state in ("rejected", "superseded", NOT_LIVE):
                 number, edit = chunk.numbers[fate.index], chunk.edits[fate.index]
                 self.refused(Refusal(number, edit, fate.state, fate.reason, fate.code, fate.says))
 
 
 def _fate(index: int, edit: EditOut) -> _Fate:
+    if edit.get("live") is False:  # It was made by an earlier run of the same import.
+        why = "a rollback or a revert has ended it since it was made; import under another --run to make it again"
+        return _Fate(index, NOT_LIVE, why, "not_live")
     return _Fate(index, edit["state"], edit.get("reason", ""), edit.get("code"), edit.get("says"))
 
 

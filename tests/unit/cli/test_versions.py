@@ -77,3 +77,11 @@ def test_an_unknown_version_is_not_exported(tmp_path: Path) -> None:
     for ledger, says in ((tmp_path / "ledger", "there is no version 3"), (tmp_path / "none", "none")):
         done = errata("export", "3", str(tmp_path / "out"), "--ledger", str(ledger))
         assert done.exit_code == 1 and says in done.output.replace("\n", "") and not (tmp_path / "out").exists()
+
+
+def test_a_move_that_expects_another_head_is_refused(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    for command in (("rollback", "0"), ("revert", service.queued[0]["id"])):
+        done = errata(*command, "--expected-head", "7")
+        assert done.exit_code == 1 and "the live version is 1, and not 7" in words(done) and service.backend.head == 1
+    assert errata("rollback", "0", "--expected-head", "1").exit_code == 0

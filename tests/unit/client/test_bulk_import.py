@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
-from errata.client.bulk_import import edit_chunks
+from errata.client.bulk_import import Import, Refusal, edit_chunks
+from errata.client.client import Client
 from errata.datasets.formats import plain
 from errata.edit import Edit, Probe
 from errata.text.dialogue import Message
@@ -46,3 +48,15 @@ def test_a_form_that_a_file_names_is_posted() -> None:
     named = PLAIN | {"form": "completion"}
     bodies = [chunk.edits[0] for record in (PLAIN, named) for chunk in edit_chunks([plain.edit(record, [])])]
     assert bodies == [PLAIN, named] and plain.edit(PLAIN, []) == plain.edit(named, [])
+
+
+def test_an_edit_that_is_not_live_any_more_is_named() -> None:
+    class Answering:
+        def edit(self, edits: tuple[dict[str, Any], ...], wait: bool, key: str) -> dict[str, Any]:
+            return {"edits": [{"state": "applied", "live": edit["target"] == "Lyon"} for edit in edits]}
+
+    refused: list[Refusal] = []
+    posting = Import(cast(Client, Answering()), refused.append, lambda: None)
+    posting.run([Edit("The city is", "Lyon"), Edit("The river is", "Rhône")])
+    assert posting.states == {"applied": 1, "not live": 1}
+    assert [(one.number, one.code) for one in refused] == [(1, "not_live")] and "--run" in refused[0].reason

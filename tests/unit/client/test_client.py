@@ -48,11 +48,16 @@ def test_each_method_returns_the_answer_of_its_route(service: Service) -> None:
         made = client.version(1)
         assert [edit["prompt"] for edit in made["edits"]] == [EDIT["prompt"]] * 2
         assert client.versions()["head"] == 1
-        assert client.rollback(0)["version"] == 0 and client.versions()["head"] == 0
+        with pytest.raises(ErrataError) as lost:
+            client.rollback(0, expected_head=7)
+        assert (lost.value.status, lost.value.code) == (409, "head_moved") and client.versions()["head"] == 1
+        assert client.rollback(0, expected_head=1)["version"] == 0 and client.versions()["head"] == 0
         assert client.diff(0, 1)["added"] == made["edits"]
         assert client.blame("p")["version"] == 0
         reverted = client.revert(answer["ids"], mode="subtract")
         assert (reverted["reverted"], reverted["mode"]) == (answer["ids"], "subtract")
+        with pytest.raises(ErrataError, match="the live version is 2, and not 0"):
+            client.revert(versions=[1], expected_head=0)
         assert client.revert(versions=[1])["reverted"] == answer["ids"]
         assert client.status()["queue"]["depth"] == 0
         assert client.models() == ["errata"]

@@ -15,7 +15,7 @@ from errata.edit import Code, Edit, EditRejected, Fault
 from errata.generate import SwapFailed
 from errata.guard.limits import Breach, VersionRefused
 from errata.history.revert_selection import RevertRefused
-from errata.ledger import LedgerConflict, UnknownVersion
+from errata.ledger import HeadMoved, LedgerConflict, UnknownVersion
 from errata.model.edit_check import check_edits
 from errata.text.dialogue import Dialogue, Message
 from serving.api import routes
@@ -43,6 +43,9 @@ BODY = {"edits": [{"prompt": "p", "target": "t"}], "wait": True}
         ([entry("a", "applied", version=3), entry("b", "queued")], True, 202),
         ([entry("a", "applied", version=3), entry("b", "rejected", reason="no", code="too_long", field="prompt")], True, 422),
         ([entry("a", "superseded", version=4, reason="later"), entry("b", "applied", version=4)], True, 200),
+        ([entry("a", "applied", version=4, live=True)], True, 200),
+        ([entry("a", "applied", version=4, live=True), entry("b", "applied", version=3, live=False)], True, 409),
+        ([entry("a", "applied", version=3, live=False)], False, 202),
     ],
 )
 def test_a_post_is_answered_by_the_states_of_its_edits(entries: list[dict[str, Any]], wait: bool, code: int) -> None:
@@ -55,6 +58,18 @@ def test_a_post_is_answered_by_the_states_of_its_edits(entries: list[dict[str, A
         assert answer.json()["version"] == 4
     if code == 422:
         assert answer.json()["error"] == {"message": "no", "code": "too_long", "field": "prompt", "edit": "b"}
+    if code == 409:
+        error = answer.json()["error"]
+        assert (error["code"], error["edit"]) == ("not_live", "b") and "the service went back from version 3" in error[
+            "message"
+        ]
+
+
+def test_a_post_whose_edit_was_taken_out_is_not_answered_as_served() -> None:
+    backend = ScriptedBackend([entry("a", "reverted", version=5, live=False)])
+    answer = asked(backend, "POST", "/v1/edits", json=BODY, headers={"Idempotency-Key": "k"})
+    assert answer.status_code == 409 and answer.json()["edits"][0]["live"] is False
+    assert "version 5 took it out" in answer.json()["error"]["message"]
 
 
 def wrapped(cause: Exception) -> RayTaskError:
@@ -68,6 +83,7 @@ def wrapped(cause: Exception) -> RayTaskError:
         (VersionRefused([Breach("drift", 0.6, 0.5, "too much")], {}), 422, "guard.drift", None),
         (KeyReused("again"), 409, "key_reused", "Idempotency-Key"),
         (LedgerConflict(1, 2), 409, "conflict", None),
+        (HeadMoved(1, 2), 409, "head_moved", "expected_head"),
         (UnknownVersion("none"), 404, "unknown_version", "version"),
         (UnknownEdit("none"), 404, "unknown_edit", "id"),
         (SwapFailed(3, ["r"], "late"), 503, "swap_failed", None),
@@ -176,10 +192,12 @@ def test_versions_are_reverted_blamed_and_compared() -> None:
     for path, body, seen in (
         ("/v1/revert", {"edits": ["a"], "mode": "replay"}, (["a"], [], "replay", None, None)),
         ("/v1/revert", {"versions": [3]}, ([], [3], "auto", None, None)),
+        ("/v1/revert", {"versions": [3], "expected_head": 7}, ([], [3], "auto", None, 7)),
         ("/v1/blame", {"prompt": "p"}, ("p", 8)),
         ("/v1/blame", {"question": "q", "max_tokens": 3}, (Dialogue.of("q"), 3)),
         ("/v1/blame", {"messages": MESSAGES}, (Dialogue.of("q", [Message("system", "s")]), 8)),
         ("/v1/rollback", {"version": 3}, (3, None, None)),
+        ("/v1/rollback", {"version": 3, "expected_head": 0}, (3, None, 0)),
     ):
         assert asked(backend, "POST", path, json=body).json() == {"ok": True}
         assert backend.seen.pop() == seen
@@ -212,6 +230,7 @@ def test_versions_are_reverted_blamed_and_compared() -> None:
         ("POST", "/v1/edits", {"edits": [{"prompt": "p", "target": "t", "answer": 5}]}, "answer", "wrong_type"),
         ("POST", "/v1/edits", {"edits": []}, "edits", "empty_field"),
         ("POST", "/v1/rollback", {"version": 10**30}, "version", "invalid_value"),
+        ("POST", "/v1/rollback", {"version": 0, "expected_head": True}, "expected_head", "wrong_type"),
         ("GET", "/v1/diff?from=1", None, "to", "missing_field"),
         ("GET", "/v1/diff?from=x&to=1", None, "from", "wrong_type"),
         ("GET", "/v1/versions?limit=0", None, "limit", "invalid_value"),

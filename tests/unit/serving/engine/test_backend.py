@@ -79,7 +79,11 @@ def test_the_worker_is_asked_once_however_often_a_caller_asks(monkeypatch: pytes
 
 def test_refusals_of_the_worker_are_raised_here() -> None:
     refusing = backend_of(RefusedCall(UnknownEdit("no edit")))
-    for call in (refusing.edit_status("x"), refusing.revert(["x"], [], "auto", None, None), refusing.submit([], False, None, None)):
+    for call in (
+        refusing.edit_status("x"),
+        refusing.revert(["x"], [], "auto", None, None),
+        refusing.submit([], False, None, None),
+    ):
         with pytest.raises(UnknownEdit, match="no edit"):
             asyncio.run(call)  # type: ignore[arg-type]
 

@@ -405,3 +405,13 @@ def test_a_move_that_expects_another_head_changes_nothing(tmp_path, move):
     assert worker.live_model.ledger.head == 2 and replicas_of(worker).served == [1, 2]
     assert states(worker, ids) == [("applied", 1), ("applied", 2)]
     assert moved(2)["version"] == {"rollback": 1, "revert": 3}[move]
+
+
+def test_an_edit_that_is_put_aside_is_made_after_the_others(tmp_path, monkeypatch):
+    worker = make_worker(tmp_path)
+    ids = post(worker, "a", "b")
+    worker.journal._connection.execute("UPDATE edits SET state = 'applying', attempts = 2 WHERE id = ?", (ids[0],))
+    monkeypatch.setattr("serving.worker.journal.ASIDE_S", 1.0)
+    worker.edit_loop.reconciler.reconcile()
+    asyncio.run(until_settled(worker, ids))
+    assert states(worker, ids) == [("applied", 2), ("applied", 1)]

@@ -31,6 +31,12 @@ def test_a_transaction_that_fails_keeps_the_promises() -> None:
     assert found(Schedule(2, (), (number,)) for number in range(1, played(Schedule(2)).num_transactions + 1)) == []
 
 
+@pytest.mark.parametrize("start", range(20, 140, 20))
+def test_five_ends_of_the_machine_keep_the_promises(start: int) -> None:
+    crashes = (start, start + 35, start + 70, start + 105, start + 140)
+    assert found([Schedule(4, crashes, whole_machine=True)]) == []
+
+
 def test_a_schedule_is_the_same_each_time() -> None:
     assert len({played(Schedule(3, (90,))) for _ in range(2)}) == 1
 
