@@ -17,6 +17,7 @@ from errata.text.dialogue import Prompt
 from serving.metrics import merged
 from serving.worker.refusals import REFUSALS, Busy, answer_of
 
+UNANSWERED: tuple[type[Exception], ...] = (RayError, RayServeException, TimeoutError, *REFUSALS)
 READY_TIMEOUT_S = 2.0
 READY_PERIOD_S = 1.0  # The worker is asked at most so often, however often a caller without a key asks.
 WORKER_TIMEOUT_S = 10.0
@@ -91,7 +92,7 @@ class ServiceBackend:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 stalled = await answer_of(self.worker.ready.remote())
-        except (RayError, RayServeException, TimeoutError, *REFUSALS):
+        except UNANSWERED:
             return "the edit worker does not answer"
         return None if stalled is None else "the edit worker waits for the disk (`stalled` in GET /v1/status says why)"
 
@@ -100,7 +101,7 @@ class ServiceBackend:
         try:
             async with asyncio.timeout(WORKER_TIMEOUT_S):
                 return await asyncio.to_thread(merged, await answer_of(self.worker.expositions.remote()))
-        except (RayError, RayServeException, TimeoutError, *REFUSALS):
+        except UNANSWERED:
             replica, _, text = await self.replica.exposition()
             return await asyncio.to_thread(merged, {replica: text})
 
@@ -110,7 +111,7 @@ class ServiceBackend:
         try:
             async with asyncio.timeout(WORKER_TIMEOUT_S):
                 return own | await answer_of(self.worker.status.remote())
-        except (RayError, RayServeException, TimeoutError, *REFUSALS) as fault:
+        except UNANSWERED as fault:
             return own | {"worker": {"error": f"{type(fault).__name__}"}}
 
     def versions(self) -> tuple[int, list[Version]]:
