@@ -258,7 +258,7 @@ class EditLoop:
         while (group := bisection.next_group()) is not None:
             tried = [entries[i] for i in group]
             async with self.writing:
-                self.reconciler.settle_retracted()
+                self.waiters.publish(self.reconciler.settle_retracted())
                 if self.reconciler.num_reopenings != num_reopenings:
                     return self._requeue([*tried, *(entries[i] for i in bisection.left())])
                 await self._hold_unchanged()

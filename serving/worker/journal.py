@@ -326,7 +326,8 @@ class Journal:
 
     def reverted(self) -> dict[str, int]:
         """Return the reverted edits by id, with the versions that took them out."""
-        return dict(self._read("SELECT id, version FROM edits WHERE state = 'reverted'"))
+        rows = self._read("SELECT id, version FROM edits WHERE state = 'reverted'")
+        return {id: version for id, version in rows}
 
     def _settle(self, assignment: str, rows: Sequence[tuple[Any, ...]]) -> None:
         with self._transaction() as db:

@@ -29,7 +29,7 @@ REFUSED = "refused"  # The target of edits that cannot be made.
 
 @dataclass
 class Disk:
-    """What outlives a process: versions, moves of the head, refusals. `heads` are all heads in their order, for the checks."""
+    """The part that outlives a process: versions, moves of the head, refusals. `heads` are all heads in order."""
 
     versions: dict[int, Version] = field(default_factory=dict)
     moves: list[dict[str, Any]] = field(default_factory=list)

@@ -38,7 +38,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Played:
-    """What came out of a schedule: violations, and how many points and transactions it has."""
+    """The result of a schedule: violations, and how many points and transactions it has."""
 
     schedule: Schedule
     violations: tuple[str, ...]

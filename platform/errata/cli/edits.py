@@ -98,7 +98,8 @@ def edits(
         version = "" if made.get("version") is None else str(made["version"])
         posted = f"{datetime.fromtimestamp(made['created']):%Y-%m-%d %H:%M:%S}"
         by, why = shown(made.get("poster") or ""), shown(made.get("reason") or "")
-        table.add_row(shown(made["id"]), made["state"], version, prompt_and_target(made["edit"]), posted, by, why)
+        state = f"{made['state']}, not live" if made["state"] == "applied" and made.get("live") is False else made["state"]
+        table.add_row(shown(made["id"]), state, version, prompt_and_target(made["edit"]), posted, by, why)
     console.print(table)
     if page["next"] is not None:
         say(f"older edits: --before {page['next']}", "dim")

@@ -11,7 +11,6 @@ from errata.candidate import MAX_REPEATS, ineffective
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.limits import Measurements
-from errata.ledger import HeadMoved
 from serving.worker import edit_loop
 from serving.worker.edit_worker import EditWorker
 from serving.worker.journal import MAX_ATTEMPTS, JournalFailed, UnknownEdit
@@ -384,34 +383,3 @@ def test_an_edit_in_two_forms_is_composed_of_the_answer_in_chat(tmp_path, monkey
     worker.journal.submit([{"prompt": "a", "target": "x", "form": "both"}])
     apply(worker)
     assert given == [(["the completion"], ["It is in chat."])]
-
-
-@pytest.mark.parametrize("move", ["rollback", "revert"])
-def test_a_move_that_expects_another_head_changes_nothing(tmp_path, move):
-    worker = make_worker(tmp_path)
-    ids = post(worker, "a", "b")
-    apply(worker, 1)
-    apply(worker, 1)
-
-    def moved(expected):
-        asked = {
-            "rollback": lambda: worker.rollback(1, None, expected),
-            "revert": lambda: worker.revert(ids[:1], [], "auto", None, expected),
-        }
-        return asyncio.run(asked[move]())
-
-    with pytest.raises(HeadMoved, match="the live version is 2, and not 1"):
-        moved(1)
-    assert worker.live_model.ledger.head == 2 and replicas_of(worker).served == [1, 2]
-    assert states(worker, ids) == [("applied", 1), ("applied", 2)]
-    assert moved(2)["version"] == {"rollback": 1, "revert": 3}[move]
-
-
-def test_an_edit_that_is_put_aside_is_made_after_the_others(tmp_path, monkeypatch):
-    worker = make_worker(tmp_path)
-    ids = post(worker, "a", "b")
-    worker.journal._connection.execute("UPDATE edits SET state = 'applying', attempts = 2 WHERE id = ?", (ids[0],))
-    monkeypatch.setattr("serving.worker.journal.ASIDE_S", 1.0)
-    worker.edit_loop.reconciler.reconcile()
-    asyncio.run(until_settled(worker, ids))
-    assert states(worker, ids) == [("applied", 2), ("applied", 1)]
