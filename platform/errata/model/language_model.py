@@ -42,7 +42,7 @@ class LanguageModel:
     @cached_property
     def renderer(self) -> Renderer:
         """The renderer of prompts and answers as the served model reads and writes them."""
-        return renderer_of(self.module)
+        return Renderer(self.tokenizer, self.end_ids)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -60,7 +60,7 @@ class LanguageModel:
 
 
 def renderer_of(module: Any) -> Renderer:
-    """Make the renderer of a module that is part of a `LanguageModel`."""
+    """Make the renderer of a module that is part of a `LanguageModel`, of the newest one if there are several."""
     tokenizer = _TOKENIZERS[module]
     return Renderer(tokenizer, _end_ids(module, tokenizer))
 

@@ -32,7 +32,13 @@ MAX_THRESHOLD = 0.995
 class MemoryEditor(Editor, ABC):
     """Base class of the editors whose edits are records of a memory."""
 
+    max_false: float
+
     writes: ClassVar[Literal["weights", "memory"]] = "memory"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_false <= 1:
+            raise ValueError(f"max_false is a share of questions, from 0 to 1, not {self.max_false:g}")
 
     def site(self, model: LanguageModel) -> str:
         """Return the module whose input the memory reads. Raises `ValueError` unless the patterns match one."""
