@@ -35,17 +35,17 @@ def edited_by(model: LanguageModel, number: int = 3) -> MemoryDelta:
 
 def by_hand(number: int = 3) -> list[str]:
     """Return the prompts of the edits as a reader of the documentation would write them."""
-    told = [f"Known fact: {edit.prompt} {edit.target}.\n{edit.prompt}" for edit in EDITED[:number]]
-    return told + [edit.prompt for edit in EDITED[number:]]
+    expected = [f"Known fact: {edit.prompt} {edit.target}.\n{edit.prompt}" for edit in EDITED[:number]]
+    return expected + [edit.prompt for edit in EDITED[number:]]
 
 
 def test_a_correction_is_put_into_the_prompt_that_it_fits(tiny_model: LanguageModel) -> None:
     model, prompts = tiny_model, [edit.prompt for edit in EDITED]
-    plain, told = ([greedy(model, [prompt], 3)[0] for prompt in asked] for asked in (prompts, by_hand()))
+    plain, expected = ([greedy(model, [prompt], 3)[0] for prompt in asked] for asked in (prompts, by_hand()))
     unrelated = greedy(model, UNRELATED, 3)
     with applied(model.module, stored(edited_by(model))):
-        assert [greedy(model, [prompt], 3)[0] for prompt in prompts] == told
-        assert greedy(model, [*UNRELATED, *prompts], 3) == [*unrelated, *told]
+        assert [greedy(model, [prompt], 3)[0] for prompt in prompts] == expected
+        assert greedy(model, [*UNRELATED, *prompts], 3) == [*unrelated, *expected]
     assert [greedy(model, [prompt], 3)[0] for prompt in prompts] == plain
 
 
@@ -63,16 +63,16 @@ def test_the_teacher_forced_pass_is_that_over_the_longer_prompts(tiny_model: Lan
 
 def test_a_version_reads_its_records_until_they_are_dropped(tiny_model: LanguageModel) -> None:
     model, prompts = tiny_model, [edit.prompt for edit in EDITED]
-    plain, told = ([greedy(model, [prompt], 3)[0] for prompt in asked] for asked in (prompts, by_hand()))
+    plain, expected = ([greedy(model, [prompt], 3)[0] for prompt in asked] for asked in (prompts, by_hand()))
     edited = EditedModel(model.module, find_matrices(model.module, EDITOR.modules))
     made = edited_by(model)
     edited.add(made)
-    assert [greedy(model, [prompt], 3)[0] for prompt in prompts] == told
+    assert [greedy(model, [prompt], 3)[0] for prompt in prompts] == expected
     again = edited_by(model)
     assert again.digest() == made.digest(), "its own texts are not read when an edit is made"
     last = MemoryDelta(made.kind, made.site, (), (made.records[2].fact,))
     with applied(model.module, last):
-        assert [greedy(model, [prompt], 3)[0] for prompt in prompts] == [*told[:2], plain[2]]
+        assert [greedy(model, [prompt], 3)[0] for prompt in prompts] == [*expected[:2], plain[2]]
     edited.add(MemoryDelta(made.kind, made.site, (), tuple(record.fact for record in made.records)))
     assert not model.module._forward_pre_hooks and greedy(model, prompts[:1], 3) == plain[:1]
 
@@ -99,6 +99,6 @@ def test_either_score_finds_a_record(tiny_model: LanguageModel, by: str) -> None
     editor = SCR(EDITOR.modules, **({"threshold": 0.99999, "lexical_threshold": 0.99} | fields))
     state = editor.start(tiny_model, find_matrices(tiny_model.module, editor.modules))
     delta, _ = editor.edit(tiny_model, EditBatch(tuple(EDITED)), state)
-    told = [greedy(tiny_model, [prompt], 3)[0] for prompt in by_hand()]
+    expected = [greedy(tiny_model, [prompt], 3)[0] for prompt in by_hand()]
     with applied(tiny_model.module, delta):
-        assert [greedy(tiny_model, [edit.prompt], 3)[0] for edit in EDITED] == told
+        assert [greedy(tiny_model, [edit.prompt], 3)[0] for edit in EDITED] == expected

@@ -6,7 +6,7 @@ is put into the prompt, if that margin is at least 0, the value of "nothing fits
 question's end, w_n the share of BM25 weight of the record's question that the asked question has.
 Deviations: no judgement by the model itself which of several texts fits, but thresholds; dense retrieval by the model's own
 states instead of a sentence encoder; one text a question. tau and sigma are calibrated as the state memory's tau.
-In chat the text stands at the end of the system text, otherwise in a line before the prompt.
+In chat the text ends the system text; otherwise it is a line before the prompt.
 Remembers: the thresholds. A model must be able to follow a text in its prompt: one that cannot is refused by the guard.
 """
 
