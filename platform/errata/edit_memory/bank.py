@@ -28,7 +28,7 @@ ROWS: Mapping[Kind, Mapping[str, int]] = {
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a memory knows of one fact: tensors by name, each with the record's rows, and a text for people.
+    """Record of one fact: tensors by name, each with the record's rows, and a text for people.
 
     A later record of the same `fact` replaces this one.
     """

@@ -1,4 +1,4 @@
-"""What the editors of a memory share: the module that they read, its inputs at the tokens of texts, and calibration.
+"""Shared parts of the editors of a memory: the module that they read, its inputs at the tokens of texts, and calibration.
 
 T answer tokens, I in-features, M texts of a calibration.
 """
