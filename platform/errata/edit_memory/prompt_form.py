@@ -14,7 +14,7 @@ _QUESTION, _SYSTEM, _EARLIER, _SAID = "erratasquestion", "erratassystem", "errat
 
 
 class _ChatParts(NamedTuple):
-    """Texts that a chat template writes: before a question without a system text, before it and after it with one, and so on."""
+    """Texts that a chat template writes around a question, with a system text and without one."""
 
     before_question: str
     before_system: str
