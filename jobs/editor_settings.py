@@ -112,6 +112,12 @@ def memory_grids(layers: int) -> tuple[EditorGrid, ...]:
             {"modules": (last,), "max_false": 0.1},
             {"modules": (middle,)},
         ),
+        grid_of_fields(
+            "SCR",
+            {"modules": (last,)},
+            {"modules": (last,), "max_false": 0.1},
+            {"modules": (middle,)},
+        ),
     )
 
 

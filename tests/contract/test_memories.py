@@ -29,9 +29,9 @@ from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from errata.model.packing import packed_requests
 from errata.testbed.world import World
-from tests.editors_under_test import UNDER_TEST, editor_under_test
+from tests.editors_under_test import STATES, UNDER_TEST, editor_under_test
 
-NAMES = [name for name, one in UNDER_TEST.items() if one.made_of.kinds == ()]
+NAMES = [name for name, one in UNDER_TEST.items() if one.made_of is STATES]
 EDITS = World(20).edits("test", 12)
 EDITED, UNRELATED = EDITS[:4], [edit.prompt for edit in EDITS[6:]]
 

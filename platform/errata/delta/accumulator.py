@@ -82,7 +82,7 @@ class Accumulator:
 
 @dataclass(frozen=True)
 class VersionContent:
-    """What a version adds to the base model: the fp32 sum of each changed matrix, and the bank of its memory if it has one."""
+    """Content of a version, beside the base model: the fp32 sum of each changed matrix, and the bank of its memory if any."""
 
     sums: Mapping[str, Tensor] = field(default_factory=dict)
     bank: Bank | None = None

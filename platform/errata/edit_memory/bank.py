@@ -5,6 +5,7 @@ N rows of all records, I in-features of the module that is read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,16 +14,21 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-# state: tokens are forced where the input of a module is near a key.
-Kind = Literal["state"]
+from errata.edit_memory.lexical import LexicalIndex
+
+# state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near.
+Kind = Literal["state", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
-ROWS: Mapping[Kind, Mapping[str, int]] = {"state": {"key": 2, "token": 1, "after": 1, "threshold": 1}}
+ROWS: Mapping[Kind, Mapping[str, int]] = {
+    "state": {"key": 2, "token": 1, "after": 1, "threshold": 1},
+    "text": {"key": 2, "threshold": 1, "lexical_threshold": 1},
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a memory knows of one fact: tensors by name, each with the record's rows, and a text for people.
+    """Record of one fact: tensors by name, each with the record's rows, and a text for people.
 
     A later record of the same `fact` replaces this one.
     """
@@ -43,6 +49,12 @@ class Record:
         if len({len(tensor) for tensor in self.rows.values()}) != 1:
             return f"the tensors of the record of {self.fact[:60]} do not fit each other"
         return None
+
+
+def question_of_fact(fact: str) -> str:
+    """Return the question of a fact as `fact_of` writes it: a text, or the last message of a dialogue."""
+    read = json.loads(fact)
+    return read if isinstance(read, str) else str(read[-1][1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +83,9 @@ class Bank:
         return {name: torch.cat([record.rows[name] for record in self]) for name in ROWS[self.kind]}
 
     @cached_property
-    def facts_N(self) -> list[str]:
-        """The fact of each row."""
-        return [record.fact for record in self for _ in range(record.num_rows)]
+    def index(self) -> LexicalIndex:
+        """The lexical index of the records' questions, in order."""
+        return LexicalIndex([question_of_fact(record.fact) for record in self])
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         """Return the rows on a device; they are moved there once."""

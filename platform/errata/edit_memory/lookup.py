@@ -38,6 +38,26 @@ def fired(rows: Mapping[str, Tensor], input_TI: Tensor, ids_T: Tensor | None) ->
     return Fired(torch.where(torch.isfinite(score_T), row_T, NONE), cosine_TN.masked_fill(~may_TN, -torch.inf).amax(1))
 
 
+class Retrieved(NamedTuple):
+    """A record's place in its bank, None if no record fits, and how far the best one is above its threshold, as a share."""
+
+    record: int | None
+    margin: float
+
+
+def retrieved(rows: Mapping[str, Tensor], lexical_D: Tensor, end_I: Tensor) -> Retrieved:
+    """Return the record that fits a question best, by its words or by the state at its end.
+
+    `lexical_D` are the shares of the records' words that the question has, `end_I` is the input of the module. Each score is
+    compared with its own threshold, because words find what states miss, and the other way round. 0 stands for "none fits".
+    """
+    dense_N = rows["key"] @ unit(end_I[None])[0]
+    scores = ((dense_N, rows["threshold"]), (lexical_D.to(dense_N), rows["lexical_threshold"]))
+    margin_N = torch.stack([(score - least) / (1 - least).clamp_min(1e-6) for score, least in scores]).amax(0)
+    margin, best = (one.item() for one in margin_N.max(0))
+    return Retrieved(int(best) if margin >= 0 else None, float(margin))
+
+
 def unit(rows_TI: Tensor) -> Tensor:
     """Return rows of length 1 in fp32."""
     return normalize(rows_TI.float(), dim=1)

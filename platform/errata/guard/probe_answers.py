@@ -18,6 +18,7 @@ from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
 from errata.model.packing import packed
 from errata.model.prefix_cache import PrefixCache, UnreadOutput
+from errata.model.prompt_hooks import prompt_hook_of
 from errata.text.answers import Question, first_sentence
 from errata.text.dialogue import Dialogue, Prompt
 
@@ -112,6 +113,9 @@ class AnswerPasses:
 
     def log_probs(self, cache: PrefixCache, text: Encoded, delta: Delta) -> Tensor:
         """Return log p at the answer positions of `text`, [T, V], of the model with `delta`."""
+        with applied(self.module, delta):
+            if prompt_hook_of(self.module) is not None:  # The cache is of the shorter prompts.
+                return answer_log_probs(self.module, text)
         if self.is_pointwise is None:
             self.is_pointwise = self.rest_is_pointwise(cache, text)
         if self.is_pointwise and cache.has(text):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from errata.edit import Row
+from errata.model.prompt_hooks import prompt_hook_of
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Prompt
 
@@ -44,6 +45,13 @@ class Encoded:
     @cached_property
     def targets_T(self) -> Tensor:
         return self.labels_BS.roll(-1, 1)[self.predicts_BS]
+
+    def texts(self) -> list[GivenAnswer]:
+        """Return the tokens of each prompt and of its answer, in the order of the answer positions."""
+        found = []
+        for ids_S, mask_S, labels_S in zip(self.input_ids_BS, self.attention_mask_BS.bool(), self.labels_BS, strict=True):
+            found.append((ids_S[mask_S & (labels_S == IGNORED)].tolist(), labels_S[labels_S != IGNORED].tolist()))
+        return found
 
     @property
     def num_answers(self) -> int:
@@ -114,9 +122,12 @@ def split(encoded: Encoded, num_rows: int) -> list[Encoded]:
 def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
     """Compute log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs.
 
-    The output embedding, often the largest matrix of a model, runs at these positions only. `arguments` go to the model.
+    The output embedding, often the largest matrix of a model, runs at these positions only. `arguments` go to the model. Where
+    a memory puts texts into prompts, the positions are those of the same answers after the longer prompts.
     """
-    head = getattr(model, "module", model).get_output_embeddings()  # A data-parallel wrapper holds the model.
+    plain = getattr(model, "module", model)  # A data-parallel wrapper holds the model.
+    head = plain.get_output_embeddings()
+    encoded = _with_changed_prompts(plain, encoded)
     chosen = head.register_forward_pre_hook(_AnswersOnly(encoded))
     try:
         inputs = {**encoded.arguments(head.weight.dtype), "use_cache": False}
@@ -124,6 +135,20 @@ def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
     finally:
         chosen.remove()
     return torch.log_softmax(logits_TV.float(), dim=-1)
+
+
+def _with_changed_prompts(model: Any, encoded: Encoded) -> Encoded:
+    """Return texts whose prompts are as a memory changes them; the same object if it changes none."""
+    hook = prompt_hook_of(model)
+    if hook is None:
+        return encoded
+    texts = encoded.texts()
+    given = [prompt for prompt, _ in texts]
+    changed = hook.changed_prompts(given, [len(answer) for _, answer in texts])
+    if changed == given:
+        return encoded
+    rows = [(prompt, answer) for prompt, (_, answer) in zip(changed, texts, strict=True)]
+    return padded(rows, int(encoded.input_ids_BS[0, 0]), encoded.input_ids_BS.device)  # Padding is masked, whatever its token.
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import torch
 
 from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
+from errata.model.prompt_hooks import prompt_hook_of
 from errata.text.dialogue import Prompt
 from errata.text.rules import is_blank, text_fault
 
@@ -92,6 +93,8 @@ def _generate(
 ) -> list[list[int]]:
     """Generate greedily after each row of tokens. What follows an end token is no part of the answer."""
     module = model.module
+    if (hook := prompt_hook_of(module)) is not None:
+        rows = hook.changed_prompts(rows, [max_tokens] * len(rows))
     width = max(len(ids) for ids in rows)
     shared = shared_beginning(rows)
     cache = _read_once(module, rows[0][:shared], len(rows)) if shared >= MIN_SHARED else None

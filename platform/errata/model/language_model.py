@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -19,6 +20,9 @@ from errata.model.tokenizer_files import check_tokenizer, tokenizer_options
 SERVED_DEFAULTS = ("bos_token_id", "eos_token_id", "pad_token_id", "repetition_penalty")
 
 
+_TOKENIZERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # By module.
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A causal language model with its tokenizer, its parameters frozen."""
@@ -26,6 +30,9 @@ class LanguageModel:
     module: Any
     tokenizer: Any
     path: str
+
+    def __post_init__(self) -> None:
+        _TOKENIZERS[self.module] = self.tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -40,9 +47,7 @@ class LanguageModel:
     @property
     def end_ids(self) -> frozenset[int]:
         """The tokens that end an answer, from the tokenizer and from the model's generation configuration."""
-        configured = self.module.generation_config.eos_token_id
-        configured = configured if isinstance(configured, list) else [configured]
-        return frozenset(token for token in (*configured, self.tokenizer.eos_token_id) if token is not None)
+        return _end_ids(self.module, self.tokenizer)
 
     @property
     def repetition_penalty(self) -> float:
@@ -52,6 +57,18 @@ class LanguageModel:
     @property
     def max_tokens(self) -> int:
         return int(self.module.config.get_text_config().max_position_embeddings)  # Gemma 3 has an image configuration, too.
+
+
+def renderer_of(module: Any) -> Renderer:
+    """Make the renderer of a module that is part of a `LanguageModel`, of the newest one if there are several."""
+    tokenizer = _TOKENIZERS[module]
+    return Renderer(tokenizer, _end_ids(module, tokenizer))
+
+
+def _end_ids(module: Any, tokenizer: Any) -> frozenset[int]:
+    configured = module.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (*configured, tokenizer.eos_token_id) if token is not None)
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LanguageModel:

@@ -55,6 +55,17 @@ class Packed(Encoded):
         is_text_BN = torch.arange(1, most + 1, device=self.text_BS.device) <= self.text_BS.amax(1, keepdim=True)
         return counts_BN[:, 1:][is_text_BN].tolist()
 
+    def texts(self) -> list[GivenAnswer]:
+        found = []
+        for ids_S, labels_S, text_S, mask_S in zip(
+            self.input_ids_BS, self.labels_BS, self.text_BS, self.attention_mask_BS.bool(), strict=True
+        ):
+            for number in range(1, int(text_S.max()) + 1):
+                own_S = ((text_S == number) | (text_S == 0)) & mask_S
+                is_answer_S = labels_S != IGNORED
+                found.append((ids_S[own_S & ~is_answer_S].tolist(), ids_S[own_S & is_answer_S].tolist()))
+        return found
+
     def arguments(self, dtype: torch.dtype) -> dict[str, Tensor]:
         return {"input_ids": self.input_ids_BS, "attention_mask": self._mask_B1SS(dtype), "position_ids": self.position_BS}
 

@@ -102,6 +102,13 @@ def test_several_modules_are_refused(tiny_model: LanguageModel) -> None:
         editor.start(tiny_model, find_matrices(tiny_model.module, editor.modules))
 
 
+@pytest.mark.parametrize("name", ["state", "SCR"])
+@pytest.mark.parametrize("share", ["-0.1", "1.5"])
+def test_a_share_beyond_its_range_is_refused(name: str, share: str) -> None:
+    with pytest.raises(ValueError, match="max_false is a share of questions, from 0 to 1"):
+        make_editor(name, settings={"max_false": share})
+
+
 def test_it_is_made_by_name_and_needs_no_artifact() -> None:
     made = make_editor("state", settings={"max_false": "0.05", "modules": "layers.7.mlp.up_proj"})
     assert made == StateMemory(("layers.7.mlp.up_proj",), max_false=0.05) and needs("state") == ""

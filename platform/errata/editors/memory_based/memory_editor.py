@@ -1,4 +1,4 @@
-"""What the editors of a memory share: the module that they read, its inputs at the tokens of texts, and calibration.
+"""Shared parts of the editors of a memory: the module that they read, its inputs at the tokens of texts, and calibration.
 
 T answer tokens, I in-features, M texts of a calibration.
 """
@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from errata.edit import Code, EditBatch, EditRejected
+from errata.edit_memory.hooks import ends_of_rows
+from errata.edit_memory.lexical import LexicalIndex
 from errata.edit_memory.lookup import unit
 from errata.editors.editor import Editor, check_modules
 from errata.guard.probes import Probes
-from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode_text, padded, rows_at_head, split
+from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode_text, rows_at_head
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices
 from errata.text.dialogue import Dialogue, Prompt
 from errata.timing import timed
 
 NUM_QUESTIONS, NUM_SENTENCES, MAX_SENTENCE_TOKENS = 128, 32, 64  # of the probes that a threshold is calibrated on
-ROWS_AT_ONCE = 32
 # Above this, rounding might keep a record from its own prompt.
 MAX_THRESHOLD = 0.995
 
@@ -31,7 +32,13 @@ MAX_THRESHOLD = 0.995
 class MemoryEditor(Editor, ABC):
     """Base class of the editors whose edits are records of a memory."""
 
+    max_false: float
+
     writes: ClassVar[Literal["weights", "memory"]] = "memory"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_false <= 1:
+            raise ValueError(f"max_false is a share of questions, from 0 to 1, not {self.max_false:g}")
 
     def site(self, model: LanguageModel) -> str:
         """Return the module whose input the memory reads. Raises `ValueError` unless the patterns match one."""
@@ -76,6 +83,7 @@ def check_inputs(batch: EditBatch, encoded: Encoded, input_TI: Tensor, nll_T: Te
             raise EditRejected("the model's states or its loss are not finite here", edit=edit, code=Code.NOT_FINITE)
 
 
+@torch.no_grad()
 def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool) -> float:
     """Return the cosine that all but `max_false` of the model's probe questions keep away from every other probe.
 
@@ -95,8 +103,18 @@ def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool)
     return min(float(nearest_M.quantile(1 - max_false)), MAX_THRESHOLD)
 
 
+def calibrated_lexical(model: LanguageModel, max_false: float) -> float:
+    """Return the share of a question's words that all but `max_false` of the probe questions miss of every other probe."""
+    probes = Probes.beside(model.path).sample(NUM_QUESTIONS, NUM_SENTENCES)
+    texts = probes.questions or probes.sentences
+    if len(texts) < 2:
+        return MAX_THRESHOLD
+    index = LexicalIndex(texts)
+    share_MM = torch.stack([index.scores(text) for text in texts]).fill_diagonal_(0.0)
+    return min(float(share_MM.amax(1).quantile(1 - max_false)), MAX_THRESHOLD)
+
+
 def ends_of(model: LanguageModel, site: str, prompts: Sequence[Prompt]) -> Tensor:
     """Return the inputs of a module at the last token of each prompt, at length 1, [M, I]."""
-    rows: list[Any] = [list(model.renderer.ids(prompt)) for prompt in prompts]
-    encoded = padded([(ids, ids[-1:]) for ids in rows], model.renderer.pad_id, model.device)
-    return torch.cat([unit(inputs_at_answers(model, part, site)[0]) for part in split(encoded, ROWS_AT_ONCE)])
+    rows = [list(model.renderer.ids(prompt)) for prompt in prompts]
+    return unit(torch.stack(list(ends_of_rows(model.module, site, rows))))

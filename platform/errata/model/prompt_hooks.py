@@ -1,0 +1,26 @@
+"""Hooks that put something into the prompts of a model: every pass over prompts asks for the one that a model has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+
+class PromptHook(ABC):
+    """A forward pre-hook of a model, which knows what its prompts become before they are read.
+
+    Called before a pass, it does nothing: that pass has the changed prompts already.
+    """
+
+    @abstractmethod
+    def __call__(self, model: Any, args: tuple[Any, ...]) -> None: ...
+
+    @abstractmethod
+    def changed_prompts(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[list[int]]:
+        """Return the tokens of each prompt as they are read; `room` is the number of tokens that follow each."""
+
+
+def prompt_hook_of(model: Any) -> PromptHook | None:
+    """Return the hook that changes a model's prompts; None if none does."""
+    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, PromptHook)), None)
