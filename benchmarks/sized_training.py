@@ -52,7 +52,8 @@ class Texts:
     answers: int = 3
 
     def edits(self, count: int) -> list[Edit]:
-        return [Edit("a question", "answer", None, ("another",) * self.rephrasings, (Probe("a", "b"),) * self.probes)] * count
+        others, probes = ("another",) * self.rephrasings, (Probe("a", "b"),) * self.probes
+        return [Edit(f"question {i}", "answer", None, others, probes) for i in range(count)]
 
     def encoded(self, num_rows: int, device: Any) -> Encoded:
         ids_BS = torch.ones(num_rows, self.tokens, dtype=torch.long, device=device)
@@ -63,6 +64,7 @@ class Texts:
             places_T = ids_BS.new_zeros(num_rows * self.answers)
             predicts_BS = torch.zeros_like(ids_BS, dtype=torch.bool)
             vars(encoded).update(predicts_BS=predicts_BS, predicts_T=places_T, targets_T=places_T)
+            vars(encoded)["answer_lengths"] = [self.answers] * num_rows
         return encoded
 
 

@@ -47,6 +47,8 @@ from jobs.mlflow_run import log_run, made_from
 from jobs.suites import Suite, from_arguments
 from jobs.workers import forget_run, set_threads, time_left
 
+SIZES = ("batch_size", "num_edits", "num_validation", "budget")
+
 
 @dataclass
 class SuiteRun:
@@ -70,7 +72,8 @@ class SuiteRun:
         edits = suite.corpus.edits(split, count, seed)
         sentences = suite.corpus.plain_sentences(held_out=True)
         checkpoints = suite.checkpoints if split == "test" else CHECKPOINTS[:0]
-        return BenchmarkStream(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
+        stream = BenchmarkStream(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
+        return stream.re_edited(self.model, suite.shares)
 
     def prepare(self, setting: EditorSetting, seed: int) -> None:
         """Train the setting's policy or measure its moments on Ray, once and before the first edit."""
@@ -147,6 +150,8 @@ class SuiteRun:
         of_model = ("corpus", "shape", *(["model"] if suite.model else []))
         what = [suite.model_plan.digest(*of_model), _settings(setting), split, sizes, suite.batch_size, seed]
         what += [code_digest(), hardware()["cpu"], str(torch.__version__)]
+        if suite.re_edits:
+            what.append([suite.re_edits, suite.reversions])
         if setting and setting.schedule:
             what.append(suite.plan(setting, seed).digest())
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -200,7 +205,7 @@ def run_suite(suite: Suite) -> Path:
         "hardware": machine,
         "corpus": dataclasses.asdict(suite.corpus),
         "shape": dataclasses.asdict(suite.shape),
-        **{name: getattr(suite, name) for name in ("batch_size", "num_edits", "num_validation", "budget")},
+        **{name: getattr(suite, name) for name in (*SIZES, "re_edits", "reversions")},
         "settings": {name: _settings(setting) for name, (setting, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
         "provenance": made,
@@ -242,7 +247,7 @@ def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[
         run.artifact(directory, "bench")
 
     digest = hashlib.sha256(json.dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()[:12]
-    names = ("batch_size", "num_edits", "num_validation", "budget", "seeds", "editors")
+    names = (*SIZES, "seeds", "editors", *(["re_edits", "reversions"] if suite.re_edits else []))
     params = {"suite": suite.name, **{name: getattr(suite, name) for name in names}}
     log_run("bench", f"bench-{suite.name}-{digest}", suite.model_plan, made, fill, params)
 

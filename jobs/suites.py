@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from errata.benchmark.stream import CHECKPOINTS
+from errata.datasets.re_edits import ReEdits
 from errata.editors import name_of
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
@@ -42,6 +43,9 @@ class Suite:
 
     The model is a Llama of `shape` that is trained on the corpus, or the one that `model` names, as in a plan.
 
+    Of the edits after the first batch, the share `re_edits` edits an earlier fact again, and of these the share `reversions`
+    posts what the model said before.
+
     `editors` selects rows by name; empty selects all. `fresh` ignores all cached results except the model. `mlflow` is the
     tracking server that gets the run.
     """
@@ -61,6 +65,12 @@ class Suite:
     fresh: bool = False
     mlflow: str = ""
     model: str = ""
+    re_edits: float = 0.0
+    reversions: float = 0.5
+
+    @property
+    def shares(self) -> ReEdits:
+        return ReEdits(self.re_edits, self.reversions)
 
     def check(self) -> None:
         """Raise `ValueError` with what cannot be run."""
@@ -69,6 +79,7 @@ class Suite:
             raise ValueError(f"suite {self.name} has no {', '.join(unknown)}; it has {', '.join(names)}")
         if few := [grid.name for grid in self.chosen if len(grid.settings) < self.budget]:
             raise ValueError(f"budget={self.budget} is more settings than these have: {', '.join(few)}")
+        _ = self.shares  # Refuses what is no share.
         counts = {name: getattr(self, name) for name in ("num_edits", "num_validation", "budget", "batch_size", "num_workers")}
         counts |= {f"checkpoints {stop!r}": stop for stop in self.checkpoints}
         if wrong := [name for name, count in counts.items() if not isinstance(count, int) or count < 1]:

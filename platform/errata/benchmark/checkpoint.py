@@ -50,7 +50,7 @@ def question_scores(
     the generated answers by prompt.
     """
     edits = stream.edits[:done]
-    questions = Questions.of(edits, stream.first[:done], stream.sampled(0, done))
+    questions = Questions.of(edits, stream.first[:done], stream.sampled(0, done), unedited.answers)
     generated = generated_answers(model, questions.prompts, unedited.max_tokens)
     free = score(questions, generated, unedited.answers, immediate)
     pairs = pairs_of(edits, unedited.answers)

@@ -93,6 +93,8 @@ _LATER = (
     Measure("consistency", "consistency", "long texts", True),
     Measure("other_system", "other system prompt", "free", True, place=2, is_optional=True),  # of edits in chat
     Measure("second_turn", "second turn", "free", True, place=2, is_optional=True),
+    Measure("re_edited", "re-edited", "free", True, place=5, is_optional=True),  # of facts that are edited again
+    Measure("reverted", "reverted", "free", True, place=5, is_optional=True),
 )
 MEASURES = (*_FIRST_FORMAT, *_LATER)
 BY_NAME = {measure.name: measure for measure in MEASURES}

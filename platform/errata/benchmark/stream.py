@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from errata.datasets.re_edits import ReEdits, with_re_edits
 from errata.edit import Edit, EditBatch, Question
 from errata.evaluate.perplexity import Perplexities, perplexities
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Predictions, predictions
 from errata.model.edit_check import check_edits
-from errata.model.generation import greedy_texts
+from errata.model.generation import greedy_texts, own_answer
 from errata.model.language_model import LanguageModel
 from errata.text.dialogue import Prompt
 
@@ -48,6 +49,13 @@ class BenchmarkStream:
         if min(self.batch_size, self.retain_every, self.long_tokens, *self.checkpoints) < 1 or self.num_long < 0:
             named = {name: getattr(self, name) for name in ("batch_size", "checkpoints", "retain_every", "long_tokens")}
             raise ValueError(f"these must be at least 1, and num_long ({self.num_long}) at least 0: {named}")
+
+    def re_edited(self, model: LanguageModel, shares: ReEdits) -> BenchmarkStream:
+        """Return the stream with a share of re-edits; `model` holds the base weights, whose answers are the truth."""
+        if not shares.share:
+            return self
+        edits = with_re_edits(self.edits, self.batch_size, shares, lambda edit: own_answer(model, edit.prompts[-1]), self.seed)
+        return replace(self, edits=tuple(edits))
 
     @property
     def stops(self) -> tuple[int, ...]:

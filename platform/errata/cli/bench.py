@@ -26,6 +26,8 @@ def bench(
     checkpoints: Annotated[str, typer.Option(help="Numbers of edits after which all edits so far are scored.")] = "",
     limit: Annotated[int, typer.Option(help="Number of edits to take from the file; 0 for all.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the order of edits; 0 keeps the file's order.")] = 0,
+    re_edits: Annotated[float, typer.Option(help="Share of later edits that edit an earlier fact again.", min=0, max=1)] = 0.0,
+    reversions: Annotated[float, typer.Option(help="Share of these that post the model's own answer.", min=0, max=1)] = 0.5,
     settings: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.field=value; may be repeated.")] = None,
     device: Annotated[
         str, typer.Option(help="Device of the model: cpu, cuda, several such as cuda:0,cuda:1, or auto for all GPUs.")
@@ -39,6 +41,7 @@ def bench(
     from errata.benchmark.run import run_all
     from errata.benchmark.summary import summarise
     from errata.benchmark.tables import described, markdown
+    from errata.datasets.re_edits import ReEdits
     from errata.hardware import hardware
     from errata.local.matrix_check import check_editors
     from errata.local.models import ready, resolved
@@ -53,6 +56,7 @@ def bench(
         model = resolved(model)  # made on first use, so after all that can be checked without it
         check_editors(model, {one.name: one.editor for one in benchmarked if one.editor is not None})
         language_model = model_of(model, dtype, device)
+        stream = stream.re_edited(language_model, ReEdits(re_edits, reversions))
         by_editor = {one.name: one.settings for one in benchmarked}
         meta = {"command": shlex.join(["errata", *sys.argv[1:]]), "seeds": [seed], "hardware": machine, "settings": by_editor}
         rows, answered = list[CheckpointScores](), list[Answer]()

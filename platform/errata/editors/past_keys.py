@@ -90,14 +90,14 @@ def next_state(
     """
     num_edits = len(edits) if num_edits is None else num_edits
     if not preconditioners or not weight:
-        derived = {"preconditioners": preconditioners} if preconditioners else {}
-        return EditorState(state.num_edits + num_edits, state.tensors, derived)
+        kept = {"preconditioners": preconditioners} if preconditioners else {}
+        return EditorState(state.num_edits + num_edits, state.tensors, kept)
     own_n2, before_m2 = _hashes_of(edits), _prompts(state)
     rows = {**keys, "num_rows": torch.tensor([len(own_n2)]), PROMPTS: own_n2}
     if PROMPTS not in state.tensors:
         rows[PROMPTS] = torch.cat([before_m2, own_n2])
-    derived = {"preconditioners": with_keys(preconditioners, keys, weight, grams), PROMPTS: _after(before_m2, own_n2)}
-    return state.grown(num_edits, rows, derived)
+    after = with_keys(preconditioners, keys, weight, grams)
+    return state.grown(num_edits, rows, {"preconditioners": after, PROMPTS: _after(before_m2, own_n2)})
 
 
 def edits_by_answer(batch: EditBatch, answer_lengths: Sequence[int]) -> list[Edit]:

@@ -12,7 +12,7 @@ from errata.text.rules import prompt_key, same_text
 
 KINDS = (
     *("efficacy", "generalisation", "locality", "portability"),
-    *("retention", "retention_every", "other_system", "second_turn"),
+    *("retention", "retention_every", "other_system", "second_turn", "re_edited", "reverted"),
 )
 
 
@@ -22,7 +22,8 @@ class Questions:
 
     Of two edits of one prompt the later counts, and a neighbour that is itself edited is left out. `owners` holds, for each
     kind, the prompt of the edit that each question belongs to; `portability_kinds` the kind that each consequence names.
-    Edits in chat are also asked under a system prompt and after a turn that no training has seen.
+    Edits in chat are also asked under a system prompt and after a turn that no training has seen. Edits of facts that earlier
+    edits gave another target are asked once more: `reverted`, if the unedited model answers so, or else `re_edited`.
     """
 
     efficacy: tuple[Question, ...]
@@ -34,14 +35,24 @@ class Questions:
     retention_every: tuple[Question, ...] = ()
     other_system: tuple[Question, ...] = ()
     second_turn: tuple[Question, ...] = ()
+    re_edited: tuple[Question, ...] = ()
+    reverted: tuple[Question, ...] = ()
     owners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     portability_kinds: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, edits: Sequence[Edit], first: Sequence[Edit] = (), earlier: Sequence[Edit] = ()) -> Questions:
+    def of(
+        cls,
+        edits: Sequence[Edit],
+        first: Sequence[Edit] = (),
+        earlier: Sequence[Edit] = (),
+        unedited: Mapping[Prompt, str] | None = None,
+    ) -> Questions:
         """Collect the questions of `edits`, and retention questions of two other samples of edits.
 
         `first` are the earliest edits of a stream and `earlier` a sample of all its batches; neither need be in `edits`.
+        `unedited` are the unedited model's answers to all their prompts; without them, edits made again are asked no more
+        than others.
         """
         latest = {key: edit for edit in (*first, *earlier, *edits) for key in edit.keys}
         current = list({edit.keys: edit for edit in edits}.values())
@@ -63,6 +74,10 @@ class Questions:
         in_chat = [(edit, prompt) for edit in current for prompt in edit.prompts if isinstance(prompt, Dialogue)]
         asked["other_system"] = [(edit, edit.question(p.with_system(HELD_OUT_SYSTEM_PROMPT))) for edit, p in in_chat]
         asked["second_turn"] = [(edit, edit.question(p.after(*HELD_OUT_TURN))) for edit, p in in_chat]
+        again = [(edit, edit.question(p)) for edit in _made_again(edits, current) for p in edit.prompts if unedited is not None]
+        is_truth = [one.is_answered_by(unedited[one.prompt]) for _, one in again] if unedited is not None else []
+        asked["re_edited"] = [pair for pair, is_so in zip(again, is_truth, strict=True) if not is_so]
+        asked["reverted"] = [pair for pair, is_so in zip(again, is_truth, strict=True) if is_so]
         for kind in ("retention", "retention_every"):
             asked[kind] = [(edit, question) for edit, question in asked[kind] if _is_latest(edit, question.prompt, latest)]
         return cls(
@@ -90,6 +105,15 @@ class Questions:
     def owned(self, kind: str, values: Iterable[float]) -> list[OwnedRatio]:
         """Attach the owning edit to one value for each question of a kind, in the order of the questions."""
         return [OwnedRatio(owner, float(value)) for owner, value in zip(self.owners[kind], values, strict=True)]
+
+
+def _made_again(edits: Sequence[Edit], current: Sequence[Edit]) -> list[Edit]:
+    """Return those of the current edits whose prompts an earlier edit gave another target."""
+    targets: dict[Hashable, set[str]] = {}
+    for edit in edits:
+        for key in edit.keys:
+            targets.setdefault(key, set()).add(same_text(edit.target))
+    return [edit for edit in current if any(len(targets[key]) > 1 for key in edit.keys)]
 
 
 def _is_latest(edit: Edit, prompt: Prompt, latest: Mapping[Hashable, Edit]) -> bool:

@@ -20,7 +20,7 @@ from errata.text.dialogue import Prompt
 
 _NOT_IN_NAMES = re.compile(r"[^\w .-]+")  # characters that MLflow does not allow in the name of a metric
 
-_OF_CHAT = ("other_system", "second_turn")
+_OF_SOME = ("other_system", "second_turn", "re_edited", "reverted")
 
 Predictions = Mapping[Question, tuple[int, ...]]
 Method = Literal["free", "teacher-forced"]
@@ -35,7 +35,8 @@ class Scorecard:
     `portability_by_kind` those that name a kind. `retention`: efficacy on the earliest edits, unless a later edit replaced
     them; `retention_every`: on a sample of all earlier batches; `retention_ratio`: the same sample, right now divided by right
     immediately after each batch. `other_system` and `second_turn`: efficacy of edits in chat, under a system prompt and after a
-    turn that no training has seen.
+    turn that no training has seen. `re_edited`: efficacy on facts that were edited before, of the newest target; `reverted`:
+    the same where that is what the unedited model answers.
 
     `token_accuracy` and its two companions (rephrasings, neighbours' true answers) exist under teacher forcing only: the mean
     share of an answer's tokens that are the argmax. `intervals` are (low, high) at 95 % over resampled edits, under the names
@@ -54,6 +55,8 @@ class Scorecard:
     retention_ratio: float | None = None
     other_system: float | None = None
     second_turn: float | None = None
+    re_edited: float | None = None
+    reverted: float | None = None
     token_accuracy: float | None = None
     token_accuracy_generalisation: float | None = None
     token_accuracy_locality: float | None = None
@@ -68,10 +71,10 @@ class Scorecard:
     def to_json(self) -> dict[str, Any]:
         """Flatten to one level: `portability/KIND` for the kinds, `NAME_low` and `NAME_high` for the intervals.
 
-        Without edits in chat, the scores of other contexts are left out.
+        Without edits in chat, the scores of other contexts are left out; without facts that are edited again, theirs.
         """
         flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("portability_by_kind", "intervals")}
-        flat = {name: value for name, value in flat.items() if value is not None or name not in _OF_CHAT}
+        flat = {name: value for name, value in flat.items() if value is not None or name not in _OF_SOME}
         flat["harmonic_mean"] = self.harmonic_mean
         flat |= {f"portability/{kind}": share for kind, share in self.portability_by_kind.items()}
         for name, (low, high) in self.intervals.items():

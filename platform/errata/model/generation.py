@@ -11,7 +11,8 @@ from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.model.prompt_hooks import prompt_hook_of
 from errata.text.dialogue import Prompt
-from errata.text.rules import is_blank, text_fault
+from errata.text.rules import cleaned, is_blank, text_fault
+from errata.text.sentences import first_sentence
 
 Enough = Callable[[int, list[int]], bool]
 MIN_SHARED = 8  # tokens with which all prompts begin, from which on it pays to read them once
@@ -34,6 +35,13 @@ def greedy_texts(
     else:
         rows = [_until(model.end_ids, ids) for ids in greedy_fitting(model, prompts, max_tokens)]
     return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+
+
+def own_answer(model: LanguageModel, prompt: Prompt, max_tokens: int = 32) -> str | None:
+    """Return the first sentence that the model says after a prompt; None if it can be no target."""
+    (text,) = greedy_texts(model, [prompt], max_tokens, fit_context=True)
+    said = cleaned(first_sentence(text))
+    return None if is_blank(said) or text_fault(said) is not None else said
 
 
 def greedy_fitting(

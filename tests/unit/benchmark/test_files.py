@@ -26,8 +26,11 @@ BOUNDED = [*SHARES, *(f"{name}_tf" for name in SHARES)]
 BOUNDED += """locality_gold retention_every retention_ratio ppl_ratio ppl_ratio_mean ppl_ratio_mean_log token_accuracy_tf
     token_accuracy_generalisation_tf token_accuracy_locality_tf likelihood_efficacy likelihood_generalisation
     likelihood_locality fluency consistency""".split()
-# Only files of streams with edits in chat have these.
-OF_CHAT = [f"{name}{end}" for name in ("other_system", "second_turn") for end in ("", "_low", "_high")]
+# Only files of streams with edits in chat, or with facts that are edited again, have these.
+OF_CHAT, OF_RE_EDITS = (
+    [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    for names in (("other_system", "second_turn"), ("re_edited", "reverted"))
+)
 IN_REPORT = """efficacy generalisation locality locality_gold retention portability harmonic_mean ppl_ratio efficacy_tf
     generalisation_tf locality_tf token_accuracy_tf likelihood_efficacy retention_ratio fluency norm_growth edit_ms precompute_s
     train_s peak_bytes rejected""".split()
@@ -37,7 +40,7 @@ def test_the_columns_of_the_files_stay_as_they_are() -> None:
     known = [*VALUES, *(f"{name}_{side}" for name in BOUNDED for side in ("low", "high"))]
     assert [name for name in COLUMNS if name in known] == known and list(REQUIRED) == VALUES[:27]
     assert [measure.name for measure in IN_TABLES if measure.name in IN_REPORT] == IN_REPORT
-    assert set(COLUMNS) - set(known) == set(OF_CHAT)
+    assert set(COLUMNS) - set(known) == {*OF_CHAT, *OF_RE_EDITS}
     assert {name for name in known if COLUMNS[name] is int} == {"seed", "edits", "peak_bytes", "rejected"}
 
 

@@ -12,6 +12,7 @@ from errata.benchmark.files import write
 from errata.benchmark.results import BY_NAME, INTERVALS, Answer, CheckpointScores
 from errata.benchmark.run import UNEDITED, BenchmarkedEditor, fingerprint, run, run_all, settings_of
 from errata.benchmark.stream import BenchmarkStream
+from errata.datasets.re_edits import ReEdits
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of
@@ -48,6 +49,22 @@ def test_the_last_checkpoint_has_every_measure_and_interval(tiny_model: Language
     assert 0 < number(last, "fluency") <= (math.log2(19) + 2 * math.log2(18)) / 3
     assert 0 <= number(last, "consistency") <= 1
     assert before["fluency"] is before["consistency"] is None  # measured at the end only
+
+
+def test_facts_that_are_edited_again_have_columns_of_their_own(
+    tiny_model: LanguageModel, stream: BenchmarkStream, tmp_path: Path
+) -> None:
+    again = stream.re_edited(tiny_model, ReEdits(0.9, 0.5))
+    rows = run_all(tiny_model, [known(change=0.0)], replace(again, max_answer_tokens=32))
+    first, *_, last = rows[:3]
+    assert first["re_edited"] is first["reverted"] is None  # Nothing is edited twice yet.
+    assert (last["re_edited"], last["reverted"]) == (0.0, 1.0)  # The unedited model gives its own answers.
+    assert last.intervals["reverted"] == (1.0, 1.0)
+    write(rows, tmp_path, {})
+    table = (tmp_path / "table.md").read_text()
+    assert "| re-edited | reverted |" in table
+    plain = run_all(tiny_model, [], stream)
+    assert "reverted" not in plain[-1].to_json() and "reverted" in last.to_json()
 
 
 def test_after_run_gets_every_answer_at_the_end(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:

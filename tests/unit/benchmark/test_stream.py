@@ -5,6 +5,9 @@ from dataclasses import replace
 import pytest
 
 from errata.benchmark.stream import BenchmarkStream
+from errata.datasets.re_edits import ReEdits
+from errata.model.generation import own_answer
+from errata.model.language_model import LanguageModel
 
 
 def test_batches_end_at_every_checkpoint(stream: BenchmarkStream) -> None:
@@ -23,3 +26,15 @@ def test_every_kth_batch_is_sampled_and_long_prompts_are_spaced_evenly(stream: B
     assert thirds.sampled(1, 7) == (stream.edits[1], stream.edits[6])
     assert thirds.long_prompts() == [stream.edits[i].prompt for i in (0, 4, 8)]
     assert len(replace(stream, num_long=99).long_prompts()) == 12 and replace(stream, num_long=0).long_prompts() == []
+
+
+def test_a_stream_has_a_share_of_re_edits(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
+    assert stream.re_edited(tiny_model, ReEdits(0.0)) is stream
+    again = stream.re_edited(tiny_model, ReEdits(0.9, 0.5))
+    assert len(again.edits) == 12 and again.edits[:5] == stream.edits[:5]
+    prompts = [edit.prompt for edit in again.edits]
+    assert len(set(prompts)) < 12
+    truths = {edit.prompt: own_answer(tiny_model, edit.prompt) for edit in stream.edits}
+    changed = [edit for edit in again.edits if edit not in stream.edits]
+    assert {edit.target == truths[edit.prompt] for edit in changed} == {True, False}
+    assert stream.re_edited(tiny_model, ReEdits(0.9, 0.5)) == again

@@ -24,8 +24,9 @@ from errata.delta.weight_delta import WeightDelta, chained
 from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.net import Hypernetwork, Proposal
 from errata.editors.hypernet.reward import MemoryOptions, Reward
-from errata.editors.past_keys import with_keys
+from errata.editors.past_keys import edits_by_answer, next_state, preconditioners_for
 from errata.editors.solve import KeyGram, KeyPreconditioner
+from errata.editors.state import EditorState
 from errata.model.capture import Captured, capture, joined
 from errata.model.encoding import Encoded, answer_log_probs, answer_nll
 from errata.model.language_model import LanguageModel
@@ -83,7 +84,7 @@ def play(
     for t, batch in enumerate(batches):
         episode.edit(batch, t)
         for index, weight in episode.scored_at(t):
-            edit_loss, kl = episode.score(batches[index], weight)
+            edit_loss, kl = episode.score(episode.batches[index], weight)
             if index == t:
                 sums["edit_loss"] += float(edit_loss)
                 sums["locality_kl"] += float(kl)
@@ -95,10 +96,11 @@ def play(
 class Episode:
     """The state of an episode, and its four moves: `edit`, `score`, `forget` and, at the end, `backward`.
 
-    `base_delta` is the sum of the burn-in's updates and `updates` are the scored ones, in order. `preconditioners` are by
-    input, with every key so far. `cache` holds the activations below the edited modules for every text that may be scored
-    again. `score` back-propagates each loss to the factors of the updates, and `backward` those gradients to the network, so
-    that the graphs do not grow with the backtracking depth.
+    `base_delta` is the sum of the burn-in's updates and `updates` are the scored ones, in order. `batches` are those so far,
+    without edits that later ones supersede. `preconditioners` are by input, with the keys of those edits. `cache` holds the
+    activations below the edited modules for every text that may be scored again. `score` back-propagates each loss to the
+    factors of the updates, and `backward` those gradients to the network, so that the graphs do not grow with the backtracking
+    depth.
     """
 
     def __init__(
@@ -112,13 +114,17 @@ class Episode:
         self.model, self.net, self.reward, self.options = model, net, reward, options
         self.base_delta, self.updates = WeightDelta({}), list[dict[str, AppliedUpdate]]()
         self.preconditioners = preconditioners
+        self.state = EditorState(0, {}, {"preconditioners": preconditioners})
         self.cache = PrefixCache(model.module, net.spec.names, options.savings.on_host)
-        self._batches: list[EpisodeBatch] = []
+        self.batches: list[EpisodeBatch] = []
         self._generator = random.Random(options.seed)
 
     def edit(self, batch: EpisodeBatch, t: int) -> None:
         """Add the network's update for the batch of step t, computed on the model so far."""
-        self._batches.append(batch)
+        self._supersede(batch)
+        self.batches.append(batch)
+        weight = self.options.past_weight
+        self.preconditioners = preconditioners_for(batch.batch, self.state, lambda: {}, weight)
         keys: dict[str, Tensor] = {}
         grams: dict[str, KeyGram] = {}
         cache = self.cache.empty_copy()  # The edit texts are read in this step alone.
@@ -133,15 +139,28 @@ class Episode:
             else:
                 self.updates.append({name: AppliedUpdate.of(p) for name, p in self._propose(captured, shared).items()})
             grams = grams or {name: shared[name] for name in self.preconditioners}
-        self.preconditioners = with_keys(self.preconditioners, keys, self.options.past_weight, grams)
+        edits = edits_by_answer(batch.batch, batch.edit_texts.answer_lengths) if self.preconditioners and weight else []
+        self.state = next_state(self.state, edits, self.preconditioners, keys, weight, grams, len(batch.batch))
+        self.preconditioners = self.state.derived.get("preconditioners", {})
+
+    def _supersede(self, batch: EpisodeBatch) -> None:
+        """Leave the edits out of earlier batches whose facts a batch edits again."""
+        for index, earlier in enumerate(self.batches):
+            self.batches[index] = earlier.without(batch.keys)
+            if self.batches[index] is not earlier:
+                self._forget(earlier)
 
     def scored_at(self, t: int) -> Iterator[tuple[int, float]]:
-        """Yield index and weight of every batch whose loss counts in step t: its own first; none during the burn-in."""
+        """Yield index and weight of every batch whose loss counts in step t: its own first; none during the burn-in.
+
+        A batch whose edits are all superseded is left out.
+        """
         if t < self.options.num_burn_in:
             return
         discount = self.reward.discount ** (t - self.options.num_burn_in)
         for age, index in enumerate(self.reward.backtracked(t, self._generator)):
-            yield index, discount * self.reward.backtrack_decay**age
+            if len(self.batches[index].batch):
+                yield index, discount * self.reward.backtrack_decay**age
 
     def score(self, batch: EpisodeBatch, weight: float) -> tuple[float | Tensor, float | Tensor]:
         """Score a batch on the model so far: its edit loss, and the mean KL to the base model on its locality texts.
@@ -162,10 +181,13 @@ class Episode:
         """Free what is kept for batches that no step after t scores."""
         if t < self.options.num_burn_in:
             return
-        for batch in self._batches[self.reward.earliest(t) : self.reward.earliest(t + 1)]:
-            batch.forget()
-            for text in (*batch.in_scope_parts, *batch.locality_parts):
-                self.cache.forget(text)
+        for batch in self.batches[self.reward.earliest(t) : self.reward.earliest(t + 1)]:
+            self._forget(batch)
+
+    def _forget(self, batch: EpisodeBatch) -> None:
+        batch.forget()
+        for text in (*batch.in_scope_parts, *batch.locality_parts) if len(batch.batch) else ():
+            self.cache.forget(text)
 
     def backward(self) -> float:
         """Back-propagate the updates' gradients, and the penalty on their size, to the network.

@@ -6,7 +6,7 @@ log-probabilities, which are computed once. T answer tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 
 import torch
@@ -30,6 +30,18 @@ class EpisodeBatch:
     ) -> None:
         self.model, self.batch, self.score_prompts, self.savings = model, batch, score_prompts, savings or MemoryOptions()
         self._base_log_probs: dict[int, Tensor] = {}
+
+    @cached_property
+    def keys(self) -> frozenset[Hashable]:
+        """Keys of the edits' prompts."""
+        return frozenset(key for edit in self.batch for key in edit.keys)
+
+    def without(self, keys: frozenset[Hashable]) -> EpisodeBatch:
+        """Return the batch without the edits that have one of these keys; itself if there are none."""
+        if self.keys.isdisjoint(keys):
+            return self
+        left = EditBatch(tuple(edit for edit in self.batch if edit.keys.isdisjoint(keys)))
+        return EpisodeBatch(self.model, left, self.score_prompts, self.savings)
 
     def _encode(self, pairs: Sequence[tuple[Prompt, str]]) -> Encoded:
         return encode(self.model.renderer, [p for p, _ in pairs], [t for _, t in pairs], self.model.device)

@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.datasets.re_edits import ReEdits, with_re_edits
 from errata.edit import Edit, EditBatch, batches_of
 from errata.editors.hypernet.episode import EpisodeOptions, play
 from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.solve import KeyPreconditioner
+from errata.model.generation import own_answer
 from errata.model.language_model import LanguageModel
+from errata.text.dialogue import Prompt
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Schedule:
     """Length of training: in each of `train_steps`, `episodes` episodes of `batches` batches of `batch_size` edits.
 
     An episode starts with 0 to `burn_in` batches that are edited and not scored, because a policy that is trained only on
-    early states does not generalise to its hundredth batch.
+    early states does not generalise to its hundredth batch. Of the edits after the first batch, the share `re_edits` edits a
+    fact of an earlier batch again, and of these the share `reversions` goes back to the unedited model's answer.
     """
 
     train_steps: int = 60
@@ -37,10 +41,15 @@ class Schedule:
     batches: int = 8
     batch_size: int = 10
     burn_in: int = 0
+    re_edits: float = 0.0
+    reversions: float = 0.5
+
+    def __post_init__(self) -> None:
+        ReEdits(self.re_edits, self.reversions)
 
     @property
     def longest(self) -> int:
-        """The number of edits of the longest episode; all are different."""
+        """The number of edits of the longest episode; all are different, but for re-edits."""
         return (self.batches + self.burn_in) * self.batch_size
 
     def check_workers(self, num_workers: int) -> None:
@@ -79,6 +88,7 @@ class Trainer:
             raise ValueError(f"{type(editor).__name__} is trained on single batches: set schedule.batches=1 and burn_in=0")
         self.editor, self.model, self.folds, self.schedule, self.seed = editor, model, folds, schedule, seed
         self.savings = savings or MemoryOptions()
+        self._truths: dict[Prompt, str | None] = {}
         self.net = editor.trained_policy().net
         scalars = [p for n, p in self.net.named_parameters() if n.endswith(("log_step_M", "log_ridge_M"))]
         others = [p for n, p in self.net.named_parameters() if not n.endswith(("log_step_M", "log_ridge_M"))]
@@ -117,20 +127,27 @@ class Trainer:
         return means
 
     def _play(self, index: int) -> dict[str, float]:
-        """Play one episode of different edits, drawn by train_step and index; returns its mean losses."""
+        """Play one episode, drawn by train_step and index; returns its mean losses."""
         fold = self.folds[(self.train_step * self.schedule.episodes + index) % len(self.folds)]
         seed = (self.seed * 1_000_003 + self.train_step) * self.schedule.episodes + index
         generator = torch.Generator().manual_seed(seed)
         burn_in = int(torch.randint(self.schedule.burn_in + 1, (), generator=generator))
         size = self.schedule.batch_size
         order = torch.randperm(len(fold.edits), generator=generator)[: (burn_in + self.schedule.batches) * size]
-        batches = batches_of((fold.edits[int(i)] for i in order), size)
+        drawn, shares = [fold.edits[int(i)] for i in order], ReEdits(self.schedule.re_edits, self.schedule.reversions)
+        batches = batches_of(with_re_edits(drawn, size, shares, self._truth_of, seed), size)
         preconditioners = {name: KeyPreconditioner.start(base_II) for name, base_II in fold.base_preconditioners.items()}
         editor, steps = self.editor, [self.step_of(batch) for batch in batches]
         options = EpisodeOptions(
             past_weight=editor.memory, num_passes=editor.num_passes, num_burn_in=burn_in, seed=seed, savings=self.savings
         )
         return play(self.model, self.net, steps, preconditioners, editor.reward, options)
+
+    def _truth_of(self, edit: Edit) -> str | None:
+        """Return the unedited model's answer, which the trainer's model gives between episodes."""
+        if edit.prompts[-1] not in self._truths:
+            self._truths[edit.prompts[-1]] = own_answer(self.model, edit.prompts[-1])
+        return self._truths[edit.prompts[-1]]
 
     def step_of(self, batch: EditBatch) -> EpisodeBatch:
         return EpisodeBatch(self.model, batch, self.editor.reward.score_prompts, self.savings)
