@@ -319,7 +319,9 @@ class EditLoop:
         if by.unchanged:
             self._held_at = -1
             self.metrics.settled("applied", len(ids))
-        event(logger, "edit.unchanged" if by.unchanged else "edit.applied", edit_ids=ids, version=by.version)
+            event(logger, "edit.unchanged", edit_ids=ids, version=by.version)
+        else:
+            event(logger, "edit.applied", edit_ids=ids, version=by.version)
         self.metrics.settled("superseded", len(superseded))
 
     async def _refuse(self, refused: list[tuple[Entry, Edit, EditRejected, str | None]]) -> None:

@@ -84,7 +84,7 @@ class _Message:
 
 
 @dataclass
-class Fleet:
+class SimReplicas:
     """Ray's handle of the replicas. A message that was sent is delivered even if the worker dies."""
 
     machine: Machine
@@ -133,7 +133,7 @@ class Fleet:
         return answer
 
     @property
-    def answer(self) -> Fleet:
+    def answer(self) -> SimReplicas:
         return self
 
     async def remote(self, asked: list[Any]) -> dict[str, Any]:

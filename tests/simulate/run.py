@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.hardware import hardware
-from tests.simulate.schedule import Played, Schedule, Service
+from tests.simulate.schedule import PlayedSchedule, Schedule, Service
 
 NUM_SEEDS, NUM_SEEDS_FULL = 10, 200
 NUM_REBOOTS = 20  # Schedules in which the machine ends.
@@ -48,12 +48,12 @@ def schedules(seed: int) -> Iterator[Schedule]:
         yield Schedule(seed, (draws.randrange(1, whole.num_points),), (number,))
 
 
-def played(schedule: Schedule) -> Played:
+def played(schedule: Schedule) -> PlayedSchedule:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
         return Service(schedule, Path(directory)).play()
 
 
-def report_of(found: Sequence[Played], seeds: Sequence[int], seconds: float) -> dict[str, Any]:
+def report_of(found: Sequence[PlayedSchedule], seeds: Sequence[int], seconds: float) -> dict[str, Any]:
     wrong = [one for one in found if one.violations]
     return {
         "schedules": len(found),
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     given = parser.parse_args(arguments)
     logging.disable(logging.CRITICAL)  # The worker logs every crash that it recovers from.
-    seeds, found, began = range(given.first, given.first + given.seeds), list[Played](), time.monotonic()
+    seeds, found, began = range(given.first, given.first + given.seeds), list[PlayedSchedule](), time.monotonic()
     for seed in seeds:
         for schedule in schedules(seed):
             found.append(played(schedule))

@@ -13,7 +13,7 @@ from serving.worker.edit_worker import EditWorker, WorkerOptions
 from serving.worker.journal import Journal, JournalFailed
 from serving.worker.replicas import Replicas
 from tests.simulate.checks import Outcome, violations
-from tests.simulate.fleet import Fleet, SimReplica
+from tests.simulate.fleet import SimReplica, SimReplicas
 from tests.simulate.ledger import Disk, DyingJournal, MemoryLedger, TableModel
 from tests.simulate.machine import Crash, Machine, VirtualLoop, in_worker, simulated
 from tests.simulate.workload import Clients, drawn_operations
@@ -37,7 +37,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Played:
+class PlayedSchedule:
     """The result of a schedule: violations, and how many points and transactions it has."""
 
     schedule: Schedule
@@ -57,11 +57,11 @@ class Service:
         refused = frozenset(number for number in range(1, 6) if draws.random() < 0.05)
         outside = Machine(0)  # Replicas do not die with the worker.
         replicas = [SimReplica(f"r{i}", MemoryLedger(self.disk, outside), refused) for i in range(NUM_REPLICAS)]
-        self.fleet = Fleet(self.machine, replicas, late=draws.choice((0.0, 0.05, 0.2)))
+        self.fleet = SimReplicas(self.machine, replicas, late=draws.choice((0.0, 0.05, 0.2)))
         self.clients = Clients(self.machine, self.fleet, drawn_operations(draws, NUM_OPERATIONS))
         self.num_starts = 0
 
-    def play(self) -> Played:
+    def play(self) -> PlayedSchedule:
         found: list[str] = []
         with simulated(self.machine, lambda: self.fleet):
             while not self._life():
@@ -72,7 +72,7 @@ class Service:
                     self.fleet.reboot()
             found += ["the worker ended by itself"] * self.machine.num_ended + violations(self._outcome())
         machine = self.machine
-        return Played(self.schedule, tuple(found), machine.num_points, machine.num_transactions, self.num_starts)
+        return PlayedSchedule(self.schedule, tuple(found), machine.num_points, machine.num_transactions, self.num_starts)
 
     def _life(self) -> bool:
         """Run one process of the worker; True if it lived until all was done."""

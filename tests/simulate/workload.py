@@ -14,7 +14,7 @@ from errata.ledger import LedgerConflict, UnknownVersion
 from serving.api.version_stamp import RolledBack
 from serving.worker.edit_worker import EditWorker
 from serving.worker.journal import JournalFailed
-from tests.simulate.fleet import Fleet
+from tests.simulate.fleet import SimReplicas
 from tests.simulate.ledger import REFUSED
 from tests.simulate.machine import Machine, in_worker
 
@@ -85,7 +85,7 @@ class Clients:
     """The clients: they outlive the worker, repeat posts under their keys, and never repeat a rollback or a revert."""
 
     machine: Machine
-    fleet: Fleet
+    fleet: SimReplicas
     operations: list[Operation]
     ids: list[str] = field(default_factory=list)  # of acknowledged edits
 

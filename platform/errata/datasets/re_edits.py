@@ -15,9 +15,9 @@ from errata.text.rules import same_text
 
 @dataclass(frozen=True)
 class ReEdits:
-    """Of the edits after the first batch, `share` edit an earlier fact again; of these, `reversions` post the truth again.
+    """Shares of a stream: `share` of the edits after the first batch edit an earlier fact again.
 
-    The truth is what the unedited model answers.
+    Of these, `reversions` post the truth again, which is what the unedited model answers.
     """
 
     share: float = 0.0

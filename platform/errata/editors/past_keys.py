@@ -12,15 +12,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from errata.edit import Edit, EditBatch
 from errata.editors.solve import KeyGram, KeyPreconditioner, remember_together
 from errata.editors.state import EditorState
 
-# The prompts of each row's edit as hashes, [m, 2]; a second one is there for an edit in two forms.
+# The prompts of each row's edit as hashes, [m, 2]; a second one is there for an edit in two forms. What is derived from them is
+# an array, because the number of superseded rows is needed even where tensors have no values (benchmarks/accounting.py).
 PROMPTS, UNKNOWN, REPLACED = "prompts", 0, -1
+Hashes = NDArray[np.int64]
 
 
 def with_keys(
@@ -72,7 +76,7 @@ def past_keys(batch: EditBatch, state: EditorState, name: str) -> Tensor:
     keys_mI, prompts_m2 = state.tensors[name], _prompts(state)
     is_past_m = prompts_m2[:, 0] != REPLACED
     is_past_m[_superseded(prompts_m2, _hashes_of(batch.edits))] = False
-    return keys_mI if bool(is_past_m.all()) else keys_mI[is_past_m.to(keys_mI.device)]
+    return keys_mI if is_past_m.all() else keys_mI[torch.from_numpy(is_past_m).to(keys_mI.device)]
 
 
 def next_state(
@@ -93,9 +97,8 @@ def next_state(
         kept = {"preconditioners": preconditioners} if preconditioners else {}
         return EditorState(state.num_edits + num_edits, state.tensors, kept)
     own_n2, before_m2 = _hashes_of(edits), _prompts(state)
-    rows = {**keys, "num_rows": torch.tensor([len(own_n2)]), PROMPTS: own_n2}
-    if PROMPTS not in state.tensors:
-        rows[PROMPTS] = torch.cat([before_m2, own_n2])
+    named_n2 = own_n2 if PROMPTS in state.tensors else np.concatenate([before_m2, own_n2])
+    rows = {**keys, "num_rows": torch.tensor([len(own_n2)]), PROMPTS: torch.from_numpy(named_n2)}
     after = with_keys(preconditioners, keys, weight, grams)
     return state.grown(num_edits, rows, {"preconditioners": after, PROMPTS: _after(before_m2, own_n2)})
 
@@ -106,48 +109,51 @@ def edits_by_answer(batch: EditBatch, answer_lengths: Sequence[int]) -> list[Edi
 
 
 def _without(
-    preconditioners: Mapping[str, KeyPreconditioner], state: EditorState, rows_n: Tensor, weight: float
+    preconditioners: Mapping[str, KeyPreconditioner], state: EditorState, rows_n: NDArray[np.intp], weight: float
 ) -> dict[str, KeyPreconditioner]:
     """Return the preconditioners without these rows of the state's keys."""
     if not len(rows_n) or not weight:
         return dict(preconditioners)
-    return {name: one.forget(state.blocks[name].rows(rows_n), weight) for name, one in preconditioners.items()}
+    rows = torch.from_numpy(rows_n)
+    return {name: one.forget(state.blocks[name].rows(rows), weight) for name, one in preconditioners.items()}
 
 
-def _history(state: EditorState) -> Iterator[tuple[Tensor, Tensor]]:
+def _history(state: EditorState) -> Iterator[tuple[NDArray[np.intp], Hashes]]:
     """Yield, for each block of keys, the earlier rows that it replaced and the prompts of all rows after it."""
     if "num_rows" not in state.tensors:
         return
     counts: list[int] = state.tensors["num_rows"].tolist()
-    known_m2 = state.tensors[PROMPTS].cpu() if PROMPTS in state.tensors else torch.full((sum(counts), 2), UNKNOWN)
+    known_m2 = state.tensors[PROMPTS].cpu().numpy() if PROMPTS in state.tensors else np.full((sum(counts), 2), UNKNOWN)
     now_m2 = known_m2[:0]
-    for own_n2 in known_m2.split(counts):
+    for own_n2 in np.split(known_m2, np.cumsum(counts)[:-1]):
         replaced_n, now_m2 = _superseded(now_m2, own_n2), _after(now_m2, own_n2)
         yield replaced_n, now_m2
 
 
-def _prompts(state: EditorState) -> Tensor:
+def _prompts(state: EditorState) -> Hashes:
     """Return the prompts of every row of keys, [m, 2]; those of replaced rows are `REPLACED`."""
     if PROMPTS in state.derived:
-        known_m2: Tensor = state.derived[PROMPTS]
+        known_m2: Hashes = state.derived[PROMPTS]
         return known_m2
     history = list(_history(state))
-    return history[-1][1] if history else torch.zeros((0, 2), dtype=torch.int64)
+    return history[-1][1] if history else np.zeros((0, 2), np.int64)
 
 
-def _superseded(prompts_m2: Tensor, own_n2: Tensor) -> Tensor:
+def _superseded(prompts_m2: Hashes, own_n2: Hashes) -> NDArray[np.intp]:
     """Return the rows of earlier edits that share a prompt with `own_n2`."""
-    return torch.isin(prompts_m2, own_n2[own_n2 != UNKNOWN]).any(1).nonzero()[:, 0]
+    return np.isin(prompts_m2, own_n2[own_n2 != UNKNOWN]).any(1).nonzero()[0]
 
 
-def _after(prompts_m2: Tensor, own_n2: Tensor) -> Tensor:
-    return torch.cat([prompts_m2.index_fill(0, _superseded(prompts_m2, own_n2), REPLACED), own_n2])
+def _after(prompts_m2: Hashes, own_n2: Hashes) -> Hashes:
+    now_m2 = prompts_m2.copy()
+    now_m2[_superseded(prompts_m2, own_n2)] = REPLACED
+    return np.concatenate([now_m2, own_n2])
 
 
-def _hashes_of(edits: Sequence[Edit]) -> Tensor:
+def _hashes_of(edits: Sequence[Edit]) -> Hashes:
     """Return the hashes of each edit's prompts, [n, 2]: equal where `Edit.keys` are, in every process."""
     by_edit = {edit: _hashes(edit) for edit in dict.fromkeys(edits)}
-    return torch.tensor([by_edit[edit] for edit in edits], dtype=torch.int64).reshape(-1, 2)
+    return np.array([by_edit[edit] for edit in edits], np.int64).reshape(-1, 2)
 
 
 def _hashes(edit: Edit) -> list[int]:
