@@ -19,7 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Awaitable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,11 +30,13 @@ from ray.serve.handle import DeploymentHandle
 
 from errata.access_keys import Keys, check_binding
 from errata.ledger import DELTA, Ledger, LedgerDamaged, UnknownVersion
+from errata.local.service_limits import ServiceLimits
 from serving.api import routes
-from serving.api.access import UNLISTED, Access, AccessLimits, role_for, served_host
-from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
+from serving.api.access import UNLISTED, Access, role_for, served_host
+from serving.api.version_stamp import NotQueued, OutOfRotation, RolledBack, VersionStamp
 from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
+from serving.engine.highest_version import HighestVersion
 from serving.engine.readiness import Readiness, max_prepare_s
 from serving.logs import attach_to_serve
 from serving.metrics import ReplicaMetrics
@@ -67,7 +69,7 @@ class ServingOptions:
     enforce_eager: bool = True
     pause: Literal["keep", "wait"] = "keep"
     keys: str | None = None
-    max_body_bytes: int = 2**20
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
 
     def vllm_arguments(self) -> list[str]:
         from serving.engine.weight_engine import BACKEND, EXTENSION
@@ -75,6 +77,7 @@ class ServingOptions:
         arguments = ["--model", self.model, "--served-model-name", self.served_name, "--dtype", self.dtype]
         arguments += ["--weight-transfer-config", f'{{"backend": "{BACKEND}"}}', "--worker-extension-cls", EXTENSION]
         arguments += ["--tensor-parallel-size", str(self.tensor_parallel), "--gpu-memory-utilization", str(self.gpu_memory)]
+        arguments += ["--max-logprobs", str(self.limits.max_logprobs)]
         if self.max_model_len is not None:
             arguments += ["--max-model-len", str(self.max_model_len)]
         return [*arguments, "--enforce-eager"] if self.enforce_eager else arguments
@@ -86,6 +89,7 @@ class Generator:
     async def __init__(self, worker: DeploymentHandle, options: ServingOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         attach_to_serve()
         self.worker, self.options = worker, options
+        self._highest_version = HighestVersion(worker)
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.version, self.fingerprint, self.epoch = 0, "", 0
         self.boot = uuid.uuid4().hex[:12]
@@ -153,7 +157,7 @@ class Generator:
         app.middleware_stack = None  # vLLM has built it already; it is built again with the middlewares below.
         routes.install(app, ServiceBackend(self.worker, self.ledger, self))
         app.add_middleware(VersionStamp, served=self)
-        app.add_middleware(Access, keys=self.keys, limits=AccessLimits(max_body_bytes=self.options.max_body_bytes))
+        app.add_middleware(Access, keys=self.keys, limits=self.options.limits)
         return app
 
     # -- swap ---------------------------------------------------------------------------------------------------------
@@ -271,6 +275,10 @@ class Generator:
         """Wait until a request may start; see `serving.api.version_stamp.Served`."""
         if self.ledger.head < at_least <= self.ledger.newest:
             raise RolledBack(at_least, self.ledger.head)
+        if at_least > self.ledger.newest:
+            highest = await self._highest_version()
+            if highest is not None and at_least > highest:
+                raise NotQueued(at_least, highest)
         async with self._changed:
             await self._changed.wait_for(lambda: self._readiness.is_out or self._serves(at_least))
         if self._readiness.is_out:

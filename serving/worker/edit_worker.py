@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Ledger, Version
 from errata.ledger.recovery import recover
+from errata.local.service_limits import ServiceLimits
 from errata.model.edit_check import check_edits
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Prompt
@@ -46,17 +47,16 @@ class Busy(RuntimeError):
 class WorkerOptions:
     """Settings of the edit worker.
 
-    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. At most `max_queue`
-    edits may be queued. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores.
+    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. `nice` is the worker's
+    scheduling priority; a higher value yields to engines on the same cores.
     """
 
     live_model: LiveModelOptions
     journal: str
     max_batch: int = 16
     batch_window_s: float = 0.02
-    max_queue: int = 10_000
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
     nice: int = 10
-    wait_timeout_s: float = 60.0
     mlflow: str | None = None
     mlflow_name: str = "errata"
 
@@ -73,6 +73,7 @@ class EditWorker:
         replicas: Replicas | None = None,
     ) -> None:
         self.live_model, self.journal, self.mirror, self.options = live_model, journal, mirror, options
+        self.limits = options.limits
         self.edit_loop = EditLoop(live_model, journal, mirror, options.max_batch, options.batch_window_s, replicas)
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
@@ -103,7 +104,7 @@ class EditWorker:
         edits = [edit.to_json() for edit in posted]
         try:
             depth = self.journal.depth
-            ids = self.journal.submit(edits, key, poster, current_traceparent(), self.options.max_queue)
+            ids = self.journal.submit(edits, key, poster, current_traceparent(), self.limits.max_queue)
         except QueueFull as full:
             raise QueueFull(full.depth, full.num_edits, full.limit, self._seconds_for(full.num_edits)) from None
         self.edit_loop.metrics.settled("queued", self.journal.depth - depth)  # 0 for a repeated key.
@@ -147,10 +148,10 @@ class EditWorker:
     async def _until_settled(self, ids: Sequence[str]) -> None:
         with self.edit_loop.waiters.waiter(ids) as waiter:
             try:
-                async with asyncio.timeout(self.options.wait_timeout_s):
+                async with asyncio.timeout(self.limits.wait_timeout_s):
                     await waiter.done.wait()
             except TimeoutError:
-                logger.warning("%d edits were not settled in %s s", len(waiter.open_ids), self.options.wait_timeout_s)
+                logger.warning("%d edits were not settled in %s s", len(waiter.open_ids), self.limits.wait_timeout_s)
 
     async def edit_status(self, id: str) -> dict[str, Any]:
         """Return an edit with its state and, once it is applied, the model's answers before and after it, and whether the live
@@ -223,13 +224,21 @@ class EditWorker:
         """Return why no edits are made at the moment, or None. When this answers, the ledger exists."""
         return self.edit_loop.stalled
 
+    async def highest_version(self) -> int:
+        """Return the newest version plus one for each open edit, and one for a revert or a repair that may be under way."""
+        return self.live_model.ledger.newest + self.journal.num_open + 1
+
     async def status(self) -> dict[str, Any]:
         ledger = self.live_model.ledger
         return {
             "head": ledger.head,
             "newest": ledger.newest,
             "queue_depth": self.journal.depth,
-            "queue": {"depth": self.journal.depth, "age_s": round(self.journal.age_s, 3), "limit": self.options.max_queue},
+            "queue": {
+                "depth": self.journal.depth,
+                "age_s": round(self.journal.age_s, 3),
+                "limit": self.limits.max_queue,
+            },
             "stalled": self.edit_loop.stalled,
             "held_edits": self.live_model.held_counts,
             "replicas": await self.edit_loop.publisher.replicas.ask("status"),

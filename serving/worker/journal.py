@@ -269,6 +269,11 @@ class Journal:
         return int(self._read("SELECT COUNT(*) FROM edits WHERE state = 'queued'")[0][0])
 
     @property
+    def num_open(self) -> int:
+        """The number of edits that are queued or being made."""
+        return int(self._read("SELECT COUNT(*) FROM edits WHERE state IN ('queued', 'applying')")[0][0])
+
+    @property
     def age_s(self) -> float:
         """The age of the oldest queued edit in seconds; 0 if there is none."""
         oldest = self._read("SELECT created FROM edits WHERE state = 'queued' ORDER BY seq LIMIT 1")

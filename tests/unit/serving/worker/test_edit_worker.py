@@ -33,6 +33,15 @@ def test_a_full_queue_refuses_and_names_the_time_to_retry(tmp_path, monkeypatch)
     assert worker.journal.depth == 3
 
 
+def test_each_open_edit_may_become_a_version(tmp_path):
+    worker = make_worker(tmp_path)
+    worker.live_model.ledger.newest = 7
+    assert asyncio.run(worker.highest_version()) == 8
+    post(worker, "a", "b", "c")
+    worker.journal.take(2)
+    assert asyncio.run(worker.highest_version()) == 11
+
+
 def test_checking_edits_blocks_no_other_call_and_keeps_their_order(tmp_path, monkeypatch):
     worker = make_worker(tmp_path)
     monkeypatch.setattr(edit_worker, "check_edits", lambda edits, *_: time.sleep(0.2 if len(edits) > 1 else 0))
