@@ -1,7 +1,7 @@
 """Authentication and request limits: ASGI middleware, the outermost one of a replica.
 
-It checks in this order: the route and the role that it requires, the key, the key's rate, its concurrent requests, the size of the
-body, its JSON, and the work that a request for generation asks for. The key ends here: the application receives neither the
+It checks in this order: the route and the role that it requires, the key, the key's rate, its concurrent requests, the size of
+the body, its JSON, and the work that a request for generation asks for. The key ends here: the application receives neither the
 header nor anything from which the key could be derived, so no log can contain it. Without a file of keys, the first
 check is that the request names this machine as its `Host` and comes from no other web page. `scope["errata.key"]` is the
 caller's `Key`, or None without a file of keys; `scope["errata.json"]` is the parsed body.

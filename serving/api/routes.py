@@ -16,6 +16,7 @@ from sse_starlette import EventSourceResponse
 
 from errata.edit import SETTLED, Code, EditRejected, EditState
 from errata.generate import SwapFailed
+from errata.history.budget import WalkTooLong
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion, Version
 from errata.text.dialogue import Dialogue, Prompt, messages_from_json
 from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
@@ -38,7 +39,7 @@ from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownE
 
 OURS = ("/v1/edits", "/v1/events", "/v1/versions", "/v1/diff", "/v1/rollback", "/v1/revert", "/v1/blame")
 ANSWERED: tuple[type[Exception], ...] = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
-ANSWERED += (SwapFailed, QueueFull, JournalFailed, OSError, Busy)
+ANSWERED += (SwapFailed, QueueFull, JournalFailed, OSError, Busy, WalkTooLong)
 ANSWERED += (RayActorError, DeploymentUnavailableError, BackPressureError)
 PING_S = 15
 REFUSED = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)

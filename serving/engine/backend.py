@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Protocol, cast
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from errata.history.budget import WalkBudget
 from errata.history.diff import diff
 from errata.ledger import Ledger, Version
+from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Prompt
 from serving.metrics import merged
 from serving.worker.edit_worker import Busy
+from serving.worker.walks import walked
 
 READY_TIMEOUT_S = 2.0
 WORKER_TIMEOUT_S = 10.0
@@ -33,8 +37,8 @@ class Replica(Protocol):
 class ServiceBackend:
     """The routes' `Backend` over the edit worker's handle, the ledger and one replica; `by` is the name of a caller's key."""
 
-    def __init__(self, worker: DeploymentHandle, ledger: Ledger, replica: Replica) -> None:
-        self.worker, self.ledger, self.replica = worker, ledger, replica
+    def __init__(self, worker: DeploymentHandle, ledger: Ledger, replica: Replica, limits: ServiceLimits | None = None) -> None:
+        self.worker, self.ledger, self.replica, self.limits = worker, ledger, replica, limits or ServiceLimits()
         self._comparing = asyncio.Lock()
 
     async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
@@ -59,14 +63,24 @@ class ServiceBackend:
         return await self.worker.revert.remote(edits, versions, mode, by)
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
-        return await self.worker.blame.remote(prompt, max_tokens)
+        """Trace an answer; the worker stops when the caller is gone."""
+        answer = self.worker.blame.remote(prompt, max_tokens)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
 
     async def diff(self, low: int, high: int) -> dict[str, Any]:
-        """Compare two versions; one call at a time, since it reads every version in between. Raises `Busy`."""
+        """Compare two versions; one call at a time, since it reads every version in between. Raises `Busy`.
+
+        A call that is cancelled stops the walk. Raises `WalkTooLong` beyond the limits of a walk.
+        """
         if self._comparing.locked():
             raise Busy("this replica is comparing other versions; ask again when that is done")
         async with self._comparing:
-            return await asyncio.to_thread(diff, self.ledger, low, high)
+            budget = WalkBudget(self.limits.max_walk_versions, self.limits.max_walk_s)
+            return await walked(partial(diff, self.ledger, low, high), budget)
 
     async def unready(self) -> list[str]:
         """Return the reasons why this service is not ready; none if it is."""

@@ -13,10 +13,12 @@ import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
+from errata.history.budget import WalkBudget
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Ledger, Version
 from errata.ledger.recovery import recover
@@ -33,6 +35,7 @@ from serving.worker.journal import Journal, QueueFull
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.replicas import Replicas
+from serving.worker.walks import walked
 
 logger = logging.getLogger("errata")
 
@@ -212,11 +215,16 @@ class EditWorker:
             raise
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
-        """Find the version behind the live answer to a prompt; one call at a time, since edits wait. Raises `Busy`."""
+        """Find the version behind the live answer to a prompt, on a copy of the live model; one call at a time. Raises `Busy`.
+
+        A call that is cancelled stops the walk. Raises `WalkTooLong` beyond the limits of a walk.
+        """
         if self._blaming.locked():
             raise Busy("the service is tracing another answer to its version; ask again when that is done")
         async with self._blaming:
-            return await self.edit_loop.to_completion(self.edit_loop.blame(prompt, max_tokens))
+            walk = await self.edit_loop.to_completion(self.edit_loop.walk())
+            budget = WalkBudget(self.limits.max_walk_versions, self.limits.max_walk_s, self.edit_loop.writing.locked)
+            return (await walked(partial(walk.blame, prompt, max_tokens), budget)).to_json()
 
     # -- called by the replicas: state --------------------------------------------------------------------------------
 

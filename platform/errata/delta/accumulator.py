@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,13 @@ class Accumulator:
             return change.clone() if self.in_place else change  # It may be the delta's own tensor.
         return sum_OI.add_(change) if self.in_place else sum_OI + change
 
+    def copy(self) -> Accumulator:
+        """Return an accumulator at the same sums, which it shares as long as neither changes them in place."""
+        assert not self.in_place
+        found = Accumulator({})
+        found.base_OI, found.sum_OI = self.base_OI, dict(self.sum_OI)
+        return found
+
     def reset(self) -> set[str]:
         """Return to the base, and return the names of the changed weights."""
         changed = set(self.sum_OI)
@@ -78,9 +87,18 @@ class Accumulator:
 class EditedModel:
     """A model in memory whose weights can be set to any version of a chain of deltas."""
 
-    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, module: nn.Module, spec: ModelSpec, accumulator: Accumulator | None = None) -> None:
+        """Take a model at its base or, with the accumulator of another edited model, at that one's version."""
         self.module, self.spec = module, spec
-        self.accumulator = Accumulator({m.name: m.oriented(self._parameter(m.name)) for m in spec.matrices})
+        base = {} if accumulator else {m.name: m.oriented(self._parameter(m.name)) for m in spec.matrices}
+        self.accumulator = accumulator or Accumulator(base)
+
+    def copy(self) -> EditedModel:
+        """Return a model at the same version whose matrices are its own; all its other parameters are shared with this one."""
+        own = {name: self.module.get_submodule(name).weight for name in self.spec.names}
+        shared: dict[int, Any] = {id(each): each for each in (*self.module.parameters(), *self.module.buffers())}
+        shared |= {id(weight): nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in own.values()}
+        return EditedModel(copy.deepcopy(self.module, shared), self.spec, self.accumulator.copy())
 
     def _parameter(self, name: str) -> Tensor:
         weight = self.module.get_submodule(name).weight
@@ -100,14 +118,23 @@ class EditedModel:
         """Return the current sums, for `set`. They are not copied, because the accumulator never changes them in place."""
         return dict(self.accumulator.sum_OI)
 
-    def set(self, deltas: Sequence[WeightDelta], sums: Mapping[str, Tensor] | None = None) -> None:
-        """Set the weights to the base, or to `sums` of an earlier call, plus the deltas in this order."""
+    def set(
+        self,
+        deltas: Sequence[WeightDelta],
+        sums: Mapping[str, Tensor] | None = None,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Set the weights to the base, or to `sums` of an earlier call, plus the deltas in this order.
+
+        `step` is called before each delta is added; if it raises, the weights are undefined until the next call.
+        """
         for delta in deltas:
             self.accumulator.check(delta)
         changed = self.accumulator.reset()
         self.accumulator.sum_OI = dict(sums or {})
         changed |= set(self.accumulator.sum_OI)
         for delta in deltas:
+            step()
             self.accumulator.add(delta)
             changed |= set(delta.parts)
         self._write(changed)

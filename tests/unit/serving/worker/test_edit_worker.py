@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -118,7 +119,8 @@ def test_edits_versions_and_moves_of_the_head_are_published(tmp_path):
 
 def test_one_blame_runs_at_a_time(tmp_path):
     worker = make_worker(tmp_path)
-    worker.live_model.blame = lambda prompt, max_tokens: SimpleNamespace(to_json=lambda: {"version": 0})
+    traced = SimpleNamespace(to_json=lambda: {"version": 0})
+    worker.live_model.walk = lambda: SimpleNamespace(blame=lambda prompt, max_tokens, budget: traced)
 
     async def both():
         async with worker.edit_loop.writing:
@@ -129,6 +131,36 @@ def test_one_blame_runs_at_a_time(tmp_path):
         return await first, await worker.blame("p", 1)
 
     assert asyncio.run(both()) == ({"version": 0}, {"version": 0})
+
+
+def test_edits_and_rollbacks_go_on_while_a_blame_walks_and_it_stops_without_its_caller(tmp_path):
+    worker = make_worker(tmp_path, max_walk_versions=7)
+    walking, budgets = threading.Event(), []
+
+    def blame(prompt, max_tokens, budget):
+        budgets.append(budget)
+        walking.set()
+        while True:
+            time.sleep(0.001)
+            budget.step()
+
+    worker.live_model.walk = lambda: SimpleNamespace(blame=blame)
+
+    async def beside():
+        blamed = asyncio.create_task(worker.blame("p", 1))
+        assert await asyncio.to_thread(walking.wait, 10)
+        (id,) = post(worker, "a")
+        async with asyncio.timeout(5):
+            await worker.edit_loop._apply(worker.journal.take(5))
+            assert worker.journal.get(id).state == "applied" and (await worker.rollback(0))["version"] == 0
+        assert not blamed.done() and budgets[0].max_versions == 7
+        blamed.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await blamed
+        assert not worker._blaming.locked()
+
+    asyncio.run(beside())
 
 
 MARKED = (
