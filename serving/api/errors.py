@@ -75,7 +75,7 @@ def answer_for(error: Exception) -> tuple[int, dict[str, Any]]:
             return 409, error_body(str(error), RequestCode.KEY_REUSED, "Idempotency-Key")
         case LedgerConflict():
             return 409, error_body(str(error), RequestCode.CONFLICT)
-        case QueueFull() if error.num_edits > error.limit:
+        case QueueFull() if error.is_too_large:
             return 413, error_body(str(error), RequestCode.TOO_LARGE, "edits")
         case QueueFull():
             return 429, error_body(str(error), RequestCode.QUEUE_FULL, "edits")

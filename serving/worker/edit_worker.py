@@ -31,7 +31,7 @@ from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Journal, QueueFull
+from serving.worker.journal import Journal, QueueFull, QueueLimit
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.replicas import Replicas
@@ -107,9 +107,10 @@ class EditWorker:
         edits = [edit.to_json() for edit in posted]
         try:
             depth = self.journal.depth
-            ids = self.journal.submit(edits, key, poster, current_traceparent(), self.limits.max_queue)
+            limit = QueueLimit(self.limits.max_queue, self.limits.max_queue_bytes)
+            ids = self.journal.submit(edits, key, poster, current_traceparent(), limit)
         except QueueFull as full:
-            raise QueueFull(full.depth, full.num_edits, full.limit, self._seconds_for(full.num_edits)) from None
+            raise QueueFull(full.used, full.added, full.limit, self._seconds_for(len(edits)), full.setting) from None
         self.edit_loop.metrics.settled("queued", self.journal.depth - depth)  # 0 for a repeated key.
         event(logger, "edit.queued", edit_ids=ids, by=poster)
         self.edit_loop.wake()
@@ -169,10 +170,10 @@ class EditWorker:
         return found
 
     async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        """List edits, newest first; `next` is the cursor of the following page, None at the end."""
-        found = self.journal.newest(limit + 1, state, before)
-        shown = found[:limit]
-        return {"edits": [entry.to_json() for entry in shown], "next": shown[-1].seq if len(found) > limit else None}
+        """List edits, newest first, up to the limit of a page; `next` is the cursor of the following page, None at the end."""
+        found = self.journal.newest(limit, state, before, self.limits.max_page_bytes)
+        has_more = bool(found) and self.journal.has_older(found[-1].seq, state)
+        return {"edits": [entry.to_json() for entry in found], "next": found[-1].seq if has_more else None}
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield (state, edit) for the present state and every later one until the edit is settled. Raises `UnknownEdit`."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from errata.edit import SETTLED, Code
 from errata.locks import Held, hold
@@ -24,12 +24,15 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
     version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT);
+    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT, num_bytes INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
+CREATE INDEX IF NOT EXISTS edits_by_size ON edits (state, num_bytes);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, ids TEXT NOT NULL);
 """
-_NEW_COLUMNS = ("poster", "trace", "code", "unchanged", "says")  # Journals of earlier releases lack these.
+# Journals of earlier releases lack these.
+_NEW_COLUMNS = {name: "TEXT" for name in ("poster", "trace", "code", "unchanged", "says")}
+_NEW_COLUMNS["num_bytes"] = "INTEGER NOT NULL DEFAULT 0"
 _COLUMNS = "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says"
 
 
@@ -42,23 +45,44 @@ class UnknownEdit(LookupError):
 
 
 class QueueFull(RuntimeError):
-    """A submission that would exceed the limit of queued edits; nothing of it is queued."""
+    """A submission that would exceed a limit of the queue, `setting`: in edits or in bytes; nothing of it is queued."""
 
-    def __init__(self, depth: int, num_edits: int, limit: int, retry_after_s: int = 1) -> None:
-        super().__init__(depth, num_edits, limit, retry_after_s)
-        self.depth, self.num_edits, self.limit, self.retry_after_s = depth, num_edits, limit, retry_after_s
+    def __init__(self, used: int, added: int, limit: int, retry_after_s: int = 1, setting: str = "max_queue") -> None:
+        super().__init__(used, added, limit, retry_after_s, setting)
+        self.used, self.added, self.limit, self.retry_after_s, self.setting = used, added, limit, retry_after_s, setting
+
+    @property
+    def is_too_large(self) -> bool:
+        """Say if the submission fits in no queue, so that it need not be repeated."""
+        return self.added > self.limit
 
     def __str__(self) -> str:
-        if self.num_edits > self.limit:
-            return f"the post has {self.num_edits} edits and the queue holds {self.limit}; post fewer in one request"
+        what, setting = "edits" if self.setting == "max_queue" else "bytes of edits", f"({self.setting}={self.limit})"
+        if self.is_too_large:
+            return f"the post has {self.added} {what} and the queue holds {self.limit} {setting}; post fewer in one request"
         return (
-            f"{self.depth} edits are queued and the limit is {self.limit}; nothing was queued. "
+            f"{self.used} {what} are queued and the limit is {self.limit} {setting}; nothing was queued. "
             f"Try again in {self.retry_after_s} s"
         )
 
 
 class JournalFailed(RuntimeError):
     """A journal that cannot be opened, read or written; nothing of the submission is queued."""
+
+
+@dataclass(frozen=True)
+class QueueLimit:
+    """How many edits may wait, and how many bytes they may have together."""
+
+    max_edits: int = 2**62
+    max_bytes: int = 2**62
+
+
+class OpenEdit(NamedTuple):
+    """An edit that is `queued` or `applying`, without its content: all of them may be larger than the memory."""
+
+    id: str
+    state: str
 
 
 @dataclass(frozen=True)
@@ -146,11 +170,11 @@ class Journal:
         key: str | None = None,
         poster: str | None = None,
         trace: str | None = None,
-        limit: int | None = None,
+        limit: QueueLimit | None = None,
     ) -> list[str]:
         """Queue all edits or none, and return their ids. A repeated key of the same author returns the same ids again.
 
-        Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` edits would be queued.
+        Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` would be queued.
         """
         digest = hashlib.sha256(json.dumps(list(edits), sort_keys=True).encode()).hexdigest()
         scoped = key if poster is None else f"{poster}\n{key}"
@@ -161,16 +185,25 @@ class Journal:
                     if known[0] != digest:
                         raise KeyReused(f"the Idempotency-Key {key!r} was used with other edits")
                     return list(json.loads(known[1]))
-            if limit is not None and (depth := self.depth) + len(edits) > limit:
-                raise QueueFull(depth, len(edits), limit)
             ids = [uuid.uuid4().hex for _ in edits]
+            bodies = [json.dumps({**edit, "id": id}) for id, edit in zip(ids, edits, strict=True)]
+            if limit is not None:
+                self._check_room(bodies, limit)
             db.executemany(
-                "INSERT INTO edits (id, body, state, created, poster, trace) VALUES (?, ?, 'queued', ?, ?, ?)",
-                [(id, json.dumps({**edit, "id": id}), time.time(), poster, trace) for id, edit in zip(ids, edits, strict=True)],
+                "INSERT INTO edits (id, body, num_bytes, state, created, poster, trace) VALUES (?, ?, ?, 'queued', ?, ?, ?)",
+                [(id, body, len(body), time.time(), poster, trace) for id, body in zip(ids, bodies, strict=True)],
             )
             if key is not None:
                 db.execute("INSERT INTO keys VALUES (?, ?, ?)", (scoped, digest, json.dumps(ids)))
         return ids
+
+    def _check_room(self, bodies: Sequence[str], limit: QueueLimit) -> None:
+        """Raise `QueueFull` if these would be too many, or too large, with those that are queued."""
+        if (depth := self.depth) + len(bodies) > limit.max_edits:
+            raise QueueFull(depth, len(bodies), limit.max_edits)
+        added = sum(map(len, bodies))
+        if (used := self.num_bytes) + added > limit.max_bytes:
+            raise QueueFull(used, added, limit.max_bytes, setting="max_queue_bytes")
 
     def take(self, limit: int) -> list[Entry]:
         """Take the oldest queued edits, which become `applying`. An edit that was taken before is taken alone."""
@@ -228,7 +261,7 @@ class Journal:
 
     def reverted_by(self, version: int) -> list[str]:
         """List the ids of the edits that a version reverted."""
-        return [entry.id for entry in self._where("state = 'reverted' AND version = ?", version)]
+        return [str(row[0]) for row in self._read("SELECT id FROM edits WHERE state = 'reverted' AND version = ?", version)]
 
     def _settle(self, assignment: str, rows: Sequence[tuple[Any, ...]]) -> None:
         with self._transaction() as db:
@@ -236,23 +269,39 @@ class Journal:
 
     def requeue_applying(self) -> None:
         """Queue the edits again that a dead process was making; after `MAX_ATTEMPTS` deaths they are rejected."""
-        taken = [entry.id for entry in self._where("state = 'applying' ORDER BY seq")]
+        taken = [open.id for open in self.pending() if open.state == "applying"]
         self.retry(taken, f"the worker died {MAX_ATTEMPTS} times while making it")
 
-    def pending(self) -> list[Entry]:
+    def pending(self) -> list[OpenEdit]:
         """List the open edits, oldest first."""
-        return self._where("state IN ('queued', 'applying') ORDER BY seq")
+        query = "SELECT id, state FROM edits WHERE state IN ('queued', 'applying') ORDER BY seq"
+        return [OpenEdit(*row) for row in self._read(query)]
 
     def unchanged(self) -> list[Entry]:
         """List the applied edits that changed nothing, oldest first."""
         return self._where("state = 'applied' AND unchanged IS NOT NULL ORDER BY seq")
 
-    def newest(self, limit: int, state: str | None = None, before: int | None = None) -> list[Entry]:
-        """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`)."""
-        last = before if before is not None else 2**62
-        if state is None:
-            return self._where("seq < ? ORDER BY seq DESC LIMIT ?", last, limit)
-        return self._where("state = ? AND seq < ? ORDER BY seq DESC LIMIT ?", state, last, limit)
+    def newest(self, limit: int, state: str | None = None, before: int | None = None, max_bytes: int = 2**62) -> list[Entry]:
+        """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`).
+
+        They end before the one with which they would have more than `max_bytes`; one is always there.
+        """
+        chosen = "seq < ?" if state is None else "state = ? AND seq < ?"
+        values = (*([] if state is None else [state]), 2**62 if before is None else before, limit)
+        query = f"SELECT {_COLUMNS} FROM edits WHERE {chosen} ORDER BY seq DESC LIMIT ?"
+        found, size = list[Entry](), 0
+        with _sqlite_errors("read"):
+            for row in self._connection.execute(query, values):
+                size += sum(len(value) for value in row if isinstance(value, str))
+                if found and size > max_bytes:
+                    break
+                found.append(_entry(row))
+        return found
+
+    def has_older(self, seq: int, state: str | None = None) -> bool:
+        """Say if an entry, optionally in one `state`, is older than the one with this `seq`."""
+        chosen, values = ("seq < ?", (seq,)) if state is None else ("state = ? AND seq < ?", (state, seq))
+        return bool(self._read(f"SELECT 1 FROM edits WHERE {chosen} LIMIT 1", *values))
 
     def get(self, id: str) -> Entry:
         found = self._where("id = ?", id)
@@ -267,6 +316,11 @@ class Journal:
     def depth(self) -> int:
         """The number of queued edits."""
         return int(self._read("SELECT COUNT(*) FROM edits WHERE state = 'queued'")[0][0])
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the queued edits as JSON."""
+        return int(self._read("SELECT COALESCE(SUM(num_bytes), 0) FROM edits WHERE state = 'queued'")[0][0])
 
     @property
     def num_open(self) -> int:
@@ -297,10 +351,12 @@ def _open(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     present = {row[1] for row in connection.execute("PRAGMA table_info(edits)")}
-    for column in _NEW_COLUMNS if present else ():
+    for column, kind in _NEW_COLUMNS.items() if present else ():
         if column not in present:
-            connection.execute(f"ALTER TABLE edits ADD COLUMN {column} TEXT")
+            connection.execute(f"ALTER TABLE edits ADD COLUMN {column} {kind}")
     connection.executescript(_SCHEMA)
+    if present and "num_bytes" not in present:
+        connection.execute("UPDATE edits SET num_bytes = LENGTH(body) WHERE state IN ('queued', 'applying')")
     return connection
 
 

@@ -14,7 +14,7 @@ from errata.text.dialogue import Prompt
 from serving.api import routes
 from serving.metrics import ReplicaMetrics
 from serving.worker.events import EventBus
-from serving.worker.journal import Journal
+from serving.worker.journal import Journal, QueueLimit
 
 # Targets that are refused before they are queued, and when they are made.
 UNQUEUED, UNMADE = "too long", "unlearnable"
@@ -52,7 +52,7 @@ class Backend:
         check_edits([Edit.from_json(edit) for edit in edits])
         if too_long := [index for index, edit in enumerate(edits) if edit["target"] == UNQUEUED]:
             raise EditRejected.of(Fault(index, "target", Code.TOO_LONG, "has 99 tokens") for index in too_long)
-        ids = self.journal.submit(edits, key, by, limit=self.max_queue)
+        ids = self.journal.submit(edits, key, by, limit=QueueLimit(self.max_queue))
         for id in ids:
             self.publish(id)
         while self.held and wait:

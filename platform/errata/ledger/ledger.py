@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from errata.delta.weight_delta import WeightDelta
-from errata.durable import append_record, new_folder, records
+from errata.durable import append_record, new_folder, records, records_from
 from errata.edit import Edit, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import entry as entries
@@ -44,6 +44,7 @@ from errata.ledger.snapshots import Snapshots
 from errata.locks import hold
 
 REFUSALS = "refusals.jsonl"
+LEFT_OUT_OF_REFUSALS = ("rephrasings", "aliases", "messages", "locality", "portability")  # A post may fill a MiB with them.
 BASE = ("model", "fingerprint", "matrices")
 
 
@@ -259,7 +260,8 @@ class Ledger:
 
         What the refusal itself says takes precedence: it is the answer of the edited model.
         """
-        record = {"time": entries.utc_now(), "parent": parent, "edit": edit.to_json(), "reason": refusal.reason}
+        short = {name: part for name, part in edit.to_json().items() if name not in LEFT_OUT_OF_REFUSALS}
+        record = {"time": entries.utc_now(), "parent": parent, "edit": short, "reason": refusal.reason}
         record |= {"code": refusal.code.value, "field": refusal.field, "scores": getattr(refusal, "scores", {})}
         if (answer := says if refusal.says is None else refusal.says) is not None:
             record["says"] = answer
@@ -269,9 +271,20 @@ class Ledger:
     def refusals(self) -> Iterator[dict[str, Any]]:
         """Iterate over the refused edits, oldest first.
 
-        Each is {"time", "parent", "edit", "reason", "code", "field", "scores"} and, where the model was asked, "says".
+        Each is {"time", "parent", "edit", "reason", "code", "field", "scores"} and, where the model was asked, "says". The
+        edit is without its lists: rephrasings, aliases, earlier messages and probes.
         """
         return records(self.directory / REFUSALS)
+
+    def refusals_from(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Iterate over the refused edits from a byte of their log on, each with the byte behind it."""
+        return records_from(self.directory / REFUSALS, offset)
+
+    @property
+    def refusal_bytes(self) -> int:
+        """The size of the log of refused edits."""
+        path = self.directory / REFUSALS
+        return path.stat().st_size if path.exists() else 0
 
     def find_edit(self, edit_id: str) -> int | None:
         """Return the version that made the edit with this id: the newest in the live chain, otherwise the newest at all.

@@ -25,7 +25,7 @@ def test_a_full_queue_refuses_and_names_the_time_to_retry(tmp_path, monkeypatch)
     worker.edit_loop.publisher.timings.append({"edit_s": 1.0, "append_s": 0.5, "swap_ms": 500.0, "num_edits": 1})
     body = {"prompt": "p", "target": "t"}
     asyncio.run(worker.submit([body, body], False, None))
-    with pytest.raises(QueueFull, match=r"2 edits are queued and the limit is 3; .* Try again in 4 s"):
+    with pytest.raises(QueueFull, match=r"2 edits are queued and the limit is 3 \(max_queue=3\); .* Try again in 4 s"):
         asyncio.run(worker.submit([body, body], False, "k"))
     with pytest.raises(QueueFull, match="the post has 4 edits and the queue holds 3"):
         asyncio.run(worker.submit([body] * 4, False, None))
@@ -177,7 +177,7 @@ def in_form(tmp_path, tiny_model, template, **posted):
     worker = make_worker(tmp_path, tokenizer=tokenizer)
     try:
         asyncio.run(worker.submit([{"target": "answer", **posted}], False, None))
-        (entry,) = worker.journal.pending()
+        (entry,) = worker.journal.newest(2)
         return Edit.from_json(entry.edit)
     finally:
         assert worker._renderer.form == ("completion" if template is None else "chat")
