@@ -18,6 +18,7 @@ from errata.edit import SETTLED, Code, EditRejected, EditState
 from errata.generate import SwapFailed
 from errata.history.budget import WalkTooLong
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion, Version
+from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Dialogue, Prompt, messages_from_json
 from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
 from serving.api.schemas import (
@@ -96,10 +97,11 @@ def version_json(version: Version, with_edits: bool) -> dict[str, Any]:
     return data | {"edits": [edit.to_json() for edit in version.edits]} if with_edits else data
 
 
-def router(backend: Backend) -> APIRouter:
+def router(backend: Backend, limits: ServiceLimits | None = None) -> APIRouter:
     responses: dict[int | str, dict[str, Any]] = {status: {"model": RefusalOut} for status in REFUSED}
     routes = APIRouter(tags=["errata"], responses=responses)
     _add_edit_routes(routes, backend)
+    _add_event_routes(routes, backend, (limits or ServiceLimits()).send_timeout_s)
     _add_version_routes(routes, backend)
 
     @routes.get("/v1/status")
@@ -145,16 +147,18 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
     async def get_edit(id: Name) -> Any:
         return await unwrapped(backend.edit_status(id))
 
+
+def _add_event_routes(routes: APIRouter, backend: Backend, send_timeout_s: float) -> None:
     @routes.get("/v1/edits/{id}/events", response_class=EventSourceResponse)
     async def get_edit_events(id: Name) -> EventSourceResponse:
         """Stream the edit's state and each later one as server-sent events, until it is settled."""
         await unwrapped(backend.edit_status(id))  # an unknown edit is answered with 404, which a stream cannot be
-        return _stream(backend.edit_events(id))
+        return _stream(backend.edit_events(id), send_timeout_s)
 
     @routes.get("/v1/events", response_class=EventSourceResponse)
     async def get_events() -> EventSourceResponse:
-        """Stream all events from now on: `edit`, `version`, `head`."""
-        return _stream(backend.events())
+        """Stream all events from now on: `edit` with the id and the state, `version`, `head`; at the end maybe `lagged`."""
+        return _stream(backend.events(), send_timeout_s)
 
 
 def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
@@ -210,9 +214,9 @@ def _caller(request: Request) -> str | None:
     return None if key is None else key.name
 
 
-def _stream(events: AsyncIterator[tuple[str, dict[str, Any]]]) -> EventSourceResponse:
+def _stream(events: AsyncIterator[tuple[str, dict[str, Any]]], send_timeout_s: float) -> EventSourceResponse:
     content = ({"event": kind, "data": json.dumps(data)} async for kind, data in events)
-    return EventSourceResponse(content, ping=PING_S)
+    return EventSourceResponse(content, ping=PING_S, send_timeout=send_timeout_s)
 
 
 def _edits_answer(entries: list[dict[str, Any]], wait: bool) -> JSONResponse:
@@ -228,9 +232,9 @@ def _edits_answer(entries: list[dict[str, Any]], wait: bool) -> JSONResponse:
     return JSONResponse(body | {"version": max(entry["version"] for entry in entries)}, 200)
 
 
-def install(app: FastAPI, backend: Backend) -> None:
+def install(app: FastAPI, backend: Backend, limits: ServiceLimits | None = None) -> None:
     """Add our routes and error answers to an application that already has the OpenAI routes."""
-    app.include_router(router(backend))
+    app.include_router(router(backend, limits))
     openai_invalid: Any = app.exception_handlers.get(RequestValidationError)
 
     async def ours(request: Request, error: Exception) -> JSONResponse:

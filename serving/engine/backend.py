@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -22,6 +24,8 @@ from serving.worker.walks import walked
 
 READY_TIMEOUT_S = 2.0
 WORKER_TIMEOUT_S = 10.0
+
+Event = tuple[str, dict[str, Any]]
 
 
 class Replica(Protocol):
@@ -50,11 +54,27 @@ class ServiceBackend:
     async def edit_status(self, id: str) -> dict[str, Any]:
         return await self.worker.edit_status.remote(id)
 
-    def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        return _stream(self.worker.options(stream=True).edit_events, id)
+    def edit_events(self, id: str) -> AsyncIterator[Event]:
+        return self._stream(self.worker.options(stream=True).edit_events, id)
 
-    def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        return _stream(self.worker.options(stream=True).events)
+    def events(self) -> AsyncIterator[Event]:
+        return self._stream(self.worker.options(stream=True).events)
+
+    async def _stream(self, method: DeploymentHandle, *arguments: Any) -> AsyncIterator[Event]:
+        """Yield what the worker yields, up to the limit of a stream, and cancel it when the consumer stops.
+
+        Ray Serve's streams have no back-pressure: everything is taken from the worker and kept for the client, who may not
+        read. A stream is therefore bounded as a whole, and ends after an event `lagged`.
+        """
+        answers, left, limit = _streamed(method, *arguments), self.limits.max_stream_bytes, self.limits.max_stream_bytes
+        async with aclosing(answers):
+            async for kind, data in answers:
+                left -= len(kind) + len(json.dumps(data))
+                if left < 0:
+                    message = f"{limit:,} bytes were sent on this stream (max_stream_bytes={limit}); connect again"
+                    yield "lagged", {"message": message}
+                    return
+                yield kind, data
 
     async def rollback(self, version: int, by: str | None) -> dict[str, Any]:
         return await self.worker.rollback.remote(version, by)
@@ -119,7 +139,7 @@ class ServiceBackend:
         return self.ledger.version(number)
 
 
-async def _stream(method: DeploymentHandle, *arguments: Any) -> AsyncIterator[Any]:
+async def _streamed(method: DeploymentHandle, *arguments: Any) -> AsyncGenerator[Event]:
     """Yield what another deployment yields, and cancel it when the consumer stops."""
     answers = cast(DeploymentResponseGenerator[Any], method.remote(*arguments))
     try:

@@ -155,9 +155,10 @@ class Generator:
         self._app = app
         app.title, app.router.routes[:] = "Errata", [route for route in app.router.routes if _is_listed(route)]
         app.middleware_stack = None  # vLLM has built it already; it is built again with the middlewares below.
-        routes.install(app, ServiceBackend(self.worker, self.ledger, self, self.options.limits))
+        limits = self.options.limits
+        routes.install(app, ServiceBackend(self.worker, self.ledger, self, limits), limits)
         app.add_middleware(VersionStamp, served=self)
-        app.add_middleware(Access, keys=self.keys, limits=self.options.limits)
+        app.add_middleware(Access, keys=self.keys, limits=limits)
         return app
 
     # -- swap ---------------------------------------------------------------------------------------------------------

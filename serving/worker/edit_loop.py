@@ -18,6 +18,7 @@ from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
 from errata.ledger import LedgerConflict, Version
+from errata.local.service_limits import ServiceLimits
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
@@ -55,10 +56,11 @@ class EditLoop:
         max_batch: int,
         batch_window_s: float,
         replicas: Replicas | None = None,
+        limits: ServiceLimits | None = None,
     ) -> None:
         self.live_model, self.journal, self.mirror = live_model, journal, mirror
         self.max_batch, self.batch_window_s = max_batch, batch_window_s
-        self.waiters, self.metrics = Waiters(journal), WorkerMetrics()
+        self.waiters, self.metrics = Waiters(journal, limits), WorkerMetrics()
         self.reconciler = Reconciler(live_model.ledger, journal, self.wake)
         self.publisher = Publisher(
             live_model, self.reconciler, self.waiters, mirror, self.metrics, self.wake, replicas or Replicas()

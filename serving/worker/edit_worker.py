@@ -31,7 +31,7 @@ from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Journal, QueueFull, QueueLimit
+from serving.worker.journal import Journal, QueueFull, QueueLimit, event_of
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.replicas import Replicas
@@ -77,7 +77,8 @@ class EditWorker:
     ) -> None:
         self.live_model, self.journal, self.mirror, self.options = live_model, journal, mirror, options
         self.limits = options.limits
-        self.edit_loop = EditLoop(live_model, journal, mirror, options.max_batch, options.batch_window_s, replicas)
+        batches = options.max_batch, options.batch_window_s
+        self.edit_loop = EditLoop(live_model, journal, mirror, *batches, replicas, options.limits)
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
@@ -176,11 +177,11 @@ class EditWorker:
         return {"edits": [entry.to_json() for entry in found], "next": found[-1].seq if has_more else None}
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yield (state, edit) for the present state and every later one until the edit is settled. Raises `UnknownEdit`."""
+        """Yield (state, event) for the present state and every later one until the edit is settled. Raises `UnknownEdit`."""
         try:
             with self.edit_loop.waiters.event_bus.listener([id]) as listener:
                 entry = self.journal.get(id)
-                yield entry.state, entry.to_json()
+                yield entry.state, event_of(entry)
                 if entry.is_settled:
                     return
                 async for heard in listener:

@@ -20,6 +20,9 @@ WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has 
 # An edit during which the worker process died this often is assumed to be the cause.
 MAX_ATTEMPTS = 3
 
+LEFT_OUT_OF_EVENTS = ("edit", "says", "answers")
+MAX_REASON = 1_000  # characters in an event
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
@@ -125,6 +128,12 @@ class Entry:
         if self.unchanged is not None:
             data["answers"] = {"before": self.unchanged, "after": self.unchanged}
         return data
+
+
+def event_of(entry: Entry) -> dict[str, Any]:
+    """Return the state of an edit as an event, without its texts, which may fill a MiB, and with the beginning of a reason."""
+    data = {name: part for name, part in entry.to_json().items() if name not in LEFT_OUT_OF_EVENTS}
+    return data | ({"reason": entry.reason[:MAX_REASON]} if entry.reason is not None else {})
 
 
 class Journal:

@@ -11,10 +11,9 @@ from errata.edit import Code, Edit, EditRejected, Fault
 from errata.ledger import UnknownVersion, Version
 from errata.model.edit_check import check_edits
 from errata.text.dialogue import Prompt
-from serving.api import routes
 from serving.metrics import ReplicaMetrics
 from serving.worker.events import EventBus
-from serving.worker.journal import Journal, QueueLimit
+from serving.worker.journal import Journal, QueueLimit, event_of
 
 # Targets that are refused before they are queued, and when they are made.
 UNQUEUED, UNMADE = "too long", "unlearnable"
@@ -62,7 +61,7 @@ class Backend:
         return [self.journal.get(id).to_json() for id in ids]
 
     def publish(self, id: str) -> None:
-        self.event_bus.publish("edit", self.journal.get(id).to_json())
+        self.event_bus.publish("edit", event_of(self.journal.get(id)))
 
     def make(self) -> None:
         while entries := self.journal.take(1000):
@@ -76,7 +75,8 @@ class Backend:
                 self.chain.append(version(len(self.chain), [entry.edit for entry in good]))
                 self.journal.finish([entry.id for entry in good], len(self.chain) - 1)
                 self.move(len(self.chain) - 1)
-                self.event_bus.publish("version", routes.version_json(self.chain[-1], with_edits=False))
+                made = self.chain[-1]
+                self.event_bus.publish("version", {"version": made.number, "parent": made.parent, "num_edits": len(good)})
             for entry in entries:
                 self.publish(entry.id)
 
@@ -95,7 +95,7 @@ class Backend:
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         with self.event_bus.listener([id]) as listener:
             entry = self.journal.get(id)
-            yield entry.state, entry.to_json()
+            yield entry.state, event_of(entry)
             if entry.is_settled:
                 return
             async for event in listener:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -81,3 +82,45 @@ def test_a_blame_is_cancelled_at_the_worker_when_its_caller_is_gone(grown: Ledge
         assert Worker.answer.is_cancelled
 
     asyncio.run(gone())
+
+
+class Streaming:
+    """The handle of a worker whose stream never ends; it notes when the stream is cancelled."""
+
+    def __init__(self) -> None:
+        self.num_sent, self.is_cancelled, self.events = 0, False, self
+
+    def options(self, stream: bool) -> Streaming:
+        return self
+
+    def remote(self) -> Streaming:
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        while True:
+            self.num_sent += 1
+            yield "edit", {"id": str(self.num_sent), "state": "queued"}
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def test_a_stream_ends_after_its_bytes_so_that_a_silent_client_fills_no_memory(grown: Ledger) -> None:
+    async def heard() -> list[tuple[str, dict[str, Any]]]:
+        return [event async for event in backend_of(grown, worker, max_stream_bytes=4_000).events()]
+
+    worker = Streaming()
+    found = asyncio.run(heard())
+    assert found[-1][0] == "lagged" and "max_stream_bytes=4000" in found[-1][1]["message"]
+    assert 50 < len(found) == worker.num_sent < 150 and worker.is_cancelled
+
+
+def test_a_stream_is_cancelled_when_its_client_goes(grown: Ledger) -> None:
+    async def heard() -> None:
+        events = backend_of(grown, worker).events()
+        await anext(events)
+        await events.aclose()  # type: ignore[attr-defined]
+
+    worker = Streaming()
+    asyncio.run(heard())
+    assert worker.is_cancelled
