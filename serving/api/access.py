@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
@@ -77,8 +77,14 @@ class Access:
     this machine's browser cannot.
     """
 
-    def __init__(self, app: App, keys: Keys | None, limits: ServiceLimits | None = None) -> None:
-        self.app, self.keys, self.limits = app, keys, limits or ServiceLimits()
+    def __init__(
+        self,
+        app: App,
+        keys: Keys | None,
+        limits: ServiceLimits | None = None,
+        on_refused: Callable[[str], None] = lambda code: None,
+    ) -> None:
+        self.app, self.keys, self.limits, self.on_refused = app, keys, limits or ServiceLimits(), on_refused
         self._slots = Slots(self.limits)
         self._rates = MovingWindowRateLimiter(MemoryStorage())
 
@@ -93,6 +99,7 @@ class Access:
             except Disconnected:
                 return
             except BadRequest as fault:
+                self.on_refused(fault.refusal.code.value)
                 return await fault.refusal.send_to(send)
             await self.app(scope, receive, send)
 

@@ -18,7 +18,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +48,7 @@ logger = logging.getLogger("errata")
 
 WATCH_PERIOD_S = 0.2
 READING_PERIOD_S = 0.1  # Between two questions whether the engine has read a long update.
+MAX_VERSIONS_KEPT = 256  # Of the ledger's versions in memory, with their edits.
 ENGINE_TIMEOUT_S = 2.0  # An idle engine answers within milliseconds.
 
 
@@ -119,7 +120,7 @@ class Generator:
         while True:
             has_started = worker is not None and worker.done()  # It answers once it has started, which is after the creation.
             try:
-                return Ledger.open(self.options.ledger)
+                return Ledger.open(self.options.ledger, max_kept=MAX_VERSIONS_KEPT)
             except FileNotFoundError:
                 worker = worker or asyncio.ensure_future(_answered(self.worker.ready.remote()))
                 if has_started:
@@ -158,7 +159,7 @@ class Generator:
         limits = self.options.limits
         routes.install(app, ServiceBackend(self.worker, self.ledger, self, limits), limits)
         app.add_middleware(VersionStamp, served=self)
-        app.add_middleware(Access, keys=self.keys, limits=limits)
+        app.add_middleware(Access, keys=self.keys, limits=limits, on_refused=self.metrics.refused)
         return app
 
     # -- swap ---------------------------------------------------------------------------------------------------------
@@ -223,9 +224,8 @@ class Generator:
         """
         faults: list[UpdateFault] = []
         for update in self._updates(version):
-            read = list(map(self.ledger.version, self.ledger.chain(version) if update["reset"] else [version]))
-            max_s = max_prepare_s(sum(len(one.ranks) for one in read), sum(one.num_bytes for one in read))
-            self._readiness.prepare_begins(max_s)
+            numbers = self.ledger.chain(version) if update["reset"] else [version]
+            self._readiness.prepare_begins(await asyncio.to_thread(self._max_prepare_s, numbers))
             answers = await self.engine.collective_rpc("errata_prepare", args=(update,))
             while not all(answer["is_read"] for answer in answers):
                 await asyncio.sleep(READING_PERIOD_S)
@@ -235,6 +235,11 @@ class Generator:
                 return update
         is_disks = any(fault["kind"] == "io" for fault in faults)
         raise (OSError if is_disks else ValueError)("; ".join(fault["message"] for fault in faults))
+
+    def _max_prepare_s(self, numbers: Sequence[int]) -> float:
+        """Bound the seconds to prepare these versions; called in a thread, because a long chain takes seconds to read."""
+        sizes = [(len(one.ranks), one.num_bytes) for one in map(self.ledger.version, numbers)]
+        return max_prepare_s(sum(parts for parts, _ in sizes), sum(size for _, size in sizes))
 
     def _updates(self, version: int) -> Iterator[dict[str, Any]]:
         """Yield the updates to try, the cheapest first.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,17 +55,21 @@ class Ledger:
 
     Every `snapshot_every` versions their deltas are also written into one file, so that version N is read from about
     N / `snapshot_every` files. A snapshot keeps the deltas apart, so the sum of the weights has the same bits either way.
+
+    A version that was read is kept, with its edits; with `max_kept`, for a reader that asks for few of them, only the last so
+    many, and of all others the parent.
     """
 
-    def __init__(self, directory: str | Path, snapshot_every: int = 20) -> None:
-        self.directory, self.snapshot_every = Path(directory), snapshot_every
+    def __init__(self, directory: str | Path, snapshot_every: int = 20, max_kept: int | None = None) -> None:
+        self.directory, self.snapshot_every, self.max_kept = Path(directory), snapshot_every, max_kept
         self.folders, self.snapshots = Folders(self.directory / "versions"), Snapshots(self.directory / "snapshots")
         self.head_record, self.index = Head(self.directory), Index(self.directory / "index")
+        self._keeping = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
         """Drop everything that was read. Needed after a change that is not an append."""
-        self._versions: dict[int, Version] = {}
+        self._versions: OrderedDict[int, Version] = OrderedDict()  # The last one asked for is at the end.
         self._edit_index, self._live = EditIndex(), (0, frozenset[int]())
         self.contents = Chain(self.folders, self.snapshots, self.version)
         self.index.forget()
@@ -89,9 +95,9 @@ class Ledger:
         return ledger
 
     @classmethod
-    def open(cls, directory: str | Path, snapshot_every: int = 20) -> Ledger:
+    def open(cls, directory: str | Path, snapshot_every: int = 20, max_kept: int | None = None) -> Ledger:
         """Open an existing ledger. Raises `FileNotFoundError` if there is none."""
-        ledger = cls(directory, snapshot_every)
+        ledger = cls(directory, snapshot_every, max_kept)
         if not (ledger.folders.path(0) / ENTRY).exists():
             raise FileNotFoundError(f"there is no ledger in {directory}")
         return ledger
@@ -130,14 +136,33 @@ class Ledger:
 
     def version(self, number: int) -> Version:
         """Read a version. Raises `UnknownVersion`, or `LedgerDamaged` if it cannot be read."""
-        if number not in self._versions:
+        version = self._versions.get(number)
+        if version is None:
             path = self.folders.existing(number)
-            self._versions[number] = self.index.find(number, path) or entries.read_version(path)
-        return self._versions[number]
+            version = self.index.find(number, path) or entries.read_version(path)
+        self._keep(version)
+        return version
+
+    def _keep(self, version: Version) -> None:
+        """Keep a version as the last one that was asked for, and drop the first beyond `max_kept`. Threads share a ledger."""
+        if self.max_kept is None:
+            self._versions[version.number] = version
+            return
+        with self._keeping:
+            self._versions[version.number] = version
+            self._versions.move_to_end(version.number)
+            while len(self._versions) > self.max_kept:
+                self._versions.popitem(last=False)
 
     def versions(self) -> list[Version]:
         """Return all versions that can be read, version 0 first, those outside the live chain included."""
-        return [version for number in self.folders.numbers() if (version := self._readable(number))]
+        return list(self.newest_first())[::-1]
+
+    def newest_first(self, before: int | None = None) -> Iterator[Version]:
+        """Iterate over the versions that can be read, the newest first, or from below number `before` on."""
+        for number in reversed(self.folders.numbers()):
+            if (before is None or number < before) and (version := self._readable(number)):
+                yield version
 
     def _readable(self, number: int) -> Version | None:
         with contextlib.suppress(LedgerDamaged, UnknownVersion):
@@ -202,7 +227,7 @@ class Ledger:
                 written = entries.write_entry(folder, entry)
                 version = entries.as_written(written, edits, path)
             self.contents.keep(number, state)
-            self._versions[number] = version
+            self._keep(version)
             with contextlib.suppress(OSError):  # A version without its line in the index is read from its folder.
                 self.index.add(written, edits)
         return version

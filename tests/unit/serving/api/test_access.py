@@ -174,6 +174,15 @@ def test_a_key_beyond_its_rate_gets_retry_after(bearers: dict[str, str], tmp_pat
     assert call(app, "GET", "/v1/versions", bearers["read"]).status_code == 200
 
 
+def test_a_refusal_is_counted_by_its_code(bearers: dict[str, str], tmp_path: Path) -> None:
+    codes: list[str] = []
+    door = Access(application(tmp_path, None), Keys.load(bearers["file"]), LIMITS, codes.append)
+    call(door, "GET", "/v1/versions")
+    call(door, "POST", "/v1/rollback", bearers["read"], json={"version": 0})
+    call(door, "POST", "/v1/completions", bearers["read"], json={"prompt": "p", "n": 65, "max_tokens": 1})
+    assert codes == ["unauthorized", "forbidden", "too_many_sequences"]
+
+
 def test_a_large_body_is_refused_before_it_is_read(app: FastAPI, bearers: dict[str, str]) -> None:
     """A body with a Content-Length is not read; without it, reading stops as soon as the body is too large."""
     taken = []
