@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from itertools import islice
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request
@@ -75,7 +76,7 @@ class Backend(Protocol):
 
     async def service_status(self) -> dict[str, Any]: ...
 
-    def versions(self) -> tuple[int, list[Version]]: ...
+    def versions(self, limit: int, before: int | None) -> dict[str, Any]: ...
 
     def version_with_edits(self, number: int) -> Version: ...
 
@@ -95,6 +96,19 @@ def version_json(version: Version, with_edits: bool) -> dict[str, Any]:
         "scorecard": version.scorecard,
     }
     return data | {"edits": [edit.to_json() for edit in version.edits]} if with_edits else data
+
+
+def versions_page(head: int, newest: int, found: Iterable[Version], limit: int, max_bytes: int) -> dict[str, Any]:
+    """Make a page of versions, of which `found` are read newest first: at most `limit` and `max_bytes`, but always one."""
+    shown: list[dict[str, Any]] = []
+    size = 0
+    for version in islice(found, limit):
+        data = version_json(version, with_edits=False)
+        size += len(json.dumps(data))
+        if shown and size > max_bytes:
+            break
+        shown.append(data)
+    return {"head": head, "newest": newest, "versions": shown[::-1]}
 
 
 def router(backend: Backend, limits: ServiceLimits | None = None) -> APIRouter:
@@ -162,19 +176,14 @@ def _add_event_routes(routes: APIRouter, backend: Backend, send_timeout_s: float
 
 
 def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
+    # These two read files, so they are functions without `async`, which FastAPI calls in a thread.
     @routes.get("/v1/versions")
-    async def get_versions(
-        limit: Annotated[int | None, Query(ge=1, le=10_000)] = None, before: Number | None = None
-    ) -> dict[str, Any]:
-        """List versions, oldest first: all, or the last `limit` of those with a number below `before`."""
-        head, found = backend.versions()
-        newest = found[-1].number
-        found = [version for version in found if before is None or version.number < before]
-        shown = found[-limit:] if limit is not None else found
-        return {"head": head, "newest": newest, "versions": [version_json(version, with_edits=False) for version in shown]}
+    def get_versions(limit: Annotated[int, Query(ge=1, le=10_000)] = 100, before: Number | None = None) -> dict[str, Any]:
+        """List versions, oldest first: the last `limit` of those with a number below `before`, fewer if they are large."""
+        return backend.versions(limit, before)
 
     @routes.get("/v1/versions/{number}")
-    async def get_version(number: Number) -> dict[str, Any]:
+    def get_version(number: Number) -> dict[str, Any]:
         return version_json(backend.version_with_edits(number), with_edits=True)
 
     @routes.get("/v1/diff")

@@ -18,6 +18,7 @@ from errata.history.diff import diff
 from errata.ledger import Ledger, Version
 from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Prompt
+from serving.api.routes import versions_page
 from serving.metrics import merged
 from serving.worker.edit_worker import Busy
 from serving.worker.walks import walked
@@ -132,8 +133,9 @@ class ServiceBackend:
         except (RayError, RayServeException, TimeoutError) as fault:
             return own | {"worker": {"error": f"{type(fault).__name__}"}}
 
-    def versions(self) -> tuple[int, list[Version]]:
-        return self.ledger.head, self.ledger.versions()
+    def versions(self, limit: int, before: int | None) -> dict[str, Any]:
+        found = self.ledger.newest_first(before)
+        return versions_page(self.ledger.head, self.ledger.newest, found, limit, self.limits.max_page_bytes)
 
     def version_with_edits(self, number: int) -> Version:
         return self.ledger.version(number)

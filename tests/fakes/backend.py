@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from errata.edit import Code, Edit, EditRejected, Fault
 from errata.ledger import UnknownVersion, Version
 from errata.model.edit_check import check_edits
 from errata.text.dialogue import Prompt
+from serving.api.routes import versions_page
 from serving.metrics import ReplicaMetrics
 from serving.worker.events import EventBus
 from serving.worker.journal import Journal, QueueLimit, event_of
@@ -25,6 +27,12 @@ def version(number: int, edits: Sequence[dict[str, Any]] = ()) -> Version:
     parent = None if number == 0 else number - 1
     card = {"efficacy": 0.5, "num_edits": len(made), "method": "free"}
     return Version(number, parent, "Toy", "", "f", "2026-01-01", made, card, 4096, {"m": 1}, {"m": 0.5}, Path())
+
+
+def page_of(head: int, chain: Sequence[Version], limit: int, before: int | None) -> dict[str, Any]:
+    """Make a page as the service's backend does, without a limit in bytes."""
+    found = [one for one in reversed(chain) if before is None or one.number < before]
+    return versions_page(head, chain[-1].number, found, limit, 2**62)
 
 
 class Backend:
@@ -166,8 +174,8 @@ class Backend:
             "worker": {"pid": 8, "editor": "Toy", "form": "completion"},
         }
 
-    def versions(self) -> tuple[int, list[Version]]:
-        return self.head, list(self.chain)
+    def versions(self, limit: int, before: int | None) -> dict[str, Any]:
+        return page_of(self.head, self.chain, limit, before)
 
     def version_with_edits(self, number: int) -> Version:
         if number >= len(self.chain):
@@ -197,8 +205,9 @@ class ScriptedBackend:
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         yield "head", {"head": 2, "before": 1}
 
-    def versions(self) -> tuple[int, list[Version]]:
-        return 1, [version(number + 1) for number in range(self.num_versions)]
+    def versions(self, limit: int, before: int | None) -> dict[str, Any]:
+        self.thread = threading.get_ident()
+        return page_of(1, [version(number + 1) for number in range(self.num_versions)], limit, before)
 
     def version_with_edits(self, number: int) -> Version:
         if number != 1:
