@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from errata.edit import SETTLED, Code, Edit, EditRejected
 from errata.ledger.journal_copy import lock_of
@@ -26,16 +26,21 @@ PAGES, PAUSE_S = 1000, 0.005  # Of a copy: so many pages (of 4 KiB) in one step,
 # An edit whose worker ended twice with its node is put aside: a worker first makes others for so long, and longer each time.
 ASIDE_S, MAX_ASIDE_S = 60.0, 600.0
 
+LEFT_OUT_OF_EVENTS = ("edit", "says", "answers")
+MAX_REASON = 1_000  # characters in an event
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
     version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT, failures INTEGER NOT NULL DEFAULT 0, node TEXT);
+    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT, failures INTEGER NOT NULL DEFAULT 0, node TEXT,
+    num_bytes INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
+CREATE INDEX IF NOT EXISTS edits_by_size ON edits (state, num_bytes);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 """
 _NEW_COLUMNS = dict.fromkeys(("poster", "trace", "code", "unchanged", "says", "node"), "TEXT")  # Old journals lack these.
-_NEW_COLUMNS["failures"] = "INTEGER NOT NULL DEFAULT 0"
+_NEW_COLUMNS |= dict.fromkeys(("failures", "num_bytes"), "INTEGER NOT NULL DEFAULT 0")
 _COLUMNS = (
     "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says, failures, node"
 )
@@ -50,23 +55,44 @@ class UnknownEdit(LookupError):
 
 
 class QueueFull(RuntimeError):
-    """A submission that would exceed the limit of queued edits; nothing of it is queued."""
+    """A submission that would exceed a limit of the queue, `setting`: in edits or in bytes; nothing of it is queued."""
 
-    def __init__(self, depth: int, num_edits: int, limit: int, retry_after_s: int = 1) -> None:
-        super().__init__(depth, num_edits, limit, retry_after_s)
-        self.depth, self.num_edits, self.limit, self.retry_after_s = depth, num_edits, limit, retry_after_s
+    def __init__(self, used: int, added: int, limit: int, retry_after_s: int = 1, setting: str = "max_queue") -> None:
+        super().__init__(used, added, limit, retry_after_s, setting)
+        self.used, self.added, self.limit, self.retry_after_s, self.setting = used, added, limit, retry_after_s, setting
+
+    @property
+    def is_too_large(self) -> bool:
+        """Say if the submission fits in no queue, so that it need not be repeated."""
+        return self.added > self.limit
 
     def __str__(self) -> str:
-        if self.num_edits > self.limit:
-            return f"the post has {self.num_edits} edits and the queue holds {self.limit}; post fewer in one request"
+        what, setting = "edits" if self.setting == "max_queue" else "bytes of edits", f"({self.setting}={self.limit})"
+        if self.is_too_large:
+            return f"the post has {self.added} {what} and the queue holds {self.limit} {setting}; post fewer in one request"
         return (
-            f"{self.depth} edits are queued and the limit is {self.limit}; nothing was queued. "
+            f"{self.used} {what} are queued and the limit is {self.limit} {setting}; nothing was queued. "
             f"Try again in {self.retry_after_s} s"
         )
 
 
 class JournalFailed(RuntimeError):
     """A journal that cannot be opened, read or written; nothing of the submission is queued."""
+
+
+@dataclass(frozen=True)
+class QueueLimit:
+    """How many edits may wait, and how many bytes they may have together."""
+
+    max_edits: int = 2**62
+    max_bytes: int = 2**62
+
+
+class OpenEdit(NamedTuple):
+    """An edit that is `queued` or `applying`, without its content: all of them may be larger than the memory."""
+
+    id: str
+    state: str
 
 
 @dataclass(frozen=True)
@@ -127,6 +153,12 @@ class Entry:
         return data
 
 
+def event_of(entry: Entry) -> dict[str, Any]:
+    """Return the state of an edit as an event, without its texts, which may fill a MiB, and with the beginning of a reason."""
+    data = {name: part for name, part in entry.to_json().items() if name not in LEFT_OUT_OF_EVENTS}
+    return data | ({"reason": entry.reason[:MAX_REASON]} if entry.reason is not None else {})
+
+
 class Journal:
     """A SQLite database in WAL mode with an fsync at every commit; every method is one transaction. Threads may share it.
 
@@ -176,11 +208,11 @@ class Journal:
         key: str | None = None,
         poster: str | None = None,
         trace: str | None = None,
-        limit: int | None = None,
+        limit: QueueLimit | None = None,
     ) -> list[str]:
         """Queue all edits or none, and return their ids. A repeated key of the same author returns the same ids again.
 
-        Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` edits would be queued.
+        Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` would be queued.
         """
         digest = digest_of_edits(edits)
         with self._transaction() as db:
@@ -188,16 +220,25 @@ class Journal:
                 if known.digest != digest:
                     raise KeyReused("this Idempotency-Key was used with other edits; give other edits a key of their own")
                 return known.ids
-            if limit is not None and (depth := self.depth) + len(edits) > limit:
-                raise QueueFull(depth, len(edits), limit)
             ids = [uuid.uuid4().hex for _ in edits]
+            bodies = [json.dumps({**edit, "id": id}) for id, edit in zip(ids, edits, strict=True)]
+            if limit is not None:
+                self._check_room(bodies, limit)
             db.executemany(
-                "INSERT INTO edits (id, body, state, created, poster, trace) VALUES (?, ?, 'queued', ?, ?, ?)",
-                [(id, json.dumps({**edit, "id": id}), time.time(), poster, trace) for id, edit in zip(ids, edits, strict=True)],
+                "INSERT INTO edits (id, body, num_bytes, state, created, poster, trace) VALUES (?, ?, ?, 'queued', ?, ?, ?)",
+                [(id, body, len(body), time.time(), poster, trace) for id, body in zip(ids, bodies, strict=True)],
             )
             if key is not None:
                 self._keys.add(key, poster, digest, ids)
         return ids
+
+    def _check_room(self, bodies: Sequence[str], limit: QueueLimit) -> None:
+        """Raise `QueueFull` if these would be too many, or too large, with those that are queued."""
+        if (depth := self.depth) + len(bodies) > limit.max_edits:
+            raise QueueFull(depth, len(bodies), limit.max_edits)
+        added = sum(map(len, bodies))
+        if (used := self.num_bytes) + added > limit.max_bytes:
+            raise QueueFull(used, added, limit.max_bytes, setting="max_queue_bytes")
 
     def answer(self, ids: Sequence[str], key: str | None = None, poster: str | None = None) -> list[dict[str, Any]]:
         """Return what became of the edits of a post. The first answer under a key in which all are settled is kept."""
@@ -296,7 +337,7 @@ class Journal:
         """Queue the edits again that were applied or superseded in a lost version, or in a later one; returns their number."""
         with self._transaction() as db:
             fresh = "state = 'queued', version = NULL, reason = NULL, code = NULL, unchanged = NULL"
-            fresh += ", attempts = 0, failures = 0"
+            fresh += ", attempts = 0, failures = 0, num_bytes = LENGTH(body)"  # An adopted edit had no size.
             those = f"state IN ('applied', 'superseded') AND version {'>=' if or_later else '='} ?"
             if num_edits := db.execute(f"UPDATE edits SET {fresh} WHERE {those}", (version,)).rowcount:
                 self._keys.forget_answers()
@@ -338,8 +379,7 @@ class Journal:
         The death counts against an edit that was taken alone, in this life of the machine; after `MAX_ATTEMPTS` of them it is
         rejected. A process that ends with its machine says nothing about the edit.
         """
-        taken = self._where("state = 'applying' ORDER BY seq")
-        at_fault = [entry.id for entry in taken if entry.node == self.node]
+        at_fault = [str(row[0]) for row in self._read("SELECT id FROM edits WHERE state = 'applying' AND node = ?", self.node)]
         self.retry(at_fault, f"the worker died {MAX_ATTEMPTS} times while it made this edit alone")
         with self._transaction() as db:
             db.execute("UPDATE edits SET state = 'queued' WHERE state = 'applying'")
@@ -350,20 +390,36 @@ class Journal:
         with self._transaction() as db:
             db.execute("UPDATE edits SET node = NULL WHERE state = 'applying'")
 
-    def pending(self) -> list[Entry]:
+    def pending(self) -> list[OpenEdit]:
         """List the open edits, oldest first."""
-        return self._where("state IN ('queued', 'applying') ORDER BY seq")
+        query = "SELECT id, state FROM edits WHERE state IN ('queued', 'applying') ORDER BY seq"
+        return [OpenEdit(*row) for row in self._read(query)]
 
     def unchanged(self) -> list[Entry]:
         """List the applied edits that changed nothing, oldest first."""
         return self._where("state = 'applied' AND unchanged IS NOT NULL ORDER BY seq")
 
-    def newest(self, limit: int, state: str | None = None, before: int | None = None) -> list[Entry]:
-        """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`)."""
-        last = before if before is not None else 2**62
-        if state is None:
-            return self._where("seq < ? ORDER BY seq DESC LIMIT ?", last, limit)
-        return self._where("state = ? AND seq < ? ORDER BY seq DESC LIMIT ?", state, last, limit)
+    def newest(self, limit: int, state: str | None = None, before: int | None = None, max_bytes: int = 2**62) -> list[Entry]:
+        """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`).
+
+        They end before the one with which they would have more than `max_bytes`; one is always there.
+        """
+        chosen = "seq < ?" if state is None else "state = ? AND seq < ?"
+        values = (*([] if state is None else [state]), 2**62 if before is None else before, limit)
+        query = f"SELECT {_COLUMNS} FROM edits WHERE {chosen} ORDER BY seq DESC LIMIT ?"
+        found, size = list[Entry](), 0
+        with self._one_at_a_time, _sqlite_errors("read"):
+            for row in self._connection.execute(query, values):
+                size += sum(len(value) for value in row if isinstance(value, str))
+                if found and size > max_bytes:
+                    break
+                found.append(_entry(row))
+        return found
+
+    def has_older(self, seq: int, state: str | None = None) -> bool:
+        """Say if an entry, optionally in one `state`, is older than the one with this `seq`."""
+        chosen, values = ("seq < ?", (seq,)) if state is None else ("state = ? AND seq < ?", (state, seq))
+        return bool(self._read(f"SELECT 1 FROM edits WHERE {chosen} LIMIT 1", *values))
 
     def get(self, id: str) -> Entry:
         found = self._where("id = ?", id)
@@ -378,6 +434,16 @@ class Journal:
     def depth(self) -> int:
         """The number of queued edits."""
         return int(self._read("SELECT COUNT(*) FROM edits WHERE state = 'queued'")[0][0])
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the queued edits as JSON."""
+        return int(self._read("SELECT COALESCE(SUM(num_bytes), 0) FROM edits WHERE state = 'queued'")[0][0])
+
+    @property
+    def num_open(self) -> int:
+        """The number of edits that are queued or being made."""
+        return int(self._read("SELECT COUNT(*) FROM edits WHERE state IN ('queued', 'applying')")[0][0])
 
     @property
     def age_s(self) -> float:
@@ -407,6 +473,8 @@ def _open(path: Path) -> sqlite3.Connection:
         if column not in present:
             connection.execute(f"ALTER TABLE edits ADD COLUMN {column} {kind}")
     connection.executescript(_SCHEMA)
+    if present and "num_bytes" not in present:
+        connection.execute("UPDATE edits SET num_bytes = LENGTH(body) WHERE state IN ('queued', 'applying')")
     return connection
 
 

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayError
 
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
-from serving.api.version_stamp import RolledBack
+from serving.api.version_stamp import NotQueued, RolledBack
 from serving.engine import generator
 from serving.engine.generator import ServingOptions
 from serving.engine.readiness import Readiness, max_prepare_s
@@ -238,6 +239,48 @@ def test_a_model_that_reads_images_is_refused_before_vllm_sees_it(grown: Ledger,
                 """Not reached."""
 
     asyncio.run(refused())
+
+
+class HighestVersions:
+    """The edit worker's handle, which answers the highest version there can be, or fails."""
+
+    def __init__(self, answer: int | Exception) -> None:
+        self.answer, self.num_asked, self.highest_version = answer, 0, self
+
+    async def remote(self) -> int:
+        self.num_asked += 1
+        await asyncio.sleep(0.01)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def test_a_version_that_no_edit_is_queued_for_is_refused_at_once(grown: Ledger) -> None:
+    async def asked() -> None:
+        async with engine.started(grown, at=9) as replica:
+            worker = HighestVersions(12)
+            replica._highest_version.worker = worker
+            async with asyncio.timeout(1):
+                answers = await asyncio.gather(*(replica.admit(13) for _ in range(50)), return_exceptions=True)
+            assert {str(answer) for answer in answers} == {str(NotQueued(13, 12))} and worker.num_asked == 1
+            coming = asyncio.create_task(replica.admit(12))
+            await asyncio.sleep(0.05)
+            assert not coming.done(), "an edit may become this version"
+            coming.cancel()
+
+    asyncio.run(asked())
+
+
+def test_without_the_worker_a_version_is_waited_for(grown: Ledger) -> None:
+    async def asked() -> None:
+        async with engine.started(grown, at=9) as replica:
+            replica._highest_version.worker = HighestVersions(RayError("it is being replaced"))
+            waiting = asyncio.create_task(replica.admit(10**9))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            waiting.cancel()
+
+    asyncio.run(asked())
 
 
 class Worker:

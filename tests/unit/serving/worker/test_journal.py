@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,17 @@ from types import SimpleNamespace
 import pytest
 
 from errata.edit import Code
-from serving.worker.journal import ASIDE_S, MAX_ASIDE_S, MAX_ATTEMPTS, Journal, JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.worker.journal import (
+    ASIDE_S,
+    MAX_ASIDE_S,
+    MAX_ATTEMPTS,
+    Journal,
+    JournalFailed,
+    KeyReused,
+    QueueFull,
+    QueueLimit,
+    UnknownEdit,
+)
 
 
 def edits(*prompts: str) -> list[dict[str, str]]:
@@ -171,11 +182,11 @@ def test_a_submission_is_all_or_nothing(path: Path) -> None:
 
 def test_a_full_queue_accepts_no_part_of_a_submission(path: Path) -> None:
     journal = Journal(path)
-    journal.submit(edits("a", "b"), limit=3)
+    journal.submit(edits("a", "b"), limit=QueueLimit(3))
     with pytest.raises(QueueFull) as full:
-        journal.submit(edits("c", "d"), "key", limit=3)
-    assert (full.value.depth, full.value.num_edits, journal.depth) == (2, 2, 2)
-    assert journal.submit(edits("c"), "key", limit=3) and journal.depth == 3
+        journal.submit(edits("c", "d"), "key", limit=QueueLimit(3))
+    assert (full.value.used, full.value.added, journal.depth) == (2, 2, 2)
+    assert journal.submit(edits("c"), "key", limit=QueueLimit(3)) and journal.depth == 3
     assert pickle.loads(pickle.dumps(full.value)).limit == 3
 
 
@@ -275,6 +286,7 @@ def test_a_rejection_of_an_earlier_release_is_read(path: Path) -> None:
     old.close()
     journal = Journal(path)
     assert journal.get("x").to_json() == reported | {"edit": {"prompt": "a"}}
+    assert journal.num_bytes == 0
     (id,) = journal.submit(edits("b"))
     journal.reject(id, "no", says="Bob")
     assert journal.get(id).says == "Bob"
@@ -308,13 +320,52 @@ def test_pages_are_newest_first(path: Path) -> None:
     assert journal.newest(10, "reverted") == []
 
 
+def test_a_page_ends_before_it_is_too_large(path: Path) -> None:
+    """Three hundred edits of the largest post would be 300 MiB."""
+    journal = Journal(path)
+    ids = journal.submit(edits("a", "b" * 600, "c" * 600, "d"))
+    assert [entry.id for entry in journal.newest(10, max_bytes=1000)] == [ids[3], ids[2]]
+    assert [entry.id for entry in journal.newest(10, before=3, max_bytes=10)] == [ids[1]], "one is always there"
+    assert journal.has_older(2) and not journal.has_older(1) and not journal.has_older(4, "applied")
+
+
+def test_the_open_edits_are_listed_without_their_content(path: Path) -> None:
+    journal = Journal(path)
+    ids = journal.submit(edits(*("x" * 100_000 for _ in range(50))))
+    journal.take(3)
+    tracemalloc.start()
+    assert journal.pending() == [(id, "applying" if i < 3 else "queued") for i, id in enumerate(ids)]
+    journal.requeue_applying()
+    assert journal.reverted() == {} and journal.depth == 50
+    peak, _ = tracemalloc.get_traced_memory()[1], tracemalloc.stop()
+    assert peak < 500_000, "5 MB of edits are open"
+
+
+def test_the_queue_is_limited_in_bytes(path: Path) -> None:
+    journal = Journal(path)
+    limit = QueueLimit(max_bytes=2_000)
+    first, _ = journal.submit(edits("a" * 800, "b" * 800), limit=limit)
+    assert 1_600 < journal.num_bytes < 2_000
+    with pytest.raises(QueueFull, match=r"bytes of edits are queued and the limit is 2000 \(max_queue_bytes=2000\)") as full:
+        journal.submit(edits("c" * 800), limit=limit)
+    assert not full.value.is_too_large and journal.depth == 2
+    with pytest.raises(QueueFull, match="post fewer in one request") as full:
+        journal.submit(edits("d" * 2_000), limit=limit)
+    assert full.value.is_too_large
+    journal.take(1)
+    journal.finish([first], 1)
+    journal.submit(edits("c" * 800), limit=limit)
+
+
 @pytest.mark.parametrize(
     ("read", "plan"),
     [
         (lambda journal: journal.newest(10, "rejected"), "USING INDEX edits_by_state (state=? AND seq<?)"),
         (lambda journal: journal.newest(10, "rejected", 50), "USING INDEX edits_by_state (state=? AND seq<?)"),
         (lambda journal: journal.newest(10, None, 50), "USING INTEGER PRIMARY KEY (rowid<?)"),
-        (lambda journal: journal.depth, "USING COVERING INDEX edits_by_state (state=?)"),
+        (lambda journal: journal.depth, "USING COVERING INDEX edits_by_s"),
+        (lambda journal: journal.num_bytes, "USING COVERING INDEX edits_by_size (state=?)"),
+        (lambda journal: journal.has_older(9, "rejected"), "USING COVERING INDEX edits_by_state (state=? AND seq<?)"),
         (lambda journal: journal.age_s, "USING INDEX edits_by_state (state=?)"),
         (lambda journal: journal.reverted(), "USING INDEX edits_by_"),
     ],
