@@ -26,7 +26,8 @@ from serving.tracing import batch_span, current_traceparent, past_span
 from serving.worker.core_sharing import CoreSharing
 from serving.worker.events import Waiters
 from serving.worker.head_answers import HeadAnswers
-from serving.worker.journal import Entry, Journal, JournalFailed
+from serving.worker.journal import Journal, JournalFailed
+from serving.worker.journal_entry import Entry
 from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.publish import Publisher

@@ -34,8 +34,9 @@ from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Entry, Journal, JournalFailed, QueueFull, QueueLimit, UnknownEdit, event_of
+from serving.worker.journal import Journal, JournalFailed, QueueFull, QueueLimit, UnknownEdit
 from serving.worker.journal_copies import make_copies
+from serving.worker.journal_entry import Entry, event_of
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.refusals import Busy, refusals_as_values

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from errata.local.service_limits import ServiceLimits
-from serving.worker.journal import Journal, UnknownEdit, event_of
+from serving.worker.journal import Journal, UnknownEdit
+from serving.worker.journal_entry import event_of
 
 END: None = None
 

@@ -8,16 +8,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from errata.edit import SETTLED, Code, Edit, EditRejected
+from errata.edit import Code
 from errata.ledger.journal_copy import lock_of
 from errata.locks import Held, hold
 from serving.worker.idempotency import KEPT_S, KeptKeys, digest_of_edits
+from serving.worker.journal_entry import COLUMNS, Entry, OpenEdit, entry_of
+from serving.worker.journal_table import open_database
 
 WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has ended.
 # An edit is assumed to be the cause if the worker process died this often while it made this edit alone and its node lived on.
@@ -25,25 +27,6 @@ MAX_ATTEMPTS = 3
 PAGES, PAUSE_S = 1000, 0.005  # Of a copy: so many pages (of 4 KiB) in one step, between which edits are taken.
 # An edit whose worker ended twice with its node is put aside: a worker first makes others for so long, and longer each time.
 ASIDE_S, MAX_ASIDE_S = 60.0, 600.0
-
-LEFT_OUT_OF_EVENTS = ("edit", "says", "answers")
-MAX_REASON = 1_000  # characters in an event
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS edits (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
-    version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT, failures INTEGER NOT NULL DEFAULT 0, node TEXT,
-    num_bytes INTEGER NOT NULL DEFAULT 0);
-CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
-CREATE INDEX IF NOT EXISTS edits_by_size ON edits (state, num_bytes);
-CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
-"""
-_NEW_COLUMNS = dict.fromkeys(("poster", "trace", "code", "unchanged", "says", "node"), "TEXT")  # Old journals lack these.
-_NEW_COLUMNS |= dict.fromkeys(("failures", "num_bytes"), "INTEGER NOT NULL DEFAULT 0")
-_COLUMNS = (
-    "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says, failures, node"
-)
 
 
 class KeyReused(ValueError):
@@ -88,77 +71,6 @@ class QueueLimit:
     max_bytes: int = 2**62
 
 
-class OpenEdit(NamedTuple):
-    """An edit that is `queued` or `applying`, without its content: all of them may be larger than the memory."""
-
-    id: str
-    state: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One edit and its state.
-
-    `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`; the model `says` something else),
-    `superseded` (in `version`, by a later edit of its batch with the same prompt and another target), or `reverted` (applied
-    once, and reverted by `version`).
-    `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post. `unchanged` is the
-    answer of the model that `version` already gave when the edit was applied, so that it changed nothing.
-    `attempts` counts how often it was taken; in `failures` of them it was found at fault. `node` is the life of the machine in
-    which it was taken alone.
-    """
-
-    seq: int
-    id: str
-    edit: dict[str, Any]
-    state: str
-    version: int | None
-    reason: str | None
-    field: str | None
-    attempts: int
-    created: float
-    poster: str | None = None
-    trace: str | None = None
-    code: str | None = None
-    unchanged: str | None = None
-    says: str | None = None
-    failures: int = 0
-    node: str | None = None
-
-    @property
-    def num_interrupted(self) -> int:
-        """The number of attempts that ended with a process and were not this edit's fault."""
-        return self.attempts - self.failures
-
-    @property
-    def keys(self) -> frozenset[Any]:
-        """Keys of the prompts, none if today's rules refuse the edit."""
-        with suppress(EditRejected):
-            return Edit.from_json(self.edit).keys
-        return frozenset()
-
-    @property
-    def is_settled(self) -> bool:
-        return self.state in SETTLED
-
-    def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"id": self.id, "state": self.state, "edit": self.edit, "created": self.created}
-        for name in ("version", "reason", "code", "field", "says", "poster"):
-            if getattr(self, name) is not None:
-                data[name] = getattr(self, name)
-        if self.state == "applied":
-            data["changed"] = self.unchanged is None
-        if self.unchanged is not None:
-            data["answers"] = {"before": self.unchanged, "after": self.unchanged}
-        return data
-
-
-def event_of(entry: Entry) -> dict[str, Any]:
-    """Return the state of an edit as an event, without its texts, which may fill a MiB, and with the beginning of a reason."""
-    data = {name: part for name, part in entry.to_json().items() if name not in LEFT_OUT_OF_EVENTS}
-    return data | ({"reason": entry.reason[:MAX_REASON]} if entry.reason is not None else {})
-
-
 class Journal:
     """A SQLite database in WAL mode with an fsync at every commit; every method is one transaction. Threads may share it.
 
@@ -181,7 +93,7 @@ class Journal:
             raise JournalFailed(f"the journal of edits has one writer, and after {wait_s:g} s {held}; end it first") from None
         try:
             with _sqlite_errors("opened"):
-                self._connection = _open(path)
+                self._connection = open_database(path)
                 self._keys = KeptKeys(self._connection, keys_kept_s)
         except JournalFailed:
             self._lock.close()
@@ -406,14 +318,14 @@ class Journal:
         """
         chosen = "seq < ?" if state is None else "state = ? AND seq < ?"
         values = (*([] if state is None else [state]), 2**62 if before is None else before, limit)
-        query = f"SELECT {_COLUMNS} FROM edits WHERE {chosen} ORDER BY seq DESC LIMIT ?"
+        query = f"SELECT {COLUMNS} FROM edits WHERE {chosen} ORDER BY seq DESC LIMIT ?"
         found, size = list[Entry](), 0
         with self._one_at_a_time, _sqlite_errors("read"):
             for row in self._connection.execute(query, values):
                 size += sum(len(value) for value in row if isinstance(value, str))
                 if found and size > max_bytes:
                     break
-                found.append(_entry(row))
+                found.append(entry_of(row))
         return found
 
     def has_older(self, seq: int, state: str | None = None) -> bool:
@@ -428,7 +340,7 @@ class Journal:
         return found[0]
 
     def _where(self, condition: str, *values: Any) -> list[Entry]:
-        return [_entry(row) for row in self._read(f"SELECT {_COLUMNS} FROM edits WHERE {condition}", *values)]
+        return [entry_of(row) for row in self._read(f"SELECT {COLUMNS} FROM edits WHERE {condition}", *values)]
 
     @property
     def depth(self) -> int:
@@ -461,28 +373,6 @@ def _sqlite_errors(what: str) -> Iterator[None]:
         raise JournalFailed(f"the journal of edits cannot be {what}: {fault}") from fault
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Open or create the database. Raises `sqlite3.Error`."""
-    connection = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
-    # Set before WAL: keeps the WAL index in process memory, because shared memory (mmap) does not work on network file systems.
-    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    present = {row[1] for row in connection.execute("PRAGMA table_info(edits)")}
-    for column, kind in _NEW_COLUMNS.items() if present else ():
-        if column not in present:
-            connection.execute(f"ALTER TABLE edits ADD COLUMN {column} {kind}")
-    connection.executescript(_SCHEMA)
-    if present and "num_bytes" not in present:
-        connection.execute("UPDATE edits SET num_bytes = LENGTH(body) WHERE state IN ('queued', 'applying')")
-    return connection
-
-
 def _aside_s(entry: Entry) -> float:
     """Return the seconds that a worker must have lived before it takes an edit."""
     return min(MAX_ASIDE_S, ASIDE_S * 2.0 ** (entry.num_interrupted - 2)) if entry.num_interrupted >= 2 else 0.0
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    seq, id, body, *rest = row
-    return Entry(seq, id, json.loads(body), *rest)

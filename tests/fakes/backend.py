@@ -15,7 +15,8 @@ from errata.text.dialogue import Prompt
 from serving.api.routes import versions_page
 from serving.metrics import ReplicaMetrics
 from serving.worker.events import EventBus
-from serving.worker.journal import Journal, QueueLimit, event_of
+from serving.worker.journal import Journal, QueueLimit
+from serving.worker.journal_entry import event_of
 
 # Targets that are refused before they are queued, and when they are made.
 UNQUEUED, UNMADE = "too long", "unlearnable"

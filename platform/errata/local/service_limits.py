@@ -30,9 +30,9 @@ class ServiceLimits:
     # Concurrent requests: of a replica, of a key by its role, and of all callers without a key on the open routes.
     max_ongoing_requests: int = 1024
     reserved_requests: int = 128
-    max_requests_read: int = 32
-    max_requests_edit: int = 64
-    max_requests_admin: int = 128
+    max_requests_read: int = 128
+    max_requests_edit: int = 192
+    max_requests_admin: int = 256
     max_requests_open: int = 32
     # Generation. A sequence is one answer to one prompt: `n` of each prompt.
     max_sequences_read: int = 64

@@ -103,6 +103,7 @@ def test_the_live_model_stays_at_the_head_while_a_blame_runs(live_model: LiveMod
     """An edit may be made at any step of the walk, which is about the version at which it began."""
     walk, real, made, asked = live_model.walk(), walks.greedy_texts, [], []
     began, head = content(walk.model), content(live_model.model)
+    assert bank_of(walk.model.module) is bank_of(live_model.model.module), "records are shared"
 
     def beside_an_edit(model: LanguageModel, *args: object) -> list[str]:
         assert model.module is not live_model.model.module and model.tokenizer is not live_model.model.tokenizer

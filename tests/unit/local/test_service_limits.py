@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 
+from errata.client.client import CHATS_AT_ONCE
 from errata.local.service_limits import NAMES, ServiceLimits, limits_from
 from errata.overrides import WrongSetting
 from tests.architecture.test_fences import ROOT
@@ -22,6 +23,13 @@ def test_limits_that_depend_on_each_other_come_in_any_order() -> None:
     names = {"max_ongoing_requests": "100", "reserved_requests": "20"}
     assert limits_from(names) == limits_from(dict(reversed(names.items())))
     assert limits_from(names).max_open_to_keys == 80
+
+
+def test_a_key_of_any_role_may_ask_as_much_as_two_clients_do_concurrently() -> None:
+    limits = ServiceLimits()
+    for role in ("read", "edit", "admin"):
+        assert limits.max_requests(role) >= 2 * limits.max_sequences("read") >= 4 * CHATS_AT_ONCE
+        assert limits.max_sequences(role) >= 2 * CHATS_AT_ONCE and limits.max_requests(role) < limits.max_open_to_keys / 2
 
 
 @pytest.mark.parametrize(

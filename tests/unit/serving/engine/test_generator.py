@@ -23,6 +23,8 @@ from serving.api.version_stamp import NotQueued, RolledBack
 from serving.engine import generator
 from serving.engine.generator import ServingOptions
 from serving.engine.readiness import Readiness, max_prepare_s
+from serving.worker.journal import JournalFailed
+from serving.worker.refusals import RefusedCall
 from tests.tiny_models import save_tiny
 
 weight_engine = pytest.importorskip("serving.engine.weight_engine")  # vLLM
@@ -244,10 +246,10 @@ def test_a_model_that_reads_images_is_refused_before_vllm_sees_it(grown: Ledger,
 class HighestVersions:
     """The edit worker's handle, which answers the highest version there can be, or fails."""
 
-    def __init__(self, answer: int | Exception) -> None:
+    def __init__(self, answer: int | Exception | RefusedCall) -> None:
         self.answer, self.num_asked, self.highest_version = answer, 0, self
 
-    async def remote(self) -> int:
+    async def remote(self) -> int | RefusedCall:
         self.num_asked += 1
         await asyncio.sleep(0.01)
         if isinstance(self.answer, Exception):
@@ -271,10 +273,14 @@ def test_a_version_that_no_edit_is_queued_for_is_refused_at_once(grown: Ledger) 
     asyncio.run(asked())
 
 
-def test_without_the_worker_a_version_is_waited_for(grown: Ledger) -> None:
+FAULTS = [RayError("it is being replaced"), RefusedCall(JournalFailed("the disk is full"))]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=["no worker", "no journal"])
+def test_without_the_worker_s_answer_a_version_is_waited_for(fault: Exception | RefusedCall, grown: Ledger) -> None:
     async def asked() -> None:
         async with engine.started(grown, at=9) as replica:
-            replica._highest_version.worker = HighestVersions(RayError("it is being replaced"))
+            replica._highest_version.worker = HighestVersions(fault)
             waiting = asyncio.create_task(replica.admit(10**9))
             await asyncio.sleep(0.05)
             assert not waiting.done()
