@@ -71,7 +71,7 @@ bench-stream: setup
 bench-serving: setup
 	$(BIN)/python -m benchmarks.serving_load $(ARGS)
 
-# Let one key do what takes a service without limits from everybody, and measure what other clients notice.
+# Let one key do what takes a service without limits from all others, and measure what other clients notice.
 bench-abuse: setup
 	$(BIN)/python -m benchmarks.abuse $(ARGS)
 

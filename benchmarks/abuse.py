@@ -1,7 +1,7 @@
 """A service with one abusive key: what other clients notice of it. `make bench-abuse`.
 
-A key of the role `read` does one thing after another that may take a service without limits from everybody: bodies that never
-come, versions that nobody makes, requests for much work, walks over the versions, large pages, event streams that are not
+A key of the role `read` does one thing after another that may take a service without limits from all others: bodies that never
+come, versions that are never made, requests for much work, walks over the versions, large pages, event streams that are not
 read. Beside it other clients complete, one edits, and one checks the health. The model is small and random, since no answer is
 looked at. Everything, clients included, shares the machine.
 """

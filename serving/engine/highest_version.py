@@ -1,7 +1,7 @@
 """The highest version that there can be soon, as the edit worker knows it.
 
-A request may wait for a version that is being made. One for a version that nobody has posted edits for would hold its slot in
-vain, so it is refused at once. The ledger's newest version on this machine is not enough to decide that: another machine may
+A request may wait for a version that is being made. One for a version that no edit is queued for would hold its slot in vain,
+so it is refused immediately. The ledger's newest version on this machine is not enough to decide that: another machine may
 see a new version later, and edits that are queued are known to the worker alone.
 """
 

@@ -65,7 +65,7 @@ class JournalFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class QueueLimit:
-    """How many edits may wait, and how many bytes they may have together."""
+    """The most edits that may wait, and the most bytes that they may have together."""
 
     max_edits: int = 2**62
     max_bytes: int = 2**62

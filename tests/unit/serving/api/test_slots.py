@@ -20,7 +20,7 @@ COMPLETION = {"model": "errata", "prompt": "p"}
 
 @dataclass
 class Held:
-    """An application that answers when `go_on` is set, apart from /health and /v1/rollback, which it answers at once."""
+    """An application that answers when `go_on` is set, apart from /health and /v1/rollback, which it answers immediately."""
 
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     num_under_way: int = 0

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -318,43 +317,6 @@ def test_pages_are_newest_first(path: Path) -> None:
     (newest,) = journal.newest(1, "applied")
     assert [entry.id for entry in journal.newest(10, "applied", newest.seq)] == [ids[0]]
     assert journal.newest(10, "reverted") == []
-
-
-def test_a_page_ends_before_it_is_too_large(path: Path) -> None:
-    """Three hundred edits of the largest post would be 300 MiB."""
-    journal = Journal(path)
-    ids = journal.submit(edits("a", "b" * 600, "c" * 600, "d"))
-    assert [entry.id for entry in journal.newest(10, max_bytes=1000)] == [ids[3], ids[2]]
-    assert [entry.id for entry in journal.newest(10, before=3, max_bytes=10)] == [ids[1]], "one is always there"
-    assert journal.has_older(2) and not journal.has_older(1) and not journal.has_older(4, "applied")
-
-
-def test_the_open_edits_are_listed_without_their_content(path: Path) -> None:
-    journal = Journal(path)
-    ids = journal.submit(edits(*("x" * 100_000 for _ in range(50))))
-    journal.take(3)
-    tracemalloc.start()
-    assert journal.pending() == [(id, "applying" if i < 3 else "queued") for i, id in enumerate(ids)]
-    journal.requeue_applying()
-    assert journal.reverted() == {} and journal.depth == 50
-    peak, _ = tracemalloc.get_traced_memory()[1], tracemalloc.stop()
-    assert peak < 500_000, "5 MB of edits are open"
-
-
-def test_the_queue_is_limited_in_bytes(path: Path) -> None:
-    journal = Journal(path)
-    limit = QueueLimit(max_bytes=2_000)
-    first, _ = journal.submit(edits("a" * 800, "b" * 800), limit=limit)
-    assert 1_600 < journal.num_bytes < 2_000
-    with pytest.raises(QueueFull, match=r"bytes of edits are queued and the limit is 2000 \(max_queue_bytes=2000\)") as full:
-        journal.submit(edits("c" * 800), limit=limit)
-    assert not full.value.is_too_large and journal.depth == 2
-    with pytest.raises(QueueFull, match="post fewer in one request") as full:
-        journal.submit(edits("d" * 2_000), limit=limit)
-    assert full.value.is_too_large
-    journal.take(1)
-    journal.finish([first], 1)
-    journal.submit(edits("c" * 800), limit=limit)
 
 
 @pytest.mark.parametrize(
