@@ -90,7 +90,7 @@ def test_a_copy_has_matrices_of_its_own_and_shares_the_rest(
     assert all(torch.equal(each, before[name]) for name, each in tiny_model.module.named_parameters())
     shared = {id(each) for each in copied.module.parameters()} & {id(each) for each in tiny_model.module.parameters()}
     assert len(shared) == len(before) - len(MATRICES)
-    expected = copied.sums()
+    expected = copied.content().sums
     edited.set([random_delta(1), random_delta(2)])
-    assert all(torch.equal(expected[name], edited.sums()[name]) for name in MATRICES)
+    assert all(torch.equal(expected[name], edited.content().sums[name]) for name in MATRICES)
     edited.set([])
