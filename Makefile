@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-chat bench-facts bench-gpu bench-memory chaos simulate tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-gpu bench-memory chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -70,6 +70,10 @@ bench-stream: setup
 # Measure 1, 4 and 8 request streams with and without one batch of edits per second. ARGS=model=world takes the small Llama; FULL=1 is the long run.
 bench-serving: setup
 	$(BIN)/python -m benchmarks.serving_load $(ARGS)
+
+# Let one key do what takes a service without limits from all others, and measure what other clients notice.
+bench-abuse: setup
+	$(BIN)/python -m benchmarks.abuse $(ARGS)
 
 # Post 200 edits in mixed forms and scripts, and ask the served model each of them at the end: applied means answered.
 bench-chat: setup

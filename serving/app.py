@@ -14,7 +14,9 @@ from ray.serve import Application, Deployment
 
 from errata.local.models import resolved
 from errata.local.preflight import StartSettings, problems_of
+from errata.local.service_limits import NAMES, ServiceLimits, limits_from
 from errata.model.devices import num_gpus
+from errata.overrides import WrongSetting
 from serving.engine.generator import Generator, ServingOptions
 from serving.logs import JSON
 from serving.worker.edit_worker import ServedEditWorker, WorkerOptions
@@ -35,7 +37,7 @@ class Arguments(BaseModel):
     also taken as text, `field=value;field=value`. `probes` is a file of sentences and questions whose answers no edit may
     change. `keys` is a file of access keys, required for a service that other machines can reach. `placement` is a custom
     resource, such as `serve`, of the nodes on which the service may run. `images` may be sent with a request to a model that
-    reads them, as `data:` addresses.
+    reads them, as `data:` addresses. The fields of `ServiceLimits` are arguments, too.
 
     `threads` are those of each engine; without it, an engine on the CPU has its share of the cores, and leaves the editor
     `editor_threads` of them while edits are made. `max_num_batched_tokens` is vLLM's: the tokens that a step computes at most.
@@ -67,10 +69,7 @@ class Arguments(BaseModel):
     pause: Literal["keep", "wait"] = "keep"
     max_batch: int = Field(16, ge=1)
     batch_window_s: float = Field(0.02, ge=0)
-    max_queue: int = Field(10_000, ge=1)
     nice: int = Field(10, ge=0, le=19)
-    max_body_bytes: int = Field(2**20, ge=1024)
-    wait_timeout_s: float = Field(60.0, gt=0)
     idempotency_hours: float = Field(24.0, gt=0, le=24 * 366)
     scrub_hours: float = Field(24.0, ge=0)
     num_cpus: float = Field(0.2, ge=0)
@@ -100,10 +99,7 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises `ValueError` with every argument that is unknown, missing, of the wrong type, or that would stop the service later.
     """
-    try:
-        arguments = Arguments.model_validate(args)
-    except ValidationError as faults:
-        raise _refused(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors()) from None
+    arguments, limits = _read(args)
     if problems := problems_of(_start_settings(arguments), is_here=arguments.placement is None):
         raise _refused(problems)
     if arguments.placement is None and (model := _checkpoint(arguments.model)) != arguments.model:
@@ -113,10 +109,29 @@ def build(args: dict[str, Any]) -> Application:
     worker_gpus: float = num_gpus(arguments.device)
     if worker_gpus == 1 and 0 < arguments.gpus < 1:
         worker_gpus = round(1 - arguments.gpus, 4)
-    worker = _deployed("EditWorker", ServedEditWorker, 1, _resources(arguments, worker_gpus, arguments.editor_threads))
+    # The worker takes what all replicas send it, because each of them has its own limits.
+    resources = _resources(arguments, worker_gpus, arguments.editor_threads)
+    worker = _deployed("EditWorker", ServedEditWorker, 1, resources, arguments.replicas * limits.max_ongoing_requests)
     resources = _resources(arguments, arguments.gpus, max(_engine_threads(arguments)))
-    generator = _deployed("Generator", serve.ingress()(Generator), arguments.replicas, resources)
-    return generator.bind(worker.bind(_worker_options(arguments)), _serving_options(arguments))
+    served = serve.ingress()(Generator)
+    generator = _deployed("Generator", served, arguments.replicas, resources, limits.max_ongoing_requests)
+    return generator.bind(worker.bind(_worker_options(arguments, limits)), _serving_options(arguments, limits))
+
+
+def _read(args: dict[str, Any]) -> tuple[Arguments, ServiceLimits]:
+    """Read the arguments and, among them, the limits. Raises `ValueError` with all that cannot be read."""
+    wrong, limits, arguments = list[str](), ServiceLimits(), None
+    try:
+        limits = limits_from({name: value for name, value in args.items() if name in NAMES})
+    except WrongSetting as fault:
+        wrong.append(str(fault))
+    try:
+        arguments = Arguments.model_validate({name: value for name, value in args.items() if name not in NAMES})
+    except ValidationError as faults:
+        wrong += [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors()]
+    if wrong or arguments is None:
+        raise _refused(wrong)
+    return arguments, limits
 
 
 def _checkpoint(model: str) -> str:
@@ -136,14 +151,14 @@ def _start_settings(arguments: Arguments) -> StartSettings:
     return StartSettings(**{name: value for name, value in arguments.model_dump().items() if name in names})
 
 
-def _deployed(name: str, kind: type, num_replicas: int, resources: dict[str, Any]) -> Deployment:
-    """Make a Serve deployment. The limits are far above a burst, because Serve answers 503 beyond them."""
+def _deployed(name: str, kind: type, num_replicas: int, resources: dict[str, Any], max_ongoing: int) -> Deployment:
+    """Make a Serve deployment; health checks, swaps and open event streams count against `max_ongoing`, too."""
     return serve.deployment(
         name=name,
         num_replicas=num_replicas,
         ray_actor_options=resources,
-        max_ongoing_requests=1024,  # Open event streams count.
-        max_queued_requests=4096,
+        max_ongoing_requests=max_ongoing,
+        max_queued_requests=4 * max_ongoing,  # Far above a burst, because Serve answers 503 beyond it.
         health_check_period_s=2,
         logging_config=dict(JSON),
     )(kind)
@@ -174,7 +189,7 @@ def _resources(arguments: Arguments, num_gpus: float, num_threads: int) -> dict[
     return {"num_cpus": arguments.num_cpus, "num_gpus": num_gpus, "resources": placed, "runtime_env": {"env_vars": environment}}
 
 
-def _serving_options(arguments: Arguments) -> ServingOptions:
+def _serving_options(arguments: Arguments, limits: ServiceLimits) -> ServingOptions:
     return ServingOptions(
         model=arguments.model,
         ledger=arguments.ledger,
@@ -186,14 +201,14 @@ def _serving_options(arguments: Arguments) -> ServingOptions:
         enforce_eager=not arguments.gpus,
         pause=arguments.pause,
         keys=arguments.keys,
-        max_body_bytes=arguments.max_body_bytes,
         threads=_engine_threads(arguments),
         max_num_batched_tokens=arguments.max_num_batched_tokens or (None if arguments.gpus else STEP_TOKENS_ON_CPU),
         images=arguments.images,
+        limits=limits,
     )
 
 
-def _worker_options(arguments: Arguments) -> WorkerOptions:
+def _worker_options(arguments: Arguments, limits: ServiceLimits) -> WorkerOptions:
     live_model = LiveModelOptions(
         model=arguments.model,
         ledger=arguments.ledger,
@@ -212,10 +227,9 @@ def _worker_options(arguments: Arguments) -> WorkerOptions:
         journal=arguments.journal or f"{arguments.ledger.rstrip('/')}.journal",
         max_batch=arguments.max_batch,
         batch_window_s=arguments.batch_window_s,
-        max_queue=arguments.max_queue,
+        limits=limits,
         nice=arguments.nice,
         shares_cores=len(set(_engine_threads(arguments))) > 1,
-        wait_timeout_s=arguments.wait_timeout_s,
         idempotency_hours=arguments.idempotency_hours,
         scrub_hours=arguments.scrub_hours,
         mlflow=arguments.mlflow,

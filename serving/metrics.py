@@ -159,6 +159,8 @@ class ReplicaMetrics:
         help = "Answers by the version they ended under and their HTTP code"
         self._completions = Counter("errata_completions", help, ["version", "code"], registry=own)
         self._answers = Counter("errata_answers", "Answers by their HTTP code", ["code"], registry=own)
+        help = "Requests refused before their route, for keys, sizes and limits, by their code"
+        self._refused = Counter("errata_requests_refused", help, ["code"], registry=own)
         self._spanning = Counter("errata_spanning_completions", "Answers begun under another version", registry=own)
         help = "How long a request was held back by a swap or for its version"
         self._stall = Histogram("errata_stall_seconds", help, buckets=STALL_BUCKETS, registry=own)
@@ -187,6 +189,10 @@ class ReplicaMetrics:
     def turned_away(self, code: int) -> None:
         """Count a request that was refused before any version was involved."""
         self._answers.labels(str(code)).inc()
+
+    def refused(self, code: str) -> None:
+        """Count a request that was refused before its route was called; `code` is that of its answer."""
+        self._refused.labels(code).inc()
 
     def serves(self, version: int, in_rotation: bool = True) -> None:
         self._version.set(version)

@@ -161,10 +161,20 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """Iterate over the records of a log, oldest first. Lines that are not a whole JSON object are skipped."""
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            if isinstance(record := json.loads(line), dict):
-                yield record
+    return (record for record, _ in records_from(path))
+
+
+def records_from(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Iterate over the records from a byte of a log on, each with the byte behind its line; the log is read line by line."""
+    if not path.exists():
+        return
+    with path.open("rb") as log:
+        log.seek(offset)
+        for line in log:
+            offset += len(line)
+            with contextlib.suppress(ValueError):
+                if isinstance(record := json.loads(line), dict):
+                    yield record, offset
 
 
 def digest_of(data: bytes | memoryview) -> str:

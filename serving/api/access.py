@@ -1,10 +1,10 @@
 """Authentication and request limits: ASGI middleware, the outermost one of a replica.
 
-It checks in this order: the route and the role that it requires, the key, the key's rate, the size of the body, its JSON. The
-key ends here: the application receives neither the header nor anything from which the key could be derived, so no log can
-contain it. Without a file of keys, the first check is that the request names this machine as its `Host` and comes from no
-other web page. `scope["errata.key"]` is the caller's `Key`, or None without a file of keys; `scope["errata.json"]` is the
-parsed body.
+It checks in this order: the route and the role that it requires, the key, the key's rate, its concurrent requests, the size of
+the body, its JSON, and the work that a request for generation asks for. The key ends here: the application receives neither the
+header nor anything from which the key could be derived, so no log can contain it. Without a file of keys, the first
+check is that the request names this machine as its `Host` and comes from no other web page. `scope["errata.key"]` is the
+caller's `Key`, or None without a file of keys; `scope["errata.json"]` is the parsed body.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from limits import RateLimitItemPerMinute
@@ -21,12 +21,15 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from errata.access_keys import Key, Keys, is_loopback
+from errata.local.service_limits import ServiceLimits
 from serving.api.asgi import App, Disconnected, Message, Receive, Send, path_of, replayed, values_of, without
 from serving.api.codes import RequestCode
+from serving.api.generation_work import check_generation
 from serving.api.request_body import BadRequest, check_json_headers, parse_json, read_body
+from serving.api.slots import OPEN, Slots
 
 CHALLENGE = 'Bearer realm="errata"'
-OPEN = "open"
+GENERATING = {"/v1/completions": False, "/v1/chat/completions": True}  # and whether it is in chat
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
 UNLISTED = "admin"  # the role for all other routes: vLLM has many, and later releases have more
 _ROLES = {
@@ -38,8 +41,6 @@ _ROLES = {
         "GET /v1/events",
         "GET /v1/versions",
         "GET /v1/versions/{}",
-        "GET /v1/diff",
-        "POST /v1/blame",
         "GET /v1/status",
         "GET /metrics",
         "GET /v1/models",
@@ -50,7 +51,7 @@ _ROLES = {
         "GET /version",
         "GET /openapi.json",
     ),
-    "edit": ("POST /v1/edits",),
+    "edit": ("POST /v1/edits", "GET /v1/diff", "POST /v1/blame"),  # The last two read every version in between.
     "admin": ("POST /v1/rollback", "POST /v1/revert"),
 }
 
@@ -69,16 +70,6 @@ def role_for(method: str, path: str) -> str:
     return next((role for route, role in TABLE if route.fullmatch(asked)), UNLISTED)
 
 
-@dataclass(frozen=True)
-class AccessLimits:
-    """Limits on one request. The body is parsed in the event loop that streams tokens, so a large body delays all streams."""
-
-    max_body_bytes: int = 2**20
-    max_header_bytes: int = 16 * 2**10
-    max_url_bytes: int = 8 * 2**10
-    max_depth: int = 64
-
-
 class Access:
     """The middleware. Without keys every caller is admin.
 
@@ -86,8 +77,15 @@ class Access:
     this machine's browser cannot.
     """
 
-    def __init__(self, app: App, keys: Keys | None, limits: AccessLimits | None = None) -> None:
-        self.app, self.keys, self.limits = app, keys, limits or AccessLimits()
+    def __init__(
+        self,
+        app: App,
+        keys: Keys | None,
+        limits: ServiceLimits | None = None,
+        on_refused: Callable[[str], None] = lambda code: None,
+    ) -> None:
+        self.app, self.keys, self.limits, self.on_refused = app, keys, limits or ServiceLimits(), on_refused
+        self._slots = Slots(self.limits)
         self._rates = MovingWindowRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -95,38 +93,44 @@ class Access:
             return await send({"type": "websocket.close", "code": 1008, "reason": "websockets are not served here"})
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        try:
-            scope, receive = await self._admitted(scope, receive)
-        except Disconnected:
-            return
-        except BadRequest as fault:
-            return await fault.refusal.send_to(send)
-        await self.app(scope, receive, send)
+        with ExitStack() as held:
+            try:
+                scope, receive = await self._admitted(scope, receive, held)
+            except Disconnected:
+                return
+            except BadRequest as fault:
+                self.on_refused(fault.refusal.code.value)
+                return await fault.refusal.send_to(send)
+            await self.app(scope, receive, send)
 
-    async def _admitted(self, scope: Message, receive: Receive) -> tuple[Message, Receive]:
-        """Return the request as the application receives it. Raises `BadRequest`, `Disconnected`."""
+    async def _admitted(self, scope: Message, receive: Receive, held: ExitStack) -> tuple[Message, Receive]:
+        """Return the request as the application receives it; `held` has its slots. Raises `BadRequest`, `Disconnected`."""
         self._check_size(scope)
-        key = self._key(scope)
+        path = path_of(scope)
+        role = role_for(scope["method"], path)
+        key = self._key(scope, role)
+        held.enter_context(self._slots.request(key, role, path.endswith("/events")))
         admitted = {**scope, "headers": without(scope["headers"], b"authorization"), "errata.key": key}
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return admitted, receive
-        body = await read_body(scope, receive, self.limits.max_body_bytes)
+        body = await read_body(scope, receive, self.limits.max_body_bytes, self.limits.body_timeout_s)
         if body:
             check_json_headers(scope)
             admitted["errata.json"] = parse_json(body, self.limits.max_depth)
+        if path in GENERATING:
+            work = check_generation(admitted.get("errata.json"), GENERATING[path], self.limits)
+            held.enter_context(self._slots.sequences(key, work.sequences))
         return admitted, replayed(body, receive)
 
     def _check_size(self, scope: Message) -> None:
         max_headers, max_url = self.limits.max_header_bytes, self.limits.max_url_bytes
         if sum(len(name) + len(value) for name, value in scope["headers"]) > max_headers:
-            raise BadRequest(431, RequestCode.TOO_LARGE, f"the headers are larger than {max_headers:,} bytes", "headers")
+            raise BadRequest(431, RequestCode.TOO_LARGE, _larger("headers are", max_headers, "header"), "headers")
         if len(scope.get("raw_path") or scope["path"]) + len(scope.get("query_string", b"")) > max_url:
-            raise BadRequest(414, RequestCode.TOO_LARGE, f"the address is longer than {max_url:,} bytes", "path")
+            raise BadRequest(414, RequestCode.TOO_LARGE, _larger("address is", max_url, "url"), "path")
 
-    def _key(self, scope: Message) -> Key | None:
-        """Find the caller's key; None on an open route and without keys. Raises `BadRequest`."""
-        method, path = scope["method"], path_of(scope)
-        role = role_for(method, path)
+    def _key(self, scope: Message, role: str) -> Key | None:
+        """Find the caller's key, which must have this role; None on an open route and without keys. Raises `BadRequest`."""
         if self.keys is None:
             _check_local(values_of(scope, b"host"), values_of(scope, b"origin"))
         if self.keys is None or role == OPEN:
@@ -138,7 +142,7 @@ class Access:
             raise BadRequest(401, RequestCode.UNAUTHORIZED, message, "Authorization", header)
         self._count(key)
         if not key.may(role):
-            message = f"{method} {path[:100]} needs a key of role {role}; this one has {key.role}"
+            message = f"{scope['method']} {path_of(scope)[:100]} needs a key of role {role}; this one has {key.role}"
             raise BadRequest(403, RequestCode.FORBIDDEN, message, "Authorization")
         return key
 
@@ -152,6 +156,10 @@ class Access:
             message = f"this key may make {key.rate:,} requests a minute"
             header = "Retry-After", str(max(1, math.ceil(wait_s)))
             raise BadRequest(429, RequestCode.RATE_LIMITED, message, "Authorization", header)
+
+
+def _larger(what: str, limit: int, name: str) -> str:
+    return f"the {what} larger than {limit:,} bytes (max_{name}_bytes={limit}); send less"
 
 
 def _bearer(given: Iterable[str]) -> str:

@@ -19,8 +19,17 @@ class RequestCode(StrEnum):
     ROLLED_BACK = "rolled_back"  # 409: what is served does not follow the version of X-Errata-At-Least
     TOO_LARGE = "too_large"  # 413, 414, 431: body, number of edits, address, headers
     UNSUPPORTED_TYPE = "unsupported_type"  # 415
+    REQUEST_TIMEOUT = "request_timeout"  # 408: the body did not come
+    TOO_MANY_TOKENS = "too_many_tokens"  # 400
+    TOO_MANY_SEQUENCES = "too_many_sequences"  # 400
+    TOO_MANY_LOGPROBS = "too_many_logprobs"  # 400
+    STRUCTURE_TOO_LARGE = "structure_too_large"  # 400
+    WALK_TOO_LONG = "walk_too_long"  # 422: blame, diff
     QUEUE_FULL = "queue_full"  # 429
     RATE_LIMITED = "rate_limited"  # 429
+    CONCURRENCY_LIMITED = "concurrency_limited"  # 429: concurrent requests or sequences of one key
+    TOO_MANY_STREAMS = "too_many_streams"  # 429: event streams of one key
+    OVERLOADED = "overloaded"  # 429: concurrent requests of all callers
     BUSY = "busy"  # 429
     SWAPPING = "swapping"  # 503
     OUT_OF_ROTATION = "out_of_rotation"  # 503

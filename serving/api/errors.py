@@ -10,6 +10,7 @@ from ray.exceptions import RayTaskError
 
 from errata.edit import Code, EditRejected, Fault
 from errata.generate import SwapFailed
+from errata.history.budget import WalkTooLong
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import HeadMoved, LedgerConflict, LedgerDamaged, UnknownVersion
 from serving.api.codes import RequestCode
@@ -76,10 +77,12 @@ def answer_for(error: Exception) -> tuple[int, dict[str, Any]]:
             return 409, error_body(str(error), RequestCode.HEAD_MOVED, "expected_head")
         case LedgerConflict():
             return 409, error_body(str(error), RequestCode.CONFLICT)
-        case QueueFull() if error.num_edits > error.limit:
+        case QueueFull() if error.is_too_large:
             return 413, error_body(str(error), RequestCode.TOO_LARGE, "edits")
         case QueueFull():
             return 429, error_body(str(error), RequestCode.QUEUE_FULL, "edits")
+        case WalkTooLong():
+            return 422, error_body(str(error), RequestCode.WALK_TOO_LONG)
         case Busy():
             return 429, error_body(str(error), RequestCode.BUSY)
         case SwapFailed():

@@ -7,6 +7,7 @@ an answer that quotes it. If a name occurs twice in an object, the last value co
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from typing import Any
@@ -23,14 +24,25 @@ _INT_LIMIT = 2**63
 class BadRequest(Exception):
     """A request that the middleware refuses; `refusal` is the answer."""
 
-    def __init__(self, status: int, code: RequestCode, message: str, field: str, header: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, code: RequestCode, message: str, field: str | None, header: tuple[str, str] | None = None
+    ) -> None:
         super().__init__(status, code, message, field, header)
         self.refusal = ErrorAnswer(status, code, message, field, header)
 
 
-async def read_body(scope: Message, receive: Receive, max_bytes: int) -> bytes:
-    """Read the body. Raises `Disconnected`, and `BadRequest` as soon as the body is known to be too large."""
-    message = f"the body is larger than {max_bytes:,} bytes; send it in parts"
+async def read_body(scope: Message, receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
+    """Read the body. Raises `Disconnected`, and `BadRequest` as soon as it is known to be too large, or late."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _whole_body(scope, receive, max_bytes)
+    except TimeoutError:
+        message = f"the body did not arrive within {timeout_s:g} s (body_timeout_s={timeout_s:g}); send it without pauses"
+        raise BadRequest(408, RequestCode.REQUEST_TIMEOUT, message, "body", ("Connection", "close")) from None
+
+
+async def _whole_body(scope: Message, receive: Receive, max_bytes: int) -> bytes:
+    message = f"the body is larger than {max_bytes:,} bytes (max_body_bytes={max_bytes}); send it in parts"
     too_large = BadRequest(413, RequestCode.TOO_LARGE, message, "body")
     for length in values_of(scope, b"content-length"):
         if not length.isascii() or not length.isdigit():

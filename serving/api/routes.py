@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from itertools import islice
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request
@@ -16,6 +17,7 @@ from sse_starlette import EventSourceResponse
 
 from errata.edit import SETTLED, Code, EditRejected, EditState
 from errata.ledger import Version
+from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Dialogue, Prompt, messages_from_json
 from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
 from serving.api.schemas import (
@@ -72,7 +74,7 @@ class Backend(Protocol):
 
     async def service_status(self) -> dict[str, Any]: ...
 
-    def versions(self) -> tuple[int, list[Version]]: ...
+    def versions(self, limit: int, before: int | None) -> dict[str, Any]: ...
 
     def version_with_edits(self, number: int) -> Version: ...
 
@@ -94,10 +96,24 @@ def version_json(version: Version, with_edits: bool) -> dict[str, Any]:
     return data | {"edits": [edit.to_json() for edit in version.edits]} if with_edits else data
 
 
-def router(backend: Backend) -> APIRouter:
+def versions_page(head: int, newest: int, found: Iterable[Version], limit: int, max_bytes: int) -> dict[str, Any]:
+    """Make a page of versions, of which `found` are read newest first: at most `limit` and `max_bytes`, but always one."""
+    shown: list[dict[str, Any]] = []
+    size = 0
+    for version in islice(found, limit):
+        data = version_json(version, with_edits=False)
+        size += len(json.dumps(data))
+        if shown and size > max_bytes:
+            break
+        shown.append(data)
+    return {"head": head, "newest": newest, "versions": shown[::-1]}
+
+
+def router(backend: Backend, limits: ServiceLimits | None = None) -> APIRouter:
     responses: dict[int | str, dict[str, Any]] = {status: {"model": RefusalOut} for status in REFUSED}
     routes = APIRouter(tags=["errata"], responses=responses)
     _add_edit_routes(routes, backend)
+    _add_event_routes(routes, backend, (limits or ServiceLimits()).send_timeout_s)
     _add_version_routes(routes, backend)
 
     @routes.get("/v1/status")
@@ -143,32 +159,29 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
     async def get_edit(id: Name) -> Any:
         return await unwrapped(backend.edit_status(id))
 
+
+def _add_event_routes(routes: APIRouter, backend: Backend, send_timeout_s: float) -> None:
     @routes.get("/v1/edits/{id}/events", response_class=EventSourceResponse)
     async def get_edit_events(id: Name) -> EventSourceResponse:
         """Stream the edit's state and each later one as server-sent events, until it is settled."""
         await unwrapped(backend.edit_status(id))  # an unknown edit is answered with 404, which a stream cannot be
-        return _stream(backend.edit_events(id))
+        return _stream(backend.edit_events(id), send_timeout_s)
 
     @routes.get("/v1/events", response_class=EventSourceResponse)
     async def get_events() -> EventSourceResponse:
-        """Stream all events from now on: `edit`, `version`, `head`."""
-        return _stream(backend.events())
+        """Stream all events from now on: `edit` with the id and the state, `version`, `head`; at the end maybe `lagged`."""
+        return _stream(backend.events(), send_timeout_s)
 
 
 def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
+    # These two read files, so they are functions without `async`, which FastAPI calls in a thread.
     @routes.get("/v1/versions")
-    async def get_versions(
-        limit: Annotated[int | None, Query(ge=1, le=10_000)] = None, before: Number | None = None
-    ) -> dict[str, Any]:
-        """List versions, oldest first: all, or the last `limit` of those with a number below `before`."""
-        head, found = backend.versions()
-        newest = found[-1].number
-        found = [version for version in found if before is None or version.number < before]
-        shown = found[-limit:] if limit is not None else found
-        return {"head": head, "newest": newest, "versions": [version_json(version, with_edits=False) for version in shown]}
+    def get_versions(limit: Annotated[int, Query(ge=1, le=10_000)] = 100, before: Number | None = None) -> dict[str, Any]:
+        """List versions, oldest first: the last `limit` of those with a number below `before`, fewer if they are large."""
+        return backend.versions(limit, before)
 
     @routes.get("/v1/versions/{number}")
-    async def get_version(number: Number) -> dict[str, Any]:
+    def get_version(number: Number) -> dict[str, Any]:
         return version_json(backend.version_with_edits(number), with_edits=True)
 
     @routes.get("/v1/diff")
@@ -209,9 +222,9 @@ def _caller(request: Request) -> str | None:
     return None if key is None else key.name
 
 
-def _stream(events: AsyncIterator[tuple[str, dict[str, Any]]]) -> EventSourceResponse:
+def _stream(events: AsyncIterator[tuple[str, dict[str, Any]]], send_timeout_s: float) -> EventSourceResponse:
     content = ({"event": kind, "data": json.dumps(data)} async for kind, data in events)
-    return EventSourceResponse(content, ping=PING_S)
+    return EventSourceResponse(content, ping=PING_S, send_timeout=send_timeout_s)
 
 
 def _edits_answer(entries: list[dict[str, Any]], wait: bool) -> JSONResponse:
@@ -236,9 +249,9 @@ def _edits_answer(entries: list[dict[str, Any]], wait: bool) -> JSONResponse:
     return JSONResponse(body | {"version": max(entry["version"] for entry in entries)}, 200)
 
 
-def install(app: FastAPI, backend: Backend) -> None:
+def install(app: FastAPI, backend: Backend, limits: ServiceLimits | None = None) -> None:
     """Add our routes and error answers to an application that already has the OpenAI routes."""
-    app.include_router(router(backend))
+    app.include_router(router(backend, limits))
     openai_invalid: Any = app.exception_handlers.get(RequestValidationError)
 
     async def ours(request: Request, error: Exception) -> JSONResponse:

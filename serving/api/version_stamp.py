@@ -58,6 +58,17 @@ class RolledBack(RuntimeError):
         return f"version {self.wanted} is not live any more: the service went back to version {self.head}"
 
 
+class NotQueued(RuntimeError):
+    """The requested version is beyond the newest one and all that the queued edits can make."""
+
+    def __init__(self, wanted: int, highest: int) -> None:
+        super().__init__(wanted, highest)
+        self.wanted, self.highest = wanted, highest
+
+    def __str__(self) -> str:
+        return f"version {self.wanted} is not made and no edit is queued for it: with all that wait there are {self.highest}"
+
+
 class Served(Protocol):
     """The replica's interface to this middleware."""
 
@@ -67,7 +78,7 @@ class Served(Protocol):
     async def admit(self, at_least: int) -> str:
         """Wait until the engine is not paused and serves at least this version; return the current cache salt.
 
-        Raises `OutOfRotation`, and `RolledBack` for a version that will not be served.
+        Raises `OutOfRotation`, and `RolledBack` or `NotQueued` for a version that will not be served.
         """
 
 
@@ -104,6 +115,8 @@ class VersionStamp:
             return await self._refuse(send, 409, RequestCode.NOT_SERVED_YET, message)
         except RolledBack as gone:
             return await self._refuse(send, 409, RequestCode.ROLLED_BACK, str(gone))
+        except NotQueued as unknown:
+            return await self._refuse(send, 409, RequestCode.NOT_SERVED_YET, str(unknown))
         except OutOfRotation as out:
             return await self._refuse(send, 503, RequestCode.OUT_OF_ROTATION, str(out))
         self.served.metrics.admitted(time.perf_counter() - asked)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from functools import partial
 from typing import Any, Protocol, cast
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from errata.history.budget import WalkBudget
 from errata.history.diff import diff
 from errata.ledger import Ledger, Version
+from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Prompt
+from serving.api.routes import versions_page
 from serving.metrics import merged
 from serving.worker.refusals import REFUSALS, Busy, answer_of
+from serving.worker.walks import walked
 
 UNANSWERED: tuple[type[Exception], ...] = (RayError, RayServeException, TimeoutError, *REFUSALS)
 READY_TIMEOUT_S = 2.0
 READY_PERIOD_S = 1.0  # The worker is asked at most so often, however often a caller without a key asks.
 WORKER_TIMEOUT_S = 10.0
+
+Event = tuple[str, dict[str, Any]]
 
 
 class Replica(Protocol):
@@ -36,8 +45,8 @@ class Replica(Protocol):
 class ServiceBackend:
     """The routes' `Backend` over the edit worker's handle, the ledger and one replica; `by` is the name of a caller's key."""
 
-    def __init__(self, worker: DeploymentHandle, ledger: Ledger, replica: Replica) -> None:
-        self.worker, self.ledger, self.replica = worker, ledger, replica
+    def __init__(self, worker: DeploymentHandle, ledger: Ledger, replica: Replica, limits: ServiceLimits | None = None) -> None:
+        self.worker, self.ledger, self.replica, self.limits = worker, ledger, replica, limits or ServiceLimits()
         self._comparing = asyncio.Lock()
         self._asking: asyncio.Task[str | None] | None = None
         self._asked_at = 0.0
@@ -51,11 +60,27 @@ class ServiceBackend:
     async def edit_status(self, id: str) -> dict[str, Any]:
         return await answer_of(self.worker.edit_status.remote(id))
 
-    def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        return _stream(self.worker.options(stream=True).edit_events, id)
+    def edit_events(self, id: str) -> AsyncIterator[Event]:
+        return self._stream(self.worker.options(stream=True).edit_events, id)
 
-    def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        return _stream(self.worker.options(stream=True).events)
+    def events(self) -> AsyncIterator[Event]:
+        return self._stream(self.worker.options(stream=True).events)
+
+    async def _stream(self, method: DeploymentHandle, *arguments: Any) -> AsyncIterator[Event]:
+        """Yield what the worker yields, up to the limit of a stream, and cancel it when the consumer stops.
+
+        Ray Serve's streams have no back-pressure: everything is taken from the worker and kept for the client, who may not
+        read. A stream is therefore bounded as a whole, and ends after an event `lagged`.
+        """
+        answers, left, limit = _streamed(method, *arguments), self.limits.max_stream_bytes, self.limits.max_stream_bytes
+        async with aclosing(answers):
+            async for kind, data in answers:
+                left -= len(kind) + len(json.dumps(data))
+                if left < 0:
+                    message = f"{limit:,} bytes were sent on this stream (max_stream_bytes={limit}); connect again"
+                    yield "lagged", {"message": message}
+                    return
+                yield kind, data
 
     async def rollback(self, version: int, by: str | None, expected_head: int | None) -> dict[str, Any]:
         return await answer_of(self.worker.rollback.remote(version, by, expected_head))
@@ -66,14 +91,24 @@ class ServiceBackend:
         return await answer_of(self.worker.revert.remote(edits, versions, mode, by, expected_head))
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
-        return await answer_of(self.worker.blame.remote(prompt, max_tokens))
+        """Trace an answer; the worker stops when the caller is gone."""
+        answer = self.worker.blame.remote(prompt, max_tokens)
+        try:
+            return await answer_of(answer)
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
 
     async def diff(self, low: int, high: int) -> dict[str, Any]:
-        """Compare two versions; one call at a time, since it reads every version in between. Raises `Busy`."""
+        """Compare two versions; one call at a time, since it reads every version in between. Raises `Busy`.
+
+        A call that is cancelled stops the walk. Raises `WalkTooLong` beyond the limits of a walk.
+        """
         if self._comparing.locked():
             raise Busy("this replica is comparing other versions; ask again when that is done")
         async with self._comparing:
-            return await asyncio.to_thread(diff, self.ledger, low, high)
+            budget = WalkBudget(self.limits.max_walk_versions, self.limits.max_walk_s)
+            return await walked(partial(diff, self.ledger, low, high), budget)
 
     async def unready(self) -> list[str]:
         """Return the reasons why this service is not ready; none if it is.
@@ -114,14 +149,15 @@ class ServiceBackend:
         except UNANSWERED as fault:
             return own | {"worker": {"error": f"{type(fault).__name__}"}}
 
-    def versions(self) -> tuple[int, list[Version]]:
-        return self.ledger.head, self.ledger.versions()
+    def versions(self, limit: int, before: int | None) -> dict[str, Any]:
+        found = self.ledger.newest_first(before)
+        return versions_page(self.ledger.head, self.ledger.newest, found, limit, self.limits.max_page_bytes)
 
     def version_with_edits(self, number: int) -> Version:
         return self.ledger.version(number)
 
 
-async def _stream(method: DeploymentHandle, *arguments: Any) -> AsyncIterator[Any]:
+async def _streamed(method: DeploymentHandle, *arguments: Any) -> AsyncGenerator[Event]:
     """Yield what another deployment yields, and cancel it when the consumer stops."""
     answers = cast(DeploymentResponseGenerator[Any], method.remote(*arguments))
     try:

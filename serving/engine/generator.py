@@ -19,7 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Awaitable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,12 +30,14 @@ from ray.serve.handle import DeploymentHandle
 
 from errata.access_keys import Keys, check_binding
 from errata.ledger import DELTA, Ledger, LedgerDamaged, UnknownVersion
+from errata.local.service_limits import ServiceLimits
 from serving.api import routes
-from serving.api.access import UNLISTED, Access, AccessLimits, role_for, served_host
-from serving.api.version_stamp import OutOfRotation, RolledBack, VersionStamp
+from serving.api.access import UNLISTED, Access, role_for, served_host
+from serving.api.version_stamp import NotQueued, OutOfRotation, RolledBack, VersionStamp
 from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
 from serving.engine.fence import HeadFence
+from serving.engine.highest_version import HighestVersion
 from serving.engine.readiness import Readiness, max_prepare_s
 from serving.engine.replica_watch import name_this_replica
 from serving.engine.served_lineage import ServedLineage
@@ -50,6 +52,7 @@ logger = logging.getLogger("errata")
 WATCH_PERIOD_S = 0.2
 READING_PERIOD_S = 0.1  # Between two questions whether the engine has read a long update.
 NO_HOST = "none.invalid"  # A name that no host has (RFC 2606).
+MAX_VERSIONS_KEPT = 256  # Of the ledger's versions in memory, with their edits.
 ENGINE_TIMEOUT_S = 2.0  # An idle engine answers within milliseconds.
 
 
@@ -74,10 +77,10 @@ class ServingOptions:
     enforce_eager: bool = True
     pause: Literal["keep", "wait"] = "keep"
     keys: str | None = None
-    max_body_bytes: int = 2**20
     threads: tuple[int, int] = (1, 1)
     max_num_batched_tokens: int | None = None
     images: int = 0
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
 
     def vllm_arguments(self) -> list[str]:
         from serving.engine.weight_engine import BACKEND, EXTENSION
@@ -85,6 +88,7 @@ class ServingOptions:
         arguments = ["--model", self.model, "--served-model-name", self.served_name, "--dtype", self.dtype]
         arguments += ["--weight-transfer-config", f'{{"backend": "{BACKEND}"}}', "--worker-extension-cls", EXTENSION]
         arguments += ["--tensor-parallel-size", str(self.tensor_parallel), "--gpu-memory-utilization", str(self.gpu_memory)]
+        arguments += ["--max-logprobs", str(self.limits.max_logprobs)]
         for name in ("max_model_len", "max_num_batched_tokens"):
             if (value := getattr(self, name)) is not None:
                 arguments += [f"--{name.replace('_', '-')}", str(value)]
@@ -99,6 +103,7 @@ class Generator:
     async def __init__(self, worker: DeploymentHandle, options: ServingOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         attach_to_serve()
         self.worker, self.options = worker, options
+        self._highest_version = HighestVersion(worker)
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.version, self.fingerprint, self.epoch = 0, "", 0
         self.boot = uuid.uuid4().hex[:12]
@@ -129,7 +134,7 @@ class Generator:
         while True:
             has_started = worker is not None and worker.done()  # It answers once it has started, which is after the creation.
             try:
-                return Ledger.open(self.options.ledger)
+                return Ledger.open(self.options.ledger, max_kept=MAX_VERSIONS_KEPT)
             except FileNotFoundError:
                 worker = worker or asyncio.ensure_future(_answered(self.worker.ready.remote()))
                 if has_started:
@@ -166,9 +171,10 @@ class Generator:
         self._app = app
         app.title, app.router.routes[:] = "Errata", [route for route in app.router.routes if _is_listed(route)]
         app.middleware_stack = None  # vLLM has built it already; it is built again with the middlewares below.
-        routes.install(app, ServiceBackend(self.worker, self.ledger, self))
+        limits = self.options.limits
+        routes.install(app, ServiceBackend(self.worker, self.ledger, self, limits), limits)
         app.add_middleware(VersionStamp, served=self)
-        app.add_middleware(Access, keys=self.keys, limits=AccessLimits(max_body_bytes=self.options.max_body_bytes))
+        app.add_middleware(Access, keys=self.keys, limits=limits, on_refused=self.metrics.refused)
         return app
 
     # -- swap ---------------------------------------------------------------------------------------------------------
@@ -236,9 +242,8 @@ class Generator:
         """
         faults: list[UpdateFault] = []
         for update in self._updates(version):
-            read = list(map(self.ledger.version, self.ledger.chain(version) if update["reset"] else [version]))
-            max_s = max_prepare_s(sum(len(one.ranks) for one in read), sum(one.num_bytes for one in read))
-            self._readiness.prepare_begins(max_s)
+            numbers = self.ledger.chain(version) if update["reset"] else [version]
+            self._readiness.prepare_begins(await asyncio.to_thread(self._max_prepare_s, numbers))
             answers = await self.engine.collective_rpc("errata_prepare", args=(update,))
             while not all(answer["is_read"] for answer in answers):
                 await asyncio.sleep(READING_PERIOD_S)
@@ -248,6 +253,11 @@ class Generator:
                 return update
         is_disks = any(fault["kind"] == "io" for fault in faults)
         raise (OSError if is_disks else ValueError)("; ".join(fault["message"] for fault in faults))
+
+    def _max_prepare_s(self, numbers: Sequence[int]) -> float:
+        """Bound the seconds to prepare these versions; called in a thread, because a long chain takes seconds to read."""
+        sizes = [(len(one.ranks), one.num_bytes) for one in map(self.ledger.version, numbers)]
+        return max_prepare_s(sum(parts for parts, _ in sizes), sum(size for _, size in sizes))
 
     def _updates(self, version: int) -> Iterator[dict[str, Any]]:
         """Yield the updates to try, the cheapest first.
@@ -288,6 +298,10 @@ class Generator:
 
     async def admit(self, at_least: int) -> str:
         """Wait until a request may start; see `serving.api.version_stamp.Served`."""
+        if at_least >= self.ledger.next_number:
+            highest = await self._highest_version()
+            if highest is not None and at_least > highest:
+                raise NotQueued(at_least, highest)
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._readiness.is_out or self._may_start(at_least))

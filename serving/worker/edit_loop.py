@@ -19,14 +19,15 @@ from errata.edit import Edit, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
 from errata.ledger import HeadMoved, LedgerConflict
-from errata.text.dialogue import Prompt
+from errata.local.service_limits import ServiceLimits
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
 from serving.worker.core_sharing import CoreSharing
 from serving.worker.events import Waiters
 from serving.worker.head_answers import HeadAnswers
-from serving.worker.journal import Entry, Journal, JournalFailed
+from serving.worker.journal import Journal, JournalFailed
+from serving.worker.journal_entry import Entry
 from serving.worker.live_model import LiveModel
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.publish import Publisher
@@ -34,6 +35,7 @@ from serving.worker.reconcile import Reconciler
 from serving.worker.replicas import Replicas, Unloadable
 from serving.worker.served_check import ServedCheck
 from serving.worker.sweep import LiveSweep
+from serving.worker.walks import BlameWalk
 
 logger = logging.getLogger("errata")
 
@@ -43,10 +45,10 @@ MAX_STALL_S = 10.0
 
 
 class EditLoop:
-    """Turns queued edits into published versions, and serves rollbacks, reverts and blame between two batches.
+    """Turns queued edits into published versions, and serves rollbacks and reverts between two batches.
 
-    Everything that writes to the ledger or uses the live model holds `writing`: the loop (`work`), `rollback`, `revert`,
-    `blame`, and the publisher when it retracts a version.
+    Everything that writes to the ledger or uses the live model holds `writing`: the loop (`work`), `rollback`, `revert`, the
+    copy for a blame (`walk`), and the publisher when it retracts a version.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class EditLoop:
         max_batch: int,
         batch_window_s: float,
         replicas: Replicas | None = None,
+        limits: ServiceLimits | None = None,
     ) -> None:
         self.live_model, self.journal, self.mirror = live_model, journal, mirror
         self.max_batch, self.batch_window_s = max_batch, batch_window_s
-        self.waiters, self.metrics = Waiters(journal), WorkerMetrics()
+        self.waiters, self.metrics = Waiters(journal, limits), WorkerMetrics()
         self.reconciler = Reconciler(live_model.ledger, journal, self.wake)
         self.publisher = Publisher(
             live_model, self.reconciler, self.waiters, mirror, self.metrics, self.wake, replicas or Replicas()
@@ -161,10 +164,10 @@ class EditLoop:
         found = {"version": version.number, "mode": reverted["mode"], "reverted": reverted["edits"]}
         return {**found, **late, "scorecard": version.scorecard}
 
-    async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
-        """Find the version that brought the live answer; edits wait meanwhile."""
+    async def walk(self) -> BlameWalk:
+        """Copy the live model for a blame; edits wait for the copy, and not for the walk."""
         async with self.writing:
-            return (await asyncio.to_thread(self.live_model.blame, prompt, max_tokens)).to_json()
+            return await asyncio.to_thread(self.live_model.walk)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 

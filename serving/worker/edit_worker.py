@@ -13,16 +13,19 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
+from errata.history.budget import WalkBudget
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Ledger, Version
 from errata.ledger.recovery import recover
+from errata.local.service_limits import ServiceLimits
 from errata.model.edit_check import check_edits
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Prompt
@@ -31,13 +34,15 @@ from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Entry, Journal, JournalFailed, QueueFull, UnknownEdit
+from serving.worker.journal import Journal, JournalFailed, QueueFull, QueueLimit, UnknownEdit
 from serving.worker.journal_copies import make_copies
+from serving.worker.journal_entry import Entry, event_of
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.refusals import Busy, refusals_as_values
 from serving.worker.replicas import Replicas
 from serving.worker.scrub import Scrubber
+from serving.worker.walks import walked
 
 logger = logging.getLogger("errata")
 
@@ -48,20 +53,19 @@ MAX_RETRY_AFTER_S = 60
 class WorkerOptions:
     """Settings of the edit worker.
 
-    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. At most `max_queue`
-    edits may be queued. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores. An
-    Idempotency-Key is kept for `idempotency_hours`. The ledger's files are compared with their digests every `scrub_hours`, and
-    never if that is 0. With `shares_cores`, the engines leave the editor its cores while edits are made.
+    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. `nice` is the worker's
+    scheduling priority; a higher value yields to engines on the same cores. An Idempotency-Key is kept for
+    `idempotency_hours`. The ledger's files are compared with their digests every `scrub_hours`, and never if that is 0. With
+    `shares_cores`, the engines leave the editor its cores while edits are made.
     """
 
     live_model: LiveModelOptions
     journal: str
     max_batch: int = 16
     batch_window_s: float = 0.02
-    max_queue: int = 10_000
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
     nice: int = 10
     shares_cores: bool = False
-    wait_timeout_s: float = 60.0
     idempotency_hours: float = 24.0
     scrub_hours: float = 24.0
     mlflow: str | None = None
@@ -80,7 +84,9 @@ class EditWorker:
         replicas: Replicas | None = None,
     ) -> None:
         self.live_model, self.journal, self.mirror, self.options = live_model, journal, mirror, options
-        self.edit_loop = EditLoop(live_model, journal, mirror, options.max_batch, options.batch_window_s, replicas)
+        self.limits = options.limits
+        batches = options.max_batch, options.batch_window_s
+        self.edit_loop = EditLoop(live_model, journal, mirror, *batches, replicas, options.limits)
         self.edit_loop.core_sharing.is_on = options.shares_cores
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
@@ -115,9 +121,10 @@ class EditWorker:
         edits = [edit.to_json() for edit in posted]
         try:
             depth = self.journal.depth
-            ids = self.journal.submit(edits, key, poster, current_traceparent(), self.options.max_queue)
+            limit = QueueLimit(self.limits.max_queue, self.limits.max_queue_bytes)
+            ids = self.journal.submit(edits, key, poster, current_traceparent(), limit)
         except QueueFull as full:
-            raise QueueFull(full.depth, full.num_edits, full.limit, self._seconds_for(full.num_edits)) from None
+            raise QueueFull(full.used, full.added, full.limit, self._seconds_for(len(edits)), full.setting) from None
         event(logger, "edit.queued", edit_ids=ids, by=poster)
         self.edit_loop.wake()
         try:
@@ -179,10 +186,10 @@ class EditWorker:
     async def _until_settled(self, ids: Sequence[str]) -> None:
         with self.edit_loop.waiters.waiter(ids) as waiter:
             try:
-                async with asyncio.timeout(self.options.wait_timeout_s):
+                async with asyncio.timeout(self.limits.wait_timeout_s):
                     await waiter.done.wait()
             except TimeoutError:
-                logger.warning("%d edits were not settled in %s s", len(waiter.open_ids), self.options.wait_timeout_s)
+                logger.warning("%d edits were not settled in %s s", len(waiter.open_ids), self.limits.wait_timeout_s)
 
     async def edit_status(self, id: str) -> dict[str, Any]:
         """Return an edit with its state and, once it is applied, the model's answers before and after it, and whether the live
@@ -197,17 +204,17 @@ class EditWorker:
         return found
 
     async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        """List edits, newest first; `next` is the cursor of the following page, None at the end."""
-        found = self.journal.newest(limit + 1, state, before)
-        shown = found[:limit]
-        return {"edits": await self._shown(shown), "next": shown[-1].seq if len(found) > limit else None}
+        """List edits, newest first, up to the limit of a page; `next` is the cursor of the following page, None at the end."""
+        found = self.journal.newest(limit, state, before, self.limits.max_page_bytes)
+        has_more = bool(found) and self.journal.has_older(found[-1].seq, state)
+        return {"edits": await self._shown(found), "next": found[-1].seq if has_more else None}
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yield (state, edit) for the present state and every later one until the edit is settled; a refusal is an `error`."""
+        """Yield (state, event) for the present state and every later one until the edit is settled; a refusal is an `error`."""
         try:
             with self.edit_loop.waiters.event_bus.listener([id]) as listener:
                 entry = self.journal.get(id)
-                yield entry.state, entry.to_json()
+                yield entry.state, event_of(entry)
                 if entry.is_settled:
                     return
                 async for heard in listener:
@@ -245,11 +252,16 @@ class EditWorker:
             raise
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
-        """Find the version behind the live answer to a prompt; one call at a time, since edits wait. Raises `Busy`."""
+        """Find the version behind the live answer to a prompt, on a copy of the live model; one call at a time. Raises `Busy`.
+
+        A call that is cancelled stops the walk. Raises `WalkTooLong` beyond the limits of a walk.
+        """
         if self._blaming.locked():
             raise Busy("the service is tracing another answer to its version; ask again when that is done")
         async with self._blaming:
-            return await self.edit_loop.to_completion(self.edit_loop.blame(prompt, max_tokens))
+            walk = await self.edit_loop.to_completion(self.edit_loop.walk())
+            budget = WalkBudget(self.limits.max_walk_versions, self.limits.max_walk_s, self.edit_loop.writing.locked)
+            return (await walked(partial(walk.blame, prompt, max_tokens), budget)).to_json()
 
     # -- called by the replicas: state --------------------------------------------------------------------------------
 
@@ -257,13 +269,21 @@ class EditWorker:
         """Return why no edits are made at the moment, or None. When this answers, the ledger exists."""
         return self.edit_loop.stalled
 
+    async def highest_version(self) -> int:
+        """Return the next version's number, which may be a revert's or a repair's under way, plus one for each open edit."""
+        return self.live_model.ledger.next_number + self.journal.num_open
+
     async def status(self) -> dict[str, Any]:
         ledger = self.live_model.ledger
         return {
             "head": ledger.head,
             "newest": ledger.newest,
             "queue_depth": self.journal.depth,
-            "queue": {"depth": self.journal.depth, "age_s": round(self.journal.age_s, 3), "limit": self.options.max_queue},
+            "queue": {
+                "depth": self.journal.depth,
+                "age_s": round(self.journal.age_s, 3),
+                "limit": self.limits.max_queue,
+            },
             "stalled": self.edit_loop.stalled,
             "held_edits": self.live_model.held_counts,
             "replicas": await self.edit_loop.publisher.replicas.ask("status"),

@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from errata.local.service_limits import ServiceLimits
 from serving.worker.journal import Journal, UnknownEdit
+from serving.worker.journal_entry import event_of
 
-# A listener this far behind does not read. It gets a last event and is dropped, because its queue would grow without bound.
-MAX_WAITING = 10_000
-MAX_LISTENERS = 256  # Events are put into every listener's queue on the writer's own loop.
 END: None = None
 
 
 class TooManyListeners(RuntimeError):
-    """A request for an event stream while `MAX_LISTENERS` streams are open."""
+    """A request for an event stream while as many as `max_listeners` are open."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,25 @@ class ServiceEvent:
 
 
 class Listener:
-    """An iterator over the events since its creation, or over those of the edits `ids` alone; it ends after `lagged`."""
+    """An iterator over the events since its creation, or over those of the edits `ids` alone; it ends after `lagged`.
 
-    def __init__(self, ids: Collection[str] | None = None) -> None:
-        self._ids = None if ids is None else frozenset(ids)
+    A listener with `max_waiting` events does not read. It gets a last event and is dropped, because its queue would grow
+    without bound.
+    """
+
+    def __init__(self, ids: Collection[str] | None, max_waiting: int) -> None:
+        self._ids, self.max_waiting = None if ids is None else frozenset(ids), max_waiting
         self._waiting: asyncio.Queue[ServiceEvent | None] = asyncio.Queue()
 
     def put(self, event: ServiceEvent) -> bool:
         """Queue an event; False if the listener was too far behind and has been ended."""
         if not self._wants(event):
             return True
-        if self._waiting.qsize() < MAX_WAITING:
+        if self._waiting.qsize() < self.max_waiting:
             self._waiting.put_nowait(event)
             return True
-        self._waiting.put_nowait(ServiceEvent("lagged", {"message": f"{MAX_WAITING} events were not read; connect again"}))
+        message = f"{self.max_waiting} events were not read (max_waiting_events={self.max_waiting}); connect again"
+        self._waiting.put_nowait(ServiceEvent("lagged", {"message": message}))
         self._waiting.put_nowait(END)
         return False
 
@@ -56,8 +60,12 @@ class Listener:
 
 @dataclass
 class EventBus:
-    """Publishes every event to every listener that wants it, in order, and never waits for a listener."""
+    """Publishes every event to every listener that wants it, in order, and never waits for a listener.
 
+    Events are put into every listener's queue on the writer's own loop, so the number of listeners is limited.
+    """
+
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
     _listeners: set[Listener] = field(default_factory=set)
 
     @property
@@ -71,9 +79,10 @@ class EventBus:
     @contextmanager
     def listener(self, ids: Collection[str] | None = None) -> Iterator[Listener]:
         """Listen until the end of the block, to everything or to the edits `ids` alone. Raises `TooManyListeners`."""
-        if len(self._listeners) >= MAX_LISTENERS:
-            raise TooManyListeners(f"{MAX_LISTENERS} event streams are open, which is the limit; close one, or try again later")
-        listener = Listener(ids)
+        if len(self._listeners) >= (limit := self.limits.max_listeners):
+            message = f"{limit} event streams are open, which is the limit (max_listeners={limit})"
+            raise TooManyListeners(f"{message}; close one, or try again later")
+        listener = Listener(ids, self.limits.max_waiting_events)
         self._listeners |= {listener}
         try:
             yield listener
@@ -97,8 +106,8 @@ class Waiter:
 class Waiters:
     """Publishes the states of edits to waiting posts and, through `event_bus`, to event streams."""
 
-    def __init__(self, journal: Journal) -> None:
-        self.journal, self.event_bus = journal, EventBus()
+    def __init__(self, journal: Journal, limits: ServiceLimits | None = None) -> None:
+        self.journal, self.event_bus = journal, EventBus(limits or ServiceLimits())
         self._waiters: set[Waiter] = set()
 
     def publish(self, ids: Iterable[str]) -> None:
@@ -111,7 +120,7 @@ class Waiters:
                 entry = self.journal.get(id)
             except UnknownEdit:
                 continue
-            self.event_bus.publish("edit", entry.to_json())
+            self.event_bus.publish("edit", event_of(entry))
             if entry.is_settled:
                 settled.add(id)
         for waiter in tuple(self._waiters):

@@ -8,16 +8,18 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from errata.edit import SETTLED, Code, Edit, EditRejected
+from errata.edit import Code
 from errata.ledger.journal_copy import lock_of
 from errata.locks import Held, hold
 from serving.worker.idempotency import KEPT_S, KeptKeys, digest_of_edits
+from serving.worker.journal_entry import COLUMNS, Entry, OpenEdit, entry_of
+from serving.worker.journal_table import open_database
 
 WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has ended.
 # An edit is assumed to be the cause if the worker process died this often while it made this edit alone and its node lived on.
@@ -25,20 +27,6 @@ MAX_ATTEMPTS = 3
 PAGES, PAUSE_S = 1000, 0.005  # Of a copy: so many pages (of 4 KiB) in one step, between which edits are taken.
 # An edit whose worker ended twice with its node is put aside: a worker first makes others for so long, and longer each time.
 ASIDE_S, MAX_ASIDE_S = 60.0, 600.0
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS edits (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
-    version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
-    poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT, failures INTEGER NOT NULL DEFAULT 0, node TEXT);
-CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
-CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
-"""
-_NEW_COLUMNS = dict.fromkeys(("poster", "trace", "code", "unchanged", "says", "node"), "TEXT")  # Old journals lack these.
-_NEW_COLUMNS["failures"] = "INTEGER NOT NULL DEFAULT 0"
-_COLUMNS = (
-    "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says, failures, node"
-)
 
 
 class KeyReused(ValueError):
@@ -50,17 +38,23 @@ class UnknownEdit(LookupError):
 
 
 class QueueFull(RuntimeError):
-    """A submission that would exceed the limit of queued edits; nothing of it is queued."""
+    """A submission that would exceed a limit of the queue, `setting`: in edits or in bytes; nothing of it is queued."""
 
-    def __init__(self, depth: int, num_edits: int, limit: int, retry_after_s: int = 1) -> None:
-        super().__init__(depth, num_edits, limit, retry_after_s)
-        self.depth, self.num_edits, self.limit, self.retry_after_s = depth, num_edits, limit, retry_after_s
+    def __init__(self, used: int, added: int, limit: int, retry_after_s: int = 1, setting: str = "max_queue") -> None:
+        super().__init__(used, added, limit, retry_after_s, setting)
+        self.used, self.added, self.limit, self.retry_after_s, self.setting = used, added, limit, retry_after_s, setting
+
+    @property
+    def is_too_large(self) -> bool:
+        """Say if the submission fits in no queue, so that it need not be repeated."""
+        return self.added > self.limit
 
     def __str__(self) -> str:
-        if self.num_edits > self.limit:
-            return f"the post has {self.num_edits} edits and the queue holds {self.limit}; post fewer in one request"
+        what, setting = "edits" if self.setting == "max_queue" else "bytes of edits", f"({self.setting}={self.limit})"
+        if self.is_too_large:
+            return f"the post has {self.added} {what} and the queue holds {self.limit} {setting}; post fewer in one request"
         return (
-            f"{self.depth} edits are queued and the limit is {self.limit}; nothing was queued. "
+            f"{self.used} {what} are queued and the limit is {self.limit} {setting}; nothing was queued. "
             f"Try again in {self.retry_after_s} s"
         )
 
@@ -70,61 +64,11 @@ class JournalFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One edit and its state.
+class QueueLimit:
+    """The most edits that may wait, and the most bytes that they may have together."""
 
-    `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`; the model `says` something else),
-    `superseded` (in `version`, by a later edit of its batch with the same prompt and another target), or `reverted` (applied
-    once, and reverted by `version`).
-    `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post. `unchanged` is the
-    answer of the model that `version` already gave when the edit was applied, so that it changed nothing.
-    `attempts` counts how often it was taken; in `failures` of them it was found at fault. `node` is the life of the machine in
-    which it was taken alone.
-    """
-
-    seq: int
-    id: str
-    edit: dict[str, Any]
-    state: str
-    version: int | None
-    reason: str | None
-    field: str | None
-    attempts: int
-    created: float
-    poster: str | None = None
-    trace: str | None = None
-    code: str | None = None
-    unchanged: str | None = None
-    says: str | None = None
-    failures: int = 0
-    node: str | None = None
-
-    @property
-    def num_interrupted(self) -> int:
-        """The number of attempts that ended with a process and were not this edit's fault."""
-        return self.attempts - self.failures
-
-    @property
-    def keys(self) -> frozenset[Any]:
-        """Keys of the prompts, none if today's rules refuse the edit."""
-        with suppress(EditRejected):
-            return Edit.from_json(self.edit).keys
-        return frozenset()
-
-    @property
-    def is_settled(self) -> bool:
-        return self.state in SETTLED
-
-    def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"id": self.id, "state": self.state, "edit": self.edit, "created": self.created}
-        for name in ("version", "reason", "code", "field", "says", "poster"):
-            if getattr(self, name) is not None:
-                data[name] = getattr(self, name)
-        if self.state == "applied":
-            data["changed"] = self.unchanged is None
-        if self.unchanged is not None:
-            data["answers"] = {"before": self.unchanged, "after": self.unchanged}
-        return data
+    max_edits: int = 2**62
+    max_bytes: int = 2**62
 
 
 class Journal:
@@ -149,7 +93,7 @@ class Journal:
             raise JournalFailed(f"the journal of edits has one writer, and after {wait_s:g} s {held}; end it first") from None
         try:
             with _sqlite_errors("opened"):
-                self._connection = _open(path)
+                self._connection = open_database(path)
                 self._keys = KeptKeys(self._connection, keys_kept_s)
         except JournalFailed:
             self._lock.close()
@@ -176,11 +120,11 @@ class Journal:
         key: str | None = None,
         poster: str | None = None,
         trace: str | None = None,
-        limit: int | None = None,
+        limit: QueueLimit | None = None,
     ) -> list[str]:
         """Queue all edits or none, and return their ids. A repeated key of the same author returns the same ids again.
 
-        Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` edits would be queued.
+        Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` would be queued.
         """
         digest = digest_of_edits(edits)
         with self._transaction() as db:
@@ -188,16 +132,25 @@ class Journal:
                 if known.digest != digest:
                     raise KeyReused("this Idempotency-Key was used with other edits; give other edits a key of their own")
                 return known.ids
-            if limit is not None and (depth := self.depth) + len(edits) > limit:
-                raise QueueFull(depth, len(edits), limit)
             ids = [uuid.uuid4().hex for _ in edits]
+            bodies = [json.dumps({**edit, "id": id}) for id, edit in zip(ids, edits, strict=True)]
+            if limit is not None:
+                self._check_room(bodies, limit)
             db.executemany(
-                "INSERT INTO edits (id, body, state, created, poster, trace) VALUES (?, ?, 'queued', ?, ?, ?)",
-                [(id, json.dumps({**edit, "id": id}), time.time(), poster, trace) for id, edit in zip(ids, edits, strict=True)],
+                "INSERT INTO edits (id, body, num_bytes, state, created, poster, trace) VALUES (?, ?, ?, 'queued', ?, ?, ?)",
+                [(id, body, len(body), time.time(), poster, trace) for id, body in zip(ids, bodies, strict=True)],
             )
             if key is not None:
                 self._keys.add(key, poster, digest, ids)
         return ids
+
+    def _check_room(self, bodies: Sequence[str], limit: QueueLimit) -> None:
+        """Raise `QueueFull` if these would be too many, or too large, with those that are queued."""
+        if (depth := self.depth) + len(bodies) > limit.max_edits:
+            raise QueueFull(depth, len(bodies), limit.max_edits)
+        added = sum(map(len, bodies))
+        if (used := self.num_bytes) + added > limit.max_bytes:
+            raise QueueFull(used, added, limit.max_bytes, setting="max_queue_bytes")
 
     def answer(self, ids: Sequence[str], key: str | None = None, poster: str | None = None) -> list[dict[str, Any]]:
         """Return what became of the edits of a post. The first answer under a key in which all are settled is kept."""
@@ -296,7 +249,7 @@ class Journal:
         """Queue the edits again that were applied or superseded in a lost version, or in a later one; returns their number."""
         with self._transaction() as db:
             fresh = "state = 'queued', version = NULL, reason = NULL, code = NULL, unchanged = NULL"
-            fresh += ", attempts = 0, failures = 0"
+            fresh += ", attempts = 0, failures = 0, num_bytes = LENGTH(body)"  # An adopted edit had no size.
             those = f"state IN ('applied', 'superseded') AND version {'>=' if or_later else '='} ?"
             if num_edits := db.execute(f"UPDATE edits SET {fresh} WHERE {those}", (version,)).rowcount:
                 self._keys.forget_answers()
@@ -339,8 +292,7 @@ class Journal:
         The death counts against an edit that was taken alone, in this life of the machine; after `MAX_ATTEMPTS` of them it is
         rejected. A process that ends with its machine says nothing about the edit.
         """
-        taken = self._where("state = 'applying' ORDER BY seq")
-        at_fault = [entry.id for entry in taken if entry.node == self.node]
+        at_fault = [str(row[0]) for row in self._read("SELECT id FROM edits WHERE state = 'applying' AND node = ?", self.node)]
         self.retry(at_fault, f"the worker died {MAX_ATTEMPTS} times while it made this edit alone")
         with self._transaction() as db:
             db.execute("UPDATE edits SET state = 'queued' WHERE state = 'applying'")
@@ -351,20 +303,36 @@ class Journal:
         with self._transaction() as db:
             db.execute("UPDATE edits SET node = NULL WHERE state = 'applying'")
 
-    def pending(self) -> list[Entry]:
+    def pending(self) -> list[OpenEdit]:
         """List the open edits, oldest first."""
-        return self._where("state IN ('queued', 'applying') ORDER BY seq")
+        query = "SELECT id, state FROM edits WHERE state IN ('queued', 'applying') ORDER BY seq"
+        return [OpenEdit(*row) for row in self._read(query)]
 
     def unchanged(self) -> list[Entry]:
         """List the applied edits that changed nothing, oldest first."""
         return self._where("state = 'applied' AND unchanged IS NOT NULL ORDER BY seq")
 
-    def newest(self, limit: int, state: str | None = None, before: int | None = None) -> list[Entry]:
-        """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`)."""
-        last = before if before is not None else 2**62
-        if state is None:
-            return self._where("seq < ? ORDER BY seq DESC LIMIT ?", last, limit)
-        return self._where("state = ? AND seq < ? ORDER BY seq DESC LIMIT ?", state, last, limit)
+    def newest(self, limit: int, state: str | None = None, before: int | None = None, max_bytes: int = 2**62) -> list[Entry]:
+        """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`).
+
+        They end before the one with which they would have more than `max_bytes`; one is always there.
+        """
+        chosen = "seq < ?" if state is None else "state = ? AND seq < ?"
+        values = (*([] if state is None else [state]), 2**62 if before is None else before, limit)
+        query = f"SELECT {COLUMNS} FROM edits WHERE {chosen} ORDER BY seq DESC LIMIT ?"
+        found, size = list[Entry](), 0
+        with self._one_at_a_time, _sqlite_errors("read"):
+            for row in self._connection.execute(query, values):
+                size += sum(len(value) for value in row if isinstance(value, str))
+                if found and size > max_bytes:
+                    break
+                found.append(entry_of(row))
+        return found
+
+    def has_older(self, seq: int, state: str | None = None) -> bool:
+        """Say if an entry, optionally in one `state`, is older than the one with this `seq`."""
+        chosen, values = ("seq < ?", (seq,)) if state is None else ("state = ? AND seq < ?", (state, seq))
+        return bool(self._read(f"SELECT 1 FROM edits WHERE {chosen} LIMIT 1", *values))
 
     def get(self, id: str) -> Entry:
         found = self._where("id = ?", id)
@@ -373,12 +341,22 @@ class Journal:
         return found[0]
 
     def _where(self, condition: str, *values: Any) -> list[Entry]:
-        return [_entry(row) for row in self._read(f"SELECT {_COLUMNS} FROM edits WHERE {condition}", *values)]
+        return [entry_of(row) for row in self._read(f"SELECT {COLUMNS} FROM edits WHERE {condition}", *values)]
 
     @property
     def depth(self) -> int:
         """The number of queued edits."""
         return int(self._read("SELECT COUNT(*) FROM edits WHERE state = 'queued'")[0][0])
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the queued edits as JSON."""
+        return int(self._read("SELECT COALESCE(SUM(num_bytes), 0) FROM edits WHERE state = 'queued'")[0][0])
+
+    @property
+    def num_open(self) -> int:
+        """The number of edits that are queued or being made."""
+        return int(self._read("SELECT COUNT(*) FROM edits WHERE state IN ('queued', 'applying')")[0][0])
 
     @property
     def age_s(self) -> float:
@@ -396,26 +374,6 @@ def _sqlite_errors(what: str) -> Iterator[None]:
         raise JournalFailed(f"the journal of edits cannot be {what}: {fault}") from fault
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Open or create the database. Raises `sqlite3.Error`."""
-    connection = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False)
-    # Set before WAL: keeps the WAL index in process memory, because shared memory (mmap) does not work on network file systems.
-    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    present = {row[1] for row in connection.execute("PRAGMA table_info(edits)")}
-    for column, kind in _NEW_COLUMNS.items() if present else ():
-        if column not in present:
-            connection.execute(f"ALTER TABLE edits ADD COLUMN {column} {kind}")
-    connection.executescript(_SCHEMA)
-    return connection
-
-
 def _aside_s(entry: Entry) -> float:
     """Return the seconds that a worker must have lived before it takes an edit."""
     return min(MAX_ASIDE_S, ASIDE_S * 2.0 ** (entry.num_interrupted - 2)) if entry.num_interrupted >= 2 else 0.0
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    seq, id, body, *rest = row
-    return Entry(seq, id, json.loads(body), *rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.guard.inspector import Inspector
 from errata.guard.probes import Probes
-from errata.history.blame import Blamed, blamed
-from errata.history.checkout import checked_out
+from errata.history.blame import Blamed
+from errata.history.budget import WalkBudget
 from errata.history.lineage import live_edits, repairs
 from errata.history.revert import revert
 from errata.ledger import Ledger, Version
@@ -31,9 +32,10 @@ from errata.model import matrices
 from errata.model.composing import composed
 from errata.model.devices import first_device
 from errata.model.edit_check import check_edits
-from errata.model.generation import check_question, greedy_texts
+from errata.model.language_model import LanguageModel
 from errata.overrides import overridden
 from errata.text.dialogue import Prompt
+from serving.worker.walks import BlameWalk
 
 
 @dataclass(frozen=True)
@@ -228,19 +230,16 @@ class LiveModel:
         """
         return revert(self, ids, versions, mode)
 
+    def walk(self) -> BlameWalk:
+        """Copy what a blame needs, so that edits may go on while it runs. Raises `EditRejected` if the memory has no room."""
+        with _refused_without_memory():
+            edited = self.edited.copy()
+            model = LanguageModel(edited.module, copy.deepcopy(self.model.tokenizer), self.model.path)
+            return BlameWalk(model, edited, self.ledger, self.version)
+
     def blame(self, prompt: Prompt, max_tokens: int = 8) -> Blamed:
-        """Find the version that brought the live answer. The model is at the head again when this returns or raises.
-
-        Raises `EditRejected` for a prompt that is empty or that leaves no room for an answer in the model's context.
-        """
-        check_question(prompt, max_tokens, self.model)
-        with checked_out(self.edited, self.ledger, self.version) as checkout:
-
-            def answer(version: int) -> str:
-                checkout.to(version)
-                return greedy_texts(self.model, [prompt], max_tokens)[0].strip()
-
-            return blamed(self.ledger, self.version, str(prompt), answer)
+        """Find the version that brought the live answer, without a limit. Raises as `BlameWalk.blame` and `walk`."""
+        return self.walk().blame(prompt, max_tokens, WalkBudget())
 
     def append(self, candidate: CandidateVersion) -> Version:
         """Append a candidate to the ledger, and load it.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from errata.edit import EditRejected
 from errata.generate import SwapFailed
+from errata.history.budget import WalkTooLong
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
 
@@ -21,7 +22,7 @@ class Busy(RuntimeError):
 
 
 REFUSALS: tuple[type[Exception], ...] = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
-REFUSALS += (SwapFailed, QueueFull, JournalFailed, OSError, Busy)
+REFUSALS += (SwapFailed, QueueFull, JournalFailed, OSError, Busy, WalkTooLong)
 
 
 @dataclass(frozen=True)

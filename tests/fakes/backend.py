@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from errata.edit import Code, Edit, EditRejected, Fault
 from errata.ledger import HeadMoved, UnknownVersion, Version
 from errata.model.edit_check import check_edits
 from errata.text.dialogue import Prompt
-from serving.api import routes
+from serving.api.routes import versions_page
 from serving.metrics import ReplicaMetrics
 from serving.worker.events import EventBus
-from serving.worker.journal import Journal
+from serving.worker.journal import Journal, QueueLimit
+from serving.worker.journal_entry import event_of
 
 # Targets that are refused before they are queued, and when they are made.
 UNQUEUED, UNMADE = "too long", "unlearnable"
@@ -26,6 +28,12 @@ def version(number: int, edits: Sequence[dict[str, Any]] = ()) -> Version:
     parent = None if number == 0 else number - 1
     card = {"efficacy": 0.5, "num_edits": len(made), "method": "free"}
     return Version(number, parent, "Toy", "", "f", "2026-01-01", made, card, 4096, {"m": 1}, {"m": 0.5}, Path())
+
+
+def page_of(head: int, chain: Sequence[Version], limit: int, before: int | None) -> dict[str, Any]:
+    """Make a page as the service's backend does, without a limit in bytes."""
+    found = [one for one in reversed(chain) if before is None or one.number < before]
+    return versions_page(head, chain[-1].number, found, limit, 2**62)
 
 
 class Backend:
@@ -52,7 +60,7 @@ class Backend:
         check_edits([Edit.from_json(edit) for edit in edits])
         if too_long := [index for index, edit in enumerate(edits) if edit["target"] == UNQUEUED]:
             raise EditRejected.of(Fault(index, "target", Code.TOO_LONG, "has 99 tokens") for index in too_long)
-        ids = self.journal.submit(edits, key, by, limit=self.max_queue)
+        ids = self.journal.submit(edits, key, by, limit=QueueLimit(self.max_queue))
         for id in ids:
             self.publish(id)
         while self.held and wait:
@@ -62,7 +70,7 @@ class Backend:
         return [self.journal.get(id).to_json() for id in ids]
 
     def publish(self, id: str) -> None:
-        self.event_bus.publish("edit", self.journal.get(id).to_json())
+        self.event_bus.publish("edit", event_of(self.journal.get(id)))
 
     def make(self) -> None:
         while entries := self.journal.take(1000):
@@ -76,7 +84,8 @@ class Backend:
                 self.chain.append(version(len(self.chain), [entry.edit for entry in good]))
                 self.journal.finish([entry.id for entry in good], len(self.chain) - 1)
                 self.move(len(self.chain) - 1)
-                self.event_bus.publish("version", routes.version_json(self.chain[-1], with_edits=False))
+                made = self.chain[-1]
+                self.event_bus.publish("version", {"version": made.number, "parent": made.parent, "num_edits": len(good)})
             for entry in entries:
                 self.publish(entry.id)
 
@@ -95,7 +104,7 @@ class Backend:
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         with self.event_bus.listener([id]) as listener:
             entry = self.journal.get(id)
-            yield entry.state, entry.to_json()
+            yield entry.state, event_of(entry)
             if entry.is_settled:
                 return
             async for event in listener:
@@ -174,8 +183,8 @@ class Backend:
             "worker": {"pid": 8, "editor": "Toy", "form": "completion"},
         }
 
-    def versions(self) -> tuple[int, list[Version]]:
-        return self.head, list(self.chain)
+    def versions(self, limit: int, before: int | None) -> dict[str, Any]:
+        return page_of(self.head, self.chain, limit, before)
 
     def version_with_edits(self, number: int) -> Version:
         if number >= len(self.chain):
@@ -205,8 +214,9 @@ class ScriptedBackend:
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         yield "head", {"head": 2, "before": 1}
 
-    def versions(self) -> tuple[int, list[Version]]:
-        return 1, [version(number + 1) for number in range(self.num_versions)]
+    def versions(self, limit: int, before: int | None) -> dict[str, Any]:
+        self.thread = threading.get_ident()
+        return page_of(1, [version(number + 1) for number in range(self.num_versions)], limit, before)
 
     def version_with_edits(self, number: int) -> Version:
         if number != 1:

@@ -13,6 +13,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditRejected
 from errata.editors.state import EditorState
 from errata.ledger import HeadMoved, LedgerConflict, Version
+from errata.local.service_limits import NAMES, ServiceLimits
 from serving.worker.edit_worker import EditWorker, WorkerOptions
 from serving.worker.journal import Journal
 from serving.worker.replicas import Replicas
@@ -157,7 +158,8 @@ class InMemoryReplicas(Replicas):
 
 def make_worker(tmp_path, refuse=lambda edits: None, tokenizer=TOKENIZER, **options) -> EditWorker:
     journal, mirror = Journal(tmp_path / "journal"), SimpleNamespace(wake=lambda: None)
-    options = WorkerOptions(live_model=None, journal="", batch_window_s=0.0, **options)
+    limits = ServiceLimits(**{name: options.pop(name) for name in list(options) if name in NAMES})
+    options = WorkerOptions(live_model=None, journal="", batch_window_s=0.0, limits=limits, **options)
     return EditWorker(InMemoryLiveModel(refuse, tokenizer), journal, mirror, options, InMemoryReplicas())
 
 

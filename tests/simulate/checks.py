@@ -10,7 +10,7 @@ from typing import Any
 from errata.edit import SETTLED
 from errata.history.lineage import live_edits
 from errata.ledger import Ledger
-from serving.worker.journal import Entry
+from serving.worker.journal_entry import Entry
 from tests.simulate.fleet import SimReplica
 from tests.simulate.ledger import REFUSED, answers_of
 from tests.simulate.workload import Operation

@@ -176,15 +176,15 @@ def _line(event: Event) -> str:
     data = event.data
     match event.name:
         case "version":
-            return (
-                f"version {data['version']}: {data['num_edits']} edits on version {data['parent']}, {data['num_bytes']:,} bytes"
-            )
+            return f"version {data['version']}: {data['num_edits']} edits on version {data['parent']}"
         case "head":
             return f"live: version {data['head']} (before: {data['before']})"
         case "reconnected":
             return "connected again; events in between are not shown (`errata edits`, `errata versions`)"
-    if not isinstance(data, dict) or "edit" not in data:
+        case "lagged":
+            return f"connecting again: {data['message']}"
+    if not isinstance(data, dict) or "id" not in data:
         return f"{event.name}: {data}"
     version = f" (version {data['version']})" if data.get("version") is not None else ""
     why = f": {data['reason']}" if data.get("reason") else ""
-    return f"edit {data['id']} {data['state']}{version}: {prompt_and_target(data['edit'])}{why}"
+    return f"edit {data['id']} {data['state']}{version}{why}"

@@ -67,6 +67,7 @@ def serve(
     max_queue: Annotated[
         int | None, typer.Option(help="Edits that may wait; posts beyond are answered with 429.", min=1)
     ] = None,
+    limit: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of a limit; docs/access.md lists them.")] = None,
     pause: Annotated[Pause, typer.Option(help="Requests in flight at a swap keep running, or it waits.")] = Pause.KEEP,
 ) -> None:
     """Start Ray, MLflow and the Serve application on this machine; Ctrl-C or `errata stop` stops them.
@@ -80,7 +81,9 @@ def serve(
     root, problems = home(), Problems()
     with errors_as_one_line(also=(AlreadyRunning,)):
         check_not_running(root / "serve")
-    pairs = {name: _pairs(name, texts or [], problems) for name, texts in (("settings", settings), ("guard", guard))}
+    chosen = {"settings": settings, "guard": guard, "limits": limit}
+    pairs = {name: _pairs(name, texts or [], problems) for name, texts in chosen.items()}
+    pairs["limits"] |= {"max_queue": str(max_queue)} if max_queue else {}
     model, artifact = _model_and_artifact(model, artifact, editor, preset, problems)
     given: dict[str, Any] = {
         "model": model,
@@ -101,8 +104,8 @@ def serve(
     with errors_as_one_line(also=(AlreadyRunning, ServiceFailed)), recorded_service(services.directory, services.url):
         given |= _made(start)
         arguments = {name: value for name, value in given.items() if value is not None}
-        arguments |= {name: ";".join(f"{k}={v}" for k, v in chosen.items()) for name, chosen in pairs.items() if chosen}
-        arguments |= {"max_queue": str(max_queue)} if max_queue else {}
+        arguments |= pairs.pop("limits")  # Arguments of their own.
+        arguments |= {name: ";".join(f"{k}={v}" for k, v in one.items()) for name, one in pairs.items() if one}
         # A registered model mirrors one ledger.
         _run(services, arguments | {"pause": pause.value, "mlflow_name": f"errata-{_file_name(editor)}"})
 

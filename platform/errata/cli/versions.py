@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -25,6 +25,10 @@ from errata.cli.console import (
     shown,
 )
 from errata.text.dialogue import Dialogue
+
+if TYPE_CHECKING:
+    from errata.client.client import Client
+    from errata.client.responses import VersionPage
 
 app = typer.Typer()
 ExpectedHead = Annotated[
@@ -50,7 +54,7 @@ def versions(
     """List versions; the live version is marked."""
     with errors_as_one_line():
         client = connect(url)
-        answer: Any = client.versions(limit or None, before) if number is None else client.version(number)
+        answer: Any = _page(client, limit, before) if number is None else client.version(number)
     if as_json:
         return print_json(answer)
     if number is not None:
@@ -63,6 +67,12 @@ def versions(
             live, str(version["version"]), parent, str(version["num_edits"]), f"{version['num_bytes']:,}", version["created"]
         )
     console.print(table)
+
+
+def _page(client: Client, limit: int, before: int | None) -> VersionPage:
+    """Get the newest versions; with the limit 0 all of them, page by page."""
+    page = client.versions(limit or 1, before)
+    return page if limit else {**page, "versions": list(client.each_version(before))[::-1]}
 
 
 def _print_version(version: Mapping[str, Any]) -> None:

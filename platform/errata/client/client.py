@@ -142,13 +142,13 @@ class Client:
 
     # -- versions -----------------------------------------------------------------------------------------------------
 
-    def versions(self, limit: int | None = None, before: int | None = None) -> VersionPage:
-        """List versions, oldest first: all, or the `limit` newest of those before version `before`."""
+    def versions(self, limit: int = 100, before: int | None = None) -> VersionPage:
+        """List at most `limit` versions, oldest first: the newest, or those before version `before`."""
         return self._call("GET", "/v1/versions", params={"limit": limit, "before": before})
 
-    def each_version(self) -> Iterator[VersionOut]:
-        """Yield all versions, newest first; pages are requested as needed."""
-        page = self.versions(PAGE)["versions"]
+    def each_version(self, before: int | None = None) -> Iterator[VersionOut]:
+        """Yield all versions, or those before version `before`, newest first; pages are requested as needed."""
+        page = self.versions(PAGE, before)["versions"]
         while page:
             yield from reversed(page)
             page = self.versions(PAGE, page[0]["version"])["versions"] if page[0]["version"] > 0 else []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,13 @@ class Accumulator:
             return change.clone() if self.in_place else change  # It may be the delta's own tensor.
         return sum_OI.add_(change) if self.in_place else sum_OI + change
 
+    def copy(self) -> Accumulator:
+        """Return an accumulator at the same sums, which it shares as long as neither changes them in place."""
+        assert not self.in_place
+        found = Accumulator({})
+        found.base_OI, found.sum_OI = self.base_OI, dict(self.sum_OI)
+        return found
+
     def reset(self) -> set[str]:
         """Return to the base, and return the names of the changed weights."""
         changed = set(self.sum_OI)
@@ -91,9 +100,22 @@ class VersionContent:
 class EditedModel:
     """A model in memory whose weights, and whose memory of edits, can be set to any version of a chain of deltas."""
 
-    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
+    def __init__(self, module: nn.Module, spec: ModelSpec, accumulator: Accumulator | None = None) -> None:
+        """Take a model at its base or, with the accumulator of another edited model, at that one's version."""
         self.module, self.spec = module, spec
-        self.accumulator = Accumulator({m.name: m.oriented(self._parameter(m.name)) for m in spec.matrices})
+        base = {} if accumulator else {m.name: m.oriented(self._parameter(m.name)) for m in spec.matrices}
+        self.accumulator = accumulator or Accumulator(base)
+
+    def copy(self) -> EditedModel:
+        """Return a model at the same version whose matrices and hooks are its own.
+
+        All its other parameters, and the records of its memory, are shared with this one.
+        """
+        own = {name: self.module.get_submodule(name).weight for name in self.spec.names}
+        parts = (*self.module.parameters(), *self.module.buffers(), bank_of(self.module))
+        shared: dict[int, Any] = {id(each): each for each in parts if each is not None}
+        shared |= {id(weight): nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in own.values()}
+        return EditedModel(copy.deepcopy(self.module, shared), self.spec, self.accumulator.copy())
 
     def _parameter(self, name: str) -> Tensor:
         weight = self.module.get_submodule(name).weight
@@ -125,10 +147,16 @@ class EditedModel:
         """Return the content of the current version, for `set`. It is not copied, because nothing here changes in place."""
         return VersionContent(dict(self.accumulator.sum_OI), bank_of(self.module))
 
-    def set(self, deltas: Sequence[Delta], start: VersionContent | None = None) -> None:
+    def set(
+        self,
+        deltas: Sequence[Delta],
+        start: VersionContent | None = None,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
         """Set the model to the base, or to the content of an earlier call, plus the deltas in this order.
 
-        Raises `ValueError` for a delta that does not fit; nothing changes then.
+        Raises `ValueError` for a delta that does not fit; nothing changes then. `step` is called before each delta is added; if
+        it raises, weights and memory are undefined until the next call.
         """
         start = start or VersionContent()
         bank = start.bank
@@ -139,6 +167,7 @@ class EditedModel:
         self.accumulator.sum_OI = dict(start.sums)
         changed |= set(self.accumulator.sum_OI)
         for delta in deltas:
+            step()
             if isinstance(delta, WeightDelta):
                 self.accumulator.add(delta)
                 changed |= set(delta.parts)

@@ -5,7 +5,7 @@ O out-features, I in-features, R columns of all factors between the two, B colum
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,50 +14,55 @@ from torch import Tensor
 from errata.delta.parts import Dense, LowRank, Part, Sparse, pieces
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit
-from errata.history.lineage import common_ancestor, live_edits
+from errata.history.budget import WalkBudget
+from errata.history.lineage import common_ancestor, live_versions
 from errata.ledger import Ledger
 
 BLOCK = 1024  # Columns whose inner products with all others are in memory at a time.
 
 
-def diff(ledger: Ledger, a: int, b: int) -> dict[str, Any]:
+def diff(ledger: Ledger, a: int, b: int, budget: WalkBudget | None = None) -> dict[str, Any]:
     """Compare version `b` with version `a`.
 
     {"from", "to", "common": the last common ancestor, "added" and "removed": the edits that only `b` or only `a` holds,
     "norms": the Frobenius norm of W_b - W_a by matrix, "scorecard": {name: [of a, of b]} of the numbers that either has}.
-    Raises `UnknownVersion`.
+    The deltas between the two count against `budget`. Raises `UnknownVersion`, and `WalkTooLong` and `WalkStopped` as it does.
     """
+    budget = budget or WalkBudget()
     common = common_ancestor(ledger, a, b)
-    of_a, of_b = (_by_identity(ledger, number) for number in (a, b))
+    budget.take(sum(between > common for number in (a, b) for between in ledger.chain(number)))
+    of_a, of_b = (_by_identity(ledger, number, budget) for number in (a, b))
     return {
         "from": a,
         "to": b,
         "common": common,
         "added": [edit.to_json() for key, edit in of_b.items() if key not in of_a],
         "removed": [edit.to_json() for key, edit in of_a.items() if key not in of_b],
-        "norms": _norms(ledger, common, a, b),
+        "norms": _norms(_between(ledger, common, a, b, budget)),
         "scorecard": _side_by_side(ledger.version(a).scorecard, ledger.version(b).scorecard),
     }
 
 
-def _by_identity(ledger: Ledger, number: int) -> dict[str | Edit, Edit]:
-    return {edit.id or edit: edit for edit in live_edits(ledger, number)}
+def _by_identity(ledger: Ledger, number: int, budget: WalkBudget) -> dict[str | Edit, Edit]:
+    return {edit.id or edit: edit for version in live_versions(ledger, number, budget.step) for edit in version.edits}
 
 
-def _norms(ledger: Ledger, common: int, a: int, b: int) -> dict[str, float]:
-    """Return the norm of the change from `a` to `b`: the deltas from the common ancestor to `b`, minus those to `a`."""
+def _norms(deltas: Iterable[WeightDelta]) -> dict[str, float]:
+    """Return the norm of the sum of the deltas, by matrix."""
     sums: dict[str, _Sum] = {}
-    for delta in _between(ledger, common, a, b):
+    for delta in deltas:
         for name, part in delta:
             for piece in pieces(part):
                 sums.setdefault(name, _Sum(part.shape)).add(piece)
     return {name: of_matrix.norm() for name, of_matrix in sums.items()}
 
 
-def _between(ledger: Ledger, common: int, a: int, b: int) -> Iterator[WeightDelta]:
+def _between(ledger: Ledger, common: int, a: int, b: int, budget: WalkBudget) -> Iterator[WeightDelta]:
+    """Yield the change from `a` to `b`: the deltas from the common ancestor to `b`, and those to `a` with the sign changed."""
     for number, sign in ((b, 1.0), (a, -1.0)):
         for between in ledger.chain(number):
             if between > common:
+                budget.step()
                 delta = ledger.delta(between)
                 if isinstance(delta, WeightDelta):
                     yield delta.scaled(sign)

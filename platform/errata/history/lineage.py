@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -20,12 +20,15 @@ def taken_out(version: Version) -> tuple[int, ...]:
     return tuple(reverted["versions"]) if reverted.get("mode") == "subtract" else ()
 
 
-def live_versions(ledger: Ledger, number: int) -> list[Version]:
+def live_versions(ledger: Ledger, number: int, step: Callable[[], None] = lambda: None) -> list[Version]:
     """Return the versions of the chain to `number` that were not subtracted, in order, without version 0.
 
-    Raises `UnknownVersion`.
+    `step` is called before each version is read. Raises `UnknownVersion`.
     """
-    chain = [ledger.version(ancestor) for ancestor in ledger.chain(number)]
+    chain = []
+    for ancestor in ledger.chain(number):
+        step()
+        chain.append(ledger.version(ancestor))
     gone = {subtracted for version in chain for subtracted in taken_out(version)}
     return [version for version in chain if version.number not in gone and not taken_out(version)]
 

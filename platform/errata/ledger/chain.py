@@ -25,12 +25,15 @@ class Chain:
 
     def __init__(self, folders: Folders, snapshots: Snapshots, version_of: Callable[[int], Version]) -> None:
         self.folders, self.snapshots, self.version_of = folders, snapshots, version_of
+        self._parents: dict[int, int] = {}  # A chain is walked often, and of most versions nothing else is needed.
         self._checked = set[int]()  # snapshots whose deltas match the fingerprints of their versions
         self._newest_state: tuple[int, EditorState] = (0, EditorState())
 
     def parent(self, number: int) -> int:
         """Return the parent's number, 0 for version 0."""
-        return self.version_of(number).parent or 0
+        if number not in self._parents:
+            self._parents[number] = self.version_of(number).parent or 0
+        return self._parents[number]
 
     def numbers(self, number: int) -> list[int]:
         """Return the versions whose deltas make `number`, in order, without version 0."""

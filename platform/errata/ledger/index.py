@@ -1,6 +1,6 @@
 """The index: one line for each version with its entry and its edits, so that opening a ledger reads one file.
 
-It is a cache: what is missing or damaged in it is read from the versions.
+It is a cache: what is missing or damaged in it is read from the versions. Of each line only its place is kept in memory.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ from errata.text.rules import cleaned
 
 
 class Index:
-    """Lines of "SHA-256 NUMBER JSON", of which the last with a number counts. They are read once, when first needed."""
+    """Lines of "SHA-256 NUMBER JSON", of which the last with a number counts.
+
+    They are looked for once, when first needed, and each is read and checked again when its version is asked for, because
+    another process may have written the file again meanwhile.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines: dict[int, bytes] | None = None
+        self._places: dict[int, tuple[int, int]] | None = None
 
     def forget(self) -> None:
-        """Drop the lines that were read."""
-        self._lines = None
+        """Drop the places of the lines."""
+        self._places = None
 
     @property
-    def lines(self) -> dict[int, bytes]:
-        """The whole lines by version number."""
-        if self._lines is None:
-            self._lines = dict(_whole_lines(self.path))
-        return self._lines
+    def places(self) -> dict[int, tuple[int, int]]:
+        """The places of the whole lines by version number, as first byte and length."""
+        if self._places is None:
+            self._places = dict(_whole_lines(self.path))
+        return self._places
 
     @property
     def newest(self) -> int:
         """The highest number with a line, -1 without any."""
-        return max(self.lines, default=-1)
+        return max(self.places, default=-1)
 
     def find(self, number: int, folder: Path) -> Version | None:
         """Return the version, if its line is whole."""
@@ -55,8 +59,21 @@ class Index:
         return int(found["entry"]["parent"] or 0) if found else default
 
     def _record(self, number: int) -> dict[str, Any] | None:
-        line = self.lines.get(number)
+        line = self._line(number)
         return json.loads(line.split(b" ", 2)[2]) if line else None
+
+    def _line(self, number: int) -> bytes | None:
+        """Read the line of a version, None if it is not there, or another one is there by now."""
+        first, length = self.places.get(number, (0, 0))
+        if not length:
+            return None
+        try:
+            with self.path.open("rb") as file:
+                file.seek(first)
+                line = file.read(length)
+        except FileNotFoundError:
+            return None
+        return line if _number_of(line) == number else None
 
     def add(self, entry: Mapping[str, Any], edits: Iterable[Edit]) -> None:
         """Append a line. Not synced, because a lost line is read from the version.
@@ -69,14 +86,15 @@ class Index:
         """Add the missing lines of `numbers`. Returns the versions added, and the damage of those that cannot be read."""
         self.forget()
         fresh, damages = {}, []
-        for number in set(numbers) - set(self.lines):
+        for number in set(numbers) - set(self.places):
             try:
                 fresh[number] = _line(read_entry(folder_of(number)), read_version(folder_of(number)).edits)
             except LedgerDamaged as damage:
                 damages.append(damage)
         if fresh:
-            with replaced(self.path) as file:
-                file.write_bytes(b"".join(line + b"\n" for _, line in sorted({**self.lines, **fresh}.items())))
+            with replaced(self.path) as file, file.open("wb") as index:
+                for number in sorted({*self.places, *fresh}):
+                    index.write((fresh.get(number) or self._line(number) or b"") + b"\n")
             self.forget()
         return sorted(fresh), damages
 
@@ -96,11 +114,23 @@ def _line(entry: Mapping[str, Any], edits: Iterable[Edit]) -> bytes:
     return f"{digest_of(text)} ".encode() + text
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        digest, _, text = line.partition(b" ")
-        if text and digest == digest_of(text).encode():
-            yield int(text.partition(b" ")[0]), line
+def _whole_lines(path: Path) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield the number of each whole line with its place."""
+    if not path.exists():
+        return
+    first = 0
+    with path.open("rb") as file:
+        for line in file:
+            number = _number_of(stripped := line.removesuffix(b"\n"))
+            if number is not None:
+                yield number, (first, len(stripped))
+            first += len(line)
+
+
+def _number_of(line: bytes) -> int | None:
+    """Return the number of a whole line, None if its digest is not that of its text."""
+    digest, _, text = line.partition(b" ")
+    return int(text.partition(b" ")[0]) if text and digest == digest_of(text).encode() else None
 
 
 class EditIndex:

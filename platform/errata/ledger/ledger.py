@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, cast
 
 from errata.delta.kinds import Delta, split_by_kind
 from errata.delta.memory_delta import held_after
-from errata.durable import append_record, new_folder, records
+from errata.durable import append_record, new_folder, records, records_from
 from errata.edit import Edit, EditRejected
 from errata.edit_memory.bank import Bank
 from errata.editors.state import EditorState
@@ -47,6 +49,7 @@ from errata.ledger.snapshots import Snapshots
 from errata.locks import hold
 
 REFUSALS = "refusals.jsonl"
+LEFT_OUT_OF_REFUSALS = ("rephrasings", "aliases", "messages", "locality", "portability")  # A post may fill a MiB with them.
 BASE = ("model", "fingerprint", "matrices")
 
 
@@ -55,17 +58,21 @@ class Ledger:
 
     Every `snapshot_every` versions their deltas are also written into one file, so that version N is read from about
     N / `snapshot_every` files. A snapshot keeps the deltas apart, so the sum of the weights has the same bits either way.
+
+    A version that was read is kept, with its edits; with `max_kept`, for a reader that asks for few of them, only the last so
+    many, and of all others the parent.
     """
 
-    def __init__(self, directory: str | Path, snapshot_every: int = 20) -> None:
-        self.directory, self.snapshot_every = Path(directory), snapshot_every
+    def __init__(self, directory: str | Path, snapshot_every: int = 20, max_kept: int | None = None) -> None:
+        self.directory, self.snapshot_every, self.max_kept = Path(directory), snapshot_every, max_kept
         self.folders, self.snapshots = Folders(self.directory / "versions"), Snapshots(self.directory / "snapshots")
         self.head_record, self.index = Head(self.directory), Index(self.directory / "index")
+        self._keeping = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
         """Drop everything that was read. Needed after a change that is not an append."""
-        self._versions: dict[int, Version] = {}
+        self._versions: OrderedDict[int, Version] = OrderedDict()  # The last one asked for is at the end.
         self._edit_index, self._live = EditIndex(), (0, frozenset({0}))
         self._on_disk: tuple[tuple[int, ...], str] = (), ""
         self.contents = Chain(self.folders, self.snapshots, self.version)
@@ -92,9 +99,9 @@ class Ledger:
         return ledger
 
     @classmethod
-    def open(cls, directory: str | Path, snapshot_every: int = 20) -> Ledger:
+    def open(cls, directory: str | Path, snapshot_every: int = 20, max_kept: int | None = None) -> Ledger:
         """Open an existing ledger. Raises `FileNotFoundError` if there is none."""
-        ledger = cls(directory, snapshot_every)
+        ledger = cls(directory, snapshot_every, max_kept)
         if not (ledger.folders.path(0) / ENTRY).exists():
             raise FileNotFoundError(f"there is no ledger in {directory}")
         return ledger
@@ -146,10 +153,23 @@ class Ledger:
 
     def version(self, number: int) -> Version:
         """Read a version. Raises `UnknownVersion`, or `LedgerDamaged` if it cannot be read."""
-        if number not in self._versions:
+        version = self._versions.get(number)
+        if version is None:
             path = self.folders.existing(number)
-            self._versions[number] = self.index.find(number, path) or entries.read_version(path)
-        return self._versions[number]
+            version = self.index.find(number, path) or entries.read_version(path)
+        self._keep(version)
+        return version
+
+    def _keep(self, version: Version) -> None:
+        """Keep a version as the last one that was asked for, and drop the first beyond `max_kept`. Threads share a ledger."""
+        if self.max_kept is None:
+            self._versions[version.number] = version
+            return
+        with self._keeping:
+            self._versions[version.number] = version
+            self._versions.move_to_end(version.number)
+            while len(self._versions) > self.max_kept:
+                self._versions.popitem(last=False)
 
     def fingerprint_on_disk(self, number: int) -> str:
         """Return the fingerprint that the disk has for a version now. Raises `UnknownVersion`, `LedgerDamaged`, `OSError`.
@@ -162,14 +182,20 @@ class Ledger:
         mark = number, entry.st_ino, entry.st_mtime_ns, entry.st_size
         if self._on_disk[0] != mark:
             fingerprint = entries.read_entry(path)["fingerprint"]
-            if number in self._versions and self._versions[number].fingerprint != fingerprint:
+            if (kept := self._versions.get(number)) is not None and kept.fingerprint != fingerprint:
                 self.forget()
             self._on_disk = mark, fingerprint
         return self._on_disk[1]
 
     def versions(self) -> list[Version]:
         """Return all versions that can be read, version 0 first, those outside the live chain included."""
-        return [version for number in self.folders.numbers() if (version := self._readable(number))]
+        return list(self.newest_first())[::-1]
+
+    def newest_first(self, before: int | None = None) -> Iterator[Version]:
+        """Iterate over the versions that can be read, the newest first, or from below number `before` on."""
+        for number in reversed(self.folders.numbers()):
+            if (before is None or number < before) and (version := self._readable(number)):
+                yield version
 
     def _readable(self, number: int) -> Version | None:
         with contextlib.suppress(LedgerDamaged, UnknownVersion):
@@ -239,7 +265,7 @@ class Ledger:
                 written = entries.write_entry(folder, entry)
                 version = entries.as_written(written, edits, path)
             self.contents.keep(number, state)
-            self._versions[number] = version
+            self._keep(version)
             with contextlib.suppress(OSError):  # A version without its line in the index is read from its folder.
                 self.index.add(written, edits)
         return version
@@ -300,7 +326,8 @@ class Ledger:
 
         What the refusal itself says takes precedence: it is the answer of the edited model.
         """
-        record = {"time": entries.utc_now(), "parent": parent, "edit": edit.to_json(), "reason": refusal.reason}
+        short = {name: part for name, part in edit.to_json().items() if name not in LEFT_OUT_OF_REFUSALS}
+        record = {"time": entries.utc_now(), "parent": parent, "edit": short, "reason": refusal.reason}
         record |= {"code": refusal.code.value, "field": refusal.field, "scores": getattr(refusal, "scores", {})}
         if (answer := says if refusal.says is None else refusal.says) is not None:
             record["says"] = answer
@@ -310,9 +337,20 @@ class Ledger:
     def refusals(self) -> Iterator[dict[str, Any]]:
         """Iterate over the refused edits, oldest first.
 
-        Each is {"time", "parent", "edit", "reason", "code", "field", "scores"} and, where the model was asked, "says".
+        Each is {"time", "parent", "edit", "reason", "code", "field", "scores"} and, where the model was asked, "says". The
+        edit is without its lists: rephrasings, aliases, earlier messages and probes.
         """
         return records(self.directory / REFUSALS)
+
+    def refusals_from(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Iterate over the refused edits from a byte of their log on, each with the byte behind it."""
+        return records_from(self.directory / REFUSALS, offset)
+
+    @property
+    def refusal_bytes(self) -> int:
+        """The size of the log of refused edits."""
+        path = self.directory / REFUSALS
+        return path.stat().st_size if path.exists() else 0
 
     def find_edit(self, edit_id: str) -> int | None:
         """Return the version that made the edit with this id: the newest in the live chain, otherwise the newest at all.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from errata.durable import remove_temporary
 from errata.ledger.entry import LedgerDamaged, UnknownVersion, edits_left
@@ -58,10 +59,17 @@ def _leftovers(ledger: Ledger) -> str:
 def _logs(ledger: Ledger) -> list[str]:
     notes = []
     for path, found in ((ledger.head_record.log, ledger.head_log()), (ledger.directory / REFUSALS, ledger.refusals())):
-        written = sum(bool(line.strip()) for line in path.read_bytes().split(b"\n")) if path.exists() else 0
+        written = _num_lines(path)
         if lost := written - sum(1 for _ in found):
             notes.append(f"{lost} lines of {path.name} cannot be read and are skipped")
     return notes
+
+
+def _num_lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as log:
+        return sum(bool(line.strip()) for line in log)
 
 
 def _missing(ledger: Ledger) -> list[int]:

@@ -29,6 +29,7 @@ from errata.ledger import Ledger, LedgerDamaged, check_base
 from errata.local.matrix_check import check_matrices, innermost, same_matrices
 from errata.local.models import ready
 from errata.local.problems import Problems
+from errata.local.service_limits import limits_from
 from errata.model.checkpoint import check_checkpoint
 from errata.model.devices import devices_of, num_gpus
 from errata.model.language_model import checkpoint_fingerprint
@@ -42,7 +43,7 @@ MAX_DIGESTED_BYTES = 2 * 10**9  # About two seconds, as measured on two cores.
 class StartSettings:
     """Everything that a service is started with and that can be checked before; the fields are those of `serving.app:build`.
 
-    `gpus` is the number for each of the `replicas`. An empty `model` is not checked.
+    `gpus` is the number for each of the `replicas`, `limits` are fields of `ServiceLimits`. An empty `model` is not checked.
     """
 
     model: str
@@ -52,6 +53,7 @@ class StartSettings:
     preset: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     guard: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
     probes: str | None = None
     keys: str | None = None
     dtype: str = "float32"
@@ -70,6 +72,7 @@ def problems_of(start: StartSettings, is_here: bool = True) -> Problems:
     if start.dtype not in DTYPES:
         found.note("dtype", f"{start.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
     _check_guard(start.guard, found)
+    found.checked("limits", limits_from, start.limits)
     found.checked("device", num_gpus, start.device)
     if not is_here:
         _editor(replace(start, artifact=None), found, is_here=False)

@@ -55,8 +55,9 @@ class Mirrored:
 class Cursor:
     """Progress of the mirror: every version up to `version` is registered, the last as MLflow's `mlflow_version`.
 
-    -1 means that none is. `refusals` and `moves` (of the head) count the records in the run `run_id`. Version 0, the unedited
-    model, is not registered; mirrors that an earlier release began have it.
+    -1 means that none is. `refusals` and `moves` (of the head) count the records in the run `run_id`, and `refusals_at` is the
+    byte of the refusals' log at which the last table of refusals begins, 0 if it is not known. Version 0, the unedited model,
+    is not registered; mirrors that an earlier release began have it.
     """
 
     version: int = -1
@@ -65,6 +66,7 @@ class Cursor:
     run_id: str = ""
     refusals: int = 0
     moves: int = 0
+    refusals_at: int = 0
 
 
 class CursorFile:

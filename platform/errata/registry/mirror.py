@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from errata.ledger import REFUSALS, Ledger, LedgerDamaged, UnknownVersion, Version
+from errata.ledger import Ledger, LedgerDamaged, UnknownVersion, Version
 from errata.registry.cursor import Cursor, CursorFile, Mirrored, Registered, RegisteredModel, RegistryConflict
 
 logger = logging.getLogger("errata")
@@ -110,9 +110,7 @@ class Mirror:
 
     def _contents(self) -> tuple[int, ...]:
         """Return numbers that change with whatever is to be mirrored."""
-        path = self.ledger.directory / REFUSALS
-        size = path.stat().st_size if path.exists() else 0
-        return self.ledger.newest, self.ledger.head, len(list(self.ledger.head_log())), size
+        return self.ledger.newest, self.ledger.head, len(list(self.ledger.head_log())), self.ledger.refusal_bytes
 
     def _after(self, cursor: Cursor) -> deque[int]:
         """Return the versions to mirror; version 0 only where an earlier release registered it."""
@@ -304,18 +302,33 @@ class Mirror:
 
     def _log(self, cursor: Cursor) -> Cursor:
         """Log refused edits and moves of the head."""
-        refusals, moves = list(self.ledger.refusals()), list(self.ledger.head_log())
-        if self._ahead or not (refusals or moves):
+        moves = list(self.ledger.head_log())
+        if self._ahead or not (self.ledger.refusal_bytes or moves):
             return cursor
         if (run_id := self.store.run_id()) != cursor.run_id:
-            cursor = replace(cursor, run_id=run_id, refusals=0, moves=0)
-        self._log_refusals(refusals, cursor.refusals)
+            cursor = replace(cursor, run_id=run_id, refusals=0, refusals_at=0, moves=0)
         if new := moves[cursor.moves :]:
             self.store.log_head_moves(new)
-        return replace(cursor, refusals=len(refusals), moves=len(moves))
+        return self._log_refusals(replace(cursor, moves=len(moves)))
 
-    def _log_refusals(self, refusals: Sequence[Mapping[str, Any]], num_there: int) -> None:
-        """Write refusals in files of a thousand, so that one more refusal rewrites one file."""
-        if len(refusals) > num_there:
-            for first in range(num_there // REFUSALS_A_FILE * REFUSALS_A_FILE, len(refusals), REFUSALS_A_FILE):
-                self.store.log_refusals(f"refusals-{first:06d}.csv", refusals[first : first + REFUSALS_A_FILE])
+    def _log_refusals(self, cursor: Cursor) -> Cursor:
+        """Write refusals in tables of a thousand, from the last table on, so that one more refusal rewrites one table.
+
+        Only a table of them is in memory.
+        """
+        first, begin = cursor.refusals // REFUSALS_A_FILE * REFUSALS_A_FILE, cursor.refusals_at
+        if begin > self.ledger.refusal_bytes or (first and not begin):  # The log was replaced, or an earlier release wrote it.
+            first, begin = 0, 0
+        table: list[dict[str, Any]] = []
+        for record, end in self.ledger.refusals_from(begin):
+            table.append(record)
+            if len(table) == REFUSALS_A_FILE:
+                self._log_table(cursor, first, table)
+                first, begin, table = first + len(table), end, []
+        self._log_table(cursor, first, table)
+        return replace(cursor, refusals=first + len(table), refusals_at=begin)
+
+    def _log_table(self, cursor: Cursor, first: int, table: Sequence[Mapping[str, Any]]) -> None:
+        """Write a table whose first record has the number `first`, unless all of it is in MLflow."""
+        if first + len(table) > cursor.refusals:
+            self.store.log_refusals(f"refusals-{first:06d}.csv", table)

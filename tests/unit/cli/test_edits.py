@@ -35,7 +35,7 @@ def test_an_edit_without_wait_can_be_followed(service: Service) -> None:
     edit_id = done.output.split("queued as ")[1].split(";")[0]
     threading.Timer(0.3, service.make).start()
     done = errata("watch", edit_id)
-    assert done.exit_code == 0 and "applied (version 1): The capital of France is → Lyon" in done.output
+    assert done.exit_code == 0 and f"edit {edit_id} applied (version 1)" in done.output
 
 
 def test_edits_are_listed_by_state_and_page(service: Service) -> None:
@@ -107,9 +107,9 @@ def test_watch_prints_a_line_for_each_event(service: Service, monkeypatch: pytes
     command.join(timeout=20)
     text = "\n".join(lines)
     assert not command.is_alive()
-    for part in ("queued: The capital", "version 1: 1 edits on version 0, 4,096 bytes", "live: version 1 (before: 0)"):
+    for part in (" queued\n", "version 1: 1 edits on version 0\n", "live: version 1 (before: 0)"):
         assert part in text
-    assert "rejected: The capital of France is → unlearnable: it would break the model" in text
+    assert " rejected: it would break the model" in text
 
 
 def test_watching_an_unknown_edit_is_an_error_with_advice(service: Service) -> None:

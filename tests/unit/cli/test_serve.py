@@ -280,11 +280,12 @@ def test_serve_runs_until_it_is_stopped(tmp_path: Path, model_dir: Path, monkeyp
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     keys, port = tmp_path / "keys.json", free_port()
     add_key(keys, "ann", "admin")
-    options = f"--host 0.0.0.0 --keys {keys} --replicas 2 --max-queue 50 --pause wait --port {port}"
+    options = f"--host 0.0.0.0 --keys {keys} --replicas 2 --max-queue 50 --limit max_streams=4 --pause wait --port {port}"
     process = serve(tmp_path, model_dir, *options.split())
     children = psutil.Process(process.pid).children()
     arguments = json.loads((tmp_path / "serve" / "arguments.json").read_text())
     expected = {"host": "0.0.0.0", "keys": str(keys), "replicas": 2, "max_queue": "50", "pause": "wait", "editor": "FT-L"}
+    expected["max_streams"] = "4"
     assert expected.items() <= arguments.items()
     done = errata("serve", "--editor", "FT-L", "--model", str(model_dir))
     assert done.exit_code == 1 and f"process {process.pid} serves" in done.output and "errata stop" in done.output

@@ -114,6 +114,20 @@ def test_gpus_are_reserved_for_replicas_and_the_edit_worker(
         build({"model": "m", "ledger": "l", "gpus": 1.5})
 
 
+@pytest.mark.usefixtures("anywhere")
+def test_limits_are_arguments_and_reach_both_deployments() -> None:
+    app = build(
+        {"model": "m", "ledger": "l", "replicas": 3, "max_queue": "7", "body_timeout_s": 2, "max_ongoing_requests": 500}
+    )
+    worker, options = app._bound_deployment.init_args
+    (own,) = worker._bound_deployment.init_args
+    assert (own.limits.max_queue, options.limits.body_timeout_s) == (7, 2.0) and own.limits == options.limits
+    assert app._bound_deployment.max_ongoing_requests == 500
+    assert worker._bound_deployment.max_ongoing_requests == 3 * 500, "each replica may send so many"
+    with pytest.raises(ValueError, match=r"max_queue: 0 is below 1.*replica: Extra inputs"):
+        build({"model": "m", "ledger": "l", "max_queue": 0, "replica": 2})
+
+
 def test_both_deployments_are_placed_and_by_default_neither() -> None:
     needed = {"model": "m", "ledger": "l"}
     assert _resources(Arguments(**needed), 0, 1)["resources"] == {}

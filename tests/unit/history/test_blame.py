@@ -13,15 +13,18 @@ import torch
 from errata.edit import Edit, EditRejected
 from errata.edit_memory.hooks import bank_of
 from errata.history.blame import blame, blamed, likeliest_first
+from errata.history.budget import WalkBudget
 from errata.model.generation import greedy, greedy_texts
 from errata.model.language_model import LanguageModel
-from serving.worker import live_model as live_model_module
+from serving.worker import walks
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from tests.e2e.toy import WORLD
 
 EDITS = [
     Edit(edit.prompt, edit.target, edit.subject, id=f"e{i}") for i, edit in enumerate(WORLD.edits("test", 36)) if i % 3 == 0
 ]
+
+OTHERS = [Edit(edit.prompt, edit.target, edit.subject) for edit in WORLD.edits("test", 36)[1:8:3]]
 
 TOY = "tests.e2e.toy:Toy", dict[str, str]()
 STATE = "state", {"modules": "layers.1.mlp.down_proj"}
@@ -92,28 +95,46 @@ def test_a_revert_is_blamed_with_what_it_took_out(live_model: LiveModel) -> None
     assert found.edits == (EDITS[5], EDITS[4])
 
 
-def content(live_model: LiveModel) -> tuple[list[float], list[str]]:
+def content(model: LanguageModel) -> tuple[list[float], list[str]]:
     """Return the edited weights, and the texts of the memory."""
-    weight, bank = (
-        live_model.model.module.get_submodule("model.layers.1.mlp.down_proj").weight,
-        bank_of(live_model.model.module),
-    )
+    weight, bank = model.module.get_submodule("model.layers.1.mlp.down_proj").weight, bank_of(model.module)
     return weight.flatten().tolist(), [] if bank is None else [record.text for record in bank]
 
 
-def test_the_model_is_back_if_an_answer_fails(live_model: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, real, calls = content(live_model), live_model_module.greedy_texts, []
+def test_the_live_model_stays_at_the_head_while_a_blame_runs(live_model: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit may be made at any step of the walk, which is about the version at which it began."""
+    walk, real, made, asked = live_model.walk(), walks.greedy_texts, [], []
+    began, head = content(walk.model), content(live_model.model)
+    assert bank_of(walk.model.module) is bank_of(live_model.model.module), "records are shared"
 
-    def failing(*args: object) -> list[str]:
-        calls.append(content(live_model))
+    def beside_an_edit(model: LanguageModel, *args: object) -> list[str]:
+        assert model.module is not live_model.model.module and model.tokenizer is not live_model.model.tokenizer
+        asked.append(content(model))
+        before = content(live_model.model)
+        if len(made) < 2:
+            made.append(live_model.append(live_model.make(OTHERS[len(made) : len(made) + 1])).number)
+            assert before != content(live_model.model) and asked[-1] == content(model)
+        return real(model, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(walks, "greedy_texts", beside_an_edit)
+    found = walk.blame(EDITS[7].prompt, 1, WalkBudget())
+    assert (found.version, found.after, made, live_model.version) == (4, EDITS[7].target, [7, 8], 8)
+    assert began == head == asked[0] and all(one != head for one in asked[1:])
+
+
+def test_the_live_model_is_unchanged_if_an_answer_fails(live_model: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real, calls = content(live_model.model), walks.greedy_texts, []
+
+    def failing(model: LanguageModel, *args: object) -> list[str]:
+        calls.append(content(model))
         if len(calls) == 3:
             raise torch.OutOfMemoryError("no room")
-        return real(*args)  # type: ignore[arg-type]
+        return real(model, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(live_model_module, "greedy_texts", failing)
+    monkeypatch.setattr(walks, "greedy_texts", failing)
     with pytest.raises(torch.OutOfMemoryError):
         live_model.blame(EDITS[0].prompt, 1)
-    assert calls[-1] != before == content(live_model)
+    assert calls[-1] != before == content(live_model.model)
     assert live_model.append(live_model.make(EDITS[:1])).number == 7
 
 

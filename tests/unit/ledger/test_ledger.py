@@ -306,6 +306,14 @@ def test_a_refusal_has_what_the_model_says(ledger):
     assert [record["says"] for record in ledger.refusals()] == ["edited", "before"], "that of the edited model comes first"
 
 
+def test_a_refusal_is_kept_without_the_lists_of_its_edit(ledger):
+    """One post may fill a MiB with rephrasings, and refusals are never deleted."""
+    edit = Edit("one", "x", id="a", subject="one", aliases=("y",), rephrasings=("z" * 1000,), poster="ann")
+    ledger.refuse(0, edit, EditRejected("no", code=Code.UNSOLVABLE))
+    (record,) = ledger.refusals()
+    assert record["edit"] == {"prompt": "one", "target": "x", "id": "a", "subject": "one", "poster": "ann"}
+
+
 def test_a_torn_line_of_the_refusals_costs_no_other(ledger):
     refusal = VersionRefused([Breach("change", 9.0, 1.0, "too large")], {"ppl_ratio": 2.0})
     ledger.refuse(0, Edit("one", "x", id="a"), refusal)

@@ -94,6 +94,8 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         ({"ledger": "/dev/null/none"}, "ledger: /dev/null/none cannot be written.*give another folder"),
         ({"guard": {"perplexity.refuse": "high"}}, "guard: perplexity.refuse: 'high' is not of type float"),
         ({"guard": {"perplexty.refuse": "1"}}, "guard: .*did you mean perplexity"),
+        ({"limits": {"max_stream": "1"}}, "limits: max_stream: ServiceLimits has no field .*did you mean max_streams"),
+        ({"limits": {"body_timeout_s": "0"}}, "limits: body_timeout_s: 0.0 is not a number of seconds above 0; give 10"),
         ({"guard": {"drift.warn": "0.9"}}, "guard: the warning level 0.9 .* must not exceed"),
         ({"settings": {"epsilon": "x"}}, r"settings.epsilon: 'x' is not of type float; give 0.0005, for example"),
         ({"settings": {"epsilom": "1"}}, "settings.epsilom: FTL has no field 'epsilom'.*did you mean epsilon"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -78,6 +79,29 @@ def test_refusals_are_written_in_files_of_a_thousand(ledger, monkeypatch):
     fake.tables.clear()
     mirror.mirror(ledger)
     assert {name: table.count("bad prompt") for name, table in fake.tables.items()} == {"refusals-000003.csv": 2}
+
+
+def test_refusals_are_read_from_the_last_table_on(ledger, monkeypatch):
+    monkeypatch.setattr("errata.registry.mirror.REFUSALS_A_FILE", 3)
+    fake, offsets, read = FakeMlflow(), [], ledger.refusals_from
+    monkeypatch.setattr(ledger, "refusals_from", lambda offset: (offsets.append(offset), read(offset))[1])
+    mirror = registry(fake)
+    for _ in range(7):
+        refuse(ledger)
+        mirror.mirror(ledger)
+    assert offsets[:3] == [0, 0, 0] and offsets[3] == offsets[5] > 0 and offsets[6] > offsets[5]
+    cursor = ledger.directory.parent / "ledger.mlflow.json"
+    before = json.loads(cursor.read_text())
+    del before["facts"]["refusals_at"]  # As an earlier release wrote it.
+    cursor.write_text(json.dumps(before))
+    refuse(ledger)
+    fake.tables.clear()
+    registry(fake).mirror(ledger)
+    assert {name: table.count("bad prompt") for name, table in fake.tables.items()} == {"refusals-000006.csv": 2}
+    (ledger.directory / "refusals.jsonl").write_bytes(b"")  # As after a restore from an older copy.
+    refuse(ledger)
+    registry(fake).mirror(ledger)
+    assert json.loads(cursor.read_text())["facts"]["refusals"] == 1
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "a.b", 'a"b', "a'b", "a%b", " ", "", "a\nb", "a" * 241])

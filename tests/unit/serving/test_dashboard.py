@@ -40,6 +40,7 @@ def answering() -> ReplicaMetrics:
     replica = ReplicaMetrics()
     replica.generated(1, 1)
     replica.completed(1, 1, 200)
+    replica.refused("overloaded")
     return replica
 
 

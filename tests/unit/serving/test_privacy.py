@@ -17,6 +17,7 @@ from errata.candidate import ineffective
 from errata.edit import Code, EditBatch, EditRejected
 from errata.generate import SwapFailed
 from errata.guard.limits import Measurements
+from errata.history.budget import WalkTooLong
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
 from serving.logs import without_messages
 from serving.worker.edit_worker import EditWorker, ServedEditWorker
@@ -58,6 +59,7 @@ ERRORS = [
     JournalFailed("no"),
     OSError(28, "no space"),
     Busy("no"),
+    WalkTooLong("max_walk_versions", 3, 4),
 ]
 
 

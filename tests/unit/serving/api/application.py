@@ -11,19 +11,20 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from errata.access_keys import Keys
+from errata.local.service_limits import ServiceLimits
 from serving.api import routes
-from serving.api.access import Access, AccessLimits
+from serving.api.access import Access
 from serving.api.version_stamp import VersionStamp
 from tests.fakes.backend import Backend
 
-LIMITS = AccessLimits(max_body_bytes=1024**2)
+LIMITS = ServiceLimits(max_body_bytes=1024**2)
 
 
 class CompletionIn(BaseModel):
     prompt: str
 
 
-def application(folder: Path, keys: Keys | None, limits: AccessLimits = LIMITS) -> FastAPI:
+def application(folder: Path, keys: Keys | None, limits: ServiceLimits = LIMITS) -> FastAPI:
     app, backend = FastAPI(), Backend(folder)
     app.state.seen = []
 

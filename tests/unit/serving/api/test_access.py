@@ -21,10 +21,10 @@ from tests.unit.serving.api.application import LIMITS, application, call
 
 def test_each_route_requires_its_role_and_an_unlisted_one_admin() -> None:
     assert role_for("GET", "/health") == role_for("HEAD", "/ready") == access.OPEN
-    reading = ("/v1/edits", "/v1/edits/3f", "/v1/edits/3f/events", "/v1/versions/3", "/v1/diff", "/metrics", "/v1/models")
+    reading = ("/v1/edits", "/v1/edits/3f", "/v1/edits/3f/events", "/v1/versions/3", "/metrics", "/v1/models")
     assert {role_for("GET", path) for path in reading} == {"read"}
-    assert {role_for("POST", path) for path in ("/v1/completions", "/v1/chat/completions", "/v1/blame")} == {"read"}
-    assert role_for("POST", "/v1/edits") == "edit"
+    assert {role_for("POST", path) for path in ("/v1/completions", "/v1/chat/completions")} == {"read"}
+    assert role_for("POST", "/v1/edits") == role_for("POST", "/v1/blame") == role_for("GET", "/v1/diff") == "edit"
     unlisted = ("/v1/edits/", "/v1/edits/a/b", "/v1/edits\n", "/V1/edits", "//v1/edits", "/docs", "/load_lora_adapter", "")
     assert {role_for("GET", path) for path in unlisted} == {"admin"}
     assert {role_for("POST", path) for path in ("/v1/rollback", "/v1/revert", "/v1/versions", "/health")} == {"admin"}
@@ -172,6 +172,15 @@ def test_a_key_beyond_its_rate_gets_retry_after(bearers: dict[str, str], tmp_pat
     assert 1 <= int(answers[-1].headers["Retry-After"]) <= 60
     assert answers[-1].json()["error"]["message"] == "this key may make 2 requests a minute"
     assert call(app, "GET", "/v1/versions", bearers["read"]).status_code == 200
+
+
+def test_a_refusal_is_counted_by_its_code(bearers: dict[str, str], tmp_path: Path) -> None:
+    codes: list[str] = []
+    door = Access(application(tmp_path, None), Keys.load(bearers["file"]), LIMITS, codes.append)
+    call(door, "GET", "/v1/versions")
+    call(door, "POST", "/v1/rollback", bearers["read"], json={"version": 0})
+    call(door, "POST", "/v1/completions", bearers["read"], json={"prompt": "p", "n": 65, "max_tokens": 1})
+    assert codes == ["unauthorized", "forbidden", "too_many_sequences"]
 
 
 def test_a_large_body_is_refused_before_it_is_read(app: FastAPI, bearers: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from errata.text.dialogue import Dialogue, Message
 from serving.api import routes
 from serving.api.schemas import EditOut, FaultOut
 from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
-from tests.fakes.backend import ScriptedBackend, entry
+from tests.fakes.backend import ScriptedBackend, entry, version
 from tests.unit.serving.api.application import call
 
 
@@ -169,6 +170,29 @@ def test_versions_are_listed_and_shown_with_their_edits() -> None:
 def test_versions_are_listed_in_pages(query: str, numbers: list[int]) -> None:
     answer = asked(ScriptedBackend(num_versions=5), "GET", f"/v1/versions{query}").json()
     assert ([version["version"] for version in answer["versions"]], answer["newest"]) == (numbers, 5)
+
+
+def test_without_a_limit_a_hundred_versions_are_listed_and_in_a_thread() -> None:
+    """The event loop of a replica streams tokens: a long chain is not read there, and not all of it."""
+    backend, loops = ScriptedBackend(num_versions=250), []
+    app = FastAPI()
+    routes.install(app, backend)
+
+    @app.get("/loop")
+    async def loop() -> None:
+        loops.append(threading.get_ident())
+
+    answer = call(app, "GET", "/v1/versions").json()
+    assert [version["version"] for version in answer["versions"]] == list(range(151, 251))
+    call(app, "GET", "/loop")
+    assert backend.thread != loops[0]
+
+
+def test_a_page_of_versions_ends_before_it_is_too_large() -> None:
+    found = [version(number) for number in (9, 8, 7, 6)]
+    size = len(json.dumps(routes.version_json(found[0], with_edits=False)))
+    assert [one["version"] for one in routes.versions_page(9, 9, found, 10, 2 * size)["versions"]] == [8, 9]
+    assert [one["version"] for one in routes.versions_page(9, 9, found, 10, 1)["versions"]] == [9]
 
 
 def test_edits_are_listed() -> None:

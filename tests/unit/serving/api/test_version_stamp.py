@@ -131,7 +131,11 @@ class Turned(Served):
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
-    [(version_stamp.OutOfRotation(3, 4), 503, "out_of_rotation"), (version_stamp.RolledBack(4, 3), 409, "rolled_back")],
+    [
+        (version_stamp.OutOfRotation(3, 4), 503, "out_of_rotation"),
+        (version_stamp.RolledBack(4, 3), 409, "rolled_back"),
+        (version_stamp.NotQueued(9, 4), 409, "not_served_yet"),
+    ],
 )
 def test_a_replica_that_cannot_answer_says_so(error: Exception, status: int, code: str) -> None:
     app, seen = openai(Turned(error))

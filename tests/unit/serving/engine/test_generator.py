@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Edit
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
-from serving.api.version_stamp import RolledBack
 from serving.engine import generator
 from serving.engine.generator import ServingOptions
 from serving.engine.readiness import Readiness, max_prepare_s
@@ -153,79 +151,6 @@ def test_a_head_older_than_a_known_one_is_refused(grown: Ledger) -> None:
             assert (await replica.swap())["version"] == 4
 
     asyncio.run(swapped())
-
-
-def edits(*ids: str) -> tuple[Edit, ...]:
-    return tuple(Edit("p", "t", id=id) for id in ids)
-
-
-def test_at_least_a_version_asks_for_its_lineage(ledger: Ledger, random_delta: Callable[..., WeightDelta]) -> None:
-    """A later version that does not follow the wanted one has a higher number, and lacks its edits."""
-
-    def add(parent: int, own: tuple[Edit, ...], card: dict[str, Any] | None = None) -> None:
-        number = ledger.newest + 1
-        ledger.append(parent, random_delta(number), EditorState(), own, card or {}, ("E", "p"), expected_head=ledger.head)
-
-    async def admitted(replica: Any, *wanted: int) -> None:
-        async with asyncio.timeout(5):
-            for number in wanted:
-                assert await replica.admit(number)
-
-    async def asked() -> None:
-        async with engine.started(ledger) as replica:
-            for parent in range(4):
-                add(parent, edits(f"e{parent + 1}"))
-            assert (await replica.swap())["version"] == 4
-            await admitted(replica, 0, 1, 4)
-            ledger.move_head(2)
-            await replica.swap()
-            add(2, edits("e5"))
-            waiting = asyncio.create_task(replica.admit(5))
-            assert (await replica.swap())["version"] == 5
-            await admitted(replica, 0, 1, 2, 5)
-            assert await waiting
-            for gone in (3, 4):
-                with pytest.raises(RolledBack, match=f"version {gone} is not live"):
-                    await replica.admit(gone)
-            add(0, edits("e2", "e5"), {"reverted": {"edits": ["e1"], "versions": [1], "mode": "replay", "head": 5}})
-            assert (await replica.swap())["version"] == 6 and ledger.chain(6) == [6]
-            await admitted(replica, 1, 2, 5, 6)
-
-    asyncio.run(asked())
-
-
-def test_a_lost_version_is_answered_by_one_that_holds_its_edits(
-    ledger: Ledger, random_delta: Callable[..., WeightDelta]
-) -> None:
-    async def asked() -> None:
-        async with engine.started(ledger) as replica:
-            for number, own in enumerate((edits("a", "b"), edits("c")), 1):
-                ledger.append(0, random_delta(number), EditorState(), own, {}, ("E", "p"))
-                ledger.retract(number, 0)
-            ledger.append(0, random_delta(3), EditorState(), edits("b", "a"), {}, ("E", "p"))
-            await replica.swap()
-            assert await replica.admit(1) and replica.version == 3
-            with pytest.raises(RolledBack):
-                await replica.admit(2)
-
-    asyncio.run(asked())
-
-
-def test_a_request_that_waits_is_refused_when_its_version_is_gone_back_from(
-    ledger: Ledger, random_delta: Callable[..., WeightDelta]
-) -> None:
-    async def asked() -> None:
-        async with engine.started(ledger) as replica:
-            waiting = asyncio.create_task(replica.admit(1))
-            await asyncio.sleep(0.01)
-            ledger.append(0, random_delta(1), EditorState(), edits("a"), {}, ("E", "p"))
-            ledger.move_head(0)
-            await replica.swap()
-            async with asyncio.timeout(5):
-                with pytest.raises(RolledBack):
-                    await waiting
-
-    asyncio.run(asked())
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="with torchvision vLLM runs the model")

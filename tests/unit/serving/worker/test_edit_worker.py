@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,13 +25,22 @@ def test_a_full_queue_refuses_and_names_the_time_to_retry(tmp_path, monkeypatch)
     worker.edit_loop.publisher.timings.append({"edit_s": 1.0, "append_s": 0.5, "swap_ms": 500.0, "num_edits": 1})
     body = {"prompt": "p", "target": "t"}
     asyncio.run(worker.submit([body, body], False, None))
-    with pytest.raises(QueueFull, match=r"2 edits are queued and the limit is 3; .* Try again in 4 s"):
+    with pytest.raises(QueueFull, match=r"2 edits are queued and the limit is 3 \(max_queue=3\); .* Try again in 4 s"):
         asyncio.run(worker.submit([body, body], False, "k"))
     with pytest.raises(QueueFull, match="the post has 4 edits and the queue holds 3"):
         asyncio.run(worker.submit([body] * 4, False, None))
     assert worker.journal.depth == 2
     asyncio.run(worker.submit([body], False, "k"))
     assert worker.journal.depth == 3
+
+
+def test_each_open_edit_may_become_a_version(tmp_path):
+    worker = make_worker(tmp_path)
+    worker.live_model.contents[7] = ()
+    assert asyncio.run(worker.highest_version()) == 8
+    post(worker, "a", "b", "c")
+    worker.journal.take(2)
+    assert asyncio.run(worker.highest_version()) == 11
 
 
 def test_checking_edits_blocks_no_other_call_and_keeps_their_order(tmp_path, monkeypatch):
@@ -109,7 +119,8 @@ def test_edits_versions_and_moves_of_the_head_are_published(tmp_path):
 
 def test_one_blame_runs_at_a_time(tmp_path):
     worker = make_worker(tmp_path)
-    worker.live_model.blame = lambda prompt, max_tokens: SimpleNamespace(to_json=lambda: {"version": 0})
+    traced = SimpleNamespace(to_json=lambda: {"version": 0})
+    worker.live_model.walk = lambda: SimpleNamespace(blame=lambda prompt, max_tokens, budget: traced)
 
     async def both():
         async with worker.edit_loop.writing:
@@ -120,6 +131,36 @@ def test_one_blame_runs_at_a_time(tmp_path):
         return await first, await worker.blame("p", 1)
 
     assert asyncio.run(both()) == ({"version": 0}, {"version": 0})
+
+
+def test_edits_and_rollbacks_go_on_while_a_blame_walks_and_it_stops_without_its_caller(tmp_path):
+    worker = make_worker(tmp_path, max_walk_versions=7)
+    walking, budgets = threading.Event(), []
+
+    def blame(prompt, max_tokens, budget):
+        budgets.append(budget)
+        walking.set()
+        while True:
+            time.sleep(0.001)
+            budget.step()
+
+    worker.live_model.walk = lambda: SimpleNamespace(blame=blame)
+
+    async def beside():
+        blamed = asyncio.create_task(worker.blame("p", 1))
+        assert await asyncio.to_thread(walking.wait, 10)
+        (id,) = post(worker, "a")
+        async with asyncio.timeout(5):
+            await worker.edit_loop._apply(worker.journal.take(5))
+            assert worker.journal.get(id).state == "applied" and (await worker.rollback(0))["version"] == 0
+        assert not blamed.done() and budgets[0].max_versions == 7
+        blamed.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await blamed
+        assert not worker._blaming.locked()
+
+    asyncio.run(beside())
 
 
 MARKED = (
@@ -136,7 +177,7 @@ def in_form(tmp_path, tiny_model, template, **posted):
     worker = make_worker(tmp_path, tokenizer=tokenizer)
     try:
         asyncio.run(worker.submit([{"target": "answer", **posted}], False, None))
-        (entry,) = worker.journal.pending()
+        (entry,) = worker.journal.newest(2)
         return Edit.from_json(entry.edit)
     finally:
         assert worker._renderer.form == ("completion" if template is None else "chat")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from serving.worker import events
-from serving.worker.events import EventBus, TooManyListeners
+from errata.edit import Code
+from errata.local.service_limits import ServiceLimits
+from serving.worker.events import EventBus, TooManyListeners, Waiters
+from serving.worker.journal import Journal
 
 
 def test_listeners_get_the_events_of_their_block() -> None:
@@ -30,11 +33,9 @@ def test_no_listener_is_left_after_the_block() -> None:
     assert not bus.has_listeners
 
 
-def test_a_listener_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_WAITING", 3)
-
+def test_a_listener_that_does_not_read_is_dropped() -> None:
     async def heard() -> list[str]:
-        bus = EventBus()
+        bus = EventBus(ServiceLimits(max_waiting_events=3))
         with bus.listener() as listener:
             for number in range(10):
                 bus.publish("edit", {"id": str(number)})
@@ -44,12 +45,11 @@ def test_a_listener_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatc
     assert asyncio.run(heard()) == ["edit", "edit", "edit", "lagged"]
 
 
-def test_a_listener_may_want_some_edits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_may_want_some_edits_only() -> None:
     """Unwanted events are not queued, so the posts of others do not make a listener lag."""
-    monkeypatch.setattr(events, "MAX_WAITING", 3)
 
     async def heard() -> list[tuple[str, object]]:
-        bus = EventBus()
+        bus = EventBus(ServiceLimits(max_waiting_events=3))
         with bus.listener(["a", "b"]) as listener:
             for number in range(10):
                 bus.publish("edit", {"id": str(number)})
@@ -69,11 +69,34 @@ def test_a_listener_that_wants_no_edit_gets_none() -> None:
         assert listener._waiting.empty()
 
 
-def test_the_number_of_listeners_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_LISTENERS", 2)
-    bus = EventBus()
+def test_an_event_has_the_state_of_an_edit_and_not_its_texts(tmp_path: Path) -> None:
+    """A body may have a MiB, and there may be many listeners: each event is small."""
+    journal = Journal(tmp_path / "journal")
+    waiters = Waiters(journal)
+    (id,) = journal.submit([{"prompt": "p" * 100_000, "target": "t", "rephrasings": ["r" * 100_000]}], poster="ann")
+    journal.reject(id, "no " * 1_000, "target", Code.INEFFECTIVE, says="s" * 16_000)
+
+    async def heard() -> dict[str, object]:
+        with waiters.event_bus.listener() as listener:
+            waiters.publish([id])
+            return (await anext(aiter(listener))).data
+
+    found = asyncio.run(heard())
+    assert found | {"created": 0} == {
+        "id": id,
+        "state": "rejected",
+        "created": 0,
+        "reason": ("no " * 1_000)[:1_000],
+        "code": "ineffective",
+        "field": "target",
+        "poster": "ann",
+    }
+
+
+def test_the_number_of_listeners_is_limited() -> None:
+    bus = EventBus(ServiceLimits(max_listeners=2))
     with bus.listener(), bus.listener(["a"]):
-        with pytest.raises(TooManyListeners, match="2 event streams"), bus.listener():
+        with pytest.raises(TooManyListeners, match=r"2 event streams .* \(max_listeners=2\)"), bus.listener():
             raise AssertionError("it listens")
         assert len(bus._listeners) == 2
     with bus.listener():

