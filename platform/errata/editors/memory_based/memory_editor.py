@@ -71,7 +71,7 @@ def inputs_at_answers(model: LanguageModel, encoded: Encoded, site: str) -> tupl
     finally:
         for handle in handles:
             handle.remove()
-    return kept[0].float().to(model.device), nll_T
+    return kept[-1].float().to(model.device), nll_T  # A memory that is there reads the prompts once before.
 
 
 def check_inputs(batch: EditBatch, encoded: Encoded, input_TI: Tensor, nll_T: Tensor) -> None:
