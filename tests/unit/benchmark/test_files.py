@@ -81,7 +81,7 @@ def test_answers_and_rows_of_the_first_format_are_read_back(
     write(rows, tmp_path, {}, answered=answered)
     assert read_answers(tmp_path / "answers.parquet") == answered
     table = pq.read_table(tmp_path / "rows.parquet")
-    assert table.column_names == [name for name in COLUMNS if name not in OF_CHAT] and {
+    assert table.column_names == [name for name in COLUMNS if name not in (*OF_CHAT, *OF_RE_EDITS)] and {
         "harmonic_mean_low",
         "fluency_high",
     } <= set(table.column_names)
