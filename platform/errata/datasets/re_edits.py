@@ -15,7 +15,7 @@ from errata.text.rules import same_text
 
 @dataclass(frozen=True)
 class ReEdits:
-    """Of the edits after the first batch, `share` edit an earlier fact again; of these, `reversions` post the truth again.
+    """Shares of re-edits among the edits after the first batch, and of reversions among these, which post the truth again.
 
     The truth is what the unedited model answers.
     """
