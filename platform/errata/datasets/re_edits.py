@@ -15,9 +15,9 @@ from errata.text.rules import same_text
 
 @dataclass(frozen=True)
 class ReEdits:
-    """Shares of a stream: `share` of the edits after the first batch edit an earlier fact again.
+    """Shares of re-edits among the edits after the first batch, and of reversions among these, which post the truth again.
 
-    Of these, `reversions` post the truth again, which is what the unedited model answers.
+    The truth is what the unedited model answers.
     """
 
     share: float = 0.0
