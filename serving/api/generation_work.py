@@ -74,8 +74,8 @@ def _check_logprobs(body: Mapping[str, Any], limits: ServiceLimits) -> None:
             message = f"{name} is {value}, and a token may have 0 to {limit} log probabilities (max_logprobs={limit})"
             raise BadRequest(400, RequestCode.TOO_MANY_LOGPROBS, message, name)
     for name in _LOGPROB_LISTS:
-        if isinstance(value := body.get(name), list) and len(value) > limit:
-            message = f"{name} has {len(value):,} tokens, and may have {limit} (max_logprobs={limit})"
+        if isinstance(chosen := body.get(name), list) and len(chosen) > limit:
+            message = f"{name} has {len(chosen):,} tokens, and may have {limit} (max_logprobs={limit})"
             raise BadRequest(400, RequestCode.TOO_MANY_LOGPROBS, message, name)
 
 
