@@ -1,4 +1,4 @@
-"""An edit in the journal with its state, as it is read, shown and told to event streams."""
+"""An edit in the journal with its state: its row, its JSON, and the event of it."""
 
 from __future__ import annotations
 

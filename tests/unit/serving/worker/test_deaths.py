@@ -24,6 +24,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal"
 
 
+def test_an_edit_that_kills_its_worker_repeatedly_is_rejected(path: Path) -> None:
+    journal = Journal(path)
+    (id,) = journal.submit(edits("a"))
+    for _ in range(MAX_ATTEMPTS):
+        assert journal.take(1)[0].id == id
+        journal.requeue_applying()
+    assert journal.get(id).state == "rejected"
+    assert "died" in str(journal.get(id).reason)
+
+
 def opened(path: Path, node: str, journal: Journal | None = None) -> Journal:
     """Open the journal as a new process does, after the death of the one before."""
     if journal is not None:
