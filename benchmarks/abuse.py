@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,7 +72,7 @@ class AbusedService:
     def headers(self, caller: str, **more: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.keys[caller]}", "Content-Type": "application/json", **more}
 
-    async def play(self, name: str, abuse: Callable[[AbusedService, AbusePhase], Awaitable[None]] | None) -> None:
+    async def play(self, name: str, abuse: Callable[[AbusedService, AbusePhase], Coroutine[Any, Any, None]] | None) -> None:
         """Play a phase: the others' requests throughout, and the abuse if there is one."""
         phase = AbusePhase(name, self.settings.phase_s)
         console().print(f"bench-abuse: {name or 'without abuse'}", highlight=False)

@@ -10,8 +10,6 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol, cast
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from errata.history.budget import WalkBudget
@@ -21,10 +19,9 @@ from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Prompt
 from serving.api.routes import versions_page
 from serving.metrics import merged
-from serving.worker.refusals import REFUSALS, Busy, answer_of
+from serving.worker.refusals import UNANSWERED, Busy, answer_of
 from serving.worker.walks import walked
 
-UNANSWERED: tuple[type[Exception], ...] = (RayError, RayServeException, TimeoutError, *REFUSALS)
 READY_TIMEOUT_S = 2.0
 READY_PERIOD_S = 1.0  # The worker is asked at most so often, however often a caller without a key asks.
 WORKER_TIMEOUT_S = 10.0

@@ -10,10 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
-from serving.worker.refusals import REFUSALS, answer_of
+from serving.worker.refusals import UNANSWERED, answer_of
 
 TIMEOUT_S = 1.0
 
@@ -35,5 +32,5 @@ class HighestVersion:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 return int(await answer_of(self.worker.highest_version.remote()))
-        except (RayError, RayServeException, TimeoutError, *REFUSALS):
+        except UNANSWERED:
             return None

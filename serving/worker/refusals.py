@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
 from errata.edit import EditRejected
 from errata.generate import SwapFailed
 from errata.history.budget import WalkTooLong
@@ -23,6 +26,8 @@ class Busy(RuntimeError):
 
 REFUSALS: tuple[type[Exception], ...] = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
 REFUSALS += (SwapFailed, QueueFull, JournalFailed, OSError, Busy, WalkTooLong)
+# What a caller meets whose question the worker does not answer: it refuses, is gone, or is too slow.
+UNANSWERED: tuple[type[Exception], ...] = (RayError, RayServeException, TimeoutError, *REFUSALS)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class EditedModel:
 
         All its other parameters, and the records of its memory, are shared with this one.
         """
-        own = {name: self.module.get_submodule(name).weight for name in self.spec.names}
+        own: dict[str, Any] = {name: self.module.get_submodule(name).weight for name in self.spec.names}
         parts = (*self.module.parameters(), *self.module.buffers(), bank_of(self.module))
         shared: dict[int, Any] = {id(each): each for each in parts if each is not None}
         shared |= {id(weight): nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in own.values()}

@@ -141,7 +141,7 @@ def _prompts(state: EditorState) -> Hashes:
 
 def _superseded(prompts_m2: Hashes, own_n2: Hashes) -> NDArray[np.intp]:
     """Return the rows of earlier edits that share a prompt with `own_n2`."""
-    return np.isin(prompts_m2, own_n2[own_n2 != UNKNOWN]).any(1).nonzero()[0]
+    return np.flatnonzero(np.isin(prompts_m2, own_n2[own_n2 != UNKNOWN]).any(1))
 
 
 def _after(prompts_m2: Hashes, own_n2: Hashes) -> Hashes:
