@@ -104,6 +104,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.machine.point()
         callback(*arguments)
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Log nothing about tasks and futures of a dead process, which no task awaits any more."""
+        if not self.is_abandoned:
+            super().call_exception_handler(context)
+
     def abandon(self) -> None:
         """Leave all tasks where they are, as the end of a process does; what they still clean up reaches nothing."""
         self.is_abandoned = True
