@@ -53,6 +53,7 @@ def test_the_ray_of_a_job_listens_on_loopback(unprepared: None) -> None:
         job.communicate("\n", timeout=60)
 
 
+@pytest.mark.long  # tests/unit/local/test_services.py has what Ray is started with.
 def test_a_ray_beside_a_service_for_other_machines_asks_for_a_token(unprepared: None, tmp_path: Path) -> None:
     connect = "import ray; ray.init(log_to_driver=False); print(ray.get(ray.remote(lambda: 6 * 7).remote()))"
     with LocalServices(tmp_path, http_host="0.0.0.0", with_jobs=False) as services:

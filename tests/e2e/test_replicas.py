@@ -236,7 +236,8 @@ def test_a_replica_that_hangs_and_cannot_read_the_version_is_out_of_rotation(ser
     assert {name: replica["version"] for name, replica in found.items()} == {bad: before, min(pids): before + 1}
     assert service.pids() == pids
     assert not contradictions(readers) and not any(reader.backwards for reader in readers)
-    assert all(why.startswith("503") for reader in readers for why in reader.refused)
+    # A reader that has seen the version at the other replica may wait here for it, in vain while the engine is stopped.
+    assert all(why.startswith("503") or '"not_served_yet"' in why for reader in readers for why in reader.refused)
 
 
 def test_a_version_that_no_replica_can_read_is_retracted_and_made_again(service: ScalableService) -> None:
