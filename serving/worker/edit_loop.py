@@ -181,10 +181,9 @@ class EditLoop:
             try:
                 await self._until_arrived()
                 self._arrived.clear()
-                with self.core_sharing.editing():
-                    while entries := await self._taken():
-                        await self._apply(entries)
-                        self._num_stalls = 0
+                while entries := await self._taken():
+                    await self._apply(entries)
+                    self._num_stalls = 0
             except (OSError, JournalFailed) as fault:
                 await self._stall(fault)
 
@@ -288,7 +287,8 @@ class EditLoop:
         """
         begin, traces, edits = time.perf_counter(), [entry.trace for entry in tried], bisection.batch(group).edits
         try:
-            with batch_span("errata.edit", traces, num_edits=len(group)):
+            # Until the version is made, not until it is served: the swap is short if the engines have all cores.
+            with self.core_sharing.editing(), batch_span("errata.edit", traces, num_edits=len(group)):
                 said = await asyncio.to_thread(answers.to, group)
                 true = [i for i, one in zip(group, said, strict=True) if one.is_target]
                 if len(true) == len(group):
