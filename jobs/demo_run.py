@@ -23,6 +23,7 @@ from jobs.demo_traffic import MemoryPeak
 from jobs.plan import Plan
 
 NUM_EDITS, BATCH_SIZE, NUM_PARITY = 100, 10, 20
+DEFAULT_EDITOR = "RLEdit"
 PROMPTS_AT_ONCE = 128
 MIRROR_S = 60  # how long the versions may take to reach MLflow
 
@@ -37,6 +38,7 @@ class Demo:
     memory: MemoryPeak
     max_tokens: int = 0
     num_edits: int = NUM_EDITS
+    editor: str = DEFAULT_EDITOR
     seconds: dict[str, float] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     curve: list[Point] = field(default_factory=list)
@@ -66,12 +68,13 @@ class Demo:
             self.services.start_mlflow()
             self.services.start_ray()
 
-    def serve(self, artifact: Path) -> None:
-        """Start the Serve application with a trained policy, and wait until it answers."""
+    def serve(self, artifact: Path | None) -> None:
+        """Start the Serve application with the editor, and its trained policy if it has one; wait until it answers."""
         with self.stage("serve", "starting the Serve application: gateway, edit worker, vLLM"):
             self.services.wait_mlflow()
-            settings = {"model": self.plan.model_dir, "ledger": self.ledger_dir, "artifact": artifact}
-            self.services.start_serve(**settings, editor="RLEdit", mlflow=self.services.mlflow_url)
+            settings: dict[str, Any] = {"model": self.plan.model_dir, "ledger": self.ledger_dir, "editor": self.editor}
+            settings |= {} if artifact is None else {"artifact": artifact}
+            self.services.start_serve(**settings, mlflow=self.services.mlflow_url)
             self.services.wait_serve()
 
     def reference(self) -> HFGenerator:
