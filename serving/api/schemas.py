@@ -113,9 +113,9 @@ class BlameIn(AskedIn):
 
 
 class AnswersOut(BaseModel):
-    """The model's answers to an edit's prompt before the edit and after it."""
+    """The model's answers to an edit's prompt before the edit, where it was asked, and after it."""
 
-    before: str
+    before: str | None = None
     after: str
 
 

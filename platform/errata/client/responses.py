@@ -8,9 +8,9 @@ from errata.edit import EditState
 
 
 class AnswersOut(TypedDict):
-    """The model's answers to an edit's prompt before the edit and after it."""
+    """The model's answers to an edit's prompt before the edit, where it was asked, and after it."""
 
-    before: str
+    before: NotRequired[str]
     after: str
 
 
