@@ -29,7 +29,7 @@ class InMemoryDeltaEngine(weight_engine.DeltaEngine):
         random = torch.Generator().manual_seed(0)
         base = {name: torch.randn(64, 96, generator=random).bfloat16() for name in MATRICES}
         self.accumulator = Accumulator(base, in_place=True)
-        self.base_fingerprint, self.prepared = fingerprint, None
+        self.base_fingerprint, self.prepared, self.bank, self.hook = fingerprint, None, None, None
         self.state = weight_engine._State(0, fingerprint)
         self.reader = ThreadPoolExecutor(1)
         self.reloaded: list[set[str]] = []
@@ -52,6 +52,7 @@ class InMemoryEngine:
     """vLLM's engine with one worker. `seen` has each call, the longest duration of a preparation, and whether a swap runs."""
 
     errored = False
+    model_config: Any = SimpleNamespace(max_model_len=64)
 
     def __init__(self, replica: Generator) -> None:
         self.replica, self.worker = replica, weight_engine.WorkerExtension()
