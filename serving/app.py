@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray import serve
 from ray.serve import Application, Deployment
 
+from errata.editors import EDITORS
 from errata.local.models import resolved
 from errata.local.preflight import StartSettings, problems_of
 from errata.local.service_limits import NAMES, ServiceLimits, limits_from
@@ -184,6 +185,8 @@ def _resources(arguments: Arguments, num_gpus: float, num_threads: int) -> dict[
         environment["HF_HUB_OFFLINE"] = "1"
     if not arguments.gpus:  # One engine process instead of two, and a KV cache of 1 GiB.
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    if EDITORS[arguments.editor].writes == "memory":  # A memory is read by hooks of the V1 runner, which the CPU has anyway.
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     environment |= {name: os.environ[name] for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_LEVEL") if name in os.environ}
     placed = {arguments.placement: PLACEMENT_AMOUNT} if arguments.placement else {}
     return {"num_cpus": arguments.num_cpus, "num_gpus": num_gpus, "resources": placed, "runtime_env": {"env_vars": environment}}
@@ -204,6 +207,7 @@ def _serving_options(arguments: Arguments, limits: ServiceLimits) -> ServingOpti
         threads=_engine_threads(arguments),
         max_num_batched_tokens=arguments.max_num_batched_tokens or (None if arguments.gpus else STEP_TOKENS_ON_CPU),
         images=arguments.images,
+        memory=EDITORS[arguments.editor].kind,
         limits=limits,
     )
 

@@ -29,7 +29,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from errata.access_keys import Keys, check_binding
-from errata.edit_memory.bank import Kind
+from errata.edit_memory.bank import READ_BEFORE, Kind
 from errata.ledger import Ledger, LedgerDamaged, UnknownVersion
 from errata.local.service_limits import ServiceLimits
 from serving.api import routes
@@ -122,7 +122,9 @@ class Generator:
         await self._start_weight_transfer()
         self._fence, self._lineage = HeadFence(self.ledger), ServedLineage(self.ledger)
         self._preparation = Preparation(self.engine, self.ledger, self._readiness)
-        self._memory = ServedMemory(options.model, self.engine.model_config.max_model_len, options.memory is not None)
+        self._memory = ServedMemory(options.model, self.engine.model_config.max_model_len, options.memory)
+        if options.memory in READ_BEFORE:
+            await asyncio.to_thread(self._memory.warm)
         result = await self.swap()
         if "error" in result:
             raise RuntimeError(f"cannot reach the ledger's head: {result['error']}")

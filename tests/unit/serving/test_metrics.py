@@ -311,3 +311,16 @@ def test_an_exposition_that_cannot_be_merged_is_named() -> None:
         merged({"a": like_vllm(5), "b": "<html>503</html>"})
     with pytest.raises(ValueError, match="x is a counter at b, elsewhere a gauge"):
         merged({"a": "# TYPE x gauge\nx 1\n", "b": "# TYPE x_total counter\nx_total 1\n"})
+
+
+def test_readings_of_the_memory_are_counted() -> None:
+    metrics = ReplicaMetrics()
+    text = metrics.exposition()
+    assert [value(text, "errata_memory_lookups_total", result=result) for result in ("hit", "miss")] == [0, 0]
+    metrics.memory_read(True, 0.02, 30)
+    metrics.memory_read(False, 0.01, 0)
+    metrics.serves(3, num_records=7)
+    text = metrics.exposition()
+    assert [value(text, "errata_memory_lookups_total", result=result) for result in ("hit", "miss")] == [1, 1]
+    assert value(text, "errata_memory_lookup_seconds_sum") == pytest.approx(0.03)
+    assert (value(text, "errata_memory_prompt_tokens_total"), value(text, "errata_memory_records")) == (30, 7)
