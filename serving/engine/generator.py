@@ -109,6 +109,7 @@ class Generator:
         self._highest_version = HighestVersion(worker)
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.version, self.fingerprint, self.epoch, self._weights_epoch = 0, "", 0, 0
+        self.running_epoch = 0
         self.boot = uuid.uuid4().hex[:12]
         self._swapping = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -233,6 +234,7 @@ class Generator:
                 raise RuntimeError("a worker of the engine did not reload")
             # Before generation resumes: an answer must not end under new weights with the old version's stamp.
             self.version, self.fingerprint, self.epoch = version, update["fingerprint"], self.epoch + 1
+            self.running_epoch += accepted.changes_weights or self.options.memory not in READ_BEFORE
             self._memory.serves(memory)
             self._lineage.serves(ancestry)
             is_whole = True

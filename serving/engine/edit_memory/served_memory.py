@@ -23,6 +23,7 @@ from errata.model.renderer import Renderer
 class FrontMemory:
     """The memory of one version; `reader` is None if nothing is read before the model."""
 
+    version: int = 0
     bank: Bank | None = None
     reader: MemoryReader | None = None
 
@@ -49,7 +50,8 @@ class ServedMemory:
 
     async def prepare(self, update: dict[str, Any]) -> FrontMemory:
         """Fold the memory of an update that the workers have read. Raises `ValueError` and `OSError`, as their reading does."""
-        return await asyncio.to_thread(self._folded, update["files"], None if update["reset"] else self.now.bank)
+        before = None if update["reset"] else self.now.bank
+        return await asyncio.to_thread(self._folded, update["version"], update["files"], before)
 
     def serves(self, memory: FrontMemory) -> None:
         """Note that the version of `memory` is served from now on."""
@@ -60,13 +62,10 @@ class ServedMemory:
         SentenceEncoder.load()
         self._renderer = self._renderer or renderer_at(self.model)
 
-    def _folded(self, files: Iterable[str], before: Bank | None) -> FrontMemory:
-        changes = [delta for file in files for delta in _changes_in(file)]
-        if not changes and before is self.now.bank:
-            return self.now
-        bank = held_after(changes, before)
+    def _folded(self, version: int, files: Iterable[str], before: Bank | None) -> FrontMemory:
+        bank = held_after((delta for file in files for delta in _changes_in(file)), before)
         if bank is None or not len(bank):
-            return FrontMemory(bank)
+            return FrontMemory(version, bank)
         if bank.kind != self.kind:
             started = "changes of weights" if self.kind is None else f"a memory of kind {self.kind}"
             raise ValueError(
@@ -74,11 +73,11 @@ class ServedMemory:
                 "editor that made the memory (editor=...)"
             )
         if bank.kind not in READ_BEFORE:
-            return FrontMemory(bank)
+            return FrontMemory(version, bank)
         self.warm()
         assert self._renderer is not None
         _ = bank.index  # Made here, where no request waits for it.
-        return FrontMemory(bank, MemoryReader(bank, self._renderer, self.max_tokens))
+        return FrontMemory(version, bank, MemoryReader(bank, self._renderer, self.max_tokens))
 
 
 def _changes_in(file: str) -> list[MemoryDelta]:

@@ -172,7 +172,7 @@ def test_a_replica_counts_tokens_and_answers_by_version() -> None:
 class Replica:
     """A replica as the middleware sees it; `refusal` is raised, or the request waits for ever."""
 
-    version = 4
+    version, running_epoch = 4, 0
 
     def __init__(self, refusal: Exception | None) -> None:
         self.metrics, self.refusal = ReplicaMetrics(), refusal

@@ -18,7 +18,7 @@ from tests.unit.serving.api.application import call
 
 
 class Served:
-    version = 3
+    version, running_epoch = 3, 0
 
     def __init__(self) -> None:
         self.at_least: list[int] = []
@@ -119,6 +119,24 @@ def test_a_stream_names_the_edits_in_its_header_and_in_the_first_event() -> None
     events = [json.loads(line.removeprefix("data: "))["errata"] for line in answer.text.split("\n\n") if line]
     assert [event.get("edits") for event in events] == [[{"id": "", "score": 0.9}], None]
     assert answer.headers["X-Errata-Edit"] == "-;score=0.90"
+
+
+@pytest.mark.parametrize(("changes_running", "last"), [(0, 3), (1, 4)])
+def test_an_answer_is_of_the_version_whose_memory_it_was_read_with(changes_running: int, last: int) -> None:
+    served = Served()
+    app, _ = openai(served)
+
+    async def swapping(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            fired = version_stamp.OF_REQUEST.get()
+            assert fired is not None
+            fired.versions.append(served.version)
+            served.running_epoch += changes_running
+        await app.router(scope, receive, send)
+
+    answer = call(version_stamp.VersionStamp(swapping, served), "POST", "/v1/completions", json={"swap": 1})
+    assert answer.json()["errata"] == {"version_min": 3, "version_max": last}
+    assert f'errata_completions_total{{code="200",version="{last}"}} 1.0' in served.metrics.exposition()
 
 
 def test_nothing_is_named_where_nothing_fired() -> None:

@@ -73,4 +73,4 @@ class Reader:
 def a_memory(kind: Kind = "answer", **changes: Any) -> FrontMemory:
     """Make a memory of one record whose reader makes `changes`."""
     bank = a_change('"a"', kind=kind).after(None)
-    return FrontMemory(bank, Reader(bank, **changes))  # type: ignore[arg-type]
+    return FrontMemory(7, bank, Reader(bank, **changes))  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def served_by(ledger: Ledger, kind: Kind | None = "answer") -> ServedMemory:
 def swap(served: ServedMemory, ledger: Ledger, version: int, reset: bool = False, snapshots: bool = True) -> FrontMemory:
     """Serve a version by its own file, or by all files from the base."""
     files = ledger.files_to(version, snapshots) if reset else [ledger.version(version).directory / "delta.safetensors"]
-    served.serves(asyncio.run(served.prepare({"reset": reset, "files": [str(file) for file in files]})))
+    served.serves(asyncio.run(served.prepare({"version": version, "reset": reset, "files": [str(file) for file in files]})))
     return served.now
 
 
@@ -64,7 +64,7 @@ def test_a_rollback_takes_the_memory_back(ledger: Ledger) -> None:
     served = served_by(ledger)
     for version in (1, 2):
         swap(served, ledger, version)
-    assert facts(swap(served, ledger, 1, reset=True)) == ['"a"']
+    assert facts(swap(served, ledger, 1, reset=True)) == ['"a"'] and served.now.version == 1
     none = swap(served, ledger, 0, reset=True)
     assert (none.reader, none.kind, none.num_records) == (None, None, 0)
 
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_read_is_a_refusal(ledger: Ledger, tmp_path: Path)
     torn = tmp_path / "torn"
     torn.write_bytes(b"torn")
     with pytest.raises(ValueError, match="torn cannot be read"):
-        asyncio.run(served_by(ledger).prepare({"reset": True, "files": [str(torn)]}))
+        asyncio.run(served_by(ledger).prepare({"version": 1, "reset": True, "files": [str(torn)]}))
 
 
 def test_a_memory_that_is_read_inside_the_model_has_no_reader_in_front(ledger: Ledger) -> None:
