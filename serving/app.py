@@ -40,6 +40,9 @@ class Arguments(BaseModel):
     resource, such as `serve`, of the nodes on which the service may run. `images` may be sent with a request to a model that
     reads them, as `data:` addresses. The fields of `ServiceLimits` are arguments, too.
 
+    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others; without them, the editor
+    decides.
+
     `threads` are those of each engine; without it, an engine on the CPU has its share of the cores, and leaves the editor
     `editor_threads` of them while edits are made. `max_num_batched_tokens` is vLLM's: the tokens that a step computes at most.
     """
@@ -68,8 +71,8 @@ class Arguments(BaseModel):
     max_model_len: int | None = Field(None, ge=1)
     max_num_batched_tokens: int | None = Field(None, ge=1)
     pause: Literal["keep", "wait"] = "keep"
-    max_batch: int = Field(16, ge=1)
-    batch_window_s: float = Field(0.02, ge=0)
+    max_batch: int | None = Field(None, ge=1)
+    batch_window_s: float | None = Field(None, ge=0)
     nice: int = Field(10, ge=0, le=19)
     idempotency_hours: float = Field(24.0, gt=0, le=24 * 366)
     scrub_hours: float = Field(24.0, ge=0)

@@ -49,6 +49,7 @@ PASSED = {
     "forgotten": Measurements(lost_retention=0.9),
     "disturbed": Measurements(lost_locality=0.9),
     "drift": Measurements(locality=0.1),
+    "fires": Measurements(fires=0.9),
     "unanswered": Measurements(efficacy=0.1),
 }
 
