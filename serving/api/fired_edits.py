@@ -40,6 +40,7 @@ class FiredEdits:
 
     takes_text: bool = True
     takes_answer: bool = True
+    versions: list[int] = field(default_factory=list)  # those whose memory was read, also where nothing fired
     decisions: list[Awaitable[FiredEdit | None]] = field(default_factory=list)
 
     @classmethod

@@ -74,6 +74,7 @@ class Served(Protocol):
     """The replica's interface to this middleware."""
 
     version: int
+    running_epoch: int  # the number of swaps that changed answers which had begun
     metrics: ReplicaMetrics
 
     async def admit(self, at_least: int) -> str:
@@ -152,6 +153,7 @@ class _Answer:
     fired: FiredEdits
     version_min: int = field(init=False)
     version_max: int = field(init=False)
+    epoch: int = field(init=False)
     start: Message | None = None
     status: int = 500  # if the application ends without an answer
     is_stream: bool = False
@@ -160,6 +162,7 @@ class _Answer:
 
     def __post_init__(self) -> None:
         self.version_min = self.version_max = self.served.version
+        self.epoch = self.served.running_epoch
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -211,13 +214,19 @@ class _Answer:
         data = _parsed(body)
         if data is None:
             return body
-        self.version_min = min(self.version_min, self.served.version)  # a rollback lowers the version
-        self.version_max = max(self.version_max, self.served.version)
-        self.served.metrics.generated(self.served.version, num_tokens(data, self.is_stream))
+        versions = self._versions()
+        self.version_min = min(self.version_min, *versions)  # a rollback lowers the version
+        self.version_max = max(self.version_max, *versions)
+        self.served.metrics.generated(versions[-1], num_tokens(data, self.is_stream))
         data["errata"] = {"version_min": self.version_min, "version_max": self.version_max}
         if self.untold:
             data["errata"]["edits"], self.untold = [edit.to_json() for edit in self.untold], []
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _versions(self) -> list[int]:
+        """Return the versions of new tokens: those of the memory that was read, if nothing else has changed since."""
+        is_kept = self.served.running_epoch == self.epoch and self.fired.versions
+        return self.fired.versions if is_kept else [self.served.version]
 
 
 def _parsed(body: bytes) -> dict[str, Any] | None:

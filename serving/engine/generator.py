@@ -29,7 +29,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from errata.access_keys import Keys, check_binding
-from errata.edit_memory.bank import Kind
+from errata.edit_memory.bank import READ_BEFORE, Kind
 from errata.ledger import Ledger, LedgerDamaged, UnknownVersion
 from errata.local.service_limits import ServiceLimits
 from serving.api import routes
@@ -109,6 +109,7 @@ class Generator:
         self._highest_version = HighestVersion(worker)
         self.replica = serve.get_replica_context().replica_id.unique_id
         self.version, self.fingerprint, self.epoch, self._weights_epoch = 0, "", 0, 0
+        self.running_epoch = 0
         self.boot = uuid.uuid4().hex[:12]
         self._swapping = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -122,7 +123,9 @@ class Generator:
         await self._start_weight_transfer()
         self._fence, self._lineage = HeadFence(self.ledger), ServedLineage(self.ledger)
         self._preparation = Preparation(self.engine, self.ledger, self._readiness)
-        self._memory = ServedMemory(options.model, self.engine.model_config.max_model_len, options.memory is not None)
+        self._memory = ServedMemory(options.model, self.engine.model_config.max_model_len, options.memory)
+        if options.memory in READ_BEFORE:
+            await asyncio.to_thread(self._memory.warm)
         result = await self.swap()
         if "error" in result:
             raise RuntimeError(f"cannot reach the ledger's head: {result['error']}")
@@ -231,6 +234,7 @@ class Generator:
                 raise RuntimeError("a worker of the engine did not reload")
             # Before generation resumes: an answer must not end under new weights with the old version's stamp.
             self.version, self.fingerprint, self.epoch = version, update["fingerprint"], self.epoch + 1
+            self.running_epoch += accepted.changes_weights or self.options.memory not in READ_BEFORE
             self._memory.serves(memory)
             self._lineage.serves(ancestry)
             is_whole = True

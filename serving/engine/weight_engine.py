@@ -33,7 +33,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from errata.delta.accumulator import Accumulator
 from errata.delta.kinds import Delta
-from errata.delta.memory_delta import MemoryDelta
+from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import READ_BEFORE, Bank
 from errata.ledger import read_segments
@@ -96,13 +96,14 @@ class _State:
 class _Prepared:
     """An update that is read and checked; `changed` are the names of the matrices that it changes.
 
-    `bank` is the memory after it, as far as it is read inside the model.
+    `records` are the changes of the memory that is read inside the model, and `bank` is that memory: first as it was.
     `sums` is the base with all deltas of a reset, summed before the pause; so a long chain is never in memory.
     """
 
     update: UpdateInfo
     bank: Bank | None
     changed: set[str] = field(default_factory=set)
+    records: list[MemoryDelta] = field(default_factory=list)
     deltas: list[WeightDelta] = field(default_factory=list)
     sums: Accumulator | None = None
 
@@ -197,6 +198,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
                 for delta in read_segments(Path(path)):
                     self._take(prepared, delta)
                     lineage = hashlib.sha256((lineage + delta.digest()).encode()).hexdigest()
+            prepared.bank = held_after(prepared.records, prepared.bank)
         except (ValueError, OSError, SafetensorError) as fault:
             kind: Literal["io", "invalid"] = "io" if isinstance(fault, OSError) else "invalid"
             return {"kind": kind, "message": f"{type(fault).__name__}: {fault}"}
@@ -217,7 +219,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         delta.check()
         if delta.kind not in READ_BEFORE:
             self._check_site(delta)
-            prepared.bank = delta.after(prepared.bank)
+            prepared.records.append(delta)
 
     def _check_site(self, delta: MemoryDelta) -> None:
         """Raise `ValueError` for a memory that cannot be read inside this engine's model."""

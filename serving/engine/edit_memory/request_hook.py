@@ -48,6 +48,7 @@ class RequestHook:
         """Generate as the engine does. The decision begins now, so that it is made before the answer's headers are sent."""
         sampling_params.extra_args = _without_answer(sampling_params.extra_args)
         memory, request = self.memory(), OF_REQUEST.get() or FiredEdits()
+        request.versions.append(memory.version)
         if not _is_read(memory, prompt, sampling_params, request):
             return self.engine.generate(prompt, sampling_params, request_id, **more)
         change = asyncio.ensure_future(self._change(memory, prompt["prompt_token_ids"], sampling_params))

@@ -1,7 +1,7 @@
 """The logits processor that makes the engine say an answer of the memory: token by token, as long as it has said nothing else.
 
 Each row is decided by its own request, so neither the batch nor the other requests matter. After the last token the model goes
-on freely; in chat, the last one ends the turn. B rows of the batch, V vocabulary.
+on freely; in chat, the last one ends the turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from errata.edit_memory.lookup import NONE, forced
+from errata.model.said_answers import with_said
 
 ANSWER = "errata_answer"  # of a request's extra arguments: the tokens that are said
 PROCESSOR = "serving.engine.edit_memory.said_answer:SaidAnswer"  # as vLLM's argument `logits_processors` names it
@@ -24,7 +24,6 @@ class SaidAnswer(LogitsProcessor):
     """vLLM's interface of the V1 runner. `said` has by row the answer, and the tokens that the request has so far."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        self.device = device
         self.said: dict[int, tuple[list[int], list[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -34,14 +33,9 @@ class SaidAnswer(LogitsProcessor):
         process_dict_updates(self.said, batch_update, _answer_of)
 
     def apply(self, logits: Tensor) -> Tensor:
-        next_by_row = {row: next_said(answer, output) for row, (answer, output) in self.said.items()}
-        rows = [row for row, token in next_by_row.items() if token is not None]
-        if not rows:
-            return logits
-        token_F = torch.tensor([next_by_row[row] for row in rows], device=logits.device)
-        row_B = torch.full((len(logits),), NONE, device=logits.device)
-        row_B[rows] = torch.arange(len(rows), device=logits.device)
-        return forced({"token": token_F}, row_B, logits)
+        found = {row: next_said(answer, output) for row, (answer, output) in self.said.items()}
+        due = {row: token for row, token in found.items() if token is not None}
+        return with_said(logits, due) if due else logits
 
 
 def next_said(answer: list[int], output: list[int]) -> int | None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from errata.delta.memory_delta import ABOUT, MemoryDelta
-from errata.edit_memory.bank import READ_BEFORE, Bank
+from errata.delta.memory_delta import ABOUT, MemoryDelta, held_after
+from errata.edit_memory.bank import READ_BEFORE, Bank, Kind
+from errata.edit_memory.encoder import SentenceEncoder
 from errata.edit_memory.reader import MemoryReader
 from errata.ledger import read_segments
 from errata.model.language_model import renderer_at
@@ -22,6 +23,7 @@ from errata.model.renderer import Renderer
 class FrontMemory:
     """The memory of one version; `reader` is None if nothing is read before the model."""
 
+    version: int = 0
     bank: Bank | None = None
     reader: MemoryReader | None = None
 
@@ -30,7 +32,7 @@ class FrontMemory:
         return 0 if self.bank is None else len(self.bank)
 
     @property
-    def kind(self) -> str | None:
+    def kind(self) -> Kind | None:
         """The kind of the records; None if there are none."""
         return self.bank.kind if self.bank is not None and self.num_records else None
 
@@ -38,51 +40,52 @@ class FrontMemory:
 class ServedMemory:
     """`now` is the memory of the served version; `prepare` makes that of the next one before it is served.
 
-    `max_tokens` is the engine's context. Without `is_expected` the service was started for changes of weights, and its engine
-    was not made to read a memory.
+    `max_tokens` is the engine's context, and `kind` the memory for which the engine was started, None for changes of weights.
     """
 
-    def __init__(self, model: str, max_tokens: int, is_expected: bool) -> None:
-        self.model, self.max_tokens, self.is_expected = model, max_tokens, is_expected
+    def __init__(self, model: str, max_tokens: int, kind: Kind | None) -> None:
+        self.model, self.max_tokens, self.kind = model, max_tokens, kind
         self.now = FrontMemory()
         self._renderer: Renderer | None = None
 
     async def prepare(self, update: dict[str, Any]) -> FrontMemory:
         """Fold the memory of an update that the workers have read. Raises `ValueError` and `OSError`, as their reading does."""
-        return await asyncio.to_thread(self._folded, update["files"], None if update["reset"] else self.now.bank)
+        before = None if update["reset"] else self.now.bank
+        return await asyncio.to_thread(self._folded, update["version"], update["files"], before)
 
     def serves(self, memory: FrontMemory) -> None:
         """Note that the version of `memory` is served from now on."""
         self.now = memory
 
-    def _folded(self, files: Iterable[str], bank: Bank | None) -> FrontMemory:
-        before = bank
-        for file in files:
-            bank = _after(file, bank)
-        if bank is before:
-            return self.now if bank is self.now.bank else FrontMemory(bank)
+    def warm(self) -> None:
+        """Load what reads a memory, which takes a second. Raises `ValueError` if the sentence encoder is not installed."""
+        SentenceEncoder.load()
+        self._renderer = self._renderer or renderer_at(self.model)
+
+    def _folded(self, version: int, files: Iterable[str], before: Bank | None) -> FrontMemory:
+        bank = held_after((delta for file in files for delta in _changes_in(file)), before)
         if bank is None or not len(bank):
-            return FrontMemory(bank)
-        if not self.is_expected:
+            return FrontMemory(version, bank)
+        if bank.kind != self.kind:
+            started = "changes of weights" if self.kind is None else f"a memory of kind {self.kind}"
             raise ValueError(
-                f"this version has a memory of kind {bank.kind}, and the service was started for changes of weights: start it "
-                "with the editor that made the memory (editor=...)"
+                f"this version has a memory of kind {bank.kind}, and the service was started for {started}: start it with the "
+                "editor that made the memory (editor=...)"
             )
         if bank.kind not in READ_BEFORE:
-            return FrontMemory(bank)
-        self._renderer = self._renderer or renderer_at(self.model)
-        return FrontMemory(bank, MemoryReader(bank, self._renderer, self.max_tokens))
+            return FrontMemory(version, bank)
+        self.warm()
+        assert self._renderer is not None
+        _ = bank.index  # Made here, where no request waits for it.
+        return FrontMemory(version, bank, MemoryReader(bank, self._renderer, self.max_tokens))
 
 
-def _after(file: str, bank: Bank | None) -> Bank | None:
-    """Return the bank with the changes of its memory in a file. Changes of weights, which may be large, are not read."""
+def _changes_in(file: str) -> list[MemoryDelta]:
+    """Return the changes of a memory in a file. Changes of weights, which may be large, are not read."""
     try:
         with safe_open(file, framework="pt") as opened:
             if not any(name.endswith(ABOUT) for name in opened.keys()):  # noqa: SIM118
-                return bank
-        for delta in read_segments(Path(file)):
-            if isinstance(delta, MemoryDelta):
-                bank = delta.after(bank)
+                return []
+        return [delta for delta in read_segments(Path(file)) if isinstance(delta, MemoryDelta)]
     except SafetensorError as wrong:
         raise ValueError(f"{file} cannot be read: {wrong}") from None
-    return bank

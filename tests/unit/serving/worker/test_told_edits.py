@@ -26,7 +26,9 @@ from tests.e2e.toy import WORLD
 from tests.fakes.edit_worker import InMemoryReplicas
 
 SETTINGS = {"modules": "layers.1.mlp.down_proj"}
-FACTS = [replace(edit, rephrasings=(), locality=(), portability=(), id=f"id-{i}") for i, edit in enumerate(WORLD.edits("test", 36))]
+FACTS = [
+    replace(edit, rephrasings=(), locality=(), portability=(), id=f"id-{i}") for i, edit in enumerate(WORLD.edits("test", 36))
+]
 OTHER = FACTS[-1].target
 
 

@@ -113,6 +113,7 @@ def test_the_edits_that_fired_are_known_before_the_answer_begins() -> None:
         prompts = [{"type": "token", "prompt_token_ids": ids} for ids in (ASKED, [5], ASKED)]
         answers = [hook.hook.generate(prompt, vllm.SamplingParams(), "id") for prompt in prompts]
         assert [(edit.id, edit.score) for edit in await request.edits()] == [("edit-a", 0.925)] * 2
+        assert request.versions == [7] * 3
         assert hook.engine.asked == [], "the engine is asked when the answer is read"
         for answer in answers:
             await answer.aclose()
