@@ -32,6 +32,7 @@ from errata.text.dialogue import Prompt
 from serving.logs import attach_to_serve, event
 from serving.metrics import WORKER
 from serving.tracing import current_traceparent
+from serving.worker.dry_run import DryRuns
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
 from serving.worker.journal import Journal, JournalFailed, QueueFull, QueueLimit, UnknownEdit
@@ -47,13 +48,15 @@ from serving.worker.walks import walked
 logger = logging.getLogger("errata")
 
 MAX_RETRY_AFTER_S = 60
+MAX_BATCH, BATCH_WINDOW_S = 16, 0.02  # Of editors that ask the model; others take as many edits as they can, and wait for none.
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
     """Settings of the edit worker.
 
-    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. `nice` is the worker's
+    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others; None leaves both to the
+    editor. `nice` is the worker's
     scheduling priority; a higher value yields to engines on the same cores. An Idempotency-Key is kept for
     `idempotency_hours`. The ledger's files are compared with their digests every `scrub_hours`, and never if that is 0. With
     `shares_cores`, the engines leave the editor its cores while edits are made.
@@ -61,8 +64,8 @@ class WorkerOptions:
 
     live_model: LiveModelOptions
     journal: str
-    max_batch: int = 16
-    batch_window_s: float = 0.02
+    max_batch: int | None = None
+    batch_window_s: float | None = None
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     nice: int = 10
     shares_cores: bool = False
@@ -85,13 +88,15 @@ class EditWorker:
     ) -> None:
         self.live_model, self.journal, self.mirror, self.options = live_model, journal, mirror, options
         self.limits = options.limits
-        batches = options.max_batch, options.batch_window_s
+        max_batch, window_s = (live_model.max_batch, 0.0) if live_model.knows_answers else (MAX_BATCH, BATCH_WINDOW_S)
+        batches = options.max_batch or max_batch, window_s if options.batch_window_s is None else options.batch_window_s
         self.edit_loop = EditLoop(live_model, journal, mirror, *batches, replicas, options.limits)
-        self.edit_loop.core_sharing.is_on = options.shares_cores
+        self.edit_loop.core_sharing.is_on = options.shares_cores and not live_model.knows_answers
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
-        self._blaming = asyncio.Lock()
+        self._walking = asyncio.Lock()
+        self.dry_runs = DryRuns(self.edit_loop, self.limits.max_walk_s)
         self.scrubber = Scrubber(options.live_model.ledger if options.live_model else "", options.scrub_hours)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -139,6 +144,12 @@ class EditWorker:
         except JournalFailed as fault:
             event(logger, "edits.stalled", logging.ERROR, error=fault, num_edits=len(ids))
             return [_as_queued(id, edit) for id, edit in zip(ids, edits, strict=True)]
+
+    async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what a post of these edits would do, and do nothing. Raises as `submit` before it queues, and as `DryRuns`."""
+        posted = self._read(edits)
+        await self._check(posted)
+        return await self.dry_runs.of(posted, self._walking)
 
     async def _shown(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         """Return edits as JSON; those that were applied once say if the live version holds them (`live`)."""
@@ -256,9 +267,9 @@ class EditWorker:
 
         A call that is cancelled stops the walk. Raises `WalkTooLong` beyond the limits of a walk.
         """
-        if self._blaming.locked():
-            raise Busy("the service is tracing another answer to its version; ask again when that is done")
-        async with self._blaming:
+        if self._walking.locked():
+            raise Busy("the service is tracing an answer to its version or trying edits; ask again when that is done")
+        async with self._walking:
             walk = await self.edit_loop.to_completion(self.edit_loop.walk())
             budget = WalkBudget(self.limits.max_walk_versions, self.limits.max_walk_s, self.edit_loop.writing.locked)
             return (await walked(partial(walk.blame, prompt, max_tokens), budget)).to_json()
@@ -355,11 +366,11 @@ def _as_queued(id: str, edit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers_in(version: Version, id: str) -> dict[str, str] | None:
-    """Return the answers before and after an edit, which the version's scorecard has in the order of its edits."""
+    """Return the answers before (if it is known) and after an edit, which the scorecard has in the order of the edits."""
     pairs = version.scorecard.get("answers", [])
     for edit, (before, after) in zip(version.edits, pairs, strict=False):
         if edit.id == id:
-            return {"before": before, "after": after}
+            return {name: text for name, text in (("before", before), ("after", after)) if text is not None}
     return None
 
 

@@ -8,9 +8,9 @@ from errata.edit import EditState
 
 
 class AnswersOut(TypedDict):
-    """The model's answers to an edit's prompt before the edit and after it."""
+    """The model's answers to an edit's prompt before the edit, where it was asked, and after it."""
 
-    before: str
+    before: NotRequired[str]
     after: str
 
 
@@ -54,6 +54,32 @@ class EditsAnswer(TypedDict):
     ids: list[str]
     edits: list[EditOut]
     version: NotRequired[int]
+
+
+class TriedEditOut(TypedDict):
+    """What an edit would become, and the model's answers `before` and `after` it where they are known."""
+
+    edit: dict[str, Any]
+    state: EditState
+    changed: NotRequired[bool]
+    before: NotRequired[str]
+    after: NotRequired[str]
+    code: NotRequired[str]
+    reason: NotRequired[str]
+    field: NotRequired[str]
+
+
+class DryRunOut(TypedDict):
+    """What a post of edits would do on the version `head`; nothing was done.
+
+    `guard` has the figures of each attempt; `neighbours` has the `edits` and `probes` whose answers would change.
+    """
+
+    dry_run: bool
+    head: int
+    edits: list[TriedEditOut]
+    guard: list[dict[str, Any]]
+    neighbours: dict[str, Any]
 
 
 class EditPage(TypedDict):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from errata.access_keys import check_binding
+from errata.edit_memory.bank import READ_BEFORE
 from errata.editors.build import needs, outline, own_editor
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
@@ -36,6 +37,7 @@ from errata.model.language_model import checkpoint_fingerprint
 from errata.overrides import WrongSetting, overridden
 
 DTYPES = ("float32", "bfloat16", "float16")
+SERVED = READ_BEFORE  # The kinds of memories that a replica reads.
 MAX_DIGESTED_BYTES = 2 * 10**9  # About two seconds, as measured on two cores.
 
 
@@ -123,10 +125,11 @@ def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | No
 
 def _check_served(name: str, *kinds: type[Editor] | None) -> bool:
     """Raise `ValueError` for an editor, or a wrapped one, whose edits no replica reads; else return True."""
-    if any(kind is not None and kind.writes == "memory" for kind in kinds):
+    if any(kind is not None and kind.writes == "memory" and kind.kind not in SERVED for kind in kinds):
         raise ValueError(
-            f"{name} keeps its edits in a memory beside the weights, and no memory is served yet: give an editor of weights, "
-            "such as RLEdit or UltraEdit; `errata bench` and `errata.lifelong` run this one"
+            f"{name} keeps its edits in a memory that is read inside the model, which no replica does yet: give an editor of "
+            "weights (RLEdit, UltraEdit), or one whose memory is read before the model (answer, SCR); `errata bench` and "
+            "`errata.lifelong` run this one"
         )
     return True
 

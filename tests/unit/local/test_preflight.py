@@ -77,7 +77,7 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         ({"editor": "FT-L/ROME"}, "does not wrap another editor"),
         (
             {"editor": "state", "settings": {}},
-            "editor: state keeps .* no memory is served yet: give an editor",
+            "editor: state keeps .* which no replica does yet: give an editor of weights",
         ),
         ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory .*, such as RLEdit"),
         ({"editor": f"{__name__}:OwnMemory", "settings": {}}, "OwnMemory keeps its edits in a memory .*`errata bench`"),

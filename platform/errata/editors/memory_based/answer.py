@@ -12,10 +12,12 @@ Remembers: the thresholds. The records are in the memory.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
 
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import EditBatch
 from errata.edit_memory import encoder
+from errata.edit_memory.bank import Kind
 from errata.editors.editor import check_batch
 from errata.editors.memory_based.questions import QuestionMemory, question_records
 from errata.editors.state import EditorState
@@ -33,6 +35,8 @@ class AnswerMemory(QuestionMemory):
     threshold: float = 0.55
     whole_threshold: float = 0.0
     max_batch: int = 1000
+
+    kind: ClassVar[Kind] = "answer"
 
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
