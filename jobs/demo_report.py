@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from errata.delta.kinds import weights_alone
 from errata.durable import replaced
 from errata.edit import Edit
 from errata.ledger import Ledger
@@ -58,7 +57,7 @@ def service_figures(timings: Sequence[Mapping[str, Any]], ledger: Ledger, traffi
         "swap_ms_p99": swaps[min(len(swaps) - 1, int(0.99 * len(swaps)))],
         "edit_ms_p50": sorted(1e3 * timing["edit_s"] for timing in timings)[len(timings) // 2],
         "delta_bytes": [version.num_bytes for version in versions],
-        "dense_bytes": [weights_alone(ledger.delta(version.number), "the demo").dense_bytes for version in versions],
+        "dense_bytes": [ledger.delta(version.number).dense_bytes for version in versions],
         "requests": traffic.num_requests,
         "failed_requests": len(traffic.failed),
         "failures": dict(Counter(traffic.failed)),

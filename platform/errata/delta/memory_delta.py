@@ -40,6 +40,11 @@ class MemoryDelta:
         texts = sum(len(text.encode()) for r in self.records for text in (r.fact, r.text, r.subject, r.edit, r.answer))
         return texts + sum(t.numel() * t.element_size() for record in self.records for t in record.rows.values())
 
+    @property
+    def dense_bytes(self) -> int:
+        """The bytes of the changed matrices as a whole: there are none."""
+        return 0
+
     def norms(self) -> dict[str, float]:
         """Return the norm of the change of each matrix: there is none."""
         return {}
