@@ -1,4 +1,4 @@
-"""The whole of Errata on one machine: `make demo`, or `python jobs/demo.py seed=1 edits=500 editor=answer`.
+"""The whole of Errata on one machine: `make demo`, or `python jobs/demo.py seed=1 edits=500 editor=RLEdit`.
 
 Starts Ray, MLflow and the Serve application on 127.0.0.1, then plays a client over HTTP: batches of edits arrive while
 generation requests never stop. Every scored answer was generated freely by the served vLLM. `demo_facts.py` corrects a real
@@ -16,6 +16,7 @@ from functools import partial
 
 from errata.client.client import Client
 from errata.durable import write_text
+from errata.editors.build import DEFAULT_EDITOR
 from errata.editors.table import EDITORS
 from errata.home import home
 from errata.local.services import LocalServices, free_port
@@ -24,7 +25,7 @@ from errata.testbed.world_facts import WorldFacts
 from jobs import demo_facts, demo_world
 from jobs.arguments import main
 from jobs.demo_report import plot
-from jobs.demo_run import DEFAULT_EDITOR, NUM_EDITS, Demo
+from jobs.demo_run import NUM_EDITS, TRAINED_EDITOR, Demo
 from jobs.demo_traffic import MemoryPeak
 from jobs.plan import Plan
 
@@ -33,15 +34,17 @@ COUNT, EDITOR = "edits=", "editor="  # the arguments that are not a plan's
 EDIT_S = 600.0  # A batch of edits that is refused is made in parts, while other requests share the two cores.
 
 
-def run(plan: Plan, num_edits: int = NUM_EDITS, editor: str = DEFAULT_EDITOR) -> None:
-    """Run the demo with so many edits by this editor, and write its report."""
+def run(plan: Plan, num_edits: int = NUM_EDITS, editor: str = "") -> None:
+    """Run the demo with so many edits and write its report. Without an editor, an invented world trains one."""
     began, memory = time.monotonic(), MemoryPeak()
     directory = home() / "demo"
     shutil.rmtree(directory, ignore_errors=True)
     console().print(f"demo: logs of the services in {directory}", highlight=False, soft_wrap=True)
+    is_real = isinstance(plan.corpus, WorldFacts)
+    editor = editor or (DEFAULT_EDITOR if is_real else TRAINED_EDITOR)
     with LocalServices(directory, http_port=free_port()) as services:
         demo = Demo(plan, services, Client(services.url, timeout_s=EDIT_S), memory, num_edits=num_edits, editor=editor)
-        (demo_facts.play if isinstance(plan.corpus, WorldFacts) else demo_world.play)(demo)
+        (demo_facts if is_real else demo_world).play(demo)
     demo.seconds["total"] = round(time.monotonic() - began, 1)
     demo.report["seconds"] = demo.seconds
     report = directory / "report.json"
@@ -54,15 +57,16 @@ def run(plan: Plan, num_edits: int = NUM_EDITS, editor: str = DEFAULT_EDITOR) ->
 def take_own(arguments: list[str]) -> tuple[int, str]:
     """Take `edits=N` and `editor=NAME` out of the arguments.
 
-    Raises `ValueError` for anything but a whole number above zero, and for an editor that is neither RLEdit nor a memory.
+    Without an editor, its name is empty. Raises `ValueError` for anything but a whole number above zero, and for an editor that
+    is neither RLEdit nor a memory.
     """
     count, editor = (_taken(arguments, name) for name in (COUNT, EDITOR))
     if count is not None and not (count.isascii() and count.isdigit() and int(count)):
         raise ValueError(f"edits is the number of corrections, such as edits=500, not {count!r}")
-    known = [DEFAULT_EDITOR, *(name for name, kind in EDITORS.items() if kind.writes == "memory")]
+    known = [TRAINED_EDITOR, *(name for name, kind in EDITORS.items() if kind.writes == "memory")]
     if editor is not None and editor not in known:
         raise ValueError(f"editor is one of {', '.join(known)}, not {editor!r}; others need settings: python jobs/bench.py")
-    return int(count or NUM_EDITS), editor or DEFAULT_EDITOR
+    return int(count or NUM_EDITS), editor or ""
 
 
 def _taken(arguments: list[str], name: str) -> str | None:

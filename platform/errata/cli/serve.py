@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from errata.local.services import LocalServices
 
 app = typer.Typer()
-DEFAULT_EDITOR = "RLEdit"
 WATCHED = "ray"  # if Ray ends, the service ends too
 NUM_SWAPS = 5
 
@@ -51,7 +50,7 @@ class Pause(StrEnum):
 def serve(
     model: Annotated[str, typer.Option(help="Folder or GGUF file of the model; without it, that of the artifact.")] = "",
     artifact: Annotated[str, typer.Option(help="Folder of a trained policy or of moments; without it, the shipped one.")] = "",
-    editor: Annotated[str, typer.Option(help="Name of the editor; docs/editors.md lists them.")] = DEFAULT_EDITOR,
+    editor: Annotated[str, typer.Option(help="Name of the editor (docs/editors.md); the artifact's, or `answer`.")] = "",
     preset: Annotated[str, typer.Option(help="A paper's settings for the model, such as llama3_8b; docs/plans.md.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="field=value of the editor; may be repeated.")] = None,
     guard: Annotated[list[str] | None, typer.Option(help="field=value of the guard, such as perplexity.refuse=2.")] = None,
@@ -72,8 +71,10 @@ def serve(
 ) -> None:
     """Start Ray, MLflow and the Serve application on this machine; Ctrl-C or `errata stop` stops them.
 
-    Without a model and an artifact, the default model is served: SmolLM2-135M-Instruct with the policy that is shipped.
+    Without a model and an artifact, the default model is served, SmolLM2-135M-Instruct, and without an editor and an artifact
+    corrections are kept in a memory of answers.
     """
+    from errata.editors.build import DEFAULT_EDITOR, editor_for
     from errata.local.pidfile import AlreadyRunning, check_not_running, recorded_service
     from errata.local.problems import Problems
     from errata.local.services import LocalServices, ServiceFailed
@@ -84,6 +85,7 @@ def serve(
     chosen = {"settings": settings, "guard": guard, "limits": limit}
     pairs = {name: _pairs(name, texts or [], problems) for name, texts in chosen.items()}
     pairs["limits"] |= {"max_queue": str(max_queue)} if max_queue else {}
+    editor = problems.checked("artifact", editor_for, editor, artifact, preset) or DEFAULT_EDITOR
     model, artifact = _model_and_artifact(model, artifact, editor, preset, problems)
     given: dict[str, Any] = {
         "model": model,
@@ -114,14 +116,14 @@ def _model_and_artifact(model: str, artifact: str, editor: str, preset: str, pro
     """Complete the names of the model and of the artifact where they are not given; nothing is made or measured."""
     from errata.editors import needs
     from errata.local.models import shipped_policy
-    from errata.testbed.smollm2 import NAME
+    from errata.testbed.smollm2 import EDITOR, NAME
 
     try:
         kind = "" if ":" in editor else needs(editor, preset)
     except ValueError:
         return model, artifact  # The other checks say it.
     if not artifact and kind:
-        is_default = editor == DEFAULT_EDITOR and model in ("", NAME)
+        is_default = editor == EDITOR and model in ("", NAME)
         artifact = shipped_policy() if is_default else problems.checked("artifact", _newest, home() / kind) or ""
     if not model:
         # The artifact of an operator's own editor may be anything.

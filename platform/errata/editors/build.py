@@ -17,6 +17,19 @@ from errata.model.checkpoint import header
 from errata.model.json_file import read_json
 from errata.overrides import overridden
 
+DEFAULT_EDITOR = "answer"  # needs no training and no setting, and answers most on the default model: docs/benchmarks.md
+OF_ARTIFACTS = "RLEdit"  # for artifacts and presets that name no editor
+
+
+def editor_for(name: str, artifact: str | Path | None = None, preset: str | None = None) -> str:
+    """Return the name of the editor that a user means: the one named, or that of the policy or preset given, or the default."""
+    if name:
+        return name
+    if not artifact:
+        return OF_ARTIFACTS if preset else DEFAULT_EDITOR
+    path = Path(artifact) / "artifact.json"
+    return str(read_json(path).get("editor") or OF_ARTIFACTS) if path.exists() else OF_ARTIFACTS
+
 
 def name_of(editor: Editor) -> str:
     """Return the editor's name in `EDITORS`, or that of its class; a wrapper of an unusual editor is `RECT/AlphaEdit`."""

@@ -19,7 +19,7 @@ import torch
 
 from errata.access_keys import check_binding
 from errata.edit_memory.bank import READ_BEFORE
-from errata.editors.build import needs, outline, own_editor
+from errata.editors.build import DEFAULT_EDITOR, editor_for, needs, outline, own_editor
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.table import EDITORS
@@ -45,12 +45,13 @@ MAX_DIGESTED_BYTES = 2 * 10**9  # About two seconds, as measured on two cores.
 class StartSettings:
     """Everything that a service is started with and that can be checked before; the fields are those of `serving.app:build`.
 
-    `gpus` is the number for each of the `replicas`, `limits` are fields of `ServiceLimits`. An empty `model` is not checked.
+    Without `editor`, it is that of the artifact, or the default. `gpus` is the number for each of the `replicas`, `limits` are
+    fields of `ServiceLimits`. An empty `model` is not checked.
     """
 
     model: str
     ledger: str = ""
-    editor: str = "RLEdit"
+    editor: str = ""
     artifact: str | None = None
     preset: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +72,8 @@ def problems_of(start: StartSettings, is_here: bool = True) -> Problems:
     the service runs on other machines, and only what does not depend on files and devices is checked.
     """
     found = Problems()
+    named = found.checked("artifact", editor_for, start.editor, start.artifact, start.preset)
+    start = replace(start, editor=named or DEFAULT_EDITOR)
     if start.dtype not in DTYPES:
         found.note("dtype", f"{start.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
     _check_guard(start.guard, found)

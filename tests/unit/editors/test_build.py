@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from errata.editors import EDITORS, Editor, make_editor, name_of
+from errata.editors.build import DEFAULT_EDITOR, editor_for
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.wrappers.prune import PRUNE
@@ -216,3 +217,11 @@ def test_the_testbeds_preset_starts_on_its_model(name: str) -> None:
     assert editor.contexts(state).texts == ("",)
     delta, _ = editor.edit(model, BATCHES[0], state)
     assert delta.is_finite and all(norm > 0 for norm in delta.norms().values())
+
+
+def test_without_a_name_the_editor_is_that_of_the_policy_or_of_the_preset_or_the_default(tmp_path: Path) -> None:
+    (tmp_path / "artifact.json").write_text('{"editor": "MALMEN"}')
+    assert editor_for("", tmp_path) == "MALMEN"
+    assert editor_for("", tmp_path / "moments") == editor_for("", preset="llama3_8b") == "RLEdit"
+    assert editor_for("") == DEFAULT_EDITOR and DEFAULT_EDITOR in EDITORS
+    assert editor_for("FT-L", tmp_path) == "FT-L"

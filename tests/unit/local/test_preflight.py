@@ -79,7 +79,10 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
             {"editor": "state", "settings": {}},
             "editor: state keeps .* which no replica does yet: give an editor of weights",
         ),
-        ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory .*, such as RLEdit"),
+        (
+            {"editor": "RECT/state", "settings": {}},
+            "editor: RECT/state keeps its edits in a memory .*weights .RLEdit, UltraEdit",
+        ),
         ({"editor": f"{__name__}:OwnMemory", "settings": {}}, "OwnMemory keeps its edits in a memory .*`errata bench`"),
         ({"preset": "llama4"}, "preset: .*no preset 'llama4'; there are"),
         ({"artifact": "/none"}, "artifact: FTL needs no artifact: leave out /none"),
