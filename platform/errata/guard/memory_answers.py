@@ -38,6 +38,7 @@ class MemoryAnswers:
         in_chat = model.renderer.form == "chat"
         self.probes: list[Prompt] = [Dialogue.of(text) if in_chat else text for text in questions]
         self.probes += sentences
+        self.words_of_probes = {prompt: frozenset(plain_words(_question(prompt))) for prompt in self.probes}
         self.words = WordIndex()
         self._reader = lru_cache(4)(lambda bank: MemoryReader(bank, model.renderer, model.max_tokens))
         self._bank_after = lru_cache(2)(lambda delta, bank: delta.after(bank))
@@ -79,16 +80,14 @@ class MemoryAnswers:
 
     def fired(self, delta: MemoryDelta) -> list[Prompt]:
         """Return the probes at which a record of an update decides."""
-        after, alone = self.bank_with(delta), Bank(delta.kind, delta.site).changed(delta.records, ())
-        new = {id(record) for record in delta.records}
-        found = []
-        for prompt in self.probes:
-            # Where none of the new records fits by itself, none decides. Few records are searched faster than all.
-            if self.decider(alone, prompt) is not None:
-                change = self.decider(after, prompt)
-                if change is not None and id(change.record) in new:
-                    found.append(prompt)
-        return found
+        after, new = self.bank_with(delta), {id(record) for record in delta.records}
+        changes = ((prompt, self.decider(after, prompt)) for prompt in self._probes_near(delta.records))
+        return [prompt for prompt, change in changes if change is not None and id(change.record) in new]
+
+    def _probes_near(self, records: Iterable[Record]) -> list[Prompt]:
+        """Return the probes in which the subject of a record stands; all of them if a record has no subject."""
+        subjects = {frozenset(plain_words(record.subject)) for record in records}
+        return [prompt for prompt, words in self.words_of_probes.items() if any(words >= subject for subject in subjects)]
 
     def touched(self, held: Iterable[HeldEdit], batch: EditBatch, delta: MemoryDelta) -> list[HeldEdit]:
         """Return the earlier edits at which another record decides after an update than before it, or none any more.
@@ -110,6 +109,10 @@ class MemoryAnswers:
     def _differs(self, prompt: Prompt, before: Bank | None, after: Bank | None) -> bool:
         one, other = self.decider(before, prompt), self.decider(after, prompt)
         return (None if one is None else one.record) is not (None if other is None else other.record)
+
+
+def _question(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else prompt.question
 
 
 def _changed(delta: MemoryDelta, before: Bank | None) -> Iterator[Record]:
