@@ -41,6 +41,9 @@ def openai(served: Served) -> tuple[FastAPI, list[Any]]:
         except ValueError:
             return JSONResponse({"error": "not JSON"}, 400)
         seen.append(body)
+        if body.get("reads_memory") and (fired := version_stamp.OF_REQUEST.get()) is not None:
+            fired.versions.append(served.version)
+            served.running_epoch += body["changes_running"]
         if not body.get("stream"):
             served.version += body.get("swap", 0)
             return {"choices": []}
@@ -125,16 +128,8 @@ def test_a_stream_names_the_edits_in_its_header_and_in_the_first_event() -> None
 def test_an_answer_is_of_the_version_whose_memory_it_was_read_with(changes_running: int, last: int) -> None:
     served = Served()
     app, _ = openai(served)
-
-    async def swapping(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            fired = version_stamp.OF_REQUEST.get()
-            assert fired is not None
-            fired.versions.append(served.version)
-            served.running_epoch += changes_running
-        await app.router(scope, receive, send)
-
-    answer = call(version_stamp.VersionStamp(swapping, served), "POST", "/v1/completions", json={"swap": 1})
+    body = {"swap": 1, "reads_memory": True, "changes_running": changes_running}
+    answer = call(app, "POST", "/v1/completions", json=body)
     assert answer.json()["errata"] == {"version_min": 3, "version_max": last}
     assert f'errata_completions_total{{code="200",version="{last}"}} 1.0' in served.metrics.exposition()
 
