@@ -24,6 +24,7 @@ Kind = Literal["state", "text", "answer"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
 SAID: frozenset[Kind] = frozenset({"answer"})  # What is said is the record's own answer: it is known without the model.
+SERVED: frozenset[Kind] = READ_BEFORE | {"state"}  # The kinds that vLLM's replicas read.
 # The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
 ROWS: Mapping[Kind, Mapping[str, int]] = {
     "state": {"key": 2, "token": 1, "after": 1, "threshold": 1},
