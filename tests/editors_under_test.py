@@ -24,8 +24,10 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.state import StateMemory
+from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -116,6 +118,7 @@ class UnderTest(NamedTuple):
 ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens, all_tokens, one_row_an_edit))
 SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
 STATES, TEXTS = MadeOf((), answer_tokens), MadeOf((), one_row_an_edit)  # of a memory
+ROWS = MadeOf(())  # of a memory whose records have as many rows as the subject has tokens
 
 
 FIRST = ("layers.0.mlp.down_proj",)
@@ -187,6 +190,8 @@ UNDER_TEST: dict[str, UnderTest] = {
     "state": UnderTest(lambda model: StateMemory(("layers.1.mlp.down_proj",)), STATES),
     "state-early": UnderTest(lambda model: StateMemory(("layers.0.mlp.up_proj",), threshold=0.9999), STATES),
     "SCR": UnderTest(lambda model: SCR(("layers.1.mlp.down_proj",)), TEXTS),
+    "RTD": UnderTest(lambda model: RTD(("layers.1.mlp.down_proj",)), STATES),
+    "SWEA": UnderTest(lambda model: SWEA(("layers.1.mlp.down_proj",), starters=("the", "every"), num_steps=8), ROWS),
 }
 
 

@@ -131,7 +131,9 @@ class EditedModel:
         if isinstance(delta, WeightDelta):
             return self.accumulator.check(delta)
         delta.check()
-        if delta.site not in self.spec.names:
+        if delta.kind not in ("state", "text"):
+            self.module.get_submodule(delta.site)
+        elif delta.site not in self.spec.names:
             raise ValueError(f"{delta.site}, whose input the memory reads, is not an editable matrix")
         return None
 

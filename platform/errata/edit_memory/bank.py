@@ -17,12 +17,16 @@ from torch import Tensor
 from errata.edit_memory.lexical import LexicalIndex
 
 # state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near.
-Kind = Literal["state", "text"]
+# datastore: tokens that followed near states are mixed into the next token's distribution.
+# rows: the tokens of a subject are read with other embeddings.
+Kind = Literal["state", "text", "datastore", "rows"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
 ROWS: Mapping[Kind, Mapping[str, int]] = {
     "state": {"key": 2, "token": 1, "after": 1, "threshold": 1},
     "text": {"key": 2, "threshold": 1, "lexical_threshold": 1},
+    "datastore": {"key": 2, "token": 1, "threshold": 1, "temperature": 1, "share": 1, "nearest": 1},
+    "rows": {"id": 1, "embedding": 2, "begins": 1, "number": 1},
 }
 
 

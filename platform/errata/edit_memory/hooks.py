@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from errata.edit_memory.bank import Bank
+from errata.edit_memory.datastore import DatastoreHooks
 from errata.edit_memory.lookup import fired, forced, retrieved
 from errata.edit_memory.prompt_form import PromptForm
+from errata.edit_memory.rows import RowsHooks
 from errata.model.encoding import rows_at_head
 from errata.model.language_model import renderer_of
 from errata.model.prompt_hooks import PromptHook
@@ -99,13 +101,18 @@ def ends_of_rows(model: Any, site: str, rows: Sequence[list[int]]) -> Iterator[T
         yield from (input_BSI[row, len(ids) - 1].float() for row, ids in enumerate(part))
 
 
-MemoryHooks = StateHooks | TextHooks
-HOOKS: Mapping[str, type[StateHooks | TextHooks]] = {"state": StateHooks, "text": TextHooks}
+MemoryHooks = StateHooks | TextHooks | DatastoreHooks | RowsHooks
+HOOKS: Mapping[str, type[MemoryHooks]] = {
+    "state": StateHooks,
+    "text": TextHooks,
+    "datastore": DatastoreHooks,
+    "rows": RowsHooks,
+}
 
 
 def installed(model: nn.Module) -> MemoryHooks | None:
     """Return the hooks of the bank that a model reads; None if it reads none."""
-    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, StateHooks | TextHooks)), None)
+    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, MemoryHooks)), None)
 
 
 def bank_of(model: nn.Module) -> Bank | None:

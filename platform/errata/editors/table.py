@@ -11,8 +11,10 @@ from errata.editors.fine_tuning.locft import LocFT
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.state import StateMemory
+from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -35,4 +37,6 @@ EDITORS: dict[str, type[Editor]] = {
     "LocFT": LocFT,
     "state": StateMemory,
     "SCR": SCR,
+    "RTD": RTD,
+    "SWEA": SWEA,
 }

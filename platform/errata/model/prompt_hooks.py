@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 
 class PromptHook(ABC):
     """A forward pre-hook of a model, which knows what its prompts become before they are read.
@@ -18,7 +20,14 @@ class PromptHook(ABC):
 
     @abstractmethod
     def changed_prompts(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[list[int]]:
-        """Return the tokens of each prompt as they are read; `room` is the number of tokens that follow each."""
+        """Return the tokens of each prompt as they are read; `room` is the number of tokens that follow each.
+
+        A token beyond the vocabulary is one that the hook reads with an embedding of its own.
+        """
+
+    def plain_ids(self, ids_BS: Tensor) -> Tensor:
+        """Return texts whose prompts are as they are read, without tokens beyond the vocabulary."""
+        return ids_BS
 
 
 def prompt_hook_of(model: Any) -> PromptHook | None:
