@@ -29,9 +29,13 @@ class PromptForm:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
 
+    def is_chat(self, ids: Sequence[int]) -> bool:
+        """Say if the prompt is a dialogue that ends with a question."""
+        return self._chat(self.text(ids)) is not None
+
     def question(self, ids: Sequence[int]) -> str:
         """Return the question of a dialogue, which is the last message, or the whole text of a completion."""
-        text = self._text(ids)
+        text = self.text(ids)
         chat = self._chat(text)
         if chat is None:
             plain: str = self.renderer.tokenizer.decode(ids, skip_special_tokens=True)
@@ -43,7 +47,7 @@ class PromptForm:
 
         A dialogue without a system text gets one, if the template knows system texts; otherwise the text precedes the question.
         """
-        text = self._text(ids)
+        text = self.text(ids)
         chat = self._chat(text)
         if chat is None:
             whole = f"{put}\n{self.question(ids)}"
@@ -58,7 +62,8 @@ class PromptForm:
         found: list[int] = self.renderer.tokenizer(whole, add_special_tokens=chat is None)["input_ids"]
         return found
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the whole prompt as a text, with its special tokens."""
         text: str = self.renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from errata.edit_memory.bank import Bank
-from errata.model.prompt_hooks import PromptHook
+from errata.model.prompt_hooks import Changed, PromptHook
 
 
 class TokenPatterns:
@@ -95,9 +95,9 @@ class RowsHooks(PromptHook):
 
     def __call__(self, model: Any, args: tuple[Any, ...]) -> None: ...
 
-    def changed_prompts(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[list[int]]:
+    def changed(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[Changed]:
         """Write the rows of the patterns into the prompts; they keep their lengths."""
-        return [self.patterns.written(ids, self.table.vocabulary) for ids in rows]
+        return [Changed(self.patterns.written(ids, self.table.vocabulary)) for ids in rows]
 
     def plain_ids(self, ids_BS: Tensor) -> Tensor:
         """Return the tokens of texts with those of the patterns in place of their rows."""

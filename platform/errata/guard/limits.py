@@ -13,6 +13,7 @@ from typing import Any
 from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Code, EditRejected
+from errata.edit_memory.bank import AT_MATRIX
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
@@ -189,7 +190,10 @@ def _complement(share: float | None) -> float | None:
 
 def check_norms(delta: Delta, base_norms: Mapping[str, float]) -> Measurements:
     """Measure an update without running the model. Raises `EditRejected` for a matrix that is not editable."""
-    changed = [delta.site] if isinstance(delta, MemoryDelta) else [name for name, _ in delta]
+    if isinstance(delta, MemoryDelta):
+        changed = [delta.site] if delta.kind in AT_MATRIX else []
+    else:
+        changed = [name for name, _ in delta]
     if unknown := [name for name in changed if name not in base_norms]:
         raise EditRejected(f"the update changes matrices that are not editable: {', '.join(unknown)}", code=Code.UNKNOWN_MATRIX)
     if not delta.is_finite:

@@ -10,6 +10,7 @@ import torch
 from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.model.prompt_hooks import PromptHook, prompt_hook_of
+from errata.model.said_answers import SaidAnswers
 from errata.text.dialogue import Prompt
 from errata.text.rules import cleaned, is_blank, text_fault
 from errata.text.sentences import first_sentence
@@ -101,10 +102,14 @@ def _generate(
 ) -> list[list[int]]:
     """Generate greedily after each row of tokens. What follows an end token is no part of the answer."""
     module = model.module
-    penalty: dict[str, Any] = {}
+    processors, penalty = list[Any](), dict[str, Any]()
     if (hook := prompt_hook_of(module)) is not None:
-        rows = hook.changed_prompts(rows, [max_tokens] * len(rows))
-        penalty = _penalty_on_plain(hook, model.repetition_penalty)
+        changed = hook.changed(rows, [max_tokens] * len(rows))
+        rows, said = [one.prompt for one in changed], [one.said for one in changed]
+        if model.repetition_penalty != 1.0:
+            processors, penalty = [_penalty_on_plain(hook, model.repetition_penalty)], {"repetition_penalty": 1.0}
+        if any(said):
+            processors.append(SaidAnswers(said, max(map(len, rows))))
     width = max(len(ids) for ids in rows)
     shared = shared_beginning(rows)
     cache = _read_once(module, rows[0][:shared], len(rows)) if shared >= MIN_SHARED else None
@@ -125,6 +130,7 @@ def _generate(
         top_p=None,
         top_k=None,
         past_key_values=cache,
+        logits_processor=processors or None,
         stopping_criteria=None if enough is None else [enough.starting_at(width)],
         **penalty,
     )
@@ -132,17 +138,12 @@ def _generate(
     return made if enough is None else [ids[: enough.lengths.get(row)] for row, ids in enumerate(made)]
 
 
-def _penalty_on_plain(hook: PromptHook, penalty: float) -> dict[str, Any]:
-    """Return the arguments by which the repetition penalty falls on plain tokens, because it reads logits at each token."""
+def _penalty_on_plain(hook: PromptHook, penalty: float) -> Any:
+    """Return a logits processor for the repetition penalty on plain tokens, because it reads the logit of each token."""
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    if penalty == 1.0:
-        return {}
     plain = RepetitionPenaltyLogitsProcessor(penalty)
-    return {
-        "repetition_penalty": 1.0,
-        "logits_processor": [lambda ids_BS, scores_BV: plain(hook.plain_ids(ids_BS), scores_BV)],
-    }
+    return lambda ids_BS, scores_BV: plain(hook.plain_ids(ids_BS), scores_BV)
 
 
 def shared_beginning(rows: Sequence[list[int]]) -> int:

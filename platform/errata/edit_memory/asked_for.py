@@ -1,0 +1,45 @@
+"""What a question asks for: a person, a time, a place, a number, or a thing that its words name ("which country").
+
+Two questions about one subject may have nearly the same words and ask for different things: "Where was she born?" and "When was
+she born?". A sentence encoder puts these close together, so they are told apart by their question words, which are English.
+"""
+
+from __future__ import annotations
+
+import re
+
+PERSON, TIME, PLACE, NUMBER = "a person", "a time", "a place", "a number"
+_KINDS = {
+    **dict.fromkeys(("who", "whom", "whose"), PERSON),
+    **dict.fromkeys(("when", "year", "years", "date", "day", "month", "century", "decade"), TIME),
+    "where": PLACE,
+    **dict.fromkeys(("many", "much", "old", "tall", "long", "far", "big", "large", "high", "heavy"), NUMBER),
+}
+_WORD = re.compile(r"\w+")
+_VERBS = frozenset(
+    "is are was were be do does did has have had can could will would shall should may might stands stand lies lie".split()
+)
+
+
+def asked_for(question: str) -> str | None:
+    """Return what a question asks for, as a kind or as the word for a thing; None if its words do not say so."""
+    words = _WORD.findall(question.casefold())
+    for place, word in enumerate(words):
+        rest = words[place + 1 :]
+        if word in ("who", "whom", "whose", "when", "where"):
+            return _KINDS[word]
+        if word == "how" and rest and _KINDS.get(rest[0]) == NUMBER:
+            return NUMBER
+        if word in ("which", "what"):
+            named = rest[: next((i for i, each in enumerate(rest[:4]) if each in _VERBS), 1)]
+            return _KINDS.get(named[-1], named[-1]) if named else None
+    return None
+
+
+def ask_for_the_same(one: str, other: str) -> bool:
+    """Say if two questions may ask for the same: nothing in their words speaks against it."""
+    first, second = asked_for(one), asked_for(other)
+    if first is None or second is None or first == second:
+        return True
+    named = {first, second} - set(_KINDS.values())
+    return len(named) == 1 and not {first, second} & {TIME, NUMBER}
