@@ -169,6 +169,7 @@ def locate_then_edit_grids(
 def rledit(modules: tuple[str, ...]) -> HypernetworkEditor:
     """Build the demo's RLEdit at other matrices; its larger locality weight suits streams five to ten times as long."""
     editor = demo().editor
+    assert isinstance(editor, HypernetworkEditor)
     return replace(editor, modules=modules, reward=replace(editor.reward, locality_weight=7.0))
 
 

@@ -24,8 +24,10 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
+from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
@@ -118,6 +120,8 @@ class UnderTest(NamedTuple):
 ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens, all_tokens, one_row_an_edit))
 SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
 STATES, TEXTS = MadeOf((), answer_tokens), MadeOf((), one_row_an_edit)  # of a memory
+SAID = MadeOf((), one_row_an_edit)  # of a memory whose answers are said
+PREFIXES = MadeOf((), one_row_an_edit)  # of a memory that precedes the prompt
 ROWS = MadeOf(())  # of a memory whose records have as many rows as the subject has tokens
 
 
@@ -192,6 +196,10 @@ UNDER_TEST: dict[str, UnderTest] = {
     "SCR": UnderTest(lambda model: SCR(("layers.1.mlp.down_proj",)), TEXTS),
     "RTD": UnderTest(lambda model: RTD(("layers.1.mlp.down_proj",)), STATES),
     "SWEA": UnderTest(lambda model: SWEA(("layers.1.mlp.down_proj",), starters=("the", "every"), num_steps=8), ROWS),
+    "RECIPE": UnderTest(
+        lambda model: RECIPE(("layers.1.mlp.down_proj",), num_features=32).initialised(model, seed=0), PREFIXES
+    ),
+    "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), SAID),
 }
 
 

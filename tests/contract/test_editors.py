@@ -128,7 +128,7 @@ def test_a_delta_names_only_the_editors_matrices(editor: Editor, delta: Delta, t
     spec = find_matrices(tiny_model.module, editor.modules)
     assert isinstance(delta, MemoryDelta) == (editor.writes == "memory")
     if isinstance(delta, MemoryDelta):
-        sites = {"datastore": output_layer(tiny_model), "rows": input_layer(tiny_model)}
+        sites = {"datastore": output_layer(tiny_model), "rows": input_layer(tiny_model), "prefix": input_layer(tiny_model)}
         assert delta.site == sites.get(delta.kind, spec.names[0])
         return
     assert set(delta.parts) == set(spec.names)

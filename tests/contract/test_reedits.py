@@ -15,7 +15,10 @@ import torch
 from errata.delta.accumulator import EditedModel
 from errata.edit import Edit, EditBatch
 from errata.editors import EDITORS, Editor
+from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.scr import SCR
+from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.swea import SWEA
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
@@ -25,7 +28,7 @@ from tests.tiny_models import make_tiny
 
 WORLD, NUM_RE_EDITS = World(20), 3
 # A memory that changes prompts is read by whole prompts alone: what it does at re-edits is in its own tests.
-OF_PROMPTS = {SCR, SWEA}
+OF_PROMPTS = {SCR, AnswerMemory, SWEA, RECIPE, SERAC}
 BUILD = {name: UNDER_TEST[name].build for name in UNDER_TEST if name in EDITORS and EDITORS[name] not in OF_PROMPTS} | STRONG
 
 # Editors that do not reach the truth again, with the share of facts on which they do. An editor that is mended leaves the list.

@@ -20,8 +20,8 @@ from errata.edit_memory.subjects import plain_words
 
 # state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near;
 # answer: a record's answer is said after a prompt that is near; datastore: tokens that followed near states are mixed into the
-# next token's distribution; rows: the tokens of a subject are read with other embeddings.
-Kind = Literal["state", "text", "answer", "datastore", "rows"]
+# next token's distribution; rows: the tokens of a subject are read with other embeddings; prefix: vectors precede a prompt.
+Kind = Literal["state", "text", "answer", "datastore", "rows", "prefix"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 AT_MATRIX: frozenset[Kind] = frozenset({"state"})  # At an editable matrix, whose input is compared.
 READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
@@ -32,6 +32,7 @@ ROWS: Mapping[Kind, Mapping[str, int]] = {
     "answer": {"key": 2, "threshold": 1},
     "datastore": {"key": 2, "token": 1, "threshold": 1, "temperature": 1, "share": 1, "nearest": 1},
     "rows": {"id": 1, "embedding": 2, "begins": 1, "number": 1},
+    "prefix": {"key": 2, "embedding": 2},
 }
 
 

@@ -15,7 +15,7 @@ from errata.edit_memory.bank import READ_BEFORE, Bank, Kind
 from errata.edit_memory.datastore import DatastoreHooks
 from errata.edit_memory.lookup import fired, forced
 from errata.edit_memory.reader import MemoryReader
-from errata.edit_memory.rows import RowsHooks
+from errata.edit_memory.rows import PrefixHooks, RowsHooks
 from errata.model.encoding import rows_at_head
 from errata.model.language_model import renderer_of
 from errata.model.prompt_hooks import Changed, PromptHook
@@ -76,12 +76,13 @@ class RequestHook(PromptHook):
         ]
 
 
-MemoryHooks = StateHooks | RequestHook | DatastoreHooks | RowsHooks
+MemoryHooks = StateHooks | RequestHook | DatastoreHooks | RowsHooks | PrefixHooks
 HOOKS: Mapping[Kind, type[MemoryHooks]] = {
     "state": StateHooks,
     **dict.fromkeys(READ_BEFORE, RequestHook),
     "datastore": DatastoreHooks,
     "rows": RowsHooks,
+    "prefix": PrefixHooks,
 }
 
 

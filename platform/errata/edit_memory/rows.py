@@ -1,8 +1,8 @@
-"""Rows: input embeddings that a prompt is read with in place of those of its own tokens.
+"""Rows: input embeddings that a prompt is read with, in place of those of its own tokens or before them.
 
 A prompt is changed once, as a whole, before it is read: a token that is read with another embedding is written as V + n, where
 n is a row of the bank. Tokens that the model generates are never changed.
-B rows of a batch, S sequence, D embedding size, N rows of the bank, V vocabulary.
+B rows of a batch, S sequence, D embedding size, E dimensions of a text's vector, N rows of the bank, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from errata.edit_memory.bank import Bank
+from errata.edit_memory.encoder import SentenceEncoder
+from errata.edit_memory.prompt_form import PromptForm
+from errata.model.language_model import renderer_of
 from errata.model.prompt_hooks import Changed, PromptHook
 
 
@@ -26,7 +29,7 @@ class TokenPatterns:
     def __init__(self, bank: Bank) -> None:
         self.first_row: dict[tuple[int, ...], int] = {}
         newest: dict[tuple[int, ...], int] = {}
-        ids, begins, numbers = (bank.rows[name].tolist() for name in ("id", "begins", "number")) if len(bank) else ([], [], [])
+        ids, begins, numbers = (bank.rows[name].tolist() for name in ("id", "begins", "number"))
         starts = [row for row, is_first in enumerate(begins) if is_first]
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             pattern = tuple(ids[start:end])
@@ -104,3 +107,41 @@ class RowsHooks(PromptHook):
         is_row_BS = ids_BS >= self.table.vocabulary
         place_BS = (ids_BS - self.table.vocabulary).clamp(min=0)
         return torch.where(is_row_BS, self.rows["id"].to(ids_BS.device)[place_BS], ids_BS)
+
+
+class PrefixHooks(PromptHook):
+    """The hooks that make a model read a bank of prefixes: the record that fits a question best is put before its prompt.
+
+    A record fits if <u, k> > 0, where u is the vector of the question: the trained key has its own threshold inside.
+    """
+
+    def __init__(self, model: Any, bank: Bank) -> None:
+        self.bank, self.form = bank, PromptForm(renderer_of(model))
+        self.limit = int(model.config.get_text_config().max_position_embeddings)
+        embedding = model.get_input_embeddings().weight
+        self.key_NE = bank.rows["key"].cpu()
+        table_ND = bank.on(embedding.device)["embedding"].unflatten(1, (-1, embedding.shape[1]))
+        self.num_vectors = table_ND.shape[1]
+        self.table = EmbeddingRows(model, table_ND.flatten(0, 1))
+        self.handle = model.register_forward_pre_hook(self)
+
+    def remove(self) -> None:
+        self.handle.remove()
+        self.table.remove()
+
+    def __call__(self, model: Any, args: tuple[Any, ...]) -> None: ...
+
+    def changed(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[Changed]:
+        """Put the vectors of the record that fits before each prompt, if the model's context has room for them."""
+        found = []
+        for ids, more in zip(rows, room, strict=True):
+            (vector_E,) = SentenceEncoder.load().encode([self.form.question(ids)])
+            score, best = (one.item() for one in (self.key_NE @ vector_E).max(0))
+            first = self.table.vocabulary + int(best) * self.num_vectors
+            fits = score > 0 and self.num_vectors + len(ids) + more <= self.limit
+            found.append(Changed([*range(first, first + self.num_vectors), *ids] if fits else ids))
+        return found
+
+    def plain_ids(self, ids_BS: Tensor) -> Tensor:
+        """Return texts with their last token in place of the vectors, which are no tokens."""
+        return torch.where(ids_BS >= self.table.vocabulary, ids_BS[:, -1:], ids_BS)

@@ -76,7 +76,7 @@ def _built(name: str, settings: Mapping[str, str] | None, make: Callable[[Any], 
     else:
         editor = make(kind)
     for field, value in (settings or {}).items():
-        if isinstance(editor, HypernetworkEditor):
+        if editor.is_trained:
             raise ValueError(
                 f"{outer} was trained with its settings: train another policy (jobs/train.py) instead of {field}={value}"
             )
@@ -87,7 +87,7 @@ def _built(name: str, settings: Mapping[str, str] | None, make: Callable[[Any], 
 def _outline(kind: Any, artifact: str | Path | None, preset: str | None) -> Editor:
     if artifact is None:
         return cast(Editor, kind.from_artifact(None, preset))
-    if issubclass(kind, HypernetworkEditor) and preset is None:
+    if kind.is_trained and preset is None:
         return _untrained(kind, Path(artifact))
     if issubclass(kind, LocateThenEdit):
         editor, names = kind.from_artifact(None, preset), tuple(matrices_of(artifact))
@@ -95,8 +95,8 @@ def _outline(kind: Any, artifact: str | Path | None, preset: str | None) -> Edit
     return cast(Editor, kind.from_artifact(artifact, preset))
 
 
-def _untrained(kind: type[HypernetworkEditor], folder: Path) -> Editor:
-    """Build a hypernetwork editor with the matrices of its artifact. Raises `ValueError` if that is of another editor."""
+def _untrained(kind: Any, folder: Path) -> Editor:
+    """Build a trained editor with the matrices of its artifact. Raises `ValueError` if that is of another editor."""
     path = folder / "artifact.json"
     description = read_json(path) if path.exists() else {}
     if (found := description.get("editor")) != kind.__name__:
@@ -104,7 +104,7 @@ def _untrained(kind: type[HypernetworkEditor], folder: Path) -> Editor:
         raise ValueError(
             f"{folder} holds no {kind.__name__} policy ({what}): give the folder of one, or train one (jobs/train.py)"
         )
-    return kind(tuple(matrices_of(folder)))
+    return cast(Editor, kind(tuple(matrices_of(folder)) or tuple(description["fields"]["modules"])))
 
 
 def own_editor(name: str) -> type[Editor]:
@@ -159,11 +159,11 @@ def needs(name: str, preset: str = "") -> str:
     kind, outer, inner = _kinds(name)
     if issubclass(kind, EditorWrapper):
         return needs(inner or _named(kind.default_inner()), preset)
-    if preset and issubclass(kind, HypernetworkEditor):
+    if preset and kind.is_trained:
         raise ValueError(f"{outer} is trained, so it takes no preset: train it with a plan that has one (docs/plans.md)")
     if preset:
         preset_of(kind, preset)
-    return "hypernets" if issubclass(kind, HypernetworkEditor) else "moments" if issubclass(kind, LocateThenEdit) else ""
+    return "hypernets" if kind.is_trained else "moments" if issubclass(kind, LocateThenEdit) else ""
 
 
 def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[HypernetworkEditor, dict[str, Any]]:

@@ -34,11 +34,13 @@ from errata.overrides import with_fields
 class Editor(ABC):
     """Base class of the editors; the module's docstring is the contract. `modules` are name patterns of the edited matrices.
 
-    An editor that `writes` into a memory changes no matrix: the memory reads the input of its modules.
+    An editor that `writes` into a memory changes no matrix: the memory reads the input of its modules. One that `is_trained`
+    has a policy: a network with an artifact of its own (jobs/train.py).
     """
 
     modules: tuple[str, ...]
     writes: ClassVar[Literal["weights", "memory"]] = "weights"
+    is_trained: ClassVar[bool] = False
 
     @classmethod
     def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:

@@ -12,8 +12,10 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
+from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
@@ -41,4 +43,6 @@ EDITORS: dict[str, type[Editor]] = {
     "answer": AnswerMemory,
     "RTD": RTD,
     "SWEA": SWEA,
+    "RECIPE": RECIPE,
+    "SERAC": SERAC,
 }

@@ -74,7 +74,6 @@ def test_the_newest_of_equal_patterns_counts_also_where_it_replaced_an_old_recor
     assert TokenPatterns(bank).written([1, 2], VOCABULARY) == [102, 103]
     bank = bank.changed([a_record("a", 2, (1, 2))], ())
     assert TokenPatterns(bank).written([1, 2], VOCABULARY) == [100, 101]
-    assert TokenPatterns(Bank("rows", "embed")).written([1, 2], VOCABULARY) == [1, 2]
 
 
 def one_subject(model: LanguageModel) -> tuple[list[SubjectText], tuple[int, ...]]:
