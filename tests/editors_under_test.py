@@ -24,6 +24,7 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.answer import AnswerMemory
 from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
@@ -119,10 +120,8 @@ class UnderTest(NamedTuple):
 
 ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens, all_tokens, one_row_an_edit))
 SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
-STATES, TEXTS = MadeOf((), answer_tokens), MadeOf((), one_row_an_edit)  # of a memory
-SAID = MadeOf((), one_row_an_edit)  # of a memory whose answers are said
-PREFIXES = MadeOf((), one_row_an_edit)  # of a memory that precedes the prompt
-ROWS = MadeOf(())  # of a memory whose records have as many rows as the subject has tokens
+STATES, TEXTS, SAID = (MadeOf((), count) for count in (answer_tokens, one_row_an_edit, one_row_an_edit))  # of a memory
+PREFIXES, ROWS = MadeOf((), one_row_an_edit), MadeOf(())  # of a memory of embeddings; a subject has one for each token
 
 
 FIRST = ("layers.0.mlp.down_proj",)
@@ -194,6 +193,7 @@ UNDER_TEST: dict[str, UnderTest] = {
     "state": UnderTest(lambda model: StateMemory(("layers.1.mlp.down_proj",)), STATES),
     "state-early": UnderTest(lambda model: StateMemory(("layers.0.mlp.up_proj",), threshold=0.9999), STATES),
     "SCR": UnderTest(lambda model: SCR(("layers.1.mlp.down_proj",)), TEXTS),
+    "answer": UnderTest(lambda model: AnswerMemory(("layers.1.mlp.down_proj",)), SAID),
     "RTD": UnderTest(lambda model: RTD(("layers.1.mlp.down_proj",)), STATES),
     "SWEA": UnderTest(lambda model: SWEA(("layers.1.mlp.down_proj",), starters=("the", "every"), num_steps=8), ROWS),
     "RECIPE": UnderTest(

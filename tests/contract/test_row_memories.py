@@ -27,12 +27,19 @@ from errata.model.generation import greedy, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from errata.testbed.world import World
+from tests.tiny_models import make_tiny
 
 EDITS = World(20).edits("test", 16)
 EDITED = [replace(edit, prompt=f"the old river {edit.prompt}") for edit in EDITS[:3]]
 SUBJECTS = {edit.subject for edit in EDITED}
 UNRELATED = [edit.prompt for edit in EDITS[3:] if edit.subject not in SUBJECTS][:4]
-STRONG = SWEA(("layers.1.mlp.down_proj",), starters=("the",), num_steps=40, learning_rate=0.3, max_norm=30.0)
+STRONG = SWEA(("layers.1.mlp.down_proj",), starters=("the",), num_steps=40, learning_rate=0.1, max_norm=10.0)
+
+
+@pytest.fixture
+def random_model() -> LanguageModel:
+    """Make a model whose weights are large enough for the embeddings of a subject to decide an answer."""
+    return make_tiny("qwen3")
 
 
 def edited_by(model: LanguageModel, edits: list[Edit]) -> MemoryDelta:
@@ -50,8 +57,8 @@ def by_hand(model: LanguageModel, record: Record, ids: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def test_a_prompt_is_read_with_the_rows_at_the_subject(tiny_model: LanguageModel) -> None:
-    model, prompts, targets = tiny_model, [edit.prompt for edit in EDITED], [edit.target for edit in EDITED]
+def test_a_prompt_is_read_with_the_rows_at_the_subject(random_model: LanguageModel) -> None:
+    model, prompts, targets = random_model, [edit.prompt for edit in EDITED], [edit.target for edit in EDITED]
     made = edited_by(model, EDITED)
     unrelated = encode(model.renderer, UNRELATED, [EDITS[0].target] * len(UNRELATED))
     plain_TV, asked = answer_log_probs(model.module, unrelated), encode(model.renderer, prompts, targets)
@@ -67,8 +74,8 @@ def test_a_prompt_is_read_with_the_rows_at_the_subject(tiny_model: LanguageModel
     assert torch.equal(found_TV.argmax(1), asked.targets_T), "the search reaches its targets"
 
 
-def test_each_edit_is_answered_whatever_is_read_beside_it(tiny_model: LanguageModel) -> None:
-    model = tiny_model
+def test_each_edit_is_answered_whatever_is_read_beside_it(random_model: LanguageModel) -> None:
+    model = random_model
     prompts = [text for pair in zip([edit.prompt for edit in EDITED], UNRELATED, strict=False) for text in pair]
     plain = [greedy(model, [prompt], 3)[0] for prompt in prompts]
     longer = ["the old river " * 3 + edit.prompt for edit in EDITED]
@@ -82,16 +89,16 @@ def test_each_edit_is_answered_whatever_is_read_beside_it(tiny_model: LanguageMo
     assert [greedy(model, [prompt], 3)[0] for prompt in prompts] == plain
 
 
-def test_a_repetition_penalty_falls_on_the_tokens_of_the_prompt(tiny_model: LanguageModel) -> None:
-    model = tiny_model
+def test_a_repetition_penalty_falls_on_the_tokens_of_the_prompt(random_model: LanguageModel) -> None:
+    model = random_model
     model.module.generation_config.repetition_penalty = 1.3
     with applied(model.module, edited_by(model, EDITED)):
         said = greedy_texts(model, [edit.prompt for edit in EDITED], 3)
     assert len(said) == len(EDITED) and any(edit.target in text for edit, text in zip(EDITED, said, strict=True))
 
 
-def test_a_later_record_of_a_fact_wins_and_a_dropped_one_restores_the_model(tiny_model: LanguageModel) -> None:
-    model, prompts = tiny_model, [edit.prompt for edit in EDITED]
+def test_a_later_record_of_a_fact_wins_and_a_dropped_one_restores_the_model(random_model: LanguageModel) -> None:
+    model, prompts = random_model, [edit.prompt for edit in EDITED]
     others = [replace(edit, target=other.target) for edit, other in zip(EDITED, EDITS[4:7], strict=True)]
     edited, said = EditedModel(model.module, find_matrices(model.module, STRONG.modules)), greedy(model, prompts, 3)
     state = STRONG.start(model, find_matrices(model.module, STRONG.modules))
@@ -104,8 +111,8 @@ def test_a_later_record_of_a_fact_wins_and_a_dropped_one_restores_the_model(tiny
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.module.modules())
 
 
-def test_a_new_fact_of_a_subject_is_searched_with_the_earlier_ones(tiny_model: LanguageModel) -> None:
-    model, world = tiny_model, World(20)
+def test_a_new_fact_of_a_subject_is_searched_with_the_earlier_ones(random_model: LanguageModel) -> None:
+    model, world = random_model, World(20)
     subject = str(EDITS[0].subject)
     first = Edit(f"{subject} works as a", "baker", subject)
     second = Edit(f"{subject} plays the", "harp", subject)
@@ -119,13 +126,13 @@ def test_a_new_fact_of_a_subject_is_searched_with_the_earlier_ones(tiny_model: L
     assert greedy_texts(model, [first.prompt], 1) == ["baker"], "the earlier record counts again"
 
 
-def test_the_inspector_reads_the_rows(tiny_model: LanguageModel) -> None:
-    spec, batch = find_matrices(tiny_model.module, STRONG.modules), EditBatch(tuple(EDITED))
-    inspector = Inspector(tiny_model, spec, Guard(), Probes(tuple(UNRELATED), ()))
-    found, _ = inspector.measure(batch, edited_by(tiny_model, EDITED))
+def test_the_inspector_reads_the_rows(random_model: LanguageModel) -> None:
+    spec, batch = find_matrices(random_model.module, STRONG.modules), EditBatch(tuple(EDITED))
+    inspector = Inspector(random_model, spec, Guard(), Probes(tuple(UNRELATED), ()))
+    found, _ = inspector.measure(batch, edited_by(random_model, EDITED))
     assert (found.efficacy, found.locality) == (1.0, 1.0)
 
 
-def test_an_edit_without_a_subject_is_refused_by_name(tiny_model: LanguageModel) -> None:
+def test_an_edit_without_a_subject_is_refused_by_name(random_model: LanguageModel) -> None:
     with pytest.raises(ValueError, match=r"edit 1, subject: this method changes the embeddings of the subject"):
-        edited_by(tiny_model, [EDITED[0], replace(EDITED[1], subject=None)])
+        edited_by(random_model, [EDITED[0], replace(EDITED[1], subject=None)])

@@ -15,6 +15,7 @@ _KINDS = {
     "where": PLACE,
     **dict.fromkeys(("many", "much", "old", "tall", "long", "far", "big", "large", "high", "heavy"), NUMBER),
 }
+_KIND_NAMES = frozenset(_KINDS.values())
 _WORD = re.compile(r"\w+")
 _VERBS = frozenset(
     "is are was were be do does did has have had can could will would shall should may might stands stand lies lie".split()
@@ -37,9 +38,11 @@ def asked_for(question: str) -> str | None:
 
 
 def ask_for_the_same(one: str, other: str) -> bool:
-    """Say if two questions may ask for the same: nothing in their words speaks against it."""
+    """Say if two questions may ask for the same: nothing in their words speaks against it.
+
+    A thing may be a person, a place or a number ("which author", "who"), but no time.
+    """
     first, second = asked_for(one), asked_for(other)
     if first is None or second is None or first == second:
         return True
-    named = {first, second} - set(_KINDS.values())
-    return len(named) == 1 and not {first, second} & {TIME, NUMBER}
+    return len({first, second} & _KIND_NAMES) == 1 and TIME not in (first, second)

@@ -26,7 +26,7 @@ MAX_KEPT = 16384  # vectors of the texts that were encoded last: 25 MB
 
 
 class SentenceEncoder:
-    """The encoder. It runs in one thread of its own, so a text has the same bits whichever thread asks, and whatever it runs."""
+    """The encoder. It runs in one thread of its own, so a text has the same bits whichever thread asks for it."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer

@@ -58,8 +58,8 @@ class Candidate(NamedTuple):
 def chosen(candidates: Iterable[Candidate], asked: Asked) -> Candidate | None:
     """Return the candidate that fits a question best; None if none does.
 
-    Its cosine reaches its threshold, it asks for the same thing, and the messages before it stand in the prompt, too. Of records
-    that fit alike, one of the prompt's own form is taken.
+    Its cosine reaches its threshold, it asks for the same thing, and the messages before it stand in the prompt, too. Of
+    records that fit alike, one of the prompt's own form is taken.
     """
     fitting = [one for one in candidates if one.score >= float(one.record.rows["threshold"][0]) and _may_fit(one.record, asked)]
     return max(fitting, key=lambda one: (round(one.score, 3), one.record.in_chat == asked.in_chat), default=None)

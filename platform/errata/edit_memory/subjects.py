@@ -15,8 +15,10 @@ from errata.text.joining import is_unspaced
 
 Words = tuple[str, ...]
 _WORD = re.compile(r"[^\W_]+|[+#]+")
-# Words that begin with a capital or hold a digit, one after the other; small words may stand between them.
-_NAME = re.compile(r"(?:[^\W\d_a-z]|\d)[\w'’.-]*(?:[ -](?:(?:of|de|la|the|and) )?(?:[^\W\d_a-z]|\d)[\w'’.-]*)*")
+# Words that begin with a capital or a digit, one after the other; small words may stand between them.
+_BIG = r"(?:[^\W\d_a-z]|\d)[\w'’.-]*"
+_SMALL = r"(?:(?:of|the|and|de|la|le|du|da|di|van|von|der|den|al|bin) )*"
+_NAME = re.compile(rf"{_BIG}(?:[ -]{_SMALL}{_BIG})*")
 
 
 class Word(NamedTuple):

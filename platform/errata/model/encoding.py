@@ -124,8 +124,8 @@ def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
     """Compute log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs.
 
     The output embedding, often the largest matrix of a model, runs at these positions only. `arguments` go to the model. Where
-    a memory puts texts into prompts, the positions are those of the same answers after the longer prompts; where it says answers,
-    its token is the only likely one at the positions up to which the answer is the same.
+    a memory puts texts into prompts, the positions are those of the same answers after the longer prompts; where it says
+    answers, its token is the only likely one at the positions up to which the answer is the same.
     """
     plain = getattr(model, "module", model)  # A data-parallel wrapper holds the model.
     head = plain.get_output_embeddings()

@@ -102,7 +102,7 @@ def test_several_modules_are_refused(tiny_model: LanguageModel) -> None:
         editor.start(tiny_model, find_matrices(tiny_model.module, editor.modules))
 
 
-@pytest.mark.parametrize("name", ["state", "SCR"])
+@pytest.mark.parametrize("name", ["state", "SCR", "answer"])
 @pytest.mark.parametrize("share", ["-0.1", "1.5"])
 def test_a_share_beyond_its_range_is_refused(name: str, share: str) -> None:
     with pytest.raises(ValueError, match="max_false is a share of questions, from 0 to 1"):

@@ -4,8 +4,8 @@ Paper: none; it is SERAC (arXiv 2206.06520) with a sentence encoder for its scop
 of its counterfactual model.
 Equation: of the records n whose subject stands in the question x, the one with the largest cos(e(x - s_n), k_n) >= tau, where e
 is the encoder, s_n the subject, and k_n = e(x_n - s_n) for the record's own question x_n.
-Deviations: nothing is trained. A record without a subject is compared by whole questions, with a threshold that is calibrated on
-the probes beside the unedited model. Questions that ask for different things do not fit (`edit_memory/asked_for.py`).
+Deviations: nothing is trained. A record without a subject is compared by whole questions, with a threshold that is calibrated
+on the probes beside the unedited model. Questions that ask for different things do not fit (`edit_memory/asked_for.py`).
 Remembers: the thresholds. The records are in the memory.
 """
 
@@ -30,7 +30,7 @@ class AnswerMemory(QuestionMemory):
     modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
     _: KW_ONLY
     max_false: float = 0.01
-    threshold: float = 0.6
+    threshold: float = 0.55
     whole_threshold: float = 0.0
     max_batch: int = 1000
 

@@ -32,7 +32,7 @@ class SCR(QuestionMemory):
     modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
     _: KW_ONLY
     max_false: float = 0.01
-    threshold: float = 0.6
+    threshold: float = 0.55
     whole_threshold: float = 0.0
     max_batch: int = 1000
 

@@ -5,9 +5,9 @@ correction's text e ("question answer") and the question x; the correction with 
 the model itself. Loss: mean -log p(e_i, x_i) over questions in scope (the prompt and a rephrasing) + mean -log(1 - p(e_i, x))
 over those out of scope (the locality probes, and the prompts of all other edits of the batch).
 Deviations: the sentence encoder is frozen and W, b alone are trained, from W = c I (published: p = exp(-|u_e - u_x|^2), and
-the encoder is trained; that p saturates at 0 for far pairs); the counterfactual model is the correction itself, whose answer is said
-(published: a small language model that reads the correction); hence the loss has no term of it. A question must ask for the
-same kind of thing as the record's (`edit_memory/asked_for.py`).
+the encoder is trained; that p saturates at 0 for far pairs); the counterfactual model is the correction itself, whose answer is
+said (published: a small language model that reads the correction); hence the loss has no term of it. A question must ask for
+the same kind of thing as the record's (`edit_memory/asked_for.py`).
 Remembers: nothing. The records are in the memory, with W u_e and -b: a reader needs no network. B edits, E dimensions of texts.
 """
 
