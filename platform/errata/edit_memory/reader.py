@@ -50,7 +50,7 @@ class MemoryReader:
         if not len(self.bank):
             return None
         asked = self._asked(ids)
-        found = chosen(self._candidates(asked.question), asked) if len(asked.question) <= MAX_QUESTION else None
+        found = best_record(self.bank, asked)
         if found is None:
             return None
         if self.bank.kind == "text":
@@ -66,14 +66,23 @@ class MemoryReader:
         question = unicodedata.normalize("NFC", self.form.question(ids))
         return Asked(question, same_text(self.form.text(ids)), self.form.is_chat(ids))
 
-    def _candidates(self, question: str) -> Iterator[Candidate]:
-        """Yield the records whose subject stands in the question, and those without a subject, with their scores."""
-        index, records, encoder = self.bank.index, self.bank.records, SentenceEncoder.load()
-        for relation, facts in index.about(question).items():
-            (vector_E,) = encoder.encode([relation])
-            scores = torch.stack([records[fact].rows["key"][0] for fact in facts]) @ vector_E
-            yield from (Candidate(records[fact], score) for fact, score in zip(facts, scores.tolist(), strict=True))
-        if index.blocks:
-            (vector_E,) = encoder.encode([question])
-            found = [(records[fact], score) for fact, score in index.near(vector_E) if fact in records]
-            yield from (Candidate(record, score) for record, score in found if not record.subject)
+
+def best_record(bank: Bank, asked: Asked) -> Candidate | None:
+    """Return the record that fits a question best, with its cosine; None if none fits."""
+    return None if len(asked.question) > MAX_QUESTION else chosen(_candidates(bank, asked.question), asked)
+
+
+def _candidates(bank: Bank, question: str) -> Iterator[Candidate]:
+    """Yield the records whose subject stands in the question, and those without a subject, with their cosines.
+
+    Only where there are some is anything encoded: other questions cost a look-up of their words.
+    """
+    index, records, encoder = bank.index, bank.records, SentenceEncoder.load()
+    for relation, facts in index.about(question).items():
+        (vector_E,) = encoder.encode([relation])
+        scores = torch.stack([records[fact].rows["key"][0] for fact in facts]) @ vector_E
+        yield from (Candidate(records[fact], score) for fact, score in zip(facts, scores.tolist(), strict=True))
+    if index.blocks:
+        (vector_E,) = encoder.encode([question])
+        found = [(records[fact], score) for fact, score in index.near(vector_E) if fact in records]
+        yield from (Candidate(record, score) for record, score in found if not record.subject)
