@@ -122,6 +122,7 @@ ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens,
 SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
 STATES, TEXTS, SAID = (MadeOf((), count) for count in (answer_tokens, one_row_an_edit, one_row_an_edit))  # of a memory
 PREFIXES, ROWS = MadeOf((), one_row_an_edit), MadeOf(())  # of a memory of embeddings; a subject has one for each token
+CLASSIFIED = MadeOf((), one_row_an_edit)  # of a memory whose scope is trained, and which is tested with its training
 
 
 FIRST = ("layers.0.mlp.down_proj",)
@@ -199,7 +200,7 @@ UNDER_TEST: dict[str, UnderTest] = {
     "RECIPE": UnderTest(
         lambda model: RECIPE(("layers.1.mlp.down_proj",), num_features=32).initialised(model, seed=0), PREFIXES
     ),
-    "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), SAID),
+    "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), CLASSIFIED),
 }
 
 
