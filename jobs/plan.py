@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.build import TrainedEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.hypernet.training import Schedule
-from errata.editors.memory_based.trained import TrainedMemory
 from errata.home import home
 from errata.testbed import smollm2
 from errata.testbed.counterfact import CounterFact
@@ -60,7 +59,7 @@ class Plan:
     """
 
     name: str
-    editor: HypernetworkEditor | TrainedMemory
+    editor: TrainedEditor
     schedule: Schedule = field(default_factory=Schedule)
     model: str = ""
     edits: str = ""

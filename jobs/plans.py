@@ -80,7 +80,7 @@ def smollm2() -> Plan:
 
 def recipe() -> Plan:
     """Build RECIPE's plan on the demo's invented world: minutes on one core."""
-    return Plan("recipe", RECIPE(), Schedule(train_steps=400, episodes=1, batch_size=8), num_workers=1)
+    return Plan("recipe", RECIPE(learning_rate=3e-3), Schedule(train_steps=400, episodes=1, batch_size=8), num_workers=1)
 
 
 def serac() -> Plan:

@@ -22,6 +22,7 @@ import torch
 from errata.datasets.reader import read_edits, write_parquet
 from errata.durable import new_folder
 from errata.edit import Edit, EditBatch, batches_of
+from errata.editors.build import TrainedEditor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.training import Fold, Trainer
 from errata.editors.memory_based.trained import MemoryTrainer, TrainedMemory
@@ -44,7 +45,6 @@ from jobs.workers import (
     time_left,
 )
 
-TrainableEditor = HypernetworkEditor | TrainedMemory
 # The normaliser and the initial scales are set on so many batches, with at least so many edits.
 NUM_FIRST_BATCHES, NUM_FIRST_EDITS = 10, 100
 
@@ -101,7 +101,7 @@ def described(losses: dict[str, float]) -> str:
     )
 
 
-def trainer_of(plan: Plan, model: LanguageModel) -> tuple[TrainableEditor, Trainer | MemoryTrainer]:
+def trainer_of(plan: Plan, model: LanguageModel) -> tuple[TrainedEditor, Trainer | MemoryTrainer]:
     """Initialise the plan's editor, and the training of its policy."""
     if isinstance(plan.editor, TrainedMemory):
         memory, schedule = plan.editor.initialised(model, plan.seed), plan.schedule
@@ -137,7 +137,7 @@ def first_batches(plan: Plan, edits: Sequence[Edit]) -> list[EditBatch]:
 
 def save_artifact(
     plan: Plan,
-    editor: TrainableEditor,
+    editor: TrainedEditor,
     curve: list[dict[str, float]],
     num_workers: int,
     train_s: float,

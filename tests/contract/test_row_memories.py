@@ -124,6 +124,8 @@ def test_a_new_fact_of_a_subject_is_searched_with_the_earlier_ones(random_model:
     assert greedy_texts(model, [first.prompt, second.prompt], 1) == ["baker", "harp"] and subject in world.subjects
     edited.add(MemoryDelta(delta.kind, delta.site, (), (delta.records[0].fact,)))
     assert greedy_texts(model, [first.prompt], 1) == ["baker"], "the earlier record counts again"
+    again, _ = STRONG.edit(model, EditBatch((second,)), state)
+    assert torch.allclose(again.records[0].rows["embedding"], delta.records[0].rows["embedding"], atol=1e-3)
 
 
 def test_the_inspector_reads_the_rows(random_model: LanguageModel) -> None:

@@ -44,10 +44,10 @@ def edited_by(editor: SERAC, model: LanguageModel, edits: list[Edit]) -> MemoryD
 def probability(editor: SERAC, text: str, question: str) -> float:
     """Compute p(e, x) by the equation."""
     net = editor.trained_policy()
+    weight, bias = net.weight_EE.tolist(), net.bias.item()
     text_E, question_E = SentenceEncoder.load().encode([text, question]).tolist()
-    weight = net.weight_EE.tolist()
     key = [sum(w * u for w, u in zip(row, text_E, strict=True)) for row in weight]
-    return 1 / (1 + math.exp(-sum(k * u for k, u in zip(key, question_E, strict=True)) - float(net.bias)))
+    return 1 / (1 + math.exp(-sum(k * u for k, u in zip(key, question_E, strict=True)) - bias))
 
 
 def test_a_record_has_the_classifier_of_its_correction(trained: SERAC, tiny_model: LanguageModel) -> None:

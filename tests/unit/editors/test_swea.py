@@ -11,6 +11,7 @@ from torch import Tensor
 from errata.edit import EditBatch
 from errata.edit_memory.bank import Bank, Record
 from errata.edit_memory.rows import TokenPatterns
+from errata.editors import make_editor
 from errata.editors.memory_based.subject_offsets import (
     OffsetSearch,
     SubjectText,
@@ -176,3 +177,9 @@ def test_suppression_takes_its_share_of_the_dimensions_that_carry_the_old_answer
     share_mD = change_mD / embeddings_of(tiny_model, ids)
     chosen_mD = share_mD.abs() > 1e-4
     assert torch.allclose(share_mD[chosen_mD], torch.tensor(0.5), atol=1e-3) and 0 < chosen_mD.sum() < chosen_mD.numel() / 2
+
+
+@pytest.mark.parametrize("setting", ["suppression", "attributed"])
+def test_shares_out_of_range_are_refused(setting: str) -> None:
+    with pytest.raises(ValueError, match="suppression and attributed are shares, from 0 to 1"):
+        make_editor("SWEA", settings={setting: "1.5"})

@@ -1,13 +1,13 @@
 """RECIPE: a trained encoder turns each correction into a few vectors, which are put in front of the prompts that it fits.
 
-Paper: RECIPE (arXiv 2405.03279). Equations, with u = e(text) of a sentence encoder: knowledge r = z + relu(W2 z + b2) with
+Paper: RECIPE (arXiv 2405.03279). Equations, u = sqrt(E) e(text) of a sentence encoder: knowledge r = z + relu(W2 z + b2) with
 z = W1 u + b1; query q = Wq u; a sentinel S is learned; s(q, r) = <q, r> / sqrt(R). Of the records, the one with the largest s
 fires if s(q, r) > s(q, S), and puts P = Wp (r + relu(W3 r + b3)) + bp in front of the prompt. Losses: L1 and L3 pick the own
 record or the sentinel among all records and the sentinel, L2 the sentinel where the own record is taken out; -log p of the
 answers to the prompt and to a rephrasing with P in front; KL of unrelated answers without and with P. L2, L3 and -log p leave
 out what has the largest probability by a factor (`margin`) already.
 Deviations: the sentence encoder is frozen (published: RoBERTa, trained); the query's head is linear, so that sentinel and head
-are folded into each key, k = Wq^T (r - S) / sqrt(R), which fires where <u, k> > 0 and is all that a reader needs; R is 256
+are folded into each key, k = sqrt(E / R) Wq^T (r - S), which fires where <e, k> > 0 and is all that a reader needs; R is 256
 (published: 4096); the sentinel is a vector of R and not tokens of the encoder; P is in the scale of the model's embeddings.
 Remembers: nothing. The records are in the memory. B edits, C columns of a batch's records and the sentinel, E and R dimensions
 of texts, P vectors, D dimensions of embeddings.
@@ -57,14 +57,14 @@ class PromptEncoder(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def knowledge(self, text_BE: Tensor) -> Tensor:
-        z_BR = self.first(text_BE)
+        z_BR = self.first(text_BE * math.sqrt(NUM_DIMENSIONS))
         found_BR: Tensor = z_BR + relu(self.second(z_BR))
         return found_BR
 
     def keys(self, knowledge_BR: Tensor) -> Tensor:
         """Return the keys, whose product with a query's vector is s(q, k) - s(q, S), [B, E]."""
-        found_BE: Tensor = (knowledge_BR - self.sentinel_R) @ self.query.weight / math.sqrt(knowledge_BR.shape[1])
-        return found_BE
+        found_BE: Tensor = (knowledge_BR - self.sentinel_R) @ self.query.weight
+        return found_BE * math.sqrt(NUM_DIMENSIONS / knowledge_BR.shape[1])
 
     def prompts(self, knowledge_BR: Tensor) -> Tensor:
         """Return the vectors in front of a prompt, [B, P, D]."""

@@ -12,29 +12,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errata.edit import Edit
-from errata.editors.memory_based.memory_editor import MemoryEditor
+from errata.editors.editor import Editor, check_modules
 from errata.model.language_model import LanguageModel
-from errata.model.matrices import ModelSpec, find_matrices
+from errata.model.matrices import ModelSpec
 
 
 @dataclass(frozen=True)
-class TrainedMemory(MemoryEditor, ABC):
+class TrainedMemory(Editor, ABC):
     """Base class: hyper-parameters and the trained network. The memory holds all that reading it needs, without the network."""
 
     modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
     _: KW_ONLY
     learning_rate: float = 1e-3
     max_batch: int = 1000
-    max_false: float = 0.01
     policy: nn.Module | None = field(default=None, compare=False, repr=False)
 
+    writes: ClassVar[Literal["weights", "memory"]] = "memory"
     is_trained: ClassVar[bool] = True
 
     @abstractmethod
@@ -57,9 +57,7 @@ class TrainedMemory(MemoryEditor, ABC):
 
     def check_policy(self, model: LanguageModel, spec: ModelSpec) -> None:
         """Raise `ValueError` if the network was not trained, or was trained for a model of another size."""
-        own = find_matrices(model.module, self.modules)
-        if own != spec:
-            raise ValueError(f"the editor was made for {', '.join(own.names)}, but the model has {', '.join(spec.names)}")
+        check_modules(self.modules, model, spec)
         if (hidden := self.trained_policy().hidden) != hidden_size(model):
             raise ValueError(f"the policy was trained for {hidden} dimensions, but the model has {hidden_size(model)}")
 
