@@ -34,12 +34,17 @@ class Change:
 
 
 class MemoryReader:
-    """Reads a bank. It has no state but the bank, so that any thread may ask it. `max_tokens` is the model's context."""
+    """Reads a bank. It has no state but the bank, so that any thread may ask it. `max_tokens` is the model's context.
+
+    The encoder is loaded and the bank's index made before the first request. Raises `ValueError` without the encoder's package.
+    """
 
     def __init__(self, bank: Bank, renderer: Renderer, max_tokens: int) -> None:
         assert bank.kind in READ_BEFORE, bank.kind
         self.bank, self.max_tokens = bank, max_tokens
         self.form = PromptForm(renderer)
+        SentenceEncoder.load()
+        bank.index  # noqa: B018
 
     def change(self, ids: Sequence[int], room: int) -> Change | None:
         """Return what the bank does to a prompt; None if no record fits it.
