@@ -77,8 +77,10 @@ class Record:
             return f"the record of {self.fact[:60]} has other tensors than {', '.join(wanted)}"
         if len({len(tensor) for tensor in self.rows.values()}) != 1:
             return f"the tensors of the record of {self.fact[:60]} do not fit each other"
-        if kind in READ_BEFORE and self.rows["key"].shape != (1, NUM_DIMENSIONS):
+        if kind in (*READ_BEFORE, "prefix") and self.rows["key"].shape != (1, NUM_DIMENSIONS):
             return f"the record of {self.fact[:60]} has other keys than one vector of {NUM_DIMENSIONS}"
+        if kind == "rows" and (not self.num_rows or not bool(self.rows["begins"][0])):
+            return f"the record of {self.fact[:60]} has tokens before its first pattern, or none"
         if kind == "answer" and not self.answer:
             return f"the record of {self.fact[:60]} has no answer"
         return None

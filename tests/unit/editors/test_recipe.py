@@ -15,6 +15,7 @@ from errata.delta.kinds import stored
 from errata.delta.memory_delta import MemoryDelta
 from errata.delta.side_branch import applied
 from errata.edit import Edit, EditBatch
+from errata.edit_memory.bank import Record
 from errata.edit_memory.encoder import SentenceEncoder
 from errata.edit_memory.hooks import bank_of
 from errata.editors import EDITORS, make_editor
@@ -207,6 +208,12 @@ def test_an_untrained_editor_and_another_model_are_refused(trained: RECIPE, rand
     with pytest.raises(ValueError, match="was trained for 128 dimensions, but the model has 64"):
         wide.start(random_model, spec)
     assert EDITORS["RECIPE"] is RECIPE
+
+
+def test_a_record_with_another_key_is_at_fault() -> None:
+    rows = {"key": torch.zeros(1, 384), "embedding": torch.zeros(1, 192)}
+    assert Record("a", "a", rows).fault("prefix") is None
+    assert "other keys than one vector of 384" in str(Record("a", "a", rows | {"key": torch.zeros(1, 64)}).fault("prefix"))
 
 
 def test_a_stream_that_is_too_short_is_refused(random_model: LanguageModel) -> None:

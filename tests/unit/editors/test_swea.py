@@ -179,6 +179,13 @@ def test_suppression_takes_its_share_of_the_dimensions_that_carry_the_old_answer
     assert torch.allclose(share_mD[chosen_mD], torch.tensor(0.5), atol=1e-3) and 0 < chosen_mD.sum() < chosen_mD.numel() / 2
 
 
+def test_a_record_that_begins_within_a_pattern_is_at_fault() -> None:
+    record = a_record("a", 0, (1, 2))
+    assert record.fault("rows") is None
+    damaged = Record("a", "a", {**record.rows, "begins": torch.tensor([0, 1])})
+    assert "tokens before its first pattern" in str(damaged.fault("rows"))
+
+
 @pytest.mark.parametrize("setting", ["suppression", "attributed"])
 def test_shares_out_of_range_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match="suppression and attributed are shares, from 0 to 1"):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch.nn.functional import relu
 
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected, Row
-from errata.edit_memory.bank import Record
+from errata.edit_memory.bank import Kind, Record
 from errata.edit_memory.encoder import NUM_DIMENSIONS, SentenceEncoder
 from errata.edit_memory.rows import EmbeddingRows
 from errata.editors.editor import check_batch
@@ -80,6 +80,8 @@ class RECIPE(TrainedMemory):
     num_features: int = 256
     num_vectors: int = 3
     margin: float = 1.2
+
+    kind: ClassVar[Kind] = "prefix"
 
     def network(self, hidden: int, seed: int) -> nn.Module:
         return PromptEncoder(self.num_features, self.num_vectors, hidden, seed)

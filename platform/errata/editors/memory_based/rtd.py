@@ -14,12 +14,13 @@ Remembers: tau. The references are in the memory. T answer tokens, H hidden size
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import EditBatch
-from errata.edit_memory.bank import Record
+from errata.edit_memory.bank import Kind, Record
 from errata.edit_memory.lookup import unit
 from errata.editors.editor import check_batch, check_modules
 from errata.editors.memory_based.memory_editor import MemoryEditor, calibrated, check_inputs, inputs_at_answers, output_layer
@@ -46,6 +47,8 @@ class RTD(MemoryEditor):
     max_false: float = 0.01
     threshold: float = 0.0
     max_batch: int = 1000
+
+    kind: ClassVar[Kind] = "datastore"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch.nn.functional import logsigmoid
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected, Row
 from errata.edit_memory import encoder
-from errata.edit_memory.bank import Record
+from errata.edit_memory.bank import Kind, Record
 from errata.edit_memory.encoder import NUM_DIMENSIONS, SentenceEncoder
 from errata.editors.editor import check_batch
 from errata.editors.memory_based.questions import statement
@@ -55,6 +56,8 @@ class SERAC(TrainedMemory):
 
     first_scale: float = 10.0
     first_cosine: float = 0.7
+
+    kind: ClassVar[Kind] = "answer"
 
     def network(self, hidden: int, seed: int) -> nn.Module:
         return ScopeClassifier(hidden, self.first_scale, self.first_cosine)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
-from errata.edit_memory.bank import Bank, Record
+from errata.edit_memory.bank import Bank, Kind, Record
 from errata.edit_memory.hooks import bank_of, reading
 from errata.editors.editor import Editor, check_batch, check_modules
 from errata.editors.memory_based.memory_editor import input_layer
@@ -89,6 +89,7 @@ class SWEA(Editor):
     max_batch: int = 100
 
     writes: ClassVar[Literal["weights", "memory"]] = "memory"
+    kind: ClassVar[Kind] = "rows"
 
     def __post_init__(self) -> None:
         if not 0 <= self.suppression <= 1 or not 0 <= self.attributed <= 1:
