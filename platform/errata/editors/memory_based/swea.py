@@ -54,7 +54,7 @@ SUBJECTS_AT_ONCE = 16
 Key = tuple[str, int]
 
 
-class Located(NamedTuple):
+class SubjectPrompt(NamedTuple):
     """A prompt of an edit as tokens, with its answer, and where the subject's tokens are; `name` is the edit's in refusals."""
 
     edit: Edit
@@ -122,7 +122,7 @@ class SWEA(Editor):
         return MemoryDelta("rows", site, records), replace(state, num_edits=state.num_edits + len(batch))
 
     def _changes(
-        self, model: LanguageModel, groups: Mapping[Key, Sequence[Located]], prefixes: Sequence[str]
+        self, model: LanguageModel, groups: Mapping[Key, Sequence[SubjectPrompt]], prefixes: Sequence[str]
     ) -> dict[Key, tuple[Tensor, Tensor]]:
         """Return each subject's offset, and the share that each dimension of its embeddings loses, both [m, D]."""
         keys, found = list(groups), dict[Key, tuple[Tensor, Tensor]]()
@@ -134,7 +134,9 @@ class SWEA(Editor):
         return found
 
     @timed("search")
-    def _offsets(self, model: LanguageModel, groups: Sequence[Sequence[Located]], prefixes: Sequence[str]) -> list[Tensor]:
+    def _offsets(
+        self, model: LanguageModel, groups: Sequence[Sequence[SubjectPrompt]], prefixes: Sequence[str]
+    ) -> list[Tensor]:
         """Search the offsets of subjects, [m, D] each. Raises `EditRejected` for one that is not finite."""
         subjects = [group[-1].subject_ids for group in groups]
         texts = [_texts(model, group, prefixes) for group in groups]
@@ -148,7 +150,7 @@ class SWEA(Editor):
                 raise EditRejected(why, edit=group[-1].name, code=Code.NOT_FINITE)
         return offsets
 
-    def _suppressed(self, model: LanguageModel, group: Sequence[Located], offset_mD: Tensor) -> Tensor:
+    def _suppressed(self, model: LanguageModel, group: Sequence[SubjectPrompt], offset_mD: Tensor) -> Tensor:
         """Return the share that each dimension of the subject's embeddings loses, [m, D]."""
         found_mD = torch.zeros_like(offset_mD)
         if not self.suppression:
@@ -161,7 +163,7 @@ class SWEA(Editor):
         return found_mD
 
 
-def located(model: LanguageModel, edit: Edit, prompt: Prompt, answer: str, index: int = 0) -> Located:
+def located(model: LanguageModel, edit: Edit, prompt: Prompt, answer: str, index: int = 0) -> SubjectPrompt:
     """Find the tokens of an edit's subject in a prompt. Raises `EditRejected` for an edit without a subject."""
     if edit.subject is None:
         why = "this method changes the embeddings of the subject, and the edit has none: name it"
@@ -172,10 +174,10 @@ def located(model: LanguageModel, edit: Edit, prompt: Prompt, answer: str, index
     first, last = (model.renderer.token_at(prompt, begin + place) for place in (span[0], span[1] - 1))
     given, answer_ids = model.renderer.rows([(prompt, answer)])[0]
     subject_ids = tuple(given[first : last + 1])
-    return Located(edit, edit.id or index, prompt, answer, given, answer_ids, first, subject_ids)
+    return SubjectPrompt(edit, edit.id or index, prompt, answer, given, answer_ids, first, subject_ids)
 
 
-def _held(model: LanguageModel, record: Record) -> Iterator[Located]:
+def _held(model: LanguageModel, record: Record) -> Iterator[SubjectPrompt]:
     """Locate the subject of a record in its prompt, if it is there as it was."""
     if subject_span(record.question, record.subject) is None:
         return
@@ -185,7 +187,7 @@ def _held(model: LanguageModel, record: Record) -> Iterator[Located]:
     yield located(model, edit, edit.prompts[-1], record.answer)
 
 
-def _texts(model: LanguageModel, group: Sequence[Located], prefixes: Sequence[str]) -> list[SubjectText]:
+def _texts(model: LanguageModel, group: Sequence[SubjectPrompt], prefixes: Sequence[str]) -> list[SubjectText]:
     """Return the texts on which one subject's offset is searched: prompts, prompts in contexts, and the anchor."""
     subject, ids, found = str(group[0].edit.subject), group[0].subject_ids, list[SubjectText]()
     for one in group:
@@ -204,7 +206,7 @@ def _texts(model: LanguageModel, group: Sequence[Located], prefixes: Sequence[st
     return found
 
 
-def _record(model: LanguageModel, one: Located, change: tuple[Tensor, Tensor], number: int) -> Record:
+def _record(model: LanguageModel, one: SubjectPrompt, change: tuple[Tensor, Tensor], number: int) -> Record:
     """Make the record of a prompt's fact: a pattern for each way in which the subject is tokenised in as many tokens."""
     offset_mD, lost_mD = change
     tokenizer, length = model.renderer.tokenizer, len(one.subject_ids)
