@@ -45,7 +45,7 @@ from errata.text.rules import fact_of
 class PromptEncoder(nn.Module):
     """The heads of knowledge and queries, the sentinel, and the encoder of prompts; `hidden` is the model's D."""
 
-    def __init__(self, num_features: int, num_vectors: int, hidden: int, seed: int) -> None:
+    def __init__(self, num_features: int, num_vectors: int, hidden: int, seed: int, scale: float = 1.0) -> None:
         super().__init__()
         self.hidden, self.num_vectors = hidden, num_vectors
         with torch.random.fork_rng(devices=[]):
@@ -54,7 +54,7 @@ class PromptEncoder(nn.Module):
             self.query = nn.Linear(NUM_DIMENSIONS, num_features, bias=False)
             self.third, self.prompt = nn.Linear(num_features, num_features), nn.Linear(num_features, num_vectors * hidden)
             self.sentinel_R = nn.Parameter(torch.empty(num_features).uniform_(-0.05, 0.05))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.tensor(scale))
 
     def knowledge(self, text_BE: Tensor) -> Tensor:
         z_BR = self.first(text_BE * math.sqrt(NUM_DIMENSIONS))
@@ -83,17 +83,9 @@ class RECIPE(TrainedMemory):
 
     kind: ClassVar[Kind] = "prefix"
 
-    def network(self, hidden: int, seed: int) -> nn.Module:
-        return PromptEncoder(self.num_features, self.num_vectors, hidden, seed)
-
-    def initialised(self, model: LanguageModel, seed: int) -> RECIPE:
-        made = super().initialised(model, seed)
-        embedding = model.module.get_input_embeddings()
-        # A layer's outputs are about 1 / sqrt(3) times as large as its inputs; embeddings of tokens have other scales.
-        with torch.no_grad():
-            sample_ND = embedding(torch.arange(min(4096, embedding.num_embeddings), device=model.device)).float()
-            made.trained_policy().scale.copy_(4.0 * sample_ND.std())
-        return made
+    def network(self, hidden: int, seed: int, spread: float = 1.0) -> nn.Module:
+        # A layer's outputs are smaller than its inputs, and the vectors shall be at least as large as embeddings.
+        return PromptEncoder(self.num_features, self.num_vectors, hidden, seed, scale=4.0 * spread)
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         self.check_policy(model, spec)

@@ -59,7 +59,7 @@ class SERAC(TrainedMemory):
 
     kind: ClassVar[Kind] = "answer"
 
-    def network(self, hidden: int, seed: int) -> nn.Module:
+    def network(self, hidden: int, seed: int, spread: float = 1.0) -> nn.Module:
         return ScopeClassifier(hidden, self.first_scale, self.first_cosine)
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:

@@ -23,6 +23,8 @@ from errata.editors.editor import Editor, check_modules
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
+NUM_SAMPLED = 4096  # tokens, on which the scale of the embeddings is measured
+
 
 @dataclass(frozen=True)
 class TrainedMemory(Editor, ABC):
@@ -38,8 +40,8 @@ class TrainedMemory(Editor, ABC):
     is_trained: ClassVar[bool] = True
 
     @abstractmethod
-    def network(self, hidden: int, seed: int) -> nn.Module:
-        """Build an initialised network for a model of so many dimensions."""
+    def network(self, hidden: int, seed: int, spread: float = 1.0) -> nn.Module:
+        """Build an initialised network for a model of so many dimensions, whose embeddings have this standard deviation."""
 
     @abstractmethod
     def losses(self, model: LanguageModel, batch: Sequence[Edit], generator: torch.Generator) -> dict[str, Tensor]:
@@ -47,7 +49,10 @@ class TrainedMemory(Editor, ABC):
 
     def initialised(self, model: LanguageModel, seed: int) -> Self:
         """Return the editor with a new network."""
-        return replace(self, policy=self.network(hidden_size(model), seed).to(model.device))
+        embedding = model.module.get_input_embeddings()
+        with torch.no_grad():
+            sample_ND = embedding(torch.arange(min(NUM_SAMPLED, embedding.num_embeddings), device=model.device)).float()
+        return replace(self, policy=self.network(hidden_size(model), seed, float(sample_ND.std())).to(model.device))
 
     def trained_policy(self) -> Any:
         if self.policy is None:
