@@ -69,8 +69,8 @@ def test_the_loss_is_that_of_a_naive_implementation(tiny_model: LanguageModel) -
     inside = [probability(editor, t, q) for t, edit in zip(texts, batch, strict=True) for q in (edit.prompt, *edit.rephrasings)]
     outside = [probability(editor, t, other.prompt) for t, e in zip(texts, batch, strict=True) for other in batch if other != e]
     outside += [probability(editor, t, probe.prompt) for t, edit in zip(texts, batch, strict=True) for probe in edit.locality]
-    assert float(found["inside"]) == pytest.approx(-sum(map(math.log, inside)) / len(inside), rel=1e-3)
-    assert float(found["outside"]) == pytest.approx(-sum(math.log(1 - p) for p in outside) / len(outside), rel=1e-3)
+    assert found["inside"].item() == pytest.approx(-sum(map(math.log, inside)) / len(inside), rel=1e-3)
+    assert found["outside"].item() == pytest.approx(-sum(math.log(1 - p) for p in outside) / len(outside), rel=1e-3)
 
 
 def test_the_answer_is_said_in_scope_and_the_model_speaks_elsewhere(trained: SERAC, tiny_model: LanguageModel) -> None:
