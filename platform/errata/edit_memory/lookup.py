@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from errata.edit_memory.asked_for import ask_for_the_same
 from errata.edit_memory.bank import Record
+from errata.edit_memory.prompt_form import Asked
 from errata.model.said_answers import with_tokens
 from errata.text.answers import says
 
@@ -39,14 +40,6 @@ def fired(rows: Mapping[str, Tensor], input_TI: Tensor, ids_T: Tensor | None) ->
     fits_TN = may_TN & (cosine_TN >= rows["threshold"])
     score_T, row_T = cosine_TN.masked_fill(~fits_TN, -torch.inf).max(1)
     return Fired(torch.where(torch.isfinite(score_T), row_T, NONE), cosine_TN.masked_fill(~may_TN, -torch.inf).amax(1))
-
-
-class Asked(NamedTuple):
-    """A prompt as it is compared: its question, its whole text, and whether it is a dialogue."""
-
-    question: str
-    text: str
-    in_chat: bool
 
 
 class Candidate(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,9 @@ import torch
 from errata.edit import EditRejected
 from errata.edit_memory.bank import READ_BEFORE, Bank, Record
 from errata.edit_memory.encoder import SentenceEncoder
-from errata.edit_memory.lookup import Asked, Candidate, chosen
-from errata.edit_memory.prompt_form import PromptForm
+from errata.edit_memory.lookup import Candidate, chosen
+from errata.edit_memory.prompt_form import Asked, PromptForm
 from errata.model.renderer import Renderer
-from errata.text.rules import same_text
 
 MAX_QUESTION = 2000  # characters; a longer text is no question that a record could have
 
@@ -54,7 +52,7 @@ class MemoryReader:
         """
         if not len(self.bank):
             return None
-        asked = self._asked(ids)
+        asked = self.form.asked(ids)
         found = best_record(self.bank, asked)
         if found is None:
             return None
@@ -66,10 +64,6 @@ class MemoryReader:
         except EditRejected:
             return None
         return Change(found.record, found.score, None, said)
-
-    def _asked(self, ids: Sequence[int]) -> Asked:
-        question = unicodedata.normalize("NFC", self.form.question(ids))
-        return Asked(question, same_text(self.form.text(ids)), self.form.is_chat(ids))
 
 
 def best_record(bank: Bank, asked: Asked) -> Candidate | None:
