@@ -51,8 +51,8 @@ class EditorSetting:
         return FOLDS[0] if split == "validation" and self.metric_part == "train" else self.metric_part
 
     def __post_init__(self) -> None:
-        if isinstance(self.editor, HypernetworkEditor) != (self.schedule is not None):
-            raise ValueError(f"{name_of(self.editor)}: a hypernetwork needs a training schedule, other editors take none")
+        if self.editor.is_trained != (self.schedule is not None):
+            raise ValueError(f"{name_of(self.editor)}: a trained editor needs a training schedule, other editors take none")
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,13 @@ def memory_grids(layers: int) -> tuple[EditorGrid, ...]:
             {"modules": (last,), "max_false": 0.1},
             {"modules": (middle,)},
         ),
+        grid_of_fields("RTD", {"modules": (last,)}, {"modules": (last,), "max_false": 0.1}, {"modules": (last,), "share": 0.8}),
+        grid_of_fields(
+            "SWEA",
+            {"modules": (last,), "starters": ("the", "every")},
+            {"modules": (last,), "starters": ("the", "every"), "learning_rate": 0.1, "max_norm": 3.0},
+            {"modules": (last,), "starters": ("the", "every"), "suppression": 0.0},
+        ),
     )
 
 
@@ -169,6 +176,7 @@ def locate_then_edit_grids(
 def rledit(modules: tuple[str, ...]) -> HypernetworkEditor:
     """Build the demo's RLEdit at other matrices; its larger locality weight suits streams five to ten times as long."""
     editor = demo().editor
+    assert isinstance(editor, HypernetworkEditor)
     return replace(editor, modules=modules, reward=replace(editor.reward, locality_weight=7.0))
 
 

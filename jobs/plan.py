@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.build import TrainedEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.hypernet.training import Schedule
 from errata.home import home
@@ -59,7 +59,7 @@ class Plan:
     """
 
     name: str
-    editor: HypernetworkEditor
+    editor: TrainedEditor
     schedule: Schedule = field(default_factory=Schedule)
     model: str = ""
     edits: str = ""

@@ -15,6 +15,8 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import FOR_LARGE_MODELS, Reward
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
+from errata.editors.memory_based.recipe import RECIPE
+from errata.editors.memory_based.serac import SERAC
 from errata.editors.presets import MODELS, Preset, preset_of, presets_of
 from errata.testbed import smollm2 as default_model
 from errata.testbed.language_model import Shape
@@ -76,6 +78,16 @@ def smollm2() -> Plan:
     )
 
 
+def recipe() -> Plan:
+    """Build RECIPE's plan on the demo's invented world: minutes on one core."""
+    return Plan("recipe", RECIPE(learning_rate=3e-3), Schedule(train_steps=400, episodes=1, batch_size=8), num_workers=1)
+
+
+def serac() -> Plan:
+    """Build SERAC's plan on the demo's invented world: a minute on one core."""
+    return Plan("serac", SERAC(learning_rate=1e-2), Schedule(train_steps=200, episodes=1, batch_size=32), num_workers=1)
+
+
 def of_model(model: str) -> Plan:
     """Build the plan of a published model on a GPU: RLEdit's matrices and network, and our own settings for the rest."""
     known = MODELS[model]
@@ -105,7 +117,7 @@ def of_paper(kind: type[HypernetworkEditor], name: str) -> Plan:
     )
 
 
-OWN: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up, smollm2)}
+OWN: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up, smollm2, recipe, serac)}
 ALIASES = {"world": "demo"}  # The demo on an invented world, beside the one on a real model.
 OF_MODELS: dict[str, Callable[[], Plan]] = {model: partial(of_model, model) for model in MODELS}
 ROWS: dict[str, tuple[type[HypernetworkEditor], str, Preset]] = {

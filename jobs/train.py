@@ -1,4 +1,4 @@
-"""Train the policy of a hypernetwork editor: `ray job submit --working-dir . -- python jobs/train.py plan=demo field=value`.
+"""Train the policy of an editor: `ray job submit --working-dir . -- python jobs/train.py plan=demo field=value`.
 
 Each worker computes its own episodes on its own copy of the frozen model; gradients and losses are summed. A lost worker or
 node is replaced, or training continues with fewer (`min_workers`), from the last checkpoint. A job that is started again also
@@ -22,8 +22,10 @@ import torch
 from errata.datasets.reader import read_edits, write_parquet
 from errata.durable import new_folder
 from errata.edit import Edit, EditBatch, batches_of
+from errata.editors.build import TrainedEditor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.training import Fold, Trainer
+from errata.editors.memory_based.trained import MemoryTrainer, TrainedMemory
 from errata.model.language_model import LanguageModel, load
 from errata.provenance import data_digest
 from errata.registry import TrainingRun
@@ -59,8 +61,7 @@ def work(config: dict[str, Any]) -> None:
     set_threads(config["share"], context.get_local_world_size())
     model = load(plan.model_dir, getattr(torch, plan.dtype), own_device(plan))
     began = time.monotonic()
-    editor, folds = begin(plan, model)
-    trainer = Trainer(editor, model, folds, plan.schedule, plan.seed, plan.savings)
+    editor, trainer = trainer_of(plan, model)
     curve: list[dict[str, float]] = []
     spent = 0.0  # seconds before this worker took over
     saved = latest_checkpoint()
@@ -93,16 +94,30 @@ def work(config: dict[str, Any]) -> None:
 
 def described(losses: dict[str, float]) -> str:
     """Format the losses of a training step."""
+    if "edit_loss" not in losses:
+        return ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     return (
         f"edit loss {losses['edit_loss']:.3f}, locality KL {losses['locality_kl']:.3f}, |update|² {losses['update_norm2']:.3g}"
     )
 
 
+def trainer_of(plan: Plan, model: LanguageModel) -> tuple[TrainedEditor, Trainer | MemoryTrainer]:
+    """Initialise the plan's editor, and the training of its policy."""
+    if isinstance(plan.editor, TrainedMemory):
+        memory, schedule = plan.editor.initialised(model, plan.seed), plan.schedule
+        edits = list(read_edits(edits_file(plan)))
+        length = schedule.train_steps, schedule.episodes, schedule.batch_size
+        return memory, MemoryTrainer(memory, model, edits, length, plan.seed)
+    editor, folds = begin(plan, model)
+    return editor, Trainer(editor, model, folds, plan.schedule, plan.seed, plan.savings)
+
+
 def begin(plan: Plan, model: LanguageModel) -> tuple[HypernetworkEditor, list[Fold]]:
-    """Initialise the editor with its key preconditioner, and the folds of edits for its episodes.
+    """Initialise a hypernetwork with its key preconditioner, and the folds of edits for its episodes.
 
     The initial scales are set under the conditions of training.
     """
+    assert isinstance(plan.editor, HypernetworkEditor)
     edits = [list(read_edits(edits_file(plan, split))) for split in splits(plan)]
     first, micro_batch = first_batches(plan, edits[0]), plan.savings.micro_batch
     if not plan.cross_fit:
@@ -122,7 +137,7 @@ def first_batches(plan: Plan, edits: Sequence[Edit]) -> list[EditBatch]:
 
 def save_artifact(
     plan: Plan,
-    editor: HypernetworkEditor,
+    editor: TrainedEditor,
     curve: list[dict[str, float]],
     num_workers: int,
     train_s: float,

@@ -25,8 +25,12 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.recipe import RECIPE
+from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
+from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
+from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -117,6 +121,8 @@ class UnderTest(NamedTuple):
 ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens, all_tokens, one_row_an_edit))
 SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
 STATES, TEXTS, SAID = (MadeOf((), count) for count in (answer_tokens, one_row_an_edit, one_row_an_edit))  # of a memory
+PREFIXES, ROWS = MadeOf((), one_row_an_edit), MadeOf(())  # of a memory of embeddings; a subject has one for each token
+CLASSIFIED = MadeOf((), one_row_an_edit)  # of a memory whose scope is trained, and which is tested with its training
 
 
 FIRST = ("layers.0.mlp.down_proj",)
@@ -189,6 +195,12 @@ UNDER_TEST: dict[str, UnderTest] = {
     "state-early": UnderTest(lambda model: StateMemory(("layers.0.mlp.up_proj",), threshold=0.9999), STATES),
     "SCR": UnderTest(lambda model: SCR(("layers.1.mlp.down_proj",)), TEXTS),
     "answer": UnderTest(lambda model: AnswerMemory(("layers.1.mlp.down_proj",)), SAID),
+    "RTD": UnderTest(lambda model: RTD(("layers.1.mlp.down_proj",)), STATES),
+    "SWEA": UnderTest(lambda model: SWEA(("layers.1.mlp.down_proj",), starters=("the", "every"), num_steps=8), ROWS),
+    "RECIPE": UnderTest(
+        lambda model: RECIPE(("layers.1.mlp.down_proj",), num_features=32).initialised(model, seed=0), PREFIXES
+    ),
+    "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), CLASSIFIED),
 }
 
 

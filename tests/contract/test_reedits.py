@@ -16,6 +16,8 @@ from errata.delta.accumulator import EditedModel
 from errata.edit import Edit, EditBatch
 from errata.editors import EDITORS, Editor
 from errata.editors.memory_based.questions import QuestionMemory
+from errata.editors.memory_based.swea import SWEA
+from errata.editors.memory_based.trained import TrainedMemory
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from errata.testbed.world import PHRASINGS, World
@@ -23,8 +25,8 @@ from tests.editors_under_test import STRONG, UNDER_TEST
 from tests.tiny_models import make_tiny
 
 WORLD, NUM_RE_EDITS = World(20), 3
-# These memories are read before the model, whose logits they do not change: re-edits of them are in test_memories.py.
-ASKED_BEFORE = {editor for editor in EDITORS.values() if issubclass(editor, QuestionMemory)}
+# These memories are read before the model, with whole prompts: re-edits of them are in tests of their own.
+ASKED_BEFORE = {editor for editor in EDITORS.values() if issubclass(editor, QuestionMemory | TrainedMemory | SWEA)}
 BUILD = {name: UNDER_TEST[name].build for name in UNDER_TEST if name in EDITORS and EDITORS[name] not in ASKED_BEFORE} | STRONG
 
 # Editors that do not reach the truth again, with the share of facts on which they do. An editor that is mended leaves the list.

@@ -15,7 +15,6 @@ from errata.benchmark.run import BenchmarkedEditor, settings_of
 from errata.benchmark.stream import CHECKPOINTS, BenchmarkStream
 from errata.datasets.reader import read_edits
 from errata.editors import EDITORS, Editor, load_artifact, make_editor, name_of
-from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.model.devices import first_device
 from errata.model.language_model import LanguageModel, load
 from errata.overrides import overridden
@@ -59,7 +58,7 @@ def _changed(editors: dict[str, Editor], settings: Sequence[str]) -> dict[str, E
             raise ValueError(f"settings are written EDITOR.field=value, not {setting!r}")
         if name not in editors:
             raise ValueError(f"{setting}: no editor here is named {name!r}; editors are {', '.join(editors)}")
-        if isinstance(editors[name], HypernetworkEditor):
+        if editors[name].is_trained:
             raise ValueError(f"{setting}: {name} was trained with its settings; train another one with jobs/train.py")
         editors = editors | {name: overridden(editors[name], field, value)}
     return editors

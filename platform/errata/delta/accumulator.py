@@ -14,7 +14,7 @@ from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.parts import LowRank, Piece, is_sound, pieces
 from errata.delta.weight_delta import WeightDelta
-from errata.edit_memory.bank import READ_BEFORE, Bank
+from errata.edit_memory.bank import AT_MATRIX, Bank
 from errata.edit_memory.hooks import bank_of, read_bank
 from errata.model.matrices import ModelSpec
 
@@ -131,7 +131,7 @@ class EditedModel:
         if isinstance(delta, WeightDelta):
             return self.accumulator.check(delta)
         delta.check()
-        if delta.kind not in READ_BEFORE and delta.site not in self.spec.names:
+        if delta.kind in AT_MATRIX and delta.site not in self.spec.names:
             raise ValueError(f"{delta.site}, whose input the memory reads, is not an editable matrix")
         return None
 

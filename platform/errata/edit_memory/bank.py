@@ -19,9 +19,11 @@ from errata.edit_memory.question_index import Entry, QuestionIndex
 from errata.edit_memory.subjects import plain_words
 
 # state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near;
-# answer: a record's answer is said after a prompt that is near.
-Kind = Literal["state", "text", "answer"]
+# answer: a record's answer is said after a prompt that is near; datastore: tokens that followed near states are mixed into the
+# next token's distribution; rows: the tokens of a subject are read with other embeddings; prefix: vectors precede a prompt.
+Kind = Literal["state", "text", "answer", "datastore", "rows", "prefix"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+AT_MATRIX: frozenset[Kind] = frozenset({"state"})  # At an editable matrix, whose input is compared.
 READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
 SAID: frozenset[Kind] = frozenset({"answer"})  # What is said is the record's own answer: it is known without the model.
 SERVED: frozenset[Kind] = READ_BEFORE | {"state"}  # The kinds that vLLM's replicas read.
@@ -30,6 +32,9 @@ ROWS: Mapping[Kind, Mapping[str, int]] = {
     "state": {"key": 2, "token": 1, "after": 1, "threshold": 1},
     "text": {"key": 2, "threshold": 1},
     "answer": {"key": 2, "threshold": 1},
+    "datastore": {"key": 2, "token": 1, "threshold": 1, "temperature": 1, "share": 1, "nearest": 1},
+    "rows": {"id": 1, "embedding": 2, "begins": 1, "number": 1},
+    "prefix": {"key": 2, "embedding": 2},
 }
 
 
@@ -74,8 +79,10 @@ class Record:
             return f"the record of {self.fact[:60]} has other tensors than {', '.join(wanted)}"
         if len({len(tensor) for tensor in self.rows.values()}) != 1:
             return f"the tensors of the record of {self.fact[:60]} do not fit each other"
-        if kind in READ_BEFORE and self.rows["key"].shape != (1, NUM_DIMENSIONS):
+        if kind in (*READ_BEFORE, "prefix") and self.rows["key"].shape != (1, NUM_DIMENSIONS):
             return f"the record of {self.fact[:60]} has other keys than one vector of {NUM_DIMENSIONS}"
+        if kind == "rows" and (not self.num_rows or not bool(self.rows["begins"][0])):
+            return f"the record of {self.fact[:60]} has tokens before its first pattern, or none"
         if kind == "answer" and not self.answer:
             return f"the record of {self.fact[:60]} has no answer"
         return None

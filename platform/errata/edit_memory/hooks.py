@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from errata.edit_memory.bank import READ_BEFORE, Bank
+from errata.edit_memory.bank import READ_BEFORE, Bank, Kind
+from errata.edit_memory.datastore import DatastoreHooks
 from errata.edit_memory.lookup import fired, forced
 from errata.edit_memory.reader import MemoryReader
+from errata.edit_memory.rows import PrefixHooks, RowsHooks
 from errata.model.encoding import rows_at_head
 from errata.model.language_model import renderer_of
 from errata.model.prompt_hooks import Changed, PromptHook
@@ -74,12 +76,19 @@ class RequestHook(PromptHook):
         ]
 
 
-MemoryHooks = StateHooks | RequestHook
+MemoryHooks = StateHooks | RequestHook | DatastoreHooks | RowsHooks | PrefixHooks
+HOOKS: Mapping[Kind, type[MemoryHooks]] = {
+    "state": StateHooks,
+    **dict.fromkeys(READ_BEFORE, RequestHook),
+    "datastore": DatastoreHooks,
+    "rows": RowsHooks,
+    "prefix": PrefixHooks,
+}
 
 
 def installed(model: nn.Module) -> MemoryHooks | None:
     """Return the hooks of the bank that a model reads; None if it reads none."""
-    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, StateHooks | RequestHook)), None)
+    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, MemoryHooks)), None)
 
 
 def bank_of(model: nn.Module) -> Bank | None:
@@ -94,7 +103,7 @@ def read_bank(model: nn.Module, bank: Bank | None) -> None:
     if hooks is not None:
         hooks.remove()
     if bank is not None and len(bank):
-        (RequestHook if bank.kind in READ_BEFORE else StateHooks)(model, bank)
+        HOOKS[bank.kind](model, bank)
 
 
 @contextmanager

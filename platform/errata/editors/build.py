@@ -10,6 +10,7 @@ from typing import Any, cast
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.memory_based.trained import TrainedMemory
 from errata.editors.presets import preset_of
 from errata.editors.table import EDITORS
 from errata.editors.wrappers.wrapper import EditorWrapper
@@ -17,6 +18,7 @@ from errata.model.checkpoint import header
 from errata.model.json_file import read_json
 from errata.overrides import overridden
 
+TrainedEditor = HypernetworkEditor | TrainedMemory
 DEFAULT_EDITOR = "answer"  # needs no training and no setting, and answers most on the default model: docs/benchmarks.md
 OF_ARTIFACTS = "RLEdit"  # for artifacts and presets that name no editor
 
@@ -89,7 +91,7 @@ def _built(name: str, settings: Mapping[str, str] | None, make: Callable[[Any], 
     else:
         editor = make(kind)
     for field, value in (settings or {}).items():
-        if isinstance(editor, HypernetworkEditor):
+        if editor.is_trained:
             raise ValueError(
                 f"{outer} was trained with its settings: train another policy (jobs/train.py) instead of {field}={value}"
             )
@@ -100,7 +102,7 @@ def _built(name: str, settings: Mapping[str, str] | None, make: Callable[[Any], 
 def _outline(kind: Any, artifact: str | Path | None, preset: str | None) -> Editor:
     if artifact is None:
         return cast(Editor, kind.from_artifact(None, preset))
-    if issubclass(kind, HypernetworkEditor) and preset is None:
+    if kind.is_trained and preset is None:
         return _untrained(kind, Path(artifact))
     if issubclass(kind, LocateThenEdit):
         editor, names = kind.from_artifact(None, preset), tuple(matrices_of(artifact))
@@ -108,8 +110,8 @@ def _outline(kind: Any, artifact: str | Path | None, preset: str | None) -> Edit
     return cast(Editor, kind.from_artifact(artifact, preset))
 
 
-def _untrained(kind: type[HypernetworkEditor], folder: Path) -> Editor:
-    """Build a hypernetwork editor with the matrices of its artifact. Raises `ValueError` if that is of another editor."""
+def _untrained(kind: Any, folder: Path) -> Editor:
+    """Build a trained editor with the matrices of its artifact. Raises `ValueError` if that is of another editor."""
     path = folder / "artifact.json"
     description = read_json(path) if path.exists() else {}
     if (found := description.get("editor")) != kind.__name__:
@@ -117,7 +119,7 @@ def _untrained(kind: type[HypernetworkEditor], folder: Path) -> Editor:
         raise ValueError(
             f"{folder} holds no {kind.__name__} policy ({what}): give the folder of one, or train one (jobs/train.py)"
         )
-    return kind(tuple(matrices_of(folder)))
+    return cast(Editor, kind(tuple(matrices_of(folder)) or tuple(description["fields"]["modules"])))
 
 
 def own_editor(name: str) -> type[Editor]:
@@ -172,20 +174,20 @@ def needs(name: str, preset: str = "") -> str:
     kind, outer, inner = _kinds(name)
     if issubclass(kind, EditorWrapper):
         return needs(inner or _named(kind.default_inner()), preset)
-    if preset and issubclass(kind, HypernetworkEditor):
+    if preset and kind.is_trained:
         raise ValueError(f"{outer} is trained, so it takes no preset: train it with a plan that has one (docs/plans.md)")
     if preset:
         preset_of(kind, preset)
-    return "hypernets" if issubclass(kind, HypernetworkEditor) else "moments" if issubclass(kind, LocateThenEdit) else ""
+    return "hypernets" if kind.is_trained else "moments" if issubclass(kind, LocateThenEdit) else ""
 
 
-def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[HypernetworkEditor, dict[str, Any]]:
-    """Load a hypernetwork editor with its policy, and the record of its training. Raises `ValueError` without an artifact."""
+def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[TrainedEditor, dict[str, Any]]:
+    """Load a trained editor with its policy, and the record of its training. Raises `ValueError` without an artifact."""
     path = Path(directory) / "artifact.json"
     if not path.exists():
-        raise ValueError(f"{directory} is no artifact of a hypernetwork editor: it has no artifact.json")
+        raise ValueError(f"{directory} is no artifact of a trained editor: it has no artifact.json")
     description = json.loads(path.read_text())
     editor = EDITORS.get(description["editor"])
-    if editor is None or not issubclass(editor, HypernetworkEditor):
-        raise ValueError(f"{directory} is of {description['editor']!r}, which is no hypernetwork editor of this release")
+    if editor is None or not issubclass(editor, HypernetworkEditor | TrainedMemory):
+        raise ValueError(f"{directory} is of {description['editor']!r}, which is no trained editor of this release")
     return editor.load(directory, device), description["record"]

@@ -36,12 +36,14 @@ class Editor(ABC):
     """Base class of the editors; the module's docstring is the contract. `modules` are name patterns of the edited matrices.
 
     An editor that `writes` into a memory changes no matrix. `kind` is that of the memory: it says whether the memory reads the
-    input of the modules, or the prompt before the model, and whether its answers are known without the model.
+    input of the modules, or the prompt before the model, and whether its answers are known without the model. An editor that
+    `is_trained` has a policy: a network with an artifact of its own (jobs/train.py).
     """
 
     modules: tuple[str, ...]
     writes: ClassVar[Literal["weights", "memory"]] = "weights"
     kind: ClassVar[Kind | None] = None
+    is_trained: ClassVar[bool] = False
 
     @classmethod
     def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:

@@ -12,8 +12,12 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.recipe import RECIPE
+from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
+from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
+from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -37,4 +41,8 @@ EDITORS: dict[str, type[Editor]] = {
     "state": StateMemory,
     "SCR": SCR,
     "answer": AnswerMemory,
+    "RTD": RTD,
+    "SWEA": SWEA,
+    "RECIPE": RECIPE,
+    "SERAC": SERAC,
 }

@@ -18,7 +18,7 @@ from errata.delta.memory_delta import MemoryDelta
 from errata.delta.parts import LowRank, Part
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditRejected
-from errata.edit_memory.bank import READ_BEFORE
+from errata.edit_memory.bank import AT_MATRIX
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
@@ -212,7 +212,7 @@ def _complement(share: float | None) -> float | None:
 def check_norms(delta: Delta, base_norms: Mapping[str, float]) -> Measurements:
     """Measure an update without running the model. Raises `EditRejected` for a matrix that is not editable."""
     if isinstance(delta, MemoryDelta):
-        changed = [] if delta.kind in READ_BEFORE else [delta.site]
+        changed = [delta.site] if delta.kind in AT_MATRIX else []
     else:
         changed = [name for name, _ in delta]
     if unknown := [name for name in changed if name not in base_norms]:

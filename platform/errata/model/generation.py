@@ -9,7 +9,7 @@ import torch
 
 from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
-from errata.model.prompt_hooks import prompt_hook_of
+from errata.model.prompt_hooks import PromptHook, prompt_hook_of
 from errata.model.said_answers import SaidAnswers
 from errata.text.dialogue import Prompt
 from errata.text.rules import cleaned, is_blank, text_fault
@@ -102,10 +102,14 @@ def _generate(
 ) -> list[list[int]]:
     """Generate greedily after each row of tokens. What follows an end token is no part of the answer."""
     module = model.module
-    said: list[Sequence[int]] = []
+    processors, penalty = list[Any](), dict[str, Any]()
     if (hook := prompt_hook_of(module)) is not None:
         changed = hook.changed(rows, [max_tokens] * len(rows))
         rows, said = [one.prompt for one in changed], [one.said for one in changed]
+        if model.repetition_penalty != 1.0:
+            processors, penalty = [_penalty_on_plain(hook, model.repetition_penalty)], {"repetition_penalty": 1.0}
+        if any(said):
+            processors.append(SaidAnswers(said, max(map(len, rows))))
     width = max(len(ids) for ids in rows)
     shared = shared_beginning(rows)
     cache = _read_once(module, rows[0][:shared], len(rows)) if shared >= MIN_SHARED else None
@@ -126,11 +130,20 @@ def _generate(
         top_p=None,
         top_k=None,
         past_key_values=cache,
-        logits_processor=[SaidAnswers(said, width)] if any(said) else None,
+        logits_processor=processors or None,
         stopping_criteria=None if enough is None else [enough.starting_at(width)],
+        **penalty,
     )
     made = output_BS[:, width:].tolist()
     return made if enough is None else [ids[: enough.lengths.get(row)] for row, ids in enumerate(made)]
+
+
+def _penalty_on_plain(hook: PromptHook, penalty: float) -> Any:
+    """Return a logits processor for the repetition penalty on plain tokens, because it reads the logit of each token."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    plain = RepetitionPenaltyLogitsProcessor(penalty)
+    return lambda ids_BS, scores_BV: plain(hook.plain_ids(ids_BS), scores_BV)
 
 
 def shared_beginning(rows: Sequence[list[int]]) -> int:

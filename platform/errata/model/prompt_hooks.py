@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 
 class Changed(NamedTuple):
     """A prompt as it is read, and the tokens that are said after it, none if the answer is the model's own."""
@@ -25,7 +27,14 @@ class PromptHook(ABC):
 
     @abstractmethod
     def changed(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[Changed]:
-        """Return what each prompt becomes; `room` is the number of tokens that follow each."""
+        """Return what each prompt becomes; `room` is the number of tokens that follow each.
+
+        A token beyond the vocabulary is one that the hook reads with an embedding of its own.
+        """
+
+    def plain_ids(self, ids_BS: Tensor) -> Tensor:
+        """Return texts whose prompts are as they are read, without tokens beyond the vocabulary."""
+        return ids_BS
 
 
 def prompt_hook_of(model: Any) -> PromptHook | None:

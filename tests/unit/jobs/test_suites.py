@@ -54,5 +54,5 @@ def test_a_setting_is_varied_by_the_path_of_a_field() -> None:
 
 
 def test_a_schedule_belongs_to_a_hypernetwork() -> None:
-    with pytest.raises(ValueError, match="RLEdit: a hypernetwork needs a training schedule"):
+    with pytest.raises(ValueError, match="RLEdit: a trained editor needs a training schedule"):
         EditorSetting(demo().editor)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from errata.datasets.reader import write_parquet
+from errata.editors import load_artifact
+from errata.editors.memory_based.trained import MemoryTrainer
 from errata.model.language_model import load
 from errata.testbed import language_model as testbed
 from jobs import pretrain, train, training_data
 from jobs.arguments import from_arguments
 from jobs.mlflow_run import made_from
-from jobs.plans import tiny
+from jobs.plan import Plan
+from jobs.plans import recipe, serac, tiny
 
 
 def test_more_workers_than_episodes_are_refused(home: Path) -> None:
@@ -35,6 +40,26 @@ def test_a_saved_artifact_is_not_written_again(home: Path) -> None:
     for curve in ([{"train_step": 1}], []):
         train.save_artifact(plan, editor, curve, 1, 0.0, {})
     assert json.loads((plan.artifact_dir / "artifact.json").read_text())["record"]["curve"] == [{"train_step": 1}]
+
+
+@pytest.mark.parametrize("make", [recipe, serac])
+def test_a_memory_with_a_policy_is_trained_by_its_plan(home: Path, make: Callable[[], Plan]) -> None:
+    """The first step is that of the plan's seed, and the artifact holds the policy after it."""
+    plan = replace(make(), corpus=tiny().corpus, shape=tiny().shape)
+    plan = replace(plan, editor=replace(plan.editor, modules=("layers.1.mlp.down_proj",)))
+    tokenizer = testbed.make_tokenizer(plan.corpus, plan.shape)
+    pretrain.finish(plan, testbed.make_model(plan.shape, len(tokenizer), 0), tokenizer, plan.corpus, {})
+    loaded = load(plan.model_dir)
+    write_parquet(plan.corpus.stream("train"), training_data.edits_file(plan))
+    (editor, trainer), (_, again) = (train.trainer_of(plan, loaded) for _ in range(2))
+    losses = trainer.step()
+    assert isinstance(trainer, MemoryTrainer) and losses == again.step()
+    assert train.described(losses) == ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    train.save_artifact(plan, editor, [{"train_step": 1, **losses}], 1, 0.0, {})
+    saved, record = load_artifact(plan.artifact_dir)
+    assert saved == editor and record["curve"] == [{"train_step": 1, **losses}]
+    for name, tensor in saved.trained_policy().state_dict().items():
+        assert torch.equal(tensor, trainer.net.state_dict()[name]), name
 
 
 def test_edits_of_a_plan_may_be_at_a_uri(home: Path) -> None:

@@ -70,6 +70,7 @@ class HypernetworkEditor(Editor):
     max_batch: int = 1000
     policy: Policy | None = field(default=None, compare=False, repr=False)
 
+    is_trained: ClassVar[bool] = True
     rule: ClassVar[Rule] = "solve"
     trains_on_sequences: ClassVar[bool] = False
 

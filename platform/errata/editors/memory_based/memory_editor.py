@@ -16,7 +16,7 @@ from errata.edit import Code, EditBatch, EditRejected
 from errata.edit_memory.lookup import unit
 from errata.editors.editor import Editor, check_modules
 from errata.guard.probes import Probes
-from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode_text, rows_at_head
+from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode_text, padded, rows_at_head
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices
 from errata.text.dialogue import Dialogue, Prompt
@@ -47,6 +47,18 @@ class MemoryEditor(Editor, ABC):
         """Return the module whose input is read. Raises `ValueError` if the editor was made for another model."""
         check_modules(self.modules, model, spec)
         return _one(spec)
+
+
+def output_layer(model: LanguageModel) -> str:
+    """Return the name of the module that computes the logits, whose input is the last state."""
+    head = model.module.get_output_embeddings()
+    return next(name for name, module in model.module.named_modules() if module is head)
+
+
+def input_layer(model: LanguageModel) -> str:
+    """Return the name of the module that embeds the tokens."""
+    embedding = model.module.get_input_embeddings()
+    return next(name for name, module in model.module.named_modules() if module is embedding)
 
 
 def _one(spec: ModelSpec) -> str:
@@ -105,6 +117,10 @@ def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool)
 def ends_of(model: LanguageModel, site: str, prompts: Sequence[Prompt]) -> Tensor:
     """Return the inputs of a module at the last token of each prompt, at length 1, [M, I]."""
     rows = [list(model.renderer.ids(prompt)) for prompt in prompts]
+    if site == output_layer(model):
+        parts = [rows[begin : begin + ROWS_AT_ONCE] for begin in range(0, len(rows), ROWS_AT_ONCE)]
+        encoded = [padded([(ids, ids[-1:]) for ids in part], model.renderer.pad_id, model.device) for part in parts]
+        return unit(torch.cat([inputs_at_answers(model, part, site)[0] for part in encoded]))
     return unit(torch.stack(list(_ends_of_rows(model.module, site, rows))))
 
 
