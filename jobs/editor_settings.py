@@ -20,6 +20,7 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.reward import Reward
 from errata.editors.hypernet.training import Schedule
+from errata.editors.wrappers.blue import BLUE
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -81,7 +82,7 @@ def grid_of(name: str, *editors: Editor, metric_part: str = "") -> EditorGrid:
 
 
 def untrained_grids(layers: int) -> tuple[EditorGrid, ...]:
-    """Grids over matrices for UltraEdit, FT-L and LocFT, whose scores depend most on the edited layer."""
+    """Grids over matrices for UltraEdit, FT-L, LocFT and LoRA, whose scores depend most on the edited layer."""
     last, middle = f"layers.{layers - 1}.mlp.down_proj", f"layers.{layers // 2}.mlp.down_proj"
     early = f"layers.{layers // 2 - 1}.mlp.up_proj"
     descent = {"num_epochs": 60, "loss_floor": 5e-2}
@@ -99,6 +100,7 @@ def untrained_grids(layers: int) -> tuple[EditorGrid, ...]:
         grid_of_fields(
             "LocFT", {"modules": (early,), **descent}, {"modules": (middle,), **descent}, {"modules": (last,), **descent}
         ),
+        grid_of_fields("LoRA", *({"modules": (place,), **descent} for place in (early, middle, last))),
     )
 
 
@@ -142,6 +144,14 @@ def locate_then_edit_grids(
     def nse(weight: float, share: float) -> NSE:
         return NSE.preset("testbed", moment_weight=weight, neurons=share, **modules)
 
+    def blue(distance: int) -> BLUE:
+        """Wrap AlphaEdit at two blocks: the last of the editors' own, and the one `distance` blocks before it."""
+        last = modules.get("modules", AlphaEdit.preset("testbed").modules)[-1]
+        block = int(last.split(".")[1])
+        both = (last.replace(str(block), str(block - distance)), last)
+        threshold, ridge = null_spaces[0]
+        return BLUE(AlphaEdit.preset("testbed", threshold=threshold, ridge=ridge, modules=both))
+
     one = {**modules, "modules": modules["modules"][-1:]} if "modules" in modules else modules
     words: dict[str, Any] = {"context_words": ("the", "every"), "context_lengths": (5,)}
     rome, alphaedits = ROME.preset("testbed", **one), tuple(alphaedit(*chosen) for chosen in null_spaces)
@@ -155,6 +165,7 @@ def locate_then_edit_grids(
         ),
         grid_of("AlphaEdit", *alphaedits),
         grid_of("AlphaEdit, train half", *alphaedits, metric_part="train"),
+        grid_of("BLUE", blue(1), blue(2), blue(3)),
         grid_of("NSE", nse(weight, 1.0), nse(heavier, 1.0), nse(weight, 0.8)),
         grid_of("O-Edit", *(OEdit(rome, past_weight=w, knowledge_weight=w) for w in (50.0, 200.0, 10.0))),
         grid_of(

@@ -8,11 +8,13 @@ from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.editor import Editor
 from errata.editors.fine_tuning.ftl import FTL
 from errata.editors.fine_tuning.locft import LocFT
+from errata.editors.fine_tuning.lora import LoRA
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.state import StateMemory
+from errata.editors.wrappers.blue import BLUE
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -28,11 +30,13 @@ EDITORS: dict[str, type[Editor]] = {
     "RECT": RECT,
     "PRUNE": PRUNE,
     "AlphaEdit": AlphaEdit,
+    "BLUE": BLUE,
     "NSE": NSE,
     "O-Edit": OEdit,
     "O-Edit+": OEditPlus,
     "FT-L": FTL,
     "LocFT": LocFT,
+    "LoRA": LoRA,
     "state": StateMemory,
     "SCR": SCR,
 }
