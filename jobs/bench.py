@@ -66,13 +66,14 @@ class SuiteRun:
     answered: list[Answer] = field(default_factory=list)
 
     def stream(self, split: str, seed: int) -> BenchmarkStream:
-        """Edits of a split with checkpoints; the validation stream is scored at its end only."""
+        """Edits of a split with checkpoints; the validation stream is scored at its end only, as it is asked."""
         suite = self.suite
         count = suite.num_edits if split == "test" else suite.num_validation
         edits = suite.corpus.edits(split, count, seed)
         sentences = suite.corpus.plain_sentences(held_out=True)
         checkpoints = suite.checkpoints if split == "test" else CHECKPOINTS[:0]
         stream = BenchmarkStream(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
+        stream = replace(stream, transformations=suite.transformations if split == "test" else ())
         return stream.re_edited(self.model, suite.shares)
 
     def prepare(self, setting: EditorSetting, seed: int) -> None:
@@ -152,6 +153,8 @@ class SuiteRun:
         what += [code_digest(), hardware()["cpu"], str(torch.__version__)]
         if suite.re_edits:
             what.append([suite.re_edits, suite.reversions])
+        if suite.transformations and split == "test":
+            what.append(suite.transformations)
         if setting and setting.schedule:
             what.append(suite.plan(setting, seed).digest())
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -205,7 +208,7 @@ def run_suite(suite: Suite) -> Path:
         "hardware": machine,
         "corpus": dataclasses.asdict(suite.corpus),
         "shape": dataclasses.asdict(suite.shape),
-        **{name: getattr(suite, name) for name in (*SIZES, "re_edits", "reversions")},
+        **{name: getattr(suite, name) for name in (*SIZES, "re_edits", "reversions", "transformations")},
         "settings": {name: _settings(setting) for name, (setting, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
         "provenance": made,
@@ -248,6 +251,7 @@ def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[
 
     digest = hashlib.sha256(json.dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()[:12]
     names = (*SIZES, "seeds", "editors", *(["re_edits", "reversions"] if suite.re_edits else []))
+    names += ("transformations",) if suite.transformations else ()
     params = {"suite": suite.name, **{name: getattr(suite, name) for name in names}}
     log_run("bench", f"bench-{suite.name}-{digest}", suite.model_plan, made, fill, params)
 

@@ -18,6 +18,7 @@ from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
+from errata.evaluate.transformations import check_transformations
 from errata.overrides import overridden, with_fields
 from errata.testbed.corpus import FOLDS
 from errata.testbed.counterfact import CounterFact
@@ -44,7 +45,8 @@ class Suite:
     The model is a Llama of `shape` that is trained on the corpus, or the one that `model` names, as in a plan.
 
     Of the edits after the first batch, the share `re_edits` edits an earlier fact again, and of these the share `reversions`
-    posts what the model said before.
+    posts what the model said before. `transformations` are other ways in which all questions are asked, too
+    (`errata.evaluate.transformations`).
 
     `editors` selects rows by name; empty selects all. `fresh` ignores all cached results except the model. `mlflow` is the
     tracking server that gets the run.
@@ -67,6 +69,7 @@ class Suite:
     model: str = ""
     re_edits: float = 0.0
     reversions: float = 0.5
+    transformations: tuple[str, ...] = ()
 
     @property
     def shares(self) -> ReEdits:
@@ -80,6 +83,7 @@ class Suite:
         if few := [grid.name for grid in self.chosen if len(grid.settings) < self.budget]:
             raise ValueError(f"budget={self.budget} is more settings than these have: {', '.join(few)}")
         _ = self.shares  # Refuses what is no share.
+        check_transformations(self.transformations)
         counts = {name: getattr(self, name) for name in ("num_edits", "num_validation", "budget", "batch_size", "num_workers")}
         counts |= {f"checkpoints {stop!r}": stop for stop in self.checkpoints}
         if wrong := [name for name, count in counts.items() if not isinstance(count, int) or count < 1]:

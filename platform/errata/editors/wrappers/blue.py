@@ -1,4 +1,4 @@
-"""BLUE: a wrapper of MEMIT or AlphaEdit that writes into the first and the last critical block only, each by a target of its own.
+"""BLUE: MEMIT or AlphaEdit in the first and the last critical block alone, each of which is written by a target of its own.
 
 Paper: BLUE, boundary layer update (NeurIPS 2025). MEMIT and AlphaEdit search for one target, at the last critical block, and
 divide what is missing there over all critical blocks. BLUE leaves the division out: for W_b in (first, last), on the model with
