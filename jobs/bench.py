@@ -39,6 +39,7 @@ from errata.local.terminal import console
 from errata.model.language_model import LanguageModel, load
 from errata.provenance import code_digest
 from errata.registry import TrainingRun
+from errata.testbed.counterfact import CounterFact
 from jobs import moments, pretrain, train, training_data
 from jobs.arguments import check_model, with_checkpoint
 from jobs.editor_settings import EditorGrid, EditorSetting
@@ -73,7 +74,9 @@ class SuiteRun:
         sentences = suite.corpus.plain_sentences(held_out=True)
         checkpoints = suite.checkpoints if split == "test" else CHECKPOINTS[:0]
         stream = BenchmarkStream(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
-        stream = replace(stream, transformations=suite.transformations if split == "test" else ())
+        kinds = suite.corpus.rephrasing_kinds() if isinstance(suite.corpus, CounterFact) else {}
+        asked = suite.transformations if split == "test" else ()
+        stream = replace(stream, transformations=asked, rephrasing_kinds=kinds)
         return stream.re_edited(self.model, suite.shares)
 
     def prepare(self, setting: EditorSetting, seed: int) -> None:

@@ -66,6 +66,7 @@ def question_scores(
     scores = _from_card(free, "free", str) | _from_card(forced, "teacher-forced", lambda name: name.removesuffix("_tf"))
     scores |= _from_card(compared, "likelihood", lambda name: name.removeprefix("likelihood_"))
     scores |= _from_ratios(transformed.ratios(generated, unedited.answers))
+    scores |= _from_ratios(_by_kind(questions, generated, stream.rephrasing_kinds))
     return scores, questions, generated
 
 
@@ -86,6 +87,17 @@ def _from_ratios(owned: Mapping[str, Sequence[OwnedRatio]]) -> Scores:
         {name: sum(o.numerator for o in own) / sum(o.denominator for o in own) for name, own in known.items()},
         {name: interval for name, interval in intervals.items() if interval is not None},
     )
+
+
+def _by_kind(questions: Questions, generated: Mapping[Prompt, str], kinds: Mapping[str, str]) -> dict[str, list[OwnedRatio]]:
+    """Group the answers to rephrasings by the kinds that these have."""
+    found: dict[str, list[OwnedRatio]] = {}
+    for owner, one in zip(questions.owners["generalisation"], questions.generalisation, strict=True):
+        kind = kinds.get(one.prompt if isinstance(one.prompt, str) else one.prompt.question)
+        if kind is not None:
+            right = OwnedRatio(owner, float(one.is_answered_by(generated[one.prompt])))
+            found.setdefault(f"generalisation_{kind}", []).append(right)
+    return found
 
 
 def lifetime_scores(

@@ -20,7 +20,7 @@ from errata.text.dialogue import Prompt
 KINDS = ("efficacy", "generalisation", "locality", "portability", "retention")
 
 Protocol = Literal[
-    "free", "perplexity", "teacher-forced", "likelihood", "long texts", "weights", "cost", "transformed", "lifetime"
+    "free", "perplexity", "teacher-forced", "likelihood", "long texts", "weights", "cost", "transformed", "lifetime", "by kind"
 ]
 Format = Literal["share", "ratio", "bits", "ms", "s", "bytes", "count", "edits"]
 Best = Literal["highest", "lowest", "nearest 1", "none"]
@@ -114,6 +114,8 @@ _LATER = (
     Measure("immediate", "immediate", "lifetime", True, place=14, is_optional=True),
     Measure("half_life", "half-life", "lifetime", False, "edits", place=14, is_optional=True),
     *_transformed(),
+    Measure("generalisation_paraphrase", "generalisation, paraphrases", "by kind", True, place=2, is_optional=True),
+    Measure("generalisation_continuation", "generalisation, continuations", "by kind", True, place=2, is_optional=True),
 )
 MEASURES = (*_FIRST_FORMAT, *_LATER)
 BY_NAME = {measure.name: measure for measure in MEASURES}

@@ -31,6 +31,7 @@ class BenchmarkStream:
     `batch_size` edits is sampled: its retention is divided by its success immediately after the edits. At the end, `num_long`
     of the edited prompts are continued by `long_tokens` tokens, for fluency; `references`, by edited prompt, are texts on the
     same subject, for consistency. `transformations` are other ways in which all questions are asked, too.
+    `rephrasing_kinds` are the kinds of rephrasings, by their texts, where a dataset mixes some: `paraphrase`, `continuation`.
     """
 
     edits: tuple[Edit, ...]
@@ -44,6 +45,7 @@ class BenchmarkStream:
     long_tokens: int = 40
     references: Mapping[str, str] = field(default_factory=dict)
     transformations: tuple[str, ...] = ()
+    rephrasing_kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.edits or not self.sentences:

@@ -87,6 +87,20 @@ def test_questions_in_other_ways_have_columns_and_the_others_stay_as_they_are(
     assert "| distracted | negated | fact check |" in (tmp_path / "table.md").read_text()
 
 
+def test_kinds_of_rephrasings_have_columns_of_their_own(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
+    """The first edits have rephrasings that are right, as their targets are what the model says; the others are all wrong."""
+    own = [replace(edit, rephrasings=edit.rephrasings[:1], target="nothing of that kind") for edit in stream.edits]
+    right = {index: said for index in (0, 1) if (said := own_answer(tiny_model, own[index].rephrasings[0], 8))}
+    assert right
+    own = [replace(edit, target=right[index]) if index in right else edit for index, edit in enumerate(own)]
+    kinds = {edit.rephrasings[0]: "paraphrase" if index in right else "continuation" for index, edit in enumerate(own[:4])}
+    asked = replace(stream, edits=tuple(own), rephrasing_kinds=kinds, max_answer_tokens=9)
+    last = run_all(tiny_model, [], asked)[-1]
+    assert (last["generalisation_paraphrase"], last["generalisation_continuation"]) == (1.0, 0.0)
+    assert 0.0 < number(last, "generalisation") < 1.0
+    assert "generalisation_paraphrase" not in run_all(tiny_model, [], stream)[-1].to_json()
+
+
 def test_a_form_that_the_model_cannot_be_asked_in_is_refused(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
     with pytest.raises(ValueError, match=r"has no chat template: leave in_chat out"):
         run_all(tiny_model, [], replace(stream, transformations=("in_chat", "negated")))
