@@ -110,7 +110,7 @@ class SuiteRun:
             if not setting.needs_moments:
                 return BenchmarkedEditor(name, setting.editor, settings=settings_of(setting.editor))
             found = self.moments[setting.part(split)]
-            ready = setting.editor.with_moments(found)
+            ready = setting.editor.with_moments(found.whitened() if setting.white_metric else found)
             return BenchmarkedEditor(name, ready, found.record["seconds"], settings_of(ready))
         plan = self.suite.plan(setting, seed)
         editor, record = load_artifact(plan.artifact_dir)
@@ -214,6 +214,7 @@ def run_suite(suite: Suite) -> Path:
         **{name: getattr(suite, name) for name in (*SIZES, "re_edits", "reversions", "transformations")},
         "settings": {name: _settings(setting) for name, (setting, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
+        **({"parts": parts} if (parts := {grid.name: grid.parts for grid in suite.chosen if grid.parts}) else {}),
         "provenance": made,
         "load_at_end": round(os.getloadavg()[0], 2),
         "seconds": round(time.monotonic() - began, 1),
@@ -283,7 +284,7 @@ def _settings(setting: EditorSetting | None) -> dict[str, Any]:
     if setting is None:
         return {}
     schedule = dataclasses.asdict(setting.schedule) if setting.schedule else None
-    metric = {name: value for name in ("metric_part", "cross_fit") if (value := getattr(setting, name))}
+    metric = {name: value for name in ("metric_part", "cross_fit", "white_metric") if (value := getattr(setting, name))}
     return {"editor": name_of(setting.editor), **settings_of(setting.editor), "schedule": schedule, **metric}
 
 

@@ -53,8 +53,8 @@ class HypernetworkEditor(Editor):
     `modules` are patterns of module names. `first_step` and `first_ridge` set the scale that training starts from; None takes
     the published constants. `metric_strength` is c of the key preconditioner, 0 for the plain ridge solve, and `memory` is the
     weight of past keys in it. With `num_passes` above one, an edit is repeated on the edited model. `network` is what is
-    trained beside step and ridge: `full`, the published blocks; `residual`, a departure of the gradients from the identity and a
-    step for each row; or `identity`, nothing.
+    trained beside step and ridge: `full`, the published blocks; `residual`, a departure of the gradients from the identity and
+    a step for each row; or `identity`, nothing.
     """
 
     modules: tuple[str, ...] = ("mlp.down_proj",)

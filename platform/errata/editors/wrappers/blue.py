@@ -24,7 +24,7 @@ from errata.edit import EditBatch
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.closed_form.locate_then_edit import block_of
 from errata.editors.closed_form.memit import MEMIT
-from errata.editors.closed_form.multi_layer import write_layers
+from errata.editors.closed_form.multi_layer import write_repeatedly
 from errata.editors.closed_form.targets import find_targets
 from errata.editors.editor import Editor, check_batch
 from errata.editors.solve import KeyGram, KeyPreconditioner
@@ -87,7 +87,7 @@ class BLUE(EditorWrapper):
         for name in find_matrices(model.module, self.modules).names:
             with applied(model.module, delta):
                 wanted_nD = find_targets(model, batch, block_of(name), contexts, self.host.search).wanted_nD
-                written = write_layers(model, batch, contexts, [name], wanted_nD, gram_of)
+                written = write_repeatedly(model, batch, contexts, [name], wanted_nD, gram_of, self.host.passes)
             delta = WeightDelta({**delta.parts, **written.parts})
         return delta
 
