@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from errata.datasets.re_edits import ReEdits, with_re_edits
-from errata.edit import Edit, EditBatch, Question
+from errata.edit import Edit, EditBatch
 from errata.evaluate.perplexity import Perplexities, perplexities
-from errata.evaluate.questions import Questions
+from errata.evaluate.questions import Questions, question_of
 from errata.evaluate.scorecard import Predictions, predictions
 from errata.evaluate.transformations import NEED_A_TEMPLATE, TransformedQuestions, check_transformations
 from errata.model.edit_check import check_edits
@@ -116,7 +116,7 @@ class UneditedAnswers:
         found = generated_answers(model, list(dict.fromkeys((*questions.prompts, *transformed.compared_prompts))), max_tokens)
         # All locality probes: one whose prompt is edited later is a locality probe until then.
         named = [(p, probe) for edit in stream.edits for probe in edit.locality for p in edit.ask(probe.prompt)]
-        probes = list(dict.fromkeys(Question(prompt, probe.target) for prompt, probe in named))
+        probes = list(dict.fromkeys(question_of(probe, prompt) for prompt, probe in named))
         return cls(found, predictions(model, probes), perplexities(model, stream.sentences), max_tokens)
 
 
