@@ -1,4 +1,4 @@
-"""Where an edit can be written: how well each matrix tells rephrasings from neighbours, `python -m benchmarks.places`.
+"""Where an edit can be written: how well each matrix tells rephrasings from neighbours, `make bench-places`.
 
 Prints and writes to `$ERRATA_HOME/bench-places/report.json`, for every matrix and at the prompt's end and the subject, the AUC
 of rephrasings against neighbours, and the share of a written change that arrives (errata/editors/closed_form/places.py).
@@ -62,7 +62,7 @@ def run(settings: PlacesSettings) -> None:
     show(f"Rephrasings against neighbours, {len(edits)} edits", rows, NOTE)
     best = rows[0]
     console().print(f"best: {best['matrix']} at the {best['position']}", highlight=False, soft_wrap=True)
-    command = shlex.join(["python", "-m", "benchmarks.places", *sys.argv[1:]])
+    command = f"make bench-places ARGS={shlex.quote(shlex.join(sys.argv[1:]))}"
     write_report("bench-places", rows, command=command, hardware=hardware(), edits=len(edits))
 
 

@@ -1,4 +1,4 @@
-"""The lifelong benchmark of a suite: `python jobs/bench.py suite=lifelong seeds=0,1,2 editors=RLEdit,MEND FULL`.
+"""The lifelong benchmark of a suite: `python jobs/bench.py suite=lifelong seeds=0,1,2 editors=MEMIT,MEND FULL`.
 
 Trains the hypernetworks on Ray, which is stopped before anything is timed, chooses each editor's settings on a validation
 stream, and runs the test stream for every seed, one editor after the other on all cores. Finished runs are cached in

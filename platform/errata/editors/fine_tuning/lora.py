@@ -86,14 +86,17 @@ class LoRA(Editor):
         from peft.tuners.lora import LoraModel
 
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=list(names))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            tuner = LoraModel(module, config, _ADAPTER)
+        own = {name: module.get_submodule(name) for name in names}
         try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                LoraModel(module, config, _ADAPTER)  # Puts its layers in the place of the model's.
             module.eval()
             yield {name: module.get_submodule(name) for name in names}
         finally:
-            tuner.unload()
+            for name, layer in own.items():
+                module.set_submodule(name, layer)
+            module.__dict__.pop("peft_config", None)
 
 
 def _factors(layer: Any) -> list[torch.Tensor]:
