@@ -220,5 +220,5 @@ STRONG: dict[str, Callable[[LanguageModel], Editor]] = {
     "O-Edit+": with_key_moments(STRONG_ROME, lambda inner: OEditPlus(inner, knowledge_rate=0.0)),
     "FT-L": lambda model: FTL(LAST, num_epochs=40, epsilon=1e-1, learning_rate=2e-2),
     "LocFT": lambda model: LocFT(("model.layers.1.mlp.up_proj",), num_epochs=40, learning_rate=1e-2),
-    "LoRA": lambda model: LoRA(("model.layers.1.mlp.up_proj",), num_epochs=40, learning_rate=2e-2),
+    "LoRA": lambda model: LoRA(("model.layers.1.mlp.up_proj",), num_epochs=150, learning_rate=1e-2),
 }

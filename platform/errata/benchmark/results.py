@@ -111,8 +111,8 @@ _LATER = (
     Measure("second_turn", "second turn", "free", True, place=2, is_optional=True),
     Measure("re_edited", "re-edited", "free", True, place=5, is_optional=True),  # of facts that are edited again
     Measure("reverted", "reverted", "free", True, place=5, is_optional=True),
-    Measure("immediate", "immediate", "lifetime", True, place=14, is_optional=True),
-    Measure("half_life", "half-life", "lifetime", False, "edits", place=14, is_optional=True),
+    Measure("immediate", "immediate", "lifetime", True, place=14),
+    Measure("half_life", "half-life", "lifetime", False, "edits", place=14),
     *_transformed(),
     Measure("generalisation_paraphrase", "generalisation, paraphrases", "by kind", True, place=2, is_optional=True),
     Measure("generalisation_continuation", "generalisation, continuations", "by kind", True, place=2, is_optional=True),

@@ -19,10 +19,7 @@ from errata.text.rules import is_blank
 from errata.text.sentences import first_sentence
 
 # A text that has nothing to do with any edit, and names of its own that a model may answer by mistake.
-DISTRACTION = (
-    "The old bridge over the river was repaired last summer. Two engineers from Norway measured it in May, and the town paid "
-    "for new lamps. Since then the market on the other side has had more visitors, most of them on Saturdays."
-)
+DISTRACTION = "The old bridge was repaired last summer. Two engineers from Norway measured it in May."
 _QUESTION_SIGNS = ("?", "？", "؟")
 
 
@@ -49,8 +46,8 @@ def negated(prompt: Prompt) -> Prompt:
 def fact_check(prompt: Prompt, answer: str) -> Prompt:
     """Ask if an answer is true."""
     if isinstance(prompt, Dialogue):
-        told = f'The question is "{prompt.question}", and the answer "{answer}".'
-        return Dialogue.of(f"{told} Is this answer true or false? Reply with one word.", prompt.before)
+        checked = f'The question is "{prompt.question}", and the answer "{answer}".'
+        return Dialogue.of(f"{checked} Is this answer true or false? Reply with one word.", prompt.before)
     return f"{prompt} {answer}. True or false? This is"
 
 
@@ -72,7 +69,7 @@ NEED_A_TEMPLATE = ("in_chat", "other_system", "second_turn")
 Counts = Literal["target", "other", "agreement"]
 
 
-class Asked(NamedTuple):
+class TransformedQuestion(NamedTuple):
     """A transformed question: the prompt of the edit that it belongs to, and which answer counts.
 
     `target`: the question's own answer; `other`: any but that; `agreement`: what the unedited model answers.
@@ -87,7 +84,7 @@ class Asked(NamedTuple):
 class TransformedQuestions:
     """The transformed questions by the name of their measure, such as `distracted` and `distracted_locality`."""
 
-    asked: Mapping[str, tuple[Asked, ...]]
+    asked: Mapping[str, tuple[TransformedQuestion, ...]]
 
     @classmethod
     def of(cls, names: Sequence[str], questions: Questions, unedited: Mapping[Prompt, str]) -> TransformedQuestions:
@@ -96,7 +93,7 @@ class TransformedQuestions:
         `unedited` are the unedited model's answers to the edited prompts. With an answer of it that the edit does not give, a
         fact check is asked twice: the new answer is true, the old one false.
         """
-        found: dict[str, tuple[Asked, ...]] = {}
+        found: dict[str, tuple[TransformedQuestion, ...]] = {}
         for name in (name for name in CONTEXTS if name in names):
             change = CONTEXTS[name]
             found[name] = tuple(_in_context(questions, "efficacy", change, "target"))
@@ -104,7 +101,9 @@ class TransformedQuestions:
             found[f"{name}_locality"] = tuple(_in_context(questions, "locality", change, "agreement"))
         edited = list(zip(questions.owners["efficacy"], questions.efficacy, strict=True))
         if "negated" in names:
-            found["negated"] = tuple(Asked(owner, q._replace(prompt=negated(q.prompt)), "other") for owner, q in edited)
+            found["negated"] = tuple(
+                TransformedQuestion(owner, q._replace(prompt=negated(q.prompt)), "other") for owner, q in edited
+            )
         if "fact_check" in names:
             found["fact_check"] = tuple(one for owner, q in edited for one in _fact_checks(owner, q, unedited))
         return cls(found)
@@ -123,7 +122,7 @@ class TransformedQuestions:
     def ratios(self, answers: Mapping[Prompt, str], unedited: Mapping[Prompt, str]) -> dict[str, list[OwnedRatio]]:
         """Say for each question of each measure if its answer counts, as 1 or 0; the texts are given by prompt."""
 
-        def counts(one: Asked) -> bool:
+        def counts(one: TransformedQuestion) -> bool:
             return _counts(one, answers[one.question.prompt], unedited.get(one.question.prompt, ""))
 
         return {name: [OwnedRatio(one.owner, float(counts(one))) for one in asked] for name, asked in self.asked.items()}
@@ -135,21 +134,23 @@ def check_transformations(names: Iterable[str]) -> None:
         raise ValueError(f"no transformation is named {', '.join(unknown)}; there are {', '.join(TRANSFORMATIONS)}")
 
 
-def _in_context(questions: Questions, kind: str, change: Callable[[Prompt], Prompt], counts: Counts) -> Iterator[Asked]:
+def _in_context(
+    questions: Questions, kind: str, change: Callable[[Prompt], Prompt], counts: Counts
+) -> Iterator[TransformedQuestion]:
     for owner, question in zip(questions.owners[kind], questions.kinds[kind], strict=True):
         prompt = change(question.prompt)
         if prompt != question.prompt:
-            yield Asked(owner, question._replace(prompt=prompt), counts)
+            yield TransformedQuestion(owner, question._replace(prompt=prompt), counts)
 
 
-def _fact_checks(owner: str, question: Question, unedited: Mapping[Prompt, str]) -> Iterator[Asked]:
-    yield Asked(owner, Question(fact_check(question.prompt, question.answer), "true"), "target")
+def _fact_checks(owner: str, question: Question, unedited: Mapping[Prompt, str]) -> Iterator[TransformedQuestion]:
+    yield TransformedQuestion(owner, Question(fact_check(question.prompt, question.answer), "true"), "target")
     before = first_sentence(unedited.get(question.prompt, ""), question.answer).strip(" .")
     if not is_blank(before) and not question.is_answered_by(before):
-        yield Asked(owner, Question(fact_check(question.prompt, before), "false"), "target")
+        yield TransformedQuestion(owner, Question(fact_check(question.prompt, before), "false"), "target")
 
 
-def _counts(one: Asked, text: str, unedited: str) -> bool:
+def _counts(one: TransformedQuestion, text: str, unedited: str) -> bool:
     question = one.question
     if one.counts == "agreement":
         return same_answer(text, unedited, question.answer)

@@ -94,7 +94,7 @@ def test_kinds_of_rephrasings_have_columns_of_their_own(tiny_model: LanguageMode
     assert right
     own = [replace(edit, target=right[index]) if index in right else edit for index, edit in enumerate(own)]
     kinds = {edit.rephrasings[0]: "paraphrase" if index in right else "continuation" for index, edit in enumerate(own[:4])}
-    asked = replace(stream, edits=tuple(own), rephrasing_kinds=kinds, max_answer_tokens=9)
+    asked = replace(stream, edits=tuple(own), rephrasing_kinds=kinds, max_answer_tokens=8)
     last = run_all(tiny_model, [], asked)[-1]
     assert (last["generalisation_paraphrase"], last["generalisation_continuation"]) == (1.0, 0.0)
     assert 0.0 < number(last, "generalisation") < 1.0
@@ -102,6 +102,7 @@ def test_kinds_of_rephrasings_have_columns_of_their_own(tiny_model: LanguageMode
 
 
 def test_a_form_that_the_model_cannot_be_asked_in_is_refused(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
+    tiny_model.tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"has no chat template: leave in_chat out"):
         run_all(tiny_model, [], replace(stream, transformations=("in_chat", "negated")))
     with pytest.raises(ValueError, match=r"the model's context has \d+: leave out distracted"):
@@ -111,12 +112,12 @@ def test_a_form_that_the_model_cannot_be_asked_in_is_refused(tiny_model: Languag
 
 
 def test_the_first_success_and_the_half_life_are_columns(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
-    """Edits to what the unedited model says are right at once, and lost when the third batch breaks the model."""
+    """Edits to what the unedited model says are right immediately, and lost when the third batch breaks the model."""
     tiny_model.module.config.max_position_embeddings = 128
     first, *_ = run(tiny_model, known(), stream)
     assert first["immediate"] == 0.0 and first["half_life"] is None  # Nothing is right, so nothing can be lost.
     own = [replace(edit, target=said) for edit in stream.edits if (said := own_answer(tiny_model, edit.prompt))]
-    kept = replace(stream, edits=tuple(own), retain_every=1, max_answer_tokens=33)
+    kept = replace(stream, edits=tuple(own), retain_every=1, max_answer_tokens=32)
     *_, last = run(tiny_model, known(change=0.0), kept)
     assert (last["immediate"], last["half_life"], last["retention_ratio"]) == (1.0, math.inf, 1.0)
     *_, lost = run(tiny_model, BenchmarkedEditor("Late", Late(change=0.5)), kept)

@@ -19,7 +19,7 @@ SPEC = ModelSpec(tuple(MatrixSpec(f"layers.{layer}.mlp.{name}", *size) for layer
 
 
 def randn(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def a_net(rule: Rule, network: Network = "full") -> Hypernetwork:
@@ -96,7 +96,7 @@ def test_every_network_begins_at_the_identity(network: Network) -> None:
 
 
 def test_a_residual_network_has_a_step_for_each_row_and_leaves_the_keys() -> None:
-    """With f zero, the gradients of a row are those of the identity times a factor between 1/8 and 8."""
+    """The gradients of a row are those of the identity times a factor between 1/8 and 8, as long as f is zero."""
     net = Hypernetwork(SPEC, 4, 2, False, 0, network="residual")
     captured = rows({})
     for shape_net in net._each_net():

@@ -38,7 +38,7 @@ class MultiLayerEditor(LocateThenEdit):
 
     @property
     def passes(self) -> int:
-        """How often the targets are written, each time for what is still missing."""
+        """The number of times that the targets are written, each time for what is still missing."""
         return 1
 
     def write(

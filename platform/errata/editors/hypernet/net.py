@@ -81,7 +81,7 @@ class Block(nn.Module):
 
 
 class Directions(NamedTuple):
-    """What a network makes of rows: k, k̃ [m, n, I], g̃ [m, n, O], and the departure of each row, [m, n], if it is residual."""
+    """Rows as a network leaves them: k, k̃ [m, n, I], g̃ [m, n, O], and the departure of each row, [m, n], if it is residual."""
 
     k_mnI: Tensor
     pseudo_mnI: Tensor
