@@ -1,4 +1,4 @@
-"""Probe of the places where an edit can be written: how well each matrix tells rephrasings from neighbours, `make bench-places`.
+"""Probe of the places where an edit can be written: does a matrix tell rephrasings from neighbours? `make bench-places`.
 
 Prints and writes to `$ERRATA_HOME/bench-places/report.json`, for every matrix and at the prompt's end and the subject, the AUC
 of rephrasings against neighbours, and the share of a written change that arrives (errata/editors/closed_form/places.py).
