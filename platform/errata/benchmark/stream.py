@@ -10,7 +10,7 @@ from errata.edit import Edit, EditBatch
 from errata.evaluate.perplexity import Perplexities, perplexities
 from errata.evaluate.questions import Questions, question_of
 from errata.evaluate.scorecard import Predictions, predictions
-from errata.evaluate.transformations import NEED_A_TEMPLATE, TransformedQuestions, check_transformations
+from errata.evaluate.transformations import NEED_A_TEMPLATE, TransformedQuestions, check_transformations, in_named_contexts
 from errata.model.edit_check import check_edits
 from errata.model.generation import greedy_texts, own_answer
 from errata.model.language_model import LanguageModel
@@ -113,9 +113,10 @@ class UneditedAnswers:
         max_tokens = stream.max_answer_tokens or longest + 1
         transformed = TransformedQuestions.of(stream.transformations, questions, {})
         check_room(model, stream.transformations, transformed, max_tokens)
-        found = generated_answers(model, list(dict.fromkeys((*questions.prompts, *transformed.compared_prompts))), max_tokens)
         # All locality probes: one whose prompt is edited later is a locality probe until then.
         named = [(p, probe) for edit in stream.edits for probe in edit.locality for p in edit.ask(probe.prompt)]
+        elsewhere = in_named_contexts(stream.transformations, (prompt for prompt, _ in named))
+        found = generated_answers(model, list(dict.fromkeys((*questions.prompts, *elsewhere))), max_tokens)
         probes = list(dict.fromkeys(question_of(probe, prompt) for prompt, probe in named))
         return cls(found, predictions(model, probes), perplexities(model, stream.sentences), max_tokens)
 

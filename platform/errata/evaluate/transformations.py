@@ -113,19 +113,21 @@ class TransformedQuestions:
         """The distinct prompts, each of which `ratios` needs an answer to."""
         return list(dict.fromkeys(one.question.prompt for asked in self.asked.values() for one in asked))
 
-    @property
-    def compared_prompts(self) -> list[Prompt]:
-        """The distinct prompts that `ratios` needs the unedited model's answer to."""
-        compared = (one for asked in self.asked.values() for one in asked if one.counts == "agreement")
-        return list(dict.fromkeys(one.question.prompt for one in compared))
-
     def ratios(self, answers: Mapping[Prompt, str], unedited: Mapping[Prompt, str]) -> dict[str, list[OwnedRatio]]:
-        """Say for each question of each measure if its answer counts, as 1 or 0; the texts are given by prompt."""
+        """Say for each question of each measure if its answer counts, as 1 or 0; the texts are given by prompt.
+
+        `unedited` needs the unedited model's answers to the neighbours in each context (`in_named_contexts`).
+        """
 
         def counts(one: TransformedQuestion) -> bool:
             return _counts(one, answers[one.question.prompt], unedited.get(one.question.prompt, ""))
 
         return {name: [OwnedRatio(one.owner, float(counts(one))) for one in asked] for name, asked in self.asked.items()}
+
+
+def in_named_contexts(names: Sequence[str], prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return prompts in each of the contexts among `names`."""
+    return [CONTEXTS[name](prompt) for prompt in prompts for name in names if name in CONTEXTS]
 
 
 def check_transformations(names: Iterable[str]) -> None:

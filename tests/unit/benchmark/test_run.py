@@ -162,8 +162,10 @@ def test_a_known_change_is_measured_and_undone(tiny_model: LanguageModel, stream
 def test_a_probe_that_is_edited_later_counts_until_then(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
     first, *rest = stream.edits
     asked = replace(first, locality=(Probe(rest[-1].prompt, "dog"),))
-    rows = run_all(tiny_model, [known()], replace(stream, edits=(asked, *rest)))
+    tiny_model.module.config.max_position_embeddings = 128
+    rows = run_all(tiny_model, [known()], replace(stream, edits=(asked, *rest), transformations=("distracted",)))
     assert [row.edits for row in rows] == [1, 5, 12] * 2 and rows[0]["locality"] == rows[0]["locality_tf"] == 1.0
+    assert rows[0]["distracted_locality"] == 1.0
 
 
 def test_all_editors_get_the_same_batches_in_the_same_order(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:

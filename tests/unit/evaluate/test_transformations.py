@@ -10,7 +10,13 @@ import pytest
 from errata.edit import Edit, Probe, Question
 from errata.evaluate.half_life import Survival, half_life
 from errata.evaluate.questions import Questions
-from errata.evaluate.transformations import DISTRACTION, TRANSFORMATIONS, TransformedQuestions, check_transformations
+from errata.evaluate.transformations import (
+    DISTRACTION,
+    TRANSFORMATIONS,
+    TransformedQuestions,
+    check_transformations,
+    in_named_contexts,
+)
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, HELD_OUT_TURN, Dialogue, Message
 
 CITY = Edit(
@@ -34,7 +40,8 @@ def test_a_context_is_put_around_prompts_rephrasings_and_neighbours() -> None:
     found = transformed(("distracted",), CITY)
     assert [one.question.prompt for one in found.asked["distracted"]] == [f"{DISTRACTION}\n\nAnn lives in"]
     assert [one.question.prompt for one in found.asked["distracted_generalisation"]] == [f"{DISTRACTION}\n\nAnn's city is"]
-    assert found.compared_prompts == [f"{DISTRACTION}\n\nBob lives in"]
+    assert in_named_contexts(("distracted", "negated"), ["Bob lives in"]) == [f"{DISTRACTION}\n\nBob lives in"]
+    assert [one.question.prompt for one in found.asked["distracted_locality"]] == [f"{DISTRACTION}\n\nBob lives in"]
     assert shares(found, "Roma", "Berlin") == {
         "distracted": [1.0],
         "distracted_generalisation": [1.0],

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def place_scores(
     `preconditioners` are P by matrix, [I, I]. Raises `ValueError` for edits without rephrasings or without neighbours.
     """
     found: list[PlaceScore] = []
-    for position in ("prompt", "subject"):
+    for position in get_args(Read):
         own = [edit for edit in edits if position == "prompt" or edit.subject is not None]
         others = _others(own)
         if position == "subject" and not others:
