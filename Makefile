@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-gpu bench-memory bench-retrieval chaos simulate tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-places bench-gpu bench-memory bench-retrieval chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -86,6 +86,10 @@ bench-chat: setup
 # Compare editors and parts of RLEdit on the default model: true corrections in chat, in one process. ARGS="--edits=100 --policy=FOLDER".
 bench-facts: setup
 	$(BIN)/python -m benchmarks.facts $(ARGS)
+
+# Print for each matrix how well it tells rephrasings from neighbours. ARGS="--model=DIR --edits=FILE [--text=FILE]".
+bench-places: setup
+	$(BIN)/python -m benchmarks.places $(ARGS)
 
 # Measure edits, training and swaps at Llama-3-8B's size with random weights, on a GPU. ARGS=--size=tiny runs the script without one.
 bench-gpu: setup

@@ -133,6 +133,8 @@ def play_in_one_graph(
         for proposals in made[-num_passes:]:
             norm2 = torch.stack([proposal.squared_norm() for proposal in proposals.values()]).sum()
             loss = loss + discount * reward.update_penalty * norm2
+            departures = [proposal.departure for proposal in proposals.values() if proposal.departure is not None]
+            loss = loss + discount * reward.departure_penalty * sum(departures)
     loss.backward()
 
 

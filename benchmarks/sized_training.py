@@ -111,7 +111,7 @@ def trainer_of(plan: Plan, model: LanguageModel, texts: Texts, device: str) -> S
     """Build a trainer in mid-training: the normaliser has seen rows, Adam has its moments, the key preconditioner is zero."""
     spec, editor = find_matrices(model.module, plan.editor.modules), plan.editor
     with torch.device(device):
-        net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, plan.seed, editor.rule)
+        net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, plan.seed, editor.rule, editor.network)
         inputs = dict.fromkeys(input_sources(spec.names).values()) if editor.metric_strength else {}
         moments = {name: torch.zeros(spec[name].num_in, spec[name].num_in) for name in inputs}
         bases = {name: base_preconditioner(moment_II, editor.metric_strength) for name, moment_II in moments.items()}

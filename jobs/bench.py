@@ -1,4 +1,4 @@
-"""The lifelong benchmark of a suite: `python jobs/bench.py suite=lifelong seeds=0,1,2 editors=RLEdit,MEND FULL`.
+"""The lifelong benchmark of a suite: `python jobs/bench.py suite=lifelong seeds=0,1,2 editors=MEMIT,MEND FULL`.
 
 Trains the hypernetworks on Ray, which is stopped before anything is timed, chooses each editor's settings on a validation
 stream, and runs the test stream for every seed, one editor after the other on all cores. Finished runs are cached in
@@ -39,6 +39,7 @@ from errata.local.terminal import console
 from errata.model.language_model import LanguageModel, load
 from errata.provenance import code_digest
 from errata.registry import TrainingRun
+from errata.testbed.counterfact import CounterFact
 from jobs import moments, pretrain, train, training_data
 from jobs.arguments import check_model, with_checkpoint
 from jobs.editor_settings import EditorGrid, EditorSetting
@@ -66,13 +67,16 @@ class SuiteRun:
     answered: list[Answer] = field(default_factory=list)
 
     def stream(self, split: str, seed: int) -> BenchmarkStream:
-        """Edits of a split with checkpoints; the validation stream is scored at its end only."""
+        """Edits of a split with checkpoints; the validation stream is scored at its end only, as it is asked."""
         suite = self.suite
         count = suite.num_edits if split == "test" else suite.num_validation
         edits = suite.corpus.edits(split, count, seed)
         sentences = suite.corpus.plain_sentences(held_out=True)
         checkpoints = suite.checkpoints if split == "test" else CHECKPOINTS[:0]
         stream = BenchmarkStream(tuple(edits), tuple(sentences), suite.batch_size, checkpoints, seed)
+        kinds = suite.corpus.rephrasing_kinds() if isinstance(suite.corpus, CounterFact) else {}
+        asked = suite.transformations if split == "test" else ()
+        stream = replace(stream, transformations=asked, rephrasing_kinds=kinds)
         return stream.re_edited(self.model, suite.shares)
 
     def prepare(self, setting: EditorSetting, seed: int) -> None:
@@ -106,7 +110,7 @@ class SuiteRun:
             if not setting.needs_moments:
                 return BenchmarkedEditor(name, setting.editor, settings=settings_of(setting.editor))
             found = self.moments[setting.part(split)]
-            ready = setting.editor.with_moments(found)
+            ready = setting.editor.with_moments(found.whitened() if setting.white_metric else found)
             return BenchmarkedEditor(name, ready, found.record["seconds"], settings_of(ready))
         plan = self.suite.plan(setting, seed)
         editor, record = load_artifact(plan.artifact_dir)
@@ -152,6 +156,8 @@ class SuiteRun:
         what += [code_digest(), hardware()["cpu"], str(torch.__version__)]
         if suite.re_edits:
             what.append([suite.re_edits, suite.reversions])
+        if suite.transformations and split == "test":
+            what.append(suite.transformations)
         if setting and setting.schedule:
             what.append(suite.plan(setting, seed).digest())
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -205,9 +211,10 @@ def run_suite(suite: Suite) -> Path:
         "hardware": machine,
         "corpus": dataclasses.asdict(suite.corpus),
         "shape": dataclasses.asdict(suite.shape),
-        **{name: getattr(suite, name) for name in (*SIZES, "re_edits", "reversions")},
+        **{name: getattr(suite, name) for name in (*SIZES, "re_edits", "reversions", "transformations")},
         "settings": {name: _settings(setting) for name, (setting, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
+        **({"parts": parts} if (parts := {grid.name: grid.parts for grid in suite.chosen if grid.parts}) else {}),
         "provenance": made,
         "load_at_end": round(os.getloadavg()[0], 2),
         "seconds": round(time.monotonic() - began, 1),
@@ -248,6 +255,7 @@ def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[
 
     digest = hashlib.sha256(json.dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()[:12]
     names = (*SIZES, "seeds", "editors", *(["re_edits", "reversions"] if suite.re_edits else []))
+    names += ("transformations",) if suite.transformations else ()
     params = {"suite": suite.name, **{name: getattr(suite, name) for name in names}}
     log_run("bench", f"bench-{suite.name}-{digest}", suite.model_plan, made, fill, params)
 
@@ -276,7 +284,7 @@ def _settings(setting: EditorSetting | None) -> dict[str, Any]:
     if setting is None:
         return {}
     schedule = dataclasses.asdict(setting.schedule) if setting.schedule else None
-    metric = {name: value for name in ("metric_part", "cross_fit") if (value := getattr(setting, name))}
+    metric = {name: value for name in ("metric_part", "cross_fit", "white_metric") if (value := getattr(setting, name))}
     return {"editor": name_of(setting.editor), **settings_of(setting.editor), "schedule": schedule, **metric}
 
 

@@ -6,7 +6,7 @@ An `EditorGrid` is one row of the comparison; the best of its settings on a vali
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from errata.editors import EDITORS, Editor, name_of
@@ -20,6 +20,7 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.reward import Reward
 from errata.editors.hypernet.training import Schedule
+from errata.editors.wrappers.blue import BLUE
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -31,12 +32,17 @@ from jobs.plans import demo
 
 @dataclass(frozen=True)
 class EditorSetting:
-    """Hyper-parameters of an editor and, for a hypernetwork, of its training; `metric_part` and `cross_fit` as in a plan."""
+    """Hyper-parameters of an editor and, for a hypernetwork, of its training; `metric_part` and `cross_fit` as in a plan.
+
+    With `white_metric` the editor's moments know no direction, only how large keys are: the row without a metric of an editor
+    that has no setting for it.
+    """
 
     editor: Editor
     schedule: Schedule | None = None
     metric_part: str = ""
     cross_fit: bool = False
+    white_metric: bool = False
 
     @property
     def needs_moments(self) -> bool:
@@ -57,16 +63,31 @@ class EditorSetting:
 
 @dataclass(frozen=True)
 class EditorGrid:
-    """An editor by the name of its row, with candidate settings, the most likely first."""
+    """An editor by the name of its row, with candidate settings, the most likely first.
+
+    `parts` are columns of a decomposition: what the row consists of.
+    """
 
     name: str
     settings: tuple[EditorSetting, ...]
+    parts: Mapping[str, str | int] = field(default_factory=dict)
+
+
+def row_name(editor: HypernetworkEditor) -> str:
+    """Return the name of a row: the method as published, or the metric that it is solved in and what of its network is left."""
+    name = name_of(editor)
+    solve = "metric solve" if editor.metric_strength else "ridge solve"
+    if editor.network == "identity":
+        return solve
+    if editor.network == "residual":
+        return f"{solve} + residual {name} network"
+    return f"{solve} + {name} network" if editor.metric_strength else name
 
 
 def hypernetwork_grid(editor: HypernetworkEditor, schedule: Schedule, *others: Mapping[str, Any]) -> EditorGrid:
-    """Grid named after the editor's class. `others` change fields of the first setting, by path (`editor.num_passes`)."""
+    """Grid named after what the editor is. `others` change fields of the first setting, by path (`editor.num_passes`)."""
     first = EditorSetting(editor, schedule)
-    return EditorGrid(name_of(editor), (first, *(with_fields(first, fields) for fields in others)))
+    return EditorGrid(row_name(editor), (first, *(with_fields(first, fields) for fields in others)))
 
 
 def grid_of_fields(name: str, *fields: Mapping[str, Any]) -> EditorGrid:
@@ -81,7 +102,7 @@ def grid_of(name: str, *editors: Editor, metric_part: str = "") -> EditorGrid:
 
 
 def untrained_grids(layers: int) -> tuple[EditorGrid, ...]:
-    """Grids over matrices for UltraEdit, FT-L and LocFT, whose scores depend most on the edited layer."""
+    """Grids over matrices for UltraEdit, FT-L, LocFT and LoRA, whose scores depend most on the edited layer."""
     last, middle = f"layers.{layers - 1}.mlp.down_proj", f"layers.{layers // 2}.mlp.down_proj"
     early = f"layers.{layers // 2 - 1}.mlp.up_proj"
     descent = {"num_epochs": 60, "loss_floor": 5e-2}
@@ -99,6 +120,7 @@ def untrained_grids(layers: int) -> tuple[EditorGrid, ...]:
         grid_of_fields(
             "LocFT", {"modules": (early,), **descent}, {"modules": (middle,), **descent}, {"modules": (last,), **descent}
         ),
+        grid_of_fields("LoRA", *({"modules": (place,), **descent} for place in (early, middle, last))),
     )
 
 
@@ -149,6 +171,14 @@ def locate_then_edit_grids(
     def nse(weight: float, share: float) -> NSE:
         return NSE.preset("testbed", moment_weight=weight, neurons=share, **modules)
 
+    def blue(distance: int) -> BLUE:
+        """Wrap AlphaEdit at two blocks: the last of the editors' own, and the one `distance` blocks before it."""
+        last = modules.get("modules", AlphaEdit.preset("testbed").modules)[-1]
+        block = int(last.split(".")[1])
+        both = (last.replace(str(block), str(block - distance)), last)
+        threshold, ridge = null_spaces[0]
+        return BLUE(AlphaEdit.preset("testbed", threshold=threshold, ridge=ridge, modules=both))
+
     one = {**modules, "modules": modules["modules"][-1:]} if "modules" in modules else modules
     words: dict[str, Any] = {"context_words": ("the", "every"), "context_lengths": (5,)}
     rome, alphaedits = ROME.preset("testbed", **one), tuple(alphaedit(*chosen) for chosen in null_spaces)
@@ -162,6 +192,7 @@ def locate_then_edit_grids(
         ),
         grid_of("AlphaEdit", *alphaedits),
         grid_of("AlphaEdit, train half", *alphaedits, metric_part="train"),
+        grid_of("BLUE", blue(1), blue(2), blue(3)),
         grid_of("NSE", nse(weight, 1.0), nse(heavier, 1.0), nse(weight, 0.8)),
         grid_of("O-Edit", *(OEdit(rome, past_weight=w, knowledge_weight=w) for w in (50.0, 200.0, 10.0))),
         grid_of(
@@ -185,7 +216,7 @@ def cross_fitted(editor: HypernetworkEditor, schedule: Schedule) -> EditorGrid:
     half_as_long = replace(schedule, burn_in=schedule.burn_in // 2)
     first = EditorSetting(editor, half_as_long, metric_part="train", cross_fit=True)
     others = (SWEPT, {"editor.metric_strength": 1e3, "editor.reward.locality_weight": 15.0})
-    return EditorGrid("RLEdit, train half", (first, *(with_fields(first, fields) for fields in others)))
+    return EditorGrid(f"{row_name(editor)}, train half", (first, *(with_fields(first, fields) for fields in others)))
 
 
 # The best of 24 trials of `jobs/tune.py plan=demo trials=24 validation=140`, rounded; docs/benchmarks.md has the sweep.
@@ -202,27 +233,31 @@ SWEPT: dict[str, Any] = {
 }
 
 
+CAREFUL = Reward(locality_weight=10.0, update_penalty=0.0)  # of MALMEN, which is trained on single batches
+
+
 def all_editors(layers: int, schedule: Schedule, closed: tuple[EditorGrid, ...]) -> tuple[EditorGrid, ...]:
     """Every editor with three settings. MALMEN and MEND train on as many batches as RLEdit's episodes have, one at a time."""
     last, middle = (f"layers.{layers - 1}.mlp.down_proj",), (f"layers.{layers // 2}.mlp.down_proj",)
     early = (f"layers.{layers // 2 - 1}.mlp.up_proj",)
     single = replace(schedule, train_steps=schedule.batches * schedule.train_steps, batches=1, burn_in=0)
-    careful = Reward(locality_weight=10.0, update_penalty=0.0)
+    others: tuple[dict[str, Any], ...] = (
+        {"editor.reward.locality_weight": 5.0},
+        {
+            "editor.num_passes": 2,
+            "editor.first_step": 0.5,
+            "editor.first_ridge": 0.5,
+            "editor.metric_strength": 1e4,
+            "editor.reward.locality_weight": 10.0,
+        },
+    )
+    identity = replace(rledit(last), network="identity")
     return (
-        hypernetwork_grid(
-            rledit(last),
-            schedule,
-            {"editor.reward.locality_weight": 5.0},
-            {
-                "editor.num_passes": 2,
-                "editor.first_step": 0.5,
-                "editor.first_ridge": 0.5,
-                "editor.metric_strength": 1e4,
-                "editor.reward.locality_weight": 10.0,
-            },
-        ),
+        hypernetwork_grid(rledit(last), schedule, *others),
         cross_fitted(rledit(last), schedule),
-        hypernetwork_grid(MALMEN(last, reward=careful), single, {"editor.modules": middle}, {"editor.modules": early}),
+        hypernetwork_grid(identity, schedule, *others),
+        cross_fitted(identity, schedule),
+        hypernetwork_grid(MALMEN(last, reward=CAREFUL), single, {"editor.modules": middle}, {"editor.modules": early}),
         hypernetwork_grid(MEND(last, first_step=0.1), single, {"editor.modules": middle}, {"editor.modules": early}),
         *untrained_grids(layers),
         *closed,

@@ -118,6 +118,10 @@ class Plan:
             del chosen["num_texts"]
         if not self.schedule.re_edits and "schedule" in chosen:  # The same.
             del chosen["schedule"]["re_edits"], chosen["schedule"]["reversions"]
+        if "editor" in chosen and self.editor.network == "full":  # The same.
+            del chosen["editor"]["network"]
+        if "editor" in chosen and self.editor.network != "residual":  # No other network departs from anything.
+            del chosen["editor"]["reward"]["departure_penalty"]
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

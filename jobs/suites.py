@@ -16,15 +16,19 @@ from errata.datasets.re_edits import ReEdits
 from errata.editors import name_of
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
+from errata.evaluate.transformations import check_transformations
 from errata.overrides import overridden, with_fields
 from errata.testbed.corpus import FOLDS
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
 from errata.testbed.world_facts import WorldFacts
+from jobs.decomposition import decomposition
 from jobs.editor_settings import (
+    CAREFUL,
     EditorGrid,
     EditorSetting,
     all_editors,
@@ -44,7 +48,8 @@ class Suite:
     The model is a Llama of `shape` that is trained on the corpus, or the one that `model` names, as in a plan.
 
     Of the edits after the first batch, the share `re_edits` edits an earlier fact again, and of these the share `reversions`
-    posts what the model said before.
+    posts what the model said before. `transformations` are other ways in which all questions are asked, too
+    (`errata.evaluate.transformations`).
 
     `editors` selects rows by name; empty selects all. `fresh` ignores all cached results except the model. `mlflow` is the
     tracking server that gets the run.
@@ -67,6 +72,7 @@ class Suite:
     model: str = ""
     re_edits: float = 0.0
     reversions: float = 0.5
+    transformations: tuple[str, ...] = ()
 
     @property
     def shares(self) -> ReEdits:
@@ -80,6 +86,7 @@ class Suite:
         if few := [grid.name for grid in self.chosen if len(grid.settings) < self.budget]:
             raise ValueError(f"budget={self.budget} is more settings than these have: {', '.join(few)}")
         _ = self.shares  # Refuses what is no share.
+        check_transformations(self.transformations)
         counts = {name: getattr(self, name) for name in ("num_edits", "num_validation", "budget", "batch_size", "num_workers")}
         counts |= {f"checkpoints {stop!r}": stop for stop in self.checkpoints}
         if wrong := [name for name, count in counts.items() if not isinstance(count, int) or count < 1]:
@@ -165,10 +172,14 @@ def counterfact(full: bool) -> Suite:
 
 
 def ablation(full: bool) -> Suite:
-    """RLEdit with one part removed at a time, at fixed settings."""
+    """Show what a score comes from: the decomposition, and RLEdit with one part changed at a time; settings are fixed.
+
+    Rows that are RLEdit with its metric, without it, with one pass, and cross-fitted are rows of the decomposition.
+    """
     modules = ("layers.3.mlp.down_proj",)
     schedule = _schedule(full)
-    whole = EditorSetting(rledit(modules), schedule)
+    editor = rledit(modules)
+    whole = EditorSetting(editor, schedule)
     single = {
         "schedule.batches": 1,
         "schedule.burn_in": 0,
@@ -176,21 +187,26 @@ def ablation(full: bool) -> Suite:
     }
     untrained, half = {"schedule.train_steps": 0}, {"metric_part": "train"}
     changes: dict[str, dict[str, Any]] = {
-        "full": {},
         "without sequence-level training": single,
         "without burn-in": {"schedule.burn_in": 0},
         "without backtracking": {"editor.reward.backtrack_depth": 0},
         "without regulariser": {"editor.reward.update_penalty": 0.0},
-        "without metric": {"editor.metric_strength": 0.0},
         "metric of the train half": half,
         "metric of the train half, untrained": half | untrained,
-        "metric of the train half, cross-fitted": half | {"cross_fit": True, "schedule.burn_in": schedule.burn_in // 2},
         "without memory": {"editor.memory": 0.0},
-        "one pass": {"editor.num_passes": 1},
+        "residual network": {"editor.network": "residual"},
         "published constants": {"editor": RLEdit.preset("llama3_8b", modules=modules)},
+        "published constants with the step rescaled": {
+            "editor": RLEdit.preset("llama3_8b", modules=modules, first_step=0.4, first_ridge=1.0)
+        },
         "untrained": untrained,
     }
-    grids = tuple(EditorGrid(name, (with_fields(whole, fields),)) for name, fields in changes.items())
+    malmen = MALMEN(modules, metric_strength=editor.metric_strength, reward=CAREFUL)
+    grids = (
+        *decomposition(editor, schedule),
+        *(EditorGrid(name, (with_fields(whole, fields),)) for name, fields in changes.items()),
+        EditorGrid("MALMEN with the metric", (with_fields(EditorSetting(malmen, schedule), single),)),
+    )
     return Suite("ablation", grids=grids, **_world(full) | {"budget": 1, "seeds": (0,)})
 
 

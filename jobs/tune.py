@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from errata.datasets.reader import read_edits, write_parquet
 from errata.durable import write_text
 from errata.edit import Edit
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
+from errata.editors.hypernet.net import NETWORKS
 from errata.home import home
 from errata.model.language_model import LanguageModel
 from errata.overrides import with_fields
@@ -50,6 +52,7 @@ from jobs.plan_json import write_plan
 from jobs.sweep_plots import draw
 from jobs.workers import TrainingGivenUp, run_on_workers, start_ray, time_left
 
+NETWORK = "editor.network"
 SPACE: dict[str, Any] = {
     "editor.reward.discount": ray.tune.uniform(0.7, 1.0),  # gamma
     "editor.reward.backtrack_decay": ray.tune.uniform(0.5, 1.0),  # mu
@@ -60,6 +63,7 @@ SPACE: dict[str, Any] = {
     "editor.first_step": ray.tune.uniform(0.2, 0.8),
     "editor.metric_strength": ray.tune.loguniform(1e2, 1e5),
     "editor.memory": ray.tune.loguniform(0.1, 10.0),
+    NETWORK: ray.tune.choice(list(NETWORKS)),
 }
 SCORE = "score"
 VALIDATION = 100  # edits on which a trial is scored
@@ -222,7 +226,10 @@ def run(sweep: Sweep) -> None:
         print(f"tune: continuing {sweep.directory}", flush=True)
         tuner = ray.tune.Tuner.restore(f"{storage}/{name}", trainable=trainable, resume_errored=True)
     else:
-        search = OptunaSearch(metric=SCORE, mode="max", sampler=_sampler(sweep.plan.seed))
+        points = first_points(sweep)
+        search = OptunaSearch(
+            metric=SCORE, mode="max", sampler=_sampler(sweep.plan.seed), points_to_evaluate=points if points else None
+        )
         steps = sweep.plan.schedule.train_steps
         tuner = ray.tune.Tuner(
             trainable,
@@ -243,6 +250,27 @@ def run(sweep: Sweep) -> None:
             run_config=ray.tune.RunConfig(name=name, storage_path=storage, verbose=0, callbacks=[Progress(sweep.trials)]),
         )
     report(sweep, tuner.fit())
+
+
+def first_points(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return the first trials: the plan's own settings, within the bounds of the sweep, with each kind of network.
+
+    So the identity, which trains a step and a ridge alone, is a candidate of every sweep of the network.
+    """
+    if NETWORK not in sweep.fields:
+        return []
+    own = {field: _within(SPACE[field], _value(sweep.plan, field)) for field in sweep.fields if field != NETWORK}
+    return [{**own, NETWORK: network} for network in ("identity", "full", "residual")]
+
+
+def _value(plan: Plan, field: str) -> Any:
+    return reduce(getattr, field.split("."), plan)
+
+
+def _within(domain: Any, value: float) -> float:
+    """Return the value of a domain that is nearest to another; the upper bound of whole numbers is none of them."""
+    last = domain.upper - 1 if isinstance(domain, ray.tune.search.sample.Integer) else domain.upper
+    return min(max(value, domain.lower), last)
 
 
 def _sampler(seed: int) -> Any:
@@ -270,13 +298,17 @@ def report(sweep: Sweep, results: Any) -> None:
     write_plan(best, directory / "best.json")
     importances = draw(scored, {field: SPACE[field] for field in sweep.fields}, directory)
     for place, each in enumerate(scored[:5], 1):
-        settings = "  ".join(f"{name.rpartition('.')[2]} {value:.3g}" for name, value in each["settings"].items())
+        settings = "  ".join(f"{name.rpartition('.')[2]} {_as_text(value)}" for name, value in each["settings"].items())
         print(f"tune: {place}. score {each['score']:.3f} at train_step {each['curve'][-1][0]:.0f}: {settings}")
     print("tune: importance: " + ", ".join(f"{n.rpartition('.')[2]} {v:.2f}" for n, v in importances.items()))
     made = made_from(sweep.crossed, {f"edits.{split}": training_data.edits_file(sweep.plan, split) for split in FOLDS})
     write_text(directory / "provenance.json", json.dumps(made, indent=1))
     log_to_mlflow(sweep, trials, made)
     print(f"tune: the best plan: python jobs/train.py plan={directory / 'best.json'}")
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def log_to_mlflow(sweep: Sweep, trials: Sequence[Mapping[str, Any]], made: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from errata.editors.closed_form.targets import Search
 from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.fine_tuning.ftl import FTL
 from errata.editors.fine_tuning.locft import LocFT
+from errata.editors.fine_tuning.lora import LoRA
 from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
@@ -31,6 +32,7 @@ from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
+from errata.editors.wrappers.blue import BLUE
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -104,7 +106,7 @@ def one_row_an_edit(encoded: Encoded) -> int:
 class MadeOf(NamedTuple):
     """The kinds of a delta's parts, none of a memory, and the number of rows that one pass has to make them of.
 
-    Without a number, the parts are not low-rank.
+    Without a number, the parts are not low-rank, or their rank is a setting.
     """
 
     kinds: tuple[type[Part], ...]
@@ -120,12 +122,13 @@ class UnderTest(NamedTuple):
 
 ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens, all_tokens, one_row_an_edit))
 SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
+FACTORS = MadeOf((LowRank,))
 STATES, TEXTS, SAID = (MadeOf((), count) for count in (answer_tokens, one_row_an_edit, one_row_an_edit))  # of a memory
 PREFIXES, ROWS = MadeOf((), one_row_an_edit), MadeOf(())  # of a memory of embeddings; a subject has one for each token
 CLASSIFIED = MadeOf((), one_row_an_edit)  # of a memory whose scope is trained, and which is tested with its training
 
 
-FIRST = ("layers.0.mlp.down_proj",)
+FIRST, BOTH = ("layers.0.mlp.down_proj",), ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj")
 SEARCH = Search(num_steps=12, learning_rate=0.03, decay=0.0, clamp=4.0)
 
 SMALL_MEMIT = MEMIT(FIRST, search=SEARCH, context_words=("the", "a"), context_lengths=(3,), moment_weight=1.0, floor=1e-2)
@@ -160,6 +163,8 @@ UNDER_TEST: dict[str, UnderTest] = {
     "MEMIT": UnderTest(with_key_moments(SMALL_MEMIT), EDITS),
     "MEMIT-with-memory": UnderTest(with_key_moments(replace(SMALL_MEMIT, context_words=("the",), memory=1.0)), EDITS),
     "AlphaEdit": UnderTest(with_key_moments(SMALL_ALPHAEDIT), EDITS),
+    "BLUE": UnderTest(with_key_moments(replace(SMALL_ALPHAEDIT, modules=BOTH, position="prompt"), BLUE), EDITS),
+    "BLUE-of-MEMIT": UnderTest(with_key_moments(SMALL_MEMIT, BLUE), EDITS),
     "ROME": UnderTest(with_key_moments(SMALL_ROME), EDITS),
     "ROME-without-moments": UnderTest(lambda model: replace(SMALL_ROME, use_moments=False, context_words=()), EDITS),
     "R-ROME": UnderTest(
@@ -189,6 +194,7 @@ UNDER_TEST: dict[str, UnderTest] = {
     "LocFT": UnderTest(
         lambda model: LocFT(("layers.0.mlp.down_proj", "layers.1.mlp.down_proj"), num_epochs=3, batch_size=2), WHOLE
     ),
+    "LoRA": UnderTest(lambda model: LoRA(BOTH, rank=4, num_epochs=5, learning_rate=1e-2), FACTORS),
     "MEND": UnderTest(learned(MEND(("layers.*.mlp.down_proj",), rank=8, first_step=0.05)), TOKENS),
     "MEND-published": UnderTest(learned(MEND.preset("llama3_8b", rank=8, modules=GATE_UP)), TOKENS),
     "state": UnderTest(lambda model: StateMemory(("layers.1.mlp.down_proj",)), STATES),
@@ -222,9 +228,11 @@ STRONG: dict[str, Callable[[LanguageModel], Editor]] = {
     "RECT": with_key_moments(STRONG_MEMIT, RECT),
     "PRUNE": with_key_moments(STRONG_MEMIT, PRUNE),
     "AlphaEdit": with_key_moments(replace(STRONG_ALPHAEDIT, relative=True)),
+    "BLUE": with_key_moments(replace(STRONG_ALPHAEDIT, relative=True, modules=("model.layers.0.mlp.down_proj", *LAST)), BLUE),
     "NSE": with_key_moments(NSE(LAST, moment_weight=1.0, alpha=0.1, upper=1e9, relative=True, **AT_PROMPT)),
     "O-Edit": with_key_moments(STRONG_ROME, lambda inner: OEdit(inner, past_weight=0.5, knowledge_weight=0.5)),
     "O-Edit+": with_key_moments(STRONG_ROME, lambda inner: OEditPlus(inner, knowledge_rate=0.0)),
     "FT-L": lambda model: FTL(LAST, num_epochs=40, epsilon=1e-1, learning_rate=2e-2),
     "LocFT": lambda model: LocFT(("model.layers.1.mlp.up_proj",), num_epochs=40, learning_rate=1e-2),
+    "LoRA": lambda model: LoRA(("model.layers.1.mlp.up_proj",), num_epochs=150, learning_rate=1e-2),
 }

@@ -128,25 +128,28 @@ class EditRejected(ValueError):
 class Probe:
     """A question that tests an edit's side effects: locality (its answer must stay) or portability (its answer follows).
 
-    `kind` groups portability scores: `two_hop`, `alias`, `reverse` or any other word.
+    `kind` groups portability scores: `two_hop`, `alias`, `reverse` or any other word. `aliases` count as the target, too.
     """
 
     prompt: str
     target: str
     kind: str = ""
+    aliases: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, str]:
-        return {"prompt": self.prompt, "target": self.target} | ({"kind": self.kind} if self.kind else {})
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"prompt": self.prompt, "target": self.target, "kind": self.kind, "aliases": list(self.aliases)}
+        return {name: part for name, part in data.items() if part or name in ("prompt", "target")}
 
     @classmethod
     def from_json(cls, data: Any, field: str) -> Probe:
-        """Read {prompt, target, kind?} of strings. Raises `EditRejected` about `field` for anything else."""
-        parts: dict[str, Any] = {**data, "kind": data.get("kind") or ""} if isinstance(data, Mapping) else {}
-        if set(parts) != {"prompt", "target", "kind"} or not all(isinstance(part, str) for part in parts.values()):
-            raise EditRejected(
-                "must be a list of {prompt, target, kind?} with strings in them", code=Code.WRONG_TYPE, field=field
-            )
-        return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"])
+        """Read {prompt, target, kind?, aliases?}. Raises `EditRejected` about `field` for anything else."""
+        parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {}
+        parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or ()}
+        aliases = parts["aliases"] if isinstance(parts["aliases"], list | tuple) else [None]
+        texts = [parts.get(name) for name in ("prompt", "target", "kind")] + [*aliases]
+        if len(parts) != 4 or not all(isinstance(text, str) for text in texts):
+            raise EditRejected("must be a list of {prompt, target, kind?, aliases?} strings", code=Code.WRONG_TYPE, field=field)
+        return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"], tuple(map(cleaned, aliases)))
 
 
 @dataclass(frozen=True)
@@ -230,8 +233,8 @@ class Edit:
         if self.answer is not None and (fault := self._answer_fault()) is not None:
             yield Fault(edit, "answer", Code.INVALID_VALUE, fault)
         for name in ("locality", "portability"):
-            if any(is_blank(probe.prompt) or is_blank(probe.target) for probe in getattr(self, name)):
-                yield Fault(edit, name, Code.EMPTY_FIELD, "one of them has an empty prompt or target; leave it out")
+            if any(any(map(is_blank, (probe.prompt, probe.target, *probe.aliases))) for probe in getattr(self, name)):
+                yield Fault(edit, name, Code.EMPTY_FIELD, "one of them has an empty prompt, target or alias; leave it out")
 
     def _text_faults(self, edit: int | str | None) -> Iterator[Fault]:
         """Find texts that the rules of text refuse, or that are not as they are learnt; `faults` has those without a letter."""
@@ -244,7 +247,7 @@ class Edit:
         texts += [("prompt", self.prompt), *(("messages", message.content) for message in self.before)]
         texts += [("rephrasings", text) for text in self.rephrasings]
         for name in ("locality", "portability"):
-            texts += [(name, text) for probe in getattr(self, name) for text in (probe.prompt, probe.target)]
+            texts += [(name, text) for probe in getattr(self, name) for text in (probe.prompt, probe.target, *probe.aliases)]
         for name, text in texts:
             if (name == "messages" or not is_blank(text)) and (fault := text_fault(text)) is not None:
                 yield Fault(edit, name, Code.NOT_TEXT, fault)

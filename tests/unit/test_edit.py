@@ -14,6 +14,7 @@ from errata.text.dialogue import Dialogue, Message
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
 
 
+ALIASES = Edit("a", "b", locality=(Probe("p", "USA", aliases=("United States", "America")), Probe("r", "s", "k", ("t",))))
 KINDS = Edit("a", "b", portability=(Probe("p", "q", "two_hop"), Probe("r", "s"), Probe("t", "u", "any word")))
 
 
@@ -21,7 +22,7 @@ ASKED = Edit("Who is it?", "Ada", form="chat", aliases=("A.", "Lovelace"), answe
 LATER = Edit("And now?", "Bob", form="chat", before=(Message("user", "Hi"), Message("assistant", "Ada.")), answer="Bob is it.")
 
 
-@pytest.mark.parametrize("edit", [FULL, KINDS, Edit("a", "b"), Edit("a", "b", aliases=("c",)), ASKED, LATER])
+@pytest.mark.parametrize("edit", [FULL, KINDS, ALIASES, Edit("a", "b"), Edit("a", "b", aliases=("c",)), ASKED, LATER])
 def test_an_edit_is_read_from_json_as_it_was_written(edit):
     assert Edit.from_json(edit.to_json()) == edit
 
@@ -106,6 +107,9 @@ def test_batches_keep_the_order_and_the_rest():
         ({"portability": [{"prompt": "p"}]}, "portability"),
         ({"portability": [{"prompt": "p", "target": 3}]}, "portability"),
         ({"locality": [{"prompt": "p", "target": "t", "kind": 3}]}, "locality"),
+        ({"locality": [{"prompt": "p", "target": "t", "aliases": "abc"}]}, "locality"),
+        ({"locality": [{"prompt": "p", "target": "t", "aliases": ["a", 3]}]}, "locality"),
+        ({"locality": [{"prompt": "p", "target": "t", "colour": "red"}]}, "locality"),
     ],
 )
 def test_a_field_of_the_wrong_type_is_named(more, field):
@@ -115,7 +119,7 @@ def test_a_field_of_the_wrong_type_is_named(more, field):
 
 
 def test_a_probe_must_ask_and_answer_something():
-    for probe in (Probe(" ", "t"), Probe("p", "")):
+    for probe in (Probe(" ", "t"), Probe("p", ""), Probe("p", "t", aliases=("a", " "))):
         edit = Edit("p", "t", locality=(probe,), portability=(Probe("p", "t"),))
         assert [fault.field for fault in edit.faults()] == ["locality"]
 

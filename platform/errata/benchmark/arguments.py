@@ -85,6 +85,11 @@ def stream_of(edits: Path, text: Path, batch_size: int, checkpoints: str, limit:
     return replace(stream, checkpoints=tuple(int(stop) for stop in stops) or CHECKPOINTS)
 
 
+def asked_also(stream: BenchmarkStream, transformations: str) -> BenchmarkStream:
+    """Return the stream with transformations, given with commas. Raises `ValueError` for one that does not exist."""
+    return replace(stream, transformations=tuple(name.strip() for name in transformations.split(",") if name.strip()))
+
+
 def check_dtype(dtype: str) -> None:
     """Raise `ValueError` for an unknown dtype."""
     if not isinstance(getattr(torch, dtype, None), torch.dtype):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -17,11 +17,13 @@ from errata.delta.accumulator import EditedModel
 from errata.edit import Question
 from errata.evaluate.bootstrap import Interval, OwnedRatio, ratio_interval
 from errata.evaluate.fluency import consistencies, fluencies
+from errata.evaluate.half_life import Survival, half_life
 from errata.evaluate.likelihood import Likelihood, likelihood, pairs_of, questions_of
 from errata.evaluate.perplexity import perplexities
 from errata.evaluate.questions import Questions
 from errata.evaluate.scorecard import Scorecard, score, teacher_forced
 from errata.evaluate.teacher_forcing import teacher_force
+from errata.evaluate.transformations import TransformedQuestions
 from errata.model.language_model import LanguageModel
 from errata.text.dialogue import Prompt
 
@@ -51,7 +53,9 @@ def question_scores(
     """
     edits = stream.edits[:done]
     questions = Questions.of(edits, stream.first[:done], stream.sampled(0, done), unedited.answers)
-    generated = generated_answers(model, questions.prompts, unedited.max_tokens)
+    transformed = TransformedQuestions.of(stream.transformations, questions, unedited.answers)
+    asked = list(dict.fromkeys((*questions.prompts, *transformed.prompts)))
+    generated = generated_answers(model, asked, unedited.max_tokens)
     free = score(questions, generated, unedited.answers, immediate)
     pairs = pairs_of(edits, unedited.answers)
     known = teacher_force(model, list(dict.fromkeys((*questions.all, *questions_of(pairs)))))
@@ -61,6 +65,8 @@ def question_scores(
         free, forced, generated = _all_wrong(free), _all_wrong(forced), dict.fromkeys(generated, "")
     scores = _from_card(free, "free", str) | _from_card(forced, "teacher-forced", lambda name: name.removesuffix("_tf"))
     scores |= _from_card(compared, "likelihood", lambda name: name.removeprefix("likelihood_"))
+    scores |= _from_ratios(transformed.ratios(generated, unedited.answers))
+    scores |= _from_ratios(_by_kind(questions, generated, stream.rephrasing_kinds))
     return scores, questions, generated
 
 
@@ -71,6 +77,46 @@ def _from_card(card: Scorecard | Likelihood, protocol: Protocol, field_of: Calla
         {name: getattr(card, own) for name, own in fields.items()},
         {name: card.intervals[own] for name, own in fields.items() if own in card.intervals},
     )
+
+
+def _from_ratios(owned: Mapping[str, Sequence[OwnedRatio]]) -> Scores:
+    """Average the shares of some measures over their questions; a measure without a question is left out."""
+    known = {name: ratios for name, ratios in owned.items() if sum(one.denominator for one in ratios)}
+    intervals = {name: ratio_interval(ratios) for name, ratios in known.items()}
+    return Scores(
+        {name: sum(o.numerator for o in own) / sum(o.denominator for o in own) for name, own in known.items()},
+        {name: interval for name, interval in intervals.items() if interval is not None},
+    )
+
+
+def _by_kind(questions: Questions, generated: Mapping[Prompt, str], kinds: Mapping[str, str]) -> dict[str, list[OwnedRatio]]:
+    """Group the answers to rephrasings by the kinds that these have."""
+    found: dict[str, list[OwnedRatio]] = {}
+    for owner, one in zip(questions.owners["generalisation"], questions.generalisation, strict=True):
+        kind = kinds.get(one.prompt if isinstance(one.prompt, str) else one.prompt.question)
+        if kind is not None:
+            right = OwnedRatio(owner, float(one.is_answered_by(generated[one.prompt])))
+            found.setdefault(f"generalisation_{kind}", []).append(right)
+    return found
+
+
+def lifetime_scores(
+    questions: Questions, generated: Mapping[Prompt, str], immediate: Mapping[Question, bool], made_at: Mapping[Question, int]
+) -> Scores:
+    """Score how the sampled edits were answered immediately after their batches, and how long they last.
+
+    `made_at` counts the edits up to each of them, so that an edit's age is the number of edits since; superseded edits do not
+    count.
+    """
+    asked = zip(questions.owners["retention_every"], questions.retention_every, strict=True)
+    known = [(owner, one) for owner, one in asked if one in immediate]
+    scores = _from_ratios({"immediate": [OwnedRatio(owner, float(immediate[one])) for owner, one in known]})
+    survivals = [
+        Survival(questions.num_edits - made_at[one], one.is_answered_by(generated[one.prompt]))
+        for _, one in known
+        if immediate[one]
+    ]
+    return scores | Scores({"half_life": half_life(survivals)})
 
 
 def perplexity_scores(model: LanguageModel, stream: BenchmarkStream, unedited: UneditedAnswers) -> Scores:

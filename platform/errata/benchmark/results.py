@@ -7,19 +7,22 @@ tables, curves and report pages follow the table.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from errata.evaluate.bootstrap import Interval
 from errata.evaluate.questions import Questions
+from errata.evaluate.transformations import CONTEXTS
 from errata.text.answers import first_sentence, same_answer
 from errata.text.dialogue import Prompt
 
 KINDS = ("efficacy", "generalisation", "locality", "portability", "retention")
 
-Protocol = Literal["free", "perplexity", "teacher-forced", "likelihood", "long texts", "weights", "cost"]
-Format = Literal["share", "ratio", "bits", "ms", "s", "bytes", "count"]
+Protocol = Literal[
+    "free", "perplexity", "teacher-forced", "likelihood", "long texts", "weights", "cost", "transformed", "lifetime", "by kind"
+]
+Format = Literal["share", "ratio", "bits", "ms", "s", "bytes", "count", "edits"]
 Best = Literal["highest", "lowest", "nearest 1", "none"]
 _PROTOCOLS = typing.get_args(Protocol)
 
@@ -76,6 +79,19 @@ _FIRST_FORMAT = (
     Measure("peak_bytes", "peak MiB", "cost", False, "bytes", place=20, best="lowest"),
     Measure("rejected", "refused", "cost", False, "count", place=21, best="lowest"),
 )
+
+
+def _transformed() -> Iterator[Measure]:
+    """Yield the measures of transformed questions; `other_system` and `second_turn` have rows already, as edits in chat do."""
+    titles = {"in_chat": "in chat", "distracted": "distracted", "negated": "negated", "fact_check": "fact check"}
+    for name, title in titles.items():
+        yield Measure(name, title, "transformed", True, place=2, is_optional=True)
+    for name in CONTEXTS:
+        for kind in ("generalisation", "locality"):
+            title = titles.get(name, name.replace("_", " "))
+            yield Measure(f"{name}_{kind}", f"{title}, {kind}", "transformed", True, is_optional=True)
+
+
 # The columns that older files lack.
 _LATER = (
     Measure("ppl_ratio_mean", "mean perplexity / base", "perplexity", True, "ratio", best="nearest 1"),
@@ -95,6 +111,11 @@ _LATER = (
     Measure("second_turn", "second turn", "free", True, place=2, is_optional=True),
     Measure("re_edited", "re-edited", "free", True, place=5, is_optional=True),  # of facts that are edited again
     Measure("reverted", "reverted", "free", True, place=5, is_optional=True),
+    Measure("immediate", "immediate", "lifetime", True, place=14),
+    Measure("half_life", "half-life", "lifetime", False, "edits", place=14),
+    *_transformed(),
+    Measure("generalisation_paraphrase", "generalisation, paraphrases", "by kind", True, place=2, is_optional=True),
+    Measure("generalisation_continuation", "generalisation, continuations", "by kind", True, place=2, is_optional=True),
 )
 MEASURES = (*_FIRST_FORMAT, *_LATER)
 BY_NAME = {measure.name: measure for measure in MEASURES}

@@ -14,7 +14,14 @@ from typing import Any
 
 import torch
 
-from errata.benchmark.checkpoint import Scores, long_text_scores, norm_scores, perplexity_scores, question_scores
+from errata.benchmark.checkpoint import (
+    Scores,
+    lifetime_scores,
+    long_text_scores,
+    norm_scores,
+    perplexity_scores,
+    question_scores,
+)
 from errata.benchmark.results import BY_NAME, Answer, CheckpointScores, answers_of
 from errata.benchmark.stream import BenchmarkStream, UneditedAnswers, generated_answers
 from errata.delta.accumulator import EditedModel
@@ -99,6 +106,7 @@ class BenchmarkRun:
         self.spec = ModelSpec(()) if editor is None else find_matrices(model.module, editor.modules)
         self.edited = EditedModel(model.module, self.spec)
         self.immediate: dict[Question, bool] = {}  # success of the sampled edits immediately after their batch
+        self.made_at: dict[Question, int] = {}  # the number of edits then
         self.answers: list[Answer] = []
 
     def checkpoints(self) -> Iterator[CheckpointScores]:
@@ -116,6 +124,7 @@ class BenchmarkRun:
         asked = {prompt: edit.question(prompt) for edit in self.stream.sampled(begin, end) for prompt in edit.prompts}
         generated = generated_answers(self.model, list(asked), self.unedited.max_tokens)
         self.immediate |= {question: question.is_answered_by(generated[prompt]) for prompt, question in asked.items()}
+        self.made_at |= dict.fromkeys(asked.values(), end)
 
     def _start(self) -> EditorState:
         if self.benchmarked.editor is None:
@@ -154,6 +163,7 @@ class BenchmarkRun:
         is_end = done == len(self.stream.edits)
         norms = norm_scores(self.edited)
         found, questions, generated = question_scores(self.model, self.stream, self.unedited, done, self.immediate)
+        found |= lifetime_scores(questions, generated, self.immediate, self.made_at)
         found |= perplexity_scores(self.model, self.stream, self.unedited)
         found |= long_text_scores(self.model, self.stream) if is_end else Scores()
         found |= norms | self.costs.scores

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from errata.datasets.re_edits import ReEdits, with_re_edits
-from errata.edit import Edit, EditBatch, Question
+from errata.edit import Edit, EditBatch
 from errata.evaluate.perplexity import Perplexities, perplexities
-from errata.evaluate.questions import Questions
+from errata.evaluate.questions import Questions, question_of
 from errata.evaluate.scorecard import Predictions, predictions
+from errata.evaluate.transformations import NEED_A_TEMPLATE, TransformedQuestions, check_transformations, in_named_contexts
 from errata.model.edit_check import check_edits
 from errata.model.generation import greedy_texts, own_answer
 from errata.model.language_model import LanguageModel
@@ -29,7 +30,8 @@ class BenchmarkStream:
     target plus one token, so that an answer which does not stop is scored as wrong. Every `retain_every`-th block of
     `batch_size` edits is sampled: its retention is divided by its success immediately after the edits. At the end, `num_long`
     of the edited prompts are continued by `long_tokens` tokens, for fluency; `references`, by edited prompt, are texts on the
-    same subject, for consistency.
+    same subject, for consistency. `transformations` are other ways in which all questions are asked, too.
+    `rephrasing_kinds` are the kinds of rephrasings, by their texts, where a dataset mixes some: `paraphrase`, `continuation`.
     """
 
     edits: tuple[Edit, ...]
@@ -42,6 +44,8 @@ class BenchmarkStream:
     num_long: int = 10
     long_tokens: int = 40
     references: Mapping[str, str] = field(default_factory=dict)
+    transformations: tuple[str, ...] = ()
+    rephrasing_kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.edits or not self.sentences:
@@ -49,6 +53,7 @@ class BenchmarkStream:
         if min(self.batch_size, self.retain_every, self.long_tokens, *self.checkpoints) < 1 or self.num_long < 0:
             named = {name: getattr(self, name) for name in ("batch_size", "checkpoints", "retain_every", "long_tokens")}
             raise ValueError(f"these must be at least 1, and num_long ({self.num_long}) at least 0: {named}")
+        check_transformations(self.transformations)
 
     def re_edited(self, model: LanguageModel, shares: ReEdits) -> BenchmarkStream:
         """Return the stream with a share of re-edits; `model` holds the base weights, whose answers are the truth."""
@@ -106,11 +111,27 @@ class UneditedAnswers:
         asked = [(question.prompt, question.answer) for question in questions.all]
         longest = max(len(answer) for _, answer in model.renderer.rows(asked, close=False))
         max_tokens = stream.max_answer_tokens or longest + 1
-        found = generated_answers(model, questions.prompts, max_tokens)
+        transformed = TransformedQuestions.of(stream.transformations, questions, {})
+        check_room(model, stream.transformations, transformed, max_tokens)
         # All locality probes: one whose prompt is edited later is a locality probe until then.
         named = [(p, probe) for edit in stream.edits for probe in edit.locality for p in edit.ask(probe.prompt)]
-        probes = list(dict.fromkeys(Question(prompt, probe.target) for prompt, probe in named))
+        elsewhere = in_named_contexts(stream.transformations, (prompt for prompt, _ in named))
+        found = generated_answers(model, list(dict.fromkeys((*questions.prompts, *elsewhere))), max_tokens)
+        probes = list(dict.fromkeys(question_of(probe, prompt) for prompt, probe in named))
         return cls(found, predictions(model, probes), perplexities(model, stream.sentences), max_tokens)
+
+
+def check_room(model: LanguageModel, names: Sequence[str], transformed: TransformedQuestions, max_tokens: int) -> None:
+    """Raise `ValueError` for transformations that the model cannot be asked in, with answers of `max_tokens` tokens."""
+    needs_template = [name for name in names if name in NEED_A_TEMPLATE]
+    if needs_template and not model.renderer.can_chat:
+        raise ValueError(f"{model.path} has no chat template: leave {', '.join(needs_template)} out of transformations")
+    longest = max((len(model.renderer.ids(prompt)) for prompt in transformed.prompts), default=0)
+    if longest + max_tokens > model.max_tokens:
+        raise ValueError(
+            f"the transformed prompts have up to {longest} tokens and their answers {max_tokens}, and the model's context has "
+            f"{model.max_tokens}: leave out distracted, or others of the transformations {', '.join(names)}"
+        )
 
 
 def long_texts(model: LanguageModel, stream: BenchmarkStream) -> dict[str, str]:

@@ -28,6 +28,9 @@ def bench(
     seed: Annotated[int, typer.Option(help="Seed of the order of edits; 0 keeps the file's order.")] = 0,
     re_edits: Annotated[float, typer.Option(help="Share of later edits that edit an earlier fact again.", min=0, max=1)] = 0.0,
     reversions: Annotated[float, typer.Option(help="Share of these that post the model's own answer.", min=0, max=1)] = 0.5,
+    transformations: Annotated[
+        str, typer.Option(help="Other ways to ask all questions, with commas: distracted, negated, …")
+    ] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="EDITOR.field=value; may be repeated.")] = None,
     device: Annotated[
         str, typer.Option(help="Device of the model: cpu, cuda, several such as cuda:0,cuda:1, or auto for all GPUs.")
@@ -35,7 +38,7 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Make one stream of edits with several editors, and score all edits so far at checkpoints; needs no service."""
-    from errata.benchmark.arguments import benchmarked_editors, check_dtype, model_of, stream_of
+    from errata.benchmark.arguments import asked_also, benchmarked_editors, check_dtype, model_of, stream_of
     from errata.benchmark.files import write
     from errata.benchmark.results import Answer, CheckpointScores
     from errata.benchmark.run import run_all
@@ -51,6 +54,7 @@ def bench(
         ready(model)
         benchmarked = benchmarked_editors(editor, settings or [], device)
         stream = stream_of(edits, text, batch_size, checkpoints, limit, seed)
+        stream = asked_also(stream, transformations)
         machine = hardware()
         out.mkdir(parents=True, exist_ok=True)  # before hours of work, so that an unwritable folder is found
         model = resolved(model)  # made on first use, so after all that can be checked without it

@@ -50,9 +50,9 @@ def _is_evidently_whole(edit: Edit) -> bool:
     """
     texts = [edit.prompt, edit.target, *edit.rephrasings]
     for probe in edit.locality:
-        texts += probe.prompt, probe.target
+        texts += probe.prompt, probe.target, *probe.aliases
     for probe in edit.portability:
-        texts += probe.prompt, probe.target
+        texts += probe.prompt, probe.target, *probe.aliases
     subject, joined = edit.subject, "".join(texts)
     return (
         joined.isascii()

@@ -23,7 +23,9 @@ from errata.datasets.formats.fields import LeftOut
 from errata.edit import Code, Edit, EditRejected, Probe
 from errata.text.rules import BROKEN, INVISIBLE, TURNING, ZERO_WIDTH_SPACE, cleaned
 
-PROBES = pa.list_(pa.struct([("prompt", pa.string()), ("target", pa.string()), ("kind", pa.string())]))
+PROBES = pa.list_(
+    pa.struct([("prompt", pa.string()), ("target", pa.string()), ("kind", pa.string()), ("aliases", pa.list_(pa.string()))])
+)
 SCHEMA = pa.schema(
     [
         pa.field("prompt", pa.string(), nullable=False),
@@ -74,8 +76,9 @@ def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
         return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _fits(found.value_type, wanted.value_type)
     if pa.types.is_struct(wanted):
         names = {field.name: field.type for field in found} if pa.types.is_struct(found) else {}
-        known = {field.name for field in wanted}
-        return known - {"kind"} <= set(names) <= known and all(_fits(type_, pa.string()) for type_ in names.values())
+        known = {field.name: field.type for field in wanted}
+        is_whole = known.keys() - {"kind", "aliases"} <= names.keys() <= known.keys()
+        return is_whole and all(_fits(type_, known[name]) for name, type_ in names.items())
     return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
 
 
@@ -213,9 +216,20 @@ def _lists_are_whole(columns: dict[str, pa.Array]) -> bool:
             and not pa.types.is_null(probes.type)
             and _all(pc.struct_field(probes, "prompt"), _are_texts)
             and _all(pc.struct_field(probes, "target"), _are_clean)
+            and not _have_aliases(probes)
         ):
             return False
     return True
+
+
+def _have_aliases(probes: pa.Array) -> bool:
+    """Say if a probe has aliases, which are checked row by row."""
+    if probes.type.get_field_index("aliases") < 0:
+        return False
+    found = pc.struct_field(probes, "aliases")
+    if pa.types.is_null(found.type):
+        return False
+    return bool(pc.any(pc.greater(pc.fill_null(pc.list_value_length(found), 0), 0)).as_py())
 
 
 def _all(strings: pa.Array, is_good: Callable[[pa.Array], pa.Array]) -> bool:
@@ -283,5 +297,5 @@ def batch_of(edits: Sequence[Edit]) -> pa.RecordBatch:
     return pa.record_batch([pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 
-def _plain(probes: Sequence[Probe]) -> list[dict[str, str]] | None:
+def _plain(probes: Sequence[Probe]) -> list[dict[str, Any]] | None:
     return [probe.to_json() for probe in probes] or None

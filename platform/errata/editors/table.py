@@ -8,6 +8,7 @@ from errata.editors.closed_form.ultraedit import UltraEdit
 from errata.editors.editor import Editor
 from errata.editors.fine_tuning.ftl import FTL
 from errata.editors.fine_tuning.locft import LocFT
+from errata.editors.fine_tuning.lora import LoRA
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
@@ -18,6 +19,7 @@ from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
+from errata.editors.wrappers.blue import BLUE
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
@@ -33,11 +35,13 @@ EDITORS: dict[str, type[Editor]] = {
     "RECT": RECT,
     "PRUNE": PRUNE,
     "AlphaEdit": AlphaEdit,
+    "BLUE": BLUE,
     "NSE": NSE,
     "O-Edit": OEdit,
     "O-Edit+": OEditPlus,
     "FT-L": FTL,
     "LocFT": LocFT,
+    "LoRA": LoRA,
     "state": StateMemory,
     "SCR": SCR,
     "answer": AnswerMemory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from errata.edit import Edit, Question
+from errata.edit import Edit, Probe, Question
 from errata.evaluate.bootstrap import OwnedRatio
 from errata.text.dialogue import HELD_OUT_SYSTEM_PROMPT, HELD_OUT_TURN, Dialogue, Prompt
 from errata.text.rules import prompt_key, same_text
@@ -61,13 +61,13 @@ class Questions:
             "efficacy": [(edit, edit.question(p)) for edit in current for p in edit.prompts],
             "generalisation": [(e, e.question(p)) for e in current for text in e.rephrasings for p in e.ask(text)],
             "locality": [
-                (e, Question(p, probe.target))
+                (e, question_of(probe, p))
                 for e in current
                 for probe in e.locality
                 for p in e.ask(probe.prompt)
                 if prompt_key(p) not in latest
             ],
-            "portability": [(edit, Question(p, probe.target)) for edit, probe, p in probes],
+            "portability": [(edit, question_of(probe, p)) for edit, probe, p in probes],
             "retention": [(edit, edit.question(p)) for edit in first for p in edit.prompts],
             "retention_every": [(edit, edit.question(p)) for edit in earlier for p in edit.prompts],
         }
@@ -105,6 +105,11 @@ class Questions:
     def owned(self, kind: str, values: Iterable[float]) -> list[OwnedRatio]:
         """Attach the owning edit to one value for each question of a kind, in the order of the questions."""
         return [OwnedRatio(owner, float(value)) for owner, value in zip(self.owners[kind], values, strict=True)]
+
+
+def question_of(probe: Probe, prompt: Prompt) -> Question:
+    """Return a prompt of a probe as a question that its target answers, or one of its aliases."""
+    return Question(prompt, probe.target, (probe.target, *probe.aliases) if probe.aliases else ())
 
 
 def _made_again(edits: Sequence[Edit], current: Sequence[Edit]) -> list[Edit]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from errata.datasets.formats.counterfact import flat
 from errata.edit import Edit
 from errata.testbed.corpus import check_part, check_split
 
+# The end of a sentence before the subject: no generation prompt has one.
+_SENTENCE_BEFORE = re.compile(r"""[.!?]["')\]]*\s|\n""")
 NUM_PLAIN = 800  # plain sentences to train on; the following ones are held out
 MAX_PLAIN_WORDS = 30
 
@@ -97,6 +100,11 @@ class CounterFact:
         texts = [text for text in texts if len(text.split()) >= 5]
         return texts[NUM_PLAIN : NUM_PLAIN + self.num_held_out_sentences] if held_out else texts[:NUM_PLAIN]
 
+    def rephrasing_kinds(self) -> dict[str, str]:
+        """Return the kind of each rephrasing of both files: `paraphrase` or `continuation`."""
+        records = (record for part in self._records.values() for record in part)
+        return {record["rephrase_prompt"]: kind_of(record["rephrase_prompt"], record["subject"]) for record in records}
+
     def words(self) -> None:
         """Return None: the vocabulary is not closed, so a tokenizer is trained on the sentences."""
 
@@ -115,3 +123,8 @@ class CounterFact:
     def _split(self, split: str) -> list[dict[str, Any]]:
         check_split(split)
         return self._part("train-a") + self._part("train-b") if split == "train" else self._part(split)
+
+
+def kind_of(rephrasing: str, subject: str) -> str:
+    """Return `paraphrase` for a rephrasing behind another sentence, else `continuation`."""
+    return "paraphrase" if _SENTENCE_BEFORE.search(rephrasing.partition(subject)[0]) else "continuation"

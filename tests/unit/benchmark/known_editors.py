@@ -44,6 +44,17 @@ class Known(Editor):
 
 
 @dataclass(frozen=True)
+class Late(Known):
+    """Changes nothing before the sixth edit."""
+
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
+        delta, after = super().edit(model, batch, state, cache)
+        return delta.scaled(float(state.num_edits >= 5)), after
+
+
+@dataclass(frozen=True)
 class Vandal(Known):
     """Breaks the contract of an editor: writes into the model."""
 

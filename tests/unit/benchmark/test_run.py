@@ -19,10 +19,11 @@ from errata.edit import Edit, EditBatch, EditRejected, Probe, batches_of
 from errata.editors import EditorState
 from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.rledit import RLEdit
+from errata.model.generation import own_answer
 from errata.model.language_model import LanguageModel
 from errata.model.prefix_cache import BatchCache
 from errata.testbed.world import World
-from tests.unit.benchmark.known_editors import MODULE, Known, Vandal, known, number
+from tests.unit.benchmark.known_editors import MODULE, Known, Late, Vandal, known, number
 
 
 def untrained(model: LanguageModel) -> RLEdit:
@@ -67,6 +68,62 @@ def test_facts_that_are_edited_again_have_columns_of_their_own(
     assert "reverted" not in plain[-1].to_json() and "reverted" in last.to_json()
 
 
+def test_questions_in_other_ways_have_columns_and_the_others_stay_as_they_are(
+    tiny_model: LanguageModel, stream: BenchmarkStream, tmp_path: Path
+) -> None:
+    tiny_model.module.config.max_position_embeddings = 128
+    plain = run_all(tiny_model, [known(change=0.5)], stream)
+    rows = run_all(tiny_model, [known(change=0.5)], replace(stream, transformations=("distracted", "negated", "fact_check")))
+    asked = {"distracted", "distracted_generalisation", "distracted_locality", "negated", "fact_check"}
+    for before, row in zip(plain, rows, strict=True):
+        timed = {name for name in before.to_json() if name.endswith(("_ms", "_s", "_bytes"))}
+        assert {n: v for n, v in row.to_json().items() if n in before.to_json().keys() - timed} == {
+            n: v for n, v in before.to_json().items() if n not in timed
+        }
+        found = row.to_json().keys() - before.to_json().keys()
+        assert found == {name for one in asked for name in (one, f"{one}_low", f"{one}_high")}
+    assert rows[0]["distracted_locality"] == 1.0 and number(rows[-1], "distracted_locality") < 1.0
+    write(rows, tmp_path, {})
+    assert "| distracted | negated | fact check |" in (tmp_path / "table.md").read_text()
+
+
+def test_kinds_of_rephrasings_have_columns_of_their_own(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
+    """The first edits have rephrasings that are right, as their targets are what the model says; the others are all wrong."""
+    own = [replace(edit, rephrasings=edit.rephrasings[:1], target="nothing of that kind") for edit in stream.edits]
+    right = {index: said for index in (0, 1) if (said := own_answer(tiny_model, own[index].rephrasings[0], 8))}
+    assert right
+    own = [replace(edit, target=right[index]) if index in right else edit for index, edit in enumerate(own)]
+    kinds = {edit.rephrasings[0]: "paraphrase" if index in right else "continuation" for index, edit in enumerate(own[:4])}
+    asked = replace(stream, edits=tuple(own), rephrasing_kinds=kinds, max_answer_tokens=8)
+    last = run_all(tiny_model, [], asked)[-1]
+    assert (last["generalisation_paraphrase"], last["generalisation_continuation"]) == (1.0, 0.0)
+    assert 0.0 < number(last, "generalisation") < 1.0
+    assert "generalisation_paraphrase" not in run_all(tiny_model, [], stream)[-1].to_json()
+
+
+def test_a_form_that_the_model_cannot_be_asked_in_is_refused(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
+    tiny_model.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"has no chat template: leave in_chat out"):
+        run_all(tiny_model, [], replace(stream, transformations=("in_chat", "negated")))
+    with pytest.raises(ValueError, match=r"the model's context has \d+: leave out distracted"):
+        run_all(tiny_model, [], replace(stream, transformations=("distracted",)))
+    with pytest.raises(ValueError, match="no transformation is named louder"):
+        replace(stream, transformations=("louder",))
+
+
+def test_the_first_success_and_the_half_life_are_columns(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
+    """Edits to what the unedited model says are right immediately, and lost when the third batch breaks the model."""
+    tiny_model.module.config.max_position_embeddings = 128
+    first, *_ = run(tiny_model, known(), stream)
+    assert first["immediate"] == 0.0 and first["half_life"] is None  # Nothing is right, so nothing can be lost.
+    own = [replace(edit, target=said) for edit in stream.edits if (said := own_answer(tiny_model, edit.prompt))]
+    kept = replace(stream, edits=tuple(own), retain_every=1, max_answer_tokens=32)
+    *_, last = run(tiny_model, known(change=0.0), kept)
+    assert (last["immediate"], last["half_life"], last["retention_ratio"]) == (1.0, math.inf, 1.0)
+    *_, lost = run(tiny_model, BenchmarkedEditor("Late", Late(change=0.5)), kept)
+    assert 0 < number(lost, "immediate") < 1 and 0 <= number(lost, "half_life") < math.inf
+
+
 def test_after_run_gets_every_answer_at_the_end(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
     answered: list[Answer] = []
     rows = run_all(tiny_model, [known(change=0.5)], stream, after_run=answered.extend)
@@ -105,8 +162,10 @@ def test_a_known_change_is_measured_and_undone(tiny_model: LanguageModel, stream
 def test_a_probe_that_is_edited_later_counts_until_then(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
     first, *rest = stream.edits
     asked = replace(first, locality=(Probe(rest[-1].prompt, "dog"),))
-    rows = run_all(tiny_model, [known()], replace(stream, edits=(asked, *rest)))
+    tiny_model.module.config.max_position_embeddings = 128
+    rows = run_all(tiny_model, [known()], replace(stream, edits=(asked, *rest), transformations=("distracted",)))
     assert [row.edits for row in rows] == [1, 5, 12] * 2 and rows[0]["locality"] == rows[0]["locality_tf"] == 1.0
+    assert rows[0]["distracted_locality"] == 1.0
 
 
 def test_all_editors_get_the_same_batches_in_the_same_order(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:

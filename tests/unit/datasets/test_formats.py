@@ -112,13 +112,13 @@ FIRST = {
         "The name of the country which Ada Arden is associated with is",
         "Tal",
         locality=(
-            Probe("The name of the mother of Ada Arden is", "Bea Arden", "relation"),
-            Probe("The name of the country which Cy Lund is associated with is", "Orr", "forgetfulness"),
+            Probe("The name of the mother of Ada Arden is", "Bea Arden", "relation", ("bea arden",)),
+            Probe("The name of the country which Cy Lund is associated with is", "Orr", "forgetfulness", ("orr",)),
         ),
         portability=(
-            Probe("The name of the continent which Ada Arden is part of is", "Northland", "logical"),
-            Probe("The name of the country which A. Arden is associated with is", "Tal", "alias"),
-            Probe("The capital of the country of Ada Arden is", "Talburg", "two_hop"),
+            Probe("The name of the continent which Ada Arden is part of is", "Northland", "logical", ("northland",)),
+            Probe("The name of the country which A. Arden is associated with is", "Tal", "alias", ("tal",)),
+            Probe("The capital of the country of Ada Arden is", "Talburg", "two_hop", ("talburg",)),
         ),
     ),
     "wikibigedit": Edit(
@@ -136,7 +136,7 @@ FIRST = {
         ("Ada Arden died in",),
         (Probe("The father of Ada Arden is", "Cy Arden", "relation"), Probe("Ada Arden lived in", "Tal", "forgetfulness")),
         (
-            Probe("The country in which Ada Arden died is", "Northland", "reasoning"),
+            Probe("The country in which Ada Arden died is", "Northland", "reasoning", ("the North",)),
             Probe("The place of death of A. Arden is", "Tal", "alias"),
         ),
     ),
@@ -206,6 +206,7 @@ OPTIONAL = {
         "requested_rewrite.0.question": "requested_rewrite[].question",
         "questions": "questions",
         "new_answer": "new_answer",
+        "new_answer_alias.0": "new_answer_alias[]",
     },
 }
 NEEDS = [(name, path) for name, paths in NEEDED.items() for path in paths]
@@ -339,7 +340,9 @@ def test_a_case_of_several_edits_is_read_whole_or_skipped_whole(tmp_path: Path) 
 def test_the_questions_of_a_case_are_asked_after_its_last_edit() -> None:
     first, second, _ = read_edits(FILES["mquake"])
     assert not first.portability
-    assert second.portability[0] == Probe("What is the capital of the country of Ada Arden?", "Newburg", "multi_hop")
+    assert second.portability[0] == Probe(
+        "What is the capital of the country of Ada Arden?", "Newburg", "multi_hop", ("New Burg",)
+    )
 
 
 @pytest.mark.parametrize(

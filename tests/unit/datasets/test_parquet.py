@@ -27,6 +27,7 @@ def test_a_round_trip_keeps_the_edits(tmp_path: Path) -> None:
         *World(20).edits("train", 10),
         Edit("a b", "c"),
         Edit("p", "t", portability=(Probe("q", "r", "alias"), Probe("s", "u"))),
+        Edit("p", "t", locality=(Probe("q", "USA", aliases=("United States", "America")), Probe("s", "u"))),
     ]
     write_parquet(edits, tmp_path / "edits.parquet")
     assert list(read_edits(tmp_path / "edits.parquet")) == edits
@@ -77,6 +78,7 @@ LEFT_OUT: list[tuple[dict[str, Any], str]] = [
     ({"rephrasings": ["c", ""]}, "rephrasings[]"),
     ({"rephrasings": [None, "c"]}, "rephrasings[]"),
     ({"rephrasings": ["c"], "locality": [None]}, "locality[]"),
+    ({"rephrasings": ["c"], "locality": [{"prompt": "c {}", "target": "d", "aliases": ["e"]}]}, "locality[].prompt"),
     ({"rephrasings": ["c"], "portability": [{"prompt": "c", "target": None}]}, "portability[].target"),
     ({"rephrasings": ["c"], "portability": [{"prompt": "c {}", "target": "d"}]}, "portability[].prompt"),
 ]

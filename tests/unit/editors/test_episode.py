@@ -28,6 +28,8 @@ UNDER_TEST = {
     "by-ridge": RLEdit(MODULES, rank=8, metric_strength=0.0),
     "by-ridge-two-passes": RLEdit(MODULES, rank=8, metric_strength=0.0, num_passes=2),
     "by-MEND": MEND(MODULES, rank=8),
+    "residual": RLEdit(MODULES, rank=8, metric_strength=10.0, num_passes=2, network="residual"),
+    "identity": RLEdit(MODULES, rank=8, metric_strength=10.0, network="identity"),
 }
 
 
@@ -39,7 +41,7 @@ def ready(
     editor = editor.initialised(model, [step.in_scope_texts for step in steps], batches, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in editor.trained_policy().net.named_parameters():
-        if name.endswith("B_RF"):  # Not zero, so that every parameter has a gradient.
+        if name.endswith(("B_RF", "head_F")):  # Not zero, so that every parameter has a gradient.
             parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
     return editor, steps, {n: KeyPreconditioner.start(b) for n, b in editor.trained_policy().base_preconditioners.items()}
 
@@ -64,6 +66,23 @@ def test_every_update_is_credited_with_every_later_loss(
 def test_the_size_of_an_update_is_that_of_its_matrix() -> None:
     V_nI, Z_nO = torch.randn(3, 5), torch.randn(3, 4)
     torch.testing.assert_close(Proposal(V_nI, Z_nO, V_nI).squared_norm(), (V_nI.T @ Z_nO).square().sum())
+
+
+def test_the_departure_of_a_residual_network_has_a_gradient_and_a_weight(tiny_model: LanguageModel) -> None:
+    editor, steps, preconditioners = ready(tiny_model, UNDER_TEST["residual"])
+
+    def gradient_of(penalty: float) -> dict[str, torch.Tensor]:
+        net = editor.trained_policy().net
+        net.zero_grad()
+        play(tiny_model, net, steps[:1], preconditioners, replace(REWARD, departure_penalty=penalty))
+        return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    without, once, twice = (gradient_of(penalty) for penalty in (0.0, 0.5, 1.0))
+    for name in (name for name in without if name.endswith(("B_RF", "head_F"))):
+        assert (once[name] - without[name]).norm() > 1e-6, name
+        torch.testing.assert_close(twice[name] - without[name], 2 * (once[name] - without[name]), rtol=1e-2, atol=1e-5)
+    for name in (name for name in without if name.endswith(("log_step_M", "log_ridge_M"))):
+        torch.testing.assert_close(once[name], without[name])
 
 
 def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from errata.edit import batches_of
+from errata.edit import EditBatch, batches_of
 from errata.editors import EditorState
 from errata.editors.hypernet import training
 from errata.editors.hypernet.episode import play
@@ -19,6 +21,7 @@ from errata.editors.hypernet.episode_batch import EpisodeBatch
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
+from errata.editors.hypernet.net import Network
 from errata.editors.hypernet.reward import Reward
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Fold, Schedule, Trainer
@@ -161,3 +164,40 @@ def test_past_keys_are_remembered_unless_their_weight_is_zero(tiny_model: Langua
     assert forgotten != kept
     bare = EditorState(state.num_edits, state.tensors)  # A state from a file has nothing derived.
     assert editor.edit(tiny_model, second, bare)[0].digest() == editor.edit(tiny_model, second, state)[0].digest()
+
+
+@pytest.mark.parametrize("network", ["residual", "identity"])
+def test_another_network_is_trained_saved_and_loaded(tiny_model: LanguageModel, tmp_path: Path, network: Network) -> None:
+    editor, batches = begun(tiny_model, network)
+    trainer = Trainer(editor, tiny_model, [Fold(World(20).edits("train", 20), {})], Schedule(2, 1, 2, 3), seed=0)
+    before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
+    for _ in range(2):
+        trainer.step()
+    assert all(
+        not torch.equal(p, before[name]) for name, p in trainer.net.named_parameters() if "log_" in name or "head" in name
+    )
+    editor.save(tmp_path, {})
+    again = type(editor).load(tmp_path)
+    assert again.network == network and digest_of(again, tiny_model, batches[0]) == digest_of(editor, tiny_model, batches[0])
+
+
+def test_an_artifact_from_before_networks_could_be_chosen_is_loaded(tiny_model: LanguageModel, tmp_path: Path) -> None:
+    editor, batches = begun(tiny_model, "full")
+    editor.save(tmp_path, {})
+    description = json.loads((tmp_path / "artifact.json").read_text())
+    del description["fields"]["network"], description["fields"]["reward"]["departure_penalty"]
+    (tmp_path / "artifact.json").write_text(json.dumps(description))
+    again = RLEdit.load(tmp_path)
+    assert again.network == "full" and digest_of(again, tiny_model, batches[0]) == digest_of(editor, tiny_model, batches[0])
+    with pytest.raises(ValueError, match="network is one of full, residual, identity, not 'wide'"):
+        RLEdit(network="wide")  # type: ignore[arg-type]
+
+
+def begun(model: LanguageModel, network: Network) -> tuple[RLEdit, list[EditBatch]]:
+    batches = list(batches_of(World(20).edits("train", 20), 5))
+    editor = RLEdit(("layers.1.mlp.down_proj",), rank=8, network=network)
+    return editor.initialised(model, [EpisodeBatch(model, batch).in_scope_texts for batch in batches], batches, seed=0), batches
+
+
+def digest_of(editor: RLEdit, model: LanguageModel, batch: EditBatch) -> str:
+    return editor.edit(model, batch, EditorState())[0].digest()

@@ -7,7 +7,7 @@ import torch
 
 from errata.edit import EditRejected
 from errata.editors.hypernet import net as net_module
-from errata.editors.hypernet.net import Hypernetwork, Proposal, Rule
+from errata.editors.hypernet.net import NETWORKS, Hypernetwork, Network, Proposal, Rule
 from errata.editors.past_keys import with_keys
 from errata.editors.solve import KeyPreconditioner, base_preconditioner
 from errata.model.capture import Captured
@@ -19,11 +19,11 @@ SPEC = ModelSpec(tuple(MatrixSpec(f"layers.{layer}.mlp.{name}", *size) for layer
 
 
 def randn(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def a_net(rule: Rule) -> Hypernetwork:
-    net = Hypernetwork(SPEC, rank=4, num_blocks=2, centred=False, seed=0, rule=rule)
+def a_net(rule: Rule, network: Network = "full") -> Hypernetwork:
+    net = Hypernetwork(SPEC, rank=4, num_blocks=2, centred=False, seed=0, rule=rule, network=network)
     for i, parameter in enumerate(net.parameters()):  # Not the identity, and different for each matrix.
         parameter.data += 0.3 * randn(*parameter.shape, seed=i)
     return net
@@ -78,6 +78,48 @@ def test_passes_over_the_same_keys_share_the_inverses() -> None:
     assert all(shared[name].inverses[ridge] is inverse for name, found in kept.items() for ridge, inverse in found.items())
     for name in first:
         assert torch.equal(first[name].Z_nO, second[name].Z_nO)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_begins_at_the_identity(network: Network) -> None:
+    net, captured = Hypernetwork(SPEC, 4, 2, False, 0, network=network), rows({})
+    net.observe(captured)
+    for shape_net in net._each_net():
+        for group, index_m in shape_net.groups(captured):
+            made = shape_net(group, index_m)
+            first_mnF = torch.stack([shape_net.normaliser(torch.cat([r.keys_TI, r.grads_TO], 1)) for r in group.values()])
+            assert torch.equal(torch.cat([made.pseudo_mnI, made.g_mnO], 2), first_mnF)
+            assert (made.departure_mn is None) == (network != "residual")
+            assert made.departure_mn is None or not made.departure_mn.any()
+    trained = {name.rpartition(".")[2] for name, _ in net.named_parameters()}
+    assert (trained == {"log_step_M", "log_ridge_M"}) == (network == "identity")
+
+
+def test_a_residual_network_has_a_step_for_each_row_and_leaves_the_keys() -> None:
+    """The gradients of a row are those of the identity times a factor between 1/8 and 8, as long as f is zero."""
+    net = Hypernetwork(SPEC, 4, 2, False, 0, network="residual")
+    captured = rows({})
+    for shape_net in net._each_net():
+        shape_net.head_F.data.copy_(3 * randn(len(shape_net.head_F), seed=1))
+        for group, index_m in shape_net.groups(captured):
+            made = shape_net(group, index_m)
+            assert torch.equal(made.pseudo_mnI, made.k_mnI)  # The normaliser has seen nothing, and changes nothing.
+            factor_mnO = made.g_mnO / torch.stack([r.grads_TO for r in group.values()])
+            assert (factor_mnO.amin(2) - factor_mnO.amax(2)).abs().max() < 1e-4
+            factor_mn = factor_mnO.mean(2)
+            assert factor_mn.min() >= 1 / 8.01 and factor_mn.max() <= 8.01 and factor_mn.std() > 0.5
+            torch.testing.assert_close(made.departure_mn, factor_mn.log().square())
+
+
+def test_the_departure_of_a_matrix_is_that_of_its_own_rows() -> None:
+    net = a_net("outer", "residual")
+    captured = rows({"layers.1.mlp.down_proj": 3, "layers.2.mlp.down_proj": 8})
+    together = net.propose(captured, {})
+    for name, own in captured.items():
+        alone = net.propose({name: own}, {})[name].departure
+        assert alone is not None and float(alone.detach()) > 0
+        torch.testing.assert_close(together[name].departure, alone)
+    assert all(proposal.departure is None for proposal in a_net("outer").propose(captured, {}).values())
 
 
 def test_one_matrix_without_a_solution_refuses_the_batch() -> None:

@@ -44,6 +44,15 @@ def test_a_scorecard_is_flattened():
     assert Scorecard(0.5, None, 0.8, None, None, None, 2, "free").to_json()["locality"] == 0.8
 
 
+def test_an_alias_of_a_probe_is_its_answer_too():
+    aliases = ("the United States", "America")
+    edit = Edit("a", "b", locality=(Probe("n", "USA", aliases=aliases),), portability=(Probe("p", "USA", aliases=aliases),))
+    questions = Questions.of([edit])
+    for answer, right in (("usa.", 1.0), ("America", 1.0), ("United States", 1.0), ("Canada", 0.0)):
+        card = score(questions, {"a": "b", "p": answer, "n": answer}, {"n": answer})
+        assert (card.portability, card.locality_gold, card.locality) == (right, right, 1.0)
+
+
 def test_portability_is_also_counted_by_kind():
     kinds = ("two_hop", "two_hop", "RippleEdits: Alias (1)", "")
     edits = [Edit("a", "b", portability=tuple(Probe(f"p{i}", str(i), kind) for i, kind in enumerate(kinds)))]

@@ -23,6 +23,7 @@ from jobs.suites import SUITES, from_arguments
         (["suite=tiny", "grids=1"], "has no field 'grids'"),
         (["suite=tiny", "full"], "field=value, or FULL"),
         (["suite=tiny", "batch_size=0"], "at least 1: batch_size"),
+        (["suite=tiny", "transformations=negated,louder"], "no transformation is named louder; there are in_chat"),
         (["suite=tiny", "checkpoints=1,0"], "at least 1: checkpoints 0"),
         (["suite=tiny", "seeds=0,x"], "seeds: 'x' in '0,x' is not of type int"),
         (["FULL", "corpus.num_subjects=200", "num_edits=300"], "fewer than 300"),

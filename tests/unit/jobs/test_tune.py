@@ -104,6 +104,35 @@ def test_each_sweep_has_its_folder() -> None:
     assert len({sweep.directory for sweep in sweeps}) == len(sweeps)
 
 
+def test_the_first_trials_are_the_plans_own_settings_with_each_network() -> None:
+    sweep = tune.from_command_line(["plan=demo", "sweep=locality_weight,backtrack_depth,network,learning_rate"])
+    first, *others = tune.first_points(sweep)
+    assert first == {
+        "editor.reward.locality_weight": 1.0,  # The plan has 0.7, which is below the sweep's bound.
+        "editor.reward.backtrack_depth": 2,
+        "editor.learning_rate": 3e-3,
+        "editor.network": "identity",
+    }
+    assert [one["editor.network"] for one in others] == ["full", "residual"]
+    assert with_fields(sweep.plan, first).editor.network == "identity"
+    deep = tune.from_command_line(["plan=demo", "sweep=backtrack_depth,network", "editor.reward.backtrack_depth=9"])
+    assert tune.first_points(deep)[0]["editor.reward.backtrack_depth"] == 4
+    assert tune.first_points(tune.from_command_line(["plan=demo", "sweep=discount"])) == []
+    assert "editor.network" in tune.from_command_line(["plan=tiny"]).fields
+
+
+def test_ray_takes_the_first_trials(tmp_path: Path) -> None:
+    """Optuna proposes them in their order, with a value for every setting."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    sweep = tune.from_command_line(["plan=demo"])
+    points = tune.first_points(sweep)
+    search = OptunaSearch(metric=tune.SCORE, mode="max", points_to_evaluate=points)
+    assert search.set_search_properties(tune.SCORE, "max", {field: tune.SPACE[field] for field in sweep.fields})
+    for index, point in enumerate(points):
+        assert search.suggest(f"trial-{index}") == pytest.approx(point)
+
+
 def test_settings_are_set_by_path() -> None:
     plan = with_fields(PLANS["tiny"](), {"editor.reward.discount": 0.8, "editor.memory": 2.0})
     assert (plan.editor.reward.discount, plan.editor.memory) == (0.8, 2.0)
@@ -164,11 +193,12 @@ def test_a_bad_plan_file_is_named(content: str, says: str, tmp_path: Path) -> No
 
 def test_a_sweep_is_plotted_and_its_deciding_setting_is_most_important(tmp_path: Path) -> None:
     rng = random.Random(0)
-    fields = ("editor.reward.discount", "editor.reward.update_penalty")
+    fields = ("editor.reward.discount", "editor.reward.update_penalty", tune.NETWORK)
     trials = []
-    for _ in range(12):
+    for index in range(12):
         discount, penalty = rng.uniform(0.7, 1.0), 10 ** rng.uniform(-6, -2)
-        trials.append({"settings": {fields[0]: discount, fields[1]: penalty}, "score": discount})
+        network = tune.NETWORKS[index % 3]
+        trials.append({"settings": dict(zip(fields, (discount, penalty, network), strict=True)), "score": discount})
     importances = draw(trials, {field: tune.SPACE[field] for field in fields}, tmp_path)
     assert importances[fields[0]] > 0.8 > importances[fields[1]]
     assert (tmp_path / "heatmap.png").stat().st_size > 5000 and (tmp_path / "importances.png").exists()

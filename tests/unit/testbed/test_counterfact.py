@@ -96,6 +96,24 @@ def test_an_edit_is_the_false_statement_of_its_record(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Where Bo Ek is from, people speak", "continuation"),
+        ("Bo Ek's greatest accomplishment is", "continuation"),
+        ("One person killed. Bo Ek plays", "paraphrase"),
+        ('No one has such documentation." Which position does Bo Ek play? They play as', "paraphrase"),
+        ("The lists are ready (procedures etc.) Bo Ek, of", "paraphrase"),
+        ("References\n\nTownships Bo Ek has a citizenship from", "paraphrase"),
+        ("The fictional planetoid of the 30th century . Bo Ek is in", "paraphrase"),
+    ],
+)
+def test_a_rephrasing_behind_a_sentence_is_a_paraphrase_and_others_are_continued(tmp_path: Path, text: str, kind: str) -> None:
+    records = [*TEST[:2], TEST[2] | {"rephrase_prompt": text}]
+    kinds = a_corpus(tmp_path, counterfact_edit=records).rephrasing_kinds()
+    assert kinds[text] == kind and kinds["Where Ada One is from, people speak"] == "continuation"
+
+
 def test_plain_sentences_for_perplexity_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counterfact, "NUM_PLAIN", 2)
     corpus = a_corpus(tmp_path, me_ppl_1k=[{"Corpus": "Wiki", "Text": "too short"}, *TEXTS])

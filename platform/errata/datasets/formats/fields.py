@@ -84,6 +84,30 @@ def answer_value(found: Any, field: str) -> str:
     return written_value(found, field)
 
 
+def answer_aliases(found: Any, left_out: LeftOut, field: str) -> tuple[str, ...]:
+    """Return the other texts of the group of aliases that `answer_value` takes the first of; none if groups are not given.
+
+    A list that is in no other one may be of several answers, so its texts are no aliases.
+    """
+    depth = 0
+    while isinstance(found, list) and found and isinstance(found[0], list):
+        found, depth = found[0], depth + 1
+    return texts_of(found[1:], field, left_out) if depth and isinstance(found, list) else ()
+
+
+def texts_of(found: Any, field: str, left_out: LeftOut) -> tuple[str, ...]:
+    """Return texts and numbers of a list that may be absent, cleaned; an element of another type is left out."""
+    kept: list[str] = []
+    if found is not None and not isinstance(found, list):
+        left_out.append(EditRejected(f"must be a list of strings, not {kind_of(found)}", field=field, code=Code.WRONG_TYPE))
+    for index, one in enumerate(found if isinstance(found, list) else []):
+        try:
+            kept.append(written_value(one, f"{field}[{index}]"))
+        except EditRejected as rejected:
+            left_out.append(rejected)
+    return tuple(dict.fromkeys(kept))
+
+
 def either(record: Record, *names: str) -> str:
     """Return the first of the fields that is given, or the first of all, so that its absence is what an error names."""
     return next((name for name in names if name in record), names[0])

@@ -3,7 +3,7 @@
 {subject | concept, prompt | text, target_new | labels, rephrase_prompt?, portability: {Reasoning, Subject_Aliasing,
 Logical_Generalization: [...]}, locality: {Relation_Specificity, Forgetfulness: [{prompt, ground_truth}]}}; read off
 EasyEdit's loader and its README. `ground_truth` is a string, a list of strings or a list of lists of aliases: the first
-string is taken; `prompt` of a probe may be a list of one. Probes without an answer are left out.
+string is taken, with its aliases; `prompt` of a probe may be a list of one. Probes without an answer are left out.
 """
 
 from __future__ import annotations

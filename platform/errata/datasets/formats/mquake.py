@@ -1,8 +1,9 @@
 """MQuAKE: a case is a few edits and the multi-hop questions whose answer follows from them together.
 
-{case_id, requested_rewrite: [{prompt with {}, subject, question, target_new: {str}}], questions, new_answer}; read off the
-example in the README of github.com/princeton-nlp/MQuAKE as others quote it, and EasyEdit's loader. An edit's own question
-is a rephrasing. The multi-hop questions belong to the last edit of the case, after which all its edits are applied.
+{case_id, requested_rewrite: [{prompt with {}, subject, question, target_new: {str}}], questions, new_answer,
+new_answer_alias?}; read off the example in the README of github.com/princeton-nlp/MQuAKE as others quote it, and EasyEdit's
+loader. An edit's own question is a rephrasing. The multi-hop questions belong to the last edit of the case, after which all its
+edits are applied.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from errata.datasets.formats.fields import (
     optional_text,
     text,
     texts,
+    texts_of,
     value,
     written,
 )
@@ -48,7 +50,9 @@ def _asked(record: Record, left_out: LeftOut) -> tuple[Probe, ...]:
     except EditRejected as rejected:
         left_out.append(rejected)
         return ()
-    return tuple(Probe(question, answer, "multi_hop") for question in questions)
+    aliases = texts_of(record.get("new_answer_alias"), "new_answer_alias", left_out)
+    others = tuple(alias for alias in aliases if alias != answer)
+    return tuple(Probe(question, answer, "multi_hop", others) for question in questions)
 
 
 def _edit(rewrite: Record, index: int, case: str | None, left_out: LeftOut) -> Edit:

@@ -3,8 +3,9 @@
 As two fields of the record: {loc, loc_ans}. As one field: {prompt, ground_truth} (also {prompt, target}, {prompt, answer},
 {question, answer}, {loc, loc_ans} and zsRE's {New Question, New Answer}), a list of such objects, lists in lists, or an object
 of named groups of any of these ({"Reasoning": [...]}, {"Reasoning": {...}}). An answer may be a list, or a list of lists of
-aliases, of which the first is taken; questions and answers may be lists of equal length, as EasyEdit passes them. Read off
-EasyEdit's loaders and examples, and the files of QAEdit, CKnowEdit and zsRE.
+aliases, of which the first is taken, and the others of its group as aliases; so are `aliases` of an object with one question.
+Questions and answers may be lists of equal length, as EasyEdit passes them. Read off EasyEdit's loaders and examples, and the
+files of QAEdit, CKnowEdit and zsRE.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from errata.datasets.formats.fields import LeftOut, Record, answer_value, kind_of, value
+from errata.datasets.formats.fields import LeftOut, Record, answer_aliases, answer_value, kind_of, texts_of, value
 from errata.edit import Code, EditRejected, Probe
 
 QUESTIONS = ("prompt", "question", "loc", "New Question")
@@ -75,7 +76,7 @@ def _collect(found: Any, field: str, kind: str, made: list[Probe], left_out: Lef
         left_out.append(EditRejected(reason, field=field, code=Code.WRONG_TYPE))
     elif "prompt" in found or any(name in found for name in QUESTIONS):
         try:
-            made += _probes_of(found, field, kind)
+            made += _probes_of(found, field, kind, left_out)
         except EditRejected as rejected:
             left_out.append(rejected)
     elif any(name in found for name in ANSWERS):
@@ -88,7 +89,7 @@ def _collect(found: Any, field: str, kind: str, made: list[Probe], left_out: Lef
                 _collect(inner, f"{field}.{group}", KINDS.get(group, str(group)), made, left_out, depth - 1)
 
 
-def _probes_of(found: Record, field: str, kind: str) -> list[Probe]:
+def _probes_of(found: Record, field: str, kind: str, left_out: LeftOut) -> list[Probe]:
     """Make the probes of one object: one, or as many as its lists of questions and answers are long."""
     asked = next(name for name in QUESTIONS if name in found)
     answered = next((name for name in ANSWERS if name in found), ANSWERS[0])
@@ -102,7 +103,11 @@ def _probes_of(found: Record, field: str, kind: str) -> list[Probe]:
         ]
     if isinstance(question, list) and len(question) == 1:
         question = question[0]
-    return [Probe(_question(question, f"{field}.{asked}"), answer_value(answer, f"{field}.{answered}"), kind)]
+    target = answer_value(answer, f"{field}.{answered}")
+    others = answer_aliases(answer, left_out, f"{field}.{answered}")
+    others += texts_of(found.get("aliases"), f"{field}.aliases", left_out)
+    aliases = tuple(dict.fromkeys(other for other in others if other != target))
+    return [Probe(_question(question, f"{field}.{asked}"), target, kind, aliases)]
 
 
 def _question(found: Any, field: str) -> str:

@@ -5,14 +5,14 @@ Subject_Aliasing, Compositionality_I, Compositionality_II, Forgetfulness: [{test
 aliases}]}]}]}; read off README and src/ of github.com/edenbiran/RippleEdits. The file names subject and target by their
 Wikidata ids only: the sentence is cut after the verb that ends every phrase of its relations (is, are, follows, is followed
 by), at its last place, and there is no subject (KnowEdit has these edits with subjects). The first answer of a query is
-taken; queries without one are left out and counted.
+taken, with its aliases; queries without one are left out and counted.
 """
 
 from __future__ import annotations
 
 import re
 
-from errata.datasets.formats.fields import LeftOut, Record, objects, text, value, written
+from errata.datasets.formats.fields import LeftOut, Record, objects, text, texts_of, value, written
 from errata.edit import Code, Edit, EditRejected, Probe
 
 # Criteria by the kind of probe that they become.
@@ -62,17 +62,19 @@ def _probes(record: Record, criteria: dict[str, str], left_out: LeftOut) -> tupl
                 continue
             for query in queries:
                 try:
-                    made.append(_probe(query, kind))
+                    made.append(_probe(query, kind, left_out))
                 except EditRejected as rejected:
                     left_out.append(_of(field, rejected))
     return tuple(made)
 
 
-def _probe(query: Record, kind: str) -> Probe:
+def _probe(query: Record, kind: str, left_out: LeftOut) -> Probe:
     answers = objects(query, "answers")
     if not answers:
         raise EditRejected("has no answer", field="answers", code=Code.EMPTY_FIELD)
-    return Probe(text(query, "prompt"), written(answers[0], "value"), kind)
+    target = written(answers[0], "value")
+    aliases = texts_of(answers[0].get("aliases"), "answers[0].aliases", left_out)
+    return Probe(text(query, "prompt"), target, kind, tuple(alias for alias in aliases if alias != target))
 
 
 def _of(place: str, fault: EditRejected) -> EditRejected:

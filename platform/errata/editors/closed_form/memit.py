@@ -22,12 +22,23 @@ from errata.editors.closed_form.multi_layer import MultiLayerEditor
 class MEMIT(MultiLayerEditor):
     """MEMIT; `moment_weight` is λ, `memory` the weight of past keys.
 
-    `floor` is added to the diagonal of λ C, because moments of too little text have no inverse.
+    `floor` is added to the diagonal of λ C, because moments of too little text have no inverse. With `num_passes` above one the
+    same targets are written again for what is still missing, as RLEdit repeats its step; published is one.
     """
 
     moment_weight: float = 15_000.0
     floor: float = 0.0
     memory: float = 0.0
+    num_passes: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_passes < 1:
+            raise ValueError(f"num_passes is at least 1, not {self.num_passes}")
+
+    @property
+    def passes(self) -> int:
+        return self.num_passes
 
     @property
     def past_weight(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Moments:
             if tensors:
                 save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, str(directory / f"{name}.safetensors"))
         (directory / "moments.json").write_text(json.dumps(dict(self.record), indent=1))
+
+    def whitened(self) -> Moments:
+        """Return moments of the same trace that know no direction: what remains of a metric if its text is left out."""
+        eyes = {name: torch.eye(len(C_II)).to(C_II) * C_II.diagonal().mean() for name, C_II in self.by_input.items()}
+        return replace(self, by_input=eyes)
 
     @classmethod
     def load(cls, directory: str | Path, device: Any = "cpu") -> Moments:

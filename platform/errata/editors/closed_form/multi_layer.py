@@ -20,7 +20,7 @@ from torch import Tensor
 
 from errata.delta.parts import LowRank
 from errata.delta.side_branch import applied
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import EditBatch
 from errata.editors.closed_form.contexts import Contexts, tokenise_at_subject
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit, block_of, inputs_at, output_at
@@ -36,6 +36,11 @@ from errata.timing import timed
 class MultiLayerEditor(LocateThenEdit):
     """Base class of the editors that write one target into several layers."""
 
+    @property
+    def passes(self) -> int:
+        """The number of times that the targets are written, each time for what is still missing."""
+        return 1
+
     def write(
         self,
         model: LanguageModel,
@@ -50,7 +55,24 @@ class MultiLayerEditor(LocateThenEdit):
         def gram_of(name: str, keys_nI: Tensor) -> KeyGram:
             return KeyGram.of(keys_nI, preconditioners[name])
 
-        return write_layers(model, batch, contexts, names, wanted_nD, gram_of)
+        return write_repeatedly(model, batch, contexts, names, wanted_nD, gram_of, self.passes)
+
+
+def write_repeatedly(
+    model: LanguageModel,
+    batch: EditBatch,
+    contexts: Contexts,
+    names: Sequence[str],
+    wanted_nD: Tensor,
+    gram_of: Callable[[str, Tensor], KeyGram],
+    passes: int,
+) -> WeightDelta:
+    """Write what is missing at the last of the matrices `names`, and again on the result; arguments as for `write_layers`."""
+    delta = write_layers(model, batch, contexts, names, wanted_nD, gram_of)
+    for _ in range(passes - 1):
+        with applied(model.module, delta):
+            delta = chained([delta, write_layers(model, batch, contexts, names, wanted_nD, gram_of)])
+    return delta
 
 
 def write_layers(

@@ -1,12 +1,14 @@
-"""Gradient descent on the answers of a batch, with the change of each matrix as the parameter.
+"""Gradient descent on the answers of a batch, with what is beside the frozen weights as the parameters.
 
-The change is a side branch beside the frozen weights, `y + x Dᵀ`, so the model is never written to and the method does not
-depend on the orientation of the stored weight. Adam on the change is Adam on the weight. O out-features, I in-features.
+In `descend` that is the change of each matrix as a side branch, `y + x Dᵀ`, so the model is never written to and the method
+does not depend on the orientation of the stored weight. Adam on the change is Adam on the weight. O out-features, I
+in-features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -47,29 +49,45 @@ def descend(model: LanguageModel, batch: EditBatch, modules: Sequence[str], max_
     spec = find_matrices(model.module, modules)
     change = {m.name: torch.zeros(m.shape, device=device_of(model.module, m.name), requires_grad=True) for m in spec.matrices}
     branch = WeightDelta({name: Dense(D_OI) for name, D_OI in change.items()})
-    optimizer = torch.optim.Adam(change.values(), lr=descent.learning_rate)
-    generator = torch.Generator().manual_seed(descent.seed)
-
-    def loss_of(encoded: Encoded) -> Tensor:
-        with applied(model.module, branch), torch.enable_grad():
-            return answer_nll(answer_log_probs(model.module, encoded), encoded).mean()
-
-    with timed("solve"):
-        for _ in range(descent.num_epochs):
-            losses = [_step(loss_of, e, optimizer, change, descent) for e in _mini_batches(model, batch, descent, generator)]
-            if sum(losses) / len(losses) < descent.loss_floor:
-                break
+    minimise(model, batch, list(change.values()), descent, lambda: applied(model.module, branch))
     delta = WeightDelta({name: Dense(D_OI.detach()) for name, D_OI in change.items()})
     if not delta.is_finite:
         raise EditRejected("the update is not finite: lower learning_rate", code=Code.NOT_FINITE)
     return delta
 
 
+def minimise(
+    model: LanguageModel,
+    batch: EditBatch,
+    parameters: Sequence[Tensor],
+    descent: Descent,
+    beside: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Minimise the mean -log p of the batch's answers over `parameters`, which the model reads inside of `beside`.
+
+    Raises `EditRejected` for a loss that is not finite.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=descent.learning_rate)
+    generator = torch.Generator().manual_seed(descent.seed)
+
+    def loss_of(encoded: Encoded) -> Tensor:
+        with beside(), torch.enable_grad():
+            return answer_nll(answer_log_probs(model.module, encoded), encoded).mean()
+
+    with timed("solve"):
+        for _ in range(descent.num_epochs):
+            losses = [
+                _step(loss_of, e, optimizer, parameters, descent) for e in _mini_batches(model, batch, descent, generator)
+            ]
+            if sum(losses) / len(losses) < descent.loss_floor:
+                break
+
+
 def _step(
     loss_of: Callable[[Encoded], Tensor],
     encoded: Encoded,
     optimizer: torch.optim.Optimizer,
-    change: dict[str, Tensor],
+    parameters: Sequence[Tensor],
     descent: Descent,
 ) -> float:
     loss = loss_of(encoded)
@@ -82,7 +100,7 @@ def _step(
         optimizer.step()
         if descent.box is not None:
             with torch.no_grad():
-                for D_OI in change.values():
+                for D_OI in parameters:
                     D_OI.clamp_(-descent.box, descent.box)
     return value
 

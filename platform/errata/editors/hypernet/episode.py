@@ -2,6 +2,7 @@
 
 Paper: RLEdit (2502.05759). State: the model so far. Action: the update of the next batch. The reward of step t is minus
     Σ_{i<=min(t,k)} μ^i [ CE(batch t-i, its prompts and rephrasings) + c KL(base | now; its locality probes) ] + η |S_t|²
+and, for a residual network, minus the weighted departure from the identity (net.py),
 and the return discounts step t by γ^t. Each step's loss is credited to every update before it: S_s enters W_t for all s <= t.
 Deviations: see docs/rledit.md. Nothing is remembered between episodes; the network's parameters receive gradients.
 n edited tokens, I in-features, O out-features, T answer tokens, V vocabulary.
@@ -190,16 +191,19 @@ class Episode:
             self.cache.forget(text)
 
     def backward(self) -> float:
-        """Back-propagate the updates' gradients, and the penalty on their size, to the network.
+        """Back-propagate the updates' gradients, and the penalties on their size and departure, to the network.
 
         Returns the sum of the updates' squared Frobenius norms.
         """
         surrogate, total = torch.zeros((), device=self.model.device), 0.0
         for t, updates in enumerate(self.updates):
             for update in updates.values():
-                norm2 = update.proposal.squared_norm()
-                weight = self.reward.discount ** (t // self.options.num_passes) * self.reward.update_penalty
+                norm2, departure = update.proposal.squared_norm(), update.proposal.departure
+                discount = self.reward.discount ** (t // self.options.num_passes)
+                weight = discount * self.reward.update_penalty
                 surrogate = surrogate + update.surrogate() + weight * norm2
+                if departure is not None:
+                    surrogate = surrogate + discount * self.reward.departure_penalty * departure
                 total += float(norm2.detach())
         surrogate.backward()
         return total

@@ -23,7 +23,7 @@ from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.editor import Editor, check_batch, check_finite
-from errata.editors.hypernet.net import Hypernetwork, Rule
+from errata.editors.hypernet.net import NETWORKS, Hypernetwork, Network, Rule
 from errata.editors.hypernet.reward import Reward
 from errata.editors.past_keys import edits_by_answer, next_state, preconditioners_for
 from errata.editors.solve import KeyGram, KeyPreconditioner, base_preconditioner
@@ -52,7 +52,9 @@ class HypernetworkEditor(Editor):
 
     `modules` are patterns of module names. `first_step` and `first_ridge` set the scale that training starts from; None takes
     the published constants. `metric_strength` is c of the key preconditioner, 0 for the plain ridge solve, and `memory` is the
-    weight of past keys in it. With `num_passes` above one, an edit is repeated on the edited model.
+    weight of past keys in it. With `num_passes` above one, an edit is repeated on the edited model. `network` is what is
+    trained beside step and ridge: `full`, the published blocks; `residual`, a departure of the gradients from the identity and
+    a step for each row; or `identity`, nothing.
     """
 
     modules: tuple[str, ...] = ("mlp.down_proj",)
@@ -65,6 +67,7 @@ class HypernetworkEditor(Editor):
     metric_strength: float = 0.0
     memory: float = 1.0
     num_passes: int = 1
+    network: Network = "full"
     reward: Reward = field(default_factory=Reward)
     learning_rate: float = 3e-3
     max_batch: int = 1000
@@ -73,6 +76,10 @@ class HypernetworkEditor(Editor):
     is_trained: ClassVar[bool] = True
     rule: ClassVar[Rule] = "solve"
     trains_on_sequences: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.network not in NETWORKS:
+            raise ValueError(f"network is one of {', '.join(NETWORKS)}, not {self.network!r}")
 
     def initialised(
         self, model: LanguageModel, text: Sequence[Encoded], first: Iterable[EditBatch], seed: int, micro_batch: int = 0
@@ -83,7 +90,7 @@ class HypernetworkEditor(Editor):
         of these. At most `micro_batch` texts are in one forward pass, or with 0 all of a batch.
         """
         spec, bases = find_matrices(model.module, self.modules), self.measure_preconditioners(model, text)
-        net = Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule).to(model.device)
+        net = self._new_network(spec, seed).to(model.device)
         captured: dict[str, Captured] = {}
         for batch in first:
             parts = split(encode_rows(model.renderer, batch.rows, model.device), micro_batch)
@@ -94,6 +101,9 @@ class HypernetworkEditor(Editor):
                 captured, {n: KeyPreconditioner.start(b) for n, b in bases.items()}, self.first_step, self.first_ridge
             )
         return replace(self, policy=Policy(net, bases))
+
+    def _new_network(self, spec: ModelSpec, seed: int) -> Hypernetwork:
+        return Hypernetwork(spec, self.rank, self.num_blocks, self.centred, seed, self.rule, self.network)
 
     def measure_preconditioners(self, model: LanguageModel, text: Sequence[Encoded]) -> dict[str, Tensor]:
         """Measure the base preconditioner of each input on the keys of `text`; none with a `metric_strength` of 0."""
@@ -184,6 +194,6 @@ class HypernetworkEditor(Editor):
         editor = cls(**fields)
         tensors = load_file(str(Path(directory) / "policy.safetensors"), device=str(device))
         spec = ModelSpec(tuple(MatrixSpec(**matrix) for matrix in description["matrices"]))
-        net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, seed=0, rule=cls.rule).to(device)
+        net = editor._new_network(spec, seed=0).to(device)
         net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net|")})
         return replace(editor, policy=Policy(net, {k[7:]: v for k, v in tensors.items() if k.startswith("metric|")}))

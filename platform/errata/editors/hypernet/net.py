@@ -7,6 +7,11 @@ Papers: MEND (2110.11309), MALMEN (2311.04661), RLEdit (2502.05759). For each ro
 Deviations: η and λ are trained as logarithms (as plain numbers they dominate the clipped gradient 1e5-fold), and are
 initialised from a few batches, so that one setting fits models of any scale; random projections are scaled by 1/sqrt(width);
 all three methods use MALMEN's block, whose scale and shift follow the rectifier.
+With `network` other than "full":
+    identity:   k̃ = k, g̃ = g, both normalised: only η and λ are trained
+    residual:   k̃ = k, g̃ = exp(h) (g + f), f the part of the blocks' output beyond their input, h a number of each row in
+                ± log 8 (its own step size) from a linear head; the reward penalises |f|² and h²
+All three begin at the identity.
 Remembers nothing: the normaliser is trained with the network and frozen afterwards.
 m matrices of one shape in one call, M all of that shape, n rows (edited tokens), I in-features, O out-features, F = I + O,
 R rank.
@@ -17,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +35,9 @@ from errata.model.matrices import MatrixSpec, ModelSpec, input_sources
 from errata.timing import timed
 
 Rule = Literal["outer", "solve"]
+Network = Literal["full", "residual", "identity"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
+LOG_FACTOR = math.log(8.0)  # bound of h
 # The published step sizes; the sign of MEND's is in the rule.
 FIRST_STEP: dict[Rule, float] = {"outer": 1e-4, "solve": 1e-6}
 # Beyond this many rows the network's products keep any device busy, and more matrices in one call only need more memory.
@@ -38,11 +46,15 @@ ROWS_AT_ONCE = 2048
 
 @dataclass(frozen=True)
 class Proposal:
-    """The change of one matrix, `ΔW = Z_nOᵀ V_nI`, written at `keys_nI`; the factors carry gradients to the network."""
+    """The change of one matrix, `ΔW = Z_nOᵀ V_nI`, written at `keys_nI`; the factors carry gradients to the network.
+
+    `departure` is the mean of |f|² / O + h² over the rows of a residual network, None for another.
+    """
 
     V_nI: Tensor
     Z_nO: Tensor
     keys_nI: Tensor
+    departure: Tensor | None = None
 
     def squared_norm(self) -> Tensor:
         return ((self.V_nI @ self.V_nI.T) * (self.Z_nO @ self.Z_nO.T)).sum()
@@ -68,30 +80,59 @@ class Block(nn.Module):
         return x_mnF + self.scale_MF[index_m, None] * inner_mnF + self.shift_MF[index_m, None]
 
 
+class Directions(NamedTuple):
+    """Rows as a network leaves them: k, k̃ [m, n, I], g̃ [m, n, O], and the departure of each row, [m, n], if it is residual."""
+
+    k_mnI: Tensor
+    pseudo_mnI: Tensor
+    g_mnO: Tensor
+    departure_mn: Tensor | None = None
+
+    def departure(self, m: int, rows: slice) -> Tensor | None:
+        """Return the mean departure of these rows of a matrix."""
+        return None if self.departure_mn is None else self.departure_mn[m, rows].mean()
+
+
 class ShapeNet(nn.Module):
     """The hypernetwork of all matrices of one shape."""
 
-    def __init__(self, matrices: list[MatrixSpec], rank: int, num_blocks: int, centred: bool, rule: Rule) -> None:
+    def __init__(
+        self, matrices: list[MatrixSpec], rank: int, num_blocks: int, centred: bool, rule: Rule, network: Network = "full"
+    ) -> None:
         super().__init__()
         width = matrices[0].num_in + matrices[0].num_out
         self.index = {matrix.name: i for i, matrix in enumerate(matrices)}
         self.num_in = matrices[0].num_in
         self.normaliser = Normaliser(width, centred)
+        num_blocks = 0 if network == "identity" else num_blocks
         self.blocks = nn.ModuleList(Block(width, rank, len(matrices)) for _ in range(num_blocks))
+        self.is_residual = network == "residual"
+        if self.is_residual:
+            self.head_F = nn.Parameter(torch.zeros(width))
+            self.head_bias = nn.Parameter(torch.zeros(()))
         self.log_step_M = nn.Parameter(torch.full((len(matrices),), math.log(FIRST_STEP[rule])))
         self.log_ridge_M = nn.Parameter(torch.zeros(len(matrices)))
 
-    def forward(self, captured: Mapping[str, Captured], index_m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return k [m, n, I], k̃ [m, n, I] and g̃ [m, n, O] of m matrices, whose numbers are `index_m`.
+    def forward(self, captured: Mapping[str, Captured], index_m: Tensor) -> Directions:
+        """Return the directions of m matrices, whose numbers are `index_m`.
 
         If the matrices have different numbers of rows, the shorter ones are padded; the padding has no meaning.
         """
         k_mnI = pad_sequence([rows.keys_TI for rows in captured.values()], batch_first=True)
         g_mnO = pad_sequence([rows.grads_TO for rows in captured.values()], batch_first=True)
-        x_mnF = self.normaliser(torch.cat([k_mnI, g_mnO], 2))
+        first_mnF = x_mnF = self.normaliser(torch.cat([k_mnI, g_mnO], 2))
         for block in self.blocks:
             x_mnF = block(x_mnF, index_m)
-        return k_mnI, x_mnF[..., : self.num_in], x_mnF[..., self.num_in :]
+        if self.is_residual:
+            return self._beside_identity(k_mnI, first_mnF, x_mnF)
+        return Directions(k_mnI, x_mnF[..., : self.num_in], x_mnF[..., self.num_in :])
+
+    def _beside_identity(self, k_mnI: Tensor, first_mnF: Tensor, last_mnF: Tensor) -> Directions:
+        """Return the directions of a residual network from the input and the output of its blocks."""
+        f_mnO = (last_mnF - first_mnF)[..., self.num_in :]
+        h_mn = LOG_FACTOR * torch.tanh(last_mnF @ self.head_F + self.head_bias)
+        g_mnO = h_mn.exp()[..., None] * (first_mnF[..., self.num_in :] + f_mnO)
+        return Directions(k_mnI, first_mnF[..., : self.num_in], g_mnO, f_mnO.square().mean(-1) + h_mn.square())
 
     def groups(self, captured: Mapping[str, Captured]) -> Iterator[tuple[dict[str, Captured], Tensor]]:
         """Yield the captured matrices of this shape with their numbers, in groups that share one call."""
@@ -111,7 +152,16 @@ def _directions(k_mnI: Tensor, pseudo_mnI: Tensor, g_mnO: Tensor) -> Tensor:
 class Hypernetwork(nn.Module):
     """The policy network: one `ShapeNet` for each shape of matrix, initialised from a seed."""
 
-    def __init__(self, spec: ModelSpec, rank: int, num_blocks: int, centred: bool, seed: int, rule: Rule = "solve") -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        rank: int,
+        num_blocks: int,
+        centred: bool,
+        seed: int,
+        rule: Rule = "solve",
+        network: Network = "full",
+    ) -> None:
         super().__init__()
         self.spec, self.rule = spec, rule
         shapes: dict[str, list[MatrixSpec]] = {}
@@ -119,7 +169,7 @@ class Hypernetwork(nn.Module):
             shapes.setdefault(f"{matrix.num_out}x{matrix.num_in}", []).append(matrix)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.nets = nn.ModuleDict({key: ShapeNet(m, rank, num_blocks, centred, rule) for key, m in shapes.items()})
+            self.nets = nn.ModuleDict({key: ShapeNet(m, rank, num_blocks, centred, rule, network) for key, m in shapes.items()})
         self._source_of = input_sources(spec.names)
 
     def _net(self, name: str) -> ShapeNet:
@@ -162,13 +212,15 @@ class Hypernetwork(nn.Module):
         shared: dict[str, KeyGram],
     ) -> dict[str, Proposal]:
         with timed("network"):
-            k_mnI, pseudo_mnI, g_mnO = net(group, index_m)
-            directions_mnO = g_mnO if self.rule == "outer" else _directions(k_mnI, pseudo_mnI, g_mnO)
+            made: Directions = net(group, index_m)
+            directions_mnO = made.g_mnO if self.rule == "outer" else _directions(*made[:3])
             wanted_mnO = -net.log_step_M[index_m].exp()[:, None, None] * directions_mnO
         if self.rule == "outer":
             cut = {name: slice(len(rows.keys_TI)) for name, rows in group.items()}
             return {
-                name: Proposal(pseudo_mnI[m, cut[name]], wanted_mnO[m, cut[name]], rows.keys_TI)
+                name: Proposal(
+                    made.pseudo_mnI[m, cut[name]], wanted_mnO[m, cut[name]], rows.keys_TI, made.departure(m, cut[name])
+                )
                 for m, (name, rows) in enumerate(group.items())
             }
         for name, rows in group.items():
@@ -178,8 +230,8 @@ class Hypernetwork(nn.Module):
         solved = [shared[self._source_of[name]] for name in group]
         Z_mnO = solve_together(solved, wanted_mnO, net.log_ridge_M[index_m])
         return {
-            name: Proposal(of.V_nI, Z_nO, rows.keys_TI)
-            for (name, rows), of, Z_nO in zip(group.items(), solved, Z_mnO, strict=True)
+            name: Proposal(of.V_nI, Z_nO, rows.keys_TI, made.departure(m, slice(None)))
+            for m, ((name, rows), of, Z_nO) in enumerate(zip(group.items(), solved, Z_mnO, strict=True))
         }
 
     @torch.no_grad()
@@ -194,7 +246,7 @@ class Hypernetwork(nn.Module):
         for name, rows in captured.items():
             net = self._net(name)
             i = net.index[name]
-            k_1nI, pseudo_1nI, g_1nO = net({name: rows}, torch.tensor([i], device=rows.keys_TI.device))
+            k_1nI, pseudo_1nI, g_1nO, _ = net({name: rows}, torch.tensor([i], device=rows.keys_TI.device))
             moved_1nO = (k_1nI @ pseudo_1nI.mT) @ g_1nO if self.rule == "outer" else _directions(k_1nI, pseudo_1nI, g_1nO)
             net.log_step_M[i] = math.log(step / float(moved_1nO.square().mean().sqrt()))
             gram_nn = KeyGram.of(rows.keys_TI, preconditioners.get(self._source_of[name])).gram_nn

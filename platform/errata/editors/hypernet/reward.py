@@ -12,7 +12,8 @@ class Reward:
 
     With `backtrack_uniform` the k earlier batches are drawn from the whole episode instead of being the last ones, because old
     edits are forgotten first. `edit_weight` scales CE. With `score_prompts`, CE counts the edit prompts and their rephrasings,
-    else the rephrasings alone.
+    else the rephrasings alone. `departure_penalty` weighs how far a residual network departs from the identity in each update;
+    other networks do not depart.
     """
 
     discount: float = 1.0  # gamma
@@ -23,6 +24,7 @@ class Reward:
     backtrack_uniform: bool = False
     edit_weight: float = 1.0
     score_prompts: bool = True
+    departure_penalty: float = 0.01
 
     def backtracked(self, t: int, generator: random.Random) -> list[int]:
         """Return the batches that step t is scored on: its own, then up to k earlier ones."""

@@ -93,9 +93,8 @@ class Trainer:
         scalars = [p for n, p in self.net.named_parameters() if n.endswith(("log_step_M", "log_ridge_M"))]
         others = [p for n, p in self.net.named_parameters() if not n.endswith(("log_step_M", "log_ridge_M"))]
         # Gradients are clipped by group, because those of the scalars are far larger than the rest.
-        self.optimizer = torch.optim.Adam(
-            [{"params": others, "share": 1.0}, {"params": scalars, "share": 10.0}], lr=editor.learning_rate
-        )
+        groups: list[dict[str, Any]] = [{"params": others, "share": 1.0}, {"params": scalars, "share": 10.0}]
+        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=editor.learning_rate)
         self.train_step = 0
 
     def step(
