@@ -12,7 +12,7 @@ import httpx
 import yaml
 
 from errata.local.services import BIN
-from tests.chaos.poster import FACTS
+from tests.e2e.toy import FACTS
 from tests.chaos.service import Service
 
 

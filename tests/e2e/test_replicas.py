@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from errata.ledger import DELTA
-from tests.chaos.poster import FACTS
+from tests.e2e.toy import FACTS
 from tests.chaos.service import frozen, kill
 from tests.e2e.scalable import ScalableService
 from tests.e2e.serving.application import eventually
