@@ -41,7 +41,7 @@ def doubled(history: History) -> Iterator[str]:
 
 
 def accounted(history: History) -> Iterator[str]:
-    """Check (a): every acknowledged edit is live, superseded by a later post, taken out or gone back from, or refused itself."""
+    """Check (a): every acknowledged edit is live, superseded by a later one, taken out, gone back from, or refused itself."""
     yield from lost(history)
     yield from doubled(history)
     reverts = {id for revert in history.of_kind("revert") for id in revert.given["edits"]}

@@ -20,10 +20,15 @@ LOST, OUT_OF_USE = "lost", "out of use"
 class Operation:
     """One request of a client; times are seconds of one monotonic clock.
 
-    `end` is None if no answer came: the request may then take effect at any time after `begin`. Kinds, with what is `given` and
-    in the `answer`: `edit` (edits, wait, key; ids, made: the ids of those that were applied and changed something, version), `rollback` (version, expected_head; version), `revert` (edits,
-    mode, expected_head; version), `ask` (prompt, at_least; version, version_min, version_max, text), `look` (; head, replicas:
-    their versions by name), `page` (; ids).
+    `end` is None if no answer came: the request may then take effect at any time after `begin`. What is `given`, and what the
+    `answer` has, by kind:
+
+    * `edit`: edits, wait, key; ids, version, and `made`, the ids of those that were applied and changed something
+    * `rollback`: version, expected_head; version
+    * `revert`: edits, mode, expected_head; version
+    * `ask`: prompt, at_least; text, version_min, version_max, and `version`, which admitted the request
+    * `look`: the head, and `replicas`, their versions by name
+    * `page`: ids
     """
 
     kind: str
