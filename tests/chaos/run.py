@@ -17,18 +17,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
 from errata.hardware import hardware
 from tests.chaos.checks import SETTLED, doubled, lost, violations
 from tests.chaos.faults import FAULTS
-from tests.chaos.history import History
+from tests.chaos.history import History, JournalRow
 from tests.chaos.loop_disk import CannotMount, LoopDisk
 from tests.chaos.record import chain_of, rows_of
 from tests.chaos.service import Service
@@ -73,8 +75,7 @@ def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outc
         if outcomes[-1].fault is not None:
             break
     operations = workload.stop()
-    until_settled(service)
-    return outcomes, History(operations, chain_of(service.ledger()), rows_of(service.http))
+    return outcomes, History(operations, chain_of(service.ledger()), settled_rows(service))
 
 
 def _suffered(service: Service, part: str, draw: random.Random) -> Outcome:
@@ -85,11 +86,17 @@ def _suffered(service: Service, part: str, draw: random.Random) -> Outcome:
         return Outcome(part, None, str(fault)[:2000])
 
 
-def until_settled(service: Service) -> None:
-    """Wait until no edit is open, or for `SETTLE_S`; the checks name those that are."""
+def settled_rows(service: Service) -> tuple[JournalRow, ...]:
+    """Read the journal when no edit is open, or after `SETTLE_S`; nothing if the service does not answer any more."""
     deadline = time.monotonic() + SETTLE_S
-    while any(row.state not in SETTLED for row in rows_of(service.http)) and time.monotonic() < deadline:
+    rows: tuple[JournalRow, ...] = ()
+    while time.monotonic() < deadline:
+        with suppress(httpx.HTTPError):
+            rows = rows_of(service.http)
+            if all(row.state in SETTLED for row in rows):
+                break
         time.sleep(1)
+    return rows
 
 
 def report_of(outcomes: Sequence[Outcome], history: History) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts.remove(NEEDS_DISK)
         skipped[NEEDS_DISK] = str(fault)
         console.print(f"{NEEDS_DISK} is skipped: {fault}")
-    service = Service(directory, replicas=REPLICAS, with_keys=True, disk=disk, secrets=TEXTS)
+    service = Service(directory, with_jobs=False, replicas=REPLICAS, with_keys=True, disk=disk, secrets=TEXTS)
     began = time.monotonic()
     try:
         service.start()

@@ -40,6 +40,7 @@ class Service:
 
     directory: Path
     with_mlflow: bool = True
+    with_jobs: bool = True
     replicas: int = 1
     with_keys: bool = False
     disk: LoopDisk | None = None
@@ -79,7 +80,8 @@ class Service:
 
     def start_cluster(self) -> None:
         """Start MLflow and Ray without the application."""
-        self.stack = LocalServices(self.directory / "stack", http_port=self.http_port, mlflow_port=self.mlflow_port)
+        ports = {"http_port": self.http_port, "mlflow_port": self.mlflow_port}
+        self.stack = LocalServices(self.directory / "stack", with_jobs=self.with_jobs, **ports)
         if self.with_mlflow:
             self.stack.start_mlflow()
         self.stack.start_ray()
