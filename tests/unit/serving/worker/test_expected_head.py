@@ -60,6 +60,7 @@ def test_a_move_that_was_made_is_answered_although_the_journal_cannot_be_read(tm
                 return await worker.edit_loop.rollback(0)
             return await worker.edit_loop.revert(ids, [], "auto")
 
+    worker.edit_loop.reconciler.is_settled = True
     monkeypatch.setattr(Journal, "get", fail)
     assert asyncio.run(moved())["version"] == {"rollback": 0, "revert": 2}[move]
     assert worker.live_model.ledger.head == {"rollback": 0, "revert": 2}[move]
