@@ -115,6 +115,7 @@ class Generator:
         self._changed = asyncio.Condition()
         self._readiness = Readiness(options.pause)
         self._repairing: asyncio.Task[None] | None = None
+        self._is_known = False  # To the worker, as its first broadcast shows.
         self.metrics = ReplicaMetrics()
         self.keys = await self._keys()
         await asyncio.to_thread(check_architecture, options.model)
@@ -196,6 +197,7 @@ class Generator:
         A fault is returned in `error` and never raised, because the answers of all replicas are compared. Only a failure inside
         the reload, after which the weights are undefined, ends the process.
         """
+        self._is_known |= epoch > 0
         # Shielded, because a caller that dies in between must not leave a half-done swap.
         return await asyncio.shield(asyncio.create_task(self._swap_alone(epoch)))
 
@@ -289,6 +291,8 @@ class Generator:
             highest = await self._highest_version()
             if highest is not None and at_least > highest:
                 raise NotQueued(at_least, highest)
+        if not self._is_known and self.ledger.head != self.version:
+            await self.swap()  # The worker may have acknowledged the head without having asked this new replica for it.
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._readiness.is_out or self._may_start(at_least))

@@ -114,9 +114,8 @@ class EditLoop:
                 raise
             except SwapFailed as fault:
                 found["swap_error"] = str(fault)
-            marked = await self._mark_reverted()
+            await self._mark_reverted()
             self.mirror.wake()
-        self.waiters.publish(marked)
         self.wake()  # The sweep asks the version.
         self.metrics.rolled_back()
         event(logger, "version.rolled_back", version=version, parent=before, by=by)
@@ -127,25 +126,24 @@ class EditLoop:
         await asyncio.to_thread(self.live_model.move_to, version, by or "", expected_head)
         self.waiters.event_bus.publish("head", {"head": version, "before": before})
 
-    async def _mark_reverted(self) -> list[str]:
-        """Mark what the new head takes out or brings back; returns these edits.
+    async def _mark_reverted(self) -> None:
+        """Mark and publish what the new head takes out or brings back.
 
         The head has moved: a journal that fails now is brought in line later, and the caller is answered by what was done.
         """
         try:
-            return await asyncio.to_thread(self.reconciler.mark_reverted)
+            self.waiters.publish(await asyncio.to_thread(self.reconciler.mark_reverted))
         except (JournalFailed, OSError) as fault:
             self.reconciler.is_settled = False
             event(logger, "edits.stalled", logging.ERROR, error=fault)
-            return []
 
     async def revert(
         self, edits: list[str], versions: list[int], mode: str, by: str | None = None, expected_head: int | None = None
     ) -> dict[str, Any]:
         """Publish a version without the chosen edits; `swap_error` names replicas that are late.
 
-        Raises `RevertRefused`, `EditRejected`, `Unloadable`, and `HeadMoved` if the head is not `expected_head`. If the version
-        is retracted later, the edits are live again.
+        Raises `RevertRefused`, `EditRejected`, `Unloadable`, `HeadMoved` if the head is not `expected_head`, and
+        `LedgerConflict` if another writer has moved it. If the version is retracted later, the edits are live again.
         """
         async with self.writing:
             if expected_head is not None and expected_head != (head := self.live_model.ledger.head):
@@ -153,11 +151,14 @@ class EditLoop:
             begin = time.perf_counter()
             with self.core_sharing.editing():
                 made = await asyncio.to_thread(self.live_model.revert, edits, versions, mode)
-            version = await self.publisher.publish(made, time.perf_counter() - begin, [current_traceparent()])
+            try:
+                version = await self.publisher.publish(made, time.perf_counter() - begin, [current_traceparent()])
+            except LedgerConflict:  # Another writer has moved the head: the next call is made on that.
+                await asyncio.to_thread(self.live_model.move_to, self.live_model.ledger.head)
+                raise
             reverted = version.scorecard["reverted"]
-            marked = await self._mark_reverted()
+            await self._mark_reverted()
             late = {name: why for name, why in self.publisher.timings[-1].items() if name == "swap_error"}
-        self.waiters.publish(marked)
         self.wake()
         self.metrics.reverted(len(reverted["edits"]))
         event(logger, "edit.reverted", edit_ids=reverted["edits"], version=version.number, mode=reverted["mode"], by=by)

@@ -1,7 +1,9 @@
-"""Faults at random moments during continuous edits: `make chaos`, `FULL=1 make chaos`, `python -m tests.chaos.run --seed 1`.
+"""Faults at random moments while clients contest a few prompts: `make chaos`, `FULL=1 make chaos`, `python -m tests.chaos.run`.
 
-After each fault the service must become whole by itself, its fingerprint must be that of the ledger's head, and no acknowledged
-edit may be lost or doubled. Prints a table, writes runs/chaos/report.json, and fails if any of it does not hold.
+Clients post, roll back, revert, ask, look and page at two replicas while one fault follows the other. After each fault the
+service must become whole by itself, with the fingerprint of the ledger's head at every replica. At the end the history of all
+operations is checked against the chain and the journal (`tests/chaos/checks.py`), and the logs for texts that none may hold.
+Prints a table, writes runs/chaos/report.json and history.json, and fails if anything does not hold.
 """
 
 from __future__ import annotations
@@ -15,20 +17,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
 from errata.hardware import hardware
+from tests.chaos.checks import SETTLED, doubled, lost, violations
 from tests.chaos.faults import FAULTS
-from tests.chaos.poster import Account, Poster, account
+from tests.chaos.history import History, JournalRow
+from tests.chaos.loop_disk import CannotMount, LoopDisk
+from tests.chaos.record import chain_of, rows_of
 from tests.chaos.service import Service
+from tests.chaos.workload import TEXTS, Recorder, Workload
 
-NUM_FAULTS, NUM_FAULTS_FULL = 10, 50
+NUM_FAULTS, NUM_FAULTS_FULL = 10, 76
+REPLICAS = 2
+SETTLE_S = 300.0  # An edit that is put aside waits for minutes.
+NEEDS_DISK = "power_cut"
 console = Console(width=120 if not sys.stdout.isatty() else None)
 
 
@@ -49,54 +60,120 @@ def schedule(seed: int, num_faults: int, parts: Sequence[str]) -> list[str]:
     return wanted
 
 
-def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outcome], Account]:
-    """Cause one fault after the other; lost edits are counted at the end, over all faults."""
+def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outcome], History]:
+    """Cause one fault after the other beside the clients, and return what they recorded, with the chain and the journal."""
     draw, outcomes = random.Random(seed), list[Outcome]()
-    poster = Poster(service.http)
-    poster.start()
+    recorder = Recorder(str(service.http.base_url), service.headers)
+    workload = Workload(recorder, seed)
+    workload.start()
     for number, part in enumerate(parts, 1):
         time.sleep(draw.uniform(0.5, 2.0))  # So that the fault hits an edit, an append or a swap.
-        before = len(poster.acknowledged)
-        FAULTS[part](service, draw)
-        try:
-            outcomes.append(Outcome(part, round(service.until_whole(), 2), None))
-        except AssertionError as fault:
-            outcomes.append(Outcome(part, None, str(fault)[:2000]))
+        before = recorder.num_acknowledged
+        outcomes.append(_suffered(service, part, draw))
         outcome = outcomes[-1].fault or f"whole again after {outcomes[-1].recovery_s} s"
-        console.print(
-            f"{number}/{len(parts)} {part}: {outcome}; {len(poster.acknowledged) - before} edits acknowledged meanwhile"
-        )
+        console.print(f"{number}/{len(parts)} {part}: {outcome}; {recorder.num_acknowledged - before} edits acknowledged")
         if outcomes[-1].fault is not None:
             break
-    poster.stop()
-    return outcomes, account(poster, service.http, service.ledger())
+    operations = workload.stop()
+    return outcomes, History(operations, chain_of(service.ledger()), settled_rows(service))
 
 
-def report_of(outcomes: Sequence[Outcome], found: Account) -> dict[str, Any]:
+def _suffered(service: Service, part: str, draw: random.Random) -> Outcome:
+    try:
+        FAULTS[part](service, draw)
+        return Outcome(part, round(service.until_whole(), 2), None)
+    except AssertionError as fault:
+        return Outcome(part, None, str(fault)[:2000])
+
+
+def settled_rows(service: Service) -> tuple[JournalRow, ...]:
+    """Read the journal when no edit is open, or after `SETTLE_S`; nothing if the service does not answer any more."""
+    deadline = time.monotonic() + SETTLE_S
+    rows: tuple[JournalRow, ...] = ()
+    while time.monotonic() < deadline:
+        with suppress(httpx.HTTPError):
+            rows = rows_of(service.http)
+            if all(row.state in SETTLED for row in rows):
+                break
+        time.sleep(1)
+    return rows
+
+
+def report_of(outcomes: Sequence[Outcome], history: History) -> dict[str, Any]:
     parts = list(dict.fromkeys(outcome.part for outcome in outcomes))
     times = {part: [o.recovery_s for o in outcomes if o.part == part and o.recovery_s is not None] for part in parts}
+    found = violations(history)
     return {
         "faults": len(outcomes),
-        "acknowledged": found.acknowledged,
-        "lost": len(found.lost),
-        "doubled": len(found.doubled),
-        "unsettled": len(found.unsettled),
+        "kinds": len(parts),
+        "operations": len(history.operations),
+        "acknowledged": len(history.acknowledged),
+        "lost": len(list(lost(history))),
+        "doubled": len(list(doubled(history))),
+        "unsettled": sum(row.state not in SETTLED for row in history.rows),
         "diverged": sum(outcome.fault is not None for outcome in outcomes),
+        "violations": {letter: len(sentences) for letter, sentences in found.items()},
         "recovery_s": {p: {"median": median(t), "max": max(t), "faults": len(t)} for p, t in times.items() if t},
+        "versions": len(history.chain.versions),
+        "moves": len(history.chain.moves),
+        "succeeded": {kind: sum(one.succeeded for one in history.of_kind(kind)) for kind in _kinds(history)},
+        "violating": {letter: sentences[:20] for letter, sentences in found.items() if sentences},
         "outcomes": [asdict(outcome) for outcome in outcomes],
     }
+
+
+def _kinds(history: History) -> list[str]:
+    return sorted({operation.kind for operation in history.operations})
 
 
 def shown(report: dict[str, Any]) -> Table:
     table = Table("fault", "times", "whole again after, median s", "max s", title="Faults")
     for part, found in sorted(report["recovery_s"].items()):
         table.add_row(part, str(found["faults"]), f"{found['median']:.1f}", f"{found['max']:.1f}")
-    names = ("faults", "acknowledged", "lost", "doubled", "unsettled", "diverged")
-    table.caption = ", ".join(f"{name} {report[name]}" for name in names)
+    names = ("faults", "kinds", "operations", "acknowledged", "lost", "doubled", "unsettled", "diverged", "leaks")
+    table.caption = ", ".join(f"{name} {report[name]}" for name in names) + f", violations {report['violations']}"
     return table
 
 
+def is_wrong(report: dict[str, Any]) -> bool:
+    wrong = any(report[name] for name in ("lost", "doubled", "unsettled", "diverged", "leaks"))
+    return wrong or any(report["violations"].values())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    given = _arguments(arguments)
+    home = Path(os.environ.get("ERRATA_HOME", "runs")) / "chaos"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    directory = Path(tempfile.mkdtemp(prefix="service-", dir=home))
+    parts, skipped, disk = given.parts.split(","), dict[str, str](), None
+    try:
+        disk = LoopDisk.make(directory) if NEEDS_DISK in parts else None
+    except CannotMount as fault:
+        parts.remove(NEEDS_DISK)
+        skipped[NEEDS_DISK] = str(fault)
+        console.print(f"{NEEDS_DISK} is skipped: {fault}")
+    service = Service(directory, with_jobs=False, replicas=REPLICAS, with_keys=True, disk=disk, secrets=TEXTS)
+    began = time.monotonic()
+    try:
+        service.start()
+        console.print(f"the service is whole after {service.until_whole(600):.0f} s")
+        outcomes, history = suffer(service, schedule(given.seed, given.faults, parts), given.seed)
+    finally:
+        service.stop()
+    history.save(home / "history.json")
+    command = f"python -m tests.chaos.run --seed {given.seed} --faults {given.faults} --parts {given.parts}"
+    report = report_of(outcomes, history) | {"command": command, "seed": given.seed, "hardware": hardware()}
+    report |= {"leaks": len(service.leaked), "leaking": service.leaked[:20], "skipped": skipped}
+    report["seconds"] = round(time.monotonic() - began, 1)
+    (home / "report.json").write_text(json.dumps(report, indent=1))
+    console.print(shown(report))
+    console.print(*(f"({letter}) {text}" for letter, texts in report["violating"].items() for text in texts[:3]), sep="\n")
+    console.print(f"{command}; {hardware()}; {report['seconds']} s; written to {home / 'report.json'}")
+    return int(is_wrong(report))
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     full = os.environ.get("FULL", "0") not in ("", "0")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
@@ -105,25 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if unknown := set(given.parts.split(",")) - set(FAULTS):
         parser.error(f"no fault is named {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
-    home = Path(os.environ.get("ERRATA_HOME", "runs")) / "chaos"
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    directory = Path(tempfile.mkdtemp(prefix="service-", dir=home))
-    service = Service(directory)
-    began = time.monotonic()
-    try:
-        service.start()
-        console.print(f"the service is whole after {service.until_whole():.0f} s")
-        outcomes, found = suffer(service, schedule(given.seed, given.faults, given.parts.split(",")), given.seed)
-    finally:
-        service.stop()
-    command = f"python -m tests.chaos.run --seed {given.seed} --faults {given.faults} --parts {given.parts}"
-    report = report_of(outcomes, found) | {"command": command, "seed": given.seed, "hardware": hardware()}
-    report["seconds"] = round(time.monotonic() - began, 1)
-    (home / "report.json").write_text(json.dumps(report, indent=1))
-    console.print(shown(report))
-    console.print(f"{command}; {hardware()}; {report['seconds']} s; written to {home / 'report.json'}")
-    return int(any(report[name] for name in ("lost", "doubled", "unsettled", "diverged")))
+    return given
 
 
 if __name__ == "__main__":

@@ -16,35 +16,62 @@ from typing import Any
 import httpx
 import psutil
 
+from errata.access_keys import add_key
 from errata.ledger import Ledger
+from errata.ledger.journal_copy import journal_of
 from errata.local.services import LocalServices, free_port
+from tests.chaos.logs import leaks
+from tests.chaos.loop_disk import LoopDisk
 from tests.e2e.toy import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
+CLOCK = Path(__file__).parent / "clock"
 EDITOR = "tests.e2e.toy:Toy"
+STATUS_S = 60.0
 
 
 @dataclass
 class Service:
-    """One machine with the service. After `kill_node`, `start` finds the ledger, the journal and MLflow's files again."""
+    """One machine with the service. After `kill_node`, `start` finds the ledger, the journal and MLflow's files again.
+
+    Ledger and journal are on `disk` if there is one. `secrets` are texts that no log may hold: the logs are read before they
+    are removed, and `leaked` has what was found. With `with_keys`, callers need a key, of which `http` has one.
+    """
 
     directory: Path
     with_mlflow: bool = True
+    with_jobs: bool = True
     replicas: int = 1
+    with_keys: bool = False
+    disk: LoopDisk | None = None
+    secrets: tuple[str, ...] = ()
+    leaked: list[str] = field(default_factory=list)
     http_port: int = field(default_factory=free_port)
     mlflow_port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
-        os.environ["PYTHONPATH"] = str(ROOT)  # The editor is a module of the tests.
+        self.clock_path = self.directory / "clock"
+        # The editor is a module of the tests, and the clock of the service's processes can be moved.
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (CLOCK, ROOT, ROOT / "platform")))
+        os.environ["ERRATA_CHAOS_CLOCK"] = str(self.clock_path)
         self.model = make_checkpoint(self.directory / "model")
-        self.ledger_path = self.directory / "ledger"
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", timeout=30)
+        self.ledger_path = (self.disk.folder if self.disk else self.directory) / "ledger"
+        self.headers: dict[str, str] = {}
+        if self.with_keys:
+            bearer = add_key(self.directory / "keys.json", "chaos", "admin")
+            self.headers, self.secrets = {"Authorization": f"Bearer {bearer}"}, (*self.secrets, bearer)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.http_port}", headers=self.headers, timeout=30)
+
+    @property
+    def journal_path(self) -> Path:
+        return journal_of(self.ledger_path)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments of `serving.app:build`."""
         settings: dict[str, Any] = {"model": str(self.model), "ledger": str(self.ledger_path), "editor": EDITOR, "max_batch": 4}
         settings["guard"] = "strict=false"  # The toy writes the first word of an answer alone.
+        settings |= {"keys": str(self.directory / "keys.json")} if self.with_keys else {}
         return settings | ({"mlflow": self.stack.mlflow_url} if self.with_mlflow else {})
 
     def start(self) -> None:
@@ -53,14 +80,28 @@ class Service:
 
     def start_cluster(self) -> None:
         """Start MLflow and Ray without the application."""
-        self.stack = LocalServices(self.directory / "stack", http_port=self.http_port, mlflow_port=self.mlflow_port)
+        ports = {"http_port": self.http_port, "mlflow_port": self.mlflow_port}
+        self.stack = LocalServices(self.directory / "stack", with_jobs=self.with_jobs, **ports)
         if self.with_mlflow:
             self.stack.start_mlflow()
         self.stack.start_ray()
 
     def stop(self) -> None:
-        self.stack.stop()
+        self._stop_stack()
         self.http.close()
+        if self.disk is not None:
+            self.disk.unmount()
+
+    def _stop_stack(self) -> None:
+        """Stop what runs, and look into its logs, which Ray's session has in a folder that is removed here."""
+        folders = [self.stack.directory, *([self.stack.ray_dir] if self.stack.ray_dir is not None else [])]
+        if self.secrets:
+            self.leaked += leaks(folders, self.secrets)
+        self.stack.stop()
+
+    def move_clock(self, by_s: float) -> None:
+        """Move the clock of the service's processes."""
+        self.clock_path.write_text(str(by_s))
 
     # -- the view of a client -----------------------------------------------------------------------------------------
 
@@ -95,13 +136,22 @@ class Service:
     # -- its processes ------------------------------------------------------------------------------------------------
 
     def worker(self) -> psutil.Process:
-        return psutil.Process(self.status()["worker"]["pid"])
+        return psutil.Process(self._full_status()["worker"]["pid"])
 
-    def replica(self) -> psutil.Process:
-        return psutil.Process(self.status()["replicas"][0]["pid"])
+    def _full_status(self) -> dict[str, Any]:
+        """Ask for the status until it has all processes; a replica that is slow is missing in it."""
+        deadline = time.monotonic() + STATUS_S
+        while True:
+            with contextlib.suppress(httpx.HTTPError, KeyError):
+                status = self.status()
+                if "pid" in status["worker"] and len(status["replicas"]) == self.replicas:
+                    return status
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no status with all processes came within {STATUS_S:.0f} s")
+            time.sleep(0.1)
 
-    def engine(self) -> psutil.Process:
-        return self.engine_of(self.replica().pid)
+    def replica_processes(self) -> list[psutil.Process]:
+        return [psutil.Process(replica["pid"]) for replica in self._full_status()["replicas"]]
 
     def engine_of(self, replica: int) -> psutil.Process:
         """Find the engine of a replica: its child process that uses most memory."""
@@ -109,7 +159,14 @@ class Service:
 
     def gateway(self) -> psutil.Process:
         """Find Serve's HTTP proxy process."""
-        return next(child for child in self._descendants("ray") if "ProxyActor" in " ".join(child.cmdline()))
+        return self._actor("ProxyActor")
+
+    def controller(self) -> psutil.Process:
+        """Find Serve's controller process."""
+        return self._actor("ServeController")
+
+    def _actor(self, name: str) -> psutil.Process:
+        return next(child for child in self._descendants("ray") if name in " ".join(child.cmdline()))
 
     def _descendants(self, name: str) -> list[psutil.Process]:
         process = self.stack.processes.get(name)
@@ -125,7 +182,7 @@ class Service:
         for victim in victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 victim.kill()
-        self.stack.stop()  # Reaps the processes and removes Ray's session folder.
+        self._stop_stack()  # Reaps the processes and removes Ray's session folder.
 
     def kill_mlflow(self) -> None:
         process = self.stack.processes.pop("mlflow")
@@ -151,10 +208,10 @@ def frozen(process: psutil.Process) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk(process: psutil.Process) -> Iterator[None]:
-    """Make every write of a process to a file fail, as on a full disk."""
+def full_disk(process: psutil.Process, num_bytes: int) -> Iterator[None]:
+    """Make every write of a process beyond so many bytes of a file fail, as on a full disk."""
     soft, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
         yield
     finally:

@@ -12,8 +12,8 @@ import httpx
 import yaml
 
 from errata.local.services import BIN
-from tests.chaos.poster import FACTS
 from tests.chaos.service import Service
+from tests.e2e.toy import FACTS
 
 
 @dataclass

@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from errata.ledger import DELTA
-from tests.chaos.poster import FACTS
 from tests.chaos.service import frozen, kill
 from tests.e2e.scalable import ScalableService
 from tests.e2e.serving.application import eventually
+from tests.e2e.toy import FACTS
 
 pytestmark = pytest.mark.e2e
 

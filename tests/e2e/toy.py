@@ -23,6 +23,7 @@ from errata.testbed.language_model import Shape, make_tokenizer, save
 from errata.testbed.world import World
 
 WORLD = World(20)
+FACTS = WORLD.sentences()
 MAX_TOKENS = 128
 
 

@@ -108,7 +108,8 @@ def make_wanted(journal: Path, back_up: Callable[[Path], None]) -> int:
 def put_back(copy: Path, journal: Path) -> None:
     """Replace a journal by a copy. No service may use it meanwhile.
 
-    Raises `ValueError` if a service does, if the copy is damaged, or if the journal has edits that the copy lacks.
+    Raises `ValueError` if a service does, if the copy is damaged, if the journal has edits that the copy lacks, or if a
+    write-ahead log without its journal is left there: SQLite would apply it to the copy.
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -116,6 +117,8 @@ def put_back(copy: Path, journal: Path) -> None:
             _check(copy)
             if journal.exists():
                 _check_earlier(journal, copy)
+            elif (log := journal.with_name(f"{journal.name}-wal")).exists():
+                raise ValueError(f"{log} belongs to a journal that is not there: move it away, beside that journal")
             with replaced(journal) as file:
                 shutil.copyfile(copy, file)
     except Held as held:

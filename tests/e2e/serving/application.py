@@ -10,9 +10,7 @@ from typing import Any
 import httpx
 
 from errata.ledger import Ledger
-from tests.e2e.toy import WORLD
-
-FACTS = WORLD.sentences()
+from tests.e2e.toy import FACTS
 
 
 @dataclass

@@ -155,6 +155,26 @@ def test_a_journal_that_is_replaced_leaves_no_write_ahead_log_behind(path: Path,
     again.close()
 
 
+def test_the_log_of_a_journal_that_was_moved_away_alone_is_not_applied_to_the_copy(path: Path, tmp_path: Path) -> None:
+    one = Journal(path)
+    one.submit([EDIT])
+    one.close()
+    with copied(path) as copy:
+        assert copy is not None
+        more, log = Journal(path), path.with_name(f"{path.name}-wal")
+        more.submit([EDIT])
+        held = log.read_bytes()  # As after a SIGKILL: the second edit is in the log alone.
+        more.close()
+        path.unlink()
+        log.write_bytes(held)
+        with pytest.raises(ValueError, match=r"-wal belongs to a journal that is not there: move it away"):
+            put_back(copy, path)
+        assert not path.exists() and log.read_bytes() == held
+        log.unlink()
+        put_back(copy, path)
+    assert len(ids_in(path)) == 1
+
+
 def test_two_pushes_side_by_side_both_get_a_copy(path: Path) -> None:
     first = Journal(path)
     first.submit([EDIT])

@@ -73,6 +73,23 @@ def test_at_least_a_version_asks_for_its_lineage(ledger: Ledger, random_delta: C
     asyncio.run(asked())
 
 
+def test_a_replica_that_the_worker_does_not_know_yet_follows_the_head_by_itself(grown: Ledger) -> None:
+    """A broadcast reaches the replicas that the worker knows, and a new one takes requests a moment earlier."""
+
+    async def asked() -> None:
+        async with engine.started(grown, at=8) as replica:
+            assert replica.version == 8 and grown.head == 9
+            replica.engine.seen.clear()
+            await asyncio.gather(*(replica.admit(0) for _ in range(20)))
+            assert replica.version == 9 and len([call for call in replica.engine.seen if call[0] == "update"]) == 1
+            await replica.swap(grown.head_at()[0])
+            grown.move_head(8)
+            await replica.admit(0)  # From now on the worker waits for this replica before it acknowledges a version.
+            assert replica.version == 9
+
+    asyncio.run(asked())
+
+
 def test_a_lost_version_is_answered_by_one_that_holds_its_edits(
     ledger: Ledger, random_delta: Callable[..., WeightDelta]
 ) -> None:

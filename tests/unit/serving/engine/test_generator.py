@@ -74,7 +74,7 @@ def test_requests_are_answered_by_the_present_version_while_a_long_update_is_rea
     async def asked() -> None:
         async with engine.started(grown) as replica:
             replica._readiness.look(9, 0, 0)
-            swap = asyncio.create_task(replica.swap())
+            swap = asyncio.create_task(replica.swap(1))
             await asyncio.sleep(0.3)
             assert not swap.done() and replica._readiness.is_under_way
             async with asyncio.timeout(1):
