@@ -1,0 +1,77 @@
+/** Line charts of shares between 0 and 1, in SVG. */
+
+import { h, svg } from "./dom.js";
+
+const WIDTH = 1000;
+const HEIGHT = 100;
+
+/**
+ * Draw series over the same positions: `series` are {name, colour, values} with a number or null at each position, `labels`
+ * name the positions, `marked` is the index of one that gets a line. `onPick` gets the index of a position that is clicked.
+ */
+export function lineChart({ title, series, labels, marked = -1, onPick = () => {} }) {
+  const last = Math.max(1, labels.length - 1);
+  const at = (index) => (index / last) * WIDTH;
+  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  for (const level of [0, 0.5, 1]) drawing.append(line(0, WIDTH, level, "grid-line"));
+  if (marked >= 0) drawing.append(svg("line", { x1: at(marked), x2: at(marked), y1: 0, y2: HEIGHT, class: "head-line" }));
+  for (const one of series) drawing.append(curve(one, at));
+  const cursor = svg("line", { y1: 0, y2: HEIGHT, class: "cursor-line", visibility: "hidden" });
+  drawing.append(cursor);
+  const read = h("span", { class: "reading" });
+  const plot = h("div", { class: "plot", role: "img", "aria-label": summary(title, series, labels) }, drawing);
+  const indexOf = (event) => Math.round(((event.clientX - plot.getBoundingClientRect().left) / plot.clientWidth) * last);
+  const within = (index) => Math.min(labels.length - 1, Math.max(0, index));
+  plot.addEventListener("pointermove", (event) => {
+    const index = within(indexOf(event));
+    for (const name of ["x1", "x2"]) cursor.setAttribute(name, at(index));
+    cursor.setAttribute("visibility", "visible");
+    read.textContent = reading(series, labels, index);
+  });
+  plot.addEventListener("pointerleave", () => {
+    cursor.setAttribute("visibility", "hidden");
+    read.textContent = "";
+  });
+  plot.addEventListener("click", (event) => onPick(within(indexOf(event))));
+  const keys = series.map((one) => h("span", { class: `series-key ${one.colour}` }, one.name));
+  const scale = h("div", { class: "scale", "aria-hidden": "true" }, h("span", {}, "1"), h("span", {}, "½"), h("span", {}, "0"));
+  const ends = h("div", { class: "ends", "aria-hidden": "true" }, h("span", {}, labels[0]), h("span", {}, labels.at(-1)));
+  return h("figure", { class: "chart" }, h("figcaption", {}, keys, read), scale, plot, ends);
+}
+
+const line = (x1, x2, level, kind) => svg("line", { x1, x2, y1: y(level), y2: y(level), class: kind });
+const y = (value) => HEIGHT - Math.min(1, Math.max(0, value)) * (HEIGHT - 6) - 3;
+
+/** Draw the parts of a curve between the positions without a value; a part of one position is a short line. */
+function curve({ values, colour }, at) {
+  let path = "";
+  let isOpen = false;
+  values.forEach((value, index) => {
+    if (typeof value !== "number") isOpen = false;
+    else {
+      path += `${isOpen ? "L" : "M"}${at(index).toFixed(1)} ${y(value).toFixed(1)}${isOpen ? "" : "h0.1"}`;
+      isOpen = true;
+    }
+  });
+  return svg("path", { d: path, class: `curve ${colour}` });
+}
+
+const reading = (series, labels, index) =>
+  [labels[index], ...series.map((one) => `${one.name} ${one.values[index]?.toFixed(2) ?? "–"}`)].join(" · ");
+
+function summary(title, series, labels) {
+  const ends = series.map((one) => `${one.name} ${one.values.findLast((value) => typeof value === "number")?.toFixed(2) ?? "not measured"}`);
+  return `${title}, ${labels[0]} to ${labels.at(-1)}; last: ${ends.join(", ")}. The table below has the numbers.`;
+}
+
+/** Draw bars of numbers, the last of which is on the right. */
+export function bars(title, values) {
+  const highest = Math.max(...values, 1e-9);
+  const width = WIDTH / Math.max(values.length, 12);
+  const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  values.forEach((value, index) => {
+    const size = Math.max(2, (value / highest) * HEIGHT);
+    drawing.append(svg("rect", { x: index * width + 3, y: HEIGHT - size, width: width - 6, height: size, class: "bar" }));
+  });
+  return h("div", { class: "bars", role: "img", "aria-label": title }, drawing);
+}
