@@ -20,7 +20,7 @@ export function showEdit(side, entry, { list, isNew, signal }) {
     h("a", { class: "close", href: "#/edits", "aria-label": "Close" }, "×"),
     heading,
     h("p", { class: "big" }, edit.target),
-    h("p", {}, state(entry), " ", entry.version !== undefined && versionLink(entry.version), " ", where),
+    h("p", {}, state(entry), " ", entry.version != null && versionLink(entry.version), " ", where),
     problem(entry),
     entry.answers && h("div", {}, h("h3", {}, "Answer, before and after"), h("p", { class: "pair" }, difference(entry.answers.before, entry.answers.after))),
     tools(entry, more, signal),
@@ -32,7 +32,7 @@ export function showEdit(side, entry, { list, isNew, signal }) {
     if (event.key === "Escape") location.hash = "#/edits";
   };
   if (isNew) heading.focus({ preventScroll: true });
-  if (entry.version !== undefined && entry.changed !== false) carried(where, entry.version, signal);
+  if (entry.version != null && entry.changed !== false) carried(where, entry.version, signal);
 }
 
 /** Say whether the version keeps the edit in the weights or in a memory beside them. */
@@ -91,7 +91,7 @@ function description(entry) {
     ["Valid to", edit.valid_to],
     ["Reason", edit.reason],
     ["Asked as", edit.form],
-    ["Made again in", entry.repaired_in !== undefined && versionLink(entry.repaired_in)],
+    ["Made again in", entry.repaired_in != null && versionLink(entry.repaired_in)],
     ["Id", h("code", {}, entry.id)],
   ]);
 }

@@ -53,7 +53,7 @@ function rowOf(entry) {
     h("a", { href: `#/edits/${encodeURIComponent(entry.id)}` }, asked(entry.edit)),
     entry.edit.target,
     state(entry),
-    entry.version !== undefined ? `v${entry.version}` : "",
+    entry.version != null ? `v${entry.version}` : "",
     entry.poster ?? "",
     ago(entry.created),
   ];

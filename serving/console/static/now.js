@@ -147,7 +147,7 @@ function drawEvents({ parts }) {
 function eventText(kind, data) {
   if (kind === "edit") {
     const link = h("a", { href: `#/edits/${encodeURIComponent(data.id)}` }, data.id.slice(0, 8));
-    return ["edit ", link, ` ${data.state}`, data.version !== undefined && [" in ", versionLink(data.version)], data.code && ` (${data.code})`];
+    return ["edit ", link, ` ${data.state}`, data.version != null && [" in ", versionLink(data.version)], data.code && ` (${data.code})`];
   }
   if (kind === "head") return ["the live version is ", versionLink(data.head), `, before it ${data.before}`];
   if (kind === "version") return [versionLink(data.version), ` with ${several(data.num_edits, "edit")}`];

@@ -11,7 +11,7 @@ export function tried(found) {
 function trial(one, found) {
   const answers = one.answers ?? one;
   const columns = [
-    one.unedited !== undefined && ["Unedited model", one.unedited],
+    one.unedited != null && ["Unedited model", one.unedited],
     ["Now", answers.before ?? "–"],
     ["After", answers.before && answers.after ? difference(answers.before, answers.after) : (answers.after ?? "–")],
   ].filter(Boolean);
