@@ -24,6 +24,7 @@ from serving.api.schemas import (
     AskedIn,
     BlameIn,
     Cursor,
+    DryRunOut,
     EditOut,
     EditsIn,
     EditsOut,
@@ -50,6 +51,8 @@ class Backend(Protocol):
     async def submit(
         self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None
     ) -> list[dict[str, Any]]: ...
+
+    async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]: ...
 
     async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]: ...
 
@@ -146,10 +149,15 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
         response_model=EditsOut,
         response_model_exclude_none=True,
         status_code=202,
-        responses={200: {"model": EditsOut}},
+        responses={200: {"model": EditsOut | DryRunOut}},
     )
-    async def post_edits(body: EditsIn, request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Any:
+    async def post_edits(
+        body: EditsIn, request: Request, idempotency_key: Annotated[str | None, Header()] = None, dry_run: bool = False
+    ) -> Any:
+        """Queue edits; with `dry_run`, nothing is queued, and the answer says what the edits would do."""
         edits = [edit.to_json() for edit in body.edits]
+        if dry_run:
+            return JSONResponse(await unwrapped(backend.dry_run(edits)))
         entries = await unwrapped(backend.submit(edits, body.wait, idempotency_key, _caller(request)))
         return _edits_answer(entries, body.wait)
 

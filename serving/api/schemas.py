@@ -157,6 +157,56 @@ class EditsOut(BaseModel):
     version: int | None = None
 
 
+class TriedEditOut(BaseModel):
+    """What an edit would become: as `EditOut`, with the answers `before` and `after` it where they are known.
+
+    `edit` has the composed answer, if one would be composed.
+    """
+
+    edit: dict[str, Any]
+    state: Literal["applied", "rejected", "superseded"]
+    changed: bool | None = None
+    before: str | None = None
+    after: str | None = None
+    code: str | None = None
+    reason: str | None = None
+    field: str | None = None
+
+
+class GuardOut(BaseModel):
+    """The guard's figures for the edits at these positions as one version, and whether it would publish it."""
+
+    edits: list[int]
+    publish: bool
+    breaches: list[dict[str, Any]]
+    warnings: list[str]
+    scores: dict[str, Any]
+    limits: dict[str, Any]
+
+
+class NeighboursOut(BaseModel):
+    """Answers that would change beside the edits: of earlier edits (`lost`: not answered any more) and of probe questions.
+
+    Of `num_edits` edits that the live version holds, the `num_edits_asked` whose words are nearest were asked.
+    """
+
+    edits: list[dict[str, Any]]
+    probes: list[dict[str, Any]]
+    num_edits_asked: int
+    num_edits: int
+    num_probes: int
+
+
+class DryRunOut(BaseModel):
+    """What a post of edits would do on the version `head`; nothing was done."""
+
+    dry_run: Literal[True]
+    head: int
+    edits: list[TriedEditOut]
+    guard: list[GuardOut]
+    neighbours: NeighboursOut
+
+
 class EditsPage(BaseModel):
     """A page of edits, newest first; `next` is the value of `before` for the next page, null at the end."""
 

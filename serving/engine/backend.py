@@ -10,7 +10,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol, cast
 
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from errata.history.budget import WalkBudget
 from errata.history.diff import diff
@@ -51,6 +51,10 @@ class ServiceBackend:
     async def submit(self, edits: list[dict[str, Any]], wait: bool, key: str | None, by: str | None) -> list[dict[str, Any]]:
         return await answer_of(self.worker.submit.remote(edits, wait, key, by))
 
+    async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]:
+        """Try edits; the worker stops when the caller is gone."""
+        return await _stopped_with_caller(self.worker.dry_run.remote(edits))
+
     async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
         return await answer_of(self.worker.edits.remote(state, limit, before))
 
@@ -89,12 +93,7 @@ class ServiceBackend:
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         """Trace an answer; the worker stops when the caller is gone."""
-        answer = self.worker.blame.remote(prompt, max_tokens)
-        try:
-            return await answer_of(answer)
-        except asyncio.CancelledError:
-            answer.cancel()
-            raise
+        return await _stopped_with_caller(self.worker.blame.remote(prompt, max_tokens))
 
     async def diff(self, low: int, high: int) -> dict[str, Any]:
         """Compare two versions; one call at a time, since it reads every version in between. Raises `Busy`.
@@ -152,6 +151,15 @@ class ServiceBackend:
 
     def version_with_edits(self, number: int) -> Version:
         return self.ledger.version(number)
+
+
+async def _stopped_with_caller(answer: DeploymentResponse[Any]) -> Any:
+    """Await an answer of the worker, and cancel its call if the caller is gone."""
+    try:
+        return await answer_of(answer)
+    except asyncio.CancelledError:
+        answer.cancel()
+        raise
 
 
 async def _streamed(method: DeploymentHandle, *arguments: Any) -> AsyncGenerator[Event]:

@@ -32,6 +32,7 @@ from errata.text.dialogue import Prompt
 from serving.logs import attach_to_serve, event
 from serving.metrics import WORKER
 from serving.tracing import current_traceparent
+from serving.worker.dry_run import DryRuns
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
 from serving.worker.journal import Journal, JournalFailed, QueueFull, QueueLimit, UnknownEdit
@@ -91,7 +92,8 @@ class EditWorker:
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
-        self._blaming = asyncio.Lock()
+        self._walking = asyncio.Lock()
+        self.dry_runs = DryRuns(self.edit_loop, self.limits.max_walk_s)
         self.scrubber = Scrubber(options.live_model.ledger if options.live_model else "", options.scrub_hours)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -139,6 +141,12 @@ class EditWorker:
         except JournalFailed as fault:
             event(logger, "edits.stalled", logging.ERROR, error=fault, num_edits=len(ids))
             return [_as_queued(id, edit) for id, edit in zip(ids, edits, strict=True)]
+
+    async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what a post of these edits would do, and do nothing. Raises as `submit` before it queues, and as `DryRuns`."""
+        posted = self._read(edits)
+        await self._check(posted)
+        return await self.dry_runs.of(posted, self._walking)
 
     async def _shown(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         """Return edits as JSON; those that were applied once say if the live version holds them (`live`)."""
@@ -256,9 +264,9 @@ class EditWorker:
 
         A call that is cancelled stops the walk. Raises `WalkTooLong` beyond the limits of a walk.
         """
-        if self._blaming.locked():
-            raise Busy("the service is tracing another answer to its version; ask again when that is done")
-        async with self._blaming:
+        if self._walking.locked():
+            raise Busy("the service is tracing an answer to its version or trying edits; ask again when that is done")
+        async with self._walking:
             walk = await self.edit_loop.to_completion(self.edit_loop.walk())
             budget = WalkBudget(self.limits.max_walk_versions, self.limits.max_walk_s, self.edit_loop.writing.locked)
             return (await walked(partial(walk.blame, prompt, max_tokens), budget)).to_json()

@@ -69,6 +69,20 @@ class Backend:
             self.make()
         return [self.journal.get(id).to_json() for id in ids]
 
+    async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]:
+        check_edits([Edit.from_json(edit) for edit in edits])
+        rows: list[dict[str, Any]] = []
+        for edit in edits:
+            row = {"edit": edit, "state": "applied", "changed": True, "before": "Paris", "after": edit["target"]}
+            if edit["target"] == UNMADE:
+                row |= {"state": "rejected", "code": "guard.perplexity", "reason": "it would break the model", "after": SAYS}
+            rows.append(row)
+        figures = {"edits": list(range(len(edits))), "publish": True, "breaches": [], "warnings": ["drift"], "limits": {}}
+        lost = {"id": "e", "prompt": "q", "before": "a", "after": "b", "target": "a", "lost": True}
+        near = {"edits": [lost], "probes": [], "num_edits_asked": 1, "num_edits": 1, "num_probes": 0}
+        guard = [{**figures, "scores": {"locality": 0.975}}]
+        return {"dry_run": True, "head": self.head, "edits": rows, "guard": guard, "neighbours": near}
+
     def publish(self, id: str) -> None:
         self.event_bus.publish("edit", event_of(self.journal.get(id)))
 
@@ -205,7 +219,7 @@ class ScriptedBackend:
             raise self.answer
         return self.answer
 
-    submit = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _answer
+    submit = dry_run = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _answer
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         for state in ("queued", "applied"):

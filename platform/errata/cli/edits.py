@@ -27,7 +27,7 @@ from errata.text.dialogue import FORMS, Dialogue
 
 if TYPE_CHECKING:
     from errata.client.events import Event
-    from errata.client.responses import EditOut
+    from errata.client.responses import DryRunOut, EditOut
 
 app = typer.Typer()
 FORM_HELP = "How the model is asked: completion, chat or both. Without it: chat, if the model has a chat template."
@@ -44,6 +44,7 @@ def edit(
     answer: Annotated[str, typer.Option(help="In chat, the whole answer, with the target in it.")] = "",
     form: Annotated[str, typer.Option(help=FORM_HELP)] = "",
     wait: Annotated[bool, typer.Option(help="Wait until the edit is served; otherwise print its id and return.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the edit would do, and change nothing.")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Correct one answer and wait until the served model gives it."""
@@ -51,6 +52,11 @@ def edit(
         raise typer.BadParameter(f"--form is {', '.join(FORMS)}, not {form!r}")
     given = {"subject": subject, "rephrasings": rephrasing, "aliases": alias, "answer": answer, "form": form}
     body: dict[str, Any] = {"prompt": prompt, "target": target} | {name: value for name, value in given.items() if value}
+    if dry_run:
+        with errors_as_one_line("edit"):
+            found = connect(url).dry_run([body])
+        _print_dry_run(found)
+        raise typer.Exit(int(found["edits"][0]["state"] == "rejected"))
     with errors_as_one_line("edit"):
         try:
             (made,) = connect(url).edit([body], wait)["edits"]
@@ -61,6 +67,30 @@ def edit(
     say(_outcome(made))
     if made["state"] == "rejected":
         raise typer.Exit(1)
+
+
+def _print_dry_run(found: DryRunOut) -> None:
+    """Print the answers before and after an edit, what the guard measures, and the neighbours whose answers would change."""
+    (one,) = found["edits"]
+    for name in ("before", "after"):
+        if name in one:
+            console.print(Text.assemble((f"{name}: ", "dim"), (shown(one[name]).plain, "bold")), soft_wrap=True)
+    if one["state"] == "rejected":
+        say(f"it would be rejected: {one.get('reason', 'without a reason')}", "red")
+    elif one.get("changed") is False:
+        say(f"nothing to change: version {found['head']} answers so already")
+    for attempt in found["guard"]:
+        scores = {name: value for name, value in attempt["scores"].items() if isinstance(value, float | int)}
+        say("guard: " + ", ".join(f"{name} {value:.3g}" for name, value in scores.items()))
+        for warning in attempt["warnings"]:
+            say(f"warning: {warning}", "yellow")
+    near = found["neighbours"]
+    for name, what in (("edits", "edit"), ("probes", "probe")):
+        for row in near[name]:
+            lost = ", lost" if row.get("lost") else ""
+            say(f"{what}{lost}: {row['prompt']} {row['before']} -> {row['after']}", "yellow")
+    asked = f"{near['num_edits_asked']:,} of {near['num_edits']:,} edits and {near['num_probes']:,} probes were asked"
+    say(f"{asked}; nothing was changed (head: version {found['head']})", "dim")
 
 
 def _outcome(made: EditOut) -> str:

@@ -22,6 +22,7 @@ from errata.client.responses import (
     AskedOut,
     BlameOut,
     DiffOut,
+    DryRunOut,
     EditOut,
     EditPage,
     EditsAnswer,
@@ -106,6 +107,10 @@ class Client:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         body = {"edits": [dict(edit) for edit in edits], "wait": wait}
         return self._call("POST", "/v1/edits", body, headers=headers, again=ALWAYS)
+
+    def dry_run(self, edits: Sequence[Mapping[str, Any]]) -> DryRunOut:
+        """Find what a post of these edits would do: their answers before and after, the guard's figures, changed neighbours."""
+        return self._call("POST", "/v1/edits", {"edits": [dict(edit) for edit in edits]}, params={"dry_run": "true"})
 
     def edits(self, state: str | None = None, limit: int = 100, before: str | int | None = None) -> EditPage:
         """Get a page of at most `limit` edits, newest first; `before` is the `next` of the previous page."""

@@ -56,6 +56,32 @@ class EditsAnswer(TypedDict):
     version: NotRequired[int]
 
 
+class TriedEditOut(TypedDict):
+    """What an edit would become, and the model's answers `before` and `after` it where they are known."""
+
+    edit: dict[str, Any]
+    state: EditState
+    changed: NotRequired[bool]
+    before: NotRequired[str]
+    after: NotRequired[str]
+    code: NotRequired[str]
+    reason: NotRequired[str]
+    field: NotRequired[str]
+
+
+class DryRunOut(TypedDict):
+    """What a post of edits would do on the version `head`; nothing was done.
+
+    `guard` has the figures of each attempt; `neighbours` has the `edits` and `probes` whose answers would change.
+    """
+
+    dry_run: bool
+    head: int
+    edits: list[TriedEditOut]
+    guard: list[dict[str, Any]]
+    neighbours: dict[str, Any]
+
+
 class EditPage(TypedDict):
     """A page of edits, newest first; `next` is the cursor of the next page."""
 

@@ -22,9 +22,10 @@ class WalkTooLong(RuntimeError):
                 f"{self.num_versions:,} versions would be read, and the limit is {self.bound:,} (max_walk_versions="
                 f"{self.bound}); choose versions that are closer to each other, or raise the limit"
             )
+        read = f"after {self.num_versions:,} versions " if self.num_versions else ""
         return (
-            f"after {self.num_versions:,} versions the time was used up, {self.bound:g} s (max_walk_s={self.bound:g}); ask "
-            "when fewer edits are made, choose versions that are closer to each other, or raise the limit"
+            f"{read}the time was used up, {self.bound:g} s (max_walk_s={self.bound:g}); ask when fewer edits are made, ask for "
+            "less (versions that are closer to each other, fewer edits), or raise the limit"
         )
 
 

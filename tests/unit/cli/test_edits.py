@@ -28,6 +28,16 @@ def test_a_rejected_edit_has_a_reason_and_exit_code_1(service: Service) -> None:
     assert done.exit_code == 1 and "has 99 tokens (HTTP 422)" in done.output
 
 
+def test_a_dry_run_shows_answers_figures_and_neighbours(service: Service) -> None:
+    done = errata("edit", PROMPT, "Lyon", "--dry-run")
+    assert done.exit_code == 0 and not service.backend.posts
+    lines = done.output.splitlines()
+    assert lines[:2] == ["before: Paris", "after: Lyon"] and "guard: locality 0.975" in lines
+    assert "warning: drift" in lines and "edit, lost: q a -> b" in lines and "nothing was changed" in lines[-1]
+    done = errata("edit", PROMPT, UNMADE, "--dry-run")
+    assert done.exit_code == 1 and "it would be rejected: it would break the model" in done.output
+
+
 def test_an_edit_without_wait_can_be_followed(service: Service) -> None:
     service.backend.held = True
     done = errata("edit", PROMPT, "Lyon", "--no-wait")

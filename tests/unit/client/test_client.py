@@ -48,6 +48,9 @@ def test_each_method_returns_the_answer_of_its_route(service: Service) -> None:
         made = client.version(1)
         assert [edit["prompt"] for edit in made["edits"]] == [EDIT["prompt"]] * 2
         assert client.versions()["head"] == 1
+        tried = client.dry_run([EDIT])
+        assert [(one["before"], one["after"]) for one in tried["edits"]] == [("Paris", "Lyon")] and tried["head"] == 1
+        assert client.versions()["head"] == 1 and len(client.edits()["edits"]) == 2
         with pytest.raises(ErrataError) as lost:
             client.rollback(0, expected_head=7)
         assert (lost.value.status, lost.value.code) == (409, "head_moved") and client.versions()["head"] == 1

@@ -66,6 +66,13 @@ def test_a_post_is_answered_by_the_states_of_its_edits(entries: list[dict[str, A
         ]
 
 
+def test_a_dry_run_queues_nothing() -> None:
+    backend = ScriptedBackend({"dry_run": True, "head": 3})
+    answer = asked(backend, "POST", "/v1/edits?dry_run=true", json=BODY, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()) == (200, {"dry_run": True, "head": 3})
+    assert backend.seen == [([{"prompt": "p", "target": "t"}],)]
+
+
 def test_a_post_whose_edit_was_taken_out_is_not_answered_as_served() -> None:
     backend = ScriptedBackend([entry("a", "reverted", version=5, live=False)])
     answer = asked(backend, "POST", "/v1/edits", json=BODY, headers={"Idempotency-Key": "k"})

@@ -158,7 +158,7 @@ def test_edits_and_rollbacks_go_on_while_a_blame_walks_and_it_stops_without_its_
         async with asyncio.timeout(5):
             with pytest.raises(asyncio.CancelledError):
                 await blamed
-        assert not worker._blaming.locked()
+        assert not worker._walking.locked()
 
     asyncio.run(beside())
 

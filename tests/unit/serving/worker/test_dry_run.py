@@ -1,0 +1,108 @@
+"""A dry run on a live model: what it says, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from errata.edit import Code, Edit, EditRejected
+from errata.history.budget import WalkBudget, WalkStopped, WalkTooLong
+from errata.text.answers import same_answer
+from serving.api.schemas import DryRunOut
+from serving.worker.dry_run import tried
+from serving.worker.live_model import LiveModel, LiveModelOptions
+from serving.worker.refusals import Busy
+from tests.e2e.toy import WORLD
+from tests.fakes.edit_worker import make_worker
+
+EDITS = [replace(edit, rephrasings=(), locality=(), portability=()) for edit in WORLD.edits("test", 36)[::4]]
+
+
+@pytest.fixture
+def live_model(checkpoint: Path, tmp_path: Path) -> LiveModel:
+    """Make a live model with one version of two edits; the guard takes edits that are not answered."""
+    options = LiveModelOptions(str(checkpoint), str(tmp_path / "ledger"), "tests.e2e.toy:Toy", guard={"strict": "false"})
+    live_model = LiveModel(options)
+    live_model.append(live_model.make([replace(edit, id=f"id-{i}") for i, edit in enumerate(EDITS[:2])]))
+    return live_model
+
+
+def traces(live_model: LiveModel) -> tuple[object, ...]:
+    """Return everything that a dry run may not change: files, head, weights, state, and which edits are held."""
+    root = live_model.ledger.folders.root
+    files = sorted((str(path), path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file())
+    weight_OI = live_model.model.module.get_submodule(live_model.spec.names[0]).weight.detach()
+    held = [(held.edit.id, held.asked_at, held.num_repairs) for held in live_model.inspector.earlier.held]
+    return files, live_model.version, weight_OI.numpy().tobytes(), live_model.state, held
+
+
+def test_a_dry_run_tells_what_the_edits_would_do_and_leaves_no_trace(live_model: LiveModel) -> None:
+    live_model.look(10)
+    before = traces(live_model)
+    posted = [EDITS[2], EDITS[3], replace(EDITS[2], target=EDITS[4].target)]
+    found = tried(live_model, posted, WalkBudget())
+    assert traces(live_model) == before
+    assert DryRunOut.model_validate_json(json.dumps(found, allow_nan=False)).head == 1
+    assert [one["state"] for one in found["edits"]] == ["superseded", "applied", "applied"]
+    ((attempt),) = found["guard"]
+    assert attempt["edits"] == [1, 2] and attempt["publish"] and "relative_norm" in attempt["scores"]
+    assert found["neighbours"]["num_edits"] == found["neighbours"]["num_edits_asked"] == 2
+
+    made = live_model.make([EDITS[3]], [found["edits"][1]["before"]])
+    live_model.append(made)
+    assert live_model.answers([EDITS[3]])[0][0] != found["edits"][1]["before"]
+
+
+def test_answers_that_would_change_are_those_that_change(live_model: LiveModel) -> None:
+    held = [live_model.inspector.earlier.held.by_id[f"id-{i}"].edit for i in (0, 1)]
+    before = [texts[0] for texts in live_model.answers(held)]
+    found = tried(live_model, [EDITS[5]], WalkBudget())
+    live_model.append(live_model.make([EDITS[5]]))
+    after = [texts[0] for texts in live_model.answers(held)]
+    changed = {edit.id for edit, one, other in zip(held, before, after, strict=True) if not same_answer(one, other)}
+    assert {one["id"] for one in found["neighbours"]["edits"]} >= changed
+
+
+def test_a_refused_edit_is_told_with_what_the_model_says(live_model: LiveModel) -> None:
+    strict = LiveModel(replace(live_model.options, guard={}))
+    before = traces(strict)
+    found = tried(strict, [EDITS[6], EDITS[7]], WalkBudget())
+    assert [one["state"] for one in found["edits"]] == ["rejected", "rejected"]
+    assert all(one["code"] == "ineffective" and one["before"] and one["after"] for one in found["edits"])
+    assert traces(strict) == before
+
+
+def test_the_limit_that_would_be_passed_is_told(live_model: LiveModel) -> None:
+    limited = LiveModel(replace(live_model.options, guard={"strict": "false", "change.warn": "0", "change.refuse": "0"}))
+    found = tried(limited, [EDITS[3]], WalkBudget())
+    assert found["edits"][0]["code"] == "guard.change"
+    ((attempt),) = found["guard"]
+    assert not attempt["publish"] and attempt["breaches"][0]["limit"] == "change" and attempt["breaches"][0]["value"] > 0
+
+
+def test_a_dry_run_ends_with_its_time_and_its_caller(live_model: LiveModel) -> None:
+    with pytest.raises(WalkTooLong, match=r"^the time was used up"):
+        tried(live_model, [EDITS[3]], WalkBudget(max_s=-1.0))
+    budget = WalkBudget()
+    budget.stop()
+    with pytest.raises(WalkStopped):
+        tried(live_model, [EDITS[3]], budget)
+
+
+def test_a_worker_tries_one_post_at_a_time_of_at_most_a_batch(tmp_path: Path) -> None:
+    worker = make_worker(tmp_path, max_batch=2)
+
+    async def both() -> None:
+        with pytest.raises(EditRejected) as refused:
+            await worker.dry_runs.of([Edit("p", "t")] * 3, asyncio.Lock())
+        assert (refused.value.code, refused.value.field) == (Code.BATCH_SIZE, "edits")
+        async with worker._walking:
+            with pytest.raises(Busy, match="ask again when that is done"):
+                await worker.dry_runs.of([Edit("p", "t")], worker._walking)
+        assert not worker._walking.locked() and worker.journal.depth == 0
+
+    asyncio.run(both())
