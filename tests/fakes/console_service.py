@@ -96,6 +96,22 @@ class ConsoleBackend(Backend):
             raise EditRejected.of(faults)
         return await super().submit(read, wait, key, by)
 
+    async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]:
+        """Answer as the service does: an edit changes its own answer, and that of the first fact which the model knows."""
+        made = [Edit.from_json(edit) for edit in edits]
+        tried = [
+            {"edit": edit.to_json(), "before": self.answer(edit.prompt)}
+            | ({"state": "applied", "changed": True, "after": edit.answer or f"It is {edit.target}."})
+            for edit in made
+        ]
+        card = scorecard(len(self.chain), len(made), [])
+        guard = {"edits": [0], "publish": True, "breaches": [], "warnings": card["warnings"], "scores": card, "limits": LIMITS}
+        probes = [{"prompt": prompt, "before": said, "after": made[0].target} for prompt, said in list(self.known.items())[-1:]]
+        held = len(self.edits_at(self.head))
+        asked = {"num_edits_asked": min(64, held), "num_edits": held, "num_probes": len(self.known)}
+        neighbours = {"edits": [], "probes": probes, **asked}
+        return {"dry_run": True, "head": self.head, "edits": tried, "guard": [guard], "neighbours": neighbours}
+
     def make(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._work())

@@ -113,6 +113,7 @@ async function show() {
   document.title = `${page.title} – Errata`;
   if (shown?.page === page && shown.follow?.(rest, query)) return;
   leaving?.abort();
+  for (const open of document.querySelectorAll("dialog")) open.close();
   leaving = new AbortController();
   const isFirst = shown === null;
   const root = h("div", { class: `page ${page.path}` });

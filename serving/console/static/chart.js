@@ -1,4 +1,4 @@
-/** Line charts of shares between 0 and 1, in SVG. */
+/** Line charts of shares, of which 1 is the best, and bars, in SVG. */
 
 import { h, svg } from "./dom.js";
 
@@ -11,11 +11,14 @@ const HEIGHT = 100;
  */
 export function lineChart({ title, series, labels, marked = -1, onPick = () => {} }) {
   const last = Math.max(1, labels.length - 1);
+  const low = lowest(series);
+  const y = (value) => HEIGHT - ((Math.min(1, Math.max(low, value)) - low) / (1 - low)) * (HEIGHT - 6) - 3;
   const at = (index) => (index / last) * WIDTH;
   const drawing = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-  for (const level of [0, 0.5, 1]) drawing.append(line(0, WIDTH, level, "grid-line"));
+  const levels = [low, (1 + low) / 2, 1];
+  for (const level of levels) drawing.append(svg("line", { x1: 0, x2: WIDTH, y1: y(level), y2: y(level), class: "grid-line" }));
   if (marked >= 0) drawing.append(svg("line", { x1: at(marked), x2: at(marked), y1: 0, y2: HEIGHT, class: "head-line" }));
-  for (const one of series) drawing.append(curve(one, at));
+  for (const one of series) drawing.append(curve(one, at, y));
   const cursor = svg("line", { y1: 0, y2: HEIGHT, class: "cursor-line", visibility: "hidden" });
   drawing.append(cursor);
   const read = h("span", { class: "reading" });
@@ -34,16 +37,19 @@ export function lineChart({ title, series, labels, marked = -1, onPick = () => {
   });
   plot.addEventListener("click", (event) => onPick(within(indexOf(event))));
   const keys = series.map((one) => h("span", { class: `series-key ${one.colour}` }, one.name));
-  const scale = h("div", { class: "scale", "aria-hidden": "true" }, h("span", {}, "1"), h("span", {}, "½"), h("span", {}, "0"));
+  const scale = h("div", { class: "scale", "aria-hidden": "true" }, levels.toReversed().map((level) => h("span", {}, String(Number(level.toFixed(2))))));
   const ends = h("div", { class: "ends", "aria-hidden": "true" }, h("span", {}, labels[0]), h("span", {}, labels.at(-1)));
   return h("figure", { class: "chart" }, h("figcaption", {}, keys, read), scale, plot, ends);
 }
 
-const line = (x1, x2, level, kind) => svg("line", { x1, x2, y1: y(level), y2: y(level), class: kind });
-const y = (value) => HEIGHT - Math.min(1, Math.max(0, value)) * (HEIGHT - 6) - 3;
+/** Return a round number below all values, at most 0.9, at which the scale begins. */
+function lowest(series) {
+  const values = series.flatMap((one) => one.values).filter((value) => typeof value === "number");
+  return Math.max(0, Math.min(0.9, Math.floor(Math.min(1, ...values) * 10) / 10));
+}
 
 /** Draw the parts of a curve between the positions without a value; a part of one position is a short line. */
-function curve({ values, colour }, at) {
+function curve({ values, colour }, at, y) {
   let path = "";
   let isOpen = false;
   values.forEach((value, index) => {

@@ -118,9 +118,10 @@ function errors({ metrics, first }) {
   ];
   const rows = kinds.flatMap(([name, label, isError, what]) => {
     const codes = [...new Set((metrics?.get(name) ?? []).map(({ labels }) => labels[label]))].filter((code) => code && isError(code));
-    return codes.map((code) => {
+    return codes.flatMap((code) => {
       const [now, before] = [metrics, first].map((one) => sum(one, name, (labels) => labels[label] === code) ?? 0);
-      return [code, what, count(now), now > before ? { text: `+${count(now - before)}`, class: "warn" } : ""];
+      if (!now) return [];
+      return [[code, what, count(now), now > before ? { text: `+${count(now - before)}`, class: "warn" } : ""]];
     });
   });
   if (!rows.length) return h("p", { class: "hint" }, "Nothing was refused and nothing failed.");
