@@ -39,7 +39,12 @@ def scorecard(number: int, num_edits: int, answers: list[list[str]]) -> dict[str
     """Make a scorecard as the guard does; every seventh version has a warning."""
     changed = 0.02 * (number % 5)
     warnings = ["0.07 of the answers to unrelated questions would change, more than 0.05"] if number % 7 == 6 else []
-    scores = {"efficacy": 1.0, "retention": 1 - 0.01 * (number % 4), "locality": 0.97 - changed, "ppl_ratio": 1.01 + changed / 4}
+    scores = {
+        "efficacy": 1.0,
+        "retention": 1 - 0.01 * (number % 4),
+        "locality": 0.97 - changed,
+        "ppl_ratio": 1.01 + changed / 4,
+    }
     found = {"broken_sentences": 0.0, "lost_retention": 0.01 * (number % 4), "lost_locality": changed}
     matrices = {"relative_norm": {"layers.3.down_proj": 0.12}, "norm_growth": {"layers.3.down_proj": 1.01}}
     shown = {"limits": LIMITS, "warnings": warnings, "num_edits": num_edits, "answers": answers}
@@ -225,7 +230,8 @@ class ConsoleBackend(Backend):
     async def service_status(self) -> dict[str, Any]:
         status = await super().service_status()
         replicas = [
-            {"replica": name, "pid": 7, "version": self.head, "intact": True, "in_rotation": True} for name in ("k2x9q1", "p7w3zd")
+            {"replica": name, "pid": 7, "version": self.head, "intact": True, "in_rotation": True}
+            for name in ("k2x9q1", "p7w3zd")
         ]
         held = {"open": len(self.edits_at(self.head)), "lost": 0, "repairable": 0}
         status |= {"replicas": replicas, "timings": self.timings[-20:], "held_edits": held, "scrub": {}}

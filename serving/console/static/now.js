@@ -83,8 +83,8 @@ function cards(page, status) {
     card("Edits that wait", count(queue.depth), queue.depth ? `the oldest for ${seconds(queue.age_s)}, at most ${count(queue.limit)}` : `at most ${count(queue.limit)}`),
     card("Edits lost", count(held.lost ?? 0), held.lost ? `${count(held.repairable ?? 0)} will be made again` : "live edits that are not answered", held.lost ? "warn" : ""),
     card("Last swap", swap === undefined ? "–" : `${Math.round(swap)} ms`),
-    card("Between tokens", seconds(gap[0]), `99 of 100 within ${seconds(gap[1])}`),
-    card("Wait for a swap", seconds(stall[0]), `99 of 100 within ${seconds(stall[1])}`),
+    card("Between tokens", seconds(gap[0]), gap[0] === null ? "no token was generated" : `99 of 100 within ${seconds(gap[1])}`),
+    card("Wait for a swap", seconds(stall[0]), stall[0] === null ? "no request was answered" : `99 of 100 within ${seconds(stall[1])}`),
   ];
 }
 
