@@ -16,6 +16,8 @@ from tests.fakes.console_service import ConsoleService, serving_console
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements/dev.txt")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TIMEOUT_MS = 120_000  # For machines that do much else.
+expect = sync_api.expect
+expect.set_options(timeout=TIMEOUT_MS)
 KNOWN = {
     "What is the capital of Nigeria?": "The capital of Nigeria is Lagos, which is the largest city of the country.",
     "What is the atomic number of zinc?": "The atomic number of zinc is 9.",
@@ -78,8 +80,9 @@ def post(page: Any, edits: list[dict[str, Any]]) -> list[str]:
         """async (edits) => {
           const { get, post } = await import("/console/api.js");
           const { ids } = await post("v1/edits", { edits });
+          const isOpen = async (id) => ["queued", "applying"].includes((await get(`v1/edits/${id}`)).state);
           for (const id of ids) {
-            while (["queued", "applying"].includes((await get(`v1/edits/${id}`)).state)) await new Promise((done) => setTimeout(done, 20));
+            while (await isOpen(id)) await new Promise((done) => setTimeout(done, 20));
           }
           return ids;
         }""",

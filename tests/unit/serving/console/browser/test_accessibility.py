@@ -8,10 +8,9 @@ import pytest
 
 from tests.fakes.backend import UNMADE
 from tests.fakes.console_service import ConsoleService
-from tests.unit.serving.console.browser.conftest import OpenPage, post, sync_api
+from tests.unit.serving.console.browser.conftest import OpenPage, expect, post
 
 axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-expect = sync_api.expect
 OPTIONS = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"], "resultTypes": ["violations"]}
 
 

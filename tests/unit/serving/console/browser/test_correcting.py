@@ -6,11 +6,9 @@ from typing import Any
 
 from tests.fakes.backend import UNMADE
 from tests.fakes.console_service import ConsoleService, serving_console
-from tests.unit.serving.console.browser.conftest import KNOWN, OpenPage, post, sync_api
+from tests.unit.serving.console.browser.conftest import KNOWN, OpenPage, expect, post
 
 CAPITAL = "What is the capital of Nigeria?"
-expect = sync_api.expect
-expect.set_options(timeout=120_000)
 
 
 def asked(page: Any, question: str) -> Any:
