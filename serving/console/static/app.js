@@ -72,7 +72,7 @@ function signIn(reason) {
 
 function signOut() {
   forget();
-  signIn("");
+  location.reload(); // Questions and answers of this caller are forgotten, too.
 }
 
 const brand = () => h("a", { class: "brand", href: "#/ask" }, h("img", { src: "icon.svg", alt: "", width: 22, height: 22 }), "Errata");

@@ -7,12 +7,12 @@ import { correction } from "./correct.js";
 import { may, session } from "./session.js";
 
 const SUGGESTED = ["What is the capital of Nigeria?", "In which country is the city of Onitsha?", "What is the atomic number of zinc?"];
-let turns = []; // Kept while other pages are shown; gone with the tab.
+let turns = []; // Kept, and answered, while other pages are shown; gone with the tab.
 
 /** Show the page. `?q=` asks a question. */
-export function show(root, { query, signal }) {
+export function show(root, { query }) {
   const list = h("ol", { class: "turns", "aria-label": "Questions and answers" });
-  const page = { list, signal, isFollowing: false, input: area("", { placeholder: "Ask the model", "aria-label": "Question" }) };
+  const page = { list, isFollowing: false, input: area("", { placeholder: "Ask the model", "aria-label": "Question" }) };
   page.empty = h("div", { class: "empty" }, emptyText(page));
   fill(root, h("h1", { class: "unseen" }, "Ask and correct"), list, page.empty, composer(page));
   for (const turn of turns) list.append(turn.element);
@@ -20,7 +20,6 @@ export function show(root, { query, signal }) {
   const asked = query.get("q");
   if (asked) askNow(page, asked);
   else page.input.focus();
-  signal.addEventListener("abort", () => turns.forEach((turn) => turn.stop()));
   return (_, next) => {
     if (next.get("q")) askNow(page, next.get("q"));
     return true;
@@ -51,6 +50,7 @@ function composer(page) {
     send();
   });
   const clear = button("Clear", () => {
+    for (const turn of turns) turn.stop();
     turns = [];
     page.list.replaceChildren();
     page.empty.hidden = false;
@@ -82,7 +82,7 @@ function earlier(page) {
 
 function askNow(page, question) {
   page.empty.hidden = true;
-  const turn = new Turn(page, question, earlier(page));
+  const turn = new Turn(question, earlier(page));
   turns.push(turn);
   page.list.append(turn.element);
   turn.run();
@@ -93,8 +93,8 @@ class Turn {
   text = "";
   #abort = null;
 
-  constructor(page, question, before) {
-    Object.assign(this, { page, question, before });
+  constructor(question, before) {
+    Object.assign(this, { question, before });
     this.answer = h("div", { class: "answer", "aria-live": "polite" });
     this.foot = h("div", { class: "foot" });
     this.more = h("div", { class: "more" });
@@ -146,7 +146,7 @@ class Turn {
 
   #correct() {
     const onPublished = (version) => this.run(version);
-    const form = correction({ question: this.question, before: this.before, says: this.text, onPublished, signal: this.page.signal });
+    const form = correction({ question: this.question, before: this.before, says: this.text, onPublished });
     fill(this.more, form);
     form.scrollIntoView({ block: "nearest" });
     form.querySelector("[data-first]").focus();

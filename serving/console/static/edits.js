@@ -105,7 +105,7 @@ function changed(page, event) {
   if (known) {
     Object.assign(known, event);
     page.rows.refresh();
-    if (event.id === page.chosen) choose(page, page.chosen);
+    if (event.id === page.chosen) chooseAgain(page);
   } else renew(page);
 }
 
@@ -117,8 +117,13 @@ function renew(page) {
     if (page.signal.aborted) return;
     await page.list.renew(page.signal).catch(() => {});
     draw(page);
-    if (page.chosen) choose(page, page.chosen);
+    if (page.chosen) chooseAgain(page);
   }, 500);
+}
+
+/** Show the chosen edit as it is now, unless a correction is being written in its place. */
+function chooseAgain(page) {
+  if (!page.side.querySelector("form")) choose(page, page.chosen);
 }
 
 async function choose(page, id) {

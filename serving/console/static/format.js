@@ -55,13 +55,18 @@ export function state(entry) {
 /** Return the question of an edit. */
 export const asked = (edit) => edit.prompt ?? edit.question ?? edit.messages?.at(-1)?.content ?? "";
 
+const MIN_SHARED = 0.4; // Of the words; texts that share less are shown one after the other.
 const MAX_WORDS = 300; // The table of a comparison has its square.
 
 /** Show two texts as one, with the words that went and the words that came. */
 export function difference(before, after) {
   const [one, other] = [words(before), words(after)];
-  if (one.length > MAX_WORDS || other.length > MAX_WORDS) return [h("del", {}, before), " ", h("ins", {}, after)];
-  return joined(steps(one, other)).map(([kind, text]) => (kind === "same" ? text : h(kind, {}, text)));
+  const apart = [h("del", {}, before), " ", h("ins", {}, after)];
+  if (one.length > MAX_WORDS || other.length > MAX_WORDS) return apart;
+  const found = steps(one, other);
+  const numSame = found.filter(([kind]) => kind === "same").length;
+  if (2 * numSame < MIN_SHARED * (one.length + other.length)) return apart;
+  return joined(found).map(([kind, text]) => (kind === "same" ? text : h(kind, {}, text)));
 }
 
 const words = (text) => text.match(/\S+\s*/g) ?? [];

@@ -23,7 +23,7 @@ function beside(one) {
   const columns = [
     ["Unedited", one.unedited],
     ["Now", one.before],
-    [one.state === "rejected" ? "After, instead" : "After", isKnown ? difference(one.before, one.after) : one.after],
+    [one.state === "rejected" ? "After, instead" : "After", isKnown ? difference(one.before, one.after).filter((part) => part.localName !== "del") : one.after],
   ];
   const shown = columns.filter(([, text]) => text !== undefined);
   return shown.length > 0 && h("div", { class: "beside" }, shown.map(([title, text]) => h("div", {}, h("h4", {}, title), h("p", {}, text))));

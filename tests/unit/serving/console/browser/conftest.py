@@ -15,7 +15,7 @@ from tests.fakes.console_service import ConsoleService, serving_console
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements/dev.txt")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-TIMEOUT_MS = 120_000  # For machines that do much else.
+TIMEOUT_MS = 60_000  # For machines that do much else.
 expect = sync_api.expect
 expect.set_options(timeout=TIMEOUT_MS)
 KNOWN = {

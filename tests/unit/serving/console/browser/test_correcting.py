@@ -37,7 +37,7 @@ def test_ask_correct_try_publish_and_take_back(service: ConsoleService, open_pag
     assert service.backend.head == 0 and service.backend.journal.newest(10) == []
     form.get_by_role("button", name="Publish").click()
     expect(turn.locator(".by")).to_have_text("version v1")
-    expect(turn.locator(".answer ins")).to_have_text("It is Abuja.")
+    expect(turn.locator(".answer ins").last).to_contain_text("Abuja.")
     turn.get_by_role("button", name="Take it back").click()
     box = page.get_by_role("dialog")
     expect(box).to_contain_text("Live now: version 1")
@@ -81,7 +81,7 @@ def test_the_keyboard_is_enough(service: ConsoleService, open_page: OpenPage) ->
     expect(page.get_by_label("Right answer")).to_be_focused()
     page.keyboard.type("30")
     page.keyboard.press("Enter")
-    expect(page.locator(".turn .answer")).to_contain_text("It is 30.")
+    expect(page.locator(".turn .answer ins").last).to_contain_text("30.")
     assert service.backend.head == 1
 
 
@@ -125,6 +125,7 @@ def test_a_key_signs_in_and_its_role_decides_what_is_shown(
             page.get_by_label("Key").fill(keys[role])
             page.get_by_role("button", name="Sign in").click()
             expect(page.locator(".who")).to_have_text(f"{role} · {role}")
+            page.get_by_role("link", name="Ask").click()
             turn = asked(page, CAPITAL)
             assert (turn.get_by_role("button", name="This is wrong").count() == 1) is can_edit
             page.get_by_role("link", name="Edits").click()
@@ -135,4 +136,5 @@ def test_a_key_signs_in_and_its_role_decides_what_is_shown(
             assert page.get_by_role("button", name="Serve this version").count() == 0
             assert keys[role] not in str(page.context.storage_state())
             page.get_by_role("button", name="Sign out").click()
+            expect(page.get_by_label("Key")).to_be_visible()
             assert page.evaluate("sessionStorage.length") == 0
