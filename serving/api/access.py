@@ -33,7 +33,13 @@ GENERATING = {"/v1/completions": False, "/v1/chat/completions": True}  # and whe
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
 UNLISTED = "admin"  # the role for all other routes: vLLM has many, and later releases have more
 _ROLES = {
-    OPEN: ("GET /health", "GET /ready"),
+    OPEN: (
+        "GET /health",
+        "GET /ready",
+        "GET /console",
+        "GET /console/",
+        "GET /console/{}",
+    ),  # The console's files hold no data.
     "read": (
         "GET /v1/edits",
         "GET /v1/edits/{}",
@@ -42,6 +48,7 @@ _ROLES = {
         "GET /v1/versions",
         "GET /v1/versions/{}",
         "GET /v1/status",
+        "GET /v1/key",
         "GET /metrics",
         "GET /v1/models",
         "POST /v1/completions",

@@ -29,6 +29,7 @@ from serving.api.schemas import (
     EditsIn,
     EditsOut,
     EditsPage,
+    KeyOut,
     Name,
     Number,
     RefusalOut,
@@ -122,6 +123,11 @@ def router(backend: Backend, limits: ServiceLimits | None = None) -> APIRouter:
     @routes.get("/v1/status")
     async def get_status() -> dict[str, Any]:
         return await unwrapped(backend.service_status())
+
+    @routes.get("/v1/key")
+    async def get_key(request: Request) -> KeyOut:
+        """Name the caller's key and its role."""
+        return KeyOut.of(request.scope.get("errata.key"))
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def get_metrics() -> PlainTextResponse:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
+from errata.access_keys import Key
 from errata.edit import EditState
 from errata.text.dialogue import Form, Role
 
@@ -23,6 +25,7 @@ Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Question = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 Number = Annotated[int, Field(ge=0, le=2**31)]
 StrictNumber = Annotated[int, Field(ge=0, le=2**31, strict=True)]  # in a body, where `true` is not a number
+AccessRole = Literal["read", "edit", "admin"]
 Cursor = Annotated[int, Field(ge=0, le=2**62)]
 
 
@@ -209,6 +212,20 @@ class EditsPage(BaseModel):
 
     edits: list[EditOut]
     next: int | None
+
+
+class KeyOut(BaseModel):
+    """The caller's key; without a file of keys it has no name, and every caller may do all."""
+
+    name: str | None
+    role: AccessRole
+    expires: datetime | None
+
+    @classmethod
+    def of(cls, key: Key | None) -> KeyOut:
+        if key is None:
+            return cls(name=None, role="admin", expires=None)
+        return cls.model_validate({"name": key.name, "role": key.role, "expires": key.expires})
 
 
 class FaultOut(BaseModel):

@@ -35,6 +35,7 @@ from errata.local.service_limits import ServiceLimits
 from serving.api import routes
 from serving.api.access import UNLISTED, Access, role_for, served_host
 from serving.api.version_stamp import NotQueued, OutOfRotation, RolledBack, VersionStamp
+from serving.console import routes as console
 from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
 from serving.engine.edit_memory.served_memory import ServedMemory
@@ -185,6 +186,7 @@ class Generator:
         app.middleware_stack = None  # vLLM has built it already; it is built again with the middlewares below.
         limits = self.options.limits
         routes.install(app, ServiceBackend(self.worker, self.ledger, self, limits), limits)
+        console.install(app)
         app.add_middleware(VersionStamp, served=self)
         app.add_middleware(Access, keys=self.keys, limits=limits, on_refused=self.metrics.refused)
         return app

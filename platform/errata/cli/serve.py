@@ -186,7 +186,8 @@ def _run(services: LocalServices, arguments: Mapping[str, Any]) -> None:
     with services:
         try:
             _start(services, arguments)
-            say(f"ready: {services.url} (MLflow: {services.mlflow_url}); Ctrl-C or `errata stop` stops all services")
+            say(f"ready: {services.url} (console: {services.url}/console, MLflow: {services.mlflow_url})")
+            say("Ctrl-C or `errata stop` stops all services")
             while not services.has_ended(WATCHED):
                 time.sleep(0.5)
             raise services.failure(WATCHED, "has ended")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 INK, GRID, MUTED = "#1d2530", "#d7dce3", "#999999"
 OK, WARN, BAD = "#1b7a3c", "#b45f06", "#c0303c"
-# Ten hues with a contrast of 3 to white. page.css has their counterparts for a dark page, in the same order.
+# Ten hues with a contrast of 3 to white. theme.css has their counterparts for a dark page, in the same order.
 PALETTE = ("#2460c4", "#c2570c", "#23833f", "#c22f3d", "#7b4fb5", "#86553a", "#c0458f", "#6d7410", "#0f7f8c", "#4f5d75")
 _THEME = {
     INK: "var(--ink)",

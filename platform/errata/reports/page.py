@@ -44,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """The name, colour and dash of a curve; `colour` is a variable of page.css."""
+    """The name, colour and dash of a curve; `colour` is a variable of theme.css."""
 
     name: str
     colour: str
@@ -98,6 +98,6 @@ def html(page: Page) -> str:
         lstrip_blocks=True,
     )
     files = importlib.resources.files("errata.reports")
-    style, script = (files.joinpath(name).read_text() for name in ("page.css", "page.js"))
+    theme, style, script = (files.joinpath(name).read_text() for name in ("theme.css", "page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(page=page, style=style, script=script, digest=digest)
+    return environment.get_template("page.html").render(page=page, style=theme + style, script=script, digest=digest)

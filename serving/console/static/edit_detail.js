@@ -1,0 +1,110 @@
+/** One edit in detail: what was asked for, what became of it, what the model says, and earlier edits of its subject. */
+
+import { get } from "./api.js";
+import { button, facts, fill, h } from "./dom.js";
+import { correction } from "./correct.js";
+import { ago, asked, difference, state, versionLink } from "./format.js";
+import { revertDialog } from "./moves.js";
+import { may } from "./session.js";
+
+const MAX_HISTORY = 20;
+
+/** Show an edit; `isNew`: it was chosen just now, and gets the focus. `list` has the edits among which its history is looked for. */
+export function showEdit(side, entry, { list, isNew, signal }) {
+  const { edit } = entry;
+  const heading = h("h2", { tabindex: -1 }, asked(edit));
+  const more = h("div", { class: "more" });
+  const where = h("span", {});
+  fill(
+    side,
+    h("a", { class: "close", href: "#/edits", "aria-label": "Close" }, "×"),
+    heading,
+    h("p", { class: "big" }, edit.target),
+    h("p", {}, state(entry), " ", entry.version != null && versionLink(entry.version), " ", where),
+    problem(entry),
+    entry.answers && h("div", {}, h("h3", {}, "Answer, before and after"), h("p", { class: "pair" }, difference(entry.answers.before, entry.answers.after))),
+    tools(entry, more, signal),
+    more,
+    description(entry),
+    history(entry, list),
+  );
+  side.onkeydown = (event) => {
+    if (event.key === "Escape") location.hash = "#/edits";
+  };
+  if (isNew) heading.focus({ preventScroll: true });
+  if (entry.version != null && entry.changed !== false) carried(where, entry.version, signal);
+}
+
+/** Say whether the version keeps the edit in the weights or in a memory beside them. */
+async function carried(place, number, signal) {
+  const version = await get(`v1/versions/${number}`, { signal }).catch(() => null);
+  if (version) fill(place, `by ${version.editor}, in ${Object.keys(version.ranks).length ? "the weights" : "memory"}`);
+}
+
+function problem(entry) {
+  const isWrong = entry.state === "rejected" || entry.answered === false || entry.live === false;
+  if (!isWrong && !entry.reason) return null;
+  const gone = entry.live === false && entry.state === "applied" && "The service went back to a version without it.";
+  const lost = entry.answered === false && "Later edits have taken the answer away.";
+  return h(
+    "div",
+    { class: "problem" },
+    [entry.reason, gone, lost].filter(Boolean).map((text) => h("p", {}, text)),
+    entry.code && h("p", { class: "hint" }, "code ", h("code", {}, entry.code), entry.field && `, field ${entry.field}`),
+    entry.says && h("p", {}, "The model says instead: ", h("q", {}, entry.says)),
+  );
+}
+
+function tools(entry, more, signal) {
+  const { edit } = entry;
+  const again = () => {
+    const values = { target: edit.target, subject: edit.subject ?? "", rephrasings: edit.rephrasings, aliases: edit.aliases, source: edit.source };
+    const before = edit.messages?.slice(0, -1) ?? [];
+    const form = correction({ question: asked(edit), before, says: entry.says ?? entry.answers?.after ?? "", values, signal });
+    fill(more, form);
+    form.querySelector("[data-first]").focus();
+  };
+  const isOut = entry.state !== "applied" || entry.live === false || entry.changed === false;
+  return h(
+    "div",
+    { class: "tools" },
+    h("a", { class: "button", href: `#/ask?q=${encodeURIComponent(asked(edit))}` }, "Ask it now"),
+    may("edit") && button("Correct again", again),
+    may("admin") && !isOut && button("Take it back", () => revertDialog({ edits: [entry.id] }), "", { "data-revert": true }),
+  );
+}
+
+function description(entry) {
+  const { edit } = entry;
+  const list = (texts) => texts?.length && h("ul", { class: "plain" }, texts.map((text) => h("li", {}, text)));
+  const before = edit.messages?.slice(0, -1).map((message) => `${message.role}: ${message.content}`);
+  return facts([
+    ["Author", entry.poster],
+    ["Posted", ago(entry.created)],
+    ["Subject", edit.subject],
+    ["Whole answer", edit.answer],
+    ["Also right", list(edit.aliases)],
+    ["Other wordings", list(edit.rephrasings)],
+    ["Earlier messages", list(before)],
+    ["Source", edit.source],
+    ["Valid from", edit.valid_from],
+    ["Valid to", edit.valid_to],
+    ["Reason", edit.reason],
+    ["Asked as", edit.form],
+    ["Made again in", entry.repaired_in != null && versionLink(entry.repaired_in)],
+    ["Id", h("code", {}, entry.id)],
+  ]);
+}
+
+/** List the other edits of the same subject or question among those that are loaded. */
+function history(entry, list) {
+  const { edit } = entry;
+  const isSame = (other) => other.id !== entry.id && (asked(other.edit) === asked(edit) || (edit.subject && other.edit.subject === edit.subject));
+  const found = list.items.filter(isSame).slice(0, MAX_HISTORY);
+  if (!found.length) return null;
+  const lines = found.map((other) => {
+    const link = h("a", { href: `#/edits/${encodeURIComponent(other.id)}` }, asked(other.edit));
+    return h("li", {}, link, " → ", h("strong", {}, other.edit.target), " ", state(other), " ", h("span", { class: "quiet" }, ago(other.created)));
+  });
+  return h("div", {}, h("h3", {}, edit.subject ? `Other edits about ${edit.subject}` : "Other edits of this question"), h("ul", { class: "history" }, lines));
+}
