@@ -5,6 +5,8 @@ cache. The tokenizer is that of a world of 20 people.
 """
 
 import os
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +53,12 @@ def model_dir(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def tiny_model(model_dir: Path) -> LanguageModel:
-    """Load the model for each test, because generators edit it in place."""
+@pytest.fixture(scope="session")
+def loaded(model_dir: Path) -> LanguageModel:
     return load(model_dir)
+
+
+@pytest.fixture
+def tiny_model(loaded: LanguageModel) -> LanguageModel:
+    """Copy the model for each test, because generators edit it in place. A copy takes a tenth of the time of `load`."""
+    return replace(loaded, module=deepcopy(loaded.module), tokenizer=deepcopy(loaded.tokenizer))
