@@ -47,12 +47,13 @@ for command in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
-    """Start Ray as from a fresh shell, which has none of its variables."""
+def cluster(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
+    """Start Ray as from a fresh shell, which has none of its variables; its workers write into the jobs' home."""
     with LocalServices(tmp_path_factory.mktemp("cluster")) as services:
         with pytest.MonkeyPatch.context() as shell:
             for name in (*LOOPBACK, "RAY_ADDRESS"):
                 shell.delenv(name, raising=False)
+            shell.setenv("ERRATA_HOME", str(home))
             services.start_ray()
         services.wait_ray()
         yield services
