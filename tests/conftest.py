@@ -5,8 +5,10 @@ cache. The tokenizer is that of a world of 20 people.
 """
 
 import os
+import ssl
 from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 torch.set_num_threads(1)  # For models of a few thousand weights, threads only wait for each other.
+ssl.create_default_context = cache(ssl.create_default_context)  # Each client of httpx would read all certificates for 50 ms.
 
 
 @pytest.fixture(scope="session")
