@@ -213,7 +213,7 @@ def ablation(full: bool) -> Suite:
 def tiny(full: bool) -> Suite:
     """Build the smallest complete suite, for tests: a hypernetwork, fine-tuning, an editor with key moments, and a memory."""
     plan = tiny_plan()
-    first = EditorSetting(plan.editor, replace(plan.schedule, train_steps=1))
+    first = EditorSetting(plan.editor, replace(plan.schedule, train_steps=2))
     modules = plan.editor.modules
     grids = (
         EditorGrid("RLEdit", (first, with_fields(first, {"editor.num_passes": 2}))),

@@ -5,6 +5,10 @@ cache. The tokenizer is that of a world of 20 people.
 """
 
 import os
+import ssl
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +40,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 torch.set_num_threads(1)  # For models of a few thousand weights, threads only wait for each other.
+ssl.create_default_context = cache(ssl.create_default_context)  # Each client of httpx would read all certificates for 50 ms.
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +56,12 @@ def model_dir(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def tiny_model(model_dir: Path) -> LanguageModel:
-    """Load the model for each test, because generators edit it in place."""
+@pytest.fixture(scope="session")
+def loaded(model_dir: Path) -> LanguageModel:
     return load(model_dir)
+
+
+@pytest.fixture
+def tiny_model(loaded: LanguageModel) -> LanguageModel:
+    """Copy the model for each test, because generators edit it in place. A copy takes a tenth of the time of `load`."""
+    return replace(loaded, module=deepcopy(loaded.module), tokenizer=deepcopy(loaded.tokenizer))

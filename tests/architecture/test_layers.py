@@ -1,7 +1,7 @@
 """Layers: each unit imports only from lower ones, and imports form no circle."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,8 +63,10 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in python_files()}
 
 
-def imported(module: str) -> Iterator[str]:
-    """Yield the modules of this repository that a module imports, also in functions and under TYPE_CHECKING."""
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Return the modules of this repository that a module imports, also in functions and under TYPE_CHECKING."""
+    found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -74,8 +76,8 @@ def imported(module: str) -> Iterator[str]:
         for name in names:
             while name and name not in MODULES:
                 name = name.rpartition(".")[0]
-            if name and name != module:
-                yield name
+            found |= {name} - {"", module}
+    return frozenset(found)
 
 
 def unit_of(module: str) -> str:
@@ -86,7 +88,7 @@ def unit_of(module: str) -> str:
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "errata"])
 def test_imports_go_down(module: str) -> None:
     own = unit_of(module)
-    for other in set(imported(module)):
+    for other in imported(module):
         unit = unit_of(other)
         assert other == "errata" or unit == own or LEVEL[unit] < LEVEL[own], f"{module} imports {other}"
 
@@ -99,7 +101,7 @@ def test_imports_inside_a_package_go_down(package: str) -> None:
         if not module.startswith(package + "."):
             continue
         own = module[start:].split(".")[0]
-        for other in set(imported(module)):
+        for other in imported(module):
             if other.startswith(package + ".") and (part := other[start:].split(".")[0]) != own:
                 assert level[part] < level[own], f"{module} imports {other}"
 
@@ -109,14 +111,14 @@ def test_no_family_of_editors_imports_another() -> None:
     families = {"hypernet", "closed_form", "wrappers", "fine_tuning", "memory_based"}
     for module in MODULES:
         if module.startswith("errata.editors.") and (own := module.split(".")[2]) in families:
-            for other in set(imported(module)):
+            for other in imported(module):
                 parts = other.split(".")
                 if parts[:2] == ["errata", "editors"] and parts[2] in families - {own}:
                     assert (own, parts[2]) in allowed, f"{module} imports {other}"
 
 
 def test_imports_form_no_circle() -> None:
-    graph = {module: set(imported(module)) for module in MODULES}
+    graph = {module: imported(module) for module in MODULES}
     state: dict[str, int] = {}
 
     def visit(module: str, trail: tuple[str, ...]) -> None:

@@ -130,7 +130,7 @@ class Service:
                 seen = str(self.status())
             except (httpx.HTTPError, KeyError, ValueError) as fault:
                 seen = f"{type(fault).__name__}: {fault}"
-            time.sleep(0.1)
+            time.sleep(min(0.5, 0.1 + 0.02 * (time.monotonic() - begin)))  # Each look costs the service time to start in.
         raise AssertionError(f"not whole after {timeout_s} s: {seen}")
 
     # -- its processes ------------------------------------------------------------------------------------------------

@@ -1,32 +1,23 @@
-"""Ray on one machine listens on loopback alone, because a client that reaches its ports can run any code."""
+"""Ray on one machine listens on loopback alone, because a client that reaches its ports can run any code.
+
+test_jobs.py has the Ray of the local services, on which its jobs run.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from errata.local.services import LOOPBACK, LocalServices
+from tests.e2e.job import outward
 
 ROOT = Path(__file__).parents[2]
 JOB = "from jobs.workers import start_ray; start_ray(); print('started', flush=True); input()"
-
-
-def outward(process: psutil.Process) -> list[str]:
-    """List where a process and its descendants listen to other machines, once Ray's parts listen."""
-    deadline, listening = time.monotonic() + 60, set[str]()
-    while not {"gcs_server", "raylet"} <= listening:
-        assert time.monotonic() < deadline, listening
-        time.sleep(0.5)
-        names = {each.pid: each.name() for each in (process, *process.children(recursive=True))}
-        found = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in names]
-        listening = {names[c.pid] for c in found}
-    return [f"{names[c.pid]} on {c.laddr}" for c in found if c.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")]
 
 
 @pytest.fixture
@@ -34,13 +25,6 @@ def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove Ray's variables, as in a fresh shell."""
     for name in (*LOOPBACK, "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-
-
-def test_the_ray_of_the_local_services_listens_on_loopback(unprepared: None, tmp_path: Path) -> None:
-    with LocalServices(tmp_path) as services:
-        services.start_ray()
-        services.wait_ray()
-        assert outward(psutil.Process(services.processes["ray"].pid)) == []
 
 
 def test_the_ray_of_a_job_listens_on_loopback(unprepared: None) -> None:

@@ -23,7 +23,7 @@ from jobs.arguments import from_arguments
 from jobs.mlflow_run import made_from
 from jobs.plan import Plan
 from tests.e2e.cluster import Cluster
-from tests.e2e.test_jobs import LONGEST_S, ended_after
+from tests.e2e.job import LONGEST_S, ended_after
 
 STEPS = 16
 ARGUMENTS = ["plan=tiny", "num_workers=3", "min_workers=2", f"schedule.train_steps={STEPS}", "checkpoint_every=2"]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,6 @@ def start_mlflow(directory: Path, port: int) -> LocalServices:
     services.start_mlflow()
     services.wait_mlflow()
     return services
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = free_port()
-    with start_mlflow(tmp_path_factory.mktemp("mlflow"), port) as services:
-        yield services.mlflow_url
 
 
 @pytest.fixture

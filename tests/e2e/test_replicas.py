@@ -27,16 +27,18 @@ pytestmark = pytest.mark.e2e
 PROMPTS = [FACTS[number][0] for number in range(40, 46)]
 SNAPSHOT = 20  # Versions between two snapshots.
 NUM_STREAMS = 4
+WHILE_AN_ENGINE_STARTS_S = 0.1  # Most of a minute, in which more requests would show nothing more.
 
 
 @dataclass
 class Reader:
     """A client that completes prompts without end, at least by the newest version that it has seen.
 
-    A refused request is repeated.
+    It rests for `pause_s` after each. A refused request is repeated.
     """
 
     service: ScalableService
+    pause_s: float
     seen: int = 0
     answers: list[tuple[str, int, int, str]] = field(default_factory=list)  # Prompt, lowest and highest version, text.
     backwards: list[tuple[int, int]] = field(default_factory=list)
@@ -47,7 +49,7 @@ class Reader:
     def run(self) -> None:
         with httpx.Client(base_url=self.service.http.base_url, timeout=30) as http:
             number = 0
-            while not self._stopping.wait(0.02):
+            while not self._stopping.wait(self.pause_s):
                 number += 1
                 self._ask(http, PROMPTS[number % len(PROMPTS)])
 
@@ -83,8 +85,8 @@ def torn(path: Path) -> Callable[[], object]:
 
 
 @contextmanager
-def reading(service: ScalableService, num_readers: int = 2) -> Iterator[list[Reader]]:
-    readers = [Reader(service) for _ in range(num_readers)]
+def reading(service: ScalableService, pause_s: float = 0.02) -> Iterator[list[Reader]]:
+    readers = [Reader(service, pause_s) for _ in range(2)]
     threads = [threading.Thread(target=reader.run, daemon=True) for reader in readers]
     for thread in threads:
         thread.start()
@@ -133,7 +135,7 @@ def test_a_replica_that_joins_catches_up_from_the_snapshot(service: ScalableServ
     hidden = next(path for path in own if path not in files)  # A snapshot holds it, so the new replica need not read it.
     hidden.rename(hidden.with_name("hidden"))
     try:
-        with reading(service) as readers:
+        with reading(service, WHILE_AN_ENGINE_STARTS_S) as readers:
             service.scale(2)
             service.until_whole()
     finally:
@@ -194,7 +196,7 @@ def test_a_killed_replica_costs_no_edit_and_comes_back_at_the_head(service: Scal
     service.need(2)
     before = service.pids()
     pid = max(before.values())
-    with reading(service) as readers, ThreadPoolExecutor(NUM_STREAMS) as pool:
+    with reading(service, WHILE_AN_ENGINE_STARTS_S) as readers, ThreadPoolExecutor(NUM_STREAMS) as pool:
         first = service.edited(61, "dog")
         streams = [pool.submit(stream, service) for _ in range(NUM_STREAMS)]
         kill(psutil.Process(pid) if victim == "replica" else service.engine_of(pid))

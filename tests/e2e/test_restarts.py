@@ -8,7 +8,7 @@ import pytest
 
 from errata.editors.closed_form.moments import Moments
 from errata.editors.hypernet.rledit import RLEdit
-from tests.e2e.test_jobs import lines_of, output_until_killed
+from tests.e2e.job import lines_of, output_until_killed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long]
 PLAN = ["plan=tiny", "shape.train_steps=240"]

@@ -33,9 +33,10 @@ UNDER_TEST = {
 }
 
 
-def ready(
-    model: LanguageModel, editor: HypernetworkEditor
-) -> tuple[HypernetworkEditor, list[EpisodeBatch], dict[str, KeyPreconditioner]]:
+Prepared = tuple[HypernetworkEditor, list[EpisodeBatch], dict[str, KeyPreconditioner]]
+
+
+def ready(model: LanguageModel, editor: HypernetworkEditor) -> Prepared:
     batches = list(batches_of(World(20).edits("train", 12), 3))
     steps = [EpisodeBatch(model, batch) for batch in batches]
     editor = editor.initialised(model, [step.in_scope_texts for step in steps], batches, seed=0)
@@ -100,11 +101,12 @@ def test_the_regulariser_has_a_gradient(tiny_model: LanguageModel) -> None:
 
 
 def gradient(
-    model: LanguageModel, editor: HypernetworkEditor, savings: MemoryOptions, reward: Reward = REWARD
+    model: LanguageModel, prepared: Prepared, savings: MemoryOptions, reward: Reward = REWARD
 ) -> tuple[Tensor, dict[str, float]]:
     """Play an episode of five batches with fresh caches; returns its gradient as one vector, and its losses."""
-    editor, _, preconditioners = ready(model, editor)
+    editor, _, preconditioners = prepared
     net = editor.trained_policy().net
+    net.zero_grad()
     steps = [EpisodeBatch(model, batch, savings=savings) for batch in batches_of(World(20).edits("train", 20), 4)]
     losses = play(model, net, steps, preconditioners, reward, EpisodeOptions(num_passes=editor.num_passes, savings=savings))
     return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]), losses
@@ -113,16 +115,17 @@ def gradient(
 @pytest.mark.parametrize("uniform", [False, True], ids=["the last ones", "of all"])
 @pytest.mark.parametrize("editor", UNDER_TEST.values(), ids=UNDER_TEST)
 def test_memory_options_change_no_gradient(tiny_model: LanguageModel, editor: HypernetworkEditor, uniform: bool) -> None:
-    reward = replace(REWARD, backtrack_uniform=uniform)
-    whole, losses = gradient(tiny_model, editor, MemoryOptions(), reward)
+    reward, prepared = replace(REWARD, backtrack_uniform=uniform), ready(tiny_model, editor)
+    whole, losses = gradient(tiny_model, prepared, MemoryOptions(), reward)
     for savings in (MemoryOptions(recompute=True), MemoryOptions(on_host=True), MemoryOptions(recompute=True, on_host=True)):
-        found, same = gradient(tiny_model, editor, savings, reward)
+        found, same = gradient(tiny_model, prepared, savings, reward)
         assert torch.equal(found, whole) and same == losses, savings
     tiny_model.module.double()
+    prepared = ready(tiny_model, editor)
     # In fp32, keys that a forward pass of another size rounds differently are far apart after a solve.
-    whole, losses = gradient(tiny_model, editor, MemoryOptions(), reward)
+    whole, losses = gradient(tiny_model, prepared, MemoryOptions(), reward)
     for savings in (MemoryOptions(micro_batch=3), MemoryOptions(micro_batch=5, recompute=True, on_host=True)):
-        found, close = gradient(tiny_model, editor, savings, reward)
+        found, close = gradient(tiny_model, prepared, savings, reward)
         assert float((found - whole).norm() / whole.norm()) < 2e-6, savings
         assert close == pytest.approx(losses, rel=1e-5), savings
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,8 +13,7 @@ from errata.model.language_model import LanguageModel
 from errata.testbed import smollm2
 from jobs import moments
 from jobs.arguments import check_model, from_arguments, with_checkpoint
-
-ROOT = Path(__file__).parents[3]
+from tests.unit.jobs.commands import Commands
 
 
 @pytest.mark.parametrize(
@@ -85,20 +82,17 @@ def test_matrices_of_the_default_model_are_checked_once_it_is_made(model_dir: Pa
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("given", "says"),
     [
         (["jobs/train.py", "plan=tiny"], "train.py: model: "),
         (["jobs/bench.py", "suite=tiny"], "bench.py: model: "),
         (["jobs/moments.py", "plan=tiny"], "moments.py: model: "),
     ],
 )
-def test_a_job_refuses_a_damaged_gguf_file_in_one_line(command: list[str], says: str, tmp_path: Path) -> None:
+def test_a_job_refuses_a_damaged_gguf_file_in_one_line(command: Commands, given: list[str], says: str, tmp_path: Path) -> None:
     file = tmp_path / "some.gguf"
     file.write_bytes(b"PK\x03\x04")
-    environment = os.environ | {"ERRATA_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, *command, f"model={file}"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = command.run([*given, f"model={file}"], os.environ | {"ERRATA_HOME": str(tmp_path / "home")})
     assert done.returncode == 1 and done.stderr.startswith(says), done.stderr
     assert done.stderr.count("\n") == 1 and f"{file} is no GGUF file, or is damaged: copy it again" in done.stderr
 
@@ -110,10 +104,9 @@ def test_a_model_of_other_machines_is_not_looked_for(monkeypatch: pytest.MonkeyP
     check_model(from_arguments(["plan=tiny", "model=/mnt/there"]), ["mlp.down_proj"])
 
 
-def test_a_job_with_a_wrong_argument_ends_with_one_line_and_code_1(tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/train.py", "plan=tiny", "sead=1"]
+def test_a_job_with_a_wrong_argument_ends_with_one_line_and_code_1(command: Commands, tmp_path: Path) -> None:
     environment = {"ERRATA_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = command.run(["jobs/train.py", "plan=tiny", "sead=1"], environment)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("train.py: sead: Plan has no field 'sead'; it has name, ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir()), "a log was begun"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from errata.editors.presets import MODELS
 from errata.model.matrices import find_matrices
 from errata.testbed.world import World
 from jobs import arguments, moments, plans, train
+from tests.unit.jobs.commands import Commands
 from tests.unit.published_models import (
     CONFIGS,
     HYPERNETWORKS,
@@ -105,9 +105,9 @@ def test_the_error_for_an_unknown_plan_lists_the_plans() -> None:
     assert max(map(len, str(refused.value).splitlines())) <= 128
 
 
-def test_plans_are_listed() -> None:
-    command = [sys.executable, "jobs/train.py", "plans"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+def test_plans_are_listed(command: Commands) -> None:
+    done = command.run(["jobs/train.py", "plans"], os.environ)
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(plans.PLANS)
     line = next(line for line in lines if line.startswith("rledit_qwen3_8b "))

@@ -8,7 +8,9 @@ import subprocess
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import pytest
 from ray._private.worker import print_worker_logs
 from ray.serve._private import client
@@ -16,7 +18,7 @@ from ray.serve._private.application_state import ApplicationStatusInfo, StatusOv
 from ray.serve._private.client import ServeControllerClient
 from ray.serve.schema import ApplicationStatus
 
-from errata.local.services import ENVIRONMENT, MLFLOW_NICE, LocalServices, ServiceFailed, _reason_in
+from errata.local.services import ENVIRONMENT, MLFLOW_NICE, LocalServices, ServiceFailed, _reason_in, free_port
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,24 @@ def test_a_service_that_ends_under_another_is_the_reason(tmp_path: Path) -> None
         services.start("ray", "sh", "-c", "echo 'ValueError: no port'; exit 3")
         with pytest.raises(ServiceFailed, match=r"^ray ended with exit code 3: ValueError: no port; its log: .*ray\.log$"):
             services.wait_serve()
+
+
+def test_a_service_is_waited_for_with_one_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client reads the certificates when it is made, which takes 50 ms of a core that the service needs."""
+    made: list[httpx.Client] = []
+
+    class Counted(httpx.Client):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            made.append(self)
+
+    monkeypatch.setattr(httpx, "Client", Counted)
+    with LocalServices(tmp_path) as services:
+        started(services, "late")
+        services.log("late").write_text("")
+        with pytest.raises(ServiceFailed, match="did not answer"):
+            services.wait("late", f"http://127.0.0.1:{free_port()}/", timeout_s=0.5)
+    assert len(made) == 1
 
 
 def test_mlflow_yields_to_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,20 +45,17 @@ def test_each_open_edit_may_become_a_version(tmp_path):
 
 def test_checking_edits_blocks_no_other_call_and_keeps_their_order(tmp_path, monkeypatch):
     worker = make_worker(tmp_path)
-    monkeypatch.setattr(edit_worker, "check_edits", lambda edits, *_: time.sleep(0.2 if len(edits) > 1 else 0))
-    body, longest = {"prompt": "p", "target": "t"}, 0.0
+    body, others_ran, ran_on = {"prompt": "p", "target": "t"}, threading.Event(), []
+    monkeypatch.setattr(edit_worker, "check_edits", lambda edits, *_: len(edits) > 1 and ran_on.append(others_ran.wait(30)))
 
-    async def posted_at_once():
-        nonlocal longest
+    async def posted_together():
         posts = [asyncio.create_task(worker.submit(edits, False, None)) for edits in ([body, body], [body])]
-        while not all(post.done() for post in posts):
-            begin = time.monotonic()
-            await asyncio.sleep(0.001)
-            longest = max(longest, time.monotonic() - begin)
-        return [[edit["id"] for edit in post.result()] for post in posts]
+        await asyncio.sleep(0.05)
+        others_ran.set()
+        return [[edit["id"] for edit in answer] for answer in await asyncio.gather(*posts)]
 
-    many, few = asyncio.run(posted_at_once())
-    assert [entry.id for entry in worker.journal.pending()] == [*many, *few] and longest < 0.1
+    many, few = asyncio.run(posted_together())
+    assert [entry.id for entry in worker.journal.pending()] == [*many, *few] and ran_on == [True]
 
 
 def test_edits_are_checked_with_a_copy_of_the_tokenizer(tmp_path, tiny_model):
