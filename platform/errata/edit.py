@@ -137,8 +137,8 @@ class Probe:
     aliases: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"prompt": self.prompt, "target": self.target, "kind": self.kind, "aliases": list(self.aliases)}
-        return {name: part for name, part in data.items() if part or name in ("prompt", "target")}
+        more = {"kind": self.kind, "aliases": list(self.aliases)}
+        return {"prompt": self.prompt, "target": self.target} | {name: part for name, part in more.items() if part}
 
     @classmethod
     def from_json(cls, data: Any, field: str) -> Probe:
@@ -146,8 +146,9 @@ class Probe:
         parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {}
         parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or ()}
         aliases = parts["aliases"] if isinstance(parts["aliases"], list | tuple) else [None]
-        texts = [parts.get(name) for name in ("prompt", "target", "kind")] + [*aliases]
-        if len(parts) != 4 or not all(isinstance(text, str) for text in texts):
+        if len(parts) != 4 or not all(
+            isinstance(one, str) for one in (*map(parts.get, ("prompt", "target", "kind")), *aliases)
+        ):
             raise EditRejected("must be a list of {prompt, target, kind?, aliases?} strings", code=Code.WRONG_TYPE, field=field)
         return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"], tuple(map(cleaned, aliases)))
 

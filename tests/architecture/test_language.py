@@ -22,7 +22,10 @@ PLAIN_WORDS = re.compile(
     re.IGNORECASE,
 )
 # Sentences that are data: of probes, of a task, of the invented world, of the license, and of a test.
-DATA = re.compile(r"The doctor told him|nobody understood a word|stands shines waits|on behalf of whom|Somebody Else")
+DATA = re.compile(
+    r"The doctor told him|nobody understood a word|stands shines waits|on behalf of whom|\"whom\"|by whom\?|stand stands lies"
+    r"|Somebody Else"
+)
 SOURCES = sources("platform/errata", "jobs", "serving", "benchmarks", "docs", "tests")
 
 

@@ -82,8 +82,8 @@ def serve(
     root, problems = home(), Problems()
     with errors_as_one_line(also=(AlreadyRunning,)):
         check_not_running(root / "serve")
-    chosen = {"settings": settings, "guard": guard, "limits": limit}
-    pairs = {name: _pairs(name, texts or [], problems) for name, texts in chosen.items()}
+    given_pairs = (("settings", settings), ("guard", guard), ("limits", limit))
+    pairs = {name: _pairs(name, texts or [], problems) for name, texts in given_pairs}
     pairs["limits"] |= {"max_queue": str(max_queue)} if max_queue else {}
     editor = problems.checked("artifact", editor_for, editor, artifact, preset) or DEFAULT_EDITOR
     model, artifact = _model_and_artifact(model, artifact, editor, preset, problems)
@@ -104,12 +104,16 @@ def serve(
     services = LocalServices(root / "serve", http_port=port, http_host=host, with_jobs=False)
     # Recorded before the model is made and its policy is measured: a second service would wait for both, and repeat them.
     with errors_as_one_line(also=(AlreadyRunning, ServiceFailed)), recorded_service(services.directory, services.url):
-        given |= _made(start)
-        arguments = {name: value for name, value in given.items() if value is not None}
-        arguments |= pairs.pop("limits")  # Arguments of their own.
-        arguments |= {name: ";".join(f"{k}={v}" for k, v in one.items()) for name, one in pairs.items() if one}
         # A registered model mirrors one ledger.
-        _run(services, arguments | {"pause": pause.value, "mlflow_name": f"errata-{_file_name(editor)}"})
+        given |= _made(start) | {"pause": pause.value, "mlflow_name": f"errata-{_file_name(editor)}"}
+        _run(services, _arguments(given, pairs))
+
+
+def _arguments(given: Mapping[str, Any], pairs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return the arguments of `serving.app:build`: those that are given, the limits by name, and other pairs as texts."""
+    found = {name: value for name, value in given.items() if value is not None} | pairs["limits"]
+    texts = {name: ";".join(f"{k}={v}" for k, v in one.items()) for name, one in pairs.items() if one and name != "limits"}
+    return found | texts
 
 
 def _model_and_artifact(model: str, artifact: str, editor: str, preset: str, problems: Problems) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""What a question asks for: a person, a time, a place, a number, or a thing that its words name ("which country").
+"""Kind of thing that a question asks for: a person, a time, a place, a number, or what its words name ("which country").
 
 Two questions about one subject may have nearly the same words and ask for different things: "Where was she born?" and "When was
-she born?". A sentence encoder puts these close together, so they are told apart by their question words, which are English.
+she born?". A sentence encoder puts these close together, so their question words tell the difference, which are English.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _KINDS = {
 _KIND_NAMES = frozenset(_KINDS.values())
 _WORD = re.compile(r"\w+")
 _VERBS = frozenset(
-    "is are was were be do does did has have had can could will would shall should may might stands stand lies lie s re".split()
+    "is are was were be do does did has have had can could will would shall should may might stand stands lies lie s re".split()
 )
 
 

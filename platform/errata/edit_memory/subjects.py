@@ -22,7 +22,7 @@ _NAME = re.compile(rf"{_BIG}(?:[ -]{_SMALL}{_BIG})*")
 
 
 class Word(NamedTuple):
-    """A word in plain letters, and where it stands in its text."""
+    """A word in plain letters, and its place in its text."""
 
     plain: str
     begin: int

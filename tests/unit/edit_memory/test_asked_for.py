@@ -1,4 +1,4 @@
-"""What questions ask for: a kind, or the thing that their words name."""
+"""Things that questions ask for: a kind, or the thing that their words name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_question_words_say_what_is_asked_for(question: str, expected: str | Non
         ("Where was she born?", "Name her birthplace.", True),
     ],
 )
-def test_questions_that_ask_for_different_things_are_told_apart(one: str, other: str, same: bool) -> None:
+def test_questions_that_ask_for_different_things_do_not_fit(one: str, other: str, same: bool) -> None:
     assert ask_for_the_same(one, other) is ask_for_the_same(other, one) is same
 
 
