@@ -1,4 +1,4 @@
-"""Records of the chaos runs: the heads of a real ledger in order, the journal over its pages, and the clients' operations."""
+"""Records of the chaos runs: the heads of a real ledger in order, the journal over its pages, and the operations of clients."""
 
 from __future__ import annotations
 
