@@ -112,8 +112,18 @@ def gradient(
     return torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None]), losses
 
 
-@pytest.mark.parametrize("uniform", [False, True], ids=["the last ones", "of all"])
-@pytest.mark.parametrize("editor", UNDER_TEST.values(), ids=UNDER_TEST)
+@pytest.mark.parametrize(
+    ("editor", "uniform"),
+    [
+        # Which batches are scored again does not depend on the editor: two of them show it by default.
+        pytest.param(editor, uniform, id=f"{name}-{'of all' if uniform else 'the last ones'}", marks=marks)
+        for name, editor in UNDER_TEST.items()
+        for uniform, marks in (
+            (False, ()),
+            (True, () if name in ("preconditioned-two-passes", "by-MEND") else pytest.mark.long),
+        )
+    ],
+)
 def test_memory_options_change_no_gradient(tiny_model: LanguageModel, editor: HypernetworkEditor, uniform: bool) -> None:
     reward, prepared = replace(REWARD, backtrack_uniform=uniform), ready(tiny_model, editor)
     whole, losses = gradient(tiny_model, prepared, MemoryOptions(), reward)
