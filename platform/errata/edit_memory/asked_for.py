@@ -1,4 +1,4 @@
-"""Kinds of questions, by what they ask for: a person, a time, a place, a number, or a thing that its words name ("which country").
+"""Kinds of questions, by what they ask for: a person, a time, a place, a number, or a thing that is named ("which country").
 
 Two questions about one subject may have nearly the same words and ask for different things: "Where was she born?" and "When was
 she born?". A sentence encoder puts these close together, so their question words distinguish them, which are English.
