@@ -16,7 +16,7 @@ from torch import Tensor
 from errata.edit_memory.subjects import Words, subjects_in, without, words_of
 
 
-class IndexEntry(NamedTuple):
+class IndexedRecord(NamedTuple):
     """Indexed parts of a record: its fact, the words of its subject, if any, its question's vector and the least cosine."""
 
     fact: str
@@ -41,7 +41,7 @@ class QuestionIndex:
     lengths: Mapping[int, int] = field(default_factory=dict)
     blocks: tuple[PlainRecords, ...] = ()
 
-    def changed(self, gone: Iterable[IndexEntry], added: Iterable[IndexEntry]) -> QuestionIndex:
+    def changed(self, gone: Iterable[IndexedRecord], added: Iterable[IndexedRecord]) -> QuestionIndex:
         """Return the index without some entries and with others. The time depends on their number alone, but for two copies."""
         left, come = _by_subject(gone), _by_subject(added)
         of_subject, lengths = dict(self.of_subject), Counter(self.lengths)
@@ -74,8 +74,8 @@ class QuestionIndex:
         return found
 
 
-def _by_subject(entries: Iterable[IndexEntry]) -> dict[Words, list[IndexEntry]]:
-    found: dict[Words, list[IndexEntry]] = {}
+def _by_subject(entries: Iterable[IndexedRecord]) -> dict[Words, list[IndexedRecord]]:
+    found: dict[Words, list[IndexedRecord]] = {}
     for entry in entries:
         found.setdefault(entry.subject, []).append(entry)
     return found
