@@ -172,11 +172,11 @@ class Generator:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
-        from serving.engine.edit_memory.request_hook import RequestHook
+        from serving.engine.edit_memory.request_hook import HookedEngine
 
         tasks = await self.engine.get_supported_tasks()
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
-        hook = RequestHook(self.engine, lambda: self._memory.now, self.metrics)
+        hook = HookedEngine(self.engine, lambda: self._memory.now, self.metrics)
         await init_app_state(hook, app.state, self.args, supported_tasks=tasks)
         app.state.server = SimpleNamespace()  # vLLM's error handler reads it.
         self._app = app

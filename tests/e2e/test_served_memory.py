@@ -81,7 +81,7 @@ class Replica:
         return answer
 
     def answers(self, prompts: list[Prompt], **body: Any) -> list[httpx.Response]:
-        """Ask all at once."""
+        """Ask all of them together."""
 
         async def answered() -> list[httpx.Response]:
             transport = httpx.ASGITransport(self.app)

@@ -92,8 +92,8 @@ class MemoryAnswers:
     def touched(self, held: Iterable[HeldEdit], batch: EditBatch, delta: MemoryDelta) -> list[HeldEdit]:
         """Return the earlier edits at which another record decides after an update than before it, or none any more.
 
-        A record with a subject decides only at prompts that have it; for one without a subject, the `size` edits are looked at whose
-        words are nearest. Edits that the batch replaces are left out.
+        A record with a subject decides only at prompts that have it; for one without a subject, the `size` edits are looked at
+        whose words are nearest. Edits that the batch replaces are left out.
         """
         before, after = bank_of(self.model.module), self.bank_with(delta)
         self.words.update(held)

@@ -29,7 +29,7 @@ NUM_THREADS = 2
 FREE_ROOM = 64
 
 
-class RequestHook:
+class HookedEngine:
     """vLLM's engine as its OpenAI handlers see it; everything but `generate` is the engine's own.
 
     `memory` returns the memory of the served version.

@@ -1,4 +1,4 @@
-"""Swaps to versions that change no weights: the engine goes on, keeps its cache, and reads the new memory at once."""
+"""Swaps to versions that change no weights: the engine goes on, keeps its cache, and reads the new memory from then on."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Hook:
 
     def __init__(self, memory: FrontMemory) -> None:
         self.memory, self.engine, self.metrics = memory, Engine(), ReplicaMetrics()
-        self.hook = request_hook.RequestHook(self.engine, lambda: self.memory, self.metrics)
+        self.hook = request_hook.HookedEngine(self.engine, lambda: self.memory, self.metrics)
 
     async def ask(self, ids: Any = ASKED, request: FiredEdits | None = None, **sampling: Any) -> tuple[Any, Any]:
         """Ask as a handler of vLLM does; returns the prompt and the sampling parameters that the engine got."""
