@@ -158,7 +158,7 @@ class EditsOut(BaseModel):
 
 
 class TriedEditOut(BaseModel):
-    """Outcome that an edit would have: as `EditOut`, with the answers `before` and `after` it where they are known.
+    """The state that an edit would come to: as `EditOut`, with the answers `before` and `after` it where they are known.
 
     `edit` has the composed answer, if one would be composed.
     """
@@ -198,7 +198,7 @@ class NeighboursOut(BaseModel):
 
 
 class DryRunOut(BaseModel):
-    """Outcome that a post of edits would have on the version `head`; nothing was done."""
+    """The effect that a post of edits would have on the version `head`; nothing was done."""
 
     dry_run: Literal[True]
     head: int

@@ -85,15 +85,15 @@ class MemoryAnswers:
         return [prompt for prompt, change in changes if change is not None and id(change.record) in new]
 
     def _probes_near(self, records: Iterable[Record]) -> list[Prompt]:
-        """Return the probes that contain the subject of a record; all of them if a record has no subject."""
+        """Return the probes that have the subject of a record in them; all of them if a record has no subject."""
         subjects = {frozenset(plain_words(record.subject)) for record in records}
         return [prompt for prompt, words in self.words_of_probes.items() if any(words >= subject for subject in subjects)]
 
     def touched(self, held: Iterable[HeldEdit], batch: EditBatch, delta: MemoryDelta) -> list[HeldEdit]:
         """Return the earlier edits at which another record decides after an update than before it, or none any more.
 
-        A record with a subject decides only in texts with it; for one without a subject, the `size` edits are looked at whose
-        words are nearest. Edits that the batch replaces are left out.
+        A record with a subject decides only at prompts that have it; for one without a subject, the `size` edits are looked at
+        whose words are nearest. Edits that the batch replaces are left out.
         """
         before, after = bank_of(self.model.module), self.bank_with(delta)
         self.words.update(held)

@@ -76,7 +76,7 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         ({"device": "gpu"}, "device: 'gpu' is not a device: give cpu"),
         ({"editor": "ROMEO"}, "editor: no editor is named 'ROMEO'; known are .*R-ROME"),
         ({"editor": "FT-L/ROME"}, "does not wrap another editor"),
-        ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory .*, such as RLEdit"),
+        ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory, .*, such as RLEdit"),
         ({"editor": f"{__name__}:OwnMemory", "settings": {}}, "OwnMemory keeps its edits in a memory .*`errata bench`"),
         ({"preset": "llama4"}, "preset: .*no preset 'llama4'; there are"),
         ({"artifact": "/none"}, "artifact: FTL needs no artifact: leave out /none"),
