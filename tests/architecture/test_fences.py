@@ -113,6 +113,7 @@ PARTS_OF_A_WHOLE = {
     "entry.write_edits": "the folder of a new version",
     "entry.write_entry": "the folder of a new version",
     "hypernet_editor.save": "the folder of a new artifact",
+    "trained.save": "the folder of a new artifact",
     "moments.save": "the folder of new moments",
     "durable.write_text": "a device or a pipe",
     "figures.picture": "memory",
