@@ -144,11 +144,10 @@ class Probe:
     def from_json(cls, data: Any, field: str) -> Probe:
         """Read {prompt, target, kind?, aliases?}. Raises `EditRejected` about `field` for anything else."""
         parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {}
-        parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or ()}
-        aliases = parts["aliases"] if isinstance(parts["aliases"], list | tuple) else [None]
-        if len(parts) != 4 or not all(
-            isinstance(one, str) for one in (*map(parts.get, ("prompt", "target", "kind")), *aliases)
-        ):
+        parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or []}
+        *texts, aliases = (parts.get(name) for name in ("prompt", "target", "kind", "aliases"))
+        are_texts = isinstance(aliases, list | tuple) and all(isinstance(text, str) for text in (*texts, *aliases))
+        if len(parts) != 4 or not are_texts:
             raise EditRejected("must be a list of {prompt, target, kind?, aliases?} strings", code=Code.WRONG_TYPE, field=field)
         return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"], tuple(map(cleaned, aliases)))
 
