@@ -137,8 +137,8 @@ class Probe:
     aliases: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        more = {"kind": self.kind, "aliases": list(self.aliases)}
-        return {"prompt": self.prompt, "target": self.target} | {name: part for name, part in more.items() if part}
+        more = (("kind", self.kind), ("aliases", list(self.aliases)))
+        return {"prompt": self.prompt, "target": self.target, **{name: part for name, part in more if part}}
 
     @classmethod
     def from_json(cls, data: Any, field: str) -> Probe:
@@ -146,8 +146,9 @@ class Probe:
         parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {}
         parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or []}
         *texts, aliases = (parts.get(name) for name in ("prompt", "target", "kind", "aliases"))
-        are_texts = isinstance(aliases, list | tuple) and all(isinstance(text, str) for text in (*texts, *aliases))
-        if len(parts) != 4 or not are_texts:
+        if len(parts) != 4 or not all(
+            isinstance(one, str) for one in (*texts, *(aliases if isinstance(aliases, list) else [0]))
+        ):
             raise EditRejected("must be a list of {prompt, target, kind?, aliases?} strings", code=Code.WRONG_TYPE, field=field)
         return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"], tuple(map(cleaned, aliases)))
 
