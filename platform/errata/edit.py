@@ -145,10 +145,8 @@ class Probe:
         """Read {prompt, target, kind?, aliases?}. Raises `EditRejected` about `field` for anything else."""
         parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {}
         parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or []}
-        *texts, aliases = (parts.get(name) for name in ("prompt", "target", "kind", "aliases"))
-        if len(parts) != 4 or not all(
-            isinstance(one, str) for one in (*texts, *(aliases if isinstance(aliases, list) else [0]))
-        ):
+        aliases = parts["aliases"] if isinstance(parts["aliases"], list) else [None]
+        if len(parts) != 4 or not all(isinstance(a, str) for a in (*map(parts.get, ("prompt", "target", "kind")), *aliases)):
             raise EditRejected("must be a list of {prompt, target, kind?, aliases?} strings", code=Code.WRONG_TYPE, field=field)
         return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"], tuple(map(cleaned, aliases)))
 
