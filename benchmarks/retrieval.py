@@ -22,7 +22,7 @@ from benchmarks.report import show, write_report
 from errata.edit import Edit, EditBatch
 from errata.edit_memory.bank import Bank, Record
 from errata.edit_memory.encoder import NAME, NUM_DIMENSIONS, SentenceEncoder
-from errata.edit_memory.lookup import Asked
+from errata.edit_memory.prompt_form import Asked
 from errata.edit_memory.reader import best_record
 from errata.editors.memory_based.answer import AnswerMemory
 from errata.editors.memory_based.questions import THRESHOLDS, question_records

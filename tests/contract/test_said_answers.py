@@ -21,8 +21,12 @@ from errata.model.matrices import find_matrices
 from errata.model.packing import packed_requests
 from errata.testbed.world import World
 from errata.text.dialogue import Dialogue, Message
-from tests.contract.test_editors import MARKED
 
+# In words that the small model's tokenizer has as one token; it writes a text without the blank at its end.
+MARKED = (
+    "{% for message in messages %}{{ {'system': 'river', 'user': 'question', 'assistant': 'answer'}[message['role']] }} : "
+    "{{ message['content'] }} today {% endfor %}{% if add_generation_prompt %}answer :{% endif %}"
+)
 EDITS = World(20).edits("test", 12)
 EDITED, UNRELATED = EDITS[:3], [edit.prompt for edit in EDITS[6:9]]
 EDITOR = AnswerMemory(("layers.1.mlp.down_proj",))
@@ -74,7 +78,7 @@ def test_a_question_in_chat_is_answered_with_the_whole_answer_and_its_end(tiny_m
         found = greedy_texts(model, asked, 12)
         assert [text.strip() for text in found[:2]] == [answer, edit.target], "each form has an answer of its own"
         assert greedy(model, asked, 12)[2] == plain[2]
-        behind = Dialogue.of(edit.prompt, (Message("user", "yes"), Message("assistant", "the river")))
+        behind = Dialogue.of(edit.prompt, (Message("user", "yes"), Message("assistant", "the boat")))
         assert greedy_texts(model, [behind], 12)[0].strip() == answer, "a question may follow others"
 
 

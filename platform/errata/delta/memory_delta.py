@@ -87,9 +87,8 @@ class MemoryDelta:
         if kind not in KINDS:
             raise ValueError(f"the memory is of kind {kind!r}, and this release knows {', '.join(KINDS)}: install a newer one")
         rows = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-        if not {len(facts)} == {len(each) for each in (texts, counts, *later.values())} or any(
-            len(tensor) != sum(counts) for tensor in rows.values()
-        ):
+        lengths = {len(each) for each in (facts, texts, counts, *later.values())}
+        if len(lengths) != 1 or any(len(tensor) != sum(counts) for tensor in rows.values()):
             raise ValueError("the tensors of the memory do not fit its facts")
         parts = {name: tensor.split(counts) for name, tensor in rows.items()}
         made = (

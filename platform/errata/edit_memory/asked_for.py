@@ -18,7 +18,7 @@ _KINDS = {
 _KIND_NAMES = frozenset(_KINDS.values())
 _WORD = re.compile(r"\w+")
 _VERBS = frozenset(
-    "is are was were be do does did has have had can could will would shall should may might stands stand lies lie".split()
+    "is are was were be do does did has have had can could will would shall should may might stands stand lies lie s re".split()
 )
 
 

@@ -14,7 +14,9 @@ from torch.nn.functional import normalize
 
 from errata.edit_memory.asked_for import ask_for_the_same
 from errata.edit_memory.bank import Record
+from errata.edit_memory.prompt_form import Asked
 from errata.model.said_answers import with_tokens
+from errata.text.answers import says
 
 ANY = -1  # of `after`: the row may follow any token
 NONE = -1  # of a decision: no row fires
@@ -40,14 +42,6 @@ def fired(rows: Mapping[str, Tensor], input_TI: Tensor, ids_T: Tensor | None) ->
     return Fired(torch.where(torch.isfinite(score_T), row_T, NONE), cosine_TN.masked_fill(~may_TN, -torch.inf).amax(1))
 
 
-class Asked(NamedTuple):
-    """A prompt as it is compared: its question, its whole text, and whether it is a dialogue."""
-
-    question: str
-    text: str
-    in_chat: bool
-
-
 class Candidate(NamedTuple):
     """A record that may fit a question, and the cosine of the two."""
 
@@ -66,7 +60,9 @@ def chosen(candidates: Iterable[Candidate], asked: Asked) -> Candidate | None:
 
 
 def _may_fit(record: Record, asked: Asked) -> bool:
-    return ask_for_the_same(record.question, asked.question) and all(each in asked.text for each in record.earlier_messages)
+    is_about = not record.subject or says(asked.question.casefold(), record.subject.casefold())  # South America is not America.
+    follows = all(each in asked.text for each in record.earlier_messages)
+    return is_about and follows and ask_for_the_same(record.question, asked.question)
 
 
 def unit(rows_TI: Tensor) -> Tensor:

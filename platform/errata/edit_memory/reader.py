@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,9 @@ import torch
 from errata.edit import EditRejected
 from errata.edit_memory.bank import READ_BEFORE, Bank, Record
 from errata.edit_memory.encoder import SentenceEncoder
-from errata.edit_memory.lookup import Asked, Candidate, chosen
-from errata.edit_memory.prompt_form import PromptForm
+from errata.edit_memory.lookup import Candidate, chosen
+from errata.edit_memory.prompt_form import Asked, PromptForm
 from errata.model.renderer import Renderer
-from errata.text.rules import same_text
 
 MAX_QUESTION = 2000  # characters; a longer text is no question that a record could have
 
@@ -34,12 +32,17 @@ class Change:
 
 
 class MemoryReader:
-    """Reads a bank. It has no state but the bank, so that any thread may ask it. `max_tokens` is the model's context."""
+    """Reads a bank. It has no state but the bank, so that any thread may ask it. `max_tokens` is the model's context.
+
+    The encoder is loaded and the bank's index made before the first request. Raises `ValueError` without the encoder's package.
+    """
 
     def __init__(self, bank: Bank, renderer: Renderer, max_tokens: int) -> None:
         assert bank.kind in READ_BEFORE, bank.kind
         self.bank, self.max_tokens = bank, max_tokens
         self.form = PromptForm(renderer)
+        SentenceEncoder.load()
+        bank.index  # noqa: B018
 
     def change(self, ids: Sequence[int], room: int) -> Change | None:
         """Return what the bank does to a prompt; None if no record fits it.
@@ -49,7 +52,7 @@ class MemoryReader:
         """
         if not len(self.bank):
             return None
-        asked = self._asked(ids)
+        asked = self.form.asked(ids)
         found = best_record(self.bank, asked)
         if found is None:
             return None
@@ -61,10 +64,6 @@ class MemoryReader:
         except EditRejected:
             return None
         return Change(found.record, found.score, None, said)
-
-    def _asked(self, ids: Sequence[int]) -> Asked:
-        question = unicodedata.normalize("NFC", self.form.question(ids))
-        return Asked(question, same_text(self.form.text(ids)), self.form.is_chat(ids))
 
 
 def best_record(bank: Bank, asked: Asked) -> Candidate | None:

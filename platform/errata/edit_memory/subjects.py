@@ -14,7 +14,7 @@ from errata.text.answers import plain_letters
 from errata.text.joining import is_unspaced
 
 Words = tuple[str, ...]
-_WORD = re.compile(r"[^\W_]+|[+#]+")
+_WORD = re.compile(r"[^\W_]+[+#]*")
 # Words that begin with a capital or a digit, one after the other; small words may stand between them.
 _BIG = r"(?:[^\W\d_a-z]|\d)[\w'’.-]*"
 _SMALL = r"(?:(?:of|the|and|de|la|le|du|da|di|van|von|der|den|al|bin) )*"

@@ -54,11 +54,11 @@ def test_a_text_is_put_where_the_template_has_system_texts(template: str, before
     form, ids = PromptForm(renderer), renderer.ids(Dialogue.of("Who?", before))
     assert renderer.tokenizer.decode(form.with_text(ids, "Known fact")) == expected
     if not (template == "inside" and before):
-        assert form.question(ids) == "Who?"
+        assert form.asked(ids).question == "Who?"
 
 
 def test_a_completion_has_the_text_in_a_line_before_it(tiny_model: LanguageModel) -> None:
     form, tokenizer = PromptForm(tiny_model.renderer), tiny_model.tokenizer
     ids = tiny_model.renderer.ids("the old river")
-    assert form.question(ids) == "the old river"
+    assert form.asked(ids).question == "the old river"
     assert form.with_text(ids, "the cat") == tokenizer("the cat\nthe old river")["input_ids"]

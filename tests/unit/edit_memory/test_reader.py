@@ -34,6 +34,7 @@ BANK = Bank("answer", NAME).changed(
     [
         a_question(CAPITAL, "France"),
         a_question(COUNTRY, "Lyon", "Spain"),
+        a_question("What is the largest city of America?", "America", "Lima"),
         a_question("What is the boiling point of water?", "", "90 degrees", threshold=0.9),
     ],
     (),
@@ -63,6 +64,8 @@ def said(prompt: Prompt, bank: Bank = BANK) -> str | None:
         ("What is the boiling point of water?", " 90 degrees"),
         ("What is the melting point of steel?", None),
         ("The train arrives at nine.", None),
+        ("Name the largest city of america.", " Lima"),
+        ("What is the largest city of South America?", None),
         (f"{CAPITAL} {'x' * MAX_QUESTION}", None),
     ],
 )

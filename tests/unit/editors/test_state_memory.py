@@ -109,6 +109,13 @@ def test_a_share_beyond_its_range_is_refused(name: str, share: str) -> None:
         make_editor(name, settings={"max_false": share})
 
 
+@pytest.mark.parametrize("name", ["SCR", "answer"])
+@pytest.mark.parametrize("setting", ["threshold", "whole_threshold"])
+def test_a_cosine_beyond_its_range_is_refused(name: str, setting: str) -> None:
+    with pytest.raises(ValueError, match=f"^{setting} is the least cosine of two questions, from 0 to 1, not 1.5"):
+        make_editor(name, settings={setting: "1.5"})
+
+
 def test_it_is_made_by_name_and_needs_no_artifact() -> None:
     made = make_editor("state", settings={"max_false": "0.05", "modules": "layers.7.mlp.up_proj"})
     assert made == StateMemory(("layers.7.mlp.up_proj",), max_false=0.05) and needs("state") == ""

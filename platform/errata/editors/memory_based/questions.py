@@ -31,11 +31,17 @@ class QuestionMemory(MemoryEditor, ABC):
     """Base class of the memories that compare questions. `modules` says what a ledger could edit; none of them is read.
 
     `threshold` is the least cosine of questions without their subject, where the record's subject stands in both;
-    `whole_threshold` that of whole questions, for records without a subject. 0 stands for one that is calibrated.
+    `whole_threshold` that of whole questions, for records without a subject, and is calibrated if it is 0.
     """
 
     threshold: float
     whole_threshold: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("threshold", self.threshold), ("whole_threshold", self.whole_threshold)):
+            if not 0 <= least <= 1:
+                raise ValueError(f"{name} is the least cosine of two questions, from 0 to 1, not {least:g}")
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         check_modules(self.modules, model, spec)
