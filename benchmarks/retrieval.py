@@ -22,7 +22,7 @@ from benchmarks.report import show, write_report
 from errata.edit import Edit, EditBatch
 from errata.edit_memory.bank import Bank, Record
 from errata.edit_memory.encoder import NAME, NUM_DIMENSIONS, SentenceEncoder
-from errata.edit_memory.prompt_form import Asked
+from errata.edit_memory.prompt_form import AskedQuestion
 from errata.edit_memory.reader import best_record
 from errata.editors.memory_based.answer import AnswerMemory
 from errata.editors.memory_based.questions import THRESHOLDS, question_records
@@ -56,7 +56,7 @@ def records_of(edits: Sequence[Edit], settings: RetrievalSettings) -> Iterator[R
 
 def found(bank: Bank, question: str) -> str | None:
     """Return the fact whose record a question finds; None if it finds none."""
-    best = best_record(bank, Asked(question, question, False))
+    best = best_record(bank, AskedQuestion(question, question, False))
     return None if best is None else best.record.fact
 
 

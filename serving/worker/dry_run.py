@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from serving.worker.edit_loop import EditLoop
 
 MAX_EDITS = 16  # The live model is asked each of them, for as long as a batch waits.
-NOT_SHOWN = ("answers", "again", "limits", "warnings", "failed")  # of a scorecard; the first ones are told by edit
+NOT_SHOWN = ("answers", "again", "limits", "warnings", "failed")  # of a scorecard; the first ones are shown with each edit
 
 
 class DryRuns:

@@ -156,14 +156,16 @@ class EditWorker:
         return [entry.to_json() | live for entry, live in zip(entries, await self._lives(entries), strict=True)]
 
     async def _lives(self, entries: Sequence[Entry]) -> list[dict[str, bool]]:
-        return await asyncio.to_thread(lambda: list(map(self._is_live, entries)))
+        return await asyncio.to_thread(self._live_now, entries)
 
-    def _is_live(self, entry: Entry) -> dict[str, bool]:
-        if entry.state not in ("applied", "reverted"):
-            return {}
-        ledger = self.live_model.ledger
-        version = ledger.find_edit(entry.id) if entry.unchanged is None else entry.version
-        return {"live": entry.state == "applied" and version in ledger.live()}
+    def _live_now(self, entries: Sequence[Entry]) -> list[dict[str, bool]]:
+        ledger, live = self.live_model.ledger, self.live_model.ledger.live()
+
+        def is_live(entry: Entry) -> bool:
+            version = ledger.find_edit(entry.id) if entry.unchanged is None else entry.version
+            return entry.state == "applied" and version in live
+
+        return [{"live": is_live(entry)} if entry.state in ("applied", "reverted") else {} for entry in entries]
 
     def _read(self, posted: Sequence[dict[str, Any]]) -> list[Edit]:
         """Read posted edits. Raises `EditRejected` with the faults of all that cannot be read."""

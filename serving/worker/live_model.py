@@ -177,10 +177,12 @@ class LiveModel:
         now, which is `before` unless edits are asked in two forms. Raises `EditRejected` from the
         editor or the guard, and for edits that have no effect.
         """
-        check_edits(edits, self.model.renderer, self.model.max_tokens)
         said = before if in_chat is None else in_chat
-        with _refused_without_memory():
-            batch = EditBatch(tuple(edits if said is None else self._composed(edits, said)))
+        if said is not None and not self.knows_answers:
+            check_edits(edits, self.model.renderer, self.model.max_tokens)
+            with _refused_without_memory():
+                edits = self._composed(edits, said)
+        batch = EditBatch(tuple(edits))
         return make_candidate(self.editor, batch, self.state, self.inspector, self.version, before)
 
     def hold(self, edits: Sequence[Edit], said: Sequence[str]) -> None:

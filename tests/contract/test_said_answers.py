@@ -1,4 +1,4 @@
-"""The contract of a memory of answers on transformers: what is said, in generation and in teacher forcing, and by whom."""
+"""The contract of a memory of answers on transformers: what is said, in generation and in teacher forcing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a question asks for: a person, a time, a place, a number, or a thing that its words name ("which country").
+"""Kinds of questions, by what they ask for: a person, a time, a place, a number, or a thing that is named ("which country").
 
 Two questions about one subject may have nearly the same words and ask for different things: "Where was she born?" and "When was
-she born?". A sentence encoder puts these close together, so they are told apart by their question words, which are English.
+she born?". A sentence encoder puts these close together, so their question words distinguish them, which are English.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import re
 
 PERSON, TIME, PLACE, NUMBER = "a person", "a time", "a place", "a number"
 _KINDS = {
-    **dict.fromkeys(("who", "whom", "whose"), PERSON),
     **dict.fromkeys(("when", "year", "years", "date", "day", "month", "century", "decade"), TIME),
     "where": PLACE,
     **dict.fromkeys(("many", "much", "old", "tall", "long", "far", "big", "large", "high", "heavy"), NUMBER),
 }
-_KIND_NAMES = frozenset(_KINDS.values())
+_KIND_NAMES = frozenset({PERSON, *_KINDS.values()})
+_PERSON = re.compile(r"who(?:m|se)?")
 _WORD = re.compile(r"\w+")
 _VERBS = frozenset(
-    "is are was were be do does did has have had can could will would shall should may might stands stand lies lie s re".split()
+    "is are was were be do does did has have had can could will would shall should may might stand lies lie s re".split()
 )
 
 
@@ -27,7 +27,9 @@ def asked_for(question: str) -> str | None:
     words = _WORD.findall(question.casefold())
     for place, word in enumerate(words):
         rest = words[place + 1 :]
-        if word in ("who", "whom", "whose", "when", "where"):
+        if _PERSON.fullmatch(word):
+            return PERSON
+        if word in ("when", "where"):
             return _KINDS[word]
         if word == "how" and rest and _KINDS.get(rest[0]) == NUMBER:
             return NUMBER

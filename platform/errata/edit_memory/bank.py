@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from errata.edit_memory.encoder import NUM_DIMENSIONS
-from errata.edit_memory.question_index import Entry, QuestionIndex
+from errata.edit_memory.question_index import IndexedRecord, QuestionIndex
 from errata.edit_memory.subjects import plain_words
 
 # state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near;
@@ -136,5 +136,5 @@ class Bank:
         return {}
 
 
-def _entry(record: Record) -> Entry:
-    return Entry(record.fact, plain_words(record.subject), record.rows["key"], record.rows["threshold"])
+def _entry(record: Record) -> IndexedRecord:
+    return IndexedRecord(record.fact, plain_words(record.subject), record.rows["key"], record.rows["threshold"])

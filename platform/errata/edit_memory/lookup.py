@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from errata.edit_memory.asked_for import ask_for_the_same
 from errata.edit_memory.bank import Record
-from errata.edit_memory.prompt_form import Asked
+from errata.edit_memory.prompt_form import AskedQuestion
 from errata.model.said_answers import with_tokens
 from errata.text.answers import says
 
@@ -49,7 +49,7 @@ class Candidate(NamedTuple):
     score: float
 
 
-def chosen(candidates: Iterable[Candidate], asked: Asked) -> Candidate | None:
+def chosen(candidates: Iterable[Candidate], asked: AskedQuestion) -> Candidate | None:
     """Return the candidate that fits a question best; None if none does.
 
     Its cosine reaches its threshold, it asks for the same thing, and the messages before it stand in the prompt, too. Of
@@ -59,7 +59,7 @@ def chosen(candidates: Iterable[Candidate], asked: Asked) -> Candidate | None:
     return max(fitting, key=lambda one: (round(one.score, 3), one.record.in_chat == asked.in_chat), default=None)
 
 
-def _may_fit(record: Record, asked: Asked) -> bool:
+def _may_fit(record: Record, asked: AskedQuestion) -> bool:
     is_about = not record.subject or says(asked.question.casefold(), record.subject.casefold())  # South America is not America.
     follows = all(each in asked.text for each in record.earlier_messages)
     return is_about and follows and ask_for_the_same(record.question, asked.question)

@@ -25,7 +25,7 @@ class _ChatParts(NamedTuple):
     after_question: str
 
 
-class Asked(NamedTuple):
+class AskedQuestion(NamedTuple):
     """A prompt as it is compared: its question, composed (NFC); its whole text, as `same_text` writes it; and its form."""
 
     question: str
@@ -39,7 +39,7 @@ class PromptForm:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
 
-    def asked(self, ids: Sequence[int]) -> Asked:
+    def asked(self, ids: Sequence[int]) -> AskedQuestion:
         """Return the question of a dialogue, which is the last message, or the whole text of a completion."""
         text = self._text(ids)
         chat = self._chat(text)
@@ -47,7 +47,7 @@ class PromptForm:
             question: str = self.renderer.tokenizer.decode(ids, skip_special_tokens=True)
         else:
             question = text[self._question_at(text, chat) : len(text) - len(chat.after_question)]
-        return Asked(unicodedata.normalize("NFC", question), same_text(text), chat is not None)
+        return AskedQuestion(unicodedata.normalize("NFC", question), same_text(text), chat is not None)
 
     def with_text(self, ids: Sequence[int], put: str) -> list[int]:
         """Return the prompt with a text put in: at the end of the system text in chat, or in a line before a completion.

@@ -16,8 +16,8 @@ from torch import Tensor
 from errata.edit_memory.subjects import Words, subjects_in, without, words_of
 
 
-class Entry(NamedTuple):
-    """What is indexed of a record: its fact, the words of its subject, if any, its question's vector and the least cosine."""
+class IndexedRecord(NamedTuple):
+    """Indexed parts of a record: its fact, the words of its subject, if any, its question's vector and the least cosine."""
 
     fact: str
     subject: Words
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     threshold_1: Tensor
 
 
-class Block(NamedTuple):
+class PlainRecords(NamedTuple):
     """Records without a subject; some may be gone from the bank."""
 
     facts: tuple[str, ...]
@@ -39,9 +39,9 @@ class QuestionIndex:
 
     of_subject: Mapping[Words, tuple[str, ...]] = field(default_factory=dict)
     lengths: Mapping[int, int] = field(default_factory=dict)
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[PlainRecords, ...] = ()
 
-    def changed(self, gone: Iterable[Entry], added: Iterable[Entry]) -> QuestionIndex:
+    def changed(self, gone: Iterable[IndexedRecord], added: Iterable[IndexedRecord]) -> QuestionIndex:
         """Return the index without some entries and with others. The time depends on their number alone, but for two copies."""
         left, come = _by_subject(gone), _by_subject(added)
         of_subject, lengths = dict(self.of_subject), Counter(self.lengths)
@@ -55,7 +55,7 @@ class QuestionIndex:
         blocks = self.blocks
         if plain := come.get(()):
             keys, thresholds = torch.cat([entry.key_1E for entry in plain]), torch.cat([entry.threshold_1 for entry in plain])
-            blocks = _joined([*blocks, Block(tuple(entry.fact for entry in plain), keys, thresholds)])
+            blocks = _joined([*blocks, PlainRecords(tuple(entry.fact for entry in plain), keys, thresholds)])
         return QuestionIndex(of_subject, +lengths, blocks)
 
     def about(self, question: str) -> dict[str, list[str]]:
@@ -74,18 +74,18 @@ class QuestionIndex:
         return found
 
 
-def _by_subject(entries: Iterable[Entry]) -> dict[Words, list[Entry]]:
-    found: dict[Words, list[Entry]] = {}
+def _by_subject(entries: Iterable[IndexedRecord]) -> dict[Words, list[IndexedRecord]]:
+    found: dict[Words, list[IndexedRecord]] = {}
     for entry in entries:
         found.setdefault(entry.subject, []).append(entry)
     return found
 
 
-def _joined(blocks: Sequence[Block]) -> tuple[Block, ...]:
+def _joined(blocks: Sequence[PlainRecords]) -> tuple[PlainRecords, ...]:
     """Join the last blocks until each is more than twice as long as the next: few blocks, each record joined a few times."""
     *first, last = blocks
     while first and len(first[-1].facts) <= 2 * len(last.facts):
         before = first.pop()
         keys, thresholds = torch.cat([before.key_NE, last.key_NE]), torch.cat([before.threshold_N, last.threshold_N])
-        last = Block(before.facts + last.facts, keys, thresholds)
+        last = PlainRecords(before.facts + last.facts, keys, thresholds)
     return (*first, last)

@@ -11,7 +11,7 @@ from errata.edit import EditRejected
 from errata.edit_memory.bank import READ_BEFORE, Bank, Record
 from errata.edit_memory.encoder import SentenceEncoder
 from errata.edit_memory.lookup import Candidate, chosen
-from errata.edit_memory.prompt_form import Asked, PromptForm
+from errata.edit_memory.prompt_form import AskedQuestion, PromptForm
 from errata.model.renderer import Renderer
 
 MAX_QUESTION = 2000  # characters; a longer text is no question that a record could have
@@ -19,7 +19,7 @@ MAX_QUESTION = 2000  # characters; a longer text is no question that a record co
 
 @dataclass(frozen=True)
 class Change:
-    """What a memory does to one request; decided once, before the model reads it, and kept to the request's end.
+    """The change that a memory makes to one request; decided once, before the model reads it, and kept to the request's end.
 
     `prompt` is read instead of the one that was given, by the kind `text`. `answer` are the tokens that are said, with their
     end token, by the kind `answer`. None leaves the prompt, or the answer, to the request and to the model.
@@ -66,13 +66,13 @@ class MemoryReader:
         return Change(found.record, found.score, None, said)
 
 
-def best_record(bank: Bank, asked: Asked) -> Candidate | None:
+def best_record(bank: Bank, asked: AskedQuestion) -> Candidate | None:
     """Return the record that fits a question best, with its cosine; None if none fits."""
     return None if len(asked.question) > MAX_QUESTION else chosen(_candidates(bank, asked.question), asked)
 
 
 def _candidates(bank: Bank, question: str) -> Iterator[Candidate]:
-    """Yield the records whose subject stands in the question, and those without a subject, with their cosines.
+    """Yield the records whose subject is in the question, and those without a subject, with their cosines.
 
     Only where there are some is anything encoded: other questions cost a look-up of their words.
     """

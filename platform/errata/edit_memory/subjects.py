@@ -1,4 +1,4 @@
-"""Subjects of questions: where they stand in a text, by whole words, and what a question is without one.
+"""Subjects of questions: their places in a text, by whole words, and what a question is without one.
 
 Case and accents do not count, as in `errata.text.answers.says`. In languages without blanks each character is a word.
 """
@@ -22,7 +22,7 @@ _NAME = re.compile(rf"{_BIG}(?:[ -]{_SMALL}{_BIG})*")
 
 
 class Word(NamedTuple):
-    """A word in plain letters, and where it stands in its text."""
+    """A word in plain letters, and its place in the text."""
 
     plain: str
     begin: int

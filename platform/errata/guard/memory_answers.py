@@ -1,4 +1,4 @@
-"""What a memory that is read before the model answers, found from its records, without the model.
+"""Answers of a memory that is read before the model, found from its records, without the model.
 
 Such a memory changes no answer but those at which one of its records decides, bit for bit. So the guard need not ask the
 probes and the earlier edits again: it finds at which of them an update changes the record that decides.
@@ -85,15 +85,15 @@ class MemoryAnswers:
         return [prompt for prompt, change in changes if change is not None and id(change.record) in new]
 
     def _probes_near(self, records: Iterable[Record]) -> list[Prompt]:
-        """Return the probes in which the subject of a record stands; all of them if a record has no subject."""
+        """Return the probes that have the subject of a record in them; all of them if a record has no subject."""
         subjects = {frozenset(plain_words(record.subject)) for record in records}
         return [prompt for prompt, words in self.words_of_probes.items() if any(words >= subject for subject in subjects)]
 
     def touched(self, held: Iterable[HeldEdit], batch: EditBatch, delta: MemoryDelta) -> list[HeldEdit]:
         """Return the earlier edits at which another record decides after an update than before it, or none any more.
 
-        A record with a subject decides only where that stands; for one without a subject, the `size` edits are looked at whose
-        words are nearest. Edits that the batch replaces are left out.
+        A record with a subject decides only at prompts that have it; for one without a subject, the `size` edits are looked at
+        whose words are nearest. Edits that the batch replaces are left out.
         """
         before, after = bank_of(self.model.module), self.bank_with(delta)
         self.words.update(held)

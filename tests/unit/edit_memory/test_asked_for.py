@@ -1,4 +1,4 @@
-"""What questions ask for: a kind, or the thing that their words name."""
+"""Kinds of questions: a person, a time, a place, a number, or the thing that their words name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from errata.testbed.world_facts import CONTINENT_OF_CITY
     ("question", "expected"),
     [
         ("Who founded it?", PERSON),
-        ("It was founded by whom?", PERSON),
+        ("Whose company is it?", PERSON),
         ("When was she born?", TIME),
         ("In which year was she born?", TIME),
         ("Where's the tower?", PLACE),
@@ -42,7 +42,7 @@ def test_question_words_say_what_is_asked_for(question: str, expected: str | Non
         ("Where was she born?", "Name her birthplace.", True),
     ],
 )
-def test_questions_that_ask_for_different_things_are_told_apart(one: str, other: str, same: bool) -> None:
+def test_questions_that_ask_for_different_things_are_distinguished(one: str, other: str, same: bool) -> None:
     assert ask_for_the_same(one, other) is ask_for_the_same(other, one) is same
 
 

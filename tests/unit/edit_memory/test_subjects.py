@@ -36,7 +36,7 @@ def test_a_question_is_read_without_its_subject(question: str, subject: str, rel
         ("日本の首都はどこですか", "本日"),
     ],
 )
-def test_a_subject_stands_by_whole_words_alone(question: str, subject: str) -> None:
+def test_a_part_of_a_word_is_no_subject(question: str, subject: str) -> None:
     assert relation_of(question, subject) is None
 
 

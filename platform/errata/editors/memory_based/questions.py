@@ -30,7 +30,7 @@ THRESHOLDS = "thresholds"  # in the state: of questions without their subject, a
 class QuestionMemory(MemoryEditor, ABC):
     """Base class of the memories that compare questions. `modules` says what a ledger could edit; none of them is read.
 
-    `threshold` is the least cosine of questions without their subject, where the record's subject stands in both;
+    `threshold` is the least cosine of questions without their subject, where the record's subject is in both;
     `whole_threshold` that of whole questions, for records without a subject, and is calibrated if it is 0.
     """
 

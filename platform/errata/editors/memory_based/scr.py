@@ -1,7 +1,7 @@
 """SCR: corrections are kept as texts, and the one that fits a question is put into its prompt.
 
 Papers: SCR (arXiv 2503.05212), "selective contextual reasoning"; IKE (arXiv 2305.12740) without its demonstrations.
-Equation: of the records n whose subject stands in the question x, the one with the largest cos(e(x - s_n), k_n) >= tau is put
+Equation: of the records n whose subject is in the question x, the one with the largest cos(e(x - s_n), k_n) >= tau is put
 into the prompt, where e is a sentence encoder, s_n the subject, and k_n = e(x_n - s_n) for the record's own question x_n.
 Deviations: no judgement by the model itself which of several texts fits, but thresholds; one text a question. A record without
 a subject is compared by whole questions. Questions that ask for different things do not fit (`edit_memory/asked_for.py`).
