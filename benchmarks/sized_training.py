@@ -155,6 +155,7 @@ def owners_of(trainer: SizedTrainer) -> Mapping[str, Sequence[Tensor]]:
         for one in alive[AppliedUpdate]
         for proposal in (one.proposal, one.detached)
         for factor in vars(proposal).values()
+        if factor is not None  # no departure without a residual network
     ]
     return {
         "prefix caches": _tensors([cache.outputs for cache in alive[PrefixCache]]),

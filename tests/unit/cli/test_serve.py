@@ -57,9 +57,9 @@ def test_an_editor_of_a_memory_is_refused_in_one_line(tmp_path: Path, monkeypatc
     """Check that no model is made, and that nothing starts."""
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     monkeypatch.setattr("errata.cli.serve._run", lambda *_: pytest.fail("it starts"))
-    done = errata("serve", "--editor", "state", "--port", str(free_port()))
+    done = errata("serve", "--editor", "RTD", "--port", str(free_port()))
     assert done.exit_code == 2 and len(done.output.strip().splitlines()) == 1
-    assert done.output.startswith("editor: state keeps its edits in a memory") and "give an editor of weights" in done.output
+    assert done.output.startswith("editor: RTD keeps its edits in a memory of a kind that no replica reads")
     assert not list(tmp_path.iterdir())
 
 

@@ -128,7 +128,8 @@ def test_copies_of_qaedit(tmp_path: Path, fields: dict[str, Any]) -> None:
 )
 def test_portability_in_every_shape(tmp_path: Path, given: Any, kinds: list[str]) -> None:
     record = {"src": "Who is Tal?", "subject": "Tal", "alt": "Ada", "answers": ["Bea"], "portability": given}
-    expected = Edit("Who is Tal?", "Ada", "Tal", portability=tuple(Probe(QUESTION, ANSWER, kind) for kind in kinds))
+    aliases = ("C. Lund",) if "C. Lund" in str(given) else ()
+    expected = Edit("Who is Tal?", "Ada", "Tal", portability=tuple(Probe(QUESTION, ANSWER, kind, aliases) for kind in kinds))
     assert only(tmp_path, record) == expected
 
 

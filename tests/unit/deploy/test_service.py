@@ -94,7 +94,8 @@ def test_a_step_on_the_cpu_is_short() -> None:
 @pytest.mark.parametrize(
     ("given", "kind", "is_eager", "runner"),
     [
-        ({}, None, True, None),
+        ({}, "answer", True, "0"),
+        ({"artifact": "/policy"}, None, True, None),
         ({"editor": "UltraEdit", "gpus": 1}, None, False, None),
         ({"editor": "PRUNE/MEMIT", "gpus": 1}, None, False, None),
         ({"editor": "answer"}, "answer", True, "0"),
