@@ -145,7 +145,7 @@ class Probe:
         """Read {prompt, target, kind?, aliases?}. Raises `EditRejected` about `field` for anything else."""
         parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {}
         parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or []}
-        *texts, aliases = (parts.get(name) for name in ("prompt", "target", "kind", "aliases"))
+        texts, aliases = [parts.get(name) for name in ("prompt", "target", "kind")], parts["aliases"]
         are_texts = isinstance(aliases, list | tuple) and all(isinstance(text, str) for text in (*texts, *aliases))
         if len(parts) != 4 or not are_texts:
             raise EditRejected("must be a list of {prompt, target, kind?, aliases?} strings", code=Code.WRONG_TYPE, field=field)
@@ -340,8 +340,7 @@ def _asked_of(data: Mapping[str, Any]) -> dict[str, Any]:
         if form == "completion":
             raise EditRejected("a question is asked in chat: post a prompt", code=Code.INVALID_VALUE, field="form")
     if not isinstance(prompt, str):
-        is_given = any(data.get(name) is not None for name in ("prompt", "question"))
-        code = Code.WRONG_TYPE if is_given else Code.MISSING_FIELD
+        code = Code.MISSING_FIELD if prompt is None else Code.WRONG_TYPE
         raise EditRejected("must be given as a string", code=code, field="question" if question is not None else "prompt")
     return {"prompt": prompt, "form": form or "completion", "before": before, "names_form": data.get("form") is not None}
 
