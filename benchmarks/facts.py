@@ -116,10 +116,10 @@ def edited(stream: Stream, editor: Editor, edits: Sequence[Edit]) -> Delta:
 
 def without_metric(model: LanguageModel) -> RLEdit:
     """Initialise the shipped settings without a key preconditioner, and with scales of their own."""
-    editor = replace(plans.smollm2().editor, metric_strength=0.0)
+    editor = plans.smollm2().editor
     first = list(batches_of(WorldFacts().edits("train", NUM_FIRST_EDITS), BATCH_SIZE))
     assert isinstance(editor, RLEdit)
-    return editor.initialised(model, [], first, seed=0)
+    return replace(editor, metric_strength=0.0).initialised(model, [], first, seed=0)
 
 
 def bare(edits: Sequence[Edit]) -> list[Edit]:

@@ -37,7 +37,7 @@ class Check:
         """Scale the plan's editor to this size; it edits the last third of the layers."""
         edited = range(self.layers * 2 // 3, self.layers - 1)
         modules = tuple(f"layers.{layer}.mlp.{matrix}" for layer in edited for matrix in ("gate_proj", "up_proj"))
-        editor = replace(plan.editor, modules=modules, rank=128)
+        editor = replace(plan.hypernetwork, modules=modules, rank=128)
         return replace(plan, editor=editor, schedule=Schedule(1, 1, self.batches, self.batch_size), savings=savings)
 
     def make(self, device: str) -> LanguageModel:

@@ -109,7 +109,7 @@ def model_of(plan: Plan, device: str) -> LanguageModel:
 
 def trainer_of(plan: Plan, model: LanguageModel, texts: Texts, device: str) -> SizedTrainer:
     """Build a trainer in mid-training: the normaliser has seen rows, Adam has its moments, the key preconditioner is zero."""
-    spec, editor = find_matrices(model.module, plan.editor.modules), plan.editor
+    spec, editor = find_matrices(model.module, plan.editor.modules), plan.hypernetwork
     with torch.device(device):
         net = Hypernetwork(spec, editor.rank, editor.num_blocks, editor.centred, plan.seed, editor.rule, editor.network)
         inputs = dict.fromkeys(input_sources(spec.names).values()) if editor.metric_strength else {}
@@ -214,7 +214,8 @@ class ScoredOnce(Reward):
 
 def scored_once(plan: Plan) -> Plan:
     """Replace the plan's reward by one without backtracking."""
-    return replace(plan, editor=replace(plan.editor, reward=ScoredOnce(**vars(plan.editor.reward))))
+    editor = plan.hypernetwork
+    return replace(plan, editor=replace(editor, reward=ScoredOnce(**vars(editor.reward))))
 
 
 def count_episode(plan: Plan, texts: Texts, make: Callable[[str], LanguageModel], device: str = DEVICE) -> Counted:

@@ -33,6 +33,7 @@ from errata.benchmark.tables import described, markdown
 from errata.durable import write_text
 from errata.editors import load_artifact, name_of
 from errata.editors.closed_form.moments import Moments
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.hardware import hardware
 from errata.home import home
 from errata.local.terminal import console
@@ -114,7 +115,8 @@ class SuiteRun:
             return BenchmarkedEditor(name, ready, found.record["seconds"], settings_of(ready))
         plan = self.suite.plan(setting, seed)
         editor, record = load_artifact(plan.artifact_dir)
-        if (part := setting.part(split)) != setting.metric_part:
+        part = setting.part(split)
+        if isinstance(editor, HypernetworkEditor) and part != setting.metric_part:
             text = training_data.texts(replace(plan, metric_part=part), self.model)
             editor = editor.with_preconditioners(editor.measure_preconditioners(self.model, text))
         return BenchmarkedEditor(name, editor, record.get("train_s"), settings_of(editor))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from errata.editors.build import TrainedEditor
+from errata.editors.build import TrainedEditor, name_of
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.hypernet.training import Schedule
 from errata.home import home
@@ -118,11 +119,22 @@ class Plan:
             del chosen["num_texts"]
         if not self.schedule.re_edits and "schedule" in chosen:  # The same.
             del chosen["schedule"]["re_edits"], chosen["schedule"]["reversions"]
-        if "editor" in chosen and self.editor.network == "full":  # The same.
+        network = self.editor.network if isinstance(self.editor, HypernetworkEditor) else None
+        if "editor" in chosen and network == "full":  # The same.
             del chosen["editor"]["network"]
-        if "editor" in chosen and self.editor.network != "residual":  # No other network departs from anything.
+        if "editor" in chosen and network not in (None, "residual"):  # No other network departs from anything.
             del chosen["editor"]["reward"]["departure_penalty"]
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def hypernetwork(self) -> HypernetworkEditor:
+        """The editor. Raises `ValueError` if it is a memory with a trained network, which lacks the fields of hypernetworks."""
+        if isinstance(self.editor, HypernetworkEditor):
+            return self.editor
+        raise ValueError(
+            f"plan {self.name} trains {name_of(self.editor)}, and a hypernetwork editor is needed here: choose another plan "
+            "(`python jobs/train.py plans`)"
+        )
 
     @property
     def model_dir(self) -> Path:

@@ -117,14 +117,14 @@ def begin(plan: Plan, model: LanguageModel) -> tuple[HypernetworkEditor, list[Fo
 
     The initial scales are set under the conditions of training.
     """
-    assert isinstance(plan.editor, HypernetworkEditor)
+    hypernetwork = plan.hypernetwork
     edits = [list(read_edits(edits_file(plan, split))) for split in splits(plan)]
     first, micro_batch = first_batches(plan, edits[0]), plan.savings.micro_batch
     if not plan.cross_fit:
-        editor = plan.editor.initialised(model, texts(plan, model), first, plan.seed, micro_batch)
+        editor = hypernetwork.initialised(model, texts(plan, model), first, plan.seed, micro_batch)
         return editor, [Fold(edits[0], editor.trained_policy().base_preconditioners)]
     crossed = [texts(replace(plan, metric_part=part), model) for part in reversed(FOLDS)]
-    editor = plan.editor.initialised(model, crossed[0], first, plan.seed, micro_batch)
+    editor = hypernetwork.initialised(model, crossed[0], first, plan.seed, micro_batch)
     folds = [Fold(own, editor.measure_preconditioners(model, text)) for own, text in zip(edits, crossed, strict=True)]
     return editor.with_preconditioners(editor.measure_preconditioners(model, texts(plan, model))), folds
 

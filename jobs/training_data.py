@@ -11,6 +11,7 @@ import torch
 from errata.datasets.reader import read_edits
 from errata.datasets.skip_report import SkipReport
 from errata.edit import Edit
+from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.home import home
 from errata.model.encoding import Encoded, encode, encode_text
 from errata.model.language_model import LanguageModel, load
@@ -75,7 +76,8 @@ def check_data(plan: Plan) -> None:
     wanted = "edits" if plan.dataset == "any" else f"edits of {plan.dataset}"
     if not plan.edits:
         raise ValueError(f"plan {plan.name} trains on {wanted}: name a file, edits=PATH (docs/data.md)")
-    if plan.editor.metric_strength and not plan.text:
+    measures = isinstance(plan.editor, HypernetworkEditor) and plan.editor.metric_strength
+    if measures and not plan.text:
         raise ValueError(f"plan {plan.name} measures its key preconditioner on text: name a file of sentences, text=PATH")
     skip_report = SkipReport()
     next(read_edits(plan.edits, skip_report=skip_report), None)

@@ -153,7 +153,7 @@ class ServiceBackend:
         return self.ledger.version(number)
 
 
-async def _stopped_with_caller(answer: DeploymentResponse[Any]) -> Any:
+async def _stopped_with_caller(answer: DeploymentResponse[Any] | DeploymentResponseGenerator[Any]) -> Any:
     """Await an answer of the worker, and cancel its call if the caller is gone."""
     try:
         return await answer_of(answer)

@@ -178,7 +178,8 @@ class Generator:
 
         tasks = await self.engine.get_supported_tasks()
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
-        hook = HookedEngine(self.engine, lambda: self._memory.now, self.metrics)
+        # An `EngineClient` by delegation, which has no type.
+        hook: Any = HookedEngine(self.engine, lambda: self._memory.now, self.metrics)
         await init_app_state(hook, app.state, self.args, supported_tasks=tasks)
         app.state.server = SimpleNamespace()  # vLLM's error handler reads it.
         self._app = app

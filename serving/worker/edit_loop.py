@@ -297,8 +297,8 @@ class EditLoop:
                     return _Answered(self.live_model.version, texts)
                 if true:
                     bisection.postpone(group, tuple(true))
-                    texts = [one.text or "" for one in said if one.is_target]  # The version of the others is asked them, too.
-                    await asyncio.to_thread(self.live_model.hold, [bisection.edits[i] for i in true], texts)
+                    right = [one.text or "" for one in said if one.is_target]  # The version of the others is asked them, too.
+                    await asyncio.to_thread(self.live_model.hold, [bisection.edits[i] for i in true], right)
                     return []
                 before, in_chat = [one.text for one in said], [one.last for one in said]
                 made = await asyncio.to_thread(self.live_model.make, edits, before, in_chat)

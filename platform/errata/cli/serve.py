@@ -111,7 +111,7 @@ def serve(
 
 def _arguments(given: Mapping[str, Any], pairs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """Return the arguments of `serving.app:build`: those that are given, the limits by name, and other pairs as texts."""
-    found = {name: value for name, value in given.items() if value is not None} | pairs["limits"]
+    found = {name: value for name, value in given.items() if value is not None} | dict(pairs["limits"])
     texts = {name: ";".join(f"{k}={v}" for k, v in one.items()) for name, one in pairs.items() if one and name != "limits"}
     return found | texts
 

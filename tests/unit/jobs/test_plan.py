@@ -9,7 +9,8 @@ import pytest
 
 from errata.editors.hypernet.reward import MemoryOptions
 from jobs.arguments import from_arguments
-from jobs.plans import tiny
+from jobs.plans import recipe, serac, tiny
+from jobs.training_data import check_data
 
 
 def test_missing_gpus_are_refused_on_one_machine_and_not_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +54,14 @@ def test_min_workers_do_not_change_the_artifact(home: Path) -> None:
     """A second submit may name another number."""
     plan = from_arguments(["plan=tiny", "min_workers=3", "num_workers=4"])
     assert replace(plan, min_workers=1).artifact_dir == plan.artifact_dir == replace(plan, min_workers=0).artifact_dir
+
+
+def test_plans_of_memories_have_an_artifact_each_and_no_hypernetwork(home: Path, tmp_path: Path) -> None:
+    assert recipe().artifact_dir != replace(recipe(), seed=1).artifact_dir
+    assert recipe().digest() != serac().digest()
+    assert tiny().hypernetwork == tiny().editor
+    with pytest.raises(ValueError, match="plan serac trains SERAC, and a hypernetwork editor is needed here"):
+        _ = serac().hypernetwork
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text('{"prompt": "The capital of Australia is", "target": "Canberra"}\n')
+    check_data(replace(serac(), dataset="any", edits=str(edits)))  # It needs no sentences: it measures no preconditioner.

@@ -85,7 +85,8 @@ class LoRA(Editor):
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
 
-        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=list(names))
+        alpha: Any = self.alpha  # peft declares an int, and only divides it by the rank.
+        config = LoraConfig(r=self.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(names))
         own = {name: module.get_submodule(name) for name in names}
         try:
             with torch.random.fork_rng(devices=[]):
