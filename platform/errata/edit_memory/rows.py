@@ -135,7 +135,7 @@ class PrefixHooks(PromptHook):
         """Put the vectors of the record that fits before each prompt, if the model's context has room for them."""
         found = []
         for ids, more in zip(rows, room, strict=True):
-            (vector_E,) = SentenceEncoder.load().encode([self.form.question(ids)])
+            (vector_E,) = SentenceEncoder.load().encode([self.form.asked(ids).question])
             score, best = (one.item() for one in (self.key_NE @ vector_E).max(0))
             first = self.table.vocabulary + int(best) * self.num_vectors
             fits = score > 0 and self.num_vectors + len(ids) + more <= self.limit
