@@ -38,7 +38,9 @@ def read_plan(path: Path) -> Plan:
         data = json.loads(path.read_text())
         editor, corpus = dict(data.pop("editor")), dict(data.pop("corpus"))
         make_editor, make_corpus = EDITORS[editor.pop("name")], CORPORA[corpus.pop("name")]
-        editor |= {"modules": tuple(editor["modules"]), "reward": Reward(**editor["reward"])}
+        editor["modules"] = tuple(editor["modules"])
+        if issubclass(make_editor, HypernetworkEditor):  # A trained memory has no reward.
+            editor["reward"] = Reward(**editor["reward"])
         parts: dict[str, Any] = {"schedule": Schedule(**data.pop("schedule")), "shape": Shape(**data.pop("shape"))}
         parts["savings"] = MemoryOptions(**data.pop("savings", {}))
         made: Any = make_editor(**editor)
@@ -47,6 +49,6 @@ def read_plan(path: Path) -> Plan:
         raise ValueError(f"{path} is no JSON: {wrong}") from wrong
     except (KeyError, TypeError, AttributeError) as wrong:
         raise ValueError(f"{path} is no plan as jobs/tune.py writes it: {wrong}") from wrong
-    if not isinstance(plan.editor, HypernetworkEditor):
-        raise ValueError(f"{path}: {name_of(plan.editor)} needs no training; a plan is for a hypernetwork editor")
+    if not plan.editor.is_trained:
+        raise ValueError(f"{path}: {name_of(plan.editor)} needs no training; a plan is for an editor with a policy")
     return plan

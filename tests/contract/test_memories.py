@@ -22,6 +22,7 @@ from errata.edit_memory.hooks import bank_of, read_bank
 from errata.editors import Editor
 from errata.guard.inspector import Inspector
 from errata.guard.limits import Guard, Limit
+from errata.guard.memory_answers import is_read_before
 from errata.guard.probes import Probes
 from errata.model.encoding import Encoded, answer_log_probs, encode
 from errata.model.generation import greedy, greedy_texts
@@ -143,12 +144,14 @@ def test_the_inspector_sees_the_memory_of_a_candidate_and_of_its_version(editor:
     inspector = Inspector(tiny_model, spec, Guard(unanswered=Limit(1.0, 1.0)), Probes(tuple(UNRELATED), ()))
     edited = EditedModel(tiny_model.module, spec)
     made = edited_by(editor, tiny_model, list(first))
+    locality, fires = (None, 0.0) if is_read_before(made) else (1.0, None)
     found, observed = inspector.measure(first, made)
-    assert (found.efficacy, found.locality, found.relative_norm, found.norm_growth) == (1.0, 1.0, {}, {})
+    assert (found.efficacy, found.relative_norm, found.norm_growth) == (1.0, {}, {})
+    assert (found.locality, found.fires) == (locality, fires)
     edited.add(made)
     inspector.committed(first, observed)
     found, _ = inspector.measure(EditBatch(tuple(second)), edited_by(editor, tiny_model, second))
-    assert (found.efficacy, found.retention, found.locality) == (1.0, 1.0, 1.0)
+    assert (found.efficacy, found.retention, found.locality, found.fires) == (1.0, 1.0, locality, fires)
     removal = MemoryDelta(made.kind, made.site, (), tuple(record.fact for record in made.records))
     found, observed = inspector.measure(EditBatch(()), removal)
     assert found.retention == 0.0 and set(observed.lost) == set(first)

@@ -81,7 +81,9 @@ def test_the_inspector_judges_what_the_model_says_with_the_texts(tiny_model: Lan
     inspector = Inspector(tiny_model, spec, Guard(), Probes(tuple(UNRELATED), ()))
     found, _ = inspector.measure(batch, edited_by(tiny_model))
     assert found.efficacy == 0.0, "a random model follows no text, so the guard refuses the edits"
-    assert found.locality == 1.0 and {row["prompt"] for row in found.failed} == {edit.prompt for edit in EDITED}
+    assert (found.fires, found.locality) == (0.0, None) and {row["prompt"] for row in found.failed} == {
+        edit.prompt for edit in EDITED
+    }
 
 
 def test_a_prompt_without_room_stays_as_it_is(tiny_model: LanguageModel) -> None:

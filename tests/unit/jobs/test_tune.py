@@ -172,6 +172,16 @@ def test_a_plan_file_is_the_plan(name: str, tmp_path: Path) -> None:
     assert from_arguments([f"plan={tmp_path / 'plan.json'}", "seed=4"]).seed == 4
 
 
+def test_a_plan_file_of_an_editor_without_a_policy_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_plan(PLANS["tiny"](), path)
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"editor": {"name": "UltraEdit", "modules": ["layers.1.mlp.down_proj"]}})
+    )
+    with pytest.raises(ValueError, match="UltraEdit needs no training"):
+        read_plan(path)
+
+
 def test_a_plan_file_keeps_the_corpus_of_a_dataset(tmp_path: Path) -> None:
     plan = PLANS["tiny"]()
     object.__setattr__(plan, "corpus", CounterFact("somewhere", num_train=10))

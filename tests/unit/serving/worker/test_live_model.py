@@ -13,9 +13,9 @@ from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditRejected
 from errata.editors import EDITORS, make_editor, name_of
+from errata.editors.build import TrainedEditor
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
-from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.wrappers.rect import RECT
 from errata.editors.wrappers.wrapper import EditorWrapper
@@ -47,16 +47,16 @@ def moments(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
 def test_every_editor_can_be_served_by_its_name(name: str, moments: Path, tiny_model: LanguageModel, tmp_path: Path) -> None:
     """Each editor gets the artifact of its kind, and starts on the model."""
     kind, artifact, settings = EDITORS[name], None, {}
-    if issubclass(kind, HypernetworkEditor):
+    if kind.is_trained:
         trained = editor_under_test(name, tiny_model)
-        assert isinstance(trained, HypernetworkEditor)
+        assert isinstance(trained, TrainedEditor)
         trained.save(tmp_path, {})
         artifact = str(tmp_path)
     elif issubclass(kind, LocateThenEdit | EditorWrapper):
-        host = "host." if issubclass(kind, EditorWrapper) else ""
-        artifact, settings = str(moments), {f"{host}context_words": "('the',)"}
-        if "floor" in kind.__dataclass_fields__ or host:
-            settings |= {f"{host}floor": "1e-2"}
+        host, prefix = (kind.default_inner(), "host.") if issubclass(kind, EditorWrapper) else (kind, "")
+        artifact, settings = str(moments), {f"{prefix}context_words": "('the',)"}
+        if "floor" in host.__dataclass_fields__:
+            settings |= {f"{prefix}floor": "1e-2"}
     else:
         settings = {"modules": "layers.0.mlp.down_proj"}
     editor = load_editor(LiveModelOptions("model", "ledger", name, artifact, settings=settings))
