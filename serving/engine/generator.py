@@ -294,8 +294,9 @@ class Generator:
             highest = await self._highest_version()
             if highest is not None and at_least > highest:
                 raise NotQueued(at_least, highest)
-        if not self._is_known and self.ledger.head != self.version:
-            await self.swap()  # The worker may have acknowledged the head without having asked this new replica for it.
+        # The worker may have acknowledged the head without having asked this new replica for it.
+        if not self._is_known and self.ledger.head != self.version and "error" in await self.swap():
+            raise OutOfRotation(self.version, self.ledger.head)
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._readiness.is_out or self._may_start(at_least))
@@ -356,13 +357,15 @@ class Generator:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         own = {"replica": self.replica, "pid": os.getpid(), "version": self.version, "fingerprint": self.fingerprint}
+        # Of the same moment as the version: a swap may run while the engine is asked.
+        memory = {"kind": self._memory.now.kind, "records": self._memory.now.num_records}
         try:
             async with asyncio.timeout(ENGINE_TIMEOUT_S):
                 state = of_all_ranks(await self.engine.collective_rpc("errata_state"))
         except (TimeoutError, EngineDeadError):
             state = {"intact": None, "version": None}
         own |= {"intact": state["intact"], "engine_version": state["version"], "in_rotation": not self._readiness.is_out}
-        return own | {"memory": {"kind": self._memory.now.kind, "records": self._memory.now.num_records}}
+        return own | {"memory": memory}
 
 
 def of_all_ranks(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

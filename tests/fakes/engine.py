@@ -117,8 +117,11 @@ class InMemoryEngine:
 
 
 @asynccontextmanager
-async def started(ledger: Ledger, at: int = 0, **options: Any) -> AsyncIterator[Generator]:
-    """Start a replica as Serve does, while the ledger's head is version `at`; it does not watch the head."""
+async def started(ledger: Ledger, at: int = 0, *, is_known: bool = False, **options: Any) -> AsyncIterator[Generator]:
+    """Start a replica as Serve does, while the ledger's head is version `at`; it does not watch the head.
+
+    With `is_known` a broadcast of that head has reached it, so that only swaps take it further, and no request does.
+    """
     replica, head = Generator.__new__(Generator), ledger.head  # As Serve makes it, because its constructor is a coroutine.
     served = {"model": ledger.base["model"], "ledger": str(ledger.directory), "served_name": "errata", **options}
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
@@ -130,6 +133,8 @@ async def started(ledger: Ledger, at: int = 0, **options: Any) -> AsyncIterator[
         patched.setattr(AsyncLLM, "from_engine_args", lambda _: InMemoryEngine(replica))
         ledger.move_head(at)
         await replica.__init__(None, ServingOptions(**served))  # type: ignore[misc]
+        if is_known:
+            await replica.swap(ledger.head_at()[0])
         ledger.move_head(head)
         yield replica
         replica._watching.cancel()

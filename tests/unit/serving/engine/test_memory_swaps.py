@@ -12,6 +12,7 @@ import pytest
 from errata.delta.weight_delta import WeightDelta
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
+from serving.api.version_stamp import OutOfRotation
 from serving.engine.edit_memory import served_memory
 from serving.engine.generator import ServingOptions
 from tests.unit.serving.engine.edit_memory.records import Reader, remembered
@@ -52,7 +53,7 @@ def test_a_version_of_a_memory_needs_no_pause_and_keeps_the_salt(ledger: Ledger)
     remembered(ledger, '"a"')
 
     async def swapped() -> None:
-        async with engine.started(ledger, 0, memory="answer") as replica:
+        async with engine.started(ledger, is_known=True, memory="answer") as replica:
             salt = await replica.admit(0)
             with switching(replica) as seen:
                 answer = await replica.swap()
@@ -73,7 +74,7 @@ def test_a_request_waits_for_no_swap_of_a_memory(ledger: Ledger) -> None:
     remembered(ledger, '"a"')
 
     async def swapped() -> None:
-        async with engine.started(ledger, 0, memory="answer") as replica:
+        async with engine.started(ledger, is_known=True, memory="answer") as replica:
             rpc, go_on = replica.engine.collective_rpc, asyncio.Event()
 
             async def slowly(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
@@ -90,6 +91,50 @@ def test_a_request_waits_for_no_swap_of_a_memory(ledger: Ledger) -> None:
             assert replica.version == 0 and not swap.done()
             go_on.set()
             assert (await swap)["version"] == 1
+
+    asyncio.run(swapped())
+
+
+def test_a_new_replica_reads_the_head_s_memory_before_its_first_request(ledger: Ledger) -> None:
+    """Until a broadcast has reached it, the worker may have acknowledged a version that this replica does not serve."""
+    remembered(ledger, '"a"')
+
+    async def asked() -> None:
+        async with engine.started(ledger, memory="answer") as replica:
+            salt = replica._salt
+            assert await replica.admit(0) == salt, "the weights are the same"
+            assert replica.version == 1 and replica._memory.now.num_records == 1
+
+    asyncio.run(asked())
+
+
+def test_a_new_replica_that_cannot_follow_the_head_refuses_requests(ledger: Ledger) -> None:
+    remembered(ledger, '"a"')
+
+    async def asked() -> None:
+        async with engine.started(ledger) as replica:  # For changes of weights.
+            with pytest.raises(OutOfRotation):
+                await replica.admit(0)
+
+    asyncio.run(asked())
+
+
+def test_a_state_has_the_version_and_the_memory_of_one_moment(ledger: Ledger) -> None:
+    remembered(ledger, '"a"')
+
+    async def swapped() -> None:
+        async with engine.started(ledger, memory="answer") as replica:
+            rpc = replica.engine.collective_rpc
+
+            async def after_a_swap(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+                replica.engine.collective_rpc = rpc
+                await replica.swap()
+                found: list[Any] = await rpc(method, args)
+                return found
+
+            replica.engine.collective_rpc = after_a_swap
+            status = await replica.status()
+            assert replica.version == 1 and (status["version"], status["memory"]["records"]) in ((0, 0), (1, 1))
 
     asyncio.run(swapped())
 
@@ -123,7 +168,7 @@ def test_weights_are_reloaded_with_a_pause_and_another_salt(ledger: Ledger, rand
     ledger.append(0, random_delta(0), EditorState(), (), {}, ("E", "p"))
 
     async def swapped() -> None:
-        async with engine.started(ledger) as replica:
+        async with engine.started(ledger, is_known=True) as replica:
             salt = await replica.admit(0)
             await replica.swap()
             assert names(replica) == ["errata_prepare", "pause", "update", "errata_state", "resume"]
