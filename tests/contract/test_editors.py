@@ -114,12 +114,12 @@ def test_a_rolled_back_edit_leaves_no_trace(
 
 
 def test_a_delta_makes_the_answers_of_its_edits_likelier(
-    delta: Delta, tiny_model: LanguageModel, batches: list[EditBatch]
+    editor: Editor, delta: Delta, tiny_model: LanguageModel, batches: list[EditBatch]
 ) -> None:
     encoded = encode(tiny_model.renderer, batches[0].prompts, batches[0].targets)
     if isinstance(delta, MemoryDelta) and delta.kind == "text":
         pytest.skip("a random model does not follow its prompt; test_text_memories.py has the contract")
-    changed = (delta.site,) if isinstance(delta, MemoryDelta) else tuple(delta.parts)
+    changed = find_matrices(tiny_model.module, editor.modules).names
     _, before_T = capture(tiny_model.module, encoded, changed)
     with applied(tiny_model.module, delta):
         _, after_T = capture(tiny_model.module, encoded, changed)
