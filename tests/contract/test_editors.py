@@ -119,13 +119,8 @@ def test_a_delta_makes_the_answers_of_its_edits_likelier(
     editor: Editor, delta: Delta, tiny_model: LanguageModel, batches: list[EditBatch]
 ) -> None:
     encoded = encode(tiny_model.renderer, batches[0].prompts, batches[0].targets)
-<<<<<<< HEAD
     if isinstance(delta, MemoryDelta) and delta.kind in ("text", "prefix"):
         pytest.skip("the prompt is longer with the memory; the tests of such memories have the contract")
-=======
-    if isinstance(delta, MemoryDelta) and delta.kind == "text":
-        pytest.skip("a random model does not follow its prompt; test_text_memories.py has the contract")
->>>>>>> mem-core
     changed = find_matrices(tiny_model.module, editor.modules).names
     _, before_T = capture(tiny_model.module, encoded, changed)
     with applied(tiny_model.module, delta):
