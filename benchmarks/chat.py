@@ -28,6 +28,7 @@ from errata.testbed import smollm2
 from errata.testbed.world import World
 from jobs.arguments import from_arguments
 from jobs.demo_facts import post
+from jobs.demo_run import TRAINED_EDITOR, check_editor
 from jobs.entry import run_job
 
 EDIT_S = 900.0  # A refused batch is made in parts.
@@ -38,12 +39,20 @@ SETTLE_S = 600.0  # How long the service may repair edits that later ones have l
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """`edits` go to SmolLM2, `world_edits` to the world's model; 0 leaves a model out."""
+    """`edits` go to SmolLM2, `world_edits` to the world's model; 0 leaves a model out.
+
+    `editor` is RLEdit, with each model's policy, or a memory.
+    """
 
     edits: int = 200
     world_edits: int = 40
     batch_size: int = 10
     seed: int = 0
+    editor: str = TRAINED_EDITOR
+
+    @property
+    def is_trained(self) -> bool:
+        return self.editor == TRAINED_EDITOR
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ def played(name: str, posted: Sequence[PostedEdit], batch_size: int, **service: 
     shutil.rmtree(directory, ignore_errors=True)
     with LocalServices(directory, http_port=free_port()) as services:
         services.start_ray()
-        services.start_serve(ledger=directory / "ledger", editor="RLEdit", **service)
+        services.start_serve(ledger=directory / "ledger", **service)
         services.wait_serve()
         client = Client(services.url, timeout_s=EDIT_S)
         outcomes, seconds = play(client, posted, batch_size)
@@ -163,13 +172,15 @@ def played(name: str, posted: Sequence[PostedEdit], batch_size: int, **service: 
 def smollm2_part(settings: ChatSettings) -> dict[str, Any]:
     model = resolved(smollm2.NAME)
     posted = mixed_edits(settings.edits, settings.seed)
-    return played("smollm2", posted, settings.batch_size, model=model, artifact=default_policy())
+    policy = {"artifact": default_policy()} if settings.is_trained else {}
+    return played("smollm2", posted, settings.batch_size, model=model, editor=settings.editor, **policy)
 
 
 def world_part(settings: ChatSettings) -> dict[str, Any]:
     """Serve the model of `make demo ARGS=plan=world`; model and policy are made first if they do not exist."""
     plan = from_arguments(["plan=world", f"seed={settings.seed}"])
-    missing = [(made, job) for made, job in ((plan.model_dir, "pretrain"), (plan.artifact_dir, "train")) if not made.exists()]
+    jobs = [(plan.model_dir, "pretrain")] + [(plan.artifact_dir, "train")] * settings.is_trained
+    missing = [(made, job) for made, job in jobs if not made.exists()]
     if missing:
         with LocalServices(home() / "bench-chat", http_port=free_port()) as services:
             services.start_ray()
@@ -177,7 +188,8 @@ def world_part(settings: ChatSettings) -> dict[str, Any]:
                 services.run_job(sys.executable, f"jobs/{job}.py", "plan=world", f"seed={settings.seed}")
     assert isinstance(plan.corpus, World)
     posted = world_edits(plan.corpus, settings.world_edits, settings.seed)
-    return played("world", posted, settings.batch_size, model=plan.model_dir, artifact=plan.artifact_dir)
+    policy = {"artifact": plan.artifact_dir} if settings.is_trained else {}
+    return played("world", posted, settings.batch_size, model=plan.model_dir, editor=settings.editor, **policy)
 
 
 def run(settings: ChatSettings, command: str) -> Path:
@@ -196,11 +208,12 @@ def run(settings: ChatSettings, command: str) -> Path:
 
 
 def read(arguments: Sequence[str]) -> ChatSettings:
-    """Read `--name number` arguments. Raises `ValueError` if no edit is left."""
+    """Read `--name value` arguments. Raises `ValueError` if no edit is left, and for an editor that needs settings."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, value in asdict(ChatSettings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     settings = ChatSettings(**vars(parser.parse_args(arguments)))
+    check_editor(settings.editor)
     if settings.edits + settings.world_edits < 1 or min(settings.edits, settings.world_edits) < 0 or settings.batch_size < 1:
         raise ValueError("give at least one edit, --edits or --world-edits, and a --batch-size of at least 1")
     return settings

@@ -40,6 +40,7 @@ from errata.testbed.world_facts import WorldFacts
 from jobs.arguments import from_arguments
 from jobs.demo_answers import FactSearch
 from jobs.demo_facts import edits_of, facts_in_random_order, posted
+from jobs.demo_run import TRAINED_EDITOR, check_editor
 from jobs.entry import run_job
 from jobs.plan import Plan
 
@@ -50,10 +51,11 @@ WORLD = "world"
 class LoadSettings:
     """A pair of phases is `phase_s` seconds with edits and as many without; every stream has `num_tokens` tokens.
 
-    `streams` are numbers of clients, one after another.
+    `streams` are numbers of clients, one after another. `editor` is RLEdit, with the model's policy, or a memory.
     """
 
     model: str = smollm2.NAME
+    editor: str = TRAINED_EDITOR
     streams: tuple[int, ...] = (1, 4, 8)
     num_pairs: int = 2
     phase_s: float = 12.0
@@ -65,7 +67,8 @@ class LoadSettings:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise `ValueError` for a number that cannot be run."""
+        """Raise `ValueError` for a number or an editor that cannot be run."""
+        check_editor(self.editor)
         counts = {name: getattr(self, name) for name in ("num_pairs", "num_tokens", "batch_size", "replicas")}
         counts |= {f"streams {count}": count for count in self.streams}
         if wrong := [name for name, count in counts.items() if not isinstance(count, int) or count < 1]:
@@ -213,17 +216,19 @@ def plan_of(settings: LoadSettings) -> Plan:
 def started(settings: LoadSettings, services: LocalServices, plan: Plan) -> None:
     """Start the service; model and policy are made first if they do not exist."""
     services.start_ray()
+    is_trained, policy = settings.editor == TRAINED_EDITOR, {}
     if settings.model == WORLD:
-        for made, job in ((plan.model_dir, "jobs/pretrain.py"), (plan.artifact_dir, "jobs/train.py")):
+        for made, job in [(plan.model_dir, "jobs/pretrain.py")] + [(plan.artifact_dir, "jobs/train.py")] * is_trained:
             if not made.exists():
                 services.run_job(sys.executable, job, "plan=demo", f"seed={plan.seed}")
-        model, policy = str(plan.model_dir), str(plan.artifact_dir)
-    else:
-        model, policy = resolved(settings.model), default_policy()
+    model = str(plan.model_dir) if settings.model == WORLD else resolved(settings.model)
+    if is_trained:
+        policy = {"artifact": str(plan.artifact_dir) if settings.model == WORLD else default_policy()}
     console().print("bench-serving: starting the service", highlight=False)
     services.start_serve(
         model=model,
-        artifact=policy,
+        editor=settings.editor,
+        **policy,
         ledger=services.directory / "ledger",
         replicas=settings.replicas,
         pause=settings.pause,

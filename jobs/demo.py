@@ -17,7 +17,6 @@ from functools import partial
 from errata.client.client import Client
 from errata.durable import write_text
 from errata.editors.build import DEFAULT_EDITOR
-from errata.editors.table import EDITORS
 from errata.home import home
 from errata.local.services import LocalServices, free_port
 from errata.local.terminal import console
@@ -25,7 +24,7 @@ from errata.testbed.world_facts import WorldFacts
 from jobs import demo_facts, demo_world
 from jobs.arguments import main
 from jobs.demo_report import plot
-from jobs.demo_run import NUM_EDITS, TRAINED_EDITOR, Demo
+from jobs.demo_run import NUM_EDITS, TRAINED_EDITOR, Demo, check_editor
 from jobs.demo_traffic import MemoryPeak
 from jobs.plan import Plan
 
@@ -63,9 +62,8 @@ def take_own(arguments: list[str]) -> tuple[int, str]:
     count, editor = (_taken(arguments, name) for name in (COUNT, EDITOR))
     if count is not None and not (count.isascii() and count.isdigit() and int(count)):
         raise ValueError(f"edits is the number of corrections, such as edits=500, not {count!r}")
-    known = [TRAINED_EDITOR, *(name for name, kind in EDITORS.items() if kind.writes == "memory")]
-    if editor is not None and editor not in known:
-        raise ValueError(f"editor is one of {', '.join(known)}, not {editor!r}; others need settings: python jobs/bench.py")
+    if editor is not None:
+        check_editor(editor)
     return int(count or NUM_EDITS), editor or ""
 
 

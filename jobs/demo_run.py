@@ -11,6 +11,7 @@ from typing import Any
 
 from errata.client.client import Client
 from errata.editors.build import DEFAULT_EDITOR
+from errata.editors.table import EDITORS
 from errata.generate import HFGenerator
 from errata.ledger import Ledger
 from errata.local.services import LocalServices
@@ -27,6 +28,13 @@ NUM_EDITS, BATCH_SIZE, NUM_PARITY = 100, 10, 20
 TRAINED_EDITOR = "RLEdit"  # whose policy is trained here, or shipped
 PROMPTS_AT_ONCE = 128
 MIRROR_S = 60  # how long the versions may take to reach MLflow
+
+
+def check_editor(name: str) -> None:
+    """Raise `ValueError` unless the editor is RLEdit, whose policy is at hand, or a memory, which needs no settings."""
+    known = [TRAINED_EDITOR, *(name for name, kind in EDITORS.items() if kind.writes == "memory" and not kind.is_trained)]
+    if name not in known:
+        raise ValueError(f"editor is one of {', '.join(known)}, not {name!r}; others need settings: python jobs/bench.py")
 
 
 @dataclass
