@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-gpu bench-memory chaos simulate tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-gpu bench-memory bench-retrieval chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -42,6 +42,10 @@ bench-solver: setup
 # Compare the search for closed-form targets by batch with the search for one edit at a time.
 bench-targets: setup
 	$(BIN)/python -m benchmarks.targets $(ARGS)
+
+# Find the records of a memory of questions: recall, false firing, and milliseconds at up to 100,000 records.
+bench-retrieval: setup
+	$(BIN)/python -m benchmarks.retrieval $(ARGS)
 
 # Play a stream that contains harmful edits, with the guard and without it.
 bench-guard: setup

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray import serve
 from ray.serve import Application, Deployment
 
+from errata.edit_memory.bank import Kind
+from errata.editors import EDITORS
+from errata.editors.build import own_editor
 from errata.local.models import resolved
 from errata.local.preflight import StartSettings, problems_of
 from errata.local.service_limits import NAMES, ServiceLimits, limits_from
@@ -38,6 +41,9 @@ class Arguments(BaseModel):
     change. `keys` is a file of access keys, required for a service that other machines can reach. `placement` is a custom
     resource, such as `serve`, of the nodes on which the service may run. `images` may be sent with a request to a model that
     reads them, as `data:` addresses. The fields of `ServiceLimits` are arguments, too.
+
+    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others; without them, the editor
+    decides.
 
     `threads` are those of each engine; without it, an engine on the CPU has its share of the cores, and leaves the editor
     `editor_threads` of them while edits are made. `max_num_batched_tokens` is vLLM's: the tokens that a step computes at most.
@@ -67,8 +73,8 @@ class Arguments(BaseModel):
     max_model_len: int | None = Field(None, ge=1)
     max_num_batched_tokens: int | None = Field(None, ge=1)
     pause: Literal["keep", "wait"] = "keep"
-    max_batch: int = Field(16, ge=1)
-    batch_window_s: float = Field(0.02, ge=0)
+    max_batch: int | None = Field(None, ge=1)
+    batch_window_s: float | None = Field(None, ge=0)
     nice: int = Field(10, ge=0, le=19)
     idempotency_hours: float = Field(24.0, gt=0, le=24 * 366)
     scrub_hours: float = Field(24.0, ge=0)
@@ -184,6 +190,8 @@ def _resources(arguments: Arguments, num_gpus: float, num_threads: int) -> dict[
         environment["HF_HUB_OFFLINE"] = "1"
     if not arguments.gpus:  # One engine process instead of two, and a KV cache of 1 GiB.
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    if _memory_of(arguments) is not None:  # A memory is read by hooks of the V1 runner, which the CPU has anyway.
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     environment |= {name: os.environ[name] for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_LEVEL") if name in os.environ}
     placed = {arguments.placement: PLACEMENT_AMOUNT} if arguments.placement else {}
     return {"num_cpus": arguments.num_cpus, "num_gpus": num_gpus, "resources": placed, "runtime_env": {"env_vars": environment}}
@@ -198,14 +206,26 @@ def _serving_options(arguments: Arguments, limits: ServiceLimits) -> ServingOpti
         max_model_len=arguments.max_model_len,
         tensor_parallel=max(1, int(arguments.gpus)),
         gpu_memory=arguments.gpu_memory or GPU_MEMORY * min(1, arguments.gpus or 1),
-        enforce_eager=not arguments.gpus,
+        enforce_eager=not arguments.gpus or _memory_of(arguments) == "state",  # Compiled graphs call no hooks.
         pause=arguments.pause,
         keys=arguments.keys,
         threads=_engine_threads(arguments),
         max_num_batched_tokens=arguments.max_num_batched_tokens or (None if arguments.gpus else STEP_TOKENS_ON_CPU),
         images=arguments.images,
+        memory=_memory_of(arguments),
         limits=limits,
     )
+
+
+def _memory_of(arguments: Arguments) -> Kind | None:
+    """Return the kind of memory that the editor writes; None for one that changes weights, such as a wrapper with its host.
+
+    An operator's own editor on other nodes cannot be imported here, and counts as one that changes weights.
+    """
+    if ":" in arguments.editor and arguments.placement is None:
+        return own_editor(arguments.editor).kind
+    found = EDITORS.get(arguments.editor)
+    return None if found is None else found.kind
 
 
 def _worker_options(arguments: Arguments, limits: ServiceLimits) -> WorkerOptions:

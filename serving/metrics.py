@@ -167,6 +167,14 @@ class ReplicaMetrics:
         self._version = Gauge("errata_replica_version", "The version that the replica serves", registry=own)
         help = "1 where requests are answered, 0 where they are turned away until the replica is at the head again"
         self._in_rotation = Gauge("errata_in_rotation", help, registry=own)
+        help = "Requests that the memory of edits was read for, by whether an edit fired"
+        self._lookups = Counter("errata_memory_lookups", help, ["result"], registry=own)
+        help = "Time to read the memory for a request, with the wait for a thread"
+        self._lookup_s = Histogram("errata_memory_lookup_seconds", help, buckets=WORK_BUCKETS, registry=own)
+        self._prompt_tokens = Counter("errata_memory_prompt_tokens", "Tokens that the memory added to prompts", registry=own)
+        self._records = Gauge("errata_memory_records", "Records of the served version's memory", registry=own)
+        for result in ("hit", "miss"):
+            self._lookups.labels(result)
         self._recent: OrderedDict[int, set[int]] = OrderedDict()  # Versions by their last use, with the codes of their answers.
         for code in CODES:  # A rate needs a zero to rise from.
             self._answers.labels(str(code))
@@ -194,9 +202,16 @@ class ReplicaMetrics:
         """Count a request that was refused before its route was called; `code` is that of its answer."""
         self._refused.labels(code).inc()
 
-    def serves(self, version: int, in_rotation: bool = True) -> None:
+    def memory_read(self, is_hit: bool, seconds: float, added_tokens: int) -> None:
+        """Count a request that the memory was read for, and the tokens that this added to its prompt."""
+        self._lookups.labels("hit" if is_hit else "miss").inc()
+        self._lookup_s.observe(seconds)
+        self._prompt_tokens.inc(added_tokens)
+
+    def serves(self, version: int, in_rotation: bool = True, num_records: int = 0) -> None:
         self._version.set(version)
         self._in_rotation.set(in_rotation)
+        self._records.set(num_records)
 
     def exposition(self) -> str:
         return generate_latest(self.registry).decode()

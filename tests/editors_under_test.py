@@ -24,6 +24,7 @@ from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.answer import AnswerMemory
 from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
@@ -115,7 +116,7 @@ class UnderTest(NamedTuple):
 
 ANSWERS, TOKENS, EDITS = (MadeOf((LowRank,), count) for count in (answer_tokens, all_tokens, one_row_an_edit))
 SPARSE, WHOLE, SUMMED = MadeOf((Sparse, Dense)), MadeOf((Dense,)), MadeOf((LowRank, Dense))
-STATES, TEXTS = MadeOf((), answer_tokens), MadeOf((), one_row_an_edit)  # of a memory
+STATES, TEXTS, SAID = (MadeOf((), count) for count in (answer_tokens, one_row_an_edit, one_row_an_edit))  # of a memory
 
 
 FIRST = ("layers.0.mlp.down_proj",)
@@ -187,6 +188,7 @@ UNDER_TEST: dict[str, UnderTest] = {
     "state": UnderTest(lambda model: StateMemory(("layers.1.mlp.down_proj",)), STATES),
     "state-early": UnderTest(lambda model: StateMemory(("layers.0.mlp.up_proj",), threshold=0.9999), STATES),
     "SCR": UnderTest(lambda model: SCR(("layers.1.mlp.down_proj",)), TEXTS),
+    "answer": UnderTest(lambda model: AnswerMemory(("layers.1.mlp.down_proj",)), SAID),
 }
 
 

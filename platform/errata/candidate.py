@@ -13,6 +13,7 @@ import torch
 
 from errata.delta.kinds import Delta
 from errata.edit import Code, Edit, EditBatch, EditRejected, Fault
+from errata.edit_memory.bank import READ_BEFORE
 from errata.editors.editor import Editor
 from errata.editors.repeated import edit_again
 from errata.editors.state import EditorState
@@ -47,14 +48,14 @@ def make_candidate(
     state: EditorState,
     inspector: Inspector,
     head: int,
-    before: Sequence[str] | None = None,
+    before: Sequence[str | None] | None = None,
 ) -> CandidateVersion:
     """Edit the inspector's model, which is at version `head` with the editor's `state`, and measure the result.
 
-    The model is unchanged afterwards. `before` are its answers to the edits, for the scorecard. Unless the guard is not strict,
-    each edit must be answered by its target: those that are not, and then earlier edits that would be lost, are made again on
-    top, each at most `MAX_REPEATS` times and within the guard. Raises `EditRejected` from the editor and for edits that are
-    still not answered, and `VersionRefused` from the guard.
+    The model is unchanged afterwards. `before` are its answers to the edits where they are known, for the scorecard. Unless the
+    guard is not strict, each edit must be answered by its target: those that are not, and then earlier edits that would be
+    lost, are made again on top, each at most `MAX_REPEATS` times and within the guard. Raises `EditRejected` from the editor
+    and for edits that are still not answered, and `VersionRefused` from the guard.
     """
     check_edits(batch.edits, inspector.model.renderer, inspector.model.max_tokens)
     return _made(editor, batch, state, inspector, head, before)
@@ -110,12 +111,13 @@ def _made(
     state: EditorState,
     inspector: Inspector,
     head: int,
-    before: Sequence[str] | None,
+    before: Sequence[str | None] | None,
 ) -> CandidateVersion:
     """Edit, measure, and make again what is not answered, as often as it may help; take the best attempt."""
     seconds = {"edit_s": 0.0, "guard_s": 0.0}
-    cache = BatchCache.of(inspector.model, inspector.spec.names, batch)
-    sample = inspector.earlier.next(batch)  # The same for all attempts, because they are compared.
+    in_model = editor.kind not in READ_BEFORE  # What a memory changes that is read before the model is known from its records.
+    cache = BatchCache.of(inspector.model, inspector.spec.names, batch) if in_model else None
+    sample = inspector.earlier.next(batch) if in_model else []  # The same for all attempts, because they are compared.
     attempts: list[_Attempt] = []
     rounds: list[tuple[Edit, ...]] = []
     num_rounds = Counter[bool]()  # Of own edits, and of earlier ones.

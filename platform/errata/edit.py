@@ -58,6 +58,7 @@ class Code(StrEnum):
     GUARD_DRIFT = "guard.drift"
     GUARD_DISTURBED = "guard.disturbed"
     GUARD_UNANSWERED = "guard.unanswered"
+    GUARD_FIRES = "guard.fires"
     # a revert
     NOTHING_CHOSEN = "nothing_chosen"
     UNKNOWN_EDIT = "unknown_edit"

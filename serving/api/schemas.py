@@ -116,9 +116,9 @@ class BlameIn(AskedIn):
 
 
 class AnswersOut(BaseModel):
-    """The model's answers to an edit's prompt before the edit and after it."""
+    """The model's answers to an edit's prompt before the edit, where it was asked, and after it."""
 
-    before: str
+    before: str | None = None
     after: str
 
 
@@ -158,7 +158,7 @@ class EditsOut(BaseModel):
 
 
 class TriedEditOut(BaseModel):
-    """What an edit would become: as `EditOut`, with the answers `before` and `after` it where they are known.
+    """The state that an edit would come to: as `EditOut`, with the answers `before` and `after` it where they are known.
 
     `edit` has the composed answer, if one would be composed.
     """
@@ -198,7 +198,7 @@ class NeighboursOut(BaseModel):
 
 
 class DryRunOut(BaseModel):
-    """What a post of edits would do on the version `head`; nothing was done."""
+    """The effect that a post of edits would have on the version `head`; nothing was done."""
 
     dry_run: Literal[True]
     head: int

@@ -3,7 +3,7 @@
 A request waits while the engine is paused and, with `X-Errata-At-Least`, until that version is served. It receives a cache
 salt that no other state of the weights has, so that no key-value block computed under other weights is reused. The answer
 carries the versions under which its tokens were sampled: the header `X-Errata-Version`, and `errata` in the body or in every
-event of a stream.
+event of a stream. Where a memory decided the request, `X-Errata-Edit` and `errata.edits` name the edits that fired.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from serving.api.asgi import (
     without,
 )
 from serving.api.codes import RequestCode
+from serving.api.fired_edits import OF_REQUEST, FiredEdit, FiredEdits
 from serving.metrics import ReplicaMetrics, num_tokens
 
 # All routes that generate: the application has no others, because generating without a salt would reuse stale blocks.
@@ -73,6 +74,7 @@ class Served(Protocol):
     """The replica's interface to this middleware."""
 
     version: int
+    running_epoch: int  # the number of swaps that changed answers which had begun
     metrics: ReplicaMetrics
 
     async def admit(self, at_least: int) -> str:
@@ -120,13 +122,16 @@ class VersionStamp:
         except OutOfRotation as out:
             return await self._refuse(send, 503, RequestCode.OUT_OF_ROTATION, str(out))
         self.served.metrics.admitted(time.perf_counter() - asked)
-        body = _salted(body, scope["errata.json"] if "errata.json" in scope else _parsed(body), salt)
+        data = scope["errata.json"] if "errata.json" in scope else _parsed(body)
+        body, fired = _salted(body, data, salt), FiredEdits.of(data)
         headers = without(scope["headers"], b"content-length")
         scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
-        answer = _Answer(self.served, send)
+        answer = _Answer(self.served, send, fired)
+        asking = OF_REQUEST.set(fired)
         try:
             await self.app(scope, replayed(body, receive), answer.send)
         finally:
+            OF_REQUEST.reset(asking)
             self.served.metrics.completed(answer.version_min, answer.version_max, answer.status)
 
     async def _refuse(self, send: Send, status: int, code: RequestCode, message: str) -> None:
@@ -145,19 +150,23 @@ class _Answer:
 
     served: Served
     forward: Send
+    fired: FiredEdits
     version_min: int = field(init=False)
     version_max: int = field(init=False)
+    epoch: int = field(init=False)
     start: Message | None = None
     status: int = 500  # if the application ends without an answer
     is_stream: bool = False
     rest: bytes = b""
+    untold: list[FiredEdit] = field(default_factory=list)  # edits that fired, until a body or an event has named them
 
     def __post_init__(self) -> None:
         self.version_min = self.version_max = self.served.version
+        self.epoch = self.served.running_epoch
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._begin(message)
+            await self._begin(message)
         elif message["type"] != "http.response.body":
             return await self.forward(message)
         elif self.is_stream:
@@ -168,8 +177,11 @@ class _Answer:
             start, self.start = self.start, None
             await self.forward(start)
 
-    def _begin(self, message: Message) -> None:
+    async def _begin(self, message: Message) -> None:
         headers = without(message["headers"], b"content-length")
+        self.untold = await self.fired.edits()
+        if self.untold:
+            headers.append((b"x-errata-edit", ", ".join(edit.in_header for edit in self.untold).encode()))
         kind = dict(message["headers"]).get(b"content-type", b"")
         self.status = message["status"]
         self.is_stream = kind.startswith(b"text/event-stream")
@@ -202,11 +214,19 @@ class _Answer:
         data = _parsed(body)
         if data is None:
             return body
-        self.version_min = min(self.version_min, self.served.version)  # a rollback lowers the version
-        self.version_max = max(self.version_max, self.served.version)
-        self.served.metrics.generated(self.served.version, num_tokens(data, self.is_stream))
+        versions = self._versions()
+        self.version_min = min(self.version_min, *versions)  # a rollback lowers the version
+        self.version_max = max(self.version_max, *versions)
+        self.served.metrics.generated(versions[-1], num_tokens(data, self.is_stream))
         data["errata"] = {"version_min": self.version_min, "version_max": self.version_max}
+        if self.untold:
+            data["errata"]["edits"], self.untold = [edit.to_json() for edit in self.untold], []
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _versions(self) -> list[int]:
+        """Return the versions of new tokens: those of the memory that was read, if nothing else has changed since."""
+        is_kept = self.served.running_epoch == self.epoch and self.fired.versions
+        return self.fired.versions if is_kept else [self.served.version]
 
 
 def _parsed(body: bytes) -> dict[str, Any] | None:

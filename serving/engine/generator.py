@@ -18,18 +18,19 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from prometheus_client import generate_latest
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from errata.access_keys import Keys, check_binding
-from errata.ledger import DELTA, Ledger, LedgerDamaged, UnknownVersion
+from errata.edit_memory.bank import READ_BEFORE, Kind
+from errata.ledger import Ledger, LedgerDamaged, UnknownVersion
 from errata.local.service_limits import ServiceLimits
 from serving.api import routes
 from serving.api.access import UNLISTED, Access, role_for, served_host
@@ -37,21 +38,19 @@ from serving.api.version_stamp import NotQueued, OutOfRotation, RolledBack, Vers
 from serving.console import routes as console
 from serving.engine.backend import ServiceBackend
 from serving.engine.checkpoint import check_architecture
+from serving.engine.edit_memory.served_memory import ServedMemory
 from serving.engine.fence import HeadFence
 from serving.engine.highest_version import HighestVersion
-from serving.engine.readiness import Readiness, max_prepare_s
+from serving.engine.preparation import Preparation
+from serving.engine.readiness import Readiness
 from serving.engine.replica_watch import name_this_replica
 from serving.engine.served_lineage import ServedLineage
 from serving.logs import attach_to_serve
 from serving.metrics import ReplicaMetrics
 
-if TYPE_CHECKING:
-    from serving.engine.weight_engine import UpdateFault
-
 logger = logging.getLogger("errata")
 
 WATCH_PERIOD_S = 0.2
-READING_PERIOD_S = 0.1  # Between two questions whether the engine has read a long update.
 NO_HOST = "none.invalid"  # A name that no host has (RFC 2606).
 MAX_VERSIONS_KEPT = 256  # Of the ledger's versions in memory, with their edits.
 ENGINE_TIMEOUT_S = 2.0  # An idle engine answers within milliseconds.
@@ -65,7 +64,7 @@ class ServingOptions:
     `wait` lets them end first, so that no answer spans two versions and a long answer delays the swap. `images` may be sent
     with a request, as `data:` addresses: the engine fetches no address, which might be one of this machine's network.
     `threads` are those of the engine while edits are made, and at other times. `max_num_batched_tokens` is vLLM's: the tokens
-    of a step.
+    of a step. `memory` is the kind of the memory that the editor writes, None for one that changes weights.
     """
 
     model: str
@@ -80,10 +79,12 @@ class ServingOptions:
     keys: str | None = None
     threads: tuple[int, int] = (1, 1)
     max_num_batched_tokens: int | None = None
+    memory: Kind | None = None
     images: int = 0
     limits: ServiceLimits = field(default_factory=ServiceLimits)
 
     def vllm_arguments(self) -> list[str]:
+        from serving.engine.edit_memory.said_answer import PROCESSOR
         from serving.engine.weight_engine import BACKEND, EXTENSION
 
         arguments = ["--model", self.model, "--served-model-name", self.served_name, "--dtype", self.dtype]
@@ -93,6 +94,8 @@ class ServingOptions:
         for name in ("max_model_len", "max_num_batched_tokens"):
             if (value := getattr(self, name)) is not None:
                 arguments += [f"--{name.replace('_', '-')}", str(value)]
+        if self.memory == "answer":
+            arguments += ["--logits-processors", PROCESSOR]
         arguments += ["--allowed-media-domains", NO_HOST]  # An empty list would allow all.
         arguments += ["--limit-mm-per-prompt", f'{{"image": {self.images}, "video": 0, "audio": 0}}']
         return [*arguments, "--enforce-eager"] if self.enforce_eager else arguments
@@ -106,7 +109,8 @@ class Generator:
         self.worker, self.options = worker, options
         self._highest_version = HighestVersion(worker)
         self.replica = serve.get_replica_context().replica_id.unique_id
-        self.version, self.fingerprint, self.epoch = 0, "", 0
+        self.version, self.fingerprint, self.epoch, self._weights_epoch = 0, "", 0, 0
+        self.running_epoch = 0
         self.boot = uuid.uuid4().hex[:12]
         self._swapping = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -119,6 +123,10 @@ class Generator:
         self.ledger = await self._open_ledger()  # Only now: on the first start the worker makes it meanwhile.
         await self._start_weight_transfer()
         self._fence, self._lineage = HeadFence(self.ledger), ServedLineage(self.ledger)
+        self._preparation = Preparation(self.engine, self.ledger, self._readiness)
+        self._memory = ServedMemory(options.model, self.engine.model_config.max_model_len, options.memory)
+        if options.memory in READ_BEFORE:
+            await asyncio.to_thread(self._memory.warm)
         result = await self.swap()
         if "error" in result:
             raise RuntimeError(f"cannot reach the ledger's head: {result['error']}")
@@ -165,9 +173,12 @@ class Generator:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
 
+        from serving.engine.edit_memory.request_hook import HookedEngine
+
         tasks = await self.engine.get_supported_tasks()
         app = build_app(self.args, supported_tasks=tasks, model_config=self.engine.model_config)
-        await init_app_state(self.engine, app.state, self.args, supported_tasks=tasks)
+        hook = HookedEngine(self.engine, lambda: self._memory.now, self.metrics)
+        await init_app_state(hook, app.state, self.args, supported_tasks=tasks)
         app.state.server = SimpleNamespace()  # vLLM's error handler reads it.
         self._app = app
         app.title, app.router.routes[:] = "Errata", [route for route in app.router.routes if _is_listed(route)]
@@ -211,68 +222,44 @@ class Generator:
         return {"replica": self.replica, "version": self.version, "fingerprint": self.fingerprint, "ms": ms, **sent}
 
     async def _swap(self, version: int) -> dict[str, Any]:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        update, ancestry = await self._prepared(version), await self._lineage.prepare(version)
-        self._readiness.swap_begins()
+        accepted = await self._preparation.accepted(self.version, version)
+        update, memory = accepted.update, await self._memory.prepare(accepted.update)
+        ancestry = await self._lineage.prepare(version)
         is_whole = False
         try:
-            # With the cache cleared, vLLM recomputes the keys and values of running requests under the new weights.
-            await self.engine.pause_generation(mode=self.options.pause, clear_cache=True)
-            await self.engine.start_weight_update()
-            await self.engine.update_weights(WeightTransferUpdateRequest(update))
-            await self.engine.finish_weight_update(weight_version=str(version))
-            state = of_all_ranks(await self.engine.collective_rpc("errata_state"))
+            if accepted.changes_weights:
+                state = await self._reloaded(update)
+                self._weights_epoch += 1
+            else:  # The engine goes on: its weights stay, and with them its cache.
+                state = of_all_ranks(await self.engine.collective_rpc("errata_follow", args=(update,)))
             if not state["intact"] or state["version"] != version:
                 raise RuntimeError("a worker of the engine did not reload")
             # Before generation resumes: an answer must not end under new weights with the old version's stamp.
             self.version, self.fingerprint, self.epoch = version, update["fingerprint"], self.epoch + 1
+            self.running_epoch += accepted.changes_weights or self.options.memory not in READ_BEFORE
+            self._memory.serves(memory)
             self._lineage.serves(ancestry)
             is_whole = True
         finally:
             if not is_whole:
-                logger.error("the reload to version %d failed; this replica ends", version)
+                logger.error("the swap to version %d failed; this replica ends", version)
                 os._exit(1)
-            await self.engine.resume_generation()
+            if accepted.changes_weights:
+                await self.engine.resume_generation()
         num_bytes = sum(Path(file).stat().st_size for file in update["files"])
         return {"bytes": num_bytes, "dense_bytes": state["dense_bytes"], "reset": update["reset"]}
 
-    async def _prepared(self, version: int) -> dict[str, Any]:
-        """Prepare an update that every vLLM worker has read and accepted; the engine answers by its present version meanwhile.
+    async def _reloaded(self, update: dict[str, Any]) -> dict[str, Any]:
+        """Pause the engine and reload its weights; returns the state of all ranks."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        Raises `ValueError` if the workers accept none, `OSError` if one could not be read.
-        """
-        faults: list[UpdateFault] = []
-        for update in self._updates(version):
-            numbers = self.ledger.chain(version) if update["reset"] else [version]
-            self._readiness.prepare_begins(await asyncio.to_thread(self._max_prepare_s, numbers))
-            answers = await self.engine.collective_rpc("errata_prepare", args=(update,))
-            while not all(answer["is_read"] for answer in answers):
-                await asyncio.sleep(READING_PERIOD_S)
-                answers = await self.engine.collective_rpc("errata_reading")
-            faults = [answer["fault"] for answer in answers if answer["fault"] is not None]
-            if not faults:
-                return update
-        is_disks = any(fault["kind"] == "io" for fault in faults)
-        raise (OSError if is_disks else ValueError)("; ".join(fault["message"] for fault in faults))
-
-    def _max_prepare_s(self, numbers: Sequence[int]) -> float:
-        """Bound the seconds to prepare these versions; called in a thread, because a long chain takes seconds to read."""
-        sizes = [(len(one.ranks), one.num_bytes) for one in map(self.ledger.version, numbers)]
-        return max_prepare_s(sum(parts for parts, _ in sizes), sum(size for _, size in sizes))
-
-    def _updates(self, version: int) -> Iterator[dict[str, Any]]:
-        """Yield the updates to try, the cheapest first.
-
-        The new delta alone if the version follows the served one, then all deltas from the base model, with the snapshots
-        (copies that may be damaged) and without them.
-        """
-        entry = self.ledger.version(version)
-        common = {"parent": self.version, "version": version, "fingerprint": entry.fingerprint}
-        if version and entry.parent == self.version:
-            yield {**common, "reset": False, "files": [str(entry.directory / DELTA)]}
-        for snapshots in (True, False):
-            yield {**common, "reset": True, "files": [str(file) for file in self.ledger.files_to(version, snapshots)]}
+        self._readiness.swap_begins()
+        # With the cache cleared, vLLM recomputes the keys and values of running requests under the new weights.
+        await self.engine.pause_generation(mode=self.options.pause, clear_cache=True)
+        await self.engine.start_weight_update()
+        await self.engine.update_weights(WeightTransferUpdateRequest(update))
+        await self.engine.finish_weight_update(weight_version=str(update["version"]))
+        return of_all_ranks(await self.engine.collective_rpc("errata_state"))
 
     async def _watch(self) -> None:
         while True:
@@ -318,7 +305,7 @@ class Generator:
     @property
     def _salt(self) -> str:
         """The cache salt that only this state of the weights has."""
-        return f"{self.boot}-{self.epoch}"
+        return f"{self.boot}-{self._weights_epoch}"
 
     def _may_start(self, at_least: int) -> bool:
         return not self._readiness.is_paused and self._lineage.is_decided(at_least)
@@ -356,7 +343,7 @@ class Generator:
         """Return the replica's name, its version, and its metrics with vLLM's as a Prometheus exposition."""
         from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-        self.metrics.serves(self.version, not self._readiness.is_out)
+        self.metrics.serves(self.version, not self._readiness.is_out, self._memory.now.num_records)
         return self.replica, self.version, self.metrics.exposition() + generate_latest(get_prometheus_registry()).decode()
 
     async def status(self) -> dict[str, Any]:
@@ -369,7 +356,8 @@ class Generator:
                 state = of_all_ranks(await self.engine.collective_rpc("errata_state"))
         except (TimeoutError, EngineDeadError):
             state = {"intact": None, "version": None}
-        return own | {"intact": state["intact"], "engine_version": state["version"], "in_rotation": not self._readiness.is_out}
+        own |= {"intact": state["intact"], "engine_version": state["version"], "in_rotation": not self._readiness.is_out}
+        return own | {"memory": {"kind": self._memory.now.kind, "records": self._memory.now.num_records}}
 
 
 def of_all_ranks(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The weight-transfer engine inside every vLLM worker: reads weight deltas, and reloads the edited matrices.
+"""The weight-transfer engine inside every vLLM worker: reads deltas, and reloads the edited matrices.
 
 An update names its parent version and the files of its deltas (factors, not matrices). It is read and checked before the
 engine is paused, in a thread of its own, since a reset takes as long as the sum over its whole chain. Then the edited modules
@@ -6,6 +6,8 @@ are reloaded from the base matrices plus an fp32 sum, a whole fused group at a t
 in one module, and a part reloaded alone leaves the rest silently wrong. The base is read from the checkpoint, since a packed
 CPU linear has no weight to read back. After a failure inside the reload the worker is unusable (`intact` is False), and the
 replica must be replaced.
+
+An update of a memory changes no matrix: it is read and checked as any other, and `follow` makes it the worker's version.
 
 `load_weights` shards by itself, so each tensor-parallel worker gets whole matrices. All calls that change weights are here.
 """
@@ -30,11 +32,14 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from errata.delta.accumulator import Accumulator
-from errata.delta.kinds import weights_alone
+from errata.delta.kinds import Delta
+from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.weight_delta import WeightDelta
+from errata.edit_memory.bank import READ_BEFORE, Bank
 from errata.ledger import read_segments
 from errata.model.matrices import editable_matrices
 from serving.engine.checkpoint import Checkpoint, served_module
+from serving.engine.edit_memory.logits_hook import LogitsHook
 
 logger = logging.getLogger("errata")
 
@@ -89,16 +94,21 @@ class _State:
 
 @dataclass
 class _Prepared:
-    """An update that is read and checked.
+    """An update that is read and checked; `changed` are the names of the matrices that it changes.
 
+    `records` are the changes of the memory that is read inside the model, and `bank` is that memory: first as it was.
     `sums` is the base with all deltas of a reset, summed before the pause; so a long chain is never in memory.
     """
 
     update: UpdateInfo
+    bank: Bank | None
+    changed: set[str] = field(default_factory=set)
+    records: list[MemoryDelta] = field(default_factory=list)
     deltas: list[WeightDelta] = field(default_factory=list)
     sums: Accumulator | None = None
 
     def take(self, delta: WeightDelta) -> None:
+        self.changed |= set(delta.parts)
         if self.sums is None:
             self.deltas.append(delta)
         else:
@@ -128,6 +138,8 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.base_fingerprint = init_info.fingerprint
         self.state = _State(0, init_info.fingerprint)
         self.prepared: _Prepared | None = None
+        self.bank: Bank | None = None
+        self.hook: LogitsHook | None = None
         self.reader = ThreadPoolExecutor(1, "errata-reader")
 
     def _architecture(self, model: str) -> nn.Module:
@@ -161,10 +173,15 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.reading: Future[UpdateFault | None] = self.reader.submit(self.prepare, update_info)
 
     def reading_after(self, seconds: float) -> dict[str, Any]:
-        """Wait at most `seconds` for the update, and report whether it is read, and its fault or None."""
+        """Wait at most `seconds` for the update; report whether it is read, its fault or None, and if weights change."""
         wait([self.reading], seconds)
         is_read = self.reading.done()
-        return {"is_read": is_read, "fault": _fault_of(self.reading) if is_read else None}
+        fault = _fault_of(self.reading) if is_read else None
+        return {
+            "is_read": is_read,
+            "fault": fault,
+            "changes_weights": self.prepared is not None and bool(self.prepared.changed),
+        }
 
     def prepare(self, update_info: dict[str, Any]) -> UpdateFault | None:
         """Read and check an update, changing nothing. Returns the fault that prevents it, or None."""
@@ -172,23 +189,47 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         if not update.reset and update.parent != self.state.version:
             message = f"the update starts from version {update.parent}, this worker has version {self.state.version}"
             return {"kind": "lineage", "message": message}
-        self.prepared, prepared = None, _Prepared(update, sums=self._unedited() if update.reset else None)
+        self.prepared, prepared = None, _Prepared(update, None if update.reset else self.bank)
+        if update.reset:
+            prepared.sums, prepared.changed = self._unedited(), set(self.accumulator.sum_OI)
         lineage = self.base_fingerprint if update.reset else self.state.fingerprint
         try:
             for path in update.files:
-                for one in read_segments(Path(path)):
-                    delta = weights_alone(one, "this engine")
-                    self.accumulator.check(delta)
+                for delta in read_segments(Path(path)):
+                    self._take(prepared, delta)
                     lineage = hashlib.sha256((lineage + delta.digest()).encode()).hexdigest()
-                    prepared.take(delta)
+            prepared.bank = held_after(prepared.records, prepared.bank)
         except (ValueError, OSError, SafetensorError) as fault:
             kind: Literal["io", "invalid"] = "io" if isinstance(fault, OSError) else "invalid"
             return {"kind": kind, "message": f"{type(fault).__name__}: {fault}"}
+        if prepared.bank is not None and len(prepared.bank):
+            prepared.bank.on(self.device)  # Here, where no request waits.
         if lineage != update.fingerprint:
             message = f"the files make {lineage}, not version {update.version}, which is {update.fingerprint}"
             return {"kind": "lineage", "message": message}
         self.prepared = prepared
         return None
+
+    def _take(self, prepared: _Prepared, delta: Delta) -> None:
+        """Check a delta and take it into an update. Raises `ValueError` for one that this model cannot have."""
+        if isinstance(delta, WeightDelta):
+            self.accumulator.check(delta)
+            prepared.take(delta)
+            return
+        delta.check()
+        if delta.kind not in READ_BEFORE:
+            self._check_site(delta)
+            prepared.records.append(delta)
+
+    def _check_site(self, delta: MemoryDelta) -> None:
+        """Raise `ValueError` for a memory that cannot be read inside this engine's model."""
+        matrix = self.accumulator.base_OI.get(delta.site)
+        if matrix is None or any(record.rows["key"].shape[1] != matrix.shape[1] for record in delta.records):
+            raise ValueError(f"the memory reads {delta.site}, and no editable matrix of this model has its name and inputs")
+        if not self.model_config.enforce_eager:
+            raise ValueError("a memory that is read inside the model needs an eager engine: serve on the CPU, or edit with SCR")
+        if self.parallel_config.tensor_parallel_size > 1:
+            raise ValueError("a memory that is read inside the model needs a model on one device: gpus=1, or edit with SCR")
 
     def _unedited(self) -> Accumulator:
         """Copy the accumulator: the same base matrices, without sums."""
@@ -201,22 +242,45 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Reload the changed matrices. Raises `ValueError` before anything changes if the update cannot be made."""
+        prepared = self._taken(update_info)
+        self.state.intact = False
+        self._adopt(prepared)
+        dense_bytes = self._reload(prepared.changed)
+        self.state = _State(update_info.version, update_info.fingerprint, dense_bytes=dense_bytes)
+
+    def follow(self, update_info: UpdateInfo) -> None:
+        """Make an update that changes no weights this worker's version. Raises `ValueError` if it is not one of these."""
+        prepared = self._taken(update_info)
+        if prepared.changed:
+            raise ValueError(f"version {update_info.version} changes weights, which are reloaded while the engine is paused")
+        self._adopt(prepared)
+        self.state = _State(update_info.version, update_info.fingerprint)
+
+    def _taken(self, update_info: UpdateInfo) -> _Prepared:
+        """Return the prepared update, and keep it no longer. Raises `ValueError` if it cannot be prepared."""
         if self.prepared is None or self.prepared.update != update_info:
             fault = self.prepare(asdict(update_info))
             if fault is not None:
                 raise ValueError(fault["message"])
         assert self.prepared is not None
         prepared, self.prepared = self.prepared, None
-        self.state.intact = False
-        changed: set[str] = set()
+        return prepared
+
+    def _adopt(self, prepared: _Prepared) -> None:
+        """Take the sums and the bank of an update; its matrices are not reloaded yet."""
         if prepared.sums is not None:
-            changed = set(self.accumulator.sum_OI) | set(prepared.sums.sum_OI)
             self.accumulator = prepared.sums
         for delta in prepared.deltas:
             self.accumulator.add(delta)
-            changed |= set(delta.parts)
-        dense_bytes = self._reload(changed)
-        self.state = _State(update_info.version, update_info.fingerprint, dense_bytes=dense_bytes)
+        if prepared.bank is not self.bank:
+            self._read(prepared.bank)
+
+    def _read(self, bank: Bank | None) -> None:
+        """Make the model read a bank from the next step on. Without records there is no hook, and so the model's own bits."""
+        if self.hook is not None:
+            self.hook.remove()
+        self.bank = bank
+        self.hook = LogitsHook(self.model, self.targets[bank.site], bank) if bank is not None and len(bank) else None
 
     def finish_weight_update(self) -> None:
         """Do nothing; see `start_weight_update`."""
@@ -270,6 +334,11 @@ class WorkerExtension:
 
     def errata_reading(self) -> dict[str, Any]:
         return self.weight_transfer_engine.reading_after(0)
+
+    def errata_follow(self, update_info: dict[str, Any]) -> dict[str, Any]:
+        engine = self.weight_transfer_engine
+        engine.follow(engine.parse_update_info(update_info))
+        return self.errata_state()
 
     def errata_state(self) -> dict[str, Any]:
         return asdict(self.weight_transfer_engine.state)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from errata.candidate import CandidateVersion
 from errata.edit import Code, Edit, EditRejected
 from errata.guard.bisection import BatchBisection, Group
+from errata.guard.inspector import Observed
 from errata.guard.limits import VersionRefused
 from errata.guard.neighbours import changed_edits, changed_probes, nearest_edits
 from errata.history.budget import WalkBudget
@@ -26,7 +27,8 @@ from serving.worker.walks import walked
 if TYPE_CHECKING:
     from serving.worker.edit_loop import EditLoop
 
-NOT_SHOWN = ("answers", "again", "limits", "warnings", "failed")  # of a scorecard; the first ones are told by edit
+MAX_EDITS = 16  # The live model is asked each of them, for as long as a batch waits.
+NOT_SHOWN = ("answers", "again", "limits", "warnings", "failed")  # of a scorecard; the first ones are shown with each edit
 
 
 class DryRuns:
@@ -42,7 +44,7 @@ class DryRuns:
         """
         if slot.locked():
             raise Busy("the service is trying other edits or walking over versions; ask again when that is done")
-        if len(edits) > (most := self.edit_loop.max_batch):
+        if len(edits) > (most := min(MAX_EDITS, self.edit_loop.max_batch)):
             raise EditRejected(f"has {len(edits):,}, and a dry run at most {most:,}", code=Code.BATCH_SIZE, field="edits")
         async with slot, self.edit_loop.writing:
             with self.edit_loop.core_sharing.editing():
@@ -63,7 +65,7 @@ class _Attempts:
 
     def __init__(self, live_model: LiveModel, edits: Sequence[Edit]) -> None:
         self.live_model, self.edits = live_model, edits
-        self.bisection, self.answers = BatchBisection(edits), HeadAnswers(live_model, edits)
+        self.bisection, self.answers = BatchBisection(edits), HeadAnswers(live_model, edits, must=True)
         self.shown: dict[int, dict[str, Any]] = {}
         self.guard: list[dict[str, Any]] = []
         self.changed_edits: dict[tuple[str, str], dict[str, Any]] = {}
@@ -104,7 +106,7 @@ class _Attempts:
         self.num_asked = max(self.num_asked, len(asked))
         for one in changed_edits(inspector, asked, candidate.delta):
             self.changed_edits[one.id or "", one.prompt] = one.to_json()
-        for one in changed_probes(inspector, candidate.delta, candidate.observed and candidate.observed.probed):
+        for one in changed_probes(inspector, candidate.delta, candidate.observed or Observed({}, None)):
             self.changed_probes[one.prompt] = one.to_json()
 
     def _refused(self, group: Group, refusal: EditRejected) -> None:

@@ -292,10 +292,11 @@ class EditLoop:
                 said = await asyncio.to_thread(answers.to, group)
                 true = [i for i, one in zip(group, said, strict=True) if one.is_target]
                 if len(true) == len(group):
-                    return _Answered(self.live_model.version, {e.id: one.text for e, one in zip(tried, said, strict=True)})
+                    texts = {entry.id: one.text or "" for entry, one in zip(tried, said, strict=True)}
+                    return _Answered(self.live_model.version, texts)
                 if true:
                     bisection.postpone(group, tuple(true))
-                    texts = [one.text for one in said if one.is_target]  # The version of the others is asked them, too.
+                    texts = [one.text or "" for one in said if one.is_target]  # The version of the others is asked them, too.
                     await asyncio.to_thread(self.live_model.hold, [bisection.edits[i] for i in true], texts)
                     return []
                 before, in_chat = [one.text for one in said], [one.last for one in said]

@@ -48,13 +48,15 @@ from serving.worker.walks import walked
 logger = logging.getLogger("errata")
 
 MAX_RETRY_AFTER_S = 60
+MAX_BATCH, BATCH_WINDOW_S = 16, 0.02  # Of editors that ask the model; others take as many edits as they can, and wait for none.
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
     """Settings of the edit worker.
 
-    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others. `nice` is the worker's
+    A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others; None leaves both to the
+    editor. `nice` is the worker's
     scheduling priority; a higher value yields to engines on the same cores. An Idempotency-Key is kept for
     `idempotency_hours`. The ledger's files are compared with their digests every `scrub_hours`, and never if that is 0. With
     `shares_cores`, the engines leave the editor its cores while edits are made.
@@ -62,8 +64,8 @@ class WorkerOptions:
 
     live_model: LiveModelOptions
     journal: str
-    max_batch: int = 16
-    batch_window_s: float = 0.02
+    max_batch: int | None = None
+    batch_window_s: float | None = None
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     nice: int = 10
     shares_cores: bool = False
@@ -86,9 +88,10 @@ class EditWorker:
     ) -> None:
         self.live_model, self.journal, self.mirror, self.options = live_model, journal, mirror, options
         self.limits = options.limits
-        batches = options.max_batch, options.batch_window_s
+        max_batch, window_s = (live_model.max_batch, 0.0) if live_model.knows_answers else (MAX_BATCH, BATCH_WINDOW_S)
+        batches = options.max_batch or max_batch, window_s if options.batch_window_s is None else options.batch_window_s
         self.edit_loop = EditLoop(live_model, journal, mirror, *batches, replicas, options.limits)
-        self.edit_loop.core_sharing.is_on = options.shares_cores
+        self.edit_loop.core_sharing.is_on = options.shares_cores and not live_model.knows_answers
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
@@ -153,14 +156,16 @@ class EditWorker:
         return [entry.to_json() | live for entry, live in zip(entries, await self._lives(entries), strict=True)]
 
     async def _lives(self, entries: Sequence[Entry]) -> list[dict[str, bool]]:
-        return await asyncio.to_thread(lambda: list(map(self._is_live, entries)))
+        return await asyncio.to_thread(self._live_now, entries)
 
-    def _is_live(self, entry: Entry) -> dict[str, bool]:
-        if entry.state not in ("applied", "reverted"):
-            return {}
-        ledger = self.live_model.ledger
-        version = ledger.find_edit(entry.id) if entry.unchanged is None else entry.version
-        return {"live": entry.state == "applied" and version in ledger.live()}
+    def _live_now(self, entries: Sequence[Entry]) -> list[dict[str, bool]]:
+        ledger, live = self.live_model.ledger, self.live_model.ledger.live()
+
+        def is_live(entry: Entry) -> bool:
+            version = ledger.find_edit(entry.id) if entry.unchanged is None else entry.version
+            return entry.state == "applied" and version in live
+
+        return [{"live": is_live(entry)} if entry.state in ("applied", "reverted") else {} for entry in entries]
 
     def _read(self, posted: Sequence[dict[str, Any]]) -> list[Edit]:
         """Read posted edits. Raises `EditRejected` with the faults of all that cannot be read."""
@@ -363,11 +368,11 @@ def _as_queued(id: str, edit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers_in(version: Version, id: str) -> dict[str, str] | None:
-    """Return the answers before and after an edit, which the version's scorecard has in the order of its edits."""
+    """Return the answers before (if it is known) and after an edit, which the scorecard has in the order of the edits."""
     pairs = version.scorecard.get("answers", [])
     for edit, (before, after) in zip(version.edits, pairs, strict=False):
         if edit.id == id:
-            return {"before": before, "after": after}
+            return {name: text for name, text in (("before", before), ("after", after)) if text is not None}
     return None
 
 

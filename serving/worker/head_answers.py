@@ -13,12 +13,13 @@ from serving.worker.live_model import LiveModel
 class HeadSaid:
     """The answer to an edit, and whether it is the target. Of several, the first that is not: it says most about the edit.
 
-    `last` is the answer to the last prompt: of the two forms of an edit, the one in chat.
+    `last` is the answer to the last prompt: of the two forms of an edit, the one in chat. None stands for an answer that is not
+    known, because nothing depends on it.
     """
 
-    text: str
+    text: str | None
     is_target: bool
-    last: str
+    last: str | None
 
     @classmethod
     def of(cls, edit: Edit, texts: Sequence[str]) -> HeadSaid:
@@ -26,14 +27,18 @@ class HeadSaid:
         return cls(texts[0], True, texts[-1]) if wrong is None else cls(wrong, False, texts[-1])
 
 
+UNKNOWN = HeadSaid(None, False, None)
+
+
 class HeadAnswers:
-    """Answers of the live model to these edits.
+    """Answers of the live model to these edits: what its memory says, or what it generates if it `must`, or if it is asked.
 
     They are kept until its version is another one, and beyond if that was asked the edit as one that it holds.
     """
 
-    def __init__(self, live_model: LiveModel, edits: Sequence[Edit]) -> None:
+    def __init__(self, live_model: LiveModel, edits: Sequence[Edit], must: bool = False) -> None:
         self.live_model, self.edits = live_model, edits
+        self.is_asked = must or not live_model.knows_answers
         self._version, self._said = live_model.version, dict[int, HeadSaid]()
 
     def to(self, group: Sequence[int]) -> list[HeadSaid]:
@@ -43,8 +48,9 @@ class HeadAnswers:
             self._said = {i: said for i, said in self._said.items() if self.live_model.still_answers(self.edits[i])}
         if new := [i for i in group if i not in self._said]:
             edits = [self.edits[i] for i in new]
-            answers = zip(new, edits, self.live_model.answers(edits), strict=True)
-            self._said |= {i: HeadSaid.of(edit, texts) for i, edit, texts in answers}
+            found = self.live_model.answers(edits) if self.is_asked else self.live_model.remembered(edits)
+            answers = zip(new, edits, found, strict=True)
+            self._said |= {i: UNKNOWN if texts is None else HeadSaid.of(edit, texts) for i, edit, texts in answers}
         return [self._said[i] for i in group]
 
     def known(self, i: int) -> str | None:

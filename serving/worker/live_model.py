@@ -14,7 +14,9 @@ import torch
 from errata.candidate import CandidateVersion, make_candidate, make_repair
 from errata.delta.accumulator import EditedModel
 from errata.delta.kinds import Delta, stored
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
+from errata.edit_memory.bank import SAID
 from errata.editors import make_editor
 from errata.editors.build import own_editor
 from errata.editors.editor import Editor
@@ -143,13 +145,31 @@ class LiveModel:
         self.ledger.retract(number, to)
         self._load(read)
 
+    @property
+    def knows_answers(self) -> bool:
+        """Say if the answers to edits are known without the model: they are said as given, so nothing is asked or composed."""
+        return self.editor.kind in SAID
+
+    @property
+    def max_batch(self) -> int:
+        """The number of edits that the editor takes at most; 1 for one that does not say it."""
+        return int(getattr(self.editor, "max_batch", 1))
+
+    def remembered(self, edits: Sequence[Edit]) -> list[list[str] | None]:
+        """Return the texts that the head's memory says to each edit's prompts; None where it does not say any."""
+        memory = self.inspector.memory
+        return [memory.texts(edit, memory.bank_with(WeightDelta({}))) for edit in edits]
+
     def answers(self, edits: Sequence[Edit]) -> list[list[str]]:
         """Generate the head's answers to each edit's prompts. Raises `EditRejected` if they do not fit into the memory."""
         with _refused_without_memory():
             return self.inspector.answers(EditBatch(tuple(edits)))
 
     def make(
-        self, edits: Sequence[Edit], before: Sequence[str] | None = None, in_chat: Sequence[str] | None = None
+        self,
+        edits: Sequence[Edit],
+        before: Sequence[str | None] | None = None,
+        in_chat: Sequence[str | None] | None = None,
     ) -> CandidateVersion:
         """Make the candidate version of these edits, whose answers so far are `before`; nothing changes.
 
@@ -157,16 +177,25 @@ class LiveModel:
         now, which is `before` unless edits are asked in two forms. Raises `EditRejected` from the
         editor or the guard, and for edits that have no effect.
         """
-        check_edits(edits, self.model.renderer, self.model.max_tokens)
         said = before if in_chat is None else in_chat
-        with _refused_without_memory():
-            batch = EditBatch(tuple(edits if said is None else composed(self.model, edits, said)))
+        if said is not None and not self.knows_answers:
+            check_edits(edits, self.model.renderer, self.model.max_tokens)
+            with _refused_without_memory():
+                edits = self._composed(edits, said)
+        batch = EditBatch(tuple(edits))
         return make_candidate(self.editor, batch, self.state, self.inspector, self.version, before)
 
     def hold(self, edits: Sequence[Edit], said: Sequence[str]) -> None:
         """Hold edits that the version answers by `said` without having made them, where it holds none of the same prompts."""
-        self.inspector.earlier.hold(composed(self.model, edits, said))
+        self.inspector.earlier.hold(self._composed(edits, said))
         self._count()
+
+    def _composed(self, edits: Sequence[Edit], said: Sequence[str | None]) -> Sequence[Edit]:
+        """Compose the whole answers that edits in chat lack, of what is said now; where that is not known, leave the edits."""
+        known = [i for i, text in enumerate(said) if text is not None and not self.knows_answers]
+        made = composed(self.model, [edits[i] for i in known], [said[i] or "" for i in known])
+        answers = dict(zip(known, made, strict=True))
+        return [answers.get(i, edit) for i, edit in enumerate(edits)]
 
     def release(self, edit: Edit) -> None:
         """Hold an edit no more that was refused after all."""

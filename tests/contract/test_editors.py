@@ -11,11 +11,14 @@ from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta
 from errata.delta.side_branch import applied
 from errata.edit import Code, Edit, EditBatch, EditRejected, batches_of
+from errata.edit_memory.bank import READ_BEFORE
+from errata.edit_memory.encoder import NAME
 from errata.edit_memory.hooks import bank_of
 from errata.editors import EDITORS, Editor, EditorState
 from errata.editors.closed_form.nse import NSE
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.questions import QuestionMemory
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.model.capture import capture
 from errata.model.encoding import encode
@@ -127,7 +130,7 @@ def test_a_delta_names_only_the_editors_matrices(editor: Editor, delta: Delta, t
     spec = find_matrices(tiny_model.module, editor.modules)
     assert isinstance(delta, MemoryDelta) == (editor.writes == "memory")
     if isinstance(delta, MemoryDelta):
-        assert (delta.site,) == spec.names
+        assert delta.site == NAME if delta.kind in READ_BEFORE else (delta.site,) == spec.names
         return
     assert set(delta.parts) == set(spec.names)
     assert {name: tuple(part.dense().shape) for name, part in delta} == {m.name: m.shape for m in spec.matrices}
@@ -168,6 +171,8 @@ def test_a_batch_above_the_limit_is_refused(editor: Editor, tiny_model: Language
 
 
 def test_a_result_that_is_not_finite_is_refused(editor: Editor, tiny_model: LanguageModel, batches: list[EditBatch]) -> None:
+    if isinstance(editor, QuestionMemory):
+        pytest.skip("the editor does not run the model")
     name = find_matrices(tiny_model.module, editor.modules).names[0]
     weight = tiny_model.module.get_submodule(name).weight
     kept = weight.data.clone()

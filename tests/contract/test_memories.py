@@ -29,9 +29,10 @@ from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from errata.model.packing import packed_requests
 from errata.testbed.world import World
-from tests.editors_under_test import STATES, UNDER_TEST, editor_under_test
+from tests.editors_under_test import SAID, STATES, UNDER_TEST, editor_under_test
 
-NAMES = [name for name, one in UNDER_TEST.items() if one.made_of is STATES]
+INSIDE = [name for name, one in UNDER_TEST.items() if one.made_of is STATES]
+NAMES = INSIDE + [name for name, one in UNDER_TEST.items() if one.made_of is SAID]
 EDITS = World(20).edits("test", 12)
 EDITED, UNRELATED = EDITS[:4], [edit.prompt for edit in EDITS[6:]]
 
@@ -114,7 +115,9 @@ def test_an_answer_does_not_depend_on_its_neighbours(editor: Editor, tiny_model:
     assert [tiny_model.tokenizer.decode(ids) for ids in alone[:8:2]] == targets
 
 
-def test_a_text_is_read_alike_in_parts_packed_and_whole(editor: Editor, tiny_model: LanguageModel) -> None:
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_text_is_read_alike_in_parts_packed_and_whole(name: str, tiny_model: LanguageModel) -> None:
+    editor = exact(editor_under_test(name, tiny_model))
     batch = EditBatch(tuple(replace(edit, prompt="the old river " * 6 + edit.prompt) for edit in EDITED))
     model = tiny_model
     whole = encode(model.renderer, batch.prompts, batch.targets)

@@ -39,7 +39,7 @@ def page_of(head: int, chain: Sequence[Version], limit: int, before: int | None)
 class Backend:
     """A backend that makes a version of each post immediately, or in `make` while `held`. Answers have real shapes."""
 
-    metrics = ReplicaMetrics()
+    metrics, running_epoch = ReplicaMetrics(), 0
 
     def __init__(self, directory: Path, max_queue: int = 10_000) -> None:
         self.journal, self.event_bus, self.max_queue = Journal(directory / "journal.sqlite"), EventBus(), max_queue

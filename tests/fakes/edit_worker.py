@@ -57,6 +57,8 @@ class InMemoryLiveModel:
         )
         self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=tokenizer, end_ids=frozenset())
 
+    knows_answers, max_batch = False, 16
+
     def holder(self, id):
         made = {number: edits for number, edits in enumerate(self.made, 1) if number not in self.retracted}
         return next((number for number, edits in made.items() if id in [edit.id for edit in edits]), None)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.renderers import renderer_from_config
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -22,6 +23,23 @@ from serving.engine.generator import Generator, ServingOptions
 from tests.unit.conftest import MATRICES
 
 
+class OneModule(nn.Module):
+    """A model as vLLM runs it: `inside` reads each token's vector, and the vectors of some tokens make logits."""
+
+    def __init__(self, num_in: int = 96, num_tokens: int = 10) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(num_tokens, num_in), nn.Linear(num_in, num_tokens)
+        self.inside = nn.Identity()
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        found: torch.Tensor = self.inside(self.embedding(input_ids))
+        return found
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(hidden)
+        return found
+
+
 class InMemoryDeltaEngine(weight_engine.DeltaEngine):
     """A weight-transfer engine that reloads nothing and records the names in `reloaded`."""
 
@@ -29,11 +47,14 @@ class InMemoryDeltaEngine(weight_engine.DeltaEngine):
         random = torch.Generator().manual_seed(0)
         base = {name: torch.randn(64, 96, generator=random).bfloat16() for name in MATRICES}
         self.accumulator = Accumulator(base, in_place=True)
-        self.base_fingerprint, self.prepared = fingerprint, None
+        self.base_fingerprint, self.prepared, self.bank, self.hook = fingerprint, None, None, None
         self.state = weight_engine._State(0, fingerprint)
         self.reader = ThreadPoolExecutor(1)
         self.reloaded: list[set[str]] = []
-        self.model_config, self.device = SimpleNamespace(), torch.device("cpu")
+        self.model_config, self.device = SimpleNamespace(enforce_eager=True), torch.device("cpu")
+        self.parallel_config = SimpleNamespace(tensor_parallel_size=1)
+        self.model = OneModule()
+        self.targets = dict.fromkeys(MATRICES, self.model.inside)
 
     def _reload(self, changed: set[str]) -> int:
         self.reloaded.append(changed)
@@ -52,6 +73,7 @@ class InMemoryEngine:
     """vLLM's engine with one worker. `seen` has each call, the longest duration of a preparation, and whether a swap runs."""
 
     errored = False
+    model_config: Any = SimpleNamespace(max_model_len=64)
 
     def __init__(self, replica: Generator) -> None:
         self.replica, self.worker = replica, weight_engine.WorkerExtension()

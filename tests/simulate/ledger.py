@@ -139,6 +139,7 @@ class TableModel:
     """A live model that answers by a table. It refuses edits with the target `REFUSED`, and every batch that has one."""
 
     max_tokens, num_loads, held_counts = 100, 1, {"open": 0, "lost": 0, "repairable": 0}
+    knows_answers = False
     model = SimpleNamespace(tokenizer=TOKENIZER, end_ids=frozenset())
 
     def __init__(self, ledger: MemoryLedger) -> None:

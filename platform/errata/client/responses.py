@@ -8,9 +8,9 @@ from errata.edit import EditState
 
 
 class AnswersOut(TypedDict):
-    """The model's answers to an edit's prompt before the edit and after it."""
+    """The model's answers to an edit's prompt before the edit, where it was asked, and after it."""
 
-    before: str
+    before: NotRequired[str]
     after: str
 
 
@@ -57,7 +57,7 @@ class EditsAnswer(TypedDict):
 
 
 class TriedEditOut(TypedDict):
-    """What an edit would become, and the model's answers `before` and `after` it where they are known."""
+    """The state that an edit would come to, and the model's answers `before` and `after` it where they are known."""
 
     edit: dict[str, Any]
     state: EditState
@@ -70,7 +70,7 @@ class TriedEditOut(TypedDict):
 
 
 class DryRunOut(TypedDict):
-    """What a post of edits would do on the version `head`; nothing was done.
+    """The effect that a post of edits would have on the version `head`; nothing was done.
 
     `guard` has the figures of each attempt; `neighbours` has the `edits` and `probes` whose answers would change.
     """

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from errata.delta.kinds import Delta
-from errata.delta.memory_delta import MemoryDelta
+from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.parts import LowRank, Piece, is_sound, pieces
 from errata.delta.weight_delta import WeightDelta
-from errata.edit_memory.bank import Bank
+from errata.edit_memory.bank import READ_BEFORE, Bank
 from errata.edit_memory.hooks import bank_of, read_bank
 from errata.model.matrices import ModelSpec
 
@@ -131,7 +131,7 @@ class EditedModel:
         if isinstance(delta, WeightDelta):
             return self.accumulator.check(delta)
         delta.check()
-        if delta.site not in self.spec.names:
+        if delta.kind not in READ_BEFORE and delta.site not in self.spec.names:
             raise ValueError(f"{delta.site}, whose input the memory reads, is not an editable matrix")
         return None
 
@@ -159,10 +159,9 @@ class EditedModel:
         it raises, weights and memory are undefined until the next call.
         """
         start = start or VersionContent()
-        bank = start.bank
         for delta in deltas:
             self.check(delta)
-            bank = delta.after(bank) if isinstance(delta, MemoryDelta) else bank
+        bank = held_after((delta for delta in deltas if isinstance(delta, MemoryDelta)), start.bank)
         changed = self.accumulator.reset()
         self.accumulator.sum_OI = dict(start.sums)
         changed |= set(self.accumulator.sum_OI)

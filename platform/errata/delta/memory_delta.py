@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from errata.delta.weight_delta import update_digest
-from errata.edit_memory.bank import KINDS, ROWS, Bank, Kind, Record
+from errata.edit_memory import encoder
+from errata.edit_memory.bank import KINDS, READ_BEFORE, ROWS, Bank, Kind, Record
 from errata.model.devices import device_of
 
 # Names of tensors in a file. No module of a model is called so.
 ABOUT, PREFIX = "memory|about", "memory|rows|"
+LATER = {"subject": "subjects", "edit": "edits", "answer": "answers"}  # Fields of a record that older files do not have.
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryDelta:
     """The change of a version's memory: `records` are added, or replace those of the same facts; the facts `dropped` go.
 
-    A bank has one kind and one `site`, the module whose input its records are compared with.
+    A bank has one kind and one `site`, the module whose input its records are compared with, or the sentence encoder.
     """
 
     kind: Kind
@@ -35,7 +37,7 @@ class MemoryDelta:
 
     @property
     def num_bytes(self) -> int:
-        texts = sum(len(record.fact.encode()) + len(record.text.encode()) for record in self.records)
+        texts = sum(len(text.encode()) for r in self.records for text in (r.fact, r.text, r.subject, r.edit, r.answer))
         return texts + sum(t.numel() * t.element_size() for record in self.records for t in record.rows.values())
 
     def norms(self) -> dict[str, float]:
@@ -64,6 +66,9 @@ class MemoryDelta:
             "counts": [record.num_rows for record in self.records],
             "dropped": list(self.dropped),
         }
+        for name in LATER:
+            if any(values := [getattr(record, name) for record in self.records]):
+                about[LATER[name]] = values
         found = {ABOUT: _as_bytes(about)}
         for name in ROWS[self.kind] if self.records else ():
             found[PREFIX + name] = torch.cat([record.rows[name].detach().cpu() for record in self.records]).contiguous()
@@ -76,23 +81,28 @@ class MemoryDelta:
             about = json.loads(tensors[ABOUT].numpy().tobytes())
             kind, site, dropped = about["kind"], str(about["site"]), tuple(map(str, about["dropped"]))
             facts, texts, counts = about["facts"], about["texts"], about["counts"]
+            later = {name: about.get(key, [""] * len(facts)) for name, key in LATER.items()}
         except (KeyError, TypeError, ValueError) as wrong:
             raise ValueError(f"this is no change of a memory: {wrong}") from None
         if kind not in KINDS:
             raise ValueError(f"the memory is of kind {kind!r}, and this release knows {', '.join(KINDS)}: install a newer one")
         rows = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-        if not len(facts) == len(texts) == len(counts) or any(len(tensor) != sum(counts) for tensor in rows.values()):
+        lengths = {len(each) for each in (facts, texts, counts, *later.values())}
+        if len(lengths) != 1 or any(len(tensor) != sum(counts) for tensor in rows.values()):
             raise ValueError("the tensors of the memory do not fit its facts")
         parts = {name: tensor.split(counts) for name, tensor in rows.items()}
         made = (
-            Record(f, t, {n: own[i] for n, own in parts.items()}) for i, (f, t) in enumerate(zip(facts, texts, strict=True))
+            Record(fact, texts[i], {n: own[i] for n, own in parts.items()}, **{n: own[i] for n, own in later.items()})
+            for i, fact in enumerate(facts)
         )
         return cls(kind, site, tuple(made), dropped)
 
     def on_devices_of(self, model: nn.Module) -> MemoryDelta:
-        """Move the rows to the device of the module that they are compared at."""
+        """Move the rows to the device of the module that they are compared at; what is read before the model stays."""
+        if self.kind in READ_BEFORE:
+            return self
         device = device_of(model, self.site)
-        moved = (Record(r.fact, r.text, {name: t.to(device) for name, t in r.rows.items()}) for r in self.records)
+        moved = (replace(record, rows={name: t.to(device) for name, t in record.rows.items()}) for record in self.records)
         return MemoryDelta(self.kind, self.site, tuple(moved), self.dropped)
 
     def digest(self) -> str:
@@ -105,15 +115,23 @@ class MemoryDelta:
     def after(self, bank: Bank | None) -> Bank:
         """Return a bank with this change. Raises `ValueError` if the bank is of another kind or place."""
         bank = bank or Bank(self.kind, self.site)
-        if (bank.kind, bank.site) != (self.kind, self.site):
-            raise ValueError(
-                f"the version has a memory of kind {bank.kind} at {bank.site}, and this change is of kind {self.kind} at "
-                f"{self.site}: one ledger holds one memory"
-            )
+        self.check_fits(bank)
         return bank.changed(self.records, self.dropped)
 
+    def check_fits(self, other: Bank | MemoryDelta) -> None:
+        """Raise `ValueError` for a memory of another kind or place."""
+        if (other.kind, other.site) != (self.kind, self.site):
+            raise ValueError(
+                f"the version has a memory of kind {other.kind} at {other.site}, and this change is of kind {self.kind} at "
+                f"{self.site}: one ledger holds one memory"
+            )
+
     def check(self) -> None:
-        """Raise `ValueError` with every record that is not one of its kind."""
+        """Raise `ValueError` with every record that is not one of its kind, or for records of another sentence encoder."""
+        if self.kind in READ_BEFORE and self.site != encoder.NAME:
+            raise ValueError(
+                f"the memory's questions were encoded by {self.site}, and this release has {encoder.NAME}: make the edits again"
+            )
         if faults := [fault for record in self.records if (fault := record.fault(self.kind)) is not None]:
             raise ValueError("; ".join(faults[:10]))
 
@@ -124,18 +142,20 @@ def _as_bytes(about: Mapping[str, Any]) -> Tensor:
 
 def held_after(deltas: Iterable[MemoryDelta], bank: Bank | None = None) -> Bank | None:
     """Return the bank after changes in this order; None if there is neither a bank nor a change."""
-    for delta in deltas:
-        bank = delta.after(bank)
-    return bank
+    deltas = list(deltas)
+    return one_change(deltas).after(bank) if deltas else bank
 
 
 def one_change(deltas: Sequence[MemoryDelta]) -> MemoryDelta:
     """Join changes, at least one, into one that does what they do in this order. Raises `ValueError` for different memories."""
-    bank, dropped = Bank(deltas[0].kind, deltas[0].site), dict[str, None]()
+    first, records, dropped = deltas[0], dict[str, Record](), dict[str, None]()
     for delta in deltas:
-        bank = delta.after(bank)
+        delta.check_fits(first)
+        for fact in delta.dropped:
+            records.pop(fact, None)
+        records |= {record.fact: record for record in delta.records}
         dropped |= dict.fromkeys(delta.dropped)
-    return MemoryDelta(bank.kind, bank.site, tuple(bank), tuple(fact for fact in dropped if fact not in bank.records))
+    return MemoryDelta(first.kind, first.site, tuple(records.values()), tuple(fact for fact in dropped if fact not in records))
 
 
 def between(before: Bank | None, after: Bank | None) -> MemoryDelta | None:
@@ -149,6 +169,8 @@ def between(before: Bank | None, after: Bank | None) -> MemoryDelta | None:
 
 
 def _same(one: Record | None, other: Record) -> bool:
-    if one is None or one.text != other.text or one.rows.keys() != other.rows.keys():
+    if one is None or one.rows.keys() != other.rows.keys():
+        return False
+    if any(getattr(one, name) != getattr(other, name) for name in ("text", *LATER)):
         return False
     return all(torch.equal(one.rows[name].cpu(), tensor.cpu()) for name, tensor in other.rows.items())

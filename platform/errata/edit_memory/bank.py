@@ -14,32 +14,57 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from errata.edit_memory.lexical import LexicalIndex
+from errata.edit_memory.encoder import NUM_DIMENSIONS
+from errata.edit_memory.question_index import IndexedRecord, QuestionIndex
+from errata.edit_memory.subjects import plain_words
 
-# state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near.
-Kind = Literal["state", "text"]
+# state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near;
+# answer: a record's answer is said after a prompt that is near.
+Kind = Literal["state", "text", "answer"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
+SAID: frozenset[Kind] = frozenset({"answer"})  # What is said is the record's own answer: it is known without the model.
 # The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
 ROWS: Mapping[Kind, Mapping[str, int]] = {
     "state": {"key": 2, "token": 1, "after": 1, "threshold": 1},
-    "text": {"key": 2, "threshold": 1, "lexical_threshold": 1},
+    "text": {"key": 2, "threshold": 1},
+    "answer": {"key": 2, "threshold": 1},
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """Record of one fact: tensors by name, each with the record's rows, and a text for people.
+    """Record of one fact: tensors by name, each with the record's rows, and the correction as a text.
 
-    A later record of the same `fact` replaces this one.
+    A later record of the same `fact` replaces this one. `subject` is what the question is about, if that is known, `edit` the
+    id of the edit, if it has one, and `answer` what a record of the kind `answer` says.
     """
 
     fact: str
     text: str
     rows: Mapping[str, Tensor]
+    subject: str = ""
+    edit: str = ""
+    answer: str = ""
 
     @property
     def num_rows(self) -> int:
         return len(next(iter(self.rows.values())))
+
+    @property
+    def in_chat(self) -> bool:
+        """The question is asked in a dialogue."""
+        return not isinstance(json.loads(self.fact), str)
+
+    @property
+    def question(self) -> str:
+        return question_of_fact(self.fact)
+
+    @property
+    def earlier_messages(self) -> list[str]:
+        """The messages before the question, without those of the system."""
+        read = json.loads(self.fact)
+        return [] if isinstance(read, str) else [content for role, content in read[:-1] if role != "system"]
 
     def fault(self, kind: Kind) -> str | None:
         """Say why this is no record of its kind, as one of a damaged file may be; None if it is one."""
@@ -48,6 +73,10 @@ class Record:
             return f"the record of {self.fact[:60]} has other tensors than {', '.join(wanted)}"
         if len({len(tensor) for tensor in self.rows.values()}) != 1:
             return f"the tensors of the record of {self.fact[:60]} do not fit each other"
+        if kind in READ_BEFORE and self.rows["key"].shape != (1, NUM_DIMENSIONS):
+            return f"the record of {self.fact[:60]} has other keys than one vector of {NUM_DIMENSIONS}"
+        if kind == "answer" and not self.answer:
+            return f"the record of {self.fact[:60]} has no answer"
         return None
 
 
@@ -59,7 +88,10 @@ def question_of_fact(fact: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """The records that a version holds, by fact. `site` names the module whose input they are compared with."""
+    """The records that a version holds, by fact.
+
+    `site` names the module whose input they are compared with or, for the kinds that are read before the model, the encoder.
+    """
 
     kind: Kind
     site: str
@@ -73,9 +105,15 @@ class Bank:
 
     def changed(self, records: Iterable[Record], dropped: Iterable[str]) -> Bank:
         """Return the bank without the facts `dropped`, and with `records` added, or in the place of those of the same facts."""
-        gone = frozenset(dropped)
-        held = {fact: record for fact, record in self.records.items() if fact not in gone}
-        return Bank(self.kind, self.site, held | {record.fact: record for record in records})
+        held, new = dict(self.records), {record.fact: record for record in records}
+        gone = [held[fact] for fact in dict.fromkeys((*dropped, *new)) if fact in held]
+        for fact in dropped:
+            held.pop(fact, None)
+        held |= new
+        bank = Bank(self.kind, self.site, held)
+        if "index" in vars(self):
+            vars(bank)["index"] = self.index.changed(map(_entry, gone), map(_entry, new.values()))
+        return bank
 
     @cached_property
     def rows(self) -> dict[str, Tensor]:
@@ -83,9 +121,9 @@ class Bank:
         return {name: torch.cat([record.rows[name] for record in self]) for name in ROWS[self.kind]}
 
     @cached_property
-    def index(self) -> LexicalIndex:
-        """The lexical index of the records' questions, in order."""
-        return LexicalIndex([question_of_fact(record.fact) for record in self])
+    def index(self) -> QuestionIndex:
+        """The index of the records' questions, for the kinds that are read before the model."""
+        return QuestionIndex().changed((), map(_entry, self))
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         """Return the rows on a device; they are moved there once."""
@@ -96,3 +134,7 @@ class Bank:
     @cached_property
     def _moved(self) -> dict[torch.device, dict[str, Tensor]]:
         return {}
+
+
+def _entry(record: Record) -> IndexedRecord:
+    return IndexedRecord(record.fact, plain_words(record.subject), record.rows["key"], record.rows["threshold"])

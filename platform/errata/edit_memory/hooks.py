@@ -9,17 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from errata.edit_memory.bank import Bank
-from errata.edit_memory.lookup import fired, forced, retrieved
-from errata.edit_memory.prompt_form import PromptForm
+from errata.edit_memory.bank import READ_BEFORE, Bank
+from errata.edit_memory.lookup import fired, forced
+from errata.edit_memory.reader import MemoryReader
 from errata.model.encoding import rows_at_head
 from errata.model.language_model import renderer_of
-from errata.model.prompt_hooks import PromptHook
-
-ROWS_AT_ONCE = 32
+from errata.model.prompt_hooks import Changed, PromptHook
 
 
 class StateHooks:
@@ -56,12 +53,12 @@ class StateHooks:
         return forced(rows, found.row_T, logits.flatten(0, -2)).view_as(logits)
 
 
-class TextHooks(PromptHook):
-    """The hook that makes a model read a bank of texts: the one that fits a prompt is put into it."""
+class RequestHook(PromptHook):
+    """The hook that makes a model read a bank before its prompts: texts are put into them, or answers are said after them."""
 
     def __init__(self, model: Any, bank: Bank) -> None:
-        self.model, self.bank = model, bank
-        self.form = PromptForm(renderer_of(model))
+        self.bank = bank
+        self.reader = MemoryReader(bank, renderer_of(model), int(model.config.get_text_config().max_position_embeddings))
         self.handle = model.register_forward_pre_hook(self)
 
     def remove(self) -> None:
@@ -69,43 +66,20 @@ class TextHooks(PromptHook):
 
     def __call__(self, model: Any, args: tuple[Any, ...]) -> None: ...
 
-    @torch.no_grad()
-    def changed_prompts(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[list[int]]:
-        """Put the text that fits into each prompt, unless the model's context would be too short for it and what follows."""
-        limit = int(self.model.config.get_text_config().max_position_embeddings)
-        records, found = list(self.bank), list[list[int]]()
-        for ids, end_I, more in zip(rows, ends_of_rows(self.model, self.bank.site, rows), room, strict=True):
-            bank_rows = self.bank.on(end_I.device)
-            place = retrieved(bank_rows, self.bank.index.scores(self.form.question(ids)), end_I).record
-            put = ids if place is None else self.form.with_text(ids, records[place].text)
-            found.append(put if len(put) + more <= limit else ids)
-        return found
+    def changed(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[Changed]:
+        changes = [self.reader.change(ids, more) for ids, more in zip(rows, room, strict=True)]
+        return [
+            Changed(ids) if one is None else Changed(one.prompt or ids, one.answer or ())
+            for ids, one in zip(rows, changes, strict=True)
+        ]
 
 
-def ends_of_rows(model: Any, site: str, rows: Sequence[list[int]]) -> Iterator[Tensor]:
-    """Yield the input of a module at the last token of each row, read without the output layer, [I]."""
-    kept: list[Tensor] = []
-    for begin in range(0, len(rows), ROWS_AT_ONCE):
-        part = rows[begin : begin + ROWS_AT_ONCE]
-        width = max(map(len, part))
-        ids_BS = torch.tensor([ids + ids[-1:] * (width - len(ids)) for ids in part], device=model.device)
-        mask_BS = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in part], device=model.device)
-        handle = model.get_submodule(site).register_forward_pre_hook(lambda _module, args: kept.append(args[0]))
-        try:
-            model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False)
-        finally:
-            handle.remove()
-        input_BSI = kept.pop()
-        yield from (input_BSI[row, len(ids) - 1].float() for row, ids in enumerate(part))
-
-
-MemoryHooks = StateHooks | TextHooks
-HOOKS: Mapping[str, type[StateHooks | TextHooks]] = {"state": StateHooks, "text": TextHooks}
+MemoryHooks = StateHooks | RequestHook
 
 
 def installed(model: nn.Module) -> MemoryHooks | None:
     """Return the hooks of the bank that a model reads; None if it reads none."""
-    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, StateHooks | TextHooks)), None)
+    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, StateHooks | RequestHook)), None)
 
 
 def bank_of(model: nn.Module) -> Bank | None:
@@ -120,7 +94,7 @@ def read_bank(model: nn.Module, bank: Bank | None) -> None:
     if hooks is not None:
         hooks.remove()
     if bank is not None and len(bank):
-        HOOKS[bank.kind](model, bank)
+        (RequestHook if bank.kind in READ_BEFORE else StateHooks)(model, bank)
 
 
 @contextmanager

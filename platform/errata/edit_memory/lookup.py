@@ -5,17 +5,21 @@ T tokens, I in-features, N rows of the bank, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from errata.edit_memory.asked_for import ask_for_the_same
+from errata.edit_memory.bank import Record
+from errata.edit_memory.prompt_form import AskedQuestion
+from errata.model.said_answers import with_tokens
+from errata.text.answers import says
+
 ANY = -1  # of `after`: the row may follow any token
 NONE = -1  # of a decision: no row fires
-# Forced logits leave no doubt in fp32 and in 16 bit, stay finite, and survive soft caps and repetition penalties.
-FORCE = 20.0
 
 
 class Fired(NamedTuple):
@@ -38,24 +42,27 @@ def fired(rows: Mapping[str, Tensor], input_TI: Tensor, ids_T: Tensor | None) ->
     return Fired(torch.where(torch.isfinite(score_T), row_T, NONE), cosine_TN.masked_fill(~may_TN, -torch.inf).amax(1))
 
 
-class Retrieved(NamedTuple):
-    """A record's place in its bank, None if no record fits, and how far the best one is above its threshold, as a share."""
+class Candidate(NamedTuple):
+    """A record that may fit a question, and the cosine of the two."""
 
-    record: int | None
-    margin: float
+    record: Record
+    score: float
 
 
-def retrieved(rows: Mapping[str, Tensor], lexical_D: Tensor, end_I: Tensor) -> Retrieved:
-    """Return the record that fits a question best, by its words or by the state at its end.
+def chosen(candidates: Iterable[Candidate], asked: AskedQuestion) -> Candidate | None:
+    """Return the candidate that fits a question best; None if none does.
 
-    `lexical_D` are the shares of the records' words that the question has, `end_I` is the input of the module. Each score is
-    compared with its own threshold, because words find what states miss, and the other way round. 0 stands for "none fits".
+    Its cosine reaches its threshold, it asks for the same thing, and the messages before it stand in the prompt, too. Of
+    records that fit alike, one of the prompt's own form is taken.
     """
-    dense_N = rows["key"] @ unit(end_I[None])[0]
-    scores = ((dense_N, rows["threshold"]), (lexical_D.to(dense_N), rows["lexical_threshold"]))
-    margin_N = torch.stack([(score - least) / (1 - least).clamp_min(1e-6) for score, least in scores]).amax(0)
-    margin, best = (one.item() for one in margin_N.max(0))
-    return Retrieved(int(best) if margin >= 0 else None, float(margin))
+    fitting = [one for one in candidates if one.score >= float(one.record.rows["threshold"][0]) and _may_fit(one.record, asked)]
+    return max(fitting, key=lambda one: (round(one.score, 3), one.record.in_chat == asked.in_chat), default=None)
+
+
+def _may_fit(record: Record, asked: AskedQuestion) -> bool:
+    is_about = not record.subject or says(asked.question.casefold(), record.subject.casefold())  # South America is not America.
+    follows = all(each in asked.text for each in record.earlier_messages)
+    return is_about and follows and ask_for_the_same(record.question, asked.question)
 
 
 def unit(rows_TI: Tensor) -> Tensor:
@@ -66,9 +73,4 @@ def unit(rows_TI: Tensor) -> Tensor:
 def forced(rows: Mapping[str, Tensor], row_T: Tensor, logits_TV: Tensor) -> Tensor:
     """Return the logits with the token of each row that fires as the only likely one; other tokens keep their bits."""
     at = (row_T != NONE).nonzero()[:, 0]
-    if not len(at):
-        return logits_TV
-    token_F = rows["token"][row_T[at]]
-    chosen_FV = logits_TV[at]
-    chosen_FV = (chosen_FV - chosen_FV.amax(1, keepdim=True) - FORCE).scatter(1, token_F[:, None], FORCE)
-    return logits_TV.index_copy(0, at, chosen_FV)
+    return with_tokens(logits_TV, at, rows["token"][row_T[at]])

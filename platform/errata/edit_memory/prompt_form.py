@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from errata.edit import EditRejected
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Dialogue, Message
+from errata.text.rules import same_text
 
 _QUESTION, _SYSTEM, _EARLIER, _SAID = "erratasquestion", "erratassystem", "errataasked", "erratasaid"
 
@@ -23,20 +25,29 @@ class _ChatParts(NamedTuple):
     after_question: str
 
 
+class AskedQuestion(NamedTuple):
+    """A prompt as it is compared: its question, composed (NFC); its whole text, as `same_text` writes it; and its form."""
+
+    question: str
+    text: str
+    in_chat: bool
+
+
 class PromptForm:
     """The forms of one tokenizer's prompts."""
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
 
-    def question(self, ids: Sequence[int]) -> str:
+    def asked(self, ids: Sequence[int]) -> AskedQuestion:
         """Return the question of a dialogue, which is the last message, or the whole text of a completion."""
         text = self._text(ids)
         chat = self._chat(text)
         if chat is None:
-            plain: str = self.renderer.tokenizer.decode(ids, skip_special_tokens=True)
-            return plain
-        return text[self._question_at(text, chat) : len(text) - len(chat.after_question)]
+            question: str = self.renderer.tokenizer.decode(ids, skip_special_tokens=True)
+        else:
+            question = text[self._question_at(text, chat) : len(text) - len(chat.after_question)]
+        return AskedQuestion(unicodedata.normalize("NFC", question), same_text(text), chat is not None)
 
     def with_text(self, ids: Sequence[int], put: str) -> list[int]:
         """Return the prompt with a text put in: at the end of the system text in chat, or in a line before a completion.
@@ -46,7 +57,7 @@ class PromptForm:
         text = self._text(ids)
         chat = self._chat(text)
         if chat is None:
-            whole = f"{put}\n{self.question(ids)}"
+            whole = f"{put}\n{self.renderer.tokenizer.decode(ids, skip_special_tokens=True)}"
         elif chat.before_system and text.startswith(chat.before_system) and self._system_end(text, chat) >= 0:
             end = self._system_end(text, chat)
             whole = f"{text[:end]}\n{put}{text[end:]}"

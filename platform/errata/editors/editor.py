@@ -21,6 +21,7 @@ from torch import Tensor
 from errata.delta.kinds import Delta, weights_alone
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditBatch, EditRejected
+from errata.edit_memory.bank import Kind
 from errata.editors.presets import preset_of
 from errata.editors.state import EditorState
 from errata.model.capture import Captured
@@ -34,11 +35,13 @@ from errata.overrides import with_fields
 class Editor(ABC):
     """Base class of the editors; the module's docstring is the contract. `modules` are name patterns of the edited matrices.
 
-    An editor that `writes` into a memory changes no matrix: the memory reads the input of its modules.
+    An editor that `writes` into a memory changes no matrix. `kind` is that of the memory: it says whether the memory reads the
+    input of the modules, or the prompt before the model, and whether its answers are known without the model.
     """
 
     modules: tuple[str, ...]
     writes: ClassVar[Literal["weights", "memory"]] = "weights"
+    kind: ClassVar[Kind | None] = None
 
     @classmethod
     def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:

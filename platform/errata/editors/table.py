@@ -11,6 +11,7 @@ from errata.editors.fine_tuning.locft import LocFT
 from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.answer import AnswerMemory
 from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
@@ -35,4 +36,5 @@ EDITORS: dict[str, type[Editor]] = {
     "LocFT": LocFT,
     "state": StateMemory,
     "SCR": SCR,
+    "answer": AnswerMemory,
 }

@@ -41,6 +41,9 @@ class EditAnswers(Protocol):
     model: LanguageModel
     prefix_cache: PrefixCache
 
+    def remembered(self, edits: Sequence[Edit], delta: Delta) -> list[Said | None]:
+        """Return what the memory with an update says to edits; None where the model must be asked."""
+
     def texts_answered(self, cache: PrefixCache, encoded: Encoded, delta: Delta) -> list[bool] | None:
         """Say for each text if exactly its answer would be generated; None if a log probability is not finite."""
 
@@ -83,8 +86,22 @@ class EarlierEdits:
         """Return the edits that a candidate with this batch is asked: none that the batch replaces."""
         return self.held.next(self.size, frozenset(key for edit in batch for key in edit.keys))
 
+    def others(self, batch: EditBatch) -> list[HeldEdit]:
+        """Return the edits that a version with this batch would still hold: all that the batch does not replace."""
+        own = frozenset(key for edit in batch for key in edit.keys)
+        return [held for held in self.held if own.isdisjoint(held.edit.keys)]
+
     def ask(self, chosen: Sequence[HeldEdit], delta: Delta) -> dict[HeldEdit, Said] | None:
         """Ask the model with an update these edits; None if a log probability is not finite."""
+        remembered = dict(zip(chosen, self.answers.remembered([held.edit for held in chosen], delta), strict=True))
+        others = [held for held, said in remembered.items() if said is None]
+        asked = self._ask_model(others, delta) if others else {}
+        if asked is None:
+            return None
+        return {held: said or asked[held] for held, said in remembered.items()}
+
+    def _ask_model(self, chosen: Sequence[HeldEdit], delta: Delta) -> dict[HeldEdit, Said] | None:
+        """Run the model with an update on these edits; None if a log probability is not finite."""
         same = set[HeldEdit]()
         for group in self._groups_of(chosen):
             right = self.answers.texts_answered(self.answers.prefix_cache, group.encoded, delta)
@@ -106,9 +123,12 @@ class EarlierEdits:
             self._note(held, said)
         return True
 
-    def committed(self, batch: EditBatch, said: Mapping[Edit, Said], is_exact: bool) -> None:
-        """Hold the edits of a batch, too. `said` is what the version now says; without `is_exact`, its weights were rounded."""
-        self.held.add(batch)
+    def committed(self, batch: EditBatch, said: Mapping[Edit, Said], is_exact: bool, keeps_others: bool = False) -> None:
+        """Hold the edits of a batch, too. `said` is what the version now says; without `is_exact`, its weights were rounded.
+
+        With `keeps_others`, every other edit is answered as before.
+        """
+        self.held.add(batch, keeps_others)
         for edit, one in said.items():
             if (held := self.held.by_edit.get(edit)) is not None:
                 if len(batch) and held.is_answered and not one.is_answered:

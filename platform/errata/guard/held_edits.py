@@ -56,9 +56,12 @@ class HeldEdits:
             if edit in known:
                 held.written, held.num_repairs = known[edit].written, known[edit].num_repairs
 
-    def add(self, edits: Iterable[Edit]) -> None:
-        """Hold these edits, too, in the place of earlier ones with the same prompt; the version is then another one."""
-        self.version += 1
+    def add(self, edits: Iterable[Edit], keeps_others: bool = False) -> None:
+        """Hold these edits, too, in the place of earlier ones with the same prompt.
+
+        The version is then another one, unless what it says to all other edits is known to be the same (`keeps_others`).
+        """
+        self.version += not keeps_others
         for edit in edits:
             self._add(edit)
 

@@ -11,7 +11,6 @@ In bf16 the update is measured on the fp32 sum that the weights are rounded from
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -22,13 +21,13 @@ from torch import Tensor
 
 from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta
-from errata.delta.parts import LowRank, Part
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit, EditBatch
 from errata.guard.earlier_edits import EarlierEdits, Said
 from errata.guard.held_edits import HeldEdit
-from errata.guard.limits import Guard, Measurements, check_norms, matrix_norms
+from errata.guard.limits import Guard, Measurements, check_norms, matrix_norms, norm_growth
+from errata.guard.memory_answers import MemoryAnswers, is_read_before
 from errata.guard.probe_answers import (
     MAX_ANSWER_TOKENS,
     AnswerPasses,
@@ -57,12 +56,16 @@ MAX_EXCLUDED = 0.25  # Share of a sample that edits may exclude by naming it; mo
 class Observed:
     """Answers of the model with an update: to the edits of the batch, to earlier ones, and to the probes.
 
-    `lost` are the earlier edits that the version before answers and the model with the update does not.
+    `lost` are the earlier edits that the version before answers and the model with the update does not. An update of a memory
+    that is read before the model decides at the probes `fired`, and all earlier edits but those in `said` keep their answers
+    (`keeps_others`).
     """
 
     said: Mapping[Edit, Said]
     probed: ProbeAnswers | None
     lost: tuple[Edit, ...] = ()
+    fired: tuple[Prompt, ...] = ()
+    keeps_others: bool = False
 
 
 class Inspector:
@@ -78,7 +81,9 @@ class Inspector:
         self.passes = AnswerPasses(model.module)
         self.end_ids = torch.tensor(sorted(model.end_ids), device=model.device)
         self.is_fp32 = all(model.module.get_submodule(name).weight.dtype == torch.float32 for name in spec.names)
-        self.probe_texts = ProbeTexts.of(model, probes.sample(guard.num_questions, guard.num_sentences))
+        probes = probes.sample(guard.num_questions, guard.num_sentences)
+        self.memory = MemoryAnswers(model, probes.questions, probes.sentences, guard.num_retained)
+        self.probe_texts = ProbeTexts.of(model, probes)
         self.base_answers = self._probe_answers(WeightDelta({})) if self.probe_texts is not None else None
         self.earlier = EarlierEdits(self, guard.num_retained, seed)
         self.at_version(())
@@ -107,8 +112,13 @@ class Inspector:
         found = check_norms(delta, self.base_norms)
         if not found.is_finite or not self.guard.check(found).publish:
             return found, nothing
+        if is_read_before(delta):
+            return self._measure_memory(found, batch, delta, cache, if_answered)
         delta = delta.on_devices_of(self.model.module)  # The delta of a revert was read from the ledger, onto the CPU.
-        found = replace(found, norm_growth=self._growth(delta))
+        found = replace(
+            found,
+            norm_growth={} if isinstance(delta, MemoryDelta) else norm_growth(delta, self.model, self.spec, self.base_norms),
+        )
         own = self._batch_said(batch, delta, cache)
         if own is None:
             return replace(found, is_finite=False), nothing
@@ -127,9 +137,39 @@ class Inspector:
         said = {held.edit: one for held, one in then.items()} | dict(zip(batch, own, strict=True))
         return found, Observed(said, probed, lost)
 
+    def _measure_memory(
+        self, found: Measurements, batch: EditBatch, delta: MemoryDelta, cache: BatchCache | None, if_answered: bool
+    ) -> tuple[Measurements, Observed]:
+        """Measure a memory that is read before the model: what it may change is known from its records."""
+        own = self._own_said(batch, delta, cache)
+        if own is None:
+            return replace(found, is_finite=False), Observed({}, None)
+        found = _with_failed(found, batch, own)
+        asked = self.memory.probes
+        counted = set(asked) - _excluded(asked, batch.prompts, _named(batch))
+        fired = tuple(prompt for prompt in self.memory.fired(delta) if prompt in counted)
+        found = replace(found, fires=len(fired) / max(FEW, len(counted)) if counted else None)
+        if if_answered and found.unanswered:
+            return found, Observed({}, None, fired=fired)
+        then = self._earlier_said(self.memory.touched(self.earlier.held, batch, delta), delta)
+        if then is None:
+            return replace(found, is_finite=False), Observed({}, None)
+        found, lost = self._with_earlier(found, batch, then)
+        if others := self.earlier.others(batch):
+            answered = [then[held].is_answered if held in then else held.is_answered is not False for held in others]
+            found = replace(found, retention=_share(answered), lost_retention=len(lost) / max(FEW, len(others)))
+        said = {held.edit: one for held, one in then.items()} | dict(zip(batch, own, strict=True))
+        return found, Observed(said, None, lost, fired, keeps_others=True)
+
+    def remembered(self, edits: Sequence[Edit], delta: Delta) -> list[Said | None]:
+        """Return what the memory with an update says to edits; None where the model must be asked."""
+        return self.memory.said(edits, self.memory.bank_with(delta))
+
     @torch.no_grad()
     def lost(self, batch: EditBatch, delta: Delta, sample: Sequence[HeldEdit]) -> tuple[Edit, ...]:
         """Return the earlier edits of a sample that the version answers and the model with `delta` does not."""
+        if is_read_before(delta):
+            sample = self.memory.touched(self.earlier.held, batch, delta)
         then = self._earlier_said(sample, delta.on_devices_of(self.model.module))
         return tuple(held.edit for held in sample) if then is None else self._with_earlier(Measurements(), batch, then)[1]
 
@@ -157,8 +197,9 @@ class Inspector:
 
         In fp32 these answers are the new version's. In a shorter format the weights were rounded, so they are asked again.
         """
-        self.earlier.committed(batch, {} if observed is None else observed.said, self.is_fp32)
-        self.probed = observed.probed if observed is not None and self.is_fp32 else None
+        observed = observed or Observed({}, None)
+        self.earlier.committed(batch, observed.said, self.is_fp32 or observed.keeps_others, observed.keeps_others)
+        self.probed = observed.probed if self.is_fp32 else None
 
     @torch.no_grad()
     def look(self, count: int) -> bool:
@@ -211,6 +252,14 @@ class Inspector:
             found.append(Said(written, wrong))
         return found
 
+    def _own_said(self, batch: EditBatch, delta: Delta, cache: BatchCache | None) -> list[Said] | None:
+        """Return what the memory, or the model with it, says to each edit; None if a log probability is not finite."""
+        known = self.remembered(batch.edits, delta)
+        unknown = EditBatch(tuple(edit for edit, said in zip(batch, known, strict=True) if said is None))
+        asked = self._batch_said(unknown, delta, cache if len(unknown) == len(batch) else None)
+        rest = iter(asked or ())
+        return None if asked is None else [next(rest) if said is None else said for said in known]
+
     def _batch_said(self, batch: EditBatch, delta: Delta, cache: BatchCache | None) -> list[Said] | None:
         """Return what the model says to each edit; None if a log probability is not finite.
 
@@ -232,8 +281,7 @@ class Inspector:
         assert self.probe_texts is not None and self.base_answers is not None
         if not then.is_finite:
             return replace(found, is_finite=False)
-        named = [p for e in batch for t in (*e.rephrasings, *(probe.prompt for probe in e.portability)) for p in e.ask(t)]
-        excluded = _excluded(self.probe_texts.questions, batch.prompts, named)
+        excluded = _excluded(self.probe_texts.questions, batch.prompts, _named(batch))
         counts = [question not in excluded for question in self.probe_texts.questions]
         same_now, same_then = (list(compress(probed.same_as(self.base_answers), counts)) for probed in (now, then))
         lost = [before and not after for before, after in zip(same_now, same_then, strict=True)]
@@ -297,18 +345,6 @@ class Inspector:
             device=self.end_ids.device,
         )
 
-    def _growth(self, delta: Delta) -> dict[str, float]:
-        """Return |W + delta| / |W0| of each matrix, from the inner product of W and delta instead of their sum."""
-        found = dict[str, float]()
-        if isinstance(delta, MemoryDelta):
-            return found
-        for name, part in delta:
-            weight_OI = self.spec[name].oriented(self.model.module.get_submodule(name).weight.detach())
-            now = float(torch.linalg.vector_norm(weight_OI, dtype=torch.float32))
-            square = now**2 + 2 * _inner(part, weight_OI) + part.norm() ** 2
-            found[name] = math.sqrt(max(0.0, square)) / self.base_norms[name]
-        return found
-
 
 def _with_failed(found: Measurements, batch: EditBatch, said: Sequence[Said]) -> Measurements:
     """Add the edits that the model answers otherwise than by their targets; the first wrong answer of each is kept."""
@@ -318,15 +354,13 @@ def _with_failed(found: Measurements, batch: EditBatch, said: Sequence[Said]) ->
     return replace(found, efficacy=efficacy, failed=failed, unanswered=tuple(i for i, *_ in wrong))
 
 
-def _inner(part: Part, weight_OI: Tensor) -> float:
-    """Return <W, delta>, the sum of the products of their entries."""
-    if isinstance(part, LowRank):
-        return float((part.U_OR.double() * (weight_OI.float() @ part.V_IR).double()).sum())
-    return float((weight_OI.double() * part.dense().double()).sum())
-
-
 def _share(right: Sequence[bool]) -> float | None:
     return sum(right) / len(right) if right else None
+
+
+def _named(batch: EditBatch) -> list[Prompt]:
+    """Return the prompts that the edits name as rephrasings or consequences."""
+    return [p for e in batch for t in (*e.rephrasings, *(probe.prompt for probe in e.portability)) for p in e.ask(t)]
 
 
 def _excluded(sample: Sequence[Prompt], edited: Iterable[Prompt], named: Iterable[Prompt]) -> set[Prompt]:

@@ -10,17 +10,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta
+from errata.delta.parts import LowRank, Part
+from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditRejected
+from errata.edit_memory.bank import READ_BEFORE
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
 SLACK = 1e-3  # Relative difference from the parent version that counts as none.
 MAX_SLACK_AT = 2.0  # Beyond this multiple of a limit every difference counts, because small ones would add up.
 # Of several breaches, the first of these names the refusal.
-SEVERITY = ("not_finite", "perplexity", "broken", "change", "growth", "forgotten", "drift", "disturbed", "unanswered")
-SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "broken_sentences", "lost_retention", "lost_locality")
+SEVERITY = (
+    "not_finite",
+    "perplexity",
+    "broken",
+    "change",
+    "growth",
+    "forgotten",
+    "drift",
+    "disturbed",
+    "fires",
+    "unanswered",
+)
+SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "broken_sentences", "lost_retention", "lost_locality", "fires")
 
 
 @dataclass(frozen=True)
@@ -86,8 +103,9 @@ class Measurements:
     `retention`, the same of the earlier edits that were asked; `locality`, the questions that it answers as the unedited model
     does. `lost_retention` and `lost_locality` are the shares of these, counted as at least `inspector.FEW`, that held at the
     parent version and no longer do.
-    `broken_sentences`: the share of sentences whose perplexity passes the limit. `before` holds `ppl_ratio`, `locality` and
-    `broken_sentences` of the parent version.
+    `broken_sentences`: the share of sentences whose perplexity passes the limit. `fires`: of a memory that is read before the
+    model, the share of probes, counted as at least `inspector.FEW`, at which a new record decides. `before` holds `ppl_ratio`,
+    `locality` and `broken_sentences` of the parent version.
     """
 
     relative_norm: Mapping[str, float] = field(default_factory=dict)
@@ -100,6 +118,7 @@ class Measurements:
     lost_retention: float | None = None
     lost_locality: float | None = None
     broken_sentences: float | None = None
+    fires: float | None = None
     before: Mapping[str, float | None] = field(default_factory=dict)
     failed: tuple[Mapping[str, str], ...] = ()
     unanswered: tuple[int, ...] = ()
@@ -122,8 +141,9 @@ class Guard:
     `broken` the share of sentences beyond that limit, which a median does not show. `change` limits `relative_norm` and
     `growth` limits `norm_growth`. Both are backstops: an update along directions that the model hardly uses may exceed the
     matrix in norm without harm. `forgotten` limits the retention and `disturbed` the locality lost by one version, `drift` the
-    cumulative locality lost. With `strict`, every edit of a version is answered by its target, or it is refused; without it,
-    `unanswered` limits the share of the version's own edits that are not answered.
+    cumulative locality lost. `fires` is for a memory what `disturbed` is for weights. With `strict`, every edit of a version is
+    answered by its target, or it is refused; without it, `unanswered` limits the share of the version's own edits that are not
+    answered.
 
     The cumulative scores (`perplexity`, `broken`, `drift`) are refused only if this version makes them worse, so that a model
     past a limit still takes an update that does no harm.
@@ -136,6 +156,7 @@ class Guard:
     forgotten: Limit = Limit(0.15, 0.35)
     disturbed: Limit = Limit(0.05, 0.15)
     drift: Limit = Limit(0.2, 0.5)
+    fires: Limit = Limit(0.05, 0.15)
     unanswered: Limit = Limit(0.0, 1.0)
     strict: bool = True
     num_retained: int = 64
@@ -180,6 +201,7 @@ class Guard:
         yield "disturbed", "{:.2f} of the answers to unrelated questions would change", found.lost_locality, None
         text = "{:.2f} of the answers to unrelated questions would have changed by all versions together"
         yield "drift", text, _complement(found.locality), _complement(found.before.get("locality"))
+        yield "fires", "a new record would decide at {:.2f} of the unrelated questions and sentences", found.fires, None
         yield "unanswered", "{:.2f} of the edits would not be answered with their targets", _complement(found.efficacy), None
 
 
@@ -189,7 +211,10 @@ def _complement(share: float | None) -> float | None:
 
 def check_norms(delta: Delta, base_norms: Mapping[str, float]) -> Measurements:
     """Measure an update without running the model. Raises `EditRejected` for a matrix that is not editable."""
-    changed = [delta.site] if isinstance(delta, MemoryDelta) else [name for name, _ in delta]
+    if isinstance(delta, MemoryDelta):
+        changed = [] if delta.kind in READ_BEFORE else [delta.site]
+    else:
+        changed = [name for name, _ in delta]
     if unknown := [name for name in changed if name not in base_norms]:
         raise EditRejected(f"the update changes matrices that are not editable: {', '.join(unknown)}", code=Code.UNKNOWN_MATRIX)
     if not delta.is_finite:
@@ -201,3 +226,21 @@ def check_norms(delta: Delta, base_norms: Mapping[str, float]) -> Measurements:
 def matrix_norms(model: LanguageModel, spec: ModelSpec) -> dict[str, float]:
     """Return the Frobenius norm of each editable matrix as the model holds it now. Call it on the unedited model."""
     return {name: float(model.module.get_submodule(name).weight.double().norm()) for name in spec.names}
+
+
+def norm_growth(delta: WeightDelta, model: LanguageModel, spec: ModelSpec, base_norms: Mapping[str, float]) -> dict[str, float]:
+    """Return |W + delta| / |W0| of each matrix, from the inner product of W and delta instead of their sum."""
+    found = dict[str, float]()
+    for name, part in delta:
+        weight_OI = spec[name].oriented(model.module.get_submodule(name).weight.detach())
+        now = float(torch.linalg.vector_norm(weight_OI, dtype=torch.float32))
+        square = now**2 + 2 * _inner(part, weight_OI) + part.norm() ** 2
+        found[name] = math.sqrt(max(0.0, square)) / base_norms[name]
+    return found
+
+
+def _inner(part: Part, weight_OI: Tensor) -> float:
+    """Return <W, delta>, the sum of the products of their entries."""
+    if isinstance(part, LowRank):
+        return float((part.U_OR.double() * (weight_OI.float() @ part.V_IR).double()).sum())
+    return float((weight_OI.double() * part.dense().double()).sum())

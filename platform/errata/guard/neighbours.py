@@ -11,11 +11,10 @@ import torch
 from errata.delta.kinds import Delta
 from errata.delta.side_branch import applied
 from errata.edit import EditBatch
-from errata.edit_memory.lexical import LexicalIndex
 from errata.guard.earlier_edits import Said
 from errata.guard.held_edits import HeldEdit
-from errata.guard.inspector import Inspector
-from errata.guard.probe_answers import MAX_ANSWER_TOKENS, ProbeAnswers
+from errata.guard.inspector import Inspector, Observed
+from errata.guard.probe_answers import MAX_ANSWER_TOKENS
 from errata.model.generation import greedy_texts
 
 
@@ -39,13 +38,14 @@ class ChangedAnswer:
 
 def nearest_edits(inspector: Inspector, batch: EditBatch, count: int) -> list[HeldEdit]:
     """Return at most `count` edits that the version holds, none that the batch replaces: those whose words are nearest."""
-    own = frozenset(key for edit in batch for key in edit.keys)
-    others = [held for held in inspector.earlier.held if own.isdisjoint(held.edit.keys)]
+    others = inspector.earlier.others(batch)
     if len(others) <= count:
         return others
-    index = LexicalIndex([held.edit.prompt for held in others])
-    score_D = torch.stack([index.scores(edit.prompt) for edit in batch]).amax(0)
-    return [others[i] for i in score_D.topk(count).indices.tolist()]
+    words = inspector.memory.words
+    words.update(inspector.earlier.held)
+    left, each = set(others), -(-count // len(batch)) + len(batch)
+    near = dict.fromkeys(held for edit in batch for held in words.nearest(edit.prompt, each) if held in left)
+    return list(near)[:count]
 
 
 @torch.no_grad()
@@ -73,12 +73,12 @@ def _text(inspector: Inspector, said: Said) -> str:
 
 
 @torch.no_grad()
-def changed_probes(inspector: Inspector, delta: Delta, then: ProbeAnswers | None) -> list[ChangedAnswer]:
-    """Generate the answers to the probe questions of which `then`, the update's, differs from the version's."""
-    if inspector.probe_texts is None or then is None or inspector.probed is None:
-        return []
-    same = then.same_as(inspector.probed)
-    questions = [question for question, is_same in zip(inspector.probe_texts.questions, same, strict=False) if not is_same]
+def changed_probes(inspector: Inspector, delta: Delta, observed: Observed) -> list[ChangedAnswer]:
+    """Generate the answers to the probe questions at which an update changes what was observed, or its record decides."""
+    questions = list(observed.fired)
+    if inspector.probe_texts is not None and observed.probed is not None and inspector.probed is not None:
+        same = observed.probed.same_as(inspector.probed)
+        questions += [one for one, is_same in zip(inspector.probe_texts.questions, same, strict=True) if not is_same]
     if not questions:
         return []
     now = greedy_texts(inspector.model, questions, MAX_ANSWER_TOKENS)

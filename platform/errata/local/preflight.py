@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from errata.access_keys import check_binding
+from errata.edit_memory.bank import KINDS
 from errata.editors.build import needs, outline, own_editor
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
@@ -122,11 +123,17 @@ def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | No
 
 
 def _check_served(name: str, *kinds: type[Editor] | None) -> bool:
-    """Raise `ValueError` for an editor, or a wrapped one, whose edits no replica reads; else return True."""
-    if any(kind is not None and kind.writes == "memory" for kind in kinds):
+    """Raise `ValueError` for an editor whose memory no replica reads, and for a wrapper of a memory; else return True."""
+    memories = [kind for kind in kinds if kind is not None and kind.writes == "memory"]
+    if memories and len(kinds) > 1:
         raise ValueError(
-            f"{name} keeps its edits in a memory beside the weights, and no memory is served yet: give an editor of weights, "
-            "such as RLEdit or UltraEdit; `errata bench` and `errata.lifelong` run this one"
+            f"{name} keeps its edits in a memory, which a wrapper cannot change: give the memory's editor alone, or wrap an "
+            "editor of weights, such as RLEdit"
+        )
+    if any(memory.kind not in KINDS for memory in memories):
+        raise ValueError(
+            f"{name} keeps its edits in a memory of a kind that no replica reads: set its `kind` to one of {', '.join(KINDS)}; "
+            "`errata bench` and `errata.lifelong` run this one as it is"
         )
     return True
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from errata.edit import Row
 from errata.model.prompt_hooks import prompt_hook_of
 from errata.model.renderer import Renderer
+from errata.model.said_answers import said_tokens, with_said
 from errata.text.dialogue import Prompt
 
 IGNORED = -100
@@ -123,32 +124,33 @@ def answer_log_probs(model: Any, encoded: Encoded, **arguments: Any) -> Tensor:
     """Compute log p over the vocabulary at every answer position, [T, V], in fp32: bf16 log-softmax yields negative KLs.
 
     The output embedding, often the largest matrix of a model, runs at these positions only. `arguments` go to the model. Where
-    a memory puts texts into prompts, the positions are those of the same answers after the longer prompts.
+    a memory puts texts into prompts, the positions are those of the same answers after the longer prompts; where it says
+    answers, its token is the only likely one at the positions up to which the answer is the same.
     """
     plain = getattr(model, "module", model)  # A data-parallel wrapper holds the model.
     head = plain.get_output_embeddings()
-    encoded = _with_changed_prompts(plain, encoded)
+    encoded, due = _as_changed(plain, encoded)
     chosen = head.register_forward_pre_hook(_AnswersOnly(encoded))
     try:
         inputs = {**encoded.arguments(head.weight.dtype), "use_cache": False}
         logits_TV = model(**(inputs | arguments)).logits
     finally:
         chosen.remove()
-    return torch.log_softmax(logits_TV.float(), dim=-1)
+    return torch.log_softmax(with_said(logits_TV, due).float() if due else logits_TV.float(), dim=-1)
 
 
-def _with_changed_prompts(model: Any, encoded: Encoded) -> Encoded:
-    """Return texts whose prompts are as a memory changes them; the same object if it changes none."""
+def _as_changed(model: Any, encoded: Encoded) -> tuple[Encoded, dict[int, int]]:
+    """Return texts whose prompts are as a memory changes them, the same object if it changes none, and the said tokens."""
     hook = prompt_hook_of(model)
     if hook is None:
-        return encoded
+        return encoded, {}
     texts = encoded.texts()
-    given = [prompt for prompt, _ in texts]
-    changed = hook.changed_prompts(given, [len(answer) for _, answer in texts])
-    if changed == given:
-        return encoded
-    rows = [(prompt, answer) for prompt, (_, answer) in zip(changed, texts, strict=True)]
-    return padded(rows, int(encoded.input_ids_BS[0, 0]), encoded.input_ids_BS.device)  # Padding is masked, whatever its token.
+    changed = hook.changed([prompt for prompt, _ in texts], [len(answer) for _, answer in texts])
+    due = said_tokens([answer for _, answer in texts], [one.said for one in changed])
+    rows = [(one.prompt, answer) for one, (_, answer) in zip(changed, texts, strict=True)]
+    if rows == texts:
+        return encoded, due
+    return padded(rows, int(encoded.input_ids_BS[0, 0]), encoded.input_ids_BS.device), due  # Padding is masked in any case.
 
 
 @dataclass(frozen=True, eq=False)

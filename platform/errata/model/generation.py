@@ -10,6 +10,7 @@ import torch
 from errata.edit import Code, EditRejected
 from errata.model.language_model import LanguageModel
 from errata.model.prompt_hooks import prompt_hook_of
+from errata.model.said_answers import SaidAnswers
 from errata.text.dialogue import Prompt
 from errata.text.rules import cleaned, is_blank, text_fault
 from errata.text.sentences import first_sentence
@@ -101,8 +102,10 @@ def _generate(
 ) -> list[list[int]]:
     """Generate greedily after each row of tokens. What follows an end token is no part of the answer."""
     module = model.module
+    said: list[Sequence[int]] = []
     if (hook := prompt_hook_of(module)) is not None:
-        rows = hook.changed_prompts(rows, [max_tokens] * len(rows))
+        changed = hook.changed(rows, [max_tokens] * len(rows))
+        rows, said = [one.prompt for one in changed], [one.said for one in changed]
     width = max(len(ids) for ids in rows)
     shared = shared_beginning(rows)
     cache = _read_once(module, rows[0][:shared], len(rows)) if shared >= MIN_SHARED else None
@@ -123,6 +126,7 @@ def _generate(
         top_p=None,
         top_k=None,
         past_key_values=cache,
+        logits_processor=[SaidAnswers(said, width)] if any(said) else None,
         stopping_criteria=None if enough is None else [enough.starting_at(width)],
     )
     made = output_BS[:, width:].tolist()

@@ -65,10 +65,37 @@ def renderer_of(module: Any) -> Renderer:
     return Renderer(tokenizer, _end_ids(module, tokenizer))
 
 
+def renderer_at(path: str | Path) -> Renderer:
+    """Make the renderer of a checkpoint without loading its weights; it is equal to that of the loaded model."""
+    from transformers import AutoConfig, GenerationConfig
+
+    folder = str(folder_of(path))
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:  # There is no such file.
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+    tokenizer = _tokenizer(folder)
+    return Renderer(tokenizer, _with_end_of_text(generation.eos_token_id, tokenizer))
+
+
 def _end_ids(module: Any, tokenizer: Any) -> frozenset[int]:
-    configured = module.generation_config.eos_token_id
-    configured = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in (*configured, tokenizer.eos_token_id) if token is not None)
+    return _with_end_of_text(module.generation_config.eos_token_id, tokenizer)
+
+
+def _with_end_of_text(configured: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    ends = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None)
+
+
+def _tokenizer(folder: str) -> Any:
+    """Load a checkpoint's tokenizer. Raises `ValueError` if it cannot be used."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
+    check_tokenizer(tokenizer, folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LanguageModel:
@@ -78,12 +105,9 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cp
     for a missing device, and for a checkpoint or tokenizer that cannot be used, before weights are loaded.
     """
     devices, folder = devices_of(device), str(check_checkpoint(path))
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_options(folder))
-    check_tokenizer(tokenizer, folder)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = _tokenizer(folder)
     attention = attention_for(AutoConfig.from_pretrained(folder))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, output_loading_info=True

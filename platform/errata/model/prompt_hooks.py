@@ -1,10 +1,17 @@
-"""Hooks that put something into the prompts of a model: every pass over prompts asks for the one that a model has."""
+"""Hooks that change the requests to a model: every pass over prompts asks for the one that a model has."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Changed(NamedTuple):
+    """A prompt as it is read, and the tokens that are said after it, none if the answer is the model's own."""
+
+    prompt: list[int]
+    said: Sequence[int] = ()
 
 
 class PromptHook(ABC):
@@ -17,8 +24,8 @@ class PromptHook(ABC):
     def __call__(self, model: Any, args: tuple[Any, ...]) -> None: ...
 
     @abstractmethod
-    def changed_prompts(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[list[int]]:
-        """Return the tokens of each prompt as they are read; `room` is the number of tokens that follow each."""
+    def changed(self, rows: Sequence[list[int]], room: Sequence[int]) -> list[Changed]:
+        """Return what each prompt becomes; `room` is the number of tokens that follow each."""
 
 
 def prompt_hook_of(model: Any) -> PromptHook | None:

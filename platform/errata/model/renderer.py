@@ -83,6 +83,19 @@ class Renderer:
                 found[i] = before, self._closed(requests[i][0], self._checked(ids, tail), close)
         return [found[i] for i in range(len(requests))]
 
+    def answer_after(self, given: Sequence[int], answer: str, in_chat: bool) -> list[int]:
+        """Return the ids of an answer, with its end token, after the ids of a prompt, as `rows` does for a prompt's text.
+
+        Raises `EditRejected` for an answer that no tokens write there.
+        """
+        before = list(given)
+        text: str = self._written(before) if in_chat else self.tokenizer.decode(before, skip_special_tokens=True)
+        tail = (self._around_answer[0] if in_chat else separator(text, answer)) + answer
+        whole = self._tokenised([text + tail], special=not in_chat)[0]
+        ids = whole[len(before) :] if whole[: len(before)] == before else self._after(before, tail)
+        end: int | None = self._end_of_turn if in_chat else self.tokenizer.eos_token_id
+        return [*self._checked(ids, tail), *([] if end is None else [end])]
+
     def _tail(self, prompt: Prompt, text: str, answer: str) -> str:
         """Return the answer with the blank between it and the prompt: the template's own, if it begins a message for it."""
         is_new_message = isinstance(prompt, Dialogue) and self.form == "chat"

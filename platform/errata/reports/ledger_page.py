@@ -34,6 +34,7 @@ LIMITED = {  # measured score: its title, and the name of the guard's limit
     "ppl_ratio": ("perplexity / base", "perplexity"),
     "lost_retention": ("retention lost", "forgotten"),
     "lost_locality": ("locality lost", "disturbed"),
+    "fires": ("probes decided by new records", "fires"),
 }
 TONES = {"published": "ok", "warned": "warn", "refused": "bad"}
 

@@ -77,7 +77,7 @@ def says(text: str, wanted: str) -> bool:
     number is not a part of a longer one, and neither is a name: `America` is not said by "South America".
     """
     is_symbol = len(wanted.strip()) <= 3 and any(map(str.isupper, wanted))
-    wanted, text = _plain_letters(wanted, is_symbol), _plain_letters(text, is_symbol)
+    wanted, text = plain_letters(wanted, is_symbol), plain_letters(text, is_symbol)
     wanted = wanted.rstrip(_END_SIGNS) or wanted
     begins = [match.start() for match in re.finditer(f"(?={re.escape(wanted)})", text)] if wanted else []
     others = [] if is_symbol else _longer_names(text, wanted)
@@ -112,7 +112,7 @@ def _is_apart(c: str) -> bool:
     return c == "_" or (c.isalnum() and unicodedata.category(c) not in ("Lo", "Lm"))
 
 
-def _plain_letters(text: str, keep_case: bool) -> str:
+def plain_letters(text: str, keep_case: bool = False) -> str:
     """Take away accents, Markdown's emphasis, commas between thousands, white space and, unless kept, case."""
     text = unicodedata.normalize("NFKC", text).translate(_SAME).translate(_TYPED)
     text = _BETWEEN_THOUSANDS.sub("", _EMPHASIS.sub(r"\2", text))

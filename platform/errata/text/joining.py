@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 # First and last code points of the scripts without blanks between words, with their punctuation and full-width forms.
 _UNSPACED = (
@@ -67,6 +68,7 @@ def separator(prompt: str, answer: str) -> str:
     return " "
 
 
+@lru_cache(8192)  # Every character of a question is looked at, and most are the same few.
 def is_unspaced(character: str) -> bool:
     """Say if a character belongs to a script that writes no blanks between words."""
     code = ord(character)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from errata.delta.memory_delta import ABOUT, MemoryDelta, between, held_after, o
 from errata.delta.parts import LowRank, Sparse
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import Bank, Record
+from errata.edit_memory.encoder import NAME
 from errata.edit_memory.hooks import bank_of
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
@@ -34,6 +36,31 @@ def test_a_change_is_saved_and_read_with_the_same_bits(tmp_path: Path) -> None:
     for one, other in zip(read.records, change.records, strict=True):
         assert (one.fact, one.text) == (other.fact, other.text)
         assert all(torch.equal(one.rows[name], tensor) for name, tensor in other.rows.items())
+
+
+def test_later_fields_of_records_are_saved_and_older_files_have_none(tmp_path: Path) -> None:
+    plain = a_change("a", "b")
+    named = MemoryDelta("state", SITE, tuple(replace(record, subject="ü", edit="7", answer="x") for record in plain.records))
+    named.save(tmp_path / "delta.safetensors")
+    read = load_delta(tmp_path / "delta.safetensors")
+    assert isinstance(read, MemoryDelta)
+    assert [(one.subject, one.edit, one.answer) for one in read.records] == [("ü", "7", "x")] * 2
+    assert plain.digest() == "031ad9bd4214ee90bdcb26666434deca750d211259be8d1f93fecee76ad6436e", (
+        "a record without later fields has the digest of earlier releases"
+    )
+    assert named.digest() != plain.digest()
+    change = between(held_after([plain]), held_after([named]))
+    assert change is not None and len(change.records) == 2, "a record with another answer is another one"
+
+
+def test_records_of_another_encoder_are_refused() -> None:
+    rows = {"key": torch.zeros(1, 384), "threshold": torch.ones(1)}
+    MemoryDelta("text", NAME, (Record("a", "b", rows),)).check()
+    with pytest.raises(ValueError, match=f"encoded by another, and this release has {NAME}: make the edits again"):
+        MemoryDelta("text", "another", (Record("a", "b", rows),)).check()
+    with pytest.raises(ValueError, match=r"record of a has no answer; .* other keys than one vector of 384"):
+        short = {"key": torch.zeros(1, 8), "threshold": torch.ones(1)}
+        MemoryDelta("answer", NAME, (Record("a", "b", rows), Record("c", "d", short, answer="e"))).check()
 
 
 def test_the_digest_covers_every_field() -> None:

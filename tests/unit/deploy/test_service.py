@@ -92,6 +92,30 @@ def test_a_step_on_the_cpu_is_short() -> None:
 
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize(
+    ("given", "kind", "is_eager", "runner"),
+    [
+        ({}, None, True, None),
+        ({"editor": "UltraEdit", "gpus": 1}, None, False, None),
+        ({"editor": "PRUNE/MEMIT", "gpus": 1}, None, False, None),
+        ({"editor": "answer"}, "answer", True, "0"),
+        ({"editor": "SCR", "gpus": 1}, "text", False, "0"),
+        ({"editor": "state", "gpus": 1}, "state", True, "0"),
+        ({"editor": "tests.e2e.toy:Toy"}, None, True, None),
+        ({"editor": "errata.editors.memory_based.answer:AnswerMemory"}, "answer", True, "0"),
+        ({"editor": "not.here:Editor", "placement": "serve"}, None, True, None),
+    ],
+)
+def test_the_engine_is_started_for_the_memory_that_the_editor_writes(
+    given: dict[str, Any], kind: str | None, is_eager: bool, runner: str | None
+) -> None:
+    generator = build({"model": "m", "ledger": "l", "device": "cuda" if "gpus" in given else "cpu", **given})._bound_deployment
+    _, options = generator.init_args
+    assert (options.memory, options.enforce_eager) == (kind, is_eager)
+    assert generator.ray_actor_options["runtime_env"]["env_vars"].get("VLLM_USE_V2_MODEL_RUNNER") == runner
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize(
     ("given", "replicas", "workers", "memory"),
     [
         ({}, 0, 0, 0.9),

@@ -8,6 +8,7 @@ from errata.edit_memory.prompt_form import PromptForm
 from errata.model.language_model import LanguageModel
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Dialogue, Message
+from tests.unit.edit_memory.letters import Letters
 
 # With a default system text, without one, without system texts at all, and with the system text inside the user's turn.
 TEMPLATES = {
@@ -30,28 +31,6 @@ SYSTEM = Message("system", "the cat")
 TURN = (Message("user", "the dog"), Message("assistant", "the boat"))
 
 
-class _Letters:
-    """A tokenizer of single characters, so that a text is read back as it was written."""
-
-    all_special_ids: tuple[int, ...] = ()
-    pad_token_id, eos_token_id = 0, None
-
-    def __init__(self, template: str) -> None:
-        self.chat_template = template
-
-    def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> dict[str, object]:
-        one = [[ord(c) for c in each] for each in ([text] if isinstance(text, str) else text)]
-        return {"input_ids": one[0] if isinstance(text, str) else one}
-
-    def decode(self, ids: list[int], **_: object) -> str:
-        return "".join(map(chr, ids))
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        return str(render_jinja_template(conversations=[conversation], chat_template=self.chat_template)[0][0])
-
-
 @pytest.mark.parametrize(
     ("template", "before", "expected"),
     [
@@ -71,15 +50,15 @@ class _Letters:
     ],
 )
 def test_a_text_is_put_where_the_template_has_system_texts(template: str, before: tuple[Message, ...], expected: str) -> None:
-    renderer = Renderer(_Letters(TEMPLATES[template]))
+    renderer = Renderer(Letters(TEMPLATES[template]))
     form, ids = PromptForm(renderer), renderer.ids(Dialogue.of("Who?", before))
     assert renderer.tokenizer.decode(form.with_text(ids, "Known fact")) == expected
     if not (template == "inside" and before):
-        assert form.question(ids) == "Who?"
+        assert form.asked(ids).question == "Who?"
 
 
 def test_a_completion_has_the_text_in_a_line_before_it(tiny_model: LanguageModel) -> None:
     form, tokenizer = PromptForm(tiny_model.renderer), tiny_model.tokenizer
     ids = tiny_model.renderer.ids("the old river")
-    assert form.question(ids) == "the old river"
+    assert form.asked(ids).question == "the old river"
     assert form.with_text(ids, "the cat") == tokenizer("the cat\nthe old river")["input_ids"]

@@ -102,11 +102,18 @@ def test_several_modules_are_refused(tiny_model: LanguageModel) -> None:
         editor.start(tiny_model, find_matrices(tiny_model.module, editor.modules))
 
 
-@pytest.mark.parametrize("name", ["state", "SCR"])
+@pytest.mark.parametrize("name", ["state", "SCR", "answer"])
 @pytest.mark.parametrize("share", ["-0.1", "1.5"])
 def test_a_share_beyond_its_range_is_refused(name: str, share: str) -> None:
     with pytest.raises(ValueError, match="max_false is a share of questions, from 0 to 1"):
         make_editor(name, settings={"max_false": share})
+
+
+@pytest.mark.parametrize("name", ["SCR", "answer"])
+@pytest.mark.parametrize("setting", ["threshold", "whole_threshold"])
+def test_a_cosine_beyond_its_range_is_refused(name: str, setting: str) -> None:
+    with pytest.raises(ValueError, match=f"^{setting} is the least cosine of two questions, from 0 to 1, not 1.5"):
+        make_editor(name, settings={setting: "1.5"})
 
 
 def test_it_is_made_by_name_and_needs_no_artifact() -> None:

@@ -60,6 +60,7 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         replace(start, editor="FT-L", settings={"modules": "mlp.down_proj,layers.*.mlp.up_proj", "epsilon": "inf"}),
         replace(start, editor="FT-L", settings={"modules": "model.layers.1.self_attn.o_proj"}),
         replace(start, guard={"perplexity.refuse": "2", "perplexity.warn": "1.9", "num_questions": "3"}),
+        *(replace(start, editor=name) for name in ("state", "SCR", "answer")),
         replace(start, editor=f"{__name__}:Own", settings={"strength": "1"}),
         replace(start, model=""),
     ):
@@ -75,11 +76,7 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         ({"device": "gpu"}, "device: 'gpu' is not a device: give cpu"),
         ({"editor": "ROMEO"}, "editor: no editor is named 'ROMEO'; known are .*R-ROME"),
         ({"editor": "FT-L/ROME"}, "does not wrap another editor"),
-        (
-            {"editor": "state", "settings": {}},
-            "editor: state keeps .* no memory is served yet: give an editor",
-        ),
-        ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory .*, such as RLEdit"),
+        ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory, .*, such as RLEdit"),
         ({"editor": f"{__name__}:OwnMemory", "settings": {}}, "OwnMemory keeps its edits in a memory .*`errata bench`"),
         ({"preset": "llama4"}, "preset: .*no preset 'llama4'; there are"),
         ({"artifact": "/none"}, "artifact: FTL needs no artifact: leave out /none"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from errata.edit import Code, Edit, EditRejected
+from errata.model.language_model import load, renderer_at
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Dialogue, Message, in_contexts
 from errata.text.joining import separator
@@ -242,3 +246,21 @@ def test_chat_text_posted_as_a_prompt_has_the_ids_of_a_completion():
     renderer = Renderer(tokenizer)
     text = renderer.text(Dialogue.of("Where?"))
     assert renderer.ids(text) == (1, *renderer.ids(Dialogue.of("Where?"))) == tuple(tokenizer(text).input_ids)
+
+
+# -- of a checkpoint --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end_ids", [None, 5, [5, 7]])
+def test_a_checkpoint_has_the_renderer_of_its_loaded_model(
+    model_dir: Path, tmp_path: Path, end_ids: int | list[int] | None
+) -> None:
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    generation = folder / "generation_config.json"
+    generation.unlink(missing_ok=True)
+    if end_ids is not None:
+        generation.write_text(json.dumps({"eos_token_id": end_ids}))
+    loaded, alone = load(folder).renderer, renderer_at(folder)
+    assert alone.end_ids == loaded.end_ids and loaded.end_ids
+    assert (alone.pad_id, alone.form) == (loaded.pad_id, loaded.form)
+    assert alone.ids("the cat") == loaded.ids("the cat")

@@ -49,6 +49,7 @@ PASSED = {
     "forgotten": Measurements(lost_retention=0.9),
     "disturbed": Measurements(lost_locality=0.9),
     "drift": Measurements(locality=0.1),
+    "fires": Measurements(fires=0.9),
     "unanswered": Measurements(efficacy=0.1),
 }
 
@@ -172,7 +173,7 @@ def test_a_replica_counts_tokens_and_answers_by_version() -> None:
 class Replica:
     """A replica as the middleware sees it; `refusal` is raised, or the request waits for ever."""
 
-    version = 4
+    version, running_epoch = 4, 0
 
     def __init__(self, refusal: Exception | None) -> None:
         self.metrics, self.refusal = ReplicaMetrics(), refusal
@@ -311,3 +312,16 @@ def test_an_exposition_that_cannot_be_merged_is_named() -> None:
         merged({"a": like_vllm(5), "b": "<html>503</html>"})
     with pytest.raises(ValueError, match="x is a counter at b, elsewhere a gauge"):
         merged({"a": "# TYPE x gauge\nx 1\n", "b": "# TYPE x_total counter\nx_total 1\n"})
+
+
+def test_readings_of_the_memory_are_counted() -> None:
+    metrics = ReplicaMetrics()
+    text = metrics.exposition()
+    assert [value(text, "errata_memory_lookups_total", result=result) for result in ("hit", "miss")] == [0, 0]
+    metrics.memory_read(True, 0.02, 30)
+    metrics.memory_read(False, 0.01, 0)
+    metrics.serves(3, num_records=7)
+    text = metrics.exposition()
+    assert [value(text, "errata_memory_lookups_total", result=result) for result in ("hit", "miss")] == [1, 1]
+    assert value(text, "errata_memory_lookup_seconds_sum") == pytest.approx(0.03)
+    assert (value(text, "errata_memory_prompt_tokens_total"), value(text, "errata_memory_records")) == (30, 7)

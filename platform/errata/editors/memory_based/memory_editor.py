@@ -1,20 +1,18 @@
 """Shared parts of the editors of a memory: the module that they read, its inputs at the tokens of texts, and calibration.
 
-T answer tokens, I in-features, M texts of a calibration.
+T answer tokens, I in-features, M texts of a calibration, B rows, S sequence.
 """
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from errata.edit import Code, EditBatch, EditRejected
-from errata.edit_memory.hooks import ends_of_rows
-from errata.edit_memory.lexical import LexicalIndex
 from errata.edit_memory.lookup import unit
 from errata.editors.editor import Editor, check_modules
 from errata.guard.probes import Probes
@@ -25,6 +23,7 @@ from errata.text.dialogue import Dialogue, Prompt
 from errata.timing import timed
 
 NUM_QUESTIONS, NUM_SENTENCES, MAX_SENTENCE_TOKENS = 128, 32, 64  # of the probes that a threshold is calibrated on
+ROWS_AT_ONCE = 32
 # Above this, rounding might keep a record from its own prompt.
 MAX_THRESHOLD = 0.995
 
@@ -103,18 +102,24 @@ def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool)
     return min(float(nearest_M.quantile(1 - max_false)), MAX_THRESHOLD)
 
 
-def calibrated_lexical(model: LanguageModel, max_false: float) -> float:
-    """Return the share of a question's words that all but `max_false` of the probe questions miss of every other probe."""
-    probes = Probes.beside(model.path).sample(NUM_QUESTIONS, NUM_SENTENCES)
-    texts = probes.questions or probes.sentences
-    if len(texts) < 2:
-        return MAX_THRESHOLD
-    index = LexicalIndex(texts)
-    share_MM = torch.stack([index.scores(text) for text in texts]).fill_diagonal_(0.0)
-    return min(float(share_MM.amax(1).quantile(1 - max_false)), MAX_THRESHOLD)
-
-
 def ends_of(model: LanguageModel, site: str, prompts: Sequence[Prompt]) -> Tensor:
     """Return the inputs of a module at the last token of each prompt, at length 1, [M, I]."""
     rows = [list(model.renderer.ids(prompt)) for prompt in prompts]
-    return unit(torch.stack(list(ends_of_rows(model.module, site, rows))))
+    return unit(torch.stack(list(_ends_of_rows(model.module, site, rows))))
+
+
+def _ends_of_rows(model: Any, site: str, rows: Sequence[list[int]]) -> Iterator[Tensor]:
+    """Yield the input of a module at the last token of each row, read without the output layer, [I]."""
+    kept: list[Tensor] = []
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[begin : begin + ROWS_AT_ONCE]
+        width = max(map(len, part))
+        ids_BS = torch.tensor([ids + ids[-1:] * (width - len(ids)) for ids in part], device=model.device)
+        mask_BS = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in part], device=model.device)
+        handle = model.get_submodule(site).register_forward_pre_hook(lambda _module, args: kept.append(args[0]))
+        try:
+            model.base_model(input_ids=ids_BS, attention_mask=mask_BS, use_cache=False)
+        finally:
+            handle.remove()
+        input_BSI = kept.pop()
+        yield from (input_BSI[row, len(ids) - 1].float() for row, ids in enumerate(part))

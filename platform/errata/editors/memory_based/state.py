@@ -13,13 +13,14 @@ Remembers: tau. The records are in the memory. T answer tokens, I in-features.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import EditBatch
-from errata.edit_memory.bank import Record
+from errata.edit_memory.bank import Kind, Record
 from errata.edit_memory.lookup import ANY, unit
 from errata.editors.editor import check_batch
 from errata.editors.memory_based.memory_editor import MemoryEditor, calibrated, check_inputs, inputs_at_answers
@@ -43,6 +44,8 @@ class StateMemory(MemoryEditor):
     max_false: float = 0.01
     threshold: float = 0.0
     max_batch: int = 1000
+
+    kind: ClassVar[Kind] = "state"
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         site = self.check_site(model, spec)

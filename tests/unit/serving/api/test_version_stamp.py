@@ -12,12 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from serving.api import version_stamp
+from serving.api.fired_edits import FiredEdit
 from serving.metrics import ReplicaMetrics
 from tests.unit.serving.api.application import call
 
 
 class Served:
-    version = 3
+    version, running_epoch = 3, 0
 
     def __init__(self) -> None:
         self.at_least: list[int] = []
@@ -40,6 +41,9 @@ def openai(served: Served) -> tuple[FastAPI, list[Any]]:
         except ValueError:
             return JSONResponse({"error": "not JSON"}, 400)
         seen.append(body)
+        if body.get("reads_memory") and (fired := version_stamp.OF_REQUEST.get()) is not None:
+            fired.versions.append(served.version)
+            served.running_epoch += body["changes_running"]
         if not body.get("stream"):
             served.version += body.get("swap", 0)
             return {"choices": []}
@@ -75,6 +79,72 @@ def test_every_event_of_a_stream_is_stamped() -> None:
     ]
     assert events[2] == "[DONE]"
     assert ": comment" in answer.text
+
+
+async def decided(edit: FiredEdit | None, after_s: float = 0.0) -> FiredEdit | None:
+    await asyncio.sleep(after_s)
+    return edit
+
+
+def with_memory(*decisions: FiredEdit | None) -> FastAPI:
+    """Make an application whose engine decides on each prompt of a request, later than it was asked."""
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    async def complete(request: Request) -> Any:
+        body, fired = await request.json(), version_stamp.OF_REQUEST.get()
+        assert fired is not None
+        delays = [0.03, 0.0, 0.01]
+        fired.decisions += [asyncio.ensure_future(decided(edit, s)) for edit, s in zip(decisions, delays, strict=False)]
+        app.state.seen = fired
+        if not body.get("stream"):
+            return {"choices": []}
+
+        async def events() -> AsyncIterator[str]:
+            yield 'data: {"n": 1}\n\ndata: {"n": 2}\n\n'
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    app.add_middleware(version_stamp.VersionStamp, served=Served())
+    return app
+
+
+def test_an_answer_names_the_edits_that_fired_in_the_order_of_its_prompts() -> None:
+    app = with_memory(FiredEdit("a1", 0.93456), None, FiredEdit("b\r\nX: 1", 1.0))
+    answer = call(app, "POST", "/v1/completions", json={"prompt": "x"})
+    edits = [{"id": "a1", "score": 0.9346}, {"id": "b\r\nX: 1", "score": 1.0}]
+    assert answer.json()["errata"] == {"version_min": 3, "version_max": 3, "edits": edits}
+    assert answer.headers["X-Errata-Edit"] == "a1;score=0.93, b%0D%0AX:%201;score=1.00"
+
+
+def test_a_stream_names_the_edits_in_its_header_and_in_the_first_event() -> None:
+    answer = call(with_memory(FiredEdit("", 0.9)), "POST", "/v1/completions", json={"stream": True})
+    events = [json.loads(line.removeprefix("data: "))["errata"] for line in answer.text.split("\n\n") if line]
+    assert [event.get("edits") for event in events] == [[{"id": "", "score": 0.9}], None]
+    assert answer.headers["X-Errata-Edit"] == "-;score=0.90"
+
+
+@pytest.mark.parametrize(("changes_running", "last"), [(0, 3), (1, 4)])
+def test_an_answer_is_of_the_version_whose_memory_it_was_read_with(changes_running: int, last: int) -> None:
+    served = Served()
+    app, _ = openai(served)
+    body = {"swap": 1, "reads_memory": True, "changes_running": changes_running}
+    answer = call(app, "POST", "/v1/completions", json=body)
+    assert answer.json()["errata"] == {"version_min": 3, "version_max": last}
+    assert f'errata_completions_total{{code="200",version="{last}"}} 1.0' in served.metrics.exposition()
+
+
+def test_nothing_is_named_where_nothing_fired() -> None:
+    answer = call(with_memory(None), "POST", "/v1/completions", json={"prompt": "x"})
+    assert answer.json()["errata"] == {"version_min": 3, "version_max": 3} and "X-Errata-Edit" not in answer.headers
+    assert version_stamp.OF_REQUEST.get() is None
+
+
+def test_the_engine_learns_what_the_body_asks_for() -> None:
+    app = with_memory()
+    for body, takes in (({}, (True, True)), ({"echo": True}, (True, False)), ({"use_beam_search": True}, (False, False))):
+        call(app, "POST", "/v1/completions", json=body)
+        assert (app.state.seen.takes_text, app.state.seen.takes_answer) == takes
 
 
 def test_answers_and_their_tokens_are_counted() -> None:

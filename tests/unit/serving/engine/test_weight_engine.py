@@ -14,6 +14,7 @@ from errata.delta.weight_delta import WeightDelta
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from tests.unit.conftest import MATRICES
+from tests.unit.serving.engine.edit_memory import records
 
 weight_engine = pytest.importorskip("serving.engine.weight_engine")  # vLLM
 InMemoryDeltaEngine = pytest.importorskip("tests.fakes.engine").InMemoryDeltaEngine
@@ -147,3 +148,84 @@ def test_any_fault_of_a_preparation_is_a_refusal_and_no_exception(grown: Ledger,
                 answer = extension.errata_reading()
         assert answer["fault"]["kind"] == kind and type(error).__name__ in answer["fault"]["message"]
     assert extension.errata_state()["intact"]
+
+
+# -- memories ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_memory_counts_for_the_lineage_and_changes_no_matrix(ledger: Ledger) -> None:
+    for number in range(6):
+        records.remembered(ledger, f'"{number}"')
+    one_by_one, at_once = InMemoryDeltaEngine("base"), InMemoryDeltaEngine("base")
+    base = at_once.weights
+    for number in range(1, 7):
+        prepared = update(ledger, number - 1, number, reset=False)
+        assert one_by_one.prepare(prepared) is None and not one_by_one.prepared.changed
+        one_by_one.follow(one_by_one.parse_update_info(prepared))
+    whole = update(ledger, 0, 6, reset=True)
+    at_once.follow(at_once.parse_update_info(whole))
+    for engine in (one_by_one, at_once):
+        assert (engine.state.version, engine.state.fingerprint) == (6, ledger.version(6).fingerprint)
+        assert engine.reloaded == [] and same(engine.weights, base) and engine.hook is None
+    found = at_once.prepare({**whole, "files": whole["files"][:-1]})
+    assert found is not None and found["kind"] == "lineage"
+
+
+def test_an_update_of_weights_is_not_followed_without_a_reload(grown: Ledger) -> None:
+    engine = InMemoryDeltaEngine("base")
+    with pytest.raises(ValueError, match="version 9 changes weights"):
+        engine.follow(engine.parse_update_info(update(grown, 0, 9, reset=True)))
+    assert (engine.state.version, engine.state.intact, engine.reloaded) == (0, True, [])
+    engine.swap(update(grown, 0, 9, reset=True))
+    back = engine.parse_update_info(update(grown, 9, 0, reset=True))
+    with pytest.raises(ValueError, match="version 0 changes weights"):
+        engine.follow(back)
+
+
+def test_the_answer_to_a_preparation_says_whether_weights_change(grown: Ledger) -> None:
+    records.remembered(grown, '"a"')
+    extension = weight_engine.WorkerExtension()
+    extension.weight_transfer_engine = engine = InMemoryDeltaEngine("base")
+
+    def asked(version: int, reset: bool) -> bool:
+        answer = extension.errata_prepare(update(grown, engine.state.version, version, reset))
+        while not answer["is_read"]:
+            answer = extension.errata_reading()
+        assert answer["fault"] is None
+        return bool(answer["changes_weights"])
+
+    assert asked(9, reset=True) and asked(10, reset=True)
+    engine.swap(update(grown, 0, 9, reset=True))
+    assert not asked(10, reset=False)
+    assert extension.errata_follow(update(grown, 9, 10, reset=False))["version"] == 10
+    assert asked(0, reset=True)
+
+
+def test_a_memory_that_this_engine_cannot_read_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.remembered(ledger, '"a"', kind="state")
+    engine, wanted = InMemoryDeltaEngine("base"), update(ledger, 0, 1, reset=False)
+    for eager, parallel, base, says in (
+        (False, 1, engine.accumulator.base_OI, "needs an eager engine"),
+        (True, 2, engine.accumulator.base_OI, "on one device"),
+        (True, 1, {}, "no editable matrix of this model"),
+        (True, 1, {MATRICES[0]: torch.zeros(64, 7)}, "no editable matrix of this model"),
+    ):
+        engine.model_config.enforce_eager, engine.parallel_config.tensor_parallel_size = eager, parallel
+        monkeypatch.setattr(engine.accumulator, "base_OI", base)
+        fault = engine.prepare(wanted)
+        assert fault is not None and fault["kind"] == "invalid" and says in fault["message"]
+        assert engine.prepared is None
+
+
+def test_a_memory_of_states_is_read_from_its_version_on_and_no_longer(ledger: Ledger) -> None:
+    first = records.remembered(ledger, '"a"', kind="state")
+    second = records.remembered(ledger, '"b"', kind="state")
+    engine = InMemoryDeltaEngine("base")
+    for number in (first, second):
+        engine.follow(engine.parse_update_info(update(ledger, number - 1, number, reset=False)))
+        assert engine.hook.bank is engine.bank and len(engine.bank) == number
+    engine.follow(engine.parse_update_info(update(ledger, second, first, reset=True)))
+    assert list(engine.bank.records) == ['"a"']
+    engine.follow(engine.parse_update_info(update(ledger, first, 0, reset=True)))
+    assert engine.hook is None and engine.bank is None
+    assert not engine.model._forward_pre_hooks and "compute_logits" not in vars(engine.model)

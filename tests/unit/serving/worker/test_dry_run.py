@@ -67,7 +67,7 @@ def test_answers_that_would_change_are_those_that_change(live_model: LiveModel) 
     assert {one["id"] for one in found["neighbours"]["edits"]} >= changed
 
 
-def test_a_refused_edit_is_told_with_what_the_model_says(live_model: LiveModel) -> None:
+def test_a_refused_edit_is_shown_with_what_the_model_says(live_model: LiveModel) -> None:
     strict = LiveModel(replace(live_model.options, guard={}))
     before = traces(strict)
     found = tried(strict, [EDITS[6], EDITS[7]], WalkBudget())
@@ -76,7 +76,7 @@ def test_a_refused_edit_is_told_with_what_the_model_says(live_model: LiveModel) 
     assert traces(strict) == before
 
 
-def test_the_limit_that_would_be_passed_is_told(live_model: LiveModel) -> None:
+def test_the_limit_that_would_be_passed_is_shown(live_model: LiveModel) -> None:
     limited = LiveModel(replace(live_model.options, guard={"strict": "false", "change.warn": "0", "change.refuse": "0"}))
     found = tried(limited, [EDITS[3]], WalkBudget())
     assert found["edits"][0]["code"] == "guard.change"

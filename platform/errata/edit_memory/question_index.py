@@ -1,0 +1,91 @@
+"""Index of the records that are read before the model: by subject and, for records without one, by their questions' vectors.
+
+A changed index shares what did not change with the one before, and both can be read. N records, E dimensions of a vector.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from errata.edit_memory.subjects import Words, subjects_in, without, words_of
+
+
+class IndexedRecord(NamedTuple):
+    """Indexed parts of a record: its fact, the words of its subject, if any, its question's vector and the least cosine."""
+
+    fact: str
+    subject: Words
+    key_1E: Tensor
+    threshold_1: Tensor
+
+
+class PlainRecords(NamedTuple):
+    """Records without a subject; some may be gone from the bank."""
+
+    facts: tuple[str, ...]
+    key_NE: Tensor
+    threshold_N: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionIndex:
+    """The index of one bank. `lengths` counts the subjects of each number of words."""
+
+    of_subject: Mapping[Words, tuple[str, ...]] = field(default_factory=dict)
+    lengths: Mapping[int, int] = field(default_factory=dict)
+    blocks: tuple[PlainRecords, ...] = ()
+
+    def changed(self, gone: Iterable[IndexedRecord], added: Iterable[IndexedRecord]) -> QuestionIndex:
+        """Return the index without some entries and with others. The time depends on their number alone, but for two copies."""
+        left, come = _by_subject(gone), _by_subject(added)
+        of_subject, lengths = dict(self.of_subject), Counter(self.lengths)
+        for subject in dict.fromkeys((*left, *come)):
+            dropped = {entry.fact for entry in left.get(subject, ())}
+            kept = [fact for fact in of_subject.pop(subject, ()) if fact not in dropped] if subject else []
+            facts = (*kept, *(entry.fact for entry in come.get(subject, ())))
+            if subject and facts:
+                of_subject[subject] = facts
+            lengths[len(subject)] += (subject in of_subject) - (subject in self.of_subject)
+        blocks = self.blocks
+        if plain := come.get(()):
+            keys, thresholds = torch.cat([entry.key_1E for entry in plain]), torch.cat([entry.threshold_1 for entry in plain])
+            blocks = _joined([*blocks, PlainRecords(tuple(entry.fact for entry in plain), keys, thresholds)])
+        return QuestionIndex(of_subject, +lengths, blocks)
+
+    def about(self, question: str) -> dict[str, list[str]]:
+        """Return the facts about each subject in a question, by the question without that subject."""
+        words, found = words_of(question), dict[str, list[str]]()
+        for subject, places in subjects_in(words, self.of_subject, self.lengths).items():
+            found.setdefault(without(question, words, places), []).extend(self.of_subject[subject])
+        return found
+
+    def near(self, vector_E: Tensor) -> list[tuple[str, float]]:
+        """Return the facts without a subject whose questions' cosines reach their thresholds, and the cosines."""
+        found = []
+        for facts, key_NE, threshold_N in self.blocks:
+            cosine_N = key_NE @ vector_E
+            found += [(facts[i], float(cosine_N[i])) for i in (cosine_N >= threshold_N).nonzero()[:, 0].tolist()]
+        return found
+
+
+def _by_subject(entries: Iterable[IndexedRecord]) -> dict[Words, list[IndexedRecord]]:
+    found: dict[Words, list[IndexedRecord]] = {}
+    for entry in entries:
+        found.setdefault(entry.subject, []).append(entry)
+    return found
+
+
+def _joined(blocks: Sequence[PlainRecords]) -> tuple[PlainRecords, ...]:
+    """Join the last blocks until each is more than twice as long as the next: few blocks, each record joined a few times."""
+    *first, last = blocks
+    while first and len(first[-1].facts) <= 2 * len(last.facts):
+        before = first.pop()
+        keys, thresholds = torch.cat([before.key_NE, last.key_NE]), torch.cat([before.threshold_N, last.threshold_N])
+        last = PlainRecords(before.facts + last.facts, keys, thresholds)
+    return (*first, last)

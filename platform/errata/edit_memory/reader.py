@@ -1,0 +1,87 @@
+"""Reader of a bank whose kind is read before the model: what the bank does to one request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from errata.edit import EditRejected
+from errata.edit_memory.bank import READ_BEFORE, Bank, Record
+from errata.edit_memory.encoder import SentenceEncoder
+from errata.edit_memory.lookup import Candidate, chosen
+from errata.edit_memory.prompt_form import AskedQuestion, PromptForm
+from errata.model.renderer import Renderer
+
+MAX_QUESTION = 2000  # characters; a longer text is no question that a record could have
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change that a memory makes to one request; decided once, before the model reads it, and kept to the request's end.
+
+    `prompt` is read instead of the one that was given, by the kind `text`. `answer` are the tokens that are said, with their
+    end token, by the kind `answer`. None leaves the prompt, or the answer, to the request and to the model.
+    """
+
+    record: Record
+    score: float
+    prompt: list[int] | None
+    answer: list[int] | None
+
+
+class MemoryReader:
+    """Reads a bank. It has no state but the bank, so that any thread may ask it. `max_tokens` is the model's context.
+
+    The encoder is loaded and the bank's index made before the first request. Raises `ValueError` without the encoder's package.
+    """
+
+    def __init__(self, bank: Bank, renderer: Renderer, max_tokens: int) -> None:
+        assert bank.kind in READ_BEFORE, bank.kind
+        self.bank, self.max_tokens = bank, max_tokens
+        self.form = PromptForm(renderer)
+        SentenceEncoder.load()
+        bank.index  # noqa: B018
+
+    def change(self, ids: Sequence[int], room: int) -> Change | None:
+        """Return what the bank does to a prompt; None if no record fits it.
+
+        `room` is the number of tokens that follow the prompt. None also for a text that would leave less, and for an answer
+        that the tokenizer cannot write here.
+        """
+        if not len(self.bank):
+            return None
+        asked = self.form.asked(ids)
+        found = best_record(self.bank, asked)
+        if found is None:
+            return None
+        if self.bank.kind == "text":
+            prompt = self.form.with_text(ids, found.record.text)
+            return Change(found.record, found.score, prompt, None) if len(prompt) + room <= self.max_tokens else None
+        try:
+            said = self.form.renderer.answer_after(ids, found.record.answer, asked.in_chat)
+        except EditRejected:
+            return None
+        return Change(found.record, found.score, None, said)
+
+
+def best_record(bank: Bank, asked: AskedQuestion) -> Candidate | None:
+    """Return the record that fits a question best, with its cosine; None if none fits."""
+    return None if len(asked.question) > MAX_QUESTION else chosen(_candidates(bank, asked.question), asked)
+
+
+def _candidates(bank: Bank, question: str) -> Iterator[Candidate]:
+    """Yield the records whose subject is in the question, and those without a subject, with their cosines.
+
+    Only where there are some is anything encoded: other questions cost a look-up of their words.
+    """
+    index, records, encoder = bank.index, bank.records, SentenceEncoder.load()
+    for relation, facts in index.about(question).items():
+        (vector_E,) = encoder.encode([relation])
+        scores = torch.stack([records[fact].rows["key"][0] for fact in facts]) @ vector_E
+        yield from (Candidate(records[fact], score) for fact, score in zip(facts, scores.tolist(), strict=True))
+    if index.blocks:
+        (vector_E,) = encoder.encode([question])
+        found = [(records[fact], score) for fact, score in index.near(vector_E) if fact in records]
+        yield from (Candidate(record, score) for record, score in found if not record.subject)

@@ -1,0 +1,93 @@
+"""Shared parts of the memories that are read before the model: the records of questions, and when one fits.
+
+A record's key is the vector of its question without its subject, or of the whole question where no subject is known. M probes,
+E dimensions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator
+
+import torch
+
+from errata.edit import Edit, EditBatch, Row
+from errata.edit_memory.bank import Record, question_of_fact
+from errata.edit_memory.encoder import SentenceEncoder
+from errata.edit_memory.subjects import name_in, relation_of
+from errata.editors.editor import check_modules
+from errata.editors.memory_based.memory_editor import MAX_THRESHOLD, NUM_QUESTIONS, NUM_SENTENCES, MemoryEditor
+from errata.editors.state import EditorState
+from errata.guard.probes import Probes
+from errata.model.language_model import LanguageModel
+from errata.model.matrices import ModelSpec
+from errata.text.joining import separator
+from errata.text.rules import fact_of
+
+THRESHOLDS = "thresholds"  # in the state: of questions without their subject, and of whole questions
+
+
+class QuestionMemory(MemoryEditor, ABC):
+    """Base class of the memories that compare questions. `modules` says what a ledger could edit; none of them is read.
+
+    `threshold` is the least cosine of questions without their subject, where the record's subject is in both;
+    `whole_threshold` that of whole questions, for records without a subject, and is calibrated if it is 0.
+    """
+
+    threshold: float
+    whole_threshold: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("threshold", self.threshold), ("whole_threshold", self.whole_threshold)):
+            if not 0 <= least <= 1:
+                raise ValueError(f"{name} is the least cosine of two questions, from 0 to 1, not {least:g}")
+
+    def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
+        check_modules(self.modules, model, spec)
+        SentenceEncoder.load()
+        whole = self.whole_threshold or calibrated_questions(model, self.max_false)
+        return EditorState(0, {THRESHOLDS: torch.tensor([self.threshold, whole])})
+
+
+def question_records(batch: EditBatch, state: EditorState) -> Iterator[tuple[Row, Record]]:
+    """Yield a record of each row of a batch, with the correction as its text and without an answer."""
+    encoder, (threshold, whole) = SentenceEncoder.load(), state.tensors[THRESHOLDS].split(1)
+    for row in batch.rows:
+        edit, fact = batch.edits[row.edit], fact_of(row.prompt)
+        question = question_of_fact(fact)
+        subject, relation = subject_of(edit, question)
+        rows = {"key": encoder.encode([relation]), "threshold": (threshold if subject else whole).clone()}
+        yield row, Record(fact, statement(row), rows, subject, edit.id or "")
+
+
+def subject_of(edit: Edit, question: str) -> tuple[str, str]:
+    """Return the subject of an edit's question, and the question without it; "" and the question if it has none.
+
+    That is the edit's own subject or, if it names none, the longest name in the question.
+    """
+    subject = name_in(question) if edit.subject is None else edit.subject
+    relation = relation_of(question, subject) if subject else None
+    return (subject, relation) if relation else ("", question)
+
+
+def statement(row: Row) -> str:
+    """Return the text that tells a correction: the completed prompt, or the question with its answer."""
+    if isinstance(row.prompt, str):
+        return f"{row.prompt.strip()}{separator(row.prompt.strip(), row.answer)}{row.answer}."
+    return f"{row.prompt.question.strip()} {row.answer}"
+
+
+def calibrated_questions(model: LanguageModel, max_false: float) -> float:
+    """Return the cosine that all but `max_false` of the model's probe questions keep away from every other probe.
+
+    A question's nearest other text is the record that would answer it wrongly. Probes lie beside the model (docs/guard.md);
+    without questions among them, the sentences stand for questions.
+    """
+    probes = Probes.beside(model.path).sample(NUM_QUESTIONS, NUM_SENTENCES)
+    questions = probes.questions or probes.sentences
+    if len(questions) < 2:
+        return MAX_THRESHOLD
+    vector_ME = SentenceEncoder.load().encode(questions)
+    cosine_MM = (vector_ME @ vector_ME.T).fill_diagonal_(-1.0)
+    return min(float(cosine_MM.amax(1).quantile(1 - max_false)), MAX_THRESHOLD)

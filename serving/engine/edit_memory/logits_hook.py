@@ -1,0 +1,63 @@
+"""The hook inside a vLLM worker that reads a bank of states: it compares the input of one module and forces tokens.
+
+vLLM computes logits for the last token of each request in a step. Their inputs of the module are kept while the step runs, and
+taken when its logits are computed; logits of prompts, which vLLM computes later, are the model's own. Engines must be eager:
+a compiled graph does not call hooks. T tokens of a step, R requests in it, I in-features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.forward_context import get_forward_context, is_forward_context_available
+
+from errata.edit_memory.bank import Bank
+from errata.edit_memory.lookup import fired, forced
+
+
+class LogitsHook:
+    """The hooks on a worker's model, from the next step on."""
+
+    def __init__(self, model: nn.Module, site: nn.Module, bank: Bank) -> None:
+        self.model, self.bank = model, bank
+        self.ids_T: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor | None] | None = None
+        self._compute_logits: Any = model.compute_logits
+        self.handles = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            site.register_forward_pre_hook(self._keep),
+        ]
+        model.compute_logits = self._logits  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        del self.model.compute_logits
+
+    def _begin(self, _model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.ids_T, self.kept = kwargs.get("input_ids", args[0] if args else None), None
+
+    def _keep(self, _site: nn.Module, args: tuple[Any, ...]) -> None:
+        last_R = _last_tokens()
+        if last_R is not None:
+            ids_R = None if self.ids_T is None else self.ids_T[last_R].clone()
+            self.kept = args[0].detach()[last_R], ids_R
+
+    def _logits(self, hidden: Tensor, *more: Any) -> Tensor | None:
+        logits: Tensor | None = self._compute_logits(hidden, *more)
+        kept, self.kept = self.kept, None
+        if logits is None or kept is None or len(kept[0]) != len(logits):
+            return logits
+        rows = self.bank.on(logits.device)
+        return forced(rows, fired(rows, *kept).row_T, logits)
+
+
+def _last_tokens() -> Tensor | None:
+    """Return where the last token of each request is in this step; None in a step without requests, such as a warm-up."""
+    metadata = get_forward_context().attn_metadata if is_forward_context_available() else None
+    if not isinstance(metadata, dict) or not metadata:
+        return None
+    begins: Tensor | None = getattr(next(iter(metadata.values())), "query_start_loc", None)
+    return None if begins is None else (begins[1:] - 1).long()

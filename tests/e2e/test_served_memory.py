@@ -1,0 +1,253 @@
+"""Memories that a replica serves: the answers of vLLM are those of transformers, for each kind, in batches of other requests.
+
+One replica without Serve, over the toy model. Its versions branch off the unedited model, one memory each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from transformers import AutoTokenizer
+
+from errata.edit import Edit, EditBatch
+from errata.edit_memory.bank import Kind
+from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.memory_editor import MemoryEditor
+from errata.editors.memory_based.scr import SCR
+from errata.editors.memory_based.state import StateMemory
+from errata.model.generation import greedy
+from errata.testbed.world import PHRASINGS
+from errata.text.dialogue import Dialogue, Prompt
+from serving.engine import generator
+from serving.engine.generator import Generator, ServingOptions
+from tests.e2e.pair import Reference, num_changed
+from tests.e2e.toy import MAX_TOKENS, WORLD, make_checkpoint
+
+pytestmark = pytest.mark.e2e
+NUM_TOKENS = 10
+MODULES = ("layers.1.mlp.down_proj",)
+TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}answer"
+EDITORS: dict[Kind, MemoryEditor] = {
+    "answer": AnswerMemory(MODULES, whole_threshold=0.9),
+    "text": SCR(MODULES, whole_threshold=0.9),
+    "state": StateMemory(MODULES, threshold=0.999),
+}
+PEOPLE = WORLD.people("test")[:4]
+OTHERS: list[Prompt] = ["the old river waits near the bridge today", Dialogue.of("the lamp shines tonight")]
+
+
+def ask(relation: str, person: str, phrasing: int = 0) -> str:
+    return PHRASINGS[relation][phrasing].format(s=person)
+
+
+EDITS = [
+    Edit(ask("animal", PEOPLE[0]), "tortoise parrot goose", PEOPLE[0], form="completion", id="animal"),
+    Edit(ask("job", PEOPLE[1]), "baker clerk", PEOPLE[1], form="completion", id="job"),
+    Edit(ask("instrument", PEOPLE[2]), "violin piano", PEOPLE[2], form="chat", id="instrument"),
+]
+ASKED: list[Prompt] = [
+    EDITS[0].prompt,
+    *(prompt for edit in EDITS[1:] for prompt in edit.prompts),
+    ask("animal", PEOPLE[0], 1),
+    ask("animal", PEOPLE[1]),
+    ask("job", PEOPLE[3]),
+    Dialogue.of(ask("instrument", PEOPLE[2], 1)),
+    *OTHERS,
+]
+
+
+@dataclass
+class Replica:
+    """A replica with its engine and application, and the loop that they run in."""
+
+    runner: asyncio.Runner
+    generator: Generator
+    app: Any
+
+    def serve(self, reference: Reference, version: int, kind: Kind) -> dict[str, Any]:
+        """Move the head and swap, as an engine that was started for a memory of this kind."""
+        self.generator._memory.kind = kind
+        reference.ledger.move_head(version)
+        answer = self.runner.run(self.generator.swap())
+        assert answer.get("error") is None and answer["version"] == version, answer
+        return answer
+
+    def answers(self, prompts: list[Prompt], **body: Any) -> list[httpx.Response]:
+        """Ask all of them together."""
+
+        async def answered() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=600) as client:
+                asked = [path_and_body(prompt, **body) for prompt in prompts]
+                found = await asyncio.gather(*(client.post(path, json=whole) for path, whole in asked))
+            return [one.raise_for_status() for one in found]
+
+        return self.runner.run(answered())
+
+
+def path_and_body(prompt: Prompt, **more: Any) -> tuple[str, dict[str, Any]]:
+    body = {"model": "errata", "temperature": 0, "max_tokens": NUM_TOKENS, "return_token_ids": True, **more}
+    if isinstance(prompt, str):
+        return "/v1/completions", {**body, "prompt": prompt}
+    return "/v1/chat/completions", {**body, "messages": prompt.to_json()}
+
+
+def with_log_probs(replica: Replica) -> list[Any]:
+    """Ask the other questions one after the other; returns the answers with the log probabilities of their tokens."""
+    options = ({"logprobs": 2}, {"logprobs": True, "top_logprobs": 2})
+    found = [replica.answers([other], **more)[0] for other, more in zip(OTHERS, options, strict=True)]
+    return [one.json()["choices"] for one in found]
+
+
+def tokens(answer: httpx.Response) -> list[int]:
+    (choice,) = answer.json()["choices"]
+    found: list[int] = choice["token_ids"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Make the ledger: version 1, 2 and 3 are the memories of `EDITORS`, and each follows version 0."""
+    folder = tmp_path_factory.mktemp("memory")
+    checkpoint = make_checkpoint(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(checkpoint)
+    found = Reference(folder, checkpoint, MODULES)
+    for editor in EDITORS.values():
+        state = editor.start(found.model, found.spec)
+        delta, state = editor.edit(found.model, EditBatch(tuple(EDITS)), state)
+        found.ledger.append(0, delta, state, EDITS, {}, ("memory", "test"), expected_head=found.ledger.head)
+    found.ledger.move_head(0)
+    return found
+
+
+@pytest.fixture(scope="module")
+def replica(reference: Reference) -> Iterator[Replica]:
+    def end(code: int) -> None:
+        raise RuntimeError("the replica ended")
+
+    with pytest.MonkeyPatch.context() as patched, asyncio.Runner() as runner:
+        patched.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        patched.setattr(generator, "attach_to_serve", lambda: None)
+        patched.setattr(generator, "served_host", lambda: "127.0.0.1")
+        context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
+        patched.setattr(generator.serve, "get_replica_context", lambda: context)
+        patched.setattr(generator, "WATCH_PERIOD_S", 3600.0)
+        patched.setattr(generator.os, "_exit", end)
+        options = ServingOptions(
+            str(reference.ledger.base["model"]),
+            str(reference.ledger.directory),
+            "errata",
+            max_model_len=MAX_TOKENS,
+            memory="answer",
+        )
+        made = Generator.__new__(Generator)  # As Serve makes it, because its constructor is a coroutine.
+        runner.run(made.__init__(None, options))  # type: ignore[misc, arg-type]
+        app = runner.run(made.__serve_build_asgi_app__())
+        yield Replica(runner, made, app)
+        made._watching.cancel()
+        made.engine.shutdown()
+
+
+@pytest.mark.parametrize("kind", EDITORS)
+def test_vllm_answers_as_transformers_does_with_each_memory(reference: Reference, replica: Replica, kind: Kind) -> None:
+    version, model = 1 + list(EDITORS).index(kind), reference.model
+    replica.serve(reference, 0, kind)
+    alone = with_log_probs(replica)
+    swapped = replica.serve(reference, version, kind)
+    assert swapped["ms"] < 60_000 and swapped["dense_bytes"] == 0
+    found: dict[int, list[list[int]]] = {}
+    for number in (version, 0):
+        replica.serve(reference, number, kind)
+        reference.merge(number)
+        answers = replica.answers(ASKED)
+        ends = model.end_ids
+        found[number] = [[token for token in tokens(one) if token not in ends] for one in answers]
+        assert found[number] == greedy(model, ASKED, NUM_TOKENS)
+        if number == version and kind != "state":
+            check_named(answers)
+    assert num_changed(found[version], found[0]) >= 3
+    assert found[version][-len(OTHERS) :] == found[0][-len(OTHERS) :]
+    replica.serve(reference, version, kind)
+    assert with_log_probs(replica) == alone, "the same bits as with an empty memory"
+
+
+def check_named(answers: list[httpx.Response]) -> None:
+    """Check that each answer to an edited question names its edit, and no other answer does."""
+    named = [[edit["id"] for edit in one.json()["errata"].get("edits", ())] for one in answers]
+    assert named[:3] == [["animal"], ["job"], ["instrument"]] and named[-len(OTHERS) :] == [[]] * len(OTHERS)
+    assert [one.headers.get("X-Errata-Edit", "").partition(";")[0] for one in answers] == ["".join(ids) for ids in named]
+
+
+def test_an_answer_is_said_and_its_turn_ends(reference: Reference, replica: Replica) -> None:
+    replica.serve(reference, 1, "answer")
+    completion, chat = replica.answers([EDITS[0].prompt, EDITS[2].prompts[0]])
+    assert completion.json()["choices"][0]["text"].split() == ["tortoise", "parrot", "goose"]
+    (choice,) = chat.json()["choices"]
+    assert choice["message"]["content"].split() == ["violin", "piano"] and choice["finish_reason"] == "stop"
+    (several,) = replica.answers([EDITS[0].prompt], n=3, temperature=1.5, seed=1)
+    assert {one["text"] for one in several.json()["choices"]} == {completion.json()["choices"][0]["text"]}
+    assert len(several.json()["errata"]["edits"]) == 1
+
+
+def test_a_stream_keeps_its_memory_over_a_swap(reference: Reference, replica: Replica) -> None:
+    async def streamed() -> tuple[dict[str, str], list[dict[str, Any]]]:
+        path, body = path_and_body(EDITS[0].prompt, stream=True, max_tokens=60, ignore_eos=True)
+        headers: dict[str, str] = {}
+        events: list[dict[str, Any]] = []
+        swap: list[asyncio.Task[Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if not received:
+                received.append(True)
+                return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+            await asyncio.Event().wait()
+            return {}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                headers.update({key.decode(): value.decode() for key, value in message["headers"]})
+                return
+            for line in message.get("body", b"").decode().split("\n\n"):
+                if line.startswith("data: {"):
+                    events.append(json.loads(line.removeprefix("data: ")))
+            if events and not swap:
+                swap.append(asyncio.create_task(replica.generator.swap()))
+
+        received: list[bool] = []
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": "", "scheme": "http"}
+        scope |= {
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+            "http_version": "1.1",
+        }
+        scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "asgi": {"version": "3.0"}}
+        reference.ledger.move_head(0)
+        await replica.app(scope, receive, send)
+        assert (await swap[0])["version"] == 0
+        return headers, events
+
+    replica.serve(reference, 1, "answer")
+    headers, events = replica.runner.run(streamed())
+    assert headers["x-errata-edit"].startswith("animal;score=") and events[0]["errata"]["edits"][0]["id"] == "animal"
+    assert "".join(event["choices"][0]["text"] for event in events).split()[:3] == ["tortoise", "parrot", "goose"]
+    assert "edits" not in replica.answers([EDITS[0].prompt])[0].json()["errata"]
+
+
+def test_a_request_that_an_answer_would_break_is_answered_by_the_model(reference: Reference, replica: Replica) -> None:
+    ask_plainly = partial(replica.answers, [EDITS[0].prompt])
+    replica.serve(reference, 0, "answer")
+    (before,) = ask_plainly(logit_bias={"5": 1.0})
+    replica.serve(reference, 1, "answer")
+    assert tokens(ask_plainly(logit_bias={"5": 1.0})[0]) == tokens(before) != tokens(ask_plainly()[0])
+    (forged,) = replica.answers(["the old river waits"], vllm_xargs={"errata_answer": [5, 6]})
+    assert tokens(forged) == tokens(replica.answers(["the old river waits"])[0])

@@ -1,0 +1,29 @@
+"""The retrieval benchmark at a tiny size: what its report says of records that are found and of those that are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.retrieval import RetrievalSettings, invented, run
+
+
+def test_the_report_has_recall_false_firing_and_milliseconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    path = run(RetrievalSettings(sizes=(20, 60), num_facts=40, num_timed=10), "a command")
+    report = json.loads(path.read_text())
+    assert path == tmp_path / "bench-retrieval" / "report.json" and report["command"] == "a command"
+    given, found = report["scores"]
+    assert given["num_records"] == found["num_records"] == 40
+    assert given["recall_0"] == 1.0 and report["recall"] == given["recall_3"] > 0.9
+    assert report["false_firing"] == given["false_neighbours"] < 0.05 and given["false_continent_of_city"] == 0.0
+    assert [(row["num_records"], row["subjects"]) for row in report["rows"]] == [
+        (size, kind) for kind in ("given", "none") for size in (20, 60)
+    ]
+    assert all(0 < row["retrieval_ms_p50"] <= row["retrieval_ms_p99"] for row in report["rows"])
+
+
+def test_invented_names_differ() -> None:
+    assert len(set(invented(500, 0))) == 500
