@@ -136,7 +136,7 @@ class Turn {
 
   #ended(previous) {
     const note = previous && h("span", { class: previous === this.text ? "warn" : "ok" }, previous === this.text ? "the same answer" : "the new answer");
-    const fired = this.edits.map((edit) => h("a", { class: "tag", href: `#/edits/${edit.id}` }, `by edit ${edit.id.slice(0, 8)}`));
+    const fired = this.edits.map(firedTag);
     const tools = may("edit") && [
       button("This is wrong", () => this.#correct(), "small"),
       button("Which version says so?", () => this.#blame(), "quiet small"),
@@ -161,6 +161,12 @@ class Turn {
       fill(this.more, h("p", { class: "fault", role: "alert" }, fault.message));
     }
   }
+}
+
+/** Name an edit of a memory that decided an answer; one of an old version may have no id. */
+function firedTag({ id }) {
+  const text = "by a correction";
+  return /^[0-9a-f]{8}/.test(id ?? "") ? h("a", { class: "tag", href: `#/edits/${id}` }, `${text} ${id.slice(0, 8)}`) : h("span", { class: "tag" }, text);
 }
 
 /** Show the version that introduced an answer, with its likeliest edits first. */

@@ -60,6 +60,7 @@ const MAX_WORDS = 300; // The table of a comparison has its square.
 
 /** Show two texts as one, with the words that went and the words that came. */
 export function difference(before, after) {
+  if (before == null || after == null) return [h("ins", {}, after ?? before ?? "")]; // The model was not asked.
   const [one, other] = [words(before), words(after)];
   const apart = [h("del", {}, before), " ", h("ins", {}, after)];
   if (one.length > MAX_WORDS || other.length > MAX_WORDS) return apart;
