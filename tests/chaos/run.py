@@ -74,8 +74,8 @@ def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outc
         console.print(f"{number}/{len(parts)} {part}: {outcome}; {recorder.num_acknowledged - before} edits acknowledged")
         if outcomes[-1].fault is not None:
             break
-    operations = workload.stop()
-    return outcomes, History(operations, chain_of(service.ledger()), settled_rows(service))
+    operations, rows = workload.stop(), settled_rows(service)
+    return outcomes, History(operations, chain_of(service.ledger()), rows)  # The chain has all that is settled.
 
 
 def _suffered(service: Service, part: str, draw: random.Random) -> Outcome:

@@ -22,9 +22,9 @@ def started(home: Path, *command: str, cluster: Mapping[str, str] | None = None)
 
     It is killed after `LONGEST_S`, so that a reader of its lines never blocks.
     """
-    environment = {**os.environ, "ERRATA_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    environment = dict(os.environ)
     environment.pop("RAY_ADDRESS", None)
-    environment |= cluster or {}
+    environment |= {**(cluster or {}), "ERRATA_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     job = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -75,6 +75,7 @@ class Replica:
     def serve(self, reference: Reference, version: int, kind: Kind) -> dict[str, Any]:
         """Move the head and swap, as an engine that was started for a memory of this kind."""
         self.generator._memory.kind = kind
+        self.generator._is_known = True  # As after a broadcast: only swaps take the replica to another version.
         reference.ledger.move_head(version)
         answer = self.runner.run(self.generator.swap())
         assert answer.get("error") is None and answer["version"] == version, answer
