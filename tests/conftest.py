@@ -5,6 +5,7 @@ cache. The tokenizer is that of a world of 20 people.
 """
 
 import os
+import signal
 import ssl
 from copy import deepcopy
 from dataclasses import replace
@@ -39,6 +40,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("takes long: FULL=1 runs it")
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # In the background of a shell; what a test starts would ignore it, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # For models of a few thousand weights, threads only wait for each other.
 ssl.create_default_context = cache(ssl.create_default_context)  # Each client of httpx would read all certificates for 50 ms.
 

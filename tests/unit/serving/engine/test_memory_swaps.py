@@ -96,7 +96,7 @@ def test_a_request_waits_for_no_swap_of_a_memory(ledger: Ledger) -> None:
 
 
 def test_a_new_replica_reads_the_head_s_memory_before_its_first_request(ledger: Ledger) -> None:
-    """Until a broadcast has reached it, the worker may have acknowledged a version that this replica does not serve."""
+    """The worker may have acknowledged a version that this replica does not serve, until a broadcast has reached it."""
     remembered(ledger, '"a"')
 
     async def asked() -> None:

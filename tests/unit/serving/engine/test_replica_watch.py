@@ -14,14 +14,15 @@ from serving.engine.replica_watch import REPLICA
 
 # Each starts the next one, as a replica its engine's core, and the core its workers; only the replica names itself.
 WORKER = (
-    "import os, time; from serving.engine.replica_watch import end_with_replica as end; end(); print(os.getpid(), flush=True); "
+    "import os, time; from serving.engine.replica_watch import end_with_replica as end; end(); "
+    "os.write(1, f'{os.getpid()}\\n'.encode()); "  # At one stroke: two processes write into the same pipe.
 )
 WORKER += "time.sleep(60)"
 CORE = f"""
 import os, subprocess, sys, time
 from serving.engine.replica_watch import end_with_replica
 end_with_replica()
-print(os.getpid(), flush=True)
+os.write(1, f"{{os.getpid()}}\\n".encode())
 workers = [subprocess.Popen([sys.executable, "-c", {WORKER!r}]) for _ in range(2)]
 time.sleep(60)
 """
