@@ -151,7 +151,7 @@ def test_moments_are_those_of_one_pass_and_start_an_editor(output: str, home: Pa
     plan = PLANS["tiny"]()
     fingerprint = checkpoint_fingerprint(home / "testbed" / plan.digest("corpus", "shape"))[:12]
     assert f"{fingerprint}-world-20-" in found.name and "-float32-" in found.name
-    editor = replace(AlphaEdit.from_artifact(found), context_words=("the",))
+    editor = replace(AlphaEdit.from_artifact(found), context_words=("the",), position="prompt")  # in the last block
     model = load(home / "testbed" / plan.digest("corpus", "shape"))
     sums, count = key_sums(model.module, texts(plan, model), ["model.layers.1.mlp.down_proj"], all_tokens=True)
     assert editor.moments is not None and editor.moments.record["num_tokens"] == count and f"-{count}t-" in found.name
