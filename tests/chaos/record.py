@@ -9,8 +9,11 @@ from tests.chaos.history import LOST, OUT_OF_USE, Chain, ChainEdit, ChainVersion
 from tests.chaos.workload import may_be_refused, pages
 
 
-def chain_of(ledger: Ledger) -> Chain:
-    """Read all versions, those in quarantine included, and all moves of the head."""
+def chain_of(ledger: Ledger, num_earlier: int = 0) -> Chain:
+    """Read all versions, those in quarantine included, and all moves of the head.
+
+    The first `num_earlier` moves were made before the clients began, so no client asked for them.
+    """
     retracted = ledger.retracted()
     versions = [_version(one, LOST if one.number in retracted else "") for one in ledger.versions() if one.number]
     for gone in ledger.quarantined():
@@ -20,7 +23,8 @@ def chain_of(ledger: Ledger) -> Chain:
         parent = ledger.index.parent(gone.number, default=gone.number - 1)
         versions.append(_version(read, fate) if read else ChainVersion(gone.number, parent, edits, {}, fate))
     moves = [
-        Move(move["version"], move["after"], "withdrawn" not in move and move["by"] != "recovery") for move in ledger.head_log()
+        Move(move["version"], move["after"], number >= num_earlier and "withdrawn" not in move and move["by"] != "recovery")
+        for number, move in enumerate(ledger.head_log())
     ]
     return Chain(tuple(sorted(versions, key=lambda one: one.number)), tuple(moves))
 

@@ -63,6 +63,7 @@ def schedule(seed: int, num_faults: int, parts: Sequence[str]) -> list[str]:
 def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outcome], History]:
     """Cause one fault after the other beside the clients, and return what they recorded, with the chain and the journal."""
     draw, outcomes = random.Random(seed), list[Outcome]()
+    num_earlier = len(list(service.ledger().head_log()))
     recorder = Recorder(str(service.http.base_url), service.headers)
     workload = Workload(recorder, seed)
     workload.start()
@@ -75,7 +76,7 @@ def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outc
         if outcomes[-1].fault is not None:
             break
     operations, rows = workload.stop(), settled_rows(service)
-    return outcomes, History(operations, chain_of(service.ledger()), rows)  # The chain has all that is settled.
+    return outcomes, History(operations, chain_of(service.ledger(), num_earlier), rows)  # The chain has all that is settled.
 
 
 def _suffered(service: Service, part: str, draw: random.Random) -> Outcome:

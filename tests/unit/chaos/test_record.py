@@ -46,6 +46,7 @@ def test_the_heads_of_a_ledger_are_found_in_order(ledger: Ledger, random_delta: 
     assert {version.number: version.fate for version in chain.versions if version.fate} == {4: LOST, 5: LOST, 6: OUT_OF_USE}
     assert [edit.id for edit in chain.held(7)] == ["id-1", "id-2", "id-3", "id-6"]  # Named after the newest version then.
     assert [step.cause for step in chain.heads].count("move") == 2
+    assert [step.cause for step in chain_of(ledger, num_earlier=1).heads].count("move") == 1, "one was before the clients"
 
 
 def test_a_damaged_head_falls_back_behind_an_earlier_move(ledger: Ledger, random_delta: Callable[..., Any]) -> None:
