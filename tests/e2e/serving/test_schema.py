@@ -47,7 +47,7 @@ def test_our_routes_conform_to_their_document(app: App, tmp_path: Path) -> None:
 
 def test_no_request_is_a_server_error_of_the_engines_routes(app: App, tmp_path: Path) -> None:
     theirs = ["--exclude-tag", "errata", "--checks", "not_a_server_error", "-n", "100" if IS_FULL else "5"]
-    count, _ = generated(app, tmp_path, *theirs, "--max-time", "300" if IS_FULL else "25", "--request-timeout", "60")
+    count, _ = generated(app, tmp_path, *theirs, "--max-time", "300" if IS_FULL else "15", "--request-timeout", "60")
     print(f"\n{count} requests to the engine's routes")
     assert count >= 50
     eventually(lambda: app.http.get("/ready").is_success, 30)
