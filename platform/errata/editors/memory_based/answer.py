@@ -11,7 +11,7 @@ Remembers: the thresholds. The records are in the memory.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from errata.delta.memory_delta import MemoryDelta
@@ -28,13 +28,6 @@ from errata.model.prefix_cache import BatchCache
 @dataclass(frozen=True)
 class AnswerMemory(QuestionMemory):
     """Answer memory. `max_false` is the share of probe questions that a record without a subject may answer."""
-
-    modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
-    _: KW_ONLY
-    max_false: float = 0.01
-    threshold: float = 0.55
-    whole_threshold: float = 0.0
-    max_batch: int = 1000
 
     kind: ClassVar[Kind] = "answer"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
@@ -27,6 +28,7 @@ from errata.text.rules import fact_of
 THRESHOLDS = "thresholds"  # in the state: of questions without their subject, and of whole questions
 
 
+@dataclass(frozen=True)
 class QuestionMemory(MemoryEditor, ABC):
     """Base class of the memories that compare questions. `modules` says what a ledger could edit; none of them is read.
 
@@ -34,8 +36,12 @@ class QuestionMemory(MemoryEditor, ABC):
     `whole_threshold` that of whole questions, for records without a subject, and is calibrated if it is 0.
     """
 
-    threshold: float
-    whole_threshold: float
+    modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
+    _: KW_ONLY
+    max_false: float = 0.01
+    threshold: float = 0.55
+    whole_threshold: float = 0.0
+    max_batch: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ Remembers: the thresholds. A model must be able to follow a text in its prompt: 
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from errata.delta.memory_delta import MemoryDelta
@@ -30,13 +30,6 @@ BEFORE_FACT = "Known fact: "
 @dataclass(frozen=True)
 class SCR(QuestionMemory):
     """SCR. `max_false` is the share of probe questions that the text of a record without a subject may be put before."""
-
-    modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
-    _: KW_ONLY
-    max_false: float = 0.01
-    threshold: float = 0.55
-    whole_threshold: float = 0.0
-    max_batch: int = 1000
 
     kind: ClassVar[Kind] = "text"
 
