@@ -63,7 +63,7 @@ def texts_of_tokens(model: LanguageModel, tokens: Tokens) -> dict[Prompt, str]:
 
 
 @dataclass
-class Course:
+class EditsMade:
     """What became of the edits: the bytes of their changes, seconds an edit in each batch, and refused edits.
 
     `right_at_first` has the edits that were right immediately after their batch, with the number of edits until then.
@@ -89,23 +89,23 @@ class RowRun:
 
     def figures(self, editor: Editor | None) -> dict[str, Any]:
         """Make the edits, ask, measure, and take the edits out of the model again."""
-        course = Course()
-        with self._edited(editor, course), self._oracle():
+        made = EditsMade()
+        with self._edited(editor, made), self._oracle():
             tokens = self.before.tokens if self.row.name == UNEDITED else generated(self.model, self.stream.prompts)
-            found = self._scores(tokens) | self._lifetimes(course, tokens)
+            found = self._scores(tokens) | self._lifetimes(made, tokens)
             found["ppl_ratio"] = perplexities(self.model, sentences()).ratios_to(self.before.perplexities)["ppl_ratio"]
-            return found | self._costs(course)
+            return found | self._costs(made)
 
     def validation(self, editor: Editor) -> float:
         """Return the harmonic mean of all scores after the edits: how a setting is chosen."""
-        with self._edited(editor, Course()):
+        with self._edited(editor, EditsMade()):
             return harmonic_mean([score or 0.0 for score in self._scores(generated(self.model, self.stream.prompts)).values()])
 
     def _oracle(self) -> AbstractContextManager[None]:
         return with_corrections(self.model, self.stream.owners) if self.row.name == ORACLE else nullcontext()
 
     @contextmanager
-    def _edited(self, editor: Editor | None, course: Course) -> Iterator[None]:
+    def _edited(self, editor: Editor | None, made: EditsMade) -> Iterator[None]:
         """Make all edits, each batch on the model so far."""
         if editor is None:
             yield
@@ -114,24 +114,24 @@ class RowRun:
         edited = EditedModel(self.model.module, spec)
         try:
             with PeakMemory(self.model.device) as memory:
-                self._make(editor, editor.start(self.model, spec), edited, course)
-            course.peak_bytes = memory.num_bytes
+                self._make(editor, editor.start(self.model, spec), edited, made)
+            made.peak_bytes = memory.num_bytes
             yield
         finally:
             edited.set([])
 
-    def _make(self, editor: Editor, state: EditorState, edited: EditedModel, course: Course) -> None:
+    def _make(self, editor: Editor, state: EditorState, edited: EditedModel, made: EditsMade) -> None:
         batches = list(batches_of(self.row.changed(self.stream.edits), BATCH_SIZE))
         began = time.monotonic()
         for done, batch in enumerate(batches, 1):
-            state = self._make_batch(editor, batch, state, edited, course)
-            self._ask_at_first(batch, course)
+            state = self._make_batch(editor, batch, state, edited, made)
+            self._ask_at_first(batch, made)
             if not done % REPORTED_BATCHES or done == len(batches):
                 left = time_left(began, done, len(batches))
                 say(f"{self.row.name}: {done}/{len(batches)} batches, {left}, and then the questions")
 
     def _make_batch(
-        self, editor: Editor, batch: EditBatch, state: EditorState, edited: EditedModel, course: Course
+        self, editor: Editor, batch: EditBatch, state: EditorState, edited: EditedModel, made: EditsMade
     ) -> EditorState:
         """Make a batch and return the state after it. One that is refused is made edit by edit, as a service does."""
         try:
@@ -139,25 +139,25 @@ class RowRun:
                 delta, after = editor.edit(self.model, batch, state)
         except EditRejected:
             if len(batch) == 1:
-                course.refused += 1
+                made.refused += 1
                 return state
             for edit in batch:
-                state = self._make_batch(editor, EditBatch((edit,)), state, edited, course)
+                state = self._make_batch(editor, EditBatch((edit,)), state, edited, made)
             return state
         if len(batch) > 1:
-            course.seconds_each.append(seconds["total"] / len(batch))
-        course.num_bytes += saved_bytes(delta)
+            made.seconds_each.append(seconds["total"] / len(batch))
+        made.num_bytes += saved_bytes(delta)
         edited.add(delta)
         return after
 
-    def _ask_at_first(self, batch: EditBatch, course: Course) -> None:
+    def _ask_at_first(self, batch: EditBatch, made: EditsMade) -> None:
         """Ask the questions of a batch that was just made."""
-        course.num_asked += len(batch)
+        made.num_asked += len(batch)
         texts = texts_of_tokens(self.model, generated(self.model, [edit.prompts[-1] for edit in batch]))
         for edit in batch:
-            course.right_at_first.pop(edit.prompt, None)
+            made.right_at_first.pop(edit.prompt, None)
             if edit.question(edit.prompts[-1]).is_answered_by(texts[edit.prompts[-1]]):
-                course.right_at_first[edit.prompt] = course.num_asked
+                made.right_at_first[edit.prompt] = made.num_asked
 
     def _scores(self, tokens: Tokens) -> dict[str, float | None]:
         """Score the answers by measure, and count the unrelated answers whose tokens are those of the unedited model."""
@@ -166,35 +166,35 @@ class RowRun:
         same = [list(tokens[prompt]) == list(self.before.tokens[prompt]) for prompt in self.stream.unrelated]
         return found | ({"agreement": fmean(same)} if same else {})
 
-    def _lifetimes(self, course: Course, tokens: Tokens) -> dict[str, float | None]:
+    def _lifetimes(self, made: EditsMade, tokens: Tokens) -> dict[str, float | None]:
         """Say how many edits were answered right immediately after their batch, and how many later edits these last."""
-        if not course.num_asked:
+        if not made.num_asked:
             return {"immediate": None, "half_life": None}
         texts = texts_of_tokens(self.model, tokens)
         now = {one.owner: one.question.is_answered_by(texts[one.question.prompt]) for one in self._corrected}
-        at_first = {owner: at for owner, at in course.right_at_first.items() if owner in now}
-        seen = [Survival(course.num_asked - at, now[owner]) for owner, at in at_first.items()]
+        at_first = {owner: at for owner, at in made.right_at_first.items() if owner in now}
+        seen = [Survival(made.num_asked - at, now[owner]) for owner, at in at_first.items()]
         return {"immediate": len(at_first) / len(now) if now else None, "half_life": half_life(seen)}
 
     @property
     def _corrected(self) -> Sequence[TransformedQuestion]:
         return self.stream.asked.asked["question"]
 
-    def _costs(self, course: Course) -> dict[str, Any]:
+    def _costs(self, made: EditsMade) -> dict[str, Any]:
         edited = [one.question.prompt for one in self._corrected]
         own, other = (
             added_ms(self.unedited, self.model, each[:NUM_TIMED], MAX_TOKENS) for each in (edited, self.stream.unrelated)
         )
         return {
-            "edit_s": median(course.seconds_each) if course.seconds_each else None,
+            "edit_s": median(made.seconds_each) if made.seconds_each else None,
             "added_first_ms": own.first_ms,
             "added_ms": own.all_ms,
             "unrelated_first_ms": other.first_ms,
             "unrelated_ms": other.all_ms,
             "added_tokens": added_tokens(self.model, edited, MAX_TOKENS),
-            "bytes": course.num_bytes,
-            "peak_bytes": course.peak_bytes,
-            "refused": course.refused,
+            "bytes": made.num_bytes,
+            "peak_bytes": made.peak_bytes,
+            "refused": made.refused,
         }
 
 
