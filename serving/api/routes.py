@@ -21,6 +21,7 @@ from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Dialogue, Prompt, messages_from_json
 from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
 from serving.api.schemas import (
+    MAX_CHARACTERS,
     AskedIn,
     BlameIn,
     Cursor,
@@ -54,7 +55,7 @@ class Backend(Protocol):
 
     async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]: ...
 
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]: ...
+    async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None) -> dict[str, Any]: ...
 
     async def edit_status(self, id: str) -> dict[str, Any]: ...
 
@@ -166,8 +167,10 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
         state: EditState | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         before: Cursor | None = None,
+        subject: Annotated[str | None, Query(min_length=1, max_length=MAX_CHARACTERS)] = None,
     ) -> Any:
-        return await unwrapped(backend.edits(state, limit, before))
+        """List edits, newest first; with `subject`, the corrections of one subject."""
+        return await unwrapped(backend.edits(state, limit, before, subject))
 
     @routes.get("/v1/edits/{id}", response_model=EditOut, response_model_exclude_none=True)
     async def get_edit(id: Name) -> Any:

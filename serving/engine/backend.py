@@ -55,8 +55,8 @@ class ServiceBackend:
         """Try edits; the worker stops when the caller is gone."""
         return await _stopped_with_caller(self.worker.dry_run.remote(edits))
 
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        return await answer_of(self.worker.edits.remote(state, limit, before))
+    async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None) -> dict[str, Any]:
+        return await answer_of(self.worker.edits.remote(state, limit, before, subject))
 
     async def edit_status(self, id: str) -> dict[str, Any]:
         return await answer_of(self.worker.edit_status.remote(id))

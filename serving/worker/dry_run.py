@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,12 @@ class DryRuns:
     def __init__(self, edit_loop: EditLoop, max_s: float) -> None:
         self.edit_loop, self.max_s = edit_loop, max_s
 
-    async def of(self, edits: Sequence[Edit], slot: asyncio.Lock) -> dict[str, Any]:
+    async def of(
+        self, edits: Sequence[Edit], slot: asyncio.Lock, contradicts: Mapping[int, list[str]] | None = None
+    ) -> dict[str, Any]:
         """Try edits; `slot` is the one that walks over the versions have, too. A call that is cancelled stops the attempts.
+
+        `contradicts` has the ids of the edits that some of them, by position, contradict.
 
         Raises `Busy`, `EditRejected` for more edits than a version takes, and `WalkTooLong` after the time of a walk.
         """
@@ -48,7 +52,10 @@ class DryRuns:
             raise EditRejected(f"has {len(edits):,}, and a dry run at most {most:,}", code=Code.BATCH_SIZE, field="edits")
         async with slot, self.edit_loop.writing:
             with self.edit_loop.core_sharing.editing():
-                return await walked(partial(tried, self.edit_loop.live_model, edits), WalkBudget(max_s=self.max_s))
+                found = await walked(partial(tried, self.edit_loop.live_model, edits), WalkBudget(max_s=self.max_s))
+        for i, ids in (contradicts or {}).items():
+            found["edits"][i]["contradicts"] = ids
+        return found
 
 
 def tried(live_model: LiveModel, edits: Sequence[Edit], budget: WalkBudget) -> dict[str, Any]:

@@ -112,16 +112,21 @@ class Client:
         """Find what a post of these edits would do: their answers before and after, the guard's figures, changed neighbours."""
         return self._call("POST", "/v1/edits", {"edits": [dict(edit) for edit in edits]}, params={"dry_run": "true"})
 
-    def edits(self, state: str | None = None, limit: int = 100, before: str | int | None = None) -> EditPage:
-        """Get a page of at most `limit` edits, newest first; `before` is the `next` of the previous page."""
-        return self._call("GET", "/v1/edits", params={"state": state, "limit": limit, "before": before})
+    def edits(
+        self, state: str | None = None, limit: int = 100, before: str | int | None = None, subject: str | None = None
+    ) -> EditPage:
+        """Get a page of at most `limit` edits, newest first; `before` is the `next` of the previous page.
 
-    def each_edit(self, state: str | None = None) -> Iterator[EditOut]:
+        With `subject`, get the corrections of one subject.
+        """
+        return self._call("GET", "/v1/edits", params={"state": state, "limit": limit, "before": before, "subject": subject})
+
+    def each_edit(self, state: str | None = None, subject: str | None = None) -> Iterator[EditOut]:
         """Yield all edits, newest first; pages are requested as needed."""
-        page = self.edits(state, PAGE)
+        page = self.edits(state, PAGE, subject=subject)
         yield from page["edits"]
         while page["next"] is not None:
-            page = self.edits(state, PAGE, page["next"])
+            page = self.edits(state, PAGE, page["next"], subject)
             yield from page["edits"]
 
     def edit_status(self, edit_id: str) -> EditOut:
