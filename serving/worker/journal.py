@@ -19,7 +19,7 @@ from errata.ledger.journal_copy import lock_of
 from errata.locks import Held, hold
 from serving.worker.fact_keys import keys_of
 from serving.worker.idempotency import KEPT_S, KeptKeys, digest_of_edits
-from serving.worker.journal_entry import COLUMNS, Entry, OpenEdit, entry_of
+from serving.worker.journal_entry import COLUMNS, Entry, OpenEdit, entry_of, first_dated_again
 from serving.worker.journal_table import chosen_by, open_database
 
 WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has ended.
@@ -178,12 +178,13 @@ class Journal:
     def take(self, limit: int) -> list[Entry]:
         """Take the oldest queued edits, which become `applying`. An edit that was taken before is taken alone.
 
+        A correction with a day is not taken with an earlier one of its question, so that each has a version and its time.
         An edit that is put aside waits, and with it the later edits of its prompts, of which the last must count.
         """
         with self._transaction() as db:
             entries = list(islice(self._free(limit), limit))
             fresh = next((i for i, entry in enumerate(entries) if entry.attempts), len(entries))
-            entries = entries[: max(1, fresh)]
+            entries = entries[: max(1, min(fresh, first_dated_again(entries)))]
             node = self.node if len(entries) == 1 else None
             query = "UPDATE edits SET state = 'applying', attempts = attempts + 1, node = ? WHERE id = ?"
             db.executemany(query, [(node, entry.id) for entry in entries])

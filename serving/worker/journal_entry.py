@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from errata.edit import SETTLED, Edit, EditRejected
 from errata.history.validity import Correction
+from serving.worker.fact_keys import question_key
 
 COLUMNS = (
     "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says, failures, node, "
@@ -104,3 +106,15 @@ def entry_of(row: tuple[Any, ...]) -> Entry:
     """Read a row of `COLUMNS`."""
     seq, id, body, *rest = row
     return Entry(seq, id, json.loads(body), *rest)
+
+
+def first_dated_again(entries: Sequence[Entry]) -> int:
+    """Return the place of the first edit with a day `valid_from` after one of the same question; their number if none is."""
+    if not any(entry.edit.get("valid_from") for entry in entries):
+        return len(entries)
+    seen = set[str]()
+    for place, entry in enumerate(entries):
+        if (key := question_key(entry.edit)) in seen and entry.edit.get("valid_from"):
+            return place
+        seen.add(key)
+    return len(entries)

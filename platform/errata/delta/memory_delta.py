@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from errata.delta.weight_delta import update_digest
 from errata.edit_memory import encoder
 from errata.edit_memory.bank import KINDS, READ_BEFORE, ROWS, Bank, Kind, Record
+from errata.edit_memory.past import with_past
 from errata.model.devices import device_of
 
 # Names of tensors in a file. No module of a model is called so.
 ABOUT, PREFIX = "memory|about", "memory|rows|"
-LATER = {"subject": "subjects", "edit": "edits", "answer": "answers"}  # Fields of a record that older files do not have.
+# Fields of a record that older files do not have.
+LATER = {"subject": "subjects", "edit": "edits", "answer": "answers", "valid_from": "valid_from", "valid_to": "valid_to"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +151,18 @@ def held_after(deltas: Iterable[MemoryDelta], bank: Bank | None = None) -> Bank 
     """Return the bank after changes in this order; None if there is neither a bank nor a change."""
     deltas = list(deltas)
     return one_change(deltas).after(bank) if deltas else bank
+
+
+def held_anew(deltas: Iterable[MemoryDelta]) -> Bank | None:
+    """Return the bank of changes in this order, whose past records are found anew: those of changes that are not there go."""
+    deltas = list(deltas)
+    if not any(record.is_past for delta in deltas for record in delta.records):
+        return held_after(deltas)
+    bank: Bank | None = None
+    for delta in deltas:
+        records = with_past((record for record in delta.records if not record.is_past), bank)
+        bank = replace(delta, records=records).after(bank)
+    return bank
 
 
 def one_change(deltas: Sequence[MemoryDelta]) -> MemoryDelta:

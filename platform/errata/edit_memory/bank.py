@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from errata.edit_memory.encoder import NUM_DIMENSIONS
 from errata.edit_memory.question_index import IndexedRecord, QuestionIndex
 from errata.edit_memory.subjects import plain_words
+from errata.text.dates import Period, period_of
 
 # state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near;
 # answer: a record's answer is said after a prompt that is near; datastore: tokens that followed near states are mixed into the
@@ -27,6 +28,7 @@ AT_MATRIX: frozenset[Kind] = frozenset({"state"})  # At an editable matrix, whos
 READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
 SAID: frozenset[Kind] = frozenset({"answer"})  # What is said is the record's own answer: it is known without the model.
 SERVED: frozenset[Kind] = READ_BEFORE | {"state"}  # The kinds that vLLM's replicas read.
+_PAST = "\n"  # Between a fact, which is JSON in one line, and the time of a past record.
 # The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
 ROWS: Mapping[Kind, Mapping[str, int]] = {
     "state": {"key": 2, "token": 1, "after": 1, "threshold": 1},
@@ -43,7 +45,8 @@ class Record:
     """Record of one fact: tensors by name, each with the record's rows, and the correction as a text.
 
     A later record of the same `fact` replaces this one. `subject` is what the question is about, if that is known, `edit` the
-    id of the edit, if it has one, and `answer` what a record of the kind `answer` says.
+    id of the edit, if it has one, and `answer` what a record of the kind `answer` says. The correction holds from the day
+    `valid_from` until the day before `valid_to`, ISO dates, if they are known; `edit_memory/past.py` has past records.
     """
 
     fact: str
@@ -52,6 +55,8 @@ class Record:
     subject: str = ""
     edit: str = ""
     answer: str = ""
+    valid_from: str = ""
+    valid_to: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -60,7 +65,17 @@ class Record:
     @property
     def in_chat(self) -> bool:
         """The question is asked in a dialogue."""
-        return not isinstance(json.loads(self.fact), str)
+        return not isinstance(_read(self.fact), str)
+
+    @property
+    def is_past(self) -> bool:
+        """The record was replaced, and answers only questions about its time."""
+        return _PAST in self.fact
+
+    @property
+    def period(self) -> Period:
+        """The time in which the correction holds."""
+        return period_of(self.valid_from, self.valid_to)
 
     @property
     def question(self) -> str:
@@ -69,7 +84,7 @@ class Record:
     @property
     def earlier_messages(self) -> list[str]:
         """The messages before the question, without those of the system."""
-        read = json.loads(self.fact)
+        read = _read(self.fact)
         return [] if isinstance(read, str) else [content for role, content in read[:-1] if role != "system"]
 
     def fault(self, kind: Kind) -> str | None:
@@ -90,8 +105,17 @@ class Record:
 
 def question_of_fact(fact: str) -> str:
     """Return the question of a fact as `fact_of` writes it: a text, or the last message of a dialogue."""
-    read = json.loads(fact)
+    read = _read(fact)
     return read if isinstance(read, str) else str(read[-1][1])
+
+
+def past_fact(fact: str, begin: str, end: str) -> str:
+    """Return the name of a fact's past record, of which there is one for each time."""
+    return f"{fact}{_PAST}{begin}..{end}"
+
+
+def _read(fact: str) -> Any:
+    return json.loads(fact.partition(_PAST)[0])
 
 
 @dataclass(frozen=True, eq=False)

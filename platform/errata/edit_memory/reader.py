@@ -10,9 +10,10 @@ import torch
 from errata.edit import EditRejected
 from errata.edit_memory.bank import READ_BEFORE, Bank, Record
 from errata.edit_memory.encoder import SentenceEncoder
-from errata.edit_memory.lookup import Candidate, chosen
+from errata.edit_memory.lookup import Candidate, best_fit, fitting
 from errata.edit_memory.prompt_form import AskedQuestion, PromptForm
 from errata.model.renderer import Renderer
+from errata.text.dates import asked_time
 
 MAX_QUESTION = 2000  # characters; a longer text is no question that a record could have
 
@@ -67,8 +68,23 @@ class MemoryReader:
 
 
 def best_record(bank: Bank, asked: AskedQuestion) -> Candidate | None:
-    """Return the record that fits a question best, with its cosine; None if none fits."""
-    return None if len(asked.question) > MAX_QUESTION else chosen(_candidates(bank, asked.question), asked)
+    """Return the record that fits a question best, with its cosine; None if none fits.
+
+    A question that names a time is also compared without it, and a record that held then is preferred. If none held then, or
+    none is known to have, it is answered as a question without a time, by no past record.
+    """
+    if len(asked.question) > MAX_QUESTION:
+        return None
+    time = asked_time(asked.question)
+    period = None if time is None else time.period
+    found = fitting(_candidates(bank, asked.question), asked, period)
+    if time is not None and period is not None:
+        rest = asked._replace(question=time.question)
+        every = [*found, *fitting(_candidates(bank, rest.question), rest, period)]
+        then = best_fit([one for one in every if one.record.period.num_shared_days(period)], asked, period)
+        if then is not None:
+            return then
+    return best_fit([one for one in found if not one.record.is_past], asked)
 
 
 def _candidates(bank: Bank, question: str) -> Iterator[Candidate]:

@@ -18,6 +18,8 @@ from errata.delta.memory_delta import MemoryDelta
 from errata.edit import EditBatch
 from errata.edit_memory import encoder
 from errata.edit_memory.bank import Kind
+from errata.edit_memory.hooks import bank_of
+from errata.edit_memory.past import with_past
 from errata.editors.editor import check_batch
 from errata.editors.memory_based.questions import QuestionMemory, question_records
 from errata.editors.state import EditorState
@@ -36,4 +38,5 @@ class AnswerMemory(QuestionMemory):
     ) -> tuple[MemoryDelta, EditorState]:
         check_batch(batch, self.max_batch)
         records = tuple(replace(record, answer=row.answer) for row, record in question_records(batch, state))
+        records = with_past(records, bank_of(model.module))
         return MemoryDelta("answer", encoder.NAME, records), replace(state, num_edits=state.num_edits + len(batch))

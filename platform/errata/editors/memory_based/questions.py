@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 
@@ -64,7 +64,8 @@ def question_records(batch: EditBatch, state: EditorState) -> Iterator[tuple[Row
         question = question_of_fact(fact)
         subject, relation = subject_of(edit, question)
         rows = {"key": encoder.encode([relation]), "threshold": (threshold if subject else whole).clone()}
-        yield row, Record(fact, statement(row), rows, subject, edit.id or "")
+        record = Record(fact, statement(row), rows, subject, edit.id or "")
+        yield row, replace(record, valid_from=edit.valid_from or "", valid_to=edit.valid_to or "")
 
 
 def subject_of(edit: Edit, question: str) -> tuple[str, str]:
