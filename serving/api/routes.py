@@ -69,6 +69,10 @@ class Backend(Protocol):
         self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None
     ) -> dict[str, Any]: ...
 
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None
+    ) -> dict[str, Any]: ...
+
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]: ...
 
     async def diff(self, low: int, high: int) -> dict[str, Any]: ...
@@ -213,9 +217,11 @@ def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
         return await unwrapped(backend.rollback(body.version, _caller(request), body.expected_head))
 
     @routes.post("/v1/revert")
-    async def post_revert(body: RevertIn, request: Request) -> dict[str, Any]:
-        """Make a new version without the chosen edits."""
+    async def post_revert(body: RevertIn, request: Request, dry_run: bool = False) -> dict[str, Any]:
+        """Make a new version without the chosen edits; with `dry_run`, nothing is made, and the answer says what would be."""
         chosen = body.edits, body.versions, body.mode
+        if dry_run:
+            return await unwrapped(backend.dry_run_revert(*chosen, body.expected_head))
         return await unwrapped(backend.revert(*chosen, _caller(request), body.expected_head))
 
     @routes.post("/v1/blame")

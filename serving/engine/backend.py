@@ -91,6 +91,12 @@ class ServiceBackend:
     ) -> dict[str, Any]:
         return await answer_of(self.worker.revert.remote(edits, versions, mode, by, expected_head))
 
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None
+    ) -> dict[str, Any]:
+        """Try a revert; the worker stops when the caller is gone."""
+        return await _stopped_with_caller(self.worker.dry_run_revert.remote(edits, versions, mode, expected_head))
+
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         """Trace an answer; the worker stops when the caller is gone."""
         return await _stopped_with_caller(self.worker.blame.remote(prompt, max_tokens))

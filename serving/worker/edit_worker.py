@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from errata.text.dialogue import Prompt
 from serving.logs import attach_to_serve, event
 from serving.metrics import WORKER
 from serving.tracing import current_traceparent
-from serving.worker.dry_run import DryRuns
+from serving.worker.dry_run import Chosen, DryRuns
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
 from serving.worker.journal import Journal, JournalFailed, QueueFull, QueueLimit, UnknownEdit
@@ -248,12 +248,25 @@ class EditWorker:
     async def revert(
         self, edits: list[str], versions: list[int], mode: str, by: str | None = None, expected_head: int | None = None
     ) -> dict[str, Any]:
+        with self._accepted(edits):
+            return await self.edit_loop.to_completion(self.edit_loop.revert(edits, versions, mode, by, expected_head))
+
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None = None
+    ) -> dict[str, Any]:
+        """Return what a revert would do, and do nothing. Raises as `revert` before it publishes, and as `DryRuns`."""
+        with self._accepted(edits):
+            return await self.dry_runs.of_revert(Chosen(edits, versions, mode), expected_head, self._walking)
+
+    @contextlib.contextmanager
+    def _accepted(self, edits: Sequence[str]) -> Iterator[None]:
+        """Say of an edit that was accepted here and is in no version that it is not live. Raises `UnknownEdit` for others."""
         for id in edits:
             self.journal.get(id)
         try:
-            return await self.edit_loop.to_completion(self.edit_loop.revert(edits, versions, mode, by, expected_head))
+            yield
         except RevertRefused as refused:
-            if refused.code is Code.UNKNOWN_EDIT and refused.edit in edits:  # It was accepted here, and is in no version.
+            if refused.code is Code.UNKNOWN_EDIT and refused.edit in edits:
                 raise RevertRefused(refused.reason, code=Code.NOT_LIVE, edit=refused.edit, field=refused.field) from None
             raise
 

@@ -258,7 +258,11 @@ class LiveModel:
 
         Raises `RevertRefused`, and `VersionRefused` from the guard.
         """
-        return revert(self, ids, versions, mode)
+        try:
+            return revert(self, ids, versions, mode)
+        finally:
+            self.num_loads += 1  # It was measured with other edits held; those that no version holds are forgotten.
+            self._count()
 
     def walk(self) -> BlameWalk:
         """Copy what a blame needs, so that edits may go on while it runs. Raises `EditRejected` if the memory has no room."""

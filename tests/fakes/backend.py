@@ -162,6 +162,23 @@ class Backend:
         mode = "replay" if mode == "auto" else mode
         return {"version": self.head, "mode": mode, "reverted": ids, **self.late, "scorecard": card}
 
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None
+    ) -> dict[str, Any]:
+        self.check_head(expected_head)
+        found = {"dry_run": True, "head": self.head}
+        if mode == "subtract":
+            breach = {"limit": "change", "value": 2.0, "bound": 1.0, "message": "a matrix changes too much"}
+            return {**found, "publish": False, "breaches": [breach], "scores": {}, "limits": {}}
+        for id in edits:
+            self.journal.get(id)
+        answers = [{"prompt": "p", "target": "t", "was": "first", "said": "second", "says": "third"}]
+        lost = {"id": "e", "prompt": "q", "before": "a", "after": "b", "target": "a", "lost": True}
+        near = {"edits": [lost], "probes": [], "num_edits_asked": 1, "num_edits": 1, "num_probes": 0}
+        card = {"retention": 0.75, "reverted_answers": answers, "warnings": []}
+        made = {"publish": True, "mode": "replay", "reverted": edits, "scorecard": card, "neighbours": near}
+        return {**found, **made}
+
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         answer = {"prompt": str(prompt), "num_asked": 3}
         if str(prompt) == "unchanged":
@@ -223,7 +240,9 @@ class ScriptedBackend:
             raise self.answer
         return self.answer
 
-    submit = dry_run = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _answer
+    submit = dry_run = edits = edit_status = rollback = revert = dry_run_revert = blame = diff = unready = service_status = (
+        all_metrics
+    ) = _answer
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         for state in ("queued", "applied"):

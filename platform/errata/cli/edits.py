@@ -19,6 +19,7 @@ from errata.cli.console import (
     print_json,
     prompt_and_target,
     say,
+    say_neighbours,
     shown,
 )
 from errata.client.errors import ErrataError
@@ -91,13 +92,8 @@ def _print_dry_run(found: DryRunOut) -> None:
         say("guard: " + ", ".join(f"{name} {value:.3g}" for name, value in scores.items()))
         for warning in attempt["warnings"]:
             say(f"warning: {warning}", "yellow")
-    near = found["neighbours"]
-    for name, what in (("edits", "edit"), ("probes", "probe")):
-        for row in near[name]:
-            lost = ", lost" if row.get("lost") else ""
-            say(f"{what}{lost}: {row['prompt']} {row['before']} -> {row['after']}", "yellow")
-    asked = f"{near['num_edits_asked']:,} of {near['num_edits']:,} edits and {near['num_probes']:,} probes were asked"
-    say(f"{asked}; nothing was changed (head: version {found['head']})", "dim")
+    say_neighbours(found["neighbours"])
+    say(f"nothing was changed (head: version {found['head']})", "dim")
 
 
 def _say_contradictions(made: EditOut | TriedEditOut) -> None:

@@ -27,6 +27,7 @@ from errata.client.responses import (
     EditPage,
     EditsAnswer,
     ReadyOut,
+    RevertDryRunOut,
     RevertOut,
     RollbackOut,
     VersionOut,
@@ -184,9 +185,14 @@ class Client:
         expected_head: int | None = None,
     ) -> RevertOut:
         """Make a new version without these edits and without those of these versions; `expected_head` as in `rollback`."""
-        body: dict[str, Any] = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
-        body |= {"mode": mode} | ({} if expected_head is None else {"expected_head": expected_head})
-        return self._call("POST", "/v1/revert", body, again=IF_NOTHING_WAS_DONE)
+        return self._call("POST", "/v1/revert", _chosen(edits, versions, mode, expected_head), again=IF_NOTHING_WAS_DONE)
+
+    def dry_run_revert(
+        self, edits: Sequence[str] = (), versions: Sequence[int] = (), mode: str = "auto", expected_head: int | None = None
+    ) -> RevertDryRunOut:
+        """Find what a revert would do: answers before and after, the scorecard of the version, changed neighbours."""
+        body = _chosen(edits, versions, mode, expected_head)
+        return self._call("POST", "/v1/revert", body, params={"dry_run": "true"})
 
     def blame(self, prompt: Prompt, max_tokens: int = 8) -> BlameOut:
         """Find the version that changed the answer to this prompt or dialogue."""
@@ -360,6 +366,12 @@ class Client:
         except json.JSONDecodeError:
             error = ErrataError(200, f"the server at {self.url} is not Errata: its events are not JSON")
         raise error
+
+
+def _chosen(edits: Sequence[str], versions: Sequence[int], mode: str, expected_head: int | None) -> dict[str, Any]:
+    """Return the body of a revert."""
+    body: dict[str, Any] = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
+    return body | {"mode": mode} | ({} if expected_head is None else {"expected_head": expected_head})
 
 
 def _oldest_and_newest(stamps: Sequence[_Stamp]) -> _Stamp:

@@ -159,6 +159,25 @@ class RevertOut(TypedDict):
     scorecard: dict[str, Any]
 
 
+class RevertDryRunOut(TypedDict):
+    """The effect that a revert would have on the version `head`; nothing was done.
+
+    If the guard would `publish` the version, `scorecard` is the one that it would have, with `reverted_answers`; otherwise
+    `breaches` has the limits that it passes.
+    """
+
+    dry_run: bool
+    head: int
+    publish: bool
+    mode: NotRequired[str]
+    reverted: NotRequired[list[str]]
+    scorecard: NotRequired[dict[str, Any]]
+    neighbours: NotRequired[dict[str, Any]]
+    breaches: NotRequired[list[dict[str, Any]]]
+    scores: NotRequired[dict[str, Any]]
+    limits: NotRequired[dict[str, Any]]
+
+
 class BlameOut(TypedDict):
     """The version that changed the answer, or None if no edit did; `edits` are that version's, most likely first."""
 

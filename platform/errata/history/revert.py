@@ -115,7 +115,7 @@ def _candidate(
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
     card = {**found.to_json(), "warnings": [*draft.warnings, *verdict.warnings], "num_edits": len(edits), "method": "free"}
     card |= seconds | _effect(selection, draft, context.version)
-    return CandidateVersion(draft.parent, context.version, edits, draft.delta, draft.state, card)
+    return CandidateVersion(draft.parent, context.version, edits, draft.delta, draft.state, card, change=draft.change)
 
 
 def _effect(selection: RevertSelection, draft: _Draft, head: int) -> dict[str, Any]:

@@ -127,6 +127,16 @@ def test_the_edits_of_a_subject_are_joined(service: Service, monkeypatch: pytest
         assert (refused.value.code, refused.value.answer["error"]["field"]) == ("invalid_period", "valid_to")
 
 
+def test_a_revert_is_tried(service: Service) -> None:
+    with Client(service.url) as client:
+        made = client.edit([EDIT])
+        found = client.dry_run_revert(made["ids"], expected_head=1)
+        assert found["publish"] and found["reverted"] == made["ids"] and service.backend.head == 1
+        with pytest.raises(ErrataError) as refused:
+            client.dry_run_revert(made["ids"], expected_head=0)
+        assert (refused.value.status, refused.value.code) == (409, "head_moved")
+
+
 def test_a_service_that_is_not_ready_raises_nothing(service: Service) -> None:
     client = Client(service.url)
     assert client.ready()["ready"]
