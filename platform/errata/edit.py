@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from errata.refusal import Code, EditRejected, Fault
 from errata.text.answers import Question, says
 from errata.text.dates import Period, date_fault, period_of
 from errata.text.dialogue import FORMS, Dialogue, Form, Message, Prompt, dialogue_fault, messages_from_json
+from errata.text.refusal import Code, EditRejected, Fault
 from errata.text.rules import cleaned, is_blank, prompt_key, source_fault, subject_span, text_fault
 
 ORIGIN = ("source", "valid_from", "valid_to", "reason")  # Fields of an edit about where it is from; no editor learns them.

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 # A unit imports only from lines below its own; units on one line never import each other.
 LAYERS = (
-    "text durable locks home overrides hardware timing refusal",
+    "text durable locks home overrides hardware timing",
     "edit",
     "datasets model client access_keys",
     "evaluate edit_memory provenance",

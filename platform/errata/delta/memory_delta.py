@@ -153,8 +153,8 @@ def held_after(deltas: Iterable[MemoryDelta], bank: Bank | None = None) -> Bank 
     return one_change(deltas).after(bank) if deltas else bank
 
 
-def held_anew(deltas: Iterable[MemoryDelta]) -> Bank | None:
-    """Return the bank of changes in this order, whose past records are found anew: those of changes that are not there go."""
+def held_again(deltas: Iterable[MemoryDelta]) -> Bank | None:
+    """Return the bank of changes in this order, whose past records are found again: those of other changes are not there."""
     deltas = list(deltas)
     if not any(record.is_past for delta in deltas for record in delta.records):
         return held_after(deltas)

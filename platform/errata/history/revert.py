@@ -22,7 +22,7 @@ import torch
 from errata.candidate import CandidateVersion
 from errata.delta.accumulator import EditedModel, VersionContent
 from errata.delta.kinds import Delta, added_up, joined_in_series, split_by_kind, stored
-from errata.delta.memory_delta import between, held_anew
+from errata.delta.memory_delta import between, held_again
 from errata.delta.parts import Dense
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
@@ -167,7 +167,7 @@ def _without(context: RevertContext, selection: RevertSelection) -> Delta:
     gone = {version.number for version in selection.versions}
     stay = [v.number for v in live_versions(context.ledger, context.version) if v.number not in gone]
     _, kept = split_by_kind([context.ledger.delta(number) for number in stay])
-    change = between(context.edited.content().bank, held_anew(kept))
+    change = between(context.edited.content().bank, held_again(kept))
     return WeightDelta({}) if change is None else stored(change)
 
 

@@ -27,7 +27,7 @@ class Correction(NamedTuple):
         return self.edit.period.begin or self.posted
 
 
-class Held(NamedTuple):
+class TimeHeld(NamedTuple):
     """The time in which a correction held, and the id of the one that ended it."""
 
     period: Period
@@ -62,10 +62,10 @@ def contradicts(new: Correction, live: Edit, is_same_question: bool) -> bool:
     return new.edit.period.num_shared_days(live.period) > 0
 
 
-def held(one: Edit, later: Iterable[Correction]) -> Held:
+def held(one: Edit, later: Iterable[Correction]) -> TimeHeld:
     """Return when a correction held; `later` are the live ones of the same question that were posted after it, in order."""
     begin, end = one.period
     follower = next((each for each in later if ends(each, one)), None)
     if follower is None or (end is not None and end <= follower.begin):
-        return Held(Period(begin, end))
-    return Held(Period(begin, follower.begin), follower.id)
+        return TimeHeld(Period(begin, end))
+    return TimeHeld(Period(begin, follower.begin), follower.id)

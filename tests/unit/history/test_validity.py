@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 
 from errata.edit import Edit
-from errata.history.validity import Correction, Held, contradicts, held
+from errata.history.validity import Correction, TimeHeld, contradicts, held
 from errata.text.dates import Period
 
 POSTED = date(2026, 3, 1)
@@ -64,16 +64,16 @@ def test_an_alias_of_the_target_is_no_contradiction() -> None:
 
 def test_a_later_correction_ends_the_earlier_one() -> None:
     ann, bob, cem = correction("Ann"), correction("Bob", "2020-05-01"), correction("Cem", posted=date(2026, 4, 2))
-    assert held(ann.edit, [bob, cem]) == Held(Period(None, date(2020, 5, 1)), "Bob")
-    assert held(bob.edit, [cem]) == Held(Period(date(2020, 5, 1), date(2026, 4, 2)), "Cem")
-    assert held(cem.edit, []) == Held(Period())
+    assert held(ann.edit, [bob, cem]) == TimeHeld(Period(None, date(2020, 5, 1)), "Bob")
+    assert held(bob.edit, [cem]) == TimeHeld(Period(date(2020, 5, 1), date(2026, 4, 2)), "Cem")
+    assert held(cem.edit, []) == TimeHeld(Period())
 
 
 def test_a_correction_holds_no_longer_than_it_says() -> None:
     ann, bob = correction("Ann", "2010-01-01", "2015-01-01"), correction("Bob", "2020-01-01")
-    assert held(ann.edit, [bob]) == Held(Period(date(2010, 1, 1), date(2015, 1, 1)))
+    assert held(ann.edit, [bob]) == TimeHeld(Period(date(2010, 1, 1), date(2015, 1, 1)))
 
 
 def test_what_says_the_same_or_begins_no_later_ends_nothing() -> None:
     ann, again, past = correction("Ann", "2020-01-01"), correction("Ann", "2021-01-01"), correction("Bob", "2019-01-01")
-    assert held(ann.edit, [again, past]) == Held(Period(date(2020, 1, 1)))
+    assert held(ann.edit, [again, past]) == TimeHeld(Period(date(2020, 1, 1)))

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from errata.edit import Code
-from serving.worker.fact_keys import question_key
 from serving.worker.journal import (
     MAX_ATTEMPTS,
     Journal,
@@ -178,35 +177,6 @@ def test_a_journal_of_an_earlier_release_is_read(path: Path) -> None:
     journal = Journal(path)
     assert journal.get("x").poster is None and journal.depth == 1
     assert journal.get(journal.submit(edits("b"), poster="ann")[0]).poster == "ann"
-
-
-def test_the_questions_and_subjects_of_an_earlier_release_are_found(path: Path) -> None:
-    path.parent.mkdir()
-    old = sqlite3.connect(path)
-    old.execute(
-        "CREATE TABLE edits (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL,"
-        " state TEXT NOT NULL, version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0,"
-        " created REAL NOT NULL, num_bytes INTEGER NOT NULL DEFAULT 0)"
-    )
-    body = '{"prompt": "Who leads Kurk?", "target": "Ann"}'
-    old.execute("INSERT INTO edits (id, body, state, created) VALUES ('x', ?, 'applied', 1.0)", (body,))
-    old.commit()
-    old.close()
-    journal = Journal(path)
-    (id,) = journal.submit([{"prompt": " Who  leads Kurk?", "target": "Bob", "form": "chat"}])
-    assert [entry.id for entry in journal.newest(9, subject="KURK")] == [id, "x"]
-    assert [entry.id for entry in journal.of_question(question_key({"prompt": "Who leads Kurk?"}), 9)] == ["x", id]
-    assert [entry.id for entry in journal.of_question(question_key({"prompt": "Who leads Kurk?"}), 1)] == [id]
-    earlier = [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Who leads Kurk?"}]
-    assert journal.of_question(question_key({"prompt": "Who leads Kurk?", "messages": earlier}), 9) == []
-
-
-def test_an_adopted_edit_is_found_by_its_question_and_subject(path: Path) -> None:
-    journal = Journal(path)
-    journal.adopt([{"id": "x", "prompt": "Who leads Kurk?", "target": "Ann", "subject": "Kurk"}], 1, 1.0)
-    assert [entry.id for entry in journal.newest(9, "applied", subject="Kurk")] == ["x"]
-    assert [entry.id for entry in journal.of_question(question_key({"prompt": "Who leads Kurk?"}), 9)] == ["x"]
-    assert journal.get("x").contradicts is None
 
 
 def test_a_rejection_keeps_its_code_and_what_the_model_says(path: Path) -> None:
