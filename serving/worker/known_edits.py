@@ -22,7 +22,8 @@ from serving.worker.journal_entry import Entry
 if TYPE_CHECKING:
     from serving.worker.live_model import LiveModel
 
-MAX_OF_QUESTION = 1_000  # corrections of one question that are looked at, the newest
+MAX_OF_QUESTION = 1_000  # corrections of one question, the newest, among which the one is found that ended another
+MAX_NEWEST = 16  # corrections of one question, the newest, among which the one is found that counts now
 MAX_COMPARED = 32  # edits of a post whose questions are compared with those of a memory; it takes some milliseconds each
 
 
@@ -84,7 +85,7 @@ class KnownEdits:
 
     def _of_same_question(self, new: Correction) -> list[str]:
         """Return the correction of the same question that counts now, if the new one contradicts it."""
-        known = self.journal.of_question(question_key(new.edit.to_json()), MAX_OF_QUESTION)
+        known = self.journal.of_question(question_key(new.edit.to_json()), MAX_NEWEST)
         live = next((entry for entry in reversed(known) if entry.state != "applied" or self._is_live(entry)), None)
         one = None if live is None else live.correction
         return [one.id] if one is not None and contradicts(new, one.edit, is_same_question=True) else []
