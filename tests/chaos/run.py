@@ -34,6 +34,7 @@ from tests.chaos.history import History, JournalRow
 from tests.chaos.loop_disk import CannotMount, LoopDisk
 from tests.chaos.record import chain_of, rows_of
 from tests.chaos.service import Service
+from tests.chaos.texts import send_texts
 from tests.chaos.workload import TEXTS, Recorder, Workload
 
 NUM_FAULTS, NUM_FAULTS_FULL = 10, 76
@@ -159,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         service.start()
         console.print(f"the service is whole after {service.until_whole(600):.0f} s")
+        send_texts(service.http)  # For the logs, which are searched at the end.
         outcomes, history = suffer(service, schedule(given.seed, given.faults, parts), given.seed)
     finally:
         service.stop()
