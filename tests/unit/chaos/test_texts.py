@@ -30,4 +30,4 @@ def test_the_statuses_are_returned_and_the_key_is_sent_in_a_wrong_place() -> Non
         statuses = send_texts(http)
     assert statuses == [422] * len(list(requests())) + [401]
     assert seen[-1].headers["Authorization"] == "Basic k" and seen[0].headers["Authorization"] == "Bearer k"
-    assert {request.headers["Content-Type"] for request in seen} == {"application/json"}
+    assert {request.headers["Content-Type"] for request in seen[:-1]} == {"application/json"}
