@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -252,3 +253,24 @@ def test_a_request_that_an_answer_would_break_is_answered_by_the_model(reference
     assert tokens(ask_plainly(logit_bias={"5": 1.0})[0]) == tokens(before) != tokens(ask_plainly()[0])
     (forged,) = replica.answers(["the old river waits"], vllm_xargs={"errata_answer": [5, 6]})
     assert tokens(forged) == tokens(replica.answers(["the old river waits"])[0])
+
+
+def test_no_log_line_has_a_text_of_a_memory(
+    reference: Reference, replica: Replica, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, level in {"": logging.DEBUG, "errata": logging.DEBUG, "vllm": logging.INFO}.items():
+        caplog.set_level(level, name)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    for version in (1, 2, 0):
+        replica.serve(reference, version, "answer" if version != 2 else "text")
+        replica.answers(ASKED)
+    replica.answers([EDITS[0].prompt], n=3, temperature=1.0)
+    replica.answers([EDITS[0].prompt], logit_bias={"5": 1.0})
+    with pytest.raises(httpx.HTTPStatusError):
+        replica.answers([f"{EDITS[0].prompt} " * 90])
+    assert len(caplog.records) >= 3
+    texts = {text for edit in EDITS for text in (edit.target, *edit.rephrasings)} | {
+        one if isinstance(one, str) else one.question for one in ASKED
+    }
+    lines = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
+    assert not [line for line in lines for text in texts if text in line]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def test_a_dry_run_tells_what_the_edits_would_do_and_leaves_no_trace(live_model:
     made = live_model.make([EDITS[3]], [found["edits"][1]["before"]])
     live_model.append(made)
     assert live_model.answers([EDITS[3]])[0][0] != found["edits"][1]["before"]
+
+
+def test_a_dry_run_logs_no_text(live_model: LiveModel, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "errata")
+    refused = [replace(EDITS[2], prompt=f"the {word} of x is") for word in ("violin", "piano")]
+    found = tried(live_model, [EDITS[3], *refused], WalkBudget())
+    assert [one["state"] for one in found["edits"]] == ["applied", "rejected", "rejected"]
+    texts = {text for edit in (EDITS[3], *refused) for text in (edit.prompt, edit.target)}
+    assert not [record for record in caplog.records for text in texts if text in str(vars(record))]
 
 
 def test_answers_that_would_change_are_those_that_change(live_model: LiveModel) -> None:
