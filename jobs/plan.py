@@ -19,7 +19,7 @@ from errata.home import home
 from errata.testbed import smollm2
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
-from errata.testbed.world import World
+from errata.testbed.world import NOTE_SHARE, World
 from errata.testbed.world_facts import WorldFacts
 
 # Fields of a plan that change no result.
@@ -67,7 +67,7 @@ class Plan:
     text: str = ""
     dataset: str = ""
     dtype: str = "float32"
-    corpus: World | CounterFact | WorldFacts = field(default_factory=lambda: World(150))
+    corpus: World | CounterFact | WorldFacts = field(default_factory=lambda: World(150, note_share=NOTE_SHARE))
     shape: Shape = field(default_factory=Shape)
     metric_part: str = ""
     num_texts: int = NUM_TEXTS
