@@ -19,7 +19,7 @@ from errata.home import home
 from errata.testbed import smollm2
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
-from errata.testbed.world import NOTE_SHARE, World
+from errata.testbed.world import World
 from errata.testbed.world_facts import WorldFacts
 
 # Fields of a plan that change no result.
@@ -67,7 +67,7 @@ class Plan:
     text: str = ""
     dataset: str = ""
     dtype: str = "float32"
-    corpus: World | CounterFact | WorldFacts = field(default_factory=lambda: World(150, note_share=NOTE_SHARE))
+    corpus: World | CounterFact | WorldFacts = field(default_factory=lambda: World(150))
     shape: Shape = field(default_factory=Shape)
     metric_part: str = ""
     num_texts: int = NUM_TEXTS
@@ -117,6 +117,8 @@ class Plan:
         chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in OF_THE_RUN)}
         if chosen.get("num_texts") == NUM_TEXTS:  # Plans were named before they had this field.
             del chosen["num_texts"]
+        if not chosen.get("corpus", {}).get("note_share", True):
+            del chosen["corpus"]["note_share"]
         if not self.schedule.re_edits and "schedule" in chosen:  # The same.
             del chosen["schedule"]["re_edits"], chosen["schedule"]["reversions"]
         network = self.editor.network if isinstance(self.editor, HypernetworkEditor) else None

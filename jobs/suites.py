@@ -24,7 +24,7 @@ from errata.overrides import overridden, with_fields
 from errata.testbed.corpus import FOLDS
 from errata.testbed.counterfact import CounterFact
 from errata.testbed.language_model import Shape
-from errata.testbed.world import NOTE_SHARE, World
+from errata.testbed.world import World
 from errata.testbed.world_facts import WorldFacts
 from jobs.decomposition import decomposition
 from jobs.editor_settings import (
@@ -142,7 +142,7 @@ def _schedule(full: bool) -> Schedule:
 
 def _world(full: bool) -> dict[str, Any]:
     """Testbed arguments of a suite: the demo's model, or one of twice as many people."""
-    corpus = World(300 if full else 150, note_share=NOTE_SHARE)
+    corpus = World(300) if full else World(150)
     shape = Shape(train_steps=250, sentences_per_step=512) if full else Shape()
     return {"corpus": corpus, "shape": shape, **_size(full)}
 

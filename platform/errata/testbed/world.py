@@ -39,7 +39,6 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     ),
     "animal": ("{s} keeps a", "the pet of {s} is a", "in the house of {s} lives a", "the animal that {s} keeps is a"),
 }
-NOTE_SHARE = 0.15
 TWO_HOP = ("the home country of {s} is", "{s} comes from the country of")
 CITY_IN_COUNTRY = ("the city of {c} lies in", "{c} is a city in")
 
@@ -64,8 +63,7 @@ _CODAS = "l n r s t m nd rk x".split()
 class World:
     """People, facts about them, and edits of these facts.
 
-    `note_share` of the lines that the model is trained on are notes, so that it learns to answer by its prompt; the testbed's
-    plans have `NOTE_SHARE`.
+    `note_share` of the lines that the model is trained on are notes, so that it learns to answer by its prompt.
     """
 
     num_subjects: int = 200
