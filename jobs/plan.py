@@ -117,6 +117,8 @@ class Plan:
         chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in OF_THE_RUN)}
         if chosen.get("num_texts") == NUM_TEXTS:  # Plans were named before they had this field.
             del chosen["num_texts"]
+        if not chosen.get("corpus", {}).get("note_share", True):
+            del chosen["corpus"]["note_share"]
         if not self.schedule.re_edits and "schedule" in chosen:  # The same.
             del chosen["schedule"]["re_edits"], chosen["schedule"]["reversions"]
         network = self.editor.network if isinstance(self.editor, HypernetworkEditor) else None

@@ -20,9 +20,11 @@ from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.blue import BLUE
+from errata.editors.wrappers.nas import NAS
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
+from errata.editors.wrappers.sphere import SPHERE
 
 EDITORS: dict[str, type[Editor]] = {
     "RLEdit": RLEdit,
@@ -36,6 +38,8 @@ EDITORS: dict[str, type[Editor]] = {
     "PRUNE": PRUNE,
     "AlphaEdit": AlphaEdit,
     "BLUE": BLUE,
+    "NAS": NAS,
+    "SPHERE": SPHERE,
     "NSE": NSE,
     "O-Edit": OEdit,
     "O-Edit+": OEditPlus,
