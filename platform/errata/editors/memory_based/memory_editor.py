@@ -86,32 +86,47 @@ def inputs_at_answers(model: LanguageModel, encoded: Encoded, site: str) -> tupl
 
 
 def check_inputs(batch: EditBatch, encoded: Encoded, input_TI: Tensor, nll_T: Tensor) -> None:
-    """Raise `EditRejected` for the first edit at whose answer the module's input or the loss is not finite."""
+    """Raise `EditRejected` for the first edit at whose answer the module's input or the loss is not finite.
+
+    Other texts may follow those of the batch.
+    """
     finite_T = torch.isfinite(input_TI).all(1) & torch.isfinite(nll_T).to(input_TI.device)
-    for row, part in zip(batch.rows, finite_T.split(encoded.answer_lengths), strict=True):
+    for row, part in zip(batch.rows, finite_T.split(encoded.answer_lengths), strict=False):
         if not bool(part.all()):
             edit = batch.edits[row.edit].id or row.edit
             raise EditRejected("the model's states or its loss are not finite here", edit=edit, code=Code.NOT_FINITE)
 
 
-@torch.no_grad()
 def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool) -> float:
     """Return the cosine that all but `max_false` of the model's probe questions keep away from every other probe.
 
-    A question's nearest other text is the record that would answer it wrongly. Probes lie beside the model (docs/guard.md);
-    without questions among them, the ends of their sentences stand for questions.
+    A question's nearest other text is the record that would answer it wrongly.
+    """
+    question_MI, other_TI = probe_states(model, site, in_chat)
+    if len(question_MI) < 2:
+        return MAX_THRESHOLD
+    nearest_M = (question_MI @ question_MI.T).fill_diagonal_(-1.0).amax(1)
+    if len(other_TI):
+        nearest_M = torch.maximum(nearest_M, (question_MI @ other_TI.T).amax(1))
+    return min(float(nearest_M.quantile(1 - max_false)), MAX_THRESHOLD)
+
+
+@torch.no_grad()
+def probe_states(model: LanguageModel, site: str, in_chat: bool) -> tuple[Tensor, Tensor]:
+    """Return the inputs of a module at the ends of the model's probe questions, [M, I], and over its sentences, [T, I].
+
+    Both are at length 1. Probes lie beside the model (docs/guard.md); without questions among them, the ends of their sentences
+    stand for questions. There are none of either if there are fewer than two questions.
     """
     probes = Probes.beside(model.path).sample(NUM_QUESTIONS, NUM_SENTENCES)
     asked: list[Prompt] = [Dialogue.of(text) if in_chat else text for text in probes.questions or probes.sentences]
     if len(asked) < 2:
-        return MAX_THRESHOLD
+        return torch.empty(0, 0), torch.empty(0, 0)
     question_MI = ends_of(model, site, asked)
-    cosine_MM = (question_MI @ question_MI.T).fill_diagonal_(-1.0)
-    nearest_M = cosine_MM.amax(1)
-    if probes.questions and probes.sentences:
-        text = encode_text(model.tokenizer, probes.sentences, MAX_SENTENCE_TOKENS, model.device)
-        nearest_M = torch.maximum(nearest_M, (question_MI @ unit(inputs_at_answers(model, text, site)[0]).T).amax(1))
-    return min(float(nearest_M.quantile(1 - max_false)), MAX_THRESHOLD)
+    if not probes.questions or not probes.sentences:
+        return question_MI, question_MI[:0]
+    text = encode_text(model.tokenizer, probes.sentences, MAX_SENTENCE_TOKENS, model.device)
+    return question_MI, unit(inputs_at_answers(model, text, site)[0])
 
 
 def ends_of(model: LanguageModel, site: str, prompts: Sequence[Prompt]) -> Tensor:
