@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from errata.edit import Code, EditBatch, EditRejected
 from errata.edit_memory.lookup import unit
 from errata.editors.editor import Editor, check_modules
+from errata.editors.state import EditorState
 from errata.guard.probes import Probes
 from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode_text, padded, rows_at_head
 from errata.model.language_model import LanguageModel
@@ -24,6 +26,7 @@ from errata.timing import timed
 
 NUM_QUESTIONS, NUM_SENTENCES, MAX_SENTENCE_TOKENS = 128, 32, 64  # of the probes that a threshold is calibrated on
 ROWS_AT_ONCE = 32
+THRESHOLDS = "thresholds"  # in the state: of completions, and of questions in chat
 # Above this, rounding might keep a record from its own prompt.
 MAX_THRESHOLD = 0.995
 
@@ -47,6 +50,25 @@ class MemoryEditor(Editor, ABC):
         """Return the module whose input is read. Raises `ValueError` if the editor was made for another model."""
         check_modules(self.modules, model, spec)
         return _one(spec)
+
+
+@dataclass(frozen=True)
+class ThresholdMemory(MemoryEditor, ABC):
+    """Base class of the memories of states with a cosine that decides; with a `threshold` above 0 nothing is calibrated."""
+
+    modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
+    _: KW_ONLY
+    max_false: float = 0.01
+    threshold: float = 0.0
+    max_batch: int = 1000
+
+    def thresholds(self, model: LanguageModel, site: str) -> EditorState:
+        """Return the state before the first edit: the thresholds of completions and of questions in chat."""
+        if self.threshold:
+            return EditorState(0, {THRESHOLDS: torch.full((2,), self.threshold)})
+        completion = calibrated(model, site, self.max_false, in_chat=False)
+        chat = calibrated(model, site, self.max_false, in_chat=True) if model.renderer.form == "chat" else completion
+        return EditorState(0, {THRESHOLDS: torch.tensor([completion, chat])})
 
 
 def output_layer(model: LanguageModel) -> str:
