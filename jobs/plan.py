@@ -8,13 +8,15 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from errata.editors.build import TrainedEditor, name_of
+from errata.editors.build import name_of
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.hypernet.training import Schedule
+from errata.editors.trained_editor import TrainedEditor
 from errata.home import home
 from errata.testbed import smollm2
 from errata.testbed.counterfact import CounterFact
@@ -60,7 +62,7 @@ class Plan:
     """
 
     name: str
-    editor: TrainedEditor
+    editor: TrainedEditor[Any]
     schedule: Schedule = field(default_factory=Schedule)
     model: str = ""
     edits: str = ""

@@ -26,6 +26,8 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.elder import ELDER
+from errata.editors.memory_based.ike import IKE
 from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
@@ -206,12 +208,14 @@ UNDER_TEST: dict[str, UnderTest] = {
     "state": UnderTest(lambda model: StateMemory(("layers.1.mlp.down_proj",)), STATES),
     "state-early": UnderTest(lambda model: StateMemory(("layers.0.mlp.up_proj",), threshold=0.9999), STATES),
     "SCR": UnderTest(lambda model: SCR(("layers.1.mlp.down_proj",)), TEXTS),
+    "IKE": UnderTest(lambda model: IKE(("layers.1.mlp.down_proj",)), TEXTS),
     "answer": UnderTest(lambda model: AnswerMemory(("layers.1.mlp.down_proj",)), SAID),
     "RTD": UnderTest(lambda model: RTD(("layers.1.mlp.down_proj",)), STATES),
     "SWEA": UnderTest(lambda model: SWEA(("layers.1.mlp.down_proj",), starters=("the", "every"), num_steps=8), ROWS),
     "RECIPE": UnderTest(
         lambda model: RECIPE(("layers.1.mlp.down_proj",), num_features=32).initialised(model, seed=0), PREFIXES
     ),
+    "ELDER": UnderTest(lambda model: ELDER(BOTH, rank=4, num_steps=60, learning_rate=0.03, num_bits=512), STATES),
     "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), CLASSIFIED),
 }
 

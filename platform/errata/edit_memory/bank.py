@@ -18,13 +18,15 @@ from errata.edit_memory.encoder import NUM_DIMENSIONS
 from errata.edit_memory.question_index import IndexedRecord, QuestionIndex
 from errata.edit_memory.subjects import plain_words
 from errata.text.dates import Period, period_of
+from errata.text.dialogue import Dialogue, Message, Prompt
 
 # state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near;
 # answer: a record's answer is said after a prompt that is near; datastore: tokens that followed near states are mixed into the
-# next token's distribution; rows: the tokens of a subject are read with other embeddings; prefix: vectors precede a prompt.
-Kind = Literal["state", "text", "answer", "datastore", "rows", "prefix"]
+# next token's distribution; rows: the tokens of a subject are read with other embeddings; prefix: vectors precede a prompt;
+# experts: low-rank branches, which all records share, are mixed into matrices where the input of a module has a record's code.
+Kind = Literal["state", "text", "answer", "datastore", "rows", "prefix", "experts"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-AT_MATRIX: frozenset[Kind] = frozenset({"state"})  # At an editable matrix, whose input is compared.
+AT_MATRIX: frozenset[Kind] = frozenset({"state", "experts"})  # At an editable matrix, whose input is compared.
 READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
 SAID: frozenset[Kind] = frozenset({"answer"})  # What is said is the record's own answer: it is known without the model.
 SERVED: frozenset[Kind] = READ_BEFORE | {"state"}  # The kinds that vLLM's replicas read.
@@ -37,6 +39,7 @@ ROWS: Mapping[Kind, Mapping[str, int]] = {
     "datastore": {"key": 2, "token": 1, "threshold": 1, "temperature": 1, "share": 1, "nearest": 1},
     "rows": {"id": 1, "embedding": 2, "begins": 1, "number": 1},
     "prefix": {"key": 2, "embedding": 2},
+    "experts": {"code": 2, "radius": 1},
 }
 
 
@@ -82,6 +85,12 @@ class Record:
         return question_of_fact(self.fact)
 
     @property
+    def prompt(self) -> Prompt:
+        """The prompt of the record's fact, with single blanks."""
+        read = json.loads(self.fact)
+        return read if isinstance(read, str) else Dialogue(tuple(Message(role, content) for role, content in read))
+
+    @property
     def earlier_messages(self) -> list[str]:
         """The messages before the question, without those of the system."""
         read = _read(self.fact)
@@ -100,6 +109,8 @@ class Record:
             return f"the record of {self.fact[:60]} has tokens before its first pattern, or none"
         if kind == "answer" and not self.answer:
             return f"the record of {self.fact[:60]} has no answer"
+        if kind == "experts" and self.rows["code"].dtype != torch.uint8:
+            return f"the record of {self.fact[:60]} has a code that is no bytes"
         return None
 
 
@@ -123,11 +134,13 @@ class Bank:
     """The records that a version holds, by fact.
 
     `site` names the module whose input they are compared with or, for the kinds that are read before the model, the encoder.
+    `shared` are tensors that all records need, by name; without records there are none.
     """
 
     kind: Kind
     site: str
     records: Mapping[str, Record] = field(default_factory=dict)
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -135,14 +148,17 @@ class Bank:
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
 
-    def changed(self, records: Iterable[Record], dropped: Iterable[str]) -> Bank:
-        """Return the bank without the facts `dropped`, and with `records` added, or in the place of those of the same facts."""
+    def changed(self, records: Iterable[Record], dropped: Iterable[str], shared: Mapping[str, Tensor] | None = None) -> Bank:
+        """Return the bank without the facts `dropped`, and with `records` added, or in the place of those of the same facts.
+
+        `shared` takes the place of the tensors that all records need, unless there are none in it.
+        """
         held, new = dict(self.records), {record.fact: record for record in records}
         gone = [held[fact] for fact in dict.fromkeys((*dropped, *new)) if fact in held]
         for fact in dropped:
             held.pop(fact, None)
         held |= new
-        bank = Bank(self.kind, self.site, held)
+        bank = Bank(self.kind, self.site, held, (shared or self.shared) if held else {})
         if "index" in vars(self):
             vars(bank)["index"] = self.index.changed(map(_entry, gone), map(_entry, new.values()))
         return bank

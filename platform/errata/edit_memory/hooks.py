@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from errata.edit_memory.bank import READ_BEFORE, Bank, Kind
 from errata.edit_memory.datastore import DatastoreHooks
+from errata.edit_memory.experts import ExpertsHooks
 from errata.edit_memory.lookup import fired, forced
 from errata.edit_memory.reader import MemoryReader
 from errata.edit_memory.rows import PrefixHooks, RowsHooks
@@ -76,13 +77,14 @@ class RequestHook(PromptHook):
         ]
 
 
-MemoryHooks = StateHooks | RequestHook | DatastoreHooks | RowsHooks | PrefixHooks
+MemoryHooks = StateHooks | RequestHook | DatastoreHooks | RowsHooks | PrefixHooks | ExpertsHooks
 HOOKS: Mapping[Kind, type[MemoryHooks]] = {
     "state": StateHooks,
     **dict.fromkeys(READ_BEFORE, RequestHook),
     "datastore": DatastoreHooks,
     "rows": RowsHooks,
     "prefix": PrefixHooks,
+    "experts": ExpertsHooks,
 }
 
 

@@ -13,6 +13,8 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.elder import ELDER
+from errata.editors.memory_based.ike import IKE
 from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
@@ -48,9 +50,11 @@ EDITORS: dict[str, type[Editor]] = {
     "LoRA": LoRA,
     "state": StateMemory,
     "SCR": SCR,
+    "IKE": IKE,
     "answer": AnswerMemory,
     "RTD": RTD,
     "SWEA": SWEA,
     "RECIPE": RECIPE,
     "SERAC": SERAC,
+    "ELDER": ELDER,
 }

@@ -54,6 +54,10 @@ def test_a_memory_with_a_policy_is_trained_by_its_plan(home: Path, make: Callabl
     (editor, trainer), (_, again) = (train.trainer_of(plan, loaded) for _ in range(2))
     losses = trainer.step()
     assert isinstance(trainer, MemoryTrainer) and losses == again.step()
+    crossed = replace(plan, cross_fit=True)  # As in a sweep, which scores on the facts of the second fold.
+    write_parquet(plan.corpus.stream("train-a"), training_data.edits_file(crossed, "train-a"))
+    _, of_fold = train.trainer_of(crossed, loaded)
+    assert isinstance(of_fold, MemoryTrainer) and of_fold.edits == list(plan.corpus.stream("train-a"))
     assert train.described(losses) == ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     train.save_artifact(plan, editor, [{"train_step": 1, **losses}], 1, 0.0, {})
     saved, record = load_artifact(plan.artifact_dir)

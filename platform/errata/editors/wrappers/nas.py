@@ -8,7 +8,7 @@ the bare prompt, v = W k what its matrix W adds there, and δ the change of the 
 
 and Z is written as the wrapped editor writes it (multi_layer.py).
 Deviations: m is the root mean square of |W k| over the text of the key moments, m² = tr(W C Wᵀ) of the unedited model, where
-the authors average |v*| over facts; a value of more than twice that norm is rescaled, too, where their code leaves the edit out.
+the authors average |v*| over facts; a value of more than twice that norm is rescaled, too, and their code leaves the edit out.
 Remembers: the wrapped editor's state, and m.
 n edits, I in-features, O out-features, D features of a block's output.
 """
