@@ -16,6 +16,7 @@ from torch import Tensor
 
 from errata.edit_memory.encoder import NUM_DIMENSIONS
 from errata.edit_memory.question_index import IndexedRecord, QuestionIndex
+from errata.edit_memory.row_buffer import RowBuffer
 from errata.edit_memory.subjects import plain_words
 
 # state: tokens are forced where the input of a module is near a key; text: a record's text is put into a prompt that is near;
@@ -25,8 +26,10 @@ Kind = Literal["state", "text", "answer", "datastore", "rows", "prefix"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 AT_MATRIX: frozenset[Kind] = frozenset({"state"})  # At an editable matrix, whose input is compared.
 READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
+EMBEDDED: frozenset[Kind] = frozenset({"rows", "prefix"})  # Before the model, too, which reads a prompt with other embeddings.
+PER_TOKEN: frozenset[Kind] = frozenset({"state", "datastore"})  # Inside the model, at each token; other kinds once a prompt.
+BY_QUESTION: frozenset[Kind] = READ_BEFORE | {"prefix"}  # By the vector that the sentence encoder gives to a question.
 SAID: frozenset[Kind] = frozenset({"answer"})  # What is said is the record's own answer: it is known without the model.
-SERVED: frozenset[Kind] = READ_BEFORE | {"state"}  # The kinds that vLLM's replicas read.
 # The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
 ROWS: Mapping[Kind, Mapping[str, int]] = {
     "state": {"key": 2, "token": 1, "after": 1, "threshold": 1},
@@ -79,7 +82,7 @@ class Record:
             return f"the record of {self.fact[:60]} has other tensors than {', '.join(wanted)}"
         if len({len(tensor) for tensor in self.rows.values()}) != 1:
             return f"the tensors of the record of {self.fact[:60]} do not fit each other"
-        if kind in (*READ_BEFORE, "prefix") and self.rows["key"].shape != (1, NUM_DIMENSIONS):
+        if kind in BY_QUESTION and self.rows["key"].shape != (1, NUM_DIMENSIONS):
             return f"the record of {self.fact[:60]} has other keys than one vector of {NUM_DIMENSIONS}"
         if kind == "rows" and (not self.num_rows or not bool(self.rows["begins"][0])):
             return f"the record of {self.fact[:60]} has tokens before its first pattern, or none"
@@ -121,12 +124,16 @@ class Bank:
         bank = Bank(self.kind, self.site, held)
         if "index" in vars(self):
             vars(bank)["index"] = self.index.changed(map(_entry, gone), map(_entry, new.values()))
+        if not gone and new:  # Otherwise the rows have another order.
+            parts = [record.rows for record in new.values()]
+            bank._buffers.update({device: buffer.followed_by(parts) for device, buffer in self._buffers.items()})
         return bank
 
-    @cached_property
+    @property
     def rows(self) -> dict[str, Tensor]:
-        """The rows of all records, in order, [N, ...] by name."""
-        return {name: torch.cat([record.rows[name] for record in self]) for name in ROWS[self.kind]}
+        """The rows of all records, in order, [N, ...] by name, on the device of the first one."""
+        first = next(iter(self))
+        return self.on(next(iter(first.rows.values())).device)
 
     @cached_property
     def index(self) -> QuestionIndex:
@@ -134,13 +141,13 @@ class Bank:
         return QuestionIndex().changed((), map(_entry, self))
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
-        """Return the rows on a device; they are moved there once."""
-        if device not in self._moved:
-            self._moved[device] = {name: tensor.to(device) for name, tensor in self.rows.items()}
-        return self._moved[device]
+        """Return the rows on a device; they are joined and moved there once."""
+        if device not in self._buffers:
+            self._buffers[device] = RowBuffer.of(ROWS[self.kind], [record.rows for record in self], device)
+        return self._buffers[device].rows
 
     @cached_property
-    def _moved(self) -> dict[torch.device, dict[str, Tensor]]:
+    def _buffers(self) -> dict[torch.device, RowBuffer]:
         return {}
 
 

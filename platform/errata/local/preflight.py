@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from errata.access_keys import check_binding
-from errata.edit_memory.bank import SERVED
 from errata.editors.build import DEFAULT_EDITOR, editor_for, needs, outline, own_editor
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
@@ -101,11 +100,11 @@ def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | No
     """Build the editor's outline, and note what is wrong with its name, preset, artifact and settings; None if it has none."""
     if ":" in start.editor:  # `package.module:Class`, the operator's own, which exists where it is used
         own = found.checked("editor", own_editor, start.editor) if is_here else None
-        if own is not None and found.checked("editor", _check_served, start.editor, own) is not None:
+        if own is not None and found.checked("editor", _check_alone, start.editor, own) is not None:
             _check_own_settings(start, own, found)
         return None
     kind = found.checked("editor", needs, start.editor)
-    if kind is None or found.checked("editor", _check_served, start.editor, *map(EDITORS.get, start.editor.split("/"))) is None:
+    if kind is None or found.checked("editor", _check_alone, start.editor, *map(EDITORS.get, start.editor.split("/"))) is None:
         return None
     if found.checked("preset", needs, start.editor, start.preset or "") is None:
         return None
@@ -125,18 +124,13 @@ def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | No
     return editor
 
 
-def _check_served(name: str, *kinds: type[Editor] | None) -> bool:
-    """Raise `ValueError` for an editor whose memory no replica reads, and for a wrapper of a memory; else return True."""
+def _check_alone(name: str, *kinds: type[Editor] | None) -> bool:
+    """Raise `ValueError` for a wrapper of a memory; else return True."""
     memories = [kind for kind in kinds if kind is not None and kind.writes == "memory"]
     if memories and len(kinds) > 1:
         raise ValueError(
             f"{name} keeps its edits in a memory, which a wrapper cannot change: give the memory's editor alone, or wrap an "
             "editor of weights, such as RLEdit"
-        )
-    if any(memory.kind not in SERVED for memory in memories):
-        raise ValueError(
-            f"{name} keeps its edits in a memory of a kind that no replica reads: those that are served are "
-            f"{', '.join(sorted(SERVED))}; `errata bench` and `errata.lifelong` run this one as it is"
         )
     return True
 

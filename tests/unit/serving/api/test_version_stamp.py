@@ -81,9 +81,9 @@ def test_every_event_of_a_stream_is_stamped() -> None:
     assert ": comment" in answer.text
 
 
-async def decided(edit: FiredEdit | None, after_s: float = 0.0) -> FiredEdit | None:
+async def decided(edit: FiredEdit | None, after_s: float = 0.0) -> list[FiredEdit]:
     await asyncio.sleep(after_s)
-    return edit
+    return [] if edit is None else [edit]
 
 
 def with_memory(*decisions: FiredEdit | None) -> FastAPI:

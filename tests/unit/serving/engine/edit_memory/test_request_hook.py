@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from errata.edit_memory.bank import Kind
+from errata.edit_memory.bank import Bank, Kind, Record
+from errata.edit_memory.embedding_reader import EmbeddingSizes, RowsReader
 from serving.api.fired_edits import OF_REQUEST, FiredEdits
 from serving.metrics import ReplicaMetrics
 from tests.unit.serving.engine.edit_memory.records import FrontMemory, a_memory
@@ -80,6 +82,25 @@ def test_a_text_changes_the_prompt_and_nothing_else_of_the_request() -> None:
         assert (await hook.ask([5]))[0]["prompt_token_ids"] == [5]
         assert [hook.metric("lookups_total", result=result) for result in ("hit", "miss")] == [1, 1]
         assert hook.metric("prompt_tokens_total") == 2 and hook.metric("lookup_seconds_count") == 2
+
+    asyncio.run(asked())
+
+
+def test_embeddings_go_along_with_the_prompt_whose_tokens_they_replace() -> None:
+    async def asked() -> None:
+        rows = {"id": torch.tensor([6, 7]), "begins": torch.tensor([1, 0]), "number": torch.tensor([0, 0])}
+        rows["embedding"] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        bank = Bank("rows", "embed").changed([Record('"a"', "a", rows, edit="edit-a")], ())
+        hook, request = Hook(FrontMemory(7, bank, RowsReader(bank, EmbeddingSizes(50, 2, CONTEXT)))), FiredEdits()
+        prompt, params = await hook.ask(request=request)
+        assert torch.equal(prompt.pop("prompt_embeds"), torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]]))
+        own = {"type": "embeds", "prompt_token_ids": ASKED, "is_token_ids": [True, False, False]}
+        assert prompt == {"cache_salt": "salt", "prompt": "text", **own} and params.extra_args is None
+        assert [(edit.id, edit.score) for edit in await request.edits()] == [("edit-a", 1.0)]
+        plain, _ = await hook.ask([5, 7, 6])
+        assert plain["type"] == "token" and hook.metric("prompt_tokens_total") == 0
+        left, _ = await hook.ask(prompt_logprobs=1)
+        assert left["type"] == "token", "they are asked for the client's own tokens"
 
     asyncio.run(asked())
 
