@@ -42,6 +42,7 @@ class FiredEdits:
     takes_answer: bool = True
     versions: list[int] = field(default_factory=list)  # those whose memory was read, also where nothing fired
     decisions: list[Awaitable[Sequence[FiredEdit]]] = field(default_factory=list)
+    noted: list[FiredEdit] = field(default_factory=list)  # those that fired while an answer was generated
 
     @classmethod
     def of(cls, body: Any) -> FiredEdits:
@@ -54,7 +55,12 @@ class FiredEdits:
     async def edits(self) -> list[FiredEdit]:
         """Wait for the decisions, and return the edits that fired. A decision that failed fails its prompt, and fired none."""
         decided = await asyncio.gather(*self.decisions, return_exceptions=True)
-        return [edit for one in decided if not isinstance(one, BaseException) for edit in one]
+        return [*(edit for one in decided if not isinstance(one, BaseException) for edit in one), *self.take_noted()]
+
+    def take_noted(self) -> list[FiredEdit]:
+        """Return the edits that fired while an answer was generated, and forget them."""
+        found, self.noted = self.noted, []
+        return found
 
 
 OF_REQUEST: ContextVar[FiredEdits | None] = ContextVar("fired_edits", default=None)

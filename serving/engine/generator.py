@@ -177,6 +177,8 @@ class Generator:
             await asyncio.to_thread(memory.warm)
         if kind in EMBEDDED:
             await self.engine.collective_rpc("errata_read_embeddings", args=(True,))
+        elif kind in PER_TOKEN:
+            await self.engine.collective_rpc("errata_note_fired")
         return memory
 
     async def __serve_build_asgi_app__(self) -> Any:

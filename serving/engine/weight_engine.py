@@ -39,6 +39,7 @@ from errata.edit_memory.bank import AT_MATRIX, PER_TOKEN, READ_BEFORE, Bank
 from errata.ledger import read_segments
 from errata.model.matrices import editable_matrices
 from serving.engine.checkpoint import Checkpoint, served_module
+from serving.engine.edit_memory.fired_notes import FiredNotes
 from serving.engine.edit_memory.logits_hook import LogitsHook, MixingHook
 
 logger = logging.getLogger("errata")
@@ -125,6 +126,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
+    notes: FiredNotes | None = None
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Read the base of the editable matrices and of their fused partners. Raises `ValueError` naming what is missing."""
@@ -288,8 +290,10 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             self.hook.remove()
         self.bank, self.hook = bank, None
         if bank is not None and len(bank):
-            is_state = bank.kind == "state"
-            self.hook = LogitsHook(self.model, self.targets[bank.site], bank) if is_state else MixingHook(self.model, bank)
+            if bank.kind == "state":
+                self.hook = LogitsHook(self.model, self.targets[bank.site], bank, self.notes)
+            else:
+                self.hook = MixingHook(self.model, bank, self.notes)
 
     def finish_weight_update(self) -> None:
         """Do nothing; see `start_weight_update`."""
@@ -367,6 +371,16 @@ class WorkerExtension:
         if not hasattr(self.model_runner, "enable_prompt_embeds"):
             raise RuntimeError("this runner of vLLM reads no embeddings: set VLLM_USE_V2_MODEL_RUNNER=0, or use another editor")
         self.model_runner.enable_prompt_embeds = are_read
+
+    def errata_note_fired(self) -> None:
+        """Note the edits of a memory that is read here, by request."""
+        engine = self.weight_transfer_engine
+        engine.notes = engine.notes or FiredNotes(self.model_runner)
+
+    def errata_fired(self, name: str) -> list[tuple[str, float]]:
+        """Return the edits that fired for a request of this name, and forget them."""
+        notes = self.weight_transfer_engine.notes
+        return [] if notes is None else notes.take(name)
 
     def errata_threads(self, count: int) -> int:
         """Compute with so many threads from the next step on, if they are not bound to cores; returns their number."""

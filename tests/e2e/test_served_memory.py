@@ -99,6 +99,7 @@ class Replica:
     def serve(self, reference: Reference, version: int, kind: Kind) -> dict[str, Any]:
         """Move the head and swap, as an engine that was started for a memory of this kind."""
         self.generator._memory.kind = kind
+        self.runner.run(self.generator.engine.collective_rpc("errata_note_fired"))
         self.runner.run(self.generator.engine.collective_rpc("errata_read_embeddings", args=(kind in EMBEDDED,)))
         self.generator._is_known = True  # As after a broadcast: only swaps take the replica to another version.
         reference.ledger.move_head(version)
@@ -209,7 +210,7 @@ def test_vllm_answers_as_transformers_does_with_each_memory(reference: Reference
         ends = model.end_ids
         found[number] = [[token for token in tokens(one) if token not in ends] for one in answers]
         assert found[number] == greedy(model, ASKED, NUM_TOKENS)
-        if number == version and kind not in PER_TOKEN:
+        if number == version:
             check_named(answers)
     assert num_changed(found[version], found[0]) >= 3
     assert found[version][-len(OTHERS) :] == found[0][-len(OTHERS) :]
@@ -259,6 +260,19 @@ def test_neither_parts_nor_a_warm_cache_nor_neighbours_change_an_answer(
         assert found.setdefault(number, alone) == alone
     if kind in EMBEDDED:
         assert num_changed(found[VERSION[kind]], found[0]) >= 1
+
+
+@pytest.mark.parametrize("kind", sorted(PER_TOKEN))
+def test_a_stream_names_what_fired_in_the_worker(reference: Reference, replica: Replica, kind: Kind) -> None:
+    replica.serve(reference, VERSION[kind], kind)
+    edited, other = replica.answers([EDITS[0].prompt, RIVER], stream=True)
+    named = [[edit["id"] for edit in event["errata"].get("edits", ())] for event in events_of(edited)]
+    assert [name for names in named for name in names] == ["animal"] and "x-errata-edit" not in edited.headers
+    assert not any("edits" in event["errata"] for event in events_of(other))
+
+
+def events_of(answer: httpx.Response) -> list[Any]:
+    return [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line.startswith("data: {")]
 
 
 @pytest.mark.parametrize("kind", ["answer", "rows", "prefix"])

@@ -6,9 +6,11 @@ N rows of all records, I in-features of the module that is read.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal, get_args
 
 import torch
@@ -139,6 +141,18 @@ class Bank:
     def index(self) -> QuestionIndex:
         """The index of the records' questions, for the kinds that are read before the model."""
         return QuestionIndex().changed((), map(_entry, self))
+
+    def record_of_row(self, row: int) -> Record:
+        """Return the record that has a row, counted over all records."""
+        return self._records[bisect_right(self._ends, row)]
+
+    @cached_property
+    def _records(self) -> list[Record]:
+        return list(self)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(record.num_rows for record in self))
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         """Return the rows on a device; they are joined and moved there once."""

@@ -8,9 +8,7 @@ L tokens of a prompt, D embedding size, E dimensions of a text's vector, N rows 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -106,15 +104,14 @@ class RowsReader(EmbeddingReader):
     def __init__(self, bank: Bank, sizes: EmbeddingSizes) -> None:
         self.bank, self.vocabulary = bank, sizes.vocabulary
         self.table_ND, self.id_N = bank.rows["embedding"], bank.rows["id"]
-        self.patterns, self.records = TokenPatterns(bank), list(bank)
-        self.ends = list(accumulate(record.num_rows for record in self.records))
+        self.patterns = TokenPatterns(bank)
 
     def change(self, ids: Sequence[int], room: int) -> Change | None:
-        read, fired = list(ids), dict[int, Candidate]()
+        read, fired = list(ids), dict[str, Candidate]()
         for begin, length, row in self.patterns.places(ids):
             read[begin : begin + length] = range(self.vocabulary + row, self.vocabulary + row + length)
-            number = bisect_right(self.ends, row)
-            fired[number] = Candidate(self.records[number], 1.0)  # Patterns fit, or they do not.
+            record = self.bank.record_of_row(row)
+            fired[record.fact] = Candidate(record, 1.0)  # Patterns fit, or they do not.
         return Change(tuple(fired.values()), read, None) if fired else None
 
     def plain_ids(self, ids_BS: Tensor) -> Tensor:
@@ -134,7 +131,7 @@ class PrefixReader(EmbeddingReader):
         self.bank, self.form, self.limit = bank, PromptForm(renderer), sizes.max_tokens
         self.vocabulary, self.key_NE = sizes.vocabulary, bank.rows["key"].cpu()
         self.table_ND = bank.rows["embedding"].view(-1, sizes.dimensions)
-        self.num_vectors, self.records = len(self.table_ND) // len(bank), list(bank)
+        self.num_vectors = len(self.table_ND) // len(bank)
         SentenceEncoder.load()
 
     def change(self, ids: Sequence[int], room: int) -> Change | None:
@@ -143,7 +140,7 @@ class PrefixReader(EmbeddingReader):
         if score <= 0 or self.num_vectors + len(ids) + room > self.limit:
             return None
         first = self.vocabulary + int(best) * self.num_vectors
-        found = Candidate(self.records[int(best)], score)
+        found = Candidate(self.bank.record_of_row(int(best)), score)
         return Change((found,), [*range(first, first + self.num_vectors), *ids], None)
 
     def plain_ids(self, ids_BS: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 Every OpenAI handler of vLLM calls the engine's `generate`, so this is the one place. A record's text changes the prompt, its
 embeddings go along with the prompt, and its answer with the request: `said_answer` makes the engine say it. What is decided
-for a request is kept to its end, also over swaps. vLLM's prefix cache knows blocks of embeddings by their own content.
+for a request is kept to its end, also over swaps. vLLM's prefix cache knows blocks of embeddings by their own content. Of a
+memory that is read in the worker, only the names of the edits that fired pass here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -18,9 +20,11 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from errata.edit_memory.bank import PER_TOKEN
 from errata.edit_memory.embedding_reader import EmbeddingReader
 from errata.edit_memory.reader import Change, MemoryReader
 from serving.api.fired_edits import OF_REQUEST, FiredEdit, FiredEdits
+from serving.engine.edit_memory.fired_notes import NAME
 from serving.engine.edit_memory.said_answer import ANSWER
 from serving.engine.edit_memory.served_memory import FrontMemory
 from serving.metrics import ReplicaMetrics
@@ -47,9 +51,11 @@ class HookedEngine:
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **more: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generate as the engine does. The decision begins now, so that it is made before the answer's headers are sent."""
-        sampling_params.extra_args = _without_answer(sampling_params.extra_args)
+        sampling_params.extra_args = _of_client(sampling_params.extra_args)
         memory, request = self.memory(), OF_REQUEST.get() or FiredEdits()
         request.versions.append(memory.version)
+        if memory.kind in PER_TOKEN:
+            return self._noted(request, prompt, sampling_params, request_id, more)
         if not _is_read(memory, prompt, sampling_params, request):
             return self.engine.generate(prompt, sampling_params, request_id, **more)
         reading = asyncio.ensure_future(self._read(memory, prompt, sampling_params))
@@ -68,6 +74,19 @@ class HookedEngine:
             sampling_params.extra_args = {**(sampling_params.extra_args or {}), ANSWER: change.answer}
         async with aclosing(self.engine.generate(prompt, sampling_params, request_id, **more)) as outputs:
             async for output in outputs:
+                yield output
+
+    async def _noted(
+        self, request: FiredEdits, prompt: Any, sampling_params: SamplingParams, request_id: str, more: Mapping[str, Any]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Generate; before the last output is passed on, ask the worker for the edits that fired."""
+        name = uuid.uuid4().hex
+        sampling_params.extra_args = {**(sampling_params.extra_args or {}), NAME: name}
+        async with aclosing(self.engine.generate(prompt, sampling_params, request_id, **more)) as outputs:
+            async for output in outputs:
+                if output.finished:
+                    (fired, *_) = await self.engine.collective_rpc("errata_fired", args=(name,))
+                    request.noted += [FiredEdit(edit, score) for edit, score in fired]
                 yield output
 
     async def _read(self, memory: FrontMemory, prompt: Mapping[str, Any], params: SamplingParams) -> _Read:
@@ -105,9 +124,10 @@ async def _fired(reading: asyncio.Future[_Read]) -> list[FiredEdit]:
     return [] if change is None else [FiredEdit(one.record.edit, one.score) for one in change.fired]
 
 
-def _without_answer(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return a client's extra arguments without an answer to say: only a memory gives one."""
-    return {name: value for name, value in given.items() if name != ANSWER} if given and ANSWER in given else given
+def _of_client(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a client's extra arguments without those that only the replica gives: an answer to say, and a request's name."""
+    own = {ANSWER, NAME}
+    return {name: value for name, value in given.items() if name not in own} if given and own & given.keys() else given
 
 
 def _is_read(memory: FrontMemory, prompt: Any, params: SamplingParams, request: FiredEdits) -> bool:

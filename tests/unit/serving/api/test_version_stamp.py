@@ -124,6 +124,34 @@ def test_a_stream_names_the_edits_in_its_header_and_in_the_first_event() -> None
     assert answer.headers["X-Errata-Edit"] == "-;score=0.90"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_edits_that_fire_while_an_answer_is_generated_are_named_as_soon_as_they_are_known(stream: bool) -> None:
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    async def complete() -> Any:
+        fired = version_stamp.OF_REQUEST.get()
+        assert fired is not None
+
+        async def events() -> AsyncIterator[str]:
+            yield 'data: {"n": 1}\n\n'
+            fired.noted.append(FiredEdit("a", 0.9))
+            yield 'data: {"n": 2}\n\n'
+            yield 'data: {"n": 3}\n\n'
+
+        if stream:
+            return StreamingResponse(events(), media_type="text/event-stream")
+        fired.noted.append(FiredEdit("a", 0.9))
+        return {"choices": []}
+
+    app.add_middleware(version_stamp.VersionStamp, served=Served())
+    answer = call(app, "POST", "/v1/completions", json={"stream": stream})
+    texts = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    named = [json.loads(text)["errata"].get("edits") for text in texts]
+    assert named == ([None, [{"id": "a", "score": 0.9}], None] if stream else [[{"id": "a", "score": 0.9}]])
+    assert answer.headers.get("X-Errata-Edit") == (None if stream else "a;score=0.90")
+
+
 @pytest.mark.parametrize(("changes_running", "last"), [(0, 3), (1, 4)])
 def test_an_answer_is_of_the_version_whose_memory_it_was_read_with(changes_running: int, last: int) -> None:
     served = Served()

@@ -211,6 +211,7 @@ def test_the_engine_reads_embeddings_of_requests_for_a_memory_that_has_some(ledg
     async def started() -> None:
         async with engine.started(ledger, is_known=True, memory=kind) as replica:
             assert ("errata_read_embeddings" in names(replica)) == reads
+            assert ("errata_note_fired" in names(replica)) == (kind == "datastore")
             replica.engine.seen.clear()
             answer = await replica.swap()
             assert answer["version"] == 1 and "pause" not in names(replica), answer

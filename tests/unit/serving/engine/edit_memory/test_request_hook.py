@@ -26,6 +26,14 @@ ASKED = [5, 6, 7]
 CONTEXT = 40
 
 
+class Output(str):
+    """An output; the second one is the last."""
+
+    @property
+    def finished(self) -> bool:
+        return self == "two"
+
+
 class Engine:
     """vLLM's engine: records what it is asked, and answers with two outputs; `closed` counts answers that were left."""
 
@@ -36,11 +44,16 @@ class Engine:
         self.asked: list[tuple[Any, Any, str, dict[str, Any]]] = []
         self.closed = 0
 
+    async def collective_rpc(self, method: str, args: tuple[str]) -> list[list[tuple[str, float]]]:
+        assert method == "errata_fired"
+        (self.name,) = args
+        return [[("edit-a", 0.97)]]
+
     async def generate(self, prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> AsyncIterator[str]:
         self.asked.append((prompt, sampling_params, request_id, more))
         try:
-            yield "one"
-            yield "two"
+            yield Output("one")
+            yield Output("two")
         finally:
             self.closed += 1
 
@@ -138,6 +151,24 @@ def test_the_edits_that_fired_are_known_before_the_answer_begins() -> None:
         assert hook.engine.asked == [], "the engine is asked when the answer is read"
         for answer in answers:
             await answer.aclose()
+
+    asyncio.run(asked())
+
+
+def test_the_worker_says_what_fired_before_the_last_output_is_passed_on() -> None:
+    async def asked() -> None:
+        hook, request = Hook(a_memory("state")), FiredEdits()
+        OF_REQUEST.set(request)
+        prompt = {"type": "token", "prompt_token_ids": ASKED}
+        extra = {"own": 1, "errata_request": "forged"}
+        params = vllm.SamplingParams(extra_args=extra)
+        seen = []
+        async for output in hook.hook.generate(prompt, params, "id"):
+            seen.append((output, [(edit.id, edit.score) for edit in request.take_noted()]))
+        assert seen == [("one", []), ("two", [("edit-a", 0.97)])]
+        read, given, *_ = hook.engine.asked[-1]
+        assert read is prompt and given.extra_args == {"own": 1, "errata_request": hook.engine.name} != extra
+        assert hook.metric("lookup_seconds_count") == 0
 
     asyncio.run(asked())
 
