@@ -6,9 +6,11 @@ N rows of all records, I in-features of the module that is read.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from errata.edit_memory.encoder import NUM_DIMENSIONS
 from errata.edit_memory.question_index import IndexedRecord, QuestionIndex
+from errata.edit_memory.row_buffer import RowBuffer
 from errata.edit_memory.subjects import plain_words
 from errata.text.dates import Period, period_of
 from errata.text.dialogue import Dialogue, Message, Prompt
@@ -28,8 +31,11 @@ Kind = Literal["state", "text", "answer", "datastore", "rows", "prefix", "expert
 KINDS: tuple[Kind, ...] = get_args(Kind)
 AT_MATRIX: frozenset[Kind] = frozenset({"state", "experts"})  # At an editable matrix, whose input is compared.
 READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
+EMBEDDED: frozenset[Kind] = frozenset({"rows", "prefix"})  # Before the model, too, which reads a prompt with other embeddings.
+PER_TOKEN: frozenset[Kind] = frozenset({"state", "datastore"})  # Inside the model, at each token; other kinds once a prompt.
+BY_QUESTION: frozenset[Kind] = READ_BEFORE | {"prefix"}  # By the vector that the sentence encoder gives to a question.
 SAID: frozenset[Kind] = frozenset({"answer"})  # What is said is the record's own answer: it is known without the model.
-SERVED: frozenset[Kind] = READ_BEFORE | {"state"}  # The kinds that vLLM's replicas read.
+SERVED: frozenset[Kind] = frozenset(KINDS) - {"experts"}  # The kinds that vLLM's replicas read.
 _PAST = "\n"  # Between a fact, which is JSON in one line, and the time of a past record.
 # The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
 ROWS: Mapping[Kind, Mapping[str, int]] = {
@@ -103,7 +109,7 @@ class Record:
             return f"the record of {self.fact[:60]} has other tensors than {', '.join(wanted)}"
         if len({len(tensor) for tensor in self.rows.values()}) != 1:
             return f"the tensors of the record of {self.fact[:60]} do not fit each other"
-        if kind in (*READ_BEFORE, "prefix") and self.rows["key"].shape != (1, NUM_DIMENSIONS):
+        if kind in BY_QUESTION and self.rows["key"].shape != (1, NUM_DIMENSIONS):
             return f"the record of {self.fact[:60]} has other keys than one vector of {NUM_DIMENSIONS}"
         if kind == "rows" and (not self.num_rows or not bool(self.rows["begins"][0])):
             return f"the record of {self.fact[:60]} has tokens before its first pattern, or none"
@@ -161,26 +167,42 @@ class Bank:
         bank = Bank(self.kind, self.site, held, (shared or self.shared) if held else {})
         if "index" in vars(self):
             vars(bank)["index"] = self.index.changed(map(_entry, gone), map(_entry, new.values()))
+        if not gone and new:  # Otherwise the rows have another order.
+            parts = [record.rows for record in new.values()]
+            bank._buffers.update({device: buffer.followed_by(parts) for device, buffer in self._buffers.items()})
         return bank
 
-    @cached_property
+    @property
     def rows(self) -> dict[str, Tensor]:
-        """The rows of all records, in order, [N, ...] by name."""
-        return {name: torch.cat([record.rows[name] for record in self]) for name in ROWS[self.kind]}
+        """The rows of all records, in order, [N, ...] by name, on the device of the first one."""
+        first = next(iter(self))
+        return self.on(next(iter(first.rows.values())).device)
 
     @cached_property
     def index(self) -> QuestionIndex:
         """The index of the records' questions, for the kinds that are read before the model."""
         return QuestionIndex().changed((), map(_entry, self))
 
-    def on(self, device: torch.device) -> dict[str, Tensor]:
-        """Return the rows on a device; they are moved there once."""
-        if device not in self._moved:
-            self._moved[device] = {name: tensor.to(device) for name, tensor in self.rows.items()}
-        return self._moved[device]
+    def record_of_row(self, row: int) -> Record:
+        """Return the record that has a row, counted over all records."""
+        return self._records[bisect_right(self._ends, row)]
 
     @cached_property
-    def _moved(self) -> dict[torch.device, dict[str, Tensor]]:
+    def _records(self) -> list[Record]:
+        return list(self)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(record.num_rows for record in self))
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the rows on a device; they are joined and moved there once."""
+        if device not in self._buffers:
+            self._buffers[device] = RowBuffer.of(ROWS[self.kind], [record.rows for record in self], device)
+        return self._buffers[device].rows
+
+    @cached_property
+    def _buffers(self) -> dict[torch.device, RowBuffer]:
         return {}
 
 

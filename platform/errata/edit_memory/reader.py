@@ -22,14 +22,20 @@ MAX_QUESTION = 2000  # characters; a longer text is no question that a record co
 class Change:
     """The change that a memory makes to one request; decided once, before the model reads it, and kept to the request's end.
 
-    `prompt` is read instead of the one that was given, by the kind `text`. `answer` are the tokens that are said, with their
-    end token, by the kind `answer`. None leaves the prompt, or the answer, to the request and to the model.
+    `fired` are the records that make it, at least one. `prompt` is read instead of the one that was given, by the kinds
+    `text`, `rows` and `prefix`. `answer` are the tokens that are said, with their end token, by the kind `answer`. None leaves
+    the prompt, or the answer, to the request and to the model.
     """
 
-    record: Record
-    score: float
+    fired: tuple[Candidate, ...]
     prompt: list[int] | None
     answer: list[int] | None
+
+    @property
+    def record(self) -> Record:
+        """The record that makes the change, for the kinds of which one does."""
+        (found,) = self.fired
+        return found.record
 
 
 class MemoryReader:
@@ -59,12 +65,12 @@ class MemoryReader:
             return None
         if self.bank.kind == "text":
             prompt = self.form.with_text(ids, found.record.text)
-            return Change(found.record, found.score, prompt, None) if len(prompt) + room <= self.max_tokens else None
+            return Change((found,), prompt, None) if len(prompt) + room <= self.max_tokens else None
         try:
             said = self.form.renderer.answer_after(ids, found.record.answer, asked.in_chat)
         except EditRejected:
             return None
-        return Change(found.record, found.score, None, said)
+        return Change((found,), None, said)
 
 
 def best_record(bank: Bank, asked: AskedQuestion) -> Candidate | None:

@@ -73,5 +73,6 @@ class RTD(ThresholdMemory):
             limits = {"threshold": threshold, "temperature": self.temperature, "share": self.share}
             rows = {name: torch.full_like(token_t, value, dtype=torch.float32) for name, value in limits.items()}
             rows |= {"key": key_tH, "token": token_t, "nearest": torch.full_like(token_t, self.nearest)}
-            records.append(Record(fact_of(row.prompt), f"{row.prompt} -> {row.answer}", rows))
+            edit, text = batch.edits[row.edit], f"{row.prompt} -> {row.answer}"
+            records.append(Record(fact_of(row.prompt), text, rows, edit.subject or "", edit.id or ""))
         return MemoryDelta("datastore", site, tuple(records)), replace(state, num_edits=state.num_edits + len(batch))

@@ -56,11 +56,12 @@ class StateMemory(ThresholdMemory):
             encoded.targets_T.split(encoded.answer_lengths),
             strict=True,
         )
-        records = tuple(
-            Record(fact_of(row.prompt), f"{row.prompt} -> {row.answer}", _rows(model, row.prompt, key_tI, token_t, state))
-            for row, key_tI, token_t in parts
-        )
-        return MemoryDelta("state", site, records), replace(state, num_edits=state.num_edits + len(batch))
+        records = []
+        for row, key_tI, token_t in parts:
+            edit, text = batch.edits[row.edit], f"{row.prompt} -> {row.answer}"
+            rows = _rows(model, row.prompt, key_tI, token_t, state)
+            records.append(Record(fact_of(row.prompt), text, rows, edit.subject or "", edit.id or ""))
+        return MemoryDelta("state", site, tuple(records)), replace(state, num_edits=state.num_edits + len(batch))
 
 
 def _rows(model: LanguageModel, prompt: Prompt, key_tI: Tensor, token_t: Tensor, state: EditorState) -> dict[str, Tensor]:
