@@ -103,7 +103,9 @@ def serac_smollm2() -> Plan:
 
 def _on_the_default_model(plan: Plan) -> Plan:
     editor = replace(plan.editor, modules=("layers.23.mlp.down_proj",))
-    return replace(plan, editor=editor, model=default_model.NAME, corpus=WorldFacts())
+    return replace(
+        plan, editor=editor, model=default_model.NAME, corpus=WorldFacts(), cross_fit=True
+    )  # The edits of `smollm2`.
 
 
 def of_model(model: str) -> Plan:

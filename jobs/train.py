@@ -105,7 +105,8 @@ def trainer_of(plan: Plan, model: LanguageModel) -> tuple[TrainedEditor[Any], Tr
     """Initialise the plan's editor, and the training of its policy."""
     if isinstance(plan.editor, TrainedMemory):
         memory, schedule = plan.editor.initialised(model, plan.seed), plan.schedule
-        edits = list(read_edits(edits_file(plan, splits(plan)[0])))  # A sweep scores on the other fold.
+        parts = [plan.metric_part] if plan.metric_part in FOLDS else splits(plan)  # A sweep scores on the other fold.
+        edits = [edit for part in parts for edit in read_edits(edits_file(plan, part))]
         length = schedule.train_steps, schedule.episodes, schedule.batch_size
         return memory, MemoryTrainer(memory, model, edits, length, plan.seed)
     editor, folds = begin(plan, model)

@@ -314,8 +314,8 @@ def report(sweep: Sweep, results: Any) -> None:
     directory = sweep.directory / "found"
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / "trials.json", json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
-    # A memory measures nothing on facts of its own, so that it is trained on both folds.
-    crossed = isinstance(sweep.plan.editor, HypernetworkEditor)
+    # A memory measures nothing on texts, so that it needs no other fold than that of its edits.
+    crossed = isinstance(sweep.plan.editor, HypernetworkEditor) or sweep.plan.cross_fit
     best = replace(with_fields(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best", cross_fit=crossed)
     write_plan(best, directory / "best.json")
     importances = draw(scored, sweep.space, directory)

@@ -93,7 +93,7 @@ class Record:
     @property
     def prompt(self) -> Prompt:
         """The prompt of the record's fact, with single blanks."""
-        read = json.loads(self.fact)
+        read = _read(self.fact)
         return read if isinstance(read, str) else Dialogue(tuple(Message(role, content) for role, content in read))
 
     @property

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from errata.edit_memory.bank import Bank
 from errata.edit_memory.lookup import unit
-from errata.model.devices import device_of
 
 SEED = "errata.experts"  # of the hyperplanes; another one would be another code
 CENTRE, CHOSEN = "centre", "num_chosen"  # Shared tensors that are of no matrix.
@@ -31,6 +30,9 @@ class Experts(NamedTuple):
     up_EOR: Tensor
     router_EX: Tensor
     bias_E: Tensor
+
+    def on(self, device: torch.device) -> Experts:
+        return Experts(*(tensor.to(device) for tensor in self))
 
     def shares(self, input_FX: Tensor) -> Tensor:
         """Return the router's share of each expert, which sum to 1, [F, E]."""
@@ -116,17 +118,16 @@ def distances(sign_TC: Tensor, key_NC: Tensor) -> Tensor:
 class Mixture:
     """The hooks that mix experts into a model's matrices, at tokens that a gate chooses from the site's input.
 
-    `gate` returns the places of these tokens in the flattened batch.
+    `experts` are by the module of their matrix, and `gate` returns the places of these tokens in the flattened batch.
     """
 
     def __init__(
-        self, model: Any, site: str, experts: Mapping[str, Experts], num_chosen: int, gate: Callable[[Tensor], Tensor]
+        self, site: nn.Module, experts: Mapping[nn.Module, Experts], num_chosen: int, gate: Callable[[Tensor], Tensor]
     ) -> None:
-        self.experts = {model.get_submodule(name): one for name, one in experts.items()}
-        self.num_chosen, self.gate = num_chosen, gate
+        self.experts, self.num_chosen, self.gate = experts, num_chosen, gate
         self.at: Tensor | None = None
         self.input_FX: Tensor | None = None
-        self.handles = [model.get_submodule(site).register_forward_pre_hook(self._choose)]
+        self.handles = [site.register_forward_pre_hook(self._choose)]
         self.handles += [module.register_forward_hook(self._mix) for module in self.experts]
 
     def remove(self) -> None:
@@ -157,16 +158,16 @@ class Mixture:
 
 
 class ExpertsHooks:
-    """The hooks that make a model read a bank of experts."""
+    """The hooks that make a model read a bank of experts, whose matrices are in `modules` if they have other names there."""
 
-    def __init__(self, model: Any, bank: Bank) -> None:
+    def __init__(self, model: Any, bank: Bank, modules: Mapping[str, Any] | None = None) -> None:
         self.bank = bank
-        device = device_of(model, bank.site)
-        rows = bank.on(device)
+        at = {name: modules[name] if modules else model.get_submodule(name) for name in experts_of(bank.shared)}
+        rows = bank.on(at[bank.site].weight.device)
         self.key_NC, self.radius_N = unpacked(rows["code"]), rows["radius"]
-        self.centre_X = bank.shared[CENTRE].to(device)
-        experts = {n: Experts(*(t.to(device_of(model, n)) for t in one)) for n, one in experts_of(bank.shared).items()}
-        self.mixture = Mixture(model, bank.site, experts, int(bank.shared[CHOSEN]), self._fired)
+        self.centre_X = bank.shared[CENTRE].to(self.key_NC.device)
+        own = {at[name]: one.on(at[name].weight.device) for name, one in experts_of(bank.shared).items()}
+        self.mixture = Mixture(at[bank.site], own, int(bank.shared[CHOSEN]), self._fired)
         self.handle = model.register_forward_pre_hook(self)
 
     def remove(self) -> None:

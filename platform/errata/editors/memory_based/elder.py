@@ -155,7 +155,8 @@ class ELDER(MemoryEditor):
         tokens, experts = cache.tokens, _parameters(model, first)
         optimizer = torch.optim.Adam([tensor for one in experts.values() for tensor in one], lr=self.learning_rate)
         codes = {name: self._codes(name, answers, tokens.answer_lengths).to(input_TX.device) for name in experts}
-        mixture = Mixture(model.module, next(iter(experts)), experts, self.num_chosen, lambda _: tokens.predicts_T)
+        at = {model.module.get_submodule(name): one for name, one in experts.items()}
+        mixture = Mixture(next(iter(at)), at, self.num_chosen, lambda _: tokens.predicts_T)
         try:
             for _ in range(self.num_steps):
                 with torch.enable_grad(), cache.prefix.reusing(tokens):
