@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-places bench-gpu bench-memory bench-retrieval chaos simulate tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -83,9 +83,18 @@ bench-abuse: setup
 bench-chat: setup
 	$(BIN)/python -m benchmarks.chat $(ARGS)
 
-# Compare editors and parts of RLEdit on the default model: true corrections in chat, in one process. ARGS="--edits=100 --policy=FOLDER".
+# Compare parts of RLEdit on the default model: true corrections in chat, in one process. ARGS="--edits=100 --policy=FOLDER".
 bench-facts: setup
-	$(BIN)/python -m benchmarks.facts $(ARGS)
+	$(BIN)/python -m benchmarks.facts bench-facts $(ARGS)
+
+# Compare editors of weights and memories on 500 corrections of the default model: scores and costs. Hours; an interrupted run
+# goes on. ARGS="--rows=SCR,oracle --artifact=SERAC=FOLDER".
+bench-memory-editors: setup
+	$(BIN)/python -m benchmarks.facts bench-memory-editors $(ARGS)
+
+# The same with corrections of corrections and more forms of the questions. FULL=1 makes 1,000 edits, three seeds for five rows.
+bench-real: setup
+	$(BIN)/python -m benchmarks.facts bench-real $(ARGS)
 
 # Print for each matrix how well it tells rephrasings from neighbours. ARGS="--model=DIR --edits=FILE [--text=FILE]".
 bench-places: setup

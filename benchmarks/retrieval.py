@@ -100,7 +100,10 @@ def invented(count: int, seed: int) -> list[str]:
 
 
 def timings(num_records: int, settings: RetrievalSettings, has_subjects: bool) -> dict[str, Any]:
-    """Time the start of a bank, one record more, and the search of questions that it has an answer to."""
+    """Time the start of a bank, one record more, and the search of questions that it has an answer to.
+
+    `false_firing` is the share of plain sentences in which it finds a record.
+    """
     names, wordings = invented(num_records, settings.seed), [WORDINGS[relation].questions for relation in PLACE]
     if has_subjects:
         edits = [Edit(wordings[i % len(wordings)][0].format(s=name), "x", name) for i, name in enumerate(names)]
@@ -118,6 +121,7 @@ def timings(num_records: int, settings: RetrievalSettings, has_subjects: bool) -
     asked = [wordings[i % len(wordings)][3].format(s=names[i]) if has_subjects else "a plain question" for i in chosen]
     found(bank, asked[0])
     searched = [timed(lambda question=question: found(bank, question))[0] for question in asked]
+    world = WorldFacts()
     return {
         "num_records": num_records,
         "subjects": "given" if has_subjects else "none",
@@ -125,6 +129,7 @@ def timings(num_records: int, settings: RetrievalSettings, has_subjects: bool) -
         "one_more_ms_p50": percentile(more, 0.5),
         "retrieval_ms_p50": percentile(searched, 0.5),
         "retrieval_ms_p99": percentile(searched, 0.99),
+        "false_firing": share_found(bank, world.plain_sentences() + world.plain_sentences(held_out=True)),
     }
 
 

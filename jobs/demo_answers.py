@@ -81,7 +81,7 @@ class AskedFacts:
     def about(cls, edits: Sequence[Edit], right: Sequence[Fact]) -> AskedFacts:
         asked = [forms_of(edit) for edit in edits]
         forms = {form: [each[form] for each in (asked if form == "question" else asked[::EVERY])] for form in FORMS}
-        forms[TWO_HOP] = [consequence for edit in edits[::EVERY] for consequence in _first_consequence(edit)]
+        forms[TWO_HOP] = [consequence for edit in edits[::EVERY] for consequence in first_consequence(edit)]
         return cls(tuple(edits), forms, tuple(map(question_of, right)))
 
     @property
@@ -106,7 +106,8 @@ class AskedFacts:
         return share_right(first, answers) if len(self.edits) > NUM_FIRST else None
 
 
-def _first_consequence(edit: Edit) -> list[Question]:
+def first_consequence(edit: Edit) -> list[Question]:
+    """Return the first thing that follows from an edit, as a question in chat; none if nothing is known to."""
     return [Question(Dialogue.of(probe.prompt), probe.target, (probe.target,)) for probe in edit.portability[:1]]
 
 

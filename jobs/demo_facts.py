@@ -119,18 +119,18 @@ def search_facts(demo: Demo) -> FactSearch:
     return search
 
 
-def facts_in_random_order(plan: Plan) -> list[Fact]:
-    """List the test facts in an order that depends on the seed; of facts with the same question, the first."""
-    facts = list({question_of(fact).prompt: fact for fact in reversed(corpus_of(plan).facts("test"))}.values())
+def facts_in_random_order(plan: Plan, part: str = "test") -> list[Fact]:
+    """List the facts of a part in an order that depends on the seed; of facts with the same question, the first."""
+    facts = list({question_of(fact).prompt: fact for fact in reversed(corpus_of(plan).facts(part))}.values())
     random.Random(f"{plan.seed} demo").shuffle(facts)
     return facts
 
 
-def edits_of(plan: Plan, wrong: Sequence[Fact]) -> list[Edit]:
-    """Make the edits of facts, in their order."""
+def edits_of(plan: Plan, wrong: Sequence[Fact], part: str = "test") -> list[Edit]:
+    """Make the edits of facts of a part, in their order."""
     corpus, edited = corpus_of(plan), frozenset(wrong)
-    others = [fact for fact in corpus.facts("test") if fact not in edited]
-    return [corpus.edit_of(fact, "test", others, random.Random(f"{plan.seed} {fact.key}")) for fact in wrong]
+    others = [fact for fact in corpus.facts(part) if fact not in edited]
+    return [corpus.edit_of(fact, part, others, random.Random(f"{plan.seed} {fact.key}")) for fact in wrong]
 
 
 def corpus_of(plan: Plan) -> WorldFacts:

@@ -44,9 +44,9 @@ def write(
         "note": note,
         "standings": [one.to_json() for one in summaries],
         "rows": records,
-        "not_finite": [[i, name] for i, record in enumerate(records) for name, v in record.items() if _is_infinite(v)],
+        "not_finite": [[i, name] for i, record in enumerate(records) for name, v in record.items() if is_infinite(v)],
     }
-    write_text(directory / "report.json", json.dumps(_without_infinity(report), indent=1, allow_nan=False) + "\n")
+    write_text(directory / "report.json", json.dumps(without_infinity(report), indent=1, allow_nan=False) + "\n")
     write_text(directory / "table.md", markdown(summaries, note))
     draw(rows, directory / "curves.png")
 
@@ -75,13 +75,14 @@ def _schema(columns: Mapping[str, type]) -> pa.Schema:
     return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
 
 
-def _is_infinite(value: Any) -> bool:
+def is_infinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _without_infinity(value: Any) -> Any:
+def without_infinity(value: Any) -> Any:
+    """Return records with null in the place of each infinite value."""
     if isinstance(value, Mapping):
-        return {key: _without_infinity(item) for key, item in value.items()}
+        return {key: without_infinity(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_infinity(item) for item in value]
-    return None if _is_infinite(value) else value
+        return [without_infinity(item) for item in value]
+    return None if is_infinite(value) else value

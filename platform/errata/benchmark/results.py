@@ -22,7 +22,7 @@ KINDS = ("efficacy", "generalisation", "locality", "portability", "retention")
 Protocol = Literal[
     "free", "perplexity", "teacher-forced", "likelihood", "long texts", "weights", "cost", "transformed", "lifetime", "by kind"
 ]
-Format = Literal["share", "ratio", "bits", "ms", "s", "bytes", "count", "edits"]
+Format = Literal["share", "ratio", "bits", "ms", "s", "bytes", "count", "edits", "tokens"]
 Best = Literal["highest", "lowest", "nearest 1", "none"]
 _PROTOCOLS = typing.get_args(Protocol)
 
@@ -116,6 +116,10 @@ _LATER = (
     *_transformed(),
     Measure("generalisation_paraphrase", "generalisation, paraphrases", "by kind", True, place=2, is_optional=True),
     Measure("generalisation_continuation", "generalisation, continuations", "by kind", True, place=2, is_optional=True),
+    Measure("added_tokens", "added tokens", "cost", False, "tokens", place=22, best="lowest", is_optional=True),
+    Measure("added_first_ms", "added ms to the first token", "cost", False, "ms", best="lowest", is_optional=True),
+    Measure("added_ms", "added ms", "cost", False, "ms", place=22, best="lowest", is_optional=True),
+    Measure("saved_bytes", "saved MiB", "cost", False, "bytes", place=22, best="lowest", is_optional=True),
 )
 MEASURES = (*_FIRST_FORMAT, *_LATER)
 BY_NAME = {measure.name: measure for measure in MEASURES}
@@ -144,6 +148,8 @@ class CheckpointScores:
     `values` has every measure of `MEASURES`; None is what was not asked or is not known. docs/evaluation.md defines the scores.
     Times are means over the stream so far: `edit_ms` is `Editor.edit` per edit, divided into `capture_ms`, `solve_ms` and
     `rest_ms`; `precompute_s` is `Editor.start`. `peak_bytes` is the memory of one more call with the last batch, not timed.
+    `saved_bytes` are those of all changes so far as a ledger keeps them. An answer reads `added_tokens` more than on the
+    unedited model and, at the end of the stream, takes `added_ms` more, `added_first_ms` of them to its first token.
     `norm_growth` is |W| / |W0| and `delta_norm` |W - W0| / |W0|, of the matrix where it is largest. `rejected` edits were
     refused by the editor, and the stream went on without them. Infinite values come from a model without finite logits.
 

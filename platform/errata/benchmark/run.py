@@ -22,6 +22,7 @@ from errata.benchmark.checkpoint import (
     perplexity_scores,
     question_scores,
 )
+from errata.benchmark.costs import added_tokens, answer_time, median_added, saved_bytes
 from errata.benchmark.results import BY_NAME, Answer, CheckpointScores, answers_of
 from errata.benchmark.stream import BenchmarkStream, UneditedAnswers, generated_answers
 from errata.delta.accumulator import EditedModel
@@ -34,9 +35,11 @@ from errata.hardware import PeakMemory
 from errata.model.devices import devices_with
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec, find_matrices
+from errata.text.dialogue import Prompt
 from errata.timing import stage_seconds
 
 UNEDITED = "unedited"
+NUM_TIMED = 20  # prompts whose answers are timed, with the edits and without them
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Costs:
     num_rejected: int = 0
     precompute_s: float = 0.0
     peak_bytes: int | None = None
+    saved_bytes: int = 0
 
     def add(self, seconds: Mapping[str, float], num_edits: int) -> None:
         self.num_edits += num_edits
@@ -87,6 +91,7 @@ class Costs:
                 "precompute_s": self.precompute_s,
                 "peak_bytes": self.peak_bytes,
                 "rejected": self.num_rejected,
+                "saved_bytes": self.saved_bytes if self.num_edits else None,
             }
         )
 
@@ -115,6 +120,7 @@ class BenchmarkRun:
             if self.benchmarked.editor is not None:
                 delta, state = self._edit(self.benchmarked.editor, batch, state, probe_memory=done in self.stream.stops)
                 self.edited.add(delta)
+                self.costs.saved_bytes += saved_bytes(delta)
             self._ask_sampled(done - len(batch), done)
             if done in self.stream.stops:
                 yield self._scores(done)
@@ -167,11 +173,28 @@ class BenchmarkRun:
         found |= perplexity_scores(self.model, self.stream, self.unedited)
         found |= long_text_scores(self.model, self.stream) if is_end else Scores()
         found |= norms | self.costs.scores
+        if self.benchmarked.editor is not None:
+            found |= self._answer_costs([question.prompt for question in questions.efficacy], is_end)
         values = {name: found.values.get(name) for name in BY_NAME}
         scores = CheckpointScores(self.benchmarked.name, self.stream.seed, done, values, found.intervals)
         if is_end:
             self.answers = answers_of(scores, questions, generated, self.unedited.answers)
         return scores
+
+    def _answer_costs(self, prompts: Sequence[Prompt], is_end: bool) -> Scores:
+        """Measure what an answer costs more: tokens, and at the end milliseconds, first with the edits and then without."""
+        model, limit = self.model, self.unedited.max_tokens
+        tokens = Scores({"added_tokens": added_tokens(model, prompts, limit)})
+        if not is_end:
+            return tokens
+        timed, content = prompts[:NUM_TIMED], self.edited.content()
+        answer_time(model, timed[0], limit)  # The first call of a process pays for one-time set-up.
+        after = [answer_time(model, prompt, limit) for prompt in timed]
+        self.edited.set([])
+        before = [answer_time(model, prompt, limit) for prompt in timed]
+        self.edited.set([], content)
+        more = median_added(zip(before, after, strict=True))
+        return tokens | Scores({"added_first_ms": more.first_ms, "added_ms": more.all_ms})
 
 
 def run(

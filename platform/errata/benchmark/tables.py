@@ -42,7 +42,7 @@ def as_text(measure: Measure, value: float) -> str:
         return f"{value / 2**20:.1f}"
     if measure.format == "count":
         return f"{value:g}"
-    return f"{value:.1f}" if measure.format in ("ms", "s", "edits") else f"{value:.3f}"
+    return f"{value:.1f}" if measure.format in ("ms", "s", "edits", "tokens") else f"{value:.3f}"
 
 
 def described(row: CheckpointScores) -> str:

@@ -155,6 +155,7 @@ def test_a_known_change_is_measured_and_undone(tiny_model: LanguageModel, stream
     assert last["norm_growth"] == pytest.approx(float((base_OI + 0.08).norm() / base_OI.norm()), rel=1e-5)
     capture, solve, rest = (number(last, name) for name in ("capture_ms", "solve_ms", "rest_ms"))
     assert last["edit_ms"] == pytest.approx(capture + solve + rest) and solve > 0
+    assert number(last, "saved_bytes") > 4 * base_OI.numel() and last["added_tokens"] == 0.0 and last["added_ms"] is not None
     for name, tensor in tiny_model.module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
