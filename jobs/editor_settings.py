@@ -142,6 +142,7 @@ def memory_grids(layers: int) -> tuple[EditorGrid, ...]:
             {"modules": (last,), "max_false": 0.1},
             {"modules": (middle,)},
         ),
+        grid_of_fields("answer", *({"modules": (last,), "threshold": least} for least in (0.55, 0.45, 0.65))),
         grid_of_fields("RTD", {"modules": (last,)}, {"modules": (last,), "max_false": 0.1}, {"modules": (last,), "share": 0.8}),
         grid_of_fields(
             "SWEA",
