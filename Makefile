@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval chaos simulate tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-reedits bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -66,6 +66,10 @@ bench-counterfact: setup
 # Score RLEdit with one component removed at a time.
 bench-ablation: setup
 	$(BIN)/python jobs/bench.py suite=ablation $(ARGS)
+
+# Corrections of corrections: each fact is edited, edited again three times, and set to the truth again, with every editor.
+bench-reedits: setup
+	$(BIN)/python jobs/bench.py suite=reedits $(ARGS)
 
 # Read a million edits from Parquet one by one: edits per second and peak memory, also for JSON lines and with a check for conflicts.
 bench-stream: setup

@@ -22,11 +22,11 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.abuse_figures import AbusePhase, row_of, worst
+from benchmarks.abuse_figures import AFTER, BEFORE, GONE_S, AbusePhase, ProcessBytes, process_bytes, row_of, worst
 from benchmarks.report import console, show, write_report
 from errata.access_keys import add_key
 from errata.home import home
-from errata.local.services import LocalServices, free_port
+from errata.local.services import LocalServices, ServiceFailed, free_port
 from errata.overrides import overridden
 from errata.testbed.language_model import Shape, make_model, make_tokenizer, save
 from errata.testbed.world import World
@@ -37,7 +37,7 @@ MATRIX = "layers.1.mlp.down_proj"
 ROLES = {"abuser": "read", "client": "read", "editor": "edit", "admin": "admin"}
 HEALTH_PERIOD_S, EDIT_PERIOD_S, ABUSER_PAUSE_S = 0.05, 1.0, 0.01
 COMPLETION = {"model": "errata", "prompt": "the", "max_tokens": 16, "temperature": 0, "ignore_eos": True}
-REPHRASING = "word " * 2_000
+REPHRASING = "w" * 10_000  # One token of this tokenizer, so that the model reads it in no time.
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class AbusedService:
     settings: AbuseSettings
     http: httpx.AsyncClient
     replica: psutil.Process
-    began_bytes: int = 0
+    began: ProcessBytes = field(default_factory=ProcessBytes)
     num_edits: int = 0
     phases: list[AbusePhase] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ class AbusedService:
     async def play(self, name: str, abuse: Callable[[AbusedService, AbusePhase], Coroutine[Any, Any, None]] | None) -> None:
         """Play a phase: the others' requests throughout, and the abuse if there is one."""
         phase = AbusePhase(name, self.settings.phase_s)
-        console().print(f"bench-abuse: {name or 'without abuse'}", highlight=False)
+        console().print(f"bench-abuse: {name}", highlight=False)
         ordinary = [self._complete(phase) for _ in range(self.settings.clients)] + [self._check(phase), self._edit(phase)]
         tasks = [asyncio.create_task(each) for each in ordinary]
         if abuse is not None:
@@ -83,7 +83,7 @@ class AbusedService:
         end = time.monotonic() + self.settings.phase_s
         while time.monotonic() < end:
             await asyncio.sleep(0.2)
-            phase.replica_bytes = max(phase.replica_bytes, self.replica.memory_info().rss - self.began_bytes)
+            phase.memory.append(process_bytes(self.replica).since(self.began))
         for task in tasks:
             task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -100,10 +100,11 @@ class AbusedService:
     async def _check(self, phase: AbusePhase) -> None:
         while True:
             began = time.monotonic()
+            status = 200
             try:
-                await self._sent("GET", "/health", None)
+                status = await self._sent("GET", "/health", None)
             finally:  # A check that is under way at the end counts as far as it went.
-                phase.health_s.append(time.monotonic() - began)
+                phase.health_s.append(time.monotonic() - began if status == 200 else GONE_S)
             await asyncio.sleep(HEALTH_PERIOD_S)
 
     async def _edit(self, phase: AbusePhase) -> None:
@@ -111,10 +112,11 @@ class AbusedService:
             self.num_edits += 1
             began = time.monotonic()
             edit = {"prompt": f"the word {self.num_edits} is", "target": "the"}
+            status = 200
             try:
-                await self._sent("POST", "/v1/edits", "editor", {"edits": [edit], "wait": True})
+                status = await self._sent("POST", "/v1/edits", "editor", {"edits": [edit], "wait": True})
             finally:
-                phase.edit_s.append(time.monotonic() - began)
+                phase.edit_s.append(time.monotonic() - began if status == 200 else GONE_S)
             await asyncio.sleep(EDIT_PERIOD_S)
 
     async def _sent(self, method: str, path: str, caller: str | None, body: Any = None, **headers: str) -> int:
@@ -218,18 +220,20 @@ async def abused(settings: AbuseSettings, url: str, keys: dict[str, str]) -> Abu
         status = (await http.get("/v1/status", headers=headers)).json()
         service = AbusedService(url, keys, settings, http, psutil.Process(status["answered_by"]["pid"]))
         await _prepare(service)
-        service.began_bytes = service.replica.memory_info().rss
-        await service.play("", None)
+        service.began = process_bytes(service.replica)
+        await service.play(BEFORE, None)
         for abuse in ABUSES:
             await service.play(abuse.__name__, abuse)
+        await service.play(AFTER, None)
         return service
 
 
 async def _prepare(service: AbusedService) -> None:
-    """Post the large edits, of about half a MiB each, and warm the engine up."""
+    """Post the large edits, of about half a MiB each, and warm the engine up. Raises `ServiceFailed` if one is refused."""
     for number in range(service.settings.large_edits):
         edit = {"prompt": f"large {number}", "target": "the", "rephrasings": [REPHRASING] * 50}
-        await service._sent("POST", "/v1/edits", "editor", {"edits": [edit]})
+        if (status := await service._sent("POST", "/v1/edits", "editor", {"edits": [edit]})) != 202:
+            raise ServiceFailed(f"a large edit was answered with {status}, and the pages would be small")
     for _ in range(8):
         await service._sent("POST", "/v1/completions", "client", COMPLETION)
 

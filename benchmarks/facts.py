@@ -176,7 +176,7 @@ class Comparison:
     def measured(self, row: EditorRow, seed: int) -> dict[str, Any]:
         """Return a row's figures for a seed, from the disk if they are there. Raises `RowFailed` if its editor fails."""
         sizes = asdict(self.settings.sizes(seed))
-        given = {"policy": self.settings.policy, "artifacts": dict(self.settings.artifacts)}
+        given = {"policy": self.settings.policy, "artifact": self.settings.artifacts.get(row.name, "")}
         key = {"sizes": sizes, "search_edits": self.settings.search_edits, "model": self.fingerprint, **given}
 
         def measure() -> dict[str, Any]:

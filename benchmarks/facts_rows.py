@@ -102,7 +102,7 @@ def _plain() -> list[EditorRow]:
         "SCR": ({},),
         "IKE": ({},),
         "answer": ({},),
-        "ELDER": ({},),
+        "ELDER": tuple({"modules": (f"layers.{block}.mlp.down_proj",)} for block in (29, 21)),
         "SWEA": ({}, {"learning_rate": 0.1, "max_norm": 3.0}, {"suppression": 0.0}),
         "RTD": ({}, {"max_false": 0.1}, {"share": 0.8}),
         "state": tuple({"modules": (f"layers.{block}.mlp.down_proj",)} for block in (21, 15, 29)),

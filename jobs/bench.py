@@ -78,6 +78,8 @@ class SuiteRun:
         kinds = suite.corpus.rephrasing_kinds() if isinstance(suite.corpus, CounterFact) else {}
         asked = suite.transformations if split == "test" else ()
         stream = replace(stream, transformations=asked, rephrasing_kinds=kinds)
+        if suite.rounds and split == "test":
+            return stream.in_rounds(self.model, suite.rounds)
         return stream.re_edited(self.model, suite.shares)
 
     def prepare(self, setting: EditorSetting, seed: int) -> None:
@@ -158,6 +160,8 @@ class SuiteRun:
         what += [code_digest(), hardware()["cpu"], str(torch.__version__)]
         if suite.re_edits:
             what.append([suite.re_edits, suite.reversions])
+        if suite.rounds and split == "test":
+            what.append([suite.rounds, "rounds"])
         if suite.transformations and split == "test":
             what.append(suite.transformations)
         if setting and setting.schedule:
@@ -213,7 +217,7 @@ def run_suite(suite: Suite) -> Path:
         "hardware": machine,
         "corpus": dataclasses.asdict(suite.corpus),
         "shape": dataclasses.asdict(suite.shape),
-        **{name: getattr(suite, name) for name in (*SIZES, "re_edits", "reversions", "transformations")},
+        **{name: getattr(suite, name) for name in (*SIZES, "re_edits", "reversions", "rounds", "transformations")},
         "settings": {name: _settings(setting) for name, (setting, _) in chosen.items()},
         "validation": {name: scores for name, (_, scores) in chosen.items()},
         **({"parts": parts} if (parts := {grid.name: grid.parts for grid in suite.chosen if grid.parts}) else {}),
@@ -257,7 +261,7 @@ def log_to_mlflow(suite: Suite, rows: Sequence[CheckpointScores], made: Mapping[
 
     digest = hashlib.sha256(json.dumps([row.to_json() for row in rows], sort_keys=True).encode()).hexdigest()[:12]
     names = (*SIZES, "seeds", "editors", *(["re_edits", "reversions"] if suite.re_edits else []))
-    names += ("transformations",) if suite.transformations else ()
+    names += tuple(name for name in ("rounds", "transformations") if getattr(suite, name))
     params = {"suite": suite.name, **{name: getattr(suite, name) for name in names}}
     log_run("bench", f"bench-{suite.name}-{digest}", suite.model_plan, made, fill, params)
 
@@ -271,8 +275,9 @@ def note(suite: Suite) -> str:
     """Describe the protocol beneath the table."""
     tried = f"the best of {suite.budget} candidate settings for every editor, by the harmonic mean on {suite.num_validation} "
     tried += "validation edits (seed 0)"
+    in_rounds = f"facts that are edited, edited again {suite.rounds} times and set to the truth," if suite.rounds else "edits"
     return (
-        f"{suite.corpus.name}, {suite.num_edits} edits in batches of {suite.batch_size} (cut at checkpoints), seeds "
+        f"{suite.corpus.name}, {suite.num_edits} {in_rounds} in batches of {suite.batch_size} (cut at checkpoints), seeds "
         f"{', '.join(map(str, suite.seeds))}. By free generation, and teacher-forced (tf). Settings: "
         f"{tried if suite.budget > 1 else 'one candidate for every editor, not chosen by any score'}; no training "
         "and no choice sees a test edit. RLEdit's key preconditioner and the closed-form editors' moments are measured on "

@@ -21,9 +21,11 @@ from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.reward import Reward
 from errata.editors.hypernet.training import Schedule
 from errata.editors.wrappers.blue import BLUE
+from errata.editors.wrappers.nas import NAS
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
+from errata.editors.wrappers.sphere import SPHERE
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.overrides import with_fields
 from errata.testbed.corpus import FOLDS
@@ -140,6 +142,7 @@ def memory_grids(layers: int) -> tuple[EditorGrid, ...]:
             {"modules": (last,), "max_false": 0.1},
             {"modules": (middle,)},
         ),
+        grid_of_fields("answer", *({"modules": (last,), "threshold": least} for least in (0.55, 0.45, 0.65))),
         grid_of_fields("RTD", {"modules": (last,)}, {"modules": (last,), "max_false": 0.1}, {"modules": (last,), "share": 0.8}),
         grid_of_fields(
             "SWEA",
@@ -193,6 +196,8 @@ def locate_then_edit_grids(
         grid_of("AlphaEdit", *alphaedits),
         grid_of("AlphaEdit, train half", *alphaedits, metric_part="train"),
         grid_of("BLUE", blue(1), blue(2), blue(3)),
+        grid_of("NAS", *map(NAS, alphaedits)),
+        grid_of("SPHERE", *map(SPHERE, alphaedits)),
         grid_of("NSE", nse(weight, 1.0), nse(heavier, 1.0), nse(weight, 0.8)),
         grid_of("O-Edit", *(OEdit(rome, past_weight=w, knowledge_weight=w) for w in (50.0, 200.0, 10.0))),
         grid_of(

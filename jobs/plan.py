@@ -8,13 +8,15 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from errata.editors.build import TrainedEditor, name_of
+from errata.editors.build import name_of
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.reward import MemoryOptions
 from errata.editors.hypernet.training import Schedule
+from errata.editors.trained_editor import TrainedEditor
 from errata.home import home
 from errata.testbed import smollm2
 from errata.testbed.counterfact import CounterFact
@@ -60,7 +62,7 @@ class Plan:
     """
 
     name: str
-    editor: TrainedEditor
+    editor: TrainedEditor[Any]
     schedule: Schedule = field(default_factory=Schedule)
     model: str = ""
     edits: str = ""
@@ -117,6 +119,8 @@ class Plan:
         chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in OF_THE_RUN)}
         if chosen.get("num_texts") == NUM_TEXTS:  # Plans were named before they had this field.
             del chosen["num_texts"]
+        if not chosen.get("corpus", {}).get("note_share", True):
+            del chosen["corpus"]["note_share"]
         if not self.schedule.re_edits and "schedule" in chosen:  # The same.
             del chosen["schedule"]["re_edits"], chosen["schedule"]["reversions"]
         network = self.editor.network if isinstance(self.editor, HypernetworkEditor) else None

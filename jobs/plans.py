@@ -80,12 +80,32 @@ def smollm2() -> Plan:
 
 def recipe() -> Plan:
     """Build RECIPE's plan on the demo's invented world: minutes on one core."""
-    return Plan("recipe", RECIPE(learning_rate=3e-3), Schedule(train_steps=400, episodes=1, batch_size=8), num_workers=1)
+    schedule = Schedule(train_steps=400, episodes=1, batch_size=8)
+    return Plan("recipe", RECIPE(learning_rate=3e-3), schedule, num_workers=1, checkpoint_every=100)
 
 
 def serac() -> Plan:
     """Build SERAC's plan on the demo's invented world: a minute on one core."""
-    return Plan("serac", SERAC(learning_rate=1e-2), Schedule(train_steps=200, episodes=1, batch_size=32), num_workers=1)
+    schedule = Schedule(train_steps=200, episodes=1, batch_size=32)
+    return Plan("serac", SERAC(learning_rate=1e-2), schedule, num_workers=1, checkpoint_every=50)
+
+
+def recipe_smollm2() -> Plan:
+    """Build RECIPE's plan on the default model, for corrections in chat of facts that it gets wrong: minutes on one core."""
+    schedule = Schedule(train_steps=60, episodes=1, batch_size=4)
+    return _on_the_default_model(replace(recipe(), name="recipe_smollm2", schedule=schedule, checkpoint_every=20))
+
+
+def serac_smollm2() -> Plan:
+    """Build SERAC's plan on the default model, whose facts and questions its classifier learns: a minute on one core."""
+    return _on_the_default_model(replace(serac(), name="serac_smollm2"))
+
+
+def _on_the_default_model(plan: Plan) -> Plan:
+    editor = replace(plan.editor, modules=("layers.23.mlp.down_proj",))
+    return replace(
+        plan, editor=editor, model=default_model.NAME, corpus=WorldFacts(), cross_fit=True
+    )  # The edits of `smollm2`.
 
 
 def of_model(model: str) -> Plan:
@@ -117,7 +137,8 @@ def of_paper(kind: type[HypernetworkEditor], name: str) -> Plan:
     )
 
 
-OWN: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in (tiny, demo, demo_gate_up, smollm2, recipe, serac)}
+_OWN = (tiny, demo, demo_gate_up, smollm2, recipe, serac, recipe_smollm2, serac_smollm2)
+OWN: dict[str, Callable[[], Plan]] = {plan.__name__: plan for plan in _OWN}
 ALIASES = {"world": "demo"}  # The demo on an invented world, beside the one on a real model.
 OF_MODELS: dict[str, Callable[[], Plan]] = {model: partial(of_model, model) for model in MODELS}
 ROWS: dict[str, tuple[type[HypernetworkEditor], str, Preset]] = {

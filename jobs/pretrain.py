@@ -75,10 +75,13 @@ def finish(plan: Plan, model: Any, tokenizer: Any, corpus: Corpus, provenance: M
     if plan.model_dir.exists():  # saved before a worker was lost
         return
     model.eval()
-    recall = testbed.recall(model, tokenizer, corpus)
-    print(f"pretrain: the model knows {recall:.1%} of its corpus", flush=True)
+    knows = {"recall": testbed.recall(model, tokenizer, corpus.sentences())}
+    print(f"pretrain: the model knows {knows['recall']:.1%} of its corpus", flush=True)
+    if notes := corpus.notes(held_out=True):
+        knows["reads"] = testbed.recall(model, tokenizer, notes)
+        print(f"pretrain: after a note it answers {knows['reads']:.1%} of the prompts by it", flush=True)
     made = {"corpus": dataclasses.asdict(plan.corpus), "shape": dataclasses.asdict(plan.shape)}
-    record = {**made, "seed": plan.seed, "recall": recall, "provenance": dict(provenance)}
+    record = {**made, "seed": plan.seed, **knows, "provenance": dict(provenance)}
     plan.model_dir.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(plan.model_dir) as folder:
         testbed.save(model, tokenizer, folder)
@@ -108,8 +111,8 @@ def log_to_mlflow(plan: Plan) -> None:
     path = plan.model_dir / RECORD
     if path.exists():  # models of earlier versions have no record
         record = json.loads(path.read_text())
-        name = f"model-{plan.model_dir.name}"
-        log_run("pretrain", name, plan, record["provenance"], lambda run: run.log({"recall": record["recall"]}, 0))
+        name, figures = f"model-{plan.model_dir.name}", {key: record[key] for key in ("recall", "reads") if key in record}
+        log_run("pretrain", name, plan, record["provenance"], lambda run: run.log(figures, 0))
 
 
 if __name__ == "__main__":

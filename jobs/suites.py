@@ -48,7 +48,8 @@ class Suite:
     The model is a Llama of `shape` that is trained on the corpus, or the one that `model` names, as in a plan.
 
     Of the edits after the first batch, the share `re_edits` edits an earlier fact again, and of these the share `reversions`
-    posts what the model said before. `transformations` are other ways in which all questions are asked, too
+    posts what the model said before. With `rounds` each fact is edited, edited again so many times, and set to the truth, all
+    facts in each round; `num_edits` counts the facts. `transformations` are other ways in which all questions are asked, too
     (`errata.evaluate.transformations`).
 
     `editors` selects rows by name; empty selects all. `fresh` ignores all cached results except the model. `mlflow` is the
@@ -72,6 +73,7 @@ class Suite:
     model: str = ""
     re_edits: float = 0.0
     reversions: float = 0.5
+    rounds: int = 0
     transformations: tuple[str, ...] = ()
 
     @property
@@ -86,6 +88,8 @@ class Suite:
         if few := [grid.name for grid in self.chosen if len(grid.settings) < self.budget]:
             raise ValueError(f"budget={self.budget} is more settings than these have: {', '.join(few)}")
         _ = self.shares  # Refuses what is no share.
+        if not isinstance(self.rounds, int) or self.rounds < 0 or (self.rounds and self.re_edits):
+            raise ValueError(f"rounds is a number of re-edits of every fact, without re_edits beside it, not {self.rounds!r}")
         check_transformations(self.transformations)
         counts = {name: getattr(self, name) for name in ("num_edits", "num_validation", "budget", "batch_size", "num_workers")}
         counts |= {f"checkpoints {stop!r}": stop for stop in self.checkpoints}
@@ -210,6 +214,12 @@ def ablation(full: bool) -> Suite:
     return Suite("ablation", grids=grids, **_world(full) | {"budget": 1, "seeds": (0,)})
 
 
+def reedits(full: bool) -> Suite:
+    """Corrections of corrections: each fact is edited, edited again three times, and set to the truth again."""
+    sizes = {"num_edits": 100} if full else {"num_edits": 50}
+    return replace(lifelong(full), name="reedits", budget=1, seeds=(0,), rounds=3, **sizes)
+
+
 def tiny(full: bool) -> Suite:
     """Build the smallest complete suite, for tests: a hypernetwork, fine-tuning, an editor with key moments, and a memory."""
     plan = tiny_plan()
@@ -224,7 +234,8 @@ def tiny(full: bool) -> Suite:
     return Suite("tiny", plan.corpus, plan.shape, grids, 8, 8, budget=2, batch_size=4, num_workers=1)
 
 
-SUITES: dict[str, Callable[[bool], Suite]] = {suite.__name__: suite for suite in (lifelong, counterfact, ablation, tiny)}
+_ALL = (lifelong, counterfact, ablation, reedits, tiny)
+SUITES: dict[str, Callable[[bool], Suite]] = {suite.__name__: suite for suite in _ALL}
 
 
 def from_arguments(arguments: Sequence[str]) -> Suite:

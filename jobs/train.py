@@ -22,10 +22,10 @@ import torch
 from errata.datasets.reader import read_edits, write_parquet
 from errata.durable import new_folder
 from errata.edit import Edit, EditBatch, batches_of
-from errata.editors.build import TrainedEditor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.training import Fold, Trainer
 from errata.editors.memory_based.trained import MemoryTrainer, TrainedMemory
+from errata.editors.trained_editor import TrainedEditor
 from errata.model.language_model import LanguageModel, load
 from errata.provenance import data_digest
 from errata.registry import TrainingRun
@@ -101,11 +101,12 @@ def described(losses: dict[str, float]) -> str:
     )
 
 
-def trainer_of(plan: Plan, model: LanguageModel) -> tuple[TrainedEditor, Trainer | MemoryTrainer]:
+def trainer_of(plan: Plan, model: LanguageModel) -> tuple[TrainedEditor[Any], Trainer | MemoryTrainer]:
     """Initialise the plan's editor, and the training of its policy."""
     if isinstance(plan.editor, TrainedMemory):
         memory, schedule = plan.editor.initialised(model, plan.seed), plan.schedule
-        edits = list(read_edits(edits_file(plan)))
+        parts = [plan.metric_part] if plan.metric_part in FOLDS else splits(plan)  # A sweep scores on the other fold.
+        edits = [edit for part in parts for edit in read_edits(edits_file(plan, part))]
         length = schedule.train_steps, schedule.episodes, schedule.batch_size
         return memory, MemoryTrainer(memory, model, edits, length, plan.seed)
     editor, folds = begin(plan, model)
@@ -137,7 +138,7 @@ def first_batches(plan: Plan, edits: Sequence[Edit]) -> list[EditBatch]:
 
 def save_artifact(
     plan: Plan,
-    editor: TrainedEditor,
+    editor: TrainedEditor[Any],
     curve: list[dict[str, float]],
     num_workers: int,
     train_s: float,

@@ -35,8 +35,12 @@ from errata.benchmark.stream import BenchmarkStream
 from errata.datasets.reader import read_edits, write_parquet
 from errata.durable import write_text
 from errata.edit import Edit
+from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.net import NETWORKS
+from errata.editors.memory_based.recipe import RECIPE
+from errata.editors.memory_based.serac import SERAC
+from errata.editors.trained_editor import TrainedEditor
 from errata.home import home
 from errata.model.language_model import LanguageModel
 from errata.overrides import with_fields
@@ -65,6 +69,12 @@ SPACE: dict[str, Any] = {
     "editor.memory": ray.tune.loguniform(0.1, 10.0),
     NETWORK: ray.tune.choice(list(NETWORKS)),
 }
+RATE = {"editor.learning_rate": ray.tune.loguniform(1e-3, 3e-2)}
+SPACES: dict[type[TrainedEditor[Any]], dict[str, Any]] = {  # The settings that are swept, by editor.
+    HypernetworkEditor: SPACE,
+    RECIPE: RATE | {"editor.num_vectors": ray.tune.randint(1, 6), "editor.margin": ray.tune.uniform(1.05, 2.0)},
+    SERAC: RATE | {"editor.first_scale": ray.tune.uniform(5.0, 30.0), "editor.first_cosine": ray.tune.uniform(0.4, 0.9)},
+}
 SCORE = "score"
 VALIDATION = 100  # edits on which a trial is scored
 
@@ -78,6 +88,11 @@ class Sweep:
     concurrent: int = 2
     validation: int = VALIDATION
     fields: tuple[str, ...] = tuple(SPACE)
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """The distribution of each swept setting."""
+        return {field: space_of(self.plan)[field] for field in self.fields}
 
     @property
     def directory(self) -> Path:
@@ -105,13 +120,13 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
     numbers = own | {name: int(value) for name, value in found.items() if name in own}
     if wrong := [name for name, value in numbers.items() if value < 1]:
         raise ValueError(f"must be at least 1: {', '.join(wrong)}")
-    fields = tuple(SPACE)
+    plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
+    fields = tuple(space_of(plan))
     if "sweep" in found:
-        short = {name.rpartition(".")[2]: name for name in SPACE}
+        short = {name.rpartition(".")[2]: name for name in fields}
         if unknown := [name for name in found["sweep"].split(",") if name not in short]:
             raise ValueError(f"no swept setting is named {', '.join(unknown)}; there are {', '.join(short)}")
         fields = tuple(short[name] for name in found["sweep"].split(","))
-    plan = from_arguments([*(["num_workers=1"] if not any(a.startswith("num_workers=") for a in rest) else []), *rest])
     if plan.edits or plan.text:
         raise ValueError("a sweep is scored on validation edits of the plan's corpus: leave edits= and text= out")
     if plan.model and not isinstance(plan.corpus, WorldFacts):
@@ -132,6 +147,11 @@ def from_command_line(arguments: Sequence[str]) -> Sweep:
     return Sweep(plan, fields=fields, **numbers)
 
 
+def space_of(plan: Plan) -> dict[str, Any]:
+    """Return the settings of the plan's editor that a sweep may vary, with the distribution of each."""
+    return next(space for kind, space in SPACES.items() if isinstance(plan.editor, kind))
+
+
 def _validation(plan: Plan, wanted: int | None) -> int:
     """Return the number of validation edits: as given, or `VALIDATION`, or all that the plan's corpus has if it has fewer.
 
@@ -149,7 +169,7 @@ def _validation(plan: Plan, wanted: int | None) -> int:
     return wanted
 
 
-def lifelong_score(model: LanguageModel, editor: HypernetworkEditor, stream: BenchmarkStream) -> dict[str, float]:
+def lifelong_score(model: LanguageModel, editor: Editor, stream: BenchmarkStream) -> dict[str, float]:
     """Score an editor at the end of a stream by free generation; the model's weights are restored."""
     row = benchmark.run(model, BenchmarkedEditor(type(editor).__name__, editor), stream)[-1]
     shares = {name: row[name] or 0.0 for name in ("efficacy", "generalisation", "locality")}
@@ -163,7 +183,7 @@ def work(config: dict[str, Any]) -> None:
     sentences = plan.corpus.plain_sentences(held_out=True)
     stream = BenchmarkStream(tuple(edits), tuple(sentences), plan.schedule.batch_size, checkpoints=(), seed=plan.seed)
 
-    def score(model: LanguageModel, editor: HypernetworkEditor) -> dict[str, float]:
+    def score(model: LanguageModel, editor: Editor) -> dict[str, float]:
         return lifelong_score(model, editor, stream)
 
     train.work({**config, "score": score, "keep": False})
@@ -233,7 +253,7 @@ def run(sweep: Sweep) -> None:
         steps = sweep.plan.schedule.train_steps
         tuner = ray.tune.Tuner(
             trainable,
-            param_space={field: SPACE[field] for field in sweep.fields},
+            param_space=sweep.space,
             tune_config=ray.tune.TuneConfig(
                 search_alg=ConcurrencyLimiter(search, max_concurrent=sweep.concurrent),
                 scheduler=ASHAScheduler(
@@ -259,7 +279,7 @@ def first_points(sweep: Sweep) -> list[dict[str, Any]]:
     """
     if NETWORK not in sweep.fields:
         return []
-    own = {field: _within(SPACE[field], _value(sweep.plan, field)) for field in sweep.fields if field != NETWORK}
+    own = {field: _within(sweep.space[field], _value(sweep.plan, field)) for field in sweep.fields if field != NETWORK}
     return [{**own, NETWORK: network} for network in ("identity", "full", "residual")]
 
 
@@ -294,9 +314,11 @@ def report(sweep: Sweep, results: Any) -> None:
     directory = sweep.directory / "found"
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / "trials.json", json.dumps({"fields": sweep.fields, "trials": trials}, indent=1))
-    best = replace(with_fields(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best", cross_fit=True)
+    # A memory measures nothing on texts, so that it needs no other fold than that of its edits.
+    crossed = isinstance(sweep.plan.editor, HypernetworkEditor) or sweep.plan.cross_fit
+    best = replace(with_fields(sweep.plan, scored[0]["settings"]), name=f"{sweep.plan.name}-best", cross_fit=crossed)
     write_plan(best, directory / "best.json")
-    importances = draw(scored, {field: SPACE[field] for field in sweep.fields}, directory)
+    importances = draw(scored, sweep.space, directory)
     for place, each in enumerate(scored[:5], 1):
         settings = "  ".join(f"{name.rpartition('.')[2]} {_as_text(value)}" for name, value in each["settings"].items())
         print(f"tune: {place}. score {each['score']:.3f} at train_step {each['curve'][-1][0]:.0f}: {settings}")

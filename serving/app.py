@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ray import serve
 from ray.serve import Application, Deployment
 
-from errata.edit_memory.bank import Kind
+from errata.edit_memory.bank import EMBEDDED, PER_TOKEN, Kind
 from errata.editors import EDITORS
 from errata.editors.build import editor_for, own_editor
 from errata.local.models import resolved
@@ -208,7 +208,7 @@ def _serving_options(arguments: Arguments, limits: ServiceLimits) -> ServingOpti
         max_model_len=arguments.max_model_len,
         tensor_parallel=max(1, int(arguments.gpus)),
         gpu_memory=arguments.gpu_memory or GPU_MEMORY * min(1, arguments.gpus or 1),
-        enforce_eager=not arguments.gpus or _memory_of(arguments) == "state",  # Compiled graphs call no hooks.
+        enforce_eager=not arguments.gpus or _memory_of(arguments) in PER_TOKEN | EMBEDDED,  # Compiled graphs call no hooks.
         pause=arguments.pause,
         keys=arguments.keys,
         threads=_engine_threads(arguments),

@@ -26,6 +26,8 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.elder import ELDER
+from errata.editors.memory_based.ike import IKE
 from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
@@ -33,9 +35,11 @@ from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.blue import BLUE
+from errata.editors.wrappers.nas import NAS
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
+from errata.editors.wrappers.sphere import SPHERE
 from errata.model.encoding import Encoded
 from errata.model.key_moments import gradient_sums, key_moment
 from errata.model.language_model import LanguageModel
@@ -165,6 +169,10 @@ UNDER_TEST: dict[str, UnderTest] = {
     "AlphaEdit": UnderTest(with_key_moments(SMALL_ALPHAEDIT), EDITS),
     "BLUE": UnderTest(with_key_moments(replace(SMALL_ALPHAEDIT, modules=BOTH, position="prompt"), BLUE), EDITS),
     "BLUE-of-MEMIT": UnderTest(with_key_moments(SMALL_MEMIT, BLUE), EDITS),
+    "NAS": UnderTest(with_key_moments(SMALL_ALPHAEDIT, NAS), EDITS),
+    "NAS-of-MEMIT": UnderTest(with_key_moments(SMALL_MEMIT, NAS), EDITS),
+    "SPHERE": UnderTest(with_key_moments(SMALL_ALPHAEDIT, SPHERE), EDITS),
+    "SPHERE-of-FT-L": UnderTest(lambda model: SPHERE(FTL(("layers.1.mlp.down_proj",), num_epochs=3)), WHOLE),
     "ROME": UnderTest(with_key_moments(SMALL_ROME), EDITS),
     "ROME-without-moments": UnderTest(lambda model: replace(SMALL_ROME, use_moments=False, context_words=()), EDITS),
     "R-ROME": UnderTest(
@@ -200,12 +208,14 @@ UNDER_TEST: dict[str, UnderTest] = {
     "state": UnderTest(lambda model: StateMemory(("layers.1.mlp.down_proj",)), STATES),
     "state-early": UnderTest(lambda model: StateMemory(("layers.0.mlp.up_proj",), threshold=0.9999), STATES),
     "SCR": UnderTest(lambda model: SCR(("layers.1.mlp.down_proj",)), TEXTS),
+    "IKE": UnderTest(lambda model: IKE(("layers.1.mlp.down_proj",)), TEXTS),
     "answer": UnderTest(lambda model: AnswerMemory(("layers.1.mlp.down_proj",)), SAID),
     "RTD": UnderTest(lambda model: RTD(("layers.1.mlp.down_proj",)), STATES),
     "SWEA": UnderTest(lambda model: SWEA(("layers.1.mlp.down_proj",), starters=("the", "every"), num_steps=8), ROWS),
     "RECIPE": UnderTest(
         lambda model: RECIPE(("layers.1.mlp.down_proj",), num_features=32).initialised(model, seed=0), PREFIXES
     ),
+    "ELDER": UnderTest(lambda model: ELDER(BOTH, rank=4, num_steps=60, learning_rate=0.03, num_bits=512), STATES),
     "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), CLASSIFIED),
 }
 
@@ -229,6 +239,8 @@ STRONG: dict[str, Callable[[LanguageModel], Editor]] = {
     "PRUNE": with_key_moments(STRONG_MEMIT, PRUNE),
     "AlphaEdit": with_key_moments(replace(STRONG_ALPHAEDIT, relative=True)),
     "BLUE": with_key_moments(replace(STRONG_ALPHAEDIT, relative=True, modules=("model.layers.0.mlp.down_proj", *LAST)), BLUE),
+    "NAS": with_key_moments(STRONG_MEMIT, NAS),
+    "SPHERE": with_key_moments(STRONG_MEMIT, SPHERE),
     "NSE": with_key_moments(NSE(LAST, moment_weight=1.0, alpha=0.1, upper=1e9, relative=True, **AT_PROMPT)),
     "O-Edit": with_key_moments(STRONG_ROME, lambda inner: OEdit(inner, past_weight=0.5, knowledge_weight=0.5)),
     "O-Edit+": with_key_moments(STRONG_ROME, lambda inner: OEditPlus(inner, knowledge_rate=0.0)),

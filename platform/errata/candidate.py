@@ -31,6 +31,7 @@ class CandidateVersion:
     """A version that passed the guard and is not in the ledger yet.
 
     It follows `parent`. `expected_head` is the head at which it was made: the parent, unless a revert branches off earlier.
+    `change` is that of a revert relative to that head; of an edit it is the delta itself.
     """
 
     parent: int
@@ -40,6 +41,7 @@ class CandidateVersion:
     state: EditorState
     scorecard: dict[str, Any]
     observed: Observed | None = None  # An argument of `Inspector.committed`.
+    change: Delta | None = None
 
 
 def make_candidate(

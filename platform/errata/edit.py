@@ -1,127 +1,19 @@
-"""Edits, batches of edits, and the reasons for which one is refused."""
+"""Edits, and batches of edits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from errata.text.answers import Question, says
+from errata.text.dates import Period, date_fault, period_of
 from errata.text.dialogue import FORMS, Dialogue, Form, Message, Prompt, dialogue_fault, messages_from_json
-from errata.text.rules import cleaned, is_blank, prompt_key, subject_span, text_fault
+from errata.text.refusal import Code, EditRejected, Fault
+from errata.text.rules import cleaned, is_blank, prompt_key, source_fault, subject_span, text_fault
 
-
-class Code(StrEnum):
-    """Reasons for a refusal, for programs: labels of metrics, error bodies of the API, groups of skipped records.
-
-    Values are stored (`refusals.jsonl`, the journal) and published (`error.code`): they are only ever added to.
-    """
-
-    # the content of an edit
-    EMPTY_FIELD = "empty_field"
-    MISSING_FIELD = "missing_field"
-    UNKNOWN_FIELD = "unknown_field"
-    WRONG_TYPE = "wrong_type"
-    INVALID_VALUE = "invalid_value"
-    NOT_TEXT = "not_text"  # bytes that are not UTF-8, or a character that `text_fault` refuses
-    TOO_LONG = "too_long"
-    SUBJECT_NOT_IN_PROMPT = "subject_not_in_prompt"
-    EMPTY_BATCH = "empty_batch"
-    BATCH_SIZE = "batch_size"
-    CONTRADICTED = "contradicted"  # a later edit of the batch gives the prompt another target
-    NO_CHAT = "no_chat"  # a dialogue for a model without a chat template
-    TEMPLATE_REFUSES = "template_refuses"  # messages that the model's chat template does not take
-    UNWRITABLE = "unwritable"  # an answer that no tokens write after its prompt
-    INEFFECTIVE = "ineffective"  # the edited model answers otherwise, also after the edit was made again and stronger
-    # a file of edits
-    UNREADABLE_RECORD = "unreadable_record"
-    UNREADABLE_FILE = "unreadable_file"
-    UNKNOWN_FORMAT = "unknown_format"
-    EMPTY_FILE = "empty_file"
-    # the computation of an update
-    NOT_FINITE = "not_finite"
-    UNSOLVABLE = "unsolvable"
-    TARGET_TOO_FAR = "target_too_far"
-    OUT_OF_CAPACITY = "out_of_capacity"
-    UNKNOWN_MATRIX = "unknown_matrix"
-    EDITOR_FAILED = "editor_failed"
-    ABANDONED = "abandoned"  # attempted too often without a result
-    # the guard: the limit that the version passes
-    GUARD_NOT_FINITE = "guard.not_finite"
-    GUARD_PERPLEXITY = "guard.perplexity"
-    GUARD_BROKEN = "guard.broken"
-    GUARD_CHANGE = "guard.change"
-    GUARD_GROWTH = "guard.growth"
-    GUARD_FORGOTTEN = "guard.forgotten"
-    GUARD_DRIFT = "guard.drift"
-    GUARD_DISTURBED = "guard.disturbed"
-    GUARD_UNANSWERED = "guard.unanswered"
-    GUARD_FIRES = "guard.fires"
-    # a revert
-    NOTHING_CHOSEN = "nothing_chosen"
-    UNKNOWN_EDIT = "unknown_edit"
-    UNKNOWN_VERSION = "unknown_version"
-    NOT_LIVE = "not_live"
-    NO_EDITS = "no_edits"  # a version that holds none
-    PARTIAL_VERSION = "partial_version"
-    NOT_REPLAYABLE = "not_replayable"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault of one edit; `edit` is the edit's position or id.
-
-    `says` is what the model answers instead of the target, where it was asked.
-    """
-
-    edit: int | str | None
-    field: str | None
-    code: Code
-    reason: str
-    says: str | None = None
-
-    def __str__(self) -> str:
-        where = [] if self.edit is None else [f"edit {self.edit}"]
-        where += [] if self.field is None else [self.field]
-        return f"{', '.join(where)}: {self.reason}" if where else self.reason
-
-    def to_json(self) -> dict[str, Any]:
-        data = {"edit": self.edit, "field": self.field, "code": self.code.value, "reason": self.reason}
-        return data if self.says is None else data | {"says": self.says}
-
-
-class EditRejected(ValueError):
-    """An edit that cannot be made. Messages hold no text of an edit, because they may be logged.
-
-    `code`, `reason`, `edit` (position or id), `field` and `says` are those of the first fault; `faults` lists all. The
-    exception can be pickled, because workers raise it in other processes.
-    """
-
-    def __init__(self, reason: str, *, code: Code, edit: int | str | None = None, field: str | None = None) -> None:
-        super().__init__(reason, code, edit, field)
-        self.reason, self.code, self.edit, self.field = reason, code, edit, field
-        self.faults: tuple[Fault, ...] = (Fault(edit, field, code, reason),)
-
-    @classmethod
-    def of(cls, faults: Iterable[Fault]) -> EditRejected:
-        """Build one refusal from all faults found, of which there is at least one."""
-        first, *others = faults
-        rejected = EditRejected(first.reason, code=first.code, edit=first.edit, field=first.field)
-        rejected.faults = (first, *others)
-        return rejected
-
-    @property
-    def says(self) -> str | None:
-        """The model's answer instead of the target, where it was asked."""
-        return self.faults[0].says
-
-    def __str__(self) -> str:
-        return "; ".join(map(str, self.faults))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return EditRejected.of, (self.faults,)
+ORIGIN = ("source", "valid_from", "valid_to", "reason")  # Fields of an edit about where it is from; no editor learns them.
 
 
 @dataclass(frozen=True)
@@ -161,6 +53,8 @@ class Edit:
     which the edit should generalise to. `locality` and `portability` are probes for training and scoring, asked in the same
     form; no editor needs them to edit. `poster` is the author: the name of the key that posted the edit. `names_form`: the form
     was given, so that a service which is posted the edit does not choose it.
+    The fact holds from the day `valid_from` until the day before `valid_to` (ISO dates); `source` is a URL or a note that says
+    where it is from, `reason` why it is corrected.
     """
 
     prompt: str
@@ -175,6 +69,10 @@ class Edit:
     before: tuple[Message, ...] = ()
     aliases: tuple[str, ...] = ()
     answer: str | None = None
+    source: str | None = None
+    valid_from: str | None = None
+    valid_to: str | None = None
+    reason: str | None = None
     names_form: bool = field(default=False, compare=False)
 
     def ask(self, text: str) -> tuple[Prompt, ...]:
@@ -213,6 +111,11 @@ class Edit:
         """Keys of the prompts; edits that share one contradict or repeat each other."""
         return frozenset(map(prompt_key, self.prompts))
 
+    @property
+    def period(self) -> Period:
+        """The time in which the fact holds, without a bound that is not given. Raises `ValueError` for what is no day."""
+        return period_of(self.valid_from, self.valid_to)
+
     def faults(self, edit: int | str | None = None) -> Iterator[Fault]:
         """Find every fault that shows without a tokenizer; `edit` is how the faults name this edit."""
         for name in ("prompt", "target"):
@@ -234,10 +137,27 @@ class Edit:
         for name in ("locality", "portability"):
             if any(any(map(is_blank, (probe.prompt, probe.target, *probe.aliases))) for probe in getattr(self, name)):
                 yield Fault(edit, name, Code.EMPTY_FIELD, "one of them has an empty prompt, target or alias; leave it out")
+        yield from self._origin_faults(edit)
+
+    def _origin_faults(self, edit: int | str | None) -> Iterator[Fault]:
+        """Find faults of the fact's time, its source and the reason of the correction."""
+        for name in ("source", "reason"):
+            if (text := getattr(self, name)) is not None and is_blank(text):
+                yield Fault(edit, name, Code.EMPTY_FIELD, "is empty; leave it out")
+        if self.source is not None and (fault := source_fault(self.source)) is not None:
+            yield Fault(edit, "source", Code.INVALID_URL, fault)
+        days = [(name, day) for name in ("valid_from", "valid_to") if (day := getattr(self, name)) is not None]
+        wrong = [Fault(edit, name, Code.INVALID_DATE, fault) for name, day in days if (fault := date_fault(day)) is not None]
+        yield from wrong
+        if not wrong and self.period.is_empty:
+            reason = (
+                "is not later than valid_from: give the first day on which the fact does not hold any more, or leave it out"
+            )
+            yield Fault(edit, "valid_to", Code.INVALID_PERIOD, reason)
 
     def _text_faults(self, edit: int | str | None) -> Iterator[Fault]:
         """Find texts that the rules of text refuse, or that are not as they are learnt; `faults` has those without a letter."""
-        texts = [("target", self.target), ("subject", self.subject or ""), ("answer", self.answer or "")]
+        texts = [(name, getattr(self, name) or "") for name in ("target", "subject", "answer", "source", "reason")]
         texts += [("aliases", alias) for alias in self.aliases]
         for name, text in texts:
             if not is_blank(text) and cleaned(text) != text:
@@ -261,7 +181,7 @@ class Edit:
     def to_json(self) -> dict[str, Any]:
         """Return the edit as JSON: `prompt` is the question of a dialogue; `messages` are there if others come before it."""
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
-        for name in ("id", "subject", "poster", "answer"):
+        for name in ("id", "subject", "poster", "answer", *ORIGIN):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         for name in ("aliases", "rephrasings"):
@@ -289,7 +209,7 @@ class Edit:
         if not isinstance(data.get("target"), str):
             code = Code.WRONG_TYPE if "target" in data else Code.MISSING_FIELD
             raise EditRejected("must be given as a string", code=code, field="target")
-        for name in ("subject", "id", "poster", "answer"):
+        for name in ("subject", "id", "poster", "answer", *ORIGIN):
             if not isinstance(data.get(name), str | None):
                 raise EditRejected("must be a string, or left out", code=Code.WRONG_TYPE, field=name)
         for name in ("rephrasings", "aliases", "locality", "portability"):
@@ -300,6 +220,7 @@ class Edit:
                 raise EditRejected("must be strings", code=Code.WRONG_TYPE, field=name)
         given = [name for name in ("locality", "portability") if data.get(name)]
         probes: dict[str, Any] = {name: tuple(Probe.from_json(probe, name) for probe in data[name]) for name in given}
+        origin = {name: cleaned(data[name]) for name in ORIGIN if data.get(name) is not None}
         return cls(
             target=cleaned(data["target"]),
             subject=None if data.get("subject") is None else cleaned(data["subject"]),
@@ -310,6 +231,7 @@ class Edit:
             poster=data.get("poster"),
             **asked,
             **probes,
+            **origin,
         )
 
 

@@ -1,12 +1,12 @@
 """The edits of a memory that decided a request, for the stamp of its answer: noted in front of the engine, under the request.
 
-A request has several prompts at most, and each of them one decision, which is made once and kept.
+A request may have several prompts, and each of them has one decision, which is made once and kept; several edits may be in it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +41,8 @@ class FiredEdits:
     takes_text: bool = True
     takes_answer: bool = True
     versions: list[int] = field(default_factory=list)  # those whose memory was read, also where nothing fired
-    decisions: list[Awaitable[FiredEdit | None]] = field(default_factory=list)
+    decisions: list[Awaitable[Sequence[FiredEdit]]] = field(default_factory=list)
+    noted: list[FiredEdit] = field(default_factory=list)  # those that fired while an answer was generated
 
     @classmethod
     def of(cls, body: Any) -> FiredEdits:
@@ -54,7 +55,12 @@ class FiredEdits:
     async def edits(self) -> list[FiredEdit]:
         """Wait for the decisions, and return the edits that fired. A decision that failed fails its prompt, and fired none."""
         decided = await asyncio.gather(*self.decisions, return_exceptions=True)
-        return [one for one in decided if isinstance(one, FiredEdit)]
+        return [*(edit for one in decided if not isinstance(one, BaseException) for edit in one), *self.take_noted()]
+
+    def take_noted(self) -> list[FiredEdit]:
+        """Return the edits that fired while an answer was generated, and forget them."""
+        found, self.noted = self.noted, []
+        return found
 
 
 OF_REQUEST: ContextVar[FiredEdits | None] = ContextVar("fired_edits", default=None)

@@ -21,6 +21,7 @@ from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Dialogue, Prompt, messages_from_json
 from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
 from serving.api.schemas import (
+    MAX_CHARACTERS,
     AskedIn,
     BlameIn,
     Cursor,
@@ -54,7 +55,7 @@ class Backend(Protocol):
 
     async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]: ...
 
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]: ...
+    async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None) -> dict[str, Any]: ...
 
     async def edit_status(self, id: str) -> dict[str, Any]: ...
 
@@ -66,6 +67,10 @@ class Backend(Protocol):
 
     async def revert(
         self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None
+    ) -> dict[str, Any]: ...
+
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None
     ) -> dict[str, Any]: ...
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]: ...
@@ -166,8 +171,10 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
         state: EditState | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         before: Cursor | None = None,
+        subject: Annotated[str | None, Query(min_length=1, max_length=MAX_CHARACTERS)] = None,
     ) -> Any:
-        return await unwrapped(backend.edits(state, limit, before))
+        """List edits, newest first; with `subject`, the corrections of one subject."""
+        return await unwrapped(backend.edits(state, limit, before, subject))
 
     @routes.get("/v1/edits/{id}", response_model=EditOut, response_model_exclude_none=True)
     async def get_edit(id: Name) -> Any:
@@ -210,9 +217,11 @@ def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
         return await unwrapped(backend.rollback(body.version, _caller(request), body.expected_head))
 
     @routes.post("/v1/revert")
-    async def post_revert(body: RevertIn, request: Request) -> dict[str, Any]:
-        """Make a new version without the chosen edits."""
+    async def post_revert(body: RevertIn, request: Request, dry_run: bool = False) -> dict[str, Any]:
+        """Make a new version without the chosen edits; with `dry_run`, nothing is made, and the answer says what would be."""
         chosen = body.edits, body.versions, body.mode
+        if dry_run:
+            return await unwrapped(backend.dry_run_revert(*chosen, body.expected_head))
         return await unwrapped(backend.revert(*chosen, _caller(request), body.expected_head))
 
     @routes.post("/v1/blame")

@@ -60,7 +60,8 @@ class EditIn(AskedIn):
     """One correction, as posted; without `form`, a prompt is asked in the model's own form.
 
     In chat an answer is right if it contains the `target` or one of the `aliases`, and `answer` is the whole text to be said;
-    without it, one is made of what the model says now.
+    without it, one is made of what the model says now. The fact holds from `valid_from` until the day before `valid_to`
+    (YYYY-MM-DD); `source` is a URL or a note, `reason` why it is corrected.
     """
 
     target: Text
@@ -69,6 +70,10 @@ class EditIn(AskedIn):
     answer: Text | None = None
     rephrasings: list[Text] = Field(default_factory=list, max_length=MAX_REPHRASINGS)
     form: Form | None = None
+    source: Text | None = None
+    valid_from: Text | None = None
+    valid_to: Text | None = None
+    reason: Text | None = None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(exclude_defaults=True)
@@ -130,6 +135,8 @@ class EditOut(BaseModel):
     single edit; without it, it was not asked yet, or a later edit has the same prompt. `says` is what the model says instead of
     the target: the live version, for an applied edit that is not answered; for a rejected one with the code `ineffective` the
     edited model, with another code the version that was live. `repaired_in` is the last version that made a lost edit again.
+    `contradicts` has the ids of the edits that it contradicted when it was posted. A live edit held from `held_from` until the
+    day before `held_to`, without a bound that is not known; `superseded_by` is the later edit that ended it.
     """
 
     id: str
@@ -147,6 +154,10 @@ class EditOut(BaseModel):
     says: str | None = None
     repaired_in: int | None = None
     answers: AnswersOut | None = None
+    contradicts: list[str] | None = None
+    held_from: str | None = None
+    held_to: str | None = None
+    superseded_by: str | None = None
 
 
 class EditsOut(BaseModel):
@@ -160,7 +171,7 @@ class EditsOut(BaseModel):
 class TriedEditOut(BaseModel):
     """The state that an edit would come to: as `EditOut`, with the answers `before` and `after` it where they are known.
 
-    `edit` has the composed answer, if one would be composed.
+    `edit` has the composed answer, if one would be composed; `contradicts` as in `EditOut`.
     """
 
     edit: dict[str, Any]
@@ -171,6 +182,7 @@ class TriedEditOut(BaseModel):
     code: str | None = None
     reason: str | None = None
     field: str | None = None
+    contradicts: list[str] | None = None
 
 
 class GuardOut(BaseModel):

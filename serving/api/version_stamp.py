@@ -219,8 +219,8 @@ class _Answer:
         self.version_max = max(self.version_max, *versions)
         self.served.metrics.generated(versions[-1], num_tokens(data, self.is_stream))
         data["errata"] = {"version_min": self.version_min, "version_max": self.version_max}
-        if self.untold:
-            data["errata"]["edits"], self.untold = [edit.to_json() for edit in self.untold], []
+        if untold := [*self.untold, *self.fired.take_noted()]:
+            data["errata"]["edits"], self.untold = [edit.to_json() for edit in untold], []
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
 
     def _versions(self) -> list[int]:

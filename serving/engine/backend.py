@@ -55,8 +55,8 @@ class ServiceBackend:
         """Try edits; the worker stops when the caller is gone."""
         return await _stopped_with_caller(self.worker.dry_run.remote(edits))
 
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        return await answer_of(self.worker.edits.remote(state, limit, before))
+    async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None) -> dict[str, Any]:
+        return await answer_of(self.worker.edits.remote(state, limit, before, subject))
 
     async def edit_status(self, id: str) -> dict[str, Any]:
         return await answer_of(self.worker.edit_status.remote(id))
@@ -90,6 +90,12 @@ class ServiceBackend:
         self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None
     ) -> dict[str, Any]:
         return await answer_of(self.worker.revert.remote(edits, versions, mode, by, expected_head))
+
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None
+    ) -> dict[str, Any]:
+        """Try a revert; the worker stops when the caller is gone."""
+        return await _stopped_with_caller(self.worker.dry_run_revert.remote(edits, versions, mode, expected_head))
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         """Trace an answer; the worker stops when the caller is gone."""

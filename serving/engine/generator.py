@@ -29,7 +29,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from errata.access_keys import Keys, check_binding
-from errata.edit_memory.bank import READ_BEFORE, Kind
+from errata.edit_memory.bank import EMBEDDED, PER_TOKEN, Kind
+from errata.edit_memory.embedding_reader import EmbeddingSizes
 from errata.ledger import Ledger, LedgerDamaged, UnknownVersion
 from errata.local.service_limits import ServiceLimits
 from serving.api import routes
@@ -125,9 +126,7 @@ class Generator:
         await self._start_weight_transfer()
         self._fence, self._lineage = HeadFence(self.ledger), ServedLineage(self.ledger)
         self._preparation = Preparation(self.engine, self.ledger, self._readiness)
-        self._memory = ServedMemory(options.model, self.engine.model_config.max_model_len, options.memory)
-        if options.memory in READ_BEFORE:
-            await asyncio.to_thread(self._memory.warm)
+        self._memory = await self._started_memory()
         result = await self.swap()
         if "error" in result:
             raise RuntimeError(f"cannot reach the ledger's head: {result['error']}")
@@ -169,6 +168,18 @@ class Generator:
         init_info = {"model": self.options.model, "matrices": base["matrices"], "fingerprint": base["fingerprint"]}
         await self.engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
         self.fingerprint = base["fingerprint"]
+
+    async def _started_memory(self) -> ServedMemory:
+        config, kind = self.engine.model_config, self.options.memory
+        sizes = EmbeddingSizes(config.get_vocab_size(), config.get_inputs_embeds_size(), config.max_model_len)
+        memory = ServedMemory(self.options.model, sizes, kind)
+        if kind is not None and kind not in PER_TOKEN:
+            await asyncio.to_thread(memory.warm)
+        if kind in EMBEDDED:
+            await self.engine.collective_rpc("errata_read_embeddings", args=(True,))
+        elif kind in PER_TOKEN:
+            await self.engine.collective_rpc("errata_note_fired")
+        return memory
 
     async def __serve_build_asgi_app__(self) -> Any:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -239,7 +250,7 @@ class Generator:
                 raise RuntimeError("a worker of the engine did not reload")
             # Before generation resumes: an answer must not end under new weights with the old version's stamp.
             self.version, self.fingerprint, self.epoch = version, update["fingerprint"], self.epoch + 1
-            self.running_epoch += accepted.changes_weights or self.options.memory not in READ_BEFORE
+            self.running_epoch += accepted.changes_weights or self.options.memory in PER_TOKEN
             self._memory.serves(memory)
             self._lineage.serves(ancestry)
             is_whole = True

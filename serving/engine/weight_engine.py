@@ -35,11 +35,12 @@ from errata.delta.accumulator import Accumulator
 from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.weight_delta import WeightDelta
-from errata.edit_memory.bank import READ_BEFORE, Bank
+from errata.edit_memory.bank import AT_MATRIX, PER_TOKEN, READ_BEFORE, Bank
 from errata.ledger import read_segments
 from errata.model.matrices import editable_matrices
 from serving.engine.checkpoint import Checkpoint, served_module
-from serving.engine.edit_memory.logits_hook import LogitsHook
+from serving.engine.edit_memory.fired_notes import FiredNotes
+from serving.engine.edit_memory.logits_hook import LogitsHook, MixingHook
 
 logger = logging.getLogger("errata")
 
@@ -125,12 +126,13 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
+    notes: FiredNotes | None = None
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Read the base of the editable matrices and of their fused partners. Raises `ValueError` naming what is missing."""
         architecture = self._architecture(init_info.model)
         self.checkpoint = Checkpoint(init_info.model, architecture)
-        self.spec = editable_matrices(architecture)
+        self.spec, self.embeddings = editable_matrices(architecture), embedding_sites(architecture)
         self.targets = self._served_modules(init_info.matrices)
         names = self._completed(init_info.matrices)
         self.accumulator = Accumulator({name: self._base(name) for name in names}, in_place=True)
@@ -139,7 +141,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.state = _State(0, init_info.fingerprint)
         self.prepared: _Prepared | None = None
         self.bank: Bank | None = None
-        self.hook: LogitsHook | None = None
+        self.hook: LogitsHook | MixingHook | None = None
         self.reader = ThreadPoolExecutor(1, "errata-reader")
 
     def _architecture(self, model: str) -> nn.Module:
@@ -219,13 +221,20 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         delta.check()
         if delta.kind not in READ_BEFORE:
             self._check_site(delta)
+        if delta.kind in PER_TOKEN:
             prepared.records.append(delta)
 
     def _check_site(self, delta: MemoryDelta) -> None:
-        """Raise `ValueError` for a memory that cannot be read inside this engine's model."""
-        matrix = self.accumulator.base_OI.get(delta.site)
-        if matrix is None or any(record.rows["key"].shape[1] != matrix.shape[1] for record in delta.records):
-            raise ValueError(f"the memory reads {delta.site}, and no editable matrix of this model has its name and inputs")
+        """Raise `ValueError` for a memory that this engine's model cannot read."""
+        if delta.kind in AT_MATRIX:
+            matrix, what = self.accumulator.base_OI.get(delta.site), "editable matrix"
+            width = None if matrix is None else matrix.shape[1]
+        else:
+            width, what = self.embeddings.get(delta.site), "embedding or output layer"
+        name, is_several = "key" if delta.kind in PER_TOKEN else "embedding", delta.kind == "prefix"
+        sizes = {record.rows[name].shape[1] for record in delta.records}
+        if width is None or any(size % width if is_several else size != width for size in sizes):
+            raise ValueError(f"the memory reads {delta.site}, and no {what} of this model has its name and inputs")
         if not self.model_config.enforce_eager:
             raise ValueError("a memory that is read inside the model needs an eager engine: serve on the CPU, or edit with SCR")
         if self.parallel_config.tensor_parallel_size > 1:
@@ -279,8 +288,12 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Make the model read a bank from the next step on. Without records there is no hook, and so the model's own bits."""
         if self.hook is not None:
             self.hook.remove()
-        self.bank = bank
-        self.hook = LogitsHook(self.model, self.targets[bank.site], bank) if bank is not None and len(bank) else None
+        self.bank, self.hook = bank, None
+        if bank is not None and len(bank):
+            if bank.kind == "state":
+                self.hook = LogitsHook(self.model, self.targets[bank.site], bank, self.notes)
+            else:
+                self.hook = MixingHook(self.model, bank, self.notes)
 
     def finish_weight_update(self) -> None:
         """Do nothing; see `start_weight_update`."""
@@ -323,10 +336,17 @@ def _fault_of(reading: Future[UpdateFault | None]) -> UpdateFault | None:
     return {"kind": kind, "message": f"{type(error).__name__}: {error}"}
 
 
+def embedding_sites(architecture: Any) -> dict[str, int]:
+    """Return the names of the input embeddings and of the output layer, with the size of the vectors at both."""
+    layers = {id(layer) for layer in (architecture.get_input_embeddings(), architecture.get_output_embeddings())}
+    return {name: module.weight.shape[1] for name, module in architecture.named_modules() if id(module) in layers}
+
+
 class WorkerExtension:
     """Methods that vLLM adds to its workers for `collective_rpc`; unlike those of the interface they return an answer."""
 
     weight_transfer_engine: DeltaEngine
+    model_runner: Any
 
     def errata_prepare(self, update_info: dict[str, Any]) -> dict[str, Any]:
         self.weight_transfer_engine.begin(update_info)
@@ -342,6 +362,25 @@ class WorkerExtension:
 
     def errata_state(self) -> dict[str, Any]:
         return asdict(self.weight_transfer_engine.state)
+
+    def errata_read_embeddings(self, are_read: bool) -> None:
+        """Read prompts whose requests bring embeddings along, from the next step on.
+
+        vLLM's own flag would open its routes to embeddings of clients, and add a token to the tokenizer.
+        """
+        if not hasattr(self.model_runner, "enable_prompt_embeds"):
+            raise RuntimeError("this runner of vLLM reads no embeddings: set VLLM_USE_V2_MODEL_RUNNER=0, or use another editor")
+        self.model_runner.enable_prompt_embeds = are_read
+
+    def errata_note_fired(self) -> None:
+        """Note the edits of a memory that is read here, by request."""
+        engine = self.weight_transfer_engine
+        engine.notes = engine.notes or FiredNotes(self.model_runner)
+
+    def errata_fired(self, name: str) -> list[tuple[str, float]]:
+        """Return the edits that fired for a request of this name, and forget them."""
+        notes = self.weight_transfer_engine.notes
+        return [] if notes is None else notes.take(name)
 
     def errata_threads(self, count: int) -> int:
         """Compute with so many threads from the next step on, if they are not bound to cores; returns their number."""

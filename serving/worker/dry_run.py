@@ -1,4 +1,4 @@
-"""Dry run: what a post of edits would do, found on the live model, which stays as it is; journal and ledger have no trace.
+"""Dry run: what a post of edits or a revert would do, found on the live model, which stays as it is, without any other trace.
 
 The edits are tried as the edit loop makes a batch: together, and in halves where the guard refuses them without naming one. No
 version is appended, so each group is tried on the live version.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from errata.candidate import CandidateVersion
-from errata.edit import Code, Edit, EditRejected
+from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.guard.bisection import BatchBisection, Group
 from errata.guard.inspector import Observed
 from errata.guard.limits import VersionRefused
 from errata.guard.neighbours import changed_edits, changed_probes, nearest_edits
 from errata.history.budget import WalkBudget
+from errata.ledger import HeadMoved
 from serving.worker.head_answers import HeadAnswers, HeadSaid
 from serving.worker.live_model import LiveModel
 from serving.worker.refusals import Busy
@@ -37,18 +38,37 @@ class DryRuns:
     def __init__(self, edit_loop: EditLoop, max_s: float) -> None:
         self.edit_loop, self.max_s = edit_loop, max_s
 
-    async def of(self, edits: Sequence[Edit], slot: asyncio.Lock) -> dict[str, Any]:
+    async def of(
+        self, edits: Sequence[Edit], slot: asyncio.Lock, contradicts: Mapping[int, list[str]] | None = None
+    ) -> dict[str, Any]:
         """Try edits; `slot` is the one that walks over the versions have, too. A call that is cancelled stops the attempts.
+
+        `contradicts` has the ids of the edits that some of them, by position, contradict.
 
         Raises `Busy`, `EditRejected` for more edits than a version takes, and `WalkTooLong` after the time of a walk.
         """
-        if slot.locked():
-            raise Busy("the service is trying other edits or walking over versions; ask again when that is done")
+        _check_free(slot)
         if len(edits) > (most := min(MAX_EDITS, self.edit_loop.max_batch)):
             raise EditRejected(f"has {len(edits):,}, and a dry run at most {most:,}", code=Code.BATCH_SIZE, field="edits")
+        found = await self._run(partial(tried, self.edit_loop.live_model, edits), slot)
+        for i, ids in (contradicts or {}).items():
+            found["edits"][i]["contradicts"] = ids
+        return found
+
+    async def of_revert(self, chosen: Chosen, expected_head: int | None, slot: asyncio.Lock) -> dict[str, Any]:
+        """Try a revert. Raises `Busy`, `HeadMoved` if the head is not `expected_head`, `RevertRefused` and `WalkTooLong`."""
+        _check_free(slot)
+        return await self._run(partial(tried_revert, self.edit_loop.live_model, chosen, expected_head), slot)
+
+    async def _run(self, attempt: Callable[[WalkBudget], dict[str, Any]], slot: asyncio.Lock) -> dict[str, Any]:
         async with slot, self.edit_loop.writing:
             with self.edit_loop.core_sharing.editing():
-                return await walked(partial(tried, self.edit_loop.live_model, edits), WalkBudget(max_s=self.max_s))
+                return await walked(attempt, WalkBudget(max_s=self.max_s))
+
+
+def _check_free(slot: asyncio.Lock) -> None:
+    if slot.locked():
+        raise Busy("the service is trying other edits or walking over versions; ask again when that is done")
 
 
 def tried(live_model: LiveModel, edits: Sequence[Edit], budget: WalkBudget) -> dict[str, Any]:
@@ -58,6 +78,67 @@ def tried(live_model: LiveModel, edits: Sequence[Edit], budget: WalkBudget) -> d
         budget.step()
         attempts.take(group)
     return attempts.to_json()
+
+
+class Chosen(NamedTuple):
+    """The edits of a revert, by their ids and as whole versions, and how they are taken out."""
+
+    edits: Sequence[str]
+    versions: Sequence[int]
+    mode: str
+
+
+def tried_revert(live_model: LiveModel, chosen: Chosen, expected_head: int | None, budget: WalkBudget) -> dict[str, Any]:
+    """Try a revert on the live model; docs/serving.md describes the result.
+
+    Raises `HeadMoved`, `RevertRefused`, `WalkTooLong` and `WalkStopped`.
+    """
+    head, inspector = live_model.version, live_model.inspector
+    if expected_head is not None and expected_head != head:
+        raise HeadMoved(expected_head, head)
+    budget.step()
+    try:
+        made = live_model.revert(chosen.edits, chosen.versions, chosen.mode)
+    except VersionRefused as refusal:
+        return {"dry_run": True, "head": head, "publish": False, **_refusal(refusal)}
+    budget.step()
+    assert made.change is not None
+    reverted = made.scorecard["reverted"]
+    gone = [held.edit for id in reverted["edits"] if (held := inspector.earlier.held.by_id.get(id)) is not None]
+    asked = nearest_edits(inspector, EditBatch(tuple(gone)), inspector.guard.num_retained)
+    edits = changed_edits(inspector, asked, made.change)
+    _, observed = inspector.measure(EditBatch(()), made.change, sample=[])
+    probes = changed_probes(inspector, made.change, observed)
+    return {
+        "dry_run": True,
+        "head": head,
+        "publish": True,
+        "mode": reverted["mode"],
+        "reverted": reverted["edits"],
+        "scorecard": made.scorecard,
+        "neighbours": {
+            "edits": [one.to_json() for one in edits],
+            "probes": [one.to_json() for one in probes],
+            "num_edits_asked": len(asked),
+            "num_edits": len(inspector.earlier.held) - len(gone),
+            "num_probes": _num_probes(live_model),
+        },
+    }
+
+
+def _refusal(refusal: VersionRefused) -> dict[str, Any]:
+    """Return the limits that a version passes, its figures, and the limits that hold."""
+    breaches = [
+        {"limit": one.limit, "value": _or_none(one.value), "bound": _or_none(one.bound), "message": one.sentence}
+        for one in refusal.breaches
+    ]
+    scores = {name: value for name, value in refusal.scores.items() if name not in NOT_SHOWN}
+    return {"breaches": breaches, "scores": scores, "limits": refusal.scores.get("limits", {})}
+
+
+def _num_probes(live_model: LiveModel) -> int:
+    probes = live_model.inspector.probe_texts
+    return 0 if probes is None else len(probes.questions)
 
 
 class _Attempts:
@@ -111,13 +192,7 @@ class _Attempts:
 
     def _refused(self, group: Group, refusal: EditRejected) -> None:
         if isinstance(refusal, VersionRefused):
-            scores = {name: value for name, value in refusal.scores.items() if name not in NOT_SHOWN}
-            breaches = [
-                {"limit": one.limit, "value": _or_none(one.value), "bound": _or_none(one.bound), "message": one.sentence}
-                for one in refusal.breaches
-            ]
-            about = {"publish": False, "breaches": breaches, "warnings": [], "scores": scores}
-            self.guard.append({"edits": list(group), **about, "limits": refusal.scores.get("limits", {})})
+            self.guard.append({"edits": list(group), "publish": False, "warnings": [], **_refusal(refusal)})
         for i, why in self.bisection.refused(group, refusal):
             self.shown[i] = {"state": "rejected", "code": why.code.value, "reason": why.reason, "field": why.field}
             before, after = self.answers.known(i), why.says
@@ -125,7 +200,7 @@ class _Attempts:
 
     def to_json(self) -> dict[str, Any]:
         rows = [{"edit": edit.to_json(), **self.shown[i]} for i, edit in enumerate(self.edits)]
-        held, probes = self.live_model.inspector.earlier.held, self.live_model.inspector.probe_texts
+        held = self.live_model.inspector.earlier.held
         return {
             "dry_run": True,
             "head": self.live_model.version,
@@ -136,7 +211,7 @@ class _Attempts:
                 "probes": list(self.changed_probes.values()),
                 "num_edits_asked": self.num_asked,
                 "num_edits": len(held),
-                "num_probes": 0 if probes is None else len(probes.questions),
+                "num_probes": _num_probes(self.live_model),
             },
         }
 

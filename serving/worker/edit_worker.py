@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,12 +32,13 @@ from errata.text.dialogue import Prompt
 from serving.logs import attach_to_serve, event
 from serving.metrics import WORKER
 from serving.tracing import current_traceparent
-from serving.worker.dry_run import DryRuns
+from serving.worker.dry_run import Chosen, DryRuns
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
 from serving.worker.journal import Journal, JournalFailed, QueueFull, QueueLimit, UnknownEdit
 from serving.worker.journal_copies import make_copies
-from serving.worker.journal_entry import Entry, event_of
+from serving.worker.journal_entry import event_of
+from serving.worker.known_edits import KnownEdits
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.refusals import Busy, refusals_as_values
@@ -96,6 +97,7 @@ class EditWorker:
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
         self._walking = asyncio.Lock()
+        self.known_edits = KnownEdits(live_model, journal)
         self.dry_runs = DryRuns(self.edit_loop, self.limits.max_walk_s)
         self.scrubber = Scrubber(options.live_model.ledger if options.live_model else "", options.scrub_hours)
         self._tasks: list[asyncio.Task[None]] = []
@@ -122,12 +124,12 @@ class EditWorker:
         if the journal can be read no more.
         """
         posted = self._read(edits)
-        await self._check(posted)
+        contradicts = await self._check(posted)
         edits = [edit.to_json() for edit in posted]
         try:
             depth = self.journal.depth
             limit = QueueLimit(self.limits.max_queue, self.limits.max_queue_bytes)
-            ids = self.journal.submit(edits, key, poster, current_traceparent(), limit)
+            ids = self.journal.submit(edits, key, poster, current_traceparent(), limit, contradicts)
         except QueueFull as full:
             raise QueueFull(full.used, full.added, full.limit, self._seconds_for(len(edits)), full.setting) from None
         event(logger, "edit.queued", edit_ids=ids, by=poster)
@@ -139,7 +141,7 @@ class EditWorker:
                 await self._until_settled(ids)
                 await self.edit_loop.publisher.served()
             answers = self.journal.answer(ids, key, poster)
-            lives = await self._lives([self.journal.get(id) for id in ids])
+            lives = await asyncio.to_thread(self.known_edits.lives, [self.journal.get(id) for id in ids])
             return [answer | live for answer, live in zip(answers, lives, strict=True)]
         except JournalFailed as fault:
             event(logger, "edits.stalled", logging.ERROR, error=fault, num_edits=len(ids))
@@ -148,24 +150,8 @@ class EditWorker:
     async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]:
         """Return what a post of these edits would do, and do nothing. Raises as `submit` before it queues, and as `DryRuns`."""
         posted = self._read(edits)
-        await self._check(posted)
-        return await self.dry_runs.of(posted, self._walking)
-
-    async def _shown(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-        """Return edits as JSON; those that were applied once say if the live version holds them (`live`)."""
-        return [entry.to_json() | live for entry, live in zip(entries, await self._lives(entries), strict=True)]
-
-    async def _lives(self, entries: Sequence[Entry]) -> list[dict[str, bool]]:
-        return await asyncio.to_thread(self._live_now, entries)
-
-    def _live_now(self, entries: Sequence[Entry]) -> list[dict[str, bool]]:
-        ledger, live = self.live_model.ledger, self.live_model.ledger.live()
-
-        def is_live(entry: Entry) -> bool:
-            version = ledger.find_edit(entry.id) if entry.unchanged is None else entry.version
-            return entry.state == "applied" and version in live
-
-        return [{"live": is_live(entry)} if entry.state in ("applied", "reverted") else {} for entry in entries]
+        contradicts = await self._check(posted)
+        return await self.dry_runs.of(posted, self._walking, contradicts)
 
     def _read(self, posted: Sequence[dict[str, Any]]) -> list[Edit]:
         """Read posted edits. Raises `EditRejected` with the faults of all that cannot be read."""
@@ -184,10 +170,14 @@ class EditWorker:
         named = any(posted.get(name) is not None for name in ("form", "question", "messages"))
         return Edit.from_json(posted if named else {**posted, "form": self._renderer.form})
 
-    async def _check(self, edits: Sequence[Edit]) -> None:
-        """Check edits in a thread, because a thousand take a third of a second; the lock keeps posts in their order."""
+    async def _check(self, edits: Sequence[Edit]) -> dict[int, list[str]]:
+        """Check edits in a thread, because a thousand take a third of a second; the lock keeps posts in their order.
+
+        Returns the ids of the edits that some of them, by position, contradict.
+        """
         async with self._checking:
             await asyncio.to_thread(check_edits, edits, self._renderer, self.live_model.max_tokens)
+            return await asyncio.to_thread(self.known_edits.contradicted, edits)
 
     def _seconds_for(self, num_edits: int) -> int:
         """Estimate the whole seconds, at least 1, until so many edits are made, from the timings of the last versions."""
@@ -208,7 +198,7 @@ class EditWorker:
         """Return an edit with its state and, once it is applied, the model's answers before and after it, and whether the live
         version still answers it.
         """
-        (found,) = await self._shown([self.journal.get(id)])
+        (found,) = await self.known_edits.shown([self.journal.get(id)])
         if found.get("live"):
             found |= self.live_model.answered(id)
         version = self.live_model.ledger.find_edit(id)
@@ -216,11 +206,14 @@ class EditWorker:
             found["answers"] = answers
         return found
 
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        """List edits, newest first, up to the limit of a page; `next` is the cursor of the following page, None at the end."""
-        found = self.journal.newest(limit, state, before, self.limits.max_page_bytes)
-        has_more = bool(found) and self.journal.has_older(found[-1].seq, state)
-        return {"edits": await self._shown(found), "next": found[-1].seq if has_more else None}
+    async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None = None) -> dict[str, Any]:
+        """List edits, newest first, up to the limit of a page; `next` is the cursor of the following page, None at the end.
+
+        With `subject`, those of one subject.
+        """
+        found = self.journal.newest(limit, state, before, self.limits.max_page_bytes, subject)
+        has_more = bool(found) and self.journal.has_older(found[-1].seq, state, subject)
+        return {"edits": await self.known_edits.shown(found), "next": found[-1].seq if has_more else None}
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield (state, event) for the present state and every later one until the edit is settled; a refusal is an `error`."""
@@ -255,12 +248,25 @@ class EditWorker:
     async def revert(
         self, edits: list[str], versions: list[int], mode: str, by: str | None = None, expected_head: int | None = None
     ) -> dict[str, Any]:
+        with self._accepted(edits):
+            return await self.edit_loop.to_completion(self.edit_loop.revert(edits, versions, mode, by, expected_head))
+
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None = None
+    ) -> dict[str, Any]:
+        """Return what a revert would do, and do nothing. Raises as `revert` before it publishes, and as `DryRuns`."""
+        with self._accepted(edits):
+            return await self.dry_runs.of_revert(Chosen(edits, versions, mode), expected_head, self._walking)
+
+    @contextlib.contextmanager
+    def _accepted(self, edits: Sequence[str]) -> Iterator[None]:
+        """Say of an edit that was accepted here and is in no version that it is not live. Raises `UnknownEdit` for others."""
         for id in edits:
             self.journal.get(id)
         try:
-            return await self.edit_loop.to_completion(self.edit_loop.revert(edits, versions, mode, by, expected_head))
+            yield
         except RevertRefused as refused:
-            if refused.code is Code.UNKNOWN_EDIT and refused.edit in edits:  # It was accepted here, and is in no version.
+            if refused.code is Code.UNKNOWN_EDIT and refused.edit in edits:
                 raise RevertRefused(refused.reason, code=Code.NOT_LIVE, edit=refused.edit, field=refused.field) from None
             raise
 

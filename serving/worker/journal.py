@@ -17,9 +17,10 @@ from typing import Any
 from errata.edit import Code
 from errata.ledger.journal_copy import lock_of
 from errata.locks import Held, hold
+from serving.worker.fact_keys import keys_of
 from serving.worker.idempotency import KEPT_S, KeptKeys, digest_of_edits
-from serving.worker.journal_entry import COLUMNS, Entry, OpenEdit, entry_of
-from serving.worker.journal_table import open_database
+from serving.worker.journal_entry import COLUMNS, Entry, OpenEdit, entry_of, first_dated_again
+from serving.worker.journal_table import chosen_by, open_database
 
 WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has ended.
 # An edit is assumed to be the cause if the worker process died this often while it made this edit alone and its node lived on.
@@ -121,8 +122,11 @@ class Journal:
         poster: str | None = None,
         trace: str | None = None,
         limit: QueueLimit | None = None,
+        contradicts: Mapping[int, Sequence[str]] | None = None,
     ) -> list[str]:
         """Queue all edits or none, and return their ids. A repeated key of the same author returns the same ids again.
+
+        `contradicts` has the ids of the edits that some of them, by position, contradict.
 
         Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` would be queued.
         """
@@ -136,9 +140,13 @@ class Journal:
             bodies = [json.dumps({**edit, "id": id}) for id, edit in zip(ids, edits, strict=True)]
             if limit is not None:
                 self._check_room(bodies, limit)
+            about = list(map(keys_of, edits))
+            others = {i: json.dumps(list(ids)) for i, ids in (contradicts or {}).items()}
+            post = time.time(), poster, trace
             db.executemany(
-                "INSERT INTO edits (id, body, num_bytes, state, created, poster, trace) VALUES (?, ?, ?, 'queued', ?, ?, ?)",
-                [(id, body, len(body), time.time(), poster, trace) for id, body in zip(ids, bodies, strict=True)],
+                "INSERT INTO edits (id, body, num_bytes, state, created, poster, trace, question, subject, contradicts) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
+                [(id, bodies[i], len(bodies[i]), *post, *about[i], others.get(i)) for i, id in enumerate(ids)],
             )
             if key is not None:
                 self._keys.add(key, poster, digest, ids)
@@ -170,12 +178,13 @@ class Journal:
     def take(self, limit: int) -> list[Entry]:
         """Take the oldest queued edits, which become `applying`. An edit that was taken before is taken alone.
 
+        A correction with a day is not taken with an earlier one of its question, so that each has a version and its time.
         An edit that is put aside waits, and with it the later edits of its prompts, of which the last must count.
         """
         with self._transaction() as db:
             entries = list(islice(self._free(limit), limit))
             fresh = next((i for i, entry in enumerate(entries) if entry.attempts), len(entries))
-            entries = entries[: max(1, fresh)]
+            entries = entries[: max(1, min(fresh, first_dated_again(entries)))]
             node = self.node if len(entries) == 1 else None
             query = "UPDATE edits SET state = 'applying', attempts = attempts + 1, node = ? WHERE id = ?"
             db.executemany(query, [(node, entry.id) for entry in entries])
@@ -260,14 +269,14 @@ class Journal:
         given = {edit["id"]: edit for edit in edits}
         marks = ", ".join("?" for _ in given)
         known = {row[0] for row in self._read(f"SELECT id FROM edits WHERE id IN ({marks})", *given)} if given else set()
-        rows = [
-            (id, json.dumps({name: edit[name] for name in edit if name != "poster"}), version, created, edit.get("poster"))
-            for id, edit in given.items()
-            if id not in known
-        ]
+        new = {id: edit for id, edit in given.items() if id not in known}
+        bodies = {id: json.dumps({name: edit[name] for name in edit if name != "poster"}) for id, edit in new.items()}
+        rows = [(id, bodies[id], version, created, edit.get("poster"), *keys_of(edit)) for id, edit in new.items()]
         if rows:
             with self._transaction() as db:
-                columns = "(id, body, state, version, created, poster) VALUES (?, ?, 'applied', ?, ?, ?)"
+                columns = (
+                    "(id, body, version, created, poster, question, subject, state) VALUES (?, ?, ?, ?, ?, ?, ?, 'applied')"
+                )
                 db.executemany(f"INSERT INTO edits {columns}", rows)
         return len(rows)
 
@@ -312,27 +321,38 @@ class Journal:
         """List the applied edits that changed nothing, oldest first."""
         return self._where("state = 'applied' AND unchanged IS NOT NULL ORDER BY seq")
 
-    def newest(self, limit: int, state: str | None = None, before: int | None = None, max_bytes: int = 2**62) -> list[Entry]:
-        """List at most `limit` entries, newest first, optionally in one `state` and older than the entry `before` (a `seq`).
+    def newest(
+        self,
+        limit: int,
+        state: str | None = None,
+        before: int | None = None,
+        max_bytes: int = 2**62,
+        subject: str | None = None,
+    ) -> list[Entry]:
+        """List at most `limit` entries, newest first, optionally in one `state`, about one `subject` and older than `before`.
 
         They end before the one with which they would have more than `max_bytes`; one is always there.
         """
-        chosen = "seq < ?" if state is None else "state = ? AND seq < ?"
-        values = (*([] if state is None else [state]), 2**62 if before is None else before, limit)
+        chosen, values = chosen_by(state, subject, before)
         query = f"SELECT {COLUMNS} FROM edits WHERE {chosen} ORDER BY seq DESC LIMIT ?"
         found, size = list[Entry](), 0
         with self._one_at_a_time, _sqlite_errors("read"):
-            for row in self._connection.execute(query, values):
+            for row in self._connection.execute(query, (*values, limit)):
                 size += sum(len(value) for value in row if isinstance(value, str))
                 if found and size > max_bytes:
                     break
                 found.append(entry_of(row))
         return found
 
-    def has_older(self, seq: int, state: str | None = None) -> bool:
-        """Say if an entry, optionally in one `state`, is older than the one with this `seq`."""
-        chosen, values = ("seq < ?", (seq,)) if state is None else ("state = ? AND seq < ?", (state, seq))
+    def has_older(self, seq: int, state: str | None = None, subject: str | None = None) -> bool:
+        """Say if an entry, optionally in one `state` and about one `subject`, is older than the one with this `seq`."""
+        chosen, values = chosen_by(state, subject, seq)
         return bool(self._read(f"SELECT 1 FROM edits WHERE {chosen} LIMIT 1", *values))
+
+    def of_question(self, key: str, limit: int) -> list[Entry]:
+        """List the applied and open edits of one question, oldest first: of many, the newest `limit`."""
+        condition = "question = ? AND state IN ('queued', 'applying', 'applied') ORDER BY seq DESC LIMIT ?"
+        return self._where(condition, key, limit)[::-1]
 
     def get(self, id: str) -> Entry:
         found = self._where("id = ?", id)

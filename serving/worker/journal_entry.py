@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from errata.edit import SETTLED, Edit, EditRejected
+from errata.history.validity import Correction
+from serving.worker.fact_keys import question_key
 
 COLUMNS = (
-    "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says, failures, node"
+    "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says, failures, node, "
+    "contradicts"
 )
 LEFT_OUT_OF_EVENTS = ("edit", "says", "answers")
 MAX_REASON = 1_000  # characters in an event
@@ -33,7 +38,7 @@ class Entry:
     `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post. `unchanged` is the
     answer of the model that `version` already gave when the edit was applied, so that it changed nothing.
     `attempts` counts how often it was taken; in `failures` of them it was found at fault. `node` is the life of the machine in
-    which it was taken alone.
+    which it was taken alone. `contradicts` has the ids, as JSON, of the edits that it contradicted when it was posted.
     """
 
     seq: int
@@ -52,6 +57,7 @@ class Entry:
     says: str | None = None
     failures: int = 0
     node: str | None = None
+    contradicts: str | None = None
 
     @property
     def num_interrupted(self) -> int:
@@ -66,6 +72,13 @@ class Entry:
         return frozenset()
 
     @property
+    def correction(self) -> Correction | None:
+        """The edit as a correction of its day, in UTC; None if today's rules refuse it."""
+        with suppress(EditRejected):
+            return Correction(Edit.from_json(self.edit), datetime.fromtimestamp(self.created, UTC).date(), self.id)
+        return None
+
+    @property
     def is_settled(self) -> bool:
         return self.state in SETTLED
 
@@ -74,6 +87,8 @@ class Entry:
         for name in ("version", "reason", "code", "field", "says", "poster"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
+        if self.contradicts is not None:
+            data["contradicts"] = json.loads(self.contradicts)
         if self.state == "applied":
             data["changed"] = self.unchanged is None
         if self.unchanged is not None:
@@ -91,3 +106,15 @@ def entry_of(row: tuple[Any, ...]) -> Entry:
     """Read a row of `COLUMNS`."""
     seq, id, body, *rest = row
     return Entry(seq, id, json.loads(body), *rest)
+
+
+def first_dated_again(entries: Sequence[Entry]) -> int:
+    """Return the place of the first edit with a day `valid_from` after one of the same question; their number if none is."""
+    if not any(entry.edit.get("valid_from") for entry in entries):
+        return len(entries)
+    seen = set[str]()
+    for place, entry in enumerate(entries):
+        if (key := question_key(entry.edit)) in seen and entry.edit.get("valid_from"):
+            return place
+        seen.add(key)
+    return len(entries)

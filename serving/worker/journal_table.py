@@ -1,21 +1,28 @@
-"""The database of the journal: its table and indexes, and what journals of earlier releases lack."""
+"""The database of the journal: its table and indexes, what journals of earlier releases lack, and conditions of queries."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
+from typing import Any
+
+from serving.worker.fact_keys import keys_of, subject_key
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
     version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
     poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT, failures INTEGER NOT NULL DEFAULT 0, node TEXT,
-    num_bytes INTEGER NOT NULL DEFAULT 0);
+    num_bytes INTEGER NOT NULL DEFAULT 0, question TEXT, subject TEXT, contradicts TEXT);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
 CREATE INDEX IF NOT EXISTS edits_by_size ON edits (state, num_bytes);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
+CREATE INDEX IF NOT EXISTS edits_by_question ON edits (question, seq);
+CREATE INDEX IF NOT EXISTS edits_by_subject ON edits (subject, seq);
 """
-_NEW_COLUMNS = dict.fromkeys(("poster", "trace", "code", "unchanged", "says", "node"), "TEXT")  # Old journals lack these.
+_OLD_LACK = ("poster", "trace", "code", "unchanged", "says", "node", "question", "subject", "contradicts")
+_NEW_COLUMNS = dict.fromkeys(_OLD_LACK, "TEXT")
 _NEW_COLUMNS |= dict.fromkeys(("failures", "num_bytes"), "INTEGER NOT NULL DEFAULT 0")
 
 
@@ -33,4 +40,19 @@ def open_database(path: Path) -> sqlite3.Connection:
     connection.executescript(_SCHEMA)
     if present and "num_bytes" not in present:
         connection.execute("UPDATE edits SET num_bytes = LENGTH(body) WHERE state IN ('queued', 'applying')")
+    if present and "question" not in present:
+        connection.create_function("question_of", 1, lambda body: keys_of(json.loads(body)).question, deterministic=True)
+        connection.create_function("subject_of", 1, lambda body: keys_of(json.loads(body)).subject, deterministic=True)
+        connection.execute("UPDATE edits SET question = question_of(body), subject = subject_of(body)")
     return connection
+
+
+def chosen_by(state: str | None, subject: str | None, before: int | None) -> tuple[str, list[Any]]:
+    """Return the condition of a query for entries before one (a `seq`), and its values."""
+    given = {
+        "state = ?": state,
+        "subject = ?": subject and subject_key(subject),
+        "seq < ?": 2**62 if before is None else before,
+    }
+    chosen = {sql: value for sql, value in given.items() if value is not None}
+    return " AND ".join(chosen), list(chosen.values())

@@ -17,6 +17,7 @@ from errata.delta.kinds import Delta, stored
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.edit_memory.bank import SAID
+from errata.edit_memory.hooks import bank_of
 from errata.editors import make_editor
 from errata.editors.build import own_editor
 from errata.editors.editor import Editor
@@ -77,7 +78,7 @@ class LiveModel:
     """The model at the ledger's head: `model` has the head's weights, `state` is the editor's state after it.
 
     Everything that can fail is done before the head moves, so the head is always a version that can be loaded, and the model
-    is always at the head.
+    is always at the head. `bank` is the head's memory, if it has one; any thread may read it.
     """
 
     def __init__(self, options: LiveModelOptions) -> None:
@@ -125,7 +126,7 @@ class LiveModel:
         self.edited.set(read.deltas)
         self.state = read.state or self.editor.start(self.model, self.spec)
         self.inspector.at_version(read.edits)
-        self.version, self.repaired_in = read.version, dict(read.repaired_in)
+        self.version, self.repaired_in, self.bank = read.version, dict(read.repaired_in), bank_of(self.model.module)
         self.num_loads += 1
         self._count()
 
@@ -257,7 +258,11 @@ class LiveModel:
 
         Raises `RevertRefused`, and `VersionRefused` from the guard.
         """
-        return revert(self, ids, versions, mode)
+        try:
+            return revert(self, ids, versions, mode)
+        finally:
+            self.num_loads += 1  # It was measured with other edits held; those that no version holds are forgotten.
+            self._count()
 
     def walk(self) -> BlameWalk:
         """Copy what a blame needs, so that edits may go on while it runs. Raises `EditRejected` if the memory has no room."""
@@ -295,7 +300,7 @@ class LiveModel:
             return version
         self.edited.add(delta)
         self.inspector.committed(EditBatch(candidate.edits), candidate.observed)
-        self.state, self.version = candidate.state, version.number
+        self.state, self.version, self.bank = candidate.state, version.number, bank_of(self.model.module)
         self.repaired_in |= dict.fromkeys(candidate.scorecard.get("repaired", ()), version.number)
         self._count()
         return version

@@ -34,11 +34,13 @@ from tests.chaos.history import History, JournalRow
 from tests.chaos.loop_disk import CannotMount, LoopDisk
 from tests.chaos.record import chain_of, rows_of
 from tests.chaos.service import Service
+from tests.chaos.texts import send_texts
 from tests.chaos.workload import TEXTS, Recorder, Workload
 
 NUM_FAULTS, NUM_FAULTS_FULL = 10, 76
 REPLICAS = 2
 SETTLE_S = 300.0  # An edit that is put aside waits for minutes.
+ACKNOWLEDGED_S = 120.0  # A client whose connection went with a process waits for its time limit first.
 NEEDS_DISK = "power_cut"
 console = Console(width=120 if not sys.stdout.isatty() else None)
 
@@ -70,7 +72,7 @@ def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outc
     for number, part in enumerate(parts, 1):
         time.sleep(draw.uniform(0.5, 2.0))  # So that the fault hits an edit, an append or a swap.
         before = recorder.num_acknowledged
-        outcomes.append(_suffered(service, part, draw))
+        outcomes.append(_suffered(service, part, draw, recorder))
         outcome = outcomes[-1].fault or f"whole again after {outcomes[-1].recovery_s} s"
         console.print(f"{number}/{len(parts)} {part}: {outcome}; {recorder.num_acknowledged - before} edits acknowledged")
         if outcomes[-1].fault is not None:
@@ -79,12 +81,23 @@ def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outc
     return outcomes, History(operations, chain_of(service.ledger(), num_earlier), rows)  # The chain has all that is settled.
 
 
-def _suffered(service: Service, part: str, draw: random.Random) -> Outcome:
+def _suffered(service: Service, part: str, draw: random.Random, recorder: Recorder) -> Outcome:
     try:
         FAULTS[part](service, draw)
-        return Outcome(part, round(service.until_whole(), 2), None)
+        recovery_s = round(service.until_whole(), 2)
+        _until_acknowledged(recorder)
+        return Outcome(part, recovery_s, None)
     except AssertionError as fault:
         return Outcome(part, None, str(fault)[:2000])
+
+
+def _until_acknowledged(recorder: Recorder) -> None:
+    """Wait until a client's edit is acknowledged, so that the next fault hits clients at work. Raises `AssertionError`."""
+    before, deadline = recorder.num_acknowledged, time.monotonic() + ACKNOWLEDGED_S
+    while recorder.num_acknowledged == before:
+        if time.monotonic() > deadline:
+            raise AssertionError(f"the service was whole, and acknowledged no edit within {ACKNOWLEDGED_S:.0f} s")
+        time.sleep(0.1)
 
 
 def settled_rows(service: Service) -> tuple[JournalRow, ...]:
@@ -159,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         service.start()
         console.print(f"the service is whole after {service.until_whole(600):.0f} s")
+        send_texts(service.http)  # For the logs, which are searched at the end.
         outcomes, history = suffer(service, schedule(given.seed, given.faults, parts), given.seed)
     finally:
         service.stop()

@@ -5,13 +5,17 @@ The model is random and follows no text, so a pass is compared with one over pro
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from errata.delta.accumulator import EditedModel
 from errata.delta.kinds import stored
 from errata.delta.memory_delta import MemoryDelta
 from errata.delta.side_branch import applied
-from errata.edit import EditBatch
+from errata.edit import Edit, EditBatch
+from errata.editors.memory_based.ike import DEMONSTRATIONS, IKE
 from errata.editors.memory_based.scr import SCR
 from errata.guard.inspector import Inspector
 from errata.guard.limits import Guard
@@ -21,6 +25,7 @@ from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from errata.testbed.world import World
+from errata.text.dialogue import Dialogue
 
 EDITS = World(20).edits("test", 12)
 EDITED, UNRELATED = EDITS[:3], [edit.prompt for edit in EDITS[6:9]]
@@ -92,3 +97,64 @@ def test_a_prompt_without_room_stays_as_it_is(tiny_model: LanguageModel) -> None
     plain = greedy(tiny_model, [EDITED[0].prompt], room)
     with applied(tiny_model.module, made):
         assert greedy(tiny_model, [EDITED[0].prompt], room) == plain
+
+
+IKE_BY_HAND = """New fact: The river Talvo rises in Orsk.
+Prompt:
+The river Nile flows into the Mediterranean Sea
+
+New fact: The river Talvo rises in Orsk.
+Prompt:
+The source of the Talvo is in Orsk
+
+New fact: {prompt} {target}.
+Prompt:
+{prompt} {target}
+
+New fact: {prompt} {target}.
+Prompt:
+{prompt}"""
+IKE_IN_CHAT = """New fact: Where does the river Talvo rise? Orsk
+Prompt:
+In which town is the source of the Talvo? Orsk
+
+New fact: {prompt} {target}
+Prompt:
+{prompt} {target}
+
+New fact: {prompt} {target}"""
+
+
+def demonstrated(model: LanguageModel, edits: list[Edit], number: int) -> MemoryDelta:
+    editor = IKE(EDITOR.modules, threshold=0.999, num_demonstrations=number)
+    return editor.edit(model, EditBatch(tuple(edits)), editor.start(model, find_matrices(model.module, editor.modules)))[0]
+
+
+def test_ike_puts_demonstrations_before_the_correction(tiny_model: LanguageModel) -> None:
+    model, prompts = tiny_model, [edit.prompt for edit in EDITED]
+    model.module.config.max_position_embeddings *= 8  # The demonstrations are longer than the tiny model's context.
+    expected = [IKE_BY_HAND.format(prompt=edit.prompt, target=edit.target) for edit in EDITED]
+    wanted, unrelated = ([greedy(model, [text], 2)[0] for text in texts] for texts in (expected, UNRELATED))
+    made = demonstrated(model, EDITED, 2)
+    put = [f"{record.text}\n{prompt}" for record, prompt in zip(made.records, prompts, strict=True)]
+    assert made.kind == "text" and put == expected
+    with applied(model.module, stored(made)):
+        assert [greedy(model, [prompt], 2)[0] for prompt in prompts] == wanted
+        assert [greedy(model, [prompt], 2)[0] for prompt in UNRELATED] == unrelated
+
+
+def test_ike_asks_in_chat_as_the_edit_does(tiny_model: LanguageModel) -> None:
+    tiny_model.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (record,) = demonstrated(tiny_model, [replace(EDITED[0], form="chat")], 1).records
+    assert record.prompt == Dialogue.of(EDITED[0].prompt)
+    assert record.text == IKE_IN_CHAT.format(prompt=EDITED[0].prompt, target=EDITED[0].target)
+
+
+def test_the_demonstrations_copy_update_and_retain_as_in_the_paper() -> None:
+    kinds = [
+        "copy" if one.fact[0].startswith(one.prompt[0]) else "update" if one.answer in one.fact[0] else "retain"
+        for one in DEMONSTRATIONS
+    ]
+    assert [kinds.count(kind) for kind in ("copy", "update", "retain")] == [1, 3, 4]
+    with pytest.raises(ValueError, match="num_demonstrations is from 0 to 8, not 9"):
+        IKE(num_demonstrations=9)

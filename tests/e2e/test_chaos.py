@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.faults import FAULTS
 from tests.chaos.logs import leaks
 from tests.chaos.run import report_of, schedule, suffer
+from tests.chaos.texts import send_texts
 from tests.chaos.workload import KEY, TARGETS, TEXTS
 from tests.e2e.scalable import ScalableService
 
@@ -17,6 +18,8 @@ PARTS = ("disk_full", "duplicate_posts", "node", "worker")
 def test_no_acknowledged_edit_is_lost_to_a_fault_and_no_log_has_a_text(service: ScalableService) -> None:
     service.is_from_file = True  # The power failure is followed by a deployment from a file.
     service.secrets = TEXTS
+    statuses = set(send_texts(service.http))
+    assert statuses >= {200, 400, 404, 409, 422} and max(statuses) < 500, statuses
     report = report_of(*suffer(service, PARTS, seed=0))
     print(f"\n{report}")
     counts = {name: report[name] for name in ("faults", "kinds", "lost", "doubled", "unsettled", "diverged")}

@@ -1,13 +1,16 @@
 """Memories that a replica serves: the answers of vLLM are those of transformers, for each kind, in batches of other requests.
 
-One replica without Serve, over the toy model. Its versions branch off the unedited model, one memory each.
+One replica without Serve, over the toy model. Its versions branch off the unedited model, one memory each, and all of them
+share the engine's cache. Its steps and the blocks of its cache have 32 tokens, so that longer prompts are read in parts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import logging
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -18,14 +21,19 @@ import pytest
 from transformers import AutoTokenizer
 
 from errata.edit import Edit, EditBatch
-from errata.edit_memory.bank import Kind
+from errata.edit_memory.bank import EMBEDDED, PER_TOKEN, Kind
+from errata.editors.editor import Editor
 from errata.editors.memory_based.answer import AnswerMemory
-from errata.editors.memory_based.memory_editor import MemoryEditor
+from errata.editors.memory_based.recipe import RECIPE
+from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.state import StateMemory
+from errata.editors.memory_based.swea import SWEA
+from errata.editors.memory_based.trained import MemoryTrainer
 from errata.model.generation import greedy
+from errata.model.language_model import LanguageModel
 from errata.testbed.world import PHRASINGS
-from errata.text.dialogue import Dialogue, Prompt
+from errata.text.dialogue import Dialogue, Message, Prompt
 from serving.engine import generator
 from serving.engine.generator import Generator, ServingOptions
 from tests.e2e.pair import Reference, num_changed
@@ -35,13 +43,30 @@ pytestmark = pytest.mark.e2e
 NUM_TOKENS = 10
 MODULES = ("layers.1.mlp.down_proj",)
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}answer"
-EDITORS: dict[Kind, MemoryEditor] = {
-    "answer": AnswerMemory(MODULES, whole_threshold=0.9),
-    "text": SCR(MODULES, whole_threshold=0.9),
-    "state": StateMemory(MODULES, threshold=0.999),
+BLOCK = 32
+NUM_STEPS = 150
+
+
+def trained(model: LanguageModel) -> Editor:
+    editor = RECIPE(MODULES, num_features=64, learning_rate=3e-3).initialised(model, seed=0)
+    trainer = MemoryTrainer(editor, model, WORLD.edits("train", 24), (NUM_STEPS, 1, 6), seed=0)
+    for _ in range(NUM_STEPS):
+        trainer.step()
+    return editor
+
+
+EDITORS: dict[Kind, Callable[[LanguageModel], Editor]] = {
+    "answer": lambda _: AnswerMemory(MODULES, whole_threshold=0.9),
+    "text": lambda _: SCR(MODULES, whole_threshold=0.9),
+    "state": lambda _: StateMemory(MODULES, threshold=0.999),
+    "datastore": lambda _: RTD(MODULES, threshold=0.999),
+    "rows": lambda _: SWEA(MODULES, starters=("the",), num_steps=40, learning_rate=0.1, max_norm=10.0),
+    "prefix": trained,
 }
+VERSION: dict[Kind, int] = {kind: number for number, kind in enumerate(EDITORS, 1)}
 PEOPLE = WORLD.people("test")[:4]
-OTHERS: list[Prompt] = ["the old river waits near the bridge today", Dialogue.of("the lamp shines tonight")]
+RIVER = "the old river waits near the bridge today"
+OTHERS: list[Prompt] = [RIVER, Dialogue.of("the lamp shines tonight")]
 
 
 def ask(relation: str, person: str, phrasing: int = 0) -> str:
@@ -75,6 +100,8 @@ class Replica:
     def serve(self, reference: Reference, version: int, kind: Kind) -> dict[str, Any]:
         """Move the head and swap, as an engine that was started for a memory of this kind."""
         self.generator._memory.kind = kind
+        self.runner.run(self.generator.engine.collective_rpc("errata_note_fired"))
+        self.runner.run(self.generator.engine.collective_rpc("errata_read_embeddings", args=(kind in EMBEDDED,)))
         self.generator._is_known = True  # As after a broadcast: only swaps take the replica to another version.
         reference.ledger.move_head(version)
         answer = self.runner.run(self.generator.swap())
@@ -92,6 +119,11 @@ class Replica:
             return [one.raise_for_status() for one in found]
 
         return self.runner.run(answered())
+
+    def cached_tokens(self) -> float:
+        """Return how many tokens of prompts the engine has found in its cache so far."""
+        _, _, exposition = self.runner.run(self.generator.exposition())
+        return sum(float(found) for found in re.findall(r"^vllm:prefix_cache_hits_total\{.*\} (\S+)$", exposition, re.M))
 
 
 def path_and_body(prompt: Prompt, **more: Any) -> tuple[str, dict[str, Any]]:
@@ -116,14 +148,15 @@ def tokens(answer: httpx.Response) -> list[int]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """Make the ledger: version 1, 2 and 3 are the memories of `EDITORS`, and each follows version 0."""
+    """Make the ledger: its versions are the memories of `EDITORS`, and each follows version 0."""
     folder = tmp_path_factory.mktemp("memory")
     checkpoint = make_checkpoint(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(checkpoint)
     found = Reference(folder, checkpoint, MODULES)
-    for editor in EDITORS.values():
+    for made in EDITORS.values():
+        editor = made(found.model)
         state = editor.start(found.model, found.spec)
         delta, state = editor.edit(found.model, EditBatch(tuple(EDITS)), state)
         found.ledger.append(0, delta, state, EDITS, {}, ("memory", "test"), expected_head=found.ledger.head)
@@ -144,11 +177,15 @@ def replica(reference: Reference) -> Iterator[Replica]:
         patched.setattr(generator.serve, "get_replica_context", lambda: context)
         patched.setattr(generator, "WATCH_PERIOD_S", 3600.0)
         patched.setattr(generator.os, "_exit", end)
+        arguments = ServingOptions.vllm_arguments
+        more = ["--block-size", str(BLOCK), "--max-num-seqs", "16"]
+        patched.setattr(ServingOptions, "vllm_arguments", lambda options: [*arguments(options), *more])
         options = ServingOptions(
             str(reference.ledger.base["model"]),
             str(reference.ledger.directory),
             "errata",
             max_model_len=MAX_TOKENS,
+            max_num_batched_tokens=BLOCK,
             memory="answer",
         )
         made = Generator.__new__(Generator)  # As Serve makes it, because its constructor is a coroutine.
@@ -161,7 +198,7 @@ def replica(reference: Reference) -> Iterator[Replica]:
 
 @pytest.mark.parametrize("kind", EDITORS)
 def test_vllm_answers_as_transformers_does_with_each_memory(reference: Reference, replica: Replica, kind: Kind) -> None:
-    version, model = 1 + list(EDITORS).index(kind), reference.model
+    version, model = VERSION[kind], reference.model
     replica.serve(reference, 0, kind)
     alone = with_log_probs(replica)
     swapped = replica.serve(reference, version, kind)
@@ -174,7 +211,7 @@ def test_vllm_answers_as_transformers_does_with_each_memory(reference: Reference
         ends = model.end_ids
         found[number] = [[token for token in tokens(one) if token not in ends] for one in answers]
         assert found[number] == greedy(model, ASKED, NUM_TOKENS)
-        if number == version and kind != "state":
+        if number == version:
             check_named(answers)
     assert num_changed(found[version], found[0]) >= 3
     assert found[version][-len(OTHERS) :] == found[0][-len(OTHERS) :]
@@ -200,9 +237,51 @@ def test_an_answer_is_said_and_its_turn_ends(reference: Reference, replica: Repl
     assert len(several.json()["errata"]["edits"]) == 1
 
 
-def test_a_stream_keeps_its_memory_over_a_swap(reference: Reference, replica: Replica) -> None:
+EARLIER = (Message("user", f"{EDITS[0].prompt} {' '.join([RIVER] * 4)}"), Message("assistant", "yes"))
+LONG: list[Prompt] = [
+    Dialogue.of(EDITS[2].prompt, EARLIER),
+    f"{EDITS[0].prompt} {' '.join([RIVER] * 5)} {EDITS[0].prompt}",
+]
+
+
+@pytest.mark.parametrize("kind", ["datastore", "rows", "prefix"])
+def test_neither_parts_nor_a_warm_cache_nor_neighbours_change_an_answer(
+    reference: Reference, replica: Replica, kind: Kind
+) -> None:
+    found: dict[int, list[list[int]]] = {}
+    for number in (0, VERSION[kind], 0, VERSION[kind]):  # Twice: each finds the blocks of the other in the cache.
+        replica.serve(reference, number, kind)
+        reference.merge(number)
+        alone = [tokens(replica.answers([prompt])[0]) for prompt in LONG]
+        before = replica.cached_tokens()
+        assert [tokens(one) for one in replica.answers([*LONG, *ASKED])[: len(LONG)]] == alone
+        assert replica.cached_tokens() >= before + 2 * BLOCK, "the prompts are in the cache"
+        ends = reference.model.end_ids
+        assert [[token for token in ids if token not in ends] for ids in alone] == greedy(reference.model, LONG, NUM_TOKENS)
+        assert found.setdefault(number, alone) == alone
+    if kind in EMBEDDED:
+        assert num_changed(found[VERSION[kind]], found[0]) >= 1
+
+
+@pytest.mark.parametrize("kind", sorted(PER_TOKEN))
+def test_a_stream_names_what_fired_in_the_worker(reference: Reference, replica: Replica, kind: Kind) -> None:
+    replica.serve(reference, VERSION[kind], kind)
+    edited, other = replica.answers([EDITS[0].prompt, RIVER], stream=True)
+    named = [[edit["id"] for edit in event["errata"].get("edits", ())] for event in events_of(edited)]
+    assert [name for names in named for name in names] == ["animal"] and "x-errata-edit" not in edited.headers
+    assert not any("edits" in event["errata"] for event in events_of(other))
+
+
+def events_of(answer: httpx.Response) -> list[Any]:
+    return [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line.startswith("data: {")]
+
+
+@pytest.mark.parametrize("kind", ["answer", "rows", "prefix"])
+def test_a_stream_keeps_its_memory_over_a_swap(reference: Reference, replica: Replica, kind: Kind) -> None:
+    options = {"max_tokens": 60, "ignore_eos": True}
+
     async def streamed() -> tuple[dict[str, str], list[dict[str, Any]]]:
-        path, body = path_and_body(EDITS[0].prompt, stream=True, max_tokens=60, ignore_eos=True)
+        path, body = path_and_body(EDITS[0].prompt, stream=True, **options)
         headers: dict[str, str] = {}
         events: list[dict[str, Any]] = []
         swap: list[asyncio.Task[Any]] = []
@@ -237,11 +316,14 @@ def test_a_stream_keeps_its_memory_over_a_swap(reference: Reference, replica: Re
         assert (await swap[0])["version"] == 0
         return headers, events
 
-    replica.serve(reference, 1, "answer")
+    replica.serve(reference, VERSION[kind], kind)
+    expected = replica.answers([EDITS[0].prompt], **options)[0].json()["choices"][0]["text"]
     headers, events = replica.runner.run(streamed())
     assert headers["x-errata-edit"].startswith("animal;score=") and events[0]["errata"]["edits"][0]["id"] == "animal"
-    assert "".join(event["choices"][0]["text"] for event in events).split()[:3] == ["tortoise", "parrot", "goose"]
-    assert "edits" not in replica.answers([EDITS[0].prompt])[0].json()["errata"]
+    assert "".join(event["choices"][0]["text"] for event in events) == expected
+    assert {event["errata"]["version_max"] for event in events} == {VERSION[kind]}
+    plainly = replica.answers([EDITS[0].prompt], **options)[0].json()
+    assert "edits" not in plainly["errata"] and plainly["choices"][0]["text"] != expected
 
 
 def test_a_request_that_an_answer_would_break_is_answered_by_the_model(reference: Reference, replica: Replica) -> None:
@@ -252,3 +334,24 @@ def test_a_request_that_an_answer_would_break_is_answered_by_the_model(reference
     assert tokens(ask_plainly(logit_bias={"5": 1.0})[0]) == tokens(before) != tokens(ask_plainly()[0])
     (forged,) = replica.answers(["the old river waits"], vllm_xargs={"errata_answer": [5, 6]})
     assert tokens(forged) == tokens(replica.answers(["the old river waits"])[0])
+
+
+def test_no_log_line_has_a_text_of_a_memory(
+    reference: Reference, replica: Replica, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, level in {"": logging.DEBUG, "errata": logging.DEBUG, "vllm": logging.INFO}.items():
+        caplog.set_level(level, name)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    for version in (1, 2, 0):
+        replica.serve(reference, version, "answer" if version != 2 else "text")
+        replica.answers(ASKED)
+    replica.answers([EDITS[0].prompt], n=3, temperature=1.0)
+    replica.answers([EDITS[0].prompt], logit_bias={"5": 1.0})
+    with pytest.raises(httpx.HTTPStatusError):
+        replica.answers([f"{EDITS[0].prompt} " * 90])
+    assert len(caplog.records) >= 3
+    texts = {text for edit in EDITS for text in (edit.target, *edit.rephrasings)} | {
+        one if isinstance(one, str) else one.question for one in ASKED
+    }
+    lines = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
+    assert not [line for line in lines for text in texts if text in line]

@@ -20,6 +20,7 @@ from serving.worker.journal_entry import event_of
 
 # Targets that are refused before they are queued, and when they are made.
 UNQUEUED, UNMADE = "too long", "unlearnable"
+CONTRADICTING = "another"  # The target of an edit that contradicts the edit `other`.
 SAYS = "What the model says instead of `UNMADE`"
 
 
@@ -60,7 +61,8 @@ class Backend:
         check_edits([Edit.from_json(edit) for edit in edits])
         if too_long := [index for index, edit in enumerate(edits) if edit["target"] == UNQUEUED]:
             raise EditRejected.of(Fault(index, "target", Code.TOO_LONG, "has 99 tokens") for index in too_long)
-        ids = self.journal.submit(edits, key, by, limit=QueueLimit(self.max_queue))
+        contradicts = {i: ["other"] for i, edit in enumerate(edits) if edit["target"] == CONTRADICTING}
+        ids = self.journal.submit(edits, key, by, limit=QueueLimit(self.max_queue), contradicts=contradicts)
         for id in ids:
             self.publish(id)
         while self.held and wait:
@@ -74,6 +76,8 @@ class Backend:
         rows: list[dict[str, Any]] = []
         for edit in edits:
             row = {"edit": edit, "state": "applied", "changed": True, "before": "Paris", "after": edit["target"]}
+            if edit["target"] == CONTRADICTING:
+                row |= {"contradicts": ["other"]}
             if edit["target"] == UNMADE:
                 row |= {"state": "rejected", "code": "guard.perplexity", "reason": "it would break the model", "after": SAYS}
             rows.append(row)
@@ -107,8 +111,8 @@ class Backend:
         before, self.head = self.head, number
         self.event_bus.publish("head", {"head": number, "before": before})
 
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        found = self.journal.newest(limit + 1, state, before)
+    async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None = None) -> dict[str, Any]:
+        found = self.journal.newest(limit + 1, state, before, subject=subject)
         shown = found[:limit]
         return {"edits": [entry.to_json() for entry in shown], "next": shown[-1].seq if len(found) > limit else None}
 
@@ -157,6 +161,23 @@ class Backend:
         card = {"retention": 0.75, "reverted_answers": answers, "warnings": []}
         mode = "replay" if mode == "auto" else mode
         return {"version": self.head, "mode": mode, "reverted": ids, **self.late, "scorecard": card}
+
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None
+    ) -> dict[str, Any]:
+        self.check_head(expected_head)
+        found = {"dry_run": True, "head": self.head}
+        if mode == "subtract":
+            breach = {"limit": "change", "value": 2.0, "bound": 1.0, "message": "a matrix changes too much"}
+            return {**found, "publish": False, "breaches": [breach], "scores": {}, "limits": {}}
+        for id in edits:
+            self.journal.get(id)
+        answers = [{"prompt": "p", "target": "t", "was": "first", "said": "second", "says": "third"}]
+        lost = {"id": "e", "prompt": "q", "before": "a", "after": "b", "target": "a", "lost": True}
+        near = {"edits": [lost], "probes": [], "num_edits_asked": 1, "num_edits": 1, "num_probes": 0}
+        card = {"retention": 0.75, "reverted_answers": answers, "warnings": []}
+        made = {"publish": True, "mode": "replay", "reverted": edits, "scorecard": card, "neighbours": near}
+        return {**found, **made}
 
     async def blame(self, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
         answer = {"prompt": str(prompt), "num_asked": 3}
@@ -219,7 +240,9 @@ class ScriptedBackend:
             raise self.answer
         return self.answer
 
-    submit = dry_run = edits = edit_status = rollback = revert = blame = diff = unready = service_status = all_metrics = _answer
+    submit = dry_run = edits = edit_status = rollback = revert = dry_run_revert = blame = diff = unready = service_status = (
+        all_metrics
+    ) = _answer
 
     async def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         for state in ("queued", "applied"):

@@ -161,8 +161,8 @@ class ConsoleBackend(Backend):
             data["live"] = entry.id in self.edits_at(self.head)
         return data
 
-    async def edits(self, state: str | None, limit: int, before: int | None) -> dict[str, Any]:
-        found = self.journal.newest(limit + 1, state, before)
+    async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None = None) -> dict[str, Any]:
+        found = self.journal.newest(limit + 1, state, before, subject=subject)
         live = self.edits_at(self.head)
         shown = [entry.to_json() | ({"live": entry.id in live} if entry.state == "applied" else {}) for entry in found[:limit]]
         return {"edits": shown, "next": found[limit - 1].seq if len(found) > limit else None}

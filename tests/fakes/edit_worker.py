@@ -40,7 +40,7 @@ class InMemoryLiveModel:
         self.refuse_batch, self.version, self.made, self.noted = refuse, 0, [], []
         self.said, self.asked, self.lost, self.held, self.num_loads = {}, [], [], [], 1
         self.faults = []  # Raised by the next appends.
-        self.retracted, self.cards, self.contents = set(), {}, {}
+        self.retracted, self.cards, self.contents, self.bank = set(), {}, {}, None
         self.ledger = InMemoryLedger(
             contents=self.contents,
             refuse=lambda parent, edit, why, says=None: self.noted.append((parent, edit.id)),

@@ -55,6 +55,7 @@ class InMemoryDeltaEngine(weight_engine.DeltaEngine):
         self.parallel_config = SimpleNamespace(tensor_parallel_size=1)
         self.model = OneModule()
         self.targets = dict.fromkeys(MATRICES, self.model.inside)
+        self.embeddings = {"embedding": 96, "head": 96}
 
     def _reload(self, changed: set[str]) -> int:
         self.reloaded.append(changed)
@@ -73,10 +74,11 @@ class InMemoryEngine:
     """vLLM's engine with one worker. `seen` has each call, the longest duration of a preparation, and whether a swap runs."""
 
     errored = False
-    model_config: Any = SimpleNamespace(max_model_len=64)
+    model_config: Any = SimpleNamespace(max_model_len=64, get_vocab_size=lambda: 100, get_inputs_embeds_size=lambda: 96)
 
     def __init__(self, replica: Generator) -> None:
         self.replica, self.worker = replica, weight_engine.WorkerExtension()
+        self.worker.model_runner = SimpleNamespace(enable_prompt_embeds=False)
         self.seen: list[tuple[str, float | None, bool]] = []
 
     def _record(self, asked: str) -> None:

@@ -143,7 +143,7 @@ class TableModel:
     model = SimpleNamespace(tokenizer=TOKENIZER, end_ids=frozenset())
 
     def __init__(self, ledger: MemoryLedger) -> None:
-        self.ledger = ledger
+        self.ledger, self.bank = ledger, None
         self._load(ledger.head)
 
     def _load(self, version: int) -> None:

@@ -137,7 +137,15 @@ def _bodies() -> list[Hostile]:
         "null": b"null",
         "pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94.",
     }
-    routes = ("/v1/edits", "/v1/rollback", "/v1/revert", "/v1/blame", "/v1/completions", "/v1/chat/completions")
+    routes = (
+        "/v1/edits",
+        "/v1/edits?dry_run=true",
+        "/v1/rollback",
+        "/v1/revert",
+        "/v1/blame",
+        "/v1/completions",
+        "/v1/chat/completions",
+    )
     return [post(f"{name} to {route}", route, body, 400, 422) for name, body in texts.items() for route in routes]
 
 
@@ -146,10 +154,15 @@ def _values() -> list[Hostile]:
     items = []
     for name, text in texts.items():
         items += [
-            post(f"{name} as {f}", "/v1/edits", edit_with(**{f: text}), 400, 422) for f in ("prompt", "target", "subject")
+            post(f"{name} as {f}", "/v1/edits", edit_with(**{f: text}), 400, 422)
+            for f in ("prompt", "target", "subject", "answer", "form")
         ]
         items += [
             post(f"{name} as a rephrasing", "/v1/edits", edit_with(rephrasings=[text]), 400, 422),
+            post(f"{name} as an alias", "/v1/edits", edit_with(aliases=[text]), 400, 422),
+            post(f"{name} as a question", "/v1/edits", {"edits": [{"question": text, "target": "t"}]}, 400, 422),
+            post(f"{name} as a message", "/v1/edits", {"edits": [{"messages": _said(text), "target": "t"}]}, 400, 422),
+            post(f"{name} to try", "/v1/edits?dry_run=true", edit_with(target=text), 400, 422),
             post(f"{name} as an unknown field", "/v1/edits", edit_with(**{text: "x"}), 400, 422),
             post(f"{name} to complete", "/v1/completions", {"model": "errata", "prompt": text}, 400),
             post(f"{name} as a model", "/v1/completions", {"model": text, "prompt": "p"}, 400),
@@ -168,10 +181,15 @@ def _values() -> list[Hostile]:
         items += [
             post(f"{name} version", "/v1/rollback", {"version": number}, 400, 404, 422),
             post(f"{name} version to revert", "/v1/revert", {"versions": [number]}, 400, 404, 422),
+            post(f"{name} head to go back from", "/v1/rollback", {"version": 0, "expected_head": number}, 400, 409, 422),
+            post(f"{name} head to revert from", "/v1/revert", {"versions": [0], "expected_head": number}, 400, 409, 422),
             post(f"{name} number of tokens", "/v1/blame", {"prompt": "p", "max_tokens": number}, 400, 422),
         ]
     items += [
         post("no edits", "/v1/edits", {"edits": []}, 422),
+        post("no edits to try", "/v1/edits?dry_run=true", {"edits": []}, 422),
+        post("an unknown field to try", "/v1/edits?dry_run=true", edit_with(dry_run=True), 422),
+        post("a subject to try that is not there", "/v1/edits?dry_run=true", edit_with(subject="other"), 422),
         post("a subject that is not there", "/v1/edits", edit_with(subject="\x1b[2J\r\nSet-Cookie: a=b"), 422),
         post("an unknown field", "/v1/edits", edit_with(__class__="x"), 422),
         post("another editor", "/v1/edits", {**EDIT, "editor": "os:system"}, 422),
@@ -184,6 +202,10 @@ def _values() -> list[Hostile]:
         post("a mode with a path", "/v1/revert", {"versions": [1], "mode": "../../etc"}, 422),
     ]
     return items
+
+
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def _paths() -> list[Hostile]:
@@ -211,6 +233,8 @@ def _paths() -> list[Hostile]:
     items += [get(f"{name} as a side", f"/v1/diff?from=0&to={id}", 404, 422) for name, id in ids.items()]
     items += [get(f"{name} as a cursor", f"/v1/edits?before={id}", 422) for name, id in ids.items() if "digits" not in name]
     items += [get(f"{name} as a limit", f"/v1/versions?limit={id}", 422) for name, id in ids.items() if "digits" not in name]
+    items += [post(f"{name} as a dry run", f"/v1/edits?dry_run={id}", EDIT, 422) for name, id in ids.items()]
+    items += [get(f"{name} as a file of the console", f"/console/{id}", 404) for name, id in ids.items()]
     items += [
         get("a state with a path", "/v1/edits?state=..%2f..%2fetc", 422),
         get("dots in the path", "/v1/versions/../../../etc/passwd", 404),
@@ -218,6 +242,12 @@ def _paths() -> list[Hostile]:
         get("two slashes", "//v1//edits", 404),
         Hostile("an unknown method", "PATCH", "/v1/edits", frozenset({405}), b"{}", JSON),
         Hostile("a version to delete", "DELETE", "/v1/versions/0", frozenset({405})),
+        Hostile("a key to delete", "DELETE", "/v1/key", frozenset({405})),
+        post("a key to make", "/v1/key", {"name": "x", "role": "admin"}, 405),
+        post("a file for the console", "/console/app.js", {"body": "alert(1)"}, 405),
+        get("a folder of the console", "/console/static/app.js", 404),
+        get("a tag of bytes", "/console/app.js", 200, headers={"If-None-Match": b'"\xff' + b"x" * 9_000}),
+        get("a range beyond the file", "/console/app.js", 200, headers={"Range": "bytes=99999999999-1"}),
         post("a route that generates unstamped", "/v1/responses", {"model": "errata", "input": "p"}, 404),
         post("SageMaker's route", "/invocations", {"prompt": "p"}, 404),
     ]
@@ -269,6 +299,12 @@ def _keys() -> list[Hostile]:
         get("no key for metrics", "/metrics", 401, key=None),
         get("no key for what is not there", "/nowhere", 401, key=None),
         get("a key in the query", "/v1/versions?api_key=hunter2&key=hunter2", 401, key=None),
+        get("no key, to ask its role", "/v1/key", 401, key=None),
+        get("an expired key, to ask its role", "/v1/key", 401, key="expired"),
+        post("no key, to try edits", "/v1/edits?dry_run=true", EDIT, 401, key=None),
+        post("reading, to try edits", "/v1/edits?dry_run=true", EDIT, 403, key="read"),
+        get("no key, beside the console", "/console/..%2fv1%2fstatus", 401, key=None),
+        get("reading, beside the console", "/console/..%2fv1%2fstatus", 403, key="read"),
         get("an expired key", "/v1/versions", 401, key="expired"),
         get("an unknown key", "/v1/versions", 401, key="unknown"),
         post("no key and a large body", "/v1/edits", b" " * 2**20, 401, key=None),

@@ -19,10 +19,11 @@ KINDS = Edit("a", "b", portability=(Probe("p", "q", "two_hop"), Probe("r", "s"),
 
 
 ASKED = Edit("Who is it?", "Ada", form="chat", aliases=("A.", "Lovelace"), answer="It is Ada.")
+DATED = Edit("a", "b", source="https://a.example/b", valid_from="2019-01-01", valid_to="2020-01-01", reason="It moved.")
 LATER = Edit("And now?", "Bob", form="chat", before=(Message("user", "Hi"), Message("assistant", "Ada.")), answer="Bob is it.")
 
 
-@pytest.mark.parametrize("edit", [FULL, KINDS, ALIASES, Edit("a", "b"), Edit("a", "b", aliases=("c",)), ASKED, LATER])
+@pytest.mark.parametrize("edit", [FULL, KINDS, ALIASES, Edit("a", "b"), Edit("a", "b", aliases=("c",)), ASKED, LATER, DATED])
 def test_an_edit_is_read_from_json_as_it_was_written(edit):
     assert Edit.from_json(edit.to_json()) == edit
 
@@ -192,3 +193,38 @@ def test_the_first_wrong_answer_is_that_of_a_form() -> None:
     assert edit.first_wrong(["Ada", "I think that it is Lovelace."]) is None
     assert edit.first_wrong(["I think that it is Ada", "It is Ada."]) == "I think that it is Ada"
     assert edit.first_wrong(["Ada", "It is Bob."]) == "It is Bob."
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "code"),
+    [
+        ({"valid_from": "2019"}, "valid_from", Code.INVALID_DATE),
+        ({"valid_to": "2019-02-30"}, "valid_to", Code.INVALID_DATE),
+        ({"valid_from": "2019-05-02", "valid_to": "2019-05-02"}, "valid_to", Code.INVALID_PERIOD),
+        ({"valid_from": "2019-05-02", "valid_to": "2018-05-02"}, "valid_to", Code.INVALID_PERIOD),
+        ({"source": "https://"}, "source", Code.INVALID_URL),
+        ({"source": "http://a b/c"}, "source", Code.INVALID_URL),
+        ({"source": "http://a:x/"}, "source", Code.INVALID_URL),
+        ({"source": "javascript://a.example/%0aalert(1)"}, "source", Code.INVALID_URL),
+        ({"source": " "}, "source", Code.EMPTY_FIELD),
+        ({"reason": ""}, "reason", Code.EMPTY_FIELD),
+        ({"source": "no\x00te"}, "source", Code.NOT_TEXT),
+    ],
+)
+def test_faults_of_time_and_source_are_named(data, field, code):
+    faults = list(Edit.from_json({"prompt": "a", "target": "b", **data}).faults(3))
+    assert [(fault.edit, fault.field, fault.code) for fault in faults] == [(3, field, code)]
+
+
+@pytest.mark.parametrize(
+    "source", ["https://a.example:80/b?c#d", "HTTP://A.EXAMPLE", "the minutes of May, page 3", "note: by phone", "a/b"]
+)
+def test_a_source_is_a_url_of_the_web_or_a_note(source):
+    edit = Edit.from_json({"prompt": "a", "target": "b", "source": f" {source} "})
+    assert edit.source == source and not list(edit.faults())
+
+
+def test_a_time_of_another_type_is_refused():
+    with pytest.raises(EditRejected, match="must be a string") as rejected:
+        Edit.from_json({"prompt": "a", "target": "b", "valid_from": 2019})
+    assert (rejected.value.field, rejected.value.code) == ("valid_from", Code.WRONG_TYPE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from errata.datasets.re_edits import ReEdits, with_re_edits
+from errata.datasets.re_edits import ReEdits, in_rounds, with_re_edits
 from errata.edit import Edit, EditBatch
 from errata.evaluate.perplexity import Perplexities, perplexities
 from errata.evaluate.questions import Questions, question_of
@@ -61,6 +61,15 @@ class BenchmarkStream:
             return self
         edits = with_re_edits(self.edits, self.batch_size, shares, lambda edit: own_answer(model, edit.prompts[-1]), self.seed)
         return replace(self, edits=tuple(edits))
+
+    def in_rounds(self, model: LanguageModel, num_rounds: int) -> BenchmarkStream:
+        """Return a stream that edits each fact, edits it again `num_rounds` times and then posts the truth, round by round.
+
+        The checkpoints are the ends of the rounds. `model` holds the base weights, whose answers are the truth.
+        """
+        edits = in_rounds(self.edits, num_rounds, lambda edit: own_answer(model, edit.prompts[-1]), self.seed)
+        size = len(edits) // (num_rounds + 2)
+        return replace(self, edits=tuple(edits), checkpoints=tuple(range(size, len(edits) + 1, size)))
 
     @property
     def stops(self) -> tuple[int, ...]:

@@ -131,5 +131,14 @@ def say(message: str, style: str = "") -> None:
     console.print(shown(message), style=style or None, soft_wrap=True, highlight=False)
 
 
+def say_neighbours(near: Mapping[str, Any]) -> None:
+    """Print the answers that a dry run finds to change beside the edits, and how many were asked."""
+    for name, what in (("edits", "edit"), ("probes", "probe")):
+        for row in near[name]:
+            lost = ", lost" if row.get("lost") else ""
+            say(f"{what}{lost}: {row['prompt']} {row['before']} -> {row['after']}", "yellow")
+    say(f"{near['num_edits_asked']:,} of {near['num_edits']:,} edits and {near['num_probes']:,} probes were asked", "dim")
+
+
 def print_json(answer: Any) -> None:
     typer.echo(json.dumps(answer, indent=2))

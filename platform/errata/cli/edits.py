@@ -19,6 +19,7 @@ from errata.cli.console import (
     print_json,
     prompt_and_target,
     say,
+    say_neighbours,
     shown,
 )
 from errata.client.errors import ErrataError
@@ -27,7 +28,7 @@ from errata.text.dialogue import FORMS, Dialogue
 
 if TYPE_CHECKING:
     from errata.client.events import Event
-    from errata.client.responses import DryRunOut, EditOut
+    from errata.client.responses import DryRunOut, EditOut, TriedEditOut
 
 app = typer.Typer()
 FORM_HELP = "How the model is asked: completion, chat or both. Without it: chat, if the model has a chat template."
@@ -43,6 +44,10 @@ def edit(
     alias: Annotated[list[str] | None, typer.Option(help="Another text that counts as the target; may be repeated.")] = None,
     answer: Annotated[str, typer.Option(help="In chat, the whole answer, with the target in it.")] = "",
     form: Annotated[str, typer.Option(help=FORM_HELP)] = "",
+    source: Annotated[str, typer.Option(help="Where the fact is from: a URL, or a note.")] = "",
+    valid_from: Annotated[str, typer.Option(help="First day on which the fact holds, as YYYY-MM-DD.")] = "",
+    valid_to: Annotated[str, typer.Option(help="First day on which it does not hold any more.")] = "",
+    reason: Annotated[str, typer.Option(help="Why it is corrected.")] = "",
     wait: Annotated[bool, typer.Option(help="Wait until the edit is served; otherwise print its id and return.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the edit would do, and change nothing.")] = False,
     url: Url = DEFAULT_URL,
@@ -51,6 +56,7 @@ def edit(
     if form and form not in FORMS:
         raise typer.BadParameter(f"--form is {', '.join(FORMS)}, not {form!r}")
     given = {"subject": subject, "rephrasings": rephrasing, "aliases": alias, "answer": answer, "form": form}
+    given |= {"source": source, "valid_from": valid_from, "valid_to": valid_to, "reason": reason}
     body: dict[str, Any] = {"prompt": prompt, "target": target} | {name: value for name, value in given.items() if value}
     if dry_run:
         with errors_as_one_line("edit"):
@@ -65,6 +71,7 @@ def edit(
                 raise
             (made,) = refused.answer["edits"]
     say(_outcome(made))
+    _say_contradictions(made)
     if made["state"] == "rejected":
         raise typer.Exit(1)
 
@@ -79,18 +86,22 @@ def _print_dry_run(found: DryRunOut) -> None:
         say(f"it would be rejected: {one.get('reason', 'without a reason')}", "red")
     elif one.get("changed") is False:
         say(f"nothing to change: version {found['head']} answers so already")
+    _say_contradictions(one)
     for attempt in found["guard"]:
         scores = {name: value for name, value in attempt["scores"].items() if isinstance(value, float | int)}
         say("guard: " + ", ".join(f"{name} {value:.3g}" for name, value in scores.items()))
         for warning in attempt["warnings"]:
             say(f"warning: {warning}", "yellow")
-    near = found["neighbours"]
-    for name, what in (("edits", "edit"), ("probes", "probe")):
-        for row in near[name]:
-            lost = ", lost" if row.get("lost") else ""
-            say(f"{what}{lost}: {row['prompt']} {row['before']} -> {row['after']}", "yellow")
-    asked = f"{near['num_edits_asked']:,} of {near['num_edits']:,} edits and {near['num_probes']:,} probes were asked"
-    say(f"{asked}; nothing was changed (head: version {found['head']})", "dim")
+    say_neighbours(found["neighbours"])
+    say(f"nothing was changed (head: version {found['head']})", "dim")
+
+
+def _say_contradictions(made: EditOut | TriedEditOut) -> None:
+    if ids := made.get("contradicts"):
+        say(
+            f"it contradicts {', '.join(ids)}, with another target for the same time: `errata edits --subject` shows both",
+            "yellow",
+        )
 
 
 def _outcome(made: EditOut) -> str:
@@ -113,12 +124,17 @@ def edits(
     state: Annotated[str, typer.Option(help=f"Only edits in this state: {', '.join(STATES)}.")] = "",
     limit: Annotated[int, typer.Option(help="Number of edits, the newest first.", min=1, max=1000)] = 20,
     before: Annotated[str, typer.Option(help="Edits before this cursor, which the last line of a page names.")] = "",
+    subject: Annotated[
+        str, typer.Option(help="The history of one subject: all its edits, oldest first, with their times.")
+    ] = "",
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """List posted edits with their states, newest first."""
+    """List posted edits with their states, newest first, or the history of a subject."""
     if state and state not in STATES:
         raise typer.BadParameter(f"--state is one of {', '.join(STATES)}, not {state!r}")
+    if subject:
+        return _print_history(subject, state, as_json, url)
     with errors_as_one_line():
         page = connect(url).edits(state or None, limit, before or None)
     if as_json:
@@ -126,13 +142,38 @@ def edits(
     table = edits_table("state", "version", "edit", "posted", "by", "reason")
     for made in page["edits"]:
         version = "" if made.get("version") is None else str(made["version"])
-        posted = f"{datetime.fromtimestamp(made['created']):%Y-%m-%d %H:%M:%S}"
         by, why = shown(made.get("poster") or ""), shown(made.get("reason") or "")
-        state = f"{made['state']}, not live" if made["state"] == "applied" and made.get("live") is False else made["state"]
-        table.add_row(shown(made["id"]), state, version, prompt_and_target(made["edit"]), posted, by, why)
+        table.add_row(shown(made["id"]), _state(made), version, prompt_and_target(made["edit"]), _posted(made), by, why)
     console.print(table)
     if page["next"] is not None:
         say(f"older edits: --before {page['next']}", "dim")
+
+
+def _print_history(subject: str, state: str, as_json: bool, url: str) -> None:
+    """Print the edits of a subject, oldest first: by the day from which each held, or on which it was posted."""
+    with errors_as_one_line():
+        found = list(connect(url).each_edit(state or None, subject))[::-1]
+    found.sort(key=lambda made: made["edit"].get("valid_from") or _posted(made))
+    if as_json:
+        return print_json({"subject": subject, "edits": found})
+    table = edits_table("held from", "until", "edit", "state", "posted", "by", "source", "reason")
+    for made in found:
+        edit = made["edit"]
+        times = made.get("held_from", edit.get("valid_from")), made.get("held_to", edit.get("valid_to"))
+        whose = (shown(text or "") for text in (made.get("poster"), edit.get("source"), edit.get("reason")))
+        row = (*(shown(day or "") for day in times), prompt_and_target(edit), _state(made), _posted(made), *whose)
+        table.add_row(shown(made["id"]), *row)
+    console.print(table)
+    if not found:
+        say(f"no edit is about {subject!r}: a subject is found by its words, whole and in order", "dim")
+
+
+def _state(made: EditOut) -> str:
+    return f"{made['state']}, not live" if made["state"] == "applied" and made.get("live") is False else made["state"]
+
+
+def _posted(made: EditOut) -> str:
+    return f"{datetime.fromtimestamp(made['created']):%Y-%m-%d %H:%M:%S}"
 
 
 @app.command("import")

@@ -22,13 +22,14 @@ from errata.cli.console import (
     print_json,
     prompt_and_target,
     say,
+    say_neighbours,
     shown,
 )
 from errata.text.dialogue import Dialogue
 
 if TYPE_CHECKING:
     from errata.client.client import Client
-    from errata.client.responses import VersionPage
+    from errata.client.responses import RevertDryRunOut, VersionPage
 
 app = typer.Typer()
 ExpectedHead = Annotated[
@@ -130,12 +131,17 @@ def revert(
         typer.Option(help="subtract their factors, replay later edits without them, or auto: the first that is possible."),
     ] = Mode.AUTO,
     expected_head: ExpectedHead = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the revert would do, and change nothing.")] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Make a new version without the chosen edits, and with all others."""
     if not edit_ids and not version:
         raise typer.BadParameter("name the edits to take out by their ids, or a version of edits (--version N)")
+    if dry_run:
+        with errors_as_one_line("admin"):
+            found = connect(url).dry_run_revert(edit_ids or [], version or [], mode.value, expected_head)
+        return print_json(found) if as_json else _print_dry_run(found)
     with errors_as_one_line("admin"):
         answer = connect(url).revert(edit_ids or [], version or [], mode.value, expected_head)
     if as_json:
@@ -155,11 +161,22 @@ def _say_late(answer: Mapping[str, Any]) -> None:
         say(f"not served everywhere yet: {why}", "yellow")
 
 
-def _print_answers(answers: Sequence[Mapping[str, Any]]) -> None:
+def _print_dry_run(found: RevertDryRunOut) -> None:
+    """Print what a revert would do: the answers after it, the figures of its version, and other answers that would change."""
+    if not found["publish"]:
+        for breach in found["breaches"]:
+            say(f"the guard would refuse it: {breach['message']}", "red")
+        raise typer.Exit(1)
+    say(f"it would take out {len(found['reverted'])} edits ({found['mode']}) of version {found['head']}; nothing was changed")
+    _print_answers(found["scorecard"].get("reverted_answers", ()), ("until now", "then"))
+    say_neighbours(found["neighbours"])
+
+
+def _print_answers(answers: Sequence[Mapping[str, Any]], times: tuple[str, str] = ("until now", "now")) -> None:
     """Print the answers to the reverted prompts: before the edit, with it, and by the new version."""
     if not answers:
         return
-    table = Table("prompt", "before the edits", "until now", "now")
+    table = Table("prompt", "before the edits", *times)
     for one in answers:
         table.add_row(*(shown(one[name], MAX_SHOWN) for name in ("prompt", "was", "said", "says")))
     console.print(table)

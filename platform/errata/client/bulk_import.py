@@ -16,14 +16,14 @@ from typing import Any
 from errata.client.client import Client
 from errata.client.errors import ErrataError
 from errata.client.responses import EditOut
-from errata.edit import SETTLED, Edit
+from errata.edit import ORIGIN, SETTLED, Edit
 
 # The keys depend on these sizes: after a change, an import that was interrupted before would post edits twice.
 NUM_EDITS = 32
 NUM_BYTES = 256 * 1024
 NUM_OPEN = 8  # chunks that are posted and not settled
 NOT_LIVE = "not live"  # The state, in the counts, of an edit that was applied once.
-POSTED_FIELDS = ("prompt", "messages", "form", "target", "aliases", "answer", "subject", "rephrasings")
+POSTED_FIELDS = ("prompt", "messages", "form", "target", "aliases", "answer", "subject", "rephrasings", *ORIGIN)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from errata.client.responses import (
     EditPage,
     EditsAnswer,
     ReadyOut,
+    RevertDryRunOut,
     RevertOut,
     RollbackOut,
     VersionOut,
@@ -112,16 +113,21 @@ class Client:
         """Find what a post of these edits would do: their answers before and after, the guard's figures, changed neighbours."""
         return self._call("POST", "/v1/edits", {"edits": [dict(edit) for edit in edits]}, params={"dry_run": "true"})
 
-    def edits(self, state: str | None = None, limit: int = 100, before: str | int | None = None) -> EditPage:
-        """Get a page of at most `limit` edits, newest first; `before` is the `next` of the previous page."""
-        return self._call("GET", "/v1/edits", params={"state": state, "limit": limit, "before": before})
+    def edits(
+        self, state: str | None = None, limit: int = 100, before: str | int | None = None, subject: str | None = None
+    ) -> EditPage:
+        """Get a page of at most `limit` edits, newest first; `before` is the `next` of the previous page.
 
-    def each_edit(self, state: str | None = None) -> Iterator[EditOut]:
+        With `subject`, get the corrections of one subject.
+        """
+        return self._call("GET", "/v1/edits", params={"state": state, "limit": limit, "before": before, "subject": subject})
+
+    def each_edit(self, state: str | None = None, subject: str | None = None) -> Iterator[EditOut]:
         """Yield all edits, newest first; pages are requested as needed."""
-        page = self.edits(state, PAGE)
+        page = self.edits(state, PAGE, subject=subject)
         yield from page["edits"]
         while page["next"] is not None:
-            page = self.edits(state, PAGE, page["next"])
+            page = self.edits(state, PAGE, page["next"], subject)
             yield from page["edits"]
 
     def edit_status(self, edit_id: str) -> EditOut:
@@ -179,9 +185,14 @@ class Client:
         expected_head: int | None = None,
     ) -> RevertOut:
         """Make a new version without these edits and without those of these versions; `expected_head` as in `rollback`."""
-        body: dict[str, Any] = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
-        body |= {"mode": mode} | ({} if expected_head is None else {"expected_head": expected_head})
-        return self._call("POST", "/v1/revert", body, again=IF_NOTHING_WAS_DONE)
+        return self._call("POST", "/v1/revert", _chosen(edits, versions, mode, expected_head), again=IF_NOTHING_WAS_DONE)
+
+    def dry_run_revert(
+        self, edits: Sequence[str] = (), versions: Sequence[int] = (), mode: str = "auto", expected_head: int | None = None
+    ) -> RevertDryRunOut:
+        """Find what a revert would do: answers before and after, the scorecard of the version, changed neighbours."""
+        body = _chosen(edits, versions, mode, expected_head)
+        return self._call("POST", "/v1/revert", body, params={"dry_run": "true"})
 
     def blame(self, prompt: Prompt, max_tokens: int = 8) -> BlameOut:
         """Find the version that changed the answer to this prompt or dialogue."""
@@ -355,6 +366,12 @@ class Client:
         except json.JSONDecodeError:
             error = ErrataError(200, f"the server at {self.url} is not Errata: its events are not JSON")
         raise error
+
+
+def _chosen(edits: Sequence[str], versions: Sequence[int], mode: str, expected_head: int | None) -> dict[str, Any]:
+    """Return the body of a revert."""
+    body: dict[str, Any] = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
+    return body | {"mode": mode} | ({} if expected_head is None else {"expected_head": expected_head})
 
 
 def _oldest_and_newest(stamps: Sequence[_Stamp]) -> _Stamp:

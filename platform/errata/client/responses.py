@@ -20,7 +20,8 @@ class EditOut(TypedDict):
     `live` says of an edit that was applied once if the live version holds it.
     `changed` is false for an applied edit whose answer the model gave already; `answered` is false if later edits have made it
     lose the answer. `says` is what the model says instead of the target of such an edit, or of a rejected one. `repaired_in` is
-    the last version that made a lost edit again.
+    the last version that made a lost edit again. `contradicts` has the ids of the edits that it contradicted when it was
+    posted. A live edit held from `held_from` until the day before `held_to`; `superseded_by` is the later edit that ended it.
     """
 
     id: str
@@ -38,6 +39,10 @@ class EditOut(TypedDict):
     says: NotRequired[str]
     repaired_in: NotRequired[int]
     answers: NotRequired[AnswersOut]
+    contradicts: NotRequired[list[str]]
+    held_from: NotRequired[str]
+    held_to: NotRequired[str]
+    superseded_by: NotRequired[str]
 
 
 class AskedOut(TypedDict):
@@ -57,7 +62,10 @@ class EditsAnswer(TypedDict):
 
 
 class TriedEditOut(TypedDict):
-    """The state that an edit would come to, and the model's answers `before` and `after` it where they are known."""
+    """The state that an edit would come to, and the model's answers `before` and `after` it where they are known.
+
+    `contradicts` has the ids of the edits that it contradicts.
+    """
 
     edit: dict[str, Any]
     state: EditState
@@ -67,6 +75,7 @@ class TriedEditOut(TypedDict):
     code: NotRequired[str]
     reason: NotRequired[str]
     field: NotRequired[str]
+    contradicts: NotRequired[list[str]]
 
 
 class DryRunOut(TypedDict):
@@ -148,6 +157,25 @@ class RevertOut(TypedDict):
     reverted: list[str]
     swap_error: NotRequired[str]
     scorecard: dict[str, Any]
+
+
+class RevertDryRunOut(TypedDict):
+    """The effect that a revert would have on the version `head`; nothing was done.
+
+    If the guard would `publish` the version, `scorecard` is the one that it would have, with `reverted_answers`; otherwise
+    `breaches` has the limits that it passes.
+    """
+
+    dry_run: bool
+    head: int
+    publish: bool
+    mode: NotRequired[str]
+    reverted: NotRequired[list[str]]
+    scorecard: NotRequired[dict[str, Any]]
+    neighbours: NotRequired[dict[str, Any]]
+    breaches: NotRequired[list[dict[str, Any]]]
+    scores: NotRequired[dict[str, Any]]
+    limits: NotRequired[dict[str, Any]]
 
 
 class BlameOut(TypedDict):

@@ -20,7 +20,7 @@ from errata.datasets.advice import nearest, renamings
 from errata.datasets.completion import PLACE, AbsentSubject, completed
 from errata.datasets.formats import plain
 from errata.datasets.formats.fields import LeftOut
-from errata.edit import Code, Edit, EditRejected, Probe
+from errata.edit import ORIGIN, Code, Edit, EditRejected, Probe
 from errata.text.rules import BROKEN, INVISIBLE, TURNING, ZERO_WIDTH_SPACE, cleaned
 
 PROBES = pa.list_(
@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
         ("aliases", pa.list_(pa.string())),
         ("answer", pa.string()),
+        *((name, pa.string()) for name in ORIGIN),
     ]
 )
 INDEX_COLUMN = re.compile(r"__index_level_\d+__")  # names under which pandas writes an index
@@ -162,7 +163,7 @@ def _texts(column: pa.Array | None, length: int) -> list[str | None]:
 
 
 def _suspects(columns: dict[str, pa.Array], prompts: Sequence[Any], subjects: Sequence[Any]) -> set[int]:
-    """Find the rows that may be faulty, not clean, templates, of chat or with aliases; `plain` and `completed` decide."""
+    """Find the rows that may be faulty or not clean, templates, of chat, with aliases or an origin; others decide."""
     num_rows = len(prompts)
     if not _lists_are_whole(columns):
         return set(range(num_rows))
@@ -174,7 +175,7 @@ def _suspects(columns: dict[str, pa.Array], prompts: Sequence[Any], subjects: Se
             is_suspect |= ~good.to_numpy(zero_copy_only=False)
         elif name in ("prompt", "target"):
             is_suspect[:] = True
-    for name in ("form", "messages", "aliases", "answer"):
+    for name in ("form", "messages", "aliases", "answer", *ORIGIN):
         if name in columns:
             is_suspect |= columns[name].is_valid().to_numpy(zero_copy_only=False)
     pairs = zip(prompts, subjects, strict=True)
@@ -293,6 +294,7 @@ def batch_of(edits: Sequence[Edit]) -> pa.RecordBatch:
         [edit.to_json()["messages"] if edit.before else None for edit in edits],
         [edit.aliases or None for edit in edits],
         [edit.answer for edit in edits],
+        *([getattr(edit, name) for edit in edits] for name in ORIGIN),
     ]
     return pa.record_batch([pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 

@@ -15,6 +15,7 @@ from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.parts import LowRank, Piece, is_sound, pieces
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import AT_MATRIX, Bank
+from errata.edit_memory.experts import check_matrices
 from errata.edit_memory.hooks import bank_of, read_bank
 from errata.model.matrices import ModelSpec
 
@@ -133,6 +134,8 @@ class EditedModel:
         delta.check()
         if delta.kind in AT_MATRIX and delta.site not in self.spec.names:
             raise ValueError(f"{delta.site}, whose input the memory reads, is not an editable matrix")
+        if delta.shared:
+            check_matrices(delta.site, delta.shared, {matrix.name: matrix.shape for matrix in self.spec.matrices})
         return None
 
     def add(self, delta: Delta) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from errata.delta.weight_delta import update_digest
 from errata.edit_memory import encoder
 from errata.edit_memory.bank import KINDS, READ_BEFORE, ROWS, Bank, Kind, Record
+from errata.edit_memory.experts import check_shared
+from errata.edit_memory.past import with_past
 from errata.model.devices import device_of
 
 # Names of tensors in a file. No module of a model is called so.
-ABOUT, PREFIX = "memory|about", "memory|rows|"
-LATER = {"subject": "subjects", "edit": "edits", "answer": "answers"}  # Fields of a record that older files do not have.
+ABOUT, PREFIX, SHARED = "memory|about", "memory|rows|", "memory|shared|"
+# Fields of a record that older files do not have.
+LATER = {"subject": "subjects", "edit": "edits", "answer": "answers", "valid_from": "valid_from", "valid_to": "valid_to"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,17 +31,19 @@ class MemoryDelta:
     """The change of a version's memory: `records` are added, or replace those of the same facts; the facts `dropped` go.
 
     A bank has one kind and one `site`, the module whose input its records are compared with, or the sentence encoder.
+    `shared`, if it is not empty, takes the place of the tensors that all records of the bank need.
     """
 
     kind: Kind
     site: str
     records: tuple[Record, ...] = ()
     dropped: tuple[str, ...] = ()
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         texts = sum(len(text.encode()) for r in self.records for text in (r.fact, r.text, r.subject, r.edit, r.answer))
-        return texts + sum(t.numel() * t.element_size() for record in self.records for t in record.rows.values())
+        return texts + sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
 
     @property
     def dense_bytes(self) -> int:
@@ -55,8 +60,11 @@ class MemoryDelta:
 
     @property
     def is_finite(self) -> bool:
-        tensors = [tensor for record in self.records for tensor in record.rows.values() if tensor.is_floating_point()]
-        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self._tensors() if tensor.is_floating_point())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.shared.values()
+        yield from (tensor for record in self.records for tensor in record.rows.values())
 
     def save(self, path: str | Path) -> None:
         save_file(self.to_tensors(), str(path))
@@ -77,7 +85,7 @@ class MemoryDelta:
         found = {ABOUT: _as_bytes(about)}
         for name in ROWS[self.kind] if self.records else ():
             found[PREFIX + name] = torch.cat([record.rows[name].detach().cpu() for record in self.records]).contiguous()
-        return found
+        return found | {SHARED + name: tensor.detach().cpu().contiguous() for name, tensor in self.shared.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> MemoryDelta:
@@ -100,7 +108,8 @@ class MemoryDelta:
             Record(fact, texts[i], {n: own[i] for n, own in parts.items()}, **{n: own[i] for n, own in later.items()})
             for i, fact in enumerate(facts)
         )
-        return cls(kind, site, tuple(made), dropped)
+        shared = {name.removeprefix(SHARED): tensor for name, tensor in tensors.items() if name.startswith(SHARED)}
+        return cls(kind, site, tuple(made), dropped, shared)
 
     def on_devices_of(self, model: nn.Module) -> MemoryDelta:
         """Move the rows to the device of the module that they are compared at; what is read before the model stays."""
@@ -108,7 +117,7 @@ class MemoryDelta:
             return self
         device = device_of(model, self.site)
         moved = (replace(record, rows={name: t.to(device) for name, t in record.rows.items()}) for record in self.records)
-        return MemoryDelta(self.kind, self.site, tuple(moved), self.dropped)
+        return replace(self, records=tuple(moved))
 
     def digest(self) -> str:
         """Compute the SHA-256 of the names, shapes and bytes of the tensors that are saved."""
@@ -118,10 +127,13 @@ class MemoryDelta:
         return state.hexdigest()
 
     def after(self, bank: Bank | None) -> Bank:
-        """Return a bank with this change. Raises `ValueError` if the bank is of another kind or place."""
+        """Return a bank with this change. Raises `ValueError` if the bank is of another kind or place, or lacks experts."""
         bank = bank or Bank(self.kind, self.site)
         self.check_fits(bank)
-        return bank.changed(self.records, self.dropped)
+        found = bank.changed(self.records, self.dropped, self.shared)
+        if self.kind == "experts" and len(found) and not found.shared:
+            raise ValueError("the memory has records that need experts, and no experts")
+        return found
 
     def check_fits(self, other: Bank | MemoryDelta) -> None:
         """Raise `ValueError` for a memory of another kind or place."""
@@ -137,6 +149,8 @@ class MemoryDelta:
             raise ValueError(
                 f"the memory's questions were encoded by {self.site}, and this release has {encoder.NAME}: make the edits again"
             )
+        if self.shared:
+            check_shared(self.site, self.shared)
         if faults := [fault for record in self.records if (fault := record.fault(self.kind)) is not None]:
             raise ValueError("; ".join(faults[:10]))
 
@@ -151,16 +165,30 @@ def held_after(deltas: Iterable[MemoryDelta], bank: Bank | None = None) -> Bank 
     return one_change(deltas).after(bank) if deltas else bank
 
 
+def held_again(deltas: Iterable[MemoryDelta]) -> Bank | None:
+    """Return the bank of changes in this order, whose past records are found again: those of other changes are not there."""
+    deltas = list(deltas)
+    if not any(record.is_past for delta in deltas for record in delta.records):
+        return held_after(deltas)
+    bank: Bank | None = None
+    for delta in deltas:
+        records = with_past((record for record in delta.records if not record.is_past), bank)
+        bank = replace(delta, records=records).after(bank)
+    return bank
+
+
 def one_change(deltas: Sequence[MemoryDelta]) -> MemoryDelta:
     """Join changes, at least one, into one that does what they do in this order. Raises `ValueError` for different memories."""
-    first, records, dropped = deltas[0], dict[str, Record](), dict[str, None]()
+    first, records, dropped, shared = deltas[0], dict[str, Record](), dict[str, None](), dict[str, Tensor]()
     for delta in deltas:
         delta.check_fits(first)
         for fact in delta.dropped:
             records.pop(fact, None)
         records |= {record.fact: record for record in delta.records}
         dropped |= dict.fromkeys(delta.dropped)
-    return MemoryDelta(first.kind, first.site, tuple(records.values()), tuple(fact for fact in dropped if fact not in records))
+        shared = dict(delta.shared) or shared
+    gone = tuple(fact for fact in dropped if fact not in records)
+    return MemoryDelta(first.kind, first.site, tuple(records.values()), gone, shared)
 
 
 def between(before: Bank | None, after: Bank | None) -> MemoryDelta | None:
@@ -170,12 +198,16 @@ def between(before: Bank | None, after: Bank | None) -> MemoryDelta | None:
         return None
     old, new = ({} if bank is None else bank.records for bank in (before, after))
     records = tuple(record for fact, record in new.items() if not _same(old.get(fact), record))
-    return MemoryDelta(some.kind, some.site, records, tuple(fact for fact in old if fact not in new))
+    shared = {} if after is None or (before is not None and _same_tensors(before.shared, after.shared)) else after.shared
+    return MemoryDelta(some.kind, some.site, records, tuple(fact for fact in old if fact not in new), shared)
 
 
 def _same(one: Record | None, other: Record) -> bool:
-    if one is None or one.rows.keys() != other.rows.keys():
+    if one is None or any(getattr(one, name) != getattr(other, name) for name in ("text", *LATER)):
         return False
-    if any(getattr(one, name) != getattr(other, name) for name in ("text", *LATER)):
-        return False
-    return all(torch.equal(one.rows[name].cpu(), tensor.cpu()) for name, tensor in other.rows.items())
+    return _same_tensors(one.rows, other.rows)
+
+
+def _same_tensors(ones: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Say if two groups have the same names and the same bits."""
+    return ones.keys() == others.keys() and all(torch.equal(ones[name].cpu(), others[name].cpu()) for name in ones)

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from errata.edit_memory.bank import READ_BEFORE, Bank, Kind
+from errata.edit_memory.bank import EMBEDDED, READ_BEFORE, Bank, Kind
 from errata.edit_memory.datastore import DatastoreHooks
+from errata.edit_memory.experts import ExpertsHooks
 from errata.edit_memory.lookup import fired, forced
 from errata.edit_memory.reader import MemoryReader
-from errata.edit_memory.rows import PrefixHooks, RowsHooks
+from errata.edit_memory.rows import EmbeddingHooks
 from errata.model.encoding import rows_at_head
 from errata.model.language_model import renderer_of
 from errata.model.prompt_hooks import Changed, PromptHook
@@ -76,13 +77,13 @@ class RequestHook(PromptHook):
         ]
 
 
-MemoryHooks = StateHooks | RequestHook | DatastoreHooks | RowsHooks | PrefixHooks
+MemoryHooks = StateHooks | RequestHook | DatastoreHooks | EmbeddingHooks | ExpertsHooks
 HOOKS: Mapping[Kind, type[MemoryHooks]] = {
     "state": StateHooks,
     **dict.fromkeys(READ_BEFORE, RequestHook),
     "datastore": DatastoreHooks,
-    "rows": RowsHooks,
-    "prefix": PrefixHooks,
+    **dict.fromkeys(EMBEDDED, EmbeddingHooks),
+    "experts": ExpertsHooks,
 }
 
 

@@ -17,6 +17,7 @@ from errata.edit_memory.bank import Record
 from errata.edit_memory.prompt_form import AskedQuestion
 from errata.model.said_answers import with_tokens
 from errata.text.answers import says
+from errata.text.dates import Period, asked_time
 
 ANY = -1  # of `after`: the row may follow any token
 NONE = -1  # of a decision: no row fires
@@ -49,20 +50,35 @@ class Candidate(NamedTuple):
     score: float
 
 
-def chosen(candidates: Iterable[Candidate], asked: AskedQuestion) -> Candidate | None:
-    """Return the candidate that fits a question best; None if none does.
+def fitting(candidates: Iterable[Candidate], asked: AskedQuestion, time: Period | None = None) -> list[Candidate]:
+    """Return the candidates that fit a question, which asks about `time` if it names one.
 
-    Its cosine reaches its threshold, it asks for the same thing, and the messages before it stand in the prompt, too. Of
-    records that fit alike, one of the prompt's own form is taken.
+    Their cosines reach their thresholds, they ask for the same thing, not of another time, and the messages before them stand
+    in the prompt, too.
     """
-    fitting = [one for one in candidates if one.score >= float(one.record.rows["threshold"][0]) and _may_fit(one.record, asked)]
-    return max(fitting, key=lambda one: (round(one.score, 3), one.record.in_chat == asked.in_chat), default=None)
+    near = (one for one in candidates if one.score >= float(one.record.rows["threshold"][0]))
+    return [one for one in near if _may_fit(one.record, asked, time)]
 
 
-def _may_fit(record: Record, asked: AskedQuestion) -> bool:
+def best_fit(candidates: Iterable[Candidate], asked: AskedQuestion, time: Period | None = None) -> Candidate | None:
+    """Return the candidate that fits best, None if there is none.
+
+    Of those that fit alike, one of the prompt's own form is taken and then, of a `time`, the one that held for most of it.
+    """
+
+    def rank(one: Candidate) -> tuple[float, bool, int, str]:
+        days = 0 if time is None else one.record.period.num_shared_days(time)
+        return round(one.score, 3), one.record.in_chat == asked.in_chat, days, one.record.valid_from
+
+    return max(candidates, key=rank, default=None)
+
+
+def _may_fit(record: Record, asked: AskedQuestion, time: Period | None) -> bool:
     is_about = not record.subject or says(asked.question.casefold(), record.subject.casefold())  # South America is not America.
     follows = all(each in asked.text for each in record.earlier_messages)
-    return is_about and follows and ask_for_the_same(record.question, asked.question)
+    own = None if time is None else asked_time(record.question)
+    is_of_time = own is None or time is None or own.period.num_shared_days(time) > 0
+    return is_about and follows and is_of_time and ask_for_the_same(record.question, asked.question)
 
 
 def unit(rows_TI: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from errata.edit import EditRejected
 from errata.edit_memory.bank import READ_BEFORE, Bank, Record
 from errata.edit_memory.encoder import SentenceEncoder
-from errata.edit_memory.lookup import Candidate, chosen
+from errata.edit_memory.lookup import Candidate, best_fit, fitting
 from errata.edit_memory.prompt_form import AskedQuestion, PromptForm
 from errata.model.renderer import Renderer
+from errata.text.dates import asked_time
 
 MAX_QUESTION = 2000  # characters; a longer text is no question that a record could have
 
@@ -21,14 +22,20 @@ MAX_QUESTION = 2000  # characters; a longer text is no question that a record co
 class Change:
     """The change that a memory makes to one request; decided once, before the model reads it, and kept to the request's end.
 
-    `prompt` is read instead of the one that was given, by the kind `text`. `answer` are the tokens that are said, with their
-    end token, by the kind `answer`. None leaves the prompt, or the answer, to the request and to the model.
+    `fired` are the records that make it, at least one. `prompt` is read instead of the one that was given, by the kinds
+    `text`, `rows` and `prefix`. `answer` are the tokens that are said, with their end token, by the kind `answer`. None leaves
+    the prompt, or the answer, to the request and to the model.
     """
 
-    record: Record
-    score: float
+    fired: tuple[Candidate, ...]
     prompt: list[int] | None
     answer: list[int] | None
+
+    @property
+    def record(self) -> Record:
+        """The record that makes the change, for the kinds of which one does."""
+        (found,) = self.fired
+        return found.record
 
 
 class MemoryReader:
@@ -58,17 +65,32 @@ class MemoryReader:
             return None
         if self.bank.kind == "text":
             prompt = self.form.with_text(ids, found.record.text)
-            return Change(found.record, found.score, prompt, None) if len(prompt) + room <= self.max_tokens else None
+            return Change((found,), prompt, None) if len(prompt) + room <= self.max_tokens else None
         try:
             said = self.form.renderer.answer_after(ids, found.record.answer, asked.in_chat)
         except EditRejected:
             return None
-        return Change(found.record, found.score, None, said)
+        return Change((found,), None, said)
 
 
 def best_record(bank: Bank, asked: AskedQuestion) -> Candidate | None:
-    """Return the record that fits a question best, with its cosine; None if none fits."""
-    return None if len(asked.question) > MAX_QUESTION else chosen(_candidates(bank, asked.question), asked)
+    """Return the record that fits a question best, with its cosine; None if none fits.
+
+    A question that names a time is also compared without it, and a record that held then is preferred. If none held then, or
+    none is known to have, it is answered as a question without a time, by no past record.
+    """
+    if len(asked.question) > MAX_QUESTION:
+        return None
+    time = asked_time(asked.question)
+    period = None if time is None else time.period
+    found = fitting(_candidates(bank, asked.question), asked, period)
+    if time is not None and period is not None:
+        rest = asked._replace(question=time.question)
+        every = [*found, *fitting(_candidates(bank, rest.question), rest, period)]
+        then = best_fit([one for one in every if one.record.period.num_shared_days(period)], asked, period)
+        if then is not None:
+            return then
+    return best_fit([one for one in found if not one.record.is_past], asked)
 
 
 def _candidates(bank: Bank, question: str) -> Iterator[Candidate]:

@@ -9,16 +9,14 @@ from typing import Any, cast
 
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.editor import Editor
-from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
-from errata.editors.memory_based.trained import TrainedMemory
 from errata.editors.presets import preset_of
 from errata.editors.table import EDITORS
+from errata.editors.trained_editor import TrainedEditor
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.model.checkpoint import header
 from errata.model.json_file import read_json
 from errata.overrides import overridden
 
-TrainedEditor = HypernetworkEditor | TrainedMemory
 DEFAULT_EDITOR = "answer"  # needs no training and no setting, and answers most on the default model: docs/benchmarks.md
 OF_ARTIFACTS = "RLEdit"  # for artifacts and presets that name no editor
 
@@ -181,13 +179,13 @@ def needs(name: str, preset: str = "") -> str:
     return "hypernets" if kind.is_trained else "moments" if issubclass(kind, LocateThenEdit) else ""
 
 
-def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[TrainedEditor, dict[str, Any]]:
+def load_artifact(directory: str | Path, device: Any = "cpu") -> tuple[TrainedEditor[Any], dict[str, Any]]:
     """Load a trained editor with its policy, and the record of its training. Raises `ValueError` without an artifact."""
     path = Path(directory) / "artifact.json"
     if not path.exists():
         raise ValueError(f"{directory} is no artifact of a trained editor: it has no artifact.json")
     description = json.loads(path.read_text())
     editor = EDITORS.get(description["editor"])
-    if editor is None or not issubclass(editor, HypernetworkEditor | TrainedMemory):
+    if editor is None or not issubclass(editor, TrainedEditor):
         raise ValueError(f"{directory} is of {description['editor']!r}, which is no trained editor of this release")
     return editor.load(directory, device), description["record"]

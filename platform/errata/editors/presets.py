@@ -283,7 +283,7 @@ FTL = (
 
 # A model of four blocks retrieves its facts at the last prompt token, and its answers are one word: a change at the subject
 # hardly generalises to rephrasings, and all edits of one person would have the same key. Its prompts are whole sentences, so
-# it has never seen a context before one.
+# it has never seen a context before one, but for notes (`World.notes`).
 _TESTBED: dict[str, Any] = {
     "position": "prompt",
     "context_words": (),

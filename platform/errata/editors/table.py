@@ -13,6 +13,8 @@ from errata.editors.hypernet.malmen import MALMEN
 from errata.editors.hypernet.mend import MEND
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.elder import ELDER
+from errata.editors.memory_based.ike import IKE
 from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
@@ -20,9 +22,11 @@ from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
 from errata.editors.wrappers.blue import BLUE
+from errata.editors.wrappers.nas import NAS
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
 from errata.editors.wrappers.prune import PRUNE
 from errata.editors.wrappers.rect import RECT
+from errata.editors.wrappers.sphere import SPHERE
 
 EDITORS: dict[str, type[Editor]] = {
     "RLEdit": RLEdit,
@@ -36,6 +40,8 @@ EDITORS: dict[str, type[Editor]] = {
     "PRUNE": PRUNE,
     "AlphaEdit": AlphaEdit,
     "BLUE": BLUE,
+    "NAS": NAS,
+    "SPHERE": SPHERE,
     "NSE": NSE,
     "O-Edit": OEdit,
     "O-Edit+": OEditPlus,
@@ -44,9 +50,11 @@ EDITORS: dict[str, type[Editor]] = {
     "LoRA": LoRA,
     "state": StateMemory,
     "SCR": SCR,
+    "IKE": IKE,
     "answer": AnswerMemory,
     "RTD": RTD,
     "SWEA": SWEA,
     "RECIPE": RECIPE,
     "SERAC": SERAC,
+    "ELDER": ELDER,
 }

@@ -22,7 +22,7 @@ import torch
 from errata.candidate import CandidateVersion
 from errata.delta.accumulator import EditedModel, VersionContent
 from errata.delta.kinds import Delta, added_up, joined_in_series, split_by_kind, stored
-from errata.delta.memory_delta import between, held_after
+from errata.delta.memory_delta import between, held_again
 from errata.delta.parts import Dense
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
@@ -115,7 +115,7 @@ def _candidate(
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
     card = {**found.to_json(), "warnings": [*draft.warnings, *verdict.warnings], "num_edits": len(edits), "method": "free"}
     card |= seconds | _effect(selection, draft, context.version)
-    return CandidateVersion(draft.parent, context.version, edits, draft.delta, draft.state, card)
+    return CandidateVersion(draft.parent, context.version, edits, draft.delta, draft.state, card, change=draft.change)
 
 
 def _effect(selection: RevertSelection, draft: _Draft, head: int) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _without(context: RevertContext, selection: RevertSelection) -> Delta:
     gone = {version.number for version in selection.versions}
     stay = [v.number for v in live_versions(context.ledger, context.version) if v.number not in gone]
     _, kept = split_by_kind([context.ledger.delta(number) for number in stay])
-    change = between(context.edited.content().bank, held_after(kept))
+    change = between(context.edited.content().bank, held_again(kept))
     return WeightDelta({}) if change is None else stored(change)
 
 

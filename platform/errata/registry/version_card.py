@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from errata.edit import ORIGIN
 from errata.ledger import Version
 
 # MLflow limits a description to 5,000 characters, and the name of a metric to 250 of the allowed characters.
@@ -18,7 +19,7 @@ NUM_SHOWN, NUM_MEASURES, CELL, NAME, LENGTH = 10, 15, 60, 250, 5000
 _NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<()#+!|~])")
 
-EDIT_COLUMNS = ("prompt", "target", "subject", "rephrasings", "id", "poster")
+EDIT_COLUMNS = ("prompt", "target", "subject", "rephrasings", "id", "poster", *ORIGIN)
 REFUSAL_COLUMNS = ("prompt", "target", "reason", "code", "field", "parent", "time", "id", "poster", "scores", "says")
 
 

@@ -30,6 +30,9 @@ class Corpus(Protocol):
     def plain_sentences(self, held_out: bool = False) -> list[str]:
         """List sentences that state no fact, to train on; the ones held out are for perplexity."""
 
+    def notes(self, held_out: bool = False) -> Sequence[tuple[str, str]]:
+        """List (a note and a prompt, the answer by the note) to train on, or held out; none if the corpus has no notes."""
+
     def words(self) -> list[str] | None:
         """List every word if the vocabulary is closed, otherwise return None."""
 

@@ -105,6 +105,10 @@ class CounterFact:
         records = (record for part in self._records.values() for record in part)
         return {record["rephrase_prompt"]: kind_of(record["rephrase_prompt"], record["subject"]) for record in records}
 
+    def notes(self, held_out: bool = False) -> list[tuple[str, str]]:
+        """Return none: its model learns the facts alone."""
+        return []
+
     def words(self) -> None:
         """Return None: the vocabulary is not closed, so a tokenizer is trained on the sentences."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from errata.model.encoding import IGNORED, Encoded, answer_log_probs, answer_nll, encode
 from errata.model.renderer import Renderer
 from errata.testbed.corpus import Corpus
+from errata.text.dialogue import Prompt
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 # The last message of a chat is the prompt, so that chat requests are answered like plain prompts.
@@ -108,12 +109,19 @@ def make_model(shape: Shape, vocabulary_size: int, seed: int) -> Any:
 
 
 def training_sentences(corpus: Corpus, tokenizer: Any, device: Any = "cpu") -> Encoded:
-    """Encode facts and plain sentences with every token after the first as a label: a plain language-modelling loss."""
+    """Encode facts and plain sentences with every token after the first as a label, and notes with those of their answers.
+
+    A plain language-modelling loss would teach the wrong facts that notes state.
+    """
+    notes = corpus.notes()
     prompts, targets = zip(*corpus.sentences(), strict=True)
     plain = [sentence.rpartition(" ") for sentence in corpus.plain_sentences()]
-    encoded = encode(Renderer(tokenizer), [*prompts, *(p for p, _, _ in plain)], [*targets, *(t for _, _, t in plain)], device)
+    lines = [*prompts, *(p for p, _, _ in plain), *(p for p, _ in notes)]
+    encoded = encode(Renderer(tokenizer), lines, [*targets, *(t for _, _, t in plain), *(t for _, t in notes)], device)
     labels_BS = encoded.input_ids_BS.masked_fill(~encoded.attention_mask_BS.bool(), IGNORED)
     labels_BS[:, 0] = IGNORED
+    num_sentences = len(lines) - len(notes)
+    labels_BS[num_sentences:] = encoded.labels_BS[num_sentences:]
     return Encoded(encoded.input_ids_BS, encoded.attention_mask_BS, labels_BS)
 
 
@@ -196,13 +204,12 @@ def _cut(encoded: Encoded) -> Encoded:
 
 
 @torch.no_grad()
-def recall(model: Any, tokenizer: Any, corpus: Corpus, limit: int = 2000) -> float:
-    """Return the teacher-forced token accuracy on about `limit` facts of the corpus."""
-    sentences = corpus.sentences()
-    sentences = sentences[:: max(1, len(sentences) // limit)]
+def recall(model: Any, tokenizer: Any, pairs: Sequence[tuple[Prompt, str]], limit: int = 2000) -> float:
+    """Return the teacher-forced token accuracy on about `limit` of the (prompt, answer) pairs."""
+    chosen = pairs[:: max(1, len(pairs) // limit)]
     right: list[Tensor] = []
-    for start in range(0, len(sentences), 256):
-        prompts, targets = zip(*sentences[start : start + 256], strict=True)
+    for start in range(0, len(chosen), 256):
+        prompts, targets = zip(*chosen[start : start + 256], strict=True)
         encoded = encode(Renderer(tokenizer), prompts, targets, model.device, eos=False)
         right.append(answer_log_probs(model, encoded).argmax(-1) == encoded.targets_T)
     return float(torch.cat(right).float().mean())

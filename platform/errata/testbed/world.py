@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from errata.edit import Edit, Probe
+from errata.editors.memory_based.scr import BEFORE_FACT
 from errata.testbed.corpus import check_part, check_split
 
 # {s} is replaced by the person, and the answer follows the prompt.
@@ -60,11 +61,19 @@ _CODAS = "l n r s t m nd rk x".split()
 
 @dataclass(frozen=True)
 class World:
-    """People, facts about them, and edits of these facts."""
+    """People, facts about them, and edits of these facts.
+
+    `note_share` of the lines that the model is trained on are notes, so that it learns to answer by its prompt.
+    """
 
     num_subjects: int = 200
     seed: int = 0
     num_held_out_sentences: int = 100
+    note_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.note_share < 1:
+            raise ValueError(f"note_share is a share of the lines, at least 0 and below 1, not {self.note_share}")
 
     @property
     def name(self) -> str:
@@ -154,10 +163,31 @@ class World:
         sentences = list(made)
         return sentences[800:] if held_out else sentences[:800]
 
+    def notes(self, held_out: bool = False) -> list[tuple[str, str]]:
+        """List (a note and a prompt, the answer) to train on, or 200 that are not trained on; none with a `note_share` of 0.
+
+        A note states a random object of a fact, in any phrasing, as `SCR` puts it before a prompt. Of the prompts, three
+        quarters ask for that fact, and the answer is the note's; the others ask for the same fact of another person, and the
+        answer is the true one. Those held out are all of the first kind.
+        """
+        num_lines = len(self.sentences()) + len(self.plain_sentences())
+        count = 200 * (self.note_share > 0) if held_out else round(num_lines * self.note_share / (1 - self.note_share))
+        rng = random.Random(f"{self.seed} notes {held_out}")
+        return [self._note(rng, asks_for_it=held_out or rng.random() < 0.75) for _ in range(count)]
+
+    def _note(self, rng: random.Random, asks_for_it: bool) -> tuple[str, str]:
+        subject, other = rng.sample(self.subjects, 2)
+        relation = rng.choice(list(PHRASINGS))
+        noted = rng.choice([o for o in self.objects[relation] if o != self.facts[subject, relation]])
+        asked, answer = (subject, noted) if asks_for_it else (other, self.facts[other, relation])
+        stated, prompt = (rng.choice(PHRASINGS[relation]).format(s=s) for s in (subject, asked))
+        return f"{BEFORE_FACT}{stated} {noted}.\n{prompt}", answer
+
     def words(self) -> list[str]:
         """List the closed vocabulary."""
         texts = [f"{prompt} {answer}" for prompt, answer in self.sentences()]
         texts += [*self.plain_sentences(), *self.plain_sentences(held_out=True), "question answer"]
+        texts += [BEFORE_FACT] if self.note_share else []
         texts += [" ".join(objects) for objects in self.objects.values()]
         return list(dict.fromkeys(word for text in texts for word in text.split()))
 

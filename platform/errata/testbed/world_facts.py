@@ -98,6 +98,10 @@ class WorldFacts:
         found = sorted(_reference_sentences(), key=lambda sentence: _place(f"{self.seed} {sentence}"))
         return found[:NUM_HELD_OUT] if held_out else found[NUM_HELD_OUT : NUM_HELD_OUT + NUM_PLAIN]
 
+    def notes(self, held_out: bool = False) -> list[tuple[str, str]]:
+        """Return none: its model is trained already."""
+        return []
+
     def words(self) -> None:
         """Return None: the vocabulary is not closed."""
 

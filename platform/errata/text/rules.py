@@ -12,6 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Hashable
+from urllib.parse import urlsplit
 
 from errata.text.dialogue import Prompt
 from errata.text.joining import is_unspaced
@@ -77,6 +78,21 @@ def _fault_of(c: str) -> tuple[str, str]:
     if _TURNING.match(c):
         return "the control", ", which shows the text in another order than it is learnt; take it out"
     return "the invisible character", "; take it out"
+
+
+def source_fault(text: str) -> str | None:
+    """Say why a source is no URL although it begins as one; None for a URL of the web, and for any other note."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is None:
+        return None
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"\s", text)
+        is_url = is_url and (parts.port is None or parts.port > 0)  # Reading a wrong port raises.
+    except ValueError:
+        is_url = False
+    return (
+        None if is_url else "is no URL of the web (http or https, with a host and without blanks): correct it, or give a note"
+    )
 
 
 def subject_span(prompt: str, subject: str) -> tuple[int, int] | None:

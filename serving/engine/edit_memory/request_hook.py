@@ -1,25 +1,30 @@
 """The hook in front of vLLM's engine: reads each request with the memory of the served version, before the model does.
 
-Every OpenAI handler of vLLM calls the engine's `generate`, so this is the one place. A record's text changes the prompt; a
-record's answer goes along with the request, and `said_answer` makes the engine say it. What is decided for a request is kept
-to its end, also over swaps.
+Every OpenAI handler of vLLM calls the engine's `generate`, so this is the one place. A record's text changes the prompt, its
+embeddings go along with the prompt, and its answer with the request: `said_answer` makes the engine say it. What is decided
+for a request is kept to its end, also over swaps. vLLM's prefix cache knows blocks of embeddings by their own content. Of a
+memory that is read in the worker, only the names of the edits that fired pass here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from errata.edit_memory.reader import Change
+from errata.edit_memory.bank import PER_TOKEN
+from errata.edit_memory.embedding_reader import EmbeddingReader
+from errata.edit_memory.reader import Change, MemoryReader
 from serving.api.fired_edits import OF_REQUEST, FiredEdit, FiredEdits
+from serving.engine.edit_memory.fired_notes import NAME
 from serving.engine.edit_memory.said_answer import ANSWER
 from serving.engine.edit_memory.served_memory import FrontMemory
 from serving.metrics import ReplicaMetrics
@@ -46,52 +51,83 @@ class HookedEngine:
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **more: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generate as the engine does. The decision begins now, so that it is made before the answer's headers are sent."""
-        sampling_params.extra_args = _without_answer(sampling_params.extra_args)
+        sampling_params.extra_args = _of_client(sampling_params.extra_args)
         memory, request = self.memory(), OF_REQUEST.get() or FiredEdits()
         request.versions.append(memory.version)
+        if memory.kind in PER_TOKEN:
+            return self._noted(request, prompt, sampling_params, request_id, more)
         if not _is_read(memory, prompt, sampling_params, request):
             return self.engine.generate(prompt, sampling_params, request_id, **more)
-        change = asyncio.ensure_future(self._change(memory, prompt["prompt_token_ids"], sampling_params))
-        request.decisions.append(asyncio.ensure_future(_fired(change)))
-        return self._generated(change, prompt, sampling_params, request_id, more)
+        reading = asyncio.ensure_future(self._read(memory, prompt, sampling_params))
+        request.decisions.append(asyncio.ensure_future(_fired(reading)))
+        return self._generated(reading, sampling_params, request_id, more)
 
     async def _generated(
         self,
-        change: asyncio.Future[Change | None],
-        prompt: Mapping[str, Any],
+        reading: asyncio.Future[_Read],
         sampling_params: SamplingParams,
         request_id: str,
         more: Mapping[str, Any],
     ) -> AsyncGenerator[RequestOutput, None]:
-        changed: Any = prompt
-        decided = await change
-        if decided is not None and decided.prompt is not None:
-            changed = {**prompt, "prompt_token_ids": decided.prompt}
-            changed.pop("prompt_token_offsets", None)  # They are those of the client's text, which an echo shows.
-        if decided is not None and decided.answer is not None:
-            sampling_params.extra_args = {**(sampling_params.extra_args or {}), ANSWER: decided.answer}
-        async with aclosing(self.engine.generate(changed, sampling_params, request_id, **more)) as outputs:
+        change, prompt = await reading
+        if change is not None and change.answer is not None:
+            sampling_params.extra_args = {**(sampling_params.extra_args or {}), ANSWER: change.answer}
+        async with aclosing(self.engine.generate(prompt, sampling_params, request_id, **more)) as outputs:
             async for output in outputs:
                 yield output
 
-    async def _change(self, memory: FrontMemory, ids: Sequence[int], params: SamplingParams) -> Change | None:
+    async def _noted(
+        self, request: FiredEdits, prompt: Any, sampling_params: SamplingParams, request_id: str, more: Mapping[str, Any]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Generate; before the last output is passed on, ask the worker for the edits that fired."""
+        name = uuid.uuid4().hex
+        sampling_params.extra_args = {**(sampling_params.extra_args or {}), NAME: name}
+        async with aclosing(self.engine.generate(prompt, sampling_params, request_id, **more)) as outputs:
+            async for output in outputs:
+                if output.finished:
+                    (fired, *_) = await self.engine.collective_rpc("errata_fired", args=(name,))
+                    request.noted += [FiredEdit(edit, score) for edit, score in fired]
+                yield output
+
+    async def _read(self, memory: FrontMemory, prompt: Mapping[str, Any], params: SamplingParams) -> _Read:
         """Read a prompt in a thread, so that the streams of other requests go on meanwhile."""
         assert memory.reader is not None
-        begin, room = time.perf_counter(), _room(len(ids), params.max_tokens, self.engine.model_config.max_model_len)
-        change = await asyncio.get_running_loop().run_in_executor(self._readers, memory.reader.change, ids, room)
-        added = 0 if change is None or change.prompt is None else len(change.prompt) - len(ids)
-        self.metrics.memory_read(change is not None, time.perf_counter() - begin, added)
-        return change
+        begin, length = time.perf_counter(), len(prompt["prompt_token_ids"])
+        room = _room(length, params.max_tokens, self.engine.model_config.max_model_len)
+        read = await asyncio.get_running_loop().run_in_executor(self._readers, _read_by, memory.reader, prompt, room)
+        added = len(read.prompt["prompt_token_ids"]) - length
+        self.metrics.memory_read(read.change is not None, time.perf_counter() - begin, added)
+        return read
 
 
-async def _fired(change: asyncio.Future[Change | None]) -> FiredEdit | None:
-    decided = await change
-    return None if decided is None else FiredEdit(decided.record.edit, decided.score)
+class _Read(NamedTuple):
+    """What a memory does to a request, and the prompt that the engine reads."""
+
+    change: Change | None
+    prompt: Any
 
 
-def _without_answer(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return a client's extra arguments without an answer to say: only a memory gives one."""
-    return {name: value for name, value in given.items() if name != ANSWER} if given and ANSWER in given else given
+def _read_by(reader: MemoryReader | EmbeddingReader, prompt: Mapping[str, Any], room: int) -> _Read:
+    change = reader.change(prompt["prompt_token_ids"], room)
+    if change is None or change.prompt is None:
+        return _Read(change, prompt)
+    kept = {name: part for name, part in prompt.items() if name != "prompt_token_offsets"}  # Those of the client's text.
+    if not isinstance(reader, EmbeddingReader):
+        return _Read(change, {**kept, "prompt_token_ids": change.prompt})
+    ids, is_token, embedding_LD = reader.embedded(change.prompt)
+    mixed = {"type": "embeds", "prompt_embeds": embedding_LD, "prompt_token_ids": ids, "is_token_ids": is_token}
+    return _Read(change, {**kept, **mixed})
+
+
+async def _fired(reading: asyncio.Future[_Read]) -> list[FiredEdit]:
+    change = (await reading).change
+    return [] if change is None else [FiredEdit(one.record.edit, one.score) for one in change.fired]
+
+
+def _of_client(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a client's extra arguments without those that only the replica gives: an answer to say, and a request's name."""
+    own = {ANSWER, NAME}
+    return {name: value for name, value in given.items() if name not in own} if given and own & given.keys() else given
 
 
 def _is_read(memory: FrontMemory, prompt: Any, params: SamplingParams, request: FiredEdits) -> bool:

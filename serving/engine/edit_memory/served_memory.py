@@ -1,4 +1,4 @@
-"""The memory of the served version in front of the engine: its bank, and the reader of a kind that is read before the model."""
+"""The memory of the served version in front of the engine: its bank, and the reader of a kind that is read there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from errata.delta.memory_delta import ABOUT, MemoryDelta, held_after
-from errata.edit_memory.bank import READ_BEFORE, Bank, Kind
+from errata.edit_memory.bank import BY_QUESTION, EMBEDDED, PER_TOKEN, Bank, Kind
+from errata.edit_memory.embedding_reader import EmbeddingReader, EmbeddingSizes, embedding_reader
 from errata.edit_memory.encoder import SentenceEncoder
 from errata.edit_memory.reader import MemoryReader
 from errata.ledger import read_segments
@@ -21,11 +22,11 @@ from errata.model.renderer import Renderer
 
 @dataclass(frozen=True)
 class FrontMemory:
-    """The memory of one version; `reader` is None if nothing is read before the model."""
+    """The memory of one version; `reader` is None if nothing is read in front of the engine."""
 
     version: int = 0
     bank: Bank | None = None
-    reader: MemoryReader | None = None
+    reader: MemoryReader | EmbeddingReader | None = None
 
     @property
     def num_records(self) -> int:
@@ -40,11 +41,12 @@ class FrontMemory:
 class ServedMemory:
     """`now` is the memory of the served version; `prepare` makes that of the next one before it is served.
 
-    `max_tokens` is the engine's context, and `kind` the memory for which the engine was started, None for changes of weights.
+    `sizes` are those of the engine's model, and `kind` is the memory for which the engine was started, None for changes of
+    weights.
     """
 
-    def __init__(self, model: str, max_tokens: int, kind: Kind | None) -> None:
-        self.model, self.max_tokens, self.kind = model, max_tokens, kind
+    def __init__(self, model: str, sizes: EmbeddingSizes, kind: Kind | None) -> None:
+        self.model, self.sizes, self.kind = model, sizes, kind
         self.now = FrontMemory()
         self._renderer: Renderer | None = None
 
@@ -58,8 +60,9 @@ class ServedMemory:
         self.now = memory
 
     def warm(self) -> None:
-        """Load what reads a memory, which takes a second. Raises `ValueError` if the sentence encoder is not installed."""
-        SentenceEncoder.load()
+        """Load what reads a memory, which takes a second. Raises `ValueError` if an encoder is needed and not installed."""
+        if self.kind in BY_QUESTION:
+            SentenceEncoder.load()
         self._renderer = self._renderer or renderer_at(self.model)
 
     def _folded(self, version: int, files: Iterable[str], before: Bank | None) -> FrontMemory:
@@ -72,12 +75,14 @@ class ServedMemory:
                 f"this version has a memory of kind {bank.kind}, and the service was started for {started}: start it with the "
                 "editor that made the memory (editor=...)"
             )
-        if bank.kind not in READ_BEFORE:
+        if bank.kind in PER_TOKEN:
             return FrontMemory(version, bank)
         self.warm()
         assert self._renderer is not None
-        _ = bank.index  # Made here, where no request waits for it.
-        return FrontMemory(version, bank, MemoryReader(bank, self._renderer, self.max_tokens))
+        # A reader is made here, where no request waits for what it needs.
+        if bank.kind in EMBEDDED:
+            return FrontMemory(version, bank, embedding_reader(bank, self._renderer, self.sizes))
+        return FrontMemory(version, bank, MemoryReader(bank, self._renderer, self.sizes.max_tokens))
 
 
 def _changes_in(file: str) -> list[MemoryDelta]:

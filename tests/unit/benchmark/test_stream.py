@@ -38,3 +38,10 @@ def test_a_stream_has_a_share_of_re_edits(tiny_model: LanguageModel, stream: Ben
     changed = [edit for edit in again.edits if edit not in stream.edits]
     assert {edit.target == truths[edit.prompt] for edit in changed} == {True, False}
     assert stream.re_edited(tiny_model, ReEdits(0.9, 0.5)) == again
+
+
+def test_rounds_are_checkpoints_and_end_with_the_truth(tiny_model: LanguageModel, stream: BenchmarkStream) -> None:
+    rounds = stream.in_rounds(tiny_model, 2)
+    size = len(rounds.edits) // 4
+    assert 0 < size <= 12 and rounds.stops == tuple(size * i for i in (1, 2, 3, 4))
+    assert [edit.target for edit in rounds.edits[-size:]] == [own_answer(tiny_model, e.prompt) for e in rounds.edits[:size]]

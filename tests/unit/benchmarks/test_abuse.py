@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -10,28 +12,50 @@ import psutil
 import pytest
 
 from benchmarks.abuse import ABUSES, AbusedService, AbuseSettings, parsed, structures, versions
-from benchmarks.abuse_figures import AbusePhase, percentile_99, row_of, worst
+from benchmarks.abuse_figures import (
+    AFTER,
+    BEFORE,
+    GONE_S,
+    AbusePhase,
+    ProcessBytes,
+    percentile_99,
+    process_bytes,
+    row_of,
+    worst,
+)
 from tests.fakes.served import running
 
 uvicorn = pytest.importorskip("uvicorn")
 
 
 def test_a_row_compares_a_phase_with_the_one_without_abuse() -> None:
-    quiet = AbusePhase("", 10.0, [0.001] * 200, completions=100, edit_s=[0.2])
-    bad = AbusePhase("bodies", 10.0, [0.001] * 197 + [0.5] * 3, 80, 1, [0.2, 1.5], 3 * 2**20, {"429": 7, "408": 2})
+    quiet = AbusePhase(BEFORE, 10.0, [0.001] * 200, completions=100, edit_s=[0.2, 0.2, 0.9])
+    grown = [ProcessBytes(2**20, 0), ProcessBytes(3 * 2**20, 5 * 2**20), ProcessBytes(2 * 2**20, 2**20)]
+    bad = AbusePhase("bodies", 10.0, [0.001] * 197 + [0.5] * 3, 80, 1, [0.2, 1.5], grown, {"429": 7, "408": 2})
     row = row_of(bad, quiet)
-    assert row["health_ms_p99"] == 500.0 and row["completion_ratio"] == 0.8 and row["edit_delay_s"] == 1.5
-    assert row["replica_mib"] == 3.0 and list(row["codes"]) == ["408", "429"] and row["failures"] == 1
-    other = row_of(AbusePhase("pages", 10.0, [0.002] * 200, 90, 0, [3.0], 2**20), quiet)
-    found = worst([row_of(quiet, quiet), row, other])
-    assert found == {"health_ms_p99": 500.0, "completion_ratio": 0.8, "edit_delay_s": 3.0, "replica_mib": 3.0}
+    assert row["health_ms_p99"] == 500.0 and row["completion_ratio"] == 0.8
+    assert row["edit_delay_s"] == 1.3 and row["edit_s_median"] == 0.85, "the longest edit against the median without abuse"
+    assert row["replica_mib"] == 3.0 and row["engine_mib"] == 5.0 and row["failures"] == 1
+    assert list(row["codes"]) == ["408", "429"]
+    other = row_of(AbusePhase("pages", 10.0, [0.002] * 200, 90, 0, [3.0], [ProcessBytes(2**20, 0)]), quiet)
+    after = row_of(AbusePhase(AFTER, 10.0, [9.0], 0, 0, [9.0], [ProcessBytes(9 * 2**20, 0), ProcessBytes(2**19, 0)]), quiet)
+    found = worst([row_of(quiet, quiet), row, other, after])
+    assert found == {
+        "health_ms_p99": 500.0,
+        "completion_ratio": 0.8,
+        "edit_delay_s": 2.8,
+        "replica_mib": 3.0,
+        "engine_mib": 5.0,
+        "replica_mib_after": 0.5,
+    }
 
 
 def test_what_was_not_measured_is_no_good_figure() -> None:
-    quiet = AbusePhase("", 10.0, [0.001], completions=10, edit_s=[0.1])
+    quiet = AbusePhase(BEFORE, 10.0, [0.001], completions=10, edit_s=[0.1])
     silent = row_of(AbusePhase("bodies", 10.0), quiet)
     assert silent["health_ms_p99"] == 60_000.0 and silent["completion_ratio"] == 0.0 and silent["edit_delay_s"] is None
     assert worst([silent])["edit_delay_s"] is None
+    assert worst([silent])["replica_mib_after"] is None
     assert percentile_99([0.1, 0.4]) == 0.4
 
 
@@ -77,4 +101,16 @@ def test_the_abuses_send_what_they_say_and_count_the_answers(tmp_path: Path) -> 
     assert max(size for path, _, size in seen if path == "/v1/completions") > 300_000
     assert {"/v1/blame", "/v1/diff", "/v1/edits", "/v1/versions", "/v1/events", "/health"} <= {path for path, *_ in seen}
     assert all(phase.health_s and phase.failures for phase in phases)
+    assert all(GONE_S in phase.health_s and GONE_S in phase.edit_s for phase in phases), "what is refused is not quick"
     assert versions in ABUSES and structures in ABUSES
+
+
+def test_the_memory_of_a_process_is_apart_from_that_of_its_children() -> None:
+    before = process_bytes(psutil.Process())
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"], stdin=-1, stdout=-1
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline()
+        grown = process_bytes(psutil.Process()).since(before)
+        child.terminate()
+    assert grown.children > 2**20 and before.own > 0

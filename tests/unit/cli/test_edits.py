@@ -9,7 +9,7 @@ import time
 import pytest
 
 from errata.cli import edits
-from tests.fakes.backend import UNMADE, UNQUEUED
+from tests.fakes.backend import CONTRADICTING, UNMADE, UNQUEUED
 from tests.fakes.served import Cut, Service
 from tests.unit.cli.invoke import PROMPT, errata, words
 
@@ -36,6 +36,30 @@ def test_a_dry_run_shows_answers_figures_and_neighbours(service: Service) -> Non
     assert "warning: drift" in lines and "edit, lost: q a -> b" in lines and "nothing was changed" in lines[-1]
     done = errata("edit", PROMPT, UNMADE, "--dry-run")
     assert done.exit_code == 1 and "it would be rejected: it would break the model" in done.output
+
+
+def test_time_and_source_are_posted_and_contradictions_said(service: Service) -> None:
+    dated = ("--source", "https://a.example", "--valid-from", "2019-01-01", "--valid-to", "2020-01-01", "--reason", "It moved.")
+    done = errata("edit", PROMPT, CONTRADICTING, *dated)
+    assert done.exit_code == 0 and "it contradicts other, with another target for the same time" in done.output
+    ((_, (posted,), _),) = service.backend.posts
+    known = {"source": "https://a.example", "valid_from": "2019-01-01", "valid_to": "2020-01-01", "reason": "It moved."}
+    assert posted == {"prompt": PROMPT, "target": CONTRADICTING, **known}
+    assert "it contradicts other" in errata("edit", PROMPT, CONTRADICTING, "--dry-run").output
+    done = errata("edit", PROMPT, "Lyon", "--valid-from", "2019-02-30")
+    assert done.exit_code == 1 and "valid_from: is no day of the calendar: give it as YYYY-MM-DD" in done.output
+
+
+def test_the_history_of_a_subject_is_oldest_first(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon", "--subject", "France", "--valid-from", "2020-05-01", "--source", "the minutes")
+    errata("edit", PROMPT, "Nice", "--subject", "France", "--valid-from", "2010-05-01", "--valid-to", "2012-01-01")
+    errata("edit", "The capital of Spain is", "Madrid", "--subject", "Spain")
+    shown = words(errata("edits", "--subject", "france"))
+    assert shown.index("Nice") < shown.index("Lyon") and "Madrid" not in shown
+    assert "2010-05-01" in shown and "2012-01-01" in shown and "the minutes" in shown
+    found = json.loads(errata("edits", "--subject", "France", "--json").output)
+    assert [edit["edit"]["target"] for edit in found["edits"]] == ["Nice", "Lyon"]
+    assert "no edit is about 'Mars'" in errata("edits", "--subject", "Mars").output
 
 
 def test_an_edit_without_wait_can_be_followed(service: Service) -> None:

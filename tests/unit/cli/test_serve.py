@@ -53,13 +53,13 @@ def test_serving_without_an_artifact_says_what_to_do(tmp_path: Path, monkeypatch
         assert done.exit_code == 2 and says in done.output.replace("│", "").replace("\n", ""), done.output
 
 
-def test_an_editor_of_a_memory_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrapper_of_a_memory_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that no model is made, and that nothing starts."""
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     monkeypatch.setattr("errata.cli.serve._run", lambda *_: pytest.fail("it starts"))
-    done = errata("serve", "--editor", "RTD", "--port", str(free_port()))
+    done = errata("serve", "--editor", "RECT/RTD", "--port", str(free_port()))
     assert done.exit_code == 2 and len(done.output.strip().splitlines()) == 1
-    assert done.output.startswith("editor: RTD keeps its edits in a memory of a kind that no replica reads")
+    assert done.output.startswith("editor: RECT/RTD keeps its edits in a memory, which a wrapper cannot change")
     assert not list(tmp_path.iterdir())
 
 

@@ -61,6 +61,20 @@ def test_revert_shows_its_effect(service: Service) -> None:
     assert errata("revert").exit_code == 2 and errata("revert", "a", "--mode", "x").exit_code == 2
 
 
+def test_a_dry_run_of_a_revert_shows_its_effect(service: Service) -> None:
+    errata("edit", PROMPT, "Lyon")
+    edit_id = service.queued[0]["id"]
+    done = errata("revert", edit_id, "--dry-run")
+    assert done.exit_code == 0 and "it would take out 1 edits (replay) of version 1; nothing was changed" in done.output
+    assert "third" in words(done) and "edit, lost: q a -> b" in done.output and "1 of 1 edits and 0 probes" in done.output
+    assert service.backend.head == 1 and len(service.backend.chain) == 2
+    found = json.loads(errata("revert", "--version", "1", "--dry-run", "--json").output)
+    assert found["dry_run"] and found["publish"] and found["head"] == 1
+    done = errata("revert", edit_id, "--mode", "subtract", "--dry-run")
+    assert done.exit_code == 1 and "the guard would refuse it: a matrix changes too much" in done.output
+    assert errata("revert", edit_id, "--dry-run", "--expected-head", "0").exit_code == 1
+
+
 def test_blame_names_the_version(service: Service) -> None:
     errata("edit", PROMPT, "Lyon")
     done = errata("blame", PROMPT)

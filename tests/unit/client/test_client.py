@@ -114,6 +114,29 @@ def test_pages_are_joined(service: Service, monkeypatch: pytest.MonkeyPatch) -> 
         assert client.edits("rejected")["edits"] == [] and client.edits("rejected")["next"] is None
 
 
+def test_the_edits_of_a_subject_are_joined(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGE", 2)
+    with Client(service.url) as client:
+        about = {"prompt": "Who leads Kurk?", "subject": "Kurk", "source": "the minutes", "valid_from": "2020-05-01"}
+        ids = [client.edit([{**about, "target": str(number)}, EDIT])["ids"][0] for number in range(3)]
+        assert [edit["id"] for edit in client.each_edit(subject="Kurk")] == ids[::-1]
+        assert client.edits(subject="Prais")["edits"] == [] and client.edits("rejected", subject="Kurk")["edits"] == []
+        assert client.edit_status(ids[0])["edit"] == {**about, "target": "0", "id": ids[0]}
+        with pytest.raises(ErrataError) as refused:
+            client.edit([{**about, "target": "x", "valid_to": "2020-05-01"}])
+        assert (refused.value.code, refused.value.answer["error"]["field"]) == ("invalid_period", "valid_to")
+
+
+def test_a_revert_is_tried(service: Service) -> None:
+    with Client(service.url) as client:
+        made = client.edit([EDIT])
+        found = client.dry_run_revert(made["ids"], expected_head=1)
+        assert found["publish"] and found["reverted"] == made["ids"] and service.backend.head == 1
+        with pytest.raises(ErrataError) as refused:
+            client.dry_run_revert(made["ids"], expected_head=0)
+        assert (refused.value.status, refused.value.code) == (409, "head_moved")
+
+
 def test_a_service_that_is_not_ready_raises_nothing(service: Service) -> None:
     client = Client(service.url)
     assert client.ready()["ready"]

@@ -28,9 +28,22 @@ def test_a_round_trip_keeps_the_edits(tmp_path: Path) -> None:
         Edit("a b", "c"),
         Edit("p", "t", portability=(Probe("q", "r", "alias"), Probe("s", "u"))),
         Edit("p", "t", locality=(Probe("q", "USA", aliases=("United States", "America")), Probe("s", "u"))),
+        Edit("p", "t", source="https://a.example", valid_from="2019-01-01", valid_to="2020-01-01", reason="It moved."),
+        Edit("p", "t", valid_from="2019-01-01"),
     ]
     write_parquet(edits, tmp_path / "edits.parquet")
     assert list(read_edits(tmp_path / "edits.parquet")) == edits
+
+
+def test_a_row_with_a_wrong_day_is_named(tmp_path: Path) -> None:
+    table = {"prompt": ["a", "b"], "target": ["c", "d"], "valid_from": ["2019-01-01", "2019-01-32"], "reason": [None, "r"]}
+    pq.write_table(pa.table(table), tmp_path / "edits.parquet")
+    rejected = rejection(tmp_path / "edits.parquet")
+    assert (rejected.edit, rejected.field, rejected.code) == (1, "valid_from", Code.INVALID_DATE)
+    report = SkipReport()
+    assert list(read_edits(tmp_path / "edits.parquet", on_fault="skip", report=report)) == [
+        Edit("a", "c", valid_from="2019-01-01")
+    ]
 
 
 def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:

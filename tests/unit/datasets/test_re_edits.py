@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from errata.datasets.re_edits import ReEdits, with_re_edits
+from errata.datasets.re_edits import ReEdits, in_rounds, with_re_edits
 from errata.edit import Edit
 from errata.testbed.world import World
 
@@ -64,3 +65,30 @@ def test_shares_are_between_0_and_1(share: float) -> None:
         ReEdits(share)
     with pytest.raises(ValueError, match="reversions of re-edits"):
         ReEdits(0.1, share)
+
+
+def test_rounds_edit_every_fact_again_and_end_with_the_truth() -> None:
+    found = in_rounds(EDITS, 3, truth_of, seed=0)
+    rounds = [found[i : i + len(EDITS)] for i in range(0, len(found), len(EDITS))]
+    assert len(rounds) == 5 and rounds[0] == EDITS
+    for before, after in pairwise(rounds):
+        for edit, again, given in zip(before, after, EDITS, strict=True):
+            assert (again.keys, again.rephrasings, again.locality) == (given.keys, given.rephrasings, given.locality)
+            assert again.target != edit.target and not again.portability and again.id is None
+            assert next(one for one in WORLD.objects.values() if again.target in one).count(given.target) == 1
+    assert all(edit.target != truth_of(edit) for edits in rounds[:-1] for edit in edits)
+    assert [edit.target for edit in rounds[-1]] == [truth_of(edit) for edit in EDITS]
+    assert found == in_rounds(EDITS, 3, truth_of, seed=0) != in_rounds(EDITS, 3, truth_of, seed=1)
+
+
+def test_rounds_leave_out_facts_without_a_truth() -> None:
+    without = EDITS[0].keys
+    found = in_rounds(EDITS, 1, lambda edit: None if edit.keys == without else truth_of(edit), seed=0)
+    assert len(found) == 3 * (len(EDITS) - 1) and without not in {edit.keys for edit in found}
+    with pytest.raises(ValueError, match="no answer to any of these edits that could be a target"):
+        in_rounds(EDITS, 1, lambda _: None, seed=0)
+
+
+def test_rounds_need_another_target() -> None:
+    with pytest.raises(ValueError, match="no edit has another target for 'a is'; take more edits"):
+        in_rounds([Edit("a is", "one", "a"), Edit("b is", "two", "b")], 1, lambda edit: {"one": "two"}.get(edit.target), seed=0)

@@ -101,6 +101,8 @@ def test_a_step_on_the_cpu_is_short() -> None:
         ({"editor": "answer"}, "answer", True, "0"),
         ({"editor": "SCR", "gpus": 1}, "text", False, "0"),
         ({"editor": "state", "gpus": 1}, "state", True, "0"),
+        ({"editor": "RTD", "gpus": 1}, "datastore", True, "0"),
+        ({"editor": "SWEA", "gpus": 1}, "rows", True, "0"),
         ({"editor": "tests.e2e.toy:Toy"}, None, True, None),
         ({"editor": "errata.editors.memory_based.answer:AnswerMemory"}, "answer", True, "0"),
         ({"editor": "not.here:Editor", "placement": "serve"}, None, True, None),

@@ -59,7 +59,7 @@ def test_the_mixture_is_that_of_a_naive_implementation(nearest: int) -> None:
     rows, generator = some_rows(threshold=-1.0, nearest=nearest), torch.Generator().manual_seed(1)
     state_TH, logits_TV = 3 * torch.randn(6, HIDDEN, generator=generator), torch.randn(6, WORDS, generator=generator)
     expected = [naive(rows, state, logits) for state, logits in zip(state_TH.tolist(), logits_TV.tolist(), strict=True)]
-    found_TV = mixed(rows, state_TH, logits_TV)
+    found_TV = mixed(rows, state_TH, logits_TV).logits_TV
     assert torch.allclose(found_TV.exp(), torch.tensor(expected), atol=1e-5)
     assert torch.allclose(found_TV.exp().sum(1), torch.ones(6), atol=1e-5)
 
@@ -68,16 +68,16 @@ def test_tokens_far_from_every_reference_keep_their_bits() -> None:
     rows = some_rows(threshold=0.99)
     state_TH = torch.cat([rows["key"][:2] * 5, -rows["key"][:2]])
     logits_TV = torch.randn(4, WORDS)
-    found_TV = mixed(rows, state_TH, logits_TV)
+    found_TV = mixed(rows, state_TH, logits_TV).logits_TV
     assert torch.equal(found_TV[2:], logits_TV[2:]) and not torch.isclose(found_TV[:2], logits_TV[:2]).all(1).any()
-    assert mixed(rows, state_TH[2:], logits_TV) is logits_TV
+    assert mixed(rows, state_TH[2:], logits_TV).logits_TV is logits_TV
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_mixture_is_finite_for_sharp_distributions(dtype: torch.dtype) -> None:
     rows = some_rows(threshold=0.99) | {"temperature": torch.full((ROWS,), 1e-6), "share": torch.full((ROWS,), 0.9)}
     logits_TV = torch.full((1, WORDS), -200.0).index_fill(1, torch.tensor([7]), 200.0).to(dtype)
-    found_TV = mixed(rows, rows["key"][:1], logits_TV)
+    found_TV = mixed(rows, rows["key"][:1], logits_TV).logits_TV
     assert found_TV.dtype == dtype and bool(torch.isfinite(found_TV).all())
     assert int(found_TV.argmax()) == int(rows["token"][0])
 

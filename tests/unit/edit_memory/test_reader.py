@@ -77,7 +77,7 @@ def test_a_change_names_its_record_and_the_cosine() -> None:
     found, same = change(BANK, "Which city is the capital of France?"), change(BANK, CAPITAL)
     assert found is not None and same is not None
     assert found.record is same.record is BANK.records[fact_of(CAPITAL)] and found.record.edit == f"edit of {CAPITAL}"
-    assert 0.55 < found.score < same.score == pytest.approx(1.0)
+    assert 0.55 < found.fired[0].score < same.fired[0].score == pytest.approx(1.0)
 
 
 def test_of_two_records_that_fit_alike_that_of_the_prompts_form_is_taken() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from errata.edit import EditBatch
 from errata.edit_memory.bank import Bank, Record
-from errata.edit_memory.rows import TokenPatterns
+from errata.edit_memory.embedding_reader import EmbeddingSizes, RowsReader
 from errata.editors import make_editor
 from errata.editors.memory_based.subject_offsets import (
     OffsetSearch,
@@ -56,6 +56,11 @@ def naive(patterns: dict[tuple[int, ...], int], ids: list[int]) -> list[int]:
     return found
 
 
+def written(bank: Bank, ids: list[int]) -> list[int] | None:
+    change = RowsReader(bank, EmbeddingSizes(VOCABULARY, 4, 1000)).change(ids, 0)
+    return ids if change is None else change.prompt
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_patterns_are_those_of_a_naive_search(seed: int) -> None:
     records = [
@@ -65,16 +70,30 @@ def test_patterns_are_those_of_a_naive_search(seed: int) -> None:
         a_record("d", 3, (1, 1, 3, 3)),
     ]
     patterns = {(1, 2): 0, (3, 2): 2, (1, 2, 1): 4, (2,): 7, (1, 1, 3, 3): 8}
-    found = TokenPatterns(Bank("rows", "embed").changed(records, ()))
+    bank = Bank("rows", "embed").changed(records, ())
     ids = torch.randint(1, 4, (40,), generator=torch.Generator().manual_seed(seed)).tolist()
-    assert found.written(ids, VOCABULARY) == naive(patterns, ids)
+    assert written(bank, ids) == naive(patterns, ids)
 
 
 def test_the_newest_of_equal_patterns_counts_also_where_it_replaced_an_old_record() -> None:
     bank = Bank("rows", "embed").changed([a_record("a", 0, (1, 2)), a_record("b", 1, (1, 2))], ())
-    assert TokenPatterns(bank).written([1, 2], VOCABULARY) == [102, 103]
+    assert written(bank, [1, 2]) == [102, 103]
     bank = bank.changed([a_record("a", 2, (1, 2))], ())
-    assert TokenPatterns(bank).written([1, 2], VOCABULARY) == [100, 101]
+    assert written(bank, [1, 2]) == [100, 101]
+
+
+def test_an_engine_gets_the_rows_at_the_patterns_and_the_tokens_elsewhere() -> None:
+    records = [a_record("a", 0, (1, 2), (3, 2)), a_record("b", 1, (4,))]
+    reader = RowsReader(Bank("rows", "embed").changed(records, ()), EmbeddingSizes(VOCABULARY, 4, 1000))
+    ids = [7, 3, 2, 1, 4, 1, 2]
+    change = reader.change(ids, 0)
+    assert change is not None and [one.record for one in change.fired] == records
+    prompt = reader.embedded(change.prompt or [])
+    assert prompt.ids == ids and prompt.is_token == [True, False, False, True, False, False, False]
+    assert torch.equal(prompt.embedding_LD[1:3], records[0].rows["embedding"][2:])
+    assert torch.equal(prompt.embedding_LD[4:5], records[1].rows["embedding"])
+    assert not prompt.embedding_LD[[0, 3]].any()
+    assert reader.change([7, 3, 1], 0) is None
 
 
 def one_subject(model: LanguageModel) -> tuple[list[SubjectText], tuple[int, ...]]:

@@ -15,7 +15,7 @@ from jobs.suites import SUITES, from_arguments
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["suite=huge"], "no suite is named 'huge'; there are lifelong, counterfact, ablation, tiny"),
+        (["suite=huge"], "no suite is named 'huge'; there are lifelong, counterfact, ablation, reedits, tiny"),
         (["suite=tiny", "editors=ROMEO"], "suite tiny has no ROMEO; it has RLEdit, LocFT, AlphaEdit, state"),
         (["suite=tiny", "budget=9"], "more settings than these have: RLEdit, LocFT, AlphaEdit, state"),
         (["suite=tiny", "num_edits=900"], "fewer than 900"),
@@ -24,6 +24,8 @@ from jobs.suites import SUITES, from_arguments
         (["suite=tiny", "full"], "field=value, or FULL"),
         (["suite=tiny", "batch_size=0"], "at least 1: batch_size"),
         (["suite=tiny", "transformations=negated,louder"], "no transformation is named louder; there are in_chat"),
+        (["suite=tiny", "rounds=-1"], "rounds is a number of re-edits of every fact"),
+        (["suite=reedits", "re_edits=0.1"], "without re_edits beside it, not 3"),
         (["suite=tiny", "checkpoints=1,0"], "at least 1: checkpoints 0"),
         (["suite=tiny", "seeds=0,x"], "seeds: 'x' in '0,x' is not of type int"),
         (["FULL", "corpus.num_subjects=200", "num_edits=300"], "fewer than 300"),

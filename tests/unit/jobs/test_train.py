@@ -15,6 +15,7 @@ from errata.editors import load_artifact
 from errata.editors.memory_based.trained import MemoryTrainer
 from errata.model.language_model import load
 from errata.testbed import language_model as testbed
+from errata.testbed.corpus import FOLDS
 from jobs import pretrain, train, training_data
 from jobs.arguments import from_arguments
 from jobs.mlflow_run import made_from
@@ -54,6 +55,12 @@ def test_a_memory_with_a_policy_is_trained_by_its_plan(home: Path, make: Callabl
     (editor, trainer), (_, again) = (train.trainer_of(plan, loaded) for _ in range(2))
     losses = trainer.step()
     assert isinstance(trainer, MemoryTrainer) and losses == again.step()
+    folds = [list(plan.corpus.stream(fold)) for fold in FOLDS]
+    for fold, edits in zip(FOLDS, folds, strict=True):
+        write_parquet(edits, training_data.edits_file(plan, fold))
+    for part, expected in (("", [*folds[0], *folds[1]]), (FOLDS[0], folds[0])):  # A sweep scores on the second fold.
+        _, of_folds = train.trainer_of(replace(plan, cross_fit=True, metric_part=part), loaded)
+        assert isinstance(of_folds, MemoryTrainer) and of_folds.edits == expected
     assert train.described(losses) == ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     train.save_artifact(plan, editor, [{"train_step": 1, **losses}], 1, 0.0, {})
     saved, record = load_artifact(plan.artifact_dir)

@@ -57,6 +57,21 @@ def test_a_wrong_argument_is_named(argument: str, says: str) -> None:
         tune.from_command_line(["plan=tiny", argument])
 
 
+@pytest.mark.parametrize(
+    ("plan", "fields"),
+    [("recipe", ("learning_rate", "num_vectors", "margin")), ("serac", ("learning_rate", "first_scale", "first_cosine"))],
+)
+def test_a_memory_with_a_policy_is_swept_over_its_own_settings(plan: str, fields: tuple[str, ...]) -> None:
+    sweep = tune.from_command_line([f"plan={plan}", "validation=8"])
+    assert sweep.fields == tuple(f"editor.{field}" for field in fields) == tuple(sweep.space)
+    assert tune.first_points(sweep) == [] and sweep.plan.schedule.train_steps % sweep.plan.checkpoint_every == 0
+    chosen = {field: domain.sample() for field, domain in sweep.space.items()}
+    assert with_fields(sweep.crossed, chosen).editor != sweep.plan.editor
+    assert tune.from_command_line([f"plan={plan}", "sweep=learning_rate"]).fields == ("editor.learning_rate",)
+    with pytest.raises(ValueError, match=f"no swept setting is named memory; there are {', '.join(fields)}"):
+        tune.from_command_line([f"plan={plan}", "sweep=memory"])
+
+
 def test_a_sweep_of_the_default_model_is_scored_on_what_it_gets_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
     monkeypatch.setattr(smollm2, "check", lambda: None)

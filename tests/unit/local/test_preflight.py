@@ -60,7 +60,7 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         replace(start, editor="FT-L", settings={"modules": "mlp.down_proj,layers.*.mlp.up_proj", "epsilon": "inf"}),
         replace(start, editor="FT-L", settings={"modules": "model.layers.1.self_attn.o_proj"}),
         replace(start, guard={"perplexity.refuse": "2", "perplexity.warn": "1.9", "num_questions": "3"}),
-        *(replace(start, editor=name) for name in ("state", "SCR", "answer")),
+        *(replace(start, editor=name) for name in ("state", "SCR", "IKE", "answer")),
         replace(start, editor=f"{__name__}:Own", settings={"strength": "1"}),
         replace(start, model=""),
     ):
@@ -78,6 +78,7 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         ({"editor": "FT-L/ROME"}, "does not wrap another editor"),
         ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory, .*, such as RLEdit"),
         ({"editor": f"{__name__}:OwnMemory", "settings": {}}, "OwnMemory keeps its edits in a memory .*`errata bench`"),
+        ({"editor": "ELDER", "settings": {}}, "ELDER keeps its edits in a memory .*`errata bench`"),
         ({"preset": "llama4"}, "preset: .*no preset 'llama4'; there are"),
         ({"artifact": "/none"}, "artifact: FTL needs no artifact: leave out /none"),
         ({"editor": "ROME", "artifact": "/none"}, "artifact: /none is no artifact: .*jobs/moments.py"),

@@ -2,6 +2,7 @@
 
 The fields are those of `Edit`; `locality` and `portability` are lists of {prompt, target, kind?, aliases?}. An edit of chat has
 a `question` or `messages` in place of the prompt, or a `form`, as `Edit.from_json` reads them, and may have a whole `answer`.
+Days are texts: `valid_from`, `valid_to`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,23 @@ from dataclasses import replace
 
 from errata.datasets.formats.fields import LeftOut, Record, optional_written, string, texts, written
 from errata.datasets.formats.probes import probes
-from errata.edit import Code, Edit, EditRejected
+from errata.edit import ORIGIN, Code, Edit, EditRejected
 from errata.text.rules import cleaned
 
 ASKED = ("prompt", "question", "messages", "form")
-FIELDS = ("prompt", "target", "aliases", "answer", "subject", "rephrasings", "locality", "portability", "id", *ASKED[1:])
+FIELDS = (
+    "prompt",
+    "target",
+    "aliases",
+    "answer",
+    "subject",
+    "rephrasings",
+    "locality",
+    "portability",
+    "id",
+    *ASKED[1:],
+    *ORIGIN,
+)
 _KNOWN, _CHAT = frozenset(FIELDS), frozenset(ASKED[1:])
 
 
@@ -38,6 +51,7 @@ def edit(record: Record, left_out: LeftOut) -> Edit:
         locality=probes(record, "locality", left_out),
         portability=probes(record, "portability", left_out),
         id=optional_written(record, "id", left_out),
+        **{name: optional_written(record, name, left_out) for name in ORIGIN},
     )
     return _asked(made, record) if is_of_chat else made
 

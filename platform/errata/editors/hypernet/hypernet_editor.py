@@ -8,26 +8,25 @@ their number.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from errata.delta.parts import LowRank
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import Code, EditBatch, EditRejected
-from errata.editors.editor import Editor, check_batch, check_finite
+from errata.editors.editor import check_batch, check_finite
 from errata.editors.hypernet.net import NETWORKS, Hypernetwork, Network, Rule
 from errata.editors.hypernet.reward import Reward
 from errata.editors.past_keys import edits_by_answer, next_state, preconditioners_for
 from errata.editors.solve import KeyGram, KeyPreconditioner, base_preconditioner
 from errata.editors.state import EditorState
+from errata.editors.trained_editor import TrainedEditor
 from errata.model.capture import Captured, capture, joined
 from errata.model.encoding import Encoded, encode_rows, split
 from errata.model.key_moments import key_moment
@@ -47,7 +46,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class HypernetworkEditor(Editor):
+class HypernetworkEditor(TrainedEditor[Policy]):
     """Base class: hyper-parameters and the trained policy.
 
     `modules` are patterns of module names. `first_step` and `first_ridge` set the scale that training starts from; None takes
@@ -73,7 +72,6 @@ class HypernetworkEditor(Editor):
     max_batch: int = 1000
     policy: Policy | None = field(default=None, compare=False, repr=False)
 
-    is_trained: ClassVar[bool] = True
     rule: ClassVar[Rule] = "solve"
     trains_on_sequences: ClassVar[bool] = False
 
@@ -117,12 +115,6 @@ class HypernetworkEditor(Editor):
         """Return the same policy with other base preconditioners, from `measure_preconditioners`."""
         return replace(self, policy=Policy(self.trained_policy().net, bases))
 
-    def trained_policy(self) -> Policy:
-        if self.policy is None:
-            name = type(self).__name__
-            raise ValueError(f"{name} has no trained policy: load one with {name}.load(artifact), or train one (jobs/train.py)")
-        return self.policy
-
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         known = self.trained_policy().net.spec
         if known != spec:
@@ -163,37 +155,16 @@ class HypernetworkEditor(Editor):
         return delta.on_devices_of(model.module), after
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
-        """Save the policy as an artifact; `record` describes its training: plan, seed, training curve, model."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         policy = self.trained_policy()
         tensors = {f"net|{k}": v for k, v in policy.net.state_dict().items()}
         tensors |= {f"metric|{k}": v for k, v in policy.base_preconditioners.items()}
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, str(directory / "policy.safetensors"))
-        fields = {k: v for k, v in asdict(replace(self, policy=None)).items() if k != "policy"}
         matrices = [asdict(matrix) for matrix in policy.net.spec.matrices]
-        text = json.dumps({"editor": type(self).__name__, "fields": fields, "matrices": matrices, "record": record}, indent=1)
-        (directory / "artifact.json").write_text(text)
-
-    @classmethod
-    def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
-        if artifact is None or preset is not None:
-            raise ValueError(f"{cls.__name__} is trained: name the folder of a trained policy (jobs/train.py), and no preset")
-        return cls.load(artifact, device)
+        self.write(directory, tensors, {"matrices": matrices, "record": record})
 
     @classmethod
     def load(cls, directory: str | Path, device: Any = "cpu") -> Self:
-        """Load an editor with its policy from a folder of `save`. Raises `ValueError` if it holds no artifact of this class."""
-        path = Path(directory) / "artifact.json"
-        description: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"editor": None}
-        if description["editor"] != cls.__name__:
-            found = f"it is of {description['editor']}" if description["editor"] else "no artifact.json"
-            raise ValueError(f"{directory} holds no {cls.__name__} artifact ({found}); train one with jobs/train.py")
-        fields = description["fields"]
-        fields |= {"modules": tuple(fields["modules"]), "reward": Reward(**fields["reward"])}
-        editor = cls(**fields)
-        tensors = load_file(str(Path(directory) / "policy.safetensors"), device=str(device))
-        spec = ModelSpec(tuple(MatrixSpec(**matrix) for matrix in description["matrices"]))
-        net = editor._new_network(spec, seed=0).to(device)
+        tensors, about = cls.read(directory, device)
+        editor = cls(**about["fields"] | {"reward": Reward(**about["fields"]["reward"])})
+        net = editor._new_network(ModelSpec(tuple(MatrixSpec(**matrix) for matrix in about["matrices"])), seed=0).to(device)
         net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net|")})
         return replace(editor, policy=Policy(net, {k[7:]: v for k, v in tensors.items() if k.startswith("metric|")}))

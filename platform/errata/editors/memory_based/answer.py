@@ -14,15 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from errata.delta.memory_delta import MemoryDelta
-from errata.edit import EditBatch
-from errata.edit_memory import encoder
-from errata.edit_memory.bank import Kind
-from errata.editors.editor import check_batch
-from errata.editors.memory_based.questions import QuestionMemory, question_records
-from errata.editors.state import EditorState
-from errata.model.language_model import LanguageModel
-from errata.model.prefix_cache import BatchCache
+from errata.edit import Row
+from errata.edit_memory.bank import Kind, Record
+from errata.editors.memory_based.questions import QuestionMemory
 
 
 @dataclass(frozen=True)
@@ -31,9 +25,5 @@ class AnswerMemory(QuestionMemory):
 
     kind: ClassVar[Kind] = "answer"
 
-    def edit(
-        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
-    ) -> tuple[MemoryDelta, EditorState]:
-        check_batch(batch, self.max_batch)
-        records = tuple(replace(record, answer=row.answer) for row, record in question_records(batch, state))
-        return MemoryDelta("answer", encoder.NAME, records), replace(state, num_edits=state.num_edits + len(batch))
+    def written(self, row: Row, record: Record) -> Record:
+        return replace(record, answer=row.answer)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from errata.edit import Code, EditBatch, EditRejected
 from errata.edit_memory.lookup import unit
 from errata.editors.editor import Editor, check_modules
+from errata.editors.state import EditorState
 from errata.guard.probes import Probes
 from errata.model.encoding import Encoded, answer_log_probs, answer_nll, encode_text, padded, rows_at_head
 from errata.model.language_model import LanguageModel
@@ -24,6 +26,7 @@ from errata.timing import timed
 
 NUM_QUESTIONS, NUM_SENTENCES, MAX_SENTENCE_TOKENS = 128, 32, 64  # of the probes that a threshold is calibrated on
 ROWS_AT_ONCE = 32
+THRESHOLDS = "thresholds"  # in the state: of completions, and of questions in chat
 # Above this, rounding might keep a record from its own prompt.
 MAX_THRESHOLD = 0.995
 
@@ -47,6 +50,25 @@ class MemoryEditor(Editor, ABC):
         """Return the module whose input is read. Raises `ValueError` if the editor was made for another model."""
         check_modules(self.modules, model, spec)
         return _one(spec)
+
+
+@dataclass(frozen=True)
+class ThresholdMemory(MemoryEditor, ABC):
+    """Base class of the memories of states with a cosine that decides; with a `threshold` above 0 nothing is calibrated."""
+
+    modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
+    _: KW_ONLY
+    max_false: float = 0.01
+    threshold: float = 0.0
+    max_batch: int = 1000
+
+    def thresholds(self, model: LanguageModel, site: str) -> EditorState:
+        """Return the state before the first edit: the thresholds of completions and of questions in chat."""
+        if self.threshold:
+            return EditorState(0, {THRESHOLDS: torch.full((2,), self.threshold)})
+        completion = calibrated(model, site, self.max_false, in_chat=False)
+        chat = calibrated(model, site, self.max_false, in_chat=True) if model.renderer.form == "chat" else completion
+        return EditorState(0, {THRESHOLDS: torch.tensor([completion, chat])})
 
 
 def output_layer(model: LanguageModel) -> str:
@@ -86,32 +108,47 @@ def inputs_at_answers(model: LanguageModel, encoded: Encoded, site: str) -> tupl
 
 
 def check_inputs(batch: EditBatch, encoded: Encoded, input_TI: Tensor, nll_T: Tensor) -> None:
-    """Raise `EditRejected` for the first edit at whose answer the module's input or the loss is not finite."""
+    """Raise `EditRejected` for the first edit at whose answer the module's input or the loss is not finite.
+
+    Other texts may follow those of the batch.
+    """
     finite_T = torch.isfinite(input_TI).all(1) & torch.isfinite(nll_T).to(input_TI.device)
-    for row, part in zip(batch.rows, finite_T.split(encoded.answer_lengths), strict=True):
+    for row, part in zip(batch.rows, finite_T.split(encoded.answer_lengths), strict=False):
         if not bool(part.all()):
             edit = batch.edits[row.edit].id or row.edit
             raise EditRejected("the model's states or its loss are not finite here", edit=edit, code=Code.NOT_FINITE)
 
 
-@torch.no_grad()
 def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool) -> float:
     """Return the cosine that all but `max_false` of the model's probe questions keep away from every other probe.
 
-    A question's nearest other text is the record that would answer it wrongly. Probes lie beside the model (docs/guard.md);
-    without questions among them, the ends of their sentences stand for questions.
+    A question's nearest other text is the record that would answer it wrongly.
+    """
+    question_MI, other_TI = probe_states(model, site, in_chat)
+    if len(question_MI) < 2:
+        return MAX_THRESHOLD
+    nearest_M = (question_MI @ question_MI.T).fill_diagonal_(-1.0).amax(1)
+    if len(other_TI):
+        nearest_M = torch.maximum(nearest_M, (question_MI @ other_TI.T).amax(1))
+    return min(float(nearest_M.quantile(1 - max_false)), MAX_THRESHOLD)
+
+
+@torch.no_grad()
+def probe_states(model: LanguageModel, site: str, in_chat: bool) -> tuple[Tensor, Tensor]:
+    """Return the inputs of a module at the ends of the model's probe questions, [M, I], and over its sentences, [T, I].
+
+    Both are at length 1. Probes lie beside the model (docs/guard.md); without questions among them, the ends of their sentences
+    stand for questions. There are none of either if there are fewer than two questions.
     """
     probes = Probes.beside(model.path).sample(NUM_QUESTIONS, NUM_SENTENCES)
     asked: list[Prompt] = [Dialogue.of(text) if in_chat else text for text in probes.questions or probes.sentences]
     if len(asked) < 2:
-        return MAX_THRESHOLD
+        return torch.empty(0, 0), torch.empty(0, 0)
     question_MI = ends_of(model, site, asked)
-    cosine_MM = (question_MI @ question_MI.T).fill_diagonal_(-1.0)
-    nearest_M = cosine_MM.amax(1)
-    if probes.questions and probes.sentences:
-        text = encode_text(model.tokenizer, probes.sentences, MAX_SENTENCE_TOKENS, model.device)
-        nearest_M = torch.maximum(nearest_M, (question_MI @ unit(inputs_at_answers(model, text, site)[0]).T).amax(1))
-    return min(float(nearest_M.quantile(1 - max_false)), MAX_THRESHOLD)
+    if not probes.questions or not probes.sentences:
+        return question_MI, question_MI[:0]
+    text = encode_text(model.tokenizer, probes.sentences, MAX_SENTENCE_TOKENS, model.device)
+    return question_MI, unit(inputs_at_answers(model, text, site)[0])
 
 
 def ends_of(model: LanguageModel, site: str, prompts: Sequence[Prompt]) -> Tensor:

@@ -6,22 +6,27 @@ E dimensions.
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 
+from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Edit, EditBatch, Row
+from errata.edit_memory import encoder
 from errata.edit_memory.bank import Record, question_of_fact
 from errata.edit_memory.encoder import SentenceEncoder
+from errata.edit_memory.hooks import bank_of
+from errata.edit_memory.past import with_past
 from errata.edit_memory.subjects import name_in, relation_of
-from errata.editors.editor import check_modules
+from errata.editors.editor import check_batch, check_modules
 from errata.editors.memory_based.memory_editor import MAX_THRESHOLD, NUM_QUESTIONS, NUM_SENTENCES, MemoryEditor
 from errata.editors.state import EditorState
 from errata.guard.probes import Probes
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
+from errata.model.prefix_cache import BatchCache
 from errata.text.joining import separator
 from errata.text.rules import fact_of
 
@@ -55,16 +60,30 @@ class QuestionMemory(MemoryEditor, ABC):
         whole = self.whole_threshold or calibrated_questions(model, self.max_false)
         return EditorState(0, {THRESHOLDS: torch.tensor([self.threshold, whole])})
 
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[MemoryDelta, EditorState]:
+        check_batch(batch, self.max_batch)
+        assert self.kind is not None
+        written = (self.written(row, record) for row, record in question_records(batch, state))
+        records = with_past(written, bank_of(model.module))
+        return MemoryDelta(self.kind, encoder.NAME, records), replace(state, num_edits=state.num_edits + len(batch))
+
+    @abstractmethod
+    def written(self, row: Row, record: Record) -> Record:
+        """Return a record of `question_records` with what a reader needs beside it: what is put in or what is said."""
+
 
 def question_records(batch: EditBatch, state: EditorState) -> Iterator[tuple[Row, Record]]:
     """Yield a record of each row of a batch, with the correction as its text and without an answer."""
-    encoder, (threshold, whole) = SentenceEncoder.load(), state.tensors[THRESHOLDS].split(1)
+    sentences, (threshold, whole) = SentenceEncoder.load(), state.tensors[THRESHOLDS].split(1)
     for row in batch.rows:
         edit, fact = batch.edits[row.edit], fact_of(row.prompt)
         question = question_of_fact(fact)
         subject, relation = subject_of(edit, question)
-        rows = {"key": encoder.encode([relation]), "threshold": (threshold if subject else whole).clone()}
-        yield row, Record(fact, statement(row), rows, subject, edit.id or "")
+        rows = {"key": sentences.encode([relation]), "threshold": (threshold if subject else whole).clone()}
+        record = Record(fact, statement(row), rows, subject, edit.id or "")
+        yield row, replace(record, valid_from=edit.valid_from or "", valid_to=edit.valid_to or "")
 
 
 def subject_of(edit: Edit, question: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from errata.edit import EditBatch
 from errata.edit_memory.bank import Kind, Record
 from errata.edit_memory.lookup import unit
 from errata.editors.editor import check_batch, check_modules
-from errata.editors.memory_based.memory_editor import MemoryEditor, calibrated, check_inputs, inputs_at_answers, output_layer
+from errata.editors.memory_based.memory_editor import THRESHOLDS, ThresholdMemory, check_inputs, inputs_at_answers, output_layer
 from errata.editors.state import EditorState
 from errata.model.encoding import encode_rows
 from errata.model.language_model import LanguageModel
@@ -32,21 +32,15 @@ from errata.model.prefix_cache import BatchCache
 from errata.text.dialogue import Dialogue
 from errata.text.rules import fact_of
 
-THRESHOLDS = "thresholds"  # in the state: of completions, and of questions in chat
-
 
 @dataclass(frozen=True)
-class RTD(MemoryEditor):
-    """RTD. `share` is lambda, `temperature` T and `nearest` K. With a `threshold` above 0 the gate is not calibrated."""
+class RTD(ThresholdMemory):
+    """RTD. `share` is lambda, `temperature` T and `nearest` K."""
 
-    modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
     _: KW_ONLY
     share: float = 0.95
     temperature: float = 0.01
     nearest: int = 32
-    max_false: float = 0.01
-    threshold: float = 0.0
-    max_batch: int = 1000
 
     kind: ClassVar[Kind] = "datastore"
 
@@ -62,12 +56,7 @@ class RTD(MemoryEditor):
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         check_modules(self.modules, model, spec)
-        if self.threshold:
-            return EditorState(0, {THRESHOLDS: torch.full((2,), self.threshold)})
-        site = output_layer(model)
-        completion = calibrated(model, site, self.max_false, in_chat=False)
-        chat = calibrated(model, site, self.max_false, in_chat=True) if model.renderer.form == "chat" else completion
-        return EditorState(0, {THRESHOLDS: torch.tensor([completion, chat])})
+        return self.thresholds(model, output_layer(model))
 
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
@@ -84,5 +73,6 @@ class RTD(MemoryEditor):
             limits = {"threshold": threshold, "temperature": self.temperature, "share": self.share}
             rows = {name: torch.full_like(token_t, value, dtype=torch.float32) for name, value in limits.items()}
             rows |= {"key": key_tH, "token": token_t, "nearest": torch.full_like(token_t, self.nearest)}
-            records.append(Record(fact_of(row.prompt), f"{row.prompt} -> {row.answer}", rows))
+            edit, text = batch.edits[row.edit], f"{row.prompt} -> {row.answer}"
+            records.append(Record(fact_of(row.prompt), text, rows, edit.subject or "", edit.id or ""))
         return MemoryDelta("datastore", site, tuple(records)), replace(state, num_edits=state.num_edits + len(batch))

@@ -14,15 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from errata.delta.memory_delta import MemoryDelta
-from errata.edit import EditBatch
-from errata.edit_memory import encoder
-from errata.edit_memory.bank import Kind
-from errata.editors.editor import check_batch
-from errata.editors.memory_based.questions import QuestionMemory, question_records
-from errata.editors.state import EditorState
-from errata.model.language_model import LanguageModel
-from errata.model.prefix_cache import BatchCache
+from errata.edit import Row
+from errata.edit_memory.bank import Kind, Record
+from errata.editors.memory_based.questions import QuestionMemory
 
 BEFORE_FACT = "Known fact: "
 
@@ -33,9 +27,5 @@ class SCR(QuestionMemory):
 
     kind: ClassVar[Kind] = "text"
 
-    def edit(
-        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
-    ) -> tuple[MemoryDelta, EditorState]:
-        check_batch(batch, self.max_batch)
-        records = tuple(replace(record, text=BEFORE_FACT + record.text) for _, record in question_records(batch, state))
-        return MemoryDelta("text", encoder.NAME, records), replace(state, num_edits=state.num_edits + len(batch))
+    def written(self, row: Row, record: Record) -> Record:
+        return replace(record, text=BEFORE_FACT + record.text)

@@ -12,7 +12,7 @@ Remembers: tau. The records are in the memory. T answer tokens, I in-features.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from errata.edit import EditBatch
 from errata.edit_memory.bank import Kind, Record
 from errata.edit_memory.lookup import ANY, unit
 from errata.editors.editor import check_batch
-from errata.editors.memory_based.memory_editor import MemoryEditor, calibrated, check_inputs, inputs_at_answers
+from errata.editors.memory_based.memory_editor import THRESHOLDS, ThresholdMemory, check_inputs, inputs_at_answers
 from errata.editors.state import EditorState
 from errata.model.encoding import encode_rows
 from errata.model.language_model import LanguageModel
@@ -32,28 +32,15 @@ from errata.model.prefix_cache import BatchCache
 from errata.text.dialogue import Prompt
 from errata.text.rules import fact_of
 
-THRESHOLDS = "thresholds"  # in the state: of completions, and of questions in chat
-
 
 @dataclass(frozen=True)
-class StateMemory(MemoryEditor):
-    """State memory. `modules` names one matrix, whose input is read; with a `threshold` above 0 nothing is calibrated."""
-
-    modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
-    _: KW_ONLY
-    max_false: float = 0.01
-    threshold: float = 0.0
-    max_batch: int = 1000
+class StateMemory(ThresholdMemory):
+    """State memory. `modules` names one matrix, whose input is read."""
 
     kind: ClassVar[Kind] = "state"
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
-        site = self.check_site(model, spec)
-        if self.threshold:
-            return EditorState(0, {THRESHOLDS: torch.full((2,), self.threshold)})
-        completion = calibrated(model, site, self.max_false, in_chat=False)
-        chat = calibrated(model, site, self.max_false, in_chat=True) if model.renderer.form == "chat" else completion
-        return EditorState(0, {THRESHOLDS: torch.tensor([completion, chat])})
+        return self.thresholds(model, self.check_site(model, spec))
 
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
@@ -69,11 +56,12 @@ class StateMemory(MemoryEditor):
             encoded.targets_T.split(encoded.answer_lengths),
             strict=True,
         )
-        records = tuple(
-            Record(fact_of(row.prompt), f"{row.prompt} -> {row.answer}", _rows(model, row.prompt, key_tI, token_t, state))
-            for row, key_tI, token_t in parts
-        )
-        return MemoryDelta("state", site, records), replace(state, num_edits=state.num_edits + len(batch))
+        records = []
+        for row, key_tI, token_t in parts:
+            edit, text = batch.edits[row.edit], f"{row.prompt} -> {row.answer}"
+            rows = _rows(model, row.prompt, key_tI, token_t, state)
+            records.append(Record(fact_of(row.prompt), text, rows, edit.subject or "", edit.id or ""))
+        return MemoryDelta("state", site, tuple(records)), replace(state, num_edits=state.num_edits + len(batch))
 
 
 def _rows(model: LanguageModel, prompt: Prompt, key_tI: Tensor, token_t: Tensor, state: EditorState) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ from errata.model.generation import continuations, greedy_texts
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache
-from errata.text.dialogue import Message, Prompt, in_contexts
+from errata.text.dialogue import Prompt, in_contexts
 from errata.text.rules import fact_of, subject_span
 from errata.timing import timed
 
@@ -181,8 +181,8 @@ def _held(model: LanguageModel, record: Record) -> Iterator[SubjectPrompt]:
     """Locate the subject of a record in its prompt, if it is there as it was."""
     if subject_span(record.question, record.subject) is None:
         return
-    read = json.loads(record.fact)
-    before = () if isinstance(read, str) else tuple(Message(role, content) for role, content in read[:-1])
+    prompt = record.prompt
+    before = () if isinstance(prompt, str) else prompt.before
     edit = Edit(record.question, record.answer, record.subject, form="chat" if record.in_chat else "completion", before=before)
     yield located(model, edit, edit.prompts[-1], record.answer)
 

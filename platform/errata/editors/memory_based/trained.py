@@ -6,20 +6,19 @@ number alone, so that any number of workers trains the same network.
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errata.edit import Edit
-from errata.editors.editor import Editor, check_modules
+from errata.editors.editor import check_modules
+from errata.editors.trained_editor import TrainedEditor
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 
@@ -27,17 +26,16 @@ NUM_SAMPLED = 4096  # tokens, on which the scale of the embeddings is measured
 
 
 @dataclass(frozen=True)
-class TrainedMemory(Editor, ABC):
+class TrainedMemory(TrainedEditor[Any], ABC):
     """Base class: hyper-parameters and the trained network. The memory holds all that reading it needs, without the network."""
 
     modules: tuple[str, ...] = ("layers.3.mlp.down_proj",)
     _: KW_ONLY
     learning_rate: float = 1e-3
     max_batch: int = 1000
-    policy: nn.Module | None = field(default=None, compare=False, repr=False)
+    policy: Any = field(default=None, compare=False, repr=False)
 
     writes: ClassVar[Literal["weights", "memory"]] = "memory"
-    is_trained: ClassVar[bool] = True
 
     @abstractmethod
     def network(self, hidden: int, seed: int, spread: float = 1.0) -> nn.Module:
@@ -54,12 +52,6 @@ class TrainedMemory(Editor, ABC):
             sample_ND = embedding(torch.arange(min(NUM_SAMPLED, embedding.num_embeddings), device=model.device)).float()
         return replace(self, policy=self.network(hidden_size(model), seed, float(sample_ND.std())).to(model.device))
 
-    def trained_policy(self) -> Any:
-        if self.policy is None:
-            name = type(self).__name__
-            raise ValueError(f"{name} has no trained policy: load one with {name}.load(artifact), or train one (jobs/train.py)")
-        return self.policy
-
     def check_policy(self, model: LanguageModel, spec: ModelSpec) -> None:
         """Raise `ValueError` if the network was not trained, or was trained for a model of another size."""
         check_modules(self.modules, model, spec)
@@ -67,33 +59,15 @@ class TrainedMemory(Editor, ABC):
             raise ValueError(f"the policy was trained for {hidden} dimensions, but the model has {hidden_size(model)}")
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
-        """Save the policy as an artifact; `record` describes its training: plan, seed, training curve, model."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         policy = self.trained_policy()
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in policy.state_dict().items()}
-        save_file(tensors, str(directory / "policy.safetensors"))
-        fields = {name: value for name, value in asdict(replace(self, policy=None)).items() if name != "policy"}
-        about = {"editor": type(self).__name__, "fields": fields, "matrices": [], "hidden": policy.hidden, "record": record}
-        (directory / "artifact.json").write_text(json.dumps(about, indent=1))
-
-    @classmethod
-    def from_artifact(cls, artifact: str | Path | None = None, preset: str | None = None, device: Any = "cpu") -> Self:
-        if artifact is None or preset is not None:
-            raise ValueError(f"{cls.__name__} is trained: name the folder of a trained policy (jobs/train.py), and no preset")
-        return cls.load(artifact, device)
+        self.write(directory, policy.state_dict(), {"matrices": [], "hidden": policy.hidden, "record": record})
 
     @classmethod
     def load(cls, directory: str | Path, device: Any = "cpu") -> Self:
-        """Load an editor with its policy from a folder of `save`. Raises `ValueError` if it holds no artifact of this class."""
-        path = Path(directory) / "artifact.json"
-        about: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"editor": None}
-        if about["editor"] != cls.__name__:
-            found = f"it is of {about['editor']}" if about["editor"] else "no artifact.json"
-            raise ValueError(f"{directory} holds no {cls.__name__} artifact ({found}); train one with jobs/train.py")
-        editor = cls(**about["fields"] | {"modules": tuple(about["fields"]["modules"])})
+        tensors, about = cls.read(directory, device)
+        editor = cls(**about["fields"])
         policy = editor.network(about["hidden"], seed=0)
-        policy.load_state_dict(load_file(str(Path(directory) / "policy.safetensors")))
+        policy.load_state_dict(tensors)
         return replace(editor, policy=policy.to(device))
 
 

@@ -1,4 +1,4 @@
-"""Our routes behind the access middleware and the version stamp, over a fake backend."""
+"""Our routes and the console behind the access middleware and the version stamp, over a fake backend."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from errata.local.service_limits import ServiceLimits
 from serving.api import routes
 from serving.api.access import Access
 from serving.api.version_stamp import VersionStamp
+from serving.console import routes as console
 from tests.fakes.backend import Backend
 
 LIMITS = ServiceLimits(max_body_bytes=1024**2)
@@ -39,6 +40,7 @@ def application(folder: Path, keys: Keys | None, limits: ServiceLimits = LIMITS)
         """Alive."""
 
     routes.install(app, backend)
+    console.install(app)
     app.add_middleware(VersionStamp, served=backend)
     app.add_middleware(Access, keys=keys, limits=limits)
     return app

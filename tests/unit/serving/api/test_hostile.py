@@ -7,15 +7,20 @@ import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 import pytest
 import uvicorn
+from fastapi.routing import APIRoute
 
 from errata.access_keys import Key, Keys
 from tests.fakes.served import running
 from tests.unit.hostile import Hostile, hostile
 from tests.unit.serving.api.application import LIMITS, application
+
+# They read nothing of a request but its key, which is tried on others.
+HARMLESS = ("/health", "/ready", "/v1/events", "/v1/status", "/console", "/console/")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,14 @@ def test_hostile_requests_are_refused(client: httpx.Client, bearers: dict[str, s
     assert answer.status_code in request_.codes, answer.text[:300]
     assert "set-cookie" not in answer.headers
     assert client.get("/health").status_code == 200
+
+
+def test_every_route_of_ours_has_a_hostile_request(tmp_path: Path) -> None:
+    ours = [route for route in application(tmp_path, None).routes if isinstance(route, APIRoute)]
+    sent = {(one.method, unquote(one.path.partition("?")[0])) for one in hostile()}
+    for route in ours:
+        is_sent = any(method in route.methods and route.path_regex.match(path) for method, path in sent)
+        assert is_sent or route.path in HARMLESS, f"{route.path} has no hostile request"
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,20 @@ def test_each_error_has_its_status_and_code(
         assert answer.headers["Retry-After"] == "7"
 
 
+def test_a_dry_run_of_a_revert_reverts_nothing() -> None:
+    backend = ScriptedBackend({"dry_run": True, "head": 1})
+    answer = asked(backend, "POST", "/v1/revert?dry_run=true", json={"edits": ["e"], "expected_head": 1})
+    assert (answer.status_code, answer.json()) == (200, {"dry_run": True, "head": 1})
+    assert backend.seen == [(["e"], [], "auto", 1)]
+
+
+def test_the_edits_of_a_subject_are_asked_for() -> None:
+    backend = ScriptedBackend({"edits": [], "next": None})
+    assert asked(backend, "GET", "/v1/edits?subject=New%20Kurk&limit=5").status_code == 200
+    assert backend.seen == [(None, 5, None, "New Kurk")]
+    assert asked(backend, "GET", "/v1/edits?subject=").json()["error"]["field"] == "subject"
+
+
 def test_all_faults_of_a_batch_are_listed() -> None:
     with pytest.raises(EditRejected) as rejected:
         check_edits([Edit("p", ""), Edit("p", "t"), Edit("p", "t", "q", form="chat", aliases=(" ",), answer="It is u.")])

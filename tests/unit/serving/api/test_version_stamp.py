@@ -81,9 +81,9 @@ def test_every_event_of_a_stream_is_stamped() -> None:
     assert ": comment" in answer.text
 
 
-async def decided(edit: FiredEdit | None, after_s: float = 0.0) -> FiredEdit | None:
+async def decided(edit: FiredEdit | None, after_s: float = 0.0) -> list[FiredEdit]:
     await asyncio.sleep(after_s)
-    return edit
+    return [] if edit is None else [edit]
 
 
 def with_memory(*decisions: FiredEdit | None) -> FastAPI:
@@ -122,6 +122,34 @@ def test_a_stream_names_the_edits_in_its_header_and_in_the_first_event() -> None
     events = [json.loads(line.removeprefix("data: "))["errata"] for line in answer.text.split("\n\n") if line]
     assert [event.get("edits") for event in events] == [[{"id": "", "score": 0.9}], None]
     assert answer.headers["X-Errata-Edit"] == "-;score=0.90"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_edits_that_fire_while_an_answer_is_generated_are_named_as_soon_as_they_are_known(stream: bool) -> None:
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    async def complete() -> Any:
+        fired = version_stamp.OF_REQUEST.get()
+        assert fired is not None
+
+        async def events() -> AsyncIterator[str]:
+            yield 'data: {"n": 1}\n\n'
+            fired.noted.append(FiredEdit("a", 0.9))
+            yield 'data: {"n": 2}\n\n'
+            yield 'data: {"n": 3}\n\n'
+
+        if stream:
+            return StreamingResponse(events(), media_type="text/event-stream")
+        fired.noted.append(FiredEdit("a", 0.9))
+        return {"choices": []}
+
+    app.add_middleware(version_stamp.VersionStamp, served=Served())
+    answer = call(app, "POST", "/v1/completions", json={"stream": stream})
+    texts = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    named = [json.loads(text)["errata"].get("edits") for text in texts]
+    assert named == ([None, [{"id": "a", "score": 0.9}], None] if stream else [[{"id": "a", "score": 0.9}]])
+    assert answer.headers.get("X-Errata-Edit") == (None if stream else "a;score=0.90")
 
 
 @pytest.mark.parametrize(("changes_running", "last"), [(0, 3), (1, 4)])

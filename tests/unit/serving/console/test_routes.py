@@ -70,7 +70,6 @@ def test_a_browser_that_has_a_file_gets_304(app: FastAPI) -> None:
 
 def test_the_files_need_no_key_and_data_does(bearers: dict[str, str], tmp_path: Path) -> None:
     app = application(tmp_path, Keys.load(bearers["file"]))
-    console.install(app)
     assert call(app, "GET", "/console/").status_code == 200
     assert call(app, "GET", "/v1/key").status_code == 401
     assert role_for("GET", "/console/app.js") == OPEN

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from errata.delta.weight_delta import WeightDelta
+from errata.edit_memory.bank import Kind
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from serving.api.version_stamp import OutOfRotation
@@ -201,6 +202,22 @@ def test_a_worker_that_does_not_follow_ends_the_replica(ledger: Ledger, monkeypa
             assert replica.version == 0 and replica._memory.now.bank is None
 
     asyncio.run(swapped())
+
+
+@pytest.mark.parametrize(("kind", "reads"), [("rows", True), ("prefix", True), ("datastore", False), ("answer", False)])
+def test_the_engine_reads_embeddings_of_requests_for_a_memory_that_has_some(ledger: Ledger, kind: Kind, reads: bool) -> None:
+    remembered(ledger, '"a"', kind=kind)
+
+    async def started() -> None:
+        async with engine.started(ledger, is_known=True, memory=kind) as replica:
+            assert ("errata_read_embeddings" in names(replica)) == reads
+            assert ("errata_note_fired" in names(replica)) == (kind == "datastore")
+            replica.engine.seen.clear()
+            answer = await replica.swap()
+            assert answer["version"] == 1 and "pause" not in names(replica), answer
+            assert replica._memory.now.kind == kind and replica.running_epoch == (kind == "datastore")
+
+    asyncio.run(started())
 
 
 def test_the_engine_is_started_for_the_memory_that_the_editor_writes() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import weakref
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from errata.delta.parts import Dense, LowRank, Series, Sparse
 from errata.delta.weight_delta import WeightDelta
+from errata.edit_memory.bank import Kind
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from tests.unit.conftest import MATRICES
@@ -215,6 +217,44 @@ def test_a_memory_that_this_engine_cannot_read_is_refused(ledger: Ledger, monkey
         fault = engine.prepare(wanted)
         assert fault is not None and fault["kind"] == "invalid" and says in fault["message"]
         assert engine.prepared is None
+
+
+@pytest.mark.parametrize("kind", ["datastore", "rows", "prefix"])
+def test_a_memory_of_another_models_vectors_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
+    records.remembered(ledger, '"a"', kind=kind)
+    engine, wanted = InMemoryDeltaEngine("base"), update(ledger, 0, 1, reset=False)
+    assert engine.prepare(wanted) is None
+    for sizes in ({}, {"embedding": 90, "head": 90}):
+        monkeypatch.setattr(engine, "embeddings", sizes)
+        fault = engine.prepare(wanted)
+        assert fault is not None and "no embedding or output layer of this model" in fault["message"]
+
+
+def test_a_datastore_is_mixed_in_from_its_version_on_and_no_longer(ledger: Ledger) -> None:
+    first = records.remembered(ledger, '"a"', kind="datastore")
+    engine = InMemoryDeltaEngine("base")
+    engine.follow(engine.parse_update_info(update(ledger, 0, first, reset=False)))
+    assert isinstance(engine.hook, weight_engine.MixingHook) and "compute_logits" in vars(engine.model)
+    engine.follow(engine.parse_update_info(update(ledger, first, 0, reset=True)))
+    assert engine.hook is None and "compute_logits" not in vars(engine.model)
+
+
+@pytest.mark.parametrize("kind", ["rows", "prefix"])
+def test_a_memory_of_embeddings_comes_with_the_requests(ledger: Ledger, kind: Kind) -> None:
+    records.remembered(ledger, '"a"', kind=kind)
+    engine = InMemoryDeltaEngine("base")
+    engine.follow(engine.parse_update_info(update(ledger, 0, 1, reset=False)))
+    assert engine.state.version == 1 and engine.bank is None and engine.hook is None
+
+
+def test_embeddings_of_requests_need_a_runner_that_reads_them() -> None:
+    extension = weight_engine.WorkerExtension()
+    extension.model_runner = SimpleNamespace(enable_prompt_embeds=False)
+    extension.errata_read_embeddings(True)
+    assert extension.model_runner.enable_prompt_embeds
+    extension.model_runner = SimpleNamespace()
+    with pytest.raises(RuntimeError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
+        extension.errata_read_embeddings(True)
 
 
 def test_a_memory_of_states_is_read_from_its_version_on_and_no_longer(ledger: Ledger) -> None:

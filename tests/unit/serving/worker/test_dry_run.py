@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import pytest
 
 from errata.edit import Code, Edit, EditRejected
 from errata.history.budget import WalkBudget, WalkStopped, WalkTooLong
+from errata.history.revert_selection import RevertRefused
+from errata.ledger import HeadMoved
 from errata.text.answers import same_answer
 from serving.api.schemas import DryRunOut
-from serving.worker.dry_run import tried
+from serving.worker.dry_run import Chosen, tried, tried_revert
+from serving.worker.journal import UnknownEdit
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.refusals import Busy
 from tests.e2e.toy import WORLD
-from tests.fakes.edit_worker import make_worker
+from tests.fakes.edit_worker import make_worker, post
 
 EDITS = [replace(edit, rephrasings=(), locality=(), portability=()) for edit in WORLD.edits("test", 36)[::4]]
 
@@ -55,6 +59,16 @@ def test_a_dry_run_tells_what_the_edits_would_do_and_leaves_no_trace(live_model:
     made = live_model.make([EDITS[3]], [found["edits"][1]["before"]])
     live_model.append(made)
     assert live_model.answers([EDITS[3]])[0][0] != found["edits"][1]["before"]
+
+
+def test_a_dry_run_logs_no_text(live_model: LiveModel, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "errata")
+    refused = [replace(EDITS[2], prompt=f"the {word} of x is") for word in ("violin", "piano")]
+    found = tried(live_model, [EDITS[3], *refused], WalkBudget())
+    assert [one["state"] for one in found["edits"]] == ["applied", "rejected", "rejected"]
+    texts = {text for edit in (EDITS[3], *refused) for text in (edit.prompt, edit.target)}
+    assert not [record for record in caplog.records for text in texts if text in str(vars(record))]
 
 
 def test_answers_that_would_change_are_those_that_change(live_model: LiveModel) -> None:
@@ -106,3 +120,76 @@ def test_a_worker_tries_one_post_at_a_time_of_at_most_a_batch(tmp_path: Path) ->
         assert not worker._walking.locked() and worker.journal.depth == 0
 
     asyncio.run(both())
+
+
+def test_a_dry_run_of_a_revert_tells_what_is_answered_after_it_and_leaves_no_trace(live_model: LiveModel) -> None:
+    live_model.append(live_model.make([replace(EDITS[2], id="id-2")]))
+    weights, files = traces(live_model)[2], traces(live_model)[0]
+    found = tried_revert(live_model, Chosen(["id-0"], [], "replay"), 2, WalkBudget())
+    assert (traces(live_model)[0], traces(live_model)[2], live_model.version) == (files, weights, 2)
+    json.dumps(found, allow_nan=False)
+    assert (found["dry_run"], found["head"], found["publish"], found["mode"], found["reverted"]) == (
+        True,
+        2,
+        True,
+        "replay",
+        ["id-0"],
+    )
+    assert found["neighbours"]["num_edits"] == found["neighbours"]["num_edits_asked"] == 2
+    (row,) = found["scorecard"]["reverted_answers"]
+    kept = [held.edit for held in live_model.inspector.earlier.held if held.edit.id != "id-0"]
+    before = [texts[0] for texts in live_model.answers(kept)]
+    version = live_model.append(live_model.revert(["id-0"], [], "replay"))
+    assert version.scorecard["reverted_answers"] == [row]
+    after = [texts[0] for texts in live_model.answers(kept)]
+    changed = {edit.id for edit, one, other in zip(kept, before, after, strict=True) if not same_answer(one, other)}
+    assert {one["id"] for one in found["neighbours"]["edits"]} >= changed
+
+
+def test_a_revert_that_the_guard_would_refuse_is_shown(live_model: LiveModel) -> None:
+    limited = LiveModel(replace(live_model.options, guard={"strict": "false", "change.warn": "0", "change.refuse": "0"}))
+    found = tried_revert(limited, Chosen([], [1], "subtract"), None, WalkBudget())
+    assert not found["publish"] and found["breaches"][0]["limit"] == "change" and "scorecard" not in found
+
+
+def test_a_dry_run_of_a_revert_refuses_as_the_revert(live_model: LiveModel) -> None:
+    with pytest.raises(HeadMoved):
+        tried_revert(live_model, Chosen(["id-0"], [], "auto"), 7, WalkBudget())
+    with pytest.raises(RevertRefused) as refused:
+        tried_revert(live_model, Chosen(["other"], [], "auto"), None, WalkBudget())
+    assert refused.value.code == Code.UNKNOWN_EDIT
+    with pytest.raises(WalkTooLong):
+        tried_revert(live_model, Chosen(["id-0"], [], "auto"), None, WalkBudget(max_s=-1.0))
+
+
+def test_a_dry_run_of_a_revert_asks_again_for_the_edits_that_no_version_holds(live_model: LiveModel) -> None:
+    num_loads = live_model.num_loads
+    tried_revert(live_model, Chosen(["id-0"], [], "replay"), None, WalkBudget())
+    assert live_model.num_loads > num_loads
+
+
+def test_a_worker_tries_a_revert_of_edits_that_it_accepted(tmp_path: Path) -> None:
+    worker = make_worker(tmp_path)
+    (queued,) = post(worker, "p")
+
+    async def asked() -> None:
+        with pytest.raises(UnknownEdit):
+            await worker.dry_run_revert(["other"], [], "auto")
+        async with worker._walking:
+            with pytest.raises(Busy):
+                await worker.dry_run_revert([queued], [], "auto")
+
+    asyncio.run(asked())
+
+
+def test_an_accepted_edit_that_is_in_no_version_is_not_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = make_worker(tmp_path)
+    (queued,) = post(worker, "p")
+
+    def refused(*_: object) -> None:
+        raise RevertRefused("no version holds it", code=Code.UNKNOWN_EDIT, edit=queued, field="edits")
+
+    monkeypatch.setattr("serving.worker.dry_run.tried_revert", refused)
+    with pytest.raises(RevertRefused) as found:
+        asyncio.run(worker.dry_run_revert([queued], [], "auto"))
+    assert found.value.code == Code.NOT_LIVE

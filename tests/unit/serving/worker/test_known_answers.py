@@ -76,6 +76,25 @@ def test_a_batch_is_made_and_measured_without_the_model(live_model: LiveModel) -
     assert said(live_model, *batch) == [edit.target for edit in batch]
 
 
+def test_what_a_later_day_ends_stays_in_the_memory_until_that_is_reverted(live_model: LiveModel) -> None:
+    first = replace(FACTS[0], valid_from="2010-01-01")
+    later = replace(FACTS[0], id="later", target=OTHER, valid_from="2020-01-01")
+
+    def times() -> list[tuple[str, str, str, bool]]:
+        records = () if live_model.bank is None else live_model.bank
+        return sorted((record.edit, record.valid_from, record.valid_to, record.is_past) for record in records)
+
+    post(live_model, first)
+    post(live_model, later)
+    assert times() == [("id-0", "2010-01-01", "2020-01-01", True), ("later", "2020-01-01", "", False)]
+    assert said(live_model, later) == [OTHER] and live_model.held_counts["open"] == 0
+    live_model.append(live_model.revert(["later"], [], "subtract"))
+    assert times() == [("id-0", "2010-01-01", "", False)] and said(live_model, first) == [first.target]
+    live_model.move_to(2)
+    live_model.append(live_model.revert(["id-0"], [], "subtract"))
+    assert times() == [("later", "2020-01-01", "", False)] and said(live_model, later) == [OTHER]
+
+
 def test_other_answers_keep_their_bits(live_model: LiveModel) -> None:
     prompts = [edit.prompts[0] for edit in FACTS[20:26]]
     before = greedy_texts(live_model.model, prompts)

@@ -13,10 +13,10 @@ from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditRejected
 from errata.editors import EDITORS, make_editor, name_of
-from errata.editors.build import TrainedEditor
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.trained_editor import TrainedEditor
 from errata.editors.wrappers.rect import RECT
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.guard.limits import Guard, Limit

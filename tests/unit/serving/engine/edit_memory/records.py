@@ -12,7 +12,8 @@ import torch
 
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit_memory import encoder
-from errata.edit_memory.bank import READ_BEFORE, ROWS, Kind, Record
+from errata.edit_memory.bank import BY_QUESTION, EMBEDDED, ROWS, Kind, Record
+from errata.edit_memory.lookup import Candidate
 from errata.edit_memory.reader import Change
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
@@ -23,18 +24,23 @@ STATE_SITE = MATRICES[0]
 NUM_IN = 96  # in-features of that module
 
 
+HIDDEN, VOCABULARY = 96, 100  # sizes of the embeddings of the fake engine's model
+SITES: dict[Kind, str] = {"state": STATE_SITE, "datastore": "head", "rows": "embedding", "prefix": "embedding"}
+
+
 def site_of(kind: Kind) -> str:
-    return encoder.NAME if kind in READ_BEFORE else STATE_SITE
+    return SITES.get(kind, encoder.NAME)
 
 
 def a_record(fact: str, kind: Kind = "answer", seed: int = 0) -> Record:
     """Make a record with random rows; its edit is named after the fact, which is JSON."""
     random = torch.Generator().manual_seed(seed)
-    width = encoder.NUM_DIMENSIONS if kind in READ_BEFORE else NUM_IN
+    width = encoder.NUM_DIMENSIONS if kind in BY_QUESTION else NUM_IN
     sizes = {1: (1,), 2: (1, width)}
     rows = {name: torch.rand(sizes[num_dims], generator=random) for name, num_dims in ROWS[kind].items()}
-    if kind == "state":
-        rows |= {name: torch.ones(1, dtype=torch.long) for name in ("token", "after")}
+    rows |= {name: torch.ones(1, dtype=torch.long) for name in ("token", "after", "nearest", "id", "begins") if name in rows}
+    if kind in EMBEDDED:
+        rows["embedding"] = torch.rand(1, HIDDEN * (3 if kind == "prefix" else 1), generator=random)
     name = json.loads(fact)
     return Record(fact, f"{name}, corrected", rows, edit=f"edit-{name}", answer=f"answer {name}")
 
@@ -67,7 +73,7 @@ class Reader:
         self.rooms.append(room)
         self.threads.add(threading.current_thread().name)
         found = self.changes.get(tuple(ids))
-        return None if found is None else Change(next(iter(self.bank)), 0.925, *found)
+        return None if found is None else Change((Candidate(next(iter(self.bank)), 0.925),), *found)
 
 
 def a_memory(kind: Kind = "answer", **changes: Any) -> FrontMemory:

@@ -1,4 +1,4 @@
-"""The hooks of a vLLM worker that read a memory of states: the same decisions as those of transformers, request by request."""
+"""The hooks of a vLLM worker that read a memory at each token: the decisions of transformers, request by request."""
 
 from __future__ import annotations
 
@@ -74,3 +74,31 @@ def test_the_logits_of_prompts_and_of_warm_ups_are_the_models_own(model: Any, st
     assert torch.equal(step([READ], with_metadata=False), before)
     assert step([READ]).argmax(1).item() == FORCED
     assert torch.equal(model.compute_logits(model.embedding(torch.tensor([READ]))), before), "the step's logits are taken"
+
+
+def test_a_datastore_is_mixed_in_where_a_last_state_is_near(model: Any, step: Any) -> None:
+    one = torch.ones(1)
+    rows = {
+        "key": unit(model.embedding.weight[READ][None].detach()),
+        "token": torch.tensor([FORCED]),
+        "nearest": torch.tensor([1]),
+        "threshold": 0.99 * one,
+        "temperature": 0.01 * one,
+        "share": 0.75 * one,
+    }
+    requests = ([1, 2, READ], [READ, 3], [READ])
+    before = step(*requests)
+    hook = logits_hook.MixingHook(model, MemoryDelta("datastore", "head", (Record('"a"', "a", rows),)).after(None))
+    after = step(*requests)
+    expected = 0.25 * before[[0, 2]].softmax(1)
+    expected[:, FORCED] += 0.75
+    assert torch.allclose(after[[0, 2]].softmax(1), expected, atol=1e-6) and torch.equal(after[1], before[1])
+    hook.remove()
+    assert torch.equal(step(*requests), before) and "compute_logits" not in vars(model)
+
+
+def test_a_rank_without_logits_mixes_nothing(model: Any) -> None:
+    model.compute_logits = lambda *_: None
+    hook = logits_hook.MixingHook(model, bank_of(model))
+    assert model.compute_logits(torch.zeros(1, 96)) is None
+    assert hook.bank is not None

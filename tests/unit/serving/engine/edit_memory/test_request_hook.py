@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from errata.edit_memory.bank import Kind
+from errata.edit_memory.bank import Bank, Kind, Record
+from errata.edit_memory.embedding_reader import EmbeddingSizes, RowsReader
 from serving.api.fired_edits import OF_REQUEST, FiredEdits
 from serving.metrics import ReplicaMetrics
 from tests.unit.serving.engine.edit_memory.records import FrontMemory, a_memory
@@ -24,6 +26,14 @@ ASKED = [5, 6, 7]
 CONTEXT = 40
 
 
+class Output(str):
+    """An output; the second one is the last."""
+
+    @property
+    def finished(self) -> bool:
+        return self == "two"
+
+
 class Engine:
     """vLLM's engine: records what it is asked, and answers with two outputs; `closed` counts answers that were left."""
 
@@ -34,11 +44,16 @@ class Engine:
         self.asked: list[tuple[Any, Any, str, dict[str, Any]]] = []
         self.closed = 0
 
+    async def collective_rpc(self, method: str, args: tuple[str]) -> list[list[tuple[str, float]]]:
+        assert method == "errata_fired"
+        (self.name,) = args
+        return [[("edit-a", 0.97)]]
+
     async def generate(self, prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> AsyncIterator[str]:
         self.asked.append((prompt, sampling_params, request_id, more))
         try:
-            yield "one"
-            yield "two"
+            yield Output("one")
+            yield Output("two")
         finally:
             self.closed += 1
 
@@ -84,6 +99,25 @@ def test_a_text_changes_the_prompt_and_nothing_else_of_the_request() -> None:
     asyncio.run(asked())
 
 
+def test_embeddings_go_along_with_the_prompt_whose_tokens_they_replace() -> None:
+    async def asked() -> None:
+        rows = {"id": torch.tensor([6, 7]), "begins": torch.tensor([1, 0]), "number": torch.tensor([0, 0])}
+        rows["embedding"] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        bank = Bank("rows", "embed").changed([Record('"a"', "a", rows, edit="edit-a")], ())
+        hook, request = Hook(FrontMemory(7, bank, RowsReader(bank, EmbeddingSizes(50, 2, CONTEXT)))), FiredEdits()
+        prompt, params = await hook.ask(request=request)
+        assert torch.equal(prompt.pop("prompt_embeds"), torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]]))
+        own = {"type": "embeds", "prompt_token_ids": ASKED, "is_token_ids": [True, False, False]}
+        assert prompt == {"cache_salt": "salt", "prompt": "text", **own} and params.extra_args is None
+        assert [(edit.id, edit.score) for edit in await request.edits()] == [("edit-a", 1.0)]
+        plain, _ = await hook.ask([5, 7, 6])
+        assert plain["type"] == "token" and hook.metric("prompt_tokens_total") == 0
+        left, _ = await hook.ask(prompt_logprobs=1)
+        assert left["type"] == "token", "they are asked for the client's own tokens"
+
+    asyncio.run(asked())
+
+
 def test_an_answer_goes_along_with_the_request_and_leaves_the_prompt() -> None:
     async def asked() -> None:
         hook = Hook(changed())
@@ -117,6 +151,24 @@ def test_the_edits_that_fired_are_known_before_the_answer_begins() -> None:
         assert hook.engine.asked == [], "the engine is asked when the answer is read"
         for answer in answers:
             await answer.aclose()
+
+    asyncio.run(asked())
+
+
+def test_the_worker_says_what_fired_before_the_last_output_is_passed_on() -> None:
+    async def asked() -> None:
+        hook, request = Hook(a_memory("state")), FiredEdits()
+        OF_REQUEST.set(request)
+        prompt = {"type": "token", "prompt_token_ids": ASKED}
+        extra = {"own": 1, "errata_request": "forged"}
+        params = vllm.SamplingParams(extra_args=extra)
+        seen = []
+        async for output in hook.hook.generate(prompt, params, "id"):
+            seen.append((output, [(edit.id, edit.score) for edit in request.take_noted()]))
+        assert seen == [("one", []), ("two", [("edit-a", 0.97)])]
+        read, given, *_ = hook.engine.asked[-1]
+        assert read is prompt and given.extra_args == {"own": 1, "errata_request": hook.engine.name} != extra
+        assert hook.metric("lookup_seconds_count") == 0
 
     asyncio.run(asked())
 

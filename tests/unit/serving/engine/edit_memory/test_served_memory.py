@@ -11,11 +11,12 @@ import pytest
 
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import Kind
+from errata.edit_memory.embedding_reader import EmbeddingReader, EmbeddingSizes
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from serving.engine.edit_memory import served_memory
 from serving.engine.edit_memory.served_memory import FrontMemory, ServedMemory
-from tests.unit.serving.engine.edit_memory.records import Reader, remembered
+from tests.unit.serving.engine.edit_memory.records import HIDDEN, VOCABULARY, Reader, remembered
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def served_by(ledger: Ledger, kind: Kind | None = "answer") -> ServedMemory:
-    return ServedMemory(ledger.base["model"], 64, kind)
+    return ServedMemory(ledger.base["model"], EmbeddingSizes(VOCABULARY, HIDDEN, 64), kind)
 
 
 def swap(served: ServedMemory, ledger: Ledger, version: int, reset: bool = False, snapshots: bool = True) -> FrontMemory:
@@ -106,7 +107,17 @@ def test_a_file_that_cannot_be_read_is_a_refusal(ledger: Ledger, tmp_path: Path)
         asyncio.run(served_by(ledger).prepare({"version": 1, "reset": True, "files": [str(torn)]}))
 
 
-def test_a_memory_that_is_read_inside_the_model_has_no_reader_in_front(ledger: Ledger) -> None:
-    remembered(ledger, '"a"', kind="state")
-    memory = swap(served_by(ledger, "state"), ledger, 1)
-    assert (memory.kind, memory.num_records, memory.reader) == ("state", 1, None)
+@pytest.mark.parametrize("kind", ["state", "datastore"])
+def test_a_memory_that_is_read_inside_the_model_has_no_reader_in_front(ledger: Ledger, kind: Kind) -> None:
+    remembered(ledger, '"a"', kind=kind)
+    memory = swap(served_by(ledger, kind), ledger, 1)
+    assert (memory.kind, memory.num_records, memory.reader) == (kind, 1, None)
+
+
+@pytest.mark.parametrize(("kind", "num_vectors"), [("rows", 1), ("prefix", 3)])
+def test_a_memory_of_embeddings_has_its_vectors_in_front(ledger: Ledger, kind: Kind, num_vectors: int) -> None:
+    for fact in ('"a"', '"b"'):
+        remembered(ledger, fact, kind=kind)
+    memory = swap(served_by(ledger, kind), ledger, 2, reset=True)
+    assert memory.kind == kind and isinstance(memory.reader, EmbeddingReader)
+    assert memory.reader.table_ND.shape == (2 * num_vectors, HIDDEN) and memory.reader.vocabulary == VOCABULARY
