@@ -30,7 +30,7 @@ MAX_CHANGED = 0.02  # of unrelated answers, by a memory
 
 @dataclass(frozen=True)
 class Bound:
-    """What a row should reach, and the figure that it has."""
+    """A bound that a row should reach, and the figure that it has."""
 
     what: str
     value: float

@@ -39,7 +39,7 @@ REPORTED_BATCHES = 10  # between two lines of progress
 
 @dataclass(frozen=True)
 class BeforeEdits:
-    """What the unedited model says to every prompt of a stream, as tokens and texts, and its perplexities."""
+    """The unedited model's answers to every prompt of a stream, as tokens and texts, and its perplexities."""
 
     tokens: Tokens
     texts: Mapping[Prompt, str]
@@ -64,7 +64,7 @@ def texts_of_tokens(model: LanguageModel, tokens: Tokens) -> dict[Prompt, str]:
 
 @dataclass
 class EditsMade:
-    """What became of the edits: the bytes of their changes, seconds an edit in each batch, and refused edits.
+    """The edits as they were made: the bytes of their changes, seconds an edit in each batch, and refused edits.
 
     `right_at_first` has the edits that were right immediately after their batch, with the number of edits until then.
     """

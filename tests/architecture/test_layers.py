@@ -30,7 +30,7 @@ INSIDE = {
     "errata.editors": (
         "normalise solve state presets",
         "editor",
-        "past_keys accumulated repeated",
+        "past_keys accumulated repeated trained_editor",
         "hypernet closed_form fine_tuning memory_based",
         "wrappers",
         "table",

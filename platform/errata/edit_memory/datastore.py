@@ -15,14 +15,14 @@ from errata.edit_memory.bank import Bank
 from errata.edit_memory.lookup import NONE, Fired, unit
 
 
-class Mixture(NamedTuple):
+class MixedLogits(NamedTuple):
     """The logits with the references mixed in, and the row that decided it at each token."""
 
     logits_TV: Tensor
     fired: Fired
 
 
-def mixed(rows: Mapping[str, Tensor], state_TH: Tensor, logits_TV: Tensor) -> Mixture:
+def mixed(rows: Mapping[str, Tensor], state_TH: Tensor, logits_TV: Tensor) -> MixedLogits:
     """Return log(lambda r + (1 - lambda) p) at tokens whose nearest row reaches its threshold; other tokens keep their bits.
 
     `state_TH` are the inputs of the output layer. r(y) sums softmax(-d / T) over those of the K nearest rows whose token is y,
@@ -35,7 +35,7 @@ def mixed(rows: Mapping[str, Tensor], state_TH: Tensor, logits_TV: Tensor) -> Mi
     found = Fired(torch.where(torch.isfinite(score_T), row_T, NONE), score_T)
     at = (found.row_T != NONE).nonzero()[:, 0]
     if not len(at):
-        return Mixture(logits_TV, found)
+        return MixedLogits(logits_TV, found)
     cosine_FN, first_F = cosine_TN[at], row_T[at]
     share_F1, temperature_F1, nearest_F1 = (rows[name][first_F, None] for name in ("share", "temperature", "nearest"))
     cosine_FK, row_FK = cosine_FN.topk(min(int(nearest_F1.max()), cosine_FN.shape[1]), dim=1)
@@ -45,7 +45,7 @@ def mixed(rows: Mapping[str, Tensor], state_TH: Tensor, logits_TV: Tensor) -> Mi
     vote_FV = weight_FK.new_zeros(len(at), logits_TV.shape[1]).scatter_add(1, rows["token"][row_FK], weight_FK)
     own_FV = logits_TV[at].float().log_softmax(1)
     both_FV = torch.logaddexp(share_F1.log() + vote_FV.log(), (1 - share_F1).log() + own_FV)
-    return Mixture(logits_TV.index_copy(0, at, both_FV.to(logits_TV)), found)
+    return MixedLogits(logits_TV.index_copy(0, at, both_FV.to(logits_TV)), found)
 
 
 class DatastoreHooks:

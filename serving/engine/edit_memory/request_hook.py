@@ -101,7 +101,7 @@ class HookedEngine:
 
 
 class _Read(NamedTuple):
-    """What a memory does to a request, and the prompt that the engine reads."""
+    """The effect of a memory on a request, and the prompt that the engine reads."""
 
     change: Change | None
     prompt: Any

@@ -196,7 +196,7 @@ def test_a_burst_of_edits_and_reads(app: App) -> None:
 
 
 def test_no_text_of_an_edit_and_no_key_is_in_the_logs(app: App, service: ScalableService) -> None:
-    """Whatever is posted, asked and refused: the session's logs have ids and codes alone."""
+    """Check that the session's logs have ids and codes alone, after posts, questions and refusals."""
     prompt = f"qzjxw {FACTS[0][0]}"
     headers = {"Idempotency-Key": "qzjxw-key"}
     codes = [

@@ -1,4 +1,4 @@
-"""What is asked after true corrections: every form of each, of the latest edit of a fact, and other facts beside them."""
+"""Questions asked after true corrections: every form of each, of the latest edit of a fact, and other facts beside them."""
 
 from __future__ import annotations
 

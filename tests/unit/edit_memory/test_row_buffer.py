@@ -1,4 +1,4 @@
-"""The rows of banks that follow each other: the same as joined anew, whatever else has followed the same bank."""
+"""The rows of banks that follow each other: the same as joined from all records, whatever else has followed the same bank."""
 
 from __future__ import annotations
 
