@@ -166,7 +166,7 @@ _PLACES: tuple[dict[str, Any], ...] = (
 
 def _ftls() -> list[FTL]:
     middle, early = ("layers.20.mlp.down_proj",), ("layers.12.mlp.down_proj",)
-    small = {"epsilon": 1e-3, "learning_rate": 1e-3}
+    small: dict[str, Any] = {"epsilon": 1e-3, "learning_rate": 1e-3}
     return [FTL(middle, epsilon=1e-2), FTL(middle, **small), FTL(early, **small)]
 
 

@@ -68,7 +68,7 @@ def log_run(
 
 def params_of(plan: Plan) -> dict[str, Any]:
     """Flatten the plan's fields to the names of the command line, such as `editor.reward.discount`."""
-    return dict(_flat("", dataclasses.asdict(replace(plan, editor=replace(plan.editor, policy=None)))))
+    return dict(_flat("", dataclasses.asdict(replace(plan, editor=plan.editor.without_policy()))))
 
 
 def _flat(prefix: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -115,7 +115,7 @@ class Plan:
 
     def digest(self, *fields: str) -> str:
         """Hash the named fields, or all fields that change the result, to 12 hex digits."""
-        chosen = dataclasses.asdict(replace(self, editor=replace(self.editor, policy=None)))
+        chosen = dataclasses.asdict(replace(self, editor=self.editor.without_policy()))
         chosen = {k: v for k, v in chosen.items() if (k in fields if fields else k not in OF_THE_RUN)}
         if chosen.get("num_texts") == NUM_TEXTS:  # Plans were named before they had this field.
             del chosen["num_texts"]

@@ -23,7 +23,7 @@ CORPORA: dict[str, type[World | CounterFact | WorldFacts]] = {kind.__name__: kin
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    data = dataclasses.asdict(replace(plan, editor=replace(plan.editor, policy=None)))
+    data = dataclasses.asdict(replace(plan, editor=plan.editor.without_policy()))
     del data["editor"]["policy"]
     data["editor"] = {"name": name_of(plan.editor), **data["editor"]}
     data["corpus"] = {"name": type(plan.corpus).__name__, **data["corpus"]}

@@ -18,6 +18,7 @@ from errata.editors.hypernet.training import Schedule
 from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.serac import SERAC
 from errata.editors.presets import MODELS, Preset, preset_of, presets_of
+from errata.overrides import with_fields
 from errata.testbed import smollm2 as default_model
 from errata.testbed.language_model import Shape
 from errata.testbed.world import World
@@ -50,7 +51,7 @@ def demo() -> Plan:
 def demo_gate_up() -> Plan:
     """Build the demo at the matrices that the paper edits, gate and up, which a serving engine fuses."""
     plan = demo()
-    editor = replace(plan.editor, modules=("layers.3.mlp.gate_proj", "layers.3.mlp.up_proj"))
+    editor = with_fields(plan.editor, {"modules": ("layers.3.mlp.gate_proj", "layers.3.mlp.up_proj")})
     return replace(plan, name="demo_gate_up", editor=editor)
 
 
@@ -102,7 +103,7 @@ def serac_smollm2() -> Plan:
 
 
 def _on_the_default_model(plan: Plan) -> Plan:
-    editor = replace(plan.editor, modules=("layers.23.mlp.down_proj",))
+    editor = with_fields(plan.editor, {"modules": ("layers.23.mlp.down_proj",)})
     return replace(
         plan, editor=editor, model=default_model.NAME, corpus=WorldFacts(), cross_fit=True
     )  # The edits of `smollm2`.

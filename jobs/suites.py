@@ -216,8 +216,7 @@ def ablation(full: bool) -> Suite:
 
 def reedits(full: bool) -> Suite:
     """Corrections of corrections: each fact is edited, edited again three times, and set to the truth again."""
-    sizes = {"num_edits": 100} if full else {"num_edits": 50}
-    return replace(lifelong(full), name="reedits", budget=1, seeds=(0,), rounds=3, **sizes)
+    return replace(lifelong(full), name="reedits", budget=1, seeds=(0,), rounds=3, num_edits=100 if full else 50)
 
 
 def tiny(full: bool) -> Suite:

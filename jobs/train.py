@@ -147,7 +147,7 @@ def save_artifact(
     """Save the policy; its folder appears whole or not at all. `train_s` counts from the moment the model is loaded."""
     if plan.artifact_dir.exists():  # a worker was lost after it had been saved
         return
-    described_plan = dataclasses.asdict(replace(plan, editor=replace(editor, policy=None)))
+    described_plan = dataclasses.asdict(replace(plan, editor=editor.without_policy()))
     record = {
         "plan": described_plan,
         "seed": plan.seed,

@@ -220,7 +220,7 @@ class Edit:
                 raise EditRejected("must be strings", code=Code.WRONG_TYPE, field=name)
         given = [name for name in ("locality", "portability") if data.get(name)]
         probes: dict[str, Any] = {name: tuple(Probe.from_json(probe, name) for probe in data[name]) for name in given}
-        origin = {name: cleaned(data[name]) for name in ORIGIN if data.get(name) is not None}
+        origin: dict[str, Any] = {name: cleaned(data[name]) for name in ORIGIN if data.get(name) is not None}
         return cls(
             target=cleaned(data["target"]),
             subject=None if data.get("subject") is None else cleaned(data["subject"]),

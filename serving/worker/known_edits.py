@@ -65,8 +65,9 @@ class KnownEdits:
                 return {}
             later = (other for seq, other in corrections(question_key(entry.edit)) if seq > entry.seq)
             (begin, end), ended_by = held(one.edit, later)
-            known = {"held_from": begin and begin.isoformat(), "held_to": end and end.isoformat(), "superseded_by": ended_by}
-            return {name: text for name, text in known.items() if text is not None}
+            days = {"held_from": begin, "held_to": end}
+            known = {name: day.isoformat() for name, day in days.items() if day is not None}
+            return known if ended_by is None else known | {"superseded_by": ended_by}
 
         return [time_of(entry) for entry in entries]
 

@@ -160,9 +160,9 @@ def _print_history(subject: str, state: str, as_json: bool, url: str) -> None:
     for made in found:
         edit = made["edit"]
         times = made.get("held_from", edit.get("valid_from")), made.get("held_to", edit.get("valid_to"))
-        whose = (shown(text or "") for text in (made.get("poster"), edit.get("source"), edit.get("reason")))
-        row = (*(shown(day or "") for day in times), prompt_and_target(edit), _state(made), _posted(made), *whose)
-        table.add_row(shown(made["id"]), *row)
+        whose = [shown(text or "") for text in (made.get("poster"), edit.get("source"), edit.get("reason"))]
+        held = [shown(day or "") for day in times]
+        table.add_row(shown(made["id"]), *held, prompt_and_target(edit), _state(made), _posted(made), *whose)
     console.print(table)
     if not found:
         say(f"no edit is about {subject!r}: a subject is found by its words, whole and in order", "dim")

@@ -50,8 +50,9 @@ class EmbeddingHooks(PromptHook):
 
     def __init__(self, model: Any, bank: Bank) -> None:
         weight_VD, limit = model.get_input_embeddings().weight, model.config.get_text_config().max_position_embeddings
+        num_v, num_d = weight_VD.shape
         self.bank = bank
-        self.reader = embedding_reader(bank, renderer_of(model), EmbeddingSizes(*weight_VD.shape, int(limit)))
+        self.reader = embedding_reader(bank, renderer_of(model), EmbeddingSizes(num_v, num_d, int(limit)))
         self.table = EmbeddingRows(model, self.reader.table_ND.to(weight_VD.device))
         self.handle = model.register_forward_pre_hook(self)
 

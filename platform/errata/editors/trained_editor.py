@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -46,14 +46,19 @@ class TrainedEditor(Editor, ABC, Generic[Policy]):
             raise ValueError(f"{cls.__name__} is trained: name the folder of a trained policy (jobs/train.py), and no preset")
         return cls.load(artifact, device)
 
+    def without_policy(self) -> Self:
+        """Return the settings alone."""
+        untrained: Any = replace(cast(Any, self), policy=None)
+        return cast(Self, untrained)
+
     def write(self, directory: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Write an artifact: the tensors of the policy, the settings, and `about`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         saved = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         save_file(saved, str(directory / "policy.safetensors"))
-        settings: Any = replace(self, policy=None)  # type: ignore[type-var]
-        fields = {name: value for name, value in asdict(settings).items() if name != "policy"}
+        settings = asdict(cast(Any, self.without_policy()))
+        fields = {name: value for name, value in settings.items() if name != "policy"}
         text = json.dumps({"editor": type(self).__name__, "fields": fields, **about}, indent=1)
         (directory / "artifact.json").write_text(text)
 

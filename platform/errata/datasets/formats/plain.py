@@ -8,6 +8,7 @@ Days are texts: `valid_from`, `valid_to`.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from errata.datasets.formats.fields import LeftOut, Record, optional_written, string, texts, written
 from errata.datasets.formats.probes import probes
@@ -41,6 +42,7 @@ def edit(record: Record, left_out: LeftOut) -> Edit:
         reason = f"is not a field of an edit; there are {', '.join(FIELDS)}"
         raise EditRejected(reason, field=", ".join(unknown), code=Code.UNKNOWN_FIELD)
     is_of_chat = not _CHAT.isdisjoint(record)
+    origin: dict[str, Any] = {name: optional_written(record, name, left_out) for name in ORIGIN}
     made = Edit(
         prompt="" if is_of_chat else string(record, "prompt"),
         target=written(record, "target"),
@@ -51,7 +53,7 @@ def edit(record: Record, left_out: LeftOut) -> Edit:
         locality=probes(record, "locality", left_out),
         portability=probes(record, "portability", left_out),
         id=optional_written(record, "id", left_out),
-        **{name: optional_written(record, name, left_out) for name in ORIGIN},
+        **origin,
     )
     return _asked(made, record) if is_of_chat else made
 

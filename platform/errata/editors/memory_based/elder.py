@@ -94,7 +94,7 @@ class ELDER(MemoryEditor):
         apart_MN = distances(sign_MC, sign_MC).fill_diagonal_(self.num_bits)
         if len(other_TX):
             apart_MN = torch.cat([apart_MN, distances(sign_MC, signs(other_TX, centre_X, self.num_bits))], dim=1)
-        return float(int(max(nearest, apart_MN.amin(1).quantile(self.max_false) - 1)))
+        return float(int(max(nearest, float(apart_MN.amin(1).quantile(self.max_false)) - 1)))
 
     def edit(
         self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
