@@ -3,14 +3,16 @@
 import { get } from "./api.js";
 import { button, field, fill, h } from "./dom.js";
 import { live } from "./live.js";
-import { forget, keep, key, readSchema, session } from "./session.js";
+import { forget, keep, key, may, readSchema, session } from "./session.js";
 
 const PAGES = [
   { path: "ask", title: "Ask", load: () => import("./ask.js") },
   { path: "edits", title: "Edits", load: () => import("./edits.js") },
   { path: "versions", title: "Versions", load: () => import("./versions.js") },
+  { path: "review", title: "Review", role: "propose", load: () => import("./review.js") },
   { path: "now", title: "Now", load: () => import("./now.js") },
 ];
+const pages = () => PAGES.filter((page) => may(page.role ?? "read"));
 const bar = document.getElementById("bar");
 const main = document.getElementById("main");
 let leaving = null; // Ends the listeners and requests of the present page.
@@ -78,7 +80,7 @@ function signOut() {
 const brand = () => h("a", { class: "brand", href: "#/ask" }, h("img", { src: "icon.svg", alt: "", width: 22, height: 22 }), "Errata");
 
 function drawBar() {
-  const links = PAGES.map((page) => h("a", { href: `#/${page.path}` }, page.title));
+  const links = pages().map((page) => h("a", { href: `#/${page.path}` }, page.title));
   const version = h("a", { class: "live", id: "live", href: "#/versions" });
   const who = session.hasKeys && [
     h("span", { class: "who", title: `role ${session.role}` }, `${session.name} · ${session.role}`),
@@ -100,7 +102,7 @@ function drawLive() {
 function route() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [name, ...rest] = path.split("/").map(decodeURIComponent);
-  return { page: PAGES.find((one) => one.path === name) ?? PAGES[0], rest, query: new URLSearchParams(query) };
+  return { page: pages().find((one) => one.path === name) ?? PAGES[0], rest, query: new URLSearchParams(query) };
 }
 
 async function show() {

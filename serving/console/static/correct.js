@@ -1,4 +1,4 @@
-/** The form of a correction: filled in from an answer, tried without publishing, published, and followed until it is settled. */
+/** The form of a correction: filled in from an answer, tried without publishing, published or proposed, and followed. */
 
 import { events, get, post, randomKey } from "./api.js";
 import { area, button, facts, field, fill, h, notify } from "./dom.js";
@@ -6,7 +6,7 @@ import { difference, state, versionLink } from "./format.js";
 import { live } from "./live.js";
 import { revertDialog } from "./moves.js";
 import { may, session } from "./session.js";
-import { tried } from "./trial.js";
+import { sideBySide, tried } from "./trial.js";
 
 const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
@@ -23,13 +23,14 @@ export function correction({ question, before = [], says = "", values = {}, onPu
     "div",
     { class: "tools" },
     session.hasDryRun && button("Try it", () => tryIt(parts), "", { "data-try": true }),
-    h("button", { class: "primary" }, "Publish"),
+    may("edit") && h("button", { class: "primary" }, "Publish"),
+    may("edit") ? button("Propose", () => propose(parts), "", { title: "Let someone else decide" }) : h("button", { class: "primary" }, "Propose"),
     button("Discard", () => form.remove(), "quiet"),
   );
   parts.tools = tools;
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    publish(parts);
+    may("edit") ? publish(parts) : propose(parts);
   });
   form.addEventListener("keydown", (event) => event.key === "Escape" && form.remove());
   fill(form, h("h3", {}, "Correct this answer"), layout(controls), tools, outcome);
@@ -111,6 +112,7 @@ async function tryIt(parts) {
   fill(parts.outcome, h("p", { class: "busy" }, "Trying it: nothing is published …"));
   try {
     const found = await post("v1/edits?dry_run=true", { edits: [editOf(parts)] });
+    parts.unedited = found.edits[0].unedited;
     fill(parts.outcome, tried(found));
   } catch (fault) {
     showFault(parts, fault);
@@ -148,6 +150,21 @@ async function publish(parts) {
   }
 }
 
+/** Leave the decision to a reviewer. */
+async function propose(parts) {
+  if (!parts.form.reportValidity()) return;
+  busy(parts, true);
+  try {
+    const { ids } = await post("v1/proposals", { edits: [editOf(parts)] }, { headers: { "Idempotency-Key": randomKey() } });
+    const link = h("a", { href: `#/review/${ids[0]}` }, "See the proposal");
+    fill(parts.form, h("p", { class: "ok" }, "Proposed: it changes nothing until a reviewer approves it."), h("div", { class: "tools" }, link));
+    notify("Correction proposed");
+  } catch (fault) {
+    showFault(parts, fault);
+    busy(parts, false);
+  }
+}
+
 /** Show each state of the edit until it is settled, and then the outcome. */
 async function follow(parts, id) {
   for await (const { event } of events(`v1/edits/${id}/events`, { signal: parts.signal })) {
@@ -171,7 +188,8 @@ function applied(parts, entry) {
   const isNew = entry.changed !== false;
   const text = isNew ? "Published in version " : "The model says so already, in version ";
   const revert = may("admin") && isNew && button("Take it back", () => revertDialog({ edits: [entry.id] }), "small");
-  const pair = entry.answers && h("p", { class: "pair" }, difference(entry.answers.before, entry.answers.after));
+  const answers = entry.answers ?? {};
+  const pair = entry.answers && sideBySide([["Unedited", parts.unedited], ["Before", answers.before], ["Now", difference(answers.before, answers.after).filter((part) => part.localName !== "del")]]);
   const links = h("div", { class: "tools" }, h("a", { href: `#/edits/${entry.id}` }, "See the edit"), revert);
   fill(parts.form, h("p", { class: "ok" }, text, versionLink(entry.version)), pair, facts([["Right answer", entry.edit.target]]), links);
   notify(`Correction published in version ${entry.version}`);

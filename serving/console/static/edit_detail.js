@@ -69,18 +69,16 @@ function tools(entry, more, signal) {
     "div",
     { class: "tools" },
     h("a", { class: "button", href: `#/ask?q=${encodeURIComponent(asked(edit))}` }, "Ask it now"),
-    may("edit") && button("Correct again", again),
+    may("propose") && button("Correct again", again),
     may("admin") && !isOut && button("Take it back", () => revertDialog({ edits: [entry.id] }), "", { "data-revert": true }),
   );
 }
 
-function description(entry) {
-  const { edit } = entry;
+/** Return what an edit says about itself, as pairs of name and value. */
+export function editFacts(edit) {
   const list = (texts) => texts?.length && h("ul", { class: "plain" }, texts.map((text) => h("li", {}, text)));
   const before = edit.messages?.slice(0, -1).map((message) => `${message.role}: ${message.content}`);
-  return facts([
-    ["Author", entry.poster],
-    ["Posted", ago(entry.created)],
+  return [
     ["Subject", edit.subject],
     ["Whole answer", edit.answer],
     ["Also right", list(edit.aliases)],
@@ -91,6 +89,15 @@ function description(entry) {
     ["Valid to", edit.valid_to],
     ["Reason", edit.reason],
     ["Asked as", edit.form],
+  ];
+}
+
+function description(entry) {
+  return facts([
+    ["Author", entry.poster],
+    ["Approved by", entry.approver],
+    ["Posted", ago(entry.created)],
+    ...editFacts(entry.edit),
     ["Made again in", entry.repaired_in != null && versionLink(entry.repaired_in)],
     ["Id", h("code", {}, entry.id)],
   ]);

@@ -42,7 +42,7 @@ export function stamp(versions) {
   return low === high ? versionLink(high) : [versionLink(low), " to ", versionLink(high)];
 }
 
-const TONES = { applied: "ok", rejected: "bad", reverted: "off", superseded: "off", queued: "wait", applying: "wait" };
+const TONES = { applied: "ok", rejected: "bad", reverted: "off", superseded: "off", queued: "wait", applying: "wait", open: "wait", approved: "ok", refused: "bad" };
 
 /** Show the state of an edit as a word with a mark; an applied edit that is not live, or not answered, says so. */
 export function state(entry) {

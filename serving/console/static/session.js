@@ -1,7 +1,7 @@
 /** The caller: the key, which is kept for this tab alone, its name and role, and what the service offers. */
 
 const STORED = "errata.key";
-const ROLES = ["read", "edit", "admin"];
+const ROLES = ["read", "propose", "edit", "admin"];
 
 /** `name` is null where the service has no keys. `fields` are those of a posted edit, `model` is the served name. */
 export const session = {

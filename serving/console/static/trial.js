@@ -25,7 +25,12 @@ function beside(one) {
     ["Now", one.before],
     [one.state === "rejected" ? "After, instead" : "After", isKnown ? difference(one.before, one.after).filter((part) => part.localName !== "del") : one.after],
   ];
-  const shown = columns.filter(([, text]) => text !== undefined);
+  return sideBySide(columns);
+}
+
+/** Show texts beside each other under their titles, those that are known. */
+export function sideBySide(columns) {
+  const shown = columns.filter(([, text]) => text !== undefined && text !== null);
   return shown.length > 0 && h("div", { class: "beside" }, shown.map(([title, text]) => h("div", {}, h("h4", {}, title), h("p", {}, text))));
 }
 

@@ -14,7 +14,8 @@ import pytest
 
 from errata.edit import Code, Edit, EditRejected
 from serving.worker import edit_worker
-from serving.worker.journal import JournalFailed, QueueFull
+from serving.worker.journal import JournalFailed
+from serving.worker.queue_limit import QueueFull
 from serving.worker.refusals import Busy
 from tests.fakes.edit_worker import DONT_KNOW, TOKENIZER, apply, logged, make_worker, post, replicas_of
 
@@ -25,9 +26,9 @@ def test_a_full_queue_refuses_and_names_the_time_to_retry(tmp_path, monkeypatch)
     worker.edit_loop.publisher.timings.append({"edit_s": 1.0, "append_s": 0.5, "swap_ms": 500.0, "num_edits": 1})
     body = {"prompt": "p", "target": "t"}
     asyncio.run(worker.submit([body, body], False, None))
-    with pytest.raises(QueueFull, match=r"2 edits are queued and the limit is 3 \(max_queue=3\); .* Try again in 4 s"):
+    with pytest.raises(QueueFull, match=r"2 edits wait and the limit is 3 \(max_queue=3\); .* Try again in 4 s"):
         asyncio.run(worker.submit([body, body], False, "k"))
-    with pytest.raises(QueueFull, match="the post has 4 edits and the queue holds 3"):
+    with pytest.raises(QueueFull, match="the post has 4 edits, more than may wait"):
         asyncio.run(worker.submit([body] * 4, False, None))
     assert worker.journal.depth == 2
     asyncio.run(worker.submit([body], False, "k"))

@@ -46,7 +46,7 @@ def service(browser: Any, tmp_path: Path) -> Iterator[ConsoleService]:
 def keys(tmp_path: Path) -> dict[str, str]:
     """Keys by role, each with the role as its name; `file` is their file."""
     file = tmp_path / "keys.json"
-    return {role: add_key(file, role, role) for role in ("read", "edit", "admin")} | {"file": str(file)}
+    return {role: add_key(file, role, role) for role in ("read", "propose", "edit", "admin")} | {"file": str(file)}
 
 
 @pytest.fixture
@@ -72,6 +72,14 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     for context in contexts:
         context.close()
     assert faults == []
+
+
+def signed_in(page: Any, key: str) -> Any:
+    """Sign in on a page that asks for a key, and return the page."""
+    page.get_by_label("Key").fill(key)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#live")).to_be_visible()
+    return page
 
 
 def post(page: Any, edits: list[dict[str, Any]]) -> list[str]:
