@@ -6,7 +6,7 @@ import { live } from "./live.js";
 import { forget, keep, key, may, readSchema, session } from "./session.js";
 
 const PAGES = [
-  { path: "ask", title: "Ask", load: () => import("./ask.js") },
+  { path: "ask", title: "Ask", needsOffer: true, load: () => import("./ask.js") },
   { path: "edits", title: "Edits", load: () => import("./edits.js") },
   { path: "versions", title: "Versions", load: () => import("./versions.js") },
   { path: "review", title: "Review", role: "propose", load: () => import("./review.js") },
@@ -18,10 +18,13 @@ const main = document.getElementById("main");
 let leaving = null; // Ends the listeners and requests of the present page.
 let shown = null;
 
-/** Read the caller's role and what the service offers. Throws `Refused`. */
+/** Read the caller's role, and begin to read what the service offers. Throws `Refused`. */
 async function readSession() {
   const found = await get("v1/key");
-  Object.assign(session, { name: found.name, role: found.role, hasKeys: found.name !== null });
+  Object.assign(session, { name: found.name, role: found.role, hasKeys: found.name !== null, offer: readOffer() });
+}
+
+async function readOffer() {
   const [schema, models, status] = await Promise.all([get("openapi.json"), get("v1/models"), get("v1/status")].map(settled));
   if (schema) readSchema(schema);
   session.model = models?.data?.[0]?.id ?? session.model;
@@ -112,6 +115,7 @@ async function show() {
     isHere ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   }
   const module = await page.load();
+  if (page.needsOffer) await session.offer;
   document.title = `${page.title} – Errata`;
   if (shown?.page === page && shown.follow?.(rest, query)) return;
   leaving?.abort();

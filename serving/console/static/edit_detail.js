@@ -5,7 +5,7 @@ import { button, facts, fill, h } from "./dom.js";
 import { correction } from "./correct.js";
 import { ago, asked, difference, state, versionLink } from "./format.js";
 import { revertDialog } from "./moves.js";
-import { may } from "./session.js";
+import { may, session } from "./session.js";
 
 const MAX_HISTORY = 20;
 
@@ -57,7 +57,8 @@ function problem(entry) {
 
 function tools(entry, more, signal) {
   const { edit } = entry;
-  const again = () => {
+  const again = async () => {
+    await session.offer;
     const values = { target: edit.target, subject: edit.subject ?? "", rephrasings: edit.rephrasings, aliases: edit.aliases, source: edit.source };
     const before = edit.messages?.slice(0, -1) ?? [];
     const form = correction({ question: asked(edit), before, says: entry.says ?? entry.answers?.after ?? "", values, signal });

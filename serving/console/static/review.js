@@ -158,7 +158,7 @@ function showProposal(page, one) {
     if (event.key === "Escape" && !event.target.closest("input")) location.hash = "#/review";
   };
   heading.focus({ preventScroll: true });
-  if (isOpen && session.hasDryRun) tryIt(page, one, trial, PAUSE_MS);
+  if (isOpen) tryIt(page, one, trial, PAUSE_MS);
 }
 
 /** Return an edit as the routes take it: messages end with its question. */
@@ -168,6 +168,8 @@ const posted = ({ prompt, ...edit }) => (edit.messages ? edit : { prompt, ...edi
 async function tryIt(page, one, place, pause) {
   page.trial?.abort();
   const abort = (page.trial = new AbortController());
+  await session.offer;
+  if (abort.signal.aborted || !session.hasDryRun) return;
   fill(place, h("p", { class: "busy" }, "Trying it: nothing is published …"));
   await new Promise((resolve) => setTimeout(resolve, pause));
   if (abort.signal.aborted || page.chosen !== one.id) return;

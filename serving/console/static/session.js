@@ -3,7 +3,10 @@
 const STORED = "errata.key";
 const ROLES = ["read", "propose", "edit", "admin"];
 
-/** `name` is null where the service has no keys. `fields` are those of a posted edit, `model` is the served name. */
+/**
+ * `name` is null where the service has no keys. `fields` are those of a posted edit, `model` is the served name; these, `form`
+ * and `hasDryRun` are known when the promise `offer` is fulfilled, which no list waits for.
+ */
 export const session = {
   name: null,
   role: "read",
@@ -12,6 +15,7 @@ export const session = {
   form: "chat",
   fields: new Set(),
   hasDryRun: false,
+  offer: Promise.resolve(),
 };
 
 /** Return the key, or an empty text. */

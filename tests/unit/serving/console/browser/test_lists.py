@@ -10,19 +10,11 @@ import pytest
 
 from tests.fakes.backend import UNMADE
 from tests.fakes.console_service import BATCH, ConsoleService
-from tests.unit.serving.console.browser.conftest import OpenPage, expect, post, sync_api
-
-NUM_EDITS, NUM_VERSIONS = 10_000, 2_000
+from tests.unit.serving.console.browser.conftest import NUM_EDITS, NUM_VERSIONS, OpenPage, expect, post, sync_api
 
 
-def test_ten_thousand_edits_are_pages_and_few_elements(service: ConsoleService, open_page: OpenPage) -> None:
-    backend = service.backend
-    edits = [{"prompt": f"Who leads company {i}?", "target": f"Person {i}", "form": "chat"} for i in range(NUM_EDITS)]
-    ids = backend.journal.submit(edits)
-    for number in range(1, NUM_VERSIONS + 1):
-        some = slice((number - 1) * 5, number * 5)
-        backend.append([{**edit, "id": id} for edit, id in zip(edits[some], ids[some], strict=True)], ["?"] * 5)
-        backend.journal.finish(ids[some], number)
+def test_ten_thousand_edits_are_pages_and_few_elements(large: ConsoleService, open_page: OpenPage) -> None:
+    service = large
     asked: list[str] = []
     page = open_page(service, "#/now")
     page.on("request", lambda request: asked.append(request.url))
