@@ -51,6 +51,7 @@ function makeControls(question, before, says, values) {
     aliases: area((values.aliases ?? []).join("\n"), { name: "aliases" }),
     source: session.fields.has("source") && h("input", { name: "source", value: values.source ?? "" }),
     valid_from: session.fields.has("valid_from") && h("input", { name: "valid_from", type: "date", value: values.valid_from ?? "" }),
+    valid_to: session.fields.has("valid_to") && h("input", { name: "valid_to", type: "date", value: values.valid_to ?? "" }),
     reason: session.fields.has("reason") && h("input", { name: "reason", value: values.reason ?? "" }),
     context,
   };
@@ -65,9 +66,10 @@ function layout(controls) {
     controls.answer && field("Whole answer", controls.answer, "The sentence to say, with the right answer in it. Empty: one is made."),
     field("Other wordings of the question", controls.rephrasings, "One a line."),
     field("Also right", controls.aliases, "Other names of the right answer, one a line."),
-    controls.source && field("Source", controls.source, "Where it is written."),
-    controls.valid_from && field("Valid from", controls.valid_from),
-    controls.reason && field("Reason", controls.reason),
+    controls.source && field("Source", controls.source, "Where it is written: an address or a note."),
+    controls.valid_from && field("Valid from", controls.valid_from, "The first day on which it holds."),
+    controls.valid_to && field("Valid to", controls.valid_to, "The first day on which it does not hold any more."),
+    controls.reason && field("Reason", controls.reason, "Why it is corrected."),
   );
   return [
     h("div", { class: "grid" }, field("Question", controls.question), field("Right answer", controls.target, "Only the fact: Abuja, +234.")),
@@ -91,7 +93,7 @@ function editOf({ controls, before }) {
   const edit = { target: controls.target.value.trim() };
   if (context && context.checked) edit.messages = [...before, { role: "user", content: question }];
   else edit[isChat ? "question" : "prompt"] = question;
-  for (const name of ["subject", "answer", "source", "valid_from", "reason"]) {
+  for (const name of ["subject", "answer", "source", "valid_from", "valid_to", "reason"]) {
     const value = controls[name] ? controls[name].value.trim() : "";
     if (value) edit[name] = value;
   }

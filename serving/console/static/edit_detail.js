@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { button, facts, fill, h } from "./dom.js";
 import { correction } from "./correct.js";
-import { ago, asked, difference, state, versionLink } from "./format.js";
+import { ago, asked, difference, editLink, held, state, versionLink } from "./format.js";
 import { revertDialog } from "./moves.js";
 import { may, session } from "./session.js";
 
@@ -15,6 +15,7 @@ export function showEdit(side, entry, { list, isNew, signal }) {
   const heading = h("h2", { tabindex: -1 }, asked(edit));
   const more = h("div", { class: "more" });
   const where = h("span", {});
+  const past = h("div", {});
   fill(
     side,
     h("a", { class: "close", href: "#/edits", "aria-label": "Close" }, "×"),
@@ -26,8 +27,9 @@ export function showEdit(side, entry, { list, isNew, signal }) {
     tools(entry, more, signal),
     more,
     description(entry),
-    history(entry, list),
+    past,
   );
+  history(past, entry, list, signal);
   side.onkeydown = (event) => {
     if (event.key === "Escape") location.hash = "#/edits";
   };
@@ -99,20 +101,29 @@ function description(entry) {
     ["Approved by", entry.approver],
     ["Posted", ago(entry.created)],
     ...editFacts(entry.edit),
+    ["Holds", entry.live && held(entry)],
+    ["Ended by", entry.superseded_by && editLink(entry.superseded_by)],
+    ["Contradicted", entry.contradicts?.length > 0 && entry.contradicts.map((id) => [editLink(id), " "])],
     ["Made again in", entry.repaired_in != null && versionLink(entry.repaired_in)],
     ["Id", h("code", {}, entry.id)],
   ]);
 }
 
-/** List the other edits of the same subject or question among those that are loaded. */
-function history(entry, list) {
-  const { edit } = entry;
-  const isSame = (other) => other.id !== entry.id && (asked(other.edit) === asked(edit) || (edit.subject && other.edit.subject === edit.subject));
-  const found = list.items.filter(isSame).slice(0, MAX_HISTORY);
-  if (!found.length) return null;
-  const lines = found.map((other) => {
+/** List the other edits of the subject, from the service; without one, those of the question among those that are loaded. */
+async function history(place, entry, list, signal) {
+  const { subject } = entry.edit;
+  let found = list.items.filter((other) => asked(other.edit) === asked(entry.edit));
+  if (subject) {
+    const query = new URLSearchParams({ subject, limit: String(MAX_HISTORY + 1) });
+    const answer = await get(`v1/edits?${query}`, { signal }).catch(() => null);
+    if (answer) found = answer.edits;
+  }
+  const others = found.filter((other) => other.id !== entry.id).slice(0, MAX_HISTORY);
+  if (!others.length) return;
+  const lines = others.map((other) => {
     const link = h("a", { href: `#/edits/${encodeURIComponent(other.id)}` }, asked(other.edit));
-    return h("li", {}, link, " → ", h("strong", {}, other.edit.target), " ", state(other), " ", h("span", { class: "quiet" }, ago(other.created)));
+    const notes = [held(other), other.edit.reason, other.edit.source].filter(Boolean).join(" · ");
+    return h("li", {}, link, " → ", h("strong", {}, other.edit.target), " ", state(other), " ", h("span", { class: "quiet" }, ago(other.created)), notes && h("div", { class: "hint" }, notes));
   });
-  return h("div", {}, h("h3", {}, edit.subject ? `Other edits about ${edit.subject}` : "Other edits of this question"), h("ul", { class: "history" }, lines));
+  fill(place, h("h3", {}, subject ? `Other edits about ${subject}` : "Other edits of this question"), h("ul", { class: "history" }, lines));
 }

@@ -52,6 +52,16 @@ export function state(entry) {
   return h("span", { class: `state ${tone}` }, word);
 }
 
+/** Say when an edit holds, as far as it is known: "2020-03-01 to 2024-05-01", "since 2020-03-01", "until 2024-05-01". */
+export function held(entry) {
+  const [from, to] = [entry.held_from ?? entry.edit.valid_from, entry.held_to ?? entry.edit.valid_to];
+  if (from && to) return `${from} to ${to}`;
+  return from ? `since ${from}` : to ? `until ${to}` : "";
+}
+
+/** Show an edit's id as a link to it. */
+export const editLink = (id) => h("a", { href: `#/edits/${encodeURIComponent(id)}` }, id.slice(0, 8));
+
 /** Return the question of an edit. */
 export const asked = (edit) => edit.prompt ?? edit.question ?? edit.messages?.at(-1)?.content ?? "";
 

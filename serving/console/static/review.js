@@ -148,7 +148,7 @@ function showProposal(page, one) {
     h("a", { class: "close", href: "#/review", "aria-label": "Close" }, "×"),
     heading,
     h("p", { class: "big" }, edit.target),
-    h("p", {}, state(one), one.decider && ` by ${one.decider}`, one.decided && [", ", ago(one.decided)], one.state === "approved" && [" · ", h("a", { href: `#/edits/${one.id}` }, "See the edit")]),
+    h("p", {}, state(one), isOpen && [" · proposed", one.author && ` by ${one.author}`, " ", ago(one.created)], one.decider && ` by ${one.decider}`, one.decided && [", ", ago(one.decided)], one.state === "approved" && [" · ", h("a", { href: `#/edits/${one.id}` }, "See the edit")]),
     one.reason && h("p", { class: "problem" }, one.reason),
     page.decision?.element,
     trial,

@@ -1,7 +1,7 @@
 /** What a correction would change, side by side, as a dry run answers. */
 
 import { h, table } from "./dom.js";
-import { difference, score, several } from "./format.js";
+import { difference, editLink, score, several } from "./format.js";
 
 const SCORES = { efficacy: "own edits answered", retention: "earlier edits kept", locality: "other answers unchanged", ppl_ratio: "perplexity, relative" };
 
@@ -15,7 +15,10 @@ function verdictOf(one) {
   if (one.state === "rejected") {
     return h("div", { class: "problem" }, h("p", {}, `It would be refused: ${one.reason}`), one.code && h("p", { class: "hint" }, "code ", h("code", {}, one.code)));
   }
-  return one.changed === false ? h("p", { class: "ok" }, "The model says so already.") : null;
+  return [
+    one.changed === false && h("p", { class: "ok" }, "The model says so already."),
+    one.contradicts?.length > 0 && h("p", { class: "warn" }, "It contradicts ", one.contradicts.map((id) => [editLink(id), " "])),
+  ];
 }
 
 function beside(one) {
