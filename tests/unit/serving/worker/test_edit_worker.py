@@ -259,12 +259,15 @@ def test_a_version_without_answers_gives_none(tmp_path):
     assert "answers" not in asyncio.run(worker.edit_status(id))
 
 
-def test_the_status_names_the_models_form(tmp_path, monkeypatch):
+def test_the_status_names_the_models_form_open_proposals_and_links(tmp_path, monkeypatch):
     worker = make_worker(tmp_path, tokenizer=TOKENIZER)
     worker.live_model.ledger.newest, worker.live_model.ledger.directory, worker.mirror.state = 0, tmp_path, {}
+    worker.mirror.links = {"mlflow": "http://127.0.0.1:5000/#/models/errata"}
     worker.options = replace(worker.options, live_model=SimpleNamespace(editor="Toy"))
     monkeypatch.setattr(replicas_of(worker), "ask", no_answers)
-    assert asyncio.run(worker.status())["worker"]["form"] == "completion"
+    found = asyncio.run(worker.status())
+    assert found["worker"]["form"] == "completion" and found["links"] == worker.mirror.links
+    assert found["proposals"] == {"open": 0, "limit": worker.limits.max_proposals}
 
 
 async def no_answers(method: str) -> list[Any]:
@@ -275,11 +278,11 @@ async def no_answers(method: str) -> list[Any]:
 def test_edits_that_are_queued_are_answered_as_queued_even_if_the_journal_cannot_be_read(tmp_path, monkeypatch, caplog, wait):
     monkeypatch.setattr(edit_worker, "check_edits", lambda *_: None)
     worker = make_worker(tmp_path)
-    submit, read = worker.journal.submit, worker.journal._read
+    submit, read = worker.journal.submit, worker.journal.rows
 
     def written_and_then_lost(*given):
         ids = submit(*given)
-        monkeypatch.setattr(worker.journal, "_read", broken)
+        monkeypatch.setattr(worker.journal, "rows", broken)
         return ids
 
     def broken(*_):
@@ -290,7 +293,7 @@ def test_edits_that_are_queued_are_answered_as_queued_even_if_the_journal_cannot
     assert (entry["state"], entry["edit"]["prompt"], entry["edit"]["id"]) == ("queued", "p", entry["id"])
     [line] = logged(caplog, "edits.stalled")
     assert "disk I/O error" in line.error and line.num_edits == 1
-    monkeypatch.setattr(worker.journal, "_read", read)
+    monkeypatch.setattr(worker.journal, "rows", read)
     assert worker.journal.get(entry["id"]).state == "queued"
 
 
