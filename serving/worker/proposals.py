@@ -42,7 +42,7 @@ class OwnProposal(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Proposal:
+class ProposedEdit:
     """An edit that `author` proposed, `open` until a `decider` has approved or refused it, at `decided`, maybe for a `reason`.
 
     Names are those of access keys, None without them; times are in seconds. An approved proposal is an edit of the same id.
@@ -59,7 +59,7 @@ class Proposal:
     reason: str | None = None
 
     @classmethod
-    def of(cls, row: tuple[Any, ...]) -> Proposal:
+    def of(cls, row: tuple[Any, ...]) -> ProposedEdit:
         """Read a row of `COLUMNS`."""
         seq, id, body, *rest = row
         return cls(seq, id, json.loads(body), *rest)
@@ -103,7 +103,7 @@ class ProposalBook:
         key: str | None = None,
         author: str | None = None,
         limit: QueueLimit | None = None,
-    ) -> list[Proposal]:
+    ) -> list[ProposedEdit]:
         """Keep all edits as open proposals, or none. A repeated key of the same author returns the same proposals again.
 
         Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` would be open.
@@ -130,14 +130,14 @@ class ProposalBook:
         if size + (added := sum(map(len, bodies))) > limit.max_bytes:
             raise QueueFull(size, added, limit.max_bytes, RETRY_AFTER_S, "max_proposal_bytes")
 
-    def get(self, id: str) -> Proposal:
+    def get(self, id: str) -> ProposedEdit:
         """Return one proposal. Raises `UnknownProposal`."""
         found = self.journal.rows(f"SELECT {COLUMNS} FROM proposals WHERE id = ?", id)
         if not found:
             raise UnknownProposal(f"there is no proposal {id!r}")
-        return Proposal.of(found[0])
+        return ProposedEdit.of(found[0])
 
-    def page(self, asked: ProposalQuery, max_bytes: int = 2**62) -> tuple[list[Proposal], int | None]:
+    def page(self, asked: ProposalQuery, max_bytes: int = 2**62) -> tuple[list[ProposedEdit], int | None]:
         """List proposals, and the cursor of the next page, None at the end.
 
         They end before the one with which they would have more than `max_bytes`; one is always there.
@@ -155,7 +155,7 @@ class ProposalBook:
         number = max(1, sum(size <= max_bytes for size in sums))
         last = sizes[number - 1][0]
         query = f"SELECT {COLUMNS} FROM proposals WHERE {chosen} AND seq {until} ? ORDER BY seq {order}"
-        found = [Proposal.of(row) for row in self.journal.rows(query, *values, last)]
+        found = [ProposedEdit.of(row) for row in self.journal.rows(query, *values, last)]
         return found, last if len(sizes) > number else None
 
     def approve(
@@ -166,7 +166,7 @@ class ProposalBook:
         limit: QueueLimit,
         trace: str | None = None,
         contradicts: Sequence[str] = (),
-    ) -> Proposal:
+    ) -> ProposedEdit:
         """Queue the edit of an open proposal, under its id, with its author and `by` as approver, in one transaction.
 
         Raises `UnknownProposal`, `AlreadyDecided`, `OwnProposal` if `by` is the author, and `QueueFull`; it stays open then.
@@ -180,14 +180,14 @@ class ProposalBook:
             self._decide(id, "approved", by, reason)
         return self.get(id)
 
-    def refuse(self, id: str, by: str | None, reason: str | None) -> Proposal:
+    def refuse(self, id: str, by: str | None, reason: str | None) -> ProposedEdit:
         """Refuse an open proposal, which its author may do, too. Raises `UnknownProposal` and `AlreadyDecided`."""
         with self.journal.transaction():
             self._open(id)
             self._decide(id, "refused", by, reason)
         return self.get(id)
 
-    def _open(self, id: str) -> Proposal:
+    def _open(self, id: str) -> ProposedEdit:
         found = self.get(id)
         if found.state != "open":
             raise AlreadyDecided(id, found.state, found.decider)

@@ -37,7 +37,7 @@ from errata.client.responses import (
     VersionPage,
 )
 from errata.client.retries import ALWAYS, IF_ASKED, IF_NOTHING_WAS_DONE, wait_s_of
-from errata.client.stamps import Stamp, oldest_and_newest
+from errata.client.version_span import VersionSpan, oldest_and_newest
 from errata.edit import SETTLED
 from errata.text.dialogue import Dialogue, Prompt
 
@@ -263,12 +263,12 @@ class Client:
 
     def _choices(
         self, prompts: Sequence[Prompt], max_tokens: int, at_least: int | None
-    ) -> tuple[dict[Prompt, dict[str, Any]], list[Stamp]]:
+    ) -> tuple[dict[Prompt, dict[str, Any]], list[VersionSpan]]:
         """Complete the texts and answer the dialogues; returns the choices by prompt, and the versions."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         dialogues = [prompt for prompt in prompts if not isinstance(prompt, str)]
         found: dict[Prompt, dict[str, Any]] = {}
-        stamps: list[Stamp] = []
+        stamps: list[VersionSpan] = []
         if texts:
             completed = self.complete(texts, max_tokens, at_least)
             found |= dict(zip(texts, completed["choices"], strict=True))
