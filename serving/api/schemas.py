@@ -95,7 +95,7 @@ class ProposalsIn(BaseModel):
 
 
 class EditsIn(ProposalsIn):
-    """Edits to make; with `wait`, the answer comes when they are settled."""
+    """Edits to make, with at most 4,096 rephrasings in all; with `wait`, the answer comes when they are settled."""
 
     wait: StrictBool = False
 
