@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -53,7 +54,8 @@ def list_proposals(
     table = edits_table("state", "edit", "proposed", "by", "decided by", "reason")
     for one in page["proposals"]:
         made = f"{datetime.fromtimestamp(one['created']):%Y-%m-%d %H:%M:%S}"
-        names = [shown(one.get(name) or "") for name in ("author", "decider", "reason")]  # type: ignore[misc]
+        row: Mapping[str, object] = one
+        names = [shown(row.get(name) or "") for name in ("author", "decider", "reason")]
         table.add_row(shown(one["id"]), one["state"], prompt_and_target(one["edit"]), made, *names)
     console.print(table)
     if page["next"] is not None:
