@@ -27,6 +27,7 @@ from tests.fakes.backend import UNMADE, Backend, version
 from tests.fakes.served import running
 
 BATCH = 16
+CONTEXT = 400
 UNKNOWN = "I do not know that."
 LIMITS = {"perplexity": [1.05, 1.5], "forgotten": [0.15, 0.35], "disturbed": [0.05, 0.15], "drift": [0.2, 0.5]}
 GAPS = """vllm:inter_token_latency_seconds_bucket{le="0.025",replica="a"} 900.0
@@ -260,7 +261,7 @@ def application(backend: ConsoleBackend, keys: Path | None = None) -> Access:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"data": [{"id": "errata"}]}
+        return {"data": [{"id": "errata", "max_model_len": CONTEXT}]}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> StreamingResponse:

@@ -28,6 +28,7 @@ async function readOffer() {
   const [schema, models, status] = await Promise.all([get("openapi.json"), get("v1/models"), get("v1/status")].map(settled));
   if (schema) readSchema(schema);
   session.model = models?.data?.[0]?.id ?? session.model;
+  session.context = models?.data?.[0]?.max_model_len ?? session.context;
   session.form = status?.worker?.form ?? session.form;
 }
 

@@ -120,7 +120,7 @@ class Turn {
     fill(this.foot, h("span", { class: "busy" }, atLeast ? `asking version ${atLeast} …` : "…"));
     this.element.scrollIntoView({ block: atLeast ? "nearest" : "end" });
     try {
-      const options = { model: session.model, atLeast, signal: this.#abort.signal, maxTokens: session.form === "chat" ? 256 : 32 };
+      const options = { model: session.model, atLeast, signal: this.#abort.signal, maxTokens: Math.min(session.form === "chat" ? 256 : 32, Math.floor(session.context / 2)) };
       for await (const part of ask(this.asked, options)) {
         this.text = part.text;
         Object.assign(this, { versions: part.versions, edits: part.edits });

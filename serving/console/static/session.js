@@ -13,6 +13,7 @@ export const session = {
   hasKeys: true,
   model: "errata",
   form: "chat",
+  context: 2_048, // Tokens of a question and its answer together.
   fields: new Set(),
   hasDryRun: false,
   offer: Promise.resolve(),

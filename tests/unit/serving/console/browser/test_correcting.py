@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.fakes.backend import UNMADE
-from tests.fakes.console_service import ConsoleService, serving_console
+from tests.fakes.console_service import CONTEXT, ConsoleService, serving_console
 from tests.unit.serving.console.browser.conftest import KNOWN, OpenPage, expect, post
 
 CAPITAL = "What is the capital of Nigeria?"
@@ -85,6 +85,13 @@ def test_the_keyboard_is_enough(service: ConsoleService, open_page: OpenPage) ->
     page.keyboard.press("Enter")
     expect(page.locator(".turn .answer ins").last).to_contain_text("30.")
     assert service.backend.head == 1
+
+
+def test_an_answer_leaves_room_for_its_question_in_a_small_context(service: ConsoleService, open_page: OpenPage) -> None:
+    page = open_page(service)
+    with page.expect_request("**/v1/chat/completions") as sent:
+        asked(page, CAPITAL)
+    assert sent.value.post_data_json["max_tokens"] == CONTEXT // 2
 
 
 def test_the_version_behind_an_answer_is_found(service: ConsoleService, open_page: OpenPage) -> None:
