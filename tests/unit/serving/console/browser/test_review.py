@@ -64,6 +64,7 @@ def test_keys_go_through_the_queue_from_the_oldest(keyed: ConsoleService, keys: 
     ids = proposed(keyed, "A", "B", "C", "D")
     page = signed_in(open_page(keyed, "#/review"), keys["edit"])
     heading = page.locator(".detail h2")
+    expect(page.locator(".rows-inner .row")).to_have_count(4)
     page.keyboard.press("j")
     expect(heading).to_have_text("Who leads A?")
     page.keyboard.press("j")
@@ -120,6 +121,7 @@ def test_an_approved_edit_that_cannot_be_made_is_reported(
     edit = {"prompt": "Who leads A?", "target": "unlearnable", "form": "chat"}
     keyed.backend.proposal_book.add([edit], author="propose")
     page = signed_in(open_page(keyed, "#/review"), keys["edit"])
+    expect(page.locator(".rows-inner .row")).to_have_count(1)
     page.keyboard.press("j")
     expect(page.get_by_role("button", name="Approve")).to_be_enabled()
     page.keyboard.press("a")
