@@ -29,6 +29,7 @@ from jobs.demo_traffic import MemoryPeak
 from jobs.plan import Plan
 
 DEFAULT_PLAN = "smollm2"
+CONSOLE = "http://127.0.0.1:8000/console"  # Of `make serve`.
 COUNT, EDITOR = "edits=", "editor="  # the arguments that are not a plan's
 EDIT_S = 600.0  # A batch of edits that is refused is made in parts, while other requests share the two cores.
 
@@ -50,7 +51,7 @@ def run(plan: Plan, num_edits: int = NUM_EDITS, editor: str = "") -> None:
     write_text(report, json.dumps(demo.report, indent=1))
     written = f"{report}, {plot(demo.curve, directory / 'scores.png')}"
     console().print(f"{demo.seconds['total']:.0f} s and {memory.gib} GiB in all; written: {written}", soft_wrap=True)
-    console().print("`make serve` starts the service and keeps it up")
+    console().print(f"`make serve` starts the service and keeps it up, with its console at {CONSOLE}")
 
 
 def take_own(arguments: list[str]) -> tuple[int, str]:

@@ -22,8 +22,9 @@ from errata.model.devices import num_gpus
 from errata.overrides import WrongSetting
 from serving.engine.generator import Generator, ServingOptions
 from serving.logs import JSON
-from serving.worker.edit_worker import ServedEditWorker, WorkerOptions
+from serving.worker.edit_worker import WorkerOptions
 from serving.worker.live_model import LiveModelOptions
+from serving.worker.served_worker import ServedEditWorker
 
 GPU_MEMORY = 0.9  # vLLM's own default
 STEP_TOKENS_ON_CPU = 256  # With vLLM's own 2,048, a burst of questions stops every stream for more than a second.

@@ -1,8 +1,8 @@
 """Access keys of the HTTP interface, in a file that holds only their hashes.
 
-A key is a random bearer token with a name, which ledger and logs show, and a role: `read` completes and reads, `edit` also
-corrects, `admin` also rolls back and reverts. The file is JSON and is read again when it changes, so that keys can be added and
-removed while the service runs.
+A key is a random bearer token with a name, which ledger and logs show, and a role: `read` completes and reads, `propose` also
+tries corrections and proposes them, `edit` also corrects and decides on proposals, `admin` also rolls back and reverts. The
+file is JSON and is read again when it changes, so that keys can be added and removed while the service runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from errata.locks import hold
 
 logger = logging.getLogger("errata")
 
-ROLES = ("read", "edit", "admin")  # each includes those before it
+ROLES = ("read", "propose", "edit", "admin")  # each includes those before it
 LOOK_PERIOD_S = 1.0
 NUM_KEY_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")

@@ -51,8 +51,9 @@ class Edit:
     `before`, or both ways. `aliases` are other texts that count as the target. `answer` is the whole text that the model shall
     write in chat, with the target in it; without it, that is the target alone. `rephrasings` are other wordings of the prompt,
     which the edit should generalise to. `locality` and `portability` are probes for training and scoring, asked in the same
-    form; no editor needs them to edit. `poster` is the author: the name of the key that posted the edit. `names_form`: the form
-    was given, so that a service which is posted the edit does not choose it.
+    form; no editor needs them to edit. `poster` is the author: the name of the key that posted the edit; `approver`, that of
+    the key that approved a proposal. `names_form`: the form was given, so that a service which is posted the edit does not
+    choose it.
     The fact holds from the day `valid_from` until the day before `valid_to` (ISO dates); `source` is a URL or a note that says
     where it is from, `reason` why it is corrected.
     """
@@ -65,6 +66,7 @@ class Edit:
     portability: tuple[Probe, ...] = ()
     id: str | None = None
     poster: str | None = None
+    approver: str | None = None
     form: Form = "completion"
     before: tuple[Message, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -181,7 +183,7 @@ class Edit:
     def to_json(self) -> dict[str, Any]:
         """Return the edit as JSON: `prompt` is the question of a dialogue; `messages` are there if others come before it."""
         data: dict[str, Any] = {"prompt": self.prompt, "target": self.target}
-        for name in ("id", "subject", "poster", "answer", *ORIGIN):
+        for name in ("id", "subject", "poster", "approver", "answer", *ORIGIN):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         for name in ("aliases", "rephrasings"):
@@ -209,7 +211,7 @@ class Edit:
         if not isinstance(data.get("target"), str):
             code = Code.WRONG_TYPE if "target" in data else Code.MISSING_FIELD
             raise EditRejected("must be given as a string", code=code, field="target")
-        for name in ("subject", "id", "poster", "answer", *ORIGIN):
+        for name in ("subject", "id", "poster", "approver", "answer", *ORIGIN):
             if not isinstance(data.get(name), str | None):
                 raise EditRejected("must be a string, or left out", code=Code.WRONG_TYPE, field=name)
         for name in ("rephrasings", "aliases", "locality", "portability"):
@@ -227,8 +229,7 @@ class Edit:
             aliases=tuple(cleaned(text) for text in data.get("aliases") or ()),
             answer=None if data.get("answer") is None else cleaned(data["answer"]),
             rephrasings=tuple(data.get("rephrasings") or ()),
-            id=data.get("id"),
-            poster=data.get("poster"),
+            **{name: data.get(name) for name in ("id", "poster", "approver")},
             **asked,
             **probes,
             **origin,

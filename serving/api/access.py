@@ -58,7 +58,14 @@ _ROLES = {
         "GET /version",
         "GET /openapi.json",
     ),
-    "edit": ("POST /v1/edits", "GET /v1/diff", "POST /v1/blame"),  # The last two read every version in between.
+    "propose": ("GET /v1/proposals", "GET /v1/proposals/{}", "POST /v1/proposals"),
+    "edit": (
+        "POST /v1/edits",
+        "POST /v1/proposals/{}/approve",
+        "POST /v1/proposals/{}/refuse",
+        "GET /v1/diff",  # This and a blame read every version in between.
+        "POST /v1/blame",
+    ),
     "admin": ("POST /v1/rollback", "POST /v1/revert"),
 }
 
@@ -69,10 +76,16 @@ def _table(roles: dict[str, tuple[str, ...]]) -> list[tuple[re.Pattern[str], str
 
 
 TABLE = _table(_ROLES)
+DRY_RUN = b"dry_run=true"
 
 
-def role_for(method: str, path: str) -> str:
-    """Find the role that a route requires, or `OPEN`. Any path that is not listed literally requires `admin`."""
+def role_for(method: str, path: str, query: bytes = b"") -> str:
+    """Find the role that a route requires, or `OPEN`. Any path that is not listed literally requires `admin`.
+
+    The query counts for a dry run alone, which changes nothing, and only if it is `DRY_RUN` in every character.
+    """
+    if (method, path, query) == ("POST", "/v1/edits", DRY_RUN):
+        return "propose"
     asked = f"{'GET' if method == 'HEAD' else method} {path}"
     return next((role for route, role in TABLE if route.fullmatch(asked)), UNLISTED)
 
@@ -114,7 +127,7 @@ class Access:
         """Return the request as the application receives it; `held` has its slots. Raises `BadRequest`, `Disconnected`."""
         self._check_size(scope)
         path = path_of(scope)
-        role = role_for(scope["method"], path)
+        role = role_for(scope["method"], path, scope.get("query_string", b""))
         key = self._key(scope, role)
         held.enter_context(self._slots.request(key, role, path.endswith("/events")))
         admitted = {**scope, "headers": without(scope["headers"], b"authorization"), "errata.key": key}

@@ -14,6 +14,9 @@ class RequestCode(StrEnum):
     FORBIDDEN = "forbidden"  # 403
     KEY_REUSED = "key_reused"  # 409: an Idempotency-Key that came before with other edits
     CONFLICT = "conflict"  # 409: another process moved the ledger's head
+    ALREADY_DECIDED = "already_decided"  # 409: a proposal that is approved or refused
+    OWN_PROPOSAL = "own_proposal"  # 403: an approval by its author
+    UNKNOWN_PROPOSAL = "unknown_proposal"  # 404
     HEAD_MOVED = "head_moved"  # 409: the live version is not the expected one
     NOT_SERVED_YET = "not_served_yet"  # 409: the version of X-Errata-At-Least
     ROLLED_BACK = "rolled_back"  # 409: what is served does not follow the version of X-Errata-At-Least

@@ -14,7 +14,9 @@ from errata.history.budget import WalkTooLong
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import HeadMoved, LedgerConflict, LedgerDamaged, UnknownVersion
 from serving.api.codes import RequestCode
-from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.worker.journal import JournalFailed, KeyReused, UnknownEdit
+from serving.worker.proposals import AlreadyDecided, OwnProposal, UnknownProposal
+from serving.worker.queue_limit import QueueFull
 from serving.worker.refusals import Busy
 
 Answer = TypeVar("Answer")
@@ -71,6 +73,12 @@ def answer_for(error: Exception) -> tuple[int, dict[str, Any]]:
             return 404, error_body(str(error), Code.UNKNOWN_VERSION, "version")
         case UnknownEdit():
             return 404, error_body(str(error), Code.UNKNOWN_EDIT, "id")
+        case UnknownProposal():
+            return 404, error_body(str(error), RequestCode.UNKNOWN_PROPOSAL, "id")
+        case AlreadyDecided():
+            return 409, error_body(str(error), RequestCode.ALREADY_DECIDED, "id")
+        case OwnProposal():
+            return 403, error_body(str(error), RequestCode.OWN_PROPOSAL, "Authorization")
         case KeyReused():
             return 409, error_body(str(error), RequestCode.KEY_REUSED, "Idempotency-Key")
         case HeadMoved():

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from sse_starlette import EventSourceResponse
 
+from errata.client.responses import ProposalState
 from errata.edit import SETTLED, Code, EditRejected, EditState
 from errata.ledger import Version
 from errata.local.service_limits import ServiceLimits
@@ -25,6 +26,7 @@ from serving.api.schemas import (
     AskedIn,
     BlameIn,
     Cursor,
+    DecisionIn,
     DryRunOut,
     EditOut,
     EditsIn,
@@ -33,14 +35,19 @@ from serving.api.schemas import (
     KeyOut,
     Name,
     Number,
+    ProposalOut,
+    ProposalsIn,
+    ProposalsOut,
+    ProposalsPage,
     RefusalOut,
     RevertIn,
     RollbackIn,
 )
-from serving.worker.journal import QueueFull
+from serving.worker.proposals import ProposalQuery
+from serving.worker.queue_limit import QueueFull
 from serving.worker.refusals import REFUSALS
 
-OURS = ("/v1/edits", "/v1/events", "/v1/versions", "/v1/diff", "/v1/rollback", "/v1/revert", "/v1/blame")
+OURS = ("/v1/edits", "/v1/proposals", "/v1/events", "/v1/versions", "/v1/diff", "/v1/rollback", "/v1/revert", "/v1/blame")
 ANSWERED = (*REFUSALS, RayActorError, DeploymentUnavailableError, BackPressureError)
 PING_S = 15
 REFUSED = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
@@ -62,6 +69,14 @@ class Backend(Protocol):
     def edit_events(self, id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]: ...
 
     def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]: ...
+
+    async def propose(self, edits: list[dict[str, Any]], key: str | None, by: str | None) -> list[dict[str, Any]]: ...
+
+    async def proposals(self, asked: ProposalQuery) -> dict[str, Any]: ...
+
+    async def proposal(self, id: str) -> dict[str, Any]: ...
+
+    async def decide(self, id: str, approve: bool, by: str | None, reason: str | None) -> dict[str, Any]: ...
 
     async def rollback(self, version: int, by: str | None, expected_head: int | None) -> dict[str, Any]: ...
 
@@ -122,6 +137,7 @@ def router(backend: Backend, limits: ServiceLimits | None = None) -> APIRouter:
     responses: dict[int | str, dict[str, Any]] = {status: {"model": RefusalOut} for status in REFUSED}
     routes = APIRouter(tags=["errata"], responses=responses)
     _add_edit_routes(routes, backend)
+    _add_proposal_routes(routes, backend)
     _add_event_routes(routes, backend, (limits or ServiceLimits()).send_timeout_s)
     _add_version_routes(routes, backend)
 
@@ -179,6 +195,45 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
     @routes.get("/v1/edits/{id}", response_model=EditOut, response_model_exclude_none=True)
     async def get_edit(id: Name) -> Any:
         return await unwrapped(backend.edit_status(id))
+
+
+def _add_proposal_routes(routes: APIRouter, backend: Backend) -> None:
+    without_none: dict[str, Any] = {"response_model": ProposalOut, "response_model_exclude_none": True}
+
+    @routes.post("/v1/proposals", response_model=ProposalsOut, response_model_exclude_none=True, status_code=201)
+    async def post_proposals(
+        body: ProposalsIn, request: Request, idempotency_key: Annotated[str | None, Header()] = None
+    ) -> Any:
+        """Propose edits: they are kept until a reviewer decides, and change nothing before."""
+        edits = [edit.to_json() for edit in body.edits]
+        found = await unwrapped(backend.propose(edits, idempotency_key, _caller(request)))
+        return {"ids": [one["id"] for one in found], "proposals": found}
+
+    @routes.get("/v1/proposals", response_model=ProposalsPage)
+    async def get_proposals(
+        state: ProposalState | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Cursor | None = None,
+        after: Cursor | None = None,
+    ) -> Any:
+        """List proposals, newest first; with `after`, which may be 0, oldest first."""
+        if before is not None and after is not None:
+            raise EditRejected("give before or after, not both", code=Code.INVALID_VALUE, field="after")
+        return await unwrapped(backend.proposals(ProposalQuery(limit, state, before, after)))
+
+    @routes.get("/v1/proposals/{id}", **without_none)
+    async def get_proposal(id: Name) -> Any:
+        return await unwrapped(backend.proposal(id))
+
+    @routes.post("/v1/proposals/{id}/approve", **without_none)
+    async def post_approve(id: Name, request: Request, body: DecisionIn | None = None) -> Any:
+        """Queue an open proposal as an edit with the same id; its author may not."""
+        return await unwrapped(backend.decide(id, True, _caller(request), body and body.reason))
+
+    @routes.post("/v1/proposals/{id}/refuse", **without_none)
+    async def post_refuse(id: Name, request: Request, body: DecisionIn | None = None) -> Any:
+        """Refuse an open proposal."""
+        return await unwrapped(backend.decide(id, False, _caller(request), body and body.reason))
 
 
 def _add_event_routes(routes: APIRouter, backend: Backend, send_timeout_s: float) -> None:

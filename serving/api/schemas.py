@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from errata.access_keys import Key
+from errata.client.responses import ProposalState
 from errata.edit import EditState
 from errata.text.dialogue import Form, Role
 
@@ -25,7 +26,7 @@ Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Question = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 Number = Annotated[int, Field(ge=0, le=2**31)]
 StrictNumber = Annotated[int, Field(ge=0, le=2**31, strict=True)]  # in a body, where `true` is not a number
-AccessRole = Literal["read", "edit", "admin"]
+AccessRole = Literal["read", "propose", "edit", "admin"]
 Cursor = Annotated[int, Field(ge=0, le=2**62)]
 
 
@@ -79,19 +80,31 @@ class EditIn(AskedIn):
         return self.model_dump(exclude_defaults=True)
 
 
-class EditsIn(BaseModel):
-    """Edits to make, with at most 4,096 rephrasings in all."""
+class ProposalsIn(BaseModel):
+    """Edits to propose, with at most 4,096 rephrasings in all."""
 
     model_config = ConfigDict(extra="forbid")
     edits: list[EditIn] = Field(min_length=1, max_length=MAX_EDITS)
-    wait: StrictBool = False
 
     @model_validator(mode="after")
-    def _has_few_rephrasings(self) -> EditsIn:
+    def _has_few_rephrasings(self) -> Self:
         if (posted := sum(len(edit.rephrasings) for edit in self.edits)) > MAX_REPHRASINGS_POSTED:
             message = f"the edits have {posted:,} rephrasings, and a post at most {MAX_REPHRASINGS_POSTED:,}; post fewer"
             raise PydanticCustomError("too_long", "{message}", {"message": message})
         return self
+
+
+class EditsIn(ProposalsIn):
+    """Edits to make, with at most 4,096 rephrasings in all; with `wait`, the answer comes when they are settled."""
+
+    wait: StrictBool = False
+
+
+class DecisionIn(BaseModel):
+    """The reason of a reviewer, for the author to read."""
+
+    model_config = ConfigDict(extra="forbid")
+    reason: Text | None = None
 
 
 class RollbackIn(BaseModel):
@@ -137,6 +150,7 @@ class EditOut(BaseModel):
     edited model, with another code the version that was live. `repaired_in` is the last version that made a lost edit again.
     `contradicts` has the ids of the edits that it contradicted when it was posted. A live edit held from `held_from` until the
     day before `held_to`, without a bound that is not known; `superseded_by` is the later edit that ended it.
+    `poster` and `approver` are names of keys: of the author, and of the reviewer who approved the edit as a proposal.
     """
 
     id: str
@@ -148,6 +162,7 @@ class EditOut(BaseModel):
     code: str | None = None
     field: str | None = None
     poster: str | None = None
+    approver: str | None = None
     live: bool | None = None
     changed: bool | None = None
     answered: bool | None = None
@@ -158,6 +173,33 @@ class EditOut(BaseModel):
     held_from: str | None = None
     held_to: str | None = None
     superseded_by: str | None = None
+
+
+class ProposalOut(BaseModel):
+    """A proposed edit; `author` and `decider` are names of keys. An approved one is the edit of the same id."""
+
+    id: str
+    state: ProposalState
+    edit: dict[str, Any]
+    created: float
+    author: str | None = None
+    decided: float | None = None
+    decider: str | None = None
+    reason: str | None = None
+
+
+class ProposalsOut(BaseModel):
+    """Posted proposals."""
+
+    ids: list[str]
+    proposals: list[ProposalOut]
+
+
+class ProposalsPage(BaseModel):
+    """A page of proposals; `next` is the value of `before`, or of `after`, for the next page, null at the end."""
+
+    proposals: list[ProposalOut]
+    next: int | None
 
 
 class EditsOut(BaseModel):
@@ -171,12 +213,14 @@ class EditsOut(BaseModel):
 class TriedEditOut(BaseModel):
     """The state that an edit would come to: as `EditOut`, with the answers `before` and `after` it where they are known.
 
-    `edit` has the composed answer, if one would be composed; `contradicts` as in `EditOut`.
+    `unedited` is the answer of version 0, the model without any edit. `edit` has the composed answer, if one would be composed;
+    `contradicts` as in `EditOut`.
     """
 
     edit: dict[str, Any]
     state: Literal["applied", "rejected", "superseded"]
     changed: bool | None = None
+    unedited: str | None = None
     before: str | None = None
     after: str | None = None
     code: str | None = None

@@ -15,7 +15,7 @@ from serving.api.codes import RequestCode
 from serving.api.request_body import BadRequest
 
 OPEN = "open"  # The role of routes that need no key.
-POOLED = ("read", "edit")  # The roles whose routes leave `reserved_requests` to all others.
+POOLED = ("read", "propose", "edit")  # The roles whose routes leave `reserved_requests` to all others.
 RETRY_AFTER = "Retry-After", "1"
 
 

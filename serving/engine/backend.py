@@ -19,6 +19,7 @@ from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Prompt
 from serving.api.routes import versions_page
 from serving.metrics import merged
+from serving.worker.proposals import ProposalQuery
 from serving.worker.refusals import UNANSWERED, Busy, answer_of
 from serving.worker.walks import walked
 
@@ -54,6 +55,18 @@ class ServiceBackend:
     async def dry_run(self, edits: list[dict[str, Any]]) -> dict[str, Any]:
         """Try edits; the worker stops when the caller is gone."""
         return await _stopped_with_caller(self.worker.dry_run.remote(edits))
+
+    async def propose(self, edits: list[dict[str, Any]], key: str | None, by: str | None) -> list[dict[str, Any]]:
+        return await answer_of(self.worker.propose.remote(edits, key, by))
+
+    async def proposals(self, asked: ProposalQuery) -> dict[str, Any]:
+        return await answer_of(self.worker.proposals.remote(asked))
+
+    async def proposal(self, id: str) -> dict[str, Any]:
+        return await answer_of(self.worker.proposal.remote(id))
+
+    async def decide(self, id: str, approve: bool, by: str | None, reason: str | None) -> dict[str, Any]:
+        return await answer_of(self.worker.decide.remote(id, approve, by, reason))
 
     async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None) -> dict[str, Any]:
         return await answer_of(self.worker.edits.remote(state, limit, before, subject))

@@ -77,6 +77,8 @@ def tried(live_model: LiveModel, edits: Sequence[Edit], budget: WalkBudget) -> d
     while (group := attempts.bisection.next_group()) is not None:
         budget.step()
         attempts.take(group)
+    budget.step()
+    attempts.ask_unedited()
     return attempts.to_json()
 
 
@@ -189,6 +191,16 @@ class _Attempts:
             self.changed_edits[one.id or "", one.prompt] = one.to_json()
         for one in changed_probes(inspector, candidate.delta, candidate.observed or Observed({}, None)):
             self.changed_probes[one.prompt] = one.to_json()
+
+    def ask_unedited(self) -> None:
+        """Ask the model without any edit, version 0, what it says to each edit."""
+        if self.live_model.version == 0:
+            texts = [self.shown[i].get("before") for i in range(len(self.edits))]
+        else:
+            found = self.live_model.unedited(self.edits)
+            texts = [HeadSaid.of(edit, own).text for edit, own in zip(self.edits, found, strict=True)]
+        for i, text in enumerate(texts):
+            self.shown[i]["unedited"] = text
 
     def _refused(self, group: Group, refusal: EditRejected) -> None:
         if isinstance(refusal, VersionRefused):

@@ -363,4 +363,4 @@ class _Answered:
 
 
 def _edit_of(entry: Entry) -> Edit:
-    return Edit.from_json({**entry.edit, "poster": entry.poster} if entry.poster else entry.edit)
+    return Edit.from_json({**entry.edit, "poster": entry.poster, "approver": entry.approver})

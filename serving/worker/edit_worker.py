@@ -1,4 +1,4 @@
-"""The single writer as a Serve deployment of one replica: the methods that the generators call.
+"""The single writer: the methods that the generators call.
 
 `EditLoop` does the work. Edits are in the journal before `submit` returns; later states reach waiting posts and event streams.
 """
@@ -15,33 +15,31 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import ray
 
 from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
 from errata.history.budget import WalkBudget
 from errata.history.revert_selection import RevertRefused
-from errata.ledger import Ledger, Version
-from errata.ledger.recovery import recover
+from errata.ledger import Version
 from errata.local.service_limits import ServiceLimits
 from errata.model.edit_check import check_edits
 from errata.model.renderer import Renderer
 from errata.text.dialogue import Prompt
-from serving.logs import attach_to_serve, event
+from serving.logs import event
 from serving.metrics import WORKER
 from serving.tracing import current_traceparent
 from serving.worker.dry_run import Chosen, DryRuns
 from serving.worker.edit_loop import EditLoop
 from serving.worker.events import TooManyListeners
-from serving.worker.journal import Journal, JournalFailed, QueueFull, QueueLimit, UnknownEdit
+from serving.worker.journal import Journal, JournalFailed, UnknownEdit
 from serving.worker.journal_copies import make_copies
 from serving.worker.journal_entry import event_of
 from serving.worker.known_edits import KnownEdits
 from serving.worker.live_model import LiveModel, LiveModelOptions
 from serving.worker.mlflow_mirror import MlflowMirrorTask
-from serving.worker.refusals import Busy, refusals_as_values
+from serving.worker.proposals import ProposalBook, ProposalQuery
+from serving.worker.queue_limit import QueueFull, QueueLimit
+from serving.worker.refusals import Busy
 from serving.worker.replicas import Replicas
 from serving.worker.scrub import Scrubber
 from serving.worker.walks import walked
@@ -98,6 +96,8 @@ class EditWorker:
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
         self._walking = asyncio.Lock()
         self.known_edits = KnownEdits(live_model, journal)
+        self.proposal_book = ProposalBook(journal)
+        self.links: dict[str, str] = {}
         self.dry_runs = DryRuns(self.edit_loop, self.limits.max_walk_s)
         self.scrubber = Scrubber(options.live_model.ledger if options.live_model else "", options.scrub_hours)
         self._tasks: list[asyncio.Task[None]] = []
@@ -240,7 +240,48 @@ class EditWorker:
         except TooManyListeners as many:
             yield "error", {"message": str(many)}
 
-    # -- called by the replicas: versions -----------------------------------------------------------------------------
+    # -- called by the replicas: proposals ----------------------------------------------------------------------------
+
+    async def propose(self, edits: list[dict[str, Any]], key: str | None, author: str | None) -> list[dict[str, Any]]:
+        """Keep edits as proposals, durably. Raises as `submit` before it queues."""
+        posted = self._read(edits)
+        await self._check(posted)
+        limit = QueueLimit(self.limits.max_proposals, self.limits.max_proposal_bytes)
+        made = self.proposal_book.add([edit.to_json() for edit in posted], key, author, limit)
+        event(logger, "proposal.made", edit_ids=[one.id for one in made], by=author)
+        for one in made:
+            self.edit_loop.waiters.event_bus.publish("proposal", one.to_event())
+        return [one.to_json() for one in made]
+
+    async def proposals(self, asked: ProposalQuery) -> dict[str, Any]:
+        """List proposals, up to the limit of a page; `next` is the cursor of the next page, None at the end."""
+        found, cursor = self.proposal_book.page(asked, self.limits.max_page_bytes)
+        return {"proposals": [one.to_json() for one in found], "next": cursor}
+
+    async def proposal(self, id: str) -> dict[str, Any]:
+        """Return one proposal. Raises `UnknownProposal`."""
+        return self.proposal_book.get(id).to_json()
+
+    async def decide(self, id: str, approve: bool, by: str | None, reason: str | None) -> dict[str, Any]:
+        """Approve a proposal, which queues its edit, or refuse it. Raises as `ProposalBook` does.
+
+        An edit that today's rules refuse cannot be approved (`EditRejected`).
+        """
+        if approve:
+            contradicts = await self._check(self._read([self.proposal_book.get(id).edit]))
+            limit = QueueLimit(self.limits.max_queue, self.limits.max_queue_bytes)
+            decided = self.proposal_book.approve(id, by, reason, limit, current_traceparent(), contradicts.get(0, ()))
+            self.edit_loop.wake()
+            self.edit_loop.metrics.settled("queued", 1)
+            self.edit_loop.waiters.publish([id])
+            event(logger, "proposal.approved", edit_ids=[id], by=by)
+        else:
+            decided = self.proposal_book.refuse(id, by, reason)
+            event(logger, "proposal.refused", edit_ids=[id], by=by)
+        self.edit_loop.waiters.event_bus.publish("proposal", decided.to_event())
+        return decided.to_json()
+
+    # -- called by the replicas: versions --------------------------------------------------------------------------
 
     async def rollback(self, version: int, by: str | None = None, expected_head: int | None = None) -> dict[str, Any]:
         return await self.edit_loop.to_completion(self.edit_loop.rollback(version, by, expected_head))
@@ -303,12 +344,14 @@ class EditWorker:
                 "age_s": round(self.journal.age_s, 3),
                 "limit": self.limits.max_queue,
             },
+            "proposals": {"open": self.proposal_book.num_open, "limit": self.limits.max_proposals},
             "stalled": self.edit_loop.stalled,
             "held_edits": self.live_model.held_counts,
             "replicas": await self.edit_loop.publisher.replicas.ask("status"),
             "timings": list(self.edit_loop.publisher.timings),
             "mirror": self.mirror.state,
             "scrub": self.scrubber.state,
+            "links": self.links | self.mirror.links,
             "worker": {
                 "pid": os.getpid(),
                 "editor": self.options.live_model.editor,
@@ -333,41 +376,6 @@ class EditWorker:
             raise RuntimeError("a task of the edit worker has ended; the process must be replaced")
 
 
-@refusals_as_values
-class ServedEditWorker(EditWorker):
-    """The edit worker as Serve makes it: Serve awaits the constructor, which opens the parts and starts them.
-
-    Its methods return refusals and do not raise them.
-    """
-
-    async def __init__(self, options: WorkerOptions) -> None:  # type: ignore[misc]
-        attach_to_serve()
-        is_first = not Path(options.live_model.ledger).exists()
-        if not is_first:  # On the first start the engines wait for the ledger, and none serves yet.
-            os.nice(options.nice)
-        kept_s = 3600 * options.idempotency_hours
-        journal = await asyncio.to_thread(Journal, options.journal, keys_kept_s=kept_s, node=_node_life())
-        await asyncio.to_thread(_recover, options.live_model.ledger)
-        live_model = await asyncio.to_thread(LiveModel, options.live_model)
-        if is_first:
-            os.nice(options.nice)
-        mirror = MlflowMirrorTask(live_model.ledger, options.mlflow, options.mlflow_name)
-        super().__init__(live_model, journal, mirror, options)
-        self.start()
-
-    def __del__(self) -> None:
-        """Serve calls this before it ends the process of a deployment that is replaced."""
-        if hasattr(self, "journal"):
-            with contextlib.suppress(JournalFailed):
-                self.journal.hand_over()
-
-
-def _node_life() -> str:
-    """Return a name that is another one after the machine, its container or Ray on it was started again."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{boot.read_text().strip() if boot.exists() else ''} {ray.get_runtime_context().get_node_id()}"
-
-
 def _as_queued(id: str, edit: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON of an edit that was queued, and of which no more is known."""
     return {"id": id, "state": "queued", "edit": {**edit, "id": id}, "created": time.time()}
@@ -387,10 +395,3 @@ def _end_process(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         logger.error("the edit worker's loop has failed", exc_info=task.exception())
         os._exit(1)
-
-
-def _recover(path: str) -> None:
-    """Repair the ledger before it is read, where that is possible. Raises `LedgerDamaged`."""
-    with contextlib.suppress(FileNotFoundError):  # On the first start the live model creates it.
-        for note in recover(Ledger.open(path)).notes:
-            logger.warning("the ledger in %s: %s", path, note)

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from errata.ledger.journal_copy import lock_of
 from errata.locks import Held, hold
 from serving.worker.fact_keys import keys_of
 from serving.worker.idempotency import KEPT_S, KeptKeys, digest_of_edits
-from serving.worker.journal_entry import COLUMNS, Entry, OpenEdit, entry_of, first_dated_again
+from serving.worker.journal_entry import COLUMNS, Entry, OpenEdit, Origin, entry_of, first_dated_again
 from serving.worker.journal_table import chosen_by, open_database
+from serving.worker.queue_limit import QueueFull, QueueLimit
 
 WAIT_S = 30.0  # On a redeployment the new worker starts before the old one has ended.
 # An edit is assumed to be the cause if the worker process died this often while it made this edit alone and its node lived on.
@@ -38,38 +38,8 @@ class UnknownEdit(LookupError):
     """An id of no edit in the journal."""
 
 
-class QueueFull(RuntimeError):
-    """A submission that would exceed a limit of the queue, `setting`: in edits or in bytes; nothing of it is queued."""
-
-    def __init__(self, used: int, added: int, limit: int, retry_after_s: int = 1, setting: str = "max_queue") -> None:
-        super().__init__(used, added, limit, retry_after_s, setting)
-        self.used, self.added, self.limit, self.retry_after_s, self.setting = used, added, limit, retry_after_s, setting
-
-    @property
-    def is_too_large(self) -> bool:
-        """Say if the submission fits in no queue, so that it need not be repeated."""
-        return self.added > self.limit
-
-    def __str__(self) -> str:
-        what, setting = "edits" if self.setting == "max_queue" else "bytes of edits", f"({self.setting}={self.limit})"
-        if self.is_too_large:
-            return f"the post has {self.added} {what} and the queue holds {self.limit} {setting}; post fewer in one request"
-        return (
-            f"{self.used} {what} are queued and the limit is {self.limit} {setting}; nothing was queued. "
-            f"Try again in {self.retry_after_s} s"
-        )
-
-
 class JournalFailed(RuntimeError):
     """A journal that cannot be opened, read or written; nothing of the submission is queued."""
-
-
-@dataclass(frozen=True)
-class QueueLimit:
-    """The most edits that may wait, and the most bytes that they may have together."""
-
-    max_edits: int = 2**62
-    max_bytes: int = 2**62
 
 
 class Journal:
@@ -95,7 +65,7 @@ class Journal:
         try:
             with _sqlite_errors("opened"):
                 self._connection = open_database(path)
-                self._keys = KeptKeys(self._connection, keys_kept_s)
+                self.keys = KeptKeys(self._connection, keys_kept_s)
         except JournalFailed:
             self._lock.close()
             raise
@@ -105,13 +75,13 @@ class Journal:
         self._lock.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         # The connection commits at the end, and rolls back on an exception.
         with self._one_at_a_time, _sqlite_errors("written"), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
-    def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._one_at_a_time, _sqlite_errors("read"):
             return self._connection.execute(query, values).fetchall()
 
@@ -131,26 +101,40 @@ class Journal:
         Raises `KeyReused` if the key was used with other edits, `QueueFull` if more than `limit` would be queued.
         """
         digest = digest_of_edits(edits)
-        with self._transaction() as db:
-            if key is not None and (known := self._keys.find(key, poster)) is not None:
-                if known.digest != digest:
-                    raise KeyReused("this Idempotency-Key was used with other edits; give other edits a key of their own")
-                return known.ids
+        with self.transaction():
+            if (known := self.known_post(key, poster, digest)) is not None:
+                return known
             ids = [uuid.uuid4().hex for _ in edits]
-            bodies = [json.dumps({**edit, "id": id}) for id, edit in zip(ids, edits, strict=True)]
-            if limit is not None:
-                self._check_room(bodies, limit)
-            about = list(map(keys_of, edits))
-            others = {i: json.dumps(list(ids)) for i, ids in (contradicts or {}).items()}
-            post = time.time(), poster, trace
-            db.executemany(
-                "INSERT INTO edits (id, body, num_bytes, state, created, poster, trace, question, subject, contradicts) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
-                [(id, bodies[i], len(bodies[i]), *post, *about[i], others.get(i)) for i, id in enumerate(ids)],
-            )
+            others = {ids[i]: found for i, found in (contradicts or {}).items()}
+            self.queue(dict(zip(ids, edits, strict=True)), Origin(poster, trace=trace), limit, others)
             if key is not None:
-                self._keys.add(key, poster, digest, ids)
+                self.keys.add(key, poster, digest, ids)
         return ids
+
+    def known_post(self, key: str | None, poster: str | None, digest: str) -> list[str] | None:
+        """Return the ids of an earlier post under this key; part of the caller's transaction. Raises `KeyReused`."""
+        if key is None or (known := self.keys.find(key, poster)) is None:
+            return None
+        if known.digest != digest:
+            raise KeyReused("this Idempotency-Key was used with other edits; give other edits a key of their own")
+        return known.ids
+
+    def queue(
+        self,
+        edits: Mapping[str, dict[str, Any]],
+        origin: Origin,
+        limit: QueueLimit | None = None,
+        contradicts: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Queue edits by their ids; `contradicts` has ids, too. Part of the caller's transaction. Raises `QueueFull`."""
+        bodies = {id: json.dumps({**edit, "id": id}) for id, edit in edits.items()}
+        if limit is not None:
+            self._check_room(list(bodies.values()), limit)
+        others = {id: json.dumps(list(found)) for id, found in (contradicts or {}).items()}
+        post = time.time(), origin.poster, origin.approver, origin.trace
+        names = "id, body, num_bytes, created, poster, approver, trace, question, subject, contradicts, state"
+        rows = [(id, body, len(body), *post, *keys_of(edits[id]), others.get(id)) for id, body in bodies.items()]
+        self._connection.executemany(f"INSERT INTO edits ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued')", rows)
 
     def _check_room(self, bodies: Sequence[str], limit: QueueLimit) -> None:
         """Raise `QueueFull` if these would be too many, or too large, with those that are queued."""
@@ -167,12 +151,12 @@ class Journal:
         if key is None:
             return answer
         with _sqlite_errors("read"):
-            known = self._keys.find(key, poster)
+            known = self.keys.find(key, poster)
         if known is not None and known.answer is not None:
             return [{**kept, "edit": entry.edit} for kept, entry in zip(known.answer, entries, strict=True)]
         if known is not None and all(entry.is_settled for entry in entries):
-            with self._transaction():
-                self._keys.answer(key, poster, [{name: one[name] for name in one if name != "edit"} for one in answer])
+            with self.transaction():
+                self.keys.answer(key, poster, [{name: one[name] for name in one if name != "edit"} for one in answer])
         return answer
 
     def take(self, limit: int) -> list[Entry]:
@@ -181,7 +165,7 @@ class Journal:
         A correction with a day is not taken with an earlier one of its question, so that each has a version and its time.
         An edit that is put aside waits, and with it the later edits of its prompts, of which the last must count.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             entries = list(islice(self._free(limit), limit))
             fresh = next((i for i, entry in enumerate(entries) if entry.attempts), len(entries))
             entries = entries[: max(1, min(fresh, first_dated_again(entries)))]
@@ -222,7 +206,7 @@ class Journal:
         """
         applied = [(version, (unchanged or {}).get(id), id) for id in ids]
         gone = [(version, reason, Code.CONTRADICTED.value, id) for id, reason in (superseded or {}).items()]
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany("UPDATE edits SET state = 'applied', version = ?, unchanged = ? WHERE id = ?", applied)
             db.executemany("UPDATE edits SET state = 'superseded', version = ?, reason = ?, code = ? WHERE id = ?", gone)
 
@@ -232,21 +216,21 @@ class Journal:
 
     def mark_reverted(self, out: Mapping[str, int], back: Mapping[str, int]) -> None:
         """Mark edits as reverted, and others as applied again, each with its version, in one transaction."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             for state, versions in (("reverted", out), ("applied", back)):
                 rows = [(state, version, id) for id, version in versions.items()]
                 db.executemany("UPDATE edits SET state = ?, version = ? WHERE id = ?", rows)
 
     def requeue(self, ids: Iterable[str]) -> None:
         """Put edits back in their place as if never taken. Settled edits stay settled, so that none is made twice."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             query = "UPDATE edits SET state = 'queued', attempts = attempts - 1 WHERE id = ? AND state = 'applying'"
             db.executemany(query, [(id,) for id in ids])
 
     def retry(self, ids: Sequence[str], reason: str) -> None:
         """Put edits back that are at fault, to be taken one at a time; after `MAX_ATTEMPTS` they are rejected for `reason`."""
         marks = ", ".join("?" for _ in ids)
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(f"UPDATE edits SET failures = failures + 1 WHERE id IN ({marks})", tuple(ids))
             db.execute(
                 f"UPDATE edits SET state = 'rejected', reason = ?, code = ? WHERE failures >= ? AND id IN ({marks})",
@@ -256,27 +240,28 @@ class Journal:
 
     def reopen(self, version: int, or_later: bool = False) -> int:
         """Queue the edits again that were applied or superseded in a lost version, or in a later one; returns their number."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             fresh = "state = 'queued', version = NULL, reason = NULL, code = NULL, unchanged = NULL"
             fresh += ", attempts = 0, failures = 0, num_bytes = LENGTH(body)"  # An adopted edit had no size.
             those = f"state IN ('applied', 'superseded') AND version {'>=' if or_later else '='} ?"
             if num_edits := db.execute(f"UPDATE edits SET {fresh} WHERE {those}", (version,)).rowcount:
-                self._keys.forget_answers()
+                self.keys.forget_answers()
             return num_edits
 
     def adopt(self, edits: Iterable[dict[str, Any]], version: int, created: float) -> int:
         """Enter edits with ids that only the ledger has, as applied in `version`; returns the number that was unknown."""
         given = {edit["id"]: edit for edit in edits}
         marks = ", ".join("?" for _ in given)
-        known = {row[0] for row in self._read(f"SELECT id FROM edits WHERE id IN ({marks})", *given)} if given else set()
+        known = {row[0] for row in self.rows(f"SELECT id FROM edits WHERE id IN ({marks})", *given)} if given else set()
         new = {id: edit for id, edit in given.items() if id not in known}
-        bodies = {id: json.dumps({name: edit[name] for name in edit if name != "poster"}) for id, edit in new.items()}
-        rows = [(id, bodies[id], version, created, edit.get("poster"), *keys_of(edit)) for id, edit in new.items()]
+        rows = [
+            (id, _body_of(edit), version, created, edit.get("poster"), edit.get("approver"), *keys_of(edit))
+            for id, edit in new.items()
+        ]
         if rows:
-            with self._transaction() as db:
-                columns = (
-                    "(id, body, version, created, poster, question, subject, state) VALUES (?, ?, ?, ?, ?, ?, ?, 'applied')"
-                )
+            with self.transaction() as db:
+                names = "id, body, version, created, poster, approver, question, subject, state"
+                columns = f"({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'applied')"
                 db.executemany(f"INSERT INTO edits {columns}", rows)
         return len(rows)
 
@@ -288,11 +273,11 @@ class Journal:
 
     def reverted(self) -> dict[str, int]:
         """Return the reverted edits by id, with the versions that took them out."""
-        rows = self._read("SELECT id, version FROM edits WHERE state = 'reverted'")
+        rows = self.rows("SELECT id, version FROM edits WHERE state = 'reverted'")
         return {id: version for id, version in rows}
 
     def _settle(self, assignment: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.executemany(f"UPDATE edits SET {assignment} WHERE id = ?", rows)
 
     def requeue_applying(self) -> None:
@@ -301,21 +286,21 @@ class Journal:
         The death counts against an edit that was taken alone, in this life of the machine; after `MAX_ATTEMPTS` of them it is
         rejected. A process that ends with its machine says nothing about the edit.
         """
-        at_fault = [str(row[0]) for row in self._read("SELECT id FROM edits WHERE state = 'applying' AND node = ?", self.node)]
+        at_fault = [str(row[0]) for row in self.rows("SELECT id FROM edits WHERE state = 'applying' AND node = ?", self.node)]
         self.retry(at_fault, f"the worker died {MAX_ATTEMPTS} times while it made this edit alone")
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("UPDATE edits SET state = 'queued' WHERE state = 'applying'")
         self._aside = self._where("state = 'queued' AND attempts - failures >= 2 ORDER BY seq")
 
     def hand_over(self) -> None:
         """Note that this process is about to be ended on purpose, so that its end counts against no edit."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("UPDATE edits SET node = NULL WHERE state = 'applying'")
 
     def pending(self) -> list[OpenEdit]:
         """List the open edits, oldest first."""
         query = "SELECT id, state FROM edits WHERE state IN ('queued', 'applying') ORDER BY seq"
-        return [OpenEdit(*row) for row in self._read(query)]
+        return [OpenEdit(*row) for row in self.rows(query)]
 
     def unchanged(self) -> list[Entry]:
         """List the applied edits that changed nothing, oldest first."""
@@ -347,7 +332,7 @@ class Journal:
     def has_older(self, seq: int, state: str | None = None, subject: str | None = None) -> bool:
         """Say if an entry, optionally in one `state` and about one `subject`, is older than the one with this `seq`."""
         chosen, values = chosen_by(state, subject, seq)
-        return bool(self._read(f"SELECT 1 FROM edits WHERE {chosen} LIMIT 1", *values))
+        return bool(self.rows(f"SELECT 1 FROM edits WHERE {chosen} LIMIT 1", *values))
 
     def of_question(self, key: str, limit: int) -> list[Entry]:
         """List the applied and open edits of one question, oldest first: of many, the newest `limit`."""
@@ -361,27 +346,27 @@ class Journal:
         return found[0]
 
     def _where(self, condition: str, *values: Any) -> list[Entry]:
-        return [entry_of(row) for row in self._read(f"SELECT {COLUMNS} FROM edits WHERE {condition}", *values)]
+        return [entry_of(row) for row in self.rows(f"SELECT {COLUMNS} FROM edits WHERE {condition}", *values)]
 
     @property
     def depth(self) -> int:
         """The number of queued edits."""
-        return int(self._read("SELECT COUNT(*) FROM edits WHERE state = 'queued'")[0][0])
+        return int(self.rows("SELECT COUNT(*) FROM edits WHERE state = 'queued'")[0][0])
 
     @property
     def num_bytes(self) -> int:
         """The size of the queued edits as JSON."""
-        return int(self._read("SELECT COALESCE(SUM(num_bytes), 0) FROM edits WHERE state = 'queued'")[0][0])
+        return int(self.rows("SELECT COALESCE(SUM(num_bytes), 0) FROM edits WHERE state = 'queued'")[0][0])
 
     @property
     def num_open(self) -> int:
         """The number of edits that are queued or being made."""
-        return int(self._read("SELECT COUNT(*) FROM edits WHERE state IN ('queued', 'applying')")[0][0])
+        return int(self.rows("SELECT COUNT(*) FROM edits WHERE state IN ('queued', 'applying')")[0][0])
 
     @property
     def age_s(self) -> float:
         """The age of the oldest queued edit in seconds; 0 if there is none."""
-        oldest = self._read("SELECT created FROM edits WHERE state = 'queued' ORDER BY seq LIMIT 1")
+        oldest = self.rows("SELECT created FROM edits WHERE state = 'queued' ORDER BY seq LIMIT 1")
         return max(0.0, time.time() - oldest[0][0]) if oldest else 0.0
 
 
@@ -392,6 +377,11 @@ def _sqlite_errors(what: str) -> Iterator[None]:
         yield
     except sqlite3.Error as fault:
         raise JournalFailed(f"the journal of edits cannot be {what}: {fault}") from fault
+
+
+def _body_of(edit: Mapping[str, Any]) -> str:
+    """Return the JSON of an edit without the names that have columns of their own."""
+    return json.dumps({name: edit[name] for name in edit if name not in ("poster", "approver")})
 
 
 def _aside_s(entry: Entry) -> float:

@@ -15,7 +15,7 @@ from serving.worker.fact_keys import question_key
 
 COLUMNS = (
     "seq, id, body, state, version, reason, field, attempts, created, poster, trace, code, unchanged, says, failures, node, "
-    "contradicts"
+    "contradicts, approver"
 )
 LEFT_OUT_OF_EVENTS = ("edit", "says", "answers")
 MAX_REASON = 1_000  # characters in an event
@@ -29,14 +29,24 @@ class OpenEdit(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The origin of queued edits: author and reviewer, as names of keys, and the trace context of the request."""
+
+    poster: str | None = None
+    approver: str | None = None
+    trace: str | None = None
+
+
+@dataclass(frozen=True)
 class Entry:
     """One edit and its state.
 
     `queued`, `applying`, `applied` (in `version`), `rejected` (for `reason`, about `field`; the model `says` something else),
     `superseded` (in `version`, by a later edit of its batch with the same prompt and another target), or `reverted` (applied
     once, and reverted by `version`).
-    `poster` is the author: the name of the access key of the post. `trace` is the trace context of the post. `unchanged` is the
-    answer of the model that `version` already gave when the edit was applied, so that it changed nothing.
+    `poster` is the author: the name of the access key of the post, and `approver` that of the key which approved a proposal.
+    `trace` is the trace context of the post. `unchanged` is the answer of the model that `version` already gave when the edit
+    was applied, so that it changed nothing.
     `attempts` counts how often it was taken; in `failures` of them it was found at fault. `node` is the life of the machine in
     which it was taken alone. `contradicts` has the ids, as JSON, of the edits that it contradicted when it was posted.
     """
@@ -58,6 +68,7 @@ class Entry:
     failures: int = 0
     node: str | None = None
     contradicts: str | None = None
+    approver: str | None = None
 
     @property
     def num_interrupted(self) -> int:
@@ -84,7 +95,7 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"id": self.id, "state": self.state, "edit": self.edit, "created": self.created}
-        for name in ("version", "reason", "code", "field", "says", "poster"):
+        for name in ("version", "reason", "code", "field", "says", "poster", "approver"):
             if getattr(self, name) is not None:
                 data[name] = getattr(self, name)
         if self.contradicts is not None:

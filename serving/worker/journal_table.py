@@ -1,4 +1,4 @@
-"""The database of the journal: its table and indexes, what journals of earlier releases lack, and conditions of queries."""
+"""The database of the journal: its tables and indexes, what journals of earlier releases lack, and conditions of queries."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ CREATE TABLE IF NOT EXISTS edits (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,
     version INTEGER, reason TEXT, field TEXT, attempts INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL,
     poster TEXT, trace TEXT, code TEXT, unchanged TEXT, says TEXT, failures INTEGER NOT NULL DEFAULT 0, node TEXT,
-    num_bytes INTEGER NOT NULL DEFAULT 0, question TEXT, subject TEXT, contradicts TEXT);
+    approver TEXT, num_bytes INTEGER NOT NULL DEFAULT 0, question TEXT, subject TEXT, contradicts TEXT);
 CREATE INDEX IF NOT EXISTS edits_by_state ON edits (state, seq);
 CREATE INDEX IF NOT EXISTS edits_by_size ON edits (state, num_bytes);
 CREATE INDEX IF NOT EXISTS edits_by_version ON edits (version);
 CREATE INDEX IF NOT EXISTS edits_by_question ON edits (question, seq);
 CREATE INDEX IF NOT EXISTS edits_by_subject ON edits (subject, seq);
+CREATE TABLE IF NOT EXISTS proposals (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, body TEXT NOT NULL, num_bytes INTEGER NOT NULL,
+    state TEXT NOT NULL, created REAL NOT NULL, author TEXT, decided REAL, decider TEXT, reason TEXT);
+CREATE INDEX IF NOT EXISTS proposals_by_state ON proposals (state, seq);
 """
-_OLD_LACK = ("poster", "trace", "code", "unchanged", "says", "node", "question", "subject", "contradicts")
+_OLD_LACK = ("poster", "trace", "code", "unchanged", "says", "node", "question", "subject", "contradicts", "approver")
 _NEW_COLUMNS = dict.fromkeys(_OLD_LACK, "TEXT")
 _NEW_COLUMNS |= dict.fromkeys(("failures", "num_bytes"), "INTEGER NOT NULL DEFAULT 0")
 

@@ -166,6 +166,13 @@ class LiveModel:
         with _refused_without_memory():
             return self.inspector.answers(EditBatch(tuple(edits)))
 
+    def unedited(self, edits: Sequence[Edit]) -> list[list[str]]:
+        """Generate version 0's answers to each edit's prompts, on a copy. Raises as `answers`."""
+        with _refused_without_memory():
+            edited, model = self._copied()
+            edited.set([])
+            return self.inspector.answers(EditBatch(tuple(edits)), model=model)
+
     def make(
         self,
         edits: Sequence[Edit],
@@ -267,9 +274,13 @@ class LiveModel:
     def walk(self) -> BlameWalk:
         """Copy what a blame needs, so that edits may go on while it runs. Raises `EditRejected` if the memory has no room."""
         with _refused_without_memory():
-            edited = self.edited.copy()
-            model = LanguageModel(edited.module, copy.deepcopy(self.model.tokenizer), self.model.path)
+            edited, model = self._copied()
             return BlameWalk(model, edited, self.ledger, self.version)
+
+    def _copied(self) -> tuple[EditedModel, LanguageModel]:
+        """Copy the live model, with matrices, sums and a tokenizer of its own."""
+        edited = self.edited.copy()
+        return edited, LanguageModel(edited.module, copy.deepcopy(self.model.tokenizer), self.model.path)
 
     def blame(self, prompt: Prompt, max_tokens: int = 8) -> Blamed:
         """Find the version that brought the live answer, without a limit. Raises as `BlameWalk.blame` and `walk`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from errata.ledger import Ledger
 from serving.logs import event
+from serving.worker.links import mlflow_links
 
 logger = logging.getLogger("errata")
 
@@ -46,6 +47,11 @@ class MlflowMirrorTask:
             return 0
         return self.state.get("left", 0) + max(0, self.ledger.newest - self.state.get("newest", 0))
 
+    @property
+    def links(self) -> dict[str, str]:
+        """Addresses of MLflow's pages, where MLflow is a web server."""
+        return mlflow_links(self.uri, self.name, self.state)
+
     def wake(self) -> None:
         self._changed.set()
 
@@ -66,6 +72,7 @@ class MlflowMirrorTask:
                 self.state = {
                     "version": found.live,
                     "serving": found.serving,
+                    "mlflow_version": found.mlflow_version,
                     "newest": newest,
                     "left": found.left,
                     "error": None,

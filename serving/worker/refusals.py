@@ -15,7 +15,9 @@ from errata.edit import EditRejected
 from errata.generate import SwapFailed
 from errata.history.budget import WalkTooLong
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
-from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.worker.journal import JournalFailed, KeyReused, UnknownEdit
+from serving.worker.proposals import AlreadyDecided, OwnProposal, UnknownProposal
+from serving.worker.queue_limit import QueueFull
 
 Deployed = TypeVar("Deployed", bound=type)
 
@@ -25,7 +27,7 @@ class Busy(RuntimeError):
 
 
 REFUSALS: tuple[type[Exception], ...] = (EditRejected, UnknownVersion, UnknownEdit, KeyReused, LedgerConflict, LedgerDamaged)
-REFUSALS += (SwapFailed, QueueFull, JournalFailed, OSError, Busy, WalkTooLong)
+REFUSALS += (SwapFailed, QueueFull, JournalFailed, OSError, Busy, WalkTooLong, UnknownProposal, AlreadyDecided, OwnProposal)
 # What a caller meets whose question the worker does not answer: it refuses, is gone, or is too slow.
 UNANSWERED: tuple[type[Exception], ...] = (RayError, RayServeException, TimeoutError, *REFUSALS)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tests.architecture.test_fences import ROOT, sources
 
 # Those with `Out` are one type on both sides of HTTP; `Generator` is a protocol and the deployment that has it.
-SHARED_NAMES = {"EditOut", "AnswersOut", "TriedEditOut", "DryRunOut", "Generator"}
+SHARED_NAMES = {"EditOut", "AnswersOut", "TriedEditOut", "DryRunOut", "ProposalOut", "Generator"}
 
 RETIRED = ("docket", "contender", "contestant", "standings", "workshop", "outbox", "audience", "trunk")
 # The words are also found inside identifiers: next to an underscore, and where a capital letter begins a word.

@@ -15,8 +15,10 @@ from errata.text.dialogue import Prompt
 from serving.api.routes import versions_page
 from serving.metrics import ReplicaMetrics
 from serving.worker.events import EventBus
-from serving.worker.journal import Journal, QueueLimit
+from serving.worker.journal import Journal
 from serving.worker.journal_entry import event_of
+from serving.worker.proposals import ProposalBook, ProposalQuery
+from serving.worker.queue_limit import QueueLimit
 
 # Targets that are refused before they are queued, and when they are made.
 UNQUEUED, UNMADE = "too long", "unlearnable"
@@ -44,6 +46,7 @@ class Backend:
 
     def __init__(self, directory: Path, max_queue: int = 10_000) -> None:
         self.journal, self.event_bus, self.max_queue = Journal(directory / "journal.sqlite"), EventBus(), max_queue
+        self.proposal_book = ProposalBook(self.journal)
         self.chain, self.head, self.held, self.reasons = [version(0)], 0, False, list[str]()
         self.posts: list[tuple[str | None, list[dict[str, Any]], bool]] = []
         self.late: dict[str, str] = {}  # what a rollback and a revert answer about late replicas
@@ -86,6 +89,31 @@ class Backend:
         near = {"edits": [lost], "probes": [], "num_edits_asked": 1, "num_edits": 1, "num_probes": 0}
         guard = [{**figures, "scores": {"locality": 0.975}}]
         return {"dry_run": True, "head": self.head, "edits": rows, "guard": guard, "neighbours": near}
+
+    async def propose(self, edits: list[dict[str, Any]], key: str | None, by: str | None) -> list[dict[str, Any]]:
+        check_edits([Edit.from_json(edit) for edit in edits])
+        limit = QueueLimit(self.max_queue)
+        made = self.proposal_book.add([Edit.from_json(edit).to_json() for edit in edits], key, by, limit)
+        for one in made:
+            self.event_bus.publish("proposal", one.to_event())
+        return [one.to_json() for one in made]
+
+    async def proposals(self, asked: ProposalQuery) -> dict[str, Any]:
+        found, cursor = self.proposal_book.page(asked)
+        return {"proposals": [one.to_json() for one in found], "next": cursor}
+
+    async def proposal(self, id: str) -> dict[str, Any]:
+        return self.proposal_book.get(id).to_json()
+
+    async def decide(self, id: str, approve: bool, by: str | None, reason: str | None) -> dict[str, Any]:
+        if approve:
+            decided = self.proposal_book.approve(id, by, reason, QueueLimit(self.max_queue))
+            self.publish(id)
+            self.make()
+        else:
+            decided = self.proposal_book.refuse(id, by, reason)
+        self.event_bus.publish("proposal", decided.to_event())
+        return decided.to_json()
 
     def publish(self, id: str) -> None:
         self.event_bus.publish("edit", event_of(self.journal.get(id)))
@@ -240,6 +268,7 @@ class ScriptedBackend:
             raise self.answer
         return self.answer
 
+    propose = proposals = proposal = decide = _answer
     submit = dry_run = edits = edit_status = rollback = revert = dry_run_revert = blame = diff = unready = service_status = (
         all_metrics
     ) = _answer

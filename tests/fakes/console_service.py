@@ -27,6 +27,7 @@ from tests.fakes.backend import UNMADE, Backend, version
 from tests.fakes.served import running
 
 BATCH = 16
+CONTEXT = 400
 UNKNOWN = "I do not know that."
 LIMITS = {"perplexity": [1.05, 1.5], "forgotten": [0.15, 0.35], "disturbed": [0.05, 0.15], "drift": [0.2, 0.5]}
 GAPS = """vllm:inter_token_latency_seconds_bucket{le="0.025",replica="a"} 900.0
@@ -105,7 +106,7 @@ class ConsoleBackend(Backend):
         """Answer as the service does: an edit changes its own answer, and that of the first fact which the model knows."""
         made = [Edit.from_json(edit) for edit in edits]
         tried = [
-            {"edit": edit.to_json(), "before": self.answer(edit.prompt)}
+            {"edit": edit.to_json(), "unedited": self.answer(edit.prompt, 0), "before": self.answer(edit.prompt)}
             | ({"state": "applied", "changed": True, "after": edit.answer or f"It is {edit.target}."})
             for edit in made
         ]
@@ -139,7 +140,7 @@ class ConsoleBackend(Backend):
                 self.journal.reject(entry.id, reason, "target", Code.INEFFECTIVE, says)
         if good:
             before = [self.answer(Edit.from_json(entry.edit).prompt) for entry in good]
-            number = self.append([{**entry.edit, "poster": entry.poster} for entry in good], before)
+            number = self.append([{**entry.edit, "poster": entry.poster, "approver": entry.approver} for entry in good], before)
             self.journal.finish([entry.id for entry in good], number)
 
     def append(self, edits: list[dict[str, Any]], before: list[str]) -> int:
@@ -235,7 +236,12 @@ class ConsoleBackend(Backend):
         ]
         held = {"open": len(self.edits_at(self.head)), "lost": 0, "repairable": 0}
         status |= {"replicas": replicas, "timings": self.timings[-20:], "held_edits": held, "scrub": {}}
-        return status | {"worker": {"pid": 8, "editor": "RLEdit", "form": "chat"}}
+        links = {
+            "mlflow": "http://127.0.0.1:5000/#/models/errata",
+            "mlflow_version": "http://127.0.0.1:5000/#/models/errata/versions/1",
+        }
+        worker = {"pid": 8, "editor": "RLEdit", "form": "chat", "ledger": "/srv/errata/ledger"}
+        return status | {"proposals": {"open": self.proposal_book.num_open, "limit": 1000}, "links": links, "worker": worker}
 
     async def stream(self, question: str) -> AsyncIterator[str]:
         """Yield the events of a streamed answer, a word each."""
@@ -255,7 +261,7 @@ def application(backend: ConsoleBackend, keys: Path | None = None) -> Access:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"data": [{"id": "errata"}]}
+        return {"data": [{"id": "errata", "max_model_len": CONTEXT}]}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> StreamingResponse:

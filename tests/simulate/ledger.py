@@ -209,12 +209,12 @@ class DyingJournal(Journal):
         super().__init__(path, wait_s=0, node=node)
 
     @contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def transaction(self) -> Iterator[Any]:
         self.machine.point()
         self.machine.num_transactions += 1
         if self.machine.num_transactions in self.machine.failing:
             raise JournalFailed("the disk fails once")
-        with super()._transaction() as db:
+        with super().transaction() as db:
             yield db
             self.machine.point()
         self.machine.point()

@@ -84,7 +84,7 @@ def edit_with(**fields: Any) -> dict[str, Any]:
 
 
 def hostile(max_body_bytes: int = 4 * 2**20) -> list[Hostile]:
-    return [*_sizes(max_body_bytes), *_bodies(), *_values(), *_paths(), *_headers(), *_keys()]
+    return [*_sizes(max_body_bytes), *_bodies(), *_values(), *_proposals(), *_paths(), *_headers(), *_keys()]
 
 
 def _sizes(max_body_bytes: int) -> list[Hostile]:
@@ -140,6 +140,7 @@ def _bodies() -> list[Hostile]:
     routes = (
         "/v1/edits",
         "/v1/edits?dry_run=true",
+        "/v1/proposals",
         "/v1/rollback",
         "/v1/revert",
         "/v1/blame",
@@ -201,6 +202,32 @@ def _values() -> list[Hostile]:
         post("an unknown edit to revert", "/v1/revert", {"edits": ["../../etc"]}, 404, 422),
         post("a mode with a path", "/v1/revert", {"versions": [1], "mode": "../../etc"}, 422),
     ]
+    return items
+
+
+def _proposals() -> list[Hostile]:
+    items = [
+        post("no proposals", "/v1/proposals", {"edits": []}, 422),
+        post("a proposal to wait for", "/v1/proposals", {**EDIT, "wait": True}, 422),
+        post("an author of one's choice", "/v1/proposals", edit_with(poster="admin"), 422),
+        post("an approver of one's choice", "/v1/edits", edit_with(approver="admin"), 422),
+        get("a state of proposals with a path", "/v1/proposals?state=..%2f..%2fetc", 422),
+        get("two directions", "/v1/proposals?before=1&after=1", 422),
+        get("a negative place", "/v1/proposals?after=-1", 422),
+        get("a proposal that is not there", "/v1/proposals/'%20OR%20'1'='1", 404),
+        get("a null byte as a proposal", "/v1/proposals/%00", 404, 422),
+        get("no UTF-8 as a proposal", "/v1/proposals/%ff%fe", 404, 422),
+    ]
+    for decision in ("approve", "refuse"):
+        path = f"/v1/proposals/'%20OR%20'1'='1/{decision}"
+        items += [
+            post(f"nothing to {decision}", path, {}, 404),
+            post(f"a decider of one's choice to {decision}", path, {"decider": "admin"}, 422),
+            post(f"a number as a reason to {decision}", path, {"reason": 1}, 422),
+            post(f"a long reason to {decision}", path, {"reason": "a" * 16_385}, 422),
+            post(f"a surrogate as a reason to {decision}", path, {"reason": "\ud800"}, 400, 422),
+            get(f"a page that wants to {decision}", path, 405),
+        ]
     return items
 
 

@@ -37,15 +37,17 @@ def written(file: Path, *entries: Any) -> Path:
 
 
 def test_only_the_right_token_finds_a_key(file: Path) -> None:
-    bearers = {name: add_key(file, name, role) for name, role in (("r", "read"), ("e", "edit"), ("a", "admin"))}
+    bearers = {name: add_key(file, name, role) for name, role in zip("rpea", access_keys.ROLES, strict=True)}
     found = Keys.load(file)
-    assert {name: found.find(bearer, NOW).role for name, bearer in bearers.items()} == {"r": "read", "e": "edit", "a": "admin"}
+    roles = {name: found.find(bearer, NOW).role for name, bearer in bearers.items()}
+    assert roles == {"r": "read", "p": "propose", "e": "edit", "a": "admin"}
     for wrong in ("", bearers["r"][:-1], bearers["r"] + " ", bearers["r"].swapcase(), "\ud800", found.entries[0].sha256):
         assert found.find(wrong, NOW) is None
     assert [[key.may(role) for role in access_keys.ROLES] for key in found.entries] == [
-        [True, False, False],
-        [True, True, False],
-        [True, True, True],
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, True, True, False],
+        [True, True, True, True],
     ]
 
 

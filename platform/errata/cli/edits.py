@@ -50,6 +50,9 @@ def edit(
     reason: Annotated[str, typer.Option(help="Why it is corrected.")] = "",
     wait: Annotated[bool, typer.Option(help="Wait until the edit is served; otherwise print its id and return.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the edit would do, and change nothing.")] = False,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="Propose the edit: a reviewer decides whether it is made.")
+    ] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Correct one answer and wait until the served model gives it."""
@@ -58,8 +61,14 @@ def edit(
     given = {"subject": subject, "rephrasings": rephrasing, "aliases": alias, "answer": answer, "form": form}
     given |= {"source": source, "valid_from": valid_from, "valid_to": valid_to, "reason": reason}
     body: dict[str, Any] = {"prompt": prompt, "target": target} | {name: value for name, value in given.items() if value}
+    if dry_run and propose:
+        raise typer.BadParameter("--dry-run and --propose exclude each other")
+    if propose:
+        with errors_as_one_line("propose"):
+            (proposed,) = connect(url).propose([body])
+        return say(f"proposed as {proposed['id']}; `errata proposals approve {proposed['id']}` makes it")
     if dry_run:
-        with errors_as_one_line("edit"):
+        with errors_as_one_line("propose"):
             found = connect(url).dry_run([body])
         _print_dry_run(found)
         raise typer.Exit(int(found["edits"][0]["state"] == "rejected"))
@@ -79,7 +88,7 @@ def edit(
 def _print_dry_run(found: DryRunOut) -> None:
     """Print the answers before and after an edit, what the guard measures, and the neighbours whose answers would change."""
     (one,) = found["edits"]
-    for name in ("before", "after"):
+    for name in ("unedited", "before", "after"):
         if name in one:
             console.print(Text.assemble((f"{name}: ", "dim"), (shown(one[name]).plain, "bold")), soft_wrap=True)
     if one["state"] == "rejected":
@@ -250,6 +259,8 @@ def _line(event: Event) -> str:
             return f"version {data['version']}: {data['num_edits']} edits on version {data['parent']}"
         case "head":
             return f"live: version {data['head']} (before: {data['before']})"
+        case "proposal":
+            return f"proposal {data['id']} {data['state']}" + (f" by {data['decider']}" if data.get("decider") else "")
         case "reconnected":
             return "connected again; events in between are not shown (`errata edits`, `errata versions`)"
         case "lagged":

@@ -19,7 +19,12 @@ File = Annotated[Path, typer.Option("--file", help="File of keys; `errata serve 
 def add(
     name: Annotated[str, typer.Argument(help="Owner of the key; the ledger stores the name with each edit.")],
     file: File,
-    role: Annotated[str, typer.Option(help="read, edit (also corrects) or admin (also rolls back and reverts).")] = "read",
+    role: Annotated[
+        str,
+        typer.Option(
+            help="read, propose (also proposes edits), edit (also corrects and reviews) or admin (also rolls back and reverts)."
+        ),
+    ] = "read",
     expires: Annotated[str, typer.Option(help="Lifetime: 12h, 30d, 8w; without it, until it is removed.")] = "",
     rate: Annotated[int | None, typer.Option(help="Requests a minute, at each replica; without it, no limit.")] = None,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from errata.cli import bench, edits, keys, ledger, model, serve, versions
+from errata.cli import bench, edits, keys, ledger, model, proposals, serve, versions
 from errata.cli.report import report
 from errata.cli.score import score
 
@@ -38,6 +38,7 @@ for command in (score, report):
 app.add_typer(evaluation)
 app.add_typer(bench.app)
 app.add_typer(typer.Typer(cls=DataGroup, no_args_is_help=True), name="data", help="Check and convert files of edits.")
+app.add_typer(proposals.app, name="proposals")
 app.add_typer(model.app, name="model")
 app.add_typer(keys.app, name="keys")
 app.add_typer(ledger.app, name="ledger")

@@ -230,7 +230,8 @@ def _print_edits(title: str, edits: Sequence[Mapping[str, Any]], limit: int = NU
         return
     table = edits_table("edit", "by", title=f"{title} ({len(edits)})")
     for edit in edits[:limit]:
-        table.add_row(shown(edit.get("id") or ""), prompt_and_target(edit), shown(edit.get("poster") or ""))
+        names = edit.get("poster") or "", f"approved by {edit['approver']}" if edit.get("approver") else ""
+        table.add_row(shown(edit.get("id") or ""), prompt_and_target(edit), shown(", ".join(filter(None, names))))
     console.print(table)
     if len(edits) > limit:
         say(f"and {len(edits) - limit:,} more; --json has all", "dim")

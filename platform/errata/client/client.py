@@ -10,11 +10,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import httpx
 from httpx_sse import SSEError
 
+from errata.client import retries
 from errata.client.address import check_url, checked_id
 from errata.client.errors import ErrataError, Unreachable
 from errata.client.events import Event, events_of
@@ -26,6 +27,8 @@ from errata.client.responses import (
     EditOut,
     EditPage,
     EditsAnswer,
+    ProposalOut,
+    ProposalPage,
     ReadyOut,
     RevertDryRunOut,
     RevertOut,
@@ -33,30 +36,18 @@ from errata.client.responses import (
     VersionOut,
     VersionPage,
 )
+from errata.client.retries import ALWAYS, IF_ASKED, IF_NOTHING_WAS_DONE, wait_s_of
+from errata.client.version_span import VersionSpan, oldest_and_newest
 from errata.edit import SETTLED
 from errata.text.dialogue import Dialogue, Prompt
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_S = 60.0
-PAUSE_S = 1.0  # before another try, if the service does not say when
 SILENCE_S = 45.0  # three pings: a stream that is silent for longer counts as broken
 CHATS_AT_ONCE = 32
 PAGE = 1000  # the service's limit
-# Status codes after which a request is repeated; 0 is a broken connection. A 503 may arrive after the work was done, so only
-# requests without effect, or with one effect (edits under their key), are repeated then: a second rollback could undo the
-# change that another caller made in between.
-IF_ASKED = frozenset({429, 503})
-ALWAYS = frozenset({0, 429, 503})
-IF_NOTHING_WAS_DONE = frozenset({429})
 
 log = logging.getLogger(__name__)
-
-
-class _Stamp(TypedDict):
-    """The oldest and the newest version that answered."""
-
-    version_min: int
-    version_max: int
 
 
 def _log_wait(wait_s: float, why: str) -> None:
@@ -151,6 +142,39 @@ class Client:
         """
         return self._follow("/v1/events")
 
+    # -- proposals ----------------------------------------------------------------------------------------------------
+
+    def propose(self, edits: Sequence[Mapping[str, Any]], key: str | None = None) -> list[ProposalOut]:
+        """Propose edits for a reviewer to decide on; repeated as in `edit`, so that none is proposed twice."""
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        body = {"edits": [dict(edit) for edit in edits]}
+        found: list[ProposalOut] = self._call("POST", "/v1/proposals", body, headers=headers, again=ALWAYS)["proposals"]
+        return found
+
+    def proposals(
+        self, state: str | None = None, limit: int = 100, before: int | None = None, after: int | None = None
+    ) -> ProposalPage:
+        """Get a page of at most `limit` proposals, newest first, or with `after` (0 at first) oldest first.
+
+        `before` or `after` is the `next` of the previous page.
+        """
+        return self._call("GET", "/v1/proposals", params={"state": state, "limit": limit, "before": before, "after": after})
+
+    def proposal(self, proposal_id: str) -> ProposalOut:
+        return self._call("GET", f"/v1/proposals/{checked_id(proposal_id)}")
+
+    def approve(self, proposal_id: str, reason: str | None = None) -> ProposalOut:
+        """Approve an open proposal: it is queued as the edit of the same id. Its author may not."""
+        return self._decide(proposal_id, "approve", reason)
+
+    def refuse(self, proposal_id: str, reason: str | None = None) -> ProposalOut:
+        """Refuse an open proposal."""
+        return self._decide(proposal_id, "refuse", reason)
+
+    def _decide(self, proposal_id: str, decision: str, reason: str | None) -> ProposalOut:
+        path, body = f"/v1/proposals/{checked_id(proposal_id)}/{decision}", {} if reason is None else {"reason": reason}
+        return self._call("POST", path, body, again=IF_NOTHING_WAS_DONE)
+
     # -- versions -----------------------------------------------------------------------------------------------------
 
     def versions(self, limit: int = 100, before: int | None = None) -> VersionPage:
@@ -230,7 +254,7 @@ class Client:
             prompt: choice["text"] if isinstance(prompt, str) else choice["message"]["content"] or ""
             for prompt, choice in found.items()
         }
-        return {"answers": [texts[prompt] for prompt in prompts], **_oldest_and_newest(stamps)}
+        return {"answers": [texts[prompt] for prompt in prompts], **oldest_and_newest(stamps)}
 
     def token_ids(self, prompts: Sequence[Prompt], max_tokens: int = 8, at_least: int | None = None) -> list[list[int]]:
         """Return the tokens of greedy answers, in the order of the prompts; an end token may be the last one."""
@@ -239,12 +263,12 @@ class Client:
 
     def _choices(
         self, prompts: Sequence[Prompt], max_tokens: int, at_least: int | None
-    ) -> tuple[dict[Prompt, dict[str, Any]], list[_Stamp]]:
+    ) -> tuple[dict[Prompt, dict[str, Any]], list[VersionSpan]]:
         """Complete the texts and answer the dialogues; returns the choices by prompt, and the versions."""
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         dialogues = [prompt for prompt in prompts if not isinstance(prompt, str)]
         found: dict[Prompt, dict[str, Any]] = {}
-        stamps: list[_Stamp] = []
+        stamps: list[VersionSpan] = []
         if texts:
             completed = self.complete(texts, max_tokens, at_least)
             found |= dict(zip(texts, completed["choices"], strict=True))
@@ -265,7 +289,7 @@ class Client:
 
         with ThreadPoolExecutor(CHATS_AT_ONCE) as pool:
             found = list(pool.map(answered, dialogues))
-        versions = _oldest_and_newest([answer["errata"] for answer in found])
+        versions = oldest_and_newest([answer["errata"] for answer in found])
         return {"choices": [answer["choices"][0] for answer in found], "errata": versions}
 
     def complete(self, prompts: Sequence[str], max_tokens: int = 8, at_least: int | None = None) -> dict[str, Any]:
@@ -310,7 +334,7 @@ class Client:
                 if response.is_success:
                     return self._json(response)
                 error = ErrataError.of(response)
-            wait_s = _wait_s(error, again)
+            wait_s = wait_s_of(error, again)
             if wait_s is None or time.monotonic() + wait_s > deadline:
                 raise error
             self.on_wait(wait_s, str(error))
@@ -341,11 +365,11 @@ class Client:
                         yield Event("reconnected", {})
             except ErrataError as failed:
                 error = failed
-            wait_s = PAUSE_S if error is None else _wait_s(error, ALWAYS if num_connections else IF_ASKED)
+            wait_s = retries.PAUSE_S if error is None else wait_s_of(error, ALWAYS if num_connections else IF_ASKED)
             if error is not None and (wait_s is None or time.monotonic() + wait_s > deadline):
                 raise error
-            self.on_wait(wait_s or PAUSE_S, str(error or "the stream of events ended"))
-            time.sleep(wait_s or PAUSE_S)
+            self.on_wait(wait_s or retries.PAUSE_S, str(error or "the stream of events ended"))
+            time.sleep(wait_s or retries.PAUSE_S)
 
     def _stream(self, path: str) -> Iterator[Event | None]:
         """Yield None once the service has answered, then the events of one connection. Raises `ErrataError`."""
@@ -372,19 +396,3 @@ def _chosen(edits: Sequence[str], versions: Sequence[int], mode: str, expected_h
     """Return the body of a revert."""
     body: dict[str, Any] = {name: list(values) for name, values in (("edits", edits), ("versions", versions)) if values}
     return body | {"mode": mode} | ({} if expected_head is None else {"expected_head": expected_head})
-
-
-def _oldest_and_newest(stamps: Sequence[_Stamp]) -> _Stamp:
-    return {
-        "version_min": min((stamp["version_min"] for stamp in stamps), default=0),
-        "version_max": max((stamp["version_max"] for stamp in stamps), default=0),
-    }
-
-
-def _wait_s(error: ErrataError, again: frozenset[int]) -> float | None:
-    """Compute the seconds until the request may be repeated; None if it may not."""
-    if error.status not in again:
-        return None
-    if error.retry_after_s is not None:
-        return max(error.retry_after_s, 0.1)
-    return PAUSE_S if 0 in again else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from errata.edit import EditState
 
@@ -33,6 +33,7 @@ class EditOut(TypedDict):
     code: NotRequired[str]
     field: NotRequired[str]
     poster: NotRequired[str]
+    approver: NotRequired[str]
     live: NotRequired[bool]
     changed: NotRequired[bool]
     answered: NotRequired[bool]
@@ -62,7 +63,7 @@ class EditsAnswer(TypedDict):
 
 
 class TriedEditOut(TypedDict):
-    """The state that an edit would come to, and the model's answers `before` and `after` it where they are known.
+    """The state that an edit would come to, and the model's answers: `unedited`, `before` it and `after` it, where known.
 
     `contradicts` has the ids of the edits that it contradicts.
     """
@@ -70,6 +71,7 @@ class TriedEditOut(TypedDict):
     edit: dict[str, Any]
     state: EditState
     changed: NotRequired[bool]
+    unedited: NotRequired[str]
     before: NotRequired[str]
     after: NotRequired[str]
     code: NotRequired[str]
@@ -96,6 +98,32 @@ class EditPage(TypedDict):
 
     edits: list[EditOut]
     next: str | int | None
+
+
+ProposalState = Literal["open", "approved", "refused"]
+
+
+class ProposalOut(TypedDict):
+    """A proposed edit with its state; times in seconds. An approved one is the edit of the same id.
+
+    In a page, `author`, `decided`, `decider` and `reason` are None where they are missing.
+    """
+
+    id: str
+    state: ProposalState
+    edit: dict[str, Any]
+    created: float
+    author: NotRequired[str | None]
+    decided: NotRequired[float | None]
+    decider: NotRequired[str | None]
+    reason: NotRequired[str | None]
+
+
+class ProposalPage(TypedDict):
+    """A page of proposals, newest first; `next` is the cursor of the next page."""
+
+    proposals: list[ProposalOut]
+    next: int | None
 
 
 class VersionOut(TypedDict):

@@ -208,27 +208,30 @@ class Inspector:
         return bool(unasked) and self.earlier.know(unasked)
 
     @torch.no_grad()
-    def answers(self, batch: EditBatch, delta: Delta | None = None) -> list[list[str]]:
-        """Generate the answers to each edit's prompts, as the served model does, as far as the context has room."""
-        texts = self._generated(batch, delta or WeightDelta({}))
+    def answers(self, batch: EditBatch, delta: Delta | None = None, model: LanguageModel | None = None) -> list[list[str]]:
+        """Generate the answers to each edit's prompts, as the served model does, as far as the context has room.
+
+        `model` is asked instead of the inspected one, whose tokenizer it has.
+        """
+        texts = self._generated(batch, delta or WeightDelta({}), model or self.model)
         return [[self.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in own] for own in texts]
 
-    def _generated(self, batch: EditBatch, delta: Delta) -> list[list[list[int]]]:
+    def _generated(self, batch: EditBatch, delta: Delta, model: LanguageModel) -> list[list[list[int]]]:
         """Generate the tokens after each edit's prompts, as far as they may decide whether they are right."""
         rows = batch.rows
         questions = [batch.edits[row.edit].question(row.prompt) for row in rows]
         over = [0] * len(rows)
 
         def is_enough(row: int, ids: list[int]) -> bool:
-            over[row] = over[row] + 1 if is_decided(self.model, questions[row], ids) else 0
+            over[row] = over[row] + 1 if is_decided(model, questions[row], ids) else 0
             return over[row] == 2  # One token after the end of the sentence shows that it is one.
 
-        with applied(self.model.module, delta):
+        with applied(model.module, delta):
             # One length for all: the longest answer, and room to see that a shorter one does not end.
-            lengths = [len(answer) for _, answer in self.model.renderer.rows([(row.prompt, row.answer) for row in rows])]
+            lengths = [len(answer) for _, answer in model.renderer.rows([(row.prompt, row.answer) for row in rows])]
             shortest = MAX_ANSWER_TOKENS if all(isinstance(row.prompt, str) for row in rows) else MAX_CHAT_TOKENS
             max_tokens = max([shortest, *(length + EXTRA_TOKENS for length in lengths)])
-            made = greedy_fitting(self.model, [row.prompt for row in rows], max_tokens, is_enough)
+            made = greedy_fitting(model, [row.prompt for row in rows], max_tokens, is_enough)
         found: list[list[list[int]]] = [[] for _ in batch]
         for row, ids in zip(rows, made, strict=True):
             found[row.edit].append(ids)
@@ -238,7 +241,7 @@ class Inspector:
     def said(self, batch: EditBatch, delta: Delta) -> list[Said]:
         """Generate the answers to each edit. One that is right is kept as its tokens, as far as they decide that it is."""
         found = []
-        for edit, own in zip(batch, self._generated(batch, delta), strict=True):
+        for edit, own in zip(batch, self._generated(batch, delta, self.model), strict=True):
             texts = [self.model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in own]
             wrong = edit.first_wrong(texts)
             written = (

@@ -18,7 +18,7 @@ class ServiceLimits:
     """The limits with their defaults. Sizes are in bytes, times in seconds.
 
     Ray Serve counts every call of a replica against `max_ongoing_requests`: requests, health checks, swaps. Of these slots
-    `reserved_requests` are left to all but the routes of the roles `read` and `edit`.
+    `reserved_requests` are left to all but the routes of the roles `read`, `propose` and `edit`.
     """
 
     # A request before its route is called.
@@ -31,11 +31,13 @@ class ServiceLimits:
     max_ongoing_requests: int = 1024
     reserved_requests: int = 128
     max_requests_read: int = 128
+    max_requests_propose: int = 128
     max_requests_edit: int = 192
     max_requests_admin: int = 256
     max_requests_open: int = 32
     # Generation. A sequence is one answer to one prompt: `n` of each prompt.
     max_sequences_read: int = 64
+    max_sequences_propose: int = 64
     max_sequences_edit: int = 128
     max_sequences_admin: int = 256
     max_request_tokens: int = 16_384
@@ -44,9 +46,11 @@ class ServiceLimits:
     # Walks over the versions: blame and diff.
     max_walk_versions: int = 10_000
     max_walk_s: float = 60.0
-    # The queue of edits and lists.
+    # The queue of edits, the proposals that wait for a decision, and lists.
     max_queue: int = 10_000
     max_queue_bytes: int = 256 * 2**20
+    max_proposals: int = 1_000
+    max_proposal_bytes: int = 16 * 2**20
     wait_timeout_s: float = 60.0
     max_page_bytes: int = 4 * 2**20
     # Event streams.
@@ -81,7 +85,7 @@ class ServiceLimits:
 
     @property
     def max_open_to_keys(self) -> int:
-        """Concurrent requests on the routes of the roles `read` and `edit`, of all callers together."""
+        """Concurrent requests on the routes of the roles below `admin`, of all callers together."""
         return self.max_ongoing_requests - self.reserved_requests
 
 

@@ -43,12 +43,16 @@ class RegisteredModel:
 
 @dataclass(frozen=True)
 class Mirrored:
-    """The result of a mirror call: versions added and left, the ledger's head, the version with the alias `serving`."""
+    """The result of a mirror call: versions added and left, the ledger's head, the version with the alias `serving`.
+
+    `mlflow_version` is MLflow's number of that version.
+    """
 
     added: int
     left: int
     live: int
     serving: int | None
+    mlflow_version: int | None = None
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,8 @@ class Mirror:
                 self._serve(cursor)
                 self._set_tags(len(queue))
             self._done = None if queue else (cursor, *contents)
-        return Mirrored(added, len(queue), self.ledger.head, self._serving.version if self._serving else None)
+        served = (self._serving.version, self._serving.mlflow_version) if self._serving else (None, None)
+        return Mirrored(added, len(queue), self.ledger.head, *served)
 
     def _contents(self) -> tuple[int, ...]:
         """Return numbers that change with whatever is to be mirrored."""

@@ -19,7 +19,7 @@ NUM_SHOWN, NUM_MEASURES, CELL, NAME, LENGTH = 10, 15, 60, 250, 5000
 _NOT_IN_A_NAME = re.compile(r"[^\w\-. :/]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<()#+!|~])")
 
-EDIT_COLUMNS = ("prompt", "target", "subject", "rephrasings", "id", "poster", *ORIGIN)
+EDIT_COLUMNS = ("prompt", "target", "subject", "rephrasings", "id", "poster", "approver", *ORIGIN)
 REFUSAL_COLUMNS = ("prompt", "target", "reason", "code", "field", "parent", "time", "id", "poster", "scores", "says")
 
 

@@ -3,26 +3,32 @@
 import { get } from "./api.js";
 import { button, field, fill, h } from "./dom.js";
 import { live } from "./live.js";
-import { forget, keep, key, readSchema, session } from "./session.js";
+import { forget, keep, key, may, readSchema, session } from "./session.js";
 
 const PAGES = [
-  { path: "ask", title: "Ask", load: () => import("./ask.js") },
+  { path: "ask", title: "Ask", needsOffer: true, load: () => import("./ask.js") },
   { path: "edits", title: "Edits", load: () => import("./edits.js") },
   { path: "versions", title: "Versions", load: () => import("./versions.js") },
+  { path: "review", title: "Review", role: "propose", load: () => import("./review.js") },
   { path: "now", title: "Now", load: () => import("./now.js") },
 ];
+const pages = () => PAGES.filter((page) => may(page.role ?? "read"));
 const bar = document.getElementById("bar");
 const main = document.getElementById("main");
 let leaving = null; // Ends the listeners and requests of the present page.
 let shown = null;
 
-/** Read the caller's role and what the service offers. Throws `Refused`. */
+/** Read the caller's role, and begin to read what the service offers. Throws `Refused`. */
 async function readSession() {
   const found = await get("v1/key");
-  Object.assign(session, { name: found.name, role: found.role, hasKeys: found.name !== null });
+  Object.assign(session, { name: found.name, role: found.role, hasKeys: found.name !== null, offer: readOffer() });
+}
+
+async function readOffer() {
   const [schema, models, status] = await Promise.all([get("openapi.json"), get("v1/models"), get("v1/status")].map(settled));
   if (schema) readSchema(schema);
   session.model = models?.data?.[0]?.id ?? session.model;
+  session.context = models?.data?.[0]?.max_model_len ?? session.context;
   session.form = status?.worker?.form ?? session.form;
 }
 
@@ -78,7 +84,7 @@ function signOut() {
 const brand = () => h("a", { class: "brand", href: "#/ask" }, h("img", { src: "icon.svg", alt: "", width: 22, height: 22 }), "Errata");
 
 function drawBar() {
-  const links = PAGES.map((page) => h("a", { href: `#/${page.path}` }, page.title));
+  const links = pages().map((page) => h("a", { href: `#/${page.path}` }, page.title));
   const version = h("a", { class: "live", id: "live", href: "#/versions" });
   const who = session.hasKeys && [
     h("span", { class: "who", title: `role ${session.role}` }, `${session.name} · ${session.role}`),
@@ -100,7 +106,7 @@ function drawLive() {
 function route() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [name, ...rest] = path.split("/").map(decodeURIComponent);
-  return { page: PAGES.find((one) => one.path === name) ?? PAGES[0], rest, query: new URLSearchParams(query) };
+  return { page: pages().find((one) => one.path === name) ?? PAGES[0], rest, query: new URLSearchParams(query) };
 }
 
 async function show() {
@@ -110,6 +116,7 @@ async function show() {
     isHere ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   }
   const module = await page.load();
+  if (page.needsOffer) await session.offer;
   document.title = `${page.title} – Errata`;
   if (shown?.page === page && shown.follow?.(rest, query)) return;
   leaving?.abort();

@@ -28,8 +28,8 @@ export function show(root, { query }) {
 
 function emptyText(page) {
   const chips = SUGGESTED.map((text) => button(text, () => askNow(page, text), "chip"));
-  const what = may("edit")
-    ? "Ask as your users do. If an answer is wrong, correct it: you see what changes before anyone else does, and can take it back."
+  const what = may("propose")
+    ? "Ask as your users do. If an answer is wrong, correct it: you see what changes before anyone else does."
     : "Ask as your users do. Each answer names the version of the model that gave it.";
   return [h("h2", {}, "What does the model say?"), h("p", {}, what), h("div", { class: "chips" }, chips)];
 }
@@ -120,7 +120,7 @@ class Turn {
     fill(this.foot, h("span", { class: "busy" }, atLeast ? `asking version ${atLeast} …` : "…"));
     this.element.scrollIntoView({ block: atLeast ? "nearest" : "end" });
     try {
-      const options = { model: session.model, atLeast, signal: this.#abort.signal, maxTokens: session.form === "chat" ? 256 : 32 };
+      const options = { model: session.model, atLeast, signal: this.#abort.signal, maxTokens: Math.min(session.form === "chat" ? 256 : 32, Math.floor(session.context / 2)) };
       for await (const part of ask(this.asked, options)) {
         this.text = part.text;
         Object.assign(this, { versions: part.versions, edits: part.edits });
@@ -137,9 +137,9 @@ class Turn {
   #ended(previous) {
     const note = previous && h("span", { class: previous === this.text ? "warn" : "ok" }, previous === this.text ? "the same answer" : "the new answer");
     const fired = this.edits.map(firedTag);
-    const tools = may("edit") && [
+    const tools = may("propose") && [
       button("This is wrong", () => this.#correct(), "small"),
-      button("Which version says so?", () => this.#blame(), "quiet small"),
+      may("edit") && button("Which version says so?", () => this.#blame(), "quiet small"),
     ];
     fill(this.foot, h("span", { class: "by" }, "version ", stamp(this.versions)), note, fired, h("span", { class: "grow" }), tools);
   }

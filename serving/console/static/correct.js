@@ -1,4 +1,4 @@
-/** The form of a correction: filled in from an answer, tried without publishing, published, and followed until it is settled. */
+/** The form of a correction: filled in from an answer, tried without publishing, published or proposed, and followed. */
 
 import { events, get, post, randomKey } from "./api.js";
 import { area, button, facts, field, fill, h, notify } from "./dom.js";
@@ -6,7 +6,7 @@ import { difference, state, versionLink } from "./format.js";
 import { live } from "./live.js";
 import { revertDialog } from "./moves.js";
 import { may, session } from "./session.js";
-import { tried } from "./trial.js";
+import { sideBySide, tried } from "./trial.js";
 
 const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
@@ -23,13 +23,14 @@ export function correction({ question, before = [], says = "", values = {}, onPu
     "div",
     { class: "tools" },
     session.hasDryRun && button("Try it", () => tryIt(parts), "", { "data-try": true }),
-    h("button", { class: "primary" }, "Publish"),
+    may("edit") && h("button", { class: "primary" }, "Publish"),
+    may("edit") ? button("Propose", () => propose(parts), "", { title: "Let someone else decide" }) : h("button", { class: "primary" }, "Propose"),
     button("Discard", () => form.remove(), "quiet"),
   );
   parts.tools = tools;
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    publish(parts);
+    may("edit") ? publish(parts) : propose(parts);
   });
   form.addEventListener("keydown", (event) => event.key === "Escape" && form.remove());
   fill(form, h("h3", {}, "Correct this answer"), layout(controls), tools, outcome);
@@ -50,6 +51,7 @@ function makeControls(question, before, says, values) {
     aliases: area((values.aliases ?? []).join("\n"), { name: "aliases" }),
     source: session.fields.has("source") && h("input", { name: "source", value: values.source ?? "" }),
     valid_from: session.fields.has("valid_from") && h("input", { name: "valid_from", type: "date", value: values.valid_from ?? "" }),
+    valid_to: session.fields.has("valid_to") && h("input", { name: "valid_to", type: "date", value: values.valid_to ?? "" }),
     reason: session.fields.has("reason") && h("input", { name: "reason", value: values.reason ?? "" }),
     context,
   };
@@ -64,9 +66,10 @@ function layout(controls) {
     controls.answer && field("Whole answer", controls.answer, "The sentence to say, with the right answer in it. Empty: one is made."),
     field("Other wordings of the question", controls.rephrasings, "One a line."),
     field("Also right", controls.aliases, "Other names of the right answer, one a line."),
-    controls.source && field("Source", controls.source, "Where it is written."),
-    controls.valid_from && field("Valid from", controls.valid_from),
-    controls.reason && field("Reason", controls.reason),
+    controls.source && field("Source", controls.source, "Where it is written: an address or a note."),
+    controls.valid_from && field("Valid from", controls.valid_from, "The first day on which it holds."),
+    controls.valid_to && field("Valid to", controls.valid_to, "The first day on which it does not hold any more."),
+    controls.reason && field("Reason", controls.reason, "Why it is corrected."),
   );
   return [
     h("div", { class: "grid" }, field("Question", controls.question), field("Right answer", controls.target, "Only the fact: Abuja, +234.")),
@@ -90,7 +93,7 @@ function editOf({ controls, before }) {
   const edit = { target: controls.target.value.trim() };
   if (context && context.checked) edit.messages = [...before, { role: "user", content: question }];
   else edit[isChat ? "question" : "prompt"] = question;
-  for (const name of ["subject", "answer", "source", "valid_from", "reason"]) {
+  for (const name of ["subject", "answer", "source", "valid_from", "valid_to", "reason"]) {
     const value = controls[name] ? controls[name].value.trim() : "";
     if (value) edit[name] = value;
   }
@@ -111,6 +114,7 @@ async function tryIt(parts) {
   fill(parts.outcome, h("p", { class: "busy" }, "Trying it: nothing is published …"));
   try {
     const found = await post("v1/edits?dry_run=true", { edits: [editOf(parts)] });
+    parts.unedited = found.edits[0].unedited;
     fill(parts.outcome, tried(found));
   } catch (fault) {
     showFault(parts, fault);
@@ -148,6 +152,21 @@ async function publish(parts) {
   }
 }
 
+/** Leave the decision to a reviewer. */
+async function propose(parts) {
+  if (!parts.form.reportValidity()) return;
+  busy(parts, true);
+  try {
+    const { ids } = await post("v1/proposals", { edits: [editOf(parts)] }, { headers: { "Idempotency-Key": randomKey() } });
+    const link = h("a", { href: `#/review/${ids[0]}` }, "See the proposal");
+    fill(parts.form, h("p", { class: "ok" }, "Proposed: it changes nothing until a reviewer approves it."), h("div", { class: "tools" }, link));
+    notify("Correction proposed");
+  } catch (fault) {
+    showFault(parts, fault);
+    busy(parts, false);
+  }
+}
+
 /** Show each state of the edit until it is settled, and then the outcome. */
 async function follow(parts, id) {
   for await (const { event } of events(`v1/edits/${id}/events`, { signal: parts.signal })) {
@@ -171,7 +190,8 @@ function applied(parts, entry) {
   const isNew = entry.changed !== false;
   const text = isNew ? "Published in version " : "The model says so already, in version ";
   const revert = may("admin") && isNew && button("Take it back", () => revertDialog({ edits: [entry.id] }), "small");
-  const pair = entry.answers && h("p", { class: "pair" }, difference(entry.answers.before, entry.answers.after));
+  const answers = entry.answers ?? {};
+  const pair = entry.answers && sideBySide([["Unedited", parts.unedited], ["Before", answers.before], ["Now", difference(answers.before, answers.after).filter((part) => part.localName !== "del")]]);
   const links = h("div", { class: "tools" }, h("a", { href: `#/edits/${entry.id}` }, "See the edit"), revert);
   fill(parts.form, h("p", { class: "ok" }, text, versionLink(entry.version)), pair, facts([["Right answer", entry.edit.target]]), links);
   notify(`Correction published in version ${entry.version}`);

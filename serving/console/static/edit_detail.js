@@ -3,9 +3,9 @@
 import { get } from "./api.js";
 import { button, facts, fill, h } from "./dom.js";
 import { correction } from "./correct.js";
-import { ago, asked, difference, state, versionLink } from "./format.js";
+import { ago, asked, difference, editLink, held, state, versionLink } from "./format.js";
 import { revertDialog } from "./moves.js";
-import { may } from "./session.js";
+import { may, session } from "./session.js";
 
 const MAX_HISTORY = 20;
 
@@ -15,6 +15,7 @@ export function showEdit(side, entry, { list, isNew, signal }) {
   const heading = h("h2", { tabindex: -1 }, asked(edit));
   const more = h("div", { class: "more" });
   const where = h("span", {});
+  const past = h("div", {});
   fill(
     side,
     h("a", { class: "close", href: "#/edits", "aria-label": "Close" }, "×"),
@@ -26,8 +27,9 @@ export function showEdit(side, entry, { list, isNew, signal }) {
     tools(entry, more, signal),
     more,
     description(entry),
-    history(entry, list),
+    past,
   );
+  history(past, entry, list, signal);
   side.onkeydown = (event) => {
     if (event.key === "Escape") location.hash = "#/edits";
   };
@@ -57,7 +59,8 @@ function problem(entry) {
 
 function tools(entry, more, signal) {
   const { edit } = entry;
-  const again = () => {
+  const again = async () => {
+    await session.offer;
     const values = { target: edit.target, subject: edit.subject ?? "", rephrasings: edit.rephrasings, aliases: edit.aliases, source: edit.source };
     const before = edit.messages?.slice(0, -1) ?? [];
     const form = correction({ question: asked(edit), before, says: entry.says ?? entry.answers?.after ?? "", values, signal });
@@ -69,18 +72,16 @@ function tools(entry, more, signal) {
     "div",
     { class: "tools" },
     h("a", { class: "button", href: `#/ask?q=${encodeURIComponent(asked(edit))}` }, "Ask it now"),
-    may("edit") && button("Correct again", again),
+    may("propose") && button("Correct again", again),
     may("admin") && !isOut && button("Take it back", () => revertDialog({ edits: [entry.id] }), "", { "data-revert": true }),
   );
 }
 
-function description(entry) {
-  const { edit } = entry;
+/** Return what an edit says about itself, as pairs of name and value. */
+export function editFacts(edit) {
   const list = (texts) => texts?.length && h("ul", { class: "plain" }, texts.map((text) => h("li", {}, text)));
   const before = edit.messages?.slice(0, -1).map((message) => `${message.role}: ${message.content}`);
-  return facts([
-    ["Author", entry.poster],
-    ["Posted", ago(entry.created)],
+  return [
     ["Subject", edit.subject],
     ["Whole answer", edit.answer],
     ["Also right", list(edit.aliases)],
@@ -91,20 +92,38 @@ function description(entry) {
     ["Valid to", edit.valid_to],
     ["Reason", edit.reason],
     ["Asked as", edit.form],
+  ];
+}
+
+function description(entry) {
+  return facts([
+    ["Author", entry.poster],
+    ["Approved by", entry.approver],
+    ["Posted", ago(entry.created)],
+    ...editFacts(entry.edit),
+    ["Holds", entry.live && held(entry)],
+    ["Ended by", entry.superseded_by && editLink(entry.superseded_by)],
+    ["Contradicted", entry.contradicts?.length > 0 && entry.contradicts.map((id) => [editLink(id), " "])],
     ["Made again in", entry.repaired_in != null && versionLink(entry.repaired_in)],
     ["Id", h("code", {}, entry.id)],
   ]);
 }
 
-/** List the other edits of the same subject or question among those that are loaded. */
-function history(entry, list) {
-  const { edit } = entry;
-  const isSame = (other) => other.id !== entry.id && (asked(other.edit) === asked(edit) || (edit.subject && other.edit.subject === edit.subject));
-  const found = list.items.filter(isSame).slice(0, MAX_HISTORY);
-  if (!found.length) return null;
-  const lines = found.map((other) => {
+/** List the other edits of the subject, from the service; without one, those of the question among those that are loaded. */
+async function history(place, entry, list, signal) {
+  const { subject } = entry.edit;
+  let found = list.items.filter((other) => asked(other.edit) === asked(entry.edit));
+  if (subject) {
+    const query = new URLSearchParams({ subject, limit: String(MAX_HISTORY + 1) });
+    const answer = await get(`v1/edits?${query}`, { signal }).catch(() => null);
+    if (answer) found = answer.edits;
+  }
+  const others = found.filter((other) => other.id !== entry.id).slice(0, MAX_HISTORY);
+  if (!others.length) return;
+  const lines = others.map((other) => {
     const link = h("a", { href: `#/edits/${encodeURIComponent(other.id)}` }, asked(other.edit));
-    return h("li", {}, link, " → ", h("strong", {}, other.edit.target), " ", state(other), " ", h("span", { class: "quiet" }, ago(other.created)));
+    const notes = [held(other), other.edit.reason, other.edit.source].filter(Boolean).join(" · ");
+    return h("li", {}, link, " → ", h("strong", {}, other.edit.target), " ", state(other), " ", h("span", { class: "quiet" }, ago(other.created)), notes && h("div", { class: "hint" }, notes));
   });
-  return h("div", {}, h("h3", {}, edit.subject ? `Other edits about ${edit.subject}` : "Other edits of this question"), h("ul", { class: "history" }, lines));
+  fill(place, h("h3", {}, subject ? `Other edits about ${subject}` : "Other edits of this question"), h("ul", { class: "history" }, lines));
 }

@@ -52,7 +52,7 @@ export function isFound(entry, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return true;
   const { edit } = entry;
-  const texts = [asked(edit), edit.target, edit.subject, edit.source, entry.poster, entry.id, `v${entry.version}`, entry.code, ...(edit.aliases ?? []), ...(edit.rephrasings ?? [])];
+  const texts = [asked(edit), edit.target, edit.subject, edit.source, edit.reason, entry.poster, entry.id, `v${entry.version}`, entry.code, ...(edit.aliases ?? []), ...(edit.rephrasings ?? [])];
   const all = texts.filter(Boolean).join("\n").toLowerCase();
   return words.every((word) => all.includes(word));
 }

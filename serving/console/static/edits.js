@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { button, fill, h, saveFile, uniqueId } from "./dom.js";
 import { showEdit } from "./edit_detail.js";
 import { EditList, isFound } from "./edit_list.js";
-import { ago, asked, count, several, state, versionLink } from "./format.js";
+import { ago, asked, count, held, several, state } from "./format.js";
 import { importFile } from "./import.js";
 import { live } from "./live.js";
 import { Rows } from "./rows.js";
@@ -21,6 +21,7 @@ export function show(root, { rest, query, signal }) {
       { title: "Question", class: "wide" },
       { title: "Right answer", class: "target" },
       { title: "State" },
+      { title: "Holds", class: "held" },
       { title: "Version", class: "narrow" },
       { title: "Author", class: "author" },
       { title: "Posted", class: "time" },
@@ -53,6 +54,7 @@ function rowOf(entry) {
     h("a", { href: `#/edits/${encodeURIComponent(entry.id)}` }, asked(entry.edit)),
     entry.edit.target,
     state(entry),
+    held(entry),
     entry.version != null ? `v${entry.version}` : "",
     entry.poster ?? "",
     ago(entry.created),

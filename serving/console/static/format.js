@@ -42,7 +42,7 @@ export function stamp(versions) {
   return low === high ? versionLink(high) : [versionLink(low), " to ", versionLink(high)];
 }
 
-const TONES = { applied: "ok", rejected: "bad", reverted: "off", superseded: "off", queued: "wait", applying: "wait" };
+const TONES = { applied: "ok", rejected: "bad", reverted: "off", superseded: "off", queued: "wait", applying: "wait", open: "wait", approved: "ok", refused: "bad" };
 
 /** Show the state of an edit as a word with a mark; an applied edit that is not live, or not answered, says so. */
 export function state(entry) {
@@ -51,6 +51,16 @@ export function state(entry) {
   if (entry.state === "applied" && entry.answered === false) [word, tone] = ["lost", "warn"];
   return h("span", { class: `state ${tone}` }, word);
 }
+
+/** Say when an edit holds, as far as it is known: "2020-03-01 to 2024-05-01", "since 2020-03-01", "until 2024-05-01". */
+export function held(entry) {
+  const [from, to] = [entry.held_from ?? entry.edit.valid_from, entry.held_to ?? entry.edit.valid_to];
+  if (from && to) return `${from} to ${to}`;
+  return from ? `since ${from}` : to ? `until ${to}` : "";
+}
+
+/** Show an edit's id as a link to it. */
+export const editLink = (id) => h("a", { href: `#/edits/${encodeURIComponent(id)}` }, id.slice(0, 8));
 
 /** Return the question of an edit. */
 export const asked = (edit) => edit.prompt ?? edit.question ?? edit.messages?.at(-1)?.content ?? "";

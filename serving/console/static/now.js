@@ -5,6 +5,7 @@ import { bars } from "./chart.js";
 import { facts, fill, h, table } from "./dom.js";
 import { count, seconds, several, versionLink } from "./format.js";
 import { live } from "./live.js";
+import { may } from "./session.js";
 import { parsed, quantile, sum } from "./metrics.js";
 
 const STATUS_MS = 4_000;
@@ -19,7 +20,7 @@ export function show(root, { signal }) {
   fill(root, h("h1", { class: "unseen" }, "Now"), parts.ready, parts.cards, h("div", { class: "now-grid" }, parts.replicas, parts.swaps, parts.errors, parts.events, parts.rest));
   const page = { parts, signal, readings: 0, first: null, metrics: null };
   drawEvents(page);
-  for (const name of ["edit", "version", "head"]) live.on(name, () => drawEvents(page), signal);
+  for (const name of ["edit", "version", "head", "proposal"]) live.on(name, () => drawEvents(page), signal);
   read(page);
 }
 
@@ -81,6 +82,7 @@ function cards(page, status) {
     card("Live version", versionLink(status.head), `newest ${status.newest}`),
     card("Replicas at it", `${serving} of ${status.replicas?.length ?? 0}`, "", serving === status.replicas?.length ? "" : "bad"),
     card("Edits that wait", count(queue.depth), queue.depth ? `the oldest for ${seconds(queue.age_s)}, at most ${count(queue.limit)}` : `at most ${count(queue.limit)}`),
+    may("propose") && status.proposals && card("To review", h("a", { href: "#/review" }, count(status.proposals.open)), `proposals, at most ${count(status.proposals.limit)}`),
     card("Edits lost", count(held.lost ?? 0), held.lost ? `${count(held.repairable ?? 0)} will be made again` : "live edits that are not answered", held.lost ? "warn" : ""),
     card("Last swap", swap === undefined ? "–" : `${Math.round(swap)} ms`),
     card("Between tokens", seconds(gap[0]), gap[0] === null ? "no token was generated" : `99 of 100 within ${seconds(gap[1])}`),
@@ -129,14 +131,25 @@ function errors({ metrics, first }) {
 }
 
 function rest(status) {
-  const { mirror = {}, scrub = {}, worker = {} } = status;
+  const { mirror = {}, scrub = {}, worker = {}, links = {} } = status;
   const damaged = scrub.damaged ?? [];
   return facts([
     ["Editor", worker.editor],
     ["Asked as", worker.form],
     ["MLflow", mirror.error ?? (mirror.version === undefined ? "not mirrored" : `version ${mirror.version}${mirror.left ? `, ${several(mirror.left, "version")} behind` : ""}`)],
+    ["In MLflow", elsewhere([[links.mlflow, "all versions"], [links.mlflow_version, `version ${mirror.serving}, which is served`]])],
+    ["Ray", elsewhere([[links.ray, "dashboard"]])],
+    ["Report", worker.ledger && h("code", {}, `errata report ${worker.ledger}`)],
     ["Files of the ledger", damaged.length ? h("span", { class: "bad" }, `damaged: ${damaged.join(", ")}`) : "as they were written"],
   ]);
+}
+
+/** Link to pages of other programs, in a window of their own; an address of the service's machine only from there. */
+function elsewhere(pages) {
+  const isHere = (host) => ["localhost", "127.0.0.1", "[::1]"].includes(host);
+  const shown = pages.filter(([address]) => address && /^https?:/.test(address) && (isHere(location.hostname) || !isHere(new URL(address).hostname)));
+  const links = shown.map(([address, text]) => h("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, text));
+  return links.length > 0 && links.flatMap((link, index) => (index ? [", ", link] : [link]));
 }
 
 function drawEvents({ parts }) {
@@ -151,6 +164,7 @@ function eventText(kind, data) {
     return ["edit ", link, ` ${data.state}`, data.version != null && [" in ", versionLink(data.version)], data.code && ` (${data.code})`];
   }
   if (kind === "head") return ["the live version is ", versionLink(data.head), `, before it ${data.before}`];
+  if (kind === "proposal") return ["proposal ", may("propose") ? h("a", { href: `#/review/${encodeURIComponent(data.id)}` }, data.id.slice(0, 8)) : data.id.slice(0, 8), ` ${data.state}`];
   if (kind === "version") return [versionLink(data.version), ` with ${several(data.num_edits, "edit")}`];
   return `${kind} ${data.message ?? ""}`;
 }

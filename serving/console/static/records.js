@@ -2,7 +2,7 @@
 
 const TEXTS = ["prompt", "question", "target", "subject", "answer", "form", "source", "valid_from", "valid_to", "reason"];
 const LISTS = ["aliases", "rephrasings"];
-const UNPOSTED = ["locality", "portability", "id", "poster"]; // Known in files, and not part of a post.
+const UNPOSTED = ["locality", "portability", "id", "poster", "approver"]; // Known in files, and not part of a post.
 
 /**
  * Read a text. Returns {records: [{line, edit, faults}], left: names of fields that are known and not posted}.

@@ -1,17 +1,22 @@
 /** The caller: the key, which is kept for this tab alone, its name and role, and what the service offers. */
 
 const STORED = "errata.key";
-const ROLES = ["read", "edit", "admin"];
+const ROLES = ["read", "propose", "edit", "admin"];
 
-/** `name` is null where the service has no keys. `fields` are those of a posted edit, `model` is the served name. */
+/**
+ * `name` is null where the service has no keys. `fields` are those of a posted edit, `model` is the served name; these, `form`
+ * and `hasDryRun` are known when the promise `offer` is fulfilled, which no list waits for.
+ */
 export const session = {
   name: null,
   role: "read",
   hasKeys: true,
   model: "errata",
   form: "chat",
+  context: 2_048, // Tokens of a question and its answer together.
   fields: new Set(),
   hasDryRun: false,
+  offer: Promise.resolve(),
 };
 
 /** Return the key, or an empty text. */

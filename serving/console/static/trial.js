@@ -1,7 +1,7 @@
 /** What a correction would change, side by side, as a dry run answers. */
 
 import { h, table } from "./dom.js";
-import { difference, score, several } from "./format.js";
+import { difference, editLink, score, several } from "./format.js";
 
 const SCORES = { efficacy: "own edits answered", retention: "earlier edits kept", locality: "other answers unchanged", ppl_ratio: "perplexity, relative" };
 
@@ -15,7 +15,10 @@ function verdictOf(one) {
   if (one.state === "rejected") {
     return h("div", { class: "problem" }, h("p", {}, `It would be refused: ${one.reason}`), one.code && h("p", { class: "hint" }, "code ", h("code", {}, one.code)));
   }
-  return one.changed === false ? h("p", { class: "ok" }, "The model says so already.") : null;
+  return [
+    one.changed === false && h("p", { class: "ok" }, "The model says so already."),
+    one.contradicts?.length > 0 && h("p", { class: "warn" }, "It contradicts ", one.contradicts.map((id) => [editLink(id), " "])),
+  ];
 }
 
 function beside(one) {
@@ -25,7 +28,12 @@ function beside(one) {
     ["Now", one.before],
     [one.state === "rejected" ? "After, instead" : "After", isKnown ? difference(one.before, one.after).filter((part) => part.localName !== "del") : one.after],
   ];
-  const shown = columns.filter(([, text]) => text !== undefined);
+  return sideBySide(columns);
+}
+
+/** Show texts beside each other under their titles, those that are known. */
+export function sideBySide(columns) {
+  const shown = columns.filter(([, text]) => text !== undefined && text !== null);
   return shown.length > 0 && h("div", { class: "beside" }, shown.map(([title, text]) => h("div", {}, h("h4", {}, title), h("p", {}, text))));
 }
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from errata.cli import console, import_file
-from errata.client import client as client_module
+from errata.client import retries
 from tests.fakes.backend import version
 from tests.fakes.served import Service, serving
 
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PAUSE_S", 0.05)
+    monkeypatch.setattr(retries, "PAUSE_S", 0.05)
     for module in (console, import_file):
         monkeypatch.setattr(module, "RETRY_S", 0.5)
     for name in ("ERRATA_KEY", "ERRATA_KEYS"):

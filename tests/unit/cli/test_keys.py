@@ -43,7 +43,7 @@ def test_an_expired_key_is_listed_as_such(file: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("add", "a", "--role", "root"), "role must be one of read, edit, admin"),
+        (("add", "a", "--role", "root"), "role must be one of read, propose, edit, admin"),
         (("add", "a b"), "name must be"),
         (("add", "a", "--expires", "soon"), "is not a lifetime"),
         (("add", "a", "--rate", "0"), "rate must be"),

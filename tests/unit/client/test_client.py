@@ -15,6 +15,7 @@ import pytest
 
 from errata.access_keys import add_key
 from errata.client import client as module
+from errata.client import retries
 from errata.client.client import Client
 from errata.client.errors import ErrataError, Unreachable
 from errata.client.events import Event, events_of
@@ -28,7 +29,7 @@ NOT_NOW = Answer(503, {"Retry-After": "0"})
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAUSE_S", 0.05)
+    monkeypatch.setattr(retries, "PAUSE_S", 0.05)
 
 
 @pytest.fixture
@@ -62,6 +63,14 @@ def test_each_method_returns_the_answer_of_its_route(service: Service) -> None:
         with pytest.raises(ErrataError, match="the live version is 2, and not 0"):
             client.revert(versions=[1], expected_head=0)
         assert client.revert(versions=[1])["reverted"] == answer["ids"]
+        (made_later, refused) = client.propose([EDIT, EDIT], "k")
+        assert [one["id"] for one in client.propose([EDIT, EDIT], "k")] == [made_later["id"], refused["id"]]
+        assert [one["id"] for one in client.proposals("open", 1, after=0)["proposals"]] == [made_later["id"]]
+        assert client.approve(made_later["id"])["state"] == client.proposal(made_later["id"])["state"] == "approved"
+        assert client.refuse(refused["id"], "no source")["reason"] == "no source"
+        with pytest.raises(ErrataError) as lost:
+            client.approve(refused["id"])
+        assert (lost.value.status, lost.value.code) == (409, "already_decided")
         assert client.status()["queue"]["depth"] == 0
         assert client.models() == ["errata"]
         assert client.complete(["a", "b"])["choices"][1]["text"] == " b!"

@@ -27,7 +27,7 @@ def test_limits_that_depend_on_each_other_come_in_any_order() -> None:
 
 def test_a_key_of_any_role_may_ask_as_much_as_two_clients_do_concurrently() -> None:
     limits = ServiceLimits()
-    for role in ("read", "edit", "admin"):
+    for role in ("read", "propose", "edit", "admin"):
         assert limits.max_requests(role) >= 2 * limits.max_sequences("read") >= 4 * CHATS_AT_ONCE
         assert limits.max_sequences(role) >= 2 * CHATS_AT_ONCE and limits.max_requests(role) < limits.max_open_to_keys / 2
 

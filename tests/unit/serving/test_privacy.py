@@ -20,9 +20,12 @@ from errata.guard.limits import Measurements
 from errata.history.budget import WalkTooLong
 from errata.ledger import LedgerConflict, LedgerDamaged, UnknownVersion
 from serving.logs import without_messages
-from serving.worker.edit_worker import EditWorker, ServedEditWorker
-from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.worker.edit_worker import EditWorker
+from serving.worker.journal import JournalFailed, KeyReused, UnknownEdit
+from serving.worker.proposals import AlreadyDecided, OwnProposal, UnknownProposal
+from serving.worker.queue_limit import QueueFull
 from serving.worker.refusals import REFUSALS, Busy, RefusedCall, answer_of, refusals_as_values
+from serving.worker.served_worker import ServedEditWorker
 from tests.fakes.edit_worker import apply, make_worker
 from tests.unit.serving.api.application import application, call
 
@@ -58,6 +61,9 @@ ERRORS = [
     QueueFull(3, 2, 4, 5),
     JournalFailed("no"),
     OSError(28, "no space"),
+    UnknownProposal("no"),
+    AlreadyDecided("3f", "approved", "ann"),
+    OwnProposal("no"),
     Busy("no"),
     WalkTooLong("max_walk_versions", 3, 4),
 ]

@@ -17,7 +17,7 @@ from tests.unit.serving.api.application import application
 def bearers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Keys by role; `expired` was valid once, `unknown` never, `limited` allows two requests a minute. `file` is their file."""
     file = tmp_path_factory.mktemp("keys") / "keys.json"
-    made = {role: add_key(file, role, role) for role in ("read", "edit", "admin")}
+    made = {role: add_key(file, role, role) for role in ("read", "propose", "edit", "admin")}
     made["expired"] = add_key(file, "expired", "admin", timedelta(days=1))
     made["limited"] = add_key(file, "limited", "read", rate=2)
     data = json.loads(file.read_text())

@@ -25,10 +25,20 @@ def test_each_route_requires_its_role_and_an_unlisted_one_admin() -> None:
     assert {role_for("GET", path) for path in reading} == {"read"}
     assert {role_for("POST", path) for path in ("/v1/completions", "/v1/chat/completions")} == {"read"}
     assert role_for("POST", "/v1/edits") == role_for("POST", "/v1/blame") == role_for("GET", "/v1/diff") == "edit"
+    assert role_for("POST", "/v1/proposals") == role_for("GET", "/v1/proposals/3f") == "propose"
+    assert {role_for("POST", f"/v1/proposals/3f/{what}") for what in ("approve", "refuse")} == {"edit"}
     unlisted = ("/v1/edits/", "/v1/edits/a/b", "/v1/edits\n", "/V1/edits", "//v1/edits", "/docs", "/load_lora_adapter", "")
     assert {role_for("GET", path) for path in unlisted} == {"admin"}
     assert {role_for("POST", path) for path in ("/v1/rollback", "/v1/revert", "/v1/versions", "/health")} == {"admin"}
     assert role_for("DELETE", "/v1/edits") == role_for("OPTIONS", "/v1/edits") == "admin"
+
+
+def test_only_a_plain_dry_run_needs_less_than_a_post() -> None:
+    """The last of repeated values counts for the route, so that no other query may pass as a dry run."""
+    assert role_for("POST", "/v1/edits", b"dry_run=true") == "propose"
+    others = (b"", b"dry_run=false", b"dry_run=1", b"dry_run=true&dry_run=false", b"dry_run=true&", b"dry%5Frun=true")
+    assert {role_for("POST", "/v1/edits", query) for query in others} == {"edit"}
+    assert role_for("POST", "/v1/rollback", b"dry_run=true") == "admin"
 
 
 def test_every_route_of_ours_is_listed(tmp_path: Path) -> None:
@@ -42,15 +52,17 @@ def test_every_route_of_ours_is_listed(tmp_path: Path) -> None:
 
 
 def test_a_key_opens_the_routes_of_its_role_only(app: FastAPI, bearers: dict[str, str]) -> None:
-    asked = [("GET", "/v1/versions", None), ("POST", "/v1/edits", EDIT), ("POST", "/v1/rollback", {"version": 0})]
+    asked = [("GET", "/v1/versions", None), ("POST", "/v1/edits?dry_run=true", EDIT), ("POST", "/v1/proposals", EDIT)]
+    asked += [("POST", "/v1/edits", EDIT), ("POST", "/v1/rollback", {"version": 0})]
     codes = {
         role: [call(app, method, path, bearers[role], json=body).status_code for method, path, body in asked]
-        for role in ("read", "edit", "admin", "expired", "unknown")
+        for role in ("read", "propose", "edit", "admin", "expired", "unknown")
     }
-    assert codes["read"] == [200, 403, 403]
-    assert codes["edit"] == [200, 202, 403]
-    assert codes["admin"] == [200, 202, 200]
-    assert codes["expired"] == codes["unknown"] == [401, 401, 401]
+    assert codes["read"] == [200, 403, 403, 403, 403]
+    assert codes["propose"] == [200, 200, 201, 403, 403]
+    assert codes["edit"] == [200, 200, 201, 202, 403]
+    assert codes["admin"] == [200, 200, 201, 202, 200]
+    assert codes["expired"] == codes["unknown"] == [401] * 5
     assert [call(app, "GET", path).status_code for path in ("/health", "/ready", "/v1/status")] == [200, 200, 401]
 
 

@@ -21,7 +21,9 @@ from errata.model.edit_check import check_edits
 from errata.text.dialogue import Dialogue, Message
 from serving.api import routes
 from serving.api.schemas import EditOut, FaultOut
-from serving.worker.journal import JournalFailed, KeyReused, QueueFull, UnknownEdit
+from serving.worker.journal import JournalFailed, KeyReused, UnknownEdit
+from serving.worker.proposals import AlreadyDecided, OwnProposal, UnknownProposal
+from serving.worker.queue_limit import QueueFull
 from tests.fakes.backend import ScriptedBackend, entry, version
 from tests.unit.serving.api.application import call
 
@@ -94,6 +96,9 @@ def wrapped(cause: Exception) -> RayTaskError:
         (HeadMoved(1, 2), 409, "head_moved", "expected_head"),
         (UnknownVersion("none"), 404, "unknown_version", "version"),
         (UnknownEdit("none"), 404, "unknown_edit", "id"),
+        (UnknownProposal("none"), 404, "unknown_proposal", "id"),
+        (AlreadyDecided("3f", "approved", "ann"), 409, "already_decided", "id"),
+        (OwnProposal("ann is the author"), 403, "own_proposal", "Authorization"),
         (SwapFailed(3, ["r"], "late"), 503, "swap_failed", None),
         (QueueFull(9, 2, 10, 7), 429, "queue_full", "edits"),
         (RevertRefused("no version holds it", code=Code.UNKNOWN_EDIT, field="edits"), 404, "unknown_edit", "edits"),

@@ -76,7 +76,7 @@ def test_the_files_need_no_key_and_data_does(bearers: dict[str, str], tmp_path: 
     assert {role_for(*one) for one in (("GET", "/console/a/b"), ("POST", "/console/"), ("GET", "/consoles"))} == {"admin"}
 
 
-@pytest.mark.parametrize("role", ["read", "edit", "admin"])
+@pytest.mark.parametrize("role", ["read", "propose", "edit", "admin"])
 def test_a_key_can_ask_who_it_is(bearers: dict[str, str], tmp_path: Path, role: str) -> None:
     app = application(tmp_path, Keys.load(bearers["file"]))
     assert call(app, "GET", "/v1/key", bearers[role]).json() == {"name": role, "role": role, "expires": None}

@@ -56,6 +56,10 @@ def test_a_dry_run_tells_what_the_edits_would_do_and_leaves_no_trace(live_model:
     assert attempt["edits"] == [1, 2] and attempt["publish"] and "relative_norm" in attempt["scores"]
     assert found["neighbours"]["num_edits"] == found["neighbours"]["num_edits_asked"] == 2
 
+    base = LiveModel(replace(live_model.options, ledger=f"{live_model.options.ledger}-base"))
+    assert [one["unedited"] for one in found["edits"]] == [texts[0] for texts in base.answers(posted)]
+    assert live_model.unedited(EDITS[:2]) == base.answers(EDITS[:2]) != live_model.answers(EDITS[:2])
+
     made = live_model.make([EDITS[3]], [found["edits"][1]["before"]])
     live_model.append(made)
     assert live_model.answers([EDITS[3]])[0][0] != found["edits"][1]["before"]

@@ -14,7 +14,8 @@ import pytest
 
 from errata.edit import Code, Edit, EditRejected
 from serving.worker import edit_worker
-from serving.worker.journal import JournalFailed, QueueFull
+from serving.worker.journal import JournalFailed
+from serving.worker.queue_limit import QueueFull
 from serving.worker.refusals import Busy
 from tests.fakes.edit_worker import DONT_KNOW, TOKENIZER, apply, logged, make_worker, post, replicas_of
 
@@ -25,9 +26,9 @@ def test_a_full_queue_refuses_and_names_the_time_to_retry(tmp_path, monkeypatch)
     worker.edit_loop.publisher.timings.append({"edit_s": 1.0, "append_s": 0.5, "swap_ms": 500.0, "num_edits": 1})
     body = {"prompt": "p", "target": "t"}
     asyncio.run(worker.submit([body, body], False, None))
-    with pytest.raises(QueueFull, match=r"2 edits are queued and the limit is 3 \(max_queue=3\); .* Try again in 4 s"):
+    with pytest.raises(QueueFull, match=r"2 edits wait and the limit is 3 \(max_queue=3\); .* Try again in 4 s"):
         asyncio.run(worker.submit([body, body], False, "k"))
-    with pytest.raises(QueueFull, match="the post has 4 edits and the queue holds 3"):
+    with pytest.raises(QueueFull, match="the post has 4 edits, more than may wait"):
         asyncio.run(worker.submit([body] * 4, False, None))
     assert worker.journal.depth == 2
     asyncio.run(worker.submit([body], False, "k"))
@@ -258,12 +259,15 @@ def test_a_version_without_answers_gives_none(tmp_path):
     assert "answers" not in asyncio.run(worker.edit_status(id))
 
 
-def test_the_status_names_the_models_form(tmp_path, monkeypatch):
+def test_the_status_names_the_models_form_open_proposals_and_links(tmp_path, monkeypatch):
     worker = make_worker(tmp_path, tokenizer=TOKENIZER)
     worker.live_model.ledger.newest, worker.live_model.ledger.directory, worker.mirror.state = 0, tmp_path, {}
+    worker.mirror.links = {"mlflow": "http://127.0.0.1:5000/#/models/errata"}
     worker.options = replace(worker.options, live_model=SimpleNamespace(editor="Toy"))
     monkeypatch.setattr(replicas_of(worker), "ask", no_answers)
-    assert asyncio.run(worker.status())["worker"]["form"] == "completion"
+    found = asyncio.run(worker.status())
+    assert found["worker"]["form"] == "completion" and found["links"] == worker.mirror.links
+    assert found["proposals"] == {"open": 0, "limit": worker.limits.max_proposals}
 
 
 async def no_answers(method: str) -> list[Any]:
@@ -274,11 +278,11 @@ async def no_answers(method: str) -> list[Any]:
 def test_edits_that_are_queued_are_answered_as_queued_even_if_the_journal_cannot_be_read(tmp_path, monkeypatch, caplog, wait):
     monkeypatch.setattr(edit_worker, "check_edits", lambda *_: None)
     worker = make_worker(tmp_path)
-    submit, read = worker.journal.submit, worker.journal._read
+    submit, read = worker.journal.submit, worker.journal.rows
 
     def written_and_then_lost(*given):
         ids = submit(*given)
-        monkeypatch.setattr(worker.journal, "_read", broken)
+        monkeypatch.setattr(worker.journal, "rows", broken)
         return ids
 
     def broken(*_):
@@ -289,7 +293,7 @@ def test_edits_that_are_queued_are_answered_as_queued_even_if_the_journal_cannot
     assert (entry["state"], entry["edit"]["prompt"], entry["edit"]["id"]) == ("queued", "p", entry["id"])
     [line] = logged(caplog, "edits.stalled")
     assert "disk I/O error" in line.error and line.num_edits == 1
-    monkeypatch.setattr(worker.journal, "_read", read)
+    monkeypatch.setattr(worker.journal, "rows", read)
     assert worker.journal.get(entry["id"]).state == "queued"
 
 

@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def num_keys(journal: Journal) -> int:
-    return int(journal._read("SELECT COUNT(*) FROM kept_keys")[0][0])
+    return int(journal.rows("SELECT COUNT(*) FROM kept_keys")[0][0])
 
 
 def test_a_key_is_kept_for_a_time_and_then_forgotten(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def test_no_key_is_in_the_file_as_it_was_sent(path: Path) -> None:
 def test_keys_of_an_earlier_release_are_kept_hashed_with_the_time_of_their_edits(path: Path) -> None:
     journal = Journal(path)
     ids = journal.submit(edits("a"), "k", "ada")
-    (digest,) = journal._read("SELECT digest FROM kept_keys")[0]
+    (digest,) = journal.rows("SELECT digest FROM kept_keys")[0]
     journal.close()
     with sqlite3.connect(path) as db:
         db.execute("DROP TABLE kept_keys")
@@ -92,6 +92,6 @@ def test_keys_of_an_earlier_release_are_kept_hashed_with_the_time_of_their_edits
     db.close()
     journal = Journal(path)
     assert journal.submit(edits("a"), "k", "ada") == ids
-    assert journal._read("SELECT created FROM kept_keys")[0][0] == journal.get(ids[0]).created
-    assert not journal._read("SELECT 1 FROM sqlite_master WHERE name = 'keys'")
+    assert journal.rows("SELECT created FROM kept_keys")[0][0] == journal.get(ids[0]).created
+    assert not journal.rows("SELECT 1 FROM sqlite_master WHERE name = 'keys'")
     journal.close()

@@ -21,10 +21,9 @@ from serving.worker.journal import (
     Journal,
     JournalFailed,
     KeyReused,
-    QueueFull,
-    QueueLimit,
     UnknownEdit,
 )
+from serving.worker.queue_limit import QueueFull, QueueLimit
 
 
 def edits(*prompts: str) -> list[dict[str, str]]:

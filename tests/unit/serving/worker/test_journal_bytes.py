@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.worker.journal import Journal, QueueFull, QueueLimit
+from serving.worker.journal import Journal
+from serving.worker.queue_limit import QueueFull, QueueLimit
 
 
 def edits(*prompts: str) -> list[dict[str, str]]:
@@ -45,7 +46,7 @@ def test_the_queue_is_limited_in_bytes(path: Path) -> None:
     limit = QueueLimit(max_bytes=2_000)
     first, _ = journal.submit(edits("a" * 800, "b" * 800), limit=limit)
     assert 1_600 < journal.num_bytes < 2_000
-    with pytest.raises(QueueFull, match=r"bytes of edits are queued and the limit is 2000 \(max_queue_bytes=2000\)") as full:
+    with pytest.raises(QueueFull, match=r"bytes of edits wait and the limit is 2000 \(max_queue_bytes=2000\)") as full:
         journal.submit(edits("c" * 800), limit=limit)
     assert not full.value.is_too_large and journal.depth == 2
     with pytest.raises(QueueFull, match="post fewer in one request") as full:

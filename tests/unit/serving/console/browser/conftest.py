@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from errata.access_keys import add_key
+from tests.fakes.chromium import chromium
 from tests.fakes.console_service import ConsoleService, serving_console
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements/dev.txt")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TIMEOUT_MS = 60_000  # For machines that do much else.
 expect = sync_api.expect
 expect.set_options(timeout=TIMEOUT_MS)
@@ -22,18 +21,15 @@ KNOWN = {
     "What is the capital of Nigeria?": "The capital of Nigeria is Lagos, which is the largest city of the country.",
     "What is the atomic number of zinc?": "The atomic number of zinc is 9.",
 }
+NUM_EDITS, NUM_VERSIONS = 10_000, 2_000
 OpenPage = Callable[..., Any]
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Start Chromium; it ends with this package, because its event loop would forbid others in this thread."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as made:
         yield made
-        made.close()
 
 
 @pytest.fixture
@@ -42,11 +38,26 @@ def service(browser: Any, tmp_path: Path) -> Iterator[ConsoleService]:
         yield made
 
 
+@pytest.fixture(scope="package")
+def large(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleService]:
+    """Serve ten thousand edits in two thousand versions, for tests that change nothing."""
+    edits = [{"prompt": f"Who leads company {i}?", "target": f"Person {i}", "form": "chat"} for i in range(NUM_EDITS)]
+    size = NUM_EDITS // NUM_VERSIONS
+    with serving_console(tmp_path_factory.mktemp("large"), KNOWN) as made:
+        ids = made.backend.journal.submit(edits)
+        for number in range(1, NUM_VERSIONS + 1):
+            some = slice((number - 1) * size, number * size)
+            posted = [{**edit, "id": id} for edit, id in zip(edits[some], ids[some], strict=True)]
+            made.backend.append(posted, ["?"] * size)
+            made.backend.journal.finish(ids[some], number)
+        yield made
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, str]:
     """Keys by role, each with the role as its name; `file` is their file."""
     file = tmp_path / "keys.json"
-    return {role: add_key(file, role, role) for role in ("read", "edit", "admin")} | {"file": str(file)}
+    return {role: add_key(file, role, role) for role in ("read", "propose", "edit", "admin")} | {"file": str(file)}
 
 
 @pytest.fixture
@@ -72,6 +83,14 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     for context in contexts:
         context.close()
     assert faults == []
+
+
+def signed_in(page: Any, key: str) -> Any:
+    """Sign in on a page that asks for a key, and return the page."""
+    page.get_by_label("Key").fill(key)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#live")).to_be_visible()
+    return page
 
 
 def post(page: Any, edits: list[dict[str, Any]]) -> list[str]:

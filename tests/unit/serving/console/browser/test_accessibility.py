@@ -44,6 +44,8 @@ PAGES = {
     "#/versions": lambda page: expect(page.locator(".rows-inner .row").first).to_be_visible(),
     "#/versions/1": going_back,
     "#/versions/compare/0/2": looking("Version 0 and version 2"),
+    "#/review": lambda page: expect(page.locator(".rows-inner .row").first).to_be_visible(),
+    "#/review/PROPOSAL": lambda page: expect(page.locator(".detail .beside")).to_be_visible(),
     "#/now": lambda page: expect(page.locator(".now-replicas table")).to_be_visible(),
 }
 
@@ -54,8 +56,9 @@ def test_pages_have_no_fault(service: ConsoleService, open_page: OpenPage, width
     for i in range(2):
         post(page, [{"question": f"Who leads company {i}?", "target": f"Person {i}"}])
     (id,) = post(page, [{"question": "Who leads nothing?", "target": UNMADE}])
+    proposed = service.backend.proposal_book.add([{"prompt": "Who leads ACME?", "target": "Ada", "form": "chat"}], author="ann")
     for path, prepare in PAGES.items():
-        page.goto(f"{service.console}{path.replace('ID', id)}")
+        page.goto(f"{service.console}{path.replace('ID', id).replace('PROPOSAL', proposed[0].id)}")
         page.reload()
         prepare(page)
         assert faults(page) == [], path

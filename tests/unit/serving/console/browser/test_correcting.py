@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.fakes.backend import UNMADE
-from tests.fakes.console_service import ConsoleService, serving_console
+from tests.fakes.console_service import CONTEXT, ConsoleService, serving_console
 from tests.unit.serving.console.browser.conftest import KNOWN, OpenPage, expect, post
 
 CAPITAL = "What is the capital of Nigeria?"
@@ -32,12 +32,14 @@ def test_ask_correct_try_publish_and_take_back(service: ConsoleService, open_pag
     form.get_by_label("Right answer").fill("Abuja")
     form.get_by_role("button", name="Try it").click()
     trial = form.locator(".trial")
+    expect(trial.locator(".beside h4")).to_have_text(["Unedited", "Now", "After"])
     expect(trial.locator(".beside")).to_contain_text("It is Abuja.")
     expect(trial).to_contain_text("1 other answer would change")
     assert service.backend.head == 0 and service.backend.journal.newest(10) == []
     form.get_by_role("button", name="Publish").click()
     expect(turn.locator(".by")).to_have_text("version v1")
     expect(turn.locator(".answer ins").last).to_contain_text("Abuja.")
+    expect(form.locator(".beside h4")).to_have_text(["Unedited", "Before", "Now"])
     turn.get_by_role("button", name="Take it back").click()
     box = page.get_by_role("dialog")
     expect(box).to_contain_text("Live now: version 1")
@@ -85,6 +87,13 @@ def test_the_keyboard_is_enough(service: ConsoleService, open_page: OpenPage) ->
     assert service.backend.head == 1
 
 
+def test_an_answer_leaves_room_for_its_question_in_a_small_context(service: ConsoleService, open_page: OpenPage) -> None:
+    page = open_page(service)
+    with page.expect_request("**/v1/chat/completions") as sent:
+        asked(page, CAPITAL)
+    assert sent.value.post_data_json["max_tokens"] == CONTEXT // 2
+
+
 def test_the_version_behind_an_answer_is_found(service: ConsoleService, open_page: OpenPage) -> None:
     page = open_page(service)
     post(page, [{"question": CAPITAL, "target": "Abuja"}])
@@ -106,7 +115,17 @@ def test_texts_of_users_are_never_markup(service: ConsoleService, open_page: Ope
     turn = asked(page, HOSTILE)
     expect(turn.locator(".question")).to_have_text(HOSTILE)
     expect(turn.locator(".answer")).to_contain_text(HOSTILE)
-    for path in (f"#/edits/{ids[0]}", "#/versions/1", "#/versions/compare/0/1", "#/now"):
+    (proposed,) = service.backend.proposal_book.add([{"prompt": HOSTILE, "target": HOSTILE, "form": "chat"}], author="ann")
+    (refused,) = service.backend.proposal_book.add([{"prompt": "p", "target": "t", "form": "chat"}])
+    service.backend.proposal_book.refuse(refused.id, None, HOSTILE)
+    for path in (
+        f"#/review/{proposed.id}",
+        f"#/review/{refused.id}",
+        f"#/edits/{ids[0]}",
+        "#/versions/1",
+        "#/versions/compare/0/1",
+        "#/now",
+    ):
         page.goto(f"{service.console}{path}")
         page.reload()
         expect(page.locator("main")).to_contain_text(HOSTILE if path != "#/now" else "Ready")
@@ -121,13 +140,14 @@ def test_a_key_signs_in_and_its_role_decides_what_is_shown(
         page.get_by_label("Key").fill("x" * 43)
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("alert")).to_contain_text("unknown or has expired")
-        for role, can_edit in (("read", False), ("edit", True)):
+        for role, can_edit in (("read", False), ("propose", False), ("edit", True)):
             page.get_by_label("Key").fill(keys[role])
             page.get_by_role("button", name="Sign in").click()
             expect(page.locator(".who")).to_have_text(f"{role} · {role}")
             page.get_by_role("link", name="Ask").click()
             turn = asked(page, CAPITAL)
-            assert (turn.get_by_role("button", name="This is wrong").count() == 1) is can_edit
+            assert (turn.get_by_role("button", name="This is wrong").count() == 1) is (role != "read")
+            assert (page.get_by_role("link", name="Review").count() == 1) is (role != "read")
             page.get_by_role("link", name="Edits").click()
             expect(page.get_by_role("button", name="Export")).to_be_visible()
             assert (page.get_by_role("button", name="Import a file").count() == 1) is can_edit

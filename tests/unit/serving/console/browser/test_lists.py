@@ -10,19 +10,11 @@ import pytest
 
 from tests.fakes.backend import UNMADE
 from tests.fakes.console_service import BATCH, ConsoleService
-from tests.unit.serving.console.browser.conftest import OpenPage, expect, post, sync_api
-
-NUM_EDITS, NUM_VERSIONS = 10_000, 2_000
+from tests.unit.serving.console.browser.conftest import NUM_EDITS, NUM_VERSIONS, OpenPage, expect, post, sync_api
 
 
-def test_ten_thousand_edits_are_pages_and_few_elements(service: ConsoleService, open_page: OpenPage) -> None:
-    backend = service.backend
-    edits = [{"prompt": f"Who leads company {i}?", "target": f"Person {i}", "form": "chat"} for i in range(NUM_EDITS)]
-    ids = backend.journal.submit(edits)
-    for number in range(1, NUM_VERSIONS + 1):
-        some = slice((number - 1) * 5, number * 5)
-        backend.append([{**edit, "id": id} for edit, id in zip(edits[some], ids[some], strict=True)], ["?"] * 5)
-        backend.journal.finish(ids[some], number)
+def test_ten_thousand_edits_are_pages_and_few_elements(large: ConsoleService, open_page: OpenPage) -> None:
+    service = large
     asked: list[str] = []
     page = open_page(service, "#/now")
     page.on("request", lambda request: asked.append(request.url))
@@ -43,6 +35,22 @@ def test_ten_thousand_edits_are_pages_and_few_elements(service: ConsoleService, 
     expect(versions.first).to_contain_text(f"v{NUM_VERSIONS}")
     expect(page.locator(".chart .plot")).to_be_visible()
     assert versions.count() < 60
+
+
+def test_an_edit_shows_its_time_its_source_and_the_history_of_its_subject(service: ConsoleService, open_page: OpenPage) -> None:
+    page = open_page(service, "#/edits")
+    about = {"subject": "ACME", "question": "Who leads ACME?"}
+    first = {**about, "target": "Ada Byron", "valid_from": "2020-03-01", "source": "https://acme.example/board"}
+    later = {**about, "target": "Bo Li", "valid_from": "2024-05-01", "valid_to": "2026-01-01", "reason": "new board"}
+    ids = post(page, [first]) + post(page, [later]) + post(page, [{"question": "Who leads it?", "target": "Bo Li"}])
+    row = page.locator(".rows-inner .row", has_text="2024-05-01 to 2026-01-01")
+    expect(row).to_have_count(1)
+    page.goto(f"{service.console}#/edits/{ids[1]}")
+    facts = page.locator(".detail .facts")
+    for text in ("2024-05-01", "2026-01-01", "new board"):
+        expect(facts).to_contain_text(text)
+    expect(page.locator(".history li")).to_have_count(1)
+    expect(page.locator(".history")).to_contain_text("since 2020-03-01 · https://acme.example/board")
 
 
 def test_a_file_with_faults_is_imported_without_them(service: ConsoleService, open_page: OpenPage, tmp_path: Path) -> None:
