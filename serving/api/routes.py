@@ -228,12 +228,12 @@ def _add_proposal_routes(routes: APIRouter, backend: Backend) -> None:
     @routes.post("/v1/proposals/{id}/approve", **without_none)
     async def post_approve(id: Name, request: Request, body: DecisionIn | None = None) -> Any:
         """Queue an open proposal as an edit with the same id; its author may not."""
-        return await unwrapped(backend.decide(id, True, _caller(request), body and body.reason))
+        return await unwrapped(backend.decide(id, True, _caller(request), None if body is None else body.reason))
 
     @routes.post("/v1/proposals/{id}/refuse", **without_none)
     async def post_refuse(id: Name, request: Request, body: DecisionIn | None = None) -> Any:
         """Refuse an open proposal."""
-        return await unwrapped(backend.decide(id, False, _caller(request), body and body.reason))
+        return await unwrapped(backend.decide(id, False, _caller(request), None if body is None else body.reason))
 
 
 def _add_event_routes(routes: APIRouter, backend: Backend, send_timeout_s: float) -> None:
