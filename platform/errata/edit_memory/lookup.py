@@ -63,12 +63,15 @@ def fitting(candidates: Iterable[Candidate], asked: AskedQuestion, time: Period 
 def best_fit(candidates: Iterable[Candidate], asked: AskedQuestion, time: Period | None = None) -> Candidate | None:
     """Return the candidate that fits best, None if there is none.
 
-    Of those that fit alike, one of the prompt's own form is taken and then, of a `time`, the one that held for most of it.
+    Of those that fit alike, one whose own question names the `time` is taken, then one of the prompt's own form, and then the
+    one that held for most of the time.
     """
 
-    def rank(one: Candidate) -> tuple[float, bool, int, str]:
-        days = 0 if time is None else one.record.period.num_shared_days(time)
-        return round(one.score, 3), one.record.in_chat == asked.in_chat, days, one.record.valid_from
+    def rank(one: Candidate) -> tuple[float, bool, bool, int, str]:
+        record, is_own_form = one.record, one.record.in_chat == asked.in_chat
+        days = 0 if time is None else record.period.num_shared_days(time)
+        names_it = time is not None and asked_time(record.question) is not None
+        return round(one.score, 3), names_it, is_own_form, days, record.valid_from
 
     return max(candidates, key=rank, default=None)
 
