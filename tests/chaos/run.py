@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     try:
         service.start()
-        console.print(f"the service is whole after {service.until_whole(600):.0f} s")
+        console.print(f"the service is whole after {service.until_whole():.0f} s")
         send_texts(service.http)  # For the logs, which are searched at the end.
         outcomes, history = suffer(service, schedule(given.seed, given.faults, parts), given.seed)
     finally:
