@@ -24,6 +24,8 @@ def requests() -> Iterator[tuple[str, Any, dict[str, str]]]:
         {**EDIT, "rephrasings": [f"{PROMPT} " * 200]},
         {**EDIT, "aliases": [TARGET, "\u202e"]},
         {"messages": [{"role": "assistant", "content": PROMPT}], "target": TARGET},
+        {**EDIT, "source": f"http://{KEY}:99999999/", "reason": TARGET},
+        {**EDIT, "valid_from": KEY},
         {**EDIT, KEY: TARGET},
     ):
         yield "/v1/edits", {"edits": [edit]}, {}

@@ -14,6 +14,8 @@ from typing import Any
 
 JSON = {"Content-Type": "application/json"}
 EDIT = {"edits": [{"prompt": "p", "target": "t"}]}
+SOURCES = ("file:///etc/passwd", "javascript://x/%0aalert(1)", "http://[::1", "http://x:99999999/", "https://", "ftp://x/ y")
+DAYS = ("0000-01-01", "2024-02-30", "\u0662\u0660\u0662\u0664-01-01", "2024-01-01T00:00", "9" * 5_000, "1; DROP", "-1")
 
 # vLLM's routes for its developers and operators, which it installs by its environment and its options; none is served.
 DEVELOPMENT = (
@@ -156,7 +158,7 @@ def _values() -> list[Hostile]:
     for name, text in texts.items():
         items += [
             post(f"{name} as {f}", "/v1/edits", edit_with(**{f: text}), 400, 422)
-            for f in ("prompt", "target", "subject", "answer", "form")
+            for f in ("prompt", "target", "subject", "answer", "form", "source", "reason", "valid_from")
         ]
         items += [
             post(f"{name} as a rephrasing", "/v1/edits", edit_with(rephrasings=[text]), 400, 422),
@@ -199,6 +201,10 @@ def _values() -> list[Hostile]:
         post("another ledger", "/v1/rollback", {"version": 0, "ledger": "/etc"}, 422),
         post("a chosen id", "/v1/edits", edit_with(id="../../etc"), 422),
         post("a class for a prompt", "/v1/edits", edit_with(prompt={"__reduce__": ["os.system", "true"]}), 422),
+        *(post(f"{url} as a source", "/v1/edits", edit_with(source=url), 422) for url in SOURCES),
+        *(post(f"{day} as a day", "/v1/edits", edit_with(valid_from=day), 422) for day in DAYS),
+        post("a day to try that is none", "/v1/edits?dry_run=true", edit_with(valid_to="2024-13-01"), 422),
+        post("a period without a day", "/v1/edits", edit_with(valid_from="2024-01-02", valid_to="2024-01-02"), 422),
         post("nothing to revert", "/v1/revert", {}, 409, 422),
         post("an unknown edit to revert", "/v1/revert", {"edits": ["../../etc"]}, 404, 422),
         post("nothing to try to revert", "/v1/revert?dry_run=true", {}, 409, 422),
