@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # The argument `logging_config` of `serve.deployment`: one JSON object a line, in the session's logs/serve/.
@@ -50,10 +50,24 @@ def attach_to_serve() -> None:
     """
     serve, own = logging.getLogger("ray.serve"), logging.getLogger("errata")
     serve.addFilter(without_messages)  # Added once: a function that is there already is not added again.
+    _keep_open(serve.handlers)
     if not any(isinstance(handler, _ThroughServe) for handler in own.handlers):
         own.addHandler(_ThroughServe(serve))
         own.setLevel(serve.getEffectiveLevel())
         own.propagate = False
+
+
+def _keep_open(handlers: Iterable[logging.Handler]) -> None:
+    """Let handlers only flush when they are closed.
+
+    vLLM configures its loggers by `logging.config.dictConfig`, which closes every handler of the process. A buffer of Serve's
+    whose file is closed keeps all later lines in memory and writes none, and Serve's controller, when it starts again, stops a
+    replica that cannot name its log file.
+    """
+    for handler in handlers:
+        handler.close = handler.flush  # type: ignore[method-assign]
+        target = getattr(handler, "target", None)
+        _keep_open([target] if isinstance(target, logging.Handler) else [])
 
 
 def without_messages(record: logging.LogRecord) -> bool:

@@ -19,6 +19,7 @@ Fault = Callable[[Service, random.Random], None]
 LATE_S = 12.0  # After the edit worker has given a broadcast up, which it does after 10 s.
 APPEND_S = 20.0
 CLOCK_S = 3600.0
+CONTROLLER_S = 5.0  # A new controller asks each replica at its start.
 
 
 def worker(service: Service, draw: random.Random) -> None:
@@ -38,8 +39,12 @@ def gateway(service: Service, draw: random.Random) -> None:
 
 
 def controller(service: Service, draw: random.Random) -> None:
-    """Kill Serve's controller, which starts replicas again and says where they are."""
-    kill(service.controller())
+    """Kill Serve's controller, which starts replicas again and says where they are; those that run must go on."""
+    before = {process.pid for process in service.replica_processes()}
+    service.restart_controller()
+    time.sleep(CONTROLLER_S)
+    after = {process.pid for process in service.replica_processes()}
+    assert after == before, f"Serve's new controller replaced the replicas {before - after}"
 
 
 def mlflow(service: Service, draw: random.Random) -> None:

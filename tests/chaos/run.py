@@ -3,7 +3,7 @@
 Clients post, roll back, revert, ask, look and page at two replicas while one fault follows the other. After each fault the
 service must become whole by itself, with the fingerprint of the ledger's head at every replica. At the end the history of all
 operations is checked against the chain and the journal (`tests/chaos/checks.py`), and the logs for texts that none may hold.
-Prints a table, writes runs/chaos/report.json and history.json, and fails if anything does not hold.
+Prints a table, writes runs/chaos/report.json and history.json, and fails if anything does not hold. Ctrl-C ends the faults.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -62,8 +64,13 @@ def schedule(seed: int, num_faults: int, parts: Sequence[str]) -> list[str]:
     return wanted
 
 
-def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outcome], History]:
-    """Cause one fault after the other beside the clients, and return what they recorded, with the chain and the journal."""
+def suffer(
+    service: Service, parts: Sequence[str], seed: int, ending: threading.Event | None = None
+) -> tuple[list[Outcome], History]:
+    """Cause one fault after the other beside the clients, and return what they recorded, with the chain and the journal.
+
+    No further fault is caused after `ending` is set.
+    """
     draw, outcomes = random.Random(seed), list[Outcome]()
     num_earlier = len(list(service.ledger().head_log()))
     recorder = Recorder(str(service.http.base_url), service.headers)
@@ -75,7 +82,7 @@ def suffer(service: Service, parts: Sequence[str], seed: int) -> tuple[list[Outc
         outcomes.append(_suffered(service, part, draw, recorder))
         outcome = outcomes[-1].fault or f"whole again after {outcomes[-1].recovery_s} s"
         console.print(f"{number}/{len(parts)} {part}: {outcome}; {recorder.num_acknowledged - before} edits acknowledged")
-        if outcomes[-1].fault is not None:
+        if outcomes[-1].fault is not None or (ending is not None and ending.is_set()):
             break
     operations, rows = workload.stop(), settled_rows(service)
     return outcomes, History(operations, chain_of(service.ledger(), num_earlier), rows)  # The chain has all that is settled.
@@ -171,9 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     try:
         service.start()
-        console.print(f"the service is whole after {service.until_whole(600):.0f} s")
+        console.print(f"the service is whole after {service.until_whole():.0f} s")
         send_texts(service.http)  # For the logs, which are searched at the end.
-        outcomes, history = suffer(service, schedule(given.seed, given.faults, parts), given.seed)
+        outcomes, history = suffer(service, schedule(given.seed, given.faults, parts), given.seed, _ending())
     finally:
         service.stop()
     history.save(home / "history.json")
@@ -186,6 +193,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(*(f"({letter}) {text}" for letter, texts in report["violating"].items() for text in texts[:3]), sep="\n")
     console.print(f"{command}; {hardware()}; {report['seconds']} s; written to {home / 'report.json'}")
     return int(is_wrong(report))
+
+
+def _ending() -> threading.Event:
+    """Return what SIGINT and SIGTERM set: the run ends after the fault that it is at, and what it found is checked."""
+    ending = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ending.set())
+    return ending
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -24,6 +24,8 @@ def requests() -> Iterator[tuple[str, Any, dict[str, str]]]:
         {**EDIT, "rephrasings": [f"{PROMPT} " * 200]},
         {**EDIT, "aliases": [TARGET, "\u202e"]},
         {"messages": [{"role": "assistant", "content": PROMPT}], "target": TARGET},
+        {**EDIT, "source": f"http://{KEY}:99999999/", "reason": TARGET},
+        {**EDIT, "valid_from": KEY},
         {**EDIT, KEY: TARGET},
     ):
         yield "/v1/edits", {"edits": [edit]}, {}
@@ -36,7 +38,8 @@ def requests() -> Iterator[tuple[str, Any, dict[str, str]]]:
     yield "/v1/edits", f'{{"edits": [{{"prompt": "{PROMPT}", "target": "{TARGET}'.encode(), {}
     yield "/v1/blame", {"prompt": PROMPT, "max_tokens": 1}, {}
     yield "/v1/blame", {"prompt": PROMPT, "max_tokens": TARGET}, {}
-    yield "/v1/revert", {"edits": [KEY]}, {}
+    for path in ("/v1/revert", "/v1/revert?dry_run=true"):
+        yield path, {"edits": [KEY]}, {}
     asked = {"model": "errata", "prompt": PROMPT, "max_tokens": 1}
     yield "/v1/completions", asked, {}
     yield "/v1/completions", asked, {"X-Errata-At-Least": "999999999"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from errata.ledger import DELTA
+from tests.chaos import faults
 from tests.chaos.service import frozen, kill
 from tests.e2e.scalable import ScalableService
 from tests.e2e.serving.application import eventually
@@ -178,6 +180,17 @@ def test_a_rollback_reaches_both(service: ScalableService) -> None:
             assert (answer["choices"][0]["text"].strip(), answer["errata"]["version_min"]) == (target, version)
         service.rollback(0)
     assert [service.complete(FACTS[60][0], version).status_code for _ in range(10)] == [409] * 10
+
+
+def test_a_killed_controller_leaves_the_replicas_and_their_logs_alone(service: ScalableService) -> None:
+    service.need(2)
+    faults.controller(service, random.Random(0))  # It fails if the new controller stops a replica.
+    service.until_whole(60)
+    assert service.stack.ray_dir is not None
+    folder = service.stack.ray_dir / "session_latest" / "logs" / "serve"
+    for name in service.pids():
+        (log,) = folder.glob(f"*Generator_{name}.log")
+        assert len(log.read_text().splitlines()) >= 3, "vLLM closes the logs of a replica that does not keep them"
 
 
 def stream(service: ScalableService) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 JSON = {"Content-Type": "application/json"}
 EDIT = {"edits": [{"prompt": "p", "target": "t"}]}
+SOURCES = ("file:///etc/passwd", "javascript://x/%0aalert(1)", "http://[::1", "http://x:99999999/", "https://", "ftp://x/ y")
+DAYS = ("0000-01-01", "2024-02-30", "\u0662\u0660\u0662\u0664-01-01", "2024-01-01T00:00", "9" * 5_000, "1; DROP", "-1")
 
 # vLLM's routes for its developers and operators, which it installs by its environment and its options; none is served.
 DEVELOPMENT = (
@@ -143,6 +145,7 @@ def _bodies() -> list[Hostile]:
         "/v1/proposals",
         "/v1/rollback",
         "/v1/revert",
+        "/v1/revert?dry_run=true",
         "/v1/blame",
         "/v1/completions",
         "/v1/chat/completions",
@@ -156,7 +159,7 @@ def _values() -> list[Hostile]:
     for name, text in texts.items():
         items += [
             post(f"{name} as {f}", "/v1/edits", edit_with(**{f: text}), 400, 422)
-            for f in ("prompt", "target", "subject", "answer", "form")
+            for f in ("prompt", "target", "subject", "answer", "form", "source", "reason", "valid_from")
         ]
         items += [
             post(f"{name} as a rephrasing", "/v1/edits", edit_with(rephrasings=[text]), 400, 422),
@@ -182,6 +185,7 @@ def _values() -> list[Hostile]:
         items += [
             post(f"{name} version", "/v1/rollback", {"version": number}, 400, 404, 422),
             post(f"{name} version to revert", "/v1/revert", {"versions": [number]}, 400, 404, 422),
+            post(f"{name} version to try to revert", "/v1/revert?dry_run=true", {"versions": [number]}, 400, 404, 409, 422),
             post(f"{name} head to go back from", "/v1/rollback", {"version": 0, "expected_head": number}, 400, 409, 422),
             post(f"{name} head to revert from", "/v1/revert", {"versions": [0], "expected_head": number}, 400, 409, 422),
             post(f"{name} number of tokens", "/v1/blame", {"prompt": "p", "max_tokens": number}, 400, 422),
@@ -198,8 +202,14 @@ def _values() -> list[Hostile]:
         post("another ledger", "/v1/rollback", {"version": 0, "ledger": "/etc"}, 422),
         post("a chosen id", "/v1/edits", edit_with(id="../../etc"), 422),
         post("a class for a prompt", "/v1/edits", edit_with(prompt={"__reduce__": ["os.system", "true"]}), 422),
+        *(post(f"{url} as a source", "/v1/edits", edit_with(source=url), 422) for url in SOURCES),
+        *(post(f"{day} as a day", "/v1/edits", edit_with(valid_from=day), 422) for day in DAYS),
+        post("a day to try that is none", "/v1/edits?dry_run=true", edit_with(valid_to="2024-13-01"), 422),
+        post("a period without a day", "/v1/edits", edit_with(valid_from="2024-01-02", valid_to="2024-01-02"), 422),
         post("nothing to revert", "/v1/revert", {}, 409, 422),
         post("an unknown edit to revert", "/v1/revert", {"edits": ["../../etc"]}, 404, 422),
+        post("nothing to try to revert", "/v1/revert?dry_run=true", {}, 409, 422),
+        post("an unknown edit to try to revert", "/v1/revert?dry_run=true", {"edits": ["../../etc"]}, 404, 422),
         post("a mode with a path", "/v1/revert", {"versions": [1], "mode": "../../etc"}, 422),
     ]
     return items
@@ -261,6 +271,7 @@ def _paths() -> list[Hostile]:
     items += [get(f"{name} as a cursor", f"/v1/edits?before={id}", 422) for name, id in ids.items() if "digits" not in name]
     items += [get(f"{name} as a limit", f"/v1/versions?limit={id}", 422) for name, id in ids.items() if "digits" not in name]
     items += [post(f"{name} as a dry run", f"/v1/edits?dry_run={id}", EDIT, 422) for name, id in ids.items()]
+    items += [post(f"{name} as a dry run of a revert", f"/v1/revert?dry_run={id}", {}, 422) for name, id in ids.items()]
     items += [get(f"{name} as a file of the console", f"/console/{id}", 404) for name, id in ids.items()]
     items += [
         get("a state with a path", "/v1/edits?state=..%2f..%2fetc", 422),
@@ -339,6 +350,7 @@ def _keys() -> list[Hostile]:
         post("reading, to go back", "/v1/rollback", {"version": 0}, 403, key="read"),
         post("editing, to go back", "/v1/rollback", {"version": 0}, 403, key="edit"),
         post("editing, to revert", "/v1/revert", {"versions": [1]}, 403, key="edit"),
+        post("editing, to try to revert", "/v1/revert?dry_run=true", {"versions": [1]}, 403, key="edit"),
         post("editing, on a route that is not listed", "/v1/responses", {}, 403, key="edit"),
         get("reading, with a line break after the route", "/v1/status%0a", 403, key="read"),
         get("reading, on vLLM's pages", "/docs", 403, key="read"),

@@ -6,6 +6,8 @@ import ast
 import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +83,26 @@ def test_the_packages_lines_pass_through_serves_logger(monkeypatch: pytest.Monke
     event(own, "edit.applied", logging.DEBUG, version=8)
     assert [record.getMessage() for record in seen] == ["edit.applied version=7"]
     assert seen[0].filename == Path(__file__).name
+
+
+def test_serves_log_stays_open_when_vllm_configures_its_own(tmp_path: Path) -> None:
+    """In a process of its own, because `dictConfig` closes pytest's handlers, too."""
+    script = """
+import logging, logging.config, logging.handlers, sys
+from serving.logs import attach_to_serve
+serve, file = logging.getLogger("ray.serve"), logging.FileHandler(sys.argv[1])
+serve.setLevel(logging.INFO)
+buffer = logging.handlers.MemoryHandler(capacity=1, target=file)  # As Serve has it.
+serve.addHandler(buffer)
+attach_to_serve()
+serve.info("before")
+for _ in range(2):
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    serve.info("after")
+assert buffer.target is file and not buffer.buffer
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "log")], cwd=ROOT, check=True)
+    assert (tmp_path / "log").read_text().split() == ["before", "after", "after"]
 
 
 def calls_of_event() -> list[ast.Call]:
