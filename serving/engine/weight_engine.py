@@ -35,7 +35,7 @@ from errata.delta.accumulator import Accumulator
 from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.weight_delta import WeightDelta
-from errata.edit_memory.bank import AT_MATRIX, PER_TOKEN, READ_BEFORE, Bank
+from errata.edit_memory.bank import AT_MATRIX, PER_TOKEN, READ_BEFORE, SERVED, Bank
 from errata.ledger import read_segments
 from errata.model.matrices import editable_matrices
 from serving.engine.checkpoint import Checkpoint, served_module
@@ -219,6 +219,8 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             prepared.take(delta)
             return
         delta.check()
+        if delta.kind not in SERVED:
+            raise ValueError(f"no replica reads a memory of kind {delta.kind}, but those of kind {', '.join(sorted(SERVED))}")
         if delta.kind not in READ_BEFORE:
             self._check_site(delta)
         if delta.kind in PER_TOKEN:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from errata.delta.memory_delta import MemoryDelta
 from errata.delta.parts import Dense, LowRank, Series, Sparse
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import Kind
@@ -228,6 +229,12 @@ def test_a_memory_of_another_models_vectors_is_refused(ledger: Ledger, monkeypat
         monkeypatch.setattr(engine, "embeddings", sizes)
         fault = engine.prepare(wanted)
         assert fault is not None and "no embedding or output layer of this model" in fault["message"]
+
+
+def test_a_memory_of_a_kind_that_no_replica_reads_is_refused_by_its_name() -> None:
+    engine, delta = InMemoryDeltaEngine("base"), MemoryDelta("experts", MATRICES[0], dropped=('"a"',))
+    with pytest.raises(ValueError, match="no replica reads a memory of kind experts, but those of kind answer, datastore"):
+        engine._take(None, delta)
 
 
 def test_a_datastore_is_mixed_in_from_its_version_on_and_no_longer(ledger: Ledger) -> None:
