@@ -92,11 +92,12 @@ class BenchmarkStream:
         return [prompts[i * len(prompts) // count] for i in range(count)]
 
     def batches(self) -> Iterator[tuple[EditBatch, int]]:
-        """Yield each batch, and the number of edits after it."""
+        """Yield each batch, and the number of edits after it. No editor sees the wordings and probes that score the edits."""
         begin = 0
         while begin < len(self.edits):
             end = min(begin + self.batch_size, next(stop for stop in self.stops if stop > begin))
-            yield EditBatch(self.edits[begin:end]), end
+            shown = (replace(edit, rephrasings=(), locality=(), portability=()) for edit in self.edits[begin:end])
+            yield EditBatch(tuple(shown)), end
             begin = end
 
 
