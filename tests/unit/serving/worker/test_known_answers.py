@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from errata.edit import Code, Edit, EditRejected
+from errata.edit_memory.encoder import SentenceEncoder
 from errata.edit_memory.hooks import bank_of
+from errata.editors.memory_based.questions import MAX_EXPECTED
 from errata.guard.limits import VersionRefused
 from errata.guard.probes import Probes
 from errata.history.budget import WalkBudget
@@ -195,6 +197,16 @@ def test_rollback_and_revert_restore_the_answers(live_model: LiveModel) -> None:
 def test_the_answer_that_is_said_is_the_edits_own(live_model: LiveModel) -> None:
     with pytest.raises(EditRejected, match="written in chat alone"):
         post(live_model, replace(FACTS[0], answer=f"It is {FACTS[0].target}."))
+
+
+def test_a_post_lets_the_editor_encode_its_first_texts(live_model: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(SentenceEncoder, "begin", lambda self, texts: begun.extend(texts))
+    first = FACTS[0]
+    named = replace(first, rephrasings=(f"what is played by {first.subject}", "a wording without a subject"))
+    live_model.expect([named, *FACTS[1:]])
+    assert begun[:2] == [" ".join(first.prompt.replace(str(first.subject), "").split()), "what is played by"]
+    assert len(begun) == MAX_EXPECTED and not any(str(edit.subject) in text for edit in FACTS for text in begun)
 
 
 def worker_of(live_model: LiveModel, folder: Path) -> EditWorker:
