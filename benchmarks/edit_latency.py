@@ -141,7 +141,7 @@ def started(services: LocalServices, settings: LatencySettings) -> None:
     """Start the service and what runs beside it."""
     model = resolved(smollm2.NAME)
     services.start_ray()
-    mirror = {}
+    mirror: dict[str, str] = {}
     if settings.with_mlflow:
         services.start_mlflow()
         mirror = {"mlflow": services.mlflow_url}

@@ -120,7 +120,7 @@ def relation_rows(settings: RetrievalSettings) -> Iterator[dict[str, Any]]:
                     bank = Bank("answer", NAME).changed(records_of([edit], settings), ())
                     own += fires(bank, texts[NUM_POSTED:])
                     others += fires(bank, [text for other in relations if other != name for text in relations[other]])
-            row = {"wordings": "tuned" if tuned else "held out", "posted": num_posted, "num_own": len(own)}
+            row: dict[str, Any] = {"wordings": "tuned" if tuned else "held out", "posted": num_posted, "num_own": len(own)}
             yield row | {"recall": mean(own), "num_others": len(others), "false_other_relation": mean(others)}
 
 

@@ -6,7 +6,7 @@ probes and the earlier edits again: it finds at which of them an update changes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TypeGuard
 
@@ -83,7 +83,7 @@ class MemoryAnswers:
         bank = bank_of(self.model.module)
         return frozenset(prompt for prompt in self.probes if self.decider(bank, prompt) is not None)
 
-    def decided_with(self, delta: MemoryDelta, before: Set[Prompt]) -> frozenset[Prompt]:
+    def decided_with(self, delta: MemoryDelta, before: frozenset[Prompt]) -> frozenset[Prompt]:
         """Return the same with an update; `before` are those of the version. Only what the update may change is looked at."""
         near, after = self._probes_near(_changed(delta, bank_of(self.model.module))), self.bank_with(delta)
         found = frozenset(prompt for prompt in near if self.decider(after, prompt) is not None)
