@@ -57,7 +57,7 @@ def test_the_other_wordings_of_a_record_are_saved_with_a_key_each(tmp_path: Path
     def a_question(*rephrasings: str) -> Record:
         count = 1 + len(rephrasings)
         rows = {"key": torch.eye(count, 384), "threshold": torch.full((count,), 0.5)}
-        return Record('"a"', "b", rows, "a", "", "x", rephrasings)
+        return Record('"a"', "b", rows, "a", "", "x", rephrasings=rephrasings)
 
     plain, named = MemoryDelta("answer", NAME, (a_question(),)), MemoryDelta("answer", NAME, (a_question("c", "ü"),))
     named.save(tmp_path / "delta.safetensors")

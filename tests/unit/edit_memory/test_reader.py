@@ -30,7 +30,7 @@ def a_question(
     keys = SentenceEncoder.load().encode([relation for relation in relations if relation is not None])
     rows = {"key": keys, "threshold": torch.tensor([threshold] * len(relations))}
     text = f"Known fact: {question} {answer}"
-    return Record(fact_of(prompt), text, rows, subject, f"edit of {question}", answer, rephrasings)
+    return Record(fact_of(prompt), text, rows, subject, f"edit of {question}", answer, rephrasings=rephrasings)
 
 
 BANK = Bank("answer", NAME).changed(
