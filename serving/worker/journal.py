@@ -45,12 +45,9 @@ class JournalFailed(RuntimeError):
 class Journal:
     """A SQLite database in WAL mode; every method is one transaction, with an fsync at its end. Threads may share it.
 
-    Without an fsync are `finish` of edits that are in a version, where a restart finds them after a power cut, and the kept
-    `answer`, which follows from that: whatever is written later with an fsync makes both durable, too.
-
-    `<path>.lock` is held until `close` or until the process dies, so that a worker and its successor never take the same
-    edits. Every method raises `JournalFailed` if the disk is full or fails, or the file is damaged; the transaction is then
-    rolled back.
+    Only `finish` of edits that are in a version, where a restart finds them, and the kept `answer` have none. `<path>.lock` is
+    held until `close` or until the process dies, so that a worker and its successor never take the same edits. Every method
+    raises `JournalFailed` if the disk is full or fails, or the file is damaged; the transaction is then rolled back.
     """
 
     def __init__(self, path: str | Path, wait_s: float = WAIT_S, keys_kept_s: float = KEPT_S, node: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Settings of the latency run, what it posts, and the rows of its report over a service that answers at once."""
+"""Settings of the latency run, what it posts, and the rows of its report over a service that answers immediately."""
 
 from __future__ import annotations
 

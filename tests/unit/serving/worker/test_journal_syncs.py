@@ -1,4 +1,4 @@
-"""Which transactions of the journal end with an fsync."""
+"""Transactions of the journal: those that end with an fsync, and those that a restart finds again without one."""
 
 from __future__ import annotations
 
