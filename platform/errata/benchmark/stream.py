@@ -96,9 +96,13 @@ class BenchmarkStream:
         begin = 0
         while begin < len(self.edits):
             end = min(begin + self.batch_size, next(stop for stop in self.stops if stop > begin))
-            shown = (replace(edit, rephrasings=(), locality=(), portability=()) for edit in self.edits[begin:end])
-            yield EditBatch(tuple(shown)), end
+            yield EditBatch(tuple(map(as_shown, self.edits[begin:end]))), end
             begin = end
+
+
+def as_shown(edit: Edit) -> Edit:
+    """Return an edit as an editor is shown it: without the wordings and probes that score it."""
+    return replace(edit, rephrasings=(), locality=(), portability=())
 
 
 @dataclass(frozen=True)
