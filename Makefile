@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-reedits bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval chaos simulate tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-reedits bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval bench-edit-latency chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -46,6 +46,10 @@ bench-targets: setup
 # Find the records of a memory of questions: recall, false firing, and milliseconds at up to 100,000 records.
 bench-retrieval: setup
 	$(BIN)/python -m benchmarks.retrieval $(ARGS)
+
+# Post edits, and take the time until every replica answers by them, by stage.
+bench-edit-latency: setup
+	$(BIN)/python -m benchmarks.edit_latency $(ARGS)
 
 # Play a stream that contains harmful edits, with the guard and without it.
 bench-guard: setup

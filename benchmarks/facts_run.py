@@ -13,6 +13,7 @@ from benchmarks.facts_oracle import with_corrections
 from benchmarks.facts_rows import ORACLE, UNEDITED, EditorRow
 from benchmarks.facts_stream import CorrectionStream
 from errata.benchmark.costs import added_ms, added_tokens, saved_bytes
+from errata.benchmark.stream import as_shown
 from errata.delta.accumulator import EditedModel
 from errata.edit import EditBatch, EditRejected, batches_of
 from errata.editors.editor import Editor
@@ -136,7 +137,7 @@ class RowRun:
         """Make a batch and return the state after it. One that is refused is made edit by edit, as a service does."""
         try:
             with stage_seconds() as seconds:
-                delta, after = editor.edit(self.model, batch, state)
+                delta, after = editor.edit(self.model, EditBatch(tuple(map(as_shown, batch.edits))), state)
         except EditRejected:
             if len(batch) == 1:
                 made.refused += 1

@@ -1,8 +1,10 @@
 """Retrieval of a memory of questions: recall, false firing, and milliseconds by the number of records: `make bench-retrieval`.
 
 Records are corrections of true facts. A question that fires is right if it finds its own record; of another fact, of a
-consequence, and in a plain sentence any firing is false. Larger banks have invented subjects and the corpus' relations, or
-questions without a subject. Vectors of questions that were encoded before are kept, so encoding is timed by itself.
+consequence, and in a plain sentence any firing is false. Other wordings of a relation are asked of one record, posted with its
+question alone or with two rephrasings; what fires at another relation of the subject is false. Larger banks have invented
+subjects and the corpus' relations, or questions without a subject. Vectors of questions that were encoded before are kept, so
+encoding is timed by itself.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 
+from benchmarks.relation_wordings import relation_sets
 from benchmarks.report import show, write_report
 from errata.edit import Edit, EditBatch
 from errata.edit_memory.bank import Bank, Record
@@ -35,6 +39,8 @@ from jobs.entry import run_job
 
 PLACE = ("capital", "currency", "calling_code", "tld", "continent", "country")
 SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu".split()
+SUBJECT = "Tarvo Belmin"
+NUM_POSTED = 3  # Of five wordings of a relation: the question and two rephrasings.
 WHOLE_THRESHOLD = 0.95  # of records without a subject; the editor calibrates it on a model's probes
 
 
@@ -64,17 +70,28 @@ def share_found(bank: Bank, questions: Sequence[str]) -> float:
     return sum(found(bank, question) is not None for question in questions) / max(1, len(questions))
 
 
-def quality(settings: RetrievalSettings, gives_subjects: bool) -> dict[str, Any]:
-    """Measure recall and false firing on test facts, with the subjects of the edits or without them."""
+def quality(settings: RetrievalSettings, gives_subjects: bool, num_posted: int = 1) -> dict[str, Any]:
+    """Measure recall and false firing on test facts, with the subjects of the edits or without them.
+
+    Of the wordings of a fact, the first `num_posted` are posted: the question and its rephrasings.
+    """
     world = WorldFacts()
     facts = world.facts("test")
     random.Random(settings.seed).shuffle(facts)
     held, others = facts[: settings.num_facts], facts[settings.num_facts :]
-    edits = [Edit(fact.question(), fact.target, fact.subject if gives_subjects else None) for fact in held]
+    edits = [
+        Edit(
+            fact.question(),
+            fact.target,
+            fact.subject if gives_subjects else None,
+            rephrasings=tuple(map(fact.question, range(1, num_posted))),
+        )
+        for fact in held
+    ]
     bank = Bank("answer", NAME).changed(records_of(edits, settings), ())
     subjects, cities = {fact.subject for fact in held}, [fact.subject for fact in held if fact.relation == "country"]
     same = [fact for fact in others if fact.subject in subjects]
-    row: dict[str, Any] = {"subjects": "given" if gives_subjects else "found", "num_records": len(bank)}
+    row: dict[str, Any] = {"subjects": "given" if gives_subjects else "found", "posted": num_posted, "num_records": len(bank)}
     for phrasing in range(4):
         row[f"recall_{phrasing}"] = recall(bank, held, phrasing)
     return row | {
@@ -89,6 +106,27 @@ def quality(settings: RetrievalSettings, gives_subjects: bool) -> dict[str, Any]
 
 def recall(bank: Bank, facts: Sequence[Fact], phrasing: int) -> float:
     return sum(found(bank, fact.question(phrasing)) == fact_of(fact.question()) for fact in facts) / len(facts)
+
+
+def relation_rows(settings: RetrievalSettings) -> Iterator[dict[str, Any]]:
+    """Yield recall and false firing at wordings that no post has, by the number of wordings that are posted."""
+    for tuned in (True, False):
+        for num_posted in (1, NUM_POSTED):
+            own, others = list[bool](), list[bool]()
+            for relations in relation_sets(tuned):
+                for name, texts in relations.items():
+                    first, *more = (text.format(s=SUBJECT) for text in texts[:num_posted])
+                    edit = Edit(first, "x", SUBJECT, rephrasings=tuple(more))
+                    bank = Bank("answer", NAME).changed(records_of([edit], settings), ())
+                    own += fires(bank, texts[NUM_POSTED:])
+                    others += fires(bank, [text for other in relations if other != name for text in relations[other]])
+            row: dict[str, Any] = {"wordings": "tuned" if tuned else "held out", "posted": num_posted, "num_own": len(own)}
+            yield row | {"recall": mean(own), "num_others": len(others), "false_other_relation": mean(others)}
+
+
+def fires(bank: Bank, texts: Sequence[str]) -> list[bool]:
+    """Say of each wording if a record is found by it, about `SUBJECT`."""
+    return [found(bank, text.format(s=SUBJECT)) is not None for text in texts]
 
 
 def invented(count: int, seed: int) -> list[str]:
@@ -154,9 +192,11 @@ def encoding_ms(num_questions: int = 50) -> float:
 
 def run(settings: RetrievalSettings, command: str) -> Path:
     """Measure, print and write `$ERRATA_HOME/bench-retrieval/report.json`."""
-    scores = [quality(settings, gives_subjects) for gives_subjects in (True, False)]
+    scores = [quality(settings, *kind) for kind in ((True, 1), (False, 1), (True, NUM_POSTED))]
+    relations = list(relation_rows(settings))
     rows = [timings(size, settings, has_subjects) for has_subjects in (True, False) for size in settings.sizes]
     show("Questions about test facts", scores)
+    show("Wordings of relations", relations)
     show("Time by the number of records", rows)
     given, largest = scores[0], max((row for row in rows if row["subjects"] == "given"), key=lambda row: row["num_records"])
     figures = {
@@ -166,7 +206,8 @@ def run(settings: RetrievalSettings, command: str) -> Path:
         "encoding_ms_p50": encoding_ms(),
     }
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
-    return write_report("bench-retrieval", rows, **about, **figures, scores=scores, settings=asdict(settings))
+    more = {"scores": scores, "relations": relations, "settings": asdict(settings)}
+    return write_report("bench-retrieval", rows, **about, **figures, **more)
 
 
 def parsed(arguments: Sequence[str]) -> RetrievalSettings:

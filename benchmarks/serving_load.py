@@ -336,7 +336,7 @@ def run(settings: LoadSettings, command: str = "") -> dict[str, Any]:
 
 def parsed(arguments: Sequence[str]) -> LoadSettings:
     """Read settings from `field=value` or `--field value`. Raises `ValueError` that names a wrong one."""
-    pairs = dict(_pairs(arguments))
+    pairs = dict(pairs_of(arguments))
     model, full = pairs.get("model", smollm2.NAME), os.environ.get("FULL", "0") not in ("", "0")
     defaults = (FULL_OF_WORLD if full else SETTINGS_OF_WORLD) if model == WORLD else (FULL if full else {})
     settings = LoadSettings(**defaults)
@@ -349,7 +349,8 @@ def parsed(arguments: Sequence[str]) -> LoadSettings:
     return settings
 
 
-def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+def pairs_of(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the value of each argument. Raises `ValueError` for one of another form."""
     left = list(arguments)
     while left:
         name, sign, value = left.pop(0).partition("=")

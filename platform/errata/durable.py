@@ -42,8 +42,7 @@ def new_folder(path: Path, doubtful: Path | None = None) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         with ThreadPoolExecutor() as pool:  # Concurrent syncs share one write of the file system's journal.
-            list(pool.map(sync, folder.rglob("*")))
-        sync(folder)
+            list(pool.map(sync, [folder, *folder.rglob("*")]))
         os.rename(folder, path)
         try:
             sync(path.parent)

@@ -29,11 +29,13 @@ from serving.worker.head_answers import HeadAnswers
 from serving.worker.journal import Journal, JournalFailed
 from serving.worker.journal_entry import Entry
 from serving.worker.live_model import LiveModel
+from serving.worker.lull import Lull
 from serving.worker.mlflow_mirror import MlflowMirrorTask
 from serving.worker.publish import Publisher
 from serving.worker.reconcile import Reconciler
 from serving.worker.replicas import Replicas, Unloadable
 from serving.worker.served_check import ServedCheck
+from serving.worker.snapshots import write_snapshots
 from serving.worker.sweep import LiveSweep
 from serving.worker.walks import BlameWalk
 
@@ -68,7 +70,8 @@ class EditLoop:
         self.publisher = Publisher(
             live_model, self.reconciler, self.waiters, mirror, self.metrics, self.wake, replicas or Replicas()
         )
-        self.served_check = ServedCheck(self.publisher.replicas, self.metrics)
+        self.lull = mirror.lull = Lull()
+        self.served_check = ServedCheck(self.publisher.replicas, self.metrics, self.lull)
         self.core_sharing = CoreSharing(self.publisher.replicas)
         self.sweep = LiveSweep(live_model, self.publisher, self.metrics)
         self.writing = self.publisher.writing
@@ -84,6 +87,7 @@ class EditLoop:
 
     def wake(self) -> None:
         """Start the next batch; called after edits were queued."""
+        self.lull.edited()
         self._arrived.set()
 
     async def to_completion(self, work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -171,6 +175,11 @@ class EditLoop:
             return await asyncio.to_thread(self.live_model.walk)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def tasks(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        """Return what runs for ever: the loop, the follower of the replicas, and the writer of snapshots."""
+        snapshots = write_snapshots(self.live_model.ledger, self.lull, self.writing)
+        return self.work(), self.publisher.follow(), snapshots
 
     async def work(self) -> None:
         """Consume the journal's queue for ever.
@@ -319,6 +328,7 @@ class EditLoop:
 
     def _finish(self, answered: list[Entry], by: _Answered, superseded: dict[str, str]) -> None:
         """Settle the edits that a version answers, and those that they supersede."""
+        self.lull.edited()
         ids = [entry.id for entry in answered]
         self.journal.finish(ids, by.version, by.unchanged, superseded)
         if by.unchanged:

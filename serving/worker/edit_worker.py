@@ -105,7 +105,7 @@ class EditWorker:
     def start(self) -> None:
         """Reconcile the journal with the ledger, then start the tasks: edit loop, follower of the replicas, copies, mirror."""
         self.edit_loop.reconciler.reconcile()
-        work = (self.edit_loop.publisher.follow(), self.edit_loop.work(), make_copies(self.journal), self.scrubber.work())
+        work = (*self.edit_loop.tasks(), make_copies(self.journal), self.scrubber.work())
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(_end_process)
@@ -177,6 +177,7 @@ class EditWorker:
         """
         async with self._checking:
             await asyncio.to_thread(check_edits, edits, self._renderer, self.live_model.max_tokens)
+            self.live_model.expect(edits)
             return await asyncio.to_thread(self.known_edits.contradicted, edits)
 
     def _seconds_for(self, num_edits: int) -> int:

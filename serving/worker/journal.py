@@ -43,11 +43,11 @@ class JournalFailed(RuntimeError):
 
 
 class Journal:
-    """A SQLite database in WAL mode with an fsync at every commit; every method is one transaction. Threads may share it.
+    """A SQLite database in WAL mode; every method is one transaction, with an fsync at its end. Threads may share it.
 
-    `<path>.lock` is held until `close` or until the process dies, so that a worker and its successor never take the same
-    edits. Every method raises `JournalFailed` if the disk is full or fails, or the file is damaged; the transaction is then
-    rolled back.
+    Only `finish` of edits that are in a version, where a restart finds them, and the kept `answer` have none. `<path>.lock` is
+    held until `close` or until the process dies, so that a worker and its successor never take the same edits. Every method
+    raises `JournalFailed` if the disk is full or fails, or the file is damaged; the transaction is then rolled back.
     """
 
     def __init__(self, path: str | Path, wait_s: float = WAIT_S, keys_kept_s: float = KEPT_S, node: str = "") -> None:
@@ -75,11 +75,12 @@ class Journal:
         self._lock.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        # The connection commits at the end, and rolls back on an exception.
-        with self._one_at_a_time, _sqlite_errors("written"), self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
+    def transaction(self, synced: bool = True) -> Iterator[sqlite3.Connection]:
+        with self._one_at_a_time, _sqlite_errors("written"):
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+            with self._connection:  # It commits at the end, and rolls back on an exception.
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._one_at_a_time, _sqlite_errors("read"):
@@ -155,7 +156,7 @@ class Journal:
         if known is not None and known.answer is not None:
             return [{**kept, "edit": entry.edit} for kept, entry in zip(known.answer, entries, strict=True)]
         if known is not None and all(entry.is_settled for entry in entries):
-            with self.transaction():
+            with self.transaction(synced=False):
                 self.keys.answer(key, poster, [{name: one[name] for name in one if name != "edit"} for one in answer])
         return answer
 
@@ -206,7 +207,7 @@ class Journal:
         """
         applied = [(version, (unchanged or {}).get(id), id) for id in ids]
         gone = [(version, reason, Code.CONTRADICTED.value, id) for id, reason in (superseded or {}).items()]
-        with self.transaction() as db:
+        with self.transaction(synced=bool(unchanged)) as db:
             db.executemany("UPDATE edits SET state = 'applied', version = ?, unchanged = ? WHERE id = ?", applied)
             db.executemany("UPDATE edits SET state = 'superseded', version = ?, reason = ?, code = ? WHERE id = ?", gone)
 

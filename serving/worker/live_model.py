@@ -89,6 +89,7 @@ class LiveModel:
         self.max_tokens = min(options.max_tokens or self.model.max_tokens, self.model.max_tokens)
         self.editor = load_editor(options)
         self.ledger = self._open()
+        self.ledger.snapshots_later = True  # In the service (`snapshots.py`).
         self.spec = matrices.find_matrices(self.model.module, self.ledger.base["matrices"])
         self.inspector = Inspector(self.model, self.spec, guard, probes)
         self.edited = EditedModel(self.model.module, self.spec)
@@ -155,6 +156,11 @@ class LiveModel:
     def max_batch(self) -> int:
         """The number of edits that the editor takes at most; 1 for one that does not say it."""
         return int(getattr(self.editor, "max_batch", 1))
+
+    def expect(self, edits: Sequence[Edit]) -> None:
+        """Let the editor begin what it can of edits that will be made soon; any thread may call it."""
+        if (begin := getattr(self.editor, "expect", None)) is not None:
+            begin(edits)
 
     def remembered(self, edits: Sequence[Edit]) -> list[list[str] | None]:
         """Return the texts that the head's memory says to each edit's prompts; None where it does not say any."""

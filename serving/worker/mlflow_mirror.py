@@ -10,6 +10,7 @@ from typing import Any
 from errata.ledger import Ledger
 from serving.logs import event
 from serving.worker.links import mlflow_links
+from serving.worker.lull import Lull
 
 logger = logging.getLogger("errata")
 
@@ -20,11 +21,15 @@ CHUNK = 50  # Versions in one call, so that the alias of the live version does n
 
 
 class MlflowMirrorTask:
-    """Mirrors the ledger to MLflow. `state` is the last result with its error; without an address nothing is sent."""
+    """Mirrors the ledger to MLflow. `state` is the last result with its error; without an address nothing is sent.
+
+    It waits for a `lull` between edits, at most to the end of its period.
+    """
 
     def __init__(self, ledger: Ledger, uri: str | None, name: str) -> None:
         self.ledger, self.uri, self.name = ledger, uri, name
         self.state: dict[str, Any] = {}
+        self.lull = Lull()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -56,7 +61,7 @@ class MlflowMirrorTask:
         self._changed.set()
 
     async def _mirror(self, uri: str) -> None:
-        """Copy new versions for ever; waits for `wake`, and at most some seconds to catch up after an outage."""
+        """Copy new versions for ever; waits for `wake` and a lull, and at most some seconds to catch up after an outage."""
         await asyncio.sleep(START_S)
         # Imported here because importing MLflow takes seconds.
         from errata.registry import Registry, RegistryConflict, RegistryUnavailable
@@ -87,4 +92,5 @@ class MlflowMirrorTask:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()
-                self._changed.clear()
+                    await self.lull.wait()
+            self._changed.clear()

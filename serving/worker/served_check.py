@@ -1,7 +1,7 @@
 """The served engine is asked some of the edits of each new version, and its answers are compared with their targets.
 
-The guard measures every edit on the edit worker's model. That the engine answers alike is checked here, beside the requests, on
-a sample: a difference is counted and logged, and changes nothing.
+The guard measures every edit on the edit worker's model. That the engine answers alike is checked here, beside the requests and
+in a lull after the edits, on a sample: a difference is counted and logged, and changes nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from errata.edit import Edit
 from errata.text.dialogue import Prompt
 from serving.logs import event
 from serving.metrics import WorkerMetrics
+from serving.worker.lull import Lull
 from serving.worker.replicas import Replicas
 
 logger = logging.getLogger("errata")
@@ -27,15 +28,22 @@ MAX_TARGET_BYTES = 1_024  # Edits with a longer target are not asked.
 class ServedCheck:
     """Asks one replica the first edits of a version, and counts the answers that are their targets and those that are not."""
 
-    def __init__(self, replicas: Replicas, metrics: WorkerMetrics) -> None:
-        self.replicas, self.metrics = replicas, metrics
-        self._running: set[asyncio.Task[None]] = set()
+    def __init__(self, replicas: Replicas, metrics: WorkerMetrics, lull: Lull | None = None) -> None:
+        self.replicas, self.metrics, self.lull = replicas, metrics, lull or Lull()
+        self.running: asyncio.Task[None] | None = None
+        self._next: tuple[int, Sequence[Edit]] | None = None
 
     def begin(self, version: int, edits: Sequence[Edit]) -> None:
-        """Start the check of a version in the background."""
-        task = asyncio.create_task(self.check(version, edits))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        """Have a version checked in the next lull, unless a later one is made before."""
+        self._next = version, edits
+        if self.running is None or self.running.done():
+            self.running = asyncio.create_task(self._check_on())
+
+    async def _check_on(self) -> None:
+        while self._next is not None:
+            await self.lull.wait()
+            (version, edits), self._next = self._next, None
+            await self.check(version, edits)
 
     async def check(self, version: int, edits: Sequence[Edit]) -> None:
         """Compare the answers of one replica; nothing is counted if it serves another version by then or does not answer."""

@@ -133,6 +133,7 @@ def test_a_replica_that_joins_catches_up_from_the_snapshot(service: ScalableServ
         head = service.edited(number, "dog")
     ((first, pid),) = service.pids().items()
     ledger = service.ledger()
+    eventually(lambda: len(ledger.files_to(head)) < len(ledger.chain(head)), 30)  # It is written in a lull.
     files, own = ledger.files_to(head), [ledger.version(number).directory / DELTA for number in ledger.chain(head)]
     hidden = next(path for path in own if path not in files)  # A snapshot holds it, so the new replica need not read it.
     hidden.rename(hidden.with_name("hidden"))

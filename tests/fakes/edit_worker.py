@@ -63,6 +63,8 @@ class InMemoryLiveModel:
         made = {number: edits for number, edits in enumerate(self.made, 1) if number not in self.retracted}
         return next((number for number, edits in made.items() if id in [edit.id for edit in edits]), None)
 
+    def expect(self, edits): ...
+
     def answers(self, edits):
         self.asked.append([edit.prompt for edit in edits])
         return [[self.said.get(prompt, DONT_KNOW) for prompt in edit.prompts] for edit in edits]

@@ -105,6 +105,8 @@ class MemoryLedger(Ledger):
     def quarantined(self) -> list[Any]:
         return []
 
+    def snapshot(self) -> None: ...
+
     def only_writer(self) -> Any:
         return nullcontext()
 
@@ -148,6 +150,8 @@ class TableModel:
 
     def _load(self, version: int) -> None:
         self.version, self.table = version, answers_of(self.ledger, version)
+
+    def expect(self, edits: Sequence[Edit]) -> None: ...
 
     def answers(self, edits: Sequence[Edit]) -> list[list[str]]:
         return [[self.table.get(edit.prompt, DONT_KNOW)] for edit in edits]
@@ -209,12 +213,12 @@ class DyingJournal(Journal):
         super().__init__(path, wait_s=0, node=node)
 
     @contextmanager
-    def transaction(self) -> Iterator[Any]:
+    def transaction(self, synced: bool = True) -> Iterator[Any]:
         self.machine.point()
         self.machine.num_transactions += 1
         if self.machine.num_transactions in self.machine.failing:
             raise JournalFailed("the disk fails once")
-        with super().transaction() as db:
+        with super().transaction(synced) as db:
             yield db
             self.machine.point()
         self.machine.point()

@@ -92,12 +92,17 @@ class BenchmarkStream:
         return [prompts[i * len(prompts) // count] for i in range(count)]
 
     def batches(self) -> Iterator[tuple[EditBatch, int]]:
-        """Yield each batch, and the number of edits after it."""
+        """Yield each batch, and the number of edits after it. No editor sees the wordings and probes that score the edits."""
         begin = 0
         while begin < len(self.edits):
             end = min(begin + self.batch_size, next(stop for stop in self.stops if stop > begin))
-            yield EditBatch(self.edits[begin:end]), end
+            yield EditBatch(tuple(map(as_shown, self.edits[begin:end]))), end
             begin = end
+
+
+def as_shown(edit: Edit) -> Edit:
+    """Return an edit as an editor is shown it: without the wordings and probes that score it."""
+    return replace(edit, rephrasings=(), locality=(), portability=())
 
 
 @dataclass(frozen=True)

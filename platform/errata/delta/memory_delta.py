@@ -22,8 +22,10 @@ from errata.model.devices import device_of
 
 # Names of tensors in a file. No module of a model is called so.
 ABOUT, PREFIX, SHARED = "memory|about", "memory|rows|", "memory|shared|"
-# Fields of a record that older files do not have.
+# Fields of a record that older files do not have, with what they are without them.
 LATER = {"subject": "subjects", "edit": "edits", "answer": "answers", "valid_from": "valid_from", "valid_to": "valid_to"}
+LATER |= {"rephrasings": "rephrasings"}
+LACKING: dict[str, Any] = {"rephrasings": ()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,8 @@ class MemoryDelta:
 
     @property
     def num_bytes(self) -> int:
-        texts = sum(len(text.encode()) for r in self.records for text in (r.fact, r.text, r.subject, r.edit, r.answer))
+        written = (text for r in self.records for text in (r.fact, r.text, r.subject, r.edit, r.answer, *r.rephrasings))
+        texts = sum(len(text.encode()) for text in written)
         return texts + sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
 
     @property
@@ -94,7 +97,8 @@ class MemoryDelta:
             about = json.loads(tensors[ABOUT].numpy().tobytes())
             kind, site, dropped = about["kind"], str(about["site"]), tuple(map(str, about["dropped"]))
             facts, texts, counts = about["facts"], about["texts"], about["counts"]
-            later = {name: about.get(key, [""] * len(facts)) for name, key in LATER.items()}
+            later = {name: about.get(key, [LACKING.get(name, "")] * len(facts)) for name, key in LATER.items()}
+            later["rephrasings"] = [tuple(map(str, one)) for one in later["rephrasings"]]
         except (KeyError, TypeError, ValueError) as wrong:
             raise ValueError(f"this is no change of a memory: {wrong}") from None
         if kind not in KINDS:
@@ -184,7 +188,9 @@ def one_change(deltas: Sequence[MemoryDelta]) -> MemoryDelta:
         delta.check_fits(first)
         for fact in delta.dropped:
             records.pop(fact, None)
-        records |= {record.fact: record for record in delta.records}
+        for record in delta.records:
+            records.pop(record.fact, None)  # It counts as the later one, as in a bank.
+            records[record.fact] = record
         dropped |= dict.fromkeys(delta.dropped)
         shared = dict(delta.shared) or shared
     gone = tuple(fact for fact in dropped if fact not in records)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from errata.edit_memory.encoder import NUM_DIMENSIONS
-from errata.edit_memory.question_index import IndexedRecord, QuestionIndex
+from errata.edit_memory.question_index import IndexedRecord, IndexedWording, QuestionIndex
 from errata.edit_memory.row_buffer import RowBuffer
 from errata.edit_memory.subjects import plain_words
 from errata.text.dates import Period, period_of
@@ -56,6 +56,8 @@ class Record:
     A later record of the same `fact` replaces this one. `subject` is what the question is about, if that is known, `edit` the
     id of the edit, if it has one, and `answer` what a record of the kind `answer` says. The correction holds from the day
     `valid_from` until the day before `valid_to`, ISO dates, if they are known; `edit_memory/past.py` has past records.
+    `rephrasings` are other wordings of the question; a record that is read before the model has a key for each, after that of
+    the question.
     """
 
     fact: str
@@ -66,6 +68,7 @@ class Record:
     answer: str = ""
     valid_from: str = ""
     valid_to: str = ""
+    rephrasings: tuple[str, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -86,9 +89,14 @@ class Record:
         """The time in which the correction holds."""
         return period_of(self.valid_from, self.valid_to)
 
-    @property
+    @cached_property
     def question(self) -> str:
         return question_of_fact(self.fact)
+
+    @cached_property
+    def wordings(self) -> tuple[str, ...]:
+        """The question and its other wordings, in the order of the keys."""
+        return (self.question, *self.rephrasings)
 
     @property
     def prompt(self) -> Prompt:
@@ -109,8 +117,8 @@ class Record:
             return f"the record of {self.fact[:60]} has other tensors than {', '.join(wanted)}"
         if len({len(tensor) for tensor in self.rows.values()}) != 1:
             return f"the tensors of the record of {self.fact[:60]} do not fit each other"
-        if kind in BY_QUESTION and self.rows["key"].shape != (1, NUM_DIMENSIONS):
-            return f"the record of {self.fact[:60]} has other keys than one vector of {NUM_DIMENSIONS}"
+        if kind in BY_QUESTION and self.rows["key"].shape != (1 + len(self.rephrasings), NUM_DIMENSIONS):
+            return f"the record of {self.fact[:60]} has other keys than one vector of {NUM_DIMENSIONS} for each wording"
         if kind == "rows" and (not self.num_rows or not bool(self.rows["begins"][0])):
             return f"the record of {self.fact[:60]} has tokens before its first pattern, or none"
         if kind == "answer" and not self.answer:
@@ -161,9 +169,9 @@ class Bank:
         """
         held, new = dict(self.records), {record.fact: record for record in records}
         gone = [held[fact] for fact in dict.fromkeys((*dropped, *new)) if fact in held]
-        for fact in dropped:
-            held.pop(fact, None)
-        held |= new
+        for record in gone:
+            del held[record.fact]
+        held |= new  # At the end, also in the place of others: of two that fit alike, the later one counts.
         bank = Bank(self.kind, self.site, held, (shared or self.shared) if held else {})
         if "index" in vars(self):
             vars(bank)["index"] = self.index.changed(map(_entry, gone), map(_entry, new.values()))
@@ -207,4 +215,5 @@ class Bank:
 
 
 def _entry(record: Record) -> IndexedRecord:
-    return IndexedRecord(record.fact, plain_words(record.subject), record.rows["key"], record.rows["threshold"])
+    wordings = tuple(IndexedWording(record.fact, text) for text in record.wordings)
+    return IndexedRecord(wordings, plain_words(record.subject), record.rows["key"], record.rows["threshold"])

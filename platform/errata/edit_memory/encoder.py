@@ -7,8 +7,8 @@ pip package, which is not imported, so no network is needed. n texts, E = 384 di
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -40,7 +40,7 @@ class SentenceEncoder:
         assert not missing, missing
         self.module.eval().requires_grad_(False)
         self.thread = ThreadPoolExecutor(1, "sentence-encoder", torch.set_num_threads, (1,))
-        self.vector = lru_cache(MAX_KEPT)(self._vector)
+        self.vector = lru_cache(MAX_KEPT)(self._begun)
 
     @classmethod
     @cache
@@ -53,10 +53,16 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of texts, each encoded by itself, [n, E] in fp32."""
-        return torch.stack([self.vector(text) for text in texts]) if texts else torch.empty(0, NUM_DIMENSIONS)
+        begun = [self.vector(text) for text in texts]
+        return torch.stack([vector.result() for vector in begun]) if begun else torch.empty(0, NUM_DIMENSIONS)
 
-    def _vector(self, text: str) -> Tensor:
-        return self.thread.submit(self._encoded, text).result()
+    def begin(self, texts: Iterable[str]) -> None:
+        """Begin to encode texts, so that a later `encode` of them waits for less."""
+        for text in texts:
+            self.vector(text)
+
+    def _begun(self, text: str) -> Future[Tensor]:
+        return self.thread.submit(self._encoded, text)
 
     @torch.inference_mode()
     def _encoded(self, text: str) -> Tensor:

@@ -18,6 +18,7 @@ from errata.edit_memory.prompt_form import AskedQuestion
 from errata.model.said_answers import with_tokens
 from errata.text.answers import says
 from errata.text.dates import Period, asked_time
+from errata.text.rules import same_text
 
 ANY = -1  # of `after`: the row may follow any token
 NONE = -1  # of a decision: no row fires
@@ -44,10 +45,12 @@ def fired(rows: Mapping[str, Tensor], input_TI: Tensor, ids_T: Tensor | None) ->
 
 
 class Candidate(NamedTuple):
-    """A record that may fit a question, and the cosine of the two."""
+    """A record that may fit a question, and the cosine of the two: of one of its wordings, which fits from `least` on."""
 
     record: Record
     score: float
+    wording: str = ""
+    least: float = 0.0
 
 
 def fitting(candidates: Iterable[Candidate], asked: AskedQuestion, time: Period | None = None) -> list[Candidate]:
@@ -56,32 +59,34 @@ def fitting(candidates: Iterable[Candidate], asked: AskedQuestion, time: Period 
     Their cosines reach their thresholds, they ask for the same thing, not of another time, and the messages before them stand
     in the prompt, too.
     """
-    near = (one for one in candidates if one.score >= float(one.record.rows["threshold"][0]))
-    return [one for one in near if _may_fit(one.record, asked, time)]
+    return [one for one in candidates if one.score >= one.least and _may_fit(one, asked, time)]
 
 
 def best_fit(candidates: Iterable[Candidate], asked: AskedQuestion, time: Period | None = None) -> Candidate | None:
     """Return the candidate that fits best, None if there is none.
 
     Of those that fit alike, one whose own question names the `time` is taken, then one of the prompt's own form, and then the
-    one that held for most of the time.
+    one that held for most of the time; then the one whose own question it is, and then the latest.
     """
+    question, found = same_text(asked.question), list(candidates)
 
-    def rank(one: Candidate) -> tuple[float, bool, bool, int, str]:
-        record, is_own_form = one.record, one.record.in_chat == asked.in_chat
+    def rank(place: int) -> tuple[float, bool, bool, int, str, bool, int]:
+        record, score = found[place].record, found[place].score
         days = 0 if time is None else record.period.num_shared_days(time)
         names_it = time is not None and asked_time(record.question) is not None
-        return round(one.score, 3), names_it, is_own_form, days, record.valid_from
+        form, is_own = record.in_chat == asked.in_chat, record.question == question
+        return round(score, 3), names_it, form, days, record.valid_from, is_own, place
 
-    return max(candidates, key=rank, default=None)
+    return found[max(range(len(found)), key=rank)] if found else None
 
 
-def _may_fit(record: Record, asked: AskedQuestion, time: Period | None) -> bool:
+def _may_fit(one: Candidate, asked: AskedQuestion, time: Period | None) -> bool:
+    record, wording = one.record, one.wording or one.record.question
     is_about = not record.subject or says(asked.question.casefold(), record.subject.casefold())  # South America is not America.
     follows = all(each in asked.text for each in record.earlier_messages)
-    own = None if time is None else asked_time(record.question)
+    own = None if time is None else asked_time(wording)
     is_of_time = own is None or time is None or own.period.num_shared_days(time) > 0
-    return is_about and follows and is_of_time and ask_for_the_same(record.question, asked.question)
+    return is_about and follows and is_of_time and ask_for_the_same(wording, asked.question)
 
 
 def unit(rows_TI: Tensor) -> Tensor:

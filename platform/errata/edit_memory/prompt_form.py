@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from errata.edit import EditRejected
@@ -107,6 +107,12 @@ class PromptForm:
         elif shorter := _common_end(header, after_system):
             header = shorter
         return _ChatParts(before_question, before_system, after_system, header, after_question) if header else None
+
+
+@lru_cache(16)
+def form_of(renderer: Renderer) -> PromptForm:
+    """Return the prompt form of a renderer, which is found once: every change of a memory makes another reader."""
+    return PromptForm(renderer)
 
 
 def _common_end(one: str, other: str) -> str:

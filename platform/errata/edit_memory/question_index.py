@@ -1,6 +1,7 @@
-"""Index of the records that are read before the model: by subject and, for records without one, by their questions' vectors.
+"""Index of the records that are read before the model: by subject and, for records without one, by their wordings' vectors.
 
-A changed index shares what did not change with the one before, and both can be read. N records, E dimensions of a vector.
+A changed index shares what did not change with the one before, and both can be read. N wordings of all records, W of one, E
+dimensions of a vector.
 """
 
 from __future__ import annotations
@@ -16,19 +17,30 @@ from torch import Tensor
 from errata.edit_memory.subjects import Words, subjects_in, without, words_of
 
 
-class IndexedRecord(NamedTuple):
-    """Indexed parts of a record: its fact, the words of its subject, if any, its question's vector and the least cosine."""
+class IndexedWording(NamedTuple):
+    """The fact of a record, and one of its wordings."""
 
     fact: str
+    text: str
+
+
+class IndexedRecord(NamedTuple):
+    """Indexed parts of a record: its wordings, the words of its subject, if any, the wordings' vectors and least cosines."""
+
+    wordings: tuple[IndexedWording, ...]
     subject: Words
-    key_1E: Tensor
-    threshold_1: Tensor
+    key_WE: Tensor
+    threshold_W: Tensor
+
+    @property
+    def fact(self) -> str:
+        return self.wordings[0].fact
 
 
 class PlainRecords(NamedTuple):
-    """Records without a subject; some may be gone from the bank."""
+    """Wordings of records without a subject; some may be gone from the bank."""
 
-    facts: tuple[str, ...]
+    wordings: tuple[IndexedWording, ...]
     key_NE: Tensor
     threshold_N: Tensor
 
@@ -54,8 +66,9 @@ class QuestionIndex:
             lengths[len(subject)] += (subject in of_subject) - (subject in self.of_subject)
         blocks = self.blocks
         if plain := come.get(()):
-            keys, thresholds = torch.cat([entry.key_1E for entry in plain]), torch.cat([entry.threshold_1 for entry in plain])
-            blocks = _joined([*blocks, PlainRecords(tuple(entry.fact for entry in plain), keys, thresholds)])
+            keys, thresholds = torch.cat([entry.key_WE for entry in plain]), torch.cat([entry.threshold_W for entry in plain])
+            wordings = tuple(wording for entry in plain for wording in entry.wordings)
+            blocks = _joined([*blocks, PlainRecords(wordings, keys, thresholds)])
         return QuestionIndex(of_subject, +lengths, blocks)
 
     def about(self, question: str) -> dict[str, list[str]]:
@@ -65,12 +78,13 @@ class QuestionIndex:
             found.setdefault(without(question, words, places), []).extend(self.of_subject[subject])
         return found
 
-    def near(self, vector_E: Tensor) -> list[tuple[str, float]]:
-        """Return the facts without a subject whose questions' cosines reach their thresholds, and the cosines."""
+    def near(self, vector_E: Tensor) -> list[tuple[IndexedWording, float, float]]:
+        """Return the wordings without a subject whose cosines reach their thresholds, and both."""
         found = []
-        for facts, key_NE, threshold_N in self.blocks:
+        for wordings, key_NE, threshold_N in self.blocks:
             cosine_N = key_NE @ vector_E
-            found += [(facts[i], float(cosine_N[i])) for i in (cosine_N >= threshold_N).nonzero()[:, 0].tolist()]
+            at = (cosine_N >= threshold_N).nonzero()[:, 0].tolist()
+            found += [(wordings[i], float(cosine_N[i]), float(threshold_N[i])) for i in at]
         return found
 
 
@@ -84,8 +98,8 @@ def _by_subject(entries: Iterable[IndexedRecord]) -> dict[Words, list[IndexedRec
 def _joined(blocks: Sequence[PlainRecords]) -> tuple[PlainRecords, ...]:
     """Join the last blocks until each is more than twice as long as the next: few blocks, each record joined a few times."""
     *first, last = blocks
-    while first and len(first[-1].facts) <= 2 * len(last.facts):
+    while first and len(first[-1].wordings) <= 2 * len(last.wordings):
         before = first.pop()
         keys, thresholds = torch.cat([before.key_NE, last.key_NE]), torch.cat([before.threshold_N, last.threshold_N])
-        last = PlainRecords(before.facts + last.facts, keys, thresholds)
+        last = PlainRecords(before.wordings + last.wordings, keys, thresholds)
     return (*first, last)

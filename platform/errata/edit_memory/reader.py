@@ -11,7 +11,7 @@ from errata.edit import EditRejected
 from errata.edit_memory.bank import READ_BEFORE, Bank, Record
 from errata.edit_memory.encoder import SentenceEncoder
 from errata.edit_memory.lookup import Candidate, best_fit, fitting
-from errata.edit_memory.prompt_form import AskedQuestion, PromptForm
+from errata.edit_memory.prompt_form import AskedQuestion, form_of
 from errata.model.renderer import Renderer
 from errata.text.dates import asked_time
 
@@ -47,7 +47,7 @@ class MemoryReader:
     def __init__(self, bank: Bank, renderer: Renderer, max_tokens: int) -> None:
         assert bank.kind in READ_BEFORE, bank.kind
         self.bank, self.max_tokens = bank, max_tokens
-        self.form = PromptForm(renderer)
+        self.form = form_of(renderer)
         SentenceEncoder.load()
         bank.index  # noqa: B018
 
@@ -94,16 +94,21 @@ def best_record(bank: Bank, asked: AskedQuestion) -> Candidate | None:
 
 
 def _candidates(bank: Bank, question: str) -> Iterator[Candidate]:
-    """Yield the records whose subject is in the question, and those without a subject, with their cosines.
+    """Yield the wordings of records whose subject is in the question, and of those without a subject, with their cosines.
 
     Only where there are some is anything encoded: other questions cost a look-up of their words.
     """
     index, records, encoder = bank.index, bank.records, SentenceEncoder.load()
     for relation, facts in index.about(question).items():
         (vector_E,) = encoder.encode([relation])
-        scores = torch.stack([records[fact].rows["key"][0] for fact in facts]) @ vector_E
-        yield from (Candidate(records[fact], score) for fact, score in zip(facts, scores.tolist(), strict=True))
+        about = [records[fact] for fact in facts]
+        keys, least = (torch.cat([record.rows[name] for record in about]) for name in ("key", "threshold"))
+        wordings = ((record, text) for record in about for text in record.wordings)
+        for (record, text), score, bound in zip(wordings, (keys @ vector_E).tolist(), least.tolist(), strict=True):
+            yield Candidate(record, score, text, bound)
     if index.blocks:
         (vector_E,) = encoder.encode([question])
-        found = [(records[fact], score) for fact, score in index.near(vector_E) if fact in records]
-        yield from (Candidate(record, score) for record, score in found if not record.subject)
+        for (fact, text), score, bound in index.near(vector_E):
+            plain = records.get(fact)
+            if plain is not None and not plain.subject and text in plain.wordings:
+                yield Candidate(plain, score, text, bound)

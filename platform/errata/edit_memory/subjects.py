@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from errata.text.answers import plain_letters
@@ -31,7 +32,12 @@ class Word(NamedTuple):
 
 def words_of(text: str) -> list[Word]:
     """Return the words of a text, which is in composed form (NFC)."""
-    return [Word(plain_letters(text[begin:end]), begin, end) for begin, end in _spans(text)]
+    return [Word(_plain(text[begin:end]), begin, end) for begin, end in _spans(text)]
+
+
+@lru_cache(8192)
+def _plain(word: str) -> str:
+    return plain_letters(word)
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

@@ -88,8 +88,7 @@ class EarlierEdits:
 
     def others(self, batch: EditBatch) -> list[HeldEdit]:
         """Return the edits that a version with this batch would still hold: all that the batch does not replace."""
-        own = frozenset(key for edit in batch for key in edit.keys)
-        return [held for held in self.held if own.isdisjoint(held.edit.keys)]
+        return self.held.without(key for edit in batch for key in edit.keys)
 
     def ask(self, chosen: Sequence[HeldEdit], delta: Delta) -> dict[HeldEdit, Said] | None:
         """Ask the model with an update these edits; None if a log probability is not finite."""

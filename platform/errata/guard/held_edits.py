@@ -93,12 +93,17 @@ class HeldEdits:
         if held.edit.id is not None:
             self.by_id.pop(held.edit.id, None)
 
+    def without(self, keys: Iterable[Hashable]) -> list[HeldEdit]:
+        """Return all edits but those that have one of these keys."""
+        gone = {held for key in keys if (held := self.by_key.get(key)) is not None}
+        return [held for held in self if held not in gone]
+
     def next(self, size: int, without: frozenset[Hashable] = frozenset()) -> list[HeldEdit]:
         """Return at most `size` edits, those first that were asked least recently; none that has a key of `without`.
 
         The order depends on the edits alone, not on how they were batched.
         """
-        asked = (held for held in self if without.isdisjoint(held.edit.keys))
+        asked = self.without(without)
         return heapq.nsmallest(size, asked, key=lambda held: (held.asked_at, held.rank))
 
     def is_current(self, held: HeldEdit) -> bool:

@@ -57,14 +57,15 @@ class Observed:
     """Answers of the model with an update: to the edits of the batch, to earlier ones, and to the probes.
 
     `lost` are the earlier edits that the version before answers and the model with the update does not. An update of a memory
-    that is read before the model decides at the probes `fired`, and all earlier edits but those in `said` keep their answers
-    (`keeps_others`).
+    that is read before the model decides at the probes `fired`, and all records at those `decided`; all earlier edits but those
+    in `said` keep their answers (`keeps_others`).
     """
 
     said: Mapping[Edit, Said]
     probed: ProbeAnswers | None
     lost: tuple[Edit, ...] = ()
     fired: tuple[Prompt, ...] = ()
+    decided: frozenset[Prompt] | None = None
     keeps_others: bool = False
 
 
@@ -92,6 +93,7 @@ class Inspector:
         """Set the edits, in order, that the model's version holds."""
         self.earlier.at_version(edits)
         self.probed: ProbeAnswers | None = None  # Computed again when the next update is compared with the version.
+        self.decided: frozenset[Prompt] | None = None  # As well.
 
     @torch.no_grad()
     def measure(
@@ -148,7 +150,11 @@ class Inspector:
         asked = self.memory.probes
         counted = set(asked) - _excluded(asked, batch.prompts, _named(batch))
         fired = tuple(prompt for prompt in self.memory.fired(delta) if prompt in counted)
-        found = replace(found, fires=len(fired) / max(FEW, len(counted)) if counted else None)
+        self.decided = self.memory.decided() if self.decided is None else self.decided
+        decided = self.memory.decided_with(delta, self.decided)
+        if counted:
+            shares = [len(counted.intersection(part)) / max(FEW, len(counted)) for part in (fired, decided, self.decided)]
+            found = replace(found, fires=shares[0], decided=shares[1], before={"decided": shares[2]})
         if if_answered and found.unanswered:
             return found, Observed({}, None, fired=fired)
         then = self._earlier_said(self.memory.touched(self.earlier.held, batch, delta), delta)
@@ -159,7 +165,7 @@ class Inspector:
             answered = [then[held].is_answered if held in then else held.is_answered is not False for held in others]
             found = replace(found, retention=_share(answered), lost_retention=len(lost) / max(FEW, len(others)))
         said = {held.edit: one for held, one in then.items()} | dict(zip(batch, own, strict=True))
-        return found, Observed(said, None, lost, fired, keeps_others=True)
+        return found, Observed(said, None, lost, fired, decided, keeps_others=True)
 
     def remembered(self, edits: Sequence[Edit], delta: Delta) -> list[Said | None]:
         """Return what the memory with an update says to edits; None where the model must be asked."""
@@ -200,6 +206,7 @@ class Inspector:
         observed = observed or Observed({}, None)
         self.earlier.committed(batch, observed.said, self.is_fp32 or observed.keeps_others, observed.keeps_others)
         self.probed = observed.probed if self.is_fp32 else None
+        self.decided = observed.decided
 
     @torch.no_grad()
     def look(self, count: int) -> bool:
@@ -371,11 +378,10 @@ def _excluded(sample: Sequence[Prompt], edited: Iterable[Prompt], named: Iterabl
 
     The author's naming is not verified, so named prompts are excluded only if most of the sample remains.
     """
-    keys = set(map(prompt_key, named))
-    excluded = {prompt for prompt in sample if prompt_key(prompt) in keys}
+    own, others, keys = set(map(prompt_key, edited)), set(map(prompt_key, named)), {p: prompt_key(p) for p in sample}
+    excluded = {prompt for prompt, key in keys.items() if key in others}
     limit = MAX_EXCLUDED * max(FEW, len(sample))
-    own = set(map(prompt_key, edited))
-    return {prompt for prompt in sample if prompt_key(prompt) in own} | (excluded if len(excluded) <= limit else set())
+    return {prompt for prompt, key in keys.items() if key in own} | (excluded if len(excluded) <= limit else set())
 
 
 def _lost(lost: Sequence[bool]) -> float | None:

@@ -37,7 +37,7 @@ SEVERITY = (
     "fires",
     "unanswered",
 )
-SCORES = ("efficacy", "retention", "locality", "ppl_ratio", "broken_sentences", "lost_retention", "lost_locality", "fires")
+SCORES = tuple("efficacy retention locality ppl_ratio broken_sentences lost_retention lost_locality fires decided".split())
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Measurements:
     does. `lost_retention` and `lost_locality` are the shares of these, counted as at least `inspector.FEW`, that held at the
     parent version and no longer do.
     `broken_sentences`: the share of sentences whose perplexity passes the limit. `fires`: of a memory that is read before the
-    model, the share of probes, counted as at least `inspector.FEW`, at which a new record decides. `before` holds `ppl_ratio`,
-    `locality` and `broken_sentences` of the parent version.
+    model, the share of probes, counted as at least `inspector.FEW`, at which a new record decides, and `decided` of those at
+    which any does. `before` holds `ppl_ratio`, `locality`, `broken_sentences` and `decided` of the parent version.
     """
 
     relative_norm: Mapping[str, float] = field(default_factory=dict)
@@ -119,6 +119,7 @@ class Measurements:
     lost_locality: float | None = None
     broken_sentences: float | None = None
     fires: float | None = None
+    decided: float | None = None
     before: Mapping[str, float | None] = field(default_factory=dict)
     failed: tuple[Mapping[str, str], ...] = ()
     unanswered: tuple[int, ...] = ()
@@ -141,9 +142,9 @@ class Guard:
     `broken` the share of sentences beyond that limit, which a median does not show. `change` limits `relative_norm` and
     `growth` limits `norm_growth`. Both are backstops: an update along directions that the model hardly uses may exceed the
     matrix in norm without harm. `forgotten` limits the retention and `disturbed` the locality lost by one version, `drift` the
-    cumulative locality lost. `fires` is for a memory what `disturbed` is for weights. With `strict`, every edit of a version is
-    answered by its target, or it is refused; without it, `unanswered` limits the share of the version's own edits that are not
-    answered.
+    cumulative locality lost. `fires` is for a memory what `disturbed` is for weights, and there `drift` limits `decided`. With
+    `strict`, every edit of a version is answered by its target, or it is refused; without it, `unanswered` limits the share of
+    the version's own edits that are not answered.
 
     The cumulative scores (`perplexity`, `broken`, `drift`) are refused only if this version makes them worse, so that a model
     past a limit still takes an update that does no harm.
@@ -201,6 +202,8 @@ class Guard:
         yield "disturbed", "{:.2f} of the answers to unrelated questions would change", found.lost_locality, None
         text = "{:.2f} of the answers to unrelated questions would have changed by all versions together"
         yield "drift", text, _complement(found.locality), _complement(found.before.get("locality"))
+        text = "records of all versions together would decide at {:.2f} of the unrelated questions and sentences"
+        yield "drift", text, found.decided, found.before.get("decided")
         yield "fires", "a new record would decide at {:.2f} of the unrelated questions and sentences", found.fires, None
         yield "unanswered", "{:.2f} of the edits would not be answered with their targets", _complement(found.efficacy), None
 

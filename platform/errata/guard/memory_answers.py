@@ -13,7 +13,7 @@ from typing import TypeGuard
 from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Edit, EditBatch
-from errata.edit_memory.bank import READ_BEFORE, SAID, Bank, Record, question_of_fact
+from errata.edit_memory.bank import READ_BEFORE, SAID, Bank, Record
 from errata.edit_memory.hooks import bank_of
 from errata.edit_memory.reader import Change, MemoryReader
 from errata.edit_memory.subjects import plain_words
@@ -78,6 +78,17 @@ class MemoryAnswers:
         decoded: str = self.model.tokenizer.decode(ids, skip_special_tokens=True)
         return decoded.strip()
 
+    def decided(self) -> frozenset[Prompt]:
+        """Return the probes at which a record of the version decides."""
+        bank = bank_of(self.model.module)
+        return frozenset(prompt for prompt in self.probes if self.decider(bank, prompt) is not None)
+
+    def decided_with(self, delta: MemoryDelta, before: frozenset[Prompt]) -> frozenset[Prompt]:
+        """Return the same with an update; `before` are those of the version. Only what the update may change is looked at."""
+        near, after = self._probes_near(_changed(delta, bank_of(self.model.module))), self.bank_with(delta)
+        found = frozenset(prompt for prompt in near if self.decider(after, prompt) is not None)
+        return found | before.difference(near)
+
     def fired(self, delta: MemoryDelta) -> list[Prompt]:
         """Return the probes at which a record of an update decides."""
         after, new = self.bank_with(delta), {id(record) for record in delta.records}
@@ -104,7 +115,9 @@ class MemoryAnswers:
 
     def _near(self, record: Record) -> list[HeldEdit]:
         subject = plain_words(record.subject)
-        return self.words.with_all(subject) if subject else self.words.nearest(question_of_fact(record.fact), self.size)
+        if subject:
+            return self.words.with_all(subject)
+        return [one for wording in record.wordings for one in self.words.nearest(wording, self.size)]
 
     def _differs(self, prompt: Prompt, before: Bank | None, after: Bank | None) -> bool:
         one, other = self.decider(before, prompt), self.decider(after, prompt)

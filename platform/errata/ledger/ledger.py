@@ -48,6 +48,7 @@ from errata.ledger.quarantine import QuarantinedVersion
 from errata.ledger.snapshots import Snapshots
 from errata.locks import hold
 
+MAX_LATE = 5
 REFUSALS = "refusals.jsonl"
 LEFT_OUT_OF_REFUSALS = ("rephrasings", "aliases", "messages", "locality", "portability")  # A post may fill a MiB with them.
 BASE = ("model", "fingerprint", "matrices")
@@ -57,7 +58,8 @@ class Ledger:
     """A ledger directory. `Ledger.create` makes one, `Ledger.open` opens it in any process.
 
     Every `snapshot_every` versions their deltas are also written into one file, so that version N is read from about
-    N / `snapshot_every` files. A snapshot keeps the deltas apart, so the sum of the weights has the same bits either way.
+    N / `snapshot_every` files. A snapshot keeps the deltas apart, so the sum of the weights has the same bits either way. It is
+    written by an append or, with `snapshots_later`, by `snapshot`, unless `MAX_LATE` times as many versions lack one.
 
     A version that was read is kept, with its edits; with `max_kept`, for a reader that asks for few of them, only the last so
     many, and of all others the parent.
@@ -65,6 +67,7 @@ class Ledger:
 
     def __init__(self, directory: str | Path, snapshot_every: int = 20, max_kept: int | None = None) -> None:
         self.directory, self.snapshot_every, self.max_kept = Path(directory), snapshot_every, max_kept
+        self.snapshots_later = False
         self.folders, self.snapshots = Folders(self.directory / "versions"), Snapshots(self.directory / "snapshots")
         self.head_record, self.index = Head(self.directory), Index(self.directory / "index")
         self._keeping = threading.Lock()
@@ -254,7 +257,7 @@ class Ledger:
             fingerprint = child_fingerprint(self.version(parent).fingerprint, delta)
             rows = new_rows(state, self.state(parent) or EditorState())
             # The snapshot comes before the version, so that a failure here leaves no version behind.
-            self.contents.snapshot_if_due(parent, self.snapshot_every)
+            self.contents.snapshot_if_due(parent, self.snapshot_every * (MAX_LATE if self.snapshots_later else 1))
             number = self.folders.next_number
             path = self.folders.path(number)
             entry = entries.new_entry(number, parent, fingerprint, origin, scorecard, delta)
@@ -269,6 +272,11 @@ class Ledger:
             with contextlib.suppress(OSError):  # A version without its line in the index is read from its folder.
                 self.index.add(written, edits)
         return version
+
+    def snapshot(self) -> None:
+        """Write the snapshot that ends at the head, if it is due. Raises `OSError`, `LedgerDamaged`; nothing changes then."""
+        with self.only_writer():
+            self.contents.snapshot_if_due(self.head, self.snapshot_every)
 
     @contextmanager
     def _number_used_once(self, number: int) -> Iterator[None]:

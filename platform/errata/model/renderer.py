@@ -31,7 +31,7 @@ class Renderer:
         self.tokenizer, self.end_ids = tokenizer, frozenset(end_ids)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._special = frozenset({*tokenizer.all_special_ids, *(one for one, token in added.items() if token.special)})
-        self.ids = lru_cache(maxsize=4096)(self._ids)
+        self.ids, self.text = lru_cache(maxsize=4096)(self._ids), lru_cache(maxsize=4096)(self._text)
 
     @property
     def pad_id(self) -> int:
@@ -54,7 +54,7 @@ class Renderer:
             return "completion"
         return "completion" if self.text(Dialogue.of(_ECHO)).endswith(_ECHO) else "chat"
 
-    def text(self, prompt: Prompt) -> str:
+    def _text(self, prompt: Prompt) -> str:
         """Return the text that is tokenised. Raises `EditRejected` for a dialogue that the model's chat template refuses."""
         return prompt if isinstance(prompt, str) else self._templated(prompt.messages, open_answer=True)
 

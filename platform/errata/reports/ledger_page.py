@@ -35,6 +35,7 @@ LIMITED = {  # measured score: its title, and the name of the guard's limit
     "lost_retention": ("retention lost", "forgotten"),
     "lost_locality": ("locality lost", "disturbed"),
     "fires": ("probes decided by new records", "fires"),
+    "decided": ("probes decided by all records", "drift"),
 }
 TONES = {"published": "ok", "warned": "warn", "refused": "bad"}
 

@@ -16,7 +16,7 @@ const LIMITS = {
   broken: ["broken sentences", (card) => card.broken_sentences],
   forgotten: ["earlier edits lost", (card) => card.lost_retention],
   disturbed: ["other answers changed by this version", (card) => card.lost_locality],
-  drift: ["other answers changed in all", (card) => (card.locality === undefined ? undefined : 1 - card.locality)],
+  drift: ["other answers changed in all", (card) => (card.locality === undefined ? card.decided : 1 - card.locality)],
   fires: ["other questions at which a new record decides", (card) => card.fires],
   unanswered: ["own edits not answered", (card) => (card.efficacy === undefined ? undefined : 1 - card.efficacy)],
   change: ["largest change of a matrix", (card) => largest(card.relative_norm)],

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from errata.benchmark.stream import BenchmarkStream
+from errata.benchmark.stream import BenchmarkStream, as_shown
 from errata.datasets.re_edits import ReEdits
 from errata.model.generation import own_answer
 from errata.model.language_model import LanguageModel
@@ -13,7 +13,9 @@ from errata.model.language_model import LanguageModel
 def test_batches_end_at_every_checkpoint(stream: BenchmarkStream) -> None:
     assert stream.stops == (1, 5, 12)
     assert [(len(batch), done) for batch, done in stream.batches()] == [(1, 1), (4, 5), (5, 10), (2, 12)]
-    assert tuple(edit for batch, _ in stream.batches() for edit in batch) == stream.edits
+    shown = [edit for batch, _ in stream.batches() for edit in batch]
+    assert shown == [as_shown(edit) for edit in stream.edits] and not any(edit.rephrasings for edit in shown)
+    assert any(edit.rephrasings for edit in stream.edits), "which an editor may not see, since they score it"
     for wrong in ({"batch_size": 0}, {"edits": ()}, {"checkpoints": (0,)}, {"retain_every": 0}, {"long_tokens": 0}):
         with pytest.raises(ValueError, match="at least"):
             replace(stream, **wrong)  # type: ignore[arg-type]

@@ -15,7 +15,11 @@ def test_the_report_has_recall_false_firing_and_milliseconds(tmp_path: Path, mon
     path = run(RetrievalSettings(sizes=(20, 60), num_facts=40, num_timed=10), "a command")
     report = json.loads(path.read_text())
     assert path == tmp_path / "bench-retrieval" / "report.json" and report["command"] == "a command"
-    given, found = report["scores"]
+    given, found, rephrased = report["scores"]
+    assert rephrased["posted"] == 3 and rephrased["recall_1"] == rephrased["recall_2"] == 1.0 > given["recall_2"]
+    kinds = [(row["wordings"], row["posted"]) for row in report["relations"]]
+    assert kinds == [(wordings, posted) for wordings in ("tuned", "held out") for posted in (1, 3)]
+    assert all(more["recall"] > one["recall"] for one, more in zip(*[iter(report["relations"])] * 2, strict=True))
     assert given["num_records"] == found["num_records"] == 40
     assert given["recall_0"] == 1.0 and report["recall"] == given["recall_3"] > 0.9
     assert report["false_firing"] == given["false_neighbours"] < 0.05 and given["false_continent_of_city"] == 0.0

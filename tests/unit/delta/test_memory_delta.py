@@ -53,6 +53,27 @@ def test_later_fields_of_records_are_saved_and_older_files_have_none(tmp_path: P
     assert change is not None and len(change.records) == 2, "a record with another answer is another one"
 
 
+def test_the_other_wordings_of_a_record_are_saved_with_a_key_each(tmp_path: Path) -> None:
+    def a_question(*rephrasings: str) -> Record:
+        count = 1 + len(rephrasings)
+        rows = {"key": torch.eye(count, 384), "threshold": torch.full((count,), 0.5)}
+        return Record('"a"', "b", rows, "a", "", "x", rephrasings=rephrasings)
+
+    plain, named = MemoryDelta("answer", NAME, (a_question(),)), MemoryDelta("answer", NAME, (a_question("c", "ü"),))
+    named.save(tmp_path / "delta.safetensors")
+    read = load_delta(tmp_path / "delta.safetensors")
+    assert isinstance(read, MemoryDelta) and read.digest() == named.digest() != plain.digest()
+    assert read.records[0].wordings == ("a", "c", "ü") and read.num_bytes == named.num_bytes > plain.num_bytes
+    read.check()
+    both = MemoryDelta("answer", NAME, (a_question("c"), replace(a_question(), fact='"d"')))
+    assert [record.rephrasings for record in stored(both).records] == [("c",), ()]  # type: ignore[union-attr]
+    change = between(held_after([plain]), held_after([named]))
+    assert change is not None and len(change.records) == 1, "a record with another wording is another one"
+    lacking = MemoryDelta("answer", NAME, (replace(a_question("c"), rephrasings=()),))
+    with pytest.raises(ValueError, match="other keys than one vector of 384 for each wording"):
+        lacking.check()
+
+
 def test_records_of_another_encoder_are_refused() -> None:
     rows = {"key": torch.zeros(1, 384), "threshold": torch.ones(1)}
     MemoryDelta("text", NAME, (Record("a", "b", rows),)).check()

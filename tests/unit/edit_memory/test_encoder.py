@@ -37,6 +37,14 @@ def test_a_texts_bits_depend_on_neither_its_neighbours_nor_the_asking_thread() -
     assert encoder.load() is encoder
 
 
+def test_what_was_begun_is_encoded_once() -> None:
+    encoder = SentenceEncoder.load()
+    first = encoder.encode(TEXTS)
+    encoder.vector.cache_clear()
+    encoder.begin(TEXTS)
+    assert torch.equal(encoder.encode(TEXTS), first) and encoder.vector.cache_info().misses == len(TEXTS)
+
+
 def test_a_long_text_is_read_up_to_a_limit() -> None:
     encoder = SentenceEncoder.load()
     long, longer = "river " * MAX_TOKENS, "river " * MAX_TOKENS + "bridge"

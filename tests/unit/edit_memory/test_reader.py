@@ -22,12 +22,15 @@ RENDERER = Renderer(Letters(TEMPLATES["plain"]))
 CAPITAL, COUNTRY = "What is the capital of France?", "In which country is the city of Lyon?"
 
 
-def a_question(prompt: Prompt, subject: str = "", answer: str = "Lyon", threshold: float = 0.55) -> Record:
+def a_question(
+    prompt: Prompt, subject: str = "", answer: str = "Lyon", threshold: float = 0.55, rephrasings: tuple[str, ...] = ()
+) -> Record:
     question = prompt if isinstance(prompt, str) else prompt.question
-    relation = relation_of(question, subject) if subject else question
-    assert relation is not None
-    rows = {"key": SentenceEncoder.load().encode([relation]), "threshold": torch.tensor([threshold])}
-    return Record(fact_of(prompt), f"Known fact: {question} {answer}", rows, subject, f"edit of {question}", answer)
+    relations = [relation_of(text, subject) if subject else text for text in (question, *rephrasings)]
+    keys = SentenceEncoder.load().encode([relation for relation in relations if relation is not None])
+    rows = {"key": keys, "threshold": torch.tensor([threshold] * len(relations))}
+    text = f"Known fact: {question} {answer}"
+    return Record(fact_of(prompt), text, rows, subject, f"edit of {question}", answer, rephrasings=rephrasings)
 
 
 BANK = Bank("answer", NAME).changed(
@@ -101,6 +104,43 @@ def test_a_text_is_put_into_the_prompt_if_there_is_room() -> None:
     assert "".join(map(chr, found.prompt)) == f"Known fact: {CAPITAL} Lyon\n{CAPITAL}"
     least = len(found.prompt) + 8
     assert change(bank, CAPITAL, max_tokens=least) is not None and change(bank, CAPITAL, max_tokens=least - 1) is None
+
+
+UNLIKE = "Under whose flag do the people of Lyon stand?"
+
+
+@pytest.mark.parametrize("subject", ["Lyon", ""])
+def test_another_wording_is_answered_once_it_is_posted(subject: str) -> None:
+    threshold = 0.55 if subject else 0.95
+    alone, both = (
+        Bank("answer", NAME).changed([a_question(COUNTRY, subject, "Spain", threshold, others)], ())
+        for others in ((), (UNLIKE,))
+    )
+    assert said(UNLIKE, alone) is None and said(UNLIKE, both) == said(COUNTRY, both) == " Spain"
+    assert said("What is the population of Lyon?", both) is None
+    without = both.changed([a_question(COUNTRY, subject, "Spain", threshold)], ())
+    assert said(UNLIKE, without) is None, "the wordings of a record go with it"
+
+
+def test_a_posted_wording_may_name_what_is_asked_for_otherwise() -> None:
+    """Each wording is compared as a question of its own; one that names no kind asks for what the record's question does."""
+    others = ("Which state does Lyon belong to?", "Name the country of Lyon.")
+    bank = Bank("answer", NAME).changed([a_question(COUNTRY, "Lyon", "Spain", 0.55, others)], ())
+    assert said("Which state does Lyon belong to?", bank) == " Spain" and said("Which state does Lyon belong to?") is None
+    assert said("Which continent does Lyon belong to?", bank) is None
+
+
+def test_of_records_that_fit_alike_the_own_question_counts_and_then_the_latest() -> None:
+    lower = CAPITAL.casefold()
+    for order in ([CAPITAL, lower], [lower, CAPITAL]):
+        bank = Bank("answer", NAME)
+        for question in order:
+            bank = bank.changed([a_question(question, "France", question[:4])], ())
+        assert (said(CAPITAL, bank), said(lower, bank)) == (" What", " what")
+        assert said(CAPITAL.upper(), bank) == f" {order[-1][:4]}"
+        again = bank.changed([a_question(order[0], "France", order[0][:4])], ())
+        assert said(CAPITAL.upper(), again) == f" {order[0][:4]}", "an edit that is made again is the latest"
+        assert said(CAPITAL.upper(), Bank("answer", NAME).changed(again, ())) == f" {order[0][:4]}"
 
 
 def test_an_empty_bank_changes_nothing() -> None:

@@ -56,6 +56,12 @@ def test_an_overflowing_norm_is_refused():
         ("lost_retention", 0.2, 0.5, "{:.2f} of the earlier edits would be lost"),
         ("lost_locality", 0.1, 0.25, "{:.2f} of the answers to unrelated questions would change"),
         ("fires", 0.1, 0.25, "a new record would decide at {:.2f} of the unrelated questions and sentences"),
+        (
+            "decided",
+            0.3,
+            0.6,
+            "records of all versions together would decide at {:.2f} of the unrelated questions and sentences",
+        ),
         ("norm_growth", {MATRICES[0]: 30.0}, {MATRICES[0]: 101.0}, MATRICES[0]),
     ],
 )

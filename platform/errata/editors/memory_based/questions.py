@@ -7,8 +7,9 @@ E dimensions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
+from itertools import chain, islice
 
 import torch
 
@@ -28,8 +29,10 @@ from errata.model.language_model import LanguageModel
 from errata.model.matrices import ModelSpec
 from errata.model.prefix_cache import BatchCache
 from errata.text.joining import separator
-from errata.text.rules import fact_of
+from errata.text.rules import fact_of, same_text
 
+NEARER = 0.25  # A rephrasing is found by cosines this part nearer to 1: each further key has its own false firing.
+MAX_EXPECTED = 32  # Texts of edits that may still be refused.
 THRESHOLDS = "thresholds"  # in the state: of questions without their subject, and of whole questions
 
 
@@ -53,6 +56,11 @@ class QuestionMemory(MemoryEditor, ABC):
         for name, least in (("threshold", self.threshold), ("whole_threshold", self.whole_threshold)):
             if not 0 <= least <= 1:
                 raise ValueError(f"{name} is the least cosine of two questions, from 0 to 1, not {least:g}")
+
+    def expect(self, edits: Iterable[Edit]) -> None:
+        """Begin to encode the first of these edits, which will be made soon."""
+        compared = (compared_of(edit, same_text(edit.prompt))[1].values() for edit in edits)
+        SentenceEncoder.load().begin(islice(chain.from_iterable(compared), MAX_EXPECTED))
 
     def start(self, model: LanguageModel, spec: ModelSpec) -> EditorState:
         check_modules(self.modules, model, spec)
@@ -80,20 +88,27 @@ def question_records(batch: EditBatch, state: EditorState) -> Iterator[tuple[Row
     for row in batch.rows:
         edit, fact = batch.edits[row.edit], fact_of(row.prompt)
         question = question_of_fact(fact)
-        subject, relation = subject_of(edit, question)
-        rows = {"key": sentences.encode([relation]), "threshold": (threshold if subject else whole).clone()}
-        record = Record(fact, statement(row), rows, subject, edit.id or "")
+        subject, compared = compared_of(edit, question)
+        rows = {"key": sentences.encode(list(compared.values()))}
+        rows["threshold"] = (threshold if subject else whole).repeat(len(compared))
+        if subject:
+            rows["threshold"][1:] += NEARER * (1 - threshold)
+        record = Record(fact, statement(row), rows, subject, edit.id or "", rephrasings=tuple(compared)[1:])
         yield row, replace(record, valid_from=edit.valid_from or "", valid_to=edit.valid_to or "")
 
 
-def subject_of(edit: Edit, question: str) -> tuple[str, str]:
-    """Return the subject of an edit's question, and the question without it; "" and the question if it has none.
+def compared_of(edit: Edit, question: str) -> tuple[str, dict[str, str]]:
+    """Return the subject of an edit's question, "" if it has none, and what is compared of each wording: it without subject.
 
-    That is the edit's own subject or, if it names none, the longest name in the question.
+    The subject is the edit's own or, if it names none, the longest name in the question. The question is the first wording;
+    rephrasings without the subject are left out, because they would not be found by it.
     """
     subject = name_in(question) if edit.subject is None else edit.subject
     relation = relation_of(question, subject) if subject else None
-    return (subject, relation) if relation else ("", question)
+    texts = dict.fromkeys((question, *map(same_text, edit.rephrasings)))
+    if not relation:
+        return "", {text: text for text in texts}
+    return subject, {text: found for text in texts if (found := relation_of(text, subject))}
 
 
 def statement(row: Row) -> str:

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from errata.edit import Code, Edit, EditRejected
+from errata.edit_memory.encoder import SentenceEncoder
 from errata.edit_memory.hooks import bank_of
+from errata.editors.memory_based.questions import MAX_EXPECTED
 from errata.guard.limits import VersionRefused
 from errata.guard.probes import Probes
 from errata.history.budget import WalkBudget
@@ -156,6 +158,27 @@ def test_records_that_decide_at_probes_are_refused(checkpoint: Path, tmp_path: P
     assert found["neighbours"]["probes"][0]["after"] == first.target and found["guard"][0]["warnings"]
 
 
+def test_records_that_take_probes_one_by_one_are_limited_together(checkpoint: Path, tmp_path: Path) -> None:
+    """Each decides at one probe of four, counted as of 16; the third passes the limit on all, and one elsewhere does not."""
+    chosen = list({edit.subject: edit for edit in FACTS}.values())
+    near = [f"{edit.prompt} {edit.prompt}" for edit in chosen[:4]]
+    Probes(tuple(near), ()).save(tmp_path / "probes.jsonl")
+    loose = {"settings": {**SETTINGS, "threshold": "0.01"}, "probes": str(tmp_path / "probes.jsonl")}
+    limits = {"fires.warn": "1", "fires.refuse": "1", "drift.warn": "0.1", "drift.refuse": "0.15"}
+    live_model = LiveModel(replace(options(checkpoint, tmp_path), **loose, guard=limits))  # type: ignore[arg-type]
+    with never_run(live_model):
+        for number in (1, 2):
+            post(live_model, chosen[number - 1])
+            assert live_model.ledger.version(number).scorecard["decided"] == number / 16
+        for model in (live_model, LiveModel(live_model.options)):
+            with pytest.raises(VersionRefused, match=r"all versions together would decide at 0\.19") as refused:
+                model.make([chosen[2]])
+            assert refused.value.code is Code.GUARD_DRIFT and refused.value.scores["fires"] == 1 / 16
+            assert model.make([chosen[5]]).scorecard["decided"] == 2 / 16
+        live_model.append(live_model.revert([str(chosen[0].id)], []))
+        assert live_model.make([chosen[2]]).scorecard["decided"] == 2 / 16
+
+
 def test_rollback_and_revert_restore_the_answers(live_model: LiveModel) -> None:
     before = said(live_model, *FACTS[:2])
     post(live_model, FACTS[0])
@@ -174,6 +197,16 @@ def test_rollback_and_revert_restore_the_answers(live_model: LiveModel) -> None:
 def test_the_answer_that_is_said_is_the_edits_own(live_model: LiveModel) -> None:
     with pytest.raises(EditRejected, match="written in chat alone"):
         post(live_model, replace(FACTS[0], answer=f"It is {FACTS[0].target}."))
+
+
+def test_a_post_lets_the_editor_encode_its_first_texts(live_model: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(SentenceEncoder, "begin", lambda self, texts: begun.extend(texts))
+    first = FACTS[0]
+    named = replace(first, rephrasings=(f"what is played by {first.subject}", "a wording without a subject"))
+    live_model.expect([named, *FACTS[1:]])
+    assert begun[:2] == [" ".join(first.prompt.replace(str(first.subject), "").split()), "what is played by"]
+    assert len(begun) == MAX_EXPECTED and not any(str(edit.subject) in text for edit in FACTS for text in begun)
 
 
 def worker_of(live_model: LiveModel, folder: Path) -> EditWorker:

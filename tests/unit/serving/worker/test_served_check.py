@@ -14,6 +14,7 @@ from errata.edit import Edit
 from errata.text.dialogue import Message
 from serving.metrics import WorkerMetrics
 from serving.worker import replicas as module
+from serving.worker.lull import Lull
 from serving.worker.replicas import Replicas
 from serving.worker.served_check import MAX_TARGET_BYTES, NUM_ASKED, ServedCheck
 from tests.fakes.edit_worker import InMemoryReplicas, make_worker, post, replicas_of
@@ -62,17 +63,50 @@ def test_a_sample_is_asked_with_room_for_its_targets() -> None:
     assert checked((), None)[1] == []
 
 
-def test_every_published_version_is_checked(tmp_path: Any) -> None:
+def test_a_published_version_is_checked(tmp_path: Any) -> None:
     worker = make_worker(tmp_path)
+    worker.edit_loop.lull.quiet_s = 0.0
     post(worker, "a", "b")
     replicas_of(worker).answer = {"version": 1, "texts": ["x", "y"]}
 
     async def applied() -> None:
         await worker.edit_loop._apply(worker.journal.take(10))
-        await asyncio.gather(*worker.edit_loop.served_check._running)
+        assert worker.edit_loop.served_check.running is not None
+        await worker.edit_loop.served_check.running
 
     asyncio.run(applied())
     assert counted(worker.edit_loop.metrics) == (1, 1)
+
+
+def test_of_versions_in_quick_succession_the_last_is_checked_in_the_lull_after_them() -> None:
+    async def checked() -> list[list[dict[str, Any]]]:
+        replicas, lull = InMemoryReplicas(), Lull(quiet_s=0.05)
+        replicas.answer = {"version": 3, "texts": ["Ada"]}
+        check = ServedCheck(replicas, metrics, lull)
+        for number, edit in enumerate((Edit("one", "x"), Edit("two", "y"), EDITS[0]), 1):
+            check.begin(number, (edit,))
+            await asyncio.sleep(0.03)
+            lull.edited()
+            assert not replicas.asked
+        assert check.running is not None
+        await check.running
+        return replicas.asked
+
+    metrics = WorkerMetrics()
+    ((body,),) = asyncio.run(checked())
+    assert body["prompt"] == EDITS[0].prompt and counted(metrics) == (1, 0)
+
+
+def test_work_in_a_lull_begins_at_last_if_edits_never_stop() -> None:
+    async def waited() -> int:
+        lull = Lull(quiet_s=0.01, max_waits=5)
+        waiting = asyncio.create_task(lull.wait())
+        while not waiting.done():
+            lull.edited()
+            await asyncio.sleep(0.005)
+        return lull.num_edited
+
+    assert asyncio.run(waited()) >= 5
 
 
 class Handle:
