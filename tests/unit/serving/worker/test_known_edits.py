@@ -23,7 +23,7 @@ TODAY = f"{datetime.now(UTC):%Y-%m-%d}"
 
 @pytest.fixture(autouse=True)
 def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake model has no tokenizer that could find faults."""
+    """Leave out the check: the fake model has no tokenizer that could find faults."""
     monkeypatch.setattr(edit_worker, "check_edits", lambda *_: None)
 
 
