@@ -17,6 +17,7 @@ from errata.editors import name_of
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.hypernet.malmen import MALMEN
+from errata.editors.hypernet.net import NETWORKS
 from errata.editors.hypernet.rledit import RLEdit
 from errata.editors.hypernet.training import Schedule
 from errata.evaluate.transformations import check_transformations
@@ -36,6 +37,7 @@ from jobs.editor_settings import (
     grid_of_fields,
     locate_then_edit_grids,
     rledit,
+    row_name,
 )
 from jobs.plan import Plan
 from jobs.plans import tiny as tiny_plan
@@ -215,8 +217,15 @@ def ablation(full: bool) -> Suite:
 
 
 def reedits(full: bool) -> Suite:
-    """Corrections of corrections: each fact is edited, edited again three times, and set to the truth again."""
-    return replace(lifelong(full), name="reedits", budget=1, seeds=(0,), rounds=3, num_edits=100 if full else 50)
+    """Corrections of corrections: each fact is edited, edited again three times, and set to the truth again.
+
+    Beside every editor, the three networks are rows that are trained on streams with re-edits.
+    """
+    suite, schedule = lifelong(full), replace(_schedule(full), re_edits=0.4)
+    learned = [replace(rledit(("layers.3.mlp.down_proj",)), network=network) for network in NETWORKS]
+    again = [EditorGrid(f"{row_name(one)} trained with re-edits", (EditorSetting(one, schedule),)) for one in learned]
+    grids, num_edits = (*suite.grids, *again), 100 if full else 50
+    return replace(suite, name="reedits", grids=grids, budget=1, seeds=(0,), rounds=3, num_edits=num_edits)
 
 
 def tiny(full: bool) -> Suite:
