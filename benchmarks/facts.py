@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.facts_progress import in_parts, say
 from benchmarks.facts_report import report, scale_of, show_all
 from benchmarks.facts_rows import NUM_TRIALS, ORACLE, UNEDITED, EditorRow, rows_of
-from benchmarks.facts_run import BeforeEdits, RowRun, generated, say
+from benchmarks.facts_run import PROMPTS_AT_ONCE, BeforeEdits, RowRun, Tokens, generated
 from benchmarks.facts_store import RowStore
 from benchmarks.facts_stream import CorrectionStream, StreamSizes
 from errata.benchmark.run import settings_of
@@ -132,14 +133,16 @@ class Comparison:
         )
 
     def _before(self, stream: CorrectionStream) -> BeforeEdits:
-        by_text = {_text_of(prompt): prompt for prompt in stream.prompts}
+        """Ask the model, at its base weights; answers are kept part by part, because they take minutes."""
+        tokens: Tokens = {}
+        for part in in_parts(stream.prompts, PROMPTS_AT_ONCE, "answers before the edits"):
+            name = f"answers before {_digest(list(map(_text_of, part)))}"
+            found = self.store.kept(name, {"model": self.fingerprint}, partial(self._ask, part))
+            tokens |= dict(zip(part, found, strict=True))
+        return BeforeEdits.of(self.model, tokens)
 
-        def ask() -> dict[str, list[int]]:
-            return {_text_of(prompt): ids for prompt, ids in generated(self.model, stream.prompts).items()}
-
-        digest = _digest(sorted(by_text))
-        tokens = self.store.kept(f"unedited answers {digest}", {"model": self.fingerprint}, ask)
-        return BeforeEdits.of(self.model, {by_text[text]: ids for text, ids in tokens.items()})
+    def _ask(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        return list(generated(self.model, prompts).values())
 
     @cached_property
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ from statistics import fmean, harmonic_mean, median
 from typing import Any
 
 from benchmarks.facts_oracle import with_corrections
+from benchmarks.facts_progress import in_parts, say
 from benchmarks.facts_rows import ORACLE, UNEDITED, EditorRow
 from benchmarks.facts_stream import CorrectionStream
 from errata.benchmark.costs import added_ms, added_tokens, saved_bytes
@@ -22,7 +23,6 @@ from errata.evaluate.half_life import Survival, half_life
 from errata.evaluate.perplexity import Perplexities, perplexities
 from errata.evaluate.transformations import TransformedQuestion
 from errata.hardware import PeakMemory
-from errata.local.terminal import console
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
@@ -35,6 +35,7 @@ from jobs.workers import time_left
 
 Tokens = dict[Prompt, list[int]]
 NUM_TIMED = 20  # answers to corrected questions, and as many others, each with and without the edits
+PROMPTS_AT_ONCE = 256  # a multiple of the prompts that `greedy` answers together
 REPORTED_BATCHES = 10  # between two lines of progress
 
 
@@ -56,7 +57,11 @@ def sentences() -> list[str]:
 
 
 def generated(model: LanguageModel, prompts: Sequence[Prompt]) -> Tokens:
-    return dict(zip(prompts, greedy(model, prompts, MAX_TOKENS), strict=True))
+    """Generate the answer to each prompt; parts are whole batches, so that each is answered beside the same others."""
+    tokens: Tokens = {}
+    for part in in_parts(prompts, PROMPTS_AT_ONCE, "answers"):
+        tokens |= dict(zip(part, greedy(model, part, MAX_TOKENS), strict=True))
+    return tokens
 
 
 def texts_of_tokens(model: LanguageModel, tokens: Tokens) -> dict[Prompt, str]:
@@ -197,7 +202,3 @@ class RowRun:
             "peak_bytes": made.peak_bytes,
             "refused": made.refused,
         }
-
-
-def say(line: str) -> None:
-    console().print(f"  {line}", highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from benchmarks.facts_progress import in_parts, say
 from errata.datasets.re_edits import ReEdits, with_re_edits
 from errata.edit import Edit, Question
 from errata.evaluate.questions import Questions
@@ -95,7 +96,8 @@ class CorrectionStream:
         def make() -> list[dict[str, Any]]:
             shares = ReEdits(sizes.re_edits)
             edits = with_re_edits(posted, BATCH_SIZE, shares, lambda edit: own_answer(model, edit.prompts[-1]), sizes.seed)
-            return [edit.to_json() for edit in composed(model, edits, [said[edit.prompt] for edit in edits])]
+            parts = in_parts(edits, AT_ONCE, "answers composed")
+            return [edit.to_json() for part in parts for edit in composed(model, part, [said[edit.prompt] for edit in part])]
 
         edits = [Edit.from_json(each) for each in keep(make)]
         unedited = {edit.prompts[-1]: said[edit.prompt] for edit in edits}
@@ -132,6 +134,7 @@ def found_among(facts: Sequence[Fact], known: KnownFacts, search: FactSearch) ->
         part = facts[begin : begin + AT_ONCE]
         known.ask(part)
         search.add(part, {question_of(fact).prompt: known.answers[fact.key] for fact in part})
+        say(f"asked {search.num_asked}: {len(search.wrong)} wrong, {len(search.right)} right")
         if search.is_over:
             break
     if len(search.wrong) < search.num_wrong:
