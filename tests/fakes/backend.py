@@ -173,15 +173,19 @@ class Backend:
         if expected is not None and expected != self.head:
             raise HeadMoved(expected, self.head)
 
-    async def revert(
-        self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None = None
-    ) -> dict[str, Any]:
-        self.check_head(expected_head)
+    def _chosen(self, edits: list[str], versions: list[int]) -> list[str]:
         ids = edits + [edit.id for number in versions for edit in self.version_with_edits(number).edits if edit.id]
         if not ids:
             raise EditRejected("nothing is chosen", code=Code.NOTHING_CHOSEN, field="edits")
         for id in ids:
             self.journal.get(id)
+        return ids
+
+    async def revert(
+        self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None = None
+    ) -> dict[str, Any]:
+        self.check_head(expected_head)
+        ids = self._chosen(edits, versions)
         self.chain.append(version(len(self.chain)))
         self.journal.mark_reverted(dict.fromkeys(ids, len(self.chain) - 1), {})
         self.move(len(self.chain) - 1)
@@ -194,12 +198,11 @@ class Backend:
         self, edits: list[str], versions: list[int], mode: str, expected_head: int | None
     ) -> dict[str, Any]:
         self.check_head(expected_head)
+        self._chosen(edits, versions)
         found = {"dry_run": True, "head": self.head}
         if mode == "subtract":
             breach = {"limit": "change", "value": 2.0, "bound": 1.0, "message": "a matrix changes too much"}
             return {**found, "publish": False, "breaches": [breach], "scores": {}, "limits": {}}
-        for id in edits:
-            self.journal.get(id)
         answers = [{"prompt": "p", "target": "t", "was": "first", "said": "second", "says": "third"}]
         lost = {"id": "e", "prompt": "q", "before": "a", "after": "b", "target": "a", "lost": True}
         near = {"edits": [lost], "probes": [], "num_edits_asked": 1, "num_edits": 1, "num_probes": 0}
