@@ -86,7 +86,7 @@ def test_the_packages_lines_pass_through_serves_logger(monkeypatch: pytest.Monke
 
 
 def test_serves_log_stays_open_when_vllm_configures_its_own(tmp_path: Path) -> None:
-    """In a process of its own, because `dictConfig` closes pytest's handlers, too."""
+    """The log is written after `dictConfig`; in a process of its own, because that closes pytest's handlers, too."""
     script = """
 import logging, logging.config, logging.handlers, sys
 from serving.logs import attach_to_serve
