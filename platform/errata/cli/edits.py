@@ -165,14 +165,14 @@ def _print_history(subject: str, state: str, as_json: bool, url: str) -> None:
     found.sort(key=lambda made: made["edit"].get("valid_from") or _posted(made))
     if as_json:
         return print_json({"subject": subject, "edits": found})
-    table = edits_table("held from", "until", "edit", "state", "posted", "by", "source", "reason")
     for made in found:
         edit = made["edit"]
-        times = made.get("held_from", edit.get("valid_from")), made.get("held_to", edit.get("valid_to"))
-        whose = [shown(text or "") for text in (made.get("poster"), edit.get("source"), edit.get("reason"))]
-        held = [shown(day or "") for day in times]
-        table.add_row(shown(made["id"]), *held, prompt_and_target(edit), _state(made), _posted(made), *whose)
-    console.print(table)
+        begin, end = (made.get(f"held_{name}") or edit.get(f"valid_{name}") for name in ("from", "to"))
+        time = " ".join([f"from {begin}"] * bool(begin) + [f"until {end}"] * bool(end)) or "at no known time"
+        console.print(Text.assemble((time, "bold"), ": ", prompt_and_target(edit)), soft_wrap=True)
+        named = {"by": made.get("poster"), "source": edit.get("source"), "reason": edit.get("reason")}
+        about = [f"{name} {text}" for name, text in named.items() if text]
+        say("; ".join([f"  {made['id']}: {_state(made)}, posted {_posted(made)}", *about]), "dim")
     if not found:
         say(f"no edit is about {subject!r}: a subject is found by its words, whole and in order", "dim")
 

@@ -110,6 +110,7 @@ function route() {
 }
 
 async function show() {
+  const address = location.hash;
   const { page, rest, query } = route();
   for (const link of bar.querySelectorAll("nav a")) {
     const isHere = link.getAttribute("href") === `#/${page.path}`;
@@ -117,6 +118,7 @@ async function show() {
   }
   const module = await page.load();
   if (page.needsOffer) await session.offer;
+  if (location.hash !== address) return show(); // Another page was chosen meanwhile.
   document.title = `${page.title} – Errata`;
   if (shown?.page === page && shown.follow?.(rest, query)) return;
   leaving?.abort();

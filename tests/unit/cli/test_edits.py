@@ -56,7 +56,7 @@ def test_the_history_of_a_subject_is_oldest_first(service: Service) -> None:
     errata("edit", "The capital of Spain is", "Madrid", "--subject", "Spain")
     shown = words(errata("edits", "--subject", "france"))
     assert shown.index("Nice") < shown.index("Lyon") and "Madrid" not in shown
-    assert "2010-05-01" in shown and "2012-01-01" in shown and "the minutes" in shown
+    assert "from 2010-05-01 until 2012-01-01: The capital of France is → Nice" in shown and "source the minutes" in shown
     found = json.loads(errata("edits", "--subject", "France", "--json").output)
     assert [edit["edit"]["target"] for edit in found["edits"]] == ["Nice", "Lyon"]
     assert "no edit is about 'Mars'" in errata("edits", "--subject", "Mars").output

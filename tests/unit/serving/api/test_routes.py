@@ -225,7 +225,7 @@ def test_edits_are_listed() -> None:
     backend = ScriptedBackend({"edits": [entry("a", "queued")], "next": 4})
     answer = asked(backend, "GET", "/v1/edits?state=queued&limit=1&before=9")
     assert (answer.status_code, answer.json()["next"]) == (200, 4)
-    assert backend.seen == [("queued", 1, 9)]
+    assert backend.seen == [("queued", 1, 9, None)]
 
 
 def test_events_are_server_sent() -> None:
