@@ -45,9 +45,12 @@ def editor(request: pytest.FixtureRequest, tiny_model: LanguageModel) -> Editor:
 
 
 def exact(editor: Editor) -> Editor:
-    """Return the editor with a threshold that separates the states of a random model."""
+    """Return the editor with a threshold that separates the states of a random model.
+
+    Experts also get steps enough to say different answers at states that are near each other.
+    """
     if isinstance(editor, ELDER):
-        return replace(editor, radius=1)
+        return replace(editor, radius=1, num_steps=120)
     changed: Editor = replace(editor, threshold=0.99999)  # type: ignore[type-var, call-arg]
     return changed
 

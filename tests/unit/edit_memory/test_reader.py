@@ -143,6 +143,12 @@ def test_of_records_that_fit_alike_the_own_question_counts_and_then_the_latest()
         assert said(CAPITAL.upper(), Bank("answer", NAME).changed(again, ())) == f" {order[0][:4]}"
 
 
+def test_a_reader_makes_the_index_so_that_no_request_waits_for_it() -> None:
+    bank = Bank("answer", NAME).changed([a_question(CAPITAL, "France")], ())
+    MemoryReader(bank, RENDERER, 4000)
+    assert "index" in vars(bank)
+
+
 def test_an_empty_bank_changes_nothing() -> None:
     assert change(Bank("answer", NAME), CAPITAL) is None
 

@@ -78,8 +78,10 @@ def test_patterns_are_those_of_a_naive_search(seed: int) -> None:
 def test_the_newest_of_equal_patterns_counts_also_where_it_replaced_an_old_record() -> None:
     bank = Bank("rows", "embed").changed([a_record("a", 0, (1, 2)), a_record("b", 1, (1, 2))], ())
     assert written(bank, [1, 2]) == [102, 103]
-    bank = bank.changed([a_record("a", 2, (1, 2))], ())
-    assert written(bank, [1, 2]) == [100, 101]
+    newer = a_record("a", 2, (1, 2))
+    bank = bank.changed([newer], ())
+    assert written(bank, [1, 2]) == [102, 103], "a record that replaces another one is the last"
+    assert torch.equal(bank.rows["embedding"][2:], newer.rows["embedding"])
 
 
 def test_an_engine_gets_the_rows_at_the_patterns_and_the_tokens_elsewhere() -> None:

@@ -162,7 +162,7 @@ class ELDER(MemoryEditor):
                 with torch.enable_grad(), cache.prefix.reusing(tokens):
                     nll_T = answer_nll(answer_log_probs(model.module, tokens), tokens)
                     guides = [_guidance(one, input_TX, codes[name]) for name, one in experts.items()]
-                    loss = nll_T.mean() + self.guidance * torch.stack(guides).sum(0).mean()
+                    loss = nll_T.mean() + self.guidance * torch.stack(guides).sum(0).mean().to(nll_T.device)
                 if not torch.isfinite(loss):
                     why = "the loss on the batch is not finite: lower learning_rate"
                     raise EditRejected(why, field="edits", code=Code.NOT_FINITE)

@@ -56,7 +56,6 @@ def test_a_memory_is_the_same_one_by_one_and_at_once(ledger: Ledger) -> None:
     for served in (one_by_one, at_once, whole):
         assert sorted(facts(served.now)) == sorted(bank.records) == sorted([*(f'"{n}"' for n in range(1, 9)), '"again"'])
         assert served.now.num_records == 9 and served.now.kind == "answer" and served.now.reader is not None
-        assert "index" in vars(served.now.bank), "no request waits for it"
 
 
 def test_a_rollback_takes_the_memory_back(ledger: Ledger) -> None:
