@@ -36,6 +36,8 @@ UNMENDED = {
     "MEND": 0.00,
     "UltraEdit": 0.17,
     "O-Edit+": 0.50,
+    # It writes every value at the norm of the unedited model, which is small on a random one: at 1.5 times that, all hold.
+    "NAS": 0.83,
 }
 
 

@@ -164,16 +164,19 @@ class World:
         return sentences[800:] if held_out else sentences[:800]
 
     def notes(self, held_out: bool = False) -> list[tuple[str, str]]:
-        """List (a note and a prompt, the answer) to train on, or 200 that are not trained on; none with a `note_share` of 0.
+        """List (a note and a prompt, the answer) to train on, or up to 200 of others; none with a `note_share` of 0.
 
         A note states a random object of a fact, in any phrasing, as `SCR` puts it before a prompt. Of the prompts, three
         quarters ask for that fact, and the answer is the note's; the others ask for the same fact of another person, and the
-        answer is the true one. Those held out are all of the first kind.
+        answer is the true one. Those held out are all of the first kind, and those
+        drawn that are also trained on are left out.
         """
         num_lines = len(self.sentences()) + len(self.plain_sentences())
         count = 200 * (self.note_share > 0) if held_out else round(num_lines * self.note_share / (1 - self.note_share))
         rng = random.Random(f"{self.seed} notes {held_out}")
-        return [self._note(rng, asks_for_it=held_out or rng.random() < 0.75) for _ in range(count)]
+        drawn = [self._note(rng, asks_for_it=held_out or rng.random() < 0.75) for _ in range(count)]
+        trained_on = set(self.notes()) if held_out else set()
+        return [note for note in drawn if note not in trained_on]
 
     def _note(self, rng: random.Random, asks_for_it: bool) -> tuple[str, str]:
         subject, other = rng.sample(self.subjects, 2)

@@ -38,12 +38,11 @@ def test_a_round_trip_keeps_the_edits(tmp_path: Path) -> None:
 def test_a_row_with_a_wrong_day_is_named(tmp_path: Path) -> None:
     table = {"prompt": ["a", "b"], "target": ["c", "d"], "valid_from": ["2019-01-01", "2019-01-32"], "reason": [None, "r"]}
     pq.write_table(pa.table(table), tmp_path / "edits.parquet")
-    rejected = rejection(tmp_path / "edits.parquet")
-    assert (rejected.edit, rejected.field, rejected.code) == (1, "valid_from", Code.INVALID_DATE)
-    report = SkipReport()
-    assert list(read_edits(tmp_path / "edits.parquet", on_fault="skip", report=report)) == [
-        Edit("a", "c", valid_from="2019-01-01")
-    ]
+    written(tmp_path / "edits.jsonl", lines(pa.table(table).to_pylist()))
+    for file in (tmp_path / "edits.parquet", tmp_path / "edits.jsonl"):
+        rejected = rejection(file)
+        assert (rejected.edit, rejected.field, rejected.code) == (1, "valid_from", Code.INVALID_DATE)
+        assert list(read_edits(file, on_fault="skip")) == [Edit("a", "c", valid_from="2019-01-01")]
 
 
 def test_a_parquet_file_that_breaks_off_is_named(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_note_is_the_prompt_that_scr_gives_to_a_completion(tiny_model: Languag
     edit = World(20).edits("test", 1)[0]
     row = EditBatch((edit,)).rows[0]
     with_note = PromptForm(tiny_model.renderer).with_text(tiny_model.renderer.ids(edit.prompt), BEFORE_FACT + statement(row))
-    assert with_note == tiny_model.renderer.ids(f"{BEFORE_FACT}{edit.prompt} {edit.target}.\n{edit.prompt}")
+    assert tuple(with_note) == tiny_model.renderer.ids(f"{BEFORE_FACT}{edit.prompt} {edit.target}.\n{edit.prompt}")
 
 
 def test_no_notes_are_a_world_without_them_and_a_share_of_one_is_refused() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from errata.delta.parts import Dense, LowRank, Part
 from errata.delta.side_branch import weight_now
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import EditBatch
+from errata.edit import Code, EditBatch, EditRejected
 from errata.editors.closed_form.alphaedit import AlphaEdit
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
@@ -59,7 +59,10 @@ class SPHERE(EditorWrapper):
         cache: BatchCache | None = None,
     ) -> tuple[WeightDelta, EditorState]:
         spec = find_matrices(model.module, self.modules)
-        principal = {m.name: principal_directions(weight_now(model.module, m), self.energy) for m in spec.matrices}
+        weights = {matrix.name: weight_now(model.module, matrix) for matrix in spec.matrices}
+        if broken := [name for name, weight_OI in weights.items() if not bool(torch.isfinite(weight_OI).all())]:
+            raise EditRejected(f"the weights of {', '.join(broken)} are not finite", field="edits", code=Code.NOT_FINITE)
+        principal = {name: principal_directions(weight_OI, self.energy) for name, weight_OI in weights.items()}
         return self.host.edit_through(
             model, batch, state, lambda delta: transform(weakened(delta, principal, self.strength)), cache
         )
