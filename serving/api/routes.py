@@ -22,7 +22,7 @@ from errata.local.service_limits import ServiceLimits
 from errata.text.dialogue import Dialogue, Prompt, messages_from_json
 from serving.api.errors import RETRY_AFTER_S, answer_for, error_body, unwrapped
 from serving.api.schemas import (
-    MAX_CHARACTERS,
+    MAX_IN_ADDRESS,
     AskedIn,
     BlameIn,
     Cursor,
@@ -50,7 +50,7 @@ from serving.worker.refusals import REFUSALS
 OURS = ("/v1/edits", "/v1/proposals", "/v1/events", "/v1/versions", "/v1/diff", "/v1/rollback", "/v1/revert", "/v1/blame")
 ANSWERED = (*REFUSALS, RayActorError, DeploymentUnavailableError, BackPressureError)
 PING_S = 15
-REFUSED = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
+REFUSED = (400, 401, 403, 404, 409, 413, 414, 415, 422, 429, 503)
 
 
 class Backend(Protocol):
@@ -187,7 +187,7 @@ def _add_edit_routes(routes: APIRouter, backend: Backend) -> None:
         state: EditState | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         before: Cursor | None = None,
-        subject: Annotated[str | None, Query(min_length=1, max_length=MAX_CHARACTERS)] = None,
+        subject: Annotated[str | None, Query(min_length=1, max_length=MAX_IN_ADDRESS)] = None,
     ) -> Any:
         """List edits, newest first; with `subject`, the corrections of one subject."""
         return await unwrapped(backend.edits(state, limit, before, subject))

@@ -20,6 +20,7 @@ MAX_REPHRASINGS_POSTED = 4_096  # of all edits of a post
 MAX_MESSAGES = 64
 MAX_ALIASES = 64
 MAX_CHARACTERS = 16_384
+MAX_IN_ADDRESS = 500  # A character has at most 12 bytes in an address, and an address 8 KiB (docs/access.md).
 # A length limit also makes pydantic refuse a lone surrogate, which JSON can spell and UTF-8 cannot.
 Name = Annotated[str, Field(max_length=64)]
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
