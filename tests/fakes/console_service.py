@@ -183,19 +183,34 @@ class ConsoleBackend(Backend):
         self, edits: list[str], versions: list[int], mode: str, by: str | None, expected_head: int | None = None
     ) -> dict[str, Any]:
         self.check_head(expected_head)
-        ids = edits + [edit.id for number in versions for edit in self.version_with_edits(number).edits if edit.id]
-        asked = [Edit.from_json(self.journal.get(id).edit) for id in ids]
-        was = [self.answer(edit.prompt) for edit in asked]
+        ids, answers = self._without(edits, versions)
         number = self.append([], [])
         self.taken_out[number] = ids
         self.journal.mark_reverted(dict.fromkeys(ids, number), {})
-        rows = [{"prompt": edit.prompt, "target": edit.target, "was": said} for edit, said in zip(asked, was, strict=True)]
-        answers = [row | {"says": self.answer(row["prompt"])} for row in rows]
         card = {**self.chain[number].scorecard, "reverted": {"edits": ids}, "reverted_answers": answers}
         self.chain[number] = replace(self.chain[number], scorecard=card)
         for id in ids:
             self.publish(id)
         return {"version": number, "mode": "replay", "reverted": ids, "scorecard": card}
+
+    async def dry_run_revert(
+        self, edits: list[str], versions: list[int], mode: str, expected_head: int | None
+    ) -> dict[str, Any]:
+        self.check_head(expected_head)
+        ids, answers = self._without(edits, versions)
+        made = {"publish": True, "mode": "replay", "reverted": ids, "scorecard": {"reverted_answers": answers}}
+        neighbours = {"edits": [], "probes": [], "num_edits_asked": 0, "num_edits": 0, "num_probes": len(self.known)}
+        return {"dry_run": True, "head": self.head, **made, "neighbours": neighbours}
+
+    def _without(self, edits: list[str], versions: list[int]) -> tuple[list[str], list[dict[str, Any]]]:
+        """Return the ids of the chosen edits, and the answers with them and without: the unedited model's."""
+        ids = edits + [edit.id for number in versions for edit in self.version_with_edits(number).edits if edit.id]
+        asked = [Edit.from_json(self.journal.get(id).edit) for id in ids]
+        rows = [(edit, self.answer(edit.prompt, 0), self.answer(edit.prompt)) for edit in asked]
+        named = [
+            {"prompt": edit.prompt, "target": edit.target, "was": was, "said": said, "says": was} for edit, was, said in rows
+        ]
+        return ids, named
 
     async def diff(self, low: int, high: int) -> dict[str, Any]:
         one, other = self.version_with_edits(low), self.version_with_edits(high)

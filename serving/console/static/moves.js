@@ -4,6 +4,7 @@ import { get, post } from "./api.js";
 import { button, dialog, fill, h, notify, table } from "./dom.js";
 import { asked, count, difference, score, several, versionLink } from "./format.js";
 import { live } from "./live.js";
+import { neighbours } from "./trial.js";
 
 const SHOWN = 50; // Edits listed in a dialog.
 
@@ -118,14 +119,38 @@ async function revertEffect(ids, versions) {
     h("p", {}, "The model will probably answer as it did before:"),
     h("ul", { class: "changes" }, lines),
     chosen.length > SHOWN && h("p", { class: "hint" }, `and ${count(chosen.length - SHOWN)} more`),
+    revertTrial(ids, versions),
     h("p", { class: "hint" }, "All other edits stay. A new version is made and measured; the present one can be served again."),
   ];
 }
 
+/** Offer a dry run, which takes as long as the revert itself. */
+function revertTrial(edits, versions) {
+  const found = h("div", { class: "trial", role: "status" });
+  const run = async () => {
+    fill(found, h("p", { class: "busy" }, "Trying …"));
+    try {
+      fill(found, triedRevert(await post("v1/revert?dry_run=true", { edits, versions })));
+    } catch (fault) {
+      fill(found, h("p", { class: "fault" }, fault.message));
+    }
+  };
+  return [h("p", {}, button("Try it", run, "small")), found];
+}
+
+function triedRevert(found) {
+  if (!found.publish) return found.breaches.map(({ message }) => h("p", { class: "bad" }, `It would be refused: ${message}`));
+  return [h("h3", {}, `Tried on version ${found.head}; nothing was published`), revertedAnswers(found, "after"), neighbours(found.neighbours)];
+}
+
 function revertOutcome(made) {
-  const rows = made.scorecard?.reverted_answers ?? [];
   return [
     h("p", {}, "Version ", versionLink(made.version), ` (${made.mode})`, made.swap_error && `: ${made.swap_error}`),
-    rows.length > 0 && table("Answers", ["question", "with the edit", "now"], rows.map((row) => [row.prompt, row.was ?? row.target, row.says ?? row.said])),
+    revertedAnswers(made, "now"),
   ];
+}
+
+function revertedAnswers(found, title) {
+  const rows = found.scorecard?.reverted_answers ?? [];
+  return rows.length > 0 && table("Answers", ["question", "with the edit", title], rows.map((row) => [row.prompt, row.said, row.says]));
 }

@@ -44,7 +44,7 @@ function guarded(one) {
 }
 
 /** List the other answers that would change: those of edits that hold, and of questions that no edit may change. */
-function neighbours(found) {
+export function neighbours(found) {
   const edits = found.edits.map((one) => [one.prompt, one.before, { text: [one.after, one.lost && " (lost)"], class: one.lost ? "bad" : "warn" }]);
   const probes = found.probes.map((one) => [one.prompt, one.before, { text: one.after, class: "warn" }]);
   const asked = `${several(found.num_edits_asked, "edit")} of ${found.num_edits} and ${several(found.num_probes, "other question")} asked`;
