@@ -46,7 +46,8 @@ def test_ask_correct_try_publish_and_take_back(service: ConsoleService, open_pag
     expect(box.locator(".changes")).to_contain_text("Lagos")
     box.get_by_role("button", name="Try it").click()
     expect(box.locator(".trial")).to_contain_text("Tried on version 1; nothing was published")
-    expect(box.locator(".trial td")).to_contain_text([CAPITAL, "Abuja", "Lagos"])
+    expect(box.locator(".trial table")).to_contain_text("Abuja")
+    expect(box.locator(".trial table")).to_contain_text("Lagos")
     assert service.backend.head == 1
     box.get_by_role("button", name="Take out").click()
     expect(box).to_contain_text("Taken out in version 2")
