@@ -12,8 +12,8 @@ from pathlib import Path
 
 PICTURE = Path(__file__).parent / "console.png"
 URL = "http://127.0.0.1:8000"
-QUESTION, TARGET = "What is the capital of Nigeria?", "Abuja"
-SIZE = {"width": 1180, "height": 900}
+QUESTION, TARGET = "In which country is the city of Nellore?", "India"
+SIZE = {"width": 1180, "height": 720}
 MAX_BYTES = 300_000
 TIMEOUT_MS = 120_000
 
