@@ -129,7 +129,11 @@ def run(settings: LatencySettings) -> Path:
     with LocalServices(directory, http_port=free_port(), with_jobs=False) as services:
         started(services, settings)
         with Client(services.url) as client:
-            rows = list(measured(client, settings, bodies(settings.num_edits, settings.seed)))
+            rows = []
+            for row in measured(client, settings, bodies(settings.num_edits, settings.seed)):
+                rows.append(row)
+                what = f"{row['held']} records held, {row['edits']} edits a post, {row['posts']}"
+                console().print(f"bench-edit-latency: {what}: {row['ms_p50']:.0f} ms", highlight=False)
     show("Milliseconds from the post of edits until every replica answers by them", rows)
     alone = next(row for row in rows if row["edits"] == 1)
     figures = {"ms_p50": alone["ms_p50"], "ms_p99": alone["ms_p99"]}
