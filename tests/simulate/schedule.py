@@ -20,7 +20,7 @@ from tests.simulate.workload import Clients, drawn_operations
 
 NUM_OPERATIONS, NUM_REPLICAS, MAX_BATCH = 10, 2, 4
 MAX_STARTS = 30
-QUIET_S, MAX_S = 3.0, 4_000.0
+QUIET_S, MAX_S = 30.0, 4_000.0  # A version that replicas refuse late is retracted after several tries of 10 s.
 
 
 @dataclass(frozen=True)
