@@ -245,7 +245,11 @@ def _add_event_routes(routes: APIRouter, backend: Backend, send_timeout_s: float
 
     @routes.get("/v1/events", response_class=EventSourceResponse)
     async def get_events() -> EventSourceResponse:
-        """Stream all events from now on: `edit` with the id and the state, `version`, `head`; at the end maybe `lagged`."""
+        """Stream all events: `listening` first, then `edit` with the id and the state, `version`, `head`.
+
+        What is read after `listening`, and changed by the events that follow, is complete; what was read before may be old. A
+        listener that is too far behind gets `lagged` at the end.
+        """
         return _stream(backend.events(), send_timeout_s)
 
 

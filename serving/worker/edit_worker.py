@@ -233,9 +233,10 @@ class EditWorker:
             yield "error", {"message": str(refused)}
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Yield (kind, data) for every event from now on."""
+        """Yield `listening` with the live version, and then (kind, data) for every event from this moment on."""
         try:
             with self.edit_loop.waiters.event_bus.listener() as listener:
+                yield "listening", {"head": self.live_model.ledger.head}
                 async for heard in listener:
                     yield heard.kind, heard.data
         except TooManyListeners as many:

@@ -21,7 +21,7 @@ class TooManyListeners(RuntimeError):
 
 @dataclass(frozen=True)
 class ServiceEvent:
-    """One event: `kind` is `edit`, `version`, `head` or `lagged`; `data` is its JSON."""
+    """One event: `kind` is `edit`, `proposal`, `version`, `head` or `lagged`; `data` is its JSON."""
 
     kind: str
     data: dict[str, Any]

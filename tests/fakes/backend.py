@@ -160,6 +160,7 @@ class Backend:
 
     async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         with self.event_bus.listener() as listener:
+            yield "listening", {"head": self.head}
             async for event in listener:
                 yield event.kind, event.data
 

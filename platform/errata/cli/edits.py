@@ -257,6 +257,8 @@ def _line(event: Event) -> str:
     match event.name:
         case "version":
             return f"version {data['version']}: {data['num_edits']} edits on version {data['parent']}"
+        case "listening":
+            return f"listening; live: version {data['head']}"
         case "head":
             return f"live: version {data['head']} (before: {data['before']})"
         case "proposal":

@@ -136,8 +136,9 @@ class Client:
                     return
 
     def watch(self) -> Generator[Event, None, None]:
-        """Yield all events from now on (`edit`, `version`, `head`), and `reconnected` after a gap, whose events are lost.
+        """Yield all events (`edit`, `version`, `head`), and `reconnected` after a gap, whose events are lost.
 
+        `listening`, with the live version, says that no later event is missed: what is read after it is complete.
         The generator runs until it is closed. Raises `Unreachable` when the service has not answered for `retry_s`.
         """
         return self._follow("/v1/events")

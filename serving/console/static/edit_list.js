@@ -39,11 +39,13 @@ export class EditList {
     }
   }
 
-  /** Load the newest edits again: new ones come to the front, known ones get their new state. */
+  /** Load the newest edits again: new ones come to the front, known ones get their new state. Throws `Refused`. */
   async renew(signal) {
-    const { edits } = await get(this.#path(FIRST_PAGE, null), { signal });
-    const fresh = new Map(edits.map((entry) => [entry.id, entry]));
-    this.items = [...edits, ...this.items.filter((entry) => !fresh.has(entry.id))];
+    const { edits, next } = await get(this.#path(FIRST_PAGE, null), { signal });
+    const fresh = new Set(edits.map((entry) => entry.id));
+    const isJoined = next === null || this.items.some((entry) => fresh.has(entry.id)); // Otherwise edits between them were missed.
+    this.items = [...edits, ...this.items.filter((entry) => isJoined && !fresh.has(entry.id))];
+    if (!isJoined) [this.#before, this.isComplete] = [next, false];
   }
 }
 

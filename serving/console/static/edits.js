@@ -7,6 +7,7 @@ import { EditList, isFound } from "./edit_list.js";
 import { ago, asked, count, held, several, state } from "./format.js";
 import { importFile } from "./import.js";
 import { live } from "./live.js";
+import { Renewal } from "./renewal.js";
 import { Rows } from "./rows.js";
 import { may } from "./session.js";
 
@@ -38,9 +39,9 @@ export function show(root, { rest, query, signal }) {
   page.frame = h("div", { class: "split" }, h("div", { class: "column" }, page.count, page.rows.element), page.side);
   fill(root, h("h1", { class: "unseen" }, "Edits"), tools(page), page.frame);
   signal.addEventListener("abort", () => page.rows.end());
+  page.renewal = new Renewal(() => renew(page), signal);
   live.on("edit", (event) => changed(page, event), signal);
-  live.on("head", () => renew(page), signal);
-  live.on("again", () => renew(page), signal);
+  for (const name of ["head", "again"]) live.on(name, () => page.renewal.request(), signal);
   choose(page, rest[0] ?? null);
   more(page);
   return (next) => {
@@ -104,23 +105,20 @@ function draw(page) {
 /** Show the new state of an edit, or the edits that came. */
 function changed(page, event) {
   const known = page.list.items.find((entry) => entry.id === event.id);
-  if (known) {
-    Object.assign(known, event);
-    page.rows.refresh();
-    if (event.id === page.chosen) chooseAgain(page);
-  } else renew(page);
+  if (!known) return page.renewal.request();
+  Object.assign(known, event);
+  page.renewal.outdate();
+  page.rows.refresh();
+  if (event.id === page.chosen) chooseAgain(page);
 }
 
-/** Read the newest edits again, at most every half second. */
-function renew(page) {
-  if (page.renewing) return;
-  page.renewing = setTimeout(async () => {
-    page.renewing = null;
-    if (page.signal.aborted) return;
-    await page.list.renew(page.signal).catch(() => {});
-    draw(page);
-    if (page.chosen) chooseAgain(page);
-  }, 500);
+/** Read the newest edits again. */
+async function renew(page) {
+  const { list } = page;
+  await list.renew(page.signal);
+  if (page.list !== list) return;
+  draw(page);
+  if (page.chosen) chooseAgain(page);
 }
 
 /** Show the chosen edit as it is now, unless a correction is being written in its place. */
@@ -130,13 +128,14 @@ function chooseAgain(page) {
 
 async function choose(page, id) {
   const isNew = page.chosen !== id;
+  const mine = (page.choosing = {});
   page.chosen = id;
   page.frame.classList.toggle("open", id !== null);
   page.rows.refresh();
   if (id === null) return fill(page.side);
   try {
     const entry = await get(`v1/edits/${encodeURIComponent(id)}`, { signal: page.signal });
-    if (page.chosen === id) showEdit(page.side, entry, { list: page.list, isNew, signal: page.signal });
+    if (page.choosing === mine) showEdit(page.side, entry, { list: page.list, isNew, signal: page.signal });
   } catch (fault) {
     if (fault.name !== "AbortError") fill(page.side, h("p", { class: "fault", role: "alert" }, fault.message), h("a", { href: "#/edits" }, "Close"));
   }

@@ -12,6 +12,7 @@ const MAX_BYTES = 400_000; // Of a post's edits, below the default of `max_body_
 const MAX_FILE = 64 * 2 ** 20;
 const SHOWN = 50;
 const PERIOD_MS = 1_500;
+const ASKED = 20; // Open edits in a period; edits are made in the order of their posts.
 
 /** Open the dialog. */
 export function importFile() {
@@ -154,13 +155,16 @@ function settled(progress, entry) {
   draw(progress);
 }
 
-/** Wait until no edit is open. Events say so; what an interrupted stream has missed is asked for. */
+/** Wait until no edit is open. Events say so; those that came before the answer to their post, or never, are asked for. */
 async function wait(progress, signal) {
   for (;;) {
     const open = [...progress.states.values()].filter(isOpen);
     if (!open.length) return;
     await pause(PERIOD_MS, signal);
-    if (!live.isConnected) for (const one of open.slice(0, 20)) settled(progress, await get(`v1/edits/${one.id}`, { signal }));
+    for (const { id } of open.slice(0, ASKED)) {
+      const entry = isOpen(progress.states.get(id)) && (await get(`v1/edits/${id}`, { signal }).catch(() => null));
+      if (entry) settled(progress, entry);
+    }
   }
 }
 

@@ -2,13 +2,16 @@
 
 import { events, get } from "./api.js";
 
-/** Dispatches `edit`, `version` and `head` with the event's data, `state` when the connection changes, `again` after a gap. */
+/**
+ * Dispatches `edit`, `proposal`, `version` and `head` with the event's data, `state` when the connection changes, and `again`
+ * when events may have been missed: what a page read before is to be read again.
+ */
 class Live extends EventTarget {
   head = null;
-  newest = null;
   isConnected = false;
   recent = []; // The last events, newest first.
   #stop = null;
+  #moves = 0;
 
   /** Listen until `stop`; a stream that ends is opened again, at most once in two seconds. */
   start() {
@@ -28,18 +31,14 @@ class Live extends EventTarget {
   }
 
   async #listen(signal) {
-    let isFirst = true;
     while (!signal.aborted) {
       try {
         await this.look();
-        this.#connected(true);
-        if (!isFirst) this.#tell("again", {});
         for await (const { event, data } of events("v1/events", { signal })) this.#heard(event, JSON.parse(data));
       } catch (fault) {
         if (signal.aborted) return;
         if (fault.status === 401) return this.#connected(false);
       }
-      isFirst = false;
       this.#connected(false);
       await new Promise((resolve) => setTimeout(resolve, 2_000));
     }
@@ -47,19 +46,28 @@ class Live extends EventTarget {
 
   /** Ask for the live version. */
   async look() {
-    const { head, newest } = await get("v1/versions?limit=1");
-    this.#moved(head, Math.max(newest, this.newest ?? 0));
+    const before = this.#moves;
+    const { head } = await get("v1/versions?limit=1");
+    if (before === this.#moves) this.#moved(head); // An event that came meanwhile is newer than the answer.
   }
 
   #heard(kind, data) {
+    if (kind === "listening") return this.#listening(data.head);
     this.recent = [{ kind, data, time: Date.now() }, ...this.recent].slice(0, 100);
-    if (kind === "head") this.#moved(data.head, Math.max(this.newest ?? 0, data.head));
-    if (kind === "version") this.newest = Math.max(this.newest ?? 0, data.version);
+    if (kind === "head") this.#moved(data.head);
     this.#tell(kind, data);
   }
 
-  #moved(head, newest) {
-    [this.head, this.newest] = [head, newest];
+  /** From now on no event is missed; what happened since the pages were read is. */
+  #listening(head) {
+    this.#moved(head);
+    this.#connected(true);
+    this.#tell("again", {});
+  }
+
+  #moved(head) {
+    this.#moves += 1;
+    this.head = head;
     this.#tell("state", {});
   }
 

@@ -45,7 +45,7 @@ export function show(root, { rest, query, signal }) {
   });
   document.addEventListener("keydown", (event) => pressed(page, event), { signal });
   live.on("proposal", (event) => changed(page, event), signal);
-  live.on("again", () => restart(page), signal);
+  live.on("again", () => readAgain(page), signal);
   choose(page, rest[0] ?? null);
   more(page);
   return (next) => {
@@ -65,27 +65,34 @@ function tools(page) {
   return h("div", { class: "toolbar" }, choice, h("span", { class: "grow" }), h("span", { class: "hint" }, shown));
 }
 
-/** Read the list again from its beginning. */
+/** Show another list, from its beginning. */
 function restart(page) {
-  Object.assign(page, { items: [], cursor: null, isComplete: false, reading: null });
+  page.items = [];
+  readAgain(page);
   draw(page);
+}
+
+/** Read the list again from its beginning; what is shown stays until the answer comes. */
+function readAgain(page) {
+  Object.assign(page, { cursor: null, isComplete: false, reading: null });
   more(page);
 }
 
 /** Load the next page: of what waits the oldest first, of what is decided the newest first. */
 async function more(page) {
   if (page.reading || page.isComplete || page.signal.aborted) return;
-  const mine = (page.reading = {});
+  const mine = (page.reading = { isFirst: page.cursor === null, isOld: false });
   const isOpen = page.state === "open";
-  const query = new URLSearchParams({ state: page.state, limit: String(page.items.length ? PAGE : FIRST_PAGE) });
+  const query = new URLSearchParams({ state: page.state, limit: String(mine.isFirst ? FIRST_PAGE : PAGE) });
   if (isOpen) query.set("after", String(page.cursor ?? 0));
-  else if (page.cursor !== null) query.set("before", String(page.cursor));
+  else if (!mine.isFirst) query.set("before", String(page.cursor));
   try {
     const { proposals, next } = await get(`v1/proposals?${query}`, { signal: page.signal });
     if (page.reading !== mine) return;
-    page.items = [...page.items, ...proposals];
+    page.items = mine.isFirst ? proposals : [...page.items, ...proposals];
     Object.assign(page, { cursor: next, isComplete: next === null, reading: null });
     draw(page);
+    if (mine.isOld) readAgain(page);
   } catch (fault) {
     if (fault.name === "AbortError" || page.reading !== mine) return;
     page.reading = null;
@@ -104,6 +111,7 @@ function draw(page) {
 
 /** Show what became of a proposal, here or at another reviewer's. */
 function changed(page, event) {
+  if (page.reading) page.reading.isOld = true; // Its answer may be from before this event.
   const isListed = page.items.some((one) => one.id === event.id);
   if (event.state !== page.state && isListed) {
     page.items = page.items.filter((one) => one.id !== event.id);

@@ -5,6 +5,7 @@ import { lineChart } from "./chart.js";
 import { button, fill, h } from "./dom.js";
 import { ago, score, several } from "./format.js";
 import { live } from "./live.js";
+import { Renewal } from "./renewal.js";
 import { Rows } from "./rows.js";
 import { may } from "./session.js";
 import { showComparison, showVersion, verdict } from "./version_detail.js";
@@ -37,7 +38,8 @@ export function show(root, { rest, signal }) {
   page.frame = h("div", { class: "split" }, h("div", { class: "column" }, page.chart, page.count, page.rows.element), page.side);
   fill(root, h("h1", { class: "unseen" }, "Versions"), tools(), page.frame);
   signal.addEventListener("abort", () => page.rows.end());
-  for (const name of ["version", "head", "again"]) live.on(name, () => renew(page), signal);
+  page.renewal = new Renewal(() => renew(page), signal);
+  for (const name of ["version", "head", "again"]) live.on(name, () => page.renewal.request(), signal);
   choose(page, rest);
   more(page);
   return (next) => {
@@ -77,7 +79,8 @@ async function more(page) {
     const oldest = page.items.at(-1)?.version;
     const query = oldest === undefined ? `limit=${FIRST_PAGE}` : `limit=${PAGE}&before=${oldest}`;
     const { versions } = await get(`v1/versions?${query}`, { signal: page.signal });
-    page.items = [...page.items, ...versions.reverse()];
+    const known = new Set(page.items.map((one) => one.version));
+    page.items = [...page.items, ...versions.reverse().filter((one) => !known.has(one.version))];
     page.isComplete = !versions.length || page.items.at(-1).version === 0;
     draw(page);
   } catch (fault) {
@@ -87,18 +90,15 @@ async function more(page) {
   }
 }
 
-/** Read the newest versions again, at most every half second. */
-function renew(page) {
-  if (page.renewing) return;
-  page.renewing = setTimeout(async () => {
-    page.renewing = null;
-    if (page.signal.aborted) return;
-    const { versions } = await get(`v1/versions?limit=${FIRST_PAGE}`, { signal: page.signal }).catch(() => ({ versions: [] }));
-    const fresh = new Set(versions.map((one) => one.version));
-    if (versions.length) page.items = [...versions.reverse(), ...page.items.filter((one) => !fresh.has(one.version) && one.version < Math.min(...fresh))];
-    draw(page);
-    if (page.chosen !== null) choose(page, [String(page.chosen)]);
-  }, 500);
+/** Read the newest versions again. */
+async function renew(page) {
+  const { versions } = await get(`v1/versions?limit=${FIRST_PAGE}`, { signal: page.signal });
+  const oldest = versions[0].version;
+  const isJoined = page.items.some((one) => one.version >= oldest); // Otherwise versions between them were missed.
+  page.items = [...versions.reverse(), ...page.items.filter((one) => isJoined && one.version < oldest)];
+  page.isComplete &&= isJoined;
+  draw(page);
+  if (page.chosen !== null) choose(page, [String(page.chosen)]);
 }
 
 /** Find the versions between the live one and the base model, as far as they are loaded. */
@@ -126,6 +126,7 @@ async function choose(page, rest) {
   const isComparison = rest[0] === "compare";
   const number = rest[0] === undefined || isComparison ? null : Number(rest[0]);
   const isNew = number !== page.chosen || isComparison;
+  const mine = (page.choosing = {});
   page.chosen = number;
   page.frame.classList.toggle("open", rest.length > 0);
   page.rows.refresh();
@@ -134,7 +135,7 @@ async function choose(page, rest) {
     if (isComparison) await showComparison(page.side, Number(rest[1]), Number(rest[2]), page.signal);
     else {
       const version = await get(`v1/versions/${number}`, { signal: page.signal });
-      if (page.chosen === number) showVersion(page.side, version, isNew);
+      if (page.choosing === mine) showVersion(page.side, version, isNew);
     }
   } catch (fault) {
     if (fault.name === "AbortError") return;

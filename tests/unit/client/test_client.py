@@ -321,7 +321,8 @@ def test_watching_gives_up_on_a_service_that_stays_away(tmp_path: Path) -> None:
         client = Client(service.url, retry_s=0.5)
         client.edit([EDIT])
         events = client.watch()
-        threading.Timer(0.5, client.rollback, [0]).start()
+        assert next(events) == Event("listening", {"head": 1})
+        client.rollback(0)
         assert next(events).name == "head"
     with pytest.raises(Unreachable):
         next(events)

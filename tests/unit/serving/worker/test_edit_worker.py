@@ -104,15 +104,14 @@ def test_edits_versions_and_moves_of_the_head_are_published(tmp_path):
 
     async def heard():
         events = worker.events()
-        first = asyncio.create_task(anext(events))
-        await asyncio.sleep(0)
+        first = await anext(events)
         await worker.edit_loop._apply(worker.journal.take(5))
         await worker.rollback(0)
-        return [await first, *[await anext(events) for _ in range(4)]]
+        return [first, *[await anext(events) for _ in range(5)]]
 
     found = asyncio.run(heard())
-    assert [kind for kind, _ in found] == ["edit", "version", "head", "edit", "head"]
-    assert found[-1][1] == {"head": 0, "before": 1} and found[3][1]["id"] == id
+    assert [kind for kind, _ in found] == ["listening", "edit", "version", "head", "edit", "head"]
+    assert (found[0][1], found[-1][1], found[4][1]["id"]) == ({"head": 0}, {"head": 0, "before": 1}, id)
 
 
 def test_one_blame_runs_at_a_time(tmp_path):

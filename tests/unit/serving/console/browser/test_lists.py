@@ -106,6 +106,46 @@ def test_the_state_of_an_edit_follows_the_events(service: ConsoleService, open_p
     expect(page.locator(".rows-inner .row")).to_have_count(1)
 
 
+def test_edits_that_come_before_the_page_listens_are_shown(service: ConsoleService, open_page: OpenPage) -> None:
+    """The list is read before the stream of events begins; what happens in between is in no event that the page hears."""
+    page = open_page(service)
+    held: list[Any] = []
+    page.route("**/v1/events", lambda route: held.append(route))
+    page.goto(f"{service.console}#/edits")
+    page.reload()
+    expect(page.locator(".count")).to_have_text("0 edits")
+    post(page, [{"question": "Who leads A?", "target": "Ada"}])
+    expect(page.locator("#live")).to_contain_text("not connected")
+    held[-1].continue_()
+    expect(page.locator(".count")).to_have_text("1 edit")
+    expect(page.locator("#live")).to_contain_text("v1 live")
+
+
+def test_an_answer_older_than_an_event_does_not_last(service: ConsoleService, open_page: OpenPage) -> None:
+    backend = service.backend
+    backend.delay_s = 4
+    page = open_page(service, "#/edits")
+    expect(page.locator("#live")).to_contain_text("v0 live")
+    page.wait_for_timeout(1_000)  # The list is read again when the page listens.
+    held: list[Any] = []
+    page.route("**/v1/edits?limit=100", lambda route: route.continue_() if held else held.append((route, route.fetch())))
+    page.evaluate(
+        """async () => {
+          const { post } = await import("/console/api.js");
+          await post("v1/edits", { edits: [{ question: "Who leads A?", target: "Ada" }] });
+        }"""
+    )
+    while not held or backend.head == 0:
+        page.wait_for_timeout(50)
+    (route, old) = held[0]
+    assert old.json()["edits"][0]["state"] == "applying"
+    expect(page.locator("#live")).to_contain_text("v1")
+    page.wait_for_timeout(1_000)  # A second reading would be answered now, before the first.
+    route.fulfill(response=old)
+    page.wait_for_timeout(500)
+    expect(page.locator(".rows-inner .row")).to_contain_text("applied")
+
+
 def test_two_windows_race_for_a_rollback(service: ConsoleService, open_page: OpenPage) -> None:
     pages = [open_page(service, "#/versions") for _ in range(2)]
     for i in range(3):
