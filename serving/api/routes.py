@@ -268,7 +268,7 @@ def _add_version_routes(routes: APIRouter, backend: Backend) -> None:
     async def get_diff(
         low: Annotated[Number, Query(alias="from")], high: Annotated[Number, Query(alias="to")]
     ) -> dict[str, Any]:
-        """List the edits that only one of two versions holds, the norms of the change, and both scorecards."""
+        """List the edits that only one of two versions holds, their answers, the norms of the change, and both scorecards."""
         return await backend.diff(low, high)
 
     @routes.post("/v1/rollback")

@@ -227,6 +227,7 @@ class Backend:
             "common": min(low, high),
             "added": added,
             "removed": [],
+            "answers": [{"prompt": edit["prompt"], "from": "before", "to": edit["target"]} for edit in added],
             "norms": {"layers.3.down_proj": 1.25},
             "scorecard": {"efficacy": [one.scorecard["efficacy"], None]},
         }

@@ -223,9 +223,14 @@ class ConsoleBackend(Backend):
             "common": max(set(numbers[0]) & set(numbers[1])),
             "added": [edit.to_json() for id, edit in of_other.items() if id not in of_one],
             "removed": [edit.to_json() for id, edit in of_one.items() if id not in of_other],
+            "answers": self._changed_answers(low, high, {edit.prompt for edit in {**of_one, **of_other}.values()}),
             "norms": {"layers.3.down_proj": 1.25},
             "scorecard": {name: [one.scorecard.get(name), other.scorecard.get(name)] for name in names},
         }
+
+    def _changed_answers(self, low: int, high: int, questions: set[str]) -> list[dict[str, str]]:
+        said = ({"prompt": asked, "from": self.answer(asked, low), "to": self.answer(asked, high)} for asked in sorted(questions))
+        return [pair for pair in said if pair["from"] != pair["to"]]
 
     async def blame(self, prompt: Any, max_tokens: int) -> dict[str, Any]:
         text = prompt if isinstance(prompt, str) else prompt.messages[-1].content

@@ -90,7 +90,7 @@ def _print_version(version: Mapping[str, Any]) -> None:
 
 @app.command()
 def diff(a: int, b: int, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
-    """Compare two versions: edits that only one of them holds, norms of the change, both scorecards."""
+    """Compare two versions: edits that only one of them holds, their answers, norms of the change, both scorecards."""
     with errors_as_one_line():
         answer = connect(url).diff(a, b)
     if as_json:
@@ -98,6 +98,11 @@ def diff(a: int, b: int, as_json: AsJson = False, url: Url = DEFAULT_URL) -> Non
     say(f"from version {answer['from']} to {answer['to']}; version {answer['common']} is their last common ancestor")
     _print_edits(f"only in {b}", answer["added"])
     _print_edits(f"only in {a}", answer["removed"])
+    if answer["answers"]:
+        table = Table("prompt", f"version {a}", f"version {b}")
+        for pair in answer["answers"]:
+            table.add_row(*(shown(pair[name], MAX_SHOWN) for name in ("prompt", "from", "to")))
+        console.print(table)
     if answer["norms"]:
         table = Table("matrix", "norm of the change")
         for name, norm in answer["norms"].items():

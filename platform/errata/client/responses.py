@@ -160,6 +160,7 @@ DiffOut = TypedDict(
         "common": int,
         "added": list[dict[str, Any]],
         "removed": list[dict[str, Any]],
+        "answers": list[dict[str, str]],
         "norms": dict[str, float],
         "scorecard": dict[str, list[float | None]],
     },

@@ -1,4 +1,4 @@
-"""Differences between two versions: edits, the norm of the change by matrix, and scores side by side.
+"""Differences between two versions: edits, answers, the norm of the change by matrix, and scores side by side.
 
 O out-features, I in-features, R columns of all factors between the two, B columns of a block.
 """
@@ -6,7 +6,8 @@ O out-features, I in-features, R columns of all factors between the two, B colum
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from errata.edit import Edit
 from errata.history.budget import WalkBudget
 from errata.history.lineage import common_ancestor, live_versions
 from errata.ledger import Ledger
+from errata.text.dialogue import Prompt
 
 BLOCK = 1024  # Columns whose inner products with all others are in memory at a time.
 
@@ -25,6 +27,7 @@ def diff(ledger: Ledger, a: int, b: int, budget: WalkBudget | None = None) -> di
     """Compare version `b` with version `a`.
 
     {"from", "to", "common": the last common ancestor, "added" and "removed": the edits that only `b` or only `a` holds,
+    "answers": {"prompt", "from", "to"} of those edits whose answers differ, as they were when the edit was made,
     "norms": the Frobenius norm of W_b - W_a by matrix, "scorecard": {name: [of a, of b]} of the numbers that either has}.
     The deltas between the two count against `budget`. Raises `UnknownVersion`, and `WalkTooLong` and `WalkStopped` as it does.
     """
@@ -32,19 +35,48 @@ def diff(ledger: Ledger, a: int, b: int, budget: WalkBudget | None = None) -> di
     common = common_ancestor(ledger, a, b)
     budget.take(sum(between > common for number in (a, b) for between in ledger.chain(number)))
     of_a, of_b = (_by_identity(ledger, number, budget) for number in (a, b))
+    added = [held for key, held in of_b.items() if key not in of_a]
+    removed = [held for key, held in of_a.items() if key not in of_b]
     return {
         "from": a,
         "to": b,
         "common": common,
-        "added": [edit.to_json() for key, edit in of_b.items() if key not in of_a],
-        "removed": [edit.to_json() for key, edit in of_a.items() if key not in of_b],
+        "added": [held.edit.to_json() for held in added],
+        "removed": [held.edit.to_json() for held in removed],
+        "answers": _changed_answers(added, removed),
         "norms": _norms(_between(ledger, common, a, b, budget)),
         "scorecard": _side_by_side(ledger.version(a).scorecard, ledger.version(b).scorecard),
     }
 
 
-def _by_identity(ledger: Ledger, number: int, budget: WalkBudget) -> dict[str | Edit, Edit]:
-    return {edit.id or edit: edit for version in live_versions(ledger, number, budget.step) for edit in version.edits}
+class _Held(NamedTuple):
+    """An edit with the answers to its prompt before it was made and after; None where they were not recorded."""
+
+    edit: Edit
+    before: str | None = None
+    after: str | None = None
+
+
+def _by_identity(ledger: Ledger, number: int, budget: WalkBudget) -> dict[str | Edit, _Held]:
+    return {
+        edit.id or edit: _Held(edit, *(answers or ()))
+        for version in live_versions(ledger, number, budget.step)
+        for edit, answers in zip_longest(version.edits, version.scorecard.get("answers", ())[: len(version.edits)])
+    }
+
+
+def _changed_answers(added: Sequence[_Held], removed: Sequence[_Held]) -> list[dict[str, str]]:
+    """List the recorded answers that differ; of two edits of one prompt the later answer counts on each side."""
+    pairs: dict[Prompt, tuple[str | None, str | None]] = {}
+    for held in removed:
+        pairs[held.edit.prompt] = (held.after, pairs.get(held.edit.prompt, (None, held.before))[1])
+    for held in added:
+        pairs[held.edit.prompt] = (pairs.get(held.edit.prompt, (held.before, None))[0], held.after)
+    return [
+        {"prompt": str(prompt), "from": one, "to": other}
+        for prompt, (one, other) in pairs.items()
+        if one is not None and other is not None and one != other
+    ]
 
 
 def _norms(deltas: Iterable[WeightDelta]) -> dict[str, float]:

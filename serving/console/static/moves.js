@@ -78,12 +78,20 @@ async function rollbackEffect(head, number) {
   return [...changes(found), h("p", { class: "hint" }, "Nothing is deleted: a later version can be served again.")];
 }
 
-/** Show the edits and the scores in which two versions differ. */
+/** Show the edits, the answers and the scores in which two versions differ. */
 export function changes(found) {
   const out = edits("will no longer hold", found.removed, "del");
   const back = edits("will hold again", found.added, "ins");
   const none = !out && !back && h("p", {}, "Both hold the same edits.");
-  return [out, back, none, scores(found)];
+  return [out, back, none, answers(found.answers), scores(found)];
+}
+
+/** Show answers as they were when the edits were made; the model is not asked again. */
+function answers(list) {
+  if (!list.length) return null;
+  const lines = list.slice(0, SHOWN).map((one) => h("li", {}, h("span", { class: "quiet" }, one.prompt), h("div", { class: "pair" }, difference(one.from, one.to))));
+  const more = list.length > SHOWN && h("p", { class: "hint" }, `and ${count(list.length - SHOWN)} more`);
+  return h("details", { open: list.length <= 10 }, h("summary", {}, `${several(list.length, "answer")} ${list.length === 1 ? "changes" : "change"}`), h("ul", { class: "changes" }, lines), more);
 }
 
 function edits(what, list, kind) {

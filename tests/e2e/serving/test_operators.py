@@ -109,6 +109,7 @@ def test_two_versions_are_compared(app: App) -> None:
     found = app.http.get("/v1/diff", params={"from": low, "to": high}).raise_for_status().json()
     assert (found["common"], [e["prompt"] for e in found["added"]]) == (0, [FACTS[106][0]])
     assert [e["prompt"] for e in found["removed"]] == [FACTS[105][0]] and min(found["norms"].values()) > 0
+    assert {one["prompt"] for one in found["answers"]} == {FACTS[105][0], FACTS[106][0]}
     assert app.http.get("/v1/diff", params={"from": low, "to": 99_999}).status_code == 404
 
 

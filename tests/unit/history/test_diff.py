@@ -97,6 +97,17 @@ def test_a_diff_lists_added_and_removed_edits_and_both_scores(forked: Ledger) ->
     assert found["scorecard"] == {"efficacy": [0.75, 0.25], "locality": [0.9, None]}
 
 
+def test_a_diff_lists_the_answers_that_were_recorded_and_differ(ledger: Ledger, random_delta) -> None:
+    add(ledger, random_delta(1), Edit("a", "x", id="a"), Edit("b", "x", id="b"), answers=[["it is w", "it is x"], ["x", "x"]])
+    add(ledger, random_delta(2), Edit("a", "y", id="again"), answers=[["it is x", "it is y"]])
+    add(ledger, random_delta(3), Edit("a", "z", id="other"), Edit("c", "z", id="c"), parent=1, answers=[["it is x", "it is z"]])
+    add(ledger, random_delta(4), Edit("d", "z", id="d"), parent=1)
+    assert diff(ledger, 0, 2)["answers"] == [{"prompt": "a", "from": "it is w", "to": "it is y"}]
+    assert diff(ledger, 2, 0)["answers"] == [{"prompt": "a", "from": "it is y", "to": "it is w"}]
+    assert diff(ledger, 2, 3)["answers"] == [{"prompt": "a", "from": "it is y", "to": "it is z"}]
+    assert diff(ledger, 1, 4)["answers"] == [], "the answers of an imported version are not known"
+
+
 def test_a_version_does_not_differ_from_itself(forked: Ledger) -> None:
     found = diff(forked, 2, 2)
     assert (found["common"], found["added"], found["removed"], found["norms"]) == (2, [], [], {})

@@ -168,6 +168,17 @@ def test_two_windows_race_for_a_rollback(service: ConsoleService, open_page: Ope
     expect(pages[0].locator("#live")).to_contain_text("v2")
 
 
+def test_the_comparison_of_two_versions_shows_the_answers_that_change(service: ConsoleService, open_page: OpenPage) -> None:
+    page = open_page(service, "#/versions")
+    post(page, [{"question": "Who leads A?", "target": "Ada"}])
+    post(page, [{"question": "Who leads A?", "target": "Bo"}])
+    page.goto(f"{service.console}#/versions/compare/1/2")
+    changed = page.locator(".changes .pair")
+    expect(changed).to_have_count(1)
+    expect(changed.locator("del")).to_contain_text("Ada")
+    expect(changed.locator("ins")).to_contain_text("Bo")
+
+
 BOTH = {"prompt": "p", "question": "q", "target": "t"}
 ABSENT = {"question": "q", "target": "t", "subject": "x"}
 RECORDS = [
