@@ -229,7 +229,7 @@ class ConsoleBackend(Backend):
         }
 
     def _changed_answers(self, low: int, high: int, questions: set[str]) -> list[dict[str, str]]:
-        said = ({"prompt": asked, "from": self.answer(asked, low), "to": self.answer(asked, high)} for asked in sorted(questions))
+        said = ({"prompt": text, "from": self.answer(text, low), "to": self.answer(text, high)} for text in sorted(questions))
         return [pair for pair in said if pair["from"] != pair["to"]]
 
     async def blame(self, prompt: Any, max_tokens: int) -> dict[str, Any]:
