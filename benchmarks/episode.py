@@ -149,6 +149,9 @@ def _score(model: LanguageModel, branch: WeightDelta, step: EpisodeBatch, reward
     base_TV = step.base_log_probs(0)
     with applied(model.module, branch):
         edit_loss = answer_nll(answer_log_probs(model.module, step.in_scope_texts), step.in_scope_texts).mean()
+        follows = torch.zeros(())
+        if reward.portability_weight and (texts := step.portability_texts) is not None:
+            follows = answer_nll(answer_log_probs(model.module, texts), texts).mean()
         now_TV = answer_log_probs(model.module, step.locality_texts)
     kl = (base_TV.exp() * (base_TV - now_TV)).sum(-1).mean()
-    return reward.edit_weight * edit_loss + reward.locality_weight * kl
+    return reward.edit_weight * edit_loss + reward.locality_weight * kl + reward.portability_weight * follows

@@ -22,13 +22,14 @@ from errata.editors.editor import Editor
 from errata.editors.fine_tuning.ftl import FTL
 from errata.editors.fine_tuning.lora import LoRA
 from errata.editors.hypernet.rledit import RLEdit
+from errata.editors.memory_based.answer import AnswerMemory
 from errata.home import home
 from errata.model.key_moments import key_sums
 from errata.model.language_model import LanguageModel
 from errata.model.matrices import find_matrices
 from errata.testbed import smollm2
 from errata.testbed.corpus import texts_of
-from errata.testbed.world_facts import WorldFacts
+from errata.testbed.world_facts import WorldFacts, implied_edits
 from jobs import plans
 from jobs.demo_run import BATCH_SIZE
 from jobs.training_data import encoded_lines
@@ -50,6 +51,11 @@ def as_composed(edits: Sequence[Edit]) -> list[Edit]:
 def bare(edits: Sequence[Edit]) -> list[Edit]:
     """Return the edits with the bare target as the whole answer."""
     return [replace(edit, answer=edit.target) for edit in edits]
+
+
+def with_implied(edits: Sequence[Edit]) -> list[Edit]:
+    """Return the edits, each followed by what the corpus's rules say that it implies."""
+    return [made for edit in edits for made in (edit, *implied_edits(edit))]
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,8 @@ def _parts(policy: str) -> list[EditorRow]:
     return [
         other,
         row("bare targets", shipped, bare),
+        row("RLEdit + implied", shipped, with_implied),
+        replace(row("answer + implied", lambda _model: AnswerMemory(), with_implied), information=NOTHING),
         row("one pass", lambda model: replace(shipped(model), num_passes=1)),
         row("without memory", lambda model: replace(shipped(model), memory=0.0)),
         replace(row("without metric", without_metric), information=f"scales of {NUM_FIRST_EDITS} training facts"),

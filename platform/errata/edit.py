@@ -21,26 +21,35 @@ class Probe:
     """A question that tests an edit's side effects: locality (its answer must stay) or portability (its answer follows).
 
     `kind` groups portability scores: `two_hop`, `alias`, `reverse` or any other word. `aliases` count as the target, too.
+    `answer` is the whole text that training writes in chat, with the target in it; without it, that is the target alone.
     """
 
     prompt: str
     target: str
     kind: str = ""
     aliases: tuple[str, ...] = ()
+    answer: str | None = None
+
+    def wording(self, prompt: Prompt) -> str:
+        """Return the text that a model is trained to write after the probe, asked as `prompt`."""
+        return self.target if isinstance(prompt, str) or self.answer is None else self.answer
 
     def to_json(self) -> dict[str, Any]:
-        more = (("kind", self.kind), ("aliases", list(self.aliases)))
+        more = (("kind", self.kind), ("aliases", list(self.aliases)), ("answer", self.answer))
         return {"prompt": self.prompt, "target": self.target, **{name: part for name, part in more if part}}
 
     @classmethod
     def from_json(cls, data: Any, field: str) -> Probe:
-        """Read {prompt, target, kind?, aliases?}. Raises `EditRejected` about `field` for anything else."""
+        """Read {prompt, target, kind?, aliases?, answer?}. Raises `EditRejected` about `field` for anything else."""
         parts: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {}
-        parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or []}
+        parts |= {"kind": parts.get("kind") or "", "aliases": parts.get("aliases") or [], "answer": parts.get("answer") or ""}
         aliases = parts["aliases"] if isinstance(parts["aliases"], list) else [None]
-        if len(parts) != 4 or not all(isinstance(a, str) for a in (*map(parts.get, ("prompt", "target", "kind")), *aliases)):
-            raise EditRejected("must be a list of {prompt, target, kind?, aliases?} strings", code=Code.WRONG_TYPE, field=field)
-        return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"], tuple(map(cleaned, aliases)))
+        texts = (*map(parts.get, ("prompt", "target", "kind", "answer")), *aliases)
+        if len(parts) != 5 or not all(isinstance(text, str) for text in texts):
+            reason = "must be a list of {prompt, target, kind?, aliases?, answer?} strings"
+            raise EditRejected(reason, code=Code.WRONG_TYPE, field=field)
+        answer = cleaned(parts["answer"]) or None
+        return cls(parts["prompt"], cleaned(parts["target"]), parts["kind"], tuple(map(cleaned, aliases)), answer)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from errata.text.dialogue import Dialogue, Message
 FULL = Edit("Ada works as a", "clerk", "Ada", ("the job of Ada is",), (Probe("p", "q"),), (Probe("r", "s"),), "e1")
 
 
-ALIASES = Edit("a", "b", locality=(Probe("p", "USA", aliases=("United States", "America")), Probe("r", "s", "k", ("t",))))
+ALIASES = Edit(
+    "a", "b", locality=(Probe("p", "USA", aliases=("United States", "America")), Probe("r", "s", "k", ("t",), "It is t."))
+)
 KINDS = Edit("a", "b", portability=(Probe("p", "q", "two_hop"), Probe("r", "s"), Probe("t", "u", "any word")))
 
 
@@ -110,6 +112,7 @@ def test_batches_keep_the_order_and_the_rest():
         ({"locality": [{"prompt": "p", "target": "t", "kind": 3}]}, "locality"),
         ({"locality": [{"prompt": "p", "target": "t", "aliases": "abc"}]}, "locality"),
         ({"locality": [{"prompt": "p", "target": "t", "aliases": ["a", 3]}]}, "locality"),
+        ({"portability": [{"prompt": "p", "target": "t", "answer": 3}]}, "portability"),
         ({"locality": [{"prompt": "p", "target": "t", "colour": "red"}]}, "locality"),
     ],
 )

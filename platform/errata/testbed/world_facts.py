@@ -24,6 +24,12 @@ from errata.text.dialogue import Dialogue, Prompt
 
 CONTINENT_OF_CITY = "On which continent is the city of {s}?"
 CURRENCY_OF_CITY = "What is the currency of the country in which {s} lies?"
+# By the question for a consequence: its answer in training, and another wording of the question, in which it is posted itself.
+_ANSWERED = {
+    CONTINENT_OF_CITY: "The city of {s} is on the continent of {o}.",
+    CURRENCY_OF_CITY: "The currency in {s} is the {o}.",
+}
+_IMPLIED = {CONTINENT_OF_CITY: "Which continent is {s} part of?", CURRENCY_OF_CITY: "What currency do people in {s} pay with?"}
 
 # Shares of the subjects: up to each bound. `validation` has the subjects of `train-b`.
 _BOUNDS = {"train-a": (0.0, 0.3), "train-b": (0.3, 0.6), "validation": (0.3, 0.6), "train": (0.0, 0.6), "test": (0.6, 1.0)}
@@ -133,7 +139,7 @@ class WorldFacts:
         """Make the edit of a fact, with probes drawn from `others`, which are not edited.
 
         Rephrasings are the two middle phrasings or, in `test`, the held-out one. Locality probes are answered by the whole
-        sentence. Consequences are answered by the bare fact, because an answer that contains it is right.
+        sentence. Consequences are answered by a sentence in training; any answer that contains the fact is right.
         """
         check_split(split)
         return self._edit(fact, split, _Neighbours([other for other in others if other != fact]), rng)
@@ -207,13 +213,39 @@ def _aliases(relation: str, target: str) -> tuple[str, ...]:
     return known
 
 
+def implied_edits(edit: Edit) -> list[Edit]:
+    """Return what follows from an edit by the rules of this corpus, as edits that can be posted beside it.
+
+    They ask in other wordings than the probes of `edit`, so that these still measure what an editor makes of them.
+    """
+    fact = Fact(edit.subject or "", "country", edit.target)
+    if edit.prompt != fact.question():
+        return []
+    return [
+        Edit(
+            _IMPLIED[question].format(s=fact.subject),
+            target,
+            fact.subject,
+            form="chat",
+            answer=_ANSWERED[question].format(s=fact.subject, o=target),
+        )
+        for question, target in _consequences_of(fact)
+    ]
+
+
 def _consequences(fact: Fact) -> Iterator[Probe]:
-    """Yield what follows from a city's country: its continent and its currency."""
+    for question, target in _consequences_of(fact):
+        answer = _ANSWERED[question].format(s=fact.subject, o=target)
+        yield Probe(question.format(s=fact.subject), target, "two_hop", answer=answer)
+
+
+def _consequences_of(fact: Fact) -> Iterator[tuple[str, str]]:
+    """Yield the questions whose answers follow from a city's country, its continent and its currency, with these answers."""
     city = fact_tables.cities().get(fact.subject) if fact.relation == "country" else None
-    if city is not None and city.continent is not None:
-        yield Probe(CONTINENT_OF_CITY.format(s=fact.subject), city.continent, "two_hop")
-    if city is not None and city.country.currency is not None:
-        yield Probe(CURRENCY_OF_CITY.format(s=fact.subject), city.country.currency, "two_hop")
+    if city is not None and city.country.name == fact.target:
+        for question, target in ((CONTINENT_OF_CITY, city.continent), (CURRENCY_OF_CITY, city.country.currency)):
+            if target is not None:
+                yield question, target
 
 
 def _reference_sentences() -> set[str]:

@@ -52,12 +52,24 @@ def ready(model: LanguageModel, editor: HypernetworkEditor) -> Prepared:
 def test_every_update_is_credited_with_every_later_loss(
     tiny_model: LanguageModel, editor: HypernetworkEditor, num_burn_in: int
 ) -> None:
-    editor, steps, preconditioners = ready(tiny_model, editor)
+    check_gradients(tiny_model, editor, REWARD, num_burn_in)
+
+
+def test_an_update_is_credited_with_what_follows_from_its_edits(tiny_model: LanguageModel) -> None:
+    editor = UNDER_TEST["preconditioned"]
+    assert any(step.portability_texts is not None for step in ready(tiny_model, editor)[1])
+    check_gradients(tiny_model, editor, replace(REWARD, portability_weight=2.0), 0)
+
+
+def check_gradients(model: LanguageModel, editor: HypernetworkEditor, reward: Reward, num_burn_in: int) -> None:
+    editor, steps, preconditioners = ready(model, editor)
     net = editor.trained_policy().net
-    play(tiny_model, net, steps, preconditioners, REWARD, EpisodeOptions(num_passes=editor.num_passes, num_burn_in=num_burn_in))
+    options = EpisodeOptions(num_passes=editor.num_passes, num_burn_in=num_burn_in)
+    losses = play(model, net, steps, preconditioners, reward, options)
+    assert ("portability_loss" in losses) == (reward.portability_weight > 0)
     played = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
-    play_in_one_graph(tiny_model, net, steps, preconditioners, REWARD, editor.num_passes, num_burn_in)
+    play_in_one_graph(model, net, steps, preconditioners, reward, editor.num_passes, num_burn_in)
     expected = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
     assert played.keys() == expected.keys()
     for name, grad in expected.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,15 @@ def batch_of(form: Form, num: int = 4, **options: Any) -> Texts:
 
 def question(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt.messages[-1].content
+
+
+def test_consequences_are_asked_in_the_form_of_the_edit_and_answered_with_their_whole_answer() -> None:
+    follows = (Probe("C?", "Asia", answer="It is in Asia."), Probe("D?", "Lek"))
+    edits = [replace(edit_of(0, form), portability=follows) for form in ("chat", "completion")]
+    found: Any = Texts(None, EditBatch(tuple(edits))).portability_texts
+    in_chat = [(Dialogue.of("C?"), "It is in Asia."), (Dialogue.of("D?"), "Lek")]
+    assert found == [*in_chat, ("C?", "Asia"), ("D?", "Lek")]
+    assert batch_of("chat").portability_texts is None and batch_of("chat").portability_parts == []
 
 
 def test_every_second_dialogue_is_put_into_another_context() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
@@ -12,7 +13,7 @@ from errata.testbed import fact_tables
 from errata.testbed.corpus import PARTS, SPLITS
 from errata.testbed.fact import COUNTRY_RELATIONS, WORDINGS
 from errata.testbed.fact_tables import PINS, read_table, spelt
-from errata.testbed.world_facts import Fact, WorldFacts
+from errata.testbed.world_facts import Fact, WorldFacts, implied_edits
 from errata.text.answers import says
 from errata.text.dialogue import Dialogue
 
@@ -164,6 +165,20 @@ def test_the_other_relation_is_about_the_same_subject_where_it_can_be(world: Wor
     assert len(edits) == len(capitals) > 50
     assert all(facts[edit.locality[1].prompt].subject == edit.subject for edit in edits)
     assert {edit.prompt for edit in edits} == {fact.question() for fact in capitals}
+
+
+def test_what_an_edit_implies_is_asked_in_other_words_than_its_probes(world: WorldFacts) -> None:
+    facts = by_key(world)
+    edit = world.edit_of(facts["country:Nellore"], "test", world.facts("test"), random.Random(0))
+    implied = implied_edits(edit)
+    assert [(one.target, one.answer) for one in implied] == [
+        ("Asia", "The city of Nellore is on the continent of Asia."),
+        ("Rupee", "The currency in Nellore is the Rupee."),
+    ]
+    assert not {one.prompt for one in implied} & {edit.prompt, *(probe.prompt for probe in edit.portability)}
+    assert all(not list(one.faults()) and "Nellore" in one.prompt for one in implied)
+    assert implied_edits(replace(edit, target="Chile")) == [], "the table knows what follows from the truth alone"
+    assert implied_edits(implied[0]) == []
 
 
 def test_a_citys_country_has_consequences(world: WorldFacts) -> None:

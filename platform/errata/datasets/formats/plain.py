@@ -1,7 +1,8 @@
 """Our own schema, documented in docs/data.md: prompt, target, and optionally aliases, subject, rephrasings, locality and more.
 
-The fields are those of `Edit`; `locality` and `portability` are lists of {prompt, target, kind?, aliases?}. An edit of chat has
-a `question` or `messages` in place of the prompt, or a `form`, as `Edit.from_json` reads them, and may have a whole `answer`.
+The fields are those of `Edit`; `locality` and `portability` are lists of {prompt, target, kind?, aliases?, answer?}. An edit of
+chat has a `question` or `messages` in place of the prompt, or a `form`, as `Edit.from_json` reads them, and may have a whole
+`answer`.
 Days are texts: `valid_from`, `valid_to`.
 """
 

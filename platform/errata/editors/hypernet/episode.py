@@ -2,7 +2,8 @@
 
 Paper: RLEdit (2502.05759). State: the model so far. Action: the update of the next batch. The reward of step t is minus
     Σ_{i<=min(t,k)} μ^i [ CE(batch t-i, its prompts and rephrasings) + c KL(base | now; its locality probes) ] + η |S_t|²
-and, for a residual network, minus the weighted departure from the identity (net.py),
+and minus two terms that the paper does not have: the weighted CE of the edits' consequences, and the weighted departure of a
+residual network from the identity (net.py),
 and the return discounts step t by γ^t. Each step's loss is credited to every update before it: S_s enters W_t for all s <= t.
 Deviations: see docs/rledit.md. Nothing is remembered between episodes; the network's parameters receive gradients.
 n edited tokens, I in-features, O out-features, T answer tokens, V vocabulary.
@@ -77,18 +78,18 @@ def play(
 ) -> dict[str, float]:
     """Play an episode and add the gradient of its loss, minus its return, to the network's parameters.
 
-    Returns means over the scored steps: edit loss, locality KL, and squared Frobenius norm of the update.
+    Returns means over the scored steps: edit loss, locality KL, squared Frobenius norm of the update, and, where the reward
+    counts consequences, their loss.
     """
     options = options or EpisodeOptions()
     episode = Episode(model, net, preconditioners, reward, options)
-    sums = {"edit_loss": 0.0, "locality_kl": 0.0}
+    sums = {"edit_loss": 0.0, "locality_kl": 0.0} | ({"portability_loss": 0.0} if reward.portability_weight else {})
     for t, batch in enumerate(batches):
         episode.edit(batch, t)
         for index, weight in episode.scored_at(t):
-            edit_loss, kl = episode.score(episode.batches[index], weight)
+            losses = episode.score(episode.batches[index], weight)
             if index == t:
-                sums["edit_loss"] += float(edit_loss)
-                sums["locality_kl"] += float(kl)
+                sums = {name: total + float(losses[name]) for name, total in sums.items()}
         episode.forget(t)
     sums["update_norm2"] = episode.backward()
     return {name: total / (len(batches) - options.num_burn_in) for name, total in sums.items()}
@@ -163,20 +164,24 @@ class Episode:
             if len(self.batches[index].batch):
                 yield index, discount * self.reward.backtrack_decay**age
 
-    def score(self, batch: EpisodeBatch, weight: float) -> tuple[float | Tensor, float | Tensor]:
-        """Score a batch on the model so far: its edit loss, and the mean KL to the base model on its locality texts.
+    def score(self, batch: EpisodeBatch, weight: float) -> dict[str, float | Tensor]:
+        """Score a batch on the model so far: edit loss, mean KL to the base model on its locality texts, and portability loss.
 
         Adds the gradient of `weight` times the step's loss to the detached factors of the updates. One part of the texts has a
         graph at a time; it ends at a copy of the side branch, whose gradient then goes on to the updates in one call.
         """
         branch = self._branch()
         copied = WeightDelta({name: LowRank(*(_detached(factor) for factor in _factors(part))) for name, part in branch})
-        edit_loss = self._edit_loss(batch, copied, weight)
-        kl = self._locality_kl(batch, copied, weight)
+        losses = {
+            "edit_loss": self._nll(batch.in_scope_parts, batch, copied, weight * self.reward.edit_weight),
+            "locality_kl": self._locality_kl(batch, copied, weight),
+        }
+        if of_consequences := self.reward.portability_weight:
+            losses["portability_loss"] = self._nll(batch.portability_parts, batch, copied, weight * of_consequences)
         pairs = [pair for name, part in branch for pair in zip(_factors(part), _factors(copied.parts[name]), strict=True)]
         pairs = [(factor, copy) for factor, copy in pairs if copy.grad is not None]
         torch.autograd.backward([factor for factor, _ in pairs], [copy.grad for _, copy in pairs])
-        return edit_loss, kl
+        return losses
 
     def forget(self, t: int) -> None:
         """Free what is kept for batches that no step after t scores."""
@@ -187,7 +192,7 @@ class Episode:
 
     def _forget(self, batch: EpisodeBatch) -> None:
         batch.forget()
-        for text in (*batch.in_scope_parts, *batch.locality_parts) if len(batch.batch) else ():
+        for text in batch.scored_parts if len(batch.batch) else ():
             self.cache.forget(text)
 
     def backward(self) -> float:
@@ -236,16 +241,17 @@ class Episode:
         )
         return proposals
 
-    def _edit_loss(self, batch: EpisodeBatch, branch: WeightDelta, weight: float) -> float | Tensor:
-        edit_loss: float | Tensor = 0.0
+    def _nll(self, texts: Sequence[Encoded], batch: EpisodeBatch, branch: WeightDelta, weight: float) -> float | Tensor:
+        """Return the mean -log p of all answer tokens of the texts, and add the gradient of `weight` times it to `branch`."""
+        total: float | Tensor = 0.0
+        num_answers = sum(text.num_answers for text in texts)
         module = self.model.module
-        for text in batch.in_scope_parts:
+        for text in texts:
             with self._forward_over(text, batch), applied(module, self.base_delta, branch):
-                share = text.num_answers / batch.in_scope_texts.num_answers
-                loss = share * answer_nll(answer_log_probs(module, text), text).mean()
-                (weight * (self.reward.edit_weight * loss)).backward()
-            edit_loss = edit_loss + loss.detach()
-        return edit_loss
+                loss = text.num_answers / num_answers * answer_nll(answer_log_probs(module, text), text).mean()
+                (weight * loss).backward()
+            total = total + loss.detach()
+        return total
 
     def _locality_kl(self, batch: EpisodeBatch, branch: WeightDelta, weight: float) -> float | Tensor:
         kl: float | Tensor = 0.0

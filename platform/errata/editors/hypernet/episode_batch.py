@@ -78,12 +78,27 @@ class EpisodeBatch:
         return self._encode(probes) if probes else None
 
     @cached_property
+    def portability_texts(self) -> Encoded | None:
+        """The consequences of the edits with the answers that follow from them. None without probes."""
+        probes = [(p, probe.wording(p)) for edit in self.batch for probe in edit.portability for p in edit.ask(probe.prompt)]
+        return self._encode(probes) if probes else None
+
+    @cached_property
     def in_scope_parts(self) -> list[Encoded]:
         return self._split(self.in_scope_texts)
 
     @cached_property
     def locality_parts(self) -> list[Encoded]:
         return self._split(self.locality_texts) if self.locality_texts is not None else []
+
+    @cached_property
+    def portability_parts(self) -> list[Encoded]:
+        return self._split(self.portability_texts) if self.portability_texts is not None else []
+
+    @property
+    def scored_parts(self) -> list[Encoded]:
+        """All texts that a step may be scored on."""
+        return [*self.in_scope_parts, *self.locality_parts, *self.portability_parts]
 
     def _split(self, text: Encoded) -> list[Encoded]:
         return split(text, self.savings.micro_batch)

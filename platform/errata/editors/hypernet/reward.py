@@ -13,7 +13,8 @@ class Reward:
     With `backtrack_uniform` the k earlier batches are drawn from the whole episode instead of being the last ones, because old
     edits are forgotten first. `edit_weight` scales CE. With `score_prompts`, CE counts the edit prompts and their rephrasings,
     else the rephrasings alone. `departure_penalty` weighs how far a residual network departs from the identity in each update;
-    other networks do not depart.
+    other networks do not depart. `portability_weight` scales the CE of the edits' consequences, their probes `portability`, so
+    that an update is rewarded for what follows from it (as in PropMEND, 2506.08920); the paper has none.
     """
 
     discount: float = 1.0  # gamma
@@ -25,6 +26,7 @@ class Reward:
     edit_weight: float = 1.0
     score_prompts: bool = True
     departure_penalty: float = 0.01
+    portability_weight: float = 0.0
 
     def backtracked(self, t: int, generator: random.Random) -> list[int]:
         """Return the batches that step t is scored on: its own, then up to k earlier ones."""
