@@ -87,7 +87,7 @@ def test_the_abuses_send_what_they_say_and_count_the_answers(tmp_path: Path) -> 
     async def played(url: str) -> list[AbusePhase]:
         async with httpx.AsyncClient(base_url=url) as http:
             keys = dict.fromkeys(("abuser", "client", "editor"), "key")
-            service = AbusedService(url, keys, AbuseSettings(phase_s=0.3, width=2), http, psutil.Process())
+            service = AbusedService(url, keys, AbuseSettings(phase_s=1.0, width=2), http, psutil.Process())
             for abuse in ABUSES:
                 await service.play(abuse.__name__, abuse)
             return service.phases
