@@ -23,7 +23,7 @@ def lost(history: History) -> Iterator[str]:
         if row is None:
             yield f"edit {id[:8]} was acknowledged, and the journal does not know it"
         elif row.state == "applied" and not row.unchanged and id not in held and not _went_back(history, id):
-            yield f"edit {id[:8]} is applied in version {row.version}, and left the head without a rollback"
+            yield f"edit {id[:8]} is applied in version {row.version}, and left the head without a request"
         elif row.state == "rejected" and not row.may_be_refused:
             yield f"edit {id[:8]} is rejected without a fault of its own"
 
@@ -207,12 +207,16 @@ def _was_asked_for(history: History, step: Step, before: float) -> bool:
 
 
 def _went_back(history: History, id: str) -> bool:
-    """Say if the head left an edit by a rollback of a client."""
+    """Say if the head left an edit by a client's rollback, or by a client's revert of it that the head later went back from."""
     chain = history.chain
     holding = frozenset(version.number for version in chain.versions if id in chain.ids(version.number))
     left = chain.left_at(holding, 0, len(chain.heads) - 1)
     if left is None:
         return any(version.fate == OUT_OF_USE and id in {e.id for e in version.edits} for version in chain.versions)
+    if left.cause == "revert":
+        is_undone = not chain.follows(chain.head, left.version)
+        taken_out = chain.by_number[left.version].reverted.get("edits", ())
+        return is_undone and id in taken_out and any(id in revert.given["edits"] for revert in history.of_kind("revert"))
     return left.cause == "move" and _was_asked_for(history, left, float("inf"))
 
 

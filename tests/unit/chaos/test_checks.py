@@ -147,6 +147,16 @@ def test_an_edit_that_left_the_head_without_a_request_is_lost() -> None:
     assert found(history) == "adg"  # It is not visible any more, and the head's move has no author.
 
 
+def test_an_edit_whose_revert_was_gone_back_from_is_applied_and_not_live() -> None:
+    """C is taken out by version 4, and the head then goes back to before both: the revert does not count any more."""
+    rows = (*ROWS[:2], row(2, C, WHERE, "applied", 3))
+    back = replace(CHAIN, moves=(*CHAIN.moves, Move(1, 4)))
+    assert found(plus(rollback(20, 1), chain=back, rows=rows)) == ""
+    assert found(plus(rows=rows)) == "ag", "the head still follows the revert"
+    unasked = tuple(one for one in OPERATIONS if one.kind != "revert")
+    assert "a" in found(History((*unasked, rollback(20, 1)), back, rows))
+
+
 def test_a_rollback_without_an_answer_may_have_been_made() -> None:
     asked = tuple(rollback(4, 1, answered=False) if one.kind == "rollback" else one for one in OPERATIONS)
     assert found(History(asked, CHAIN, ROWS)) == ""
