@@ -9,7 +9,7 @@ w k kᵀ of every later P⁻¹, and its part of every later W_b. The batches wit
 
     K_b    the keys in the editor's state; where these are not the solved ones, V_b P_b⁺, V_b = K_b P_b the right factor of ΔW_b
     D_b    (K_b P_b K_bᵀ + λ I) Z_b, Z_b the left factor
-    D'_b   D_b + K_b (W_b - W'_b)ᵀ, so that T_b is asked for as before
+    D'_b   D_b + K_b (W_b - W'_b)ᵀ where an editor wants outputs, T_b; D_b where it wants a change of them, as a gradient gives
     P'_b   (P_b⁻¹ - w Σ_S k kᵀ)⁻¹, the preconditioner down-dated by the rows that are gone
 
 and ΔW'_b is the solve of the rows of b that stay. The first batch with a row of S is the first that changes. For λ w = 1 the
@@ -60,7 +60,8 @@ class NormalEquations:
 
     `log_ridges` are log λ, `sources` name the input whose keys and preconditioner a matrix uses, `weight` is w, and `bases`
     computes P_0 by input; an input without one has the identity. `edits_of_rows` gives the edit of each row of a batch. The
-    matrices `recovered` were not solved at the keys in the state, or the state has none: theirs come from the factors.
+    matrices `recovered` were not solved at the keys in the state, or the state has none: theirs come from the factors. `fixes`
+    says what stays the same when earlier batches change: the outputs that were asked for, or the changes of outputs.
     """
 
     log_ridges: Mapping[str, Tensor]

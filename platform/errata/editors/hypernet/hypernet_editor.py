@@ -171,7 +171,9 @@ class HypernetworkEditor(TrainedEditor[Policy]):
         bases = self.trained_policy().base_preconditioners
         recovered = frozenset[str]() if bases and self.memory else frozenset(sources)
         ridges = {name: net.log_ridge(name).detach() for name in sources}
-        return NormalEquations(ridges, sources, self.memory if bases else 0.0, lambda: bases, edits_of_rows, recovered, "changes")
+        return NormalEquations(
+            ridges, sources, self.memory if bases else 0.0, lambda: bases, edits_of_rows, recovered, "changes"
+        )
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
         policy = self.trained_policy()
