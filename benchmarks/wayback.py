@@ -121,19 +121,19 @@ class EditedLedger:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a model is compared by: its matrices, and its answers to all prompts and to unrelated questions."""
+class Seen:
+    """A model as it is compared: its matrices, and its answers to all prompts and to unrelated questions."""
 
     weights: torch.Tensor
     answers: list[str]
     unrelated: list[str]
 
     @classmethod
-    def of(cls, ledger: EditedLedger, edits: Sequence[Edit], questions: Sequence[str]) -> Told:
+    def of(cls, ledger: EditedLedger, edits: Sequence[Edit], questions: Sequence[str]) -> Seen:
         return cls(ledger.weights(), ledger.say([edit.prompt for edit in edits]), ledger.say(questions))
 
 
-def row_of(found: Told, never: Told, base: torch.Tensor, edits: Sequence[Edit], gone: Collection[str]) -> dict[str, Any]:
+def row_of(found: Seen, never: Seen, base: torch.Tensor, edits: Sequence[Edit], gone: Collection[str]) -> dict[str, Any]:
     """Compare a model with the one that never had the edits."""
     asked = list(zip(edits, found.answers, strict=True))
     kept = [answer == edit.target for edit, answer in asked if edit.id not in gone]
@@ -178,14 +178,14 @@ def rows_of(name: str, editor: Editor, plan: Plan) -> list[dict[str, Any]]:
     base = here.weights()
     here.post(edits)
     without.post(edits, gone)
-    never, head = Told.of(without, edits, questions), here.version
+    never, head = Seen.of(without, edits, questions), here.version
     rows = [
-        {"editor": name, "mode": "none", **row_of(Told.of(here, edits, questions), never, base, edits, gone), "seconds": None}
+        {"editor": name, "mode": "none", **row_of(Seen.of(here, edits, questions), never, base, edits, gone), "seconds": None}
     ]
     for mode in MODES:
         here.back_to(head)
         _, seconds = here.revert(gone, mode)
-        rows.append({"editor": name, "mode": mode, **row_of(Told.of(here, edits, questions), never, base, edits, gone)})
+        rows.append({"editor": name, "mode": mode, **row_of(Seen.of(here, edits, questions), never, base, edits, gone)})
         rows[-1]["seconds"] = seconds
     return rows
 

@@ -168,7 +168,7 @@ class _Sequence:
 
 
 class _Solved(NamedTuple):
-    """What a call was solved for at one matrix: keys, and changes of the output there, D."""
+    """The keys of a call at one matrix, and the changes of the output there that it was solved for, D."""
 
     keys_nI: Tensor
     wanted_nO: Tensor

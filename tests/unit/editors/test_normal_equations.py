@@ -200,7 +200,7 @@ def test_several_passes_at_the_same_keys_are_one_solve() -> None:
     assert distance(dense(deltas[3:]), wanted_OI) < 1e-5
 
 
-def test_two_calls_of_one_version_are_told_apart() -> None:
+def test_two_calls_of_one_version_are_separated() -> None:
     """An edit that was made again is a call of its own, whose rows stand behind those of the first."""
     problem = Problem()
     parts, _ = problem.made()
