@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-reedits bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval bench-edit-latency chaos simulate tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-reedits bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval bench-edit-latency bench-wayback chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -58,6 +58,10 @@ bench-guard: setup
 # Revert edits of a model that holds 200 of them, and trace answers to the versions that caused them (blame).
 bench-revert: setup
 	$(BIN)/python -m benchmarks.reverts $(ARGS)
+
+# Take 20 of 200 edits out by down-dating and by replay, against a model that never had them.
+bench-wayback: setup
+	$(BIN)/python -m benchmarks.wayback $(ARGS)
 
 # Score every editor on one stream of edits. FULL=1 is the large run of several hours. An interrupted run resumes; ARGS=fresh=1 starts over.
 bench-lifelong: setup

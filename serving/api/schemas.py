@@ -122,7 +122,7 @@ class RevertIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
     edits: list[Name] = Field(default_factory=list, max_length=MAX_EDITS)
     versions: list[StrictNumber] = Field(default_factory=list, max_length=MAX_EDITS)
-    mode: Literal["auto", "subtract", "replay"] = "auto"
+    mode: Literal["auto", "subtract", "downdate", "replay"] = "auto"
     expected_head: StrictNumber | None = None
 
 

@@ -41,6 +41,7 @@ NUM_BLAMED, NUM_LISTED = 10, 100  # edits in a table
 class Mode(StrEnum):
     AUTO = "auto"
     SUBTRACT = "subtract"
+    DOWNDATE = "downdate"
     REPLAY = "replay"
 
 
@@ -133,7 +134,10 @@ def revert(
     version: Annotated[list[int] | None, typer.Option(help="All edits of this version; may be repeated.", min=1)] = None,
     mode: Annotated[
         Mode,
-        typer.Option(help="subtract their factors, replay later edits without them, or auto: the first that is possible."),
+        typer.Option(
+            help="subtract their factors, downdate the equations of later edits by them, replay later edits without them, or "
+            "auto: the best that is possible."
+        ),
     ] = Mode.AUTO,
     expected_head: ExpectedHead = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the revert would do, and change nothing.")] = False,

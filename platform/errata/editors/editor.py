@@ -22,6 +22,7 @@ from errata.delta.kinds import Delta, weights_alone
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditBatch, EditRejected
 from errata.edit_memory.bank import Kind
+from errata.editors.normal_equations import NormalEquations
 from errata.editors.presets import preset_of
 from errata.editors.state import EditorState
 from errata.model.capture import Captured
@@ -79,6 +80,10 @@ class Editor(ABC):
         The state after it is returned, too. `cache` holds the tokens of the batch and a prefix cache of the activations before
         the edited matrices, if the caller has one. Raises `EditRejected`.
         """
+
+    def normal_equations(self, model: LanguageModel) -> NormalEquations | None:
+        """Return the equations that the editor's changes of `model` solve, if edits can be taken out of them; else None."""
+        return None
 
     def edit_through(
         self,

@@ -3,9 +3,12 @@
 subtract: the new version follows the live one, and its delta is that of whole versions with the sign changed. It is exact up
     to fp32 rounding for their own change. What later versions wrote on top stays, and so does the editor's state: the keys of
     the reverted edits are still protected.
-replay: the new version branches off before the first chosen edit and holds all later edits except the chosen ones, made again
-    batch by batch on the weights that each would have met. Weights and state have the bits that they would have if the chosen
-    edits had never been posted.
+downdate: the new version branches off before the first chosen edit and holds all later edits except the chosen ones, whose
+    equations are solved again with the keys and targets that the ledger holds, without the model (normal_equations.py). For
+    editors whose equations are additive. It is exact for the targets as they were; weights and state come near those of a
+    replay, because later targets were found with the chosen edits in place.
+replay: the new version branches off in the same way, and the later batches are made again on the weights that each would have
+    met. Weights and state have the bits that they would have if the chosen edits had never been posted.
 
 The model's weights change only while a revert runs. The result is a candidate for `Ledger.append`.
 """
@@ -33,12 +36,13 @@ from errata.guard.inspector import Inspector
 from errata.guard.limits import Measurements, VersionRefused
 from errata.guard.probe_answers import MAX_ANSWER_TOKENS
 from errata.history.checkout import checked_out
+from errata.history.downdate import without_edits
 from errata.history.lineage import MadeBatch, live_edits, live_versions, taken_out
 from errata.history.revert_selection import RevertRefused, RevertSelection, select
 from errata.ledger import Ledger, Version
 from errata.model.generation import greedy_texts
 
-Mode = Literal["auto", "subtract", "replay"]
+Mode = Literal["auto", "subtract", "downdate", "replay"]
 
 
 class RevertContext(Protocol):
@@ -75,9 +79,11 @@ class _Draft:
 
 
 def revert(context: RevertContext, ids: Iterable[str], versions: Iterable[int], mode: str = "auto") -> CandidateVersion:
-    """Make the version without the chosen edits. `auto` subtracts if whole versions are chosen and the guard agrees.
+    """Make the version without the chosen edits.
 
-    The model is unchanged afterwards. Raises `RevertRefused`, and `VersionRefused` with the limits that the guard found passed.
+    `auto` takes the first mode that is possible and that the guard accepts: `downdate`, `subtract` if whole versions are
+    chosen, `replay`. The model is unchanged afterwards. Raises `RevertRefused`, and `VersionRefused` with the limits that the
+    guard found passed.
     """
     if mode not in get_args(Mode):
         reason = f"{mode!r} is not a mode; use {', '.join(get_args(Mode))}"
@@ -91,19 +97,31 @@ def revert(context: RevertContext, ids: Iterable[str], versions: Iterable[int], 
         numbers = ", ".join(map(str, selection.made_again_in))
         reason = f"version {numbers} made these edits again, so that a difference would leave a part of them: replay instead"
         raise RevertRefused(reason, field="mode", code=Code.PARTIAL_VERSION)
-    if mode == "subtract" or (mode == "auto" and selection.is_whole and not selection.made_again_in):
+    *others, last = [_DRAFTS[mode]] if mode != "auto" else _possible(context, selection)
+    notes: list[str] = []
+    for draft_of in others:
         try:
-            return _candidate(context, selection, _subtract)
+            return _candidate(context, selection, draft_of, notes)
         except VersionRefused:
-            if mode == "subtract":
+            continue
+        except RevertRefused as refusal:
+            if refusal.code is not Code.NOT_ADDITIVE:
                 raise
-    return _candidate(context, selection, _replay)
+            notes.append(f"not taken out of the equations: {refusal.reason}")
+    return _candidate(context, selection, last, notes)
+
+
+def _possible(context: RevertContext, selection: RevertSelection) -> list[_DraftOf]:
+    """Return the modes that may take the edits out, the best first."""
+    is_additive = context.editor.normal_equations(context.inspector.model) is not None
+    is_whole = selection.is_whole and not selection.made_again_in
+    return [*([_downdate] if is_additive else []), *([_subtract] if is_whole else []), _replay]
 
 
 def _candidate(
-    context: RevertContext, selection: RevertSelection, draft_of: Callable[[RevertContext, RevertSelection], _Draft]
+    context: RevertContext, selection: RevertSelection, draft_of: _DraftOf, notes: Sequence[str] = ()
 ) -> CandidateVersion:
-    """Draft the version and measure it. Raises `VersionRefused`."""
+    """Draft the version and measure it; `notes` become warnings of it. Raises `VersionRefused`."""
     began = time.perf_counter()
     draft = draft_of(context, selection)
     edited = time.perf_counter()
@@ -113,7 +131,12 @@ def _candidate(
         raise VersionRefused(verdict.breaches, found.to_json())
     edits = tuple(edit for batch in draft.batches for edit in batch.edits)
     seconds = {"edit_s": round(edited - began, 4), "guard_s": round(time.perf_counter() - edited, 4)}
-    card = {**found.to_json(), "warnings": [*draft.warnings, *verdict.warnings], "num_edits": len(edits), "method": "free"}
+    card = {
+        **found.to_json(),
+        "warnings": [*notes, *draft.warnings, *verdict.warnings],
+        "num_edits": len(edits),
+        "method": "free",
+    }
     card |= seconds | _effect(selection, draft, context.version)
     return CandidateVersion(draft.parent, context.version, edits, draft.delta, draft.state, card, change=draft.change)
 
@@ -122,7 +145,7 @@ def _effect(selection: RevertSelection, draft: _Draft, head: int) -> dict[str, A
     """Return the scorecard's fields about the revert itself; `lineage` and `ancestry` read `reverted`."""
     ids = [edit.id for edit in selection.edits if edit.id is not None]
     reverted = {"edits": ids, "versions": [version.number for version in selection.versions], "mode": draft.mode}
-    if draft.mode == "replay":
+    if draft.mode != "subtract":
         reverted["head"] = head
         reverted["batches"] = [len(batch.edits) for batch in draft.batches]
         if any(batch.again for batch in draft.batches):
@@ -190,6 +213,25 @@ def _replay(context: RevertContext, selection: RevertSelection) -> _Draft:
     return _Draft(
         "replay", parent, batches, joined_in_series(deltas), state, change, warnings, _rows(selection, was, said, says)
     )
+
+
+def _downdate(context: RevertContext, selection: RevertSelection) -> _Draft:
+    """Solve the later batches again for the edits that stay. Raises `RevertRefused` if the ledger holds too little for it."""
+    parent, later = _branch(context, selection)
+    (said, was), at_head = _answers_so_far(context, selection), context.edited.content()
+    with checked_out(context.edited, context.ledger, context.version) as checkout:
+        checkout.to(parent)
+        try:
+            batches, deltas, state = without_edits(context, selection, parent, later)
+        except (EditRejected, torch.linalg.LinAlgError) as fault:
+            reason = fault.reason if isinstance(fault, EditRejected) else str(fault)
+            raise RevertRefused(reason, code=Code.NOT_ADDITIVE) from fault
+        for delta in deltas:
+            context.edited.add(delta)
+        change = _change_between(at_head, context.edited.content())
+        says = _say(context, selection.asked)
+    rows = _rows(selection, was, said, says)
+    return _Draft("downdate", parent, batches, joined_in_series(deltas), state, change, (), rows)
 
 
 def _branch(context: RevertContext, selection: RevertSelection) -> tuple[int, list[Version]]:
@@ -273,3 +315,7 @@ def _rows(
     """Tabulate the answers before an edit was made, at the head, and at the new version."""
     asked = zip(selection.asked, was, said, says, strict=True)
     return tuple({"prompt": e.prompt, "target": e.target, "was": w, "said": before, "says": now} for e, w, before, now in asked)
+
+
+_DraftOf = Callable[[RevertContext, RevertSelection], _Draft]
+_DRAFTS: Mapping[str, _DraftOf] = {"subtract": _subtract, "downdate": _downdate, "replay": _replay}

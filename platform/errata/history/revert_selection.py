@@ -52,15 +52,24 @@ class RevertSelection:
 
         A repair has no edits of its own: it is left out if all that it made again is selected.
         """
-        left, place, gone, selected = [], 0, self.places.get(version.number, frozenset()), frozenset(self.edits)
+        pairs = self.pairs(version)
+        return [
+            MadeBatch(stays.edits, tuple(filter(None, stays.again))) for _, stays in pairs if any((stays.edits, *stays.again))
+        ]
+
+    def pairs(self, version: Version) -> list[tuple[MadeBatch, MadeBatch]]:
+        """Return each batch of a version, and what stays of it without the selected edits, round by round.
+
+        Of a batch whose own edits are all selected, nothing stays: what it made again was damage of its own.
+        """
+        found, place, gone, selected = [], 0, self.places.get(version.number, frozenset()), frozenset(self.edits)
         for batch in batches(version):
             edits = tuple(edit for i, edit in enumerate(batch.edits, place) if i not in gone)
-            again = (tuple(edit for edit in made if edit not in selected) for made in batch.again)
-            rounds = tuple(filter(None, again))
-            if edits or (rounds and not batch.edits):
-                left.append(MadeBatch(edits, rounds))
+            again = tuple(tuple(edit for edit in made if edit not in selected) for made in batch.again)
+            is_left = bool(edits) or not batch.edits
+            found.append((batch, MadeBatch(edits, again if is_left else tuple(() for _ in again))))
             place += len(batch.edits)
-        return left
+        return found
 
 
 def select(ledger: Ledger, head: int, ids: Iterable[str], versions: Iterable[int]) -> RevertSelection:

@@ -65,6 +65,7 @@ class Code(StrEnum):
     NO_EDITS = "no_edits"  # a version that holds none
     PARTIAL_VERSION = "partial_version"
     NOT_REPLAYABLE = "not_replayable"
+    NOT_ADDITIVE = "not_additive"  # so that its edits cannot be taken out of its equations
 
 
 @dataclass(frozen=True)

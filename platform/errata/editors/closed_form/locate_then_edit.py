@@ -133,11 +133,14 @@ class LocateThenEdit(Editor):
     def preconditioners(self, model: LanguageModel, batch: EditBatch, state: EditorState) -> dict[str, KeyPreconditioner]:
         """Return the key preconditioners by matrix, with every past key of the state that the batch does not replace."""
         spec = find_matrices(model.module, self.modules)
+        return preconditioners_for(batch, state, lambda: self.base_preconditioners(spec), self.past_weight)
 
-        def bases() -> dict[str, Tensor]:
-            return {name: one.base_II for name, one in self._first_preconditioners(spec).items()}
-
-        return preconditioners_for(batch, state, bases, self.past_weight)
+    def base_preconditioners(self, spec: ModelSpec) -> dict[str, Tensor]:
+        """Return P of each matrix before the first edit, none for an editor without moments."""
+        if not self.needs_moments:
+            return {}
+        assert self.moments is not None
+        return self.inverse_covariances({name: self.moments.by_input[name] for name in spec.names})
 
     def remember(
         self,
@@ -164,11 +167,7 @@ class LocateThenEdit(Editor):
         return Contexts(contexts_of(state), self.bare_share, self.position)
 
     def _first_preconditioners(self, spec: ModelSpec) -> dict[str, KeyPreconditioner]:
-        if not self.needs_moments:
-            return {}
-        assert self.moments is not None
-        bases = self.inverse_covariances({name: self.moments.by_input[name] for name in spec.names})
-        return {name: KeyPreconditioner.start(base_II) for name, base_II in bases.items()}
+        return {name: KeyPreconditioner.start(base_II) for name, base_II in self.base_preconditioners(spec).items()}
 
 
 def contexts_of(state: EditorState) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from errata.edit import EditBatch
 from errata.editors.closed_form.contexts import Contexts, tokenise_at_subject
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit, block_of, inputs_at, output_at
 from errata.editors.closed_form.targets import OrthogonalityPenalty, find_targets
+from errata.editors.normal_equations import NormalEquations
 from errata.editors.solve import KeyGram, KeyPreconditioner
 from errata.editors.state import EditorState
 from errata.model.language_model import LanguageModel
@@ -40,6 +41,22 @@ class MultiLayerEditor(LocateThenEdit):
     def passes(self) -> int:
         """The number of times that the targets are written, each time for what is still missing."""
         return 1
+
+    def normal_equations(self, model: LanguageModel) -> NormalEquations | None:
+        """Return the equations of each matrix, given the share of the targets that was written into it.
+
+        The keys in the state were measured after an edit, which only at the first matrix are those that it was solved at.
+        """
+        spec = find_matrices(model.module, self.modules)
+        ridge = torch.zeros((), device=model.device)  # Log of 1, as in `write_layers`.
+        return NormalEquations(
+            {name: ridge for name in spec.names},
+            {name: name for name in spec.names},
+            self.past_weight,
+            lambda: self.base_preconditioners(spec),
+            lambda batch: batch.edits,
+            frozenset(spec.names[1:] if self.past_weight else spec.names),
+        )
 
     def write(
         self,

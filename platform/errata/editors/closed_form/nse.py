@@ -29,6 +29,7 @@ from errata.editors.closed_form.locate_then_edit import block_of, output_at
 from errata.editors.closed_form.moments import inverse
 from errata.editors.closed_form.multi_layer import MultiLayerEditor, write_layers
 from errata.editors.closed_form.targets import OrthogonalityPenalty, find_targets
+from errata.editors.normal_equations import NormalEquations
 from errata.editors.past_keys import past_keys
 from errata.editors.solve import KeyGram, KeyPreconditioner
 from errata.editors.state import EditorState
@@ -58,6 +59,10 @@ class NSE(MultiLayerEditor):
 
     def inverse_covariances(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: inverse(C_II, self.moment_weight, self.floor) for name, C_II in moments.items()}
+
+    def normal_equations(self, model: LanguageModel) -> NormalEquations | None:
+        """Return None: each pass writes other edits, into other neurons, and the state has the sum of all changes."""
+        return None
 
     def remember(
         self,

@@ -19,10 +19,11 @@ from torch import Tensor
 from errata.delta.parts import LowRank
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta, chained
-from errata.edit import Code, EditBatch, EditRejected
+from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors.editor import check_batch, check_finite
 from errata.editors.hypernet.net import NETWORKS, Hypernetwork, Network, Rule
 from errata.editors.hypernet.reward import Reward
+from errata.editors.normal_equations import NormalEquations
 from errata.editors.past_keys import edits_by_answer, next_state, preconditioners_for
 from errata.editors.solve import KeyGram, KeyPreconditioner, base_preconditioner
 from errata.editors.state import EditorState
@@ -153,6 +154,26 @@ class HypernetworkEditor(TrainedEditor[Policy]):
         edits = edits_by_answer(batch, encoded.answer_lengths)
         after = next_state(state, edits, preconditioners, keys, self.memory, grams, len(batch))
         return delta.on_devices_of(model.module), after
+
+    def normal_equations(self, model: LanguageModel) -> NormalEquations | None:
+        """Return the equations of each matrix, given what the network asked for.
+
+        None for sums of outer products, and for several passes at matrices with different inputs, whose later passes are at
+        keys that the state does not hold.
+        """
+        net, sources = self.trained_policy().net, input_sources(find_matrices(model.module, self.modules).names)
+        if self.rule == "outer" or (self.num_passes > 1 and len(set(sources.values())) > 1):
+            return None
+
+        def edits_of_rows(batch: EditBatch) -> list[Edit]:
+            return edits_by_answer(batch, encode_rows(model.renderer, batch.rows, model.device).answer_lengths)
+
+        bases = self.trained_policy().base_preconditioners
+        recovered = frozenset[str]() if bases and self.memory else frozenset(sources)
+        ridges = {name: net.log_ridge(name).detach() for name in sources}
+        return NormalEquations(
+            ridges, sources, self.memory if bases else 0.0, lambda: bases, edits_of_rows, recovered, "changes"
+        )
 
     def save(self, directory: str | Path, record: Mapping[str, Any]) -> None:
         policy = self.trained_policy()

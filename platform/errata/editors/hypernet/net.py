@@ -180,6 +180,11 @@ class Hypernetwork(nn.Module):
             assert isinstance(net, ShapeNet)
             yield net
 
+    def log_ridge(self, name: str) -> Tensor:
+        """Return log λ of a matrix."""
+        net = self._net(name)
+        return net.log_ridge_M[net.index[name]]
+
     def observe(self, captured: Mapping[str, Captured]) -> None:
         """Update the normalisers with captured rows."""
         for name, rows in captured.items():

@@ -27,6 +27,7 @@ from errata.editors.closed_form.memit import MEMIT
 from errata.editors.closed_form.multi_layer import write_repeatedly
 from errata.editors.closed_form.targets import find_targets
 from errata.editors.editor import Editor, check_batch
+from errata.editors.normal_equations import NormalEquations
 from errata.editors.solve import KeyGram, KeyPreconditioner
 from errata.editors.state import EditorState
 from errata.editors.wrappers.wrapper import EditorWrapper
@@ -62,6 +63,9 @@ class BLUE(EditorWrapper):
                 "these two (modules)"
             )
         return super().start(model, spec)
+
+    def normal_equations(self, model: LanguageModel) -> NormalEquations | None:
+        return self.host.normal_equations(model)
 
     def edit_through(
         self,
