@@ -30,11 +30,11 @@ class KeyTable:
 
     key_NE: Tensor
     threshold_N: Tensor
-    rotation: Rotation | None
+    rotation: RotatedKeys | None
 
     @classmethod
     def of(cls, key_NE: Tensor, threshold_N: Tensor) -> Self:
-        return cls(key_NE, threshold_N, Rotation.of(key_NE) if len(key_NE) >= MIN_ROWS else None)
+        return cls(key_NE, threshold_N, RotatedKeys.of(key_NE) if len(key_NE) >= MIN_ROWS else None)
 
     def __len__(self) -> int:
         return len(self.key_NE)
@@ -57,7 +57,7 @@ class KeyTable:
 
 
 @dataclass(frozen=True, eq=False)
-class Rotation:
+class RotatedKeys:
     """The first dimensions of rotated rows, a column for each row, which is read faster, and the length of the others."""
 
     basis_ED: Tensor
