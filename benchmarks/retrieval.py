@@ -4,12 +4,14 @@ Records are corrections of true facts. A question that fires is right if it find
 consequence, and in a plain sentence any firing is false. Other wordings of a relation are asked of one record, posted with its
 question alone or with two rephrasings; what fires at another relation of the subject is false. Larger banks have invented
 subjects and the corpus' relations, or questions without a subject. Vectors of questions that were encoded before are kept, so
-encoding is timed by itself.
+encoding is timed by itself. The search among records without a subject is also timed in turn with a product over the whole
+table, for drawn vectors and for vectors spread around those of real questions, of which more lie near the threshold.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +28,7 @@ from benchmarks.report import show, write_report
 from errata.edit import Edit, EditBatch
 from errata.edit_memory.bank import Bank, Record
 from errata.edit_memory.encoder import NAME, NUM_DIMENSIONS, SentenceEncoder
+from errata.edit_memory.nearest import KeyTable
 from errata.edit_memory.prompt_form import AskedQuestion
 from errata.edit_memory.reader import best_record
 from errata.editors.memory_based.answer import AnswerMemory
@@ -42,6 +45,9 @@ SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu".split(
 SUBJECT = "Tarvo Belmin"
 NUM_POSTED = 3  # Of five wordings of a relation: the question and two rephrasings.
 WHOLE_THRESHOLD = 0.95  # of records without a subject; the editor calibrates it on a model's probes
+CALIBRATED = 0.8  # what that is on the probes of the default model
+SPREAD = 0.9  # the cosine of a row of the table with the question that it is drawn around
+NUM_QUESTIONS = 1500  # that rows are drawn around; the questions that are searched for are others
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,42 @@ def timings(num_records: int, settings: RetrievalSettings, has_subjects: bool) -
     }
 
 
+def searches(num_records: int, settings: RetrievalSettings, are_questions: bool) -> dict[str, Any]:
+    """Time the search in a table of vectors in turn with a product over the whole table, which must find the same rows."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    key_NE = normalize(torch.randn(num_records, NUM_DIMENSIONS, generator=generator))
+    world = WorldFacts()
+    questions = [fact.question(phrasing) for part in ("train", "test") for fact in world.facts(part) for phrasing in (0, 3)]
+    random.Random(settings.seed).shuffle(questions)
+    encoder = SentenceEncoder.load()
+    asked_qE = encoder.encode(questions[: settings.num_timed])
+    if are_questions:
+        others = questions[settings.num_timed : settings.num_timed + min(num_records, NUM_QUESTIONS)]
+        around_nE = encoder.encode(others)[torch.arange(num_records) % len(others)]
+        key_NE = normalize(SPREAD * around_nE + math.sqrt(1 - SPREAD**2) * key_NE)
+    least = CALIBRATED if are_questions else WHOLE_THRESHOLD
+    threshold_N = torch.full((num_records,), least)
+    table = KeyTable.of(key_NE, threshold_N)
+    in_full, reduced = list[float](), list[float]()
+    for vector_E in asked_qE:
+        full_ms, wanted = timed(lambda vector_E=vector_E: ((key_NE @ vector_E) >= threshold_N).nonzero()[:, 0].tolist())
+        ms, found = timed(lambda vector_E=vector_E: list(table.reached(vector_E)))
+        if [row for row, *_ in found] != wanted:
+            raise AssertionError(f"the search finds other rows than a product with all {num_records}")
+        in_full.append(full_ms)
+        reduced.append(ms)
+    return {
+        "num_records": num_records,
+        "vectors": "around questions" if are_questions else "drawn",
+        "threshold": least,
+        "full_ms_p50": percentile(in_full, 0.5),
+        "full_ms_p99": percentile(in_full, 0.99),
+        "search_ms_p50": percentile(reduced, 0.5),
+        "search_ms_p99": percentile(reduced, 0.99),
+        "ratio_p50": percentile(reduced, 0.5) / percentile(in_full, 0.5),
+    }
+
+
 def timed(call: Any) -> tuple[float, Any]:
     """Return the milliseconds of a call, and its result."""
     begin = time.perf_counter()
@@ -197,7 +239,9 @@ def run(settings: RetrievalSettings, command: str) -> Path:
     rows = [timings(size, settings, has_subjects) for has_subjects in (True, False) for size in settings.sizes]
     show("Questions about test facts", scores)
     show("Wordings of relations", relations)
+    found = [searches(size, settings, are_questions) for are_questions in (False, True) for size in settings.sizes]
     show("Time by the number of records", rows)
+    show("Search among records without a subject, beside a product with all of them", found)
     given, largest = scores[0], max((row for row in rows if row["subjects"] == "given"), key=lambda row: row["num_records"])
     figures = {
         "recall": given["recall_3"],
@@ -206,7 +250,7 @@ def run(settings: RetrievalSettings, command: str) -> Path:
         "encoding_ms_p50": encoding_ms(),
     }
     about = {"command": command, "seed": settings.seed, "hardware": hardware()}
-    more = {"scores": scores, "relations": relations, "settings": asdict(settings)}
+    more = {"scores": scores, "relations": relations, "searches": found, "settings": asdict(settings)}
     return write_report("bench-retrieval", rows, **about, **figures, **more)
 
 

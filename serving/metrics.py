@@ -204,9 +204,13 @@ class ReplicaMetrics:
 
     def memory_read(self, is_hit: bool, seconds: float, added_tokens: int) -> None:
         """Count a request that the memory was read for, and the tokens that this added to its prompt."""
-        self._lookups.labels("hit" if is_hit else "miss").inc()
+        self.memory_asked(is_hit)
         self._lookup_s.observe(seconds)
         self._prompt_tokens.inc(added_tokens)
+
+    def memory_asked(self, is_hit: bool) -> None:
+        """Count a request of a version with a memory, by whether an edit fired."""
+        self._lookups.labels("hit" if is_hit else "miss").inc()
 
     def serves(self, version: int, in_rotation: bool = True, num_records: int = 0) -> None:
         self._version.set(version)

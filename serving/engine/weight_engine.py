@@ -35,12 +35,15 @@ from errata.delta.accumulator import Accumulator
 from errata.delta.kinds import Delta
 from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.weight_delta import WeightDelta
-from errata.edit_memory.bank import AT_MATRIX, PER_TOKEN, READ_BEFORE, SERVED, Bank
+from errata.edit_memory.bank import IN_LAYERS, PER_TOKEN, READ_BEFORE, Bank
+from errata.edit_memory.experts import ExpertsHooks
 from errata.ledger import read_segments
 from errata.model.matrices import editable_matrices
 from serving.engine.checkpoint import Checkpoint, served_module
 from serving.engine.edit_memory.fired_notes import FiredNotes
 from serving.engine.edit_memory.logits_hook import LogitsHook, MixingHook
+from serving.engine.edit_memory.memory_check import check_engine, check_site
+from serving.engine.edit_memory.module_hook import experts_hook, places_of
 
 logger = logging.getLogger("errata")
 
@@ -141,7 +144,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.state = _State(0, init_info.fingerprint)
         self.prepared: _Prepared | None = None
         self.bank: Bank | None = None
-        self.hook: LogitsHook | MixingHook | None = None
+        self.hook: LogitsHook | MixingHook | ExpertsHooks | None = None
         self.reader = ThreadPoolExecutor(1, "errata-reader")
 
     def _architecture(self, model: str) -> nn.Module:
@@ -182,7 +185,7 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         return {
             "is_read": is_read,
             "fault": fault,
-            "changes_weights": self.prepared is not None and bool(self.prepared.changed),
+            "changes_weights": self.prepared is not None and self._changes_weights(self.prepared),
         }
 
     def prepare(self, update_info: dict[str, Any]) -> UpdateFault | None:
@@ -219,28 +222,12 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             prepared.take(delta)
             return
         delta.check()
-        if delta.kind not in SERVED:
-            raise ValueError(f"no replica reads a memory of kind {delta.kind}, but those of kind {', '.join(sorted(SERVED))}")
         if delta.kind not in READ_BEFORE:
-            self._check_site(delta)
+            shapes = {name: (base_OI.shape[0], base_OI.shape[1]) for name, base_OI in self.accumulator.base_OI.items()}
+            check_site(delta, shapes, self.embeddings)
+            check_engine(self.model_config, self.parallel_config)
         if delta.kind in PER_TOKEN:
             prepared.records.append(delta)
-
-    def _check_site(self, delta: MemoryDelta) -> None:
-        """Raise `ValueError` for a memory that this engine's model cannot read."""
-        if delta.kind in AT_MATRIX:
-            matrix, what = self.accumulator.base_OI.get(delta.site), "editable matrix"
-            width = None if matrix is None else matrix.shape[1]
-        else:
-            width, what = self.embeddings.get(delta.site), "embedding or output layer"
-        name, is_several = "key" if delta.kind in PER_TOKEN else "embedding", delta.kind == "prefix"
-        sizes = {record.rows[name].shape[1] for record in delta.records}
-        if width is None or any(size % width if is_several else size != width for size in sizes):
-            raise ValueError(f"the memory reads {delta.site}, and no {what} of this model has its name and inputs")
-        if not self.model_config.enforce_eager:
-            raise ValueError("a memory that is read inside the model needs an eager engine: serve on the CPU, or edit with SCR")
-        if self.parallel_config.tensor_parallel_size > 1:
-            raise ValueError("a memory that is read inside the model needs a model on one device: gpus=1, or edit with SCR")
 
     def _unedited(self) -> Accumulator:
         """Copy the accumulator: the same base matrices, without sums."""
@@ -256,16 +243,21 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         prepared = self._taken(update_info)
         self.state.intact = False
         self._adopt(prepared)
-        dense_bytes = self._reload(prepared.changed)
+        dense_bytes = self._reload(prepared.changed) if prepared.changed else 0
         self.state = _State(update_info.version, update_info.fingerprint, dense_bytes=dense_bytes)
 
     def follow(self, update_info: UpdateInfo) -> None:
         """Make an update that changes no weights this worker's version. Raises `ValueError` if it is not one of these."""
         prepared = self._taken(update_info)
-        if prepared.changed:
+        if self._changes_weights(prepared):
             raise ValueError(f"version {update_info.version} changes weights, which are reloaded while the engine is paused")
         self._adopt(prepared)
         self.state = _State(update_info.version, update_info.fingerprint)
+
+    def _changes_weights(self, prepared: _Prepared) -> bool:
+        """Say if an update changes weights, or a bank that is as good as one, since keys and values depend on it."""
+        banks = (self.bank, prepared.bank) if prepared.bank is not self.bank else ()
+        return bool(prepared.changed) or any(bank is not None and bank.kind in IN_LAYERS for bank in banks)
 
     def _taken(self, update_info: UpdateInfo) -> _Prepared:
         """Return the prepared update, and keep it no longer. Raises `ValueError` if it cannot be prepared."""
@@ -294,6 +286,8 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         if bank is not None and len(bank):
             if bank.kind == "state":
                 self.hook = LogitsHook(self.model, self.targets[bank.site], bank, self.notes)
+            elif bank.kind == "experts":
+                self.hook = experts_hook(self.model, places_of(self.spec, self.targets), bank, self.notes)
             else:
                 self.hook = MixingHook(self.model, bank, self.notes)
 

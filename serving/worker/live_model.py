@@ -94,6 +94,7 @@ class LiveModel:
         self.inspector = Inspector(self.model, self.spec, guard, probes)
         self.edited = EditedModel(self.model.module, self.spec)
         self.num_loads = 0  # `hold` is forgotten at each.
+        self._first: EditorState | None = None
         self._load(self._read(self.ledger.head))
 
     @property
@@ -125,7 +126,7 @@ class LiveModel:
 
     def _load(self, read: _VersionState) -> None:
         self.edited.set(read.deltas)
-        self.state = read.state or self.editor.start(self.model, self.spec)
+        self.state = read.state or self._first_state()
         self.inspector.at_version(read.edits)
         self.version, self.repaired_in, self.bank = read.version, dict(read.repaired_in), bank_of(self.model.module)
         self.num_loads += 1
@@ -251,6 +252,14 @@ class LiveModel:
         self.inspector.earlier.held.tried(lost)
         self._count()
         return make_repair(self.editor, EditBatch(tuple(lost)), self.state, self.inspector, self.version)
+
+    def _first_state(self) -> EditorState:
+        """Return the editor's state before the first edit; that of a memory is small and kept, since probes are read for it."""
+        if self._first is not None:
+            return self._first
+        first = self.editor.start(self.model, self.spec)
+        self._first = first if self.editor.writes == "memory" else None
+        return first
 
     def _count(self) -> None:
         """Count the held edits for other threads: those not asked yet, those that are lost, and those to be made again."""

@@ -24,6 +24,7 @@ from errata.edit import Edit, EditBatch
 from errata.edit_memory.bank import EMBEDDED, PER_TOKEN, Kind
 from errata.editors.editor import Editor
 from errata.editors.memory_based.answer import AnswerMemory
+from errata.editors.memory_based.elder import ELDER
 from errata.editors.memory_based.recipe import RECIPE
 from errata.editors.memory_based.rtd import RTD
 from errata.editors.memory_based.scr import SCR
@@ -32,6 +33,7 @@ from errata.editors.memory_based.swea import SWEA
 from errata.editors.memory_based.trained import MemoryTrainer
 from errata.model.generation import greedy
 from errata.model.language_model import LanguageModel
+from errata.model.matrices import find_matrices
 from errata.testbed.world import PHRASINGS
 from errata.text.dialogue import Dialogue, Message, Prompt
 from serving.engine import generator
@@ -42,6 +44,7 @@ from tests.e2e.toy import MAX_TOKENS, WORLD, make_checkpoint
 pytestmark = pytest.mark.e2e
 NUM_TOKENS = 10
 MODULES = ("layers.1.mlp.down_proj",)
+WITH_EXPERTS = ("layers.1.mlp.up_proj", *MODULES)  # vLLM has the first one in one module with another matrix.
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}answer"
 BLOCK = 32
 NUM_STEPS = 150
@@ -62,6 +65,7 @@ EDITORS: dict[Kind, Callable[[LanguageModel], Editor]] = {
     "datastore": lambda _: RTD(MODULES, threshold=0.999),
     "rows": lambda _: SWEA(MODULES, starters=("the",), num_steps=40, learning_rate=0.1, max_norm=10.0),
     "prefix": trained,
+    "experts": lambda _: ELDER(WITH_EXPERTS, radius=2, num_steps=80),
 }
 VERSION: dict[Kind, int] = {kind: number for number, kind in enumerate(EDITORS, 1)}
 PEOPLE = WORLD.people("test")[:4]
@@ -154,10 +158,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(checkpoint)
-    found = Reference(folder, checkpoint, MODULES)
+    found = Reference(folder, checkpoint, WITH_EXPERTS)
     for made in EDITORS.values():
         editor = made(found.model)
-        state = editor.start(found.model, found.spec)
+        state = editor.start(found.model, find_matrices(found.model.module, editor.modules))
         delta, state = editor.edit(found.model, EditBatch(tuple(EDITS)), state)
         found.ledger.append(0, delta, state, EDITS, {}, ("memory", "test"), expected_head=found.ledger.head)
     found.ledger.move_head(0)
@@ -244,7 +248,7 @@ LONG: list[Prompt] = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["datastore", "rows", "prefix"])
+@pytest.mark.parametrize("kind", ["datastore", "rows", "prefix", "experts"])
 def test_neither_parts_nor_a_warm_cache_nor_neighbours_change_an_answer(
     reference: Reference, replica: Replica, kind: Kind
 ) -> None:

@@ -18,9 +18,21 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from errata.delta.accumulator import Accumulator
 from errata.ledger import Ledger
+from errata.model.matrices import MatrixSpec, ModelSpec
 from serving.engine import generator, weight_engine
 from serving.engine.generator import Generator, ServingOptions
 from tests.unit.conftest import MATRICES
+
+
+class _Inside(nn.Module):
+    """A module that gives its input back, with a weight, as those that hold a matrix have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, vector: torch.Tensor) -> torch.Tensor:
+        return vector
 
 
 class OneModule(nn.Module):
@@ -29,7 +41,7 @@ class OneModule(nn.Module):
     def __init__(self, num_in: int = 96, num_tokens: int = 10) -> None:
         super().__init__()
         self.embedding, self.head = nn.Embedding(num_tokens, num_in), nn.Linear(num_in, num_tokens)
-        self.inside = nn.Identity()
+        self.inside = _Inside()
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         found: torch.Tensor = self.inside(self.embedding(input_ids))
@@ -55,6 +67,7 @@ class InMemoryDeltaEngine(weight_engine.DeltaEngine):
         self.parallel_config = SimpleNamespace(tensor_parallel_size=1)
         self.model = OneModule()
         self.targets = dict.fromkeys(MATRICES, self.model.inside)
+        self.spec = ModelSpec(tuple(MatrixSpec(name, 96, 64) for name in MATRICES))
         self.embeddings = {"embedding": 96, "head": 96}
 
     def _reload(self, changed: set[str]) -> int:

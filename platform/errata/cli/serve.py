@@ -84,9 +84,9 @@ def serve(
         check_not_running(root / "serve")
     given_pairs = (("settings", settings), ("guard", guard), ("limits", limit))
     pairs = {name: _pairs(name, texts or [], problems) for name, texts in given_pairs}
-    pairs["limits"] |= {"max_queue": str(max_queue)} if max_queue else {}
     editor = problems.checked("artifact", editor_for, editor, artifact, preset) or DEFAULT_EDITOR
     model, artifact = _model_and_artifact(model, artifact, editor, preset, problems)
+    _complete(pairs, model, editor, max_queue)
     given: dict[str, Any] = {
         "model": model,
         "editor": editor,
@@ -134,6 +134,16 @@ def _model_and_artifact(model: str, artifact: str, editor: str, preset: str, pro
         is_ours = bool(artifact) and ":" not in editor
         model = (problems.checked("artifact", _model_of, Path(artifact)) or "") if is_ours else NAME
     return model, artifact
+
+
+def _complete(pairs: dict[str, dict[str, str]], model: str, editor: str, max_queue: int | None) -> None:
+    """Add the settings that an editor has on the default model, unless others are given, and the limit with its own option."""
+    from errata.testbed.smollm2 import NAME, SETTINGS
+
+    if model == NAME:
+        pairs["settings"] = SETTINGS.get(editor, {}) | pairs["settings"]
+    if max_queue:
+        pairs["limits"]["max_queue"] = str(max_queue)
 
 
 def _pairs(name: str, texts: Sequence[str], problems: Problems) -> dict[str, str]:

@@ -32,10 +32,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 AT_MATRIX: frozenset[Kind] = frozenset({"state", "experts"})  # At an editable matrix, whose input is compared.
 READ_BEFORE: frozenset[Kind] = frozenset({"text", "answer"})  # Before the model reads the prompt, and not inside it.
 EMBEDDED: frozenset[Kind] = frozenset({"rows", "prefix"})  # Before the model, too, which reads a prompt with other embeddings.
-PER_TOKEN: frozenset[Kind] = frozenset({"state", "datastore"})  # Inside the model, at each token; other kinds once a prompt.
+PER_TOKEN: frozenset[Kind] = AT_MATRIX | {"datastore"}  # Inside the model, at each token; other kinds once a prompt.
+IN_LAYERS: frozenset[Kind] = frozenset({"experts"})  # What they do reaches later layers, and so a prompt's keys and values.
 BY_QUESTION: frozenset[Kind] = READ_BEFORE | {"prefix"}  # By the vector that the sentence encoder gives to a question.
 SAID: frozenset[Kind] = frozenset({"answer"})  # What is said is the record's own answer: it is known without the model.
-SERVED: frozenset[Kind] = frozenset(KINDS) - {"experts"}  # The kinds that vLLM's replicas read.
 _PAST = "\n"  # Between a fact, which is JSON in one line, and the time of a past record.
 # The tensors of a record by kind, with the dimensions of each; the first dimension counts the record's rows.
 ROWS: Mapping[Kind, Mapping[str, int]] = {

@@ -9,15 +9,16 @@ R rank, C bits of a code, N rows of the bank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from errata.edit_memory.bank import Bank
-from errata.edit_memory.lookup import unit
+from errata.edit_memory.lookup import NONE, Fired, unit
 
 SEED = "errata.experts"  # of the hyperplanes; another one would be another code
 CENTRE, CHOSEN = "centre", "num_chosen"  # Shared tensors that are of no matrix.
@@ -115,20 +116,38 @@ def distances(sign_TC: Tensor, key_NC: Tensor) -> Tensor:
     return (sign_TC.shape[1] - sign_TC @ key_NC.T) / 2
 
 
+def nearest(sign_TC: Tensor, key_NC: Tensor, radius_N: Tensor) -> Fired:
+    """Return the row at each token whose code is nearest and within the row's radius, and the share of bits that are alike."""
+    apart_TN = distances(sign_TC, key_NC)
+    apart_T, row_T = apart_TN.masked_fill(apart_TN > radius_N, torch.inf).min(1)
+    return Fired(torch.where(torch.isfinite(apart_T), row_T, NONE), 1 - apart_TN.amin(1) / sign_TC.shape[1])
+
+
+class ExpertsPlace(NamedTuple):
+    """The place of a matrix in a model: its module, and the first of its outputs there, of a module that holds several."""
+
+    module: nn.Module
+    begin: int = 0
+
+
 class Mixture:
     """The hooks that mix experts into a model's matrices, at tokens that a gate chooses from the site's input.
 
-    `experts` are by the module of their matrix, and `gate` returns the places of these tokens in the flattened batch.
+    `experts` are those of each place, and `gate` returns the places of these tokens in the flattened batch.
     """
 
     def __init__(
-        self, site: nn.Module, experts: Mapping[nn.Module, Experts], num_chosen: int, gate: Callable[[Tensor], Tensor]
+        self,
+        site: nn.Module,
+        experts: Sequence[tuple[ExpertsPlace, Experts]],
+        num_chosen: int,
+        gate: Callable[[Tensor], Tensor],
     ) -> None:
-        self.experts, self.num_chosen, self.gate = experts, num_chosen, gate
+        self.num_chosen, self.gate = num_chosen, gate
         self.at: Tensor | None = None
         self.input_FX: Tensor | None = None
         self.handles = [site.register_forward_pre_hook(self._choose)]
-        self.handles += [module.register_forward_hook(self._mix) for module in self.experts]
+        self.handles += [place.module.register_forward_hook(partial(self._mix, place.begin, one)) for place, one in experts]
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -143,31 +162,44 @@ class Mixture:
         self.at = self.gate(input_TX).to(input_TX.device)
         self.input_FX = input_TX[self.at].float()
 
-    def _mix(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _mix(self, begin: int, experts: Experts, _module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.at is None or not len(self.at):
             return output
         assert self.input_FX is not None
         at = self.at.to(args[0].device)
         value_FI = args[0].flatten(0, -2)[at].float()
-        change_FO = self.experts[module].change(self.input_FX.to(at.device), value_FI, self.num_chosen)
+        change_FO = experts.change(self.input_FX.to(at.device), value_FI, self.num_chosen)
         # A pair is what modules of a serving engine return, the output and a bias.
         first = output[0] if isinstance(output, tuple) else output
         flat = first.flatten(0, -2)
-        mixed = flat.index_copy(0, at, (flat[at].float() + change_FO).to(flat)).view_as(first)
+        whole_FO = pad(change_FO, (begin, flat.shape[1] - begin - change_FO.shape[1]))
+        mixed = flat.index_copy(0, at, (flat[at].float() + whole_FO).to(flat)).view_as(first)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
 
 class ExpertsHooks:
-    """The hooks that make a model read a bank of experts, whose matrices are in `modules` if they have other names there."""
+    """The hooks that make a model read a bank of experts.
 
-    def __init__(self, model: Any, bank: Bank, modules: Mapping[str, Any] | None = None) -> None:
-        self.bank = bank
-        at = {name: modules[name] if modules else model.get_submodule(name) for name in experts_of(bank.shared)}
-        rows = bank.on(at[bank.site].weight.device)
+    `places` are those of the matrices, if they have other names in the model; `note` is called with the row that decides at
+    each token.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        bank: Bank,
+        places: Mapping[str, ExpertsPlace] | None = None,
+        note: Callable[[Fired], None] | None = None,
+    ) -> None:
+        self.bank, self.note = bank, note
+        at = {name: places[name] if places else ExpertsPlace(model.get_submodule(name)) for name in experts_of(bank.shared)}
+        site = at[bank.site].module
+        device = _device_of(site)
+        rows = bank.on(device)
         self.key_NC, self.radius_N = unpacked(rows["code"]), rows["radius"]
-        self.centre_X = bank.shared[CENTRE].to(self.key_NC.device)
-        own = {at[name]: one.on(at[name].weight.device) for name, one in experts_of(bank.shared).items()}
-        self.mixture = Mixture(at[bank.site], own, int(bank.shared[CHOSEN]), self._fired)
+        self.centre_X = bank.shared[CENTRE].to(device)
+        experts = [(at[name], one.on(_device_of(at[name].module))) for name, one in experts_of(bank.shared).items()]
+        self.mixture = Mixture(site, experts, int(bank.shared[CHOSEN]), self._fired)
         self.handle = model.register_forward_pre_hook(self)
 
     def remove(self) -> None:
@@ -179,5 +211,12 @@ class ExpertsHooks:
 
     def _fired(self, input_TX: Tensor) -> Tensor:
         """Return the places of the tokens within the radius of a row."""
-        apart_TN = distances(signs(input_TX, self.centre_X, self.key_NC.shape[1]), self.key_NC)
-        return (apart_TN <= self.radius_N).any(1).nonzero()[:, 0]
+        found = nearest(signs(input_TX, self.centre_X, self.key_NC.shape[1]), self.key_NC, self.radius_N)
+        if self.note is not None:
+            self.note(found)
+        return (found.row_T != NONE).nonzero()[:, 0]
+
+
+def _device_of(module: Any) -> torch.device:
+    found: torch.device = module.weight.device
+    return found

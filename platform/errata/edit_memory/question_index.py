@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from errata.edit_memory.nearest import KeyTable
 from errata.edit_memory.subjects import Words, subjects_in, without, words_of
 
 
@@ -41,8 +42,7 @@ class PlainRecords(NamedTuple):
     """Wordings of records without a subject; some may be gone from the bank."""
 
     wordings: tuple[IndexedWording, ...]
-    key_NE: Tensor
-    threshold_N: Tensor
+    table: KeyTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class QuestionIndex:
         if plain := come.get(()):
             keys, thresholds = torch.cat([entry.key_WE for entry in plain]), torch.cat([entry.threshold_W for entry in plain])
             wordings = tuple(wording for entry in plain for wording in entry.wordings)
-            blocks = _joined([*blocks, PlainRecords(wordings, keys, thresholds)])
+            blocks = _joined(blocks, wordings, keys, thresholds)
         return QuestionIndex(of_subject, +lengths, blocks)
 
     def about(self, question: str) -> dict[str, list[str]]:
@@ -80,12 +80,9 @@ class QuestionIndex:
 
     def near(self, vector_E: Tensor) -> list[tuple[IndexedWording, float, float]]:
         """Return the wordings without a subject whose cosines reach their thresholds, and both."""
-        found = []
-        for wordings, key_NE, threshold_N in self.blocks:
-            cosine_N = key_NE @ vector_E
-            at = (cosine_N >= threshold_N).nonzero()[:, 0].tolist()
-            found += [(wordings[i], float(cosine_N[i]), float(threshold_N[i])) for i in at]
-        return found
+        return [
+            (wordings[row], cosine, least) for wordings, table in self.blocks for row, cosine, least in table.reached(vector_E)
+        ]
 
 
 def _by_subject(entries: Iterable[IndexedRecord]) -> dict[Words, list[IndexedRecord]]:
@@ -95,11 +92,13 @@ def _by_subject(entries: Iterable[IndexedRecord]) -> dict[Words, list[IndexedRec
     return found
 
 
-def _joined(blocks: Sequence[PlainRecords]) -> tuple[PlainRecords, ...]:
-    """Join the last blocks until each is more than twice as long as the next: few blocks, each record joined a few times."""
-    *first, last = blocks
-    while first and len(first[-1].wordings) <= 2 * len(last.wordings):
-        before = first.pop()
-        keys, thresholds = torch.cat([before.key_NE, last.key_NE]), torch.cat([before.threshold_N, last.threshold_N])
-        last = PlainRecords(before.wordings + last.wordings, keys, thresholds)
-    return (*first, last)
+def _joined(
+    blocks: Sequence[PlainRecords], wordings: tuple[IndexedWording, ...], key_NE: Tensor, threshold_N: Tensor
+) -> tuple[PlainRecords, ...]:
+    """Add a block, and join the last ones until each is more than twice as long as the next: few, joined a few times."""
+    first = list(blocks)
+    while first and len(first[-1].wordings) <= 2 * len(wordings):
+        before, table = first.pop()
+        wordings, key_NE = before + wordings, torch.cat([table.key_NE, key_NE])
+        threshold_N = torch.cat([table.threshold_N, threshold_N])
+    return (*first, PlainRecords(wordings, KeyTable.of(key_NE, threshold_N)))

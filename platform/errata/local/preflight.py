@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from errata.access_keys import check_binding
-from errata.edit_memory.bank import SERVED
+from errata.edit_memory.bank import KINDS
 from errata.editors.build import DEFAULT_EDITOR, editor_for, needs, outline, own_editor
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
@@ -133,10 +133,10 @@ def _check_served(name: str, *kinds: type[Editor] | None) -> bool:
             f"{name} keeps its edits in a memory, which a wrapper cannot change: give the memory's editor alone, or wrap an "
             "editor of weights, such as RLEdit"
         )
-    if any(memory.kind not in SERVED for memory in memories):
+    if any(memory.kind not in KINDS for memory in memories):
         raise ValueError(
             f"{name} keeps its edits in a memory of a kind that no replica reads: those that are served are "
-            f"{', '.join(sorted(SERVED))}; `errata bench` and `errata.lifelong` run this one as it is"
+            f"{', '.join(sorted(KINDS))}; `errata bench` and `errata.lifelong` run this one as it is"
         )
     return True
 

@@ -33,6 +33,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NUM_TEXTS = 450  # on which the keys' second moment is measured
 EDITOR = "RLEdit"  # of the policy that is shipped
 POLICY = Path(__file__).parent / "smollm2_policy"
+# Of memories that are read inside the model: the down-projection whose inputs tell the probes' questions apart best.
+SETTINGS = {name: {"modules": "layers.24.mlp.down_proj"} for name in ("state", "ELDER")}
 NEXT_STEPS = Schedule(train_steps=2, episodes=1, batches=2, batch_size=2)
 NUM_NEXT_TEXTS = 24
 

@@ -45,7 +45,7 @@ class LogitsHook:
         self.ids_T, self.kept = kwargs.get("input_ids", args[0] if args else None), None
 
     def _keep(self, _site: nn.Module, args: tuple[Any, ...]) -> None:
-        last_R = _last_tokens()
+        last_R = last_tokens()
         if last_R is not None:
             ids_R = None if self.ids_T is None else self.ids_T[last_R].clone()
             self.kept = args[0].detach()[last_R], ids_R
@@ -80,7 +80,7 @@ class MixingHook:
         del self.model.compute_logits
 
     def _begin(self, _model: nn.Module, _args: tuple[Any, ...]) -> None:
-        self.are_first = _last_tokens() is not None
+        self.are_first = last_tokens() is not None
 
     def _logits(self, hidden_RH: Tensor, *more: Any) -> Tensor | None:
         logits: Tensor | None = self._compute_logits(hidden_RH, *more)
@@ -93,7 +93,7 @@ class MixingHook:
         return found.logits_TV
 
 
-def _last_tokens() -> Tensor | None:
+def last_tokens() -> Tensor | None:
     """Return where the last token of each request is in this step; None in a step without requests, such as a warm-up."""
     metadata = get_forward_context().attn_metadata if is_forward_context_available() else None
     if not isinstance(metadata, dict) or not metadata:

@@ -87,6 +87,7 @@ class HookedEngine:
                 if output.finished:
                     (fired, *_) = await self.engine.collective_rpc("errata_fired", args=(name,))
                     request.noted += [FiredEdit(edit, score) for edit, score in fired]
+                    self.metrics.memory_asked(bool(fired))
                 yield output
 
     async def _read(self, memory: FrontMemory, prompt: Mapping[str, Any], params: SamplingParams) -> _Read:

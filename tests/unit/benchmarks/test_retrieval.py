@@ -27,6 +27,9 @@ def test_the_report_has_recall_false_firing_and_milliseconds(tmp_path: Path, mon
         (size, kind) for kind in ("given", "none") for size in (20, 60)
     ]
     assert all(0 < row["retrieval_ms_p50"] <= row["retrieval_ms_p99"] for row in report["rows"])
+    tables = [(row["num_records"], row["vectors"]) for row in report["searches"]]
+    assert tables == [(size, vectors) for vectors in ("drawn", "around questions") for size in (20, 60)]
+    assert all(0 < row["search_ms_p50"] <= row["search_ms_p99"] for row in report["searches"])
 
 
 def test_invented_names_differ() -> None:

@@ -109,6 +109,23 @@ def test_a_second_service_is_refused_while_the_first_makes_its_model(tmp_path: P
     assert not (tmp_path / "serve" / "service.json").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--set", "max_false=0.1"], ["--set", "modules=layers.2.mlp.down_proj"]])
+@pytest.mark.parametrize("editor", ["state", "answer"])
+def test_a_memory_inside_the_default_model_has_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, editor: str, options: list[str]
+) -> None:
+    served: list[dict[str, object]] = []
+    monkeypatch.setenv("ERRATA_HOME", str(tmp_path))
+    monkeypatch.setattr("errata.local.models.resolved", lambda model: model)
+    monkeypatch.setattr("errata.local.preflight.problems_of", lambda start: Problems())
+    monkeypatch.setattr("errata.cli.serve._run", lambda services, given: served.append(given))
+    for model in ([], ["--model", "another"]):
+        assert errata("serve", "--editor", editor, "--port", str(free_port()), *model, *options).exit_code == 0
+    default, other = (dict(pair.split("=") for pair in str(one.get("settings", "")).split(";") if pair) for one in served)
+    own = dict(option.split("=") for option in options[1:])
+    assert other == own and default == (smollm2.SETTINGS["state"] if editor == "state" else {}) | own
+
+
 def test_a_default_model_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERRATA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(smollm2, "PACKAGE", "no-such-package")

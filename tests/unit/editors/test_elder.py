@@ -280,3 +280,19 @@ def test_experts_that_do_not_fit_are_refused(tiny_model: LanguageModel) -> None:
 def test_settings_that_are_no_code_are_refused(settings: dict[str, str], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make_editor("ELDER", settings=settings)
+
+
+def test_a_copied_model_reads_the_experts_by_hooks_of_its_own(tiny_model: LanguageModel) -> None:
+    """A blame and a dry run go on a copy, while the model itself is asked and edited."""
+    model, prompts = tiny_model, [edit.prompt for edit in EDITS[:2]]
+    plain = greedy_texts(model, prompts, 3)
+    edited = EditedModel(model.module, find_matrices(model.module, BOTH))
+    edited.add(edited_by(TRAINED, model, EDITS[:2]))
+    copied = edited.copy()
+    other = LanguageModel(copied.module, model.tokenizer, model.path)
+    said = greedy_texts(model, prompts, 3)
+    assert greedy_texts(other, prompts, 3) == said != plain
+    copied.set([])
+    assert (greedy_texts(other, prompts, 3), greedy_texts(model, prompts, 3)) == (plain, said)
+    edited.set([])
+    assert greedy_texts(model, prompts, 3) == plain

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from errata.edit import EditBatch, EditRejected
 from errata.edit_memory.lookup import ANY
 from errata.editors import EDITORS, make_editor
 from errata.editors.build import needs
-from errata.editors.memory_based.memory_editor import MAX_THRESHOLD, calibrated
+from errata.editors.memory_based import memory_editor
+from errata.editors.memory_based.memory_editor import MAX_THRESHOLD_32, calibrated
 from errata.editors.memory_based.state import StateMemory
 from errata.guard.probes import FILE, Probes
 from errata.model.language_model import LanguageModel, load
@@ -85,7 +88,7 @@ def test_the_threshold_keeps_the_probes_apart(model_dir: Path, tmp_path: Path) -
             state_I = input_at_end(model, ids[:end])
             nearest = torch.maximum(nearest, unit_MI @ (state_I / state_I.norm()))
     for max_false in (0.5, 0.1):
-        expected = min(float(nearest.quantile(1 - max_false)), MAX_THRESHOLD)
+        expected = float(nearest.quantile(1 - max_false))
         assert calibrated(model, DOWN, max_false, in_chat=False) == pytest.approx(expected, abs=1e-5)
     spec = find_matrices(model.module, EDITOR.modules)
     thresholds = replace(EDITOR, threshold=0.0, max_false=0.5).start(model, spec).tensors["thresholds"]
@@ -93,7 +96,23 @@ def test_the_threshold_keeps_the_probes_apart(model_dir: Path, tmp_path: Path) -
 
 
 def test_a_model_without_probes_is_calibrated_on_plain_sentences(tiny_model: LanguageModel) -> None:
-    assert 0.0 < calibrated(tiny_model, DOWN, 0.01, in_chat=False) <= MAX_THRESHOLD
+    assert 0.0 < calibrated(tiny_model, DOWN, 0.01, in_chat=False) <= MAX_THRESHOLD_32
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 0.9999), (torch.bfloat16, 0.995)])
+def test_a_module_that_does_not_tell_questions_apart_is_refused(
+    tiny_model: LanguageModel, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, most: float
+) -> None:
+    """Three questions, of which two have states with this cosine."""
+    cosine = most + 0.00005
+    other_I = torch.tensor([cosine, math.sqrt(1 - cosine**2), 0.0])
+    question_MI = torch.stack([torch.eye(3)[0], other_I, torch.eye(3)[2]])
+    monkeypatch.setattr(memory_editor, "probe_states", lambda *_: (question_MI, question_MI[:0]))
+    model = LanguageModel(copy.deepcopy(tiny_model.module).to(dtype), tiny_model.tokenizer, tiny_model.path)
+    with pytest.raises(ValueError, match=rf"{DOWN} do not tell questions apart: .* {most} is the most .*: name a later module"):
+        calibrated(model, DOWN, 0.01, in_chat=False)
+    question_MI[1] = torch.tensor([0.9, math.sqrt(1 - 0.81), 0.0])
+    assert calibrated(model, DOWN, 0.01, in_chat=False) == pytest.approx(0.9)
 
 
 def test_several_modules_are_refused(tiny_model: LanguageModel) -> None:

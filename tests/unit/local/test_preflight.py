@@ -78,7 +78,6 @@ def test_nothing_is_wrong_with_what_starts(start: StartSettings, tmp_path: Path)
         ({"editor": "FT-L/ROME"}, "does not wrap another editor"),
         ({"editor": "RECT/state", "settings": {}}, "editor: RECT/state keeps its edits in a memory, .*, such as RLEdit"),
         ({"editor": f"{__name__}:OwnMemory", "settings": {}}, "OwnMemory keeps its edits in a memory .*`errata bench`"),
-        ({"editor": "ELDER", "settings": {}}, "ELDER keeps its edits in a memory .*`errata bench`"),
         ({"preset": "llama4"}, "preset: .*no preset 'llama4'; there are"),
         ({"artifact": "/none"}, "artifact: FTL needs no artifact: leave out /none"),
         ({"editor": "ROME", "artifact": "/none"}, "artifact: /none is no artifact: .*jobs/moments.py"),

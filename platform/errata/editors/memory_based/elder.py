@@ -28,7 +28,7 @@ from torch import Tensor
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Code, EditBatch, EditRejected, Row
 from errata.edit_memory.bank import Bank, Kind, Record
-from errata.edit_memory.experts import Experts, Mixture, distances, experts_of, packed, shared_of, signs
+from errata.edit_memory.experts import Experts, ExpertsPlace, Mixture, distances, experts_of, packed, shared_of, signs
 from errata.edit_memory.hooks import bank_of, reading
 from errata.editors.editor import check_batch, check_modules
 from errata.editors.memory_based.memory_editor import MemoryEditor, check_inputs, inputs_at_answers, probe_states
@@ -155,8 +155,8 @@ class ELDER(MemoryEditor):
         tokens, experts = cache.tokens, _parameters(model, first)
         optimizer = torch.optim.Adam([tensor for one in experts.values() for tensor in one], lr=self.learning_rate)
         codes = {name: self._codes(name, answers, tokens.answer_lengths).to(input_TX.device) for name in experts}
-        at = {model.module.get_submodule(name): one for name, one in experts.items()}
-        mixture = Mixture(next(iter(at)), at, self.num_chosen, lambda _: tokens.predicts_T)
+        at = [(ExpertsPlace(model.module.get_submodule(name)), one) for name, one in experts.items()]
+        mixture = Mixture(at[0][0].module, at, self.num_chosen, lambda _: tokens.predicts_T)
         try:
             for _ in range(self.num_steps):
                 with torch.enable_grad(), cache.prefix.reusing(tokens):

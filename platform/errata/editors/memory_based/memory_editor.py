@@ -27,8 +27,9 @@ from errata.timing import timed
 NUM_QUESTIONS, NUM_SENTENCES, MAX_SENTENCE_TOKENS = 128, 32, 64  # of the probes that a threshold is calibrated on
 ROWS_AT_ONCE = 32
 THRESHOLDS = "thresholds"  # in the state: of completions, and of questions in chat
-# Above this, rounding might keep a record from its own prompt.
-MAX_THRESHOLD = 0.995
+# Above these, rounding might keep a record from its own prompt: of vectors of sentences, and of states in 16 bits; and of
+# states in 32 bits, which two engines compute alike up to a cosine of 1 - 1e-6.
+MAX_THRESHOLD, MAX_THRESHOLD_32 = 0.995, 0.9999
 
 
 class MemoryEditor(Editor, ABC):
@@ -122,7 +123,8 @@ def check_inputs(batch: EditBatch, encoded: Encoded, input_TI: Tensor, nll_T: Te
 def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool) -> float:
     """Return the cosine that all but `max_false` of the model's probe questions keep away from every other probe.
 
-    A question's nearest other text is the record that would answer it wrongly.
+    A question's nearest other text is the record that would answer it wrongly. Raises `ValueError` for a module at which the
+    states of different questions are as near to each other as rounding keeps those of one question.
     """
     question_MI, other_TI = probe_states(model, site, in_chat)
     if len(question_MI) < 2:
@@ -130,7 +132,19 @@ def calibrated(model: LanguageModel, site: str, max_false: float, in_chat: bool)
     nearest_M = (question_MI @ question_MI.T).fill_diagonal_(-1.0).amax(1)
     if len(other_TI):
         nearest_M = torch.maximum(nearest_M, (question_MI @ other_TI.T).amax(1))
-    return min(float(nearest_M.quantile(1 - max_false)), MAX_THRESHOLD)
+    found, most = float(nearest_M.quantile(1 - max_false)), max_threshold(model)
+    if found > most:
+        raise ValueError(
+            f"the inputs of {site} do not tell questions apart: those of different probe questions have a cosine of "
+            f"{found:.5f}, and {most} is the most that is safe in {str(model.module.dtype).removeprefix('torch.')}: name a "
+            "later module (modules=...), or set a threshold (threshold=...)"
+        )
+    return found
+
+
+def max_threshold(model: LanguageModel) -> float:
+    """Return the cosine that rounding does not keep a state from having with itself."""
+    return MAX_THRESHOLD_32 if model.module.dtype == torch.float32 else MAX_THRESHOLD
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ import torch
 from errata.delta.memory_delta import MemoryDelta
 from errata.delta.parts import Dense, LowRank, Series, Sparse
 from errata.delta.weight_delta import WeightDelta
-from errata.edit_memory.bank import Kind
+from errata.edit_memory.bank import Kind, Record
+from errata.edit_memory.experts import Experts, shared_of
 from errata.editors.state import EditorState
 from errata.ledger import Ledger
 from tests.unit.conftest import MATRICES
@@ -231,10 +232,47 @@ def test_a_memory_of_another_models_vectors_is_refused(ledger: Ledger, monkeypat
         assert fault is not None and "no embedding or output layer of this model" in fault["message"]
 
 
-def test_a_memory_of_a_kind_that_no_replica_reads_is_refused_by_its_name() -> None:
-    engine, delta = InMemoryDeltaEngine("base"), MemoryDelta("experts", MATRICES[0], dropped=('"a"',))
-    with pytest.raises(ValueError, match="no replica reads a memory of kind experts, but those of kind answer, datastore"):
-        engine._take(None, delta)
+def remember_experts(ledger: Ledger, *facts: str, num_in: int = 96, dropped: tuple[str, ...] = ()) -> int:
+    """Append a version with experts of the first matrix and the codes of facts."""
+    down_ERI, up_EOR = torch.ones(2, 1, num_in), torch.ones(2, 64, 1)
+    experts = {MATRICES[0]: Experts(down_ERI, up_EOR, torch.zeros(2, num_in), torch.zeros(2))}
+    rows = {"code": torch.zeros(1, 8, dtype=torch.uint8), "radius": torch.ones(1)}
+    made = tuple(Record(fact, "a text", rows, edit=fact) for fact in facts)
+    delta = MemoryDelta("experts", MATRICES[0], made, dropped, shared_of(experts, torch.zeros(num_in), 1))
+    return ledger.append(ledger.head, delta, EditorState(), (), {}, ("ELDER", "p")).number
+
+
+def test_experts_are_changed_as_weights_are_because_the_cache_depends_on_them(ledger: Ledger) -> None:
+    """Each way into such a memory and out of it is a reload, of no matrix; one without a change of it is none."""
+    remember_experts(ledger, '"a"')
+    remember_experts(ledger, '"b"', dropped=('"a"',))
+    ledger.append(2, WeightDelta({}), EditorState(), (), {}, ("ELDER", "p"))
+    extension = weight_engine.WorkerExtension()
+    extension.weight_transfer_engine = engine = InMemoryDeltaEngine("base")
+    for version, reset, is_reload in ((1, False, True), (2, False, True), (3, False, False), (0, True, True), (3, True, True)):
+        wanted = update(ledger, engine.state.version, version, reset)
+        answer = extension.errata_prepare(wanted)
+        while not answer["is_read"]:
+            answer = extension.errata_reading()
+        assert (answer["fault"], answer["changes_weights"]) == (None, is_reload), version
+        if is_reload:
+            with pytest.raises(ValueError, match=f"version {version} changes weights"):
+                engine.follow(engine.parse_update_info(wanted))
+            engine.swap(wanted)
+        else:
+            engine.follow(engine.parse_update_info(wanted))
+        assert engine.state.version == version and engine.reloaded == []
+        held = [] if engine.hook is None else list(engine.hook.bank.records)
+        assert held == {0: [], 1: ['"a"']}.get(version, ['"b"'])
+        assert len(engine.model._forward_pre_hooks) == (1 if held else 0)
+
+
+@pytest.mark.parametrize("num_in", [96, 90])
+def test_experts_of_another_model_are_refused(ledger: Ledger, num_in: int) -> None:
+    remember_experts(ledger, '"a"', num_in=num_in)
+    fault = InMemoryDeltaEngine("base").prepare(update(ledger, 0, 1, reset=False))
+    assert (fault is None) == (num_in == 96)
+    assert fault is None or (fault["kind"] == "invalid" and "the memory has experts of" in fault["message"])
 
 
 def test_a_datastore_is_mixed_in_from_its_version_on_and_no_longer(ledger: Ledger) -> None:

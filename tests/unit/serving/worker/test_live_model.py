@@ -169,6 +169,23 @@ def test_a_version_that_cannot_be_read_does_not_become_the_head(live_model: Live
     assert (post(live_model, 4).parent, live_model.ledger.head) == (1, 4)
 
 
+def test_a_memory_is_calibrated_once(live_model: LiveModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A way back to version 0 waits for no probes; the first state of an editor of weights, which is large, is not kept."""
+    asked = list[int]()
+    start = type(live_model.editor).start
+
+    def counted(*given: object) -> object:
+        asked.append(1)
+        return start(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(live_model.editor), "start", counted)
+    for writes, count in (("weights", 2), ("memory", 3)):
+        monkeypatch.setattr(type(live_model.editor), "writes", writes)
+        for version in (0, 1, 0):
+            live_model.move_to(version)
+        assert len(asked) == count and live_model.state.num_edits == 0
+
+
 def test_a_version_of_other_matrices_does_not_become_the_head(live_model: LiveModel) -> None:
     before = standing(live_model)
     live_model.ledger.append(

@@ -168,7 +168,8 @@ def test_the_worker_says_what_fired_before_the_last_output_is_passed_on() -> Non
         assert seen == [("one", []), ("two", [("edit-a", 0.97)])]
         read, given, *_ = hook.engine.asked[-1]
         assert read is prompt and given.extra_args == {"own": 1, "errata_request": hook.engine.name} != extra
-        assert hook.metric("lookup_seconds_count") == 0
+        counts = [hook.metric("lookups_total", result=result) for result in ("hit", "miss")]
+        assert counts == [1, 0] and hook.metric("lookup_seconds_count") == 0
 
     asyncio.run(asked())
 
