@@ -32,7 +32,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from errata.delta.accumulator import Accumulator
-from errata.delta.kinds import Delta
+from errata.delta.kinds import Delta, memory_of, weights_of
 from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import AT_MATRIX, PER_TOKEN, READ_BEFORE, SERVED, Bank
@@ -214,17 +214,18 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def _take(self, prepared: _Prepared, delta: Delta) -> None:
         """Check a delta and take it into an update. Raises `ValueError` for one that this model cannot have."""
-        if isinstance(delta, WeightDelta):
-            self.accumulator.check(delta)
-            prepared.take(delta)
+        weights, memory = weights_of(delta), memory_of(delta)
+        self.accumulator.check(weights)
+        prepared.take(weights)
+        if memory is None:
             return
-        delta.check()
-        if delta.kind not in SERVED:
-            raise ValueError(f"no replica reads a memory of kind {delta.kind}, but those of kind {', '.join(sorted(SERVED))}")
-        if delta.kind not in READ_BEFORE:
-            self._check_site(delta)
-        if delta.kind in PER_TOKEN:
-            prepared.records.append(delta)
+        memory.check()
+        if memory.kind not in SERVED:
+            raise ValueError(f"no replica reads a memory of kind {memory.kind}, but those of kind {', '.join(sorted(SERVED))}")
+        if memory.kind not in READ_BEFORE:
+            self._check_site(memory)
+        if memory.kind in PER_TOKEN:
+            prepared.records.append(memory)
 
     def _check_site(self, delta: MemoryDelta) -> None:
         """Raise `ValueError` for a memory that this engine's model cannot read."""

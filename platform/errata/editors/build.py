@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from errata.edit_memory.bank import READ_BEFORE
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.editor import Editor
 from errata.editors.presets import preset_of
 from errata.editors.table import EDITORS
+from errata.editors.tiers import Tiers
 from errata.editors.trained_editor import TrainedEditor
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.model.checkpoint import header
@@ -32,7 +34,12 @@ def editor_for(name: str, artifact: str | Path | None = None, preset: str | None
 
 
 def name_of(editor: Editor) -> str:
-    """Return the editor's name in `EDITORS`, or that of its class; a wrapper of an unusual editor is `RECT/AlphaEdit`."""
+    """Return the editor's name in `EDITORS`, or that of its class.
+
+    A wrapper of an unusual editor is `RECT/AlphaEdit`, and an editor of weights with a memory before it `RLEdit+answer`.
+    """
+    if isinstance(editor, Tiers):
+        return f"{name_of(editor.weights)}+{name_of(editor.memory)}"
     name = _named(type(editor))
     if isinstance(editor, EditorWrapper) and type(editor.host) is not editor.default_inner():
         return f"{name}/{name_of(editor.host)}"
@@ -64,6 +71,27 @@ def make_editor(
     them; `settings` are fields with their values as text. Raises `ValueError` for what is unknown or missing.
     """
     return _built(name, settings, lambda kind: kind.from_artifact(artifact, preset, device))
+
+
+def with_memory(editor: Editor, memory: str, settings: Mapping[str, str] | None = None) -> Tiers:
+    """Put a memory, by its name in `EDITORS`, in front of an editor of weights; `settings` are those of `tier_settings`.
+
+    Raises `ValueError` for an unknown name, for one that is no memory read before the model, and for an unknown setting.
+    """
+    kind, _, inner = _kinds(memory)
+    if inner or kind.writes != "memory" or kind.is_trained or kind.kind not in READ_BEFORE:
+        names = ", ".join(name for name, one in EDITORS.items() if one.kind in READ_BEFORE and not one.is_trained)
+        raise ValueError(f"{memory} is no memory that stands in front of weights: give one of {names}")
+    tiers: Any = Tiers(editor, kind())
+    for field, value in (settings or {}).items():
+        tiers = overridden(tiers, field, value)
+    return cast(Tiers, tiers)
+
+
+def tier_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split settings into those of the weights' editor, and those of the tiers and of the memory (`memory.threshold`)."""
+    own = {name: value for name, value in settings.items() if name == "max_records" or name.startswith("memory.")}
+    return {name: value for name, value in settings.items() if name not in own}, own
 
 
 def outline(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errata.delta.kinds import weights_of
 from errata.delta.parts import Dense, LowRank, Part, Sparse, pieces
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit
@@ -64,8 +65,8 @@ def _between(ledger: Ledger, common: int, a: int, b: int, budget: WalkBudget) ->
             if between > common:
                 budget.step()
                 delta = ledger.delta(between)
-                if isinstance(delta, WeightDelta):
-                    yield delta.scaled(sign)
+                if (weights := weights_of(delta)).parts:
+                    yield weights.scaled(sign)
 
 
 class _Sum:
