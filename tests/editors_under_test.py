@@ -34,6 +34,7 @@ from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
+from errata.editors.tiers import Tiers
 from errata.editors.wrappers.blue import BLUE
 from errata.editors.wrappers.nas import NAS
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
@@ -216,6 +217,9 @@ UNDER_TEST: dict[str, UnderTest] = {
         lambda model: RECIPE(("layers.1.mlp.down_proj",), num_features=32).initialised(model, seed=0), PREFIXES
     ),
     "ELDER": UnderTest(lambda model: ELDER(BOTH, rank=4, num_steps=60, learning_rate=0.03, num_bits=512), STATES),
+    "RLEdit+answer": UnderTest(
+        lambda model: Tiers(learned(RLEdit(("layers.1.mlp.down_proj",), rank=8))(model), AnswerMemory()), SAID
+    ),
     "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), CLASSIFIED),
 }
 

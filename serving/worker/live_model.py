@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from errata.candidate import CandidateVersion, make_candidate, make_repair
-from errata.delta.accumulator import EditedModel
+from errata.delta.accumulator import EditedModel, with_own_storage
 from errata.delta.kinds import Delta, stored
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
@@ -22,6 +22,7 @@ from errata.editors import make_editor
 from errata.editors.build import own_editor, tier_settings, with_memory
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
+from errata.editors.tiers import Tiers
 from errata.guard.inspector import Inspector
 from errata.guard.probes import Probes
 from errata.history.blame import Blamed
@@ -93,6 +94,8 @@ class LiveModel:
         self.ledger = self._open()
         self.ledger.snapshots_later = True  # In the service (`snapshots.py`).
         self.spec = matrices.find_matrices(self.model.module, self.ledger.base["matrices"])
+        if isinstance(self.editor, Tiers):
+            with_own_storage(self.model.module, self.spec)
         self.inspector = Inspector(self.model, self.spec, guard, probes)
         self.edited = EditedModel(self.model.module, self.spec)
         self.num_loads = 0  # `hold` is forgotten at each.

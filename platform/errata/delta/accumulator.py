@@ -90,6 +90,18 @@ class Accumulator:
         return weight_OI
 
 
+def with_own_storage(module: nn.Module, spec: ModelSpec) -> None:
+    """Move the matrices to memory of their own, where those of a copy lie, too.
+
+    In a file of weights they begin at any address, and a product with an unaligned matrix differs in its last bits from the
+    same one with its copy: what is made on a copy could then not be made again on the model.
+    """
+    for name in spec.names:
+        weight = module.get_submodule(name).weight
+        assert isinstance(weight, nn.Parameter)
+        weight.data = weight.data.clone()
+
+
 @dataclass(frozen=True)
 class VersionContent:
     """Content of a version, beside the base model: the fp32 sum of each changed matrix, and the bank of its memory if any."""

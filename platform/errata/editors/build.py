@@ -23,12 +23,15 @@ DEFAULT_EDITOR = "answer"  # needs no training and no setting, and answers most 
 OF_ARTIFACTS = "RLEdit"  # for artifacts and presets that name no editor
 
 
-def editor_for(name: str, artifact: str | Path | None = None, preset: str | None = None) -> str:
-    """Return the name of the editor that a user means: the one named, or that of the policy or preset given, or the default."""
+def editor_for(name: str, artifact: str | Path | None = None, preset: str | None = None, memory: str | None = None) -> str:
+    """Return the name of the editor that a user means: the one named, or that of the policy or preset given, or the default.
+
+    With a `memory` before it, an editor of weights is meant.
+    """
     if name:
         return name
     if not artifact:
-        return OF_ARTIFACTS if preset else DEFAULT_EDITOR
+        return OF_ARTIFACTS if preset or memory else DEFAULT_EDITOR
     path = Path(artifact) / "artifact.json"
     return str(read_json(path).get("editor") or OF_ARTIFACTS) if path.exists() else OF_ARTIFACTS
 
@@ -78,14 +81,19 @@ def with_memory(editor: Editor, memory: str, settings: Mapping[str, str] | None 
 
     Raises `ValueError` for an unknown name, for one that is no memory read before the model, and for an unknown setting.
     """
+    tiers: Any = Tiers(editor, memory_named(memory)())
+    for field, value in (settings or {}).items():
+        tiers = overridden(tiers, field, value)
+    return cast(Tiers, tiers)
+
+
+def memory_named(memory: str) -> type[Editor]:
+    """Return the class of a memory that may stand in front of weights. Raises `ValueError` for any other name."""
     kind, _, inner = _kinds(memory)
     if inner or kind.writes != "memory" or kind.is_trained or kind.kind not in READ_BEFORE:
         names = ", ".join(name for name, one in EDITORS.items() if one.kind in READ_BEFORE and not one.is_trained)
         raise ValueError(f"{memory} is no memory that stands in front of weights: give one of {names}")
-    tiers: Any = Tiers(editor, kind())
-    for field, value in (settings or {}).items():
-        tiers = overridden(tiers, field, value)
-    return cast(Tiers, tiers)
+    return cast(type[Editor], kind)
 
 
 def tier_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -129,11 +129,12 @@ def _moved_alone(head: int, known: Iterable[Edit], of_weights: EditorState) -> C
 
 def _without_memory_now(inspector: Inspector, batch: EditBatch) -> tuple[list[Edit], list[Edit]]:
     """Return the edits that the weights answer by now, and the others in the words in which the model would say them."""
-    said = inspector.answers(batch)
-    is_right = [edit.first_wrong(texts) is None for edit, texts in zip(batch, said, strict=True)]
-    known = [edit for edit, right in zip(batch, is_right, strict=True) if right]
-    others = [(edit, texts[-1]) for edit, texts, right in zip(batch, said, is_right, strict=True) if not right]
-    return known, composed(inspector.model, [edit for edit, _ in others], [text for _, text in others])
+    found, _ = inspector.measure(batch, WeightDelta({}), sample=[])
+    known = [edit for i, edit in enumerate(batch) if i not in found.unanswered]
+    others = [batch.edits[i] for i in found.unanswered]
+    if not others:
+        return known, []
+    return known, composed(inspector.model, others, [texts[-1] for texts in inspector.answers(EditBatch(tuple(others)))])
 
 
 def _step(tiers: Tiers, edits: Sequence[Edit], state: EditorState, inspector: Inspector) -> _Step:
