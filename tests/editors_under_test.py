@@ -58,7 +58,7 @@ def editor_under_test(name: str, model: LanguageModel) -> Editor:
     """Build an editor on an unedited model; once per session for each checkpoint and device, because editors are frozen."""
     key = name, model.path, str(model.device)
     if key not in _BUILT:
-        _BUILT[key] = UNDER_TEST[name].build(model)
+        _BUILT[key] = (UNDER_TEST | TIERED)[name].build(model)
     return _BUILT[key]
 
 
@@ -217,10 +217,15 @@ UNDER_TEST: dict[str, UnderTest] = {
         lambda model: RECIPE(("layers.1.mlp.down_proj",), num_features=32).initialised(model, seed=0), PREFIXES
     ),
     "ELDER": UnderTest(lambda model: ELDER(BOTH, rank=4, num_steps=60, learning_rate=0.03, num_bits=512), STATES),
+    "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), CLASSIFIED),
+}
+
+
+# A memory before weights: `edit` writes the memory alone, so that the contract of weights is that of its weights' editor.
+TIERED: dict[str, UnderTest] = {
     "RLEdit+answer": UnderTest(
         lambda model: Tiers(learned(RLEdit(("layers.1.mlp.down_proj",), rank=8))(model), AnswerMemory()), SAID
     ),
-    "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), CLASSIFIED),
 }
 
 

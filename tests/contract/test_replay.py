@@ -20,7 +20,7 @@ from errata.ledger import Ledger, Version
 from errata.model.language_model import LanguageModel, load
 from errata.model.matrices import ModelSpec, find_matrices
 from errata.testbed.world import World
-from tests.editors_under_test import UNDER_TEST, editor_under_test
+from tests.editors_under_test import TIERED, UNDER_TEST, editor_under_test
 
 OPEN = Guard(change=Limit(1e9, 1e9), growth=Limit(1e9, 1e9), forgotten=Limit(1.0, 1.0))
 
@@ -62,7 +62,7 @@ class ModelAtHead:
         return version
 
 
-@pytest.mark.parametrize("name", UNDER_TEST)
+@pytest.mark.parametrize("name", [*UNDER_TEST, *TIERED])
 def test_a_replayed_version_has_the_bits_of_one_without_the_edit(
     name: str, model_dir: Path, tiny_model: LanguageModel, tmp_path: Path
 ) -> None:

@@ -88,11 +88,11 @@ def with_memory(editor: Editor, memory: str, settings: Mapping[str, str] | None 
 
 
 def memory_named(memory: str) -> type[Editor]:
-    """Return the class of a memory that may stand in front of weights. Raises `ValueError` for any other name."""
+    """Return the class of a memory that may be read before weights. Raises `ValueError` for any other name."""
     kind, _, inner = _kinds(memory)
     if inner or kind.writes != "memory" or kind.is_trained or kind.kind not in READ_BEFORE:
         names = ", ".join(name for name, one in EDITORS.items() if one.kind in READ_BEFORE and not one.is_trained)
-        raise ValueError(f"{memory} is no memory that stands in front of weights: give one of {names}")
+        raise ValueError(f"{memory} is no memory that is read before weights: give one of {names}")
     return cast(type[Editor], kind)
 
 

@@ -173,7 +173,7 @@ def _best_step(tiers: Tiers, batch: EditBatch, state: EditorState, inspector: In
         try:
             with without_memory(model):
                 made = edit_again(tiers.weights, model, again, made)
-        except EditRejected:  # The first attempt stands.
+        except EditRejected:  # The best attempt so far counts.
             return best
         rounds.append(again)
 

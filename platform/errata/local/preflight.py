@@ -55,7 +55,7 @@ class StartSettings:
     """Everything that a service is started with and that can be checked before; the fields are those of `serving.app:build`.
 
     Without `editor`, it is that of the artifact, or the default. `gpus` is the number for each of the `replicas`, `limits` are
-    fields of `ServiceLimits`. An empty `model` is not checked. `memory` stands in front of an editor of weights, and
+    fields of `ServiceLimits`. An empty `model` is not checked. `memory` is read before the weights of the editor, and
     `consolidate` is a `ConsolidationPolicy`.
     """
 

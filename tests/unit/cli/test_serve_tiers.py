@@ -17,7 +17,7 @@ from tests.unit.cli.invoke import errata
             ["--editor", "answer", "--memory", "answer"],
             "memory: AnswerMemory keeps its edits in a memory: give",
         ),
-        (["--editor", "FT-L", "--memory", "RTD"], "memory: RTD is no memory that stands in front of weights: give one of"),
+        (["--editor", "FT-L", "--memory", "RTD"], "memory: RTD is no memory that is read before weights: give one of"),
         (
             ["--editor", "FT-L", "--memory", "SCR", "--consolidate", "often"],
             "consolidate: 'often' is no policy of",

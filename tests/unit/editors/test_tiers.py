@@ -104,7 +104,7 @@ def test_what_cannot_be_two_tiers_is_refused_with_the_reason(tiny_model: Languag
         (lambda: Tiers(AnswerMemory(), AnswerMemory()), "AnswerMemory keeps its edits in a memory"),
         (lambda: Tiers(weights, StateMemory()), "StateMemory is no memory that is read before the model"),
         (lambda: Tiers(weights, SCR(), max_records=0), "at least 1, not 0"),
-        (lambda: with_memory(weights, "RTD"), "RTD is no memory that stands in front of weights: give one of SCR, IKE, answer"),
+        (lambda: with_memory(weights, "RTD"), "RTD is no memory that is read before weights: give one of SCR, IKE, answer"),
         (lambda: with_memory(weights, "nothing"), "no editor is named 'nothing'"),
         (lambda: with_memory(weights, "SERAC"), "SERAC is no memory"),
         (lambda: with_memory(weights, "answer", {"memory.treshold": "1"}), "treshold"),

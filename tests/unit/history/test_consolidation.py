@@ -196,7 +196,7 @@ def test_what_new_weights_would_lose_goes_back_into_memory_in_the_same_version(l
 
 
 def test_a_record_that_another_one_would_stand_in_for_stays(live_model: LiveModel) -> None:
-    """Without its record, a question would be answered by that of another edit."""
+    """Keep the record of a question that the record of another edit would answer."""
     near = replace(A, prompt=f"{A.prompt} now", target=C.target, id="near", rephrasings=(A.prompt,))
     post(live_model, (near,), (A,))
     made = step_for(live_model, A)
