@@ -103,6 +103,7 @@ class Consolidator:
         assert isinstance(live.editor, Tiers)
         candidate = await asyncio.to_thread(published, made, live.editor, live.state, live.inspector, live.ledger, live.version)
         if candidate is None:
+            self.num_tries.update(made.answered)
             self.metrics.consolidated("outdated")
             event(logger, "consolidation.outdated", version=live.version, parent=made.parent)
             return False
@@ -117,6 +118,7 @@ class Consolidator:
             event(logger, "consolidation.refused", logging.ERROR, edit_ids=list(made.answered), error=fault)
             return False
         moved = version.scorecard["consolidated"]["edits"]
+        self.num_tries.update(set(made.answered) - set(moved))  # The record of another edit would answer them.
         self.metrics.consolidated("published")
         event(logger, "edit.consolidated", edit_ids=moved, version=version.number, edit_s=round(seconds, 3))
         held = live.inspector.earlier.held.by_id

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from errata.candidate import MAX_REPEATS, CandidateVersion, ineffective
+from errata.candidate import MAX_REPEATS, CandidateVersion, faults_as_rejections, ineffective
 from errata.delta.kinds import joint, weights_alone
 from errata.delta.memory_delta import MemoryDelta
 from errata.delta.weight_delta import WeightDelta
@@ -73,6 +73,7 @@ class _Step:
         return tuple(edit for i, edit in enumerate(self.batch) if i not in self.found.unanswered)
 
 
+@faults_as_rejections()
 def consolidate(tiers: Tiers, edits: Sequence[Edit], state: EditorState, inspector: Inspector, head: int) -> Consolidated:
     """Make the step of the weights for edits of the memory, on the inspector's model, which is at version `head`.
 

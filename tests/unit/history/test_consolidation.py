@@ -244,3 +244,19 @@ def test_a_replay_has_the_bits_of_never_having_had_the_edit(live_model: LiveMode
     mine, theirs = (split(place.state)[0].tensors for place in (live_model, never))
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     check_answers(live_model, A, C, D, E)
+
+
+@dataclass(frozen=True)
+class Singular(Exact):
+    """An editor whose system has no solution."""
+
+    def edit(self, model, batch, state, cache=None):
+        raise torch.linalg.LinAlgError("the matrix is singular")
+
+
+def test_arithmetic_that_fails_is_a_refusal(checkpoint: Path, tmp_path: Path) -> None:
+    live_model = tiers_at(checkpoint, tmp_path / "ledger", "tests.unit.history.test_consolidation:Singular")
+    post(live_model, (A,))
+    with pytest.raises(EditRejected, match="singular") as refused:
+        step_for(live_model, A)
+    assert refused.value.code is Code.EDITOR_FAILED
