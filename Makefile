@@ -7,7 +7,7 @@ export ERRATA_HOME ?= $(CURDIR)/runs
 export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-reedits bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval bench-edit-latency bench-wayback chaos simulate tune test unit lint tree clean
+.PHONY: setup demo serve bench-solver bench-targets bench-guard bench-revert bench-lifelong bench-counterfact bench-ablation bench-reedits bench-stream bench-ledger bench-serving bench-abuse bench-chat bench-facts bench-memory-editors bench-real bench-places bench-gpu bench-memory bench-retrieval bench-edit-latency bench-wayback bench-tiers chaos simulate tune test unit lint tree clean
 
 setup: $(VENV)/.$(REQUIREMENTS)
 
@@ -50,6 +50,10 @@ bench-retrieval: setup
 # Post edits, and take the time until every replica answers by them, by stage.
 bench-edit-latency: setup
 	$(BIN)/python -m benchmarks.edit_latency $(ARGS)
+
+# Post corrections that a memory answers and the weights learn; beside it, weights alone and memory alone.
+bench-tiers: setup
+	$(BIN)/python -m benchmarks.tiers $(ARGS)
 
 # Play a stream that contains harmful edits, with the guard and without it.
 bench-guard: setup

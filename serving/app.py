@@ -14,7 +14,8 @@ from ray.serve import Application, Deployment
 
 from errata.edit_memory.bank import EMBEDDED, PER_TOKEN, Kind
 from errata.editors import EDITORS
-from errata.editors.build import editor_for, own_editor
+from errata.editors.build import editor_for, memory_named, own_editor
+from errata.local.consolidation_policy import DEFAULT
 from errata.local.models import resolved
 from errata.local.preflight import StartSettings, problems_of
 from errata.local.service_limits import NAMES, ServiceLimits, limits_from
@@ -45,7 +46,7 @@ class Arguments(BaseModel):
     as `data:` addresses. The fields of `ServiceLimits` are arguments, too.
 
     A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others; without them, the editor
-    decides.
+    decides. `memory` is one that answers by an edit until the editor's weights have learnt it, by the policy `consolidate`.
 
     `threads` are those of each engine; without it, an engine on the CPU has its share of the cores, and leaves the editor
     `editor_threads` of them while edits are made. `max_num_batched_tokens` is vLLM's: the tokens that a step computes at most.
@@ -55,6 +56,8 @@ class Arguments(BaseModel):
     model: str
     ledger: str
     editor: str = ""
+    memory: str | None = None
+    consolidate: str | None = None
     artifact: str | None = None
     preset: str | None = None
     settings: dict[str, str] = Field(default_factory=dict)
@@ -139,7 +142,7 @@ def _read(args: dict[str, Any]) -> tuple[Arguments, ServiceLimits]:
         wrong += [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in faults.errors()]
     if wrong or arguments is None:
         raise _refused(wrong)
-    editor = editor_for(arguments.editor, arguments.artifact, arguments.preset)
+    editor = editor_for(arguments.editor, arguments.artifact, arguments.preset, arguments.memory)
     return arguments.model_copy(update={"editor": editor}), limits
 
 
@@ -225,6 +228,8 @@ def _memory_of(arguments: Arguments) -> Kind | None:
 
     An operator's own editor on other nodes cannot be imported here, and counts as one that changes weights.
     """
+    if arguments.memory:
+        return memory_named(arguments.memory).kind
     if ":" in arguments.editor and arguments.placement is None:
         return own_editor(arguments.editor).kind
     found = EDITORS.get(arguments.editor)
@@ -244,6 +249,7 @@ def _worker_options(arguments: Arguments, limits: ServiceLimits) -> WorkerOption
         dtype=arguments.dtype,
         device=arguments.device,
         max_tokens=arguments.max_model_len,
+        memory=arguments.memory,
     )
     return WorkerOptions(
         live_model=live_model,
@@ -257,4 +263,5 @@ def _worker_options(arguments: Arguments, limits: ServiceLimits) -> WorkerOption
         scrub_hours=arguments.scrub_hours,
         mlflow=arguments.mlflow,
         mlflow_name=arguments.mlflow_name,
+        consolidate=arguments.consolidate or DEFAULT,
     )

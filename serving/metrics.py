@@ -64,6 +64,9 @@ class WorkerMetrics:
         self._repairs = Counter(
             "errata_edits_repaired", "Lost edits that were made again in a version of their own", registry=own
         )
+        self._carried = Gauge("errata_edits_carried", "Live edits by what answers them", ["by"], registry=own)
+        help = "Consolidations by what became of them: edits that the memory holds are learnt by the weights"
+        self._consolidations = Counter("errata_consolidations", help, ["result"], registry=own)
         self._mirror = Gauge("errata_mlflow_behind", "Versions that MLflow does not have yet", registry=own)
         self._damaged = Gauge("errata_damaged_files", "Versions and snapshots that the last scrub found damaged", registry=own)
         self._swap_failures = Counter("errata_swap_failures", "Swaps that some replica did not make in time", registry=own)
@@ -75,7 +78,10 @@ class WorkerMetrics:
             self._refused.labels(reason_of(code), code.value)
         for answer in ("agrees", "differs"):
             self._served.labels(answer)
+        for result in ("published", "refused", "outdated"):
+            self._consolidations.labels(result)
         self.held()
+        self.carried()
 
     def waiting(self, depth: int, oldest_s: float) -> None:
         """Set the number of queued edits and the age of the oldest one, 0 if there is none."""
@@ -109,6 +115,15 @@ class WorkerMetrics:
         """Set the numbers of live edits not asked yet, of those that are lost, and of these to be made again."""
         for answer, number in (("unknown", open), ("lost", lost), ("repairable", repairable)):
             self._held.labels(answer).set(number)
+
+    def carried(self, memory: int = 0, weights: int = 0) -> None:
+        """Set the numbers of live edits that the memory answers, and that the weights do."""
+        for tier, number in (("memory", memory), ("weights", weights)):
+            self._carried.labels(tier).set(number)
+
+    def consolidated(self, result: str) -> None:
+        """Count a consolidation: it is published, refused, or outdated by a change of the weights."""
+        self._consolidations.labels(result).inc()
 
     def damaged(self, number: int) -> None:
         """Set the number of versions and snapshots that the last scrub of the ledger found damaged."""

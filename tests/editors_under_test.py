@@ -34,6 +34,7 @@ from errata.editors.memory_based.scr import SCR
 from errata.editors.memory_based.serac import SERAC
 from errata.editors.memory_based.state import StateMemory
 from errata.editors.memory_based.swea import SWEA
+from errata.editors.tiers import Tiers
 from errata.editors.wrappers.blue import BLUE
 from errata.editors.wrappers.nas import NAS
 from errata.editors.wrappers.oedit import OEdit, OEditPlus
@@ -57,7 +58,7 @@ def editor_under_test(name: str, model: LanguageModel) -> Editor:
     """Build an editor on an unedited model; once per session for each checkpoint and device, because editors are frozen."""
     key = name, model.path, str(model.device)
     if key not in _BUILT:
-        _BUILT[key] = UNDER_TEST[name].build(model)
+        _BUILT[key] = (UNDER_TEST | TIERED)[name].build(model)
     return _BUILT[key]
 
 
@@ -217,6 +218,14 @@ UNDER_TEST: dict[str, UnderTest] = {
     ),
     "ELDER": UnderTest(lambda model: ELDER(BOTH, rank=4, num_steps=60, learning_rate=0.03, num_bits=512), STATES),
     "SERAC": UnderTest(lambda model: SERAC(("layers.1.mlp.down_proj",)).initialised(model, seed=0), CLASSIFIED),
+}
+
+
+# A memory before weights: `edit` writes the memory alone, so that the contract of weights is that of its weights' editor.
+TIERED: dict[str, UnderTest] = {
+    "RLEdit+answer": UnderTest(
+        lambda model: Tiers(learned(RLEdit(("layers.1.mlp.down_proj",), rank=8))(model), AnswerMemory()), SAID
+    ),
 }
 
 

@@ -98,7 +98,7 @@ class _Attempt:
 
 
 @contextmanager
-def _faults_as_rejections() -> Iterator[None]:
+def faults_as_rejections() -> Iterator[None]:
     """Raise `EditRejected` for arithmetic that fails and for memory that runs out while an update is made."""
     try:
         yield
@@ -106,7 +106,7 @@ def _faults_as_rejections() -> Iterator[None]:
         raise EditRejected(f"{type(fault).__name__.lstrip('_')} in the editor: {fault}", code=Code.EDITOR_FAILED) from fault
 
 
-@_faults_as_rejections()
+@faults_as_rejections()
 def _made(
     editor: Editor,
     batch: EditBatch,

@@ -144,7 +144,8 @@ class AnswersOut(BaseModel):
 class EditOut(BaseModel):
     """An edit with its state: `version` if it was applied, superseded or reverted; `reason`, `code` and `field` if refused.
 
-    `live` says of an edit that was applied once if the live version holds it, which a rollback or a revert ends.
+    `live` says of an edit that was applied once if the live version holds it, which a rollback or a revert ends, and
+    `carried_by` if a record of its memory answers it or its weights do.
     `changed` is false for an applied edit whose answer the model gave already. `answered` says if the live version answers a
     single edit; without it, it was not asked yet, or a later edit has the same prompt. `says` is what the model says instead of
     the target: the live version, for an applied edit that is not answered; for a rejected one with the code `ineffective` the
@@ -165,6 +166,7 @@ class EditOut(BaseModel):
     poster: str | None = None
     approver: str | None = None
     live: bool | None = None
+    carried_by: Literal["memory", "weights"] | None = None
     changed: bool | None = None
     answered: bool | None = None
     says: str | None = None

@@ -32,7 +32,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from errata.delta.accumulator import Accumulator
-from errata.delta.kinds import Delta
+from errata.delta.kinds import Delta, memory_of, weights_of
 from errata.delta.memory_delta import MemoryDelta, held_after
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import IN_LAYERS, PER_TOKEN, READ_BEFORE, Bank
@@ -217,17 +217,18 @@ class DeltaEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def _take(self, prepared: _Prepared, delta: Delta) -> None:
         """Check a delta and take it into an update. Raises `ValueError` for one that this model cannot have."""
-        if isinstance(delta, WeightDelta):
-            self.accumulator.check(delta)
-            prepared.take(delta)
+        weights, memory = weights_of(delta), memory_of(delta)
+        self.accumulator.check(weights)
+        prepared.take(weights)
+        if memory is None:
             return
-        delta.check()
-        if delta.kind not in READ_BEFORE:
+        memory.check()
+        if memory.kind not in READ_BEFORE:
             shapes = {name: (base_OI.shape[0], base_OI.shape[1]) for name, base_OI in self.accumulator.base_OI.items()}
-            check_site(delta, shapes, self.embeddings)
+            check_site(memory, shapes, self.embeddings)
             check_engine(self.model_config, self.parallel_config)
-        if delta.kind in PER_TOKEN:
-            prepared.records.append(delta)
+        if memory.kind in PER_TOKEN:
+            prepared.records.append(memory)
 
     def _unedited(self) -> Accumulator:
         """Copy the accumulator: the same base matrices, without sums."""

@@ -16,13 +16,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from errata.edit import Edit, EditRejected
+from errata.editors.tiers import Tiers
 from errata.generate import SwapFailed
 from errata.guard.bisection import BatchBisection, Group, Settled
 from errata.ledger import HeadMoved, LedgerConflict
+from errata.local.consolidation_policy import ConsolidationPolicy
 from errata.local.service_limits import ServiceLimits
 from serving.logs import event
 from serving.metrics import WorkerMetrics, reason_of
 from serving.tracing import batch_span, current_traceparent, past_span
+from serving.worker.consolidation import Consolidator
 from serving.worker.core_sharing import CoreSharing
 from serving.worker.events import Waiters
 from serving.worker.head_answers import HeadAnswers
@@ -74,6 +77,7 @@ class EditLoop:
         self.served_check = ServedCheck(self.publisher.replicas, self.metrics, self.lull)
         self.core_sharing = CoreSharing(self.publisher.replicas)
         self.sweep = LiveSweep(live_model, self.publisher, self.metrics)
+        self.consolidator: Consolidator | None = None
         self.writing = self.publisher.writing
         self._stalled: str | None = None
         self._num_stalls, self._held_at = 0, -1
@@ -176,10 +180,17 @@ class EditLoop:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
+    def consolidate(self, policy: ConsolidationPolicy, shares_cores: bool) -> None:
+        """Let the weights learn by this policy what the memory holds, where the editor has both."""
+        if isinstance(getattr(self.live_model, "editor", None), Tiers) and policy != ConsolidationPolicy():
+            sharing = CoreSharing(self.publisher.replicas, shares_cores)
+            self.consolidator = Consolidator(self.live_model, self.publisher, self.metrics, policy, sharing, self.served_check)
+
     def tasks(self) -> tuple[Coroutine[Any, Any, None], ...]:
-        """Return what runs for ever: the loop, the follower of the replicas, and the writer of snapshots."""
+        """Return what runs for ever: the loop, the follower of the replicas, the writer of snapshots, and consolidation."""
         snapshots = write_snapshots(self.live_model.ledger, self.lull, self.writing)
-        return self.work(), self.publisher.follow(), snapshots
+        consolidation = () if self.consolidator is None else (self.consolidator.work(),)
+        return self.work(), self.publisher.follow(), snapshots, *consolidation
 
     async def work(self) -> None:
         """Consume the journal's queue for ever.

@@ -21,6 +21,7 @@ from errata.edit import SETTLED, Code, Edit, EditRejected, Fault
 from errata.history.budget import WalkBudget
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import Version
+from errata.local.consolidation_policy import DEFAULT, policy_from
 from errata.local.service_limits import ServiceLimits
 from errata.model.edit_check import check_edits
 from errata.model.renderer import Renderer
@@ -55,10 +56,9 @@ class WorkerOptions:
     """Settings of the edit worker.
 
     A version holds at most `max_batch` edits, and an edit waits at most `batch_window_s` for others; None leaves both to the
-    editor. `nice` is the worker's
-    scheduling priority; a higher value yields to engines on the same cores. An Idempotency-Key is kept for
-    `idempotency_hours`. The ledger's files are compared with their digests every `scrub_hours`, and never if that is 0. With
-    `shares_cores`, the engines leave the editor its cores while edits are made.
+    editor. `nice` is the worker's scheduling priority; a higher value yields to engines on the same cores. An Idempotency-Key
+    is kept for `idempotency_hours`. The ledger's files are compared with their digests every `scrub_hours`; 0 is never. With
+    `shares_cores`, engines leave the editor its cores while edits are made. `consolidate` is a `ConsolidationPolicy`.
     """
 
     live_model: LiveModelOptions
@@ -72,6 +72,7 @@ class WorkerOptions:
     scrub_hours: float = 24.0
     mlflow: str | None = None
     mlflow_name: str = "errata"
+    consolidate: str = DEFAULT
 
 
 class EditWorker:
@@ -91,6 +92,7 @@ class EditWorker:
         batches = options.max_batch or max_batch, window_s if options.batch_window_s is None else options.batch_window_s
         self.edit_loop = EditLoop(live_model, journal, mirror, *batches, replicas, options.limits)
         self.edit_loop.core_sharing.is_on = options.shares_cores and not live_model.knows_answers
+        self.edit_loop.consolidate(policy_from(options.consolidate), options.shares_cores)
         # Two threads must not share a tokenizer, because a call changes its settings: the editor uses the live model's own.
         tokenizer = copy.deepcopy(live_model.model.tokenizer)
         self._renderer, self._checking = Renderer(tokenizer, live_model.model.end_ids), asyncio.Lock()
@@ -182,7 +184,7 @@ class EditWorker:
 
     def _seconds_for(self, num_edits: int) -> int:
         """Estimate the whole seconds, at least 1, until so many edits are made, from the timings of the last versions."""
-        timings = self.edit_loop.publisher.timings
+        timings = [timing for timing in self.edit_loop.publisher.timings if timing["num_edits"]]
         spent = sum(t["edit_s"] + t["append_s"] + t["swap_ms"] / 1e3 for t in timings)
         made = sum(t["num_edits"] for t in timings)
         return max(1, min(MAX_RETRY_AFTER_S, math.ceil(num_edits * spent / max(made, 1))))
@@ -196,16 +198,13 @@ class EditWorker:
                 logger.warning("%d edits were not settled in %s s", len(waiter.open_ids), self.limits.wait_timeout_s)
 
     async def edit_status(self, id: str) -> dict[str, Any]:
-        """Return an edit with its state and, once it is applied, the model's answers before and after it, and whether the live
-        version still answers it.
-        """
+        """Return an edit with its state and, once it is applied, the answers before and after it, and if it is answered now."""
         (found,) = await self.known_edits.shown([self.journal.get(id)])
         if found.get("live"):
             found |= self.live_model.answered(id)
         version = self.live_model.ledger.find_edit(id)
-        if version is not None and (answers := _answers_in(self.live_model.ledger.version(version), id)) is not None:
-            found["answers"] = answers
-        return found
+        answers = None if version is None else _answers_in(self.live_model.ledger.version(version), id)
+        return found if answers is None else found | {"answers": answers}
 
     async def edits(self, state: str | None, limit: int, before: int | None, subject: str | None = None) -> dict[str, Any]:
         """List edits, newest first, up to the limit of a page; `next` is the cursor of the following page, None at the end.
@@ -370,6 +369,7 @@ class EditWorker:
         metrics.versions(ledger.head, ledger.newest, {replica: version for replica, version, _ in replicas})
         metrics.mirrored(self.mirror.behind)
         metrics.held(**self.live_model.held_counts)
+        metrics.carried(**self.live_model.carried_counts)
         metrics.damaged(len(self.scrubber.state.get("damaged", ())))
         return {WORKER: metrics.exposition()} | {replica: text for replica, _, text in replicas}
 

@@ -13,6 +13,7 @@ from errata.edit import Edit
 from errata.edit_memory.bank import READ_BEFORE, Bank
 from errata.edit_memory.prompt_form import AskedQuestion
 from errata.edit_memory.reader import best_record
+from errata.editors.tiers import is_in_memory
 from errata.history.validity import Correction, contradicts, held
 from errata.text.rules import same_text
 from serving.worker.fact_keys import question_key
@@ -39,7 +40,16 @@ class KnownEdits:
 
     def _shown_now(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         lives, times = self.lives(entries), self._times(entries)
-        return [entry.to_json() | live | time for entry, live, time in zip(entries, lives, times, strict=True)]
+        carried = [self._carried_by(entry) if live.get("live") else {} for entry, live in zip(entries, lives, strict=True)]
+        return [
+            entry.to_json() | live | by | time for entry, live, by, time in zip(entries, lives, carried, times, strict=True)
+        ]
+
+    def _carried_by(self, entry: Entry) -> dict[str, str]:
+        """Say what answers a live edit: a record of the memory, or the weights."""
+        bank = self.live_model.bank
+        is_remembered = bank is not None and is_in_memory(Edit.from_json(entry.edit), bank)
+        return {"carried_by": "memory" if is_remembered else "weights"}
 
     def lives(self, entries: Sequence[Entry]) -> list[dict[str, bool]]:
         """Say of each edit that was applied once if the live version holds it."""

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 from errata.candidate import CandidateVersion, make_candidate, make_repair
-from errata.delta.accumulator import EditedModel
+from errata.delta.accumulator import EditedModel, with_own_storage
 from errata.delta.kinds import Delta, stored
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.edit_memory.bank import SAID
 from errata.edit_memory.hooks import bank_of
 from errata.editors import make_editor
-from errata.editors.build import own_editor
+from errata.editors.build import own_editor, tier_settings, with_memory
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
+from errata.editors.tiers import Tiers
 from errata.guard.inspector import Inspector
 from errata.guard.probes import Probes
 from errata.history.blame import Blamed
@@ -47,7 +48,8 @@ class LiveModelOptions:
 
     `editor` is a name of `make_editor`'s or `package.module:Class`; artifact, preset and settings are its arguments. `guard`
     sets fields of the `Guard`, such as `perplexity.refuse`. `probes` is a file of sentences and questions whose answers no
-    edit may change; the default is the file beside the model.
+    edit may change; the default is the file beside the model. `memory` names a memory that answers by an edit until the
+    editor's weights do.
     """
 
     model: str
@@ -61,6 +63,7 @@ class LiveModelOptions:
     dtype: str = "float32"
     device: str = "cpu"
     max_tokens: int | None = None
+    memory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class LiveModel:
         self.ledger = self._open()
         self.ledger.snapshots_later = True  # In the service (`snapshots.py`).
         self.spec = matrices.find_matrices(self.model.module, self.ledger.base["matrices"])
+        if isinstance(self.editor, Tiers):
+            with_own_storage(self.model.module, self.spec)
         self.inspector = Inspector(self.model, self.spec, guard, probes)
         self.edited = EditedModel(self.model.module, self.spec)
         self.num_loads = 0  # `hold` is forgotten at each.
@@ -104,7 +109,8 @@ class LiveModel:
     @property
     def origin(self) -> tuple[str, str]:
         """The editor and the plan, as the ledger's versions name them."""
-        return self.options.editor, self.plan
+        memory = f"+{self.options.memory}" if self.options.memory else ""
+        return f"{self.options.editor}{memory}", self.plan
 
     def _open(self) -> Ledger:
         """Open the ledger over this model and these matrices, or create it. Raises `ValueError` for a ledger over others."""
@@ -170,13 +176,13 @@ class LiveModel:
 
     def answers(self, edits: Sequence[Edit]) -> list[list[str]]:
         """Generate the head's answers to each edit's prompts. Raises `EditRejected` if they do not fit into the memory."""
-        with _refused_without_memory():
+        with refused_without_memory():
             return self.inspector.answers(EditBatch(tuple(edits)))
 
     def unedited(self, edits: Sequence[Edit]) -> list[list[str]]:
         """Generate version 0's answers to each edit's prompts, on a copy. Raises as `answers`."""
-        with _refused_without_memory():
-            edited, model = self._copied()
+        with refused_without_memory():
+            edited, model = self.copied()
             edited.set([])
             return self.inspector.answers(EditBatch(tuple(edits)), model=model)
 
@@ -195,7 +201,7 @@ class LiveModel:
         said = before if in_chat is None else in_chat
         if said is not None and not self.knows_answers:
             check_edits(edits, self.model.renderer, self.model.max_tokens)
-            with _refused_without_memory():
+            with refused_without_memory():
                 edits = self._composed(edits, said)
         batch = EditBatch(tuple(edits))
         return make_candidate(self.editor, batch, self.state, self.inspector, self.version, before)
@@ -266,6 +272,9 @@ class LiveModel:
         held = self.inspector.earlier.held
         counts = (len(held.open), len(held.lost), len(held.repairable)) if self.inspector.guard.strict else (0, 0, 0)
         self.held_counts = dict(zip(("open", "lost", "repairable"), counts, strict=True))
+        bank = bank_of(self.model.module)
+        in_memory = len({record.edit or record.fact for record in bank if not record.is_past}) if bank is not None else 0
+        self.carried_counts = {"memory": in_memory, "weights": max(0, len(held) - in_memory)}
 
     def answered(self, id: str) -> dict[str, Any]:
         """Return what is known of the live version's answer to an edit: `answered`, and `says` if it is wrong."""
@@ -288,11 +297,11 @@ class LiveModel:
 
     def walk(self) -> BlameWalk:
         """Copy what a blame needs, so that edits may go on while it runs. Raises `EditRejected` if the memory has no room."""
-        with _refused_without_memory():
-            edited, model = self._copied()
+        with refused_without_memory():
+            edited, model = self.copied()
             return BlameWalk(model, edited, self.ledger, self.version)
 
-    def _copied(self) -> tuple[EditedModel, LanguageModel]:
+    def copied(self) -> tuple[EditedModel, LanguageModel]:
         """Copy the live model, with matrices, sums and a tokenizer of its own."""
         edited = self.edited.copy()
         return edited, LanguageModel(edited.module, copy.deepcopy(self.model.tokenizer), self.model.path)
@@ -333,7 +342,7 @@ class LiveModel:
 
 
 @contextmanager
-def _refused_without_memory() -> Iterator[None]:
+def refused_without_memory() -> Iterator[None]:
     """Raise `EditRejected` if the model's answers do not fit into the memory."""
     try:
         yield
@@ -343,10 +352,13 @@ def _refused_without_memory() -> Iterator[None]:
 
 def load_editor(options: LiveModelOptions) -> Editor:
     """Make the editor of the options. Raises `ValueError` with the names of the editors, or of what is missing."""
-    device = str(first_device(options.device))
+    device, settings, of_tiers = str(first_device(options.device)), options.settings, dict[str, str]()
+    if options.memory:
+        settings, of_tiers = tier_settings(settings)
     if ":" not in options.editor:
-        return make_editor(options.editor, options.artifact, options.preset, options.settings, device)
-    editor = own_editor(options.editor).from_artifact(options.artifact, options.preset, device)
-    for name, value in options.settings.items():
-        editor = overridden(editor, name, value)
-    return editor
+        editor = make_editor(options.editor, options.artifact, options.preset, settings, device)
+    else:
+        editor = own_editor(options.editor).from_artifact(options.artifact, options.preset, device)
+        for name, value in settings.items():
+            editor = overridden(editor, name, value)
+    return with_memory(editor, options.memory, of_tiers) if options.memory else editor

@@ -78,7 +78,7 @@ class Publisher:
         self.waiters.event_bus.publish("head", {"head": version.number, "before": before})
         timing = {"version": version.number, "num_edits": len(candidate.edits), "edit_s": round(edit_s, 4)}
         timing |= {"append_s": round(append_s, 4)} | await self._serve(version, before, traces)
-        if not version.scorecard.keys() & {"reverted", "repaired"}:
+        if not version.scorecard.keys() & {"reverted", "repaired", "consolidated"}:
             self.metrics.published(len(candidate.edits), edit_s - guard_s, guard_s, append_s)
         self.timings.append(timing)
         self.mirror.wake()

@@ -31,7 +31,7 @@ INSIDE = {
         "normalise solve state presets",
         "editor",
         "past_keys accumulated repeated trained_editor",
-        "hypernet closed_form fine_tuning memory_based",
+        "hypernet closed_form fine_tuning memory_based tiers",
         "wrappers",
         "table",
         "build",

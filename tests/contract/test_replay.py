@@ -12,10 +12,10 @@ from errata.edit import batches_of
 from errata.model.language_model import LanguageModel
 from errata.testbed.world import World
 from tests.contract.model_at_head import ModelAtHead
-from tests.editors_under_test import UNDER_TEST, editor_under_test
+from tests.editors_under_test import TIERED, UNDER_TEST, editor_under_test
 
 
-@pytest.mark.parametrize("name", UNDER_TEST)
+@pytest.mark.parametrize("name", [*UNDER_TEST, *TIERED])
 def test_a_replayed_version_has_the_bits_of_one_without_the_edit(
     name: str, model_dir: Path, tiny_model: LanguageModel, tmp_path: Path
 ) -> None:

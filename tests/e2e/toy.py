@@ -11,7 +11,7 @@ import torch
 
 from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
-from errata.edit import Code, EditBatch, EditRejected
+from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.state import EditorState
 from errata.guard.probes import FILE as PROBES
@@ -96,3 +96,25 @@ def misbehave(prompt: str, index: int) -> None:
         os._exit(1)
     if "harp" in words:
         time.sleep(2)
+
+
+@dataclass(frozen=True)
+class Ending(Toy):
+    """Maps the last token of the prompt to the target, and that of the target after it to the end of the answer."""
+
+    @torch.no_grad()
+    def edit(
+        self, model: LanguageModel, batch: EditBatch, state: EditorState, cache: BatchCache | None = None
+    ) -> tuple[WeightDelta, EditorState]:
+        end = model.tokenizer.eos_token
+        pairs = [(edit.prompt, edit.target) for edit in batch] + [(f"{edit.prompt} {edit.target}", end) for edit in batch]
+        both = EditBatch(tuple(Edit(prompt, "x") for prompt, _ in pairs))
+        made, _ = super().edit(model, both, state)
+        (part,) = made.parts.values()
+        assert isinstance(part, LowRank)
+        ids = [model.tokenizer.convert_tokens_to_ids(model.tokenizer.tokenize(text))[0] for _, text in pairs]
+        values_OR = self.strength * model.module.lm_head.weight[ids].T
+        name = "model.layers.1.mlp.down_proj"
+        now_OR = model.module.get_submodule(name)(part.V_IR.T / part.V_IR.T.square().sum(1, keepdim=True)).T  # type: ignore[operator]
+        key_IR = torch.linalg.pinv((part.V_IR / part.V_IR.square().sum(0)).T)  # Each key alone gets its own value.
+        return WeightDelta({name: LowRank(values_OR - now_OR, key_IR)}), EditorState(state.num_edits + len(batch))

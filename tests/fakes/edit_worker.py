@@ -57,7 +57,7 @@ class InMemoryLiveModel:
         )
         self.max_tokens, self.model = 100, SimpleNamespace(tokenizer=tokenizer, end_ids=frozenset())
 
-    knows_answers, max_batch = False, 16
+    knows_answers, max_batch, carried_counts = False, 16, {"memory": 0, "weights": 0}
 
     def holder(self, id):
         made = {number: edits for number, edits in enumerate(self.made, 1) if number not in self.retracted}

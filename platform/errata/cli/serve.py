@@ -51,6 +51,8 @@ def serve(
     model: Annotated[str, typer.Option(help="Folder or GGUF file of the model; without it, that of the artifact.")] = "",
     artifact: Annotated[str, typer.Option(help="Folder of a trained policy or of moments; without it, the shipped one.")] = "",
     editor: Annotated[str, typer.Option(help="Name of the editor (docs/editors.md); the artifact's, or `answer`.")] = "",
+    memory: Annotated[str, typer.Option(help="Memory that answers until the weights have learnt an edit: answer, SCR.")] = "",
+    consolidate: Annotated[str, typer.Option(help="When they learn: size=16,age=60 (s), one of the two, or never.")] = "",
     preset: Annotated[str, typer.Option(help="A paper's settings for the model, such as llama3_8b; docs/plans.md.")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="field=value of the editor; may be repeated.")] = None,
     guard: Annotated[list[str] | None, typer.Option(help="field=value of the guard, such as perplexity.refuse=2.")] = None,
@@ -72,7 +74,7 @@ def serve(
     """Start Ray, MLflow and the Serve application on this machine; Ctrl-C or `errata stop` stops them.
 
     Without a model and an artifact, the default model is served, SmolLM2-135M-Instruct, and without an editor and an artifact
-    corrections are kept in a memory of answers.
+    corrections are kept in a memory of answers. With --memory, they are answered from it until the editor's weights do.
     """
     from errata.editors.build import DEFAULT_EDITOR, editor_for
     from errata.local.pidfile import AlreadyRunning, check_not_running, recorded_service
@@ -84,28 +86,20 @@ def serve(
         check_not_running(root / "serve")
     given_pairs = (("settings", settings), ("guard", guard), ("limits", limit))
     pairs = {name: _pairs(name, texts or [], problems) for name, texts in given_pairs}
-    editor = problems.checked("artifact", editor_for, editor, artifact, preset) or DEFAULT_EDITOR
+    editor = problems.checked("artifact", editor_for, editor, artifact, preset, memory) or DEFAULT_EDITOR
+    name = f"{_file_name(editor)}-{_file_name(memory)}" if memory else _file_name(editor)
     model, artifact = _model_and_artifact(model, artifact, editor, preset, problems)
     _complete(pairs, model, editor, max_queue)
-    given: dict[str, Any] = {
-        "model": model,
-        "editor": editor,
-        "ledger": ledger or str(root / "serve" / f"ledger-{_file_name(editor)}"),
-        "replicas": replicas,
-        "gpus": gpus,
-        "device": device,
-        "dtype": dtype,
-        "artifact": artifact or None,
-        "preset": preset or None,
-        "probes": probes or None,
-        "keys": str(Path(keys).absolute()) if keys else None,
-    }
+    given: dict[str, Any] = {"model": model, "editor": editor, "replicas": replicas, "gpus": gpus, "device": device}
+    texts = {"artifact": artifact, "preset": preset, "probes": probes, "memory": memory, "consolidate": consolidate}
+    given |= {field: text or None for field, text in texts.items()} | {"dtype": dtype}
+    given |= {"ledger": ledger or str(root / "serve" / f"ledger-{name}"), "keys": str(Path(keys).absolute()) if keys else None}
     start = _checked(given | pairs, host, port, problems)
     services = LocalServices(root / "serve", http_port=port, http_host=host, with_jobs=False)
     # Recorded before the model is made and its policy is measured: a second service would wait for both, and repeat them.
     with errors_as_one_line(also=(AlreadyRunning, ServiceFailed)), recorded_service(services.directory, services.url):
         # A registered model mirrors one ledger.
-        given |= _made(start) | {"pause": pause.value, "mlflow_name": f"errata-{_file_name(editor)}"}
+        given |= _made(start) | {"pause": pause.value, "mlflow_name": f"errata-{name}"}
         _run(services, _arguments(given, pairs))
 
 

@@ -17,7 +17,8 @@ class AnswersOut(TypedDict):
 class EditOut(TypedDict):
     """An edit with its state: `version` if it was applied; `reason`, `code` and `field` if not; `created` in seconds.
 
-    `live` says of an edit that was applied once if the live version holds it.
+    `live` says of an edit that was applied once if the live version holds it, and `carried_by` if a record of its memory
+    answers it or its weights do.
     `changed` is false for an applied edit whose answer the model gave already; `answered` is false if later edits have made it
     lose the answer. `says` is what the model says instead of the target of such an edit, or of a rejected one. `repaired_in` is
     the last version that made a lost edit again. `contradicts` has the ids of the edits that it contradicted when it was
@@ -35,6 +36,7 @@ class EditOut(TypedDict):
     poster: NotRequired[str]
     approver: NotRequired[str]
     live: NotRequired[bool]
+    carried_by: NotRequired[Literal["memory", "weights"]]
     changed: NotRequired[bool]
     answered: NotRequired[bool]
     says: NotRequired[str]

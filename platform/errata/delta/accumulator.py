@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errata.delta.kinds import Delta
-from errata.delta.memory_delta import MemoryDelta, held_after
+from errata.delta.kinds import Delta, memory_of, split_by_kind, weights_of
+from errata.delta.memory_delta import held_after
 from errata.delta.parts import LowRank, Piece, is_sound, pieces
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import AT_MATRIX, Bank
@@ -90,6 +90,18 @@ class Accumulator:
         return weight_OI
 
 
+def with_own_storage(module: nn.Module, spec: ModelSpec) -> None:
+    """Move the matrices to memory of their own, where those of a copy lie, too.
+
+    In a file of weights they begin at any address, and a product with an unaligned matrix differs in its last bits from the
+    same one with its copy: what is made on a copy could then not be made again on the model.
+    """
+    for name in spec.names:
+        weight = module.get_submodule(name).weight
+        assert isinstance(weight, nn.Parameter)
+        weight.data = weight.data.clone()
+
+
 @dataclass(frozen=True)
 class VersionContent:
     """Content of a version, beside the base model: the fp32 sum of each changed matrix, and the bank of its memory if any."""
@@ -129,22 +141,24 @@ class EditedModel:
 
     def check(self, delta: Delta) -> None:
         """Raise `ValueError` for a delta that does not fit the model."""
-        if isinstance(delta, WeightDelta):
-            return self.accumulator.check(delta)
-        delta.check()
-        if delta.kind in AT_MATRIX and delta.site not in self.spec.names:
-            raise ValueError(f"{delta.site}, whose input the memory reads, is not an editable matrix")
-        if delta.shared:
-            check_matrices(delta.site, delta.shared, {matrix.name: matrix.shape for matrix in self.spec.matrices})
-        return None
+        self.accumulator.check(weights_of(delta))
+        if (memory := memory_of(delta)) is None:
+            return
+        memory.check()
+        if memory.kind in AT_MATRIX and memory.site not in self.spec.names:
+            raise ValueError(f"{memory.site}, whose input the memory reads, is not an editable matrix")
+        if memory.shared:
+            check_matrices(memory.site, memory.shared, {matrix.name: matrix.shape for matrix in self.spec.matrices})
 
     def add(self, delta: Delta) -> None:
         """Add a delta to the current version. Raises `ValueError` if it does not fit; nothing changes then."""
         self.check(delta)
-        if isinstance(delta, MemoryDelta):
-            return read_bank(self.module, delta.after(bank_of(self.module)))
-        self.accumulator.add(delta)
-        return self._write(set(delta.parts))
+        weights, memory = weights_of(delta), memory_of(delta)
+        bank = None if memory is None else memory.after(bank_of(self.module))
+        self.accumulator.add(weights)
+        self._write(set(weights.parts))
+        if memory is not None:
+            read_bank(self.module, bank)
 
     def content(self) -> VersionContent:
         """Return the content of the current version, for `set`. It is not copied, because nothing here changes in place."""
@@ -164,14 +178,14 @@ class EditedModel:
         start = start or VersionContent()
         for delta in deltas:
             self.check(delta)
-        bank = held_after((delta for delta in deltas if isinstance(delta, MemoryDelta)), start.bank)
+        bank = held_after(split_by_kind(deltas)[1], start.bank)
         changed = self.accumulator.reset()
         self.accumulator.sum_OI = dict(start.sums)
         changed |= set(self.accumulator.sum_OI)
         for delta in deltas:
             step()
-            if isinstance(delta, WeightDelta):
-                self.accumulator.add(delta)
-                changed |= set(delta.parts)
+            weights = weights_of(delta)
+            self.accumulator.add(weights)
+            changed |= set(weights.parts)
         self._write(changed)
         read_bank(self.module, bank)

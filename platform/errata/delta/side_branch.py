@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from errata.delta.kinds import Delta
-from errata.delta.memory_delta import MemoryDelta, held_after
+from errata.delta.kinds import Delta, split_by_kind
+from errata.delta.memory_delta import held_after
 from errata.delta.parts import Part
-from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.hooks import bank_of, reading
 from errata.model.matrices import MatrixSpec
 
@@ -20,8 +19,8 @@ from errata.model.matrices import MatrixSpec
 @contextmanager
 def applied(model: nn.Module, *deltas: Delta) -> Iterator[None]:
     """Make the model behave as if it were edited: each matrix has a side branch, and the memory is that after the deltas."""
-    weights = [found for delta in deltas if isinstance(delta, WeightDelta) for found in delta.on_devices_of(model)]
-    memory = [delta for delta in deltas if isinstance(delta, MemoryDelta)]
+    changes, memory = split_by_kind(deltas)
+    weights = [found for delta in changes for found in delta.on_devices_of(model)]
     with ExitStack() as stack:
         for name, part in weights:
             stack.callback(model.get_submodule(name).register_forward_hook(_SideBranchHook(part)).remove)

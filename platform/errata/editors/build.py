@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from errata.edit_memory.bank import READ_BEFORE
 from errata.editors.closed_form.locate_then_edit import LocateThenEdit
 from errata.editors.editor import Editor
 from errata.editors.presets import preset_of
 from errata.editors.table import EDITORS
+from errata.editors.tiers import Tiers
 from errata.editors.trained_editor import TrainedEditor
 from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.model.checkpoint import header
@@ -21,18 +23,26 @@ DEFAULT_EDITOR = "answer"  # needs no training and no setting, and answers most 
 OF_ARTIFACTS = "RLEdit"  # for artifacts and presets that name no editor
 
 
-def editor_for(name: str, artifact: str | Path | None = None, preset: str | None = None) -> str:
-    """Return the name of the editor that a user means: the one named, or that of the policy or preset given, or the default."""
+def editor_for(name: str, artifact: str | Path | None = None, preset: str | None = None, memory: str | None = None) -> str:
+    """Return the name of the editor that a user means: the one named, or that of the policy or preset given, or the default.
+
+    With a `memory` before it, an editor of weights is meant.
+    """
     if name:
         return name
     if not artifact:
-        return OF_ARTIFACTS if preset else DEFAULT_EDITOR
+        return OF_ARTIFACTS if preset or memory else DEFAULT_EDITOR
     path = Path(artifact) / "artifact.json"
     return str(read_json(path).get("editor") or OF_ARTIFACTS) if path.exists() else OF_ARTIFACTS
 
 
 def name_of(editor: Editor) -> str:
-    """Return the editor's name in `EDITORS`, or that of its class; a wrapper of an unusual editor is `RECT/AlphaEdit`."""
+    """Return the editor's name in `EDITORS`, or that of its class.
+
+    A wrapper of an unusual editor is `RECT/AlphaEdit`, and an editor of weights with a memory before it `RLEdit+answer`.
+    """
+    if isinstance(editor, Tiers):
+        return f"{name_of(editor.weights)}+{name_of(editor.memory)}"
     name = _named(type(editor))
     if isinstance(editor, EditorWrapper) and type(editor.host) is not editor.default_inner():
         return f"{name}/{name_of(editor.host)}"
@@ -64,6 +74,32 @@ def make_editor(
     them; `settings` are fields with their values as text. Raises `ValueError` for what is unknown or missing.
     """
     return _built(name, settings, lambda kind: kind.from_artifact(artifact, preset, device))
+
+
+def with_memory(editor: Editor, memory: str, settings: Mapping[str, str] | None = None) -> Tiers:
+    """Put a memory, by its name in `EDITORS`, in front of an editor of weights; `settings` are those of `tier_settings`.
+
+    Raises `ValueError` for an unknown name, for one that is no memory read before the model, and for an unknown setting.
+    """
+    tiers: Any = Tiers(editor, memory_named(memory)())
+    for field, value in (settings or {}).items():
+        tiers = overridden(tiers, field, value)
+    return cast(Tiers, tiers)
+
+
+def memory_named(memory: str) -> type[Editor]:
+    """Return the class of a memory that may be read before weights. Raises `ValueError` for any other name."""
+    kind, _, inner = _kinds(memory)
+    if inner or kind.writes != "memory" or kind.is_trained or kind.kind not in READ_BEFORE:
+        names = ", ".join(name for name, one in EDITORS.items() if one.kind in READ_BEFORE and not one.is_trained)
+        raise ValueError(f"{memory} is no memory that is read before weights: give one of {names}")
+    return cast(type[Editor], kind)
+
+
+def tier_settings(settings: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split settings into those of the weights' editor, and those of the tiers and of the memory (`memory.threshold`)."""
+    own = {name: value for name, value in settings.items() if name == "max_records" or name.startswith("memory.")}
+    return {name: value for name, value in settings.items() if name not in own}, own
 
 
 def outline(

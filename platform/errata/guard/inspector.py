@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from errata.delta.kinds import Delta
+from errata.delta.kinds import Delta, weights_of
 from errata.delta.memory_delta import MemoryDelta
 from errata.delta.side_branch import applied
 from errata.delta.weight_delta import WeightDelta
@@ -117,10 +117,7 @@ class Inspector:
         if is_read_before(delta):
             return self._measure_memory(found, batch, delta, cache, if_answered)
         delta = delta.on_devices_of(self.model.module)  # The delta of a revert was read from the ledger, onto the CPU.
-        found = replace(
-            found,
-            norm_growth={} if isinstance(delta, MemoryDelta) else norm_growth(delta, self.model, self.spec, self.base_norms),
-        )
+        found = replace(found, norm_growth=norm_growth(weights_of(delta), self.model, self.spec, self.base_norms))
         own = self._batch_said(batch, delta, cache)
         if own is None:
             return replace(found, is_finite=False), nothing

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errata.delta.kinds import Delta
-from errata.delta.memory_delta import MemoryDelta
+from errata.delta.kinds import Delta, memory_of, weights_of
 from errata.delta.parts import LowRank, Part
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Code, EditRejected
@@ -214,10 +213,9 @@ def _complement(share: float | None) -> float | None:
 
 def check_norms(delta: Delta, base_norms: Mapping[str, float]) -> Measurements:
     """Measure an update without running the model. Raises `EditRejected` for a matrix that is not editable."""
-    if isinstance(delta, MemoryDelta):
-        changed = [delta.site] if delta.kind in AT_MATRIX else []
-    else:
-        changed = [name for name, _ in delta]
+    memory, changed = memory_of(delta), [name for name, _ in weights_of(delta)]
+    if memory is not None and memory.kind in AT_MATRIX:
+        changed.append(memory.site)
     if unknown := [name for name in changed if name not in base_norms]:
         raise EditRejected(f"the update changes matrices that are not editable: {', '.join(unknown)}", code=Code.UNKNOWN_MATRIX)
     if not delta.is_finite:

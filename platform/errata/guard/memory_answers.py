@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TypeGuard
 
-from errata.delta.kinds import Delta
+from errata.delta.kinds import Delta, memory_of
 from errata.delta.memory_delta import MemoryDelta
 from errata.edit import Edit, EditBatch
 from errata.edit_memory.bank import READ_BEFORE, SAID, Bank, Record
@@ -34,7 +34,8 @@ class MemoryAnswers:
     """Answers of the memories of one model. For a record without a subject, at most `size` earlier edits are looked at."""
 
     def __init__(self, model: LanguageModel, questions: Iterable[str], sentences: Iterable[str], size: int) -> None:
-        self.model, self.size = model, size
+        self.model, self.size, self.texts_of_probes = model, size, (tuple(questions), tuple(sentences))
+        questions, sentences = self.texts_of_probes
         in_chat = model.renderer.form == "chat"
         self.probes: list[Prompt] = [Dialogue.of(text) if in_chat else text for text in questions]
         self.probes += sentences
@@ -43,10 +44,14 @@ class MemoryAnswers:
         self._reader = lru_cache(4)(lambda bank: MemoryReader(bank, model.renderer, model.max_tokens))
         self._bank_after = lru_cache(2)(lambda delta, bank: delta.after(bank))
 
+    def of_copy(self, model: LanguageModel) -> MemoryAnswers:
+        """Return the answers of a copy of the model, whose tokenizer is its own."""
+        return MemoryAnswers(model, *self.texts_of_probes, self.size)
+
     def bank_with(self, delta: Delta) -> Bank | None:
         """Return the bank of the model with an update."""
-        bank = bank_of(self.model.module)
-        return self._bank_after(delta, bank) if isinstance(delta, MemoryDelta) else bank
+        bank, memory = bank_of(self.model.module), memory_of(delta)
+        return bank if memory is None else self._bank_after(memory, bank)
 
     def decider(self, bank: Bank | None, prompt: Prompt) -> Change | None:
         """Return what a bank does to a prompt."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from errata.delta.kinds import weights_of
 from errata.delta.parts import Dense, LowRank, Part, Sparse, pieces
 from errata.delta.weight_delta import WeightDelta
 from errata.edit import Edit
@@ -96,8 +97,8 @@ def _between(ledger: Ledger, common: int, a: int, b: int, budget: WalkBudget) ->
             if between > common:
                 budget.step()
                 delta = ledger.delta(between)
-                if isinstance(delta, WeightDelta):
-                    yield delta.scaled(sign)
+                if (weights := weights_of(delta)).parts:
+                    yield weights.scaled(sign)
 
 
 class _Sum:

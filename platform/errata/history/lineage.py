@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -45,11 +45,29 @@ def repairs(ledger: Ledger, number: int) -> dict[str, int]:
     return {id: version.number for version in versions for id in version.scorecard.get("repaired", ())}
 
 
+class Moved(NamedTuple):
+    """The edits that a consolidation moved: by their ids those that left the memory, and those that went back into it."""
+
+    gone: tuple[str, ...]
+    back: tuple[Edit, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"edits": list(self.gone), "back": [edit.to_json() for edit in self.back]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Moved:
+        return cls(tuple(found["edits"]), tuple(map(Edit.from_json, found["back"])))
+
+
 class MadeBatch(NamedTuple):
-    """Edits that the editor made in one call, and what it then made again on top, round by round, until all were answered."""
+    """Edits that the editor made in one call, and what it then made again on top, round by round, until all were answered.
+
+    Of a consolidation, `again` are the rounds of the weights, and `moved` says what they did to the memory.
+    """
 
     edits: tuple[Edit, ...]
     again: tuple[tuple[Edit, ...], ...] = ()
+    moved: Moved | None = None
 
     def again_to_json(self) -> list[list[dict[str, Any]]]:
         return [[edit.to_json() for edit in made] for made in self.again]
@@ -63,7 +81,8 @@ def batches(version: Version) -> list[MadeBatch]:
     if "again" in version.scorecard or "again" in reverted:
         rounds = reverted.get("again") or [version.scorecard["again"]]
         read = [tuple(tuple(map(Edit.from_json, made)) for made in again) for again in rounds]
-        return list(map(MadeBatch, own, read))
+        moves = reverted.get("moved") or [version.scorecard.get("consolidated")] * len(own)
+        return list(map(MadeBatch, own, read, (None if one is None else Moved.from_json(one) for one in moves)))
     # Versions of earlier releases count how often the whole batch was made again.
     repeats = reverted.get("repeats") or [version.scorecard.get("repeats", 0)] * len(sizes)
     return [MadeBatch(batch, (batch,) * count) for batch, count in zip(own, repeats, strict=True)]

@@ -24,14 +24,15 @@ import torch
 
 from errata.candidate import CandidateVersion
 from errata.delta.accumulator import EditedModel, VersionContent
-from errata.delta.kinds import Delta, added_up, joined_in_series, split_by_kind, stored
+from errata.delta.kinds import Delta, joined_in_series, joint, split_by_kind, stored
 from errata.delta.memory_delta import between, held_again
 from errata.delta.parts import Dense
-from errata.delta.weight_delta import WeightDelta
+from errata.delta.weight_delta import WeightDelta, chained
 from errata.edit import Code, Edit, EditBatch, EditRejected
 from errata.editors.editor import Editor
 from errata.editors.repeated import edit_repeatedly
 from errata.editors.state import EditorState
+from errata.editors.tiers import Tiers
 from errata.guard.inspector import Inspector
 from errata.guard.limits import Measurements, VersionRefused
 from errata.guard.probe_answers import MAX_ANSWER_TOKENS
@@ -41,6 +42,7 @@ from errata.history.lineage import MadeBatch, live_edits, live_versions, taken_o
 from errata.history.revert_selection import RevertRefused, RevertSelection, select
 from errata.ledger import Ledger, Version
 from errata.model.generation import greedy_texts
+from errata.model.language_model import LanguageModel
 
 Mode = Literal["auto", "subtract", "downdate", "replay"]
 
@@ -52,10 +54,12 @@ class RevertContext(Protocol):
     """
 
     ledger: Ledger
-    version: int
     edited: EditedModel
     inspector: Inspector
     editor: Editor
+
+    @property
+    def version(self) -> int: ...
 
     @property
     def origin(self) -> tuple[str, str]: ...
@@ -148,8 +152,10 @@ def _effect(selection: RevertSelection, draft: _Draft, head: int) -> dict[str, A
     if draft.mode != "subtract":
         reverted["head"] = head
         reverted["batches"] = [len(batch.edits) for batch in draft.batches]
-        if any(batch.again for batch in draft.batches):
+        if any(batch.again or batch.moved for batch in draft.batches):
             reverted["again"] = [batch.again_to_json() for batch in draft.batches]
+        if any(batch.moved for batch in draft.batches):
+            reverted["moved"] = [None if batch.moved is None else batch.moved.to_json() for batch in draft.batches]
     num_back = sum(row["says"] == row["was"] for row in draft.answers)
     rows = [dict(row) for row in draft.answers]
     return {"reverted": reverted, "reverted_answers": rows, "went_back": num_back / len(rows)}
@@ -184,14 +190,14 @@ def _without(context: RevertContext, selection: RevertSelection) -> Delta:
     A memory becomes that of the versions that stay, so that what the selected ones replaced is there again.
     """
     weights, memory = split_by_kind([context.ledger.delta(version.number) for version in selection.versions])
+    out = chained([one.scaled(-1.0) for one in weights]).folded()
     if not memory:
-        delta = added_up([one.scaled(-1.0) for one in weights])
-        return stored(delta.folded() if isinstance(delta, WeightDelta) else delta)
+        return stored(out)
     gone = {version.number for version in selection.versions}
     stay = [v.number for v in live_versions(context.ledger, context.version) if v.number not in gone]
     _, kept = split_by_kind([context.ledger.delta(number) for number in stay])
     change = between(context.edited.content().bank, held_again(kept))
-    return WeightDelta({}) if change is None else stored(change)
+    return stored(joint(out, change))
 
 
 def _replay(context: RevertContext, selection: RevertSelection) -> _Draft:
@@ -272,8 +278,7 @@ def _edit_again(context: RevertContext, batch: MadeBatch, state: EditorState, nu
     """Edit a batch, and return the delta with the bits that the ledger would give back."""
     where = f"the other edits of version {number} cannot be made again"
     try:
-        made, *again = map(EditBatch, (batch.edits, *batch.again))
-        delta, after = edit_repeatedly(context.editor, context.inspector.model, made, state, again)
+        delta, after = _made_again(context.editor, context.inspector.model, batch, state)
     except (EditRejected, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as fault:
         raise RevertRefused(f"{where}: {fault}", code=Code.NOT_REPLAYABLE) from fault
     if not delta.is_finite:
@@ -281,13 +286,23 @@ def _edit_again(context: RevertContext, batch: MadeBatch, state: EditorState, nu
     return stored(delta), after
 
 
+def _made_again(editor: Editor, model: LanguageModel, batch: MadeBatch, state: EditorState) -> tuple[Delta, EditorState]:
+    if batch.moved is None or not isinstance(editor, Tiers):
+        made, *again = map(EditBatch, (batch.edits, *batch.again))
+        return edit_repeatedly(editor, model, made, state, again)
+    change = editor.leaving(model, batch.moved.gone, batch.moved.back, state)
+    return editor.consolidate(model, [EditBatch(made) for made in batch.again], state, change)
+
+
 def _change_between(before: VersionContent, after: VersionContent) -> Delta:
     """Return the change of the model from the content of one version to that of another."""
-    if (memory := between(before.bank, after.bank)) is not None:
-        return memory
     names = [*before.sums, *(name for name in after.sums if name not in before.sums)]
     changes = {n: after.sums[n] if n in after.sums else torch.zeros_like(before.sums[n]) for n in names}
-    return WeightDelta({n: Dense(new - before.sums[n] if n in before.sums else new) for n, new in changes.items()})
+    memory = between(before.bank, after.bank)
+    if memory is not None:  # Most changes of a memory leave the weights beside it as they are.
+        changes = {n: new for n, new in changes.items() if not torch.equal(new, before.sums.get(n, torch.zeros_like(new)))}
+    weights = {n: Dense(new - before.sums[n] if n in before.sums else new) for n, new in changes.items()}
+    return joint(WeightDelta(weights), memory)
 
 
 def _answers_so_far(context: RevertContext, selection: RevertSelection) -> tuple[list[str], list[str]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from errata.edit import Code, Edit, EditRejected
-from errata.history.lineage import MadeBatch, batches, live_versions
+from errata.history.lineage import MadeBatch, Moved, batches, live_versions
 from errata.ledger import Ledger, UnknownVersion, Version
 
 MAX_ASKED = 10  # Reverted prompts whose answers the scorecard shows.
@@ -50,24 +50,30 @@ class RevertSelection:
     def without(self, version: Version) -> list[MadeBatch]:
         """Return the batches of a version without the selected edits; batches that become empty are left out.
 
-        A repair has no edits of its own: it is left out if all that it made again is selected.
+        A repair has no edits of its own: it is left out if all that it made again is selected. So is a consolidation.
         """
         pairs = self.pairs(version)
         return [
-            MadeBatch(stays.edits, tuple(filter(None, stays.again))) for _, stays in pairs if any((stays.edits, *stays.again))
+            MadeBatch(stays.edits, tuple(filter(None, stays.again)), stays.moved)
+            for _, stays in pairs
+            if any((stays.edits, *stays.again)) or (stays.moved is not None and any(stays.moved))
         ]
 
     def pairs(self, version: Version) -> list[tuple[MadeBatch, MadeBatch]]:
         """Return each batch of a version, and what stays of it without the selected edits, round by round.
 
-        Of a batch whose own edits are all selected, nothing stays: what it made again was damage of its own.
+        Of a batch whose own edits are all selected, nothing stays but what it moved: what it made again was damage of its own.
         """
-        found, place, gone, selected = [], 0, self.places.get(version.number, frozenset()), frozenset(self.edits)
+        found, place, gone, selected = [], 0, self.places.get(version.number, frozenset()), frozenset(map(_name, self.edits))
         for batch in batches(version):
             edits = tuple(edit for i, edit in enumerate(batch.edits, place) if i not in gone)
-            again = tuple(tuple(edit for edit in made if edit not in selected) for made in batch.again)
+            again = tuple(tuple(edit for edit in made if _name(edit) not in selected) for made in batch.again)
+            moved = batch.moved
+            if moved is not None:
+                back = tuple(edit for edit in moved.back if _name(edit) not in selected)
+                moved = Moved(tuple(id for id in moved.gone if id not in selected), back)
             is_left = bool(edits) or not batch.edits
-            found.append((batch, MadeBatch(edits, again if is_left else tuple(() for _ in again))))
+            found.append((batch, MadeBatch(edits, again if is_left else tuple(() for _ in again), moved)))
             place += len(batch.edits)
         return found
 
@@ -93,14 +99,26 @@ def select(ledger: Ledger, head: int, ids: Iterable[str], versions: Iterable[int
         raise RevertRefused(
             "nothing is chosen: give ids of edits, or numbers of versions", code=Code.NOTHING_CHOSEN, field="edits"
         )
-    chosen = {edit for number, own in places.items() for i, edit in enumerate(live[number].edits) if i in own}
+    chosen = {_name(edit) for number, own in places.items() for i, edit in enumerate(live[number].edits) if i in own}
     again_in = tuple(
         number
         for number, version in live.items()
-        if number not in places and any(edit in chosen for one in batches(version) for made in one.again for edit in made)
+        if number not in places and any(not chosen.isdisjoint(_touched(one)) for one in batches(version))
     )
     read = {number: frozenset(own) for number, own in places.items()}
     return RevertSelection(tuple(live[number] for number in sorted(places)), read, again_in)
+
+
+def _name(edit: Edit) -> str | Edit:
+    """Return what an edit is known by: a consolidation writes it in other words, under the same id."""
+    return edit if edit.id is None else edit.id
+
+
+def _touched(batch: MadeBatch) -> Iterator[str | Edit]:
+    """Yield the edits that a batch made again or moved."""
+    yield from (_name(edit) for made in batch.again for edit in made)
+    if batch.moved is not None:
+        yield from (*batch.moved.gone, *map(_name, batch.moved.back))
 
 
 def _no_such_edit(ledger: Ledger, head: int, id: str) -> RevertRefused:

@@ -19,7 +19,16 @@ import torch
 
 from errata.access_keys import check_binding
 from errata.edit_memory.bank import KINDS
-from errata.editors.build import DEFAULT_EDITOR, editor_for, needs, outline, own_editor
+from errata.editors.build import (
+    DEFAULT_EDITOR,
+    editor_for,
+    memory_named,
+    needs,
+    outline,
+    own_editor,
+    tier_settings,
+    with_memory,
+)
 from errata.editors.editor import Editor
 from errata.editors.hypernet.hypernet_editor import HypernetworkEditor
 from errata.editors.table import EDITORS
@@ -27,6 +36,7 @@ from errata.editors.wrappers.wrapper import EditorWrapper
 from errata.guard.limits import Guard, Limit
 from errata.guard.probes import Probes
 from errata.ledger import Ledger, LedgerDamaged, check_base
+from errata.local.consolidation_policy import policy_from
 from errata.local.matrix_check import check_matrices, innermost, same_matrices
 from errata.local.models import ready
 from errata.local.problems import Problems
@@ -45,7 +55,8 @@ class StartSettings:
     """Everything that a service is started with and that can be checked before; the fields are those of `serving.app:build`.
 
     Without `editor`, it is that of the artifact, or the default. `gpus` is the number for each of the `replicas`, `limits` are
-    fields of `ServiceLimits`. An empty `model` is not checked.
+    fields of `ServiceLimits`. An empty `model` is not checked. `memory` is read before the weights of the editor, and
+    `consolidate` is a `ConsolidationPolicy`.
     """
 
     model: str
@@ -62,6 +73,8 @@ class StartSettings:
     device: str = "cpu"
     gpus: float = 0
     replicas: int = 1
+    memory: str | None = None
+    consolidate: str | None = None
 
 
 def problems_of(start: StartSettings, is_here: bool = True) -> Problems:
@@ -71,8 +84,12 @@ def problems_of(start: StartSettings, is_here: bool = True) -> Problems:
     the service runs on other machines, and only what does not depend on files and devices is checked.
     """
     found = Problems()
-    named = found.checked("artifact", editor_for, start.editor, start.artifact, start.preset)
-    start = replace(start, editor=named or DEFAULT_EDITOR)
+    named = found.checked("artifact", editor_for, start.editor, start.artifact, start.preset, start.memory)
+    start, of_tiers = replace(start, editor=named or DEFAULT_EDITOR), dict[str, str]()
+    if start.memory:
+        settings, of_tiers = tier_settings(start.settings)
+        start = replace(start, settings=settings)
+    _check_tiers(start, found)
     if start.dtype not in DTYPES:
         found.note("dtype", f"{start.dtype!r} is not a type of weights: give one of {', '.join(DTYPES)}")
     _check_guard(start.guard, found)
@@ -90,6 +107,8 @@ def problems_of(start: StartSettings, is_here: bool = True) -> Problems:
     if start.keys:
         found.checked("keys", check_binding, None, start.keys)
     editor, names = _editor(start, found, is_here=True), None
+    if editor is not None and start.memory and not found.of("memory"):
+        found.checked("memory", with_memory, editor, start.memory, of_tiers)
     if folder is not None and editor is not None:
         names = check_matrices(folder, editor, start.artifact, found, start.model)
     if start.ledger:
@@ -123,6 +142,16 @@ def _editor(start: StartSettings, found: Problems, is_here: bool) -> Editor | No
     for name, value in start.settings.items():
         editor = found.checked(f"settings.{name}", _set, editor, name, value) or editor
     return editor
+
+
+def _check_tiers(start: StartSettings, found: Problems) -> None:
+    """Check the memory in front of the weights by its name, and the policy by which the weights learn what it holds."""
+    if start.memory:
+        found.checked("memory", memory_named, start.memory)
+    if start.consolidate:
+        found.checked("consolidate", policy_from, start.consolidate)
+        if not start.memory:
+            found.note("consolidate", "there is no memory whose edits the weights could learn: give one (memory=answer)")
 
 
 def _check_served(name: str, *kinds: type[Editor] | None) -> bool:

@@ -43,6 +43,7 @@ class Code(StrEnum):
     UNSOLVABLE = "unsolvable"
     TARGET_TOO_FAR = "target_too_far"
     OUT_OF_CAPACITY = "out_of_capacity"
+    MEMORY_FULL = "memory_full"  # a memory beside the weights that holds as many records as it may
     UNKNOWN_MATRIX = "unknown_matrix"
     EDITOR_FAILED = "editor_failed"
     ABANDONED = "abandoned"  # attempted too often without a result

@@ -34,13 +34,15 @@ export function showEdit(side, entry, { list, isNew, signal }) {
     if (event.key === "Escape") location.hash = "#/edits";
   };
   if (isNew) heading.focus({ preventScroll: true });
-  if (entry.version != null && entry.changed !== false) carried(where, entry.version, signal);
+  if (entry.version != null && entry.changed !== false) carried(where, entry, signal);
 }
 
-/** Say whether the version keeps the edit in the weights or in a memory beside them. */
-async function carried(place, number, signal) {
-  const version = await get(`v1/versions/${number}`, { signal }).catch(() => null);
-  if (version) fill(place, `by ${version.editor}, in ${Object.keys(version.ranks).length ? "the weights" : "memory"}`);
+/** Say whether the edit is answered by the weights or by a memory beside them; of one that is not live, what its version says. */
+async function carried(place, entry, signal) {
+  const version = await get(`v1/versions/${entry.version}`, { signal }).catch(() => null);
+  if (!version) return;
+  const tier = entry.carried_by ?? (Object.keys(version.ranks).length ? "weights" : "memory");
+  fill(place, `by ${version.editor}, in ${tier === "weights" ? "the weights" : "memory"}`);
 }
 
 function problem(entry) {

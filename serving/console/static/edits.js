@@ -24,6 +24,7 @@ export function show(root, { rest, query, signal }) {
       { title: "State" },
       { title: "Holds", class: "held" },
       { title: "Version", class: "narrow" },
+      { title: "In", class: "carried" },
       { title: "Author", class: "author" },
       { title: "Posted", class: "time" },
     ],
@@ -57,6 +58,7 @@ function rowOf(entry) {
     state(entry),
     held(entry),
     entry.version != null ? `v${entry.version}` : "",
+    entry.carried_by ?? "",
     entry.poster ?? "",
     ago(entry.created),
   ];

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from errata.delta.kinds import split_by_kind
 from errata.delta.memory_delta import ABOUT, MemoryDelta, held_after
 from errata.edit_memory.bank import BY_QUESTION, EMBEDDED, PER_TOKEN, Bank, Kind
 from errata.edit_memory.embedding_reader import EmbeddingReader, EmbeddingSizes, embedding_reader
@@ -91,6 +92,6 @@ def _changes_in(file: str) -> list[MemoryDelta]:
         with safe_open(file, framework="pt") as opened:
             if not any(name.endswith(ABOUT) for name in opened.keys()):  # noqa: SIM118
                 return []
-        return [delta for delta in read_segments(Path(file)) if isinstance(delta, MemoryDelta)]
+        return split_by_kind(read_segments(Path(file)))[1]
     except SafetensorError as wrong:
         raise ValueError(f"{file} cannot be read: {wrong}") from None

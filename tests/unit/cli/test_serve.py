@@ -70,6 +70,7 @@ def test_a_wrapper_of_a_memory_is_refused_in_one_line(tmp_path: Path, monkeypatc
         (["--editor", "RLEdit"], ("DEFAULT", "POLICY")),
         (["--editor", "RLEdit", "--model", smollm2.NAME], ("DEFAULT", "POLICY")),
         (["--editor", "FT-L"], ("DEFAULT", None)),
+        (["--memory", "answer"], ("DEFAULT", "POLICY")),
     ],
 )
 def test_without_a_model_the_default_one_is_served(

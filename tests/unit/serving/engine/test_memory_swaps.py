@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
+from errata.delta.kinds import joint
+from errata.delta.parts import LowRank
 from errata.delta.weight_delta import WeightDelta
 from errata.edit_memory.bank import Kind
 from errata.editors.state import EditorState
@@ -16,7 +19,8 @@ from errata.ledger import Ledger
 from serving.api.version_stamp import OutOfRotation
 from serving.engine.edit_memory import served_memory
 from serving.engine.generator import ServingOptions
-from tests.unit.serving.engine.edit_memory.records import Reader, remembered
+from tests.unit.conftest import MATRICES
+from tests.unit.serving.engine.edit_memory.records import Reader, a_change, remembered
 from tests.unit.serving.test_metrics import value
 
 engine = pytest.importorskip("tests.fakes.engine")  # vLLM
@@ -69,6 +73,52 @@ def test_a_version_of_a_memory_needs_no_pause_and_keeps_the_salt(ledger: Ledger)
             assert replica.engine.worker.weight_transfer_engine.reloaded == []
 
     asyncio.run(swapped())
+
+
+def learnt(ledger: Ledger) -> int:
+    """Append a version whose weights have learnt one record of two, which its memory drops."""
+    remembered(ledger, '"a"', '"b"')
+    weights = WeightDelta({MATRICES[0]: LowRank(torch.ones(64, 1), torch.ones(96, 1))})
+    both = joint(weights, a_change(dropped=('"a"',)))
+    return ledger.append(ledger.head, both, EditorState(), (), {}, ("RLEdit+answer", "p")).number
+
+
+def test_weights_and_memory_of_one_version_change_in_one_step(ledger: Ledger) -> None:
+    newest = learnt(ledger)
+    ledger.move_head(1)
+
+    async def swapped() -> None:
+        async with engine.started(ledger, is_known=True, memory="answer") as replica:
+            await replica.swap()
+            ledger.move_head(newest)
+            reloaded = replica.engine.worker.weight_transfer_engine.reloaded
+            with switching(replica) as seen:
+                answer = await replica.swap()
+            assert answer["version"] == newest and answer["dense_bytes"] > 0 and not answer["reset"]
+            assert set(seen) == {(1, 2), (newest, 1)}, "no request meets the new weights with the old memory"
+            assert reloaded == [{MATRICES[0]}] and replica.fingerprint == ledger.version(newest).fingerprint
+            ledger.move_head(1)
+            with switching(replica) as seen:
+                assert (await replica.swap())["reset"]
+            assert set(seen) == {(newest, 1), (1, 2)} and len(reloaded) == 2, "and back"
+
+    asyncio.run(swapped())
+
+
+def test_a_late_replica_reads_a_snapshot_of_both(ledger: Ledger) -> None:
+    newest = learnt(ledger)
+    for number in range(6):
+        newest = remembered(ledger, f'"{number}"')
+    ledger.snapshot()
+
+    async def started() -> None:
+        async with engine.started(ledger, memory="answer") as replica:
+            await replica.admit(0)
+            assert (replica.version, replica.fingerprint) == (newest, ledger.version(newest).fingerprint)
+            assert replica._memory.now.num_records == 7
+            assert replica.engine.worker.weight_transfer_engine.reloaded == [{MATRICES[0]}]
+
+    asyncio.run(started())
 
 
 def test_a_request_waits_for_no_swap_of_a_memory(ledger: Ledger) -> None:
