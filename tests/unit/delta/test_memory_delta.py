@@ -163,7 +163,7 @@ def test_a_change_that_does_not_fit_the_model_is_refused(tiny_model: LanguageMod
         MemoryDelta("state", "other").after(held_after([a_change("a")]))
 
 
-def test_a_change_of_weights_is_told_from_one_of_a_memory() -> None:
+def test_a_change_of_weights_is_known_from_one_of_a_memory() -> None:
     weights = WeightDelta({"m": LowRank(torch.ones(2, 1), torch.ones(2, 1))})
     assert isinstance(added_up([WeightDelta({}), a_change("a")]), MemoryDelta)
     assert weights_alone(weights, "it") is weights
