@@ -29,8 +29,10 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units.spl
 INSIDE = {
     "errata.editors": (
         "normalise solve state presets",
+        "past_keys accumulated",
+        "normal_equations",
         "editor",
-        "past_keys accumulated repeated trained_editor",
+        "repeated trained_editor",
         "hypernet closed_form fine_tuning memory_based tiers",
         "wrappers",
         "table",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from errata.delta.kinds import Delta, added_up, stored
 from errata.delta.parts import Piece, pieces
@@ -11,11 +10,9 @@ from errata.delta.weight_delta import WeightDelta
 from errata.editors.normal_equations import Call, NormalEquations, not_additive
 from errata.editors.state import EditorState
 from errata.history.lineage import MadeBatch
+from errata.history.revert_context import RevertContext
 from errata.history.revert_selection import RevertSelection
 from errata.ledger import Ledger, Version
-
-if TYPE_CHECKING:
-    from errata.history.revert import RevertContext
 
 
 def without_edits(

@@ -18,12 +18,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from errata.candidate import CandidateVersion
-from errata.delta.accumulator import EditedModel, VersionContent
+from errata.delta.accumulator import VersionContent
 from errata.delta.kinds import Delta, joined_in_series, joint, split_by_kind, stored
 from errata.delta.memory_delta import between, held_again
 from errata.delta.parts import Dense
@@ -33,36 +33,18 @@ from errata.editors.editor import Editor
 from errata.editors.repeated import edit_repeatedly
 from errata.editors.state import EditorState
 from errata.editors.tiers import Tiers
-from errata.guard.inspector import Inspector
 from errata.guard.limits import Measurements, VersionRefused
 from errata.guard.probe_answers import MAX_ANSWER_TOKENS
 from errata.history.checkout import checked_out
 from errata.history.downdate import without_edits
 from errata.history.lineage import MadeBatch, live_edits, live_versions, taken_out
+from errata.history.revert_context import RevertContext
 from errata.history.revert_selection import RevertRefused, RevertSelection, select
 from errata.ledger import Ledger, Version
 from errata.model.generation import greedy_texts
 from errata.model.language_model import LanguageModel
 
 Mode = Literal["auto", "subtract", "downdate", "replay"]
-
-
-class RevertContext(Protocol):
-    """The live model that a revert starts from: its weights are those of `version`, the head of `ledger`.
-
-    `inspector` measures the same model, and `origin` is (editor, plan) as the ledger's versions name them.
-    """
-
-    ledger: Ledger
-    edited: EditedModel
-    inspector: Inspector
-    editor: Editor
-
-    @property
-    def version(self) -> int: ...
-
-    @property
-    def origin(self) -> tuple[str, str]: ...
 
 
 @dataclass(frozen=True)

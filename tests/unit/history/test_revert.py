@@ -15,7 +15,7 @@ from errata.edit import Code, Edit, EditRejected
 from errata.edit_memory.hooks import bank_of
 from errata.editors.state import EditorState
 from errata.guard.limits import VersionRefused
-from errata.history.lineage import batches, common_ancestor, live_edits, live_versions
+from errata.history.lineage import MadeBatch, batches, common_ancestor, live_edits, live_versions
 from errata.history.revert_selection import RevertRefused
 from errata.ledger import LedgerConflict
 from errata.model.generation import greedy_texts
@@ -207,7 +207,7 @@ def test_a_replay_does_not_bring_back_what_was_subtracted(exact: LiveModel) -> N
     post(exact, (E,))
     version = exact.append(exact.revert(["e5"], [], "replay"))  # The edit is in version 2, after the subtracted one.
     assert (version.number, version.parent) == (6, 0)
-    assert ids(exact) == ["e10", "e15", "e20"] and batches(version) == [((edit,), ()) for edit in (C, D, E)]
+    assert ids(exact) == ["e10", "e15", "e20"] and batches(version) == [MadeBatch((edit,)) for edit in (C, D, E)]
     assert first_words(exact, C, D, E) == [C.target, D.target, E.target] and first_words(exact, A) != [A.target]
     check_is_at_head(exact)
 
@@ -243,7 +243,7 @@ def test_a_revert_of_a_replayed_version_keeps_its_batches(exact: LiveModel) -> N
     post(exact, (A, B), (C, D), (E,))
     exact.append(exact.revert(["e0"], []))
     version = exact.append(exact.revert(["e10"], []))
-    assert batches(version) == [((edit,), ()) for edit in (B, D, E)] and version.parent == 0
+    assert batches(version) == [MadeBatch((edit,)) for edit in (B, D, E)] and version.parent == 0
     check_is_at_head(exact)
 
 
@@ -298,7 +298,7 @@ def test_the_guard_refuses_a_replay_too(checkpoint: Path, tmp_path: Path) -> Non
         ([], [4], "auto", Code.NO_EDITS, "to undo a revert, roll back to the version before it"),
         ([], [], "auto", Code.NOTHING_CHOSEN, "nothing is chosen"),
         (["e5"], [], "subtract", Code.PARTIAL_VERSION, "not all edits of 2 are chosen"),
-        (["e5"], [], "twice", Code.INVALID_VALUE, "'twice' is not a mode; use auto, subtract, replay"),
+        (["e5"], [], "twice", Code.INVALID_VALUE, "'twice' is not a mode; use auto, subtract, downdate, replay"),
     ],
 )
 def test_what_cannot_be_reverted_is_named(
