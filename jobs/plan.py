@@ -126,6 +126,8 @@ class Plan:
         network = self.editor.network if isinstance(self.editor, HypernetworkEditor) else None
         if "editor" in chosen and network == "full":  # The same.
             del chosen["editor"]["network"]
+        if "editor" in chosen and not chosen["editor"].get("reward", {}).get("portability_weight", True):  # The same.
+            del chosen["editor"]["reward"]["portability_weight"]
         if "editor" in chosen and network not in (None, "residual"):  # No other network departs from anything.
             del chosen["editor"]["reward"]["departure_penalty"]
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]

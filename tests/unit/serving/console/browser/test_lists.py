@@ -26,6 +26,7 @@ def test_ten_thousand_edits_are_pages_and_few_elements(large: ConsoleService, op
     page.get_by_label("Search").fill("company 1234?")
     expect(rows).to_have_count(1)
     expect(rows.first).to_contain_text("Person 1234")
+    expect(page.locator(".count")).to_have_text("1 edit")  # The search has read all pages.
     page.get_by_label("Search").fill("")
     page.locator(".rows").evaluate("element => (element.scrollTop = element.scrollHeight)")
     expect(rows.last).to_contain_text("company 0?")
