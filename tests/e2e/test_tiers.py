@@ -13,7 +13,7 @@ from tests.chaos.service import Service, kill
 from tests.e2e.serving.application import eventually
 from tests.e2e.toy import FACTS
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.long]  # test_tiers_swap.py swaps both tiers in one engine by default.
 PROMPTS = [prompt for prompt, _ in FACTS[::40][:4]]
 TARGETS = ("zither", "viola", "goose", "parrot")
 
